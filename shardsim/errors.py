@@ -1,0 +1,48 @@
+"""The one family of errors that shardsim raises for bad input."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShardsimError(Exception):
+    """Something in the input is wrong; the message is one line that says what and where.
+
+    The command line prints the message without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class FileError(ShardsimError):
+    """A file cannot be read, or what it holds is not of the expected form."""
+
+
+class HardwareError(ShardsimError):
+    """A chip or a slice is unknown or impossible."""
+
+
+class ModelError(ShardsimError):
+    """A model is unknown or inconsistent."""
+
+
+class PlanError(ShardsimError):
+    """A plan is inconsistent, or does not suit its model or its machine."""
+
+
+def nearest(word: object, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the choice closest to `word`, or the choices themselves.
+
+    >>> nearest("vit22b", ["vit-22b", "palm-540b"])
+    "; did you mean 'vit-22b'?"
+    >>> nearest("zzz", ["b", "a"])
+    '; choose from: a, b'
+    """
+    names = sorted(set(choices))
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(word).lower(), list(lowered), n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{lowered[close[0]]}'?"
+    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    return f"; choose from: {shown}" if names else ""

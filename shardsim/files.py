@@ -1,0 +1,139 @@
+"""Reading YAML safely, checking keys, and finding the data that ships with the package."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shardsim.errors import FileError, nearest
+
+# A plan or a hardware file is a few KiB; a file of published runs some tens. The limits are far
+# above that and far below what would make a machine swap.
+MAX_FILE_BYTES = 2_000_000
+MAX_NODES = 200_000
+
+_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_BaseLoader):
+    """A safe loader that refuses aliases (no "billion laughs") and duplicate keys.
+
+    It reads `1e9` and `275e12` as numbers, as YAML 1.2 does and YAML 1.1 does not.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise FileError(f"line {mark.line + 1}: YAML aliases (*name) are not accepted")
+        self.node_count = getattr(self, "node_count", 0) + 1
+        if self.node_count > MAX_NODES:
+            raise FileError(f"more than {MAX_NODES} YAML nodes")
+        return super().compose_node(parent, index)
+
+
+def _construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, (str, int, float, bool, type(None))):
+            raise FileError(f"line {key_node.start_mark.line + 1}: a key must be a plain word")
+        if key in seen:
+            raise FileError(f"line {key_node.start_mark.line + 1}: key '{key}' appears twice")
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+def _add_rules(loader: Any) -> None:
+    import re
+
+    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
+
+
+_add_rules(_Loader)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse one YAML document; raise `FileError` naming `where` if it is not acceptable."""
+    if len(text.encode()) > MAX_FILE_BYTES:
+        raise FileError(f"{where}: larger than {MAX_FILE_BYTES} bytes")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except FileError as error:
+        raise FileError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise FileError(f"{where}:{line} not valid YAML: {problem}") from None
+    except (RecursionError, ValueError, OverflowError) as error:
+        raise FileError(f"{where}: not valid YAML: {type(error).__name__}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read one YAML document from `path`."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            text = handle.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise FileError(f"{path}: not a text file (UTF-8)") from None
+    return parse_yaml(text, str(path))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` whole or not at all: a temporary file beside `path`, then a rename."""
+    target = Path(path)
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=".shardsim-", delete=False
+        ) as handle:
+            temporary = handle.name
+            handle.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def check_keys(
+    data: Any,
+    *,
+    where: str,
+    allowed: Iterable[str],
+    required: Iterable[str] = (),
+    error: type[FileError] | type[Exception] = FileError,
+) -> Mapping[str, Any]:
+    """Return `data` if it is a mapping with all `required` and only `allowed` keys."""
+    if not isinstance(data, Mapping):
+        raise error(f"{where}: expected a mapping of keys, found {type(data).__name__}")
+    allowed = list(allowed)
+    for key in data:
+        if key not in allowed:
+            raise error(f"{where}: unknown key '{key}'{nearest(key, allowed)}")
+    for key in required:
+        if key not in data:
+            raise error(f"{where}: missing key '{key}'")
+    return data
+
+
+def data_folder(name: str) -> Path:
+    """Return the folder `hardware` or `plans`: inside the wheel, or beside the checkout."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "data" / name
+    return shipped if shipped.is_dir() else package.parent / name
