@@ -2,7 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from shardsim.errors import ModelError, nearest
+from shardsim.model.tensors import Tensor
+from shardsim.model.tensors import parameters as _parameters
+
+FAMILIES = ("vit", "decoder")
+ACTIVATIONS = ("gelu", "relu", "silu")
+NORMS = ("layernorm", "rmsnorm")
+POSITIONS = ("learned", "rotary", "fixed", "none")
+POOLINGS = ("none", "mean", "map", "cls")
+CONVENTIONS = ("all", "block-matrices")
+
+LARGEST = 10**9  # far above any dimension of a model; keeps every product within a float
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+
+_CHOICES = {
+    "family": FAMILIES,
+    "activation": ACTIVATIONS,
+    "norm": NORMS,
+    "positions": POSITIONS,
+    "pooling": POOLINGS,
+    "parameter_convention": CONVENTIONS,
+}
+_POSITIVE = ("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels")
+_NOT_NEGATIVE = ("vocab", "patch", "image", "classes")
+_FLAGS = (
+    "parallel_block",
+    "gated_mlp",
+    "causal",
+    "tied_embeddings",
+    "qk_norm",
+    "post_norms",
+    "final_norm",
+)
+
+
+def _check_count(where: str, key: str, value: Any, *, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= LARGEST:
+        wanted = "a positive whole number" if least else "a whole number, 0 or more"
+        shown = value if whole and abs(value) <= LARGEST else repr(value)[:40]
+        raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {shown}")
+
+
+def _check_flag(where: str, key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ModelError(f"{where}: {key}: expected true or false, found {value!r}")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of `number` closest to `wanted` (the smaller one of two equally close)."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return min([*small, *(number // i for i in small)], key=lambda i: (abs(i - wanted), i))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +71,17 @@ class Biases:
     mlp: bool = False
     norm: bool = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_flag("model: biases", field.name, getattr(self, field.name))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A stack of equal Transformer blocks with what stands before and after it."""
+    """A stack of equal Transformer blocks with what stands before and after it.
+
+    Every field is checked when the model is made; a `ModelError` names the field that is wrong.
+    """
 
     name: str
     family: str  # "vit" or "decoder"
@@ -48,3 +112,141 @@ class Model:
     parameter_convention: str = "all"  # "all", or "block-matrices" as ViT-22B's 21.743 B counts
     note: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"model {self.name!r}" if isinstance(self.name, str) else "model"
+        _check_words(self, where)
+        for key in _POSITIVE:
+            _check_count(where, key, getattr(self, key), least=1)
+        for key in _NOT_NEGATIVE:
+            _check_count(where, key, getattr(self, key), least=0)
+        for key in _FLAGS:
+            _check_flag(where, key, getattr(self, key))
+        if not isinstance(self.biases, Biases):
+            raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
+        _check_block(self, where)
+        if self.family == "vit":
+            _check_vit(self, where)
+        else:
+            _check_decoder(self, where)
+
+    @property
+    def attention_width(self) -> int:
+        """Width of the merged query heads, heads * head_dim (not always `embed`)."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the merged key (or value) heads, kv_heads * head_dim."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def patches(self) -> int:
+        """Patches per image, (image / patch)^2; 0 for a model without images."""
+        return (self.image // self.patch) ** 2 if self.patch else 0
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens per image: the patches, and the class token if there is one."""
+        return self.patches + (1 if self.pooling == "cls" else 0)
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every weight of the model, part by part in the order of the forward pass."""
+        return _parameters(self)
+
+    @cached_property
+    def parameters_all(self) -> int:
+        """Number of weights, every tensor counted."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights as the model's authors count them: the N of its published MFU.
+
+        "all" counts every tensor. "block-matrices" counts the matrices of the blocks only:
+        ViT-22B's published 21.743 B is 48 * (4 * 6144^2 + 2 * 6144 * 24576) = 21,743,271,936.
+        """
+        if self.parameter_convention == "block-matrices":
+            return self.layers * self.matmul_parameters_per_layer
+        return self.parameters_all
+
+    @cached_property
+    def matmul_parameters_per_layer(self) -> int:
+        """Weights of one block that multiply every token: QKV, attention output and MLP."""
+        return sum(
+            tensor.size_of_one
+            for tensor in self.tensors
+            if tensor.part == "block" and tensor.kind == "matrix"
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the model as plain data that `load_model` reads back; defaults are left out."""
+        data: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is not MISSING and value == field.default:
+                continue
+            if isinstance(value, Biases):
+                value = {item.name: getattr(value, item.name) for item in fields(value)}
+            data[field.name] = value
+        return data
+
+
+def _check_words(model: Model, where: str) -> None:
+    if not isinstance(model.name, str) or not _NAME.fullmatch(model.name):
+        raise ModelError(
+            f"model: name: expected letters, digits and . _ + - (at most 80), found {model.name!r}"
+        )
+    for key, choices in _CHOICES.items():
+        value = getattr(model, key)
+        if value not in choices:
+            raise ModelError(f"{where}: {key}: unknown choice {value!r}{nearest(value, choices)}")
+    for key in ("note", "source"):
+        if not isinstance(getattr(model, key), str):
+            raise ModelError(f"{where}: {key}: expected text, found {getattr(model, key)!r}")
+
+
+def _check_block(model: Model, where: str) -> None:
+    if model.kv_heads > model.heads or model.heads % model.kv_heads:
+        close = _nearest_divisor(model.heads, model.kv_heads)
+        raise ModelError(
+            f"{where}: kv_heads: {model.heads} heads cannot share {model.kv_heads} key-value heads"
+            f" evenly; the nearest valid number is {close}"
+        )
+    if model.norm == "rmsnorm" and model.biases.norm:
+        raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
+    if model.positions == "rotary" and model.head_dim % 2:
+        raise ModelError(
+            f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
+            f" the nearest is {model.head_dim + 1}"
+        )
+
+
+def _check_vit(model: Model, where: str) -> None:
+    for key in ("patch", "image"):
+        if not getattr(model, key):
+            raise ModelError(f"{where}: {key}: a vit needs it, in pixels (patch: 14, image: 224)")
+    if model.image % model.patch:
+        close = max(1, round(model.image / model.patch)) * model.patch
+        raise ModelError(
+            f"{where}: image: {model.image} pixels do not divide into patches of {model.patch};"
+            f" the nearest valid image is {close}"
+        )
+    if model.vocab:
+        raise ModelError(f"{where}: vocab: a vit has none; use classes for its head, or 0")
+    if model.tied_embeddings:
+        raise ModelError(f"{where}: tied_embeddings: a vit has no token embedding to tie; use false")
+    if model.classes and model.pooling == "none":
+        raise ModelError(
+            f"{where}: pooling: a head of {model.classes} classes needs one vector per image;"
+            " choose from: cls, map, mean"
+        )
+
+
+def _check_decoder(model: Model, where: str) -> None:
+    if not model.vocab:
+        raise ModelError(f"{where}: vocab: a decoder needs a vocabulary (vocab: 32000)")
+    for key, absent in (("patch", 0), ("image", 0), ("classes", 0), ("pooling", "none")):
+        if getattr(model, key) != absent:
+            raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

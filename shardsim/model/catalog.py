@@ -1,0 +1,203 @@
+"""Models by name, from files, and with some of their options changed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from shardsim.errors import ModelError, nearest
+from shardsim.files import check_keys, read_yaml
+from shardsim.model.spec import Biases, Model
+
+_PRESETS = Path(__file__).resolve().parent / "presets"
+_BIASES = tuple(field.name for field in fields(Biases))
+_FIELDS = tuple(field.name for field in fields(Model))
+_KEYS = (*_FIELDS, *(f"biases.{name}" for name in _BIASES))
+_SIZES_AN_IMAGE = ("image", "patch", "pooling")  # what a vit's default `sequence` follows from
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all presets, family by family, as their files list them."""
+    return tuple(name for path in sorted(_PRESETS.glob("*.yaml")) for name in _read_family(path))
+
+
+def model_aliases(name: str) -> tuple[str, ...]:
+    """Return the other names under which the preset `name` is known."""
+    path, found = _find(name)
+    return tuple(_read_family(path)[found].get("aliases", ()))
+
+
+def load_model(model: str | Mapping[str, Any]) -> Model:
+    """Return the model that a name or a mapping describes.
+
+    A name is a preset's, or one of its aliases; case does not matter unless two presets differ
+    in nothing else (ViT-g and ViT-G). A mapping gives the fields of `Model`; with `base:` it
+    starts from that preset and may give as few as it likes:
+
+    >>> load_model({"base": "vit-22b", "layers": 12}).layers
+    12
+    """
+    if isinstance(model, str):
+        path, name = _find(model)
+        entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
+        return _build({**entry, "name": name}, f"{path.name}: {name}")
+    data = dict(check_keys(model, where="model", allowed=("base", *_KEYS), error=ModelError))
+    if "base" not in data:
+        return _build(data, "model")
+    base = data.pop("base")
+    if not isinstance(base, str):
+        raise ModelError(f"model: base: expected the name of a preset, found {base!r}")
+    return override_model(load_model(base), data)
+
+
+def load_model_file(path: str | os.PathLike[str]) -> Model:
+    """Return the model that a YAML file describes; the file holds what `load_model` takes."""
+    data = read_yaml(path)
+    try:
+        return load_model(data)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
+    """Return `model` with some options changed; `biases.qkv` reaches into the biases.
+
+    What was tied by default stays tied: a vit's `sequence` follows its image, a multi-head
+    model's `kv_heads` its heads. The name stays, and the note says what was changed.
+
+    >>> override_model(load_model("vit-22b"), {"biases.qkv": True}).biases.qkv
+    True
+    """
+    where = f"model {model.name!r}"
+    changes = check_keys(changes, where=where, allowed=_KEYS, error=ModelError)
+    data = model.to_mapping()
+    if (
+        model.family == "vit"
+        and model.sequence == model.image_tokens
+        and any(key in changes for key in _SIZES_AN_IMAGE)
+    ):
+        del data["sequence"]
+    if model.kv_heads == model.heads and "heads" in changes:
+        del data["kv_heads"]
+    data.update((key, value) for key, value in changes.items() if "biases" not in key)
+    data["biases"] = _merge_biases(model.biases, changes, where)
+    changed = _build(data, where)
+    silent = ("name", "note", "source")
+    made = [
+        f"{key}={_show(value)}"
+        for key, value in changes.items()
+        if key not in silent and not _agrees(model, key, value)
+    ]
+    if not made or "note" in changes:
+        return changed
+    note = f"{model.note} " if model.note else ""
+    return _build({**changed.to_mapping(), "note": f"{note}Changed: {', '.join(made)}."}, where)
+
+
+def _agrees(model: Model, key: str, value: Any) -> bool:
+    if key.startswith("biases"):
+        return _merge_biases(model.biases, {key: value}, "model") == model.biases
+    return bool(getattr(model, key) == value)
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
+    """Return `base` with the entries `biases` (one flag for all, or a mapping) and `biases.*`."""
+    flags = {name: getattr(base, name) for name in _BIASES}
+    given = data.get("biases", {})
+    if isinstance(given, Biases):
+        given = {name: getattr(given, name) for name in _BIASES}
+    if isinstance(given, bool):
+        given = dict.fromkeys(_BIASES, given)
+    flags |= check_keys(given, where=f"{where}: biases", allowed=_BIASES, error=ModelError)
+    for key, value in data.items():
+        if key.startswith("biases."):
+            flags[key.removeprefix("biases.")] = value
+    try:
+        return Biases(**flags)
+    except ModelError as error:
+        raise ModelError(f"{where}: {str(error).removeprefix('model: ')}") from None
+
+
+def _build(data: Mapping[str, Any], where: str) -> Model:
+    """Make a model of the fields in `data`, deriving those that follow from others.
+
+    head_dim: embed / heads; kv_heads: heads; mlp: 4 * embed; a vit's sequence: its image's
+    tokens.
+    """
+    given = {key: value for key, value in data.items() if key in _FIELDS and key != "biases"}
+    given["biases"] = _merge_biases(Biases(), data, where)
+    given.setdefault("kv_heads", given.get("heads"))
+    embed, heads = (_whole(given.get(key)) for key in ("embed", "heads"))
+    if "head_dim" not in given and embed and heads and embed % heads == 0:
+        given["head_dim"] = embed // heads
+    if "mlp" not in given and embed:
+        given["mlp"] = 4 * embed
+    if "sequence" not in given and given.get("family") == "vit":
+        image, patch = (_whole(given.get(key)) for key in ("image", "patch"))
+        cls = 1 if given.get("pooling") == "cls" else 0
+        # An impossible image is reported as such by the model itself.
+        given["sequence"] = max(1, (image // patch) ** 2 + cls) if image and patch else 1
+    for key in ("name", "family", "layers", "embed", "heads", "head_dim", "mlp", "sequence"):
+        if given.get(key) is None:
+            raise ModelError(f"{where}: missing key '{key}'{_hint(key)}")
+    return Model(**given)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _hint(key: str) -> str:
+    if key == "head_dim":
+        return " (embed does not divide by heads)"
+    return "; or start from a preset with 'base: vit-22b'" if key != "sequence" else ""
+
+
+def _family_word(name: str) -> str:
+    """Return the letters that a name begins with: they say in which file to look."""
+    match = re.match(r"[a-z]*", name.lower())
+    return match.group() if match else ""
+
+
+def _find(name: str) -> tuple[Path, str]:
+    """Return the file and the preset's name for a name or alias; read no other family's file."""
+    word = _family_word(name)
+    for path in sorted(_PRESETS.glob("*.yaml")):
+        if _family_word(path.stem) != word:
+            continue
+        family = _read_family(path)
+        names = [(known, preset) for preset in family for known in _known_as(family, preset)]
+        exact = {preset for known, preset in names if known == name}
+        alike = exact or {preset for known, preset in names if known.lower() == name.lower()}
+        if len(alike) > 1:
+            raise ModelError(f"model {name!r}: could be any of {', '.join(sorted(alike))}")
+        if alike:
+            return path, alike.pop()
+    raise ModelError(f"unknown model {name!r}{nearest(name, model_names())}")
+
+
+def _known_as(family: Mapping[str, Mapping[str, Any]], preset: str) -> tuple[str, ...]:
+    return (preset, *family[preset].get("aliases", ()))
+
+
+@cache
+def _read_family(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Return the presets of one file: each one's fields over the file's `defaults`."""
+    where = path.name
+    data = check_keys(read_yaml(path), where=where, allowed=("defaults", "models"))
+    defaults = check_keys(data.get("defaults", {}), where=f"{where}: defaults", allowed=_KEYS)
+    models = {}
+    for name, entry in data["models"].items():
+        check_keys(entry, where=f"{where}: {name}", allowed=("aliases", *_KEYS), error=ModelError)
+        models[name] = MappingProxyType({**defaults, **entry})
+    return MappingProxyType(models)
