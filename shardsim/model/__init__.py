@@ -7,17 +7,33 @@ from shardsim.model.catalog import (
     model_names,
     override_model,
 )
+from shardsim.model.flops import (
+    Accounting,
+    accounting_named,
+    attention_flops_per_token,
+    forward_matmul_flops_per_token,
+    mfu,
+    model_flops_per_token,
+    tokens_per_s_at_mfu,
+)
 from shardsim.model.spec import Biases, Model
 from shardsim.model.tensors import Tensor, parameters
 
 __all__ = [
+    "Accounting",
     "Biases",
     "Model",
     "Tensor",
+    "accounting_named",
+    "attention_flops_per_token",
+    "forward_matmul_flops_per_token",
     "load_model",
     "load_model_file",
+    "mfu",
     "model_aliases",
+    "model_flops_per_token",
     "model_names",
     "override_model",
     "parameters",
+    "tokens_per_s_at_mfu",
 ]

@@ -136,31 +136,30 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     """
     given = {key: value for key, value in data.items() if key in _FIELDS and key != "biases"}
     given["biases"] = _merge_biases(Biases(), data, where)
-    given.setdefault("kv_heads", given.get("heads"))
-    embed, heads = (_whole(given.get(key)) for key in ("embed", "heads"))
-    if "head_dim" not in given and embed and heads and embed % heads == 0:
-        given["head_dim"] = embed // heads
-    if "mlp" not in given and embed:
-        given["mlp"] = 4 * embed
+    for key in ("name", "family", "layers", "embed", "heads"):
+        if key not in given:
+            raise ModelError(
+                f"{where}: missing key '{key}'; or start from a preset: 'base: vit-22b'"
+            )
+    embed, heads = _whole(given["embed"]), _whole(given["heads"])
+    if "head_dim" not in given and embed % heads:
+        raise ModelError(
+            f"{where}: missing key 'head_dim': embed {embed} does not divide by {heads} heads"
+        )
+    given.setdefault("head_dim", max(1, embed // heads))
+    given.setdefault("kv_heads", given["heads"])
+    given.setdefault("mlp", 4 * embed)
     if "sequence" not in given and given.get("family") == "vit":
-        image, patch = (_whole(given.get(key)) for key in ("image", "patch"))
-        cls = 1 if given.get("pooling") == "cls" else 0
-        # An impossible image is reported as such by the model itself.
-        given["sequence"] = max(1, (image // patch) ** 2 + cls) if image and patch else 1
-    for key in ("name", "family", "layers", "embed", "heads", "head_dim", "mlp", "sequence"):
-        if given.get(key) is None:
-            raise ModelError(f"{where}: missing key '{key}'{_hint(key)}")
+        image, patch = _whole(given.get("image")), _whole(given.get("patch"))
+        given["sequence"] = max(1, (image // patch) ** 2) + (given.get("pooling") == "cls")
+    if "sequence" not in given:
+        raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def _hint(key: str) -> str:
-    if key == "head_dim":
-        return " (embed does not divide by heads)"
-    return "; or start from a preset with 'base: vit-22b'" if key != "sequence" else ""
+    """Return `value` if a default can be derived from it, else 1: the model will refuse it."""
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _family_word(name: str) -> str:
@@ -194,7 +193,9 @@ def _known_as(family: Mapping[str, Mapping[str, Any]], preset: str) -> tuple[str
 def _read_family(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """Return the presets of one file: each one's fields over the file's `defaults`."""
     where = path.name
-    data = check_keys(read_yaml(path), where=where, allowed=("defaults", "models"))
+    data = check_keys(
+        read_yaml(path), where=where, allowed=("defaults", "models"), required=("models",)
+    )
     defaults = check_keys(data.get("defaults", {}), where=f"{where}: defaults", allowed=_KEYS)
     models = {}
     for name, entry in data["models"].items():

@@ -236,7 +236,9 @@ def _check_vit(model: Model, where: str) -> None:
     if model.vocab:
         raise ModelError(f"{where}: vocab: a vit has none; use classes for its head, or 0")
     if model.tied_embeddings:
-        raise ModelError(f"{where}: tied_embeddings: a vit has no token embedding to tie; use false")
+        raise ModelError(
+            f"{where}: tied_embeddings: a vit has no token embedding to tie; use false"
+        )
     if model.classes and model.pooling == "none":
         raise ModelError(
             f"{where}: pooling: a head of {model.classes} classes needs one vector per image;"

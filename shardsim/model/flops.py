@@ -1,0 +1,144 @@
+"""FLOPs per token, and MFU, in each of the ways in which they have been counted and published.
+
+A multiplication and an addition are two FLOPs. The backward pass costs twice the forward pass;
+what is recomputed does not count (that is HFU). L layers, H heads of width Q, sequences of T
+tokens, N weights (`Model.parameters`).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from shardsim.errors import ModelError, nearest
+from shardsim.model.spec import Model
+
+TRAINING = 3  # forward once, backward twice as much
+
+
+class Accounting(Enum):
+    """How the FLOPs of a training step are counted, per token.
+
+    SIX_N: 6N, no attention. (MaxText until 2023-06-05.)
+    PALM: 6N + 12LHQT, attention in full. PaLM, arXiv 2204.02311 appendix B; the project's own.
+        (MaxText from 2023-06-06, commit 0e650131c.)
+    PALM_CAUSAL: 6N + 6LHQT, attention halved. (MaxText from 2023-11-29, commit 64ee4e938.)
+    MAXTEXT_2024: three times the forward matmuls, logits included, the look-up of embeddings
+        not, attention in full. (MaxText from 2024-05-09, commit 353fb837c.)
+    MAXTEXT_2025: the same, attention halved. (MaxText from 2025-07-22, commit a4c01726e.)
+    """
+
+    SIX_N = "six_n"
+    PALM = "palm"
+    PALM_CAUSAL = "palm_causal"
+    MAXTEXT_2024 = "maxtext_2024"
+    MAXTEXT_2025 = "maxtext_2025"
+
+
+def accounting_named(name: str) -> Accounting:
+    """Return the accounting called `name`, or raise `ModelError` with the nearest one."""
+    try:
+        return Accounting(name)
+    except ValueError:
+        names = [known.value for known in Accounting]
+        raise ModelError(f"unknown accounting {name!r}{nearest(name, names)}") from None
+
+
+def attention_flops_per_token(
+    model: Model, sequence: int | None = None, *, halved: bool = False
+) -> int:
+    """Return the FLOPs of scores and weighted values, forward, all layers: 4LHQT per token.
+
+    `halved` counts only the half of the scores that a causal mask keeps: 2LHQT.
+    """
+    tokens = _sequence(model, sequence)
+    return (2 if halved else 4) * model.layers * model.attention_width * tokens
+
+
+def forward_matmul_flops_per_token(
+    model: Model, sequence: int | None = None, *, halved: bool = False
+) -> float:
+    """Return the FLOPs of every matmul of the forward pass, per token.
+
+    Two per weight and token for the blocks, the patch embedding and the logits, and the
+    attention. A pooling head and a classifier work once per sequence, so their cost is spread
+    over its tokens (`sequence`, or the model's own); only the head's keys and values are made
+    for every token. For a decoder this is MaxText's explicit count.
+    """
+    tokens = _sequence(model, sequence)
+    per_token = model.layers * model.matmul_parameters_per_layer + model.vocab * model.embed
+    per_sequence = model.classes * model.embed
+    attention = float(attention_flops_per_token(model, tokens, halved=halved))
+    for tensor in model.tensors:
+        if tensor.name in ("patch_embedding", "pooling_key", "pooling_value"):
+            per_token += tensor.size
+        elif tensor.name.startswith("pooling_") and tensor.kind == "matrix":
+            per_sequence += tensor.size
+    if model.pooling == "map":
+        attention += 4 * model.attention_width  # one query: 4HQT per sequence
+    return 2 * (per_token + per_sequence / tokens) + attention
+
+
+def model_flops_per_token(
+    model: Model, sequence: int | None = None, accounting: Accounting = Accounting.PALM
+) -> float:
+    """Return the FLOPs of training on one token, by the given accounting.
+
+    `sequence` is in tokens; without it the model's own counts.
+
+    PaLM 540B: 6 * 540.36e9 + 12 * 118 * 48 * 256 * 2048 = 3.278e12.
+    """
+    if accounting is Accounting.SIX_N:
+        return 6.0 * model.parameters
+    if accounting in (Accounting.PALM, Accounting.PALM_CAUSAL):
+        halved = accounting is Accounting.PALM_CAUSAL
+        attention = attention_flops_per_token(model, sequence, halved=halved)
+        return 6.0 * model.parameters + TRAINING * attention
+    halved = accounting is Accounting.MAXTEXT_2025
+    return TRAINING * forward_matmul_flops_per_token(model, sequence, halved=halved)
+
+
+def mfu(
+    model: Model,
+    tokens_per_s_per_chip: float,
+    peak_flops: float,
+    sequence: int | None = None,
+    accounting: Accounting = Accounting.PALM,
+) -> float:
+    """Return the model FLOPs utilisation, a fraction: FLOPs per token * tokens/s / peak FLOP/s.
+
+    ViT-22B on v4: 1150 * (6 * 21.743e9 + 12 * 48 * 48 * 128 * 256) / 275e12 = 0.549.
+    """
+    _check_rates(tokens_per_s_per_chip, peak_flops)
+    return model_flops_per_token(model, sequence, accounting) * tokens_per_s_per_chip / peak_flops
+
+
+def tokens_per_s_at_mfu(
+    model: Model,
+    utilisation: float,
+    peak_flops: float,
+    sequence: int | None = None,
+    accounting: Accounting = Accounting.PALM,
+) -> float:
+    """Return the tokens per second and chip at a utilisation (a fraction): `mfu` inverted.
+
+    A published FLOP/s per chip as `peak_flops`, at a utilisation of 1, turns back into the
+    throughput from which it was computed.
+    """
+    _check_rates(utilisation, peak_flops)
+    return utilisation * peak_flops / model_flops_per_token(model, sequence, accounting)
+
+
+def _sequence(model: Model, sequence: int | None) -> int:
+    tokens = model.sequence if sequence is None else sequence
+    if tokens < 1:
+        raise ModelError(
+            f"model {model.name!r}: sequence: expected 1 token or more, found {tokens}"
+        )
+    return tokens
+
+
+def _check_rates(rate: float, peak_flops: float) -> None:
+    if not rate >= 0:
+        raise ModelError(f"utilisation: expected a rate of 0 or more, found {rate}")
+    if not peak_flops > 0:
+        raise ModelError(f"utilisation: expected a peak above 0 FLOP/s, found {peak_flops}")
