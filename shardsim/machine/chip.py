@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from shardsim.errors import HardwareError
+
+# What the fields of a chip hold, for checking and for overriding. Numbers are plain SI.
+RATES = (
+    "vector_flops",
+    "clock_hz",
+    "hbm_bytes",
+    "hbm_usable_bytes",
+    "hbm_bytes_per_s",
+    "onchip_bytes",
+    "link_bytes_per_s",
+    "die_to_die_bytes_per_s",
+    "pcie_bytes_per_s",
+    "dcn_bytes_per_s",
+)
+TIMES = ("hop_latency_s", "dcn_hop_latency_s", "op_overhead_s", "collective_overhead_s")
+EFFICIENCIES = ("matmul_efficiency", "hbm_efficiency", "link_efficiency", "dcn_efficiency")
+COUNTS = ("cores_per_chip", "devices_per_chip", "mxu_dim", "torus_dims", "chips_per_host")
+OPTIONAL = ("clock_hz", "die_to_die_bytes_per_s", "pcie_bytes_per_s")
+WORDS = {
+    "kind": ("tpu", "gpu"),
+    "names_count": ("cores", "chips"),
+    "interconnect": ("torus", "switch"),
+    "wrap": ("cube4", "length16", "full", "none"),
+}
+DTYPES = ("bf16", "int8", "fp8", "int4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +62,8 @@ class Chip:
     names_count: str  # what vendor names such as v4-128 count: "cores" or "chips"
 
     # Compute.
-    peak_flops: Mapping[str, float]  # matrix unit, FLOP/s by dtype: bf16 always; int8, fp8 or not
+    peak_flops: Mapping[str, float] = field(hash=False)
+    # ^ matrix unit, FLOP/s by dtype: bf16 always; int8, fp8 or not
     mxu_dim: int  # side of the systolic array: 128 or 256
     vector_flops: float  # vector unit, float32 FLOP/s
     clock_hz: float | None
@@ -52,7 +81,7 @@ class Chip:
     hop_latency_s: float
     die_to_die_bytes_per_s: float | None  # between the two devices of one chip, one way
     wrap: str  # "cube4": every axis from 4x4x4 up; "length16": an axis of 16; "full"; "none"
-    max_slice: tuple[int, ...]  # longest allowed length of each axis, sorted ascending
+    max_slice: tuple[int, ...]  # the largest slice, axes ascending; its product is the pod
     twistable: bool  # whether k x k x 2k and k x 2k x 2k slices may be twisted
     chips_per_host: int
     host_shape: tuple[int, ...]
@@ -74,9 +103,93 @@ class Chip:
     figures: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     # ^ the file as read: name -> {value, source, status, note}, for printing with sources
 
+    def __post_init__(self) -> None:
+        """Refuse values that no machine can have; the message names chip and field."""
+        for name, problem in _problems(self):
+            raise HardwareError(f"chip {self.name}: {name} {problem}")
+
     def peak(self, dtype: str) -> float:
         """Return the matrix unit's FLOP/s for `dtype`; what it lacks runs as bf16.
 
         float32 inputs run as bf16 too: that is what TPUs do by default.
         """
         return self.peak_flops.get(dtype, self.peak_flops["bf16"])
+
+    @property
+    def hbm_usable_bytes_per_device(self) -> float:
+        """What the compiler offers one device; on v2, v3 and tpu7x half of the chip's."""
+        return self.hbm_usable_bytes / self.devices_per_chip
+
+    @property
+    def cmem_bytes(self) -> float | None:
+        """Common memory beside VMEM, bytes per chip (v4 only), or None."""
+        figure = self.figures.get("cmem_bytes")
+        return None if figure is None else float(figure["value"])
+
+
+def problem_with(name: str, value: object) -> str | None:
+    """Return what is wrong with `value` as the figure `name` of a chip, or None.
+
+    >>> problem_with("hbm_efficiency", 1.2)
+    'must be above 0 and at most 1, not 1.2'
+    """
+    if name in WORDS:
+        words = WORDS[name]
+        return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"
+    if name == "twistable":
+        return None if isinstance(value, bool) else f"must be true or false, not {value!r:.40}"
+    if name in ("max_slice", "host_shape"):
+        good = isinstance(value, (tuple, list)) and value and all(_is_count(item) for item in value)
+        return None if good else f"must be a list of positive whole numbers, not {value!r:.40}"
+    if name in COUNTS:
+        return None if _is_count(value) else f"must be a positive whole number, not {value!r:.40}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"must be a number, not {value!r:.40}"
+    if name in EFFICIENCIES:
+        return None if 0 < value <= 1 else f"must be above 0 and at most 1, not {value:g}"
+    if name in TIMES:
+        good = 0 <= value < math.inf
+        return None if good else f"must be zero or positive and finite, not {value:g}"
+    return None if 0 < value < math.inf else f"must be positive and finite, not {value:g}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**6
+
+
+def _problems(chip: Chip) -> list[tuple[str, str]]:
+    """Return (field, what is wrong with it) for all that is wrong with `chip`."""
+    found = []
+    for item in fields(chip):
+        value = getattr(chip, item.name)
+        checked = item.name in (*RATES, *TIMES, *EFFICIENCIES, *COUNTS, *WORDS)
+        if item.name in ("max_slice", "host_shape", "twistable"):
+            checked = True
+        if not checked or (value is None and item.name in OPTIONAL):
+            continue
+        problem = problem_with(item.name, value)
+        if problem:
+            found.append((item.name, problem))
+    if "bf16" not in chip.peak_flops:
+        found.append(("peak_flops", "must have bf16"))
+    for dtype, value in chip.peak_flops.items():
+        problem = problem_with("peak_flops", value)
+        if problem:
+            found.append((f"peak_flops.{dtype}", problem))
+    if found:
+        return found
+    if chip.hbm_usable_bytes > chip.hbm_bytes:
+        found.append(("hbm_usable_bytes", "must not exceed hbm_bytes"))
+    if chip.interconnect == "switch" and chip.torus_dims != 1:
+        found.append(("torus_dims", f"must be 1 behind a switch, not {chip.torus_dims}"))
+    if chip.interconnect == "torus" and chip.torus_dims not in (2, 3):
+        found.append(("torus_dims", f"must be 2 or 3 for a torus, not {chip.torus_dims}"))
+    if len(chip.max_slice) != chip.torus_dims:
+        found.append(("max_slice", f"must have {chip.torus_dims} axes, as torus_dims says"))
+    if chip.wrap == "cube4" and chip.torus_dims != 3:
+        found.append(("wrap", "cube4 needs three torus axes"))
+    if chip.devices_per_chip > 2:
+        found.append(("devices_per_chip", f"must be 1 or 2, not {chip.devices_per_chip}"))
+    if chip.devices_per_chip == 2 and chip.die_to_die_bytes_per_s is None:
+        found.append(("die_to_die_bytes_per_s", "must be given for a chip of two devices"))
+    return found
