@@ -1,0 +1,151 @@
+"""The group of devices that a collective runs over, as levels of links.
+
+A group lies on some of the torus axes of a slice, perhaps on the two devices of a chip, perhaps
+on several slices. Each of these is a level with its own bandwidth; within the torus level all
+axes carry traffic at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardsim.machine import Machine, TorusAxis
+from shardsim.plan.layout import AxisLayout, Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One level of a group's links: `size` members that move `bytes_per_s` in and out each."""
+
+    size: Number
+    bytes_per_s: Number  # what one member receives, all links of the level together
+    latency_s: Number  # of one message to every member, in hops that follow each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The links of one group of devices."""
+
+    torus: Level
+    core: Level  # the devices of one chip, or of one node of a switched machine
+    dcn: Level
+    ring_bytes_per_s: Number  # per direction, when the group passes blocks round in a ring
+    ring_ways: Number  # directions that a ring can use: 2 if it closes over single hops
+    ring_hop_s: Number
+    longest_axis: Number  # max over axes of factor * stride / (link rate * ways): all-to-all
+    overhead_s: float
+
+    @property
+    def size(self) -> Number:
+        """Devices in the group."""
+        return self.torus.size * self.core.size * self.dcn.size
+
+    def levels(self, stage: str = "all") -> tuple[Level, ...]:
+        """Return the levels from the innermost to the outermost; `stage` keeps some of them."""
+        if stage == "torus":
+            return (self.core, self.torus)
+        if stage == "dcn":
+            return (self.dcn,)
+        return (self.core, self.torus, self.dcn)
+
+
+def _line(axis: TorusAxis, factor: Number, stride: Number) -> tuple[Number, Number, Number]:
+    """Return bandwidth, ways and hop latency of a group along one torus axis.
+
+    A group that takes a whole wrapped axis is a ring and receives from both sides; part of an
+    axis, or an open axis, is a line, whose end member has one inbound link. Groups of every
+    `stride`-th device interleave, and share each link among `stride` of them.
+    """
+    used = np.greater(factor, 1)
+    if axis.switched:
+        return used * axis.bytes_per_s, used * 1.0, used * axis.hop_latency_s
+    closed = axis.wrapped & np.equal(factor * stride, axis.length) & np.greater(factor, 2)
+    ways = np.where(closed, 2.0, 1.0)
+    return (
+        used * axis.bytes_per_s * ways / stride,
+        used * ways,
+        used * axis.hop_latency_s * stride,
+    )
+
+
+def group_of(machine: Machine, layout: AxisLayout) -> Group:
+    """Return the links of the group that `layout` describes on `machine`.
+
+    The torus level adds up the bandwidth of its axes: a multi-coloured collective cuts the array
+    into one part per axis, and each part crosses the axes in another order, so that all of them
+    are busy all the time (Sack and Gropp 2015; the form max(a sum|X|/2, V/(W n)) of the
+    jax-ml/scaling-book, `sharding.md`).
+    """
+    chip = machine.chip
+    torus_size: Number = 1
+    bandwidth: Number = 0.0
+    latency: Number = 0.0
+    longest: Number = 0.0
+    used_axes: Number = 0
+    slowest: Number = np.inf
+    hop: Number = 0.0
+    closed_line: Number = False
+    strided: Number = 1
+    core = Level(size=1, bytes_per_s=1.0, latency_s=0.0)
+    for axis, factor, stride in zip(machine.axes, layout.factors, layout.strides, strict=True):
+        rate, ways, hop_s = _line(axis, factor, stride)
+        if axis.switched or axis.name == "core":
+            core = Level(
+                size=factor,
+                bytes_per_s=np.where(np.greater(factor, 1), rate * chip.link_efficiency, 1.0),
+                latency_s=hop_s,
+            )
+            used_axes = used_axes + np.greater(factor, 1)
+            slowest = np.where(np.greater(factor, 1), np.minimum(slowest, rate), slowest)
+            hop = np.maximum(hop, hop_s)
+            continue
+        used = np.greater(factor, 1)
+        torus_size = torus_size * factor
+        bandwidth = bandwidth + rate
+        hops = np.where(np.greater(ways, 1), np.ceil((factor - 1) / 2.0), factor - 1)
+        latency = latency + hops * hop_s
+        # Half of the traffic of a wrapped axis crosses the worst link in eight directed shares,
+        # of an open one in four: see collectives.all_to_all.
+        longest = np.maximum(
+            longest, used * factor * stride / (4.0 * axis.bytes_per_s * np.maximum(ways, 1))
+        )
+        used_axes = used_axes + used
+        slowest = np.where(used, np.minimum(slowest, axis.bytes_per_s / stride), slowest)
+        closed_line = closed_line | np.greater(ways, 1)
+        strided = np.maximum(strided, np.where(used, stride, 1))
+        hop = np.maximum(hop, hop_s)
+    in_slice = torus_size * core.size
+    # A ring closes over single hops on a whole wrapped axis, and on any patch of two or more axes
+    # with an even number of members (a snake); on a line its last hop goes all the way back.
+    several = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0) & np.equal(strided, 1)
+    ring_ways = np.where(closed_line | several, 2.0, 1.0)
+    many = np.greater(layout.slices, 1)
+    rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency
+    dcn_rate = chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
+    return Group(
+        torus=Level(
+            size=torus_size,
+            bytes_per_s=np.where(bandwidth > 0, bandwidth * chip.link_efficiency, 1.0),
+            latency_s=latency,
+        ),
+        core=core,
+        dcn=Level(
+            size=layout.slices,
+            bytes_per_s=dcn_rate,
+            latency_s=np.where(many, (layout.slices - 1) * chip.dcn_hop_latency_s, 0.0),
+        ),
+        ring_bytes_per_s=np.where(many, np.minimum(rate, dcn_rate), rate),
+        ring_ways=np.where(many, 1.0, ring_ways),
+        ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop),
+        longest_axis=longest / chip.link_efficiency,
+        overhead_s=chip.collective_overhead_s,
+    )
+
+
+def groups(machine: Machine, layout: Any) -> dict[str, Group]:
+    """Return the links of every role of a layout, and of its gather and replica groups."""
+    names = ("data", "fsdp", "context", "tensor", "tensor2", "pipeline", "gather", "replicas")
+    return {name: group_of(machine, getattr(layout, name)) for name in names}

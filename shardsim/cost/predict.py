@@ -1,0 +1,213 @@
+"""Predictions: what a plan will do, as people and scripts read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.price import CollectiveCost, Price, price
+from shardsim.model import model_flops_per_token
+from shardsim.plan.layout import Layout
+from shardsim.plan.plan import Plan
+from shardsim.plan.resolve import resolve
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Program
+
+TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
+HBM_PARTS = (
+    "capacity_bytes",
+    "peak_bytes",
+    "parameters_bytes",
+    "optimizer_bytes",
+    "gradients_bytes",
+    "activations_bytes",
+    "workspace_bytes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveUse:
+    """All collectives of one kind over the same mesh axes in a step, per chip's device.
+
+    `bytes_per_chip` is what one device sends in the step, which is what it receives; `count` how
+    many there are; `time_s` what they would take on their own; `exposed_s` what of that nothing
+    hides.
+    """
+
+    kind: str
+    mesh_axes: tuple[str, ...]
+    purpose: str
+    bytes_per_chip: float
+    count: float
+    time_s: float
+    exposed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one plan is predicted to do."""
+
+    plan: Plan
+    step_time_s: float
+    tokens_per_s_per_chip: float
+    mfu: float
+    hfu: float
+    hbm: dict[str, float]  # keys: HBM_PARTS; bytes on one device
+    peak_moment: str
+    fits: bool
+    time: dict[str, float]  # keys: TIME_PARTS; sums to step_time_s
+    collectives: tuple[CollectiveUse, ...]
+    warnings: tuple[str, ...]
+    program: Program = field(repr=False)
+    price: Price = field(repr=False)
+
+    @property
+    def limited_by(self) -> str:
+        """The part of the step, beyond the matrix and vector units, that costs most."""
+        names = {
+            "hbm_bound_s": "HBM bandwidth",
+            "exposed_comm_s": "exposed communication",
+            "bubble_s": "pipeline bubble",
+            "overhead_s": "operation overhead",
+        }
+        part = max(names, key=lambda name: self.time[name])
+        if self.time[part] < 0.05 * self.step_time_s:
+            return "matrix unit"
+        if part != "exposed_comm_s":
+            return names[part]
+        worst = max(self.collectives, key=lambda use: use.exposed_s)
+        return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the prediction as plain data: the JSON of the command line."""
+        return {
+            "model": self.plan.model.name,
+            "machine": self.plan.machine.name,
+            "chips": self.plan.machine.chips,
+            "step_time_s": self.step_time_s,
+            "tokens_per_s_per_chip": self.tokens_per_s_per_chip,
+            "mfu": self.mfu,
+            "hfu": self.hfu,
+            "hbm": dict(self.hbm),
+            "peak_moment": self.peak_moment,
+            "fits": self.fits,
+            "time": dict(self.time),
+            "limited_by": self.limited_by,
+            "collectives": [
+                {
+                    "kind": use.kind,
+                    "mesh_axes": list(use.mesh_axes),
+                    "purpose": use.purpose,
+                    "bytes_per_chip": use.bytes_per_chip,
+                    "count": use.count,
+                    "time_s": use.time_s,
+                    "exposed_s": use.exposed_s,
+                }
+                for use in self.collectives
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
+def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
+    """Predict one plan with the closed forms. Takes about a millisecond.
+
+    `layout` replaces the one that the plan's rules resolve to.
+    """
+    layout = layout or resolve(plan)
+    machine = plan.machine
+    work = Workload.of(plan)
+    program = partition(work, layout, plan.remat)
+    cost = price(machine, layout, program, detail=True)
+    use = hbm_use(machine, program.memory)
+    step_time_s = float(cost.step_time_s)
+    tokens_per_s_per_chip = plan.tokens / step_time_s / machine.chips
+    peak = machine.chip.peak("bf16")
+    flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
+    hbm = {name: float(getattr(use, name)) for name in HBM_PARTS}
+    fits = bool(use.fits)
+    return Prediction(
+        plan=plan,
+        step_time_s=step_time_s,
+        tokens_per_s_per_chip=tokens_per_s_per_chip,
+        mfu=tokens_per_s_per_chip * model_flops_per_token(plan.model, plan.sequence) / peak,
+        hfu=flops_per_chip / step_time_s / peak,
+        hbm=hbm,
+        peak_moment=use.peak_moment,
+        fits=fits,
+        time={name: float(getattr(cost, name)) for name in TIME_PARTS},
+        collectives=_summed(cost.collectives, layout),
+        warnings=_warnings(plan, layout, use, fits),
+        program=program,
+        price=cost,
+    )
+
+
+def _mesh_axes(role: str, layout: Layout) -> tuple[str, ...]:
+    """Return the names of the mesh axes behind a role or a joint group."""
+    if role == "gather":
+        roles = ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",)
+    elif role == "replicas":
+        roles = ("data",) if layout.context_shards_parameters else ("data", "context")
+    else:
+        roles = (role,)
+    return tuple(name for part in roles for name in layout.names.get(part, ()))
+
+
+def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:
+    """Return the collectives of a step, one entry per kind, axes and purpose, longest first."""
+    sums: dict[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]] = {}
+    for cost in costs:
+        if float(cost.count) == 0:
+            continue
+        purpose = {
+            "gather": "parameters",
+            "replicas": "parameters",
+            "host": "activations",
+        }.get(cost.task.role, "activations")
+        key = (cost.task.kind, _mesh_axes(cost.task.role, layout), purpose)
+        row = [cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s]
+        sums[key] = sums.get(key, np.zeros(4)) + np.array([float(value) for value in row])
+    uses = [
+        CollectiveUse(
+            kind=kind,
+            mesh_axes=axes,
+            purpose=purpose,
+            bytes_per_chip=float(row[0]),
+            count=float(row[1]),
+            time_s=float(row[2]),
+            exposed_s=float(row[3]),
+        )
+        for (kind, axes, purpose), row in sums.items()
+        if row[2] > 0
+    ]
+    return tuple(sorted(uses, key=lambda use: -use.time_s))
+
+
+def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str, ...]:
+    warnings = []
+    if not fits:
+        short = float(use.peak_bytes) - use.capacity_bytes
+        warnings.append(
+            f"does not fit: needs {short / 2**30:.1f} GiB more HBM than a device of "
+            f"{plan.machine.chip.name} offers"
+        )
+    tensor = int(layout.tensor.size)
+    if plan.overlap.matmul == "bidirectional" and tensor > 1 and tensor % 4:
+        warnings.append(
+            f"collective matmul runs in one direction: {tensor} members do not divide by 4"
+        )
+    if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
+        warnings.append(
+            "the residual stream is replicated over the tensor axis: its all-reduces cannot "
+            "become collective matmuls"
+        )
+    if plan.machine.twisted:
+        warnings.append("a twisted torus is priced as a straight one")
+    if plan.machine.chip.kind == "gpu":
+        warnings.append("GPU nodes are priced with published figures and checked against no run")
+    return tuple(warnings)

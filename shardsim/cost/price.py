@@ -1,0 +1,301 @@
+"""Pricing a Program: the analytic level. One plan or a million go through the same lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shardsim.cost.collectives import collective_s, sent_bytes
+from shardsim.cost.compute import compute_time
+from shardsim.cost.network import Group, groups
+from shardsim.cost.overlap import behind_s, ring_matmul_s
+from shardsim.machine import Machine
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.tasks import Block, Collective, Compute, Program
+
+
+class Total:
+    """A sum that adds small arrays among themselves before it broadcasts them to large ones."""
+
+    def __init__(self) -> None:
+        self._by_shape: dict[tuple[int, ...], Any] = {}
+
+    def add(self, value: Number) -> None:
+        """Add a number or an array."""
+        shape = np.shape(value)
+        before = self._by_shape.get(shape)
+        self._by_shape[shape] = value if before is None else before + value
+
+    @property
+    def value(self) -> Number:
+        """The sum of all that was added."""
+        total: Number = 0.0
+        for shape in sorted(self._by_shape, key=lambda shape: (int(np.prod(shape)), shape)):
+            total = total + self._by_shape[shape]
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveCost:
+    """One collective over a whole step, on one device."""
+
+    task: Collective
+    block: str
+    count: Number
+    sent_bytes: Number
+    time_s: Number
+    exposed_s: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeCost:
+    """One compute task over a whole step, on one device."""
+
+    task: Compute
+    block: str
+    count: Number
+    time_s: Number
+    unit_s: Number
+    memory_s: Number
+    flops: Number
+
+
+@dataclass(kw_only=True)
+class Price:
+    """The time of a step by what it is made of; the five parts add up to `step_time_s`."""
+
+    compute_s: Number
+    hbm_bound_s: Number
+    exposed_comm_s: Number
+    bubble_s: Number
+    overhead_s: Number
+    flops: Number  # executed by one device in a step, recomputation included
+    collectives: list[CollectiveCost] = field(default_factory=list)
+    computes: list[ComputeCost] = field(default_factory=list)
+
+    @property
+    def step_time_s(self) -> Number:
+        """Seconds of one optimizer step."""
+        return (
+            self.compute_s
+            + self.hbm_bound_s
+            + self.exposed_comm_s
+            + self.bubble_s
+            + self.overhead_s
+        )
+
+
+@dataclass(kw_only=True)
+class _BlockTime:
+    """Seconds of one trip through a block."""
+
+    unit: Total = field(default_factory=Total)
+    memory: Total = field(default_factory=Total)
+    overhead: Total = field(default_factory=Total)
+    exposed: Total = field(default_factory=Total)
+    flops: Total = field(default_factory=Total)
+    slack_s: Number = 0.0  # time in which the links of the gather group are free
+
+    @property
+    def busy_s(self) -> Number:
+        """All but what is behind."""
+        return (
+            self.unit.value + self.memory.value + self.overhead.value + self.exposed.value
+        )
+
+
+def price(machine: Machine, layout: Layout, program: Program, detail: bool = False) -> Price:
+    """Return the time of a step; with `detail` also every task's share of it."""
+    links = groups(machine, layout)
+    pricer = _Pricer(machine, layout, links, program, detail)
+    times = {block.name: pricer.block(block) for block in program.blocks}
+    parts = {name: Total() for name in ("unit", "memory", "overhead", "exposed", "flops")}
+    bubble: Number = 0.0
+    for block in program.blocks:
+        time = times[block.name]
+        for name, total in parts.items():
+            total.add(getattr(time, name).value * block.trips)
+        if block.name in ("layer forward", "layer backward"):
+            bubble = bubble + time.busy_s * block.trips * program.bubble
+    return Price(
+        compute_s=parts["unit"].value,
+        hbm_bound_s=parts["memory"].value,
+        exposed_comm_s=parts["exposed"].value,
+        bubble_s=bubble,
+        overhead_s=parts["overhead"].value,
+        flops=parts["flops"].value,
+        collectives=pricer.collectives,
+        computes=pricer.computes,
+    )
+
+
+class _Pricer:
+    def __init__(
+        self,
+        machine: Machine,
+        layout: Layout,
+        links: dict[str, Group],
+        program: Program,
+        detail: bool,
+    ) -> None:
+        self.machine = machine
+        self.chip = machine.chip
+        self.layout = layout
+        self.links = links
+        self.program = program
+        self.detail = detail
+        self.collectives: list[CollectiveCost] = []
+        self.computes: list[ComputeCost] = []
+        self.slack_s: Number = 0.0  # of the last backward block
+        self.shared = layout.gather.shares_links_with(layout.tensor)
+
+    def block(self, block: Block) -> _BlockTime:
+        """Return one trip's time, and note every task's share of the step."""
+        time = _BlockTime()
+        whole: dict[str, Number] = {}
+        cut: dict[str, Number] = {}
+        rings = {name for task in block.collectives() for name in task.partners}
+        for task in block.computes():
+            cost = compute_time(self.chip, task)
+            time.unit.add(cost.unit_s * task.count)
+            time.memory.add(cost.memory_s * task.count)
+            time.overhead.add(cost.overhead_s * task.count)
+            time.flops.add(task.flops * task.count)
+            if task.name in rings:
+                whole[task.name] = cost.total_s * task.count
+                members = self.layout.tensor.size
+                cut[task.name] = compute_time(self.chip, task, members).total_s * task.count
+            if self.detail:
+                self._note_compute(block, task, cost.total_s, cost.unit_s, cost.memory_s)
+        behind = []
+        ring_busy = Total()
+        for task in block.collectives():
+            alone = collective_s(
+                task.kind, self.links[task.role], task.bytes, task.messages, task.stage
+            )
+            if task.schedule == "behind":
+                behind.append((task, alone * task.count))
+                continue
+            exposed = alone * task.count
+            if task.schedule == "ring":
+                matmul = sum(whole[name] for name in task.partners)
+                ring = ring_matmul_s(
+                    kind=task.kind,
+                    group=self.links[task.role],
+                    total_bytes=task.bytes,
+                    matmul_s=matmul,
+                    block_s=sum(cut[name] for name in task.partners),
+                    collective_s=alone,
+                    mode=self.layout.matmul_overlap,
+                )
+                exposed = (ring.total_s - matmul) * task.count
+            if task.role == "tensor":
+                ring_busy.add(alone * task.count)
+            time.exposed.add(exposed)
+            if self.detail:
+                self._note(block, task, alone, exposed)
+        self._offload(block, time)
+        self._behind(block, time, behind, ring_busy.value)
+        return time
+
+    def _behind(
+        self,
+        block: Block,
+        time: _BlockTime,
+        tasks: list[tuple[Collective, Number]],
+        ring_busy_s: Number,
+    ) -> None:
+        """Expose what does not fit behind the block's own work.
+
+        Weights and gradients share the links of the gather group, so their times add; where the
+        tensor axis lies on the same torus axes its traffic comes first.
+        """
+        window = time.busy_s
+        if block.phase == "reduction":
+            window = self.slack_s
+        taken = self.shared * ring_busy_s if block.phase != "reduction" else 0.0
+        for task, alone in tasks:
+            switch = getattr(self.layout, task.switch)
+            free = np.maximum(window - taken, 0.0)
+            exposed = behind_s(alone, free, switch)
+            taken = taken + np.where(switch, alone, 0.0)
+            time.exposed.add(exposed)
+            if self.detail:
+                self._note(block, task, alone / np.maximum(task.count, 1), exposed)
+            if block.phase in ("forward", "backward") and task.role == "gather":
+                self._ends(block, task, time, alone, switch)
+        if block.phase == "backward":
+            self.slack_s = np.maximum(window - taken, 0.0)
+
+    def _ends(
+        self, block: Block, task: Collective, time: _BlockTime, alone: Number, switch: Number
+    ) -> None:
+        """Expose the first gather and the last scatter of a pass: nothing runs beside them."""
+        first = block.phase == "forward" and task.kind == "all-gather"
+        last = block.phase == "backward" and task.kind == "reduce-scatter"
+        if first or last:
+            layers = block.trips / self.layout.microbatches
+            share = np.where(switch, alone / layers, 0.0)
+            time.exposed.add(share)
+            if self.detail:
+                self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+
+    def _offload(self, block: Block, time: _BlockTime) -> None:
+        """Expose what copying kept activations to the host and back takes beyond the block."""
+        moved = self.program.offload_bytes
+        if np.all(np.equal(moved, 0)) or block.name not in ("layer forward", "layer backward"):
+            return
+        rate = (self.chip.pcie_bytes_per_s or np.inf) / self.chip.devices_per_chip
+        alone = moved / rate
+        exposed = np.maximum(alone - time.busy_s, 0.0)
+        time.exposed.add(exposed)
+        if self.detail:
+            name = "offload activations" if block.phase == "forward" else "fetch activations"
+            task = Collective(name=name, kind="host-transfer", role="host", bytes=moved)
+            self._note(block, task, alone, exposed)
+
+    def _note(self, block: Block, task: Collective, alone: Number, exposed: Number) -> None:
+        count = task.count * block.trips
+        group = self.links.get(task.role)
+        sent = task.bytes if group is None else sent_bytes(
+            task.kind, group, task.bytes, task.stage
+        )
+        self.collectives.append(
+            CollectiveCost(
+                task=task,
+                block=block.name,
+                count=count,
+                sent_bytes=sent * count,
+                time_s=alone * count,
+                exposed_s=exposed * block.trips,
+            )
+        )
+
+    def _note_compute(
+        self, block: Block, task: Compute, time_s: Number, unit_s: Number, memory_s: Number
+    ) -> None:
+        count = task.count * block.trips
+        self.computes.append(
+            ComputeCost(
+                task=task,
+                block=block.name,
+                count=count,
+                time_s=time_s * count,
+                unit_s=unit_s * count,
+                memory_s=memory_s * count,
+                flops=task.flops * count,
+            )
+        )
+
+
+def _with_exposed(cost: CollectiveCost, more_s: Number) -> CollectiveCost:
+    return CollectiveCost(
+        task=cost.task,
+        block=cost.block,
+        count=cost.count,
+        sent_bytes=cost.sent_bytes,
+        time_s=cost.time_s,
+        exposed_s=cost.exposed_s + more_s,
+    )

@@ -1,0 +1,277 @@
+"""Plan files: reading, checking and writing them as YAML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shardsim.errors import PlanError, nearest
+from shardsim.files import check_keys, data_folder, read_yaml, write_text
+from shardsim.machine import Machine, parse_machine
+from shardsim.model import load_model
+from shardsim.plan.legality import check
+from shardsim.plan.placement import place
+from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Rules
+from shardsim.plan.remat import parse_remat
+from shardsim.plan.resolve import resolve
+
+KEYS = (
+    "name",
+    "note",
+    "model",
+    "machine",
+    "batch",
+    "sequence",
+    "mesh",
+    "rules",
+    "remat",
+    "microbatches",
+    "overlap",
+    "precision",
+    "optimizer",
+    "attention",
+    "fused_projections",
+    "pipeline_interleave",
+)
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan file; a bare name is looked up among the plans that ship with shardsim."""
+    target = Path(path)
+    if not target.exists() and os.sep not in str(path):
+        shipped = data_folder("plans")
+        for name in (target.name, f"{target.name}.yaml"):
+            if (shipped / name).is_file():
+                target = shipped / name
+                break
+        else:
+            names = [file.stem for file in shipped.glob("*.yaml")]
+            raise PlanError(f"{path}: no such file, nor a plan of that name{nearest(path, names)}")
+    return plan_from_data(read_yaml(target), str(path), default_name=target.stem)
+
+
+def plan_names() -> list[str]:
+    """Return the names of the plans that ship with shardsim."""
+    return sorted(file.stem for file in data_folder("plans").glob("*.yaml"))
+
+
+def plan_from_data(
+    data: Any, where: str, default_name: str = "plan", machine: Machine | None = None
+) -> Plan:
+    """Build a plan from what a plan file holds; `where` starts every error message.
+
+    `machine` replaces the one that the file names (its chip may have been overridden).
+    """
+    try:
+        plan = _build(data, default_name, machine)
+        check(plan, resolve(plan))
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from None
+    return plan
+
+
+def _build(data: Any, default_name: str, machine: Machine | None) -> Plan:
+    check_keys(
+        data,
+        where="plan",
+        allowed=KEYS,
+        required=("model", "machine", "batch", "mesh"),
+        error=PlanError,
+    )
+    machine = machine or parse_machine(_text(data["machine"], "machine"))
+    model = load_model(data["model"])
+    rules = check_keys(
+        data.get("rules") or {},
+        where="rules",
+        allowed=("parameters", "activations", "optimizer"),
+        error=PlanError,
+    )
+    switches = {}
+    for key, form in (("overlap", Overlap), ("precision", Precision)):
+        given = data.get(key) or {}
+        allowed = tuple(form.__dataclass_fields__)
+        check_keys(given, where=key, allowed=allowed, error=PlanError)
+        switches[key] = form(**{name: _switch(given[name], f"{key}.{name}") for name in given})
+    for name in ("weights", "gradients", "dcn"):
+        if not isinstance(getattr(switches["overlap"], name), bool):
+            raise PlanError(f"overlap.{name}: must be true or false")
+    fused = data.get("fused_projections", False)
+    if not isinstance(fused, bool):
+        raise PlanError("fused_projections: must be true or false")
+    return Plan(
+        name=_text(data.get("name", default_name), "name"),
+        note=_text(data.get("note", ""), "note"),
+        model=model,
+        machine=machine,
+        batch=data["batch"],
+        sequence=data.get("sequence", model.sequence),
+        mesh=_mesh(data["mesh"], machine),
+        parameters=_rules(rules.get("parameters"), "rules.parameters", kv_from_heads=True),
+        activations=_rules(rules.get("activations"), "rules.activations", kv_from_heads=True),
+        optimizer_rules=_rules(rules.get("optimizer"), "rules.optimizer"),
+        remat=parse_remat(data.get("remat", "full"), "remat"),
+        microbatches=data.get("microbatches", 1),
+        overlap=switches["overlap"],  # type: ignore[arg-type]
+        precision=switches["precision"],  # type: ignore[arg-type]
+        optimizer=_text(data.get("optimizer", "adamw"), "optimizer"),
+        attention=_text(data.get("attention", "flash"), "attention"),
+        fused_projections=fused,
+        pipeline_interleave=data.get("pipeline_interleave", 1),
+    )
+
+
+def _switch(value: Any, where: str) -> Any:
+    # YAML 1.1 reads a bare `off` as false.
+    if where == "overlap.matmul" and value is False:
+        return "off"
+    if not isinstance(value, (str, bool)):
+        raise PlanError(f"{where}: {value!r} is not possible")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise PlanError(f"{where}: expected text, found {value!r}")
+    return value
+
+
+def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
+    if not isinstance(data, Mapping) or not data:
+        raise PlanError("mesh: expected axis names, each with a size, such as {data: 128, model: 8}")
+    axes = {}
+    for name, entry in data.items():
+        where = f"mesh.{name}"
+        if not isinstance(name, str) or not name.isidentifier():
+            raise PlanError(f"{where}: an axis name must be a plain identifier")
+        if not isinstance(entry, Mapping):
+            entry = {"size": entry}
+        check_keys(
+            entry, where=where, allowed=("size", "torus"), required=("size",), error=PlanError
+        )
+        axes[name] = (_count(entry["size"], f"{where}.size"), entry.get("torus"))
+    if all(torus is None for _, torus in axes.values()):
+        return place({name: size for name, (size, _) in axes.items()}, machine)
+    lengths = {axis.name: axis.length for axis in machine.axes} | {"dcn": machine.slices}
+    mesh = []
+    for name, (size, torus) in axes.items():
+        where = f"mesh.{name}.torus"
+        if torus is None and size == 1:
+            torus = {}
+        if torus is None:
+            raise PlanError(f"{where}: missing; give it for every mesh axis or for none")
+        if isinstance(torus, list):
+            for axis in torus:
+                if axis not in lengths:
+                    raise PlanError(
+                        f"{where}: {machine.name} has no axis '{axis}'{nearest(axis, lengths)}"
+                    )
+            torus = {axis: lengths[axis] for axis in torus}
+        if not isinstance(torus, Mapping):
+            raise PlanError(f"{where}: expected torus axes, such as [x, y] or {{x: 8, y: 2}}")
+        factors = {str(axis): _count(part, f"{where}.{axis}") for axis, part in torus.items()}
+        mesh.append(MeshAxis(name=name, size=size, torus=factors))
+    return tuple(mesh)
+
+
+def _count(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{where}: must be a positive whole number, not {value!r}")
+    return value
+
+
+def _rules(data: Any, where: str, kv_from_heads: bool = False) -> Rules:
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{where}: expected logical axes with the mesh axes that split them")
+    rules = {}
+    for logical, axes in data.items():
+        if axes is None:
+            continue
+        axes = [axes] if isinstance(axes, str) else axes
+        if not isinstance(axes, list) or not all(isinstance(axis, str) for axis in axes):
+            raise PlanError(f"{where}.{logical}: expected a mesh axis or a list of them")
+        rules[str(logical)] = tuple(axes)
+    if kv_from_heads and "heads" in rules:
+        rules.setdefault("kv_heads", rules["heads"])
+    return rules
+
+
+def plan_to_data(plan: Plan) -> dict[str, Any]:
+    """Return what a plan file holds, as plain data; `plan_from_data` reads it back."""
+    model = plan.model
+    data: dict[str, Any] = {"name": plan.name}
+    if plan.note:
+        data["note"] = plan.note
+    data |= {
+        "model": model.to_data(),
+        "machine": plan.machine.name,
+        "batch": plan.batch,
+        "sequence": plan.sequence,
+        "mesh": {
+            axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in plan.mesh
+        },
+        "rules": {
+            kind: {logical: list(axes) for logical, axes in rules.items()}
+            for kind, rules in (
+                ("parameters", plan.parameters),
+                ("activations", plan.activations),
+                ("optimizer", plan.optimizer_rules),
+            )
+            if rules
+        },
+        "remat": plan.remat.to_data(),
+        "microbatches": plan.microbatches,
+        "overlap": {
+            "matmul": plan.overlap.matmul,
+            "weights": plan.overlap.weights,
+            "gradients": plan.overlap.gradients,
+            "dcn": plan.overlap.dcn,
+        },
+        "precision": {
+            "compute": plan.precision.compute,
+            "parameters": plan.precision.parameters,
+            "reduce": plan.precision.reduce,
+        },
+        "optimizer": plan.optimizer,
+        "attention": plan.attention,
+        "fused_projections": plan.fused_projections,
+    }
+    if plan.pipeline_interleave != 1:
+        data["pipeline_interleave"] = plan.pipeline_interleave
+    return data
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style outside, flow style for the innermost mappings and lists."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent(dumper: _Dumper, data: Any) -> Any:
+    values = data.values() if isinstance(data, Mapping) else data
+    flat = not any(isinstance(value, Mapping) for value in values)
+    tag = "tag:yaml.org,2002:map" if isinstance(data, Mapping) else "tag:yaml.org,2002:seq"
+    if isinstance(data, Mapping):
+        return dumper.represent_mapping(tag, data.items(), flow_style=flat)
+    return dumper.represent_sequence(tag, data, flow_style=flat)
+
+
+_Dumper.add_representer(dict, _represent)
+_Dumper.add_representer(list, _represent)
+
+
+def dump_plan(plan: Plan) -> str:
+    """Return the text of a plan file."""
+    text: str = yaml.dump(plan_to_data(plan), Dumper=_Dumper, sort_keys=False, width=96)
+    return text
+
+
+def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Write a plan file, whole or not at all."""
+    write_text(path, dump_plan(plan))

@@ -1,0 +1,176 @@
+"""A plan: how one model is trained on one machine. A plan file is this, as YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardsim.errors import PlanError, nearest
+from shardsim.machine import Machine
+from shardsim.model import Model
+from shardsim.plan.remat import Remat
+
+# The logical axes that a rule may name, by what it shards.
+PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers")
+ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab")
+
+DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
+
+# Optimizer state in bytes per parameter, and how often a parameter's state crosses HBM in an
+# update (read and written). AdamW: two float32 moments. Adafactor as ViT-G trained with it
+# (arXiv 2106.04560, section 3.6): first moment in bf16, second moment factored. "adafactor-full":
+# PaLM's, which does not factor the second moment and keeps no first (arXiv 2204.02311, section 5).
+OPTIMIZERS: Mapping[str, float] = {
+    "adamw": 8.0,
+    "adamw-bf16-mu": 6.0,
+    "adafactor": 2.0,
+    "adafactor-full": 4.0,
+    "momentum": 4.0,
+    "sgd": 0.0,
+}
+
+MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
+ATTENTION = ("flash", "unfused")
+
+Rules = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshAxis:
+    """One logical axis of the mesh and the torus axes it lies on.
+
+    `torus` maps a torus axis (or "dcn", the axis of slices) to how much of it this mesh axis
+    takes; the product is `size`. Where two mesh axes share a torus axis, the later one in the
+    mesh is the inner one: its members are neighbours.
+    """
+
+    name: str
+    size: int
+    torus: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Which communication runs behind computation."""
+
+    matmul: str = "bidirectional"  # collective matmul: off, unidirectional, bidirectional
+    weights: bool = True  # gather the next layer's weights while this one computes
+    gradients: bool = True  # reduce a layer's gradients while the next one computes
+    dcn: bool = False  # reduce gradients between slices behind the backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Number formats: of matmul inputs, stored parameters, and gradients on the wire."""
+
+    compute: str = "bf16"
+    parameters: str = "f32"
+    reduce: str = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A model, a machine, a batch, and every choice of how to shard and schedule the step."""
+
+    name: str
+    model: Model
+    machine: Machine
+    batch: int  # sequences (images) per optimizer step, over all chips
+    sequence: int  # tokens per sequence
+    mesh: tuple[MeshAxis, ...]  # major to minor
+    parameters: Rules
+    activations: Rules
+    optimizer_rules: Rules = field(default_factory=dict)  # in addition to the parameters' rules
+    remat: Remat = Remat()
+    microbatches: int = 1
+    overlap: Overlap = Overlap()
+    precision: Precision = Precision()
+    optimizer: str = "adamw"
+    attention: str = "flash"
+    fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
+    pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        _check_mesh(self)
+        _check_rules(self)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per optimizer step, over all chips."""
+        return self.batch * self.sequence
+
+    def axis(self, name: str) -> MeshAxis:
+        """Return the mesh axis called `name`."""
+        return next(axis for axis in self.mesh if axis.name == name)
+
+
+def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
+    if value not in choices:
+        raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
+
+
+def _check_numbers(plan: Plan) -> None:
+    for key in ("batch", "sequence", "microbatches", "pipeline_interleave"):
+        value = getattr(plan, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
+    _choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
+    _choose(plan.attention, ATTENTION, "attention")
+    _choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    for key in ("compute", "parameters", "reduce"):
+        _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
+    if plan.fused_projections and not plan.model.parallel_block:
+        raise PlanError(
+            "fused_projections: only a parallel block can fuse QKV with the MLP's input; "
+            f"{plan.model.name} has serial layers, so leave it out or set it to false"
+        )
+
+
+def _check_mesh(plan: Plan) -> None:
+    machine = plan.machine
+    lengths = {axis.name: axis.length for axis in machine.axes} | {"dcn": machine.slices}
+    used = dict.fromkeys(lengths, 1)
+    names = [axis.name for axis in plan.mesh]
+    for axis in plan.mesh:
+        if names.count(axis.name) > 1:
+            raise PlanError(f"mesh: axis '{axis.name}' appears twice")
+        product = 1
+        for torus, factor in axis.torus.items():
+            if torus not in lengths:
+                raise PlanError(
+                    f"mesh.{axis.name}.torus: {machine.name} has no axis '{torus}'"
+                    f"{nearest(torus, lengths)}"
+                )
+            used[torus] *= factor
+            product *= factor
+        if product != axis.size:
+            raise PlanError(
+                f"mesh.{axis.name}: size {axis.size} is not the product {product} of its "
+                "torus factors"
+            )
+    for torus, length in lengths.items():
+        if used[torus] != length:
+            raise PlanError(
+                f"mesh: its axes take {used[torus]} of '{torus}', which is {length} long on "
+                f"{machine.name}; the factors on a torus axis must multiply to its length"
+            )
+
+
+def _check_rules(plan: Plan) -> None:
+    names = [axis.name for axis in plan.mesh]
+    for kind, rules, choices in (
+        ("parameters", plan.parameters, PARAMETER_AXES),
+        ("activations", plan.activations, ACTIVATION_AXES),
+        ("optimizer", plan.optimizer_rules, PARAMETER_AXES),
+    ):
+        for logical, axes in rules.items():
+            where = f"rules.{kind}.{logical}"
+            if logical not in choices:
+                raise PlanError(f"rules.{kind}: unknown axis '{logical}'{nearest(logical, choices)}")
+            for axis in axes:
+                if axis not in names:
+                    raise PlanError(f"{where}: no mesh axis '{axis}'{nearest(axis, names)}")
+            if len(set(axes)) != len(axes):
+                raise PlanError(f"{where}: a mesh axis appears twice")

@@ -1,0 +1,214 @@
+"""From a plan's rules to the role of each mesh axis, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shardsim.errors import PlanError
+from shardsim.machine import Machine
+from shardsim.plan.layout import (
+    EMBED_SHARDED,
+    REPLICATED,
+    ROLES,
+    SEQUENCE_SHARDED,
+    AxisLayout,
+    Layout,
+    whole_axis,
+)
+from shardsim.plan.plan import MATMUL_OVERLAP, MeshAxis, Plan, Rules
+
+TENSOR_AXES = ("heads", "mlp")
+
+
+def resolve(plan: Plan) -> Layout:
+    """Return the layout of `plan`; raise `PlanError` where its rules have no known meaning."""
+    members: dict[str, list[str]] = {role: [] for role in ROLES}
+    for axis in plan.mesh:
+        role = _role(plan, axis.name)
+        if role is not None:
+            members[role].append(axis.name)
+    axes = {role: _axis_layout(plan, names) for role, names in members.items()}
+    context = members["context"]
+    splits = [name in plan.parameters.get("embed", ()) for name in context]
+    if any(splits) != all(splits):
+        raise PlanError("rules.parameters.embed: must name all sequence axes or none of them")
+    data = members["data"]
+    over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
+    if any(over_data) != all(over_data):
+        raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
+    keeps = {
+        f"keep_{tensor}": plan.remat.keeps(tensor)
+        for tensor in (
+            "qkv",
+            "context",
+            "attention_output",
+            "mlp_hidden",
+            "mlp_output",
+            "rest",
+        )
+    }
+    return Layout(
+        **axes,
+        **keeps,
+        context_shards_parameters=bool(context) and all(splits),
+        residual=_residual(plan, members["tensor"]),
+        optimizer_over_data=bool(data) and all(over_data),
+        microbatches=plan.microbatches,
+        matmul_overlap=MATMUL_OVERLAP.index(plan.overlap.matmul),
+        weights_overlap=plan.overlap.weights,
+        gradients_overlap=plan.overlap.gradients,
+        dcn_overlap=plan.overlap.dcn,
+        names={role: tuple(names) for role, names in members.items()},
+    )
+
+
+def _role(plan: Plan, name: str) -> str | None:
+    """Return the role of one mesh axis; None for an axis of size 1 that no rule names."""
+
+    def parameter(logical: str) -> bool:
+        return name in plan.parameters.get(logical, ())
+
+    def activation(logical: str) -> bool:
+        return name in plan.activations.get(logical, ())
+
+    split_inside = [key for key in TENSOR_AXES if parameter(key)]
+    if split_inside:
+        if len(split_inside) != len(TENSOR_AXES):
+            missing = next(key for key in TENSOR_AXES if key not in split_inside)
+            raise PlanError(
+                f"rules.parameters.{missing}: must name '{name}' too; a tensor axis splits "
+                "heads and mlp together"
+            )
+        for key in ("batch",):
+            if activation(key):
+                raise PlanError(
+                    f"rules.activations.{key}: '{name}' already splits heads and mlp of the "
+                    "parameters; an axis can serve only one of them"
+                )
+        for key in TENSOR_AXES:
+            if key in plan.activations and not activation(key):
+                raise PlanError(
+                    f"rules.activations.{key}: must name '{name}', as rules.parameters.{key} does"
+                )
+        return "tensor"
+    if parameter("layers"):
+        return "pipeline"
+    if activation("batch"):
+        return "fsdp" if parameter("embed") else "data"
+    if activation("seq"):
+        return "context"
+    if parameter("embed") and activation("embed"):
+        return "tensor2"
+    if plan.axis(name).size == 1:
+        return None
+    raise PlanError(
+        f"mesh.{name}: no rule gives this axis work, so its {plan.axis(name).size} groups would "
+        f"all compute the same; name it in a rule, for example rules.activations.batch: [{name}]"
+    )
+
+
+def _residual(plan: Plan, tensor: list[str]) -> int:
+    """Return how the residual stream lies over the tensor axes."""
+    where = {
+        logical: [name in plan.activations.get(logical, ()) for name in tensor]
+        for logical in ("seq", "embed")
+    }
+    for logical, named in where.items():
+        if any(named) and not all(named):
+            raise PlanError(
+                f"rules.activations.{logical}: must name all tensor axes ({', '.join(tensor)}) "
+                "or none of them"
+            )
+    if any(where["seq"]) and any(where["embed"]):
+        raise PlanError("rules.activations: a tensor axis splits seq or embed, not both")
+    if any(where["embed"]):
+        return EMBED_SHARDED
+    return SEQUENCE_SHARDED if any(where["seq"]) else REPLICATED
+
+
+def _axis_layout(plan: Plan, names: list[str]) -> AxisLayout:
+    """Join the mesh axes `names` into one group with its strides on the torus."""
+    machine = plan.machine
+    joined = whole_axis(len(machine.axes))
+    for wanted in names:
+        factors = []
+        strides = []
+        for torus in machine.axes:
+            inner = 1
+            for axis in reversed(plan.mesh):
+                if axis.name == wanted:
+                    break
+                inner *= axis.torus.get(torus.name, 1)
+            factors.append(plan.axis(wanted).torus.get(torus.name, 1))
+            strides.append(inner if factors[-1] > 1 else 1)
+        joined = joined.joined(
+            AxisLayout(
+                factors=tuple(factors),
+                strides=tuple(strides),
+                slices=plan.axis(wanted).torus.get("dcn", 1),
+            )
+        )
+    return AxisLayout(
+        factors=tuple(int(factor) for factor in joined.factors),
+        strides=tuple(int(stride) for stride in joined.strides),
+        slices=int(joined.slices),
+    )
+
+
+# What the planner calls the axes it makes.
+AXIS_NAMES: Mapping[str, str] = {
+    "pipeline": "stage",
+    "data": "data",
+    "fsdp": "fsdp",
+    "context": "context",
+    "tensor2": "model2",
+    "tensor": "model",
+}
+
+
+def mesh_of(layout: Layout, machine: Machine) -> tuple[MeshAxis, ...]:
+    """Return the mesh axes of a layout of plain numbers, outermost first."""
+    mesh = []
+    for role in ROLES:
+        axis = layout.role(role)
+        torus = {
+            physical.name: int(factor)
+            for physical, factor in zip(machine.axes, axis.factors, strict=True)
+            if int(factor) > 1
+        }
+        if int(axis.slices) > 1:
+            torus = {"dcn": int(axis.slices)} | torus
+        if torus:
+            mesh.append(MeshAxis(name=AXIS_NAMES[role], size=int(axis.size), torus=torus))
+    return tuple(mesh) or (MeshAxis(name="data", size=1, torus={}),)
+
+
+def rules_of(layout: Layout, mesh: tuple[MeshAxis, ...]) -> tuple[Rules, Rules, Rules]:
+    """Return the rules for parameters, activations and optimizer state of a layout of numbers."""
+    present = {axis.name for axis in mesh}
+
+    def axes(*roles: str) -> tuple[str, ...]:
+        return tuple(AXIS_NAMES[role] for role in roles if AXIS_NAMES[role] in present)
+
+    sharding = ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",)
+    tensor = axes("tensor")
+    inside = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), tensor) if tensor else {}
+    parameters = {"embed": axes(*sharding, "tensor2"), **inside, "layers": axes("pipeline")}
+    sequence = axes("context")
+    embed = axes("tensor2")
+    if tensor and layout.residual == SEQUENCE_SHARDED:
+        sequence += tensor
+    if tensor and layout.residual == EMBED_SHARDED:
+        embed += tensor
+    activations = {
+        "batch": axes("data", "fsdp") or (("data",) if "data" in present else ()),
+        "seq": sequence,
+        "embed": embed,
+        **inside,
+    }
+    optimizer = {"embed": axes("data")} if layout.optimizer_over_data else {}
+    kept = [
+        {key: value for key, value in rules.items() if value}
+        for rules in (parameters, activations, optimizer)
+    ]
+    return kept[0], kept[1], kept[2]

@@ -1,0 +1,208 @@
+"""Partitioning: from a workload and a layout to the Program of one device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shardsim.plan.layout import Layout, Number
+from shardsim.plan.remat import Remat
+from shardsim.program.ends import (
+    embedding_and_head,
+    gradient_reduction,
+    matrices_per_layer,
+    update,
+)
+from shardsim.program.layer import LayerWriter
+from shardsim.program.shapes import Shapes, Workload, parameter_elements, shapes
+from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
+
+
+def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
+    """Return what one device does in a step of `work` under `layout`.
+
+    `remat` is needed only for what it keeps in the host's memory.
+    """
+    local = shapes(work, layout)
+    writer = LayerWriter(work, layout, local)
+    trips = local.layers * layout.microbatches
+    offloaded = frozenset() if remat is None else remat.offload
+    saved = saved_elements(work, layout, local, offloaded)
+    forward = Block(
+        name="layer forward",
+        phase="forward",
+        trips=trips,
+        tasks=(
+            *_weight_tasks(writer, "forward"),
+            *writer.forward(),
+            Compute(
+                name="keep for backward",
+                kind="elementwise",
+                hbm_bytes=2.0 * saved * work.wire_bytes,
+            ),
+        ),
+    )
+    backward = Block(
+        name="layer backward",
+        phase="backward",
+        trips=trips,
+        tasks=(
+            *_weight_tasks(writer, "backward"),
+            *writer.backward(),
+            *_gradient_tasks(writer),
+        ),
+    )
+    return Program(
+        blocks=(
+            embedding_and_head(writer),
+            forward,
+            backward,
+            *_pipeline_sends(writer),
+            gradient_reduction(writer),
+            update(writer),
+        ),
+        memory=memory(work, layout, local, saved),
+        bubble=(layout.pipeline.size - 1) / (layout.microbatches * work.pipeline_interleave),
+        offload_bytes=offload_elements(layout, local, offloaded) * work.wire_bytes,
+    )
+
+
+def _weight_tasks(writer: LayerWriter, phase: str) -> list[Compute | Collective]:
+    """Return the cast of a layer's weights to the compute format, and their gathering."""
+    layout, work, local = writer.layout, writer.work, writer.shapes
+    stored = local.layer_weights / layout.gather.size
+    return [
+        Compute(
+            name=f"cast weights {phase}",
+            kind="elementwise",
+            hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
+            count=work.parameter_bytes != work.wire_bytes,
+        ),
+        Collective(
+            name=f"gather weights {phase}",
+            kind="all-gather",
+            role="gather",
+            bytes=local.layer_weights * work.wire_bytes,
+            count=layout.gather.size > 1,
+            messages=matrices_per_layer(work.model, work.fused_projections),
+            schedule="behind",
+            switch="weights_overlap",
+        ),
+    ]
+
+
+def _gradient_tasks(writer: LayerWriter) -> list[Compute | Collective]:
+    """Return the reduce-scatter of a layer's gradients and their accumulation."""
+    layout, work, local = writer.layout, writer.work, writer.shapes
+    stored = local.layer_weights / layout.gather.size
+    # One microbatch writes each gradient once; several add to what is there.
+    passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    return [
+        Collective(
+            name="scatter gradients",
+            kind="reduce-scatter",
+            role="gather",
+            bytes=local.layer_weights * work.reduce_bytes,
+            count=layout.gather.size > 1,
+            messages=matrices_per_layer(work.model, work.fused_projections),
+            schedule="behind",
+            switch="gradients_overlap",
+        ),
+        Compute(
+            name="accumulate gradients",
+            kind="elementwise",
+            hbm_bytes=stored * (passes * work.parameter_bytes + work.reduce_bytes),
+        ),
+    ]
+
+
+def _pipeline_sends(writer: LayerWriter) -> tuple[Block, ...]:
+    """Return the sends between pipeline stages: once forward and once backward a chunk."""
+    layout, work, local = writer.layout, writer.work, writer.shapes
+    return (
+        Block(
+            name="stage boundary",
+            phase="forward",
+            trips=layout.microbatches * work.pipeline_interleave,
+            tasks=(
+                Collective(
+                    name="send activations and gradients",
+                    kind="permute",
+                    role="pipeline",
+                    bytes=local.residual * work.wire_bytes,
+                    count=2 * (layout.pipeline.size > 1),
+                ),
+            ),
+        ),
+    )
+
+
+def saved_elements(
+    work: Workload, layout: Layout, local: Shapes, offloaded: frozenset[str] = frozenset()
+) -> Number:
+    """Return the activations of one layer kept on the device for the backward pass.
+
+    What no policy needs is not kept either: the MLP's result, and in a parallel block the
+    attention's.
+    """
+    model = work.model
+    wide = local.tokens / local.split2
+    total: Number = 0.0 if "layer_input" in offloaded else local.residual
+    for name, kept, elements in _kept_tensors(layout, local):
+        if name not in offloaded and not (name == "attention_output" and model.parallel_block):
+            total = total + kept * elements
+    rest = local.residual * (1 if model.parallel_block else 2) + wide * local.hidden
+    if model.qk_norm or model.positions == "rotary":
+        rest = rest + wide * (local.q + local.kv / 2.0)
+    if work.attention != "flash":
+        rest = rest + local.scores
+    return total + np.where(layout.keep_rest, rest, 0.0)
+
+
+def offload_elements(layout: Layout, local: Shapes, offloaded: frozenset[str]) -> Number:
+    """Return the activations of one layer that are kept in the host's memory."""
+    total: Number = local.residual if "layer_input" in offloaded else 0.0
+    for name, kept, elements in _kept_tensors(layout, local):
+        if name in offloaded:
+            total = total + kept * elements
+    return total
+
+
+def _kept_tensors(layout: Layout, local: Shapes) -> tuple[tuple[str, Number, Number], ...]:
+    wide = local.tokens / local.split2
+    return (
+        ("qkv", layout.keep_qkv, wide * local.qkv),
+        ("context", layout.keep_context, wide * local.q),
+        ("attention_output", layout.keep_attention_output, local.residual),
+        ("mlp_hidden", layout.keep_mlp_hidden, wide * local.mlp_in),
+    )
+
+
+def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memory:
+    """Return HBM by use. `saved` is what one layer keeps for one microbatch, in elements."""
+    width = work.wire_bytes
+    stored = parameter_elements(work.model, layout)
+    by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
+    in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+    gathered = np.where(
+        layout.gather.size > 1, 1.0 + np.asarray(layout.weights_overlap, dtype=float), 1.0
+    )
+    wide = local.tokens / local.split2
+    live = (
+        2.0 * local.tokens * local.embed  # the branch's input and its gradient, whole
+        + 2.0 * local.residual
+        + 2.0 * wide * local.qkv
+        + 2.0 * wide * local.q
+        + wide * local.hidden * (2.0 + 2.0 * local.gates)
+    )
+    if work.attention != "flash":
+        live = live + 2.0 * local.scores
+    logits = local.tokens * local.vocab
+    return Memory(
+        parameters=stored * work.parameter_bytes,
+        optimizer=stored * work.optimizer_bytes / by_data,
+        gradients=stored * work.parameter_bytes,
+        saved_activations=saved * width * local.layers * in_flight,
+        gathered_weights=local.layer_weights * (gathered * width + work.reduce_bytes),
+        layer_workspace=live * width,
+        head_workspace=logits * (4.0 + width) + 2.0 * local.tokens * local.embed * width,
+    )

@@ -1,0 +1,117 @@
+"""The Program: what one device does in a step, whoever wrote it down.
+
+The planner's partitioner writes one from a plan; a reader of compiled code can write the same.
+Cost, memory, simulation and verification read nothing else. Every figure is a number or a numpy
+array, and all arrays of one program broadcast together: a program is one plan or many at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Number = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """One compiled operation on one device, or `count` equal ones in a row.
+
+    A matmul multiplies `[m, k]` by `[k, n]`, `batch` of them, and executes `fraction` of that
+    (causal attention skips half). `matmuls` counts products of that shape (or its transposes)
+    inside one fused operation, as in a flash attention kernel. Operations without a matmul have
+    `matmuls` 0. Bytes are those that cross HBM after fusion; vector operations are float32 ones.
+    """
+
+    name: str
+    kind: str  # "matmul", "attention", "elementwise", "optimizer", "transfer"
+    m: Number = 0
+    k: Number = 0
+    n: Number = 0
+    batch: Number = 1
+    matmuls: Number = 0
+    fraction: Number = 1.0
+    hbm_bytes: Number = 0
+    vector_ops: Number = 0
+    dtype: str = "bf16"
+    count: Number = 1
+
+    @property
+    def flops(self) -> Number:
+        """Multiply-adds of one operation, counted as two."""
+        return 2.0 * self.m * self.k * self.n * self.batch * self.matmuls * self.fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One collective over one group of devices, or `count` equal ones in a row.
+
+    `bytes` is the size of the whole array that the group holds together: what an all-gather
+    leaves on every device, what a reduce-scatter starts from, what an all-reduce sums. For
+    all-to-all and permute it is what one device holds. `schedule` says what may run meanwhile:
+
+    - "exposed": nothing;
+    - "ring": the matmuls named in `partners`, cut into blocks (collective matmul), as
+      `Layout.matmul_overlap` says;
+    - "behind": the rest of the block that it is in (weights of the next layer, gradients of the
+      last one), if the layout's switch for it is on; `switch` names that switch.
+    """
+
+    name: str
+    kind: str  # "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute"
+    role: str  # a role of the layout, "gather" or "replicas"
+    bytes: Number
+    count: Number = 1
+    messages: Number = 1  # separate arrays, each with its own latency
+    schedule: str = "exposed"
+    partners: tuple[str, ...] = ()
+    switch: str = ""
+    stage: str = "all"  # "torus" or "dcn": only that part of the group's path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Tasks that run in order, `trips` times in a step on each device."""
+
+    name: str  # "layer forward"
+    phase: str  # "forward", "backward", "update"
+    trips: Number
+    tasks: tuple[Compute | Collective, ...]
+
+    def computes(self) -> Iterator[Compute]:
+        """Yield the compute tasks in order."""
+        return (task for task in self.tasks if isinstance(task, Compute))
+
+    def collectives(self) -> Iterator[Collective]:
+        """Yield the collectives in order."""
+        return (task for task in self.tasks if isinstance(task, Collective))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """HBM on one device, in bytes, by what it is for."""
+
+    parameters: Number
+    optimizer: Number
+    gradients: Number
+    saved_activations: Number  # kept from the forward to the backward pass, all layers
+    gathered_weights: Number  # whole weights of the layers in use
+    layer_workspace: Number  # live inside one layer's backward pass
+    head_workspace: Number  # live in the output head and loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """All that one device does in one step."""
+
+    blocks: tuple[Block, ...]
+    memory: Memory
+    bubble: Number = 0.0  # pipeline: idle time as a fraction of the busy time of the layers
+    offload_bytes: Number = 0  # to the host and back, per layer and pass
+    warnings: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def block(self, name: str) -> Block:
+        """Return the block called `name`."""
+        return next(block for block in self.blocks if block.name == name)
