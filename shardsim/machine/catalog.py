@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from shardsim.errors import FileError, HardwareError, nearest
@@ -60,6 +59,7 @@ _EXTRA = ("cmem_bytes",)  # figures that only some chips have and that are no fi
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
 
 
+@lru_cache(maxsize=1)
 def chip_names() -> tuple[str, ...]:
     """Return the names of the chips that ship with shardsim, TPUs first, oldest first."""
     found = {path.stem for path in data_folder("hardware").glob("*.yaml")}

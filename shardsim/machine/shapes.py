@@ -13,12 +13,12 @@ Shape = tuple[int, ...]
 # MaxText's accelerator_to_spec_map.py (e591f30cb); Cloud TPU documentation of v4, v5p, TPU7x.
 _WITHIN_CUBE = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 # The vendor's order where it is not ascending.
-_VENDOR_ORDER = {(1, 1, 2): (1, 2, 1), (1, 2, 2): (2, 2, 1)}
+_VENDOR_ORDER: dict[Shape, Shape] = {(1, 1, 2): (1, 2, 1), (1, 2, 2): (2, 2, 1)}
 # The longest axis in MaxText's table of v5p slices is 4x4x244; 61 cubes in a row. A longer one
 # (67 cubes) is left out there, so the limit is taken as the 64 cubes of a v4 pod.
 _LONGEST_AXIS = 256
 # Slices smaller than 4x4 of the chips without optical switches.
-_BELOW_4X4 = {"length16": ((1, 1), (2, 2), (2, 4)), "full": ((2, 2),)}
+_BELOW_4X4: dict[str, tuple[Shape, ...]] = {"length16": ((1, 1), (2, 2), (2, 4)), "full": ((2, 2),)}
 
 
 def wrapped_axes(chip: Chip, shape: Shape) -> tuple[bool, ...]:

@@ -90,10 +90,8 @@ class Machine:
         share the chip's links, so each gets half of them.
         """
         chip = self.chip
-        if chip.interconnect == "switch":
-            names, switched = ("node",), True
-        else:
-            names, switched = ("x", "y", "z")[: len(self.shape)], False
+        switched = chip.interconnect == "switch"
+        names = ["node"] if switched else ["x", "y", "z"][: len(self.shape)]
         wraps = wrapped_axes(chip, self.shape)
         axes = [
             TorusAxis(
@@ -142,6 +140,6 @@ class Machine:
         noun = "chip" if chip.kind == "tpu" else "GPU"
         plural = "s" if self.chips > 1 else ""
         return (
-            f"{self.name}: {self.chips:,} {chip.title} {noun}{plural}{devices}{each}, {hosts}, {form}, "
-            f"{show_bytes(chip.hbm_usable_bytes_per_device)} HBM per device"
+            f"{self.name}: {self.chips:,} {chip.title} {noun}{plural}{devices}{each}, {hosts}, "
+            f"{form}, {show_bytes(chip.hbm_usable_bytes_per_device)} HBM per device"
         )
