@@ -30,11 +30,11 @@ def resolve(plan: Plan) -> Layout:
     axes = {role: _axis_layout(plan, names) for role, names in members.items()}
     context = members["context"]
     splits = [name in plan.parameters.get("embed", ()) for name in context]
-    if any(splits) != all(splits):
+    if len(set(splits)) > 1:
         raise PlanError("rules.parameters.embed: must name all sequence axes or none of them")
     data = members["data"]
     over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
-    if any(over_data) != all(over_data):
+    if len(set(over_data)) > 1:
         raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
     keeps = {
         f"keep_{tensor}": plan.remat.keeps(tensor)
