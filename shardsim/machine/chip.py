@@ -133,6 +133,8 @@ def problem_with(name: str, value: object) -> str | None:
     >>> problem_with("hbm_efficiency", 1.2)
     'must be above 0 and at most 1, not 1.2'
     """
+    if isinstance(value, int) and abs(value) > 10**300:
+        return "is too large"
     if name in WORDS:
         words = WORDS[name]
         return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"

@@ -9,13 +9,14 @@ from shardsim.machine.chip import Chip
 
 Shape = tuple[int, ...]
 
-# Parts of a 4x4x4 cube that are offered as slices; 1x1x1 and 1x2x1 are parts of one host.
-# MaxText's accelerator_to_spec_map.py (e591f30cb); Cloud TPU documentation of v4, v5p, TPU7x.
+# Whole 4x4x4 cubes join to slices A x B x C, each axis a multiple of 4, while the pod has cubes
+# (Cloud TPU documentation, types and topologies). These parts of one cube are offered too; 1x1x1
+# and 1x2x1 are parts of one host. MaxText, accelerator_to_spec_map.py (e591f30cb).
 _WITHIN_CUBE = ((1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 # The vendor's order where it is not ascending.
 _VENDOR_ORDER: dict[Shape, Shape] = {(1, 1, 2): (1, 2, 1), (1, 2, 2): (2, 2, 1)}
-# The longest axis in MaxText's table of v5p slices is 4x4x244; 61 cubes in a row. A longer one
-# (67 cubes) is left out there, so the limit is taken as the 64 cubes of a v4 pod.
+# The longest axis in MaxText's table of v5p slices is that of 4x4x244, 61 cubes in a row; 67 in a
+# row are left out there, so the limit is taken as 64, the cubes of a v4 pod.
 _LONGEST_AXIS = 256
 # Slices smaller than 4x4 of the chips without optical switches.
 _BELOW_4X4: dict[str, tuple[Shape, ...]] = {"length16": ((1, 1), (2, 2), (2, 4)), "full": ((2, 2),)}
@@ -53,8 +54,8 @@ def is_possible(chip: Chip, shape: Shape) -> bool:
 def shapes_of(chip: Chip, chips: int | None = None) -> list[Shape]:
     """Return the shapes of one slice, by number of chips and then the most cubic first.
 
-    The most cubic shape, the one whose axes have the smallest sum, is the vendor's default: this
-    rule gives every entry of MaxText's tables for v4 and v5p.
+    The most cubic shape, the one whose axes have the smallest sum, is the vendor's default
+    (Cloud TPU documentation, types and topologies; so are the entries of MaxText's tables).
     """
     found = [shape for shape in _ascending(chip) if chips is None or math.prod(shape) == chips]
     found.sort(key=lambda shape: (math.prod(shape), sum(shape), shape))
