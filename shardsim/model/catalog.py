@@ -13,7 +13,7 @@ from typing import Any
 
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
-from shardsim.model.spec import Biases, Model
+from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
 _BIASES = tuple(field.name for field in fields(Biases))
@@ -142,24 +142,25 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
                 f"{where}: missing key '{key}'; or start from a preset: 'base: vit-22b'"
             )
     embed, heads = _whole(given["embed"]), _whole(given["heads"])
-    if "head_dim" not in given and embed % heads:
+    if "head_dim" not in given and embed and heads and embed % heads:
         raise ModelError(
             f"{where}: missing key 'head_dim': embed {embed} does not divide by {heads} heads"
         )
-    given.setdefault("head_dim", max(1, embed // heads))
+    given.setdefault("head_dim", embed // heads if embed and heads else 1)
     given.setdefault("kv_heads", given["heads"])
     given.setdefault("mlp", 4 * embed)
     if "sequence" not in given and given.get("family") == "vit":
         image, patch = _whole(given.get("image")), _whole(given.get("patch"))
-        given["sequence"] = max(1, (image // patch) ** 2) + (given.get("pooling") == "cls")
+        tokens = (image // patch) ** 2 if patch else 0
+        given["sequence"] = max(1, tokens + (given.get("pooling") == "cls"))
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)
 
 
 def _whole(value: Any) -> int:
-    """Return `value` if a default can be derived from it, else 1: the model will refuse it."""
-    return value if isinstance(value, int) and value > 0 else 1
+    """Return `value` if defaults can be derived from it, else 0: the model will refuse it."""
+    return value if isinstance(value, int) and 0 < value <= LARGEST else 0
 
 
 def _family_word(name: str) -> str:

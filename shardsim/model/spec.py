@@ -47,7 +47,7 @@ def _check_count(where: str, key: str, value: Any, *, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= LARGEST:
         wanted = "a positive whole number" if least else "a whole number, 0 or more"
-        shown = value if whole and abs(value) <= LARGEST else repr(value)[:40]
+        shown = "more" if whole and value > LARGEST else repr(value)[:40]
         raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {shown}")
 
 

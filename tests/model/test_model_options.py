@@ -1,0 +1,118 @@
+"""A model's options are checked when it is made, and what is wrong is named."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from shardsim.errors import ModelError
+from shardsim.model import Biases, Model, load_model
+
+TINY_VIT: dict[str, Any] = {
+    "name": "tiny-vit",
+    "family": "vit",
+    "layers": 2,
+    "embed": 8,
+    "mlp": 32,
+    "heads": 4,
+    "head_dim": 2,
+    "kv_heads": 4,
+    "sequence": 16,
+    "patch": 4,
+    "image": 16,
+}
+TINY_DECODER: dict[str, Any] = {
+    "name": "tiny",
+    "family": "decoder",
+    "layers": 2,
+    "embed": 8,
+    "mlp": 32,
+    "heads": 4,
+    "head_dim": 2,
+    "kv_heads": 2,
+    "sequence": 16,
+    "vocab": 64,
+}
+
+
+def test_tiny_models_are_valid() -> None:
+    assert Model(**TINY_VIT).patches == 16
+    assert Model(**TINY_DECODER).kv_width == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"layers": 0}, ["layers", "positive whole number", "0"]),
+        ({"layers": 2.0}, ["layers", "2.0"]),
+        ({"layers": True}, ["layers", "True"]),
+        ({"embed": "wide"}, ["embed", "wide"]),
+        ({"embed": 10**9 + 1}, ["embed", "10^9"]),
+        ({"embed": 10**5000}, ["embed", "10^9"]),
+        ({"vocab": -1}, ["vocab", "-1"]),
+        ({"heads": 48, "kv_heads": 5}, ["kv_heads", "nearest valid number is 4"]),
+        ({"heads": 4, "kv_heads": 8}, ["kv_heads", "nearest valid number is 4"]),
+        ({"heads": 999_999_937, "kv_heads": 500_000_000}, ["kv_heads", "number is 999999937"]),
+        ({"family": "encoder"}, ["family", "decoder"]),
+        ({"activation": "gelo"}, ["activation", "did you mean 'gelu'"]),
+        ({"activation": ["gelu"]}, ["activation", "gelu"]),
+        ({"norm": "rms"}, ["norm", "rmsnorm"]),
+        ({"positions": "rope"}, ["positions", "rotary"]),
+        ({"pooling": "gap"}, ["pooling", "map"]),
+        ({"parameter_convention": "blocks"}, ["parameter_convention", "block-matrices"]),
+        ({"causal": 1}, ["causal", "true or false"]),
+        ({"biases": True}, ["biases", "True"]),
+        ({"norm": "rmsnorm", "biases": Biases(norm=True)}, ["biases.norm", "rmsnorm"]),
+        ({"positions": "rotary", "head_dim": 3}, ["head_dim", "4"]),
+        ({"name": "../tiny"}, ["name", "letters"]),
+        ({"name": "a\nb"}, ["name", "letters"]),
+        ({"name": 3}, ["name", "3"]),
+        ({"note": 3}, ["note", "text"]),
+        ({"vocab": 0}, ["vocab", "decoder"]),
+        ({"patch": 4}, ["patch", "vit"]),
+        ({"pooling": "map"}, ["pooling", "vit"]),
+    ],
+)
+def test_bad_decoder_gives_one_clear_line(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        Model(**(TINY_DECODER | changes))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 200
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patch": 0}, ["patch", "224"]),
+        ({"image": 18}, ["image", "nearest valid image is 16"]),
+        ({"vocab": 100}, ["vocab", "classes"]),
+        ({"tied_embeddings": True}, ["tied_embeddings"]),
+        ({"classes": 10}, ["pooling", "map"]),
+    ],
+)
+def test_bad_vit_gives_one_clear_line(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ModelError) as caught:
+        Model(**(TINY_VIT | changes))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_biases_must_be_flags() -> None:
+    with pytest.raises(ModelError, match=r"biases: qkv: expected true or false, found 'yes'"):
+        Biases(qkv="yes")  # type: ignore[arg-type]
+
+
+def test_models_cannot_be_changed_and_can_be_keys() -> None:
+    model = load_model("vit-22b")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.layers = 1  # type: ignore[misc]
+    assert model.parameters  # what is computed once does not change what a model equals
+    assert {model: 1}[dataclasses.replace(model)] == 1
+
+
+def test_class_token_is_one_more_token() -> None:
+    model = Model(**(TINY_VIT | {"pooling": "cls", "sequence": 17}))
+    assert (model.patches, model.image_tokens) == (16, 17)

@@ -1,0 +1,210 @@
+"""Every weight is listed once, with a name for each of its dimensions."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.model import Biases, Model, Tensor, load_model, model_names, parameters
+from shardsim.model.tensors import AXES, KINDS, PARTS
+
+# Exact counts. Of weights that are published: the sums of the shapes in the files of
+# huggingface.co/<meta-llama, google, mistralai>; of torchvision: `num_params` of
+# torchvision.models.vision_transformer.
+EXACT = {
+    "vit-b-16": 86_567_656,
+    "vit-l-16": 304_326_632,
+    "vit-h-14": 632_045_800,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama2-70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
+    "llama3-405b": 405_853_388_800,
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-9b": 9_241_705_984,
+    "gemma2-27b": 27_227_128_320,
+    "mistral-7b": 7_241_732_096,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-large-123b": 122_610_069_504,
+    # arXiv 2302.05442 prints 21,743 M: the matrices of its blocks.
+    "vit-22b": 48 * (4 * 6144**2 + 2 * 6144 * 24576),
+}
+# Counts as papers print them: millions, and the last printed digit.
+PRINTED_MILLIONS = {
+    "vit-g": (1011, 1),  # arXiv 2106.04560, without head
+    "vit-bigg": (1843, 1),  # arXiv 2106.04560, without head
+    "vit-e": (3926, 1),  # arXiv 2209.06794, with pooling head and 29,593 classes
+    "palm-8b": (8_630, 10),  # arXiv 2204.02311 table 1
+    "palm-62b": (62_500, 10),
+    "palm-540b": (540_350, 10),
+    "gpt3-175b": (174_600, 100),  # arXiv 2005.14165 table D.1
+    "maxtext-16b": (16_000, 1000),  # the others: named after their size
+    "maxtext-22b": (22_000, 1000),
+    "maxtext-32b": (32_000, 1000),
+    "maxtext-52b": (52_000, 1000),
+    "maxtext-64b": (64_000, 1000),
+    "maxtext-128b": (128_000, 2000),
+    "maxtext-512b": (512_000, 5000),
+    "maxtext-1024b": (1_024_000, 10_000),
+}
+
+
+@pytest.mark.parametrize(("name", "count"), EXACT.items())
+def test_parameters_are_the_published_count(name: str, count: int) -> None:
+    assert load_model(name).parameters == count
+
+
+@pytest.mark.parametrize(("name", "printed"), PRINTED_MILLIONS.items())
+def test_parameters_agree_with_the_printed_count(name: str, printed: tuple[int, int]) -> None:
+    millions, last_digit = printed
+    assert abs(load_model(name).parameters / 1e6 - millions) <= last_digit
+
+
+def test_every_preset_has_a_count_to_meet() -> None:
+    assert set(EXACT) | set(PRINTED_MILLIONS) == set(model_names())
+
+
+def test_vit_22b_with_everything_counted() -> None:
+    model = load_model("vit-22b")
+    blocks, width, mlp = model.parameters, 6144, 24576
+    kept_biases = 48 * (width + mlp + width)  # attention output, MLP in and out
+    norms = 48 * (width + 2 * 128) + width  # one per parallel block, QK-norm, the last; no biases
+    embedding = 14 * 14 * 3 * width + width + 256 * width
+    pooling = width + 4 * width**2 + 4 * width + 2 * width + 2 * width * mlp + mlp + width
+    assert model.parameters_all == blocks + kept_biases + norms + embedding + pooling
+
+
+def names(model: Model, part: str = "block") -> list[str]:
+    return [tensor.name for tensor in parameters(model) if tensor.part == part]
+
+
+def test_blocks_hold_what_their_options_say() -> None:
+    plain = ["query", "key", "value", "attention_output"]
+    palm = load_model("palm-8b")
+    assert names(palm) == ["block_norm_scale", *plain, "mlp_in", "mlp_gate", "mlp_out"]
+    serial = replace(palm, parallel_block=False, gated_mlp=False)
+    assert names(serial) == [
+        "attention_norm_scale",
+        *plain,
+        "mlp_norm_scale",
+        "mlp_in",
+        "mlp_out",
+    ]
+    gemma = load_model("gemma2-2b")
+    assert [name for name in names(gemma) if "norm" in name] == [
+        "attention_norm_scale",
+        "post_attention_norm_scale",
+        "mlp_norm_scale",
+        "post_mlp_norm_scale",
+    ]
+    assert {"query_norm_scale", "key_norm_scale"} < set(names(load_model("vit-22b")))
+    assert names(palm, "input") == ["token_embedding"]
+    assert names(palm, "output") == ["final_norm_scale"]
+    assert names(load_model("llama3-8b"), "output") == ["final_norm_scale", "output_head"]
+
+
+def test_multi_query_keys_have_one_head() -> None:
+    by_name = {tensor.name: tensor for tensor in parameters(load_model("palm-540b"))}
+    assert by_name["query"] == Tensor(
+        "query", ("embed", "heads", "head_dim"), (18432, 48, 256), 118, "matrix"
+    )
+    assert by_name["key"].axes == ("embed", "kv_heads", "head_dim")
+    assert by_name["key"].shape == (18432, 1, 256)
+    assert by_name["attention_output"].axes == ("heads", "head_dim", "embed")
+
+
+flags = st.booleans()
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    """Small models of every kind."""
+    small = st.integers(1, 6)
+    kv_heads = draw(small)
+    vit = draw(flags)
+    patch = draw(st.integers(1, 4)) if vit else 0
+    norm = draw(st.sampled_from(["layernorm", "rmsnorm"]))
+    pooling = draw(st.sampled_from(["none", "mean", "map", "cls"])) if vit else "none"
+    return Model(
+        name="drawn",
+        family="vit" if vit else "decoder",
+        layers=draw(small),
+        embed=draw(small),
+        mlp=draw(small),
+        heads=kv_heads * draw(small),
+        head_dim=2 * draw(small),
+        kv_heads=kv_heads,
+        sequence=draw(small),
+        vocab=0 if vit else draw(small),
+        parallel_block=draw(flags),
+        gated_mlp=draw(flags),
+        causal=draw(flags),
+        tied_embeddings=not vit and draw(flags),
+        qk_norm=draw(flags),
+        norm=norm,
+        post_norms=draw(flags),
+        final_norm=draw(flags),
+        positions=draw(st.sampled_from(["learned", "rotary", "fixed", "none"])),
+        biases=Biases(
+            qkv=draw(flags),
+            attention_output=draw(flags),
+            mlp=draw(flags),
+            norm=norm == "layernorm" and draw(flags),
+        ),
+        patch=patch,
+        image=patch * draw(small),
+        pooling=pooling,
+        classes=0 if pooling == "none" else draw(st.integers(0, 6)),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(models())
+def test_tensors_are_consistent_and_sum_to_the_count(model: Model) -> None:
+    tensors = parameters(model)
+    assert sum(tensor.stack * math.prod(tensor.shape) for tensor in tensors) == model.parameters_all
+    assert len({tensor.name for tensor in tensors}) == len(tensors)
+    lengths: dict[str, int] = {}
+    for tensor in tensors:
+        assert len(tensor.axes) == len(tensor.shape)
+        assert set(tensor.axes) <= set(AXES)
+        assert tensor.kind in KINDS
+        assert tensor.part in PARTS
+        assert tensor.stack == (model.layers if tensor.part == "block" else 1)
+        for axis, length in zip(tensor.axes, tensor.shape, strict=True):
+            assert lengths.setdefault(axis, length) == length  # a name means one length
+
+
+@settings(max_examples=40, deadline=None)
+@given(models(), st.integers(1, 5))
+def test_layers_count_in_proportion(model: Model, more: int) -> None:
+    one, two = replace(model, layers=1), replace(model, layers=2)
+    grown = replace(model, layers=model.layers + more)
+    per_layer = two.parameters_all - one.parameters_all
+    assert grown.parameters_all - model.parameters_all == more * per_layer
+    assert grown.matmul_parameters_per_layer == model.matmul_parameters_per_layer
+
+
+@settings(max_examples=40, deadline=None)
+@given(models())
+def test_a_gate_adds_one_more_matrix(model: Model) -> None:
+    plain, gated = replace(model, gated_mlp=False), replace(model, gated_mlp=True)
+    bias = model.mlp if model.biases.mlp else 0
+    added = gated.parameters_all - plain.parameters_all
+    assert added == model.layers * (model.embed * model.mlp + bias)
+    per_layer = gated.matmul_parameters_per_layer - plain.matmul_parameters_per_layer
+    assert per_layer == model.embed * model.mlp
+
+
+@settings(max_examples=40, deadline=None)
+@given(models())
+def test_block_matrices_are_the_closed_form(model: Model) -> None:
+    counted = replace(model, parameter_convention="block-matrices").parameters
+    attention = model.embed * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    mlp = (3 if model.gated_mlp else 2) * model.embed * model.mlp
+    assert counted == model.layers * (attention + mlp) <= model.parameters_all
