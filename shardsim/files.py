@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,50 +17,56 @@ from shardsim.errors import FileError, nearest
 # above that and far below what would make a machine swap.
 MAX_FILE_BYTES = 2_000_000
 MAX_NODES = 200_000
+MAX_DEPTH = 64
 
-_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
-class _Loader(_BaseLoader):
-    """A safe loader that refuses aliases (no "billion laughs") and duplicate keys.
+def _loader() -> Any:
+    """Return a safe loader that refuses duplicate keys and reads `1e9` as a number.
 
-    It reads `1e9` and `275e12` as numbers, as YAML 1.2 does and YAML 1.1 does not.
+    YAML 1.2 reads `1e9` and `275e12` so; PyYAML's YAML 1.1 would make them text.
     """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise FileError(f"line {mark.line + 1}: YAML aliases (*name) are not accepted")
-        self.node_count = getattr(self, "node_count", 0) + 1
-        if self.node_count > MAX_NODES:
-            raise FileError(f"more than {MAX_NODES} YAML nodes")
-        return super().compose_node(parent, index)
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader: Any = type("_Loader", (base,), {})
+    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return loader
 
 
 def _construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, (str, int, float, bool, type(None))):
-            raise FileError(f"line {key_node.start_mark.line + 1}: a key must be a plain word")
+            raise FileError(f"line {line}: a key must be a plain word")
         if key in seen:
-            raise FileError(f"line {key_node.start_mark.line + 1}: key '{key}' appears twice")
+            raise FileError(f"line {line}: key '{key}' appears twice")
         seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 
 
-def _add_rules(loader: Any) -> None:
-    import re
-
-    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-    loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
-    )
+_LOADER: Any = _loader()
 
 
-_add_rules(_Loader)
+def _refuse_bombs(text: str) -> None:
+    """Refuse aliases ("billion laughs"), too many nodes and too deep nesting, before building."""
+    depth = nodes = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.events.AliasEvent):
+            raise FileError(f"line {line}: YAML aliases (*name) are not accepted")
+        if isinstance(event, yaml.events.NodeEvent):
+            nodes += 1
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.events.CollectionEndEvent):
+            depth -= 1
+        if nodes > MAX_NODES:
+            raise FileError(f"line {line}: more than {MAX_NODES} YAML nodes")
+        if depth > MAX_DEPTH:
+            raise FileError(f"line {line}: nested deeper than {MAX_DEPTH} levels")
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -67,7 +74,8 @@ def parse_yaml(text: str, where: str) -> Any:
     if len(text.encode()) > MAX_FILE_BYTES:
         raise FileError(f"{where}: larger than {MAX_FILE_BYTES} bytes")
     try:
-        return yaml.load(text, Loader=_Loader)
+        _refuse_bombs(text)
+        return yaml.load(text, Loader=_LOADER)
     except FileError as error:
         raise FileError(f"{where}: {error}") from None
     except yaml.YAMLError as error:

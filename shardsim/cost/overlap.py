@@ -70,9 +70,7 @@ def ring_matmul_s(
     prologue_s = slower * 2.0 / members
     pays = np.maximum(matmul_s, slower) + prologue_s < matmul_s + collective_s
     used = np.greater(mode, OFF) & np.greater(members, 1) & pays
-    return RingTime(
-        total_s=np.where(used, ring_s, matmul_s + collective_s), decomposed=used
-    )
+    return RingTime(total_s=np.where(used, ring_s, matmul_s + collective_s), decomposed=used)
 
 
 def behind_s(wanted_s: Number, window_s: Number, switched_on: Number) -> Number:

@@ -101,9 +101,7 @@ class _BlockTime:
     @property
     def busy_s(self) -> Number:
         """All but what is behind."""
-        return (
-            self.unit.value + self.memory.value + self.overhead.value + self.exposed.value
-        )
+        return self.unit.value + self.memory.value + self.overhead.value + self.exposed.value
 
 
 def price(machine: Machine, layout: Layout, program: Program, detail: bool = False) -> Price:
@@ -259,9 +257,7 @@ class _Pricer:
     def _note(self, block: Block, task: Collective, alone: Number, exposed: Number) -> None:
         count = task.count * block.trips
         group = self.links.get(task.role)
-        sent = task.bytes if group is None else sent_bytes(
-            task.kind, group, task.bytes, task.stage
-        )
+        sent = task.bytes if group is None else sent_bytes(task.kind, group, task.bytes, task.stage)
         self.collectives.append(
             CollectiveCost(
                 task=task,

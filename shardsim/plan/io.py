@@ -12,7 +12,7 @@ import yaml
 from shardsim.errors import PlanError, nearest
 from shardsim.files import check_keys, data_folder, read_yaml, write_text
 from shardsim.machine import Machine, parse_machine
-from shardsim.model import load_model
+from shardsim.model import Model, load_model, model_names
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Rules
@@ -141,7 +141,9 @@ def _text(value: Any, where: str) -> str:
 
 def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
     if not isinstance(data, Mapping) or not data:
-        raise PlanError("mesh: expected axis names, each with a size, such as {data: 128, model: 8}")
+        raise PlanError(
+            "mesh: expected axis names, each with a size, such as {data: 128, model: 8}"
+        )
     axes = {}
     for name, entry in data.items():
         where = f"mesh.{name}"
@@ -208,13 +210,11 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     if plan.note:
         data["note"] = plan.note
     data |= {
-        "model": model.to_data(),
+        "model": _model_data(model),
         "machine": plan.machine.name,
         "batch": plan.batch,
         "sequence": plan.sequence,
-        "mesh": {
-            axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in plan.mesh
-        },
+        "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in plan.mesh},
         "rules": {
             kind: {logical: list(axes) for logical, axes in rules.items()}
             for kind, rules in (
@@ -244,6 +244,13 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
     return data
+
+
+def _model_data(model: Model) -> str | dict[str, Any]:
+    """Return a preset's name, or every option of a model that is none."""
+    if model.name in model_names() and load_model(model.name) == model:
+        return model.name
+    return model.to_mapping()
 
 
 class _Dumper(yaml.SafeDumper):

@@ -168,7 +168,9 @@ def _check_rules(plan: Plan) -> None:
         for logical, axes in rules.items():
             where = f"rules.{kind}.{logical}"
             if logical not in choices:
-                raise PlanError(f"rules.{kind}: unknown axis '{logical}'{nearest(logical, choices)}")
+                raise PlanError(
+                    f"rules.{kind}: unknown axis '{logical}'{nearest(logical, choices)}"
+                )
             for axis in axes:
                 if axis not in names:
                     raise PlanError(f"{where}: no mesh axis '{axis}'{nearest(axis, names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shardsim.model import Model
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import Number
 from shardsim.program.layer import Branch, LayerWriter, Task
 from shardsim.program.shapes import parameter_elements
 from shardsim.program.tasks import Block, Collective, Compute

@@ -330,15 +330,11 @@ class LayerWriter:
             )
         )
         tasks.append(
-            self.second_axis(
-                f"gather {branch.name} hidden again", "all-gather", sum(outs.values())
-            )
+            self.second_axis(f"gather {branch.name} hidden again", "all-gather", sum(outs.values()))
         )
         for name, width in outs.items():
             tasks.append(
-                self.matmul(
-                    f"{name} dW", width, shapes.tokens, shapes.embed, out_bytes=grad_bytes
-                )
+                self.matmul(f"{name} dW", width, shapes.tokens, shapes.embed, out_bytes=grad_bytes)
             )
         if branch.mlp and shapes.gates == 2:
             elements = shapes.tokens * shapes.hidden / shapes.split2
@@ -368,9 +364,7 @@ class LayerWriter:
         )
         for name, width in ins.items():
             tasks.append(
-                self.matmul(
-                    f"{name} dW", shapes.embed, shapes.tokens, width, out_bytes=grad_bytes
-                )
+                self.matmul(f"{name} dW", shapes.embed, shapes.tokens, width, out_bytes=grad_bytes)
             )
         tasks += self.bias_tasks(branch)
         tasks += self.norm(f"{branch.name} norm gradient", branch, 4.0)
