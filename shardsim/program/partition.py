@@ -183,9 +183,16 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     stored = parameter_elements(work.model, layout)
     by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
     in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
-    gathered = np.where(
+    # Weights are gathered one matrix at a time, the next one while one is in use.
+    in_use = np.where(
         layout.gather.size > 1, 1.0 + np.asarray(layout.weights_overlap, dtype=float), 1.0
     )
+    largest = local.embed * np.maximum(local.hidden, local.q)
+    if work.fused_projections:
+        largest = local.embed * (local.qkv + local.mlp_in)
+    # Gradients that the data axis reduce-scatters as they come are never whole, unless several
+    # microbatches add to them first.
+    whole = np.where(np.equal(layout.microbatches, 1), by_data, 1)
     wide = local.tokens / local.split2
     live = (
         2.0 * local.tokens * local.embed  # the branch's input and its gradient, whole
@@ -200,9 +207,9 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     return Memory(
         parameters=stored * work.parameter_bytes,
         optimizer=stored * work.optimizer_bytes / by_data,
-        gradients=stored * work.parameter_bytes,
+        gradients=stored * work.parameter_bytes / whole,
         saved_activations=saved * width * local.layers * in_flight,
-        gathered_weights=local.layer_weights * (gathered * width + work.reduce_bytes),
+        gathered_weights=largest * (in_use * width + work.reduce_bytes),
         layer_workspace=live * width,
         head_workspace=logits * (4.0 + width) + 2.0 * local.tokens * local.embed * width,
     )

@@ -1,0 +1,235 @@
+"""Predictions beside published runs: one row each, and what they add up to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from shardsim.cost.predict import Prediction
+from shardsim.errors import FileError, ShardsimError
+from shardsim.files import read_yaml
+from shardsim.machine import Constant, Machine, chip_names, load_chip
+from shardsim.model import model_flops_per_token
+from shardsim.validate.rows import Run, read_run
+from shardsim.validate.to_plan import predictions_of
+
+PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run: measured, predicted, and the signed error as a fraction."""
+
+    id: str
+    family: str
+    measured: float | None  # tokens/s/chip
+    predicted: float | None
+    low: float | None  # over the plans that the source leaves open
+    high: float | None
+    measured_mfu: float | None
+    predicted_mfu: float | None
+    mfu_low: float | None
+    mfu_high: float | None
+    measured_ratio: float | None
+    predicted_ratio: float | None
+    baseline: float | None  # tokens/s/chip at the family's mean MFU
+    fitted: bool
+    fits: bool
+    notes: tuple[str, ...]
+
+    @property
+    def error(self) -> float | None:
+        """Signed error of the prediction; None where there is nothing to compare."""
+        return _error(self.predicted, self.measured)
+
+    @property
+    def baseline_error(self) -> float | None:
+        """Signed error of the baseline."""
+        return _error(self.baseline, self.measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """All rows of a runs file and the constants that the predictions rest on."""
+
+    rows: tuple[Row, ...]
+    constants: tuple[Constant, ...]
+    failed: tuple[tuple[str, str], ...]  # (id, why) of rows that could not be predicted
+
+    def errors(self, *, fitted: bool | None = None, baseline: bool = False) -> list[float]:
+        """Return absolute errors, of all rows or of those (not) used in a fit."""
+        return [
+            abs(error)
+            for row in self.rows
+            if (error := row.baseline_error if baseline else row.error) is not None
+            and (fitted is None or row.fitted == fitted)
+        ]
+
+    def summary(self) -> dict[str, float | None]:
+        """Return median, mean and largest absolute error, also of unfitted rows and baseline."""
+        unfitted = self.errors(fitted=False)
+        plain = self.errors(fitted=False, baseline=True)
+        everything = self.errors()
+        return {
+            "median_abs_error": median(everything) if everything else None,
+            "mean_abs_error": mean(everything) if everything else None,
+            "max_abs_error": max(everything) if everything else None,
+            "median_abs_error_unfitted": median(unfitted) if unfitted else None,
+            "mean_abs_error_unfitted": mean(unfitted) if unfitted else None,
+            "baseline_median_abs_error": median(plain) if plain else None,
+            "baseline_mean_abs_error": mean(plain) if plain else None,
+        }
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the JSON of `shardsim validate`."""
+        return {
+            "rows": [
+                {
+                    "id": row.id,
+                    "family": row.family,
+                    "measured_tokens_per_s_per_chip": row.measured,
+                    "predicted_tokens_per_s_per_chip": row.predicted,
+                    "error": row.error,
+                    "predicted_low": row.low,
+                    "predicted_high": row.high,
+                    "measured_mfu": row.measured_mfu,
+                    "predicted_mfu": row.predicted_mfu,
+                    "predicted_mfu_low": row.mfu_low,
+                    "predicted_mfu_high": row.mfu_high,
+                    "measured_speedup": row.measured_ratio,
+                    "predicted_speedup": row.predicted_ratio,
+                    "baseline_error": row.baseline_error,
+                    "fitted": row.fitted,
+                    "fits": row.fits,
+                    "notes": list(row.notes),
+                }
+                for row in self.rows
+            ],
+            **self.summary(),
+            "failed": [{"id": name, "why": why} for name, why in self.failed],
+            "constants": [
+                {"name": item.name, "value": item.value, "fitted_to": item.fitted_to}
+                for item in self.constants
+            ],
+        }
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    return None if predicted is None or measured is None else predicted / measured - 1.0
+
+
+def read_runs(path: str | os.PathLike[str]) -> tuple[list[Run], list[tuple[str, str]]]:
+    """Read a runs file; rows that cannot be understood come back with the reason."""
+    data = read_yaml(path)
+    rows = data.get("runs") if isinstance(data, Mapping) else data
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise FileError(f"{path}: missing key 'runs', a list of published runs")
+    runs, failed = [], []
+    for index, row in enumerate(rows):
+        try:
+            runs.append(read_run(row, f"{path}: runs[{index}]"))
+        except FileError as error:
+            name = row.get("id", f"runs[{index}]") if isinstance(row, Mapping) else f"runs[{index}]"
+            failed.append((str(name), str(error)))
+    if not runs and failed:
+        raise FileError(failed[0][1])
+    return runs, failed
+
+
+def published_runs() -> list[Run]:
+    """Return the published runs that ship with shardsim."""
+    return read_runs(PUBLISHED)[0]
+
+
+def constants() -> tuple[Constant, ...]:
+    """Return the fitted constants of all chips, named `chip.figure`."""
+    return tuple(
+        Constant(name=f"{name}.{item.name}", value=item.value, fitted_to=item.fitted_to)
+        for name in chip_names()
+        for item in load_chip(name).constants
+    )
+
+
+def validate(path: str | os.PathLike[str] | None = None) -> Validation:
+    """Predict every run of a file (by default the published ones) and compare."""
+    runs, failed = read_runs(path or PUBLISHED)
+    fitted = constants()
+    means = _mean_mfu(fitted)
+    rows = []
+    for run in runs:
+        try:
+            rows.append(_row(run, fitted, means.get(run.family)))
+        except ShardsimError as error:
+            failed.append((run.id, str(error)))
+    return Validation(rows=tuple(rows), constants=fitted, failed=tuple(failed))
+
+
+def _is_fitted(run: Run, fitted: Sequence[Constant]) -> bool:
+    return any(
+        item.name.startswith(f"{run.family}.") and run.id in item.fitted_to.replace(",", " ").split()
+        for item in fitted
+    )
+
+
+def _mean_mfu(fitted: Sequence[Constant]) -> dict[str, float]:
+    """Return each family's mean measured MFU over the rows that its constants are fitted to."""
+    shares: dict[str, list[float]] = {}
+    for run in published_runs():
+        if run.measured is not None and run.machine is not None and _is_fitted(run, fitted):
+            flops = model_flops_per_token(run.model, run.sequence)
+            share = run.measured * flops / run.machine.chip.peak("bf16")
+            shares.setdefault(run.family, []).append(share)
+    return {family: mean(values) for family, values in shares.items()}
+
+
+def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
+    predictions, notes = predictions_of(run)
+    ordered = sorted(predictions, key=lambda item: item.tokens_per_s_per_chip)
+    middle = ordered[len(ordered) // 2]
+    flops = model_flops_per_token(run.model, run.sequence)
+    peak = load_chip(run.family).peak("bf16")
+    measured = run.measured
+    if measured is None and run.measured_mfu is not None and run.machine is None:
+        measured = run.measured_mfu * peak / flops
+    if len(ordered) > 1:
+        notes = [*notes, f"{len(ordered)} plans: the source leaves sizes open; the median is shown"]
+    if any(not item.fits for item in ordered):
+        notes = [*notes, "does not fit in HBM as predicted"]
+    comparable = measured is not None
+    return Row(
+        id=run.id,
+        family=run.family,
+        measured=measured,
+        predicted=middle.tokens_per_s_per_chip,
+        low=ordered[0].tokens_per_s_per_chip,
+        high=ordered[-1].tokens_per_s_per_chip,
+        measured_mfu=None if measured is None else measured * flops / peak,
+        predicted_mfu=middle.mfu,
+        mfu_low=ordered[0].mfu,
+        mfu_high=ordered[-1].mfu,
+        measured_ratio=run.measured_ratio,
+        predicted_ratio=_speedup(run, middle),
+        baseline=mean_mfu * peak / flops if mean_mfu and comparable else None,
+        fitted=_is_fitted(run, fitted),
+        fits=middle.fits,
+        notes=tuple(notes),
+    )
+
+
+def _speedup(run: Run, all_slices: Prediction) -> float | None:
+    """Return the predicted speed-up of all slices over one with its share of the batch."""
+    if run.measured_ratio is None or run.machine is None or run.batch is None:
+        return None
+    slices = run.machine.slices
+    one = replace(
+        run,
+        machine=Machine(chip=run.machine.chip, shape=run.machine.shape),
+        batch=run.batch // slices,
+        slice_sizes={},
+    )
+    single = predictions_of(one)[0][0]
+    return slices * all_slices.tokens_per_s_per_chip / single.tokens_per_s_per_chip
