@@ -17,6 +17,7 @@ broadcast against each other, so that one `Layout` is one plan or a million of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class AxisLayout:
     strides: tuple[Number, ...]  # 1: neighbours; s: every s-th device of the torus axis
     slices: Number = 1  # along the axis of slices (DCN)
 
-    @property
+    @cached_property
     def size(self) -> Number:
         """Devices in one group."""
         size = self.slices
@@ -110,12 +111,12 @@ class Layout:
         axis: AxisLayout = getattr(self, name)
         return axis
 
-    @property
+    @cached_property
     def gather(self) -> AxisLayout:
         """The group over which weights are gathered: fsdp, and context if it splits weights."""
         return self.fsdp.joined(self.context, self.context_shards_parameters)
 
-    @property
+    @cached_property
     def replicas(self) -> AxisLayout:
         """The group of devices with the same weights after the gather group: all-reduced."""
         return self.data.joined(self.context, np.logical_not(self.context_shards_parameters))

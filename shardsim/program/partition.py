@@ -66,6 +66,12 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
     )
 
 
+def partition_memory(work: Workload, layout: Layout) -> Memory:
+    """Return only the HBM of the program that `partition` writes: a small part of its work."""
+    local = shapes(work, layout)
+    return memory(work, layout, local, saved_elements(work, layout, local))
+
+
 def _weight_tasks(writer: LayerWriter, phase: str) -> list[Compute | Collective]:
     """Return the cast of a layer's weights to the compute format, and their gathering."""
     layout, work, local = writer.layout, writer.work, writer.shapes

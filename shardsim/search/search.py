@@ -1,0 +1,278 @@
+"""Searching the space: memory first, then the price of every plan that could fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shardsim.cost.hbm import hbm_use
+from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.price import price
+from shardsim.errors import PlanError
+from shardsim.machine import Machine
+from shardsim.model import Model
+from shardsim.plan.layout import ROLES, Layout
+from shardsim.plan.plan import MATMUL_OVERLAP, Overlap, Plan, Precision
+from shardsim.plan.resolve import mesh_of, rules_of
+from shardsim.program.partition import partition, partition_memory
+from shardsim.program.shapes import Workload
+from shardsim.search.space import Part, legal_cells, parts
+
+Cell = tuple[int, int, int]  # pair, remat policy, option
+
+OBJECTIVES = ("mfu", "step-time", "cost", "chips")
+
+# Pairs priced at once: a few ten thousand plans, whose arrays stay in the processor's cache.
+CELLS_AT_ONCE = 150000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The best plans, best first, and how many were looked at."""
+
+    predictions: tuple[Prediction, ...]
+    searched: int  # legal plans considered
+    priced: int  # of those, priced in full: step time and HBM
+    fit: int  # of those, fitting in HBM
+    seconds: float
+    smallest_peak_bytes: float  # the least HBM that any considered plan needs on a device
+    complete: bool = True
+
+    @property
+    def best(self) -> Prediction:
+        """The best plan's prediction."""
+        if not self.predictions:
+            raise PlanError("no plan fits in HBM")
+        return self.predictions[0]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the JSON of `shardsim plan`."""
+        from shardsim.plan.io import plan_to_data
+
+        return {
+            "plans": [
+                {**item.to_data(), "plan": plan_to_data(item.plan)} for item in self.predictions
+            ],
+            "searched": self.searched,
+            "priced": self.priced,
+            "fit": self.fit,
+            "seconds": self.seconds,
+            "smallest_peak_bytes": self.smallest_peak_bytes,
+            "complete": self.complete,
+        }
+
+
+@dataclass(kw_only=True)
+class _Best:
+    """The best plan of each combination of role sizes so far."""
+
+    score: dict[tuple[int, ...], float] = field(default_factory=dict)
+    found: dict[tuple[int, ...], tuple[Machine, Part, Cell, bool]] = field(default_factory=dict)
+
+    def add(
+        self,
+        key: tuple[int, ...],
+        score: float,
+        machine: Machine,
+        part: Part,
+        cell: Cell,
+        prefetch: bool,
+    ) -> None:
+        """Keep a plan if no better one with the same role sizes is known."""
+        if score < self.score.get(key, np.inf):
+            self.score[key] = score
+            one = part.take(slice(cell[0], cell[0] + 1))
+            self.found[key] = (machine, one, (0, cell[1], cell[2]), prefetch)
+
+
+def search(
+    model: Model,
+    machines: Machine | Sequence[Machine],
+    batch: int,
+    *,
+    sequence: int | None = None,
+    top: int = 10,
+    objective: str = "mfu",
+    optimizer: str = "adamw",
+    attention: str | None = None,
+    precision: Precision | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SearchResult:
+    """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
+
+    Of plans with the same role sizes only the best is returned, so that the runners-up differ in
+    kind. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
+    search with what was found so far, and `complete` is false.
+    """
+    started = time.perf_counter()
+    machines = [machines] if isinstance(machines, Machine) else list(machines)
+    sequence = sequence or model.sequence
+    work = Workload(
+        model=model,
+        batch=batch,
+        sequence=sequence,
+        precision=precision or Precision(),
+        optimizer=optimizer,
+        attention=attention or default_attention(model, sequence),
+        fused_projections=model.parallel_block,
+    )
+    best = _Best()
+    counts = {"searched": 0, "priced": 0, "fit": 0}
+    smallest = np.inf
+    complete = True
+    todo = [
+        (machine, part) for machine in machines for part in parts(model, machine, batch, sequence)
+    ]
+    total = sum(part.pairs for _, part in todo)
+    done = 0
+    try:
+        for machine, part in todo:
+            cells = part.shape[1] * part.shape[2]
+            step = max(1, CELLS_AT_ONCE // cells)
+            for start in range(0, part.pairs, step):
+                chunk = part.take(slice(start, start + step))
+                smallest = min(smallest, _chunk(work, machine, chunk, objective, best, counts))
+                done += chunk.pairs
+                if progress is not None:
+                    progress(done, total)
+    except KeyboardInterrupt:
+        complete = False
+    chosen = sorted(best.score, key=lambda key: best.score[key])[:top]
+    predictions = []
+    for key in chosen:
+        predictions.append(predict(plan_at(work, *best.found[key])))
+    return SearchResult(
+        predictions=tuple(predictions),
+        seconds=time.perf_counter() - started,
+        smallest_peak_bytes=float(smallest),
+        complete=complete,
+        **counts,
+    )
+
+
+def default_attention(model: Model, sequence: int) -> str:
+    """Return the attention that a new run would use: fused, but for short images.
+
+    At a few hundred tokens the scores are small and a fused kernel gains nothing.
+    """
+    return "unfused" if model.family == "vit" and sequence <= 1024 else "flash"
+
+
+def _chunk(
+    work: Workload,
+    machine: Machine,
+    part: Part,
+    objective: str,
+    best: _Best,
+    counts: dict[str, int],
+) -> float:
+    """Price a chunk of the space; return the least peak HBM in it."""
+    shape = part.shape
+    layout = part.layout()
+    legal, ways = legal_cells(part, layout, work.model, work.batch, work.sequence)
+    counts["searched"] += int((legal * ways).sum())
+    # Without prefetching there is room for more; with it no plan is slower.
+    frugal = layout.reshaped(weights_overlap=False)
+    least = np.broadcast_to(
+        hbm_use(machine, partition_memory(work, frugal)).peak_bytes, shape
+    )
+    smallest = float(np.min(np.where(legal, least, np.inf)))
+    use = hbm_use(machine, partition_memory(work, layout))
+    prefetch = np.broadcast_to(use.fits, shape)
+    fits = legal & (least <= use.capacity_bytes)
+    keep = fits.any(axis=(1, 2))
+    if not keep.any():
+        return smallest
+    if not keep.all():
+        index = np.flatnonzero(keep)
+        part, legal, fits, prefetch = part.take(index), legal[index], fits[index], prefetch[index]
+        layout = part.layout()
+    layout = layout.reshaped(weights_overlap=prefetch)
+    program = partition(work, layout)
+    counts["priced"] += int(legal.sum())
+    counts["fit"] += int(fits.sum())
+    step_s = np.broadcast_to(price(machine, layout, program).step_time_s, fits.shape)
+    score = np.where(fits, step_s * _weight(machine, objective), np.inf)
+    flat = score.reshape(part.pairs, -1)
+    cells = flat.argmin(axis=1)
+    scores = flat[np.arange(part.pairs), cells]
+    sizes = np.stack(
+        [part.factors[role].prod(axis=1) * part.slices[role] for role in ROLES], axis=1
+    )
+    if objective == "chips":
+        scores = scores + machine.chips * 1e6
+    # Of equal scores the simplest: fewer microbatches, which come first in the space.
+    for row in np.argsort(scores, kind="stable"):
+        if np.isinf(scores[row]):
+            break
+        remat, option = divmod(int(cells[row]), fits.shape[2])
+        key = (machine.chips, machine.slices, *machine.shape, *(int(n) for n in sizes[row]))
+        on = bool(prefetch[row, remat, option])
+        best.add(key, float(scores[row]), machine, part, (int(row), remat, option), on)
+    return smallest
+
+
+def _weight(machine: Machine, objective: str) -> float:
+    """Return what a second of step time counts on a machine.
+
+    mfu: seconds times the peak of all chips; cost: times chips; step-time and chips: itself.
+    """
+    if objective == "mfu":
+        return machine.chips * machine.chip.peak("bf16")
+    if objective == "cost":
+        return float(machine.chips)
+    return 1.0
+
+
+def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: bool) -> Plan:
+    """Return one plan of a part of the space as a `Plan`."""
+    pair, remat, option = cell
+    one = part.take(slice(pair, pair + 1))
+    layout = one.layout()
+
+    def scalar(value: Any) -> Any:
+        array = np.broadcast_to(value, one.shape)
+        return array[0, remat, option].item()
+
+    numbers = Layout(
+        **{
+            role: type(layout.data)(
+                factors=tuple(scalar(item) for item in layout.role(role).factors),
+                strides=tuple(scalar(item) for item in layout.role(role).strides),
+                slices=scalar(layout.role(role).slices),
+            )
+            for role in ROLES
+        },
+        residual=scalar(layout.residual),
+        optimizer_over_data=scalar(layout.optimizer_over_data),
+        context_shards_parameters=scalar(layout.context_shards_parameters),
+    )
+    mesh = mesh_of(numbers, machine)
+    parameters, activations, optimizer = rules_of(numbers, mesh)
+    sizes = "-".join(f"{axis.name}{axis.size}" for axis in mesh)
+    return Plan(
+        name=f"{work.model.name}-{machine.name.replace(':', '-').replace('*', 'x')}-{sizes}",
+        model=work.model,
+        machine=machine,
+        batch=work.batch,
+        sequence=work.sequence,
+        mesh=mesh,
+        parameters=parameters,
+        activations=activations,
+        optimizer_rules=optimizer,
+        remat=one.remats[remat],
+        microbatches=scalar(layout.microbatches),
+        overlap=Overlap(
+            matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],
+            weights=prefetch,
+            gradients=bool(scalar(layout.gradients_overlap)),
+        ),
+        precision=work.precision,
+        optimizer=work.optimizer,
+        attention=work.attention,
+        fused_projections=work.fused_projections,
+    )

@@ -1,0 +1,282 @@
+"""The space of plans: every way to give a slice's torus axes to roles, and every choice besides.
+
+A mesh gives each torus axis whole to one role, or splits it between two (the inner one gets
+neighbours, the outer one every n-th device); the axis of slices goes whole to one role. Torus
+axes that are alike (same length, same wrap) are exchanged only once. On every mesh: microbatches,
+remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
+the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
+without a tensor axis, for example) are counted once.
+
+Two choices are settled without pricing both sides, because one is never slower: the residual
+stream is split on the sequence where that divides (on embed it costs the norms' statistics on
+top), and weights are prefetched wherever HBM has room for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from shardsim.machine import Machine, TorusAxis
+from shardsim.model import Model
+from shardsim.plan.layout import (
+    EMBED_SHARDED,
+    REPLICATED,
+    ROLES,
+    SEQUENCE_SHARDED,
+    AxisLayout,
+    Layout,
+)
+from shardsim.plan.legality import legal
+from shardsim.plan.remat import POLICIES, Remat
+
+Array = np.ndarray[Any, Any]
+
+MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
+SLICE_ROLES = ("data", "fsdp", "pipeline")
+# At most this many roles have a size above one: a mesh of four axes is the largest that people
+# run, and one of them may span slices.
+MAX_ROLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The choices on one kind of mesh, as equally long arrays of shape [options]."""
+
+    residual_split: Array
+    matmul_overlap: Array
+    optimizer_over_data: Array
+    context_shards_parameters: Array
+    gathers: Array  # whether weights are gathered, so that prefetching is a choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the space in which the same choices make sense: [pairs] x [remat] x [options].
+
+    A pair is a mesh with a number of microbatches.
+    """
+
+    factors: dict[str, Array]  # role -> [pairs, torus axes]
+    slices: dict[str, Array]  # role -> [pairs]
+    microbatches: Array  # [pairs]
+    residual: Array  # [pairs]: how a split residual stream lies
+    residuals: Array  # [pairs]: in how many ways it could
+    choices: Choices
+    remats: tuple[Remat, ...]
+
+    @property
+    def pairs(self) -> int:
+        """How many meshes with microbatches there are."""
+        return len(self.microbatches)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Pairs, remat policies, options."""
+        return self.pairs, len(self.remats), len(self.choices.matmul_overlap)
+
+    def take(self, index: Any) -> Part:
+        """Return the part with only some of its pairs."""
+        return Part(
+            factors={role: array[index] for role, array in self.factors.items()},
+            slices={role: array[index] for role, array in self.slices.items()},
+            microbatches=self.microbatches[index],
+            residual=self.residual[index],
+            residuals=self.residuals[index],
+            choices=self.choices,
+            remats=self.remats,
+        )
+
+    def layout(self) -> Layout:
+        """Return all plans of the part as one layout; arrays broadcast to `shape`."""
+        inner: dict[str, Array] = {}
+        reached = np.ones_like(next(iter(self.factors.values())))
+        for role in reversed(ROLES):
+            inner[role] = np.where(self.factors[role] > 1, reached, 1)
+            reached = reached * self.factors[role]
+        axes = {
+            role: AxisLayout(
+                factors=tuple(column[:, None, None] for column in self.factors[role].T),
+                strides=tuple(column[:, None, None] for column in inner[role].T),
+                slices=self.slices[role][:, None, None],
+            )
+            for role in ROLES
+        }
+        keeps = {
+            f"keep_{tensor}": np.array([remat.keeps(tensor) for remat in self.remats])[
+                None, :, None
+            ]
+            for tensor in (
+                "qkv",
+                "context",
+                "attention_output",
+                "mlp_hidden",
+                "mlp_output",
+                "rest",
+            )
+        }
+        return Layout(
+            pipeline=axes["pipeline"],
+            data=axes["data"],
+            fsdp=axes["fsdp"],
+            context=axes["context"],
+            tensor2=axes["tensor2"],
+            tensor=axes["tensor"],
+            context_shards_parameters=self.choices.context_shards_parameters[None, None, :],
+            residual=np.where(
+                self.choices.residual_split, self.residual[:, None, None], REPLICATED
+            ),
+            optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
+            matmul_overlap=self.choices.matmul_overlap[None, None, :],
+            weights_overlap=True,
+            gradients_overlap=False,
+            microbatches=self.microbatches[:, None, None],
+            keep_qkv=keeps["keep_qkv"],
+            keep_context=keeps["keep_context"],
+            keep_attention_output=keeps["keep_attention_output"],
+            keep_mlp_hidden=keeps["keep_mlp_hidden"],
+            keep_mlp_output=keeps["keep_mlp_output"],
+            keep_rest=keeps["keep_rest"],
+        )
+
+
+def axis_options(axis: TorusAxis) -> Array:
+    """Return the ways to give one torus axis to roles: [ways, roles], factors of each role."""
+    ways = []
+    for role in range(len(ROLES)):
+        row = [1] * len(ROLES)
+        row[role] = axis.length
+        ways.append(row)
+    splits = [size for size in range(2, axis.length) if axis.length % size == 0]
+    for outer, inner in combinations(range(len(ROLES)), 2):
+        for size in splits:
+            row = [1] * len(ROLES)
+            row[inner] = size
+            row[outer] = axis.length // size
+            ways.append(row)
+    return np.array(ways if axis.length > 1 else [[1] * len(ROLES)])
+
+
+def meshes(machine: Machine) -> tuple[Array, Array]:
+    """Return every mesh: factors [meshes, torus axes, roles] and slices [meshes, roles]."""
+    factors: Array = np.zeros((1, 0, len(ROLES)), dtype=np.int64)
+    last: Array = np.zeros(1, dtype=np.int64)
+    before: TorusAxis | None = None
+    for axis in machine.axes:
+        ways = axis_options(axis)
+        count = len(ways)
+        old = np.repeat(np.arange(len(factors)), count)
+        new = np.tile(np.arange(count), len(factors))
+        alike = (
+            before is not None and before.length == axis.length and before.wrapped == axis.wrapped
+        )
+        if alike:
+            keep = new >= last[old]
+            old, new = old[keep], new[keep]
+        factors = np.concatenate([factors[old], ways[new][:, None, :]], axis=1)
+        # Only few roles at a time: cut as early as possible.
+        few = (factors.prod(axis=1) > 1).sum(axis=1) <= MAX_ROLES
+        factors, last = factors[few], new[few]
+        before = axis
+    slices = np.ones((1, len(ROLES)), dtype=np.int64)
+    if machine.slices > 1:
+        slices = np.ones((len(SLICE_ROLES), len(ROLES)), dtype=np.int64)
+        for row, role in enumerate(SLICE_ROLES):
+            slices[row, ROLES.index(role)] = machine.slices
+    many = len(factors)
+    factors = np.repeat(factors, len(slices), axis=0)
+    return factors, np.tile(slices, (many, 1))
+
+
+def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Choices:
+    """Return the choices that differ on a mesh with or without these roles."""
+    residuals = [(False, 0)] + [(True, mode) for mode in (0, 1, 2)] * tensor
+    rows = [
+        (split, mode, over_data, with_context, gathered or with_context)
+        for split, mode in residuals
+        for over_data in ((False, True) if data else (False,))
+        for with_context in ((False, True) if context else (False,))
+    ]
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return Choices(
+        residual_split=columns[0],
+        matmul_overlap=columns[1],
+        optimizer_over_data=columns[2],
+        context_shards_parameters=columns[3],
+        gathers=columns[4],
+    )
+
+
+def parts(model: Model, machine: Machine, batch: int, sequence: int) -> Iterator[Part]:
+    """Yield the space, in parts, with all pairs that some legal plan has."""
+    factors, slices = meshes(machine)
+    sizes = factors.prod(axis=1) * slices
+    size = {role: sizes[:, index] for index, role in enumerate(ROLES)}
+    # What no choice can mend goes first.
+    inner = size["tensor"] * size["tensor2"]
+    keep = (
+        (model.heads % inner == 0)
+        & (model.mlp % inner == 0)
+        & (sequence % size["context"] == 0)
+        & (model.layers % size["pipeline"] == 0)
+        & (batch % (size["data"] * size["fsdp"]) == 0)
+        & (model.embed % (size["fsdp"] * size["tensor2"]) == 0)
+    )
+    factors, slices, sizes = factors[keep], slices[keep], sizes[keep]
+    count = np.array([number for number in MICROBATCHES if number <= batch])
+    mesh = np.repeat(np.arange(len(factors)), len(count))
+    microbatches = np.tile(count, len(factors))
+    groups = sizes[mesh, ROLES.index("data")] * sizes[mesh, ROLES.index("fsdp")]
+    fits = (batch % (groups * microbatches) == 0) & (
+        microbatches >= sizes[mesh, ROLES.index("pipeline")]
+    )
+    mesh, microbatches = mesh[fits], microbatches[fits]
+    kind = np.zeros(len(mesh), dtype=np.int64)
+    flags = ("tensor", "fsdp", "data", "context")
+    for bit, role in enumerate(flags):
+        kind |= (sizes[mesh, ROLES.index(role)] > 1).astype(np.int64) << bit
+    tensor, context = sizes[mesh, ROLES.index("tensor")], sizes[mesh, ROLES.index("context")]
+    on_sequence = sequence % (tensor * context) == 0
+    on_embed = model.embed % inner_of(sizes[mesh]) == 0
+    residual = np.where(on_sequence, SEQUENCE_SHARDED, EMBED_SHARDED)
+    residuals = on_sequence.astype(np.int64) + on_embed
+    remats = tuple(Remat(save=kept) for kept in POLICIES.values())
+    for value in np.unique(kind):
+        chosen = np.flatnonzero(kind == value)
+        has = [bool(value >> bit & 1) for bit in range(len(flags))]
+        yield Part(
+            factors={
+                role: factors[mesh[chosen], :, index] for index, role in enumerate(ROLES)
+            },
+            slices={role: slices[mesh[chosen], index] for index, role in enumerate(ROLES)},
+            microbatches=microbatches[chosen],
+            residual=residual[chosen],
+            residuals=residuals[chosen],
+            choices=_choices(*has),
+            remats=remats,
+        )
+
+
+def inner_of(sizes: Array) -> Array:
+    """Return tensor times tensor2 of role sizes [meshes, roles]."""
+    product: Array = sizes[:, ROLES.index("tensor")] * sizes[:, ROLES.index("tensor2")]
+    return product
+
+
+def legal_cells(
+    part: Part, layout: Layout, model: Model, batch: int, sequence: int
+) -> tuple[Array, Array]:
+    """Return which plans of a part are legal, and how many plans each cell stands for.
+
+    Both are of the part's shape. A cell stands for the ways of prefetching, and for the ways in
+    which a split residual stream can lie.
+    """
+    shape = part.shape
+    mask = np.broadcast_to(legal(model, batch, sequence, layout), shape)
+    ways = np.where(part.choices.residual_split, part.residuals[:, None, None], 1)
+    ways = ways * np.where(part.choices.gathers, 2, 1)
+    return mask, np.broadcast_to(ways, shape)
