@@ -70,13 +70,17 @@ def plan(
     """
     from shardsim.cli.show import plans_text, show_bytes
     from shardsim.errors import PlanError
+    from shardsim.files import check_writable
     from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
+    from shardsim.plan.io import LARGEST
     from shardsim.search.search import search
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
-        if value is not None and value < 1:
-            raise PlanError(f"{key}: must be a positive whole number, not {value}")
+        if value is not None and not 1 <= value <= LARGEST:
+            raise PlanError(f"{key}: must be a whole number from 1 to {LARGEST:,}, not {value}")
+    if output:
+        check_writable(output)
     wanted = read_model(model)
     machines = [parse_machine(text) for text in slices.split(",") if text.strip()]
     for text in slices.split(","):
@@ -271,10 +275,13 @@ def sweep(
     import csv
     import io
 
-    from shardsim.files import write_text
+    from shardsim.errors import PlanError
+    from shardsim.files import check_writable, write_text
     from shardsim.search.whatif import parse_vary
     from shardsim.search.whatif import sweep as run
 
+    if csv_path:
+        check_writable(csv_path)
     keys = [parse_vary(text) for text in vary]
     names = [key for key, _ in keys]
     rows: list[dict[str, Any]] = []
@@ -283,6 +290,8 @@ def sweep(
         if item is not None:
             row["prediction"] = item.to_data()
         rows.append(row)
+    if all(row["prediction"] is None for row in rows):
+        raise PlanError(f"no combination makes a plan: {rows[0]['why_not']}")
     headers = [
         *names,
         "mfu",

@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.errors import PlanError, ShardsimError, nearest
+from shardsim.errors import HardwareError, PlanError, ShardsimError, nearest
 from shardsim.files import parse_yaml
-from shardsim.machine import Machine, override_chip, parse_machine
+from shardsim.machine import Chip, Machine, override_chip, parse_machine
+from shardsim.machine.chip import TIMES
 from shardsim.model import load_model, override_model
 from shardsim.plan.io import KEYS, plan_from_data, plan_to_data
 from shardsim.plan.plan import Overlap, Plan
@@ -19,6 +21,9 @@ from shardsim.plan.remat import POLICIES, Remat
 from shardsim.plan.resolve import resolve
 
 ROOTS = (*KEYS, "chip")
+MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
+FARTHEST = 1e6  # a figure of the chip may be so many times larger or smaller than it is
+LONGEST_TIME_S = 1.0  # of a chip's latencies and overheads
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -43,10 +48,22 @@ def parse_value(key: str, text: str) -> Any:
 def parse_vary(text: str) -> tuple[str, list[Any]]:
     """Read `key=a,b,c` into the key and its values."""
     key, equals, values = text.partition("=")
-    parts = [part for part in values.split(",") if part.strip()]
+    parts = [part for part in _split(values) if part.strip()]
     if not equals or not key.strip() or not parts:
         raise PlanError(f"'{text[:80]}': expected key=a,b,c, such as microbatches=1,2,4")
     return key.strip(), [parse_value(key.strip(), part) for part in parts]
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets: `full,{save: [qkv, context]}` has two parts."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
@@ -55,6 +72,7 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     Keys are those of a plan file, with dots into it (`overlap.weights`, `rules.activations.seq`);
     `model.*` are the model's options, `chip.*` the chip's figures. `mesh.NAME` takes a size: the
     mesh is laid on the torus anew, and the largest axis that was not named takes up what is left.
+    So it is on another slice.
     """
     data = plan_to_data(plan)
     model, machine = plan.model, plan.machine
@@ -63,27 +81,25 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     sizes: dict[str, int] = {}
     for key, value in changes.items():
         root, _, rest = key.partition(".")
-        if root not in ROOTS:
-            raise PlanError(f"{key}: unknown key{nearest(root, ROOTS)}")
+        _check_root(key)
         if root == "model" and rest:
             options[rest] = value
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
             sizes[rest] = value
-        elif root == "machine":
-            own = parse_machine(_word(value, key))
-            machine = own
+        elif key == "machine":
+            machine = parse_machine(_word(value, key))
         elif root == "model":
             model = load_model(value)
         else:
             _assign(data, key, value)
     if figures:
-        chip = override_chip(machine.chip, figures)
-        machine = replace(machine, chip=chip)
+        machine = replace(machine, chip=_other_chip(machine.chip, figures))
     if options:
         model = override_model(model, options)
-    if sizes:
+    another = machine.shape != plan.machine.shape or machine.slices != plan.machine.slices
+    if sizes or (another and "mesh" not in changes):
         data["mesh"] = _resized(data["mesh"], sizes, machine)
     data["machine"] = machine.name
     if not model.parallel_block and "fused_projections" not in changes:
@@ -91,6 +107,34 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     if model != plan.model and "sequence" not in changes and plan.sequence == plan.model.sequence:
         data["sequence"] = model.sequence
     return plan_from_data(data, plan.name, machine=machine, model=model)
+
+
+def _check_root(key: str) -> None:
+    root, dot, rest = key.partition(".")
+    if root not in ROOTS:
+        raise PlanError(f"{key}: unknown key{nearest(root, ROOTS)}")
+    if (dot and not rest) or (root == "chip" and not rest):
+        example = {"chip": "link_bytes_per_s", "model": "layers"}.get(root, "KEY")
+        raise PlanError(f"{key}: name what of it to change, as in {root}.{example}")
+
+
+def _other_chip(chip: Chip, figures: Mapping[str, Any]) -> Chip:
+    """Return `chip` with figures changed, within what the formulas can be asked about."""
+    try:
+        changed = override_chip(chip, figures)
+    except HardwareError as error:
+        raise HardwareError(f"chip: {str(error).removeprefix('override: ')}") from None
+    for key, value in figures.items():
+        root, _, dtype = key.partition(".")
+        now = getattr(chip, root)
+        now = now[dtype] if dtype else now
+        if root in TIMES and value > LONGEST_TIME_S:
+            raise HardwareError(f"chip.{key}: {value:g} s is longer than {LONGEST_TIME_S:g} s")
+        if root not in TIMES and now and not now / FARTHEST <= value <= now * FARTHEST:
+            raise HardwareError(
+                f"chip.{key}: {value:g} is more than {FARTHEST:g} times away from {now:g}"
+            )
+    return changed
 
 
 def _word(value: Any, key: str) -> str:
@@ -239,10 +283,13 @@ def sweep(
 
     A combination that makes no legal plan comes with the reason; an unknown key is an error.
     """
-    for key, _ in vary:
-        root = key.partition(".")[0]
-        if root not in ROOTS:
-            raise PlanError(f"{key}: unknown key{nearest(root, ROOTS)}")
+    keys = [key for key, _ in vary]
+    for key in keys:
+        _check_root(key)
+        if keys.count(key) > 1:
+            raise PlanError(f"{key}: varied twice; give all its values at once")
+    if (count := prod(len(values) for _, values in vary)) > MOST_COMBINATIONS:
+        raise PlanError(f"{count:,} combinations are too many; at most {MOST_COMBINATIONS:,}")
     for values in product(*(values for _, values in vary)):
         changes = {key: copy.copy(value) for (key, _), value in zip(vary, values, strict=True)}
         try:

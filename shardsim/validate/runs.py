@@ -124,7 +124,11 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 
 def read_runs(path: str | os.PathLike[str]) -> tuple[list[Run], list[tuple[str, str]]]:
     """Read a runs file; rows that cannot be understood come back with the reason."""
-    data = read_yaml(path)
+    return runs_from_data(read_yaml(path), str(path))
+
+
+def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str]]]:
+    """Read what a runs file holds; `path` starts every error message."""
     rows = data.get("runs") if isinstance(data, Mapping) else data
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise FileError(f"{path}: missing key 'runs', a list of published runs")
@@ -156,7 +160,12 @@ def constants() -> tuple[Constant, ...]:
 
 def validate(path: str | os.PathLike[str] | None = None) -> Validation:
     """Predict every run of a file (by default the published ones) and compare."""
-    runs, failed = read_runs(path or PUBLISHED)
+    return validate_data(read_yaml(path or PUBLISHED), str(path or PUBLISHED))
+
+
+def validate_data(data: Any, path: str) -> Validation:
+    """Predict every run of what a runs file holds and compare."""
+    runs, failed = runs_from_data(data, path)
     fitted = constants()
     means = _mean_mfu(fitted)
     rows = []
