@@ -188,7 +188,7 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
 
     \b
     Example:
-      shardsim ablate palm-540b-published
+      shardsim ablate palm-540b-published-two-pods
     """
     from shardsim.cost.predict import predict as run
     from shardsim.search.whatif import ablate as run_ablations
