@@ -68,11 +68,12 @@ def plan(
     Example:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
     """
-    from shardsim.cli.show import plans_text, show_bytes
+    from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
     from shardsim.search.search import search
+    from shardsim.units import show_bytes
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and value < 1:

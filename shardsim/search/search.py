@@ -15,7 +15,7 @@ from shardsim.cost.price import price
 from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
-from shardsim.plan.layout import ROLES, Layout
+from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.program.partition import partition, partition_memory
@@ -265,15 +265,16 @@ def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: 
         array = np.broadcast_to(value, one.shape)
         return array[0, remat, option].item()
 
+    axes: dict[str, Any] = {
+        role: AxisLayout(
+            factors=tuple(scalar(item) for item in layout.role(role).factors),
+            strides=tuple(scalar(item) for item in layout.role(role).strides),
+            slices=scalar(layout.role(role).slices),
+        )
+        for role in ROLES
+    }
     numbers = Layout(
-        **{
-            role: type(layout.data)(
-                factors=tuple(scalar(item) for item in layout.role(role).factors),
-                strides=tuple(scalar(item) for item in layout.role(role).strides),
-                slices=scalar(layout.role(role).slices),
-            )
-            for role in ROLES
-        },
+        **axes,
         residual=scalar(layout.residual),
         optimizer_over_data=scalar(layout.optimizer_over_data),
         context_shards_parameters=scalar(layout.context_shards_parameters),
