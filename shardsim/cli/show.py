@@ -125,6 +125,7 @@ def plans_text(items: Sequence[Prediction]) -> str:
                 plan.overlap.matmul if tensor else "-",
                 f"{100 * item.mfu:.1f}",
                 f"{item.step_time_s:.4g}",
+                f"{100 * item.time['exposed_comm_s'] / item.step_time_s:.1f}",
                 f"{item.hbm['peak_bytes'] / 2**30:.1f}",
                 item.limited_by,
             ]
@@ -139,6 +140,7 @@ def plans_text(items: Sequence[Prediction]) -> str:
             "collective matmul",
             "MFU %",
             "step s",
+            "exposed %",
             "HBM GiB",
             "limited by",
         ],
