@@ -14,6 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from shardsim.cli.main import main
+from shardsim.files import parse_yaml
+from shardsim.model import load_model
+from shardsim.plan import plan_from_data
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +48,14 @@ def test_every_command_is_documented() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in main.commands:
         assert f"shardsim {name}" in text
+
+
+def test_the_plan_file_page_shows_a_plan_and_a_model_that_load() -> None:
+    text = (ROOT / "docs" / "plan-files.md").read_text(encoding="utf-8")
+    plan, model = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    loaded = plan_from_data(parse_yaml(plan, "page"), "page")
+    assert (loaded.machine.chips, loaded.axis("model").size) == (1024, 8)
+    assert load_model(parse_yaml(model, "page")).parallel_block
 
 
 def rewrite() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardsim.cli.output import table
-from shardsim.units import show_bytes, show_count, show_percent, show_time
+from shardsim.units import show_bytes, show_percent, show_time
 
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
@@ -156,7 +156,7 @@ def model_rows(names: Sequence[str], load: Any) -> str:
         rows.append(
             [
                 name,
-                show_count(model.parameters),
+                f"{model.parameters / 1e9:,.3f} B",
                 model.layers,
                 model.embed,
                 model.mlp,
