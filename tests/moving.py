@@ -9,7 +9,7 @@ reached half from either side, so every shard is two halves.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,9 +27,11 @@ class Line:
     hop_s: float
     ways: int = 2  # directions that are used
     time_s: float = 0.0
-    link_bytes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    sent: Counter[int] = field(default_factory=Counter)
-    received: Counter[int] = field(default_factory=Counter)
+    link_bytes: defaultdict[tuple[int, int], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
+    sent: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    received: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def length(self) -> int:
@@ -45,21 +47,22 @@ class Line:
 
     def step(self, moves: list[tuple[int, int, float]]) -> None:
         """Move (from member, way, bytes) in every interleaved group at once."""
-        carried: Counter[tuple[int, int]] = Counter()
+        carried: defaultdict[tuple[int, int], float] = defaultdict(float)
         for member, way, size in moves:
             other = self.neighbour(member, way)
             assert other is not None
-            self.sent[member] += size  # type: ignore[assignment]
-            self.received[other] += size  # type: ignore[assignment]
+            self.sent[member] += size
+            self.received[other] += size
             for group in range(self.stride):
                 device = member * self.stride + group
                 for _ in range(self.stride):
                     after = (device + way) % self.length
-                    carried[device, after] += size  # type: ignore[assignment]
+                    carried[device, after] += size
                     device = after
                 assert device == other * self.stride + group
         if carried:
-            self.link_bytes.update(carried)
+            for link, size in carried.items():
+                self.link_bytes[link] += size
             self.time_s += max(carried.values()) / self.bytes_per_s + self.stride * self.hop_s
 
     def reach(self, member: int, way: int, half: int) -> int:
@@ -132,7 +135,7 @@ class Line:
     def all_to_all_s(self, held_bytes: float) -> float:
         """Return the time in which the busiest link has carried its share of an exchange."""
         part = held_bytes / self.members
-        load: Counter[tuple[int, int]] = Counter()
+        load: defaultdict[tuple[int, int], float] = defaultdict(float)
         for source in range(self.members):
             for target in range(self.members):
                 for way, share in self.routes(source, target):
@@ -140,7 +143,7 @@ class Line:
                         device = source * self.stride + group
                         while device != target * self.stride + group:
                             after = (device + way) % self.length
-                            load[device, after] += share * part  # type: ignore[assignment]
+                            load[device, after] += share * part
                             device = after
         return max(load.values()) / self.bytes_per_s
 
