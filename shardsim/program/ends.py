@@ -105,14 +105,32 @@ def _vocabulary(writer: LayerWriter) -> list[Task]:
 
 
 def _map_head(writer: LayerWriter) -> list[Task]:
-    """Return the attention-pooling head: keys and values of all tokens, one query an image."""
-    shapes, model = writer.shapes, writer.work.model
-    width = 2.0 * model.embed / writer.tensor
+    """Return the attention-pooling head: keys and values of all tokens, one query an image.
+
+    Every head has its own key and value, however many the blocks have.
+    """
+    shapes, work = writer.shapes, writer.work
+    model = work.model
+    width = float(model.attention_width) / writer.tensor
     rows = shapes.sequences
-    tasks: list[Task] = []
+    # Scores and weighted values, and their four gradients: each crosses all keys or all values.
+    products = 6
+    pairs = Compute(
+        name="pooling attention",
+        kind="attention",
+        m=1.0,
+        k=float(model.head_dim),
+        n=shapes.queries,
+        batch=rows * shapes.heads,
+        matmuls=products,
+        hbm_bytes=products * rows * shapes.heads * shapes.queries * model.head_dim * writer.width,
+        dtype=work.precision.compute,
+    )
+    tasks: list[Task] = [pairs]
     for name, m, k, n in (
-        ("pooling keys and values", shapes.tokens, shapes.embed, width),
-        ("pooling output", rows, model.embed / writer.tensor, shapes.embed),
+        ("pooling query", rows, shapes.embed, width),
+        ("pooling keys and values", shapes.tokens, shapes.embed, 2.0 * width),
+        ("pooling output", rows, width, shapes.embed),
         ("pooling mlp in", rows, shapes.embed, shapes.hidden),
         ("pooling mlp out", rows, shapes.hidden, shapes.embed),
     ):
