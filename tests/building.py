@@ -113,13 +113,9 @@ def wires(chip: Chip, *axes: tuple[int, bool]) -> Any:
     )
 
 
-def axis_layout(
-    *factors: int, strides: Sequence[int] | None = None, slices: int = 1
-) -> AxisLayout:
+def axis_layout(*factors: int, strides: Sequence[int] | None = None, slices: int = 1) -> AxisLayout:
     """Return a group that takes `factors` of the torus axes."""
-    return AxisLayout(
-        factors=factors, strides=tuple(strides or [1] * len(factors)), slices=slices
-    )
+    return AxisLayout(factors=factors, strides=tuple(strides or [1] * len(factors)), slices=slices)
 
 
 def build(
