@@ -72,7 +72,7 @@ def plan(
     from shardsim.errors import PlanError
     from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
-    from shardsim.search.search import search
+    from shardsim.planner.search import search
     from shardsim.units import show_bytes
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
@@ -128,7 +128,7 @@ def plan(
 
 def _load(path: str, changes: tuple[str, ...] = ()) -> Any:
     from shardsim.plan import load_plan
-    from shardsim.search.whatif import changed, parse_assignment
+    from shardsim.planner.whatif import changed, parse_assignment
 
     loaded = load_plan(path)
     if not changes:
@@ -192,7 +192,7 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
       shardsim ablate palm-540b-published-two-pods
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.search.whatif import ablate as run_ablations
+    from shardsim.planner.whatif import ablate as run_ablations
 
     base = run(_load(path, changes))
     results = run_ablations(base.plan)
@@ -273,8 +273,8 @@ def sweep(
     import io
 
     from shardsim.files import write_text
-    from shardsim.search.whatif import parse_vary
-    from shardsim.search.whatif import sweep as run
+    from shardsim.planner.whatif import parse_vary
+    from shardsim.planner.whatif import sweep as run
 
     keys = [parse_vary(text) for text in vary]
     names = [key for key, _ in keys]
@@ -335,7 +335,7 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
       shardsim sensitivity vit-22b-published-tp8
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.search.whatif import sensitivity as elasticities
+    from shardsim.planner.whatif import sensitivity as elasticities
 
     base = run(_load(path, changes))
     results = elasticities(base.plan)
