@@ -22,9 +22,9 @@ def hardware(name: str | None, as_json: bool) -> None:
       shardsim hardware v4
       shardsim hardware v4-2048
     """
-    from shardsim.cli.show import show_bytes, show_count
     from shardsim.machine import chip_names, explain, load_chip, parse_machine, possible_slices
     from shardsim.machine.catalog import find_name
+    from shardsim.units import show_bytes, show_count
 
     if name is None:
         chips = [load_chip(each) for each in chip_names()]
@@ -137,8 +137,9 @@ def models(name: str | None, as_json: bool) -> None:
       shardsim models
       shardsim models vit-22b
     """
-    from shardsim.cli.show import model_rows, show_count
+    from shardsim.cli.show import model_rows
     from shardsim.model import load_model, model_flops_per_token, model_names, parameters
+    from shardsim.units import show_count
 
     if name is None:
         if as_json:

@@ -68,13 +68,14 @@ def plan(
     Example:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
     """
-    from shardsim.cli.show import plans_text, show_bytes
+    from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
     from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
     from shardsim.plan.io import LARGEST
-    from shardsim.search.search import search
+    from shardsim.planner.search import search
+    from shardsim.units import show_bytes
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:
@@ -131,7 +132,7 @@ def plan(
 
 def _load(path: str, changes: tuple[str, ...] = ()) -> Any:
     from shardsim.plan import load_plan
-    from shardsim.search.whatif import changed, parse_assignment
+    from shardsim.planner.whatif import changed, parse_assignment
 
     loaded = load_plan(path)
     if not changes:
@@ -192,10 +193,10 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
 
     \b
     Example:
-      shardsim ablate palm-540b-published
+      shardsim ablate palm-540b-published-two-pods
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.search.whatif import ablate as run_ablations
+    from shardsim.planner.whatif import ablate as run_ablations
 
     base = run(_load(path, changes))
     results = run_ablations(base.plan)
@@ -277,8 +278,8 @@ def sweep(
 
     from shardsim.errors import PlanError
     from shardsim.files import check_writable, write_text
-    from shardsim.search.whatif import parse_vary
-    from shardsim.search.whatif import sweep as run
+    from shardsim.planner.whatif import parse_vary
+    from shardsim.planner.whatif import sweep as run
 
     if csv_path:
         check_writable(csv_path)
@@ -343,7 +344,7 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
       shardsim sensitivity vit-22b-published-tp8
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.search.whatif import sensitivity as elasticities
+    from shardsim.planner.whatif import sensitivity as elasticities
 
     base = run(_load(path, changes))
     results = elasticities(base.plan)

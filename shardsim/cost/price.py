@@ -155,18 +155,18 @@ class _Pricer:
         whole: dict[str, Number] = {}
         cut: dict[str, Number] = {}
         rings = {name for task in block.collectives() for name in task.partners}
-        for task in block.computes():
-            cost = compute_time(self.chip, task)
-            time.unit.add(cost.unit_s * task.count)
-            time.memory.add(cost.memory_s * task.count)
-            time.overhead.add(cost.overhead_s * task.count)
-            time.flops.add(task.flops * task.count)
-            if task.name in rings:
-                whole[task.name] = cost.total_s * task.count
+        for work in block.computes():
+            cost = compute_time(self.chip, work)
+            time.unit.add(cost.unit_s * work.count)
+            time.memory.add(cost.memory_s * work.count)
+            time.overhead.add(cost.overhead_s * work.count)
+            time.flops.add(work.flops * work.count)
+            if work.name in rings:
+                whole[work.name] = cost.total_s * work.count
                 members = self.layout.tensor.size
-                cut[task.name] = compute_time(self.chip, task, members).total_s * task.count
+                cut[work.name] = compute_time(self.chip, work, members).total_s * work.count
             if self.detail:
-                self._note_compute(block, task, cost.total_s, cost.unit_s, cost.memory_s)
+                self._note_compute(block, work, cost.total_s, cost.unit_s, cost.memory_s)
         behind = []
         ring_busy = Total()
         for task in block.collectives():
@@ -223,22 +223,24 @@ class _Pricer:
             if self.detail:
                 self._note(block, task, alone / np.maximum(task.count, 1), exposed)
             if block.phase in ("forward", "backward") and task.role == "gather":
-                self._ends(block, task, time, alone, switch)
+                taken = taken - self._ends(block, task, time, alone - exposed)
         if block.phase == "backward":
             self.slack_s = np.maximum(window - taken, 0.0)
 
-    def _ends(
-        self, block: Block, task: Collective, time: _BlockTime, alone: Number, switch: Number
-    ) -> None:
-        """Expose the first gather and the last scatter of a pass: nothing runs beside them."""
+    def _ends(self, block: Block, task: Collective, time: _BlockTime, hidden: Number) -> Number:
+        """Expose the first gather and the last scatter of a pass: nothing runs beside them.
+
+        Return what a trip, on average, hides less for it.
+        """
         first = block.phase == "forward" and task.kind == "all-gather"
         last = block.phase == "backward" and task.kind == "reduce-scatter"
-        if first or last:
-            layers = block.trips / self.layout.microbatches
-            share = np.where(switch, alone / layers, 0.0)
-            time.exposed.add(share)
-            if self.detail:
-                self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+        if not (first or last):
+            return 0.0
+        share = hidden * self.layout.microbatches / block.trips
+        time.exposed.add(share)
+        if self.detail:
+            self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+        return share
 
     def _offload(self, block: Block, time: _BlockTime) -> None:
         """Expose what copying kept activations to the host and back takes beyond the block."""

@@ -13,14 +13,14 @@ from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.price import price
 from shardsim.errors import PlanError, nearest
-from shardsim.machine import Machine
-from shardsim.model import Model
-from shardsim.plan.layout import ROLES, Layout
+from shardsim.machine import Machine, parse_machine
+from shardsim.model import Model, load_model
+from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
+from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.partition import partition, partition_memory
 from shardsim.program.shapes import Workload
-from shardsim.search.space import Part, legal_cells, parts
 
 Cell = tuple[int, int, int]  # pair, remat policy, option
 
@@ -95,8 +95,8 @@ class _Best:
 
 
 def search(
-    model: Model,
-    machines: Machine | Sequence[Machine],
+    model: Model | str,
+    machines: Machine | str | Sequence[Machine | str],
     batch: int,
     *,
     sequence: int | None = None,
@@ -110,12 +110,17 @@ def search(
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
 
+    >>> search("vit-b-16", "v5e:2x4", 1024).best.plan.machine.name
+    'v5e:2x4'
+
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
     kind. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
     search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
-    machines = [machines] if isinstance(machines, Machine) else list(machines)
+    model = load_model(model) if isinstance(model, str) else model
+    given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
+    slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
@@ -146,7 +151,7 @@ def search(
     complete = True
     todo = [
         (machine, part)
-        for machine in machines
+        for machine in slices
         for part in parts(model, machine, batch, sequence, max_axes)
     ]
     total = sum(part.pairs for _, part in todo)
@@ -260,15 +265,16 @@ def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: 
         array = np.broadcast_to(value, one.shape)
         return array[0, remat, option].item()
 
+    axes: dict[str, Any] = {
+        role: AxisLayout(
+            factors=tuple(scalar(item) for item in layout.role(role).factors),
+            strides=tuple(scalar(item) for item in layout.role(role).strides),
+            slices=scalar(layout.role(role).slices),
+        )
+        for role in ROLES
+    }
     numbers = Layout(
-        **{
-            role: type(layout.data)(
-                factors=tuple(scalar(item) for item in layout.role(role).factors),
-                strides=tuple(scalar(item) for item in layout.role(role).strides),
-                slices=scalar(layout.role(role).slices),
-            )
-            for role in ROLES
-        },
+        **axes,
         residual=scalar(layout.residual),
         optimizer_over_data=scalar(layout.optimizer_over_data),
         context_shards_parameters=scalar(layout.context_shards_parameters),

@@ -103,19 +103,8 @@ class Part:
             )
             for role in ROLES
         }
-        keeps = {
-            f"keep_{tensor}": np.array([remat.keeps(tensor) for remat in self.remats])[
-                None, :, None
-            ]
-            for tensor in (
-                "qkv",
-                "context",
-                "attention_output",
-                "mlp_hidden",
-                "mlp_output",
-                "rest",
-            )
-        }
+        flags = [remat.flags() for remat in self.remats]
+        keeps = {name: np.array([flag[name] for flag in flags])[None, :, None] for name in flags[0]}
         return Layout(
             pipeline=axes["pipeline"],
             data=axes["data"],
@@ -132,13 +121,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
-            keep_qkv=keeps["keep_qkv"],
-            keep_context=keeps["keep_context"],
-            keep_attention_output=keeps["keep_attention_output"],
-            keep_mlp_hidden=keeps["keep_mlp_hidden"],
-            keep_mlp_output=keeps["keep_mlp_output"],
-            keep_rest=keeps["keep_rest"],
-        )
+        ).reshaped(**keeps)
 
 
 def axis_options(axis: TorusAxis) -> Array:
