@@ -67,7 +67,7 @@ _LOADER: Any = _loader()
 
 
 def _refuse_bombs(text: str) -> None:
-    """Refuse aliases ("billion laughs"), tags, too many nodes, too deep nesting: before building."""
+    """Refuse aliases ("billion laughs"), tags, too many nodes and levels, before building."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=_LOADER):
         line = event.start_mark.line + 1 if event.start_mark else 0

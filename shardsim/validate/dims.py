@@ -31,11 +31,9 @@ DEFAULT_PATCHES = (14, 16, 32)
 
 def model_of(row: Mapping[str, Any]) -> Model:
     """Return the preset that the row names if its dims agree, else a model made of its dims."""
-    named = row.get("model")
-    given = find(row, "dims", ROW)
+    named, dims = row.get("model"), dims_of(row)
     if isinstance(named, Mapping):
-        given, named = (given or named), named.get("name")
-    dims = mapping(given, "dims")
+        named = named.get("name")
     _refuse_experts(dims)
     preset = _preset(named)
     if preset is not None and all(
@@ -50,6 +48,12 @@ def model_of(row: Mapping[str, Any]) -> Model:
         return choices[0]
     wanted = number(find(dims, "params_published", DIMS), "dims.params_published")
     return min(choices, key=lambda model: abs(model.parameters_all - wanted))
+
+
+def dims_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row's dims, which some give as its `model`."""
+    given, model = find(row, "dims", ROW), row.get("model")
+    return mapping(model if given is None and isinstance(model, Mapping) else given, "dims")
 
 
 def _preset(name: Any) -> Model | None:
@@ -92,7 +96,8 @@ def _model(row: Mapping[str, Any], dims: Mapping[str, Any], name: str, gated: bo
     layers, width, heads = (_size(dims, key, 0) for key in ("layers", "d_model", "heads"))
     words = name.lower()
     vision = bool(find(dims, "image", DIMS) or find(dims, "patch", DIMS))
-    vision = vision or (not find(dims, "vocab", DIMS) and re.match(r"vit\b|vit[-_\d]", words))
+    if not find(dims, "vocab", DIMS) and re.match(r"vit\b|vit[-_\d]", words):
+        vision = True
     parallel = flag(find(dims, "parallel_block", DIMS))
     head_dim = _size(dims, "d_head", max(1, width // heads))
     causal = find(dims, "causal", DIMS)

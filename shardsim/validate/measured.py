@@ -81,11 +81,15 @@ def measured_rate(
     row: Mapping[str, Any],
     model: Model,
     sequence: int,
+    peak: float,
     chip: Chip,
     machine: Machine | None,
     batch: int | None,
 ) -> tuple[float | None, str]:
-    """Return tokens/s/chip and what it was derived from, "" if the row states it."""
+    """Return tokens/s/chip and what it was derived from, "" if the row states it.
+
+    `peak` is the FLOP/s of a chip of which the row's MFU is a share.
+    """
     measured = mapping(row.get("measured"), "measured")
     rate = find(row, "tokens_per_s_per_chip", {"tokens_per_s_per_chip": ("tokens_s_chip",)})
     if rate is not None:
@@ -120,7 +124,7 @@ def measured_rate(
         if (value := of("pflops_total")) is not None:
             return value * 1e15 / machine.chips / flops, "pflops_total"
         if (share := measured_mfu(row)) is not None:
-            return share * chip.peak("bf16") / flops, "mfu_pct"
+            return share * peak / flops, "mfu_pct"
     return None, ""
 
 

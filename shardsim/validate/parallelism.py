@@ -70,7 +70,7 @@ _ABSENT = ("ep", "expert", "experts", "autoregressive", "track")
 _REST = ("-1", "rest", "auto", "all", "remaining")
 _SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
 _WAY = re.compile(r"(\d{1,7})[- ]?(?:way|x)[- ]([a-z_]+)")
-_TENSOR = re.compile(r"tensor|\btp\b|model[- ](axis|parallel)|megatron|\bmodel\]")
+_TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
 
 
 @dataclass
@@ -114,12 +114,17 @@ def _text(said: Any) -> str:
 
 def _entries(said: Any) -> list[tuple[str, Any]]:
     """Return (key, value) of what is given key by key."""
-    if isinstance(said, Mapping):
-        return [(plain(key), value) for key, value in said.items()]
     found: list[tuple[str, Any]] = []
+    if isinstance(said, Mapping):
+        for key, value in said.items():
+            if isinstance(value, Mapping):  # {ici: {fsdp: 64}, dcn: {data: 2}}
+                over = "dcn_" if plain(key).startswith("dcn") else ""
+                found += [(over + plain(inner), size) for inner, size in value.items()]
+            else:
+                found.append((plain(key), value))
     for item in said if isinstance(said, list) else []:
         if isinstance(item, Mapping):
-            found += [(plain(key), value) for key, value in item.items()]
+            found += _entries(item)
         elif isinstance(item, list) and len(item) == 2 and isinstance(item[0], str):
             found.append((plain(item[0]), item[1]))
     return found
@@ -139,7 +144,7 @@ def _name(key: str) -> tuple[str, bool]:
 def _add(found: Parallelism, key: str, value: Any) -> None:
     """Add one entry; words that are no size are remarks, and switches are no sizes."""
     name, outside = _name(key)
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, (bool, list, Mapping)):
         return
     rest = str(value).strip().lower() in _REST
     if isinstance(value, str) and not rest and not re.fullmatch(r"\s*\d+\s*", value):

@@ -16,12 +16,12 @@ from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.remat import Remat
-from shardsim.validate.dims import model_of, sequence_of
+from shardsim.validate.dims import dims_of, model_of, sequence_of
 from shardsim.validate.measured import accounting_of, measured_mfu, measured_rate
 from shardsim.validate.parallelism import Parallelism, parallelism_of
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.slices import chip_of, machine_of
-from shardsim.validate.words import DIMS, ROW, find, mapping, number, shown, whole
+from shardsim.validate.words import ROW, find, mapping, number, shown, whole
 
 RULES = (
     "attention: fused where the row names flash or splash attention, on v6e, tpu7x and GPUs, and "
@@ -47,7 +47,8 @@ RULES = (
     "vocabulary 32,768, biases none in gated and parallel blocks and all elsewhere",
     "tokens/s/chip not stated: from tokens or sequences per second, from the step time, or from "
     "TFLOP/s or MFU by the source's own count of FLOPs (as PaLM counts where it names none)",
-    "8-bit matmuls where the row's precision says fp8 or int8 and the chip has them",
+    "8-bit matmuls where the row's precision says fp8 or int8 and the chip has them; its MFU is "
+    "then of the 8-bit peak",
 )
 
 
@@ -95,8 +96,7 @@ def read_run(row: Any, where: str) -> Run:
 def _read(row: Mapping[str, Any]) -> Run:
     chip, word = chip_of(row)
     model = model_of(row)
-    dims = mapping(find(row, "dims", ROW) if not isinstance(row.get("model"), Mapping) else {}, "dims")
-    sequence = sequence_of(row, dims) or model.sequence
+    sequence = sequence_of(row, dims_of(row)) or model.sequence
     split = parallelism_of(find(row, "parallelism", ROW))
     notes = list(split.notes)
     machine, said = machine_of(row, chip, word, split.outside)
@@ -105,11 +105,12 @@ def _read(row: Mapping[str, Any]) -> Run:
     batch = _batch(row, machine, sequence)
     remat, said = remat_of(find(row, "remat", ROW))
     notes += [said] if said else []
-    rate, source = measured_rate(row, model, sequence, chip, machine, batch)
+    precision = f"{find(row, 'precision', ROW) or ''}".lower()
+    compute = _compute(chip, precision)
+    rate, source = measured_rate(row, model, sequence, chip.peak(compute), chip, machine, batch)
     if source:
         notes.append(f"measured tokens/s/chip derived from {source}")
     ratio = mapping(row.get("measured"), "measured").get("speedup_2pods_vs_1")
-    precision = f"{find(row, 'precision', ROW) or ''}".lower()
     optimizer = f"{find(row, 'optimizer', ROW) or ''} {precision}".lower()
     for key in ("microbatches", "microbatch"):
         if (value := find(row, key, ROW)) not in (None, 0):
@@ -132,7 +133,7 @@ def _read(row: Mapping[str, Any]) -> Run:
         attention=_attention(chip, sequence, flash),
         overlap=_overlap(chip.name, words),
         optimizer=_optimizer(optimizer),
-        compute=_compute(chip, precision),
+        compute=compute,
         replicated=split.replicated,
         fused=model.parallel_block and "fused qkv" in (words or ""),
         measured=rate,
@@ -221,8 +222,7 @@ def _optimizer(words: str) -> str:
 
 def _compute(chip: Chip, words: str) -> str:
     """Return the number format of matmuls: 8-bit if the row says so and the chip has it."""
-    for word, formats in (("fp8", ("fp8",)), ("float8", ("fp8",)), ("int8", ("int8",))):
-        for name in formats:
-            if word in words and name in chip.peak_flops:
-                return name
+    for word, name in (("fp8", "fp8"), ("float8", "fp8"), ("int8", "int8")):
+        if word in words and name in chip.peak_flops:
+            return name
     return "bf16"

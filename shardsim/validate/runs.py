@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from shardsim.cost.predict import Prediction
-from shardsim.errors import FileError, ShardsimError
+from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import read_yaml
 from shardsim.machine import Constant, Machine, chip_names, load_chip
 from shardsim.model import model_flops_per_token
@@ -200,8 +201,11 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
     predictions, notes = predictions_of(run)
     ordered = sorted(predictions, key=lambda item: item.tokens_per_s_per_chip)
     middle = ordered[len(ordered) // 2]
+    if not all(isfinite(item.step_time_s) for item in ordered):
+        raise PlanError("the predicted step takes for ever; check the row's sizes")
     flops = model_flops_per_token(run.model, run.sequence)
-    peak = load_chip(run.family).peak("bf16")
+    peak = load_chip(run.family).peak(run.compute)
+    share = load_chip(run.family).peak("bf16") / peak
     measured = run.measured
     if measured is None and run.measured_mfu is not None and run.machine is None:
         measured = run.measured_mfu * peak / flops
@@ -218,15 +222,15 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         low=ordered[0].tokens_per_s_per_chip,
         high=ordered[-1].tokens_per_s_per_chip,
         measured_mfu=None if measured is None else measured * flops / peak,
-        predicted_mfu=middle.mfu,
-        mfu_low=ordered[0].mfu,
-        mfu_high=ordered[-1].mfu,
+        predicted_mfu=middle.mfu * share,
+        mfu_low=ordered[0].mfu * share,
+        mfu_high=ordered[-1].mfu * share,
         measured_ratio=run.measured_ratio,
         predicted_ratio=_speedup(run, middle),
         baseline=mean_mfu * peak / flops if mean_mfu and comparable else None,
         fitted=_is_fitted(run, fitted),
         fits=middle.fits,
-        notes=tuple(notes),
+        notes=(*run.notes, *notes),
     )
 
 

@@ -48,6 +48,8 @@ def machine_of(
     if slices is None and named is None and prod(outside.values()) > 1:
         slices = prod(outside.values())
     chips = _chips(row, chip)
+    if chips is not None and named is not None and chips == named.chips * chip.cores_per_chip:
+        chips = named.chips  # the row counts the cores that a name such as v3-2048 counts
     shape = _shape(text, chip)
     if chips is None:
         if named is not None:
@@ -121,6 +123,4 @@ def _least_slices(chip: Chip, chips: int, named: Machine | None, shape: str | No
 
 
 def _times(machine: Machine, slices: int) -> Machine:
-    return Machine(
-        chip=machine.chip, shape=machine.shape, slices=slices, twisted=machine.twisted
-    )
+    return Machine(chip=machine.chip, shape=machine.shape, slices=slices, twisted=machine.twisted)

@@ -119,8 +119,14 @@ def _plan(run: Run, machine: Machine, batch: int, sizes: Mapping[str, int]) -> P
 def _with_remat(
     run: Run, machine: Machine, batch: int, mesh: tuple[MeshAxis, ...], remat: Remat
 ) -> Plan:
+    unused = whole_axis(len(machine.axes))
     skeleton = Layout(
-        **dict.fromkeys(ROLES, whole_axis(len(machine.axes))),
+        data=unused,
+        fsdp=unused,
+        context=unused,
+        tensor=unused,
+        tensor2=unused,
+        pipeline=unused,
         residual=EMBED_SHARDED,
         optimizer_over_data=run.replicated,
         context_shards_parameters=run.rest != "data",
