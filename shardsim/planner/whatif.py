@@ -99,8 +99,11 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     if options:
         model = override_model(model, options)
     another = machine.shape != plan.machine.shape or machine.slices != plan.machine.slices
-    if sizes or (another and "mesh" not in changes):
-        data["mesh"] = _resized(data["mesh"], sizes, machine)
+    given = [key for key in changes if key.partition(".")[0] == "mesh" and key[5:] not in sizes]
+    if sizes and given:
+        raise PlanError(f"{given[0]}: cannot be combined with mesh.{min(sizes)}, a new layout")
+    if sizes or (another and not given):
+        data["mesh"] = _resized({axis.name: axis.size for axis in plan.mesh}, sizes, machine)
     data["machine"] = machine.name
     if not model.parallel_block and "fused_projections" not in changes:
         data["fused_projections"] = False
@@ -154,9 +157,9 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _resized(mesh: Mapping[str, Any], sizes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+def _resized(mesh: Mapping[str, int], sizes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
     """Return mesh sizes without their places on the torus, the largest other axis adjusted."""
-    new = {name: entry["size"] for name, entry in mesh.items()}
+    new = dict(mesh)
     for name, size in sizes.items():
         if name not in new:
             raise PlanError(f"mesh.{name}: no such mesh axis{nearest(name, new)}")

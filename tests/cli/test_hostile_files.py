@@ -48,7 +48,7 @@ PLAN: dict[str, Any] = {
 WORDS = st.sampled_from(
     ["", "x", "data", "model", "fsdp", "none", "full", "v4:4x4x4", "v5e:16x16", "8*h100:8",
      "embed", "batch", "seq", "layers", "vit-22b", "llama3-8b", "off", "\x1b[31m\n", "\x00",
-     "é" * 9, "a" * 5000, "\udcff", "{}", "%s", "stage", "../x", "16x16", "v5litepod-256", "TPU v5e"]
+     "é" * 9, "a" * 5000, "\udcff", "{}", "%s", "stage", "../x", "16x16", "v5litepod-256"]
 )  # fmt: skip
 NUMBERS = st.one_of(
     st.integers(-3, 70),
