@@ -7,8 +7,9 @@ import click
 import shardsim
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.evidence import validate
+from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
-from shardsim.cli.planning import ablate, plan, predict, sensitivity, sweep
+from shardsim.cli.planning import plan, predict
 
 
 @click.group(

@@ -33,7 +33,7 @@ def _finite(data: Any) -> Any:
 
 
 def printable(text: object) -> str:
-    """Return `text` with control characters spelt out, so that none reaches a terminal.
+    r"""Return `text` with control characters spelt out, so that none reaches a terminal.
 
     >>> printable("red \x1b[31m")
     'red \\x1b[31m'

@@ -16,7 +16,7 @@ from shardsim.errors import ShardsimError
 from shardsim.files import read_yaml
 from shardsim.model import load_model, parameters
 from shardsim.plan.io import plan_from_data, plan_to_data
-from shardsim.planner.whatif import changed
+from shardsim.planner.changes import changed
 from shardsim.validate.runs import PUBLISHED, validate_data
 
 PLAN: dict[str, Any] = {
