@@ -36,6 +36,7 @@ KEYS = (
     "attention",
     "fused_projections",
     "pipeline_interleave",
+    "execution",
 )
 
 
@@ -121,6 +122,7 @@ def _build(data: Any, default_name: str, machine: Machine | None) -> Plan:
         attention=_text(data.get("attention", "flash"), "attention"),
         fused_projections=fused,
         pipeline_interleave=data.get("pipeline_interleave", 1),
+        execution=_text(data.get("execution", "explicit"), "execution"),
     )
 
 
@@ -243,6 +245,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
+    if plan.execution != "explicit":
+        data["execution"] = plan.execution
     return data
 
 

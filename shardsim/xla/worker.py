@@ -1,0 +1,100 @@
+"""Runs plans on host devices beside the unsharded model; started by `shardsim.xla.host`.
+
+Reads one JSON object a line, {"data": what `shardsim.emit.specs.plan_data` gives, "steps": n},
+and answers each with a line: losses, relative errors, collectives and memory of the compiled
+step. Anything that goes wrong is an answer too: {"error": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shardsim.emit.runtime.config import build_mesh
+from shardsim.emit.runtime.train import Trainer
+from shardsim.xla.listing import list_collectives
+
+# A gradient smaller than this share of all gradients together is compared with that share: one
+# that is zero up to rounding (of a bias of keys) has no relative error worth the name.
+FLOOR = 1e-3
+
+_references: dict[str, Any] = {}
+
+
+def run(data: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Run one plan and the same model unsharded from the same start; return the comparison."""
+    mesh = build_mesh(data["plan"], jax.devices()[: _devices(data)])
+    losses, gradients, params, compiled = _train(data, mesh, steps)
+    plain = {**data["plan"], "microbatches": 1, "remat": {"save": [], "offload": []}}
+    key = json.dumps(
+        [data["model"], [plain[name] for name in ("batch", "sequence", "optimizer", "attention")]]
+    )
+    if key not in _references:
+        _references[key] = _train({**data, "plan": plain}, None, steps)[:3]
+    expected = _references[key]
+    sizes = {axis["name"]: axis["size"] for axis in data["plan"]["mesh"]}
+    memory = compiled.memory_analysis()
+    return {
+        "losses": losses,
+        "loss_rel_error": max(
+            abs(a - b) / abs(b) for a, b in zip(losses, expected[0], strict=True)
+        ),
+        "grad_rel_error": _worst(gradients, expected[1]),
+        "update_rel_error": _worst(params, expected[2]),
+        "collectives": [vars(entry) for entry in list_collectives(compiled.as_text(), sizes)],
+        "peak_bytes": int(
+            memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
+        ),
+    }
+
+
+def _devices(data: dict[str, Any]) -> int:
+    return int(np.prod([axis["size"] for axis in data["plan"]["mesh"]]))
+
+
+def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
+    """Return losses, first gradients, last parameters, and the compiled step."""
+    trainer = Trainer(data, mesh)
+    with jax.set_mesh(mesh) if mesh else jax.default_device(jax.devices()[0]):
+        params, state = trainer.start(jax.random.key(0))
+        step = trainer.compiled(trainer.full_step, params, state, trainer.batch(0))
+        losses, first = [], {}
+        for index in range(steps):
+            params, state, loss, gradients = step(params, state, trainer.batch(index))
+            losses.append(float(loss))
+            first = first or {name: np.asarray(g) for name, g in gradients.items()}
+    return losses, first, {name: np.asarray(p) for name, p in params.items()}, step
+
+
+def _worst(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Return the largest relative error, by Euclidean norm, of any array."""
+    whole = np.sqrt(sum(float(np.sum(np.square(x, dtype=np.float64))) for x in expected.values()))
+    errors = [
+        np.linalg.norm((found[name] - x).ravel().astype(np.float64))
+        / max(np.linalg.norm(x.ravel().astype(np.float64)), FLOOR * whole)
+        for name, x in expected.items()
+    ]
+    return float(np.max(errors))
+
+
+def main() -> None:
+    """Answer each line of standard input with one on standard output."""
+    jnp.zeros(())  # start the backend before anything is timed
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = run(request["data"], request["steps"])
+        except Exception as error:  # the parent reports it
+            if request.get("debug"):
+                raise
+            answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
