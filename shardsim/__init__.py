@@ -1,3 +1,51 @@
-"""Predict the MFU of sharding plans on TPU slices, search for the best plan, and run it in JAX."""
+"""Predict the MFU of sharding plans on TPU slices, search for the best plan, and run it in JAX.
+
+    import shardsim as ss
+
+    result = ss.search("vit-22b", "v4:8x8x16", batch=65536)
+    result.best.mfu, result.best.plan
+    ss.predict(ss.load_plan("vit-22b-published-tp8")).time
+
+Names are loaded when they are first used: `import shardsim` itself costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ShardsimError": "shardsim.errors",
+    "Chip": "shardsim.machine",
+    "Machine": "shardsim.machine",
+    "load_chip": "shardsim.machine",
+    "parse_machine": "shardsim.machine",
+    "Model": "shardsim.model",
+    "load_model": "shardsim.model",
+    "model_names": "shardsim.model",
+    "Plan": "shardsim.plan",
+    "load_plan": "shardsim.plan",
+    "plan_names": "shardsim.plan",
+    "save_plan": "shardsim.plan",
+    "Prediction": "shardsim.cost.predict",
+    "predict": "shardsim.cost.predict",
+    "search": "shardsim.search.search",
+    "ablate": "shardsim.search.whatif",
+    "changed": "shardsim.search.whatif",
+    "sensitivity": "shardsim.search.whatif",
+    "sweep": "shardsim.search.whatif",
+    "validate_runs": "shardsim.validate.runs",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module it lives in."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardsim' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

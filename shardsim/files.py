@@ -54,7 +54,7 @@ def _refuse_bombs(text: str) -> None:
     """Refuse aliases ("billion laughs"), too many nodes and too deep nesting, before building."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=_LOADER):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.events.AliasEvent):
             raise FileError(f"line {line}: YAML aliases (*name) are not accepted")
         if isinstance(event, yaml.events.NodeEvent):

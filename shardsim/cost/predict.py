@@ -67,7 +67,7 @@ class Prediction:
 
     @property
     def limited_by(self) -> str:
-        """The part of the step, beyond the matrix and vector units, that costs most."""
+        """What costs most beside the matrix and vector units; those, if that is under a tenth."""
         names = {
             "hbm_bound_s": "HBM bandwidth",
             "exposed_comm_s": "exposed communication",
@@ -75,7 +75,7 @@ class Prediction:
             "overhead_s": "operation overhead",
         }
         part = max(names, key=lambda name: self.time[name])
-        if self.time[part] < 0.05 * self.step_time_s:
+        if self.time[part] < 0.1 * self.step_time_s:
             return "matrix unit"
         if part != "exposed_comm_s":
             return names[part]

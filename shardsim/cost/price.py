@@ -155,18 +155,18 @@ class _Pricer:
         whole: dict[str, Number] = {}
         cut: dict[str, Number] = {}
         rings = {name for task in block.collectives() for name in task.partners}
-        for task in block.computes():
-            cost = compute_time(self.chip, task)
-            time.unit.add(cost.unit_s * task.count)
-            time.memory.add(cost.memory_s * task.count)
-            time.overhead.add(cost.overhead_s * task.count)
-            time.flops.add(task.flops * task.count)
-            if task.name in rings:
-                whole[task.name] = cost.total_s * task.count
+        for work in block.computes():
+            cost = compute_time(self.chip, work)
+            time.unit.add(cost.unit_s * work.count)
+            time.memory.add(cost.memory_s * work.count)
+            time.overhead.add(cost.overhead_s * work.count)
+            time.flops.add(work.flops * work.count)
+            if work.name in rings:
+                whole[work.name] = cost.total_s * work.count
                 members = self.layout.tensor.size
-                cut[task.name] = compute_time(self.chip, task, members).total_s * task.count
+                cut[work.name] = compute_time(self.chip, work, members).total_s * work.count
             if self.detail:
-                self._note_compute(block, task, cost.total_s, cost.unit_s, cost.memory_s)
+                self._note_compute(block, work, cost.total_s, cost.unit_s, cost.memory_s)
         behind = []
         ring_busy = Total()
         for task in block.collectives():

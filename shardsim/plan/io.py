@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
 from shardsim.files import check_keys, data_folder, read_yaml, write_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
@@ -61,21 +61,25 @@ def plan_names() -> list[str]:
 
 
 def plan_from_data(
-    data: Any, where: str, default_name: str = "plan", machine: Machine | None = None
+    data: Any,
+    where: str,
+    default_name: str = "plan",
+    machine: Machine | None = None,
+    model: Model | None = None,
 ) -> Plan:
     """Build a plan from what a plan file holds; `where` starts every error message.
 
-    `machine` replaces the one that the file names (its chip may have been overridden).
+    `machine` and `model` replace those that the file names (they may have been overridden).
     """
     try:
-        plan = _build(data, default_name, machine)
+        plan = _build(data, default_name, machine, model)
         check(plan, resolve(plan))
-    except PlanError as error:
-        raise PlanError(f"{where}: {error}") from None
+    except (PlanError, ModelError, HardwareError, FileError) as error:
+        raise type(error)(f"{where}: {error}") from None
     return plan
 
 
-def _build(data: Any, default_name: str, machine: Machine | None) -> Plan:
+def _build(data: Any, default_name: str, machine: Machine | None, model: Model | None) -> Plan:
     check_keys(
         data,
         where="plan",
@@ -84,7 +88,7 @@ def _build(data: Any, default_name: str, machine: Machine | None) -> Plan:
         error=PlanError,
     )
     machine = machine or parse_machine(_text(data["machine"], "machine"))
-    model = load_model(data["model"])
+    model = model or load_model(data["model"])
     rules = check_keys(
         data.get("rules") or {},
         where="rules",

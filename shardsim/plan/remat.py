@@ -51,6 +51,10 @@ class Remat:
         """Return whether `tensor` survives to the backward pass, on the device or the host."""
         return tensor in self.save or tensor in self.offload
 
+    def flags(self) -> dict[str, bool]:
+        """Return the `keep_*` fields of a layout."""
+        return {f"keep_{tensor}": self.keeps(tensor) for tensor in TENSORS}
+
     @property
     def name(self) -> str:
         """The policy's name, or a list of what is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
@@ -27,7 +28,7 @@ def resolve(plan: Plan) -> Layout:
         role = _role(plan, axis.name)
         if role is not None:
             members[role].append(axis.name)
-    axes = {role: _axis_layout(plan, names) for role, names in members.items()}
+    axes: dict[str, Any] = {role: _axis_layout(plan, names) for role, names in members.items()}
     context = members["context"]
     splits = [name in plan.parameters.get("embed", ()) for name in context]
     if len(set(splits)) > 1:
@@ -36,20 +37,8 @@ def resolve(plan: Plan) -> Layout:
     over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
     if len(set(over_data)) > 1:
         raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
-    keeps = {
-        f"keep_{tensor}": plan.remat.keeps(tensor)
-        for tensor in (
-            "qkv",
-            "context",
-            "attention_output",
-            "mlp_hidden",
-            "mlp_output",
-            "rest",
-        )
-    }
-    return Layout(
+    layout = Layout(
         **axes,
-        **keeps,
         context_shards_parameters=bool(context) and all(splits),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
@@ -60,6 +49,7 @@ def resolve(plan: Plan) -> Layout:
         dcn_overlap=plan.overlap.dcn,
         names={role: tuple(names) for role, names in members.items()},
     )
+    return layout.reshaped(**plan.remat.flags())
 
 
 def _role(plan: Plan, name: str) -> str | None:

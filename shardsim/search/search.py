@@ -12,11 +12,11 @@ import numpy as np
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.price import price
-from shardsim.errors import PlanError
-from shardsim.machine import Machine
-from shardsim.model import Model
-from shardsim.plan.layout import ROLES, Layout
-from shardsim.plan.plan import MATMUL_OVERLAP, Overlap, Plan, Precision
+from shardsim.errors import PlanError, nearest
+from shardsim.machine import Machine, parse_machine
+from shardsim.model import Model, load_model
+from shardsim.plan.layout import ROLES, AxisLayout, Layout
+from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.program.partition import partition, partition_memory
 from shardsim.program.shapes import Workload
@@ -73,6 +73,11 @@ class _Best:
     score: dict[tuple[int, ...], float] = field(default_factory=dict)
     found: dict[tuple[int, ...], tuple[Machine, Part, Cell, bool]] = field(default_factory=dict)
 
+    def worst_of(self, top: int) -> float:
+        """Return the score that a plan must not exceed to be among the `top` best."""
+        scores = sorted(self.score.values())
+        return scores[top - 1] if len(scores) >= top else np.inf
+
     def add(
         self,
         key: tuple[int, ...],
@@ -90,8 +95,8 @@ class _Best:
 
 
 def search(
-    model: Model,
-    machines: Machine | Sequence[Machine],
+    model: Model | str,
+    machines: Machine | str | Sequence[Machine | str],
     batch: int,
     *,
     sequence: int | None = None,
@@ -100,17 +105,37 @@ def search(
     optimizer: str = "adamw",
     attention: str | None = None,
     precision: Precision | None = None,
+    max_axes: int = 3,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
+
+    >>> search("vit-b-16", "v5e:2x4", 1024).best.plan.machine.name
+    'v5e:2x4'
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
     kind. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
     search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
-    machines = [machines] if isinstance(machines, Machine) else list(machines)
+    model = load_model(model) if isinstance(model, str) else model
+    given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
+    slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
+    for value, choices, what in (
+        (objective, OBJECTIVES, "objective"),
+        (optimizer, OPTIMIZERS, "optimizer"),
+        (attention or "flash", ATTENTION, "attention"),
+    ):
+        if value not in choices:
+            raise PlanError(f"{what}: '{value}' is not possible{nearest(value, choices)}")
+    if batch < 1 or sequence < 1:
+        raise PlanError("batch and sequence must be positive")
+    if model.family == "vit" and sequence != model.sequence:
+        raise PlanError(
+            f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
+            "size in the model instead"
+        )
     work = Workload(
         model=model,
         batch=batch,
@@ -125,7 +150,9 @@ def search(
     smallest = np.inf
     complete = True
     todo = [
-        (machine, part) for machine in machines for part in parts(model, machine, batch, sequence)
+        (machine, part)
+        for machine in slices
+        for part in parts(model, machine, batch, sequence, max_axes)
     ]
     total = sum(part.pairs for _, part in todo)
     done = 0
@@ -135,7 +162,7 @@ def search(
             step = max(1, CELLS_AT_ONCE // cells)
             for start in range(0, part.pairs, step):
                 chunk = part.take(slice(start, start + step))
-                smallest = min(smallest, _chunk(work, machine, chunk, objective, best, counts))
+                smallest = min(smallest, _chunk(work, machine, chunk, objective, best, top, counts))
                 done += chunk.pairs
                 if progress is not None:
                     progress(done, total)
@@ -168,6 +195,7 @@ def _chunk(
     part: Part,
     objective: str,
     best: _Best,
+    top: int,
     counts: dict[str, int],
 ) -> float:
     """Price a chunk of the space; return the least peak HBM in it."""
@@ -177,9 +205,7 @@ def _chunk(
     counts["searched"] += int((legal * ways).sum())
     # Without prefetching there is room for more; with it no plan is slower.
     frugal = layout.reshaped(weights_overlap=False)
-    least = np.broadcast_to(
-        hbm_use(machine, partition_memory(work, frugal)).peak_bytes, shape
-    )
+    least = np.broadcast_to(hbm_use(machine, partition_memory(work, frugal)).peak_bytes, shape)
     smallest = float(np.min(np.where(legal, least, np.inf)))
     use = hbm_use(machine, partition_memory(work, layout))
     prefetch = np.broadcast_to(use.fits, shape)
@@ -206,8 +232,9 @@ def _chunk(
     if objective == "chips":
         scores = scores + machine.chips * 1e6
     # Of equal scores the simplest: fewer microbatches, which come first in the space.
+    worst = best.worst_of(top)
     for row in np.argsort(scores, kind="stable"):
-        if np.isinf(scores[row]):
+        if np.isinf(scores[row]) or scores[row] > worst:
             break
         remat, option = divmod(int(cells[row]), fits.shape[2])
         key = (machine.chips, machine.slices, *machine.shape, *(int(n) for n in sizes[row]))
@@ -238,15 +265,16 @@ def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: 
         array = np.broadcast_to(value, one.shape)
         return array[0, remat, option].item()
 
+    axes: dict[str, Any] = {
+        role: AxisLayout(
+            factors=tuple(scalar(item) for item in layout.role(role).factors),
+            strides=tuple(scalar(item) for item in layout.role(role).strides),
+            slices=scalar(layout.role(role).slices),
+        )
+        for role in ROLES
+    }
     numbers = Layout(
-        **{
-            role: type(layout.data)(
-                factors=tuple(scalar(item) for item in layout.role(role).factors),
-                strides=tuple(scalar(item) for item in layout.role(role).strides),
-                slices=scalar(layout.role(role).slices),
-            )
-            for role in ROLES
-        },
+        **axes,
         residual=scalar(layout.residual),
         optimizer_over_data=scalar(layout.optimizer_over_data),
         context_shards_parameters=scalar(layout.context_shards_parameters),

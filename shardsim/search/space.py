@@ -38,9 +38,6 @@ Array = np.ndarray[Any, Any]
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 SLICE_ROLES = ("data", "fsdp", "pipeline")
-# At most this many roles have a size above one: a mesh of four axes is the largest that people
-# run, and one of them may span slices.
-MAX_ROLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +103,8 @@ class Part:
             )
             for role in ROLES
         }
-        keeps = {
-            f"keep_{tensor}": np.array([remat.keeps(tensor) for remat in self.remats])[
-                None, :, None
-            ]
-            for tensor in (
-                "qkv",
-                "context",
-                "attention_output",
-                "mlp_hidden",
-                "mlp_output",
-                "rest",
-            )
-        }
+        flags = [remat.flags() for remat in self.remats]
+        keeps = {name: np.array([flag[name] for flag in flags])[None, :, None] for name in flags[0]}
         return Layout(
             pipeline=axes["pipeline"],
             data=axes["data"],
@@ -135,13 +121,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
-            keep_qkv=keeps["keep_qkv"],
-            keep_context=keeps["keep_context"],
-            keep_attention_output=keeps["keep_attention_output"],
-            keep_mlp_hidden=keeps["keep_mlp_hidden"],
-            keep_mlp_output=keeps["keep_mlp_output"],
-            keep_rest=keeps["keep_rest"],
-        )
+        ).reshaped(**keeps)
 
 
 def axis_options(axis: TorusAxis) -> Array:
@@ -161,8 +141,11 @@ def axis_options(axis: TorusAxis) -> Array:
     return np.array(ways if axis.length > 1 else [[1] * len(ROLES)])
 
 
-def meshes(machine: Machine) -> tuple[Array, Array]:
-    """Return every mesh: factors [meshes, torus axes, roles] and slices [meshes, roles]."""
+def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
+    """Return every mesh: factors [meshes, torus axes, roles] and slices [meshes, roles].
+
+    Inside a slice at most `max_axes` roles have a size above one.
+    """
     factors: Array = np.zeros((1, 0, len(ROLES)), dtype=np.int64)
     last: Array = np.zeros(1, dtype=np.int64)
     before: TorusAxis | None = None
@@ -179,7 +162,7 @@ def meshes(machine: Machine) -> tuple[Array, Array]:
             old, new = old[keep], new[keep]
         factors = np.concatenate([factors[old], ways[new][:, None, :]], axis=1)
         # Only few roles at a time: cut as early as possible.
-        few = (factors.prod(axis=1) > 1).sum(axis=1) <= MAX_ROLES
+        few = (factors.prod(axis=1) > 1).sum(axis=1) <= max_axes
         factors, last = factors[few], new[few]
         before = axis
     slices = np.ones((1, len(ROLES)), dtype=np.int64)
@@ -211,9 +194,11 @@ def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Choices
     )
 
 
-def parts(model: Model, machine: Machine, batch: int, sequence: int) -> Iterator[Part]:
+def parts(
+    model: Model, machine: Machine, batch: int, sequence: int, max_axes: int = 3
+) -> Iterator[Part]:
     """Yield the space, in parts, with all pairs that some legal plan has."""
-    factors, slices = meshes(machine)
+    factors, slices = meshes(machine, max_axes)
     sizes = factors.prod(axis=1) * slices
     size = {role: sizes[:, index] for index, role in enumerate(ROLES)}
     # What no choice can mend goes first.
@@ -249,9 +234,7 @@ def parts(model: Model, machine: Machine, batch: int, sequence: int) -> Iterator
         chosen = np.flatnonzero(kind == value)
         has = [bool(value >> bit & 1) for bit in range(len(flags))]
         yield Part(
-            factors={
-                role: factors[mesh[chosen], :, index] for index, role in enumerate(ROLES)
-            },
+            factors={role: factors[mesh[chosen], :, index] for index, role in enumerate(ROLES)},
             slices={role: slices[mesh[chosen], index] for index, role in enumerate(ROLES)},
             microbatches=microbatches[chosen],
             residual=residual[chosen],

@@ -170,7 +170,8 @@ def validate(path: str | os.PathLike[str] | None = None) -> Validation:
 
 def _is_fitted(run: Run, fitted: Sequence[Constant]) -> bool:
     return any(
-        item.name.startswith(f"{run.family}.") and run.id in item.fitted_to.replace(",", " ").split()
+        item.name.startswith(f"{run.family}.")
+        and run.id in item.fitted_to.replace(",", " ").split()
         for item in fitted
     )
 

@@ -1,0 +1,31 @@
+"""The command line: `shardsim COMMAND`. Every command is a call that a notebook can make too."""
+
+from __future__ import annotations
+
+import click
+
+import shardsim
+from shardsim.cli.catalog import hardware, models
+from shardsim.cli.evidence import validate
+from shardsim.cli.planning import ablate, plan, predict, sensitivity, sweep
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(shardsim.__version__, prog_name="shardsim")
+def main() -> None:
+    """Plan how to shard a model on TPU slices: predict MFU, search, compare, explain.
+
+    \b
+    Start with:
+      shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
+      shardsim predict plan.yaml
+
+    Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input.
+    """
+
+
+for command in (plan, predict, ablate, sweep, sensitivity, validate, hardware, models):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()
