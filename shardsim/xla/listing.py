@@ -24,6 +24,7 @@ KINDS = {
 }
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 
+_COMMENT = re.compile(r"/\*.*?\*/")
 _COMPUTATION = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*)?->.*\{\s*$")
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(\([^=]*?\)|[\w\[\],{}:()#*]+)\s+([\w\-]+)\("
@@ -99,7 +100,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """Return the lines of each computation, and the name of the one that is run."""
     computations: dict[str, list[str]] = {}
     entry = current = ""
-    for line in text.splitlines():
+    for line in _COMMENT.sub("", text).splitlines():
         header = _COMPUTATION.match(line)
         if header and " = " not in line:
             current = header[2]

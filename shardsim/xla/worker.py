@@ -61,7 +61,7 @@ def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
     """Return losses, first gradients, last parameters, and the compiled step."""
     trainer = Trainer(data, mesh)
     with jax.set_mesh(mesh) if mesh else jax.default_device(jax.devices()[0]):
-        params, state = trainer.start(jax.random.key(0))
+        params, state = trainer.start_from(_first_parameters(trainer))
         step = trainer.compiled(trainer.full_step, params, state, trainer.batch(0))
         losses, first = [], {}
         for index in range(steps):
@@ -69,6 +69,19 @@ def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
             losses.append(float(loss))
             first = first or {name: np.asarray(g) for name, g in gradients.items()}
     return losses, first, {name: np.asarray(p) for name, p in params.items()}, step
+
+
+def _first_parameters(trainer: Trainer) -> Any:
+    """Return the same random parameters for every plan of a model, where the plan wants them."""
+    places = trainer.shardings(trainer.specs)
+    params = {}
+    for i, (name, entry) in enumerate(trainer.parameters.items()):
+        noise = np.random.default_rng(i).normal(size=entry["shape"]).astype(np.float32)
+        # Scales start near one here, not at it, and biases well away from zero, so that a wrong
+        # one shows.
+        value = max(entry["start"], 0.1) * noise if entry["start"] else 1 + 0.1 * noise
+        params[name] = jax.device_put(value, places and places[name])
+    return params
 
 
 def _worst(found: dict[str, Any], expected: dict[str, Any]) -> float:

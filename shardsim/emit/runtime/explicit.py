@@ -60,9 +60,9 @@ class Explicit(Whole):
 
     # Parameters.
 
-    def whole_weight(self, w: Array, dim: int) -> Array:
+    def whole_weight(self, w: Array, dim: int, scope: str = "gather_weights") -> Array:
         """Gather one weight along embed, its dimension `dim`."""
-        with jax.named_scope("gather_weights"):
+        with jax.named_scope(scope):
             return gather_weight(w, self.shards, dim, self.compute, self.reduce)
 
     def own_heads(self, value: Array, name: str) -> Array:
@@ -95,10 +95,10 @@ class Explicit(Whole):
         return self.second_part(value, name, 0, summed=True)
 
     def end_matrix(self, params: Params, name: str) -> Array:
-        return own(self.whole_weight(params[name], 1), self.on_embed, 1)
+        return own(self.whole_weight(params[name], 1, "end_weights"), self.on_embed, 1)
 
     def head_matrix(self, params: Params, name: str) -> Array:
-        return self.whole_weight(params[name], 0)
+        return self.whole_weight(params[name], 0, "end_weights")
 
     # The two projections of a block's branch.
 
@@ -184,7 +184,7 @@ class Explicit(Whole):
     # The ends.
 
     def look_up(self, params: Params, tokens: Array) -> Array:
-        table = self.whole_weight(params["token_embedding"], 1)
+        table = self.whole_weight(params["token_embedding"], 1, "tables")
         rows = self.query_tokens(tokens, 1) - self.vocab_start(table.shape[0])
         found = (rows >= 0) & (rows < table.shape[0])
         x = jnp.where(found[..., None], table[jnp.clip(rows, 0, table.shape[0] - 1)], 0)
@@ -195,9 +195,9 @@ class Explicit(Whole):
 
     def logits(self, x: Array, params: Params) -> Array:
         if self.model["tied_embeddings"]:
-            head = self.whole_weight(params["token_embedding"], 1).T
+            head = self.whole_weight(params["token_embedding"], 1, "tables").T
         else:
-            head = self.whole_weight(params["output_head"], 0)
+            head = self.whole_weight(params["output_head"], 0, "tables")
         with jax.named_scope("head"):
             logits = self.linear_in(x, (head,), jnp.float32)[0]
             return total(logits, self.tensor2)

@@ -77,7 +77,10 @@ class Trainer:
     def start(self, key: Array) -> tuple[Params, Any]:
         """Return parameters and optimizer state on the mesh."""
         init = jax.jit(self.initial_parameters, out_shardings=self.shardings(self.specs))
-        params = init(key)
+        return self.start_from(init(key))
+
+    def start_from(self, params: Params) -> tuple[Params, Any]:
+        """Return given parameters with the optimizer's first state."""
         state = jax.jit(self.optimizer.init, out_shardings=self.state_shardings())(params)
         return params, state
 
