@@ -21,7 +21,9 @@ SCOPES: Mapping[str, str] = {
     "pooling": "pooling",
     "end_weights": "ends",
     "norm_statistics": "norm statistics",
-    "gather_updated": "updated parameters",
+    "update_layers": "updated parameters",
+    "update_ends": "ends",
+    "optimizer_update": "optimizer",
     "reduce_gradients": "gradient reduction",
     "tables": "tables",
     "scatter_gradients": "weights",
@@ -41,7 +43,8 @@ UNPLANNED: Mapping[str, str] = {
     "summed once a step",
     "loss": "the loss and its statistics",
     "pooling": "the pooling head and the classifier",
-    "ends": "weights of the patch and position embeddings",
+    "ends": "weights before and after the layers",
+    "optimizer": "the optimizer's own statistics",
 }
 
 

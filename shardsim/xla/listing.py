@@ -36,6 +36,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"\bs32\[\][^=]*constant\((\d+)\)")
 _LISTED = re.compile(r"\breplica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
+_MESH_AXIS = re.compile(r"'(\w+)'(?:=(\d+))?(?::\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 
@@ -162,6 +166,8 @@ def _groups(line: str, devices: int) -> list[list[int]]:
     """Return the groups of devices of a collective; for a permute its source-target pairs."""
     if pairs := _PAIRS.search(line):
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+    if meshed := _MESH.search(line):
+        return _mesh_groups(*meshed.groups(), devices)
     if iota := _IOTA.search(line):
         shape, dims = ([int(x) for x in iota[i].split(",")] for i in (1, 2))
         order = list(range(len(dims)))
@@ -171,6 +177,41 @@ def _groups(line: str, devices: int) -> list[list[int]]:
     if (listed := _LISTED.search(line)) and listed[1]:
         return [[int(x) for x in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
     return [list(range(devices))]
+
+
+def _mesh_groups(
+    mesh: str, dims: str | None, order: str | None, axes: str, devices: int
+) -> list[list[int]]:
+    """Return the groups of `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
+
+    The members of a group differ along the axes in braces; `'b':(2)2` is a part of an axis, of
+    size 2 after 2 major ones.
+    """
+    ids = list(range(devices))
+    if dims:
+        shape = [int(x) for x in dims.split(",")]
+        turned = [int(x) for x in order.split(",")] if order else list(range(len(shape)))
+        ids = list(_transposed(shape, turned))
+    wanted: dict[str, list[tuple[int, int]]] = {}
+    sizes = {name: int(size) for name, size, _, _ in _MESH_AXIS.findall(mesh)}
+    for name, _, before, size in _MESH_AXIS.findall(axes):
+        part = (int(before), int(size)) if size else (1, sizes[name])
+        wanted.setdefault(name, []).append(part)
+    lengths: list[int] = []
+    inside: list[bool] = []
+    for name, size in sizes.items():
+        done = 1
+        for before, part in sorted(wanted.get(name, [])):
+            lengths += [before // done, part]
+            inside += [False, True]
+            done = before * part
+        lengths.append(size // done)
+        inside.append(False)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for device, cell in zip(ids, itertools.product(*map(range, lengths)), strict=True):
+        key = tuple(digit for digit, within in zip(cell, inside, strict=True) if not within)
+        groups.setdefault(key, []).append(device)
+    return list(groups.values())
 
 
 def _transposed(dims: Sequence[int], order: Sequence[int]) -> Iterator[int]:

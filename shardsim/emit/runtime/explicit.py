@@ -183,8 +183,13 @@ class Explicit(Whole):
 
     # The ends.
 
-    def look_up(self, params: Params, tokens: Array) -> Array:
+    def tables(self, params: Params) -> tuple[Array, Array]:
         table = self.whole_weight(params["token_embedding"], 1, "tables")
+        if self.model["tied_embeddings"]:
+            return table, table.T
+        return table, self.whole_weight(params["output_head"], 0, "tables")
+
+    def look_up(self, table: Array, tokens: Array) -> Array:
         rows = self.query_tokens(tokens, 1) - self.vocab_start(table.shape[0])
         found = (rows >= 0) & (rows < table.shape[0])
         x = jnp.where(found[..., None], table[jnp.clip(rows, 0, table.shape[0] - 1)], 0)
@@ -193,11 +198,7 @@ class Explicit(Whole):
                 return total(x, self.tensor)
             return scatter(x, self.tensor, SLICED[self.split])
 
-    def logits(self, x: Array, params: Params) -> Array:
-        if self.model["tied_embeddings"]:
-            head = self.whole_weight(params["token_embedding"], 1, "tables").T
-        else:
-            head = self.whole_weight(params["output_head"], 0, "tables")
+    def logits(self, x: Array, head: Array) -> Array:
         with jax.named_scope("head"):
             logits = self.linear_in(x, (head,), jnp.float32)[0]
             return total(logits, self.tensor2)

@@ -27,11 +27,12 @@ def loss_sum(way: Whole, params: Params, batch: Params) -> Array:
     The shares of all devices add up to the whole: where several compute the same loss, each
     counts for its part, so that gradients are sums over devices whatever the sharding.
     """
-    x = transformer(way, params, embed(way, params, batch))
+    tables = way.tables(params) if way.model["vocab"] else ()
+    x = transformer(way, params, embed(way, params, batch, *tables[:1]))
     if way.model["final_norm"]:
         x = norm(way, params, "final_norm", x)
     if way.model["vocab"]:
-        return token_loss(way, params, x, batch["targets"])
+        return token_loss(way, x, tables[1], batch["targets"])
     return image_loss(way, params, x, batch)
 
 
@@ -189,11 +190,11 @@ def rotate(x: Array, positions: Array) -> Array:
     return jnp.concatenate([low * cosine - high * sine, high * cosine + low * sine], -1).astype(x.dtype)
 
 
-def embed(way: Whole, params: Params, batch: Params) -> Array:
+def embed(way: Whole, params: Params, batch: Params, table: Array = None) -> Array:
     """Return the residual stream before the first layer, in the compute format."""
     model = way.model
     if model["vocab"]:
-        x = way.look_up(params, batch["tokens"])
+        x = way.look_up(table, batch["tokens"])
     else:
         pixels = patchify(batch["images"], model["patch"])
         if model["pooling"] == "cls":
@@ -220,9 +221,9 @@ def sinusoids(tokens: int, width: int) -> Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)[:, :width]
 
 
-def token_loss(way: Whole, params: Params, x: Array, targets: Array) -> Array:
+def token_loss(way: Whole, x: Array, head: Array, targets: Array) -> Array:
     """Return the summed cross-entropy of the next tokens; the vocabulary may be split."""
-    logits = way.logits(x, params)
+    logits = way.logits(x, head)
     columns = jnp.arange(logits.shape[-1]) + way.vocab_start(logits.shape[-1])
     logits = jnp.where(columns < way.model["vocab"], logits, -1e30)  # padding
     with jax.named_scope("loss"):

@@ -82,11 +82,11 @@ class Partitioned(Whole):
     def all_keys(self, x: Array) -> Array:
         return self.keep(x, "all_keys")
 
-    def look_up(self, params: Params, tokens: Array) -> Array:
-        return self.keep(super().look_up(params, tokens), "residual")
+    def look_up(self, table: Array, tokens: Array) -> Array:
+        return self.keep(super().look_up(table, tokens), "residual")
 
-    def logits(self, x: Array, params: Params) -> Array:
-        return self.keep(super().logits(self.keep(x, "input"), params), "logits")
+    def logits(self, x: Array, head: Array) -> Array:
+        return self.keep(super().logits(self.keep(x, "input"), head), "logits")
 
     def pool(self, x: Array, share: Array) -> Array:
         pooled = super().pool(x, share)

@@ -182,13 +182,19 @@ class Trainer:
         mine = params
         if self.mesh is not None:  # update where the optimizer's state is
             mine = lax.with_sharding_constraint(params, self.shardings(self.state_specs))
-        updates, state = self.optimizer.update(gradients, state, mine)
-        mine = optax.apply_updates(mine, updates)
+        with jax.named_scope("optimizer_update"):
+            updates, state = self.optimizer.update(gradients, state, mine)
+        mine = {name: self.apply(name, value, updates[name]) for name, value in mine.items()}
         if self.mesh is not None:
-            with jax.named_scope("gather_updated"):
-                mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
+            mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
             state = lax.with_sharding_constraint(state, self.state_shardings())
         return mine, state, loss, gradients
+
+    def apply(self, name: str, value: Array, change: Array) -> Array:
+        """Return an updated weight; where only a part was updated, it is gathered from here."""
+        block = self.parameters[name]["part"] == "block"
+        with jax.named_scope("update_layers" if block else "update_ends"):
+            return optax.apply_updates(value, change)
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
         """Compile a step for its arguments (arrays or their shapes); it consumes its state."""

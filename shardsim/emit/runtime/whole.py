@@ -132,16 +132,17 @@ class Whole:
 
     # The ends.
 
-    def look_up(self, params: Params, tokens: Array) -> Array:
-        """Return the rows of the token embedding: [batch, tokens, embed]."""
-        return self.matrix(params, "token_embedding")[tokens]
+    def tables(self, params: Params) -> tuple[Array, Array]:
+        """Return the token embedding [vocab, embed] and the output head [embed, vocab]."""
+        table = self.matrix(params, "token_embedding")
+        return table, table.T if self.model["tied_embeddings"] else self.matrix(params, "output_head")
 
-    def logits(self, x: Array, params: Params) -> Array:
+    def look_up(self, table: Array, tokens: Array) -> Array:
+        """Return the rows of the token embedding: [batch, tokens, embed]."""
+        return table[tokens]
+
+    def logits(self, x: Array, head: Array) -> Array:
         """Return float32 logits [batch, tokens, vocab]."""
-        if self.model["tied_embeddings"]:
-            head = self.matrix(params, "token_embedding").T
-        else:
-            head = self.matrix(params, "output_head")
         return jnp.einsum("bsk,kn->bsn", x, head, preferred_element_type=jnp.float32)
 
     def pool(self, x: Array, share: Array) -> Array:
