@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.plan import Plan, resolve
@@ -17,7 +18,6 @@ from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, planned, table
 from shardsim.xla.listing import Compiled
-from shardsim.xla.shrink import shrink
 
 STEPS = 2
 LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32
@@ -199,6 +199,6 @@ def verify_host(
         f"updated parameters {result.update_error:.1e}"
     )
     for key, (wanted, got) in result.differences.items():
-        axes = ", ".join(key.mesh_axes)
-        say(f"{key.kind} over {axes} ({key.purpose}): {wanted:.0f} bytes planned, {got:.0f} compiled")
+        what = f"{key.kind} over {', '.join(key.mesh_axes)} ({key.purpose})"
+        say(f"{what}: {wanted:.0f} bytes planned, {got:.0f} compiled")
     return result.to_data()

@@ -60,7 +60,7 @@ def _devices(data: dict[str, Any]) -> int:
 
 def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
     """Return losses, first gradients, last parameters, and the compiled step."""
-    trainer = Trainer(data, mesh)
+    trainer = Trainer(data, mesh, learning_rate=1e-3)
     with jax.set_mesh(mesh) if mesh else jax.default_device(jax.devices()[0]):
         params, state = trainer.start_from(_first_parameters(trainer))
         step = trainer.compiled(trainer.full_step, params, state, trainer.batch(0))

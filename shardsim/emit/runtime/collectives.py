@@ -193,9 +193,7 @@ def gather_linear(
     return ring_gather_matmul(x, weights, group, split, both, dtype)[0]
 
 
-def _gather_linear(
-    x: Array, weights: Any, group: Group, split: str, both: bool, dtype: Any
-) -> Any:
+def _gather_linear(x: Array, weights: Any, group: Group, split: str, both: bool, dtype: Any) -> Any:
     outs, whole = ring_gather_matmul(x, weights, group, split, both, dtype)
     return outs, (whole, weights)
 
@@ -236,9 +234,7 @@ def _scatter_linear_gradient(group: Group, split: str, both: bool, kept: Any, dy
     back = tuple(w.T for w in weights)
     with jax.named_scope("output_gradient"):
         dhs, whole = ring_gather_matmul(dy, back, group, split, both, dy.dtype)
-    return dhs, tuple(
-        _weight_gradient(h, whole, w.dtype) for h, w in zip(hs, weights, strict=True)
-    )
+    return dhs, tuple(_weight_gradient(h, whole, w.dtype) for h, w in zip(hs, weights, strict=True))
 
 
 scatter_linear.defvjp(_scatter_linear, _scatter_linear_gradient)

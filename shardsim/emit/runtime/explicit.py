@@ -113,7 +113,8 @@ class Explicit(Whole):
             ys = tuple(jnp.split(ys[0], ends, 2))
         with jax.named_scope("second_axis"):
             return [
-                self.second_part(y, name, 2, summed=False) for y, name in zip(ys, names, strict=True)
+                self.second_part(y, name, 2, summed=False)
+                for y, name in zip(ys, names, strict=True)
             ]
 
     def linear_in(self, x: Array, weights: tuple[Array, ...], dtype: Any) -> tuple[Array, ...]:

@@ -65,7 +65,8 @@ def remat_policy(plan: Data) -> Any:
             offload_src="device",
             offload_dst="pinned_host",
         )
-    return policies.save_only_these_names(*save, *(name for name in offload if name != "layer_input"))
+    kept = [name for name in offload if name != "layer_input"]
+    return policies.save_only_these_names(*save, *kept)
 
 
 def block(way: Whole, p: Params, x: Array) -> Array:
@@ -187,7 +188,8 @@ def rotate(x: Array, positions: Array) -> Array:
     angle = positions[:, None] * 10000.0 ** (-jnp.arange(half) / half)
     sine, cosine = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
     low, high = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([low * cosine - high * sine, high * cosine + low * sine], -1).astype(x.dtype)
+    turned = [low * cosine - high * sine, high * cosine + low * sine]
+    return jnp.concatenate(turned, -1).astype(x.dtype)
 
 
 def embed(way: Whole, params: Params, batch: Params, table: Array = None) -> Array:
@@ -269,7 +271,9 @@ def map_head(way: Whole, params: Params, x: Array) -> Array:
     (q,) = flat.project_in(probe, params, ["pooling_query"])
     k, v = way.project_in(x, params, ["pooling_key", "pooling_value"])
     q, k, v = (
-        (y + way.wide_vector(params, f"pooling_{name}_bias")).reshape(*y.shape[:2], -1, model["head_dim"])
+        (y + way.wide_vector(params, f"pooling_{name}_bias")).reshape(
+            *y.shape[:2], -1, model["head_dim"]
+        )
         for y, name in zip((q, k, v), QKV, strict=True)
     )
     scores = jnp.einsum("bhd,bkhd->bhk", q[:, 0], k, preferred_element_type=jnp.float32)

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
+from shardsim.emit.runtime.data import synthetic_batch
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
@@ -24,6 +24,16 @@ from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
 # Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
 # so Adam's epsilon is larger than optax's 1e-8.
 ADAM_EPSILON = 1e-6
+# What suits the synthetic data; a real run has a schedule. Adafactor's is relative to the weights.
+LEARNING_RATES = {
+    "adamw": 1e-3,
+    "adamw-bf16-mu": 1e-3,
+    "adafactor": 3e-2,
+    "adafactor-full": 3e-2,
+    "momentum": 1e-2,
+    "sgd": 1e-1,
+}
+SYNTHETIC_BATCHES = 4  # then they come again
 
 
 class Trainer:
@@ -32,7 +42,7 @@ class Trainer:
     `mesh` None runs the same model on one device, unsharded.
     """
 
-    def __init__(self, data: Data, mesh: Any = None, learning_rate: float = 1e-3) -> None:
+    def __init__(self, data: Data, mesh: Any = None, learning_rate: float = 0) -> None:
         self.plan, self.model = data["plan"], data["model"]
         self.parameters, self.activations = data["parameters"], data["activations"]
         self.mesh = mesh
@@ -40,7 +50,9 @@ class Trainer:
         batch = self.plan["roles"]["data"] + self.plan["roles"]["fsdp"]
         self.batch_spec = PartitionSpec(tuple(batch) or None)
         self.specs = {name: to_spec(e["spec"]) for name, e in self.parameters.items()}
-        self.state_specs = {name: to_spec(e["optimizer_spec"]) for name, e in self.parameters.items()}
+        self.state_specs = {
+            name: to_spec(e["optimizer_spec"]) for name, e in self.parameters.items()
+        }
 
     def shardings(self, specs: Any) -> Any:
         """Return specs as shardings on the mesh, or nothing without one."""
@@ -64,7 +76,9 @@ class Trainer:
         """Return the shardings of the optimizer's state: like the parameters, where alike."""
         if self.mesh is None:
             return None
-        shapes = {n: jax.ShapeDtypeStruct(e["shape"], "float32") for n, e in self.parameters.items()}
+        shapes = {
+            n: jax.ShapeDtypeStruct(e["shape"], "float32") for n, e in self.parameters.items()
+        }
         state = jax.eval_shape(self.optimizer.init, shapes)
 
         def place(path: Any, leaf: Any) -> Any:
@@ -92,9 +106,7 @@ class Trainer:
             way = Whole(self.plan, self.model, self.parameters, self.activations)
             return self.accumulate(way, params, batch)
         if self.plan["execution"] == "partitioned":
-            way = Partitioned(
-                self.plan, self.model, self.parameters, self.activations, self.mesh
-            )
+            way = Partitioned(self.plan, self.model, self.parameters, self.activations, self.mesh)
             loss, gradients = self.accumulate(way, params, batch)
             keep = lax.with_sharding_constraint
             return loss, keep(gradients, self.shardings(self.state_specs))
@@ -203,29 +215,9 @@ class Trainer:
         jitted = jax.jit(function, donate_argnums=(0, 1))
         return jitted.lower(*arguments).compile(compiler_options=options)
 
-    # Synthetic data.
-
     def batch(self, index: int) -> Params:
-        """Return synthetic batch `index`, on the mesh.
-
-        Images are a pattern for each class under noise; tokens count upwards in steps.
-        """
-        plan, model = self.plan, self.model
-        random = np.random.default_rng(index)
-        count = plan["batch"]
-        if model["vocab"]:
-            start = random.integers(0, model["vocab"], (count, 1))
-            tokens = (start + 3 * np.arange(plan["sequence"] + 1)) % model["vocab"]
-            arrays = {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
-        else:
-            labels = random.integers(0, max(2, min(model["classes"], 1000)), count)
-            shape = (model["image"], model["image"], model["channels"])
-            patterns = np.stack([np.random.default_rng([7, int(i)]).normal(size=shape) for i in labels])
-            images = patterns + 0.5 * random.normal(size=patterns.shape)
-            arrays = {"images": images.astype("float32"), "labels": labels.astype("int32")}
-            if not model["classes"]:
-                directions = [np.random.default_rng([8, int(i)]).normal(size=model["embed"]) for i in labels]
-                arrays = {"images": arrays["images"], "features": np.stack(directions).astype("float32")}
+        """Return synthetic batch `index`, on the mesh."""
+        arrays = synthetic_batch(self.plan, self.model, index)
         if self.mesh is None:
             return {name: jnp.asarray(value) for name, value in arrays.items()}
         place = NamedSharding(self.mesh, self.batch_spec)
@@ -236,7 +228,8 @@ class Trainer:
 
 
 def make_optimizer(name: str, learning_rate: float) -> Any:
-    """Return the optimizer that the plan names."""
+    """Return the optimizer that the plan names; a learning rate of 0 takes its usual one."""
+    learning_rate = learning_rate or LEARNING_RATES[name]
     if name == "adamw":
         return optax.adamw(learning_rate, eps=ADAM_EPSILON)
     if name == "adamw-bf16-mu":
@@ -252,7 +245,7 @@ def make_optimizer(name: str, learning_rate: float) -> Any:
     raise ValueError(f"unknown optimizer {name!r}")
 
 
-def main(full: Data, tiny: Data) -> None:
+def main(full: Data, tiny: Data | None) -> None:
     """Train on synthetic data: the full plan where its devices are, else its tiny copy."""
     parser = argparse.ArgumentParser(description=f"Train {full['model']['name']}")
     parser.add_argument("--steps", type=int, default=20)
@@ -265,6 +258,7 @@ def main(full: Data, tiny: Data) -> None:
         jax.config.update("jax_num_cpu_devices", options.host_devices)
     if options.distributed:
         jax.distributed.initialize()
+    tiny = tiny or full
     sizes = {
         "full": math.prod(axis["size"] for axis in full["plan"]["mesh"]),
         "tiny": math.prod(axis["size"] for axis in tiny["plan"]["mesh"]),
@@ -284,6 +278,6 @@ def main(full: Data, tiny: Data) -> None:
         step = trainer.compiled(trainer.step, params, state, trainer.batch(0))
         for index in range(options.steps):
             begun = time.perf_counter()
-            params, state, loss = step(params, state, trainer.batch(index))
+            params, state, loss = step(params, state, trainer.batch(index % SYNTHETIC_BATCHES))
             loss = float(loss)
             print(f"step {index}: loss {loss:.4f}, {time.perf_counter() - begun:.3f} s", flush=True)

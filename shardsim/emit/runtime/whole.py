@@ -135,7 +135,9 @@ class Whole:
     def tables(self, params: Params) -> tuple[Array, Array]:
         """Return the token embedding [vocab, embed] and the output head [embed, vocab]."""
         table = self.matrix(params, "token_embedding")
-        return table, table.T if self.model["tied_embeddings"] else self.matrix(params, "output_head")
+        return table, table.T if self.model["tied_embeddings"] else self.matrix(
+            params, "output_head"
+        )
 
     def look_up(self, table: Array, tokens: Array) -> Array:
         """Return the rows of the token embedding: [batch, tokens, embed]."""
