@@ -28,8 +28,8 @@ SCOPES: Mapping[str, str] = {
     "tables": "tables",
     "scatter_gradients": "weights",
     "gather_weights": "weights",
-    "look_up": "look-up",
-    "head": "head",
+    "look_up": "vocabulary",
+    "head": "vocabulary",
     "keys": "keys and values",
     "second_axis": "second axis",
     "output_gradient": "block",
@@ -92,9 +92,9 @@ def planned_purpose(task: Collective) -> str:
     if "updated" in task.name:
         return "updated parameters"
     if "look" in task.name or "token gradients" in task.name:
-        return "look-up"
+        return "vocabulary"
     if "head" in task.name or "logits" in task.name:
-        return "head"
+        return "vocabulary"
     if "pooling" in task.name or "class" in task.name:
         return "pooling"
     roles = {

@@ -47,6 +47,21 @@ def total(x: Array, group: Group) -> Array:
     return lax.psum(x, group.axes) if group.size > 1 else x
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def shared_total(x: Array, group: Group) -> Array:
+    """Return the sum over the group, of which all members go on to compute the same.
+
+    Each then has an equal share of the gradient, so its transpose needs no communication.
+    """
+    return total(x, group)
+
+
+shared_total.defvjp(
+    lambda x, group: (total(x, group), None),
+    lambda group, _, gradient: (gradient * group.size,),
+)
+
+
 def own(x: Array, group: Group, dim: int) -> Array:
     """Return this member's piece of an array that all have whole."""
     if group.size == 1:

@@ -27,6 +27,7 @@ from shardsim.emit.runtime.collectives import (
     own,
     scatter,
     scatter_linear,
+    shared_total,
     total,
 )
 from shardsim.emit.runtime.config import Data, make_group
@@ -174,7 +175,7 @@ class Explicit(Whole):
         return lax.pmax(x, self.context.axes) if self.context.size > 1 else x
 
     def vocab_sum(self, x: Array) -> Array:
-        return total(x, self.tensor)
+        return shared_total(x, self.tensor)
 
     def vocab_max(self, x: Array) -> Array:
         return lax.pmax(x, self.tensor.axes) if self.tensor.size > 1 else x
@@ -202,7 +203,7 @@ class Explicit(Whole):
     def logits(self, x: Array, head: Array) -> Array:
         with jax.named_scope("head"):
             logits = self.linear_in(x, (head,), jnp.float32)[0]
-            return total(logits, self.tensor2)
+            return shared_total(logits, self.tensor2)
 
     def pool(self, x: Array, share: Array) -> Array:
         pooled = total(super().pool(x, share), self.context + self.on_tokens)

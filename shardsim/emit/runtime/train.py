@@ -134,7 +134,8 @@ class Trainer:
         With optimizer state over the data axis, each device keeps only the part it updates.
         """
         entry = self.parameters[name]
-        large = len(entry["axes"]) > 1 and entry["part"] == "block"
+        matrix = "embed" in entry["axes"] and len(entry["axes"]) > 1
+        large = matrix and entry["part"] == "block"
         if large:
             gradient = gradient.astype(DTYPES[self.plan["reduce"]])
         used = [axis for axes in entry["optimizer_spec"] for axis in axes]
