@@ -42,7 +42,9 @@ def case(ring: int, split: str, mode: str, order: tuple[int, ...]) -> dict[str, 
     """Compare both linear maps with plain matmuls: errors, and what was compiled."""
     group = Group(("model",), ring, order)
     auto = (AxisType.Auto,) * 2
-    mesh = Mesh(np.array(jax.devices()).reshape(8 // ring, ring), ("data", "model"), axis_types=auto)
+    mesh = Mesh(
+        np.array(jax.devices()).reshape(8 // ring, ring), ("data", "model"), axis_types=auto
+    )
     keys = jax.random.split(jax.random.key(ring), 8)
     x = jax.random.normal(keys[0], (8 * BATCH, TOKENS, EMBED))
     ins = tuple(jax.random.normal(key, (EMBED, WIDE)) for key in keys[1:3])
