@@ -64,7 +64,8 @@ def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
     with jax.set_mesh(mesh) if mesh else jax.default_device(jax.devices()[0]):
         params, state = trainer.start_from(_first_parameters(trainer))
         step = trainer.compiled(trainer.full_step, params, state, trainer.batch(0))
-        losses, first = [], {}
+        losses: list[float] = []
+        first: dict[str, Any] = {}
         for index in range(steps):
             params, state, loss, gradients = step(params, state, trainer.batch(index))
             losses.append(float(loss))

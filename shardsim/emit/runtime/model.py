@@ -27,12 +27,12 @@ def loss_sum(way: Whole, params: Params, batch: Params) -> Array:
     The shares of all devices add up to the whole: where several compute the same loss, each
     counts for its part, so that gradients are sums over devices whatever the sharding.
     """
-    tables = way.tables(params) if way.model["vocab"] else ()
-    x = transformer(way, params, embed(way, params, batch, *tables[:1]))
+    table, head = way.tables(params) if way.model["vocab"] else (None, None)
+    x = transformer(way, params, embed(way, params, batch, table))
     if way.model["final_norm"]:
         x = norm(way, params, "final_norm", x)
     if way.model["vocab"]:
-        return token_loss(way, x, tables[1], batch["targets"])
+        return token_loss(way, x, head, batch["targets"])
     return image_loss(way, params, x, batch)
 
 
@@ -192,7 +192,7 @@ def rotate(x: Array, positions: Array) -> Array:
     return jnp.concatenate(turned, -1).astype(x.dtype)
 
 
-def embed(way: Whole, params: Params, batch: Params, table: Array = None) -> Array:
+def embed(way: Whole, params: Params, batch: Params, table: Array) -> Array:
     """Return the residual stream before the first layer, in the compute format."""
     model = way.model
     if model["vocab"]:

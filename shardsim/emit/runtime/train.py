@@ -134,8 +134,7 @@ class Trainer:
         With optimizer state over the data axis, each device keeps only the part it updates.
         """
         entry = self.parameters[name]
-        matrix = "embed" in entry["axes"] and len(entry["axes"]) > 1
-        large = matrix and entry["part"] == "block"
+        large = self.is_large(name)
         if large:
             gradient = gradient.astype(DTYPES[self.plan["reduce"]])
         used = [axis for axes in entry["optimizer_spec"] for axis in axes]
@@ -151,6 +150,12 @@ class Trainer:
         others = make_group(self.plan, [a for a in left if a not in replicas])
         with jax.named_scope("reduce_small_gradients"):
             return total(gradient, others).astype(jnp.float32)
+
+    def is_large(self, name: str) -> bool:
+        """Return whether a weight is a matrix of the blocks or a table of the vocabulary."""
+        entry = self.parameters[name]
+        matrix = "embed" in entry["axes"] and len(entry["axes"]) > 1
+        return matrix and (entry["part"] == "block" or "vocab" in entry["axes"])
 
     def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
         """Return loss and float32 gradients summed over the microbatches, one after another."""
@@ -205,8 +210,7 @@ class Trainer:
 
     def apply(self, name: str, value: Array, change: Array) -> Array:
         """Return an updated weight; where only a part was updated, it is gathered from here."""
-        block = self.parameters[name]["part"] == "block"
-        with jax.named_scope("update_layers" if block else "update_ends"):
+        with jax.named_scope("update_large" if self.is_large(name) else "update_small"):
             return optax.apply_updates(value, change)
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
@@ -223,7 +227,7 @@ class Trainer:
             return {name: jnp.asarray(value) for name, value in arrays.items()}
         place = NamedSharding(self.mesh, self.batch_spec)
         return {
-            name: jax.make_array_from_callback(value.shape, place, lambda part, v=value: v[part])
+            name: jax.make_array_from_callback(value.shape, place, value.__getitem__)
             for name, value in arrays.items()
         }
 
