@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from plans import PLANS
 
+from plans import PLANS
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.plan import load_plan
