@@ -1,0 +1,309 @@
+"""The groups of a role on the torus, and the links that each way of moving data loads.
+
+A group's `Leg` is one movement that its members make together: everybody passes shards along one
+axis, or to the next member of a ring, or to everybody else. It lists the links it uses and how
+many shards each of them carries. All members of a ring start a leg together, because each needs
+what all the others send; a ring whose members forward in order takes, hop by hop, exactly as long
+as its links need for all the shards they carry plus the latency of its hops (`messages.py`
+simulates the hops, and a test holds the two together).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from shardsim.plan.layout import AxisLayout
+from shardsim.simulate.topology import Floats, Ints, Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """One movement of one group: shards on each link, and hops one after the other."""
+
+    name: str  # "x", "dcn", "ring", ...
+    links: Ints
+    shards: Floats  # carried by each link, in units of the shard a member starts with
+    hops: int  # links that one message crosses after the other
+    dcn: bool = False
+
+
+class Groups:
+    """All groups of one role: members, and the legs of every group, made when first asked for."""
+
+    def __init__(self, topology: Topology, layout: AxisLayout, role: str) -> None:
+        self.topology = topology
+        self.layout = layout
+        self.role = role
+        factors = [int(factor) for factor in layout.factors]
+        strides = [int(stride) for stride in layout.strides]
+        self.factors = (int(layout.slices), *factors)
+        self.strides = (topology.shape[0] // int(layout.slices), *strides)
+        self.members = self._members()
+        self.count, self.size = self.members.shape
+        self._legs: dict[tuple[int, str], Leg] = {}
+
+    def _members(self) -> Ints:
+        """Return device numbers, [groups, members]; the last torus axis varies fastest."""
+        grid = np.arange(self.topology.devices)
+        shape: list[int] = []
+        for length, factor, stride in zip(
+            self.topology.shape, self.factors, self.strides, strict=True
+        ):
+            shape += [length // (factor * stride), factor, stride]
+        axes = range(len(shape))
+        inside = [axis for axis in axes if axis % 3 == 1]
+        outside = [axis for axis in axes if axis % 3 != 1]
+        size = math.prod(self.factors)
+        return grid.reshape(shape).transpose(outside + inside).reshape(-1, size)
+
+    @cached_property
+    def of_device(self) -> Ints:
+        """Return the group that each device is in."""
+        table = np.empty(self.topology.devices, dtype=np.int64)
+        table[self.members.reshape(-1)] = np.repeat(np.arange(self.count), self.size)
+        return table
+
+    def axes(self) -> list[int]:
+        """Return the numbers of the torus axes (not core or switch) that a group extends over."""
+        return [
+            number
+            for number, axis in enumerate(self.topology.axes)
+            if self.factors[number + 1] > 1 and not axis.switched and axis.name != "core"
+        ]
+
+    def inner_axes(self) -> list[int]:
+        """Return the axis between the devices of a chip or of a node, if a group is on it."""
+        return [
+            number
+            for number, axis in enumerate(self.topology.axes)
+            if self.factors[number + 1] > 1 and (axis.switched or axis.name == "core")
+        ]
+
+    def closed(self, number: int) -> bool:
+        """Return whether a group takes a whole wrapped axis."""
+        axis = self.topology.axes[number]
+        factor, stride = self.factors[number + 1], self.strides[number + 1]
+        return axis.wrapped and factor * stride == axis.length and factor > 2
+
+    def lines(self, group: int, number: int) -> Ints:
+        """Return a group's members by line along torus axis `number` (-1: slices)."""
+        grid = self.members[group].reshape(self.factors)
+        return np.moveaxis(grid, number + 1, -1).reshape(-1, self.factors[number + 1])
+
+    def leg(self, group: int, name: str) -> Leg:
+        """Return one of a group's legs: `gather:N` and `scatter:N` along axis N, `gather:dcn`,
+        `exchange` (all-to-all), `ring+` and `ring+-` (one hop, one or both ways), `shift`."""
+        key = (group, name)
+        if key not in self._legs:
+            self._legs[key] = self._make(group, name)
+        return self._legs[key]
+
+    def _make(self, group: int, name: str) -> Leg:
+        kind, _, where = name.partition(":")
+        if kind in ("gather", "scatter"):
+            if where == "dcn":
+                return self._ports(group, name)
+            return self._along(group, name, int(where), kind == "gather")
+        if kind == "exchange":
+            return self._exchange(group)
+        return self._ring(group, name)
+
+    def _ports(self, group: int, name: str) -> Leg:
+        slices = self.factors[0]
+        links = self.members[group] * self.topology.ports + self.topology.dcn_port
+        shards = np.full(len(links), slices - 1.0)
+        return Leg(name="dcn", links=links, shards=shards, hops=slices - 1, dcn=True)
+
+    def _along(self, group: int, name: str, number: int, gather: bool) -> Leg:
+        """Return an all-gather or reduce-scatter along one axis, in both directions.
+
+        On a ring of n every directed link carries (n - 1) / 2 shards: for an even n the shard
+        from the far side comes half from each. On a line the link between members i and i + 1
+        carries the i + 1 shards of one side up and the n - 1 - i of the other down; in a
+        reduce-scatter the sums go the other way.
+        """
+        axis = self.topology.axes[number]
+        n, stride = self.factors[number + 1], self.strides[number + 1]
+        if axis.switched:
+            links = self.members[group] * self.topology.ports + 2 * number
+            return Leg(name=axis.name, links=links, shards=np.full(len(links), n - 1.0), hops=1)
+        lines = self.lines(group, number)
+        ring = self.closed(number)
+        load = _Load(self.topology)
+        for way in (0, 1):
+            for place in range(n):
+                target = place + (1 if way == 0 else -1)
+                if not ring and not 0 <= target < n:
+                    continue
+                shards = (n - 1) / 2.0
+                if not ring:
+                    behind = place + 1 if way == 0 else n - place
+                    shards = float(behind if gather else n - behind)
+                load.step(lines[:, place], lines[:, target % n], 2 * number + way, stride, shards)
+        rounds = math.ceil((n - 1) / 2) if ring else n - 1
+        return load.leg(axis.name, rounds)
+
+    def _exchange(self, group: int) -> Leg:
+        """Return an all-to-all over the torus axes, in units of what a member holds.
+
+        Every message goes axis by axis, the shorter way round; those to the opposite member of a
+        ring half each way. What crosses an axis is what each member holds for other places on it.
+        """
+        load = _Load(self.topology)
+        hops = 0
+        for number in self.axes():
+            n, stride = self.factors[number + 1], self.strides[number + 1]
+            lines, ring = self.lines(group, number), self.closed(number)
+            crossing = exchange_crossings(n, ring) / n
+            load.longest = 0
+            for way in (0, 1):
+                for place in np.nonzero(crossing[way])[0].tolist():
+                    target = (place + (1 if way == 0 else -1)) % n
+                    shards = float(crossing[way, place])
+                    port = 2 * number + way
+                    load.step(lines[:, place], lines[:, target], port, stride, shards)
+            hops += load.longest * (math.ceil((n - 1) / 2) if ring else n - 1)
+        load.longest = hops
+        return load.leg("exchange", 1)
+
+    def _ring(self, group: int, name: str) -> Leg:
+        """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
+
+        `shift` does not close the ring: the last member sends nothing. The ring visits the
+        members so that each hop is one link where that is possible; where the ring cannot close
+        over single links, its last hop goes all the way back.
+        """
+        order = self.members[group][ring_order(self.factors, self.strides)]
+        load = _Load(self.topology)
+        following = np.roll(order, -1)
+        pairs = list(zip(order.tolist(), following.tolist(), strict=True))
+        if name == "shift":
+            pairs = pairs[:-1]
+        if name == "ring+-":
+            pairs += [(target, source) for source, target in pairs]
+        for source, target in pairs:
+            load.message(source, target)
+        return load.leg("ring", 1)
+
+
+class _Load:
+    """Adds up the shards that messages put on links."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.links: list[Ints] = []
+        self.shards: list[Floats] = []
+        self.longest = 0
+        self.dcn = False
+
+    def add(self, links: Ints, shards: float) -> None:
+        self.links.append(links)
+        self.shards.append(np.full(len(links), shards))
+
+    def step(self, sources: Ints, targets: Ints, port: int, stride: int, shards: float) -> None:
+        """Send `shards` from each source `stride` wires along `port`; detour where needed."""
+        topology = self.topology
+        here = sources
+        path = []
+        for _ in range(stride):
+            path.append(here * topology.ports + port)
+            here = topology.neighbour[here, port]
+        good = here == targets
+        for links in path:
+            if topology.dead:
+                good &= ~np.isin(links, list(topology.dead))
+        for links in path:
+            self.add(links[good], shards)
+        if good.any():
+            self.longest = max(self.longest, stride)
+        for source, target in zip(sources[~good].tolist(), targets[~good].tolist(), strict=True):
+            self.message(source, target, shards)
+
+    def message(self, source: int, target: int, shards: float = 1.0) -> None:
+        """Send `shards` along the route from one device to another."""
+        route = self.topology.route(source, target)
+        self.longest = max(self.longest, len(route))
+        self.dcn |= any(link % self.topology.ports == self.topology.dcn_port for link in route)
+        self.add(np.array(route, dtype=np.int64), shards)
+
+    def leg(self, name: str, rounds: int) -> Leg:
+        """Return what was added; `rounds` messages follow each other over the longest path."""
+        if not self.links:
+            empty = np.zeros(0, dtype=np.int64)
+            return Leg(name=name, links=empty, shards=np.zeros(0), hops=0)
+        links, inverse = np.unique(np.concatenate(self.links), return_inverse=True)
+        shards = np.bincount(inverse, weights=np.concatenate(self.shards))
+        hops = rounds * self.longest
+        return Leg(name=name, links=links, shards=shards, hops=hops, dcn=self.dcn)
+
+
+def exchange_crossings(n: int, ring: bool) -> Floats:
+    """Return how many of the messages between all pairs cross the link that leaves each place of
+    a ring or line of n, [up or down, place].
+
+    >>> exchange_crossings(4, True)[0].tolist(), exchange_crossings(4, False)[0].tolist()
+    ([2.0, 2.0, 2.0, 2.0], [3.0, 4.0, 3.0, 0.0])
+    """
+    crossing = np.zeros((2, n))
+    for source in range(n):
+        for target in range(n):
+            ahead = (target - source) % n if ring else target - source
+            ways = [(0, ahead, 1.0)] if ahead >= 0 else [(1, -ahead, 1.0)]
+            if ring and 2 * ahead == n:
+                ways = [(0, ahead, 0.5), (1, ahead, 0.5)]
+            elif ring and 2 * ahead > n:
+                ways = [(1, n - ahead, 1.0)]
+            for way, steps, share in ways:
+                for step in range(steps):
+                    crossing[way, (source + (step if way == 0 else -step)) % n] += share
+    return crossing
+
+
+def ring_order(factors: tuple[int, ...], strides: tuple[int, ...]) -> Ints:
+    """Return the members of a group in the order in which a ring visits them.
+
+    A single axis: as they lie. Several: a closed walk over the patch, in single steps if the
+    patch has an even number of members; a snake otherwise. Slices are the outermost axis.
+
+    >>> ring_order((1, 2, 3), (1, 1, 1)).tolist()
+    [0, 1, 2, 5, 4, 3]
+    """
+    inside = snake_cycle(tuple(factor for factor in factors[1:] if factor > 1))
+    size = len(inside)
+    return np.concatenate([inside + start * size for start in range(factors[0])])
+
+
+def snake_path(lengths: tuple[int, ...]) -> Ints:
+    """Return a walk over a grid in single steps, as row-major indices."""
+    if not lengths:
+        return np.zeros(1, dtype=np.int64)
+    inner = snake_path(lengths[1:])
+    rows = [inner if row % 2 == 0 else inner[::-1] for row in range(lengths[0])]
+    return np.concatenate([row + number * len(inner) for number, row in enumerate(rows)])
+
+
+def snake_cycle(lengths: tuple[int, ...]) -> Ints:
+    """Return a walk over a grid that ends beside its start, if the grid has an even size."""
+    if len(lengths) < 2:
+        return np.arange(math.prod(lengths), dtype=np.int64)
+    rows, inner = lengths[0], snake_path(lengths[1:])
+    columns = len(inner)
+    grid = np.arange(rows * columns).reshape(rows, columns)
+    if columns % 2 == 0:
+        walk = list(grid[0])
+        for step, column in enumerate(range(columns - 1, -1, -1)):
+            part = grid[1:, column]
+            walk += list(part if step % 2 == 0 else part[::-1])
+    elif rows % 2 == 0:
+        walk = list(grid[:, 0])
+        for step, row in enumerate(range(rows - 1, -1, -1)):
+            part = grid[row, 1:]
+            walk += list(part if step % 2 == 0 else part[::-1])
+    else:
+        return snake_path(lengths)
+    places = np.array(walk, dtype=np.int64)
+    return places // columns * columns + inner[places % columns]

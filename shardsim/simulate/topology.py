@@ -1,0 +1,213 @@
+"""The links of a machine: torus, twisted torus, slices over DCN, broken links, routes.
+
+A device has one port per torus axis and direction and one DCN port; a link is the wire that
+leaves a port. Links are numbered `device * ports + port`, so that loads are numpy arrays. Port
+`2 * axis` leads up the axis, `2 * axis + 1` down; the last port is the one to other slices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import networkx as nx  # type: ignore[import-untyped]
+import numpy as np
+
+from shardsim.errors import HardwareError
+from shardsim.machine import Machine
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A wire between two neighbours, both directions, at `factor` of its rate; 0 is dead."""
+
+    device: int
+    port: int
+    factor: float = 0.0
+
+
+class Topology:
+    """All devices and directed links of a machine, faults included."""
+
+    def __init__(self, machine: Machine, faults: tuple[Fault, ...] = ()) -> None:
+        self.machine = machine
+        self.axes = machine.axes
+        self.shape = (machine.slices, *(axis.length for axis in machine.axes))
+        self.devices = math.prod(self.shape)
+        self.ports = 2 * len(self.axes) + 1
+        self.dcn_port = self.ports - 1
+        self.neighbour = self._neighbours()
+        self.rates = self._rates()
+        self.dead: set[int] = set()
+        for fault in faults:
+            self._break(fault)
+
+    # Construction.
+
+    def _neighbours(self) -> Ints:
+        """Return the device that each port leads to, [devices, ports]; -1 where none."""
+        grid = np.arange(self.devices).reshape(self.shape)
+        table = np.full((self.devices, self.ports), -1, dtype=np.int64)
+        for number, axis in enumerate(self.axes):
+            if axis.length == 1:
+                continue
+            if axis.switched:
+                table[:, 2 * number] = np.arange(self.devices)  # a port into the switch
+                continue
+            up = np.roll(grid, -1, axis=number + 1)
+            if axis.wrapped and self.machine.twisted:
+                up = self._twist(up, number)
+            flat = up.reshape(-1)
+            table[:, 2 * number] = flat
+            table[flat, 2 * number + 1] = np.arange(self.devices)
+            if not axis.wrapped:
+                position = self.position(number)
+                table[position == axis.length - 1, 2 * number] = -1
+                table[position == 0, 2 * number + 1] = -1
+        return table
+
+    def _twist(self, up: Ints, number: int) -> Ints:
+        """Shift what wraps around a short axis by half of each long axis.
+
+        k x k x 2k and k x 2k x 2k: a step around a k-long axis lands k further along the 2k-long
+        ones, so that the torus stays the same seen from every chip (Camara et al. 2010, "Twisted
+        torus topologies for enhanced interconnection networks"; Jouppi et al., arXiv 2304.01433,
+        section 2.8).
+        """
+        lengths = [axis.length for axis in self.axes if axis.name != "core"]
+        short = min(lengths)
+        if self.axes[number].length != short or self.axes[number].name == "core":
+            return up
+        seam: list[Any] = [slice(None)] * len(self.shape)
+        seam[number + 1] = short - 1
+        part = np.expand_dims(up[tuple(seam)], number + 1)
+        for other, length in enumerate(lengths):
+            if length == 2 * short:
+                part = np.roll(part, -short, axis=other + 1)
+        twisted = up.copy()
+        twisted[tuple(seam)] = np.take(part, 0, axis=number + 1)
+        return twisted
+
+    def _rates(self) -> Floats:
+        """Return the sustained bytes/s of every link; 0 where there is none."""
+        chip = self.machine.chip
+        rates = np.zeros((self.devices, self.ports))
+        for number, axis in enumerate(self.axes):
+            rates[:, 2 * number : 2 * number + 2] = axis.bytes_per_s * chip.link_efficiency
+        rates[self.neighbour < 0] = 0.0
+        if self.machine.slices > 1:
+            rates[:, self.dcn_port] = (
+                chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
+            )
+        return rates.reshape(-1)
+
+    def _break(self, fault: Fault) -> None:
+        if not (0 <= fault.device < self.devices and 0 <= fault.port < self.dcn_port):
+            raise HardwareError(f"{self.machine.name} has no link at {fault}")
+        other = int(self.neighbour[fault.device, fault.port])
+        if other < 0 or self.axes[fault.port // 2].switched:
+            raise HardwareError(f"{self.machine.name}: no wire leaves {self.link_name(fault)}")
+        if not 0 <= fault.factor <= 1:
+            raise HardwareError(f"a link runs at 0 to 1 of its rate, not {fault.factor:g}")
+        for link in (
+            fault.device * self.ports + fault.port,
+            other * self.ports + (fault.port ^ 1),
+        ):
+            self.rates[link] *= fault.factor
+            if fault.factor == 0:
+                self.dead.add(link)
+
+    # Reading.
+
+    def position(self, axis: int) -> Ints:
+        """Return every device's place along torus axis number `axis`."""
+        return np.asarray(np.indices(self.shape)[axis + 1].reshape(-1), dtype=np.int64)
+
+    def coordinates(self, device: int) -> tuple[int, ...]:
+        """Return a device's slice and its place along each axis."""
+        return tuple(int(place) for place in np.unravel_index(device, self.shape))
+
+    def device_at(self, *coordinates: int) -> int:
+        """Return the device at (slice, x, y, ...)."""
+        return int(np.ravel_multi_index(coordinates, self.shape))
+
+    def port_name(self, port: int) -> str:
+        """Return `x+`, `x-`, ..., or `dcn`.
+
+        >>> from shardsim.machine import parse_machine
+        >>> Topology(parse_machine("v4:4x4x4")).port_name(3)
+        'y-'
+        """
+        if port == self.dcn_port:
+            return "dcn"
+        return f"{self.axes[port // 2].name}{'+-'[port % 2]}"
+
+    def link_name(self, fault: Fault) -> str:
+        """Return where a link is, for messages."""
+        place = ",".join(map(str, self.coordinates(fault.device)[1:]))
+        return f"chip ({place}) port {self.port_name(fault.port)}"
+
+    @cached_property
+    def graph(self) -> Any:
+        """The working links as a networkx digraph; edges carry `link` and `bytes_per_s`."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from(range(self.devices))
+        for device, port in zip(*np.nonzero(self.neighbour >= 0), strict=True):
+            link = int(device) * self.ports + int(port)
+            if link not in self.dead and not self.axes[int(port) // 2].switched:
+                graph.add_edge(
+                    int(device),
+                    int(self.neighbour[device, port]),
+                    link=link,
+                    bytes_per_s=float(self.rates[link]),
+                )
+        return graph
+
+    # Routes.
+
+    def route(self, source: int, target: int) -> list[int]:
+        """Return the links from `source` to `target`: axis by axis, around what is dead.
+
+        Between slices the route is the source's DCN port; behind a switch its one port.
+
+        >>> from shardsim.machine import parse_machine
+        >>> ring = Topology(parse_machine("v5e:2x4"))
+        >>> [ring.port_name(link % ring.ports) for link in ring.route(0, 5)]
+        ['x+', 'y+']
+        """
+        if source == target:
+            return []
+        here, there = self.coordinates(source), self.coordinates(target)
+        if here[0] != there[0]:
+            return [source * self.ports + self.dcn_port]
+        links: list[int] = []
+        device = source
+        for number, axis in enumerate(self.axes):
+            if axis.switched:
+                return [source * self.ports]
+            ahead = there[number + 1] - here[number + 1]
+            if axis.wrapped and abs(ahead) * 2 > axis.length:
+                ahead -= int(math.copysign(axis.length, ahead))
+            port = 2 * number + (ahead < 0)
+            for _ in range(abs(ahead)):
+                links.append(device * self.ports + port)
+                device = int(self.neighbour[device, port])
+        if device != target or self.dead.intersection(links):
+            return self.detour(source, target)
+        return links
+
+    def detour(self, source: int, target: int) -> list[int]:
+        """Return the links of a shortest route over what still works."""
+        try:
+            nodes = nx.bidirectional_shortest_path(self.graph, source, target)
+        except nx.NetworkXNoPath:
+            raise HardwareError(
+                f"{self.machine.name}: no way from device {source} to {target} over what still works"
+            ) from None
+        return [int(self.graph.edges[pair]["link"]) for pair in pairwise(nodes)]
