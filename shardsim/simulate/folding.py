@@ -122,12 +122,9 @@ class Fold:
 
 def incidence(groups: Groups, name: str) -> tuple[Ints, Ints, Floats]:
     """Return which groups' leg `name` loads which links with how many shards, by link."""
-    made = [groups.leg(group, name) for group in range(groups.count)]
-    links = np.concatenate([leg.links for leg in made])
-    owner = np.repeat(np.arange(groups.count), [len(leg.links) for leg in made])
-    shards = np.concatenate([leg.shards for leg in made])
-    order = np.argsort(links, kind="stable")
-    return links[order], owner[order], shards[order]
+    table = groups.table(name)
+    order = np.argsort(table.links, kind="stable")
+    return table.links[order], table.owners[order], table.shards[order]
 
 
 def fold(
@@ -210,8 +207,7 @@ def _latencies(groups: Groups, names: tuple[str, ...]) -> Floats:
     """Return a number per group that differs where hops differ (detours)."""
     total = np.zeros(groups.count)
     for number, name in enumerate(names):
-        hops = [groups.leg(group, name).hops for group in range(groups.count)]
-        total += np.array(hops, dtype=float) * (1.0 + 0.6180339887 * number)
+        total += groups.table(name).hops * (1.0 + 0.6180339887 * number)
     return total
 
 

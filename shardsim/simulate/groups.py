@@ -31,6 +31,18 @@ class Leg:
     dcn: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One leg of all groups, by group and then by link."""
+
+    name: str
+    links: Ints
+    owners: Ints
+    shards: Floats
+    hops: Ints  # per group
+    dcn: bool
+
+
 class Groups:
     """All groups of one role: members, and the legs of every group, made when first asked for."""
 
@@ -44,7 +56,7 @@ class Groups:
         self.strides = (topology.shape[0] // int(layout.slices), *strides)
         self.members = self._members()
         self.count, self.size = self.members.shape
-        self._legs: dict[tuple[int, str], Leg] = {}
+        self._tables: dict[str, Table] = {}
 
     def _members(self) -> Ints:
         """Return device numbers, [groups, members]; the last torus axis varies fastest."""
@@ -89,36 +101,51 @@ class Groups:
         factor, stride = self.factors[number + 1], self.strides[number + 1]
         return axis.wrapped and factor * stride == axis.length and factor > 2
 
-    def lines(self, group: int, number: int) -> Ints:
-        """Return a group's members by line along torus axis `number` (-1: slices)."""
-        grid = self.members[group].reshape(self.factors)
-        return np.moveaxis(grid, number + 1, -1).reshape(-1, self.factors[number + 1])
+    def lines(self, number: int) -> tuple[Ints, Ints]:
+        """Return all groups' members by line along torus axis `number`, and each line's group."""
+        grid = self.members.reshape(self.count, *self.factors)
+        lines = np.moveaxis(grid, number + 2, -1).reshape(-1, self.factors[number + 1])
+        return lines, np.repeat(np.arange(self.count), len(lines) // self.count)
 
     def leg(self, group: int, name: str) -> Leg:
         """Return one of a group's legs: `gather:N` and `scatter:N` along axis N, `gather:dcn`,
         `exchange` (all-to-all), `ring+` and `ring+-` (one hop, one or both ways), `shift`."""
-        key = (group, name)
-        if key not in self._legs:
-            self._legs[key] = self._make(group, name)
-        return self._legs[key]
+        table = self.table(name)
+        low, high = np.searchsorted(table.owners, (group, group + 1))
+        return Leg(
+            name=table.name,
+            links=table.links[low:high],
+            shards=table.shards[low:high],
+            hops=int(table.hops[group]),
+            dcn=table.dcn,
+        )
 
-    def _make(self, group: int, name: str) -> Leg:
-        kind, _, where = name.partition(":")
-        if kind in ("gather", "scatter"):
+    def table(self, name: str) -> Table:
+        """Return a leg of all groups together."""
+        if name not in self._tables:
+            kind, _, where = name.partition(":")
+            load = _Load(self.topology, self.count)
             if where == "dcn":
-                return self._ports(group, name)
-            return self._along(group, name, int(where), kind == "gather")
-        if kind == "exchange":
-            return self._exchange(group)
-        return self._ring(group, name)
+                self._tables[name] = self._ports(load)
+            elif kind in ("gather", "scatter"):
+                self._tables[name] = self._along(load, int(where), kind == "gather")
+            elif kind == "exchange":
+                self._tables[name] = self._exchange(load)
+            else:
+                self._tables[name] = self._ring(load, name)
+        return self._tables[name]
 
-    def _ports(self, group: int, name: str) -> Leg:
+    def _ports(self, load: _Load) -> Table:
+        """Return the slices' part of a gather: every member sends to all other slices."""
         slices = self.factors[0]
-        links = self.members[group] * self.topology.ports + self.topology.dcn_port
-        shards = np.full(len(links), slices - 1.0)
-        return Leg(name="dcn", links=links, shards=shards, hops=slices - 1, dcn=True)
+        members = self.members.reshape(-1)
+        owners = np.repeat(np.arange(self.count), self.size)
+        load.add(members * self.topology.ports + self.topology.dcn_port, owners, slices - 1.0)
+        load.longest[:] = 1
+        load.dcn = True
+        return load.table("dcn", slices - 1)
 
-    def _along(self, group: int, name: str, number: int, gather: bool) -> Leg:
+    def _along(self, load: _Load, number: int, gather: bool) -> Table:
         """Return an all-gather or reduce-scatter along one axis, in both directions.
 
         On a ring of n every directed link carries (n - 1) / 2 shards: for an even n the shard
@@ -129,11 +156,13 @@ class Groups:
         axis = self.topology.axes[number]
         n, stride = self.factors[number + 1], self.strides[number + 1]
         if axis.switched:
-            links = self.members[group] * self.topology.ports + 2 * number
-            return Leg(name=axis.name, links=links, shards=np.full(len(links), n - 1.0), hops=1)
-        lines = self.lines(group, number)
+            owners = np.repeat(np.arange(self.count), self.size)
+            links = self.members.reshape(-1) * self.topology.ports + 2 * number
+            load.add(links, owners, n - 1.0)
+            load.longest[:] = 1
+            return load.table(axis.name, 1)
+        lines, owners = self.lines(number)
         ring = self.closed(number)
-        load = _Load(self.topology)
         for way in (0, 1):
             for place in range(n):
                 target = place + (1 if way == 0 else -1)
@@ -143,102 +172,116 @@ class Groups:
                 if not ring:
                     behind = place + 1 if way == 0 else n - place
                     shards = float(behind if gather else n - behind)
-                load.step(lines[:, place], lines[:, target % n], 2 * number + way, stride, shards)
-        rounds = math.ceil((n - 1) / 2) if ring else n - 1
-        return load.leg(axis.name, rounds)
+                port = 2 * number + way
+                load.step(lines[:, place], lines[:, target % n], owners, port, stride, shards)
+        return load.table(axis.name, math.ceil((n - 1) / 2) if ring else n - 1)
 
-    def _exchange(self, group: int) -> Leg:
+    def _exchange(self, load: _Load) -> Table:
         """Return an all-to-all over the torus axes, in units of what a member holds.
 
         Every message goes axis by axis, the shorter way round; those to the opposite member of a
         ring half each way. What crosses an axis is what each member holds for other places on it.
         """
-        load = _Load(self.topology)
-        hops = 0
+        hops = np.zeros(self.count, dtype=np.int64)
         for number in self.axes():
             n, stride = self.factors[number + 1], self.strides[number + 1]
-            lines, ring = self.lines(group, number), self.closed(number)
+            (lines, owners), ring = self.lines(number), self.closed(number)
             crossing = exchange_crossings(n, ring) / n
-            load.longest = 0
+            load.longest[:] = 0
             for way in (0, 1):
                 for place in np.nonzero(crossing[way])[0].tolist():
                     target = (place + (1 if way == 0 else -1)) % n
                     shards = float(crossing[way, place])
                     port = 2 * number + way
-                    load.step(lines[:, place], lines[:, target], port, stride, shards)
+                    load.step(lines[:, place], lines[:, target], owners, port, stride, shards)
             hops += load.longest * (math.ceil((n - 1) / 2) if ring else n - 1)
         load.longest = hops
-        return load.leg("exchange", 1)
+        return load.table("exchange", 1)
 
-    def _ring(self, group: int, name: str) -> Leg:
+    def _ring(self, load: _Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
 
         `shift` does not close the ring: the last member sends nothing. The ring visits the
         members so that each hop is one link where that is possible; where the ring cannot close
         over single links, its last hop goes all the way back.
         """
-        order = self.members[group][ring_order(self.factors, self.strides)]
-        load = _Load(self.topology)
-        following = np.roll(order, -1)
-        pairs = list(zip(order.tolist(), following.tolist(), strict=True))
+        order = self.members[:, ring_order(self.factors)]
+        following = np.roll(order, -1, axis=1)
         if name == "shift":
-            pairs = pairs[:-1]
+            order, following = order[:, :-1], following[:, :-1]
+        owners = np.repeat(np.arange(self.count), order.shape[1])
+        load.messages(order.reshape(-1), following.reshape(-1), owners, 1.0)
         if name == "ring+-":
-            pairs += [(target, source) for source, target in pairs]
-        for source, target in pairs:
-            load.message(source, target)
-        return load.leg("ring", 1)
+            load.messages(following.reshape(-1), order.reshape(-1), owners, 1.0)
+        return load.table("ring", 1)
 
 
 class _Load:
-    """Adds up the shards that messages put on links."""
+    """Adds up the shards that the messages of all groups put on links."""
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, count: int) -> None:
         self.topology = topology
         self.links: list[Ints] = []
+        self.owners: list[Ints] = []
         self.shards: list[Floats] = []
-        self.longest = 0
+        self.longest = np.zeros(count, dtype=np.int64)  # links of a group's longest message
         self.dcn = False
 
-    def add(self, links: Ints, shards: float) -> None:
+    def add(self, links: Ints, owners: Ints, shards: float) -> None:
+        """Put `shards` on every link, for its owner."""
         self.links.append(links)
+        self.owners.append(owners)
         self.shards.append(np.full(len(links), shards))
 
-    def step(self, sources: Ints, targets: Ints, port: int, stride: int, shards: float) -> None:
+    def step(
+        self,
+        sources: Ints,
+        targets: Ints,
+        owners: Ints,
+        port: int,
+        stride: int,
+        shards: float,
+    ) -> None:
         """Send `shards` from each source `stride` wires along `port`; detour where needed."""
         topology = self.topology
         here = sources
         path = []
+        good = np.ones(len(sources), dtype=bool)
         for _ in range(stride):
             path.append(here * topology.ports + port)
+            good &= ~topology.is_dead(path[-1])
             here = topology.neighbour[here, port]
-        good = here == targets
+        good &= here == targets
         for links in path:
-            if topology.dead:
-                good &= ~np.isin(links, list(topology.dead))
-        for links in path:
-            self.add(links[good], shards)
-        if good.any():
-            self.longest = max(self.longest, stride)
-        for source, target in zip(sources[~good].tolist(), targets[~good].tolist(), strict=True):
-            self.message(source, target, shards)
+            self.add(links[good], owners[good], shards)
+        np.maximum.at(self.longest, owners[good], stride)
+        if not good.all():
+            self.messages(sources[~good], targets[~good], owners[~good], shards)
 
-    def message(self, source: int, target: int, shards: float = 1.0) -> None:
-        """Send `shards` along the route from one device to another."""
-        route = self.topology.route(source, target)
-        self.longest = max(self.longest, len(route))
-        self.dcn |= any(link % self.topology.ports == self.topology.dcn_port for link in route)
-        self.add(np.array(route, dtype=np.int64), shards)
+    def messages(self, sources: Ints, targets: Ints, owners: Ints, shards: float) -> None:
+        """Send `shards` along the routes from sources to targets."""
+        links, which, hops = self.topology.routes(sources, targets)
+        self.dcn |= bool(np.any(links % self.topology.ports == self.topology.dcn_port))
+        np.maximum.at(self.longest, owners, hops)
+        self.add(links, owners[which], shards)
 
-    def leg(self, name: str, rounds: int) -> Leg:
+    def table(self, name: str, rounds: int) -> Table:
         """Return what was added; `rounds` messages follow each other over the longest path."""
-        if not self.links:
-            empty = np.zeros(0, dtype=np.int64)
-            return Leg(name=name, links=empty, shards=np.zeros(0), hops=0)
-        links, inverse = np.unique(np.concatenate(self.links), return_inverse=True)
-        shards = np.bincount(inverse, weights=np.concatenate(self.shards))
-        hops = rounds * self.longest
-        return Leg(name=name, links=links, shards=shards, hops=hops, dcn=self.dcn)
+        none = np.zeros(0, dtype=np.int64)
+        count = len(self.topology.rates)
+        keys = np.concatenate([none, *self.owners]) * count + np.concatenate([none, *self.links])
+        found, inverse = np.unique(keys, return_inverse=True)
+        shards = np.bincount(
+            inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *self.shards])
+        )
+        return Table(
+            name=name,
+            links=found % count,
+            owners=found // count,
+            shards=shards[: len(found)],
+            hops=self.longest * rounds,
+            dcn=self.dcn,
+        )
 
 
 def exchange_crossings(n: int, ring: bool) -> Floats:
@@ -263,13 +306,13 @@ def exchange_crossings(n: int, ring: bool) -> Floats:
     return crossing
 
 
-def ring_order(factors: tuple[int, ...], strides: tuple[int, ...]) -> Ints:
+def ring_order(factors: tuple[int, ...]) -> Ints:
     """Return the members of a group in the order in which a ring visits them.
 
     A single axis: as they lie. Several: a closed walk over the patch, in single steps if the
     patch has an even number of members; a snake otherwise. Slices are the outermost axis.
 
-    >>> ring_order((1, 2, 3), (1, 1, 1)).tolist()
+    >>> ring_order((1, 2, 3)).tolist()
     [0, 1, 2, 5, 4, 3]
     """
     inside = snake_cycle(tuple(factor for factor in factors[1:] if factor > 1))

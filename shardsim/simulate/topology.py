@@ -171,6 +171,12 @@ class Topology:
 
     # Routes.
 
+    def is_dead(self, links: Ints) -> Any:
+        """Return which of `links` are dead, as an array of booleans."""
+        if not self.dead:
+            return np.zeros(len(links), dtype=bool)
+        return np.isin(links, list(self.dead))
+
     def route(self, source: int, target: int) -> list[int]:
         """Return the links from `source` to `target`: axis by axis, around what is dead.
 
@@ -181,26 +187,53 @@ class Topology:
         >>> [ring.port_name(link % ring.ports) for link in ring.route(0, 5)]
         ['x+', 'y+']
         """
-        if source == target:
-            return []
-        here, there = self.coordinates(source), self.coordinates(target)
-        if here[0] != there[0]:
-            return [source * self.ports + self.dcn_port]
-        links: list[int] = []
-        device = source
+        links, _, _ = self.routes(np.array([source]), np.array([target]))
+        return [int(link) for link in links]
+
+    def routes(self, sources: Ints, targets: Ints) -> tuple[Ints, Ints, Ints]:
+        """Return the links of many routes in a row, the route of each link, and each length."""
+        here = np.stack(np.unravel_index(sources, self.shape))
+        there = np.stack(np.unravel_index(targets, self.shape))
+        device = np.array(sources)
+        links: list[Ints] = []
+        which: list[Ints] = []
+        away = np.nonzero(here[0] != there[0])[0]
+        links.append(device[away] * self.ports + self.dcn_port)
+        which.append(away)
+        device[away] = targets[away]
         for number, axis in enumerate(self.axes):
-            if axis.switched:
-                return [source * self.ports]
             ahead = there[number + 1] - here[number + 1]
-            if axis.wrapped and abs(ahead) * 2 > axis.length:
-                ahead -= int(math.copysign(axis.length, ahead))
-            port = 2 * number + (ahead < 0)
-            for _ in range(abs(ahead)):
-                links.append(device * self.ports + port)
-                device = int(self.neighbour[device, port])
-        if device != target or self.dead.intersection(links):
-            return self.detour(source, target)
-        return links
+            ahead[away] = 0
+            if axis.switched:
+                moving = np.nonzero(ahead)[0]
+                links.append(device[moving] * self.ports + 2 * number)
+                which.append(moving)
+                device[moving] = targets[moving]
+                continue
+            if axis.wrapped:
+                ahead = np.where(
+                    2 * np.abs(ahead) > axis.length, ahead - np.sign(ahead) * axis.length, ahead
+                )
+            for step in range(int(np.abs(ahead).max(initial=0))):
+                moving = np.nonzero(np.abs(ahead) > step)[0]
+                port = 2 * number + (ahead[moving] < 0)
+                links.append(device[moving] * self.ports + port)
+                which.append(moving)
+                device[moving] = self.neighbour[device[moving], port]
+        all_links, all_which = np.concatenate(links), np.concatenate(which)
+        lost = device != targets
+        lost[all_which[self.is_dead(all_links)]] = True
+        if lost.any():
+            keep = ~lost[all_which]
+            links, which = [all_links[keep]], [all_which[keep]]
+            for place in np.nonzero(lost)[0].tolist():
+                way = self.detour(int(sources[place]), int(targets[place]))
+                links.append(np.array(way, dtype=np.int64))
+                which.append(np.full(len(way), place))
+            all_links, all_which = np.concatenate(links), np.concatenate(which)
+        order = np.argsort(all_which, kind="stable")
+        lengths = np.bincount(all_which, minlength=len(sources))
+        return all_links[order], all_which[order], lengths
 
     def detour(self, source: int, target: int) -> list[int]:
         """Return the links of a shortest route over what still works."""
