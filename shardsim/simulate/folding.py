@@ -164,7 +164,8 @@ def _refine(
 ) -> None:
     topology, groups = result.topology, result.groups
     devices = _colours(speed)
-    links = np.where(used, _colours(topology.rates) + 1, 0)
+    port = np.arange(len(used)) % topology.ports  # kept apart so that reports can name them
+    links = np.where(used, _colours(topology.rates) * topology.ports + port + 1, 0)
     grouped = {
         role: _colours(_latencies(item, result.legs[role])) for role, item in groups.items()
     }
@@ -181,7 +182,7 @@ def _refine(
                 word = word + _mix(_sums(owner, tagged, item.count) + np.uint64(number))
             grouped[role] = _colours(word)
         device_word = _mix(devices.astype(np.uint64))
-        link_word = link_words.copy()
+        link_word = link_words.copy()  # carries the port and the rate along
         for tag, (role, item) in enumerate(groups.items()):
             colour = _mix(grouped[role].astype(np.uint64) + np.uint64(104729 * (tag + 1)))
             device_word = _mix(device_word + colour[item.of_device])
