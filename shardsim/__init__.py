@@ -29,11 +29,11 @@ _HOMES = {
     "save_plan": "shardsim.plan",
     "Prediction": "shardsim.cost.predict",
     "predict": "shardsim.cost.predict",
-    "search": "shardsim.search.search",
-    "ablate": "shardsim.search.whatif",
-    "changed": "shardsim.search.whatif",
-    "sensitivity": "shardsim.search.whatif",
-    "sweep": "shardsim.search.whatif",
+    "search": "shardsim.planner.search",
+    "ablate": "shardsim.planner.whatif",
+    "changed": "shardsim.planner.changes",
+    "sensitivity": "shardsim.planner.whatif",
+    "sweep": "shardsim.planner.whatif",
     "validate_runs": "shardsim.validate.runs",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardsim.cli.output import table
-from shardsim.units import show_bytes, show_count, show_percent, show_time
+from shardsim.units import show_bytes, show_percent, show_time
 
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
@@ -125,6 +125,7 @@ def plans_text(items: Sequence[Prediction]) -> str:
                 plan.overlap.matmul if tensor else "-",
                 f"{100 * item.mfu:.1f}",
                 f"{item.step_time_s:.4g}",
+                f"{100 * item.time['exposed_comm_s'] / item.step_time_s:.1f}",
                 f"{item.hbm['peak_bytes'] / 2**30:.1f}",
                 item.limited_by,
             ]
@@ -139,6 +140,7 @@ def plans_text(items: Sequence[Prediction]) -> str:
             "collective matmul",
             "MFU %",
             "step s",
+            "exposed %",
             "HBM GiB",
             "limited by",
         ],
@@ -154,7 +156,7 @@ def model_rows(names: Sequence[str], load: Any) -> str:
         rows.append(
             [
                 name,
-                show_count(model.parameters),
+                f"{model.parameters / 1e9:,.3f} B",
                 model.layers,
                 model.embed,
                 model.mlp,

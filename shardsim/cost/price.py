@@ -223,22 +223,24 @@ class _Pricer:
             if self.detail:
                 self._note(block, task, alone / np.maximum(task.count, 1), exposed)
             if block.phase in ("forward", "backward") and task.role == "gather":
-                self._ends(block, task, time, alone, switch)
+                taken = taken - self._ends(block, task, time, alone - exposed)
         if block.phase == "backward":
             self.slack_s = np.maximum(window - taken, 0.0)
 
-    def _ends(
-        self, block: Block, task: Collective, time: _BlockTime, alone: Number, switch: Number
-    ) -> None:
-        """Expose the first gather and the last scatter of a pass: nothing runs beside them."""
+    def _ends(self, block: Block, task: Collective, time: _BlockTime, hidden: Number) -> Number:
+        """Expose the first gather and the last scatter of a pass: nothing runs beside them.
+
+        Return what a trip, on average, hides less for it.
+        """
         first = block.phase == "forward" and task.kind == "all-gather"
         last = block.phase == "backward" and task.kind == "reduce-scatter"
-        if first or last:
-            layers = block.trips / self.layout.microbatches
-            share = np.where(switch, alone / layers, 0.0)
-            time.exposed.add(share)
-            if self.detail:
-                self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+        if not (first or last):
+            return 0.0
+        share = hidden * self.layout.microbatches / block.trips
+        time.exposed.add(share)
+        if self.detail:
+            self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+        return share
 
     def _offload(self, block: Block, time: _BlockTime) -> None:
         """Expose what copying kept activations to the host and back takes beyond the block."""

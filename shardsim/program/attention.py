@@ -95,14 +95,17 @@ def attention_backward(work: Workload, layout: Layout, shapes: Shapes) -> list[T
 
 
 def _pairs(work: Workload, shapes: Shapes) -> dict[str, Number]:
-    """Return the matmul shape of one head's scores, for all local heads and sequences."""
+    """Return the matmul shape of one head's scores, for all local heads and sequences.
+
+    Scores stay in bf16 where projections run in 8 bits: so do published 8-bit recipes.
+    """
     return {
         "m": shapes.queries,
         "k": float(work.model.head_dim),
         "n": shapes.keys,
         "batch": shapes.sequences * shapes.heads,
         "fraction": work.attention_fraction,
-        "dtype": work.precision.compute,
+        "dtype": "bf16",
     }
 
 

@@ -105,14 +105,32 @@ def _vocabulary(writer: LayerWriter) -> list[Task]:
 
 
 def _map_head(writer: LayerWriter) -> list[Task]:
-    """Return the attention-pooling head: keys and values of all tokens, one query an image."""
-    shapes, model = writer.shapes, writer.work.model
-    width = 2.0 * model.embed / writer.tensor
+    """Return the attention-pooling head: keys and values of all tokens, one query an image.
+
+    Every head has its own key and value, however many the blocks have.
+    """
+    shapes, work = writer.shapes, writer.work
+    model = work.model
+    width = float(model.attention_width) / writer.tensor
     rows = shapes.sequences
-    tasks: list[Task] = []
+    # Scores and weighted values, and their four gradients: each crosses all keys or all values.
+    products = 6
+    pairs = Compute(
+        name="pooling attention",
+        kind="attention",
+        m=1.0,
+        k=float(model.head_dim),
+        n=shapes.queries,
+        batch=rows * shapes.heads,
+        matmuls=products,
+        hbm_bytes=products * rows * shapes.heads * shapes.queries * model.head_dim * writer.width,
+        dtype=work.precision.compute,
+    )
+    tasks: list[Task] = [pairs]
     for name, m, k, n in (
-        ("pooling keys and values", shapes.tokens, shapes.embed, width),
-        ("pooling output", rows, model.embed / writer.tensor, shapes.embed),
+        ("pooling query", rows, shapes.embed, width),
+        ("pooling keys and values", shapes.tokens, shapes.embed, 2.0 * width),
+        ("pooling output", rows, width, shapes.embed),
         ("pooling mlp in", rows, shapes.embed, shapes.hidden),
         ("pooling mlp out", rows, shapes.hidden, shapes.embed),
     ):
@@ -124,17 +142,41 @@ def _map_head(writer: LayerWriter) -> list[Task]:
     return tasks
 
 
-def gradient_reduction(writer: LayerWriter) -> Block:
-    """Return the all-reduce of one layer's gradients over devices that hold the same weights.
+def gradient_reductions(writer: LayerWriter) -> tuple[Block, ...]:
+    """Return the all-reduce of gradients over devices that hold the same weights.
 
-    Runs once a step, after the last microbatch. With the optimizer's state split over the data
-    axis it is a reduce-scatter before the update and an all-gather after it: the same traffic.
+    Runs once a step, after the last microbatch, for each layer and for the embedding tables. With
+    the optimizer's state split over the data axis it is a reduce-scatter before the update and an
+    all-gather after it: the same traffic.
     """
-    layout, work, shapes = writer.layout, writer.work, writer.shapes
-    per_group = shapes.layer_weights / layout.gather.size
-    messages = matrices_per_layer(work.model, work.fused_projections)
-    replicas = layout.replicas
-    many = replicas.size > 1
+    model, shapes = writer.work.model, writer.shapes
+    matrices = matrices_per_layer(model, writer.work.fused_projections)
+    blocks = [
+        Block(
+            name="gradient reduction",
+            phase="reduction",
+            trips=shapes.layers,
+            tasks=_reduction(writer, shapes.layer_weights, matrices),
+        )
+    ]
+    if model.vocab:
+        tables = 1 if model.tied_embeddings else 2
+        blocks.append(
+            Block(
+                name="embedding gradient reduction",
+                phase="reduction",
+                trips=1,
+                tasks=_reduction(writer, shapes.embed * shapes.vocab * tables, tables),
+            )
+        )
+    return tuple(blocks)
+
+
+def _reduction(writer: LayerWriter, elements: Number, messages: int) -> tuple[Task, ...]:
+    """Return the reduction over all replicas of the gradients of `elements` gathered weights."""
+    layout, work = writer.layout, writer.work
+    per_group = elements / layout.gather.size
+    many = layout.replicas.size > 1
     sharded = np.asarray(layout.optimizer_over_data, dtype=bool)
     tasks: list[Task] = []
     for stage, switch in (("torus", "gradients_overlap"), ("dcn", "dcn_overlap")):
@@ -166,9 +208,7 @@ def gradient_reduction(writer: LayerWriter) -> Block:
                 stage=stage,
             )
         )
-    return Block(
-        name="gradient reduction", phase="reduction", trips=shapes.layers, tasks=tuple(tasks)
-    )
+    return tuple(tasks)
 
 
 def update(writer: LayerWriter) -> Block:

@@ -8,7 +8,7 @@ from shardsim.plan.layout import Layout, Number
 from shardsim.plan.remat import Remat
 from shardsim.program.ends import (
     embedding_and_head,
-    gradient_reduction,
+    gradient_reductions,
     matrices_per_layer,
     update,
 )
@@ -57,7 +57,7 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
             forward,
             backward,
             *_pipeline_sends(writer),
-            gradient_reduction(writer),
+            *gradient_reductions(writer),
             update(writer),
         ),
         memory=memory(work, layout, local, saved),

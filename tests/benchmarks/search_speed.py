@@ -12,7 +12,7 @@ import time
 from shardsim.cost.predict import predict
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
-from shardsim.search.search import search
+from shardsim.planner.search import search
 
 SLICES = (
     ("v4:4x4x4", 4096),

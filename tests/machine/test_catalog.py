@@ -214,6 +214,9 @@ def test_optional_figures_may_be_left_out(v4, tmp_path):
 
 
 def test_fitted_figures_become_constants(v4, tmp_path):
+    for figure in v4.values():
+        if isinstance(figure, dict) and figure.pop("fitted_to", None):
+            figure["status"] = "assumed"
     v4["dcn_hop_latency_s"].update(status="fitted", fitted_to="two runs", value=2e-4)
     chip = load_chip_file(write(tmp_path, v4))
     fitted = Constant(name="dcn_hop_latency_s", value=2e-4, fitted_to="two runs")

@@ -18,9 +18,9 @@ from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
+from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.partition import partition, partition_memory
 from shardsim.program.shapes import Workload
-from shardsim.search.space import Part, legal_cells, parts
 
 Cell = tuple[int, int, int]  # pair, remat policy, option
 

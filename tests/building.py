@@ -1,0 +1,273 @@
+"""Small models, machines with round figures, and plans written without the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from shardsim.errors import PlanError
+from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
+from shardsim.model import Biases, Model
+from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
+from shardsim.plan.layout import AxisLayout
+from shardsim.plan.legality import check
+from shardsim.plan.plan import MATMUL_OVERLAP, OPTIMIZERS
+from shardsim.plan.remat import POLICIES
+
+# What the tests call the axes; outermost first, as the roles are.
+NAMES = {
+    "pipeline": "p",
+    "data": "d",
+    "fsdp": "f",
+    "context": "c",
+    "tensor2": "u",
+    "tensor": "t",
+}
+
+
+def decoder(**changes: Any) -> Model:
+    """Return a decoder whose every dimension divides by 16."""
+    options: dict[str, Any] = {
+        "name": "small-decoder",
+        "family": "decoder",
+        "layers": 8,
+        "embed": 1024,
+        "mlp": 4096,
+        "heads": 16,
+        "head_dim": 64,
+        "kv_heads": 16,
+        "sequence": 512,
+        "vocab": 2048,
+        "causal": True,
+        "positions": "rotary",
+    }
+    return Model(**(options | changes))
+
+
+def vit(**changes: Any) -> Model:
+    """Return a vision transformer with a parallel block, 256 tokens an image."""
+    options: dict[str, Any] = {
+        "name": "small-vit",
+        "family": "vit",
+        "layers": 8,
+        "embed": 1024,
+        "mlp": 4096,
+        "heads": 16,
+        "head_dim": 64,
+        "kv_heads": 16,
+        "sequence": 256,
+        "patch": 14,
+        "image": 224,
+        "parallel_block": True,
+        "qk_norm": True,
+        "biases": Biases(mlp=True),
+    }
+    return Model(**(options | changes))
+
+
+def plain_chip(name: str = "v4", **figures: float) -> Chip:
+    """Return a chip whose links and starts are ideal unless `figures` say otherwise."""
+    ideal = {
+        "link_efficiency": 1.0,
+        "dcn_efficiency": 1.0,
+        "hop_latency_s": 0.0,
+        "dcn_hop_latency_s": 0.0,
+        "collective_overhead_s": 0.0,
+        "op_overhead_s": 0.0,
+    }
+    return override_chip(load_chip(name), ideal | figures)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A torus axis of any length, as pricing reads one."""
+
+    name: str
+    length: int
+    wrapped: bool
+    bytes_per_s: float
+    hop_latency_s: float
+    switched: bool = False
+
+
+@dataclass(frozen=True)
+class Wires:
+    """A machine of any shape, as far as the price of a collective needs one."""
+
+    chip: Chip
+    axes: tuple[Axis, ...]
+
+
+def wires(chip: Chip, *axes: tuple[int, bool]) -> Any:
+    """Return links of `chip` along axes of (length, wrapped)."""
+    return Wires(
+        chip,
+        tuple(
+            Axis(name, length, wrapped, chip.link_bytes_per_s, chip.hop_latency_s)
+            for name, (length, wrapped) in zip("xyz", axes, strict=False)
+        ),
+    )
+
+
+def axis_layout(*factors: int, strides: Sequence[int] | None = None, slices: int = 1) -> AxisLayout:
+    """Return a group that takes `factors` of the torus axes."""
+    return AxisLayout(factors=factors, strides=tuple(strides or [1] * len(factors)), slices=slices)
+
+
+def build(
+    model: Model,
+    machine: Machine | str,
+    batch: int,
+    where: Mapping[str, Mapping[str, int]],
+    *,
+    residual: str = "seq",
+    context_shards: bool = False,
+    over_data: bool = False,
+    **options: Any,
+) -> Plan:
+    """Return a plan; `where` gives each role its factors of the torus axes (and of "dcn")."""
+    if isinstance(machine, str):
+        machine = parse_machine(machine)
+    mesh = []
+    for role in NAMES:
+        if role in where:
+            size = 1
+            for factor in where[role].values():
+                size *= factor
+            mesh.append(MeshAxis(name=NAMES[role], size=size, torus=dict(where[role])))
+    present = {role: (NAMES[role],) if role in where else () for role in NAMES}
+    wide = {key: present["tensor"] for key in ("heads", "kv_heads", "mlp", "vocab")}
+    parameters = wide | {
+        "embed": present["fsdp"]
+        + (present["context"] if context_shards else ())
+        + present["tensor2"],
+        "layers": present["pipeline"],
+    }
+    activations = wide | {
+        "batch": present["data"] + present["fsdp"],
+        "seq": present["context"] + (present["tensor"] if residual == "seq" else ()),
+        "embed": present["tensor2"] + (present["tensor"] if residual == "embed" else ()),
+    }
+    return Plan(
+        name="built",
+        model=model,
+        machine=machine,
+        batch=batch,
+        sequence=options.pop("sequence", model.sequence),
+        mesh=tuple(mesh),
+        parameters={key: axes for key, axes in parameters.items() if axes},
+        activations={key: axes for key, axes in activations.items() if axes},
+        optimizer_rules={"embed": present["data"]} if over_data and present["data"] else {},
+        remat=Remat(save=POLICIES[options.pop("remat", "full")]),
+        **options,
+    )
+
+
+def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
+    """Return `plan` with its mesh axes called otherwise."""
+
+    def rules(given: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {key: tuple(names[axis] for axis in axes) for key, axes in given.items()}
+
+    return replace(
+        plan,
+        mesh=tuple(replace(axis, name=names[axis.name]) for axis in plan.mesh),
+        parameters=rules(plan.parameters),
+        activations=rules(plan.activations),
+        optimizer_rules=rules(plan.optimizer_rules),
+    )
+
+
+def is_legal(plan: Plan) -> bool:
+    """Return whether a plan file with this plan would be accepted."""
+    try:
+        check(plan, resolve(plan))
+    except PlanError:
+        return False
+    return True
+
+
+MODELS = (
+    decoder(),
+    decoder(kv_heads=2, gated_mlp=True, tied_embeddings=True, norm="rmsnorm"),
+    decoder(parallel_block=True, kv_heads=1, post_norms=True),
+    vit(),
+    vit(parallel_block=False, pooling="map", classes=1000, qk_norm=False),
+)
+MACHINES = (
+    "v4:2x2x1",
+    "v4:2x2x4",
+    "v4:4x4x4",
+    "v5e:4x4",
+    "v5e:8x16",
+    "v3:4x4",
+    "tpu7x:2x2x2",
+    "2*v4:2x2x4",
+    "4*v5e:4x4",
+    "h100:8",
+    "2*h100:8",
+)
+
+
+@st.composite
+def plans(
+    draw: st.DrawFn,
+    models: Sequence[Model] = MODELS,
+    machines: Sequence[str] = MACHINES,
+    matmul_overlap: Sequence[str] = MATMUL_OVERLAP,
+) -> Plan:
+    """Draw a legal plan: every torus axis whole to one role, or split between two."""
+    model = draw(st.sampled_from(models))
+    machine = parse_machine(draw(st.sampled_from(machines)))
+    roles = list(NAMES)
+    where: dict[str, dict[str, int]] = {}
+    if machine.slices > 1:
+        role = draw(st.sampled_from(["data", "fsdp", "pipeline"]))
+        where.setdefault(role, {})["dcn"] = machine.slices
+    for axis in machine.axes:
+        if axis.length == 1:
+            continue
+        inner = draw(st.sampled_from([n for n in range(2, axis.length + 1) if not axis.length % n]))
+        first, second = sorted(
+            draw(st.lists(st.sampled_from(roles), min_size=2, max_size=2, unique=True)),
+            key=roles.index,
+        )
+        where.setdefault(second, {})[axis.name] = inner
+        if inner < axis.length:
+            where.setdefault(first, {})[axis.name] = axis.length // inner
+    microbatches = draw(st.sampled_from([1, 2, 4, 8, 16]))
+    groups = 1
+    for role in ("data", "fsdp"):
+        for factor in where.get(role, {}).values():
+            groups *= factor
+    plan = build(
+        model,
+        machine,
+        groups * microbatches * draw(st.sampled_from([1, 2, 3])),
+        where or {"data": {}},
+        residual=draw(st.sampled_from(["", "seq", "embed"])),
+        context_shards=draw(st.booleans()),
+        over_data=draw(st.booleans()),
+        remat=draw(st.sampled_from(sorted(POLICIES))),
+        microbatches=microbatches,
+        overlap=Overlap(
+            matmul=draw(st.sampled_from(matmul_overlap)),
+            weights=draw(st.booleans()),
+            gradients=draw(st.booleans()),
+            dcn=draw(st.booleans()),
+        ),
+        precision=Precision(
+            compute=draw(st.sampled_from(["bf16", "f32", "fp8"])),
+            parameters=draw(st.sampled_from(["f32", "bf16"])),
+            reduce=draw(st.sampled_from(["f32", "bf16"])),
+        ),
+        optimizer=draw(st.sampled_from(sorted(OPTIMIZERS))),
+        attention=draw(st.sampled_from(["flash", "unfused"])),
+        fused_projections=model.parallel_block and draw(st.booleans()),
+    )
+    assume(is_legal(plan))
+    return plan

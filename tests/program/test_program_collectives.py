@@ -1,0 +1,243 @@
+"""The collectives of a Program follow the algebra of its sharding."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from building import build, decoder, plans, vit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import predict
+from shardsim.model import Model, load_model
+from shardsim.plan import Plan, Precision, resolve
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Collective, Program
+
+TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+
+
+def program_of(plan: Plan) -> Program:
+    return partition(Workload.of(plan), resolve(plan), plan.remat)
+
+
+def used(program: Program, block: str, role: str) -> list[Collective]:
+    tasks = program.block(block).collectives()
+    return [task for task in tasks if task.role == role and float(task.count) > 0]
+
+
+def kinds(tasks: list[Collective]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for task in tasks:
+        counts[task.kind] += int(task.count)
+    return counts
+
+
+def sent(plan: Plan, kind: str, axis: str, purpose: str) -> float:
+    """Return the bytes that one device sends in a step over the mesh axes with `axis` in them."""
+    return sum(
+        use.bytes_per_chip
+        for use in predict(plan).collectives
+        if use.kind == kind and axis in use.mesh_axes and use.purpose == purpose
+    )
+
+
+def layer_matrices(model: Model) -> int:
+    """Return the weights of one layer's matrices, written out."""
+    width, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    gates = 2 if model.gated_mlp else 1
+    return model.embed * (2 * width + 2 * keys + (gates + 1) * model.mlp)
+
+
+@pytest.mark.parametrize("residual", ["seq", "embed"])
+@pytest.mark.parametrize(("parallel", "fused"), [(False, False), (True, False), (True, True)])
+def test_a_split_residual_is_gathered_and_scattered_once_a_branch(residual, parallel, fused):
+    model = decoder(parallel_block=parallel)
+    options: dict[str, Any] = {"residual": residual, "fused_projections": fused}
+    program = program_of(build(model, "v5e:4x4", 64, TENSOR, remat="none", **options))
+    branches = 1 if parallel else 2
+    forward = kinds(used(program, "layer forward", "tensor"))
+    statistics = branches if residual == "embed" else 0
+    assert forward == Counter(
+        {"all-gather": branches, "reduce-scatter": branches, "all-reduce": statistics}
+    )
+    # Backward: the output's gradient in, the input's gradient out, and the input once more for
+    # the weight gradients.
+    backward = kinds(used(program, "layer backward", "tensor"))
+    assert backward["all-gather"] == 2 * branches
+    assert backward["reduce-scatter"] == branches
+    assert backward["all-reduce"] == statistics  # of the norms' gradients
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_replicated_residual_is_summed_once_a_branch(parallel):
+    model = decoder(parallel_block=parallel)
+    program = program_of(build(model, "v5e:4x4", 64, TENSOR, remat="none", residual=""))
+    branches = 1 if parallel else 2
+    for block in ("layer forward", "layer backward"):
+        assert kinds(used(program, block, "tensor")) == Counter({"all-reduce": branches})
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("residual", ["", "seq"])
+def test_recomputing_the_output_projection_sums_it_again(parallel, residual):
+    model = decoder(parallel_block=parallel)
+    counts = {}
+    for policy in ("none", "full"):
+        plan = build(model, "v5e:4x4", 64, TENSOR, remat=policy, residual=residual)
+        counts[policy] = kinds(used(program_of(plan), "layer backward", "tensor"))
+    kind = "reduce-scatter" if residual else "all-reduce"
+    again = counts["full"] - counts["none"]
+    assert again == (Counter() if parallel else Counter({kind: 1}))
+
+
+@pytest.mark.parametrize("residual", ["", "seq"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_activation_traffic_of_tensor_parallelism(residual, microbatches):
+    # Each branch moves 2 (k - 1)/k of its tokens forward, in bf16, either way.
+    model = decoder(vocab=2048)
+    plan = build(
+        model,
+        "v5e:4x4",
+        64,
+        TENSOR,
+        remat="none",
+        residual=residual,
+        microbatches=microbatches,
+    )
+    program = program_of(plan)
+    group_tokens = plan.batch * plan.sequence / 4 / microbatches
+    each = group_tokens * model.embed * 2 * 3 / 4
+    forward = sum(
+        task.bytes * 3 / 4 * (2 if task.kind == "all-reduce" else 1) * task.count
+        for task in used(program, "layer forward", "tensor")
+    )
+    assert float(forward) == pytest.approx(2 * 2 * each, rel=1e-12)
+    trips = program.block("layer forward").trips
+    assert float(trips) == model.layers * microbatches
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+@pytest.mark.parametrize("model", [decoder(), decoder(kv_heads=4, gated_mlp=True), vit()])
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_weights_are_gathered_twice_and_gradients_scattered_once(microbatches, model, tensor):
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}} if tensor > 1 else {"fsdp": {"x": 4, "y": 4}}
+    members = 16 // tensor
+    plan = build(model, "v5e:4x4", 128, where, microbatches=microbatches)
+    weights = model.layers * layer_matrices(model) / tensor
+    tables = model.vocab * model.embed * (1 if model.tied_embeddings else 2) / tensor
+    moved = (weights + tables) * (members - 1) / members * microbatches
+    assert sent(plan, "all-gather", "f", "parameters") == pytest.approx(2 * 2 * moved, rel=1e-12)
+    assert sent(plan, "reduce-scatter", "f", "parameters") == pytest.approx(2 * moved, rel=1e-12)
+    wide = replace(plan, precision=Precision(reduce="f32"))
+    assert sent(wide, "reduce-scatter", "f", "parameters") == pytest.approx(4 * moved, rel=1e-12)
+    assert sent(wide, "all-gather", "f", "parameters") == pytest.approx(4 * moved, rel=1e-12)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("over_data", [False, True])
+@pytest.mark.parametrize(
+    "where", [{"data": {"x": 4, "y": 4}}, {"data": {"x": 4}, "fsdp": {"y": 4}}]
+)
+def test_gradients_of_all_matrices_are_summed_over_replicas_once(microbatches, over_data, where):
+    fsdp = 4 if "fsdp" in where else 1
+    members = 16 // fsdp
+    model = decoder()
+    plan = build(model, "v5e:4x4", 128, where, microbatches=microbatches, over_data=over_data)
+    weights = model.layers * layer_matrices(model) + 2 * model.vocab * model.embed
+    moved = weights / fsdp * (members - 1) / members * 2
+    if over_data:
+        assert sent(plan, "reduce-scatter", "d", "parameters") == pytest.approx(moved, rel=1e-12)
+        assert sent(plan, "all-gather", "d", "parameters") == pytest.approx(moved, rel=1e-12)
+        assert sent(plan, "all-reduce", "d", "parameters") == 0
+    else:
+        assert sent(plan, "all-reduce", "d", "parameters") == pytest.approx(2 * moved, rel=1e-12)
+
+
+def test_context_gathers_keys_and_values_and_scatters_their_gradients():
+    model = decoder(kv_heads=4, vocab=1024)
+    where = {"context": {"x": 4}, "fsdp": {"y": 4}}
+    plan = build(model, "v5e:4x4", 16, where, remat="none")
+    tokens = plan.batch * plan.sequence / 4  # of one sequence group
+    keys = tokens * 2 * model.kv_heads * model.head_dim * 2
+    each = keys * 3 / 4 * model.layers
+    # Forward, and again for the gradient (a policy that drops the context gathers once more).
+    assert sent(plan, "all-gather", "c", "activations") == pytest.approx(2 * each, rel=1e-12)
+    assert sent(plan, "reduce-scatter", "c", "activations") == pytest.approx(each, rel=1e-12)
+    full = build(model, "v5e:4x4", 16, where)
+    assert sent(full, "all-gather", "c", "activations") == pytest.approx(3 * each, rel=1e-12)
+
+
+def test_pipeline_stages_pass_activations_and_gradients_once_a_microbatch():
+    model = decoder()
+    plan = build(model, "v5e:4x4", 64, {"pipeline": {"x": 4}, "fsdp": {"y": 4}}, microbatches=8)
+    tokens = plan.batch * plan.sequence / 4 / 8
+    expected = 2 * 8 * tokens * model.embed * 2
+    assert sent(plan, "permute", "p", "activations") == pytest.approx(expected, rel=1e-12)
+    # P - 1 of M + P - 1 slots are idle.
+    prediction = predict(plan)
+    blocks = [prediction.program.block(f"layer {name}") for name in ("forward", "backward")]
+    assert {float(block.trips) for block in blocks} == {2 * 8}
+    assert prediction.program.bubble == pytest.approx(3 / 8)
+
+
+@given(plans())
+def test_only_axes_longer_than_one_carry_traffic(plan):
+    for use in predict(plan).collectives:
+        members = math.prod(plan.axis(name).size for name in use.mesh_axes)
+        assert members > 1 or use.kind == "host-transfer"
+        assert use.bytes_per_chip > 0
+        assert 0 <= use.exposed_s
+
+
+@given(plans(), st.sampled_from([2, 4]))
+def test_more_microbatches_never_gather_less(plan, times):
+    groups = plan.batch // plan.microbatches
+    if groups % times:
+        plan = replace(plan, batch=plan.batch * times)
+    finer = replace(plan, microbatches=plan.microbatches * times)
+
+    def gathered(of: Plan) -> float:
+        return sum(
+            use.bytes_per_chip
+            for use in predict(of).collectives
+            if use.kind == "all-gather" and use.purpose == "parameters"
+        )
+
+    assert gathered(finer) >= gathered(plan)
+
+
+@pytest.mark.parametrize("name", ["v4:1x1x1", "v5e:1x1"])
+@pytest.mark.parametrize("model", [decoder(layers=2), vit(layers=2, pooling="map", classes=10)])
+def test_one_device_moves_nothing(name, model):
+    prediction = predict(build(model, name, 4, {"data": {}}))
+    assert prediction.collectives == ()
+    assert prediction.time["exposed_comm_s"] == 0
+    assert prediction.time["bubble_s"] == 0
+
+
+def test_published_algebra_of_a_parallel_layer():
+    # 2 d a token forward: d gathered before the fused input, d scattered after the fused output.
+    model = load_model("vit-22b")
+    plan = build(
+        model,
+        "v4:8x8x16",
+        65536,
+        {"data": {"x": 8, "z": 16}, "tensor": {"y": 8}},
+        fused_projections=True,
+        microbatches=8,
+    )
+    tasks = used(program_of(plan), "layer forward", "tensor")
+    tokens = plan.batch * plan.sequence / 128 / 8
+    assert [(task.kind, float(task.bytes)) for task in tasks] == [
+        ("all-gather", tokens * 6144 * 2),
+        ("reduce-scatter", tokens * 6144 * 2),
+    ]
+    forward = program_of(plan).block("layer forward").computes()
+    matmuls = [(task.k, task.n) for task in forward if task.kind == "matmul"]
+    assert matmuls == [(6144, (3 * 6144 + 24576) / 8), ((6144 + 24576) / 8, 6144)]
