@@ -3,8 +3,6 @@
 SimPy and networkx are imported here and nowhere else, so that planning does not need them.
 """
 
-
-
 from shardsim.simulate.step import Simulation, simulate_plan
 
 __all__ = ["Simulation", "simulate_plan"]

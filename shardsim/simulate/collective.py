@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import simpy
 
 from shardsim.cost.network import Group, group_of
@@ -57,9 +58,7 @@ class Traveller:
     started: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
 
-    def meet(
-        self, role: str, group: int, key: int, go: Callable[[int], Steps]
-    ) -> simpy.Event:
+    def meet(self, role: str, group: int, key: int, go: Callable[[int], Steps]) -> simpy.Event:
         """Arrive for collective number `key` of a group; the last to come starts it."""
         place = (role, group, key)
         meeting = self.meetings.get(place)
@@ -163,7 +162,9 @@ class Traveller:
         route = self.folded.route(role, group, leg)
         return route.hops * (self.dcn_hop_s if route.dcn else self.hop_s)
 
-    def hop(self, role: str, group: int, name: str, leg: str, unit: float) -> Callable[[int], Steps]:
+    def hop(
+        self, role: str, group: int, name: str, leg: str, unit: float
+    ) -> Callable[[int], Steps]:
         """Return the process of one hop of a ring."""
         return lambda number: self.leg(role, group, name, leg, unit, 1.0, number)
 
@@ -238,8 +239,6 @@ def run_alone(
     >>> run_alone(parse_machine("v4:8x8x16"), ring, "all-gather", 2**20).folded.devices.tolist()
     [0]
     """
-    import numpy as np
-
     topology = Topology(machine, faults)
     analytic = group_of(machine, layout)
     groups = {"group": Groups(topology, layout, "group")}
@@ -257,6 +256,8 @@ def run_alone(
         go = traveller.collective("group", group, kind, moved, messages, total_bytes)
         traveller.meet("group", group, 0, go)
     env.run()
+    if traveller.meetings or any(links.streams > 0):
+        raise RuntimeError(f"deadlock: {kind} stopped after {env.now:g} s")
     return Alone(
         time_s=float(env.now), analytic=analytic, folded=folded, links=links, events=links.transfers
     )

@@ -143,9 +143,7 @@ def fold(
         group_class={role: np.arange(item.count) for role, item in groups.items()},
         link_class=np.full(len(topology.rates), -1),
     )
-    tables = {
-        (role, name): result._incidence(role, name) for role in groups for name in legs[role]
-    }
+    tables = {(role, name): result._incidence(role, name) for role in groups for name in legs[role]}
     used = np.zeros(len(topology.rates), dtype=bool)
     for links, _, _ in tables.values():
         used[links] = True
@@ -166,9 +164,7 @@ def _refine(
     devices = _colours(speed)
     port = np.arange(len(used)) % topology.ports  # kept apart so that reports can name them
     links = np.where(used, _colours(topology.rates) * topology.ports + port + 1, 0)
-    grouped = {
-        role: _colours(_latencies(item, result.legs[role])) for role, item in groups.items()
-    }
+    grouped = {role: _colours(_latencies(item, result.legs[role])) for role, item in groups.items()}
     before = -1
     while True:
         link_words = _mix(links.astype(np.uint64))
@@ -192,9 +188,7 @@ def _refine(
                 link_word = link_word + _sums(found, tagged, len(links))
         devices = _colours(device_word)
         links = np.where(used, _colours(np.where(used, _mix(link_word), 0)) + 1, 0)
-        count = sum(
-            len(np.unique(colours)) for colours in (devices, links, *grouped.values())
-        )
+        count = sum(len(np.unique(colours)) for colours in (devices, links, *grouped.values()))
         if count == before:
             break
         before = count

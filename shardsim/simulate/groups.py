@@ -278,7 +278,7 @@ class _Load:
             name=name,
             links=found % count,
             owners=found // count,
-            shards=shards[: len(found)],
+            shards=np.asarray(shards[: len(found)], dtype=np.float64),
             hops=self.longest * rounds,
             dcn=self.dcn,
         )

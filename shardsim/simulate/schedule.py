@@ -7,7 +7,7 @@ into hops beside blocks of their matmuls where the compiler's test says that it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -127,37 +127,42 @@ def schedule(
         )
     writer = _Writer(machine, layout, program, links)
     blocks = {block.name: block for block in program.blocks}
-    forward = writer.unit(blocks["layer forward"])
+    layer = "layer forward"
+    forward = writer.unit(blocks[layer])
     head = writer.unit(blocks["embedding and head"])
     backward = writer.unit(blocks["layer backward"])
-    reduction = writer.unit(blocks["gradient reduction"])
-    last = _with_reduction(backward, writer.reductions)
-    update = writer.unit(blocks["update"])
-    units = (forward, head, backward, last, reduction, update)
+    reductions = [block for block in program.blocks if block.phase == "reduction"]
+    afterwards = [writer.unit(block) for block in reductions]
+    # Gradients are complete in the last microbatch, and what may run behind it starts there.
+    ahead = {block.name: writer.reductions.get(block.name, ()) for block in reductions}
+    units = [
+        forward,
+        head,
+        backward,
+        replace(head, reduce=ahead.get("embedding gradient reduction", ())),
+        replace(backward, reduce=ahead.get("gradient reduction", ())),
+        writer.unit(blocks["update"]),
+    ]
     microbatches = int(layout.microbatches)
-    layers = round(float(blocks["layer forward"].trips)) // microbatches
+    layers = round(float(blocks[layer].trips)) // microbatches
     order: list[int] = []
     for number in range(microbatches):
         final = number == microbatches - 1
-        order += [0] * layers + [1] + [3 if final else 2] * layers
-    if reduction.ops:
-        order += [4] * round(float(blocks["gradient reduction"].trips))
+        order += [0] * layers + [3 if final else 1] + [4 if final else 2] * layers
+    for block, unit in zip(reductions, afterwards, strict=True):
+        if unit.ops:
+            order += [len(units)] * round(float(block.trips))
+            units.append(unit)
     order.append(5)
     issue: dict[int, tuple[int, ...]] = {}
-    layer = -1
-    for place, unit in enumerate(order):
-        if units[unit].prefetch:
-            at = layer if layer >= 0 else place
+    latest = -1
+    for place, number in enumerate(order):
+        if units[number].prefetch:
+            at = latest if latest >= 0 else place
             issue[at] = (*issue.get(at, ()), place)
-        if units[unit].name.startswith("layer"):
-            layer = place
-    return Schedule(units=units, order=tuple(order), issue=issue, legs=writer.legs)
-
-
-def _with_reduction(unit: Unit, specs: tuple[Spec, ...]) -> Unit:
-    return Unit(
-        name=unit.name, phase=unit.phase, ops=unit.ops, prefetch=unit.prefetch, reduce=specs
-    )
+        if units[number].name.startswith("layer"):
+            latest = place
+    return Schedule(units=tuple(units), order=tuple(order), issue=issue, legs=writer.legs)
 
 
 class _Writer:
@@ -169,7 +174,7 @@ class _Writer:
         self.program = program
         self.links = links
         self.legs: dict[str, set[str]] = {}
-        self.reductions: tuple[Spec, ...] = ()
+        self.reductions: dict[str, tuple[Spec, ...]] = {}
 
     def unit(self, block: Block) -> Unit:
         """Return one trip through `block`."""
@@ -203,16 +208,14 @@ class _Writer:
                 continue
             behind = task.schedule == "behind" and bool(getattr(self.layout, task.switch))
             if behind and block.phase == "reduction":
-                self.reductions = (*self.reductions, spec)
+                self.reductions[block.name] = (*self.reductions.get(block.name, ()), spec)
             elif behind and task.kind == "all-gather":
                 prefetch.append(spec)
             else:
                 flush()
                 ops.append(Start(spec=spec) if behind else Sync(spec=spec))
         flush()
-        return Unit(
-            name=block.name, phase=block.phase, ops=tuple(ops), prefetch=tuple(prefetch)
-        )
+        return Unit(name=block.name, phase=block.phase, ops=tuple(ops), prefetch=tuple(prefetch))
 
     def spec(self, task: Collective) -> Spec | None:
         """Return a collective as numbers; None where it does not run."""
@@ -236,9 +239,7 @@ class _Writer:
             alone_s=float(alone),
         )
 
-    def _rings(
-        self, block: Block, times: dict[str, float]
-    ) -> tuple[dict[str, Ring], set[str]]:
+    def _rings(self, block: Block, times: dict[str, float]) -> tuple[dict[str, Ring], set[str]]:
         """Return the rings of a block by the matmul in whose place they run, and all names that
         they stand for. A gather's ring runs where its first matmul was, a scatter's at the last.
         """
@@ -276,9 +277,7 @@ class _Writer:
             self.legs[task.role] |= {"ring+", ring.leg}
         return rings, inside
 
-    def _ring(
-        self, spec: Spec, whole_s: float, block_s: float, size: int, partners: str
-    ) -> Ring:
+    def _ring(self, spec: Spec, whole_s: float, block_s: float, size: int, partners: str) -> Ring:
         both = int(self.layout.matmul_overlap) == BIDIRECTIONAL and size % 4 == 0
         gather = spec.kind == "all-gather"
         return Ring(

@@ -47,7 +47,7 @@ class Contention:
 
     collective: str
     other: str
-    links: str  # "y+", or the one link "y+ of chip (0,1,2)"
+    links: tuple[str, ...]  # "y+", "y-"
     lost_s: float  # on the chips concerned, over the step
 
 
@@ -117,9 +117,7 @@ def simulate_plan(
     parts["exposed_comm_s"] = step_time_s - sum(
         parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s")
     )
-    values = {
-        item.name: getattr(analytic, item.name) for item in dataclasses.fields(analytic)
-    }
+    values = {item.name: getattr(analytic, item.name) for item in dataclasses.fields(analytic)}
     values |= {
         "step_time_s": step_time_s,
         "tokens_per_s_per_chip": rate,
@@ -209,9 +207,10 @@ class StepEngine:
 
     def run(self) -> None:
         """Simulate the step."""
-        for number in range(len(self.folded.devices)):
-            self.env.process(self._chip(number))
+        chips = [self.env.process(self._chip(n)) for n in range(len(self.folded.devices))]
         self.env.run()
+        if any(chip.is_alive for chip in chips):
+            raise RuntimeError(f"deadlock: chips wait for each other after {self.env.now:g} s")
         self.step_time_s = float(self.env.now)
 
     def _chip(self, number: int) -> Steps:
@@ -226,6 +225,7 @@ class StepEngine:
         reduce_next: tuple[Spec, ...] = ()
         for place, which in enumerate(self.plan.order):
             unit = self.plan.units[which]
+            unit_began = float(self.env.now)
             stream.slow = float(self.speed[device]) * jitter[place]
             issued = self.plan.issue.get(place, ())
             for later in issued:
@@ -266,9 +266,12 @@ class StepEngine:
                     yield from stream.wait(spec, done)
                 scatters = started
                 reductions += [stream.start(spec) for spec in reduce_next]
-                reduce_next = unit.reduce
+                reduce_next = ()
             else:
                 scatters += started
+            reduce_next = (*reduce_next, *unit.reduce)
+            if self.watch is not None:
+                stream.note("unit", unit.name, unit_began, float(self.env.now))
 
     # Results.
 
@@ -280,16 +283,8 @@ class StepEngine:
                 key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
                 sent = 0.0
             else:
-                parameters = spec.role in ("gather", "replicas")
-                names = self.layout.names
-                roles = {
-                    "gather": ["fsdp", "context"][: 1 + bool(self.layout.context_shards_parameters)],
-                    "replicas": ["data", "context"][
-                        : 2 - bool(self.layout.context_shards_parameters)
-                    ],
-                }.get(spec.role, [spec.role])
-                axes = tuple(name for role in roles for name in names.get(role, ()))
-                key = (spec.kind, axes, "parameters" if parameters else "activations")
+                purpose = "parameters" if spec.role in ("gather", "replicas") else "activations"
+                key = (spec.kind, self.axes_of(spec.role), purpose)
                 sent = spec.sent_bytes
             row = np.array([sent * count, count, self.flown[spec], self.waited[spec]])
             sums[key] = sums.get(key, np.zeros(4)) + row
@@ -311,24 +306,37 @@ class StepEngine:
         ]
         return tuple(sorted(uses, key=lambda use: -use.time_s))
 
+    def axes_of(self, role: str) -> tuple[str, ...]:
+        """Return the names of the mesh axes behind a role or a joint group."""
+        split = bool(self.layout.context_shards_parameters)
+        joint = {
+            "gather": ("fsdp", "context") if split else ("fsdp",),
+            "replicas": ("data",) if split else ("data", "context"),
+        }
+        names = self.layout.names
+        return tuple(name for part in joint.get(role, (role,)) for name in names.get(part, ()))
+
     def contention(self) -> tuple[Contention, ...]:
         """Return who lost time to whom, longest first."""
-        found: dict[tuple[str, str, str], float] = defaultdict(float)
+        by_port: dict[tuple[str, str, str], float] = defaultdict(float)
         for (name, other, link), lost in self.links.contention.items():
-            key = (name, other, self.link_name(link))
-            found[key] = max(found[key], lost)
+            port = (name, other, self.link_name(link))
+            by_port[port] = max(by_port[port], lost)
+        found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+        for (name, other, link_name), lost in by_port.items():
+            if lost >= CONTENTION_SHARE * self.step_time_s:
+                found[name, other][link_name] = lost
         rows = [
-            Contention(collective=name, other=other, links=link, lost_s=lost)
-            for (name, other, link), lost in found.items()
-            if lost >= CONTENTION_SHARE * self.step_time_s
+            Contention(
+                collective=name, other=other, links=tuple(sorted(lost)), lost_s=max(lost.values())
+            )
+            for (name, other), lost in found.items()
         ]
         return tuple(sorted(rows, key=lambda row: (-row.lost_s, row.collective, row.other)))
 
     def link_name(self, link: int) -> str:
-        """Return the port of a class of links, and the chip if there is only one such link."""
-        number = int(self.folded.links[link])
-        device, port = divmod(number, self.topology.ports)
-        return self.topology.port_name(port)
+        """Return the port of a class of links."""
+        return self.topology.port_name(int(self.folded.links[link]) % self.topology.ports)
 
     def utilisation(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return of each port the busiest link's share of the step, and its bytes."""
@@ -368,7 +376,7 @@ class _Stream:
         if self.engine.watch is not None:
             begin = float(self.env.now)
             for name, seconds in op.parts:
-                self._note(name, begin, begin + seconds * self.slow)
+                self.note("compute", name, begin, begin + seconds * self.slow)
                 begin += seconds * self.slow
         yield self.env.timeout(op.time_s * self.slow)
 
@@ -399,9 +407,7 @@ class _Stream:
         done.callbacks.append(landed)
         return spec, done
 
-    def wait(
-        self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None
-    ) -> Steps:
+    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
         """Wait for what was started."""
         before = float(self.env.now)
         yield done
@@ -426,13 +432,15 @@ class _Stream:
                 hop = engine.traveller.meet(role, group, self._key(), both)
             if engine.watch is not None:
                 now = float(self.env.now)
-                self._note(f"{op.partners}, blocks", now, now + blocks_s)
+                self.note("compute", f"{op.partners}, blocks", now, now + blocks_s)
             yield self.env.timeout(blocks_s)
             if hop is not None:
                 yield hop
         if op.after:
             yield engine.traveller.meet(role, group, self._key(), one)
         passed = float(self.env.now) - begin
+        if engine.watch is not None:
+            self.note(role, name, begin, begin + passed, group)
         engine.waited[op.spec] += (passed - op.whole_s * self.slow) * self.weight
         engine.flown[op.spec] += passed * self.weight
         engine.counts[op.spec] += self.weight
@@ -441,9 +449,11 @@ class _Stream:
         self.met += 1
         return self.met
 
-    def _note(self, name: str, start_s: float, end_s: float) -> None:
-        assert self.engine.watch is not None
-        span = Span(
-            name=name, role="compute", group=self.number, start_s=start_s, end_s=end_s, bytes=0.0
-        )
-        self.engine.watch(span)
+    def note(
+        self, role: str, name: str, start_s: float, end_s: float, group: int | None = None
+    ) -> None:
+        """Tell who watches."""
+        if self.engine.watch is not None:
+            number = self.number if group is None else group
+            span = Span(name=name, role=role, group=number, start_s=start_s, end_s=end_s, bytes=0.0)
+            self.engine.watch(span)

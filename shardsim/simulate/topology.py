@@ -241,6 +241,6 @@ class Topology:
             nodes = nx.bidirectional_shortest_path(self.graph, source, target)
         except nx.NetworkXNoPath:
             raise HardwareError(
-                f"{self.machine.name}: no way from device {source} to {target} over what still works"
+                f"{self.machine.name}: no working way from device {source} to {target}"
             ) from None
         return [int(self.graph.edges[pair]["link"]) for pair in pairwise(nodes)]

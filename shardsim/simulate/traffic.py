@@ -97,15 +97,13 @@ def _gather(groups: Groups, links: Group, total_bytes: float, stage: str) -> tup
 
 def _colours(groups: Groups, links: Group, axes: list[int], shard: float) -> Stage:
     """Return one chain per colour and chunk."""
-    orders = [tuple(axes[start:] + axes[:start]) for start in range(len(axes))]
+    orders = colour_orders(groups, axes)
     shares = colour_shares(groups, orders)
-    lengths = {groups.factors[axis + 1] for axis in axes}
+    lengths = [groups.factors[axis + 1] for axis in axes]
     latency = float(links.torus.latency_s)
-    bytes_s = shard * (math.prod(groups.factors[axis + 1] for axis in axes) - 1) / float(
-        links.torus.bytes_per_s
-    )
+    bytes_s = shard * (math.prod(lengths) - 1) / float(links.torus.bytes_per_s)
     chunks = 1
-    if len(axes) > 1 and (len(lengths) > 1 or len({groups.closed(a) for a in axes}) > 1):
+    if len(axes) > 1 and len({(axis_rate(groups, a), groups.factors[a + 1]) for a in axes}) > 1:
         worth = bytes_s / (CHUNK_WORTH * latency) if latency > 0 else math.inf
         chunks = int(max(1, min(MAX_CHUNKS, worth)))
     chains: list[Chain] = []
@@ -122,6 +120,25 @@ def _colours(groups: Groups, links: Group, axes: list[int], shard: float) -> Sta
     return tuple(chains)
 
 
+def axis_rate(groups: Groups, axis: int) -> float:
+    """Return the bytes/s that one member gets along an axis."""
+    ways = 2.0 if groups.closed(axis) else 1.0
+    return groups.topology.axes[axis].bytes_per_s * ways / groups.strides[axis + 1]
+
+
+def colour_orders(groups: Groups, axes: list[int]) -> list[tuple[int, ...]]:
+    """Return the orders in which parts cross the axes, each ending on another one.
+
+    Rotations where axes are equally fast: in every phase each axis has one part. Else slow axes
+    come first, while there is little to carry.
+    """
+    rates = {axis: axis_rate(groups, axis) for axis in axes}
+    if len(set(rates.values())) == 1:
+        return [tuple(axes[start:] + axes[:start]) for start in range(len(axes))]
+    slow_first = sorted(axes, key=lambda axis: rates[axis])
+    return [(*(other for other in slow_first if other != axis), axis) for axis in axes]
+
+
 def colour_shares(groups: Groups, orders: list[tuple[int, ...]]) -> list[float]:
     """Return the parts of the array per colour that load every axis as its rate allows.
 
@@ -131,11 +148,7 @@ def colour_shares(groups: Groups, orders: list[tuple[int, ...]]) -> list[float]:
     axes = list(orders[0])
     if len(axes) == 1:
         return [1.0]
-    rates = []
-    for axis in axes:
-        ways = 2.0 if groups.closed(axis) else 1.0
-        rate = groups.topology.axes[axis].bytes_per_s
-        rates.append(rate * ways / groups.strides[axis + 1])
+    rates = [axis_rate(groups, axis) for axis in axes]
     load = np.zeros((len(axes), len(orders)))
     for number, order in enumerate(orders):
         held = 1.0
