@@ -17,7 +17,7 @@ import simpy
 from shardsim.simulate.topology import Floats, Ints
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Route:
     """Links of one transfer: of each, bytes per unit of data, and how many streams it carries.
 
@@ -86,12 +86,33 @@ class Links:
         self.env = env
         self.rates = rates
         self.streams = np.zeros(len(rates))
-        self.bytes_on = np.zeros(len(rates))
-        self.bytes_off = np.zeros(len(rates))
-        self.busy_s = np.zeros(len(rates))
         self.active: dict[int, dict[int, Transfer]] = defaultdict(dict)
         self.contention: dict[tuple[str, str, int], float] = defaultdict(float)
         self.transfers = 0
+        self._put_on: dict[Route, float] = defaultdict(float)  # units
+        self._taken_off: dict[Route, float] = defaultdict(float)
+        self._speeds: dict[Route, float] = {}  # units per second, with nobody else there
+
+    @property
+    def bytes_on(self) -> Floats:
+        """Bytes put on every link so far."""
+        return self._sum(self._put_on)
+
+    @property
+    def bytes_off(self) -> Floats:
+        """Bytes that have left every link so far."""
+        return self._sum(self._taken_off)
+
+    @property
+    def busy_s(self) -> Floats:
+        """Seconds that every link would have needed for them at its full rate."""
+        return self.bytes_off / self.rates
+
+    def _sum(self, units: dict[Route, float]) -> Floats:
+        total = np.zeros(len(self.rates))
+        for route, amount in units.items():
+            total[route.links] += route.carried * amount
+        return total
 
     def send(self, route: Route, unit_bytes: float, collective: int, label: str) -> simpy.Event:
         """Put `unit_bytes` times the route's loads on its links; the event is their arrival."""
@@ -101,22 +122,37 @@ class Links:
             return done
         self.transfers += 1
         transfer = Transfer(self.transfers, route, unit_bytes, collective, label, done)
-        transfer.changed_s = self.env.now
-        self.bytes_on[route.links] += route.carried * unit_bytes
-        self.streams[route.links] += route.streams
+        transfer.changed_s = float(self.env.now)
+        self._put_on[route] += unit_bytes
+        before = self.streams[route.links]
+        self.streams[route.links] = before + route.streams
         for port in route.ports:
             self.active[port][transfer.number] = transfer
-        self._settle(transfer)
+        if before.any():
+            self._settle(transfer)
+        else:
+            transfer.rate = transfer.alone = self._speed(route) / unit_bytes
+            self._schedule(transfer)
         return done
+
+    def _speed(self, route: Route) -> float:
+        """Return units per second where no other transfer is."""
+        speed = self._speeds.get(route)
+        if speed is None:
+            speed = float((self.rates[route.links] / (route.streams * route.loads)).min())
+            self._speeds[route] = speed
+        return speed
+
+    def _schedule(self, transfer: Transfer) -> None:
+        """Finish `transfer` when its rate says, unless that changes before."""
+        transfer.version += 1
+        version = transfer.version
+        timer = self.env.timeout(transfer.left / transfer.rate)
+        assert timer.callbacks is not None
+        timer.callbacks.append(lambda _: self._finish(transfer, version))
 
     def _settle(self, changed: Transfer, gone: bool = False) -> None:
         """Give every transfer that shares a link with `changed` its new rate."""
-        here = self.streams[changed.route.links]
-        mine = 0.0 if gone else changed.route.streams
-        if np.all(here <= mine):
-            if not gone:
-                self._rate(changed, [])
-            return
         others = self._sharing(changed)
         if not gone:
             others.append(changed)
@@ -140,7 +176,7 @@ class Links:
         route = transfer.route
         loads = route.loads * transfer.unit_bytes
         speeds = self.rates[route.links] / (self.streams[route.links] * loads)
-        slowest = int(np.argmin(speeds))
+        slowest = int(speeds.argmin())
         transfer.by.clear()
         alone = rate = float(speeds[slowest])
         foreign = [other for other in sharing if other.collective != transfer.collective]
@@ -157,14 +193,10 @@ class Links:
         if rate == transfer.rate:
             return
         transfer.rate = rate
-        transfer.version += 1
-        version = transfer.version
-        timer = self.env.timeout(transfer.left / rate)
-        assert timer.callbacks is not None
-        timer.callbacks.append(lambda _: self._finish(transfer, version))
+        self._schedule(transfer)
 
     def _advance(self, transfer: Transfer) -> None:
-        now = self.env.now
+        now = float(self.env.now)
         passed = now - transfer.changed_s
         if passed > 0 and transfer.rate > 0:
             transfer.left = max(0.0, transfer.left - passed * transfer.rate)
@@ -181,11 +213,11 @@ class Links:
         self._advance(transfer)
         transfer.version += 1
         route = transfer.route
-        self.streams[route.links] -= route.streams
-        moved = route.carried * transfer.unit_bytes
-        self.bytes_off[route.links] += moved
-        self.busy_s[route.links] += moved / self.rates[route.links]
+        after = self.streams[route.links] - route.streams
+        self.streams[route.links] = after
+        self._taken_off[route] += transfer.unit_bytes
         for port in route.ports:
             del self.active[port][transfer.number]
-        self._settle(transfer, gone=True)
+        if after.any():
+            self._settle(transfer, gone=True)
         transfer.done.succeed()

@@ -33,7 +33,7 @@ class Work:
         return sum(seconds for _, seconds in self.parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Spec:
     """One collective of the program, as numbers."""
 

@@ -342,12 +342,13 @@ class StepEngine:
         """Return of each port the busiest link's share of the step, and its bytes."""
         shares: dict[str, float] = {}
         carried: dict[str, float] = {}
+        busy_s, bytes_off = self.links.busy_s, self.links.bytes_off
         for link in range(len(self.folded.links)):
             name = self.link_name(link)
-            share = float(self.links.busy_s[link]) / self.step_time_s
+            share = float(busy_s[link]) / self.step_time_s
             if share >= shares.get(name, 0.0):
                 shares[name] = share
-                carried[name] = float(self.links.bytes_off[link])
+                carried[name] = float(bytes_off[link])
         return dict(sorted(shares.items())), dict(sorted(carried.items()))
 
     def classes(self) -> dict[str, int]:

@@ -83,7 +83,7 @@ def main() -> None:
     show("a dead link of the model axis", plan, dead_link=(0, 2))
     large = {"data": {"x": 4, "z": 16}, "fsdp": {"x": 8, "y": 4, "z": 4}, "model": {"y": 8}}
     show("65,536 chips, folded", on(plan, (32, 32, 64), large))
-    for shape in ((4, 4, 4), (4, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 20, 28)):
+    for shape in ((4, 4, 4), (4, 8, 8), (8, 8, 16), (16, 8, 16), (16, 8, 32), (16, 20, 28)):
         x, y, z = shape
         model = 8 if y % 8 == 0 else 4
         mesh = {"data": {"y": y // model}} if y > model else {}
