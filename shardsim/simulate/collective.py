@@ -146,7 +146,7 @@ class Traveller:
         """Run a chain's legs in order. Of one collective one leg at a time is on an axis: early
         legs before late ones, early chunks before late ones."""
         for step, move in enumerate(chain):
-            turn = None if turns is None else turns.get(move.leg)
+            turn = None if turns is None else turns.get(_axis(move.leg))
             if turn is None:
                 yield from self.leg(role, group, name, move.leg, move.unit_bytes, messages, number)
                 continue
@@ -201,12 +201,17 @@ class Traveller:
 
 
 def _turns(env: simpy.Environment, stage: Stage) -> dict[str, simpy.PriorityResource]:
-    """Return one turn per leg that several chains of a stage take."""
+    """Return one turn per axis that several chains of a stage cross."""
     found: dict[str, int] = {}
     for chain in stage:
         for move in chain:
-            found[move.leg] = found.get(move.leg, 0) + 1
-    return {leg: simpy.PriorityResource(env) for leg, count in found.items() if count > 1}
+            found[_axis(move.leg)] = found.get(_axis(move.leg), 0) + 1
+    return {axis: simpy.PriorityResource(env) for axis, count in found.items() if count > 1}
+
+
+def _axis(leg: str) -> str:
+    """Return the axis in the name of a leg."""
+    return leg.split(":")[1]
 
 
 @dataclass(frozen=True, kw_only=True)

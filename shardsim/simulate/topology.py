@@ -94,6 +94,18 @@ class Topology:
         twisted[tuple(seam)] = np.take(part, 0, axis=number + 1)
         return twisted
 
+    @property
+    def twist(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the short axes of a twisted torus, and the long ones that they shift."""
+        if not self.machine.twisted:
+            return (), ()
+        short = min(self.machine.shape)
+        numbers = range(len(self.machine.shape))
+        return (
+            tuple(number for number in numbers if self.machine.shape[number] == short),
+            tuple(number for number in numbers if self.machine.shape[number] == 2 * short),
+        )
+
     def _rates(self) -> Floats:
         """Return the sustained bytes/s of every link; 0 where there is none."""
         chip = self.machine.chip

@@ -106,6 +106,9 @@ def _colours(groups: Groups, links: Group, axes: list[int], shard: float) -> Sta
     if len(axes) > 1 and len({(axis_rate(groups, a), groups.factors[a + 1]) for a in axes}) > 1:
         worth = bytes_s / (CHUNK_WORTH * latency) if latency > 0 else math.inf
         chunks = int(max(1, min(MAX_CHUNKS, worth)))
+    # All legs of a twisted group are walks along all its links.
+    twisted = groups.twisted_axes()
+    turned = (*twisted, *groups.topology.twist[1]) if twisted else ()
     chains: list[Chain] = []
     for _ in range(chunks):
         for order, share in zip(orders, shares, strict=True):
@@ -113,9 +116,10 @@ def _colours(groups: Groups, links: Group, axes: list[int], shard: float) -> Sta
                 continue
             held = shard * share / chunks
             moves = []
-            for axis in order:
-                moves.append(Move(leg=f"gather:{axis}", unit_bytes=held))
-                held *= groups.factors[axis + 1]
+            for axis, length in zip(order, groups.phase_lengths(order), strict=True):
+                leg = f"gather:{axis}:{length}" if axis in turned else f"gather:{axis}"
+                moves.append(Move(leg=leg, unit_bytes=held))
+                held *= length
             chains.append(tuple(moves))
     return tuple(chains)
 
@@ -152,9 +156,9 @@ def colour_shares(groups: Groups, orders: list[tuple[int, ...]]) -> list[float]:
     load = np.zeros((len(axes), len(orders)))
     for number, order in enumerate(orders):
         held = 1.0
-        for axis in order:
-            load[axes.index(axis), number] += held * (groups.factors[axis + 1] - 1)
-            held *= groups.factors[axis + 1]
+        for axis, length in zip(order, groups.phase_lengths(order), strict=True):
+            load[axes.index(axis), number] += held * (length - 1)
+            held *= length
     kept = list(range(len(orders)))
     while True:
         last = [axes.index(orders[number][-1]) for number in kept]

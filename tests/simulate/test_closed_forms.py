@@ -88,3 +88,26 @@ def test_arrays_pay_the_latency_one_by_one() -> None:
 
 def test_a_group_of_one_moves_nothing() -> None:
     assert run_alone(parse_machine("v4:4x4x4"), group(1, 1, 1), "all-reduce", 2.0**20).time_s == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "measured", "bound"), [("4x4x8", 1.63, 1.75), ("4x8x8", 1.31, 1.40)]
+)
+def test_a_twist_speeds_all_to_all_up(shape: str, measured: float, bound: float) -> None:
+    """At least as much as was measured on TPU v4 (arXiv 2304.01433, section 2.8), and not more
+    than the shorter ways allow; a gather over the whole slice stays what it was."""
+    layout = group(*map(int, shape.split("x")))
+    straight, twisted = parse_machine(f"v4:{shape}"), parse_machine(f"v4:{shape}_twisted")
+
+    def gain(kind: str) -> float:
+        times = [run_alone(item, layout, kind, 2.0**28).time_s for item in (straight, twisted)]
+        return times[0] / times[1]
+
+    assert measured <= gain("all-to-all") <= bound
+    assert gain("all-gather") == pytest.approx(1, abs=0.01)
+
+
+def test_a_short_axis_alone_does_not_close_on_a_twisted_torus() -> None:
+    twisted = parse_machine("v4:4x4x8_twisted")
+    assert error(twisted, group(1, 4, 1), "all-gather", 2.0**28) > 0.5
+    assert error(twisted, group(1, 1, 8), "all-gather", 2.0**28) == pytest.approx(0, abs=0.01)
