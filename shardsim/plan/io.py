@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
-from shardsim.files import check_keys, data_folder, read_yaml, write_text
+from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.legality import check
@@ -41,6 +41,7 @@ KEYS = (
     "attention",
     "fused_projections",
     "pipeline_interleave",
+    "execution",
 )
 
 
@@ -132,6 +133,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         attention=_text(data.get("attention", "flash"), "attention"),
         fused_projections=fused,
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
+        execution=_text(data.get("execution", "explicit"), "execution"),
     )
 
 
@@ -271,6 +273,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
+    if plan.execution != "explicit":
+        data["execution"] = plan.execution
     return data
 
 
@@ -299,6 +303,7 @@ def _represent(dumper: _Dumper, data: Any) -> Any:
 
 _Dumper.add_representer(dict, _represent)
 _Dumper.add_representer(list, _represent)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_FLOAT, list("-+0123456789"))
 
 
 def dump_plan(plan: Plan) -> str:
