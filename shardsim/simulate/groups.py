@@ -11,36 +11,14 @@ simulates the hops, and a test holds the two together).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.topology import Floats, Ints, Topology
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One movement of one group: shards on each link, and hops one after the other."""
-
-    name: str  # "x", "dcn", "ring", ...
-    links: Ints
-    shards: Floats  # carried by each link, in units of the shard a member starts with
-    hops: int  # links that one message crosses after the other
-    dcn: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One leg of all groups, by group and then by link."""
-
-    name: str
-    links: Ints
-    owners: Ints
-    shards: Floats
-    hops: Ints  # per group
-    dcn: bool
+from shardsim.simulate.load import Leg, Load, Table
+from shardsim.simulate.topology import Ints, Topology
+from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_crossings
 
 
 class Groups:
@@ -155,7 +133,7 @@ class Groups:
         """Return a leg of all groups together."""
         if name not in self._tables:
             kind, _, where = name.partition(":")
-            load = _Load(self.topology, self.count)
+            load = Load(self.topology, self.count)
             if where == "dcn":
                 self._tables[name] = self._ports(load)
             elif ":" in where:
@@ -169,7 +147,7 @@ class Groups:
                 self._tables[name] = self._ring(load, name)
         return self._tables[name]
 
-    def _ports(self, load: _Load) -> Table:
+    def _ports(self, load: Load) -> Table:
         """Return the slices' part of a gather: every member sends to all other slices."""
         slices = self.factors[0]
         members = self.members.reshape(-1)
@@ -179,7 +157,7 @@ class Groups:
         load.dcn = True
         return load.table("dcn", slices - 1)
 
-    def _along(self, load: _Load, number: int, gather: bool) -> Table:
+    def _along(self, load: Load, number: int, gather: bool) -> Table:
         """Return an all-gather or reduce-scatter along one axis, in both directions.
 
         On a ring of n every directed link carries (n - 1) / 2 shards: for an even n the shard
@@ -210,7 +188,7 @@ class Groups:
                 load.step(lines[:, place], lines[:, target % n], owners, port, stride, shards)
         return load.table(axis.name, math.ceil((n - 1) / 2) if ring else n - 1)
 
-    def _cycle(self, load: _Load, number: int, n: int) -> Table:
+    def _cycle(self, load: Load, number: int, n: int) -> Table:
         """Return a gather or scatter along the closed walks of a twisted torus: from n members,
         half of them each way, over every link of the axis."""
         owners = np.repeat(np.arange(self.count), self.size)
@@ -220,7 +198,7 @@ class Groups:
         load.longest[:] = 1
         return load.table(self.topology.axes[number].name, math.ceil((n - 1) / 2))
 
-    def _exchange(self, load: _Load) -> Table:
+    def _exchange(self, load: Load) -> Table:
         """Return an all-to-all over the torus axes, in units of what a member holds.
 
         Every message goes axis by axis, the shorter way round; those to the opposite member of a
@@ -244,7 +222,7 @@ class Groups:
         load.longest = hops
         return load.table("exchange", 1)
 
-    def _twisted_exchange(self, load: _Load) -> Table:
+    def _twisted_exchange(self, load: Load) -> Table:
         """Return an all-to-all over shortest routes; it loads all links of a twisted slice alike.
 
         It gains 1.75 times over a straight 4x4x8 and 1.39 times over a 4x8x8, of which 1.63 and
@@ -259,7 +237,7 @@ class Groups:
         load.longest[:] = hops
         return load.table("exchange", 1)
 
-    def _ring(self, load: _Load, name: str) -> Table:
+    def _ring(self, load: Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
 
         `shift` does not close the ring: the last member sends nothing. The ring visits the
@@ -275,163 +253,3 @@ class Groups:
         if name == "ring+-":
             load.messages(following.reshape(-1), order.reshape(-1), owners, 1.0)
         return load.table("ring", 1)
-
-
-class _Load:
-    """Adds up the shards that the messages of all groups put on links."""
-
-    def __init__(self, topology: Topology, count: int) -> None:
-        self.topology = topology
-        self.links: list[Ints] = []
-        self.owners: list[Ints] = []
-        self.shards: list[Floats] = []
-        self.longest = np.zeros(count, dtype=np.int64)  # links of a group's longest message
-        self.dcn = False
-
-    def add(self, links: Ints, owners: Ints, shards: float) -> None:
-        """Put `shards` on every link, for its owner."""
-        self.links.append(links)
-        self.owners.append(owners)
-        self.shards.append(np.full(len(links), shards))
-
-    def step(
-        self,
-        sources: Ints,
-        targets: Ints,
-        owners: Ints,
-        port: int,
-        stride: int,
-        shards: float,
-    ) -> None:
-        """Send `shards` from each source `stride` wires along `port`; detour where needed."""
-        topology = self.topology
-        here = sources
-        path = []
-        good = np.ones(len(sources), dtype=bool)
-        for _ in range(stride):
-            path.append(here * topology.ports + port)
-            good &= ~topology.is_dead(path[-1])
-            here = topology.neighbour[here, port]
-        good &= here == targets
-        for links in path:
-            self.add(links[good], owners[good], shards)
-        np.maximum.at(self.longest, owners[good], stride)
-        if not good.all():
-            self.messages(sources[~good], targets[~good], owners[~good], shards)
-
-    def messages(self, sources: Ints, targets: Ints, owners: Ints, shards: float) -> None:
-        """Send `shards` along the routes from sources to targets."""
-        links, which, hops = self.topology.routes(sources, targets)
-        self.dcn |= bool(np.any(links % self.topology.ports == self.topology.dcn_port))
-        np.maximum.at(self.longest, owners, hops)
-        self.add(links, owners[which], shards)
-
-    def table(self, name: str, rounds: int) -> Table:
-        """Return what was added; `rounds` messages follow each other over the longest path."""
-        none = np.zeros(0, dtype=np.int64)
-        count = len(self.topology.rates)
-        keys = np.concatenate([none, *self.owners]) * count + np.concatenate([none, *self.links])
-        found, inverse = np.unique(keys, return_inverse=True)
-        shards = np.bincount(
-            inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *self.shards])
-        )
-        return Table(
-            name=name,
-            links=found % count,
-            owners=found // count,
-            shards=np.asarray(shards[: len(found)], dtype=np.float64),
-            hops=self.longest * rounds,
-            dcn=self.dcn,
-        )
-
-
-def exchange_crossings(n: int, ring: bool) -> Floats:
-    """Return how many of the messages between all pairs cross the link that leaves each place of
-    a ring or line of n, [up or down, place].
-
-    >>> exchange_crossings(4, True)[0].tolist(), exchange_crossings(4, False)[0].tolist()
-    ([2.0, 2.0, 2.0, 2.0], [3.0, 4.0, 3.0, 0.0])
-    """
-    crossing = np.zeros((2, n))
-    for source in range(n):
-        for target in range(n):
-            ahead = (target - source) % n if ring else target - source
-            ways = [(0, ahead, 1.0)] if ahead >= 0 else [(1, -ahead, 1.0)]
-            if ring and 2 * ahead == n:
-                ways = [(0, ahead, 0.5), (1, ahead, 0.5)]
-            elif ring and 2 * ahead > n:
-                ways = [(1, n - ahead, 1.0)]
-            for way, steps, share in ways:
-                for step in range(steps):
-                    crossing[way, (source + (step if way == 0 else -step)) % n] += share
-    return crossing
-
-
-def twisted_crossings(
-    shape: tuple[int, ...], twist: tuple[tuple[int, ...], tuple[int, ...]]
-) -> tuple[Floats, int]:
-    """Return how much of what each chip holds crosses each of its links [axis, up or down] when
-    all exchange with all over shortest routes, equal ones alike; and the longest route."""
-    short, long = twist
-    around = np.diag(shape)
-    for axis in short:
-        around[axis, list(long)] = shape[axis]
-    turns = np.stack(np.meshgrid(*[range(-2, 3)] * len(shape), indexing="ij"), axis=-1)
-    same = np.unique(turns.reshape(-1, len(shape)) @ around, axis=0)
-    crossing = np.zeros((len(shape), 2))
-    farthest = 0
-    chips = math.prod(shape)
-    for place in np.ndindex(*shape):
-        ways = np.array(place) + same
-        lengths = np.abs(ways).sum(axis=1)
-        best = ways[lengths == lengths.min()]
-        crossing[:, 0] += np.clip(best, 0, None).mean(axis=0) / chips
-        crossing[:, 1] += np.clip(-best, 0, None).mean(axis=0) / chips
-        farthest = max(farthest, int(lengths.min()))
-    return crossing, farthest
-
-
-def ring_order(factors: tuple[int, ...]) -> Ints:
-    """Return the members of a group in the order in which a ring visits them.
-
-    A single axis: as they lie. Several: a closed walk over the patch, in single steps if the
-    patch has an even number of members; a snake otherwise. Slices are the outermost axis.
-
-    >>> ring_order((1, 2, 3)).tolist()
-    [0, 1, 2, 5, 4, 3]
-    """
-    inside = snake_cycle(tuple(factor for factor in factors[1:] if factor > 1))
-    size = len(inside)
-    return np.concatenate([inside + start * size for start in range(factors[0])])
-
-
-def snake_path(lengths: tuple[int, ...]) -> Ints:
-    """Return a walk over a grid in single steps, as row-major indices."""
-    if not lengths:
-        return np.zeros(1, dtype=np.int64)
-    inner = snake_path(lengths[1:])
-    rows = [inner if row % 2 == 0 else inner[::-1] for row in range(lengths[0])]
-    return np.concatenate([row + number * len(inner) for number, row in enumerate(rows)])
-
-
-def snake_cycle(lengths: tuple[int, ...]) -> Ints:
-    """Return a walk over a grid that ends beside its start, if the grid has an even size."""
-    if len(lengths) < 2:
-        return np.arange(math.prod(lengths), dtype=np.int64)
-    rows, inner = lengths[0], snake_path(lengths[1:])
-    columns = len(inner)
-    grid = np.arange(rows * columns).reshape(rows, columns)
-    if columns % 2 == 0:
-        walk = list(grid[0])
-        for step, column in enumerate(range(columns - 1, -1, -1)):
-            part = grid[1:, column]
-            walk += list(part if step % 2 == 0 else part[::-1])
-    elif rows % 2 == 0:
-        walk = list(grid[:, 0])
-        for step, row in enumerate(range(rows - 1, -1, -1)):
-            part = grid[row, 1:]
-            walk += list(part if step % 2 == 0 else part[::-1])
-    else:
-        return snake_path(lengths)
-    places = np.array(walk, dtype=np.int64)
-    return places // columns * columns + inner[places % columns]

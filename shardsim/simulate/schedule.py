@@ -7,6 +7,7 @@ into hops beside blocks of their matmuls where the compiler's test says that it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -117,7 +118,7 @@ class Schedule:
 
 
 def schedule(
-    machine: Machine, layout: Layout, program: Program, links: dict[str, Group]
+    machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
 ) -> Schedule:
     """Return what every chip of `machine` does in a step of `program`."""
     if int(layout.pipeline.size) > 1:
@@ -167,7 +168,7 @@ def schedule(
 
 class _Writer:
     def __init__(
-        self, machine: Machine, layout: Layout, program: Program, links: dict[str, Group]
+        self, machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
     ) -> None:
         self.machine = machine
         self.layout = layout
@@ -250,7 +251,11 @@ class _Writer:
             spec = self.spec(task) if task.schedule == "ring" else None
             if spec is None:
                 continue
-            names = [work.name for work in block.computes() if work.name in task.partners]
+            names = [
+                work.name
+                for work in block.computes()
+                if work.name in task.partners and times[work.name] > 0
+            ]
             whole = sum(times[name] for name in names)
             size = int(self.links[task.role].size)
             block_s = sum(

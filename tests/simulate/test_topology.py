@@ -9,8 +9,9 @@ import pytest
 from shardsim.errors import HardwareError
 from shardsim.machine import parse_machine
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.groups import Groups, exchange_crossings, ring_order
+from shardsim.simulate.groups import Groups
 from shardsim.simulate.topology import Fault, Topology
+from shardsim.simulate.walks import exchange_crossings, ring_order
 
 
 def topology(name: str, *faults: Fault) -> Topology:
