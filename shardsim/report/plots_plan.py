@@ -33,7 +33,7 @@ def step_breakdown(
     longest = max(item.step_time_s for item in items)
     for row, item in enumerate(items):
         left = 0.0
-        for index, (part, value) in enumerate(item.time.items()):
+        for index, value in enumerate(item.time.values()):
             axes.barh(
                 row,
                 value,

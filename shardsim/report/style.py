@@ -29,12 +29,12 @@ COLOURS: dict[str, tuple[str, str]] = {
     "c1": ("#c4562f", "#e2764e"),
     "c2": ("#2f9c8f", "#2f857b"),
     "c3": ("#e8b64a", "#f2cb6c"),
-    "c4": ("#b9c2ce", "#5d6675"),
-    "c5": ("#7a4b8c", "#c39ad3"),
+    "c4": ("#7a4b8c", "#c39ad3"),
+    "c5": ("#b9c2ce", "#5d6675"),
 }
 INK, MUTED, GRID, PAPER = (COLOURS[name][0] for name in ("ink", "muted", "grid", "paper"))
 SERIES = tuple(COLOURS[f"c{index}"][0] for index in range(6))
-HATCHES = ("", "////", "....", "\\\\\\\\", "", "xxxx")
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 STYLE: dict[str, Any] = {
