@@ -31,7 +31,7 @@ _HOMES = {
     "predict": "shardsim.cost.predict",
     "search": "shardsim.planner.search",
     "ablate": "shardsim.planner.whatif",
-    "changed": "shardsim.planner.whatif",
+    "changed": "shardsim.planner.changes",
     "sensitivity": "shardsim.planner.whatif",
     "sweep": "shardsim.planner.whatif",
     "validate_runs": "shardsim.validate.runs",

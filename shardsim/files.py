@@ -18,20 +18,36 @@ from shardsim.errors import FileError, nearest
 MAX_FILE_BYTES = 2_000_000
 MAX_NODES = 200_000
 MAX_DEPTH = 64
+LARGEST_INT = 2**63  # beyond it is no count of anything, and some cannot even be printed
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
 def _loader() -> Any:
-    """Return a safe loader that refuses duplicate keys and reads `1e9` as a number.
+    """Return a safe loader that refuses duplicate keys and huge whole numbers.
 
-    YAML 1.2 reads `1e9` and `275e12` so; PyYAML's YAML 1.1 would make them text.
+    It reads `1e9` and `275e12` as numbers and dates as text, as YAML 1.2 does; PyYAML's YAML 1.1
+    would make text of the former and objects of the latter.
     """
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    loader: Any = type("_Loader", (base,), {})
+    resolvers = {
+        first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in base.yaml_implicit_resolvers.items()
+    }
+    loader: Any = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
     loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+    loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
     loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
     return loader
+
+
+def _construct_int(loader: Any, node: Any) -> int:
+    value: int = 0
+    if len(node.value) <= 80:
+        value = loader.construct_yaml_int(node)
+    if len(node.value) > 80 or abs(value) > LARGEST_INT:
+        raise FileError(f"line {node.start_mark.line + 1}: a whole number beyond 2^63")
+    return value
 
 
 def _construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
@@ -51,7 +67,7 @@ _LOADER: Any = _loader()
 
 
 def _refuse_bombs(text: str) -> None:
-    """Refuse aliases ("billion laughs"), too many nodes and too deep nesting, before building."""
+    """Refuse aliases ("billion laughs"), tags, too many nodes and levels, before building."""
     depth = nodes = 0
     for event in yaml.parse(text, Loader=_LOADER):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -59,6 +75,8 @@ def _refuse_bombs(text: str) -> None:
             raise FileError(f"line {line}: YAML aliases (*name) are not accepted")
         if isinstance(event, yaml.events.NodeEvent):
             nodes += 1
+            if getattr(event, "tag", None) not in (None, "!"):
+                raise FileError(f"line {line}: YAML tags (!word) are not accepted")
         if isinstance(event, yaml.events.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.events.CollectionEndEvent):
@@ -71,7 +89,7 @@ def _refuse_bombs(text: str) -> None:
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document; raise `FileError` naming `where` if it is not acceptable."""
-    if len(text.encode()) > MAX_FILE_BYTES:
+    if len(text) > MAX_FILE_BYTES:
         raise FileError(f"{where}: larger than {MAX_FILE_BYTES} bytes")
     try:
         _refuse_bombs(text)
@@ -84,7 +102,7 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise FileError(f"{where}:{line} not valid YAML: {problem}") from None
     except (RecursionError, ValueError, OverflowError) as error:
-        raise FileError(f"{where}: not valid YAML: {type(error).__name__}") from None
+        raise FileError(f"{where}: not valid YAML: {str(error)[:80]}") from None
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
@@ -96,6 +114,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise FileError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise FileError(f"{path}: not a text file (UTF-8)") from None
+    except ValueError:
+        raise FileError(f"{path!r}: not the name of a file") from None
     return parse_yaml(text, str(path))
 
 
@@ -117,6 +137,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `FileError` if `write_text` could not write `path`: before the work, not after it."""
+    folder = os.path.dirname(os.fspath(path)) or "."
+    if not os.path.isdir(folder):
+        raise FileError(f"cannot write {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise FileError(f"cannot write {path}: it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"cannot write {path}: no permission to write in {folder}")
 
 
 def check_keys(

@@ -177,11 +177,11 @@ def models(name: str | None, as_json: bool) -> None:
 
 def read_model(name: str) -> Any:
     """Return the model that a preset's name or a file's path names."""
-    from pathlib import Path
+    import os
 
     from shardsim.model import load_model, load_model_file
 
-    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+    if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
         return load_model_file(name)
     return load_model(name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.output import command_errors, emit_json, json_option, note, printable, table
 
 
 @click.command()
@@ -101,7 +101,7 @@ def _rows(result: Any) -> str:
         rows,
     )
     head = "tokens/s/chip; MFU as PaLM counts it; mean-MFU: one utilisation per chip family\n\n"
-    return head + text + "".join(f"\n[{i}] {line}" for i, line in enumerate(notes, 1))
+    return head + text + "".join(f"\n[{i}] {printable(line)}" for i, line in enumerate(notes, 1))
 
 
 def _summary(summary: dict[str, float | None]) -> str:

@@ -7,10 +7,15 @@ import click
 import shardsim
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.evidence import validate
-from shardsim.cli.planning import ablate, plan, predict, sensitivity, sweep
+from shardsim.cli.exploring import ablate, sensitivity, sweep
+from shardsim.cli.output import OneLineGroup
+from shardsim.cli.planning import plan, predict
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=OneLineGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(shardsim.__version__, prog_name="shardsim")
 def main() -> None:
     """Plan how to shard a model on TPU slices: predict MFU, search, compare, explain.
@@ -28,4 +33,4 @@ for command in (plan, predict, ablate, sweep, sensitivity, validate, hardware, m
     main.add_command(command)
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="shardsim")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
 from shardsim.errors import ShardsimError
+
+LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
 
 
 def emit_json(data: Any) -> None:
@@ -29,9 +32,21 @@ def _finite(data: Any) -> Any:
     return data
 
 
+def printable(text: object) -> str:
+    r"""Return `text` with control characters spelt out, so that none reaches a terminal.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a plain table: text to the left, numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [
         max(len(header), *(len(row[index]) for row in cells)) if cells else len(header)
         for index, header in enumerate(headers)
@@ -55,8 +70,53 @@ def _numeric(cell: str) -> bool:
 
 
 def note(text: str) -> None:
-    """Print a line to stderr."""
-    click.echo(text, err=True)
+    """Print one line to stderr."""
+    click.echo(printable(text), err=True)
+
+
+def complain(text: object) -> None:
+    """Print what is wrong as one line on stderr, its middle left out if it is very long."""
+    line = " ".join(str(text).split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
+    note(f"error: {line}")
+
+
+class OneLineUsageError(click.ClickException):
+    """A mistake in the command line itself, told in one line."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the message to stderr."""
+        complain(self.message)
+
+
+class OneLineGroup(click.Group):
+    """A group of commands that tells of mistakes in its own and their options in one line."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the group's own options."""
+        with _one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read a command's options and run it."""
+        with _one_line():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "shardsim"
+        text = error.format_message().rstrip(".")
+        text = text[:1].lower() + text[1:]
+        raise OneLineUsageError(f"{text} (see {where} --help)") from None
 
 
 def progress_line(what: str) -> Callable[[int, int], None]:
@@ -80,8 +140,7 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except ShardsimError as error:
-            text = " ".join(str(error).split())
-            note(f"error: {text}")
+            complain(error)
             sys.exit(error.exit_code)
         except BrokenPipeError:
             # The reader of a pipe went away; Python would complain again at exit.

@@ -137,7 +137,10 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
             bytes_per_s=dcn_rate,
             latency_s=np.where(many, (layout.slices - 1) * chip.dcn_hop_latency_s, 0.0),
         ),
-        ring_bytes_per_s=np.where(many, np.minimum(rate, dcn_rate), rate),
+        # A group that lies on slices only has no links inside one.
+        ring_bytes_per_s=np.where(
+            many, np.where(np.isinf(slowest), dcn_rate, np.minimum(rate, dcn_rate)), rate
+        ),
         ring_ways=np.where(many, 1.0, ring_ways),
         ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop),
         longest_axis=longest / chip.link_efficiency,

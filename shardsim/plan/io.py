@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Rules
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
+
+LARGEST = 10**9  # of batch, sequence and every size
+MOST_AXES = 16
+_AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 KEYS = (
     "name",
@@ -42,10 +47,12 @@ KEYS = (
 def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan file; a bare name is looked up among the plans that ship with shardsim."""
     target = Path(path)
-    if not target.exists() and os.sep not in str(path):
+    if not str(path):
+        raise PlanError("a plan's name is empty; give a file, or the name of a shipped plan")
+    if not os.path.exists(path) and os.sep not in str(path):
         shipped = data_folder("plans")
         for name in (target.name, f"{target.name}.yaml"):
-            if (shipped / name).is_file():
+            if os.path.isfile(shipped / name):
                 target = shipped / name
                 break
         else:
@@ -89,14 +96,14 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     machine = machine or parse_machine(_text(data["machine"], "machine"))
     model = model or load_model(data["model"])
     rules = check_keys(
-        data.get("rules") or {},
+        _given(data, "rules", {}),
         where="rules",
         allowed=("parameters", "activations", "optimizer"),
         error=PlanError,
     )
     switches = {}
     for key, form in (("overlap", Overlap), ("precision", Precision)):
-        given = data.get(key) or {}
+        given = _given(data, key, {})
         allowed = tuple(form.__dataclass_fields__)
         check_keys(given, where=key, allowed=allowed, error=PlanError)
         switches[key] = form(**{name: _switch(given[name], f"{key}.{name}") for name in given})
@@ -107,25 +114,31 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     if not isinstance(fused, bool):
         raise PlanError("fused_projections: must be true or false")
     return Plan(
-        name=_text(data.get("name", default_name), "name"),
-        note=_text(data.get("note", ""), "note"),
+        name=_text(_given(data, "name", default_name), "name"),
+        note=_text(_given(data, "note", ""), "note"),
         model=model,
         machine=machine,
-        batch=data["batch"],
-        sequence=data.get("sequence", model.sequence),
+        batch=_count(data["batch"], "batch"),
+        sequence=_count(_given(data, "sequence", model.sequence), "sequence"),
         mesh=_mesh(data["mesh"], machine),
         parameters=_rules(rules.get("parameters"), "rules.parameters", kv_from_heads=True),
         activations=_rules(rules.get("activations"), "rules.activations", kv_from_heads=True),
         optimizer_rules=_rules(rules.get("optimizer"), "rules.optimizer"),
         remat=parse_remat(data.get("remat", "full"), "remat"),
-        microbatches=data.get("microbatches", 1),
+        microbatches=_count(data.get("microbatches", 1), "microbatches"),
         overlap=switches["overlap"],  # type: ignore[arg-type]
         precision=switches["precision"],  # type: ignore[arg-type]
         optimizer=_text(data.get("optimizer", "adamw"), "optimizer"),
         attention=_text(data.get("attention", "flash"), "attention"),
         fused_projections=fused,
-        pipeline_interleave=data.get("pipeline_interleave", 1),
+        pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
     )
+
+
+def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return what `data` gives for `key`; an empty entry counts as none."""
+    value = data.get(key)
+    return default if value is None else value
 
 
 def _switch(value: Any, where: str) -> Any:
@@ -133,14 +146,19 @@ def _switch(value: Any, where: str) -> Any:
     if where == "overlap.matmul" and value is False:
         return "off"
     if not isinstance(value, (str, bool)):
-        raise PlanError(f"{where}: {value!r} is not possible")
+        raise PlanError(f"{where}: {_show(value)} is not possible")
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise PlanError(f"{where}: expected text, found {value!r}")
+        raise PlanError(f"{where}: expected text, found {_show(value)}")
     return value
+
+
+def _show(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
@@ -148,11 +166,15 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
         raise PlanError(
             "mesh: expected axis names, each with a size, such as {data: 128, model: 8}"
         )
+    if len(data) > MOST_AXES:
+        raise PlanError(f"mesh: {len(data)} axes are too many; at most {MOST_AXES}")
     axes = {}
     for name, entry in data.items():
         where = f"mesh.{name}"
-        if not isinstance(name, str) or not name.isidentifier():
-            raise PlanError(f"{where}: an axis name must be a plain identifier")
+        if not isinstance(name, str) or not _AXIS_NAME.fullmatch(name):
+            raise PlanError(
+                f"mesh: an axis is called by letters, digits and _, such as data, not {_show(name)}"
+            )
         if not isinstance(entry, Mapping):
             entry = {"size": entry}
         check_keys(
@@ -171,7 +193,7 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
             raise PlanError(f"{where}: missing; give it for every mesh axis or for none")
         if isinstance(torus, list):
             for axis in torus:
-                if axis not in lengths:
+                if not isinstance(axis, str) or axis not in lengths:
                     raise PlanError(
                         f"{where}: {machine.name} has no axis '{axis}'{nearest(axis, lengths)}"
                     )
@@ -185,7 +207,9 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
 
 def _count(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{where}: must be a positive whole number, not {value!r}")
+        raise PlanError(f"{where}: must be a positive whole number, not {_show(value)}")
+    if value > LARGEST:
+        raise PlanError(f"{where}: must be at most {LARGEST:,}, not {value:,}")
     return value
 
 

@@ -1,134 +1,23 @@
-"""What-if: a plan with one thing changed, switched off, varied, or nudged."""
+"""What-if: a plan with one thing switched off, varied, or nudged."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import log, prod
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.errors import PlanError, ShardsimError, nearest
-from shardsim.files import parse_yaml
-from shardsim.machine import Machine, override_chip, parse_machine
-from shardsim.model import load_model, override_model
-from shardsim.plan.io import KEYS, plan_from_data, plan_to_data
+from shardsim.errors import PlanError, ShardsimError
+from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.plan.resolve import resolve
+from shardsim.planner.changes import changed, check_root
 
-ROOTS = (*KEYS, "chip")
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Read `key=value`; the value is a YAML scalar or list.
-
-    >>> parse_assignment("overlap.matmul=off")
-    ('overlap.matmul', 'off')
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise PlanError(f"'{text[:80]}': expected key=value, such as microbatches=4")
-    return key.strip(), parse_value(key.strip(), value)
-
-
-def parse_value(key: str, text: str) -> Any:
-    """Read the value of one key."""
-    if key == "overlap.matmul":
-        return text.strip()
-    return parse_yaml(text, key)
-
-
-def parse_vary(text: str) -> tuple[str, list[Any]]:
-    """Read `key=a,b,c` into the key and its values."""
-    key, equals, values = text.partition("=")
-    parts = [part for part in values.split(",") if part.strip()]
-    if not equals or not key.strip() or not parts:
-        raise PlanError(f"'{text[:80]}': expected key=a,b,c, such as microbatches=1,2,4")
-    return key.strip(), [parse_value(key.strip(), part) for part in parts]
-
-
-def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
-    """Return `plan` with some keys changed.
-
-    Keys are those of a plan file, with dots into it (`overlap.weights`, `rules.activations.seq`);
-    `model.*` are the model's options, `chip.*` the chip's figures. `mesh.NAME` takes a size: the
-    mesh is laid on the torus anew, and the largest axis that was not named takes up what is left.
-    """
-    data = plan_to_data(plan)
-    model, machine = plan.model, plan.machine
-    options: dict[str, Any] = {}
-    figures: dict[str, Any] = {}
-    sizes: dict[str, int] = {}
-    for key, value in changes.items():
-        root, _, rest = key.partition(".")
-        if root not in ROOTS:
-            raise PlanError(f"{key}: unknown key{nearest(root, ROOTS)}")
-        if root == "model" and rest:
-            options[rest] = value
-        elif root == "chip":
-            figures[rest] = value
-        elif root == "mesh" and rest and "." not in rest:
-            sizes[rest] = value
-        elif root == "machine":
-            own = parse_machine(_word(value, key))
-            machine = own
-        elif root == "model":
-            model = load_model(value)
-        else:
-            _assign(data, key, value)
-    if figures:
-        chip = override_chip(machine.chip, figures)
-        machine = replace(machine, chip=chip)
-    if options:
-        model = override_model(model, options)
-    if sizes:
-        data["mesh"] = _resized(data["mesh"], sizes, machine)
-    data["machine"] = machine.name
-    if not model.parallel_block and "fused_projections" not in changes:
-        data["fused_projections"] = False
-    if model != plan.model and "sequence" not in changes and plan.sequence == plan.model.sequence:
-        data["sequence"] = model.sequence
-    return plan_from_data(data, plan.name, machine=machine, model=model)
-
-
-def _word(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise PlanError(f"{key}: expected a name, found {value!r}")
-    return value
-
-
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings."""
-    *path, last = key.split(".")
-    place: Any = data
-    for step in path:
-        if not isinstance(place.get(step), dict):
-            place[step] = {}
-        place = place[step]
-    place[last] = value
-
-
-def _resized(mesh: Mapping[str, Any], sizes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
-    """Return mesh sizes without their places on the torus, the largest other axis adjusted."""
-    new = {name: entry["size"] for name, entry in mesh.items()}
-    for name, size in sizes.items():
-        if name not in new:
-            raise PlanError(f"mesh.{name}: no such mesh axis{nearest(name, new)}")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise PlanError(f"mesh.{name}: must be a positive whole number, not {size!r}")
-        new[name] = size
-    others = [name for name in new if name not in sizes]
-    total = 1
-    for size in new.values():
-        total *= size
-    if others and total != machine.devices:
-        taker = max(others, key=lambda name: new[name])
-        rest = total // new[taker]
-        if machine.devices % rest == 0:
-            new[taker] = machine.devices // rest
-    return new
+MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,10 +128,13 @@ def sweep(
 
     A combination that makes no legal plan comes with the reason; an unknown key is an error.
     """
-    for key, _ in vary:
-        root = key.partition(".")[0]
-        if root not in ROOTS:
-            raise PlanError(f"{key}: unknown key{nearest(root, ROOTS)}")
+    keys = [key for key, _ in vary]
+    for key in keys:
+        check_root(key)
+        if keys.count(key) > 1:
+            raise PlanError(f"{key}: varied twice; give all its values at once")
+    if (count := prod(len(values) for _, values in vary)) > MOST_COMBINATIONS:
+        raise PlanError(f"{count:,} combinations are too many; at most {MOST_COMBINATIONS:,}")
     for values in product(*(values for _, values in vary)):
         changes = {key: copy.copy(value) for (key, _), value in zip(vary, values, strict=True)}
         try:
@@ -281,8 +173,6 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
     Central differences of 1 % on the same formulas; -0.8 for the peak means that 1 % more of it
     saves 0.8 % of the step.
     """
-    from math import log
-
     layout = resolve(plan)
 
     def scaled(figure: str, factor: float) -> Prediction:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from shardsim.cost.predict import Prediction
-from shardsim.errors import FileError, ShardsimError
+from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import read_yaml
 from shardsim.machine import Constant, Machine, chip_names, load_chip
 from shardsim.model import model_flops_per_token
@@ -124,7 +125,11 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 
 def read_runs(path: str | os.PathLike[str]) -> tuple[list[Run], list[tuple[str, str]]]:
     """Read a runs file; rows that cannot be understood come back with the reason."""
-    data = read_yaml(path)
+    return runs_from_data(read_yaml(path), str(path))
+
+
+def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str]]]:
+    """Read what a runs file holds; `path` starts every error message."""
     rows = data.get("runs") if isinstance(data, Mapping) else data
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise FileError(f"{path}: missing key 'runs', a list of published runs")
@@ -156,7 +161,12 @@ def constants() -> tuple[Constant, ...]:
 
 def validate(path: str | os.PathLike[str] | None = None) -> Validation:
     """Predict every run of a file (by default the published ones) and compare."""
-    runs, failed = read_runs(path or PUBLISHED)
+    return validate_data(read_yaml(path or PUBLISHED), str(path or PUBLISHED))
+
+
+def validate_data(data: Any, path: str) -> Validation:
+    """Predict every run of what a runs file holds and compare."""
+    runs, failed = runs_from_data(data, path)
     fitted = constants()
     means = _mean_mfu(fitted)
     rows = []
@@ -191,8 +201,11 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
     predictions, notes = predictions_of(run)
     ordered = sorted(predictions, key=lambda item: item.tokens_per_s_per_chip)
     middle = ordered[len(ordered) // 2]
+    if not all(isfinite(item.step_time_s) for item in ordered):
+        raise PlanError("the predicted step takes for ever; check the row's sizes")
     flops = model_flops_per_token(run.model, run.sequence)
-    peak = load_chip(run.family).peak("bf16")
+    peak = load_chip(run.family).peak(run.compute)
+    share = load_chip(run.family).peak("bf16") / peak
     measured = run.measured
     if measured is None and run.measured_mfu is not None and run.machine is None:
         measured = run.measured_mfu * peak / flops
@@ -209,15 +222,15 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         low=ordered[0].tokens_per_s_per_chip,
         high=ordered[-1].tokens_per_s_per_chip,
         measured_mfu=None if measured is None else measured * flops / peak,
-        predicted_mfu=middle.mfu,
-        mfu_low=ordered[0].mfu,
-        mfu_high=ordered[-1].mfu,
+        predicted_mfu=middle.mfu * share,
+        mfu_low=ordered[0].mfu * share,
+        mfu_high=ordered[-1].mfu * share,
         measured_ratio=run.measured_ratio,
         predicted_ratio=_speedup(run, middle),
         baseline=mean_mfu * peak / flops if mean_mfu and comparable else None,
         fitted=_is_fitted(run, fitted),
         fits=middle.fits,
-        notes=tuple(notes),
+        notes=(*run.notes, *notes),
     )
 
 

@@ -1,0 +1,173 @@
+"""HBM of a plan against arithmetic on its weights and activations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from building import build, decoder, plans, vit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import predict
+from shardsim.machine import override_chip
+from shardsim.model import Model, load_model
+from shardsim.plan import Plan, Precision
+
+STATE = ("parameters_bytes", "optimizer_bytes", "gradients_bytes")
+
+
+def state_bytes(plan: Plan) -> float:
+    hbm = predict(plan).hbm
+    return sum(hbm[part] for part in STATE)
+
+
+def vectors(model: Model) -> int:
+    """Return the weights that are not split over the data axes: norms, biases and probes."""
+    return sum(tensor.size for tensor in model.tensors if tensor.kind == "vector")
+
+
+@pytest.mark.parametrize(
+    "model", [decoder(), decoder(kv_heads=1, gated_mlp=True), vit(), vit(pooling="map", classes=10)]
+)
+@pytest.mark.parametrize(("machine", "chips"), [("v5e:4x4", 16), ("v4:2x2x4", 16), ("v4:2x2x1", 4)])
+def test_state_of_fully_sharded_training(model, machine, chips):
+    # AdamW in float32: 4 bytes each of weight and gradient, 8 of moments.
+    torus = {"x": 4, "y": 4} if machine == "v5e:4x4" else {"x": 2, "y": 2}
+    torus |= {"z": 4} if machine == "v4:2x2x4" else {}
+    plan = build(model, machine, 64, {"fsdp": torus})
+    whole = model.parameters_all - vectors(model)
+    expected = 16 * (whole / chips + vectors(model))
+    assert state_bytes(plan) == pytest.approx(expected, rel=1e-12)
+    hbm = predict(plan).hbm
+    assert hbm["parameters_bytes"] == hbm["gradients_bytes"] == pytest.approx(expected / 4)
+    assert hbm["optimizer_bytes"] == pytest.approx(expected / 2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stored", "a_weight"),
+    [
+        ("adamw", "f32", 4 + 4 + 8),
+        ("adamw", "bf16", 2 + 2 + 8),
+        ("adamw-bf16-mu", "f32", 4 + 4 + 6),
+        ("adafactor", "f32", 4 + 4 + 2),
+        ("momentum", "f32", 4 + 4 + 4),
+        ("sgd", "bf16", 2 + 2),
+    ],
+)
+def test_bytes_a_weight(optimizer, stored, a_weight):
+    model = decoder()
+    plan = build(
+        model,
+        "v4:1x1x1",
+        1,
+        {"data": {}},
+        optimizer=optimizer,
+        precision=Precision(parameters=stored),
+    )
+    assert state_bytes(plan) == pytest.approx(a_weight * model.parameters_all, rel=1e-12)
+
+
+@pytest.mark.parametrize(("microbatches", "whole"), [(1, False), (4, True)])
+def test_optimizer_state_split_over_data(microbatches, whole):
+    model = decoder()
+    where = {"data": {"x": 4}, "fsdp": {"y": 4}}
+    plan = build(model, "v5e:4x4", 64, where, over_data=True, microbatches=microbatches)
+    plain = build(model, "v5e:4x4", 64, where, microbatches=microbatches)
+    split, kept = predict(plan).hbm, predict(plain).hbm
+    assert split["optimizer_bytes"] == pytest.approx(kept["optimizer_bytes"] / 4)
+    assert split["parameters_bytes"] == kept["parameters_bytes"]
+    # Several microbatches add to whole gradients.
+    share = 1 if whole else 4
+    assert split["gradients_bytes"] == pytest.approx(kept["gradients_bytes"] / share)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("residual", ["", "seq", "embed"])
+def test_activations_kept_by_full_remat_are_the_layers_inputs(parallel, microbatches, residual):
+    model = decoder(parallel_block=parallel)
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    plan = build(
+        model, "v5e:4x4", 64, where, residual=residual, microbatches=microbatches, remat="full"
+    )
+    tokens = plan.batch * plan.sequence / 4 / microbatches
+    split = 4 if residual else 1
+    expected = model.layers * tokens * model.embed * 2 / split
+    assert predict(plan).hbm["activations_bytes"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("policy", "widths"),
+    [
+        ("save_qkv", {"qkv"}),
+        ("save_context", {"context"}),
+        ("save_attention", {"qkv", "context"}),
+        ("save_mlp", {"mlp"}),
+        ("save_context_and_mlp", {"context", "mlp"}),
+        ("dots", {"qkv", "out", "mlp"}),
+        ("dots_and_context", {"qkv", "context", "out", "mlp"}),
+    ],
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations_kept_by_each_policy(policy, widths, gated):
+    model = decoder(gated_mlp=gated, kv_heads=4)
+    plan = build(model, "v5e:4x4", 64, {"fsdp": {"x": 4}, "tensor": {"y": 4}}, remat=policy)
+    elements = {
+        "qkv": (model.heads + 2 * model.kv_heads) * model.head_dim / 4,
+        "context": model.heads * model.head_dim / 4,
+        "out": model.embed / 4,  # split as the residual stream is
+        "mlp": model.mlp * (2 if gated else 1) / 4,
+    }
+    each = model.embed / 4 + sum(elements[name] for name in widths)
+    tokens = plan.batch * plan.sequence / 4
+    expected = model.layers * tokens * each * 2
+    assert predict(plan).hbm["activations_bytes"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_published_run_needs_what_arithmetic_says():
+    # ViT-22B, 16,384 tokens a chip: block inputs alone are 48 * 16384 * 6144 * 2 = 9.7 GB.
+    model = load_model("vit-22b")
+    torus = {"x": 8, "y": 8, "z": 16}
+    hbm = predict(build(model, "v4:8x8x16", 65536, {"fsdp": torus})).hbm
+    assert hbm["activations_bytes"] == 48 * 16384 * 6144 * 2
+    blocks = 48 * (4 * 6144**2 + 2 * 6144 * 24576) / 1024
+    assert 4 * blocks < hbm["parameters_bytes"] < 4 * (blocks * 1.03 + vectors(model))
+
+
+@given(plans())
+def test_the_peak_holds_all_its_parts(plan):
+    prediction = predict(plan)
+    hbm = prediction.hbm
+    assert all(value >= 0 for value in hbm.values())
+    parts = [*STATE, "activations_bytes", "workspace_bytes"]
+    assert sum(hbm[part] for part in parts) == pytest.approx(hbm["peak_bytes"], rel=1e-12)
+    assert prediction.fits == (hbm["peak_bytes"] <= hbm["capacity_bytes"])
+    chip = plan.machine.chip
+    assert hbm["capacity_bytes"] == chip.hbm_usable_bytes / chip.devices_per_chip
+
+
+@given(plans(), st.floats(1.0, 8.0))
+def test_more_memory_never_stops_a_plan_from_fitting(plan, times):
+    chip = plan.machine.chip
+    bigger = override_chip(
+        chip, {"hbm_bytes": chip.hbm_bytes * times, "hbm_usable_bytes": chip.hbm_usable_bytes}
+    )
+    larger = replace(bigger, hbm_usable_bytes=chip.hbm_usable_bytes * times)
+    other = predict(replace(plan, machine=replace(plan.machine, chip=larger)))
+    assert other.hbm["peak_bytes"] == predict(plan).hbm["peak_bytes"]
+    assert other.fits >= predict(plan).fits
+
+
+@given(plans())
+def test_more_microbatches_never_keep_more_activations(plan):
+    finer = replace(plan, batch=plan.batch * 2, microbatches=plan.microbatches * 2)
+    stages = next((axis.size for axis in plan.mesh if axis.name == "p"), 1)
+    before, after = predict(plan).hbm, predict(finer).hbm
+    if stages == 1:
+        assert after["activations_bytes"] == pytest.approx(before["activations_bytes"], rel=1e-12)
+    else:
+        assert after["activations_bytes"] >= before["activations_bytes"] * (1 - 1e-12)
+    assert predict(replace(finer, batch=plan.batch * 2)).hbm["parameters_bytes"] == pytest.approx(
+        before["parameters_bytes"]
+    )

@@ -1,0 +1,220 @@
+"""Laws that every price obeys, over plans of all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from building import NAMES, build, decoder, plans, renamed, vit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import TIME_PARTS, Prediction, predict
+from shardsim.machine import override_chip
+from shardsim.plan import Overlap, Plan
+
+FASTER = (
+    "peak_flops.bf16",
+    "vector_flops",
+    "hbm_bytes_per_s",
+    "link_bytes_per_s",
+    "dcn_bytes_per_s",
+    "matmul_efficiency",
+    "hbm_efficiency",
+    "link_efficiency",
+    "dcn_efficiency",
+)
+SHORTER = ("hop_latency_s", "dcn_hop_latency_s", "op_overhead_s", "collective_overhead_s")
+
+
+def figures(prediction: Prediction) -> dict[str, Any]:
+    """Return all numbers of a prediction, without names of axes."""
+    data = prediction.to_data()
+    for use in data["collectives"]:
+        use.pop("mesh_axes")
+    for key in ("limited_by", "warnings"):
+        data.pop(key)
+    return data
+
+
+def with_figures(plan: Plan, changes: Mapping[str, float]) -> Plan:
+    machine = plan.machine
+    return replace(plan, machine=replace(machine, chip=override_chip(machine.chip, changes)))
+
+
+@given(plans())
+@settings(max_examples=120)
+def test_the_parts_of_a_step_add_up(plan):
+    prediction = predict(plan)
+    parts = prediction.time
+    assert set(parts) == set(TIME_PARTS)
+    assert all(value >= 0 for value in parts.values())
+    assert sum(parts.values()) == pytest.approx(prediction.step_time_s, rel=1e-12)
+    # Exposed communication is that of the collectives, one by one.
+    exposed = sum(use.exposed_s for use in prediction.collectives)
+    assert exposed == pytest.approx(parts["exposed_comm_s"], rel=1e-9, abs=1e-15)
+    assert 0 < prediction.hfu < 1
+    stages = next((axis.size for axis in plan.mesh if axis.name == "p"), 1)
+    if stages == 1:
+        assert parts["bubble_s"] == 0
+
+
+@given(plans(matmul_overlap=["off"]), st.sampled_from(FASTER), st.floats(1.01, 50.0))
+@settings(max_examples=120)
+def test_faster_parts_never_slow_the_step(plan, figure, times):
+    chip = plan.machine.chip
+    key = figure.partition(".")[2]
+    before = chip.peak_flops[key] if key else getattr(chip, figure)
+    after = before * times
+    if figure.endswith("efficiency"):
+        after = min(1.0, after)
+    faster = predict(with_figures(plan, {figure: after}))
+    assert faster.step_time_s <= predict(plan).step_time_s * (1 + 1e-12)
+
+
+@given(plans(matmul_overlap=["off"]), st.sampled_from(SHORTER), st.floats(0.0, 0.99))
+@settings(max_examples=120)
+def test_shorter_latencies_never_slow_the_step(plan, figure, times):
+    chip = plan.machine.chip
+    shorter = predict(with_figures(plan, {figure: getattr(chip, figure) * times}))
+    assert shorter.step_time_s <= predict(plan).step_time_s * (1 + 1e-12)
+
+
+@given(plans(), st.sampled_from(FASTER), st.floats(1.01, 4.0))
+@settings(max_examples=120)
+def test_with_collective_matmul_only_the_gate_can_slow_a_faster_chip(plan, figure, times):
+    # XLA's gate compares estimates: a faster part can make it choose the other way. Within one
+    # choice no step gets slower, so the faster chip beats the slower of the two choices.
+    chip = plan.machine.chip
+    key = figure.partition(".")[2]
+    before = chip.peak_flops[key] if key else getattr(chip, figure)
+    after = before * times
+    if figure.endswith("efficiency"):
+        after = min(1.0, after)
+    uncut = replace(plan, overlap=replace(plan.overlap, matmul="off"))
+    slower = max(predict(one).step_time_s for one in (plan, uncut))
+    faster = predict(with_figures(plan, {figure: after})).step_time_s
+    # The allowance is what the schedule may lose against XLA's estimate: see test_overlap.
+    assert faster <= slower * 1.1
+
+
+@given(plans())
+def test_prefetching_weights_never_slows_the_step(plan):
+    # The search relies on it.
+    on, off = (
+        replace(plan, overlap=replace(plan.overlap, weights=value)) for value in (True, False)
+    )
+    assert predict(on).step_time_s <= predict(off).step_time_s * (1 + 1e-12)
+
+
+@given(plans())
+def test_hiding_gradients_never_slows_the_step(plan):
+    on, off = (
+        replace(plan, overlap=replace(plan.overlap, gradients=value, dcn=value))
+        for value in (True, False)
+    )
+    assert predict(on).step_time_s <= predict(off).step_time_s * (1 + 1e-12)
+
+
+WORDS = st.from_regex(r"[a-z][a-z_0-9]{0,12}", fullmatch=True)
+
+
+@given(plans(), st.lists(WORDS, min_size=6, max_size=6, unique=True))
+def test_names_of_axes_cost_nothing(plan, words):
+    other = renamed(plan, dict(zip(NAMES.values(), words, strict=True)))
+    assert figures(predict(other)) == figures(predict(plan))
+
+
+@given(plans(), st.randoms(use_true_random=False))
+def test_the_order_of_keys_costs_nothing(plan, random):
+    def shuffled(data: Mapping[str, Any]) -> dict[str, Any]:
+        keys = list(data)
+        random.shuffle(keys)
+        return {key: data[key] for key in keys}
+
+    other = replace(
+        plan,
+        mesh=tuple(replace(axis, torus=shuffled(axis.torus)) for axis in plan.mesh),
+        parameters=shuffled(plan.parameters),
+        activations=shuffled(plan.activations),
+    )
+    assert predict(other).to_data() == predict(plan).to_data()
+
+
+@given(plans())
+def test_predicting_twice_gives_the_same(plan):
+    assert predict(plan).to_data() == predict(plan).to_data()
+
+
+@pytest.mark.parametrize("slices", [2, 3, 4])
+@pytest.mark.parametrize("fsdp", [{"x": 4, "y": 4}, {"x": 4}])
+@pytest.mark.parametrize("over_data", [False, True])
+def test_more_slices_of_data_parallelism_add_only_their_reduction(slices, fsdp, over_data):
+    where: dict[str, dict[str, int]] = {"fsdp": fsdp}
+    if "y" not in fsdp:
+        where["tensor"] = {"y": 4}
+    overlap = Overlap(gradients=False)
+    one = build(decoder(), "v5e:4x4", 64, where, overlap=overlap)
+    many = build(
+        decoder(),
+        f"{slices}*v5e:4x4",
+        64 * slices,
+        {"data": {"dcn": slices}} | where,
+        overlap=overlap,
+        over_data=over_data,
+    )
+    before, after = predict(one), predict(many)
+    reduction = sum(use.exposed_s for use in after.collectives if "d" in use.mesh_axes)
+    assert reduction > 0
+    less_update = 0.0
+    if over_data:
+        # Each slice updates its part of the state.
+        updates = [
+            next(cost for cost in item.price.computes if cost.block == "update").time_s
+            for item in (before, after)
+        ]
+        less_update = float(updates[0]) - float(updates[1])
+        assert less_update > 0
+    else:
+        assert after.hbm == before.hbm
+        assert after.time["compute_s"] == before.time["compute_s"]
+    added = after.step_time_s - before.step_time_s
+    assert added == pytest.approx(reduction - less_update, rel=1e-9)
+
+
+def test_an_open_axis_costs_twice_a_ring():
+    # v5e closes an axis of 16 only; the same gathers over 8 x 16 and over 16 x 8.
+    model = vit(layers=4)
+    options: dict[str, Any] = {"remat": "none"}
+    long = build(model, "v5e:8x16", 256, {"data": {"x": 8}, "fsdp": {"y": 16}}, **options)
+    chip = override_chip(long.machine.chip, {"hop_latency_s": 0.0, "collective_overhead_s": 0.0})
+    closed = replace(long, machine=replace(long.machine, chip=chip))
+    times = {}
+    for name, plan in (("closed", closed), ("half", _on_half(closed))):
+        use = next(use for use in predict(plan).collectives if use.kind == "all-gather")
+        times[name] = use.time_s / use.bytes_per_chip
+    assert times["half"] == pytest.approx(2 * times["closed"], rel=1e-12)
+
+
+def _on_half(plan: Plan) -> Plan:
+    """Return the plan with its parameters sharded over half of the closed axis."""
+    data, fsdp = plan.mesh
+    return replace(
+        plan,
+        mesh=(
+            replace(data, size=16, torus={"x": 8, "y": 2}),
+            replace(fsdp, size=8, torus={"y": 8}),
+        ),
+    )
+
+
+@given(st.integers(1, 6))
+def test_layers_add_up(layers):
+    # Nothing is shared between layers: the time of L layers is linear in L.
+    times = [
+        predict(build(decoder(layers=count), "v4:1x1x1", 2, {"data": {}}, remat="full")).step_time_s
+        for count in (layers, layers + 1, layers + 2)
+    ]
+    assert times[2] - times[1] == pytest.approx(times[1] - times[0], rel=1e-9)
