@@ -24,7 +24,8 @@ def _variables(which: int) -> str:
 
 CSS = f"""
 :root{{color-scheme:light dark;{_variables(0)}--soft:#f1f3f6;--warn:#a33b12}}
-@media screen and (prefers-color-scheme:dark){{:root{{{_variables(1)}--soft:#1f242b;--warn:#ff9d73}}}}
+@media screen and (prefers-color-scheme:dark){{
+:root{{{_variables(1)}--soft:#1f242b;--warn:#ff9d73}}}}
 *{{box-sizing:border-box}}
 body{{margin:0 auto;padding:1.2rem 1rem 4rem;max-width:70rem;background:var(--paper);
 color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}}
@@ -90,9 +91,7 @@ def to_html(document: Document) -> str:
 
 
 def _section(section: Section, name: str) -> str:
-    body = "\n".join(
-        _item(item, f"{name}-{index}") for index, item in enumerate(section.items)
-    )
+    body = "\n".join(_item(item, f"{name}-{index}") for index, item in enumerate(section.items))
     return f'<section id="{name}"><h3>{escape(section.title)}</h3>\n{body}\n</section>'
 
 
@@ -128,8 +127,7 @@ def _table(item: Table) -> str:
     rows = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{kind}">{escape(text)}</td>'
-            for kind, text in zip(kinds, row, strict=True)
+            f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)
         )
         + "</tr>\n"
         for row in item.rows

@@ -34,7 +34,7 @@ COLOURS: dict[str, tuple[str, str]] = {
 }
 INK, MUTED, GRID, PAPER = (COLOURS[name][0] for name in ("ink", "muted", "grid", "paper"))
 SERIES = tuple(COLOURS[f"c{index}"][0] for index in range(6))
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "")
+HATCHES = ("", "//", "..", "\\\\", "xx", "")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 STYLE: dict[str, Any] = {
