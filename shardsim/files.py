@@ -20,7 +20,9 @@ MAX_NODES = 200_000
 MAX_DEPTH = 64
 LARGEST_INT = 2**63  # beyond it is no count of anything, and some cannot even be printed
 
-_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+# Numbers to YAML 1.2 and to this module, though not to YAML 1.1: whoever writes such a text as
+# YAML must quote it.
+EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 
 
 def _loader() -> Any:
@@ -37,7 +39,7 @@ def _loader() -> Any:
     loader: Any = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
     loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
     loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-    loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_FLOAT, list("-+0123456789"))
     return loader
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
-from shardsim.files import check_keys, data_folder, read_yaml, write_text
+from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.legality import check
@@ -299,6 +299,7 @@ def _represent(dumper: _Dumper, data: Any) -> Any:
 
 _Dumper.add_representer(dict, _represent)
 _Dumper.add_representer(list, _represent)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_FLOAT, list("-+0123456789"))
 
 
 def dump_plan(plan: Plan) -> str:

@@ -24,7 +24,7 @@ _MAXTEXT = (
     ("2024-05-09", Accounting.MAXTEXT_2024),
     ("2025-07-22", Accounting.MAXTEXT_2025),
 )
-_HALVED = re.compile(r"halved|half|/ ?2\b|causal mask|6 ?\*? ?l ?\*? ?h")
+_HALVED = re.compile(r"halved|half|/ ?2\b|causal mask|(?<!\d)6 ?\*? ?l ?\*? ?h")
 _SIX = re.compile(r"\b6 ?\*? ?(n|p)(\b|_)|\b6 ?\* ?params")
 _FULL = re.compile(r"12 ?\*? ?l|12lh|palm|full attention|attention in full")
 _HARDWARE = re.compile(r"\bhfu\b|8 ?\*? ?n\b|96 ?\*? ?b|4 passes|four passes|hardware flop")

@@ -69,7 +69,7 @@ _COUNTS = {
 _ABSENT = ("ep", "expert", "experts", "autoregressive", "track")
 _REST = ("-1", "rest", "auto", "all", "remaining")
 _SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
-_WAY = re.compile(r"(\d{1,7})[- ]?(?:way|x)[- ]([a-z_]+)")
+_WAY = re.compile(r"(\d{1,7})[- ]?way[- ]([a-z_]+)")
 _TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
 
 

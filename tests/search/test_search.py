@@ -1,0 +1,388 @@
+"""The search against plans enumerated and priced one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from building import decoder, plain_chip, vit
+
+from shardsim.cost.hbm import hbm_use
+from shardsim.cost.predict import predict
+from shardsim.cost.price import price
+from shardsim.machine import Machine, load_chip, override_chip, parse_machine
+from shardsim.model import Model, load_model
+from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
+from shardsim.plan.remat import POLICIES
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
+from shardsim.search.search import default_attention, plan_at, search
+from shardsim.search.space import MICROBATCHES, Part, legal_cells, parts
+
+CLOSE = 1e-12
+
+
+def workload(model: Model, batch: int) -> Workload:
+    return Workload(
+        model=model,
+        batch=batch,
+        sequence=model.sequence,
+        attention=default_attention(model, model.sequence),
+        fused_projections=model.parallel_block,
+    )
+
+
+def compare(
+    work: Workload,
+    machine: Machine,
+    part: Part,
+    rng: np.random.Generator,
+    pairs: int,
+    plans: int | None,
+) -> int:
+    """Compare the price of `pairs` meshes at once with `plans` of their plans one by one."""
+    chosen = np.sort(rng.choice(part.pairs, size=min(pairs, part.pairs), replace=False))
+    some = part.take(chosen)
+    layout = some.layout()
+    prefetch = rng.random(some.shape) < 0.5
+    layout = layout.reshaped(weights_overlap=prefetch)
+    program = partition(work, layout)
+    step_s = np.broadcast_to(price(machine, layout, program).step_time_s, some.shape)
+    use = hbm_use(machine, program.memory)
+    peak = np.broadcast_to(use.peak_bytes, some.shape)
+    fits = np.broadcast_to(use.fits, some.shape)
+    mask, _ = legal_cells(some, layout, work.model, work.batch, work.sequence)
+    cells = np.argwhere(mask)
+    if plans is not None and len(cells) > plans:
+        cells = cells[rng.choice(len(cells), size=plans, replace=False)]
+    for row, remat, option in cells.tolist():
+        cell = (row, remat, option)
+        plan = plan_at(work, machine, some, cell, bool(prefetch[cell]))
+        one = predict(plan)
+        assert one.step_time_s == pytest.approx(float(step_s[cell]), rel=CLOSE), plan.name
+        assert one.hbm["peak_bytes"] == pytest.approx(float(peak[cell]), rel=CLOSE), plan.name
+        assert one.fits == bool(fits[cell])
+    return len(cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_name", "batch"),
+    [("vit-22b", "v4:8x8x16", 65536), ("llama2-70b", "2*v5p:8x8x8", 2048)],
+)
+def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch):
+    model, machine = load_model(name), parse_machine(slice_name)
+    work = workload(model, batch)
+    rng = np.random.default_rng(22)
+    found = list(parts(model, machine, batch, model.sequence))
+    space = sum(np.prod(part.shape) for part in found)
+    assert space > 1_000_000
+    each = -(-1100 // len(found))
+    compared = sum(compare(work, machine, part, rng, 30, each) for part in found)
+    assert compared >= 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "slice_name"),
+    [(decoder(kv_heads=2, layers=4), "v5e:2x2"), (vit(layers=4), "2*v4:2x2x1")],
+)
+def test_every_plan_of_a_small_space_is_priced_as_alone(model, slice_name):
+    machine = parse_machine(slice_name)
+    work = workload(model, 8)
+    rng = np.random.default_rng(4)
+    found = list(parts(model, machine, 8, model.sequence))
+    compared = sum(compare(work, machine, part, rng, part.pairs, None) for part in found)
+    assert compared > 1500
+
+
+# The same space, enumerated the slow way.
+
+ROLES = ("p", "d", "f", "c", "u", "t")
+
+
+def shares(length: int) -> list[dict[str, int]]:
+    """Return the ways to give an axis to one role, or to two (the later one inside)."""
+    if length == 1:
+        return [{}]
+    ways = [{role: length} for role in ROLES]
+    for outer, inner in product(ROLES, ROLES):
+        if ROLES.index(outer) < ROLES.index(inner):
+            for size in range(2, length):
+                if length % size == 0:
+                    ways.append({outer: length // size, inner: size})
+    return ways
+
+
+def meshes(machine: Machine, max_roles: int = 3) -> list[dict[str, dict[str, int]]]:
+    """Return role -> torus axis -> factor for every mesh, alike axes exchanged only once."""
+    seen = set()
+    result = []
+    for combination in product(*(shares(axis.length) for axis in machine.axes)):
+        used = {role for share in combination for role in share}
+        if len(used) > max_roles:
+            continue
+        form = tuple(
+            sorted(
+                (axis.length, axis.wrapped, tuple(sorted(share.items())))
+                for axis, share in zip(machine.axes, combination, strict=True)
+            )
+        )
+        if form in seen:
+            continue
+        seen.add(form)
+        for over in ["d", "f", "p"] if machine.slices > 1 else [None]:
+            mesh: dict[str, dict[str, int]] = {}
+            if over is not None:
+                mesh.setdefault(over, {})["dcn"] = machine.slices
+            for axis, share in zip(machine.axes, combination, strict=True):
+                for role, factor in share.items():
+                    mesh.setdefault(role, {})[axis.name] = factor
+            result.append(mesh)
+    return result
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One plan, apart from model, machine and batch."""
+
+    mesh: dict[str, dict[str, int]]
+    microbatches: int
+    remat: str
+    residual: str
+    matmul: str
+    over_data: bool
+    context_shards: bool
+    prefetch: bool
+
+    def plan(self, work: Workload, machine: Machine) -> Plan:
+        """Return it as a plan, its rules written from what the roles mean."""
+        axes = [
+            MeshAxis(name=role, size=int(np.prod(list(torus.values()))), torus=torus)
+            for role, torus in ((role, self.mesh.get(role, {})) for role in ROLES)
+            if torus
+        ]
+
+        def named(*roles: str) -> tuple[str, ...]:
+            return tuple(role for role in roles if role in self.mesh)
+
+        wide = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), named("t"))
+        on_t = {kind: named("t") if self.residual == kind else () for kind in ("seq", "embed")}
+        context = named("c") if self.context_shards else ()
+        parameters = {**wide, "embed": named("f") + context + named("u"), "layers": named("p")}
+        activations = {
+            **wide,
+            "batch": named("d", "f"),
+            "seq": named("c") + on_t["seq"],
+            "embed": named("u") + on_t["embed"],
+        }
+        return Plan(
+            name="choice",
+            model=work.model,
+            machine=machine,
+            batch=work.batch,
+            sequence=work.sequence,
+            mesh=tuple(axes),
+            parameters=parameters,
+            activations=activations,
+            optimizer_rules={"embed": ("d",)} if self.over_data else {},
+            remat=Remat(save=POLICIES[self.remat]),
+            microbatches=self.microbatches,
+            overlap=Overlap(matmul=self.matmul, weights=self.prefetch, gradients=False),
+            attention=work.attention,
+            fused_projections=work.fused_projections,
+        )
+
+
+def divides(work: Workload, choice: Choice) -> bool:
+    """Return whether every dimension divides by what splits it, written out."""
+    size = {role: int(np.prod(list(choice.mesh.get(role, {}).values()))) for role in ROLES}
+    model = work.model
+    inner = size["t"] * size["u"]
+    gather = size["f"] * (size["c"] if choice.context_shards else 1)
+    tokens = size["c"] * (size["t"] if choice.residual == "seq" else 1)
+    embed = size["u"] * (size["t"] if choice.residual == "embed" else 1)
+    return not (
+        work.batch % (size["d"] * size["f"] * choice.microbatches)
+        or work.sequence % tokens
+        or model.heads % inner
+        or model.mlp % inner
+        or model.kv_heads % min(size["t"], model.kv_heads)
+        or model.embed % (gather * size["u"])
+        or model.embed % embed
+        or model.layers % size["p"]
+        or choice.microbatches < size["p"]
+    )
+
+
+def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
+    """Yield every legal plan, one by one."""
+    for mesh in meshes(machine):
+        splits = ["", "seq", "embed"] if "t" in mesh else [""]
+        for microbatches, remat, residual in product(MICROBATCHES, POLICIES, splits):
+            for matmul in ["off", "unidirectional", "bidirectional"] if residual else ["off"]:
+                for over_data in [False, True] if "d" in mesh else [False]:
+                    for context in [False, True] if "c" in mesh else [False]:
+                        gathers = "f" in mesh or context
+                        for prefetch in [False, True] if gathers else [False]:
+                            choice = Choice(
+                                mesh, microbatches, remat, residual, matmul,
+                                over_data, context, prefetch,
+                            )  # fmt: skip
+                            if divides(work, choice):
+                                yield choice
+
+
+@pytest.mark.parametrize(
+    ("model", "slice_name", "batch"),
+    [
+        (decoder(kv_heads=2, layers=2), "v5e:2x4", 8),
+        (decoder(layers=6, heads=6, head_dim=64, kv_heads=3, embed=384, mlp=1536), "v4:2x2x2", 12),
+        (vit(layers=4), "v4:2x2x1", 4),
+        (vit(layers=4, pooling="cls", sequence=257), "2*v5e:2x2", 8),
+        (decoder(embed=1000, heads=10, head_dim=100, kv_heads=10, mlp=4000), "v4:2x2x2", 3),
+    ],
+    ids=["gqa", "six", "vit", "odd-sequence", "thousand"],
+)
+def test_searched_counts_every_legal_plan(model, slice_name, batch):
+    machine = parse_machine(slice_name)
+    expected = sum(1 for _ in choices(workload(model, batch), machine))
+    assert expected > 100
+    assert search(model, machine, batch, top=1).searched == expected
+
+
+def tight(slice_name: str, gigabytes: float) -> Machine:
+    """Return a slice whose chips have little memory."""
+    machine = parse_machine(slice_name)
+    return replace(machine, chip=override_chip(machine.chip, {"hbm_bytes": gigabytes * 1e9}))
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "batch"),
+    [
+        (decoder(kv_heads=2, layers=2, vocab=512), tight("v4:2x2x1", 0.22), 2),
+        (vit(layers=2), tight("v5e:2x2", 0.26), 2),
+        (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 4),
+    ],
+    ids=["decoder", "vit", "slices"],
+)
+def test_the_best_plan_is_the_best_of_all(model, machine, batch):
+    work = workload(model, batch)
+    best = np.inf
+    least = np.inf
+    legal = fitting = 0
+    for choice in choices(work, machine):
+        prediction = predict(choice.plan(work, machine))
+        legal += 1
+        least = min(least, prediction.hbm["peak_bytes"])
+        if prediction.fits:
+            fitting += 1
+            best = min(best, prediction.step_time_s)
+    assert 0 < fitting < legal  # memory decides something
+    for objective in ("mfu", "step-time", "cost"):
+        result = search(model, machine, batch, top=3, objective=objective)
+        assert result.best.step_time_s == pytest.approx(best, rel=CLOSE)
+        assert result.best.fits
+        assert result.smallest_peak_bytes == pytest.approx(least, rel=CLOSE)
+        assert result.searched == legal
+        assert result.fit < result.priced <= result.searched
+        assert result.complete
+    times = [item.step_time_s for item in result.predictions]
+    assert times == sorted(times)
+
+
+def role_sizes(plan: Plan) -> tuple[int, ...]:
+    layout = resolve(plan)
+    return tuple(int(layout.role(role).size) for role in ("data", "fsdp", "context", "tensor"))
+
+
+def test_results_read_back_and_differ_in_kind():
+    result = search(decoder(), parse_machine("v5e:4x4"), 64, top=10)
+    assert len(result.predictions) == 10
+    data = result.to_data()
+    keys = set()
+    for item, found in zip(data["plans"], result.predictions, strict=True):
+        plan = plan_from_data(item["plan"], "result", model=found.plan.model)
+        assert plan == found.plan
+        again = predict(plan)
+        assert again.to_data() == found.to_data()
+        assert item["step_time_s"] == found.step_time_s
+        keys.add((role_sizes(plan), plan.mesh[0].name))
+    assert len(keys) == 10
+
+
+def test_top_n_starts_with_top_one():
+    machine = parse_machine("v5e:4x4")
+    one = search(vit(), machine, 64, top=1)
+    ten = search(vit(), machine, 64, top=10)
+    assert ten.best.plan == one.best.plan
+    assert (one.searched, one.fit) == (ten.searched, ten.fit)
+
+
+def test_several_machines_are_searched_together():
+    model = decoder(layers=4)
+    machines = [parse_machine(name) for name in ("v5e:2x2", "v5e:2x4", "v5e:4x4")]
+    alone = [search(model, machine, 16, top=1, objective="step-time") for machine in machines]
+    together = search(model, machines, 16, top=1, objective="step-time")
+    assert together.searched == sum(result.searched for result in alone)
+    assert together.best.step_time_s == min(result.best.step_time_s for result in alone)
+    fewest = search(model, machines, 16, top=1, objective="chips")
+    assert fewest.best.plan.machine.chips == 4
+    assert fewest.best.step_time_s == alone[0].best.step_time_s
+    cheapest = search(model, machines, 16, top=1, objective="cost").best
+    costs = [result.best.step_time_s * result.best.plan.machine.chips for result in alone]
+    assert cheapest.step_time_s * cheapest.plan.machine.chips == pytest.approx(min(costs))
+
+
+def test_mfu_favours_the_chip_that_is_used_best():
+    model = decoder(layers=4)
+    machines = [parse_machine("v5e:2x2"), parse_machine("v4:2x2x1"), parse_machine("v5p:2x2x1")]
+    best = search(model, machines, 16, top=1, objective="mfu").best
+    rivals = [search(model, machine, 16, top=1).best.mfu for machine in machines]
+    assert best.mfu == pytest.approx(max(rivals), rel=1e-12)
+
+
+def test_interrupting_keeps_what_was_found():
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    result = search(decoder(), parse_machine("v5e:4x4"), 64, progress=stop)
+    assert not result.complete
+    assert result.predictions
+
+
+def test_progress_ends_at_the_total():
+    seen: list[tuple[int, int]] = []
+    search(decoder(), parse_machine("v5e:4x4"), 64, progress=lambda *now: seen.append(now), top=1)
+    done, total = zip(*seen, strict=True)
+    assert list(done) == sorted(done)
+    assert set(total) == {done[-1]}
+
+
+def test_nothing_fits():
+    machine = tight("v5e:2x2", 0.02)
+    result = search(decoder(), machine, 64)
+    assert result.predictions == ()
+    assert (result.priced, result.fit) == (0, 0)
+    assert result.searched > 0
+    assert result.smallest_peak_bytes > machine.chip.hbm_usable_bytes
+
+
+@pytest.mark.parametrize(
+    ("slower", "figure"), [("link_bytes_per_s", 1e9), ("hbm_bytes_per_s", 1e11)]
+)
+def test_a_worse_machine_has_a_worse_best(slower, figure):
+    good = Machine(chip=load_chip("v5e"), shape=(4, 4))
+    bad = replace(good, chip=override_chip(good.chip, {slower: figure}))
+    times = [search(decoder(), machine, 64, top=1).best.step_time_s for machine in (good, bad)]
+    assert times[1] > times[0]
+
+
+def test_free_communication_leaves_only_compute():
+    free: dict[str, Any] = {"link_bytes_per_s": 1e30}
+    machine = Machine(chip=plain_chip("v5e", **free), shape=(4, 4))
+    best = search(decoder(), machine, 64, top=1).best
+    assert best.time["exposed_comm_s"] < 1e-9 * best.step_time_s

@@ -1,0 +1,187 @@
+"""The published runs that ship: counts of FLOPs, errors, order, and the fitted constants."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from shardsim.files import read_yaml
+from shardsim.machine import load_chip
+from shardsim.model import accounting_named, model_flops_per_token
+from shardsim.validate.fit import V4_ROWS, fit_one, log_error, with_constants
+from shardsim.validate.rows import RULES
+from shardsim.validate.runs import PUBLISHED, Row, published_runs, validate
+from shardsim.validate.to_plan import plans_of
+
+RESULT = validate()
+ROWS = {row.id: row for row in RESULT.rows}
+RUNS = {run.id: run for run in published_runs()}
+DATA: dict[str, dict[str, Any]] = {row["id"]: row for row in read_yaml(PUBLISHED)["runs"]}
+CONFIRMED = sorted(name for name, row in DATA.items() if row.get("accounting_confirmed"))
+COMPARED = sorted(name for name, row in ROWS.items() if row.error is not None)
+
+
+def test_every_row_is_predicted() -> None:
+    assert RESULT.failed == ()
+    assert set(ROWS) == set(DATA)
+    assert len(COMPARED) == len(DATA) - 1  # one row gives a speed-up only
+
+
+@pytest.mark.parametrize("name", CONFIRMED)
+def test_flops_of_confirmed_rows_are_those_that_the_source_printed(name: str) -> None:
+    run, printed = RUNS[name], DATA[name]["measured"]
+    assert run.accounting is not None
+    flops = model_flops_per_token(run.model, run.sequence, accounting_named(run.accounting))
+    rate = printed["tokens_s_chip"]
+    assert rate * flops / 1e12 == pytest.approx(printed["tflops_chip"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_run_is_planned_with_the_sizes_of_its_row(name: str) -> None:
+    run, row = RUNS[name], DATA[name]
+    for plan in plans_of(run):
+        if "chips" in row:
+            assert plan.machine.chips == row["chips"]
+            assert plan.machine.slices == row.get("slices", 1)
+            assert plan.batch == row["global_batch"]
+        sizes = {axis.name: axis.size for axis in plan.mesh}
+        assert sizes.get("model", 1) == row["parallelism"].get("tp", sizes.get("model", 1))
+        for key in ("fsdp", "fsdp_transpose"):
+            if key in row["parallelism"]:
+                assert sizes["fsdp"] == row["parallelism"][key]
+        across = {axis.name: axis.torus.get("dcn", 1) for axis in plan.mesh}
+        assert across.get("data", 1) == row["parallelism"].get("dcn_dp", 1)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_no_row_is_off_by_more_than_15_percent(name: str) -> None:
+    error = ROWS[name].error
+    assert error is not None
+    assert abs(error) < 0.15
+
+
+@pytest.mark.parametrize("name", ["vit22b-1024v4", "palm540b-6144v4"])
+def test_the_largest_runs_are_within_three_points_of_mfu(name: str) -> None:
+    row = ROWS[name]
+    assert row.measured_mfu is not None
+    assert row.predicted_mfu == pytest.approx(row.measured_mfu, abs=0.03)
+    assert not row.fitted
+
+
+def test_the_published_mfu_of_vit_22b_lies_in_the_range_of_what_is_left_open() -> None:
+    row = ROWS["vit22b-1024v4"]
+    assert row.mfu_low is not None
+    assert row.mfu_high is not None
+    assert row.mfu_low < 0.549 < row.mfu_high
+
+
+def test_errors_overall() -> None:
+    summary = RESULT.summary()
+    limits = {
+        "median_abs_error": 0.03,
+        "mean_abs_error": 0.05,
+        "median_abs_error_unfitted": 0.05,
+        "mean_abs_error_unfitted": 0.06,
+    }
+    for key, limit in limits.items():
+        value = summary[key]
+        assert value is not None
+        assert value < limit
+    for kind in ("median", "mean"):
+        ours, baseline = (
+            summary[f"{kind}_abs_error_unfitted"],
+            summary[f"baseline_{kind}_abs_error"],
+        )
+        assert ours is not None
+        assert baseline is not None
+        assert ours < baseline
+
+
+def test_two_pods_are_nearly_twice_as_fast_as_one() -> None:
+    row = ROWS["palm540b-podscaling"]
+    assert row.measured_ratio == 1.95
+    assert row.predicted_ratio == pytest.approx(1.95, abs=0.03)
+
+
+def rates(*names: str) -> list[tuple[float, float]]:
+    """Return (measured, predicted) tokens/s/chip of some rows."""
+    found = []
+    for name in names:
+        row: Row = ROWS[name]
+        assert row.measured is not None
+        assert row.predicted is not None
+        found.append((row.measured, row.predicted))
+    return found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("maxtext-v4-22b-1x128", "maxtext-v4-22b-2x128", "maxtext-v4-22b-8x128"),
+        ("maxtext-v5e-16b-1x256", "maxtext-v5e-16b-8x256", "maxtext-v5e-16b-32x256"),
+        ("maxtext-v5e-64b-1x256", "maxtext-v5e-64b-8x256"),
+        ("maxtext-v5p-32b-1x64c", "maxtext-v5p-32b-2x64c"),
+    ],
+)
+def test_more_slices_are_slower_per_chip_as_measured(names: tuple[str, ...]) -> None:
+    for (measured, predicted), (next_measured, next_predicted) in pairwise(rates(*names)):
+        assert measured > next_measured
+        assert predicted > next_predicted
+
+
+@pytest.mark.parametrize("family", ["v4", "v5e", "v5p", "v6e"])
+def test_order_within_a_family_is_kept(family: str) -> None:
+    """Where two measured rates differ by more than 15 %, the predicted ones are in that order."""
+    found = rates(*(name for name in COMPARED if ROWS[name].family == family))
+    for measured, predicted in found:
+        for other_measured, other_predicted in found:
+            if measured > 1.15 * other_measured:
+                assert predicted > other_predicted
+
+
+def fitted_to(constant: str) -> tuple[float, list[str]]:
+    """Return a constant's value and the rows that it is fitted to."""
+    found = next(item for item in RESULT.constants if item.name == constant)
+    return found.value, found.fitted_to.split(", ")
+
+
+@pytest.mark.parametrize("family", ["v5e", "v5p", "v6e", "tpu7x"])
+def test_constants_of_single_row_families_are_what_a_fit_gives(family: str) -> None:
+    value, rows = fitted_to(f"{family}.matmul_efficiency")
+    assert len(rows) == 1
+    assert fit_one(RUNS[rows[0]]) == pytest.approx(value, rel=0.01)
+    assert log_error(RUNS[rows[0]]) == pytest.approx(0.0, abs=0.01)
+    assert ROWS[rows[0]].fitted
+
+
+def test_constants_of_v4_fit_its_rows_best() -> None:
+    """Moving either constant away makes the squares of the errors larger."""
+    efficiency, rows = fitted_to("v4.matmul_efficiency")
+    latency_s, _ = fitted_to("v4.dcn_hop_latency_s")
+    assert tuple(rows) == V4_ROWS
+
+    def squares(efficiency: float, latency_s: float) -> float:
+        constants = {"matmul_efficiency": efficiency, "dcn_hop_latency_s": latency_s}
+        return sum(log_error(with_constants(RUNS[name], **constants)) ** 2 for name in V4_ROWS)
+
+    best = squares(efficiency, latency_s)
+    for factor in (0.98, 1.02):
+        assert squares(efficiency * factor, latency_s) > best
+    for factor in (0.7, 1.3):
+        assert squares(efficiency, latency_s * factor) > best
+
+
+def test_constants_are_few_and_name_their_rows() -> None:
+    for item in RESULT.constants:
+        assert set(item.fitted_to.split(", ")) <= set(DATA)
+        assert item.name.split(".")[0] == load_chip(item.name.split(".")[0]).name
+    for family in {item.name.split(".")[0] for item in RESULT.constants}:
+        assert sum(item.name.startswith(f"{family}.") for item in RESULT.constants) <= 2
+
+
+def test_rules_name_no_row_and_no_model() -> None:
+    words = {*DATA, *(row["model"] for row in DATA.values())}
+    for rule in RULES:
+        assert not any(word in rule for word in words)
