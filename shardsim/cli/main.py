@@ -10,6 +10,7 @@ from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
+from shardsim.cli.reporting import report
 
 
 @click.group(
@@ -29,7 +30,7 @@ def main() -> None:
     """
 
 
-for command in (plan, predict, ablate, sweep, sensitivity, validate, hardware, models):
+for command in (plan, predict, ablate, sweep, sensitivity, validate, report, hardware, models):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+
+# A number with its unit, or a shape: `+1.5`, `14.8 ms`, `512 x 256`, `3,072 of 256 x 128`.
+_NUMBER = re.compile(r"[+-]?[\d,.]+(e-?\d+)?(( x | of )[\d,.]+)*( ?([KMGT]iB|[mun]?s|B|%))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Table:
         """Return whether every cell of a column is a number, a dash or empty."""
         cells = [row[column] for row in self.rows]
         return any(cells) and all(
-            cell in ("", "-") or cell.lstrip("+-")[:1].isdigit() for cell in cells
+            cell in ("", "-") or _NUMBER.fullmatch(cell) is not None for cell in cells
         )
 
 
@@ -58,10 +62,16 @@ class Drawing:
 
     figure: Figure
     caption: str
-    wide: bool = False
 
 
-Item = Text | Facts | Bullets | Table | Code | Drawing
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Items that stand beside each other where the page is wide enough."""
+
+    items: Sequence[Text | Bullets | Table | Drawing]
+
+
+Item = Text | Facts | Bullets | Table | Code | Drawing | Beside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from shardsim.report.document import (
+    Beside,
     Bullets,
     Code,
     Document,
@@ -53,6 +54,8 @@ def _item(item: Item) -> str:
         return f"{fence}\n{item.text.rstrip()}\n{fence}"
     if isinstance(item, Drawing):
         return f"*{safe(item.caption)}*"
+    if isinstance(item, Beside):
+        return "\n\n".join(_item(part) for part in item.items)
     return _table(item)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from shardsim.report.document import (
+    Beside,
     Bullets,
     Code,
     Document,
@@ -40,7 +41,7 @@ nav{{font-size:.88rem;line-height:1.9;max-width:none}}
 nav a{{margin-right:1rem;white-space:nowrap}}
 a{{color:inherit;text-underline-offset:3px}}
 .warn{{color:var(--warn);font-weight:600}}
-.facts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;
+.facts{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(16rem,46%),1fr));gap:.6rem;
 margin:.8rem 0;padding:0}}
 .facts div{{background:var(--soft);border-radius:6px;padding:.55rem .75rem}}
 .facts dt{{font-size:.8rem;color:var(--muted)}}
@@ -51,12 +52,16 @@ th,td{{text-align:left;padding:.28rem .8rem .28rem 0;border-bottom:1px solid var
 vertical-align:top}}
 th{{color:var(--muted);font-weight:600;vertical-align:bottom}}
 td.n,th.n{{text-align:right;white-space:nowrap}}
-td.t{{min-width:9rem}}
+td.t{{min-width:11rem;max-width:26rem}}
+td.s{{white-space:nowrap}}
+.beside{{display:flex;flex-wrap:wrap;gap:0 3rem;align-items:flex-start}}
+.beside>div{{flex:1 1 21rem;min-width:0}}
 pre{{background:var(--soft);border-radius:6px;padding:.7rem .9rem;overflow-x:auto;
 font:.82rem/1.5 ui-monospace,"DejaVu Sans Mono",monospace}}
-figure{{margin:.9rem 0;max-width:39rem}}
+figure{{margin:.9rem 0;max-width:38rem}}
 figure svg{{display:block;width:100%;height:auto}}
 figcaption{{color:var(--muted);font-size:.84rem;margin-top:.2rem}}
+@media (max-width:30rem){{body{{padding-left:.7rem;padding-right:.7rem}}ul{{padding-left:1.2rem}}}}
 @media print{{body{{max-width:none;padding:0;font-size:10pt}}nav{{display:none}}
 h2{{break-before:page}}h2.first{{break-before:auto}}h3{{break-after:avoid}}
 figure,.facts,tr{{break-inside:avoid}}figure{{max-width:15cm}}pre{{white-space:pre-wrap}}
@@ -84,10 +89,16 @@ def to_html(document: Document) -> str:
             f'<a href="#s{number}-{index}">{escape(section.title)}</a> '
             for index, section in enumerate(chapter.sections)
         )
-        parts.append(f"<nav>{links}</nav>")
+        if len(chapter.sections) > 1:
+            parts.append(f"<nav>{links}</nav>")
         for index, section in enumerate(chapter.sections):
             parts.append(_section(section, f"s{number}-{index}"))
     return "\n".join([*parts, "</main></body></html>"]) + "\n"
+
+
+def _words(text: str) -> str:
+    """Return escaped text in which a number keeps its unit on its line."""
+    return escape(text).replace(" %", "&nbsp;%")
 
 
 def _section(section: Section, name: str) -> str:
@@ -98,7 +109,7 @@ def _section(section: Section, name: str) -> str:
 def _item(item: Item, name: str) -> str:
     if isinstance(item, Text):
         kind = ' class="warn"' if item.warning else ""
-        return f"<p{kind}>{escape(item.text)}</p>"
+        return f"<p{kind}>{_words(item.text)}</p>"
     if isinstance(item, Facts):
         pairs = "".join(
             f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>"
@@ -106,7 +117,7 @@ def _item(item: Item, name: str) -> str:
         )
         return f'<dl class="facts">{pairs}</dl>'
     if isinstance(item, Bullets):
-        return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in item.lines) + "</ul>"
+        return "<ul>" + "".join(f"<li>{_words(line)}</li>" for line in item.lines) + "</ul>"
     if isinstance(item, Code):
         return f"<pre>{escape(item.text.rstrip())}</pre>"
     if isinstance(item, Drawing):
@@ -115,11 +126,19 @@ def _item(item: Item, name: str) -> str:
             "<svg", f'<svg role="img" aria-label="{caption}"', 1
         )
         return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+    if isinstance(item, Beside):
+        parts = "\n".join(
+            f"<div>{_item(part, f'{name}-{index}')}</div>" for index, part in enumerate(item.items)
+        )
+        return f'<div class="beside">{parts}</div>'
     return _table(item)
 
 
 def _table(item: Table) -> str:
-    kinds = ["n" if item.numeric(column) else "t" for column in range(len(item.headers))]
+    kinds = []
+    for column in range(len(item.headers)):
+        long = max((len(row[column]) for row in item.rows), default=0) > 34
+        kinds.append("n" if item.numeric(column) else "t" if long else "s")
     head = "".join(
         f'<th class="{kind}">{escape(text)}</th>'
         for kind, text in zip(kinds, item.headers, strict=True)

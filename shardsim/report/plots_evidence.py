@@ -198,8 +198,8 @@ def published_scatter(result: Validation) -> Figure:
     for index, family in enumerate(families):
         mine = [row for row in rows if row.family == family]
         axes.scatter(
-            [row.measured for row in mine],
-            [row.predicted for row in mine],
+            [row.measured or 0.0 for row in mine],
+            [row.predicted or 0.0 for row in mine],
             marker=MARKERS[index % len(MARKERS)],
             facecolor="none",
             edgecolor=SERIES[index % len(SERIES)],

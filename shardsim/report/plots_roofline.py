@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import log10
 
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from shardsim.cost.predict import Prediction
@@ -74,7 +75,7 @@ def roofline(item: Prediction) -> Figure:
         axes.text(0.985, 0.04, few, ha="right", fontsize=7.5, transform=axes.transAxes)
     legend = figure.legend(loc="outside lower left", ncols=2, handlelength=1.8)
     for handle in legend.legend_handles:
-        if hasattr(handle, "set_sizes"):
+        if isinstance(handle, PathCollection):
             handle.set_sizes([36])
     return figure
 

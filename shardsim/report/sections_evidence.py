@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
+from shardsim.cost.predict import Prediction
 from shardsim.plan.words import mesh_text
-from shardsim.report.document import Bullets, Drawing, Item, Section, Table, Text
+from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Table, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
+from shardsim.report.plots_plan import step_breakdown
 from shardsim.report.sections import peak_words
 from shardsim.report.study import Study, family_range
 from shardsim.report.words import (
@@ -25,10 +27,14 @@ def sensitivity_section(study: Study) -> Section:
         title="What would change it",
         items=[
             Text(text=limits_sentence(item, study.sensitivities)),
-            Bullets(lines=sensitivity_sentences(item, study.sensitivities)),
-            Drawing(
-                figure=sensitivity_bars(item, study.sensitivities),
-                caption="What 10 % more of each figure of the chip would save of the step.",
+            Beside(
+                items=[
+                    Bullets(lines=sensitivity_sentences(item, study.sensitivities)),
+                    Drawing(
+                        figure=sensitivity_bars(item, study.sensitivities),
+                        caption="What 10 % more of each figure of the chip would save of the step.",
+                    ),
+                ]
             ),
         ],
     )
@@ -89,7 +95,16 @@ def runners_section(study: Study) -> Section:
     for number, other in enumerate(found.predictions, 1):
         why = "the best found" if number == 1 else why_lost(best, other)
         rows.append(_runner(str(number), other, why))
-    headers = ["plan", "mesh (torus axes)", "remat", "mb", "MFU %", "step s", "HBM GiB", "why"]
+    headers = [
+        "plan",
+        "mesh (torus axes)",
+        "remat",
+        "microbatches",
+        "MFU %",
+        "step s",
+        "HBM GiB",
+        "why",
+    ]
     return Section(
         title="Runners-up, and why they lost",
         items=[
@@ -104,10 +119,7 @@ def runners_section(study: Study) -> Section:
     )
 
 
-def _runner(name: str, item: object, why: str) -> list[str]:
-    from shardsim.cost.predict import Prediction
-
-    assert isinstance(item, Prediction)
+def _runner(name: str, item: Prediction, why: str) -> list[str]:
     return [
         name,
         mesh_text(item.plan),
@@ -216,8 +228,6 @@ def _range(study: Study) -> Text:
 
 def comparison_section(studies: list[Study]) -> Section:
     """Return several plans side by side."""
-    from shardsim.report.plots_plan import step_breakdown
-
     first = studies[0].prediction
     rows = []
     for study in studies:

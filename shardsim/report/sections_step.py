@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardsim.cost.words import HBM, PARTS
-from shardsim.report.document import Drawing, Section, Table, Text
+from shardsim.report.document import Beside, Drawing, Section, Table, Text
 from shardsim.report.moments import hbm_moments
 from shardsim.report.plots_plan import hbm_over_step, step_breakdown
 from shardsim.report.plots_roofline import roofline
@@ -27,11 +27,16 @@ def time_section(study: Study) -> Section:
     return Section(
         title="Where the time goes",
         items=[
-            Table(headers=["part of the step", "seconds", "share %"], rows=rows),
-            Drawing(
-                figure=step_breakdown(item),
-                caption="The step by what it is made of. Exposed communication is what nothing "
-                "hides; waiting for HBM is what memory adds to the units' own time.",
+            Beside(
+                items=[
+                    Drawing(
+                        figure=step_breakdown(item),
+                        caption="The step by what it is made of. Exposed communication is what "
+                        "nothing hides; waiting for HBM is what memory adds to the units' own "
+                        "time.",
+                    ),
+                    Table(headers=["part of the step", "seconds", "share %"], rows=rows),
+                ]
             ),
             Text(text=f"The {LONGEST} longest computations of a step, on one device:"),
             Table(

@@ -37,7 +37,7 @@ SERIES = tuple(COLOURS[f"c{index}"][0] for index in range(6))
 HATCHES = ("", "//", "..", "\\\\", "xx", "")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,
@@ -68,7 +68,7 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "shardsim",
 }
 
-WIDTH = 5.6  # inches: 540 CSS pixels, still readable on a telephone
+WIDTH = 5.0  # inches: 480 CSS pixels, still readable on a telephone
 
 P = ParamSpec("P")
 
@@ -121,10 +121,14 @@ def to_svg(figure: Figure, prefix: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     # Coordinates to a tenth of a point: a third of the size, and nobody sees it.
-    text = re.sub(r"(\d+\.\d)\d+(?=[ \"LMQCz,)])", r"\1", text)
+    text = re.sub(r' d="[^"]*"|translate\([^)]*\)', _rounded, text)
     for name, (light, _) in COLOURS.items():
         text = text.replace(light, f"var(--{name})")
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return re.sub(r"(\d+\.\d)\d+", r"\1", match.group())
 
 
 @functools.lru_cache(maxsize=1)

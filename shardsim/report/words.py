@@ -105,6 +105,13 @@ def why_lost(winner: Prediction, loser: Prediction) -> str:
             worst = max(loser.collectives, key=lambda use: use.exposed_s)
             where = ", ".join(worst.mesh_axes) or "the host link"
             text += f" (most in the {worst.kind} over {where})"
+        if part == "compute_s" and (work := loser.price.flops / winner.price.flops) > 1.01:
+            text += f" (it executes {100 * (float(work) - 1):.0f} % more FLOP: {_remat(loser)})"
         reasons.append(text)
     way = "slower" if more > 0 else "faster"
     return f"{100 * abs(more):.1f} % {way}: {', '.join(reasons)}"
+
+
+def _remat(item: Prediction) -> str:
+    name = item.plan.remat.name
+    return "nothing is recomputed" if name == "none" else f"remat {name}"

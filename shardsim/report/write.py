@@ -11,7 +11,7 @@ from shardsim.errors import FileError, ShardsimError
 from shardsim.files import write_text
 from shardsim.plan import Plan, load_plan, plan_names
 from shardsim.report import sections, sections_evidence, sections_step
-from shardsim.report.document import Chapter, Document
+from shardsim.report.document import Chapter, Document, Section
 from shardsim.report.markdown import to_markdown
 from shardsim.report.page import to_html
 from shardsim.report.study import Studies, Study, validated
@@ -114,7 +114,7 @@ def _document(studies: list[Study]) -> Document:
     )
 
 
-def _sections(study: Study) -> list[sections.Section]:
+def _sections(study: Study) -> list[Section]:
     return [
         sections.question(study),
         sections.answer(study),
