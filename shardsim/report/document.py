@@ -58,7 +58,7 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture with a caption that says what it shows; Markdown has the caption only."""
+    """A picture with a caption that says what it shows; Markdown leaves both out."""
 
     figure: Figure
     caption: str

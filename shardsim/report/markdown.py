@@ -36,7 +36,7 @@ def to_markdown(document: Document) -> str:
             parts.append(f"## {safe(chapter.title)}")
         for section in chapter.sections:
             parts.append(f"### {safe(section.title)}")
-            parts += [_item(item) for item in section.items]
+            parts += filter(None, map(_item, section.items))
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,9 +53,9 @@ def _item(item: Item) -> str:
             fence += "`"
         return f"{fence}\n{item.text.rstrip()}\n{fence}"
     if isinstance(item, Drawing):
-        return f"*{safe(item.caption)}*"
+        return ""
     if isinstance(item, Beside):
-        return "\n\n".join(_item(part) for part in item.items)
+        return "\n\n".join(filter(None, map(_item, item.items)))
     return _table(item)
 
 

@@ -134,7 +134,7 @@ def predicted_against_published(result: Validation) -> Figure:
     families = list(dict.fromkeys(row.family for row in rows))
     figure = picture(1.4 + 0.2 * len(rows))
     axes = figure.add_subplot()
-    axes.axvspan(-5, 5, color=SERIES[5], alpha=0.3, linewidth=0)
+    shade = axes.axvspan(-5, 5, color=SERIES[5], alpha=0.3, linewidth=0, label="within 5 %")
     axes.axvline(0, color=MUTED, linewidth=0.9)
     for line, row in enumerate(rows):
         index = families.index(row.family)
@@ -154,7 +154,7 @@ def predicted_against_published(result: Validation) -> Figure:
         )
     axes.set_yticks(range(len(rows)), [plain(row.id, 34) for row in rows], fontsize=7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("error of predicted tokens/s/chip (%); shaded: within 5 %")
+    axes.set_xlabel("error of predicted tokens/s/chip (%)")
     axes.xaxis.grid(True)
     handles = [
         Line2D(
@@ -170,7 +170,9 @@ def predicted_against_published(result: Validation) -> Figure:
     hollow = Line2D(
         [], [], linestyle="none", marker="o", color=INK, markerfacecolor=PAPER, label="fitted to"
     )
-    figure.legend(handles=[*handles, hollow], loc="outside lower left", ncols=6, columnspacing=1.2)
+    figure.legend(
+        handles=[*handles, hollow, shade], loc="outside lower left", ncols=4, columnspacing=1.2
+    )
     return figure
 
 

@@ -75,7 +75,8 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
         "HBM left free on a device at the peak (GiB)\n" + "\n".join(lines),
         loc="left",
         multialignment="left",
-        linespacing=1.35,
+        linespacing=1.4,
+        fontsize=7.5,
     )
     axes.grid(True)
     if len(chips) > 1:
@@ -87,7 +88,7 @@ def _where(item: Prediction, several: bool) -> str:
     where = f"{item.plan.machine.name}: " if several else ""
     remat = item.plan.remat.name
     many = item.plan.microbatches
-    return plain(f"{where}{mesh_text(item.plan)}, {remat}, {many} mb", 74)
+    return plain(f"{where}{mesh_text(item.plan)}, {remat}, {many} mb", 60)
 
 
 def _numbers(axes: Axes, items: Sequence[Prediction]) -> None:

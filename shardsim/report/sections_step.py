@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shardsim.cost.words import HBM, PARTS
 from shardsim.report.document import Beside, Drawing, Section, Table, Text
+from shardsim.report.links import axis_use
 from shardsim.report.moments import hbm_moments
 from shardsim.report.plots_plan import hbm_over_step, step_breakdown
 from shardsim.report.plots_roofline import roofline
@@ -115,8 +116,19 @@ def collectives_section(study: Study) -> Section:
                 "hidden behind computation."
             ),
             Table(headers=headers, rows=rows),
+            Text(text=_links(study)),
         ],
     )
+
+
+def _links(study: Study) -> str:
+    """Return how busy the links of each torus axis are."""
+    parts = [
+        f"{'the data-centre network' if name == 'dcn' else f'torus axis {name}'} for "
+        f"{100 * busy:.0f} %"
+        for name, busy in axis_use(study.prediction).items()
+    ]
+    return f"Links carry traffic of collectives, hidden or not: of {', '.join(parts)} of the step."
 
 
 def roofline_section(study: Study) -> Section:
