@@ -16,7 +16,7 @@ from shardsim.files import parse_yaml
 from shardsim.machine import parse_machine
 from shardsim.plan import dump_plan, load_plan, plan_from_data, plan_to_data, resolve, save_plan
 from shardsim.plan.remat import POLICIES, TENSORS, Remat
-from shardsim.search.search import search
+from shardsim.planner.search import search
 
 
 @given(plans())
@@ -95,7 +95,7 @@ def test_a_mesh_may_leave_its_place_to_the_planner():
         ({"mesh": {"f": {"size": 4, "torus": {"x": 4}}, "t": 4}}, ["mesh.t.torus", "missing"]),
         ({"mesh": {"f": {"size": 4, "torus": ["w"]}, "t": {"size": 4, "torus": ["y"]}}}, ["'w'"]),
         ({"mesh": {"f": True, "t": 4}}, ["mesh.f.size"]),
-        ({"mesh": {"a b": 16}}, ["identifier"]),
+        ({"mesh": {"a b": 16}}, ["letters"]),
         ({"mesh": {}}, ["mesh"]),
         ({"batch": 3}, ["batch", "does not divide by 4"]),
         ({"batch": "many"}, ["batch", "positive whole number"]),

@@ -18,10 +18,10 @@ from shardsim.machine import Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES
+from shardsim.planner.search import default_attention, plan_at, search
+from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
-from shardsim.search.search import default_attention, plan_at, search
-from shardsim.search.space import MICROBATCHES, Part, legal_cells, parts
 
 CLOSE = 1e-12
 
