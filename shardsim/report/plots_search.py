@@ -29,6 +29,8 @@ KEYS: Mapping[str, tuple[str, str, float]] = {
     "chip.hbm_bytes": ("HBM of a chip", "GiB", GIB),
 }
 
+KEY_WIDTH = 62  # characters of the key below a picture
+
 
 @styled
 def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 6) -> Figure:
@@ -39,7 +41,7 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
     """
     items = list(result.predictions if isinstance(result, SearchResult) else result)
     front = front_of(items)
-    named = front[:most_named]
+    named = _apart(front)[:most_named]
     figure = picture(3.2 + 0.16 * len(named))
     axes = figure.add_subplot()
     chips = sorted({item.plan.machine.chips for item in items})
@@ -86,9 +88,26 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
 
 def _where(item: Prediction, several: bool) -> str:
     where = f"{item.plan.machine.name}: " if several else ""
-    remat = item.plan.remat.name
-    many = item.plan.microbatches
-    return plain(f"{where}{mesh_text(item.plan)}, {remat}, {many} mb", 60)
+    mesh = f"{where}{mesh_text(item.plan)}"
+    whole = f"{mesh}, remat {item.plan.remat.name}"
+    return plain(whole if len(whole) <= KEY_WIDTH else mesh, KEY_WIDTH)
+
+
+def _apart(items: Sequence[Prediction]) -> list[Prediction]:
+    """Return the plans, without those too close to an earlier one for a number of their own."""
+    if not items:
+        return []
+    width = max(map(headroom_gib, items)) - min(map(headroom_gib, items)) or 1.0
+    height = max(item.mfu for item in items) - min(item.mfu for item in items) or 1.0
+    kept: list[Prediction] = []
+    for item in items:
+        if all(
+            abs(headroom_gib(item) - headroom_gib(other)) > 0.06 * width
+            or abs(item.mfu - other.mfu) > 0.1 * height
+            for other in kept
+        ):
+            kept.append(item)
+    return kept
 
 
 def _numbers(axes: Axes, items: Sequence[Prediction]) -> None:
@@ -186,10 +205,12 @@ def sweep_curves(
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
     if numeric:
-        axes.set_xticks([value / divisor for value in values], [_tick(v / divisor) for v in values])
+        ticks = [_tick(value / divisor) for value in values]
+        axes.set_xticks([value / divisor for value in values], ticks)
     else:
-        axes.set_xticks(range(len(values)), [plain(str(value), 16) for value in values])
-    if sum(len(str(value)) for value in values) > 70:
+        ticks = [plain(str(value), 16) for value in values]
+        axes.set_xticks(range(len(values)), ticks)
+    if sum(map(len, ticks)) > 50:
         axes.tick_params(axis="x", rotation=30)
     axes.margins(0.05, 0.14)
     hollow = any(item is not None and not item.fits for _, item in found)

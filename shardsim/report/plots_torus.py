@@ -53,14 +53,14 @@ def mesh_on_torus(item: Prediction | Plan) -> Figure:
     if plan.machine.slices > 1:
         rows.insert(0, ("dcn", plan.machine.slices, False))
     lines = [(row, tracks(plan, *row)) for row in rows]
-    height = sum(0.66 + 0.3 * max(len(found), 1) for _, found in lines)
+    height = sum(0.5 + 0.3 * max(len(found), 1) for _, found in lines)
     figure = picture(height + 0.35)
     axes = figure.add_subplot()
     colours = {axis.name: index for index, axis in enumerate(plan.mesh)}
     y = 0.0
     longest = max(min(length, MOST_DOTS) for _, length, _ in rows)
     for (name, length, wrapped), found in lines:
-        y -= 0.42
+        y -= 0.3
         axes.text(0, y, _title(name, length, wrapped), va="center", fontweight="bold")
         if name in busy:
             axes.text(
@@ -75,7 +75,7 @@ def mesh_on_torus(item: Prediction | Plan) -> Figure:
         for track in found or (None,):
             _line(axes, y, track, length, longest, colours)
             y -= 0.3
-        y -= 0.06
+        y -= 0.02
     axes.set_xlim(-0.005, 1.005)
     axes.set_ylim(y + 0.1, 0)
     axes.set_xticks([])

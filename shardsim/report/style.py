@@ -98,7 +98,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return draw
 
 
-def to_png(figure: Figure, dpi: float = 110) -> bytes:
+def to_png(figure: Figure, dpi: float = 100) -> bytes:
     """Return the picture as a PNG file."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
