@@ -41,6 +41,7 @@ KEYS = (
     "attention",
     "fused_projections",
     "pipeline_interleave",
+    "execution",
 )
 
 
@@ -132,6 +133,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         attention=_text(data.get("attention", "flash"), "attention"),
         fused_projections=fused,
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
+        execution=_text(data.get("execution", "explicit"), "execution"),
     )
 
 
@@ -271,6 +273,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
+    if plan.execution != "explicit":
+        data["execution"] = plan.execution
     return data
 
 

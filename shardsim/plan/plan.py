@@ -31,6 +31,8 @@ OPTIMIZERS: Mapping[str, float] = {
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = ("flash", "unfused")
+# How an exported plan runs: collectives written out (shard_map), or left to the compiler (jit).
+EXECUTION = ("explicit", "partitioned")
 
 Rules = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
 
@@ -89,6 +91,7 @@ class Plan:
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    execution: str = "explicit"  # or "partitioned": see EXECUTION
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ def _check_numbers(plan: Plan) -> None:
             raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
     _choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
     _choose(plan.attention, ATTENTION, "attention")
+    _choose(plan.execution, EXECUTION, "execution")
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")

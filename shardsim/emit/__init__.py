@@ -1,0 +1,78 @@
+"""Plans as executable JAX, Flax rules or plain data. JAX is imported only where it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from shardsim.emit.flax_rules import flax_code
+from shardsim.emit.jax_code import jax_code
+from shardsim.emit.shrink import shrink
+from shardsim.emit.specs import plan_data
+from shardsim.errors import PlanError, nearest
+from shardsim.plan import Plan
+
+__all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
+
+
+def _json(plan: Plan) -> str:
+    return json.dumps(plan_data(plan), indent=2) + "\n"
+
+
+def _yaml(plan: Plan) -> str:
+    text: str = yaml.safe_dump(plan_data(plan), sort_keys=False, default_flow_style=None, width=96)
+    return text
+
+
+FORMS: dict[str, Callable[[Plan], str]] = {
+    "jax": jax_code,
+    "flax": flax_code,
+    "json": _json,
+    "yaml": _yaml,
+}
+
+
+def export_plan(plan: Plan, to: str) -> str:
+    """Return the text of `plan` in the form `to`: jax, flax, json or yaml."""
+    if to not in FORMS:
+        raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
+    return FORMS[to](plan)
+
+
+def build_mesh(plan: Plan, devices: list[Any] | None = None) -> Any:
+    """Return the plan's `jax.sharding.Mesh` over `devices`, or over all there are."""
+    from shardsim.emit.runtime.config import build_mesh as build
+
+    return build(plan_data(plan)["plan"], devices)
+
+
+def trainer(plan: Plan, mesh: Any = None) -> Any:
+    """Return the `Trainer` that the exported train.py has; without a mesh it runs unsharded."""
+    from shardsim.emit.runtime.train import Trainer
+
+    return Trainer(plan_data(plan), mesh)
+
+
+def shardings(plan: Plan, mesh: Any = None) -> dict[str, dict[str, Any]]:
+    """Return the `NamedSharding` of every parameter, its optimizer state, and each activation.
+
+    Keys: parameters, optimizer (both by name of the weight), activations (by kind).
+    """
+    from jax.sharding import NamedSharding
+
+    from shardsim.emit.runtime.partitioned import to_spec
+
+    data = plan_data(plan)
+    mesh = build_mesh(plan) if mesh is None else mesh
+    specs = {
+        "parameters": {name: entry["spec"] for name, entry in data["parameters"].items()},
+        "optimizer": {name: entry["optimizer_spec"] for name, entry in data["parameters"].items()},
+        "activations": data["activations"],
+    }
+    return {
+        what: {name: NamedSharding(mesh, to_spec(spec)) for name, spec in of.items()}
+        for what, of in specs.items()
+    }

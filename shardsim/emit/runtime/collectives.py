@@ -1,0 +1,255 @@
+"""Collectives written out: matmuls fused with a ring of neighbour exchanges, and plain ones.
+
+A linear map whose narrow side is split over a ring of n devices needs either its input gathered
+or its output summed and scattered. Cut into n steps, each exchange runs beside the product of
+the piece that is there already: an "asynchronous parallel linear operation" (ViT-22B, arXiv
+2302.05442). Every ring here moves n - 1 pieces per device, as the plain collective does.
+
+Shapes: x [batch, tokens, embed], its piece either a range of tokens ("sequence") or of embed
+("embed"); weights [embed, wide] and [wide, embed] are whole in embed, local in wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shardsim.emit.runtime.config import Group
+
+Array = Any
+SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
+
+
+def member(group: Group) -> Array:
+    """Return this device's index in the group."""
+    return lax.axis_index(group.axes) if group.size > 1 else 0
+
+
+def gather(x: Array, group: Group, dim: int) -> Array:
+    """Return the pieces of all members side by side along `dim`."""
+    return lax.all_gather(x, group.axes, axis=dim, tiled=True) if group.size > 1 else x
+
+
+def scatter(x: Array, group: Group, dim: int) -> Array:
+    """Return this member's piece, along `dim`, of the sum over the group."""
+    if group.size == 1:
+        return x
+    return lax.psum_scatter(x, group.axes, scatter_dimension=dim, tiled=True)
+
+
+def total(x: Array, group: Group) -> Array:
+    """Return the sum over the group."""
+    return lax.psum(x, group.axes) if group.size > 1 else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def shared_total(x: Array, group: Group) -> Array:
+    """Return the sum over the group, of which all members go on to compute the same.
+
+    Each then has an equal share of the gradient, so its transpose needs no communication.
+    """
+    return total(x, group)
+
+
+shared_total.defvjp(
+    lambda x, group: (total(x, group), None),
+    lambda group, _, gradient: (gradient * group.size,),
+)
+
+
+def own(x: Array, group: Group, dim: int) -> Array:
+    """Return this member's piece of an array that all have whole."""
+    if group.size == 1:
+        return x
+    length = x.shape[dim] // group.size
+    return lax.dynamic_slice_in_dim(x, member(group) * length, length, dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def gather_weight(w: Array, group: Group, dim: int, compute: Any, reduce: Any) -> Array:
+    """Return a weight whole along `dim`, in the compute format.
+
+    Its gradient is summed and scattered back to the shards in the `reduce` format.
+    """
+    return gather(w.astype(compute), group, dim)
+
+
+def _gather_weight(w: Array, group: Group, dim: int, compute: Any, reduce: Any) -> Array:
+    return gather_weight(w, group, dim, compute, reduce), jnp.zeros((), w.dtype)
+
+
+def _scatter_gradient(
+    group: Group, dim: int, compute: Any, reduce: Any, like: Array, gradient: Array
+) -> Array:
+    with jax.named_scope("scatter_gradients"):
+        return (scatter(gradient.astype(reduce), group, dim).astype(like.dtype),)
+
+
+gather_weight.defvjp(_gather_weight, _scatter_gradient)
+
+
+# Rings. Position p of the ring sends to p + 1 ("clockwise") or to p - 1.
+
+
+def _send(x: Array, group: Group, step: int) -> Array:
+    ring = group.ring
+    pairs = [(ring[p], ring[(p + step) % group.size]) for p in range(group.size)]
+    return lax.ppermute(x, group.axes, pairs)
+
+
+def _member_at(group: Group, offset: int) -> Array:
+    """Return the member that stands `offset` positions after this device on the ring."""
+    position = [0] * group.size
+    for at, who in enumerate(group.ring):
+        position[who] = at
+    ahead = [group.ring[(at + offset) % group.size] for at in position]
+    return jnp.array(ahead, jnp.int32)[member(group)]
+
+
+def _pieces(x: Array, group: Group, both: bool) -> Iterator[tuple[Array, Array]]:
+    """Yield (whose, piece) for every member: first this device's, then what comes round.
+
+    With `both` directions, half of the pieces come from either side in half the time.
+    """
+    yield _member_at(group, 0), x
+    clockwise = group.size // 2 if both else group.size - 1
+    up = down = x
+    for step in range(1, clockwise + 1):
+        up = _send(up, group, 1)
+        yield _member_at(group, -step), up
+        if both and step <= (group.size - 1) // 2:
+            down = _send(down, group, -1)
+            yield _member_at(group, step), down
+
+
+def _place(whole: Array, piece: Array, who: Array, dim: int) -> Array:
+    return lax.dynamic_update_slice_in_dim(whole, piece, who * piece.shape[dim], dim)
+
+
+def _part(whole: Array, who: Array, parts: int, dim: int) -> Array:
+    length = whole.shape[dim] // parts
+    return lax.dynamic_slice_in_dim(whole, who * length, length, dim)
+
+
+def ring_gather_matmul(
+    x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
+) -> tuple[tuple[Array, ...], Array]:
+    """Return x @ w for each weight, and x whole: an all-gather beside the products."""
+    n, dim = group.size, SLICED[split]
+    rows = x.shape[1] * (n if split == "sequence" else 1)
+    outs = [jnp.zeros((x.shape[0], rows, w.shape[1]), jnp.float32) for w in weights]
+    whole = jnp.zeros([size * n if i == dim else size for i, size in enumerate(x.shape)], x.dtype)
+    for who, piece in _pieces(x, group, both):
+        whole = _place(whole, piece, who, dim)
+        for i, w in enumerate(weights):
+            if split == "sequence":
+                outs[i] = _place(outs[i], _matmul(piece, w), who, 1)
+            else:
+                outs[i] = outs[i] + _matmul(piece, _part(w, who, n, 0))
+    return tuple(out.astype(dtype) for out in outs), whole
+
+
+def ring_matmul_scatter(
+    hs: tuple[Array, ...], weights: tuple[Array, ...], group: Group, split: str, both: bool
+) -> Array:
+    """Return this device's piece of the sum over devices and pairs of h @ w.
+
+    The sum for each device travels to it and takes up a product at every stop, so that a
+    product is computed while the sum it joins is on its way.
+    """
+    n, dtype = group.size, hs[0].dtype
+
+    def product(offset: int) -> Array:
+        """Return the product meant for the device `offset` positions ahead."""
+        who = _member_at(group, offset)
+        if split == "sequence":
+            pairs = [(_part(h, who, n, 1), w) for h, w in zip(hs, weights, strict=True)]
+        else:
+            pairs = [(h, _part(w, who, n, 1)) for h, w in zip(hs, weights, strict=True)]
+        return sum(_matmul(h, w) for h, w in pairs)
+
+    def travel(stops: int, step: int) -> Array:
+        """Return the sum of the `stops` devices on one side of this one."""
+        carried = product(step * stops)
+        for stop in range(1, stops):
+            arrived = _send(carried.astype(dtype), group, step)
+            carried = arrived.astype(jnp.float32) + product(step * (stops - stop))
+        return _send(carried.astype(dtype), group, step).astype(jnp.float32)
+
+    result = travel(n // 2 if both else n - 1, 1)
+    if both and n > 2:
+        result = result + travel((n - 1) // 2, -1)
+    return (result + product(0)).astype(dtype)
+
+
+def _matmul(x: Array, w: Array) -> Array:
+    return jnp.einsum("bsk,kn->bsn", x, w, preferred_element_type=jnp.float32)
+
+
+def _weight_gradient(x: Array, dy: Array, dtype: Any) -> Array:
+    product = jnp.einsum("bsk,bsn->kn", x, dy, preferred_element_type=jnp.float32)
+    return product.astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def gather_linear(
+    x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
+) -> tuple[Array, ...]:
+    """Return x @ w for each weight: x comes in pieces and is gathered in a ring.
+
+    Backward: the gradient of x is summed and scattered in a ring, beside its own products; the
+    gradients of the weights need x whole, which the recomputed forward ring leaves behind.
+    """
+    return ring_gather_matmul(x, weights, group, split, both, dtype)[0]
+
+
+def _gather_linear(x: Array, weights: Any, group: Group, split: str, both: bool, dtype: Any) -> Any:
+    outs, whole = ring_gather_matmul(x, weights, group, split, both, dtype)
+    return outs, (whole, weights)
+
+
+def _gather_linear_gradient(
+    group: Group, split: str, both: bool, dtype: Any, kept: Any, dys: Any
+) -> Any:
+    whole, weights = kept
+    dys = tuple(dy.astype(whole.dtype) for dy in dys)
+    back = tuple(w.T for w in weights)
+    with jax.named_scope("input_gradient"):
+        dx = ring_matmul_scatter(dys, back, group, split, both)
+    return dx, tuple(
+        _weight_gradient(whole, dy, w.dtype) for dy, w in zip(dys, weights, strict=True)
+    )
+
+
+gather_linear.defvjp(_gather_linear, _gather_linear_gradient)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def scatter_linear(
+    hs: tuple[Array, ...], weights: tuple[Array, ...], group: Group, split: str, both: bool
+) -> Array:
+    """Return this device's piece of the sum of h @ w: summed and scattered in a ring.
+
+    Backward: the pieces of the gradient are gathered in a ring, beside the products with them.
+    """
+    return ring_matmul_scatter(hs, weights, group, split, both)
+
+
+def _scatter_linear(hs: Any, weights: Any, group: Group, split: str, both: bool) -> Any:
+    return ring_matmul_scatter(hs, weights, group, split, both), (hs, weights)
+
+
+def _scatter_linear_gradient(group: Group, split: str, both: bool, kept: Any, dy: Any) -> Any:
+    hs, weights = kept
+    back = tuple(w.T for w in weights)
+    with jax.named_scope("output_gradient"):
+        dhs, whole = ring_gather_matmul(dy, back, group, split, both, dy.dtype)
+    return dhs, tuple(_weight_gradient(h, whole, w.dtype) for h, w in zip(hs, weights, strict=True))
+
+
+scatter_linear.defvjp(_scatter_linear, _scatter_linear_gradient)

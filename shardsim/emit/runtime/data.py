@@ -1,0 +1,37 @@
+"""Synthetic batches that a model can learn: patterns under noise, and tokens that count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shardsim.emit.runtime.config import Data
+
+
+def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
+    """Return batch `index` as numpy arrays, the same on every host.
+
+    Images [batch, height, width, channels] are a pattern for each class under noise, with their
+    labels (or features [batch, embed], where the model has no classes); tokens [batch, sequence]
+    count upwards in steps of three, and the targets are one step ahead.
+    """
+    random = np.random.default_rng(index)
+    count = plan["batch"]
+    if model["vocab"]:
+        start = random.integers(0, model["vocab"], (count, 1))
+        tokens = (start + 3 * np.arange(plan["sequence"] + 1)) % model["vocab"]
+        return {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
+    labels = random.integers(0, max(2, min(model["classes"], 1000)), count).astype("int32")
+    shape = (model["image"], model["image"], model["channels"])
+    images = np.stack([pattern(7, label, shape) for label in labels])
+    images += 0.5 * random.normal(size=images.shape).astype("float32")
+    if model["classes"]:
+        return {"images": images, "labels": labels}
+    features = np.stack([pattern(8, label, (model["embed"],)) for label in labels])
+    return {"images": images, "features": features}
+
+
+def pattern(seed: int, label: int, shape: tuple[int, ...]) -> Any:
+    """Return the random pattern of a class, always the same."""
+    return np.random.default_rng([seed, int(label)]).normal(size=shape).astype("float32")

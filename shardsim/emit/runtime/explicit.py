@@ -1,0 +1,210 @@
+"""The explicit way: inside `jax.shard_map`, with every collective written out.
+
+Arrays are what one device holds. Roles of the mesh axes: `tensor` splits heads, mlp and vocab;
+`tensor2` splits embed of weights and activations (2-D tensor parallelism, arXiv 2211.05102,
+section 3.2.2); `context` splits the sequence, in attention too; `gather` splits embed of weights
+that are gathered before use. The residual stream lies over `tensor` by sequence, by embed, or
+whole on every member.
+
+Gradients: the loss is the sum of all devices' shares, and every collective's gradient is its
+transpose (all-gather and reduce-scatter are each other's, a sum is its own).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shardsim.emit.runtime.collectives import (
+    SLICED,
+    gather,
+    gather_linear,
+    gather_weight,
+    member,
+    own,
+    scatter,
+    scatter_linear,
+    shared_total,
+    total,
+)
+from shardsim.emit.runtime.config import Data, make_group
+from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
+
+
+class Explicit(Whole):
+    """The operations of the model on one device of many."""
+
+    def __init__(self, plan: Data, model: Data, parameters: Data, activations: Data) -> None:
+        super().__init__(plan, model, parameters, activations)
+        roles = plan["roles"]
+        self.tensor = make_group(plan, roles["tensor"])
+        self.tensor2 = make_group(plan, roles["tensor2"])
+        self.context = make_group(plan, roles["context"])
+        self.shards = make_group(plan, plan["gather"])
+        self.split = plan["residual"]  # "sequence", "embed" or "replicated"
+        self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
+        self.both = plan["matmul"] == "bidirectional"
+        self.reduce = DTYPES[plan["reduce"]]
+        nothing = make_group(plan, [])
+        self.on_embed = self.tensor if self.split == "embed" else nothing
+        self.on_tokens = self.tensor if self.split == "sequence" else nothing
+        self.copies = self.tensor.size * self.tensor2.size
+        if not model["vocab"]:
+            self.copies *= self.context.size
+
+    def flat(self) -> Explicit:
+        plan = {**self.plan, "residual": "replicated"}
+        return Explicit(plan, self.model, self.parameters, self.activations)
+
+    # Parameters.
+
+    def whole_weight(self, w: Array, dim: int, scope: str = "gather_weights") -> Array:
+        """Gather one weight along embed, its dimension `dim`."""
+        with jax.named_scope(scope):
+            return gather_weight(w, self.shards, dim, self.compute, self.reduce)
+
+    def own_heads(self, value: Array, name: str) -> Array:
+        """Cut out the key-value head that this device's queries use, where heads are not split."""
+        axes = self.parameters[name]["axes"]
+        kv_heads = self.model["kv_heads"]
+        if "kv_heads" not in axes or kv_heads % self.tensor.size == 0:
+            return value
+        head = member(self.tensor) * kv_heads // self.tensor.size
+        return lax.dynamic_slice_in_dim(value, head, 1, axes.index("kv_heads"))
+
+    def second_part(self, y: Array, name: str, dim: int, summed: bool) -> Array:
+        """Return this device's heads, or part of mlp, over the second tensor axis.
+
+        `summed`: y is already the same on all members; otherwise it is summed over them.
+        """
+        if self.tensor2.size == 1:
+            return y
+        heads = y.shape[dim] // self.model["head_dim"]
+        if "kv_heads" not in self.parameters[name]["axes"] or heads % self.tensor2.size == 0:
+            return own(y, self.tensor2, dim) if summed else scatter(y, self.tensor2, dim)
+        # Fewer key-value heads than members: each member takes the one that its queries use.
+        y = y if summed else total(y, self.tensor2)
+        head = member(self.tensor2) * heads // self.tensor2.size
+        width = self.model["head_dim"]
+        return lax.dynamic_slice_in_dim(y, head * width, width, dim)
+
+    def wide_vector(self, params: Params, name: str) -> Array:
+        value = self.own_heads(params[name], name).reshape(-1).astype(self.compute)
+        return self.second_part(value, name, 0, summed=True)
+
+    def end_matrix(self, params: Params, name: str) -> Array:
+        return own(self.whole_weight(params[name], 1, "end_weights"), self.on_embed, 1)
+
+    def head_matrix(self, params: Params, name: str) -> Array:
+        return self.whole_weight(params[name], 0, "end_weights")
+
+    # The two projections of a block's branch.
+
+    def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
+        shards = [self.flatten(self.own_heads(params[name], name), name) for name in names]
+        ends = [sum(w.shape[1] for w in shards[: i + 1]) for i in range(len(shards) - 1)]
+        if self.plan["fused"]:
+            shards = [jnp.concatenate(shards, 1)]
+        weights = tuple(self.whole_weight(w, 0) for w in shards)
+        ys = self.linear_in(x, weights, x.dtype)
+        if self.plan["fused"]:
+            ys = tuple(jnp.split(ys[0], ends, 2))
+        with jax.named_scope("second_axis"):
+            return [
+                self.second_part(y, name, 2, summed=False)
+                for y, name in zip(ys, names, strict=True)
+            ]
+
+    def linear_in(self, x: Array, weights: tuple[Array, ...], dtype: Any) -> tuple[Array, ...]:
+        """Gather x over the tensor axis and multiply it by each weight."""
+        with jax.named_scope("tensor_input"):
+            if self.ring:
+                return gather_linear(x, weights, self.tensor, self.split, self.both, dtype)
+            if self.split != "replicated":
+                x = gather(x, self.tensor, SLICED[self.split])
+            return tuple(
+                jnp.einsum("bsk,kn->bsn", x, w, preferred_element_type=dtype) for w in weights
+            )
+
+    def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
+        with jax.named_scope("second_axis"):
+            hs = [gather(h, self.tensor2, 2) for h in hs]
+        shards = [self.flatten(params[name], name) for name in names]
+        if self.plan["fused"] and len(hs) > 1:
+            hs, shards = [jnp.concatenate(hs, 2)], [jnp.concatenate(shards, 0)]
+        weights = tuple(self.whole_weight(w, 1) for w in shards)
+        with jax.named_scope("tensor_output"):
+            if self.ring:
+                return scatter_linear(tuple(hs), weights, self.tensor, self.split, self.both)
+            y = sum(jnp.einsum("bsk,kn->bsn", h, w) for h, w in zip(hs, weights, strict=True))
+            if self.split == "replicated":
+                return total(y, self.tensor)
+            return scatter(y, self.tensor, SLICED[self.split])
+
+    # Where things are.
+
+    def own_tokens(self, x: Array, dim: int) -> Array:
+        return own(own(x, self.context, dim), self.on_tokens, dim)
+
+    def query_tokens(self, x: Array, dim: int) -> Array:
+        return own(x, self.context, dim)
+
+    def own_embed(self, x: Array) -> Array:
+        last = x.ndim - 1
+        return own(own(x, self.tensor2, last), self.on_embed, last)
+
+    def all_keys(self, x: Array) -> Array:
+        with jax.named_scope("keys"):
+            return gather(x, self.context, 1)
+
+    # Sums over what is split.
+
+    def embed_sum(self, x: Array) -> Array:
+        return total(x, self.tensor2 + self.on_embed)
+
+    def second_sum(self, x: Array) -> Array:
+        return total(x, self.tensor2)
+
+    def context_sum(self, x: Array) -> Array:
+        return total(x, self.context)
+
+    def context_max(self, x: Array) -> Array:
+        return lax.pmax(x, self.context.axes) if self.context.size > 1 else x
+
+    def vocab_sum(self, x: Array) -> Array:
+        return shared_total(x, self.tensor)
+
+    def vocab_max(self, x: Array) -> Array:
+        return lax.pmax(x, self.tensor.axes) if self.tensor.size > 1 else x
+
+    def vocab_start(self, columns: int) -> Array:
+        return member(self.tensor) * columns
+
+    # The ends.
+
+    def tables(self, params: Params) -> tuple[Array, Array]:
+        table = self.whole_weight(params["token_embedding"], 1, "tables")
+        if self.model["tied_embeddings"]:
+            return table, table.T
+        return table, self.whole_weight(params["output_head"], 0, "tables")
+
+    def look_up(self, table: Array, tokens: Array) -> Array:
+        rows = self.query_tokens(tokens, 1) - self.vocab_start(table.shape[0])
+        found = (rows >= 0) & (rows < table.shape[0])
+        x = jnp.where(found[..., None], table[jnp.clip(rows, 0, table.shape[0] - 1)], 0)
+        with jax.named_scope("look_up"):
+            if self.split == "replicated":
+                return total(x, self.tensor)
+            return scatter(x, self.tensor, SLICED[self.split])
+
+    def logits(self, x: Array, head: Array) -> Array:
+        with jax.named_scope("head"):
+            logits = self.linear_in(x, (head,), jnp.float32)[0]
+            return shared_total(logits, self.tensor2)
+
+    def pool(self, x: Array, share: Array) -> Array:
+        pooled = total(super().pool(x, share), self.context + self.on_tokens)
+        return gather(pooled, self.on_embed, 2)

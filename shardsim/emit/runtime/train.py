@@ -1,0 +1,288 @@
+"""The train step: microbatches, gradients, optimizer update; and a run on synthetic data."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from shardsim.emit.runtime.collectives import scatter, total
+from shardsim.emit.runtime.config import Data, build_mesh, make_group
+from shardsim.emit.runtime.data import synthetic_batch
+from shardsim.emit.runtime.explicit import Explicit
+from shardsim.emit.runtime.model import loss_sum
+from shardsim.emit.runtime.partitioned import Partitioned, to_spec
+from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
+
+# Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
+# so Adam's epsilon is larger than optax's 1e-8.
+ADAM_EPSILON = 1e-6
+# What suits the synthetic data; a real run has a schedule. Adafactor's is relative to the weights.
+LEARNING_RATES = {
+    "adamw": 1e-3,
+    "adamw-bf16-mu": 1e-3,
+    "adafactor": 3e-2,
+    "adafactor-full": 3e-2,
+    "momentum": 1e-2,
+    "sgd": 1e-1,
+}
+SYNTHETIC_BATCHES = 4  # then they come again
+
+
+class Trainer:
+    """One plan, ready to run: `start`, `step`, and the shardings of everything.
+
+    `mesh` None runs the same model on one device, unsharded.
+    """
+
+    def __init__(self, data: Data, mesh: Any = None, learning_rate: float = 0) -> None:
+        self.plan, self.model = data["plan"], data["model"]
+        self.parameters, self.activations = data["parameters"], data["activations"]
+        self.mesh = mesh
+        self.optimizer = make_optimizer(self.plan["optimizer"], learning_rate)
+        batch = self.plan["roles"]["data"] + self.plan["roles"]["fsdp"]
+        self.batch_spec = PartitionSpec(tuple(batch) or None)
+        self.specs = {name: to_spec(e["spec"]) for name, e in self.parameters.items()}
+        self.state_specs = {
+            name: to_spec(e["optimizer_spec"]) for name, e in self.parameters.items()
+        }
+
+    def shardings(self, specs: Any) -> Any:
+        """Return specs as shardings on the mesh, or nothing without one."""
+        if self.mesh is None:
+            return None
+        is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+
+    # The state: parameters in the plan's format, and what the optimizer keeps.
+
+    def initial_parameters(self, key: Array) -> Params:
+        """Return random first values, each made where it belongs."""
+        params = {}
+        for i, (name, entry) in enumerate(self.parameters.items()):
+            noise = jax.random.normal(jax.random.fold_in(key, i), entry["shape"])
+            value = entry["start"] * noise if entry["start"] else jnp.ones(entry["shape"])
+            params[name] = value.astype(DTYPES[self.plan["parameters"]])
+        return params
+
+    def state_shardings(self) -> Any:
+        """Return the shardings of the optimizer's state: like the parameters, where alike."""
+        if self.mesh is None:
+            return None
+        shapes = {
+            n: jax.ShapeDtypeStruct(e["shape"], "float32") for n, e in self.parameters.items()
+        }
+        state = jax.eval_shape(self.optimizer.init, shapes)
+
+        def place(path: Any, leaf: Any) -> Any:
+            name = next((k.key for k in reversed(path) if getattr(k, "key", None) in shapes), None)
+            alike = name is not None and leaf.shape == shapes[name].shape
+            return self.state_specs[name] if alike else PartitionSpec()
+
+        return self.shardings(jax.tree_util.tree_map_with_path(place, state))
+
+    def start(self, key: Array) -> tuple[Params, Any]:
+        """Return parameters and optimizer state on the mesh."""
+        init = jax.jit(self.initial_parameters, out_shardings=self.shardings(self.specs))
+        return self.start_from(init(key))
+
+    def start_from(self, params: Params) -> tuple[Params, Any]:
+        """Return given parameters with the optimizer's first state."""
+        state = jax.jit(self.optimizer.init, out_shardings=self.state_shardings())(params)
+        return params, state
+
+    # Loss and gradients.
+
+    def loss_and_gradients(self, params: Params, batch: Params) -> tuple[Array, Params]:
+        """Return the mean loss of a batch and its float32 gradients, sharded as the parameters."""
+        if self.mesh is None:
+            way = Whole(self.plan, self.model, self.parameters, self.activations)
+            return self.accumulate(way, params, batch)
+        if self.plan["execution"] == "partitioned":
+            way = Partitioned(self.plan, self.model, self.parameters, self.activations, self.mesh)
+            loss, gradients = self.accumulate(way, params, batch)
+            keep = lax.with_sharding_constraint
+            return loss, keep(gradients, self.shardings(self.state_specs))
+        explicit = jax.shard_map(
+            self.explicit,
+            mesh=self.mesh,
+            in_specs=(self.specs, self.batch_spec),
+            out_specs=(PartitionSpec(), self.state_specs),
+            check_vma=False,
+        )
+        return explicit(params, batch)
+
+    def explicit(self, params: Params, batch: Params) -> tuple[Array, Params]:
+        """What one device does: its share of the loss, then sums over devices."""
+        way = Explicit(self.plan, self.model, self.parameters, self.activations)
+        loss, gradients = self.accumulate(way, params, batch)
+        everyone = make_group(self.plan, [axis["name"] for axis in self.plan["mesh"]])
+        with jax.named_scope("loss"):
+            loss = total(loss, everyone)
+        return loss, {name: self.reduce(name, g) for name, g in gradients.items()}
+
+    def reduce(self, name: str, gradient: Array) -> Array:
+        """Sum a gradient over the devices that hold the same weight.
+
+        With optimizer state over the data axis, each device keeps only the part it updates.
+        """
+        entry = self.parameters[name]
+        large = self.is_large(name)
+        if large:
+            gradient = gradient.astype(DTYPES[self.plan["reduce"]])
+        used = [axis for axes in entry["optimizer_spec"] for axis in axes]
+        with jax.named_scope("reduce_gradients" if large else "reduce_small_gradients"):
+            for dim, (mine, wanted) in enumerate(
+                zip(entry["spec"], entry["optimizer_spec"], strict=True)
+            ):
+                extra = make_group(self.plan, wanted[len(mine) :])
+                gradient = scatter(gradient, extra, dim)
+            left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
+            replicas = self.plan["roles"]["data"] + self.plan["roles"]["context"]
+            gradient = total(gradient, make_group(self.plan, [a for a in left if a in replicas]))
+        others = make_group(self.plan, [a for a in left if a not in replicas])
+        with jax.named_scope("reduce_small_gradients"):
+            return total(gradient, others).astype(jnp.float32)
+
+    def is_large(self, name: str) -> bool:
+        """Return whether a weight is a matrix of the blocks or a table of the vocabulary."""
+        entry = self.parameters[name]
+        matrix = "embed" in entry["axes"] and len(entry["axes"]) > 1
+        return matrix and (entry["part"] == "block" or "vocab" in entry["axes"])
+
+    def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
+        """Return loss and float32 gradients summed over the microbatches, one after another."""
+        units = self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1)
+        count = self.plan["microbatches"]
+
+        def loss(params: Params, part: Params) -> Array:
+            return loss_sum(way, params, part) / units
+
+        def run(part: Params) -> tuple[Array, Params]:
+            value, gradients = jax.value_and_grad(loss)(params, part)
+            return value, {name: g.astype(jnp.float32) for name, g in gradients.items()}
+
+        if count == 1:
+            return run(batch)
+
+        def body(sums: Any, part: Params) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, run(part)), None
+
+        parts = {name: self.split(way, value, count) for name, value in batch.items()}
+        zeros = {name: jnp.zeros(value.shape, jnp.float32) for name, value in params.items()}
+        return lax.scan(body, (jnp.zeros(()), zeros), parts)[0]
+
+    def split(self, way: Whole, value: Array, count: int) -> Array:
+        """Return a batch as [microbatch, batch / count, ...]; each device splits its own part."""
+        parts = value.reshape(value.shape[0] // count, count, *value.shape[1:]).swapaxes(0, 1)
+        if isinstance(way, Partitioned):
+            spec = PartitionSpec(None, *self.batch_spec)
+            return lax.with_sharding_constraint(parts, NamedSharding(self.mesh, spec))
+        return parts
+
+    # The step.
+
+    def step(self, params: Params, state: Any, batch: Params) -> tuple[Params, Any, Array]:
+        """Return parameters and state after one update, and the loss before it."""
+        params, state, loss, _ = self.full_step(params, state, batch)
+        return params, state, loss
+
+    def full_step(self, params: Params, state: Any, batch: Params) -> Any:
+        """Do one step and return the gradients too."""
+        loss, gradients = self.loss_and_gradients(params, batch)
+        mine = params
+        if self.mesh is not None:  # update where the optimizer's state is
+            mine = lax.with_sharding_constraint(params, self.shardings(self.state_specs))
+        with jax.named_scope("optimizer_update"):
+            updates, state = self.optimizer.update(gradients, state, mine)
+        mine = {name: self.apply(name, value, updates[name]) for name, value in mine.items()}
+        if self.mesh is not None:
+            mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
+            state = lax.with_sharding_constraint(state, self.state_shardings())
+        return mine, state, loss, gradients
+
+    def apply(self, name: str, value: Array, change: Array) -> Array:
+        """Return an updated weight; where only a part was updated, it is gathered from here."""
+        with jax.named_scope("update_large" if self.is_large(name) else "update_small"):
+            return optax.apply_updates(value, change)
+
+    def compiled(self, function: Any, *arguments: Any) -> Any:
+        """Compile a step for its arguments (arrays or their shapes); it consumes its state."""
+        on_tpu = self.mesh is not None and self.mesh.devices.flat[0].platform == "tpu"
+        options = self.plan["tpu_options"] if on_tpu else None
+        jitted = jax.jit(function, donate_argnums=(0, 1))
+        return jitted.lower(*arguments).compile(compiler_options=options)
+
+    def batch(self, index: int) -> Params:
+        """Return synthetic batch `index`, on the mesh."""
+        arrays = synthetic_batch(self.plan, self.model, index)
+        if self.mesh is None:
+            return {name: jnp.asarray(value) for name, value in arrays.items()}
+        place = NamedSharding(self.mesh, self.batch_spec)
+        return {
+            name: jax.make_array_from_callback(value.shape, place, value.__getitem__)
+            for name, value in arrays.items()
+        }
+
+
+def make_optimizer(name: str, learning_rate: float) -> Any:
+    """Return the optimizer that the plan names; a learning rate of 0 takes its usual one."""
+    learning_rate = learning_rate or LEARNING_RATES[name]
+    if name == "adamw":
+        return optax.adamw(learning_rate, eps=ADAM_EPSILON)
+    if name == "adamw-bf16-mu":
+        return optax.adamw(learning_rate, eps=ADAM_EPSILON, mu_dtype=jnp.bfloat16)
+    if name == "adafactor":
+        return optax.adafactor(learning_rate, momentum=0.9, dtype_momentum=jnp.bfloat16)
+    if name == "adafactor-full":
+        return optax.adafactor(learning_rate, factored=False)
+    if name == "momentum":
+        return optax.sgd(learning_rate, momentum=0.9)
+    if name == "sgd":
+        return optax.sgd(learning_rate)
+    raise ValueError(f"unknown optimizer {name!r}")
+
+
+def main(full: Data, tiny: Data | None) -> None:
+    """Train on synthetic data: the full plan where its devices are, else its tiny copy."""
+    parser = argparse.ArgumentParser(description=f"Train {full['model']['name']}")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--scale", choices=("full", "tiny"), help="default: what the devices fit")
+    parser.add_argument("--host-devices", type=int, help="run on so many devices made of the CPU")
+    parser.add_argument("--distributed", action="store_true", help="one process a host of a pod")
+    options = parser.parse_args()
+    if options.host_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", options.host_devices)
+    if options.distributed:
+        jax.distributed.initialize()
+    tiny = tiny or full
+    sizes = {
+        "full": math.prod(axis["size"] for axis in full["plan"]["mesh"]),
+        "tiny": math.prod(axis["size"] for axis in tiny["plan"]["mesh"]),
+    }
+    there = jax.device_count()
+    scale = options.scale or ("full" if there == sizes["full"] else "tiny")
+    if there != sizes[scale]:
+        raise SystemExit(
+            f"the plan needs {sizes['full']} devices and its tiny copy {sizes['tiny']}, but there "
+            f"are {there}; try --host-devices {sizes['tiny']}"
+        )
+    data = full if scale == "full" else tiny
+    mesh = build_mesh(data["plan"])
+    trainer = Trainer(data, mesh)
+    with jax.set_mesh(mesh):
+        params, state = trainer.start(jax.random.key(0))
+        step = trainer.compiled(trainer.step, params, state, trainer.batch(0))
+        for index in range(options.steps):
+            begun = time.perf_counter()
+            params, state, loss = step(params, state, trainer.batch(index % SYNTHETIC_BATCHES))
+            loss = float(loss)
+            print(f"step {index}: loss {loss:.4f}, {time.perf_counter() - begun:.3f} s", flush=True)

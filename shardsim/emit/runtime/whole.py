@@ -1,0 +1,177 @@
+"""What the model does with arrays, on a device that holds them whole.
+
+`Whole` is the model without any sharding: the one-device run and the yardstick of the others.
+`Explicit` and `Partitioned` override what sharding changes, and nothing else. The residual
+stream is x [batch, tokens, embed]; between the projections of a block arrays are "wide":
+[batch, tokens, heads * head_dim] or [batch, tokens, mlp].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shardsim.emit.runtime.config import Data
+
+Array = Any
+Params = dict[str, Any]
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class Whole:
+    """The operations of the model where nothing is sharded."""
+
+    copies = 1  # devices that compute one and the same loss
+
+    def __init__(self, plan: Data, model: Data, parameters: Data, activations: Data) -> None:
+        self.plan = plan
+        self.model = model
+        self.parameters = parameters
+        self.activations = activations
+        self.compute = DTYPES[plan["compute"]]
+
+    def flat(self) -> Whole:
+        """Return the way to work on one vector an image (after pooling) instead of tokens."""
+        return self
+
+    # Parameters.
+
+    def matrix(self, params: Params, name: str) -> Array:
+        """Return a matrix in the compute format as [input, output]."""
+        return self.flatten(params[name], name).astype(self.compute)
+
+    def flatten(self, value: Array, name: str) -> Array:
+        """Join heads and head_dim, on whichever side of the matrix they are."""
+        axes = self.parameters[name]["axes"]
+        if len(axes) == 2:
+            return value
+        if axes[0] == "embed":
+            return value.reshape(value.shape[0], -1)
+        return value.reshape(-1, value.shape[-1])
+
+    def vector(self, params: Params, name: str) -> Array:
+        """Return a vector along the residual stream's embed, in float32."""
+        return self.own_embed(params[name].astype(jnp.float32))
+
+    def wide_vector(self, params: Params, name: str) -> Array:
+        """Return a bias of a wide array, in the compute format."""
+        return params[name].reshape(-1).astype(self.compute)
+
+    def end_matrix(self, params: Params, name: str) -> Array:
+        """Return a matrix or table [rows, embed] that adds to the residual stream."""
+        return self.matrix(params, name)
+
+    def head_matrix(self, params: Params, name: str) -> Array:
+        """Return a matrix [embed, classes] that is applied to one vector an image."""
+        return self.matrix(params, name)
+
+    # The two projections of a block's branch.
+
+    def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
+        """Return wide arrays, x @ params[name] for each name."""
+        return [jnp.einsum("bsk,kn->bsn", x, self.matrix(params, name)) for name in names]
+
+    def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
+        """Return a summand of the residual stream, the sum of h @ params[name]."""
+        weights = [self.matrix(params, name) for name in names]
+        return sum(jnp.einsum("bsk,kn->bsn", h, w) for h, w in zip(hs, weights, strict=True))
+
+    # Where things are.
+
+    def residual(self, x: Array) -> Array:
+        """Say that x is the residual stream (a constraint, where there is sharding)."""
+        return x
+
+    def own_tokens(self, x: Array, dim: int) -> Array:
+        """Return the tokens of this device's part of the residual stream."""
+        return x
+
+    def query_tokens(self, x: Array, dim: int) -> Array:
+        """Return the tokens that this device has between the projections of a block."""
+        return x
+
+    def own_embed(self, x: Array) -> Array:
+        """Return this device's part of a last dimension that is embed."""
+        return x
+
+    def all_keys(self, x: Array) -> Array:
+        """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""
+        return x
+
+    # Sums over what may be split.
+
+    def embed_sum(self, x: Array) -> Array:
+        """Return the sum over devices that hold other parts of embed."""
+        return x
+
+    def second_sum(self, x: Array) -> Array:
+        """Return the sum over the second tensor axis."""
+        return x
+
+    def context_sum(self, x: Array) -> Array:
+        """Return the sum over devices that hold other tokens between the projections."""
+        return x
+
+    def context_max(self, x: Array) -> Array:
+        """Return the maximum over devices that hold other tokens between the projections."""
+        return x
+
+    def vocab_sum(self, x: Array) -> Array:
+        """Return the sum over devices that hold other parts of the vocabulary."""
+        return x
+
+    def vocab_max(self, x: Array) -> Array:
+        """Return the maximum over devices that hold other parts of the vocabulary."""
+        return x
+
+    def vocab_start(self, columns: int) -> Array:
+        """Return the first row of the vocabulary that this device has; it has `columns`."""
+        return 0
+
+    # The ends.
+
+    def tables(self, params: Params) -> tuple[Array, Array]:
+        """Return the token embedding [vocab, embed] and the output head [embed, vocab]."""
+        table = self.matrix(params, "token_embedding")
+        return table, table.T if self.model["tied_embeddings"] else self.matrix(
+            params, "output_head"
+        )
+
+    def look_up(self, table: Array, tokens: Array) -> Array:
+        """Return the rows of the token embedding: [batch, tokens, embed]."""
+        return table[tokens]
+
+    def logits(self, x: Array, head: Array) -> Array:
+        """Return float32 logits [batch, tokens, vocab]."""
+        return jnp.einsum("bsk,kn->bsn", x, head, preferred_element_type=jnp.float32)
+
+    def pool(self, x: Array, share: Array) -> Array:
+        """Return the sum over tokens of x * share[token]: [batch, 1, embed]."""
+        return jnp.einsum("bse,s->be", x.astype(jnp.float32), share)[:, None]
+
+
+def patchify(images: Array, patch: int) -> Array:
+    """Return images [batch, height, width, channels] as [batch, patches, pixels of a patch]."""
+    b, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    cut = images.reshape(b, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(b, rows * columns, patch * patch * channels)
+
+
+def softmax_attention(q: Array, k: Array, v: Array, mask: Array | None, name: Any) -> Array:
+    """Return softmax(q k^T / sqrt(head_dim)) v, computed in float32.
+
+    q [batch, queries, heads, head_dim]; k and v [batch, keys, kv_heads, head_dim], each
+    key-value head serving heads / kv_heads queries in turn; mask [queries, keys]. `name` marks
+    the probabilities for the remat policy.
+    """
+    batch, queries, heads, depth = q.shape
+    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], depth)
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * depth**-0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    probabilities = name(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)

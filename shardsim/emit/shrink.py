@@ -1,0 +1,123 @@
+"""A small copy of a plan: every axis, sharding and technique kept, sizes as small as they go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from shardsim.errors import PlanError
+from shardsim.machine import Machine
+from shardsim.model import Model
+from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
+from shardsim.plan.legality import check
+from shardsim.plan.placement import place
+from shardsim.plan.plan import Plan, Precision
+from shardsim.plan.resolve import resolve
+
+# Which mesh axes get a second member first when there are devices for some axes only.
+_PRIORITY = ("tensor", "fsdp", "tensor2", "context", "data", "pipeline")
+_HEAD_DIM = 8
+_HEADS = 8
+_LAYERS = 2
+_PATCH = 4
+_SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
+
+
+def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
+    """Return a tiny copy of `plan` on at most `devices` devices, and what it could not keep.
+
+    Each mesh axis gets two members (the innermost more, if devices are left), the model two
+    narrow layers, and everything is computed in float32, so that a comparison with the unsharded
+    model means something. No axis becomes longer than it was.
+    """
+    layout = resolve(plan)
+    roles = {name: role for role, names in layout.names.items() for name in names}
+    sizes = _mesh_sizes(plan, roles, devices)
+    lost = tuple(
+        f"mesh axis '{axis.name}' of {axis.size} shrank to 1: {devices} devices are not enough "
+        "for two along every axis"
+        for axis in plan.mesh
+        if axis.size > 1 and sizes[axis.name] == 1
+    )
+    used = math.prod(sizes.values())
+    machine = _machine(plan, used)
+    draft = replace(plan, machine=machine, mesh=place(sizes, machine))
+    small = resolve(draft)
+    model = _model(plan.model, small)
+    microbatches = min(plan.microbatches, 2)
+    if int(small.pipeline.size) > 1:
+        microbatches = max(microbatches, int(small.pipeline.size))
+    groups = int(small.data.size * small.fsdp.size)
+    tiny = replace(
+        draft,
+        model=model,
+        sequence=model.sequence,
+        batch=groups * microbatches * 2,
+        microbatches=microbatches,
+        precision=Precision(compute="f32", parameters="f32", reduce="f32"),
+        pipeline_interleave=1,
+    )
+    check(tiny, resolve(tiny))
+    return tiny, lost
+
+
+def _mesh_sizes(plan: Plan, roles: dict[str, str], devices: int) -> dict[str, int]:
+    """Return the size of each mesh axis: powers of two that multiply to at most `devices`."""
+    sizes = {axis.name: 1 for axis in plan.mesh}
+    order = sorted(sizes, key=lambda name: _PRIORITY.index(roles.get(name, "pipeline")))
+    left, grew = devices, True
+    while left > 1 and grew:
+        grew = False
+        for name in order:
+            if left >= 2 and 2 * sizes[name] <= plan.axis(name).size:
+                sizes[name] *= 2
+                left //= 2
+                grew = True
+    return sizes
+
+
+def _machine(plan: Plan, devices: int) -> Machine:
+    """Return a slice of the plan's chip with `devices` devices, or fewer chips of two devices."""
+    chip = plan.machine.chip
+    if chip.devices_per_chip > 1 and devices % chip.devices_per_chip:
+        raise PlanError(f"verify: {chip.name} has {chip.devices_per_chip} devices a chip")
+    chips = devices // chip.devices_per_chip
+    shape = [1] * chip.torus_dims
+    axis = 0
+    while math.prod(shape) < chips:
+        shape[axis % len(shape)] *= 2
+        axis += 1
+    return Machine(chip=chip, shape=tuple(sorted(shape)))
+
+
+def _model(model: Model, layout: Layout) -> Model:
+    """Return the model with two narrow layers that every axis of `layout` divides."""
+    heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
+    kv_heads = heads // 2
+    if model.kv_heads == model.heads:
+        kv_heads = heads
+    elif model.kv_heads == 1:
+        kv_heads = 1
+    square = model.attention_width == model.embed
+    small = replace(
+        model,
+        layers=max(_LAYERS, int(layout.pipeline.size)),
+        embed=heads * _HEAD_DIM,
+        mlp=2 * heads * _HEAD_DIM,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=_HEAD_DIM if square else 2 * _HEAD_DIM,
+        vocab=min(model.vocab, 64),
+        classes=min(model.classes, 16),
+        sequence=32,
+    )
+    if not model.patch:
+        return small
+    split = int(layout.context.size)
+    if int(layout.residual) == SEQUENCE_SHARDED:
+        split *= int(layout.tensor.size)
+    for side in _SIDES:
+        tokens = side * side + (model.pooling == "cls")
+        if tokens % split == 0:
+            return replace(small, patch=_PATCH, image=side * _PATCH, sequence=tokens)
+    raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")

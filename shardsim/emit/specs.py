@@ -1,0 +1,230 @@
+"""What an exported plan says, as plain data: mesh, roles, and the spec of every array.
+
+A spec lists, for each dimension of an array, the mesh axes that split it, major to minor; it is
+what `jax.sharding.PartitionSpec` takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import shardsim
+from shardsim.errors import PlanError
+from shardsim.model import Model, Tensor
+from shardsim.plan import Plan, resolve
+from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED, Layout
+
+Spec = list[list[str]]
+
+RESIDUALS = ("replicated", "sequence", "embed")
+FORMATS = ("f32", "bf16")
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """Return all that an emitted program needs: plan, model, parameters and activations."""
+    layout = resolve(plan)
+    _refuse(plan, layout)
+    names = layout.names
+    gather = [*names["fsdp"], *(names["context"] if layout.context_shards_parameters else ())]
+    return {
+        "plan": {
+            "name": plan.name,
+            "machine": plan.machine.name,
+            "shardsim": shardsim.__version__,
+            "execution": plan.execution,
+            "mesh": [
+                {"name": axis.name, "size": axis.size, "torus": dict(axis.torus)}
+                for axis in plan.mesh
+            ],
+            "torus": {axis.name: axis.length for axis in plan.machine.axes},
+            "roles": {role: list(axes) for role, axes in names.items()},
+            "gather": gather,
+            "residual": RESIDUALS[int(layout.residual)],
+            "batch": plan.batch,
+            "sequence": plan.sequence,
+            "microbatches": plan.microbatches,
+            "remat": {"save": sorted(plan.remat.save), "offload": sorted(plan.remat.offload)},
+            "matmul": plan.overlap.matmul,
+            "fused": plan.fused_projections,
+            "attention": plan.attention,
+            "compute": plan.precision.compute,
+            "parameters": plan.precision.parameters,
+            "reduce": plan.precision.reduce,
+            "optimizer": plan.optimizer,
+            "tpu_options": tpu_options(plan),
+        },
+        "model": _model_data(plan.model),
+        "parameters": parameter_table(plan, layout),
+        "activations": activation_specs(plan, layout),
+    }
+
+
+def _refuse(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do."""
+    model = plan.model
+    if int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "export of pipeline plans is not supported; choose a plan whose rules.parameters "
+            "name no axis for layers"
+        )
+    for key in ("compute", "parameters", "reduce"):
+        if (value := getattr(plan.precision, key)) not in FORMATS:
+            raise PlanError(
+                f"precision.{key}: export of {value} is not supported; choose f32 or bf16"
+            )
+    if model.patch and plan.sequence != model.image_tokens:
+        raise PlanError(
+            f"sequence: {plan.sequence} is not the {model.image_tokens} tokens that an image of "
+            f"{model.name} has; leave the key out, or change the model's image and patch"
+        )
+    if model.positions == "learned" and plan.sequence > (model.image_tokens or model.sequence):
+        raise PlanError(
+            f"sequence: {plan.sequence} is longer than the {model.sequence} learned positions of "
+            f"{model.name}"
+        )
+    tensor, tensor2 = int(layout.tensor.size), int(layout.tensor2.size)
+    local = model.kv_heads // min(model.kv_heads, tensor)
+    if model.kv_heads % tensor and tensor % model.kv_heads:
+        raise PlanError(
+            f"mesh: {model.kv_heads} key-value heads and a tensor axis of {tensor}: export needs "
+            "one to divide the other"
+        )
+    if local % tensor2 and tensor2 % local:
+        raise PlanError(
+            f"mesh: {local} key-value heads on a device and a second tensor axis of {tensor2}: "
+            "export needs one to divide the other"
+        )
+
+
+def _model_data(model: Model) -> dict[str, Any]:
+    skipped = ("biases", "note", "source", "parameter_convention", "sequence")
+    return {
+        entry.name: getattr(model, entry.name)
+        for entry in fields(model)
+        if entry.name not in skipped
+    }
+
+
+def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
+    """Return for every weight its part, axes, shape, specs and how it starts.
+
+    `spec` is where the weight and its gradient lie, `optimizer_spec` where its optimizer state
+    does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
+    that does not divide over the tensor axis is padded up to one that does.
+    """
+    return {tensor.name: _parameter(tensor, plan, layout) for tensor in plan.model.tensors}
+
+
+def _parameter(tensor: Tensor, plan: Plan, layout: Layout) -> dict[str, Any]:
+    names = layout.names
+    by_tensor, by_tensor2 = list(names["tensor"]), list(names["tensor2"])
+    gather = [*names["fsdp"], *(names["context"] if layout.context_shards_parameters else ())]
+    over_data = list(names["data"]) if layout.optimizer_over_data else []
+    spec: Spec = []
+    shape = []
+    optimizer: Spec = []
+    for axis, size in zip(tensor.axes, tensor.shape, strict=True):
+        by: list[str] = []
+        more: list[str] = []
+        if axis == "embed" and tensor.kind != "vector":
+            by = [*by_tensor2, *gather]
+            if size % (_devices(plan, by) * _devices(plan, over_data)) == 0:
+                more = over_data
+        elif axis in ("heads", "mlp", "vocab"):
+            by = by_tensor
+        elif axis == "kv_heads" and size % _devices(plan, by_tensor) == 0:
+            by = by_tensor
+        if axis == "vocab":
+            size = math.ceil(size / _devices(plan, by)) * _devices(plan, by)
+        spec.append(by)
+        optimizer.append([*by, *more])
+        shape.append(size)
+    if tensor.part == "block":
+        shape, spec, optimizer = [tensor.stack, *shape], [[], *spec], [[], *optimizer]
+    return {
+        "part": tensor.part,
+        "axes": list(tensor.axes),
+        "shape": shape,
+        "spec": spec,
+        "optimizer_spec": optimizer,
+        "start": _start(tensor),
+    }
+
+
+def _devices(plan: Plan, axes: list[str]) -> int:
+    return math.prod(plan.axis(name).size for name in axes)
+
+
+def _start(tensor: Tensor) -> float:
+    """Return the standard deviation of the first values; scales (0) start at one.
+
+    Matrices start at 1 / sqrt(fan-in), as is usual; the rest at 0.02 (arXiv 2010.11929's code).
+    """
+    if tensor.name.endswith("_scale"):
+        return 0.0
+    if tensor.kind != "matrix":
+        return 0.02
+    out = tensor.axes[-1] == "embed" and tensor.axes[0] != "position"
+    fan_in = math.prod(tensor.shape[:-1]) if out else tensor.shape[0]
+    return 1.0 / math.sqrt(fan_in)
+
+
+def activation_specs(plan: Plan, layout: Layout) -> dict[str, Spec]:
+    """Return the spec of each kind of activation, [batch, tokens, width] unless noted.
+
+    residual: between the blocks; input: a block's normed input, gathered; wide: between the
+    projections; keys: keys and values as projected; all_keys: in attention, [batch, tokens,
+    heads, head_dim]; logits; and `flat_*`: one vector an image after pooling.
+    """
+    names = layout.names
+    batch = [*names["data"], *names["fsdp"]]
+    context, tensor, second = (list(names[role]) for role in ("context", "tensor", "tensor2"))
+    kv: list[str] = []
+    for choice in (tensor, [*tensor, *second]):
+        if plan.model.kv_heads % _devices(plan, choice) == 0:
+            kv = choice
+    on_tokens = tensor if layout.residual == SEQUENCE_SHARDED else []
+    on_embed = tensor if layout.residual == EMBED_SHARDED else []
+    wide = [*tensor, *second]
+    return {
+        "residual": [batch, [*context, *on_tokens], [*second, *on_embed]],
+        "input": [batch, context, second],
+        "wide": [batch, context, wide],
+        "keys": [batch, context, kv],
+        "all_keys": [batch, [], kv, []],
+        "logits": [batch, context, tensor],
+        "flat_residual": [batch, [], second],
+        "flat_input": [batch, [], second],
+        "flat_wide": [batch, [], wide],
+        "flat_keys": [batch, [], kv],
+    }
+
+
+def tpu_options(plan: Plan) -> dict[str, str]:
+    """Return the TPU compiler's options for the plan's overlap switches.
+
+    Names as in MaxText's benchmarks/xla_flags_library.py. The last ones let the partitioner make
+    collective matmuls by itself, or forbid it.
+    """
+
+    def flag(on: bool) -> str:
+        return "true" if on else "false"
+
+    weights = flag(plan.overlap.weights)
+    options = {
+        "xla_tpu_enable_async_collective_fusion": weights,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": weights,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": weights,
+        "xla_tpu_overlap_compute_collective_tc": weights,
+        "xla_enable_async_all_gather": weights,
+        "xla_enable_async_collective_permute": flag(plan.overlap.matmul != "off"),
+    }
+    if plan.execution == "partitioned":
+        on = plan.overlap.matmul != "off"
+        options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "0" if on else "1000000"
+        options["xla_tpu_spmd_bidirectional_windowed_einsum"] = flag(
+            plan.overlap.matmul == "bidirectional"
+        )
+    return options

@@ -1,0 +1,185 @@
+"""Planned collectives beside compiled ones, by kind, mesh axes and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardsim.plan.layout import REPLICATED, Layout
+from shardsim.program.tasks import Collective, Program
+from shardsim.xla.listing import Compiled, sent_bytes
+
+TOLERANCE = 0.01  # of the planned bytes
+
+# The scopes of the emitted code, outermost first, and what each is for.
+SCOPES: Mapping[str, str] = {
+    "reduce_small_gradients": "small gradients",
+    "loss": "loss",
+    "pooling": "pooling",
+    "end_weights": "ends",
+    "norm_statistics": "norm statistics",
+    "update_large": "updated parameters",
+    "update_small": "ends",
+    "optimizer_update": "optimizer",
+    "reduce_gradients": "gradient reduction",
+    "tables": "tables",
+    "scatter_gradients": "weights",
+    "gather_weights": "weights",
+    "look_up": "vocabulary",
+    "head": "vocabulary",
+    "keys": "keys and values",
+    "second_axis": "second axis",
+    "output_gradient": "block",
+    "input_gradient": "block",
+    "tensor_output": "block",
+    "tensor_input": "block",
+}
+# What a plan leaves out, by purpose.
+UNPLANNED: Mapping[str, str] = {
+    "small gradients": "gradients of norms, biases and what stands before and after the layers, "
+    "summed once a step",
+    "loss": "the loss and its statistics",
+    "pooling": "the pooling head and the classifier",
+    "ends": "weights before and after the layers",
+    "optimizer": "the optimizer's own statistics",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What collectives are summed by."""
+
+    kind: str
+    mesh_axes: tuple[str, ...]
+    purpose: str
+
+
+@dataclass
+class Traffic:
+    """Bytes that one device sends in a step, and in how many collectives."""
+
+    bytes: float = 0.0
+    count: float = 0.0
+
+    def add(self, each_bytes: float, count: float) -> None:
+        """Add `count` collectives of `each_bytes`."""
+        self.bytes += each_bytes * count
+        self.count += count
+
+
+Sums = dict[Key, Traffic]
+
+
+def compiled_purpose(op_name: str) -> str:
+    """Return what a compiled operation is for, from the scopes of the code it comes from.
+
+    >>> compiled_purpose("jit(step)/transpose(jvp(pooling))/tensor_input/all_gather")
+    'pooling'
+    """
+    parts = set(op_name.replace("(", "/").replace(")", "/").split("/"))
+    return next((purpose for name, purpose in SCOPES.items() if name in parts), "other")
+
+
+def planned_purpose(task: Collective) -> str:
+    """Return what a planned collective is for."""
+    if task.name.endswith("statistics"):
+        return "norm statistics"
+    if "embedding" in task.name:
+        return "tables"
+    if "updated" in task.name:
+        return "updated parameters"
+    if "look" in task.name or "token gradients" in task.name:
+        return "vocabulary"
+    if "head" in task.name or "logits" in task.name:
+        return "vocabulary"
+    if "pooling" in task.name or "class" in task.name:
+        return "pooling"
+    roles = {
+        "gather": "weights",
+        "replicas": "gradient reduction",
+        "context": "keys and values",
+        "tensor2": "second axis",
+    }
+    return roles.get(task.role, "block")
+
+
+def role_axes(role: str, layout: Layout) -> tuple[str, ...]:
+    """Return the mesh axes of a role, or of the joint groups "gather" and "replicas"."""
+    roles = {
+        "gather": ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",),
+        "replicas": ("data",) if layout.context_shards_parameters else ("data", "context"),
+        "embed": ("tensor2", "tensor"),
+    }.get(role, (role,))
+    return tuple(name for part in roles for name in layout.names.get(part, ()))
+
+
+def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
+    """Return the planned traffic of a step of one plan on `mesh` (axis: size).
+
+    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes.
+    """
+    sums: Sums = {}
+    rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
+    for block in program.blocks:
+        for task in block.collectives():
+            axes = tuple(a for a in mesh if a in role_axes(task.role, layout) and mesh[a] > 1)
+            size = int(np.prod([mesh[axis] for axis in axes]))
+            times = float(task.count) * float(block.trips) * float(task.messages)
+            if times == 0 or size == 1 or task.stage == "dcn":
+                continue
+            array = float(task.bytes) / float(task.messages)
+            kind, each = task.kind, sent_bytes(task.kind, array, size)
+            if task.schedule == "ring" and rings:
+                kind, each, times = "permute", each / (size - 1), times * (size - 1)
+            sums.setdefault(Key(kind, axes, planned_purpose(task)), Traffic()).add(each, times)
+    return sums
+
+
+def compiled(entries: Iterable[Compiled]) -> Sums:
+    """Return the compiled traffic of a step."""
+    sums: Sums = {}
+    for entry in entries:
+        key = Key(entry.kind, entry.mesh_axes, compiled_purpose(entry.op_name))
+        sums.setdefault(key, Traffic()).add(entry.sent_bytes, entry.count)
+    return sums
+
+
+def table(plan: Sums, found: Sums) -> list[dict[str, Any]]:
+    """Return one row per kind and mesh axes with both sides, largest first.
+
+    Compiled traffic whose purpose no plan covers is left to `unplanned`.
+    """
+    rows: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    for side, sums in (("planned", plan), ("compiled", found)):
+        for key, traffic in sums.items():
+            if key.purpose in UNPLANNED and not any(k.purpose == key.purpose for k in plan):
+                continue
+            row = rows.setdefault(
+                (key.kind, key.mesh_axes),
+                {
+                    "kind": key.kind,
+                    "mesh_axes": list(key.mesh_axes),
+                    "planned_bytes": 0.0,
+                    "compiled_bytes": 0.0,
+                    "planned_count": 0.0,
+                    "compiled_count": 0.0,
+                },
+            )
+            row[f"{side}_bytes"] += traffic.bytes
+            row[f"{side}_count"] += traffic.count
+    return sorted(
+        rows.values(), key=lambda row: (-max(row["planned_bytes"], row["compiled_bytes"]), str(row))
+    )
+
+
+def differences(plan: Sums, found: Sums) -> dict[Key, tuple[float, float]]:
+    """Return (planned, compiled) bytes wherever they are not the same, to `TOLERANCE`."""
+    result = {}
+    for key in {*plan, *found}:
+        wanted, got = (sums.get(key, Traffic()).bytes for sums in (plan, found))
+        if abs(wanted - got) > TOLERANCE * wanted:
+            result[key] = (wanted, got)
+    return result

@@ -1,0 +1,204 @@
+"""Verification against host devices: a plan's tiny copy is run beside the unsharded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from shardsim.emit.shrink import shrink
+from shardsim.emit.specs import plan_data
+from shardsim.errors import PlanError, ShardsimError
+from shardsim.plan import Plan, resolve
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
+from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, planned, table
+from shardsim.xla.listing import Compiled
+
+STEPS = 2
+LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32
+
+# Compile fast rather than well: the steps run twice on tiny arrays.
+# Combined all-reduces would mix what was planned with what was not.
+_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_disable_hlo_passes=all-reduce-combiner,cpu-all-reduce-combiner"
+)
+
+Progress = Callable[[str], None]
+
+
+class HostDevices:
+    """A process with `devices` host devices that runs plans one after another.
+
+    Its environment is its own, so the caller's JAX (if any) keeps the devices it has.
+    """
+
+    def __init__(self, devices: int = 8) -> None:
+        self.devices = devices
+        environment = dict(os.environ)
+        environment["JAX_PLATFORMS"] = "cpu"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {_FLAGS}"
+        environment["TF_CPP_MIN_LOG_LEVEL"] = "2"
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "shardsim.xla.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> HostDevices:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one request and return the answer; see `shardsim.xla.worker`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._process.stdout.readline()
+        if not line:
+            raise ShardsimError(
+                "the process with host devices ended early; its messages are on stderr. It needs "
+                "JAX: pip install 'shardsim[jax]'"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ShardsimError(f"the plan did not run on host devices: {answer['error']}")
+        return answer
+
+    def compare(self, plan: Plan, steps: int = STEPS) -> Comparison:
+        """Run `plan` as it is, and the same model unsharded."""
+        answer = self.ask({"data": plan_data(plan), "steps": steps})
+        return Comparison(plan, answer)
+
+
+class Comparison:
+    """What came out of running one plan beside the unsharded model."""
+
+    def __init__(self, plan: Plan, answer: dict[str, Any]) -> None:
+        self.plan = plan
+        self.losses: list[float] = answer["losses"]
+        self.loss_error: float = answer["loss_rel_error"]
+        self.gradient_error: float = answer["grad_rel_error"]
+        self.update_error: float = answer["update_rel_error"]
+        layout = resolve(plan)
+        mesh = {axis.name: axis.size for axis in plan.mesh}
+        program = partition(Workload.of(plan), layout, plan.remat)
+        self.planned = planned(program, layout, mesh)
+        self.compiled = compiled(
+            Compiled(**{**entry, "mesh_axes": tuple(entry["mesh_axes"])})
+            for entry in answer["collectives"]
+        )
+
+    @property
+    def same_numbers(self) -> bool:
+        """Whether loss, gradients and updates are those of the unsharded model."""
+        errors = (self.loss_error, self.gradient_error, self.update_error)
+        return all(error <= LARGEST_ERROR for error in errors)
+
+    @property
+    def differences(self) -> dict[Key, tuple[float, float]]:
+        """Planned and compiled bytes where they differ, unless no plan covers the purpose."""
+        covered = {key.purpose for key in self.planned}
+        return {
+            key: sides
+            for key, sides in differences(self.planned, self.compiled).items()
+            if key.purpose in covered or key.purpose not in UNPLANNED
+        }
+
+    @property
+    def ok(self) -> bool:
+        """Whether the numbers are right and, in the explicit way, the collectives as planned."""
+        agreed = self.plan.execution == "partitioned" or not self.differences
+        return self.same_numbers and agreed
+
+    def unplanned(self) -> list[dict[str, Any]]:
+        """Return what was compiled beyond the plan, with what it is for."""
+        different = self.differences
+        rows = []
+        for key, traffic in self.compiled.items():
+            if key in different:
+                wanted, extra = different[key][0], different[key][1] - different[key][0]
+                source = f"{key.purpose}: {traffic.bytes:.0f} bytes where {wanted:.0f} are planned"
+            elif key not in self.planned:
+                extra, source = traffic.bytes, UNPLANNED.get(key.purpose, key.purpose)
+            else:
+                continue
+            if extra > 0:
+                rows.append(
+                    {
+                        "kind": key.kind,
+                        "mesh_axes": list(key.mesh_axes),
+                        "bytes": extra,
+                        "time_s": None,
+                        "source": source,
+                    }
+                )
+        return sorted(rows, key=lambda row: (-row["bytes"], str(row)))
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the JSON of `shardsim verify`; what host devices cannot say is null."""
+        return {
+            "ok": self.ok,
+            "against": "host",
+            "loss_rel_error": self.loss_error,
+            "grad_rel_error": self.gradient_error,
+            "hbm": {"predicted_peak_bytes": None, "compiled_peak_bytes": None},
+            "compute": {"predicted_s": None, "compiled_s": None},
+            "step": {"predicted_s": None, "replayed_s": None, "measured_s": None},
+            "collectives": table(self.planned, self.compiled),
+            "unplanned": self.unplanned(),
+        }
+
+
+def verify_host(
+    plan: Plan, devices: int = 8, scale: str = "tiny", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run a plan on host devices and compare it with the unsharded model.
+
+    `scale` "tiny" shrinks model and mesh first (see `shardsim.xla.shrink`), "full" runs the plan
+    as it is, in its own precision. The result has the keys of `shardsim verify --json`.
+    """
+    say = progress or (lambda text: None)
+    if scale not in ("tiny", "full"):
+        raise PlanError(f"verify: scale: {scale!r} is not possible; choose from: tiny, full")
+    if scale == "tiny":
+        plan, lost = shrink(plan, devices)
+        for text in lost:
+            say(text)
+    sizes = ", ".join(f"{axis.name} {axis.size}" for axis in plan.mesh)
+    if plan.machine.devices > devices:
+        raise PlanError(f"verify: the plan needs {plan.machine.devices} devices, not {devices}")
+    say(f"running {STEPS} steps ({plan.execution}) on {plan.machine.devices} host devices: {sizes}")
+    with HostDevices(devices) as host:
+        result = host.compare(plan)
+    say(
+        f"relative errors: loss {result.loss_error:.1e}, gradients {result.gradient_error:.1e}, "
+        f"updated parameters {result.update_error:.1e}"
+    )
+    for key, (wanted, got) in result.differences.items():
+        what = f"{key.kind} over {', '.join(key.mesh_axes)} ({key.purpose})"
+        say(f"{what}: {wanted:.0f} bytes planned, {got:.0f} compiled")
+    return result.to_data()

@@ -1,0 +1,190 @@
+"""The plans that the emitted code is run with, and the models they train: all tiny."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardsim.plan import Plan, plan_from_data
+
+_SIZES = {"layers": 2, "embed": 64, "mlp": 128, "heads": 8, "head_dim": 8}
+_ALL_BIASES = {"qkv": True, "attention_output": True, "mlp": True, "norm": True}
+_VIT = {**_SIZES, "family": "vit", "kv_heads": 8, "sequence": 16, "patch": 4, "image": 16}
+_DECODER = {**_SIZES, "family": "decoder", "kv_heads": 8, "sequence": 16, "vocab": 64} | {
+    "causal": True
+}
+
+MODELS: dict[str, dict[str, Any]] = {
+    # As ViT-22B: parallel layers, QK-norm, attention pooling.
+    "vit": {
+        **_VIT,
+        "name": "vit",
+        "parallel_block": True,
+        "qk_norm": True,
+        "pooling": "map",
+        "classes": 16,
+        "biases": {"attention_output": True, "mlp": True},
+    },
+    "vit-serial": {
+        **_VIT,
+        "name": "vit-serial",
+        "pooling": "mean",
+        "classes": 16,
+        "biases": _ALL_BIASES,
+    },
+    # Seven by seven patches and a class token; no classes, so features are its target.
+    "vit-cls": {**_VIT, "name": "vit-cls", "image": 28, "sequence": 50, "pooling": "cls"}
+    | {"biases": _ALL_BIASES},
+    # As Llama: grouped-query attention, gated MLP, rotary positions, RMS norm.
+    "llama": {
+        **_DECODER,
+        "name": "llama",
+        "kv_heads": 4,
+        "gated_mlp": True,
+        "activation": "silu",
+        "norm": "rmsnorm",
+        "positions": "rotary",
+    },
+    # As PaLM: parallel layers, one key-value head, tied embeddings.
+    "palm": {
+        **_DECODER,
+        "name": "palm",
+        "kv_heads": 1,
+        "parallel_block": True,
+        "gated_mlp": True,
+        "activation": "silu",
+        "tied_embeddings": True,
+        "positions": "rotary",
+    },
+    # As Gemma: norms after attention and MLP too.
+    "gemma": {**_DECODER, "name": "gemma", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 2}
+    | {"post_norms": True, "tied_embeddings": True, "positions": "rotary"},
+    # Its vocabulary has to be padded.
+    "gpt-61": {**_DECODER, "name": "gpt-61", "vocab": 61, "positions": "fixed"},
+    "gpt": {**_DECODER, "name": "gpt", "biases": _ALL_BIASES, "activation": "relu"},
+}
+
+_INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
+_FSDP_TENSOR = {"embed": ["fsdp"], **_INSIDE}
+_TWO_D = {"embed": ["fsdp", "model2"], **_INSIDE}
+_BOTH = {axis: ["row", "column"] for axis in ("heads", "mlp", "vocab")}
+_PART = {"execution": "partitioned"}
+
+
+def make(
+    model: str,
+    mesh: dict[str, int],
+    parameters: dict[str, list[str]],
+    activations: dict[str, list[str]],
+    **more: Any,
+) -> Plan:
+    """Return a float32 plan on eight devices."""
+    rules = {
+        "parameters": parameters,
+        "activations": activations,
+        "optimizer": more.pop("optimizer_rules", None),
+    }
+    data = {
+        "name": "test",
+        "model": MODELS[model],
+        "machine": "v5e:2x4",
+        "batch": 16,
+        "mesh": mesh,
+        "rules": rules,
+        "precision": {"compute": "f32", "reduce": "f32"},
+    }
+    return plan_from_data({**data, **more}, "test plan")
+
+
+def _overlap(matmul: str) -> dict[str, Any]:
+    return {"overlap": {"matmul": matmul}}
+
+
+_D, _F = {"data": 8}, {"fsdp": 8}
+_FM, _FM2 = {"fsdp": 2, "model": 4}, {"fsdp": 4, "model": 2}
+_DFM = {"data": 2, "fsdp": 2, "model": 2}
+_F2M = {"fsdp": 2, "model2": 2, "model": 2}
+_FCM = {"fsdp": 2, "context": 2, "model": 2}
+_B, _DB = {"batch": ["fsdp"]}, {"batch": ["data", "fsdp"]}
+_SEQ, _EMB = {"seq": ["model"]}, {"embed": ["model"]}
+_CUSTOM = {"save": ["context", "mlp_output"]}
+
+PLANS: dict[str, Plan] = {
+    "data": make("vit", _D, {}, {"batch": ["data"]}),
+    "data, sharded optimizer": make(
+        "llama", _D, {}, {"batch": ["data"]}, optimizer_rules={"embed": ["data"]}
+    ),
+    "fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "fsdp, serial, microbatches": make(
+        "vit-serial", _F, {"embed": ["fsdp"]}, _B, microbatches=2, remat="dots"
+    ),
+    "data and fsdp": make(
+        "gpt", {"data": 2, "fsdp": 4}, {"embed": ["fsdp"]}, _DB, optimizer="momentum"
+    ),
+    "tensor of 8, sequence": make("gpt", {"model": 8}, _INSIDE, {"batch": [], **_SEQ}),
+    "tensor, sequence, two directions": make("vit", _FM, _FSDP_TENSOR, _B | _SEQ),
+    "tensor, sequence, one direction": make(
+        "vit-serial", _FM, _FSDP_TENSOR, _B | _SEQ, **_overlap("unidirectional")
+    ),
+    "tensor, sequence, no overlap": make(
+        "llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_overlap("off"), remat="save_attention"
+    ),
+    "tensor, embed, two directions, fused": make(
+        "vit", _FM, _FSDP_TENSOR, _B | _EMB, fused_projections=True
+    ),
+    "tensor, embed, one direction": make(
+        "llama", _FM, _FSDP_TENSOR, _B | _EMB, **_overlap("unidirectional")
+    ),
+    "tensor, embed, no overlap": make(
+        "vit-serial", _FM2, _FSDP_TENSOR, _B | _EMB, **_overlap("off"), remat="dots"
+    ),
+    "tensor, replicated residual": make("vit", _FM, _FSDP_TENSOR, _B),
+    "tensor, replicated residual, decoder": make("gpt", _FM, _FSDP_TENSOR, _B, remat="none"),
+    "tensor, one key-value head": make("palm", _FM, _FSDP_TENSOR, _B | _SEQ),
+    "tensor, norms after": make("gemma", _DFM, _FSDP_TENSOR, _DB | _SEQ),
+    "tensor on two mesh axes": make(
+        "gpt-61",
+        {"data": 2, "row": 2, "column": 2},
+        _BOTH,
+        {"batch": ["data"]} | {"seq": ["row", "column"]},
+    ),
+    "2-D tensor, embed": make("vit", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}),
+    "2-D tensor, sequence": make("llama", _F2M, _TWO_D, _B | _SEQ | {"embed": ["model2"]}),
+    "2-D tensor, replicated": make(
+        "vit-serial",
+        {"model2": 2, "model": 4},
+        {"embed": ["model2"], **_INSIDE},
+        {"embed": ["model2"]},
+    ),
+    "context and fsdp": make(
+        "llama",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        attention="unfused",
+    ),
+    "context and data": make(
+        "vit-serial", {"data": 2, "context": 4}, {}, {"batch": ["data"], "seq": ["context"]}
+    ),
+    "context and attention pooling": make(
+        "vit", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"], **_EMB}, remat="save_context"
+    ),
+    "class token": make(
+        "vit-cls", {"fsdp": 4, "context": 2}, {"embed": ["fsdp"]}, _B | {"seq": ["context"]}
+    ),
+    "all, microbatches": make("gpt", _DFM, _FSDP_TENSOR, _DB | _SEQ, microbatches=2, remat=_CUSTOM),
+    "partitioned data": make("vit", _D, {}, {"batch": ["data"]}, **_PART),
+    "partitioned fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, **_PART, remat="none"),
+    "partitioned fsdp, microbatches": make(
+        "vit-serial", _F, {"embed": ["fsdp"]}, _B, **_PART, microbatches=2
+    ),
+    "partitioned tensor, sequence": make("llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
+    "partitioned tensor, embed": make(
+        "vit", _FM, _FSDP_TENSOR, _B | _EMB, **_PART, **_overlap("off"), remat="dots"
+    ),
+    "partitioned 2-D tensor": make(
+        "llama", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}, **_PART
+    ),
+    "partitioned context": make(
+        "gpt", _FCM, _FSDP_TENSOR, _B | {"seq": ["context", "model"]}, **_PART
+    ),
+}

@@ -1,0 +1,224 @@
+"""Exported files: valid, self-contained, and safe whatever the names in the plan are."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans import MODELS, PLANS, make
+from shardsim.emit import export_plan
+from shardsim.emit.flax_rules import logical_rules, resolve_names
+from shardsim.emit.shrink import shrink
+from shardsim.emit.specs import plan_data
+from shardsim.errors import PlanError
+from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
+
+FORMS = ("jax", "flax", "json", "yaml")
+
+
+def plan_called(name: str, axis: str = "model") -> Plan:
+    inside = {key: [axis] for key in ("heads", "mlp", "vocab")}
+    data = {
+        "name": name,
+        "note": name,
+        "model": MODELS["vit"],
+        "machine": "v5e:2x4",
+        "batch": 16,
+        "mesh": {"fsdp": 2, axis: 4},
+        "rules": {
+            "parameters": {"embed": ["fsdp"], **inside},
+            "activations": {"batch": ["fsdp"], "seq": [axis]},
+        },
+    }
+    return plan_from_data(data, "plan")
+
+
+def without_text(code: str) -> str:
+    """Return the structure of a program, every string in it replaced by nothing."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return ast.dump(tree)
+
+
+hostile = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(
+        [
+            '"""\nimport os\nos.remove("x")\n"""',
+            "'); raise SystemExit('",
+            "x\nraise SystemExit",
+            "x\r\u2028\u2029\x0c\x85raise SystemExit",
+            "\\",
+            "\\'",
+            "{plan}{0}%s$x",
+            "'''",
+            "\x00",
+            "# \\\n",
+        ]
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=hostile)
+def test_a_name_is_only_ever_text(name: str) -> None:
+    plan, plain = plan_called(name), plan_called("plain")
+    for to in ("jax", "flax"):
+        code = export_plan(plan, to)
+        assert code.isascii()
+        assert without_text(code) == without_text(export_plan(plain, to))
+        found = {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)}
+        assert name in found
+    assert json.loads(export_plan(plan, "json"))["plan"]["name"] == name
+    assert yaml.safe_load(export_plan(plan, "yaml"))["plan"]["name"] == name
+
+
+@settings(max_examples=30, deadline=None)
+@given(axis=st.text(min_size=1, max_size=8).filter(str.isidentifier))
+def test_so_is_the_name_of_a_mesh_axis(axis: str) -> None:
+    if axis == "fsdp":
+        return
+    code = export_plan(plan_called("plain", axis), "jax")
+    compile(code, "train.py", "exec")
+    assert code.isascii()
+
+
+@pytest.mark.parametrize("name", ["a'b", 'a"b', "a\nb", "exec('x')", "a b"])
+def test_a_mesh_axis_must_be_an_identifier(name: str) -> None:
+    with pytest.raises(PlanError, match="identifier"):
+        plan_called("plain", name)
+
+
+@pytest.mark.parametrize("to", FORMS)
+@pytest.mark.parametrize("name", ["tensor, sequence, two directions", "2-D tensor, sequence"])
+def test_every_form_says_where_it_comes_from(name: str, to: str) -> None:
+    text = export_plan(PLANS[name], to)
+    for word in ("test", "v5e:2x4", PLANS[name].model.name, "0.1.0"):
+        assert word in text
+
+
+@pytest.mark.parametrize("to", ["jax", "flax"])
+def test_the_emitted_code_imports_only_what_it_says(to: str) -> None:
+    code = export_plan(PLANS["2-D tensor, sequence"], to)
+    imported = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) <= {"jax", "numpy", "optax"}
+    assert "shardsim." not in re.sub(r"`shardsim\.\S+`", "", code)
+
+
+def test_an_unknown_form_is_refused_with_the_nearest() -> None:
+    with pytest.raises(PlanError, match="did you mean 'jax'"):
+        export_plan(PLANS["data"], "jaxx")
+
+
+def test_exporting_does_not_import_jax() -> None:
+    program = (
+        "import sys\nfrom shardsim.emit import export_plan\nfrom shardsim.plan import load_plan\n"
+        "plan = load_plan('vit-22b-published-tp8')\n"
+        f"for to in {FORMS}:\n    export_plan(plan, to)\n"
+        "assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def losses(printed: str) -> list[float]:
+    return [float(value) for value in re.findall(r"loss ([\d.]+)", printed)]
+
+
+@pytest.mark.parametrize("name", ["vit-22b-published-tp8", "maxtext-16b-published-v5e-8x256"])
+def test_an_exported_file_trains_on_eight_host_devices(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(export_plan(load_plan(name), "jax"))
+    command = [sys.executable, "-W", "error", str(file), "--host-devices", "8", "--steps", "12"]
+    clean = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
+    clean["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
+    done = subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = losses(done.stdout)
+    assert len(found) == 12
+    assert sum(found[-4:]) < 0.9 * sum(found[:4])
+
+
+def test_an_exported_file_says_how_many_devices_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(export_plan(load_plan("vit-22b-published-tp8"), "jax"))
+    command = [sys.executable, str(file), "--host-devices", "3"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "needs 1024 devices and its tiny copy 8, but there are 3" in done.stderr
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> None:
+    plan = load_plan(name)
+    formats = {plan.precision.compute, plan.precision.parameters, plan.precision.reduce}
+    if int(resolve(plan).pipeline.size) > 1 or formats & {"fp8", "int8"}:
+        with pytest.raises(PlanError, match="not supported"):
+            export_plan(plan, "jax")
+        return
+    compile(export_plan(plan, "jax"), name, "exec")
+    export_plan(plan, "flax")
+
+
+def test_pipelines_are_refused() -> None:
+    mesh = {"stage": 2, "data": 4}
+    plan = make("vit", mesh, {"layers": ["stage"]}, {"batch": ["data"]}, microbatches=2)
+    with pytest.raises(PlanError, match="pipeline plans is not supported"):
+        export_plan(plan, "jax")
+
+
+# Flax rules.
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_flax_rules_resolve_to_the_specs_of_the_plan(name: str) -> None:
+    data = plan_data(PLANS[name])
+    rules, parameters = logical_rules(data)
+    for weight, names in parameters.items():
+        assert resolve_names(names, rules) == data["parameters"][weight]["spec"]
+
+
+def test_flax_leaves_a_dimension_whole_if_its_mesh_axis_is_taken() -> None:
+    rules = [("embed", ("model",)), ("embed", ("data",)), ("mlp", ("model",))]
+    assert resolve_names(("embed", "mlp"), rules) == [["model"], []]
+    assert resolve_names(("embed", "mlp"), rules[::-1]) == [["data"], ["model"]]
+    assert resolve_names(("unknown",), rules) == [[]]
+
+
+# Tiny copies.
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_a_tiny_copy_keeps_every_axis_and_technique(name: str) -> None:
+    plan = load_plan(name)
+    tiny, lost = shrink(plan, 8)
+    assert tiny.machine.devices <= 8
+    assert [axis.name for axis in tiny.mesh] == [axis.name for axis in plan.mesh]
+    for before, after in zip(plan.mesh, tiny.mesh, strict=True):
+        if before.size > 1:
+            assert after.size > 1 or any(f"'{before.name}'" in text for text in lost)
+    before, after = resolve(plan), resolve(tiny)
+    assert before.names == after.names
+    assert int(before.residual) == int(after.residual)
+    assert (plan.remat, plan.overlap, plan.optimizer) == (tiny.remat, tiny.overlap, tiny.optimizer)
+    assert plan.fused_projections == tiny.fused_projections
