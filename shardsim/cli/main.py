@@ -10,6 +10,7 @@ from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
+from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 
 
@@ -30,12 +31,14 @@ def main() -> None:
     """
 
 
+<<<<<<< HEAD
 for command in (
     plan,
     predict,
     ablate,
     sweep,
     sensitivity,
+    report,
     export,
     verify,
     validate,
