@@ -31,7 +31,6 @@ def main() -> None:
     """
 
 
-<<<<<<< HEAD
 for command in (
     plan,
     predict,
