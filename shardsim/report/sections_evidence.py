@@ -97,12 +97,12 @@ def runners_section(study: Study) -> Section:
         rows.append(_runner(str(number), other, why))
     headers = [
         "plan",
-        "mesh (torus axes)",
-        "remat",
-        "microbatches",
         "MFU %",
         "step s",
         "HBM GiB",
+        "mesh (torus axes)",
+        "remat",
+        "microbatches",
         "why",
     ]
     return Section(
@@ -122,12 +122,12 @@ def runners_section(study: Study) -> Section:
 def _runner(name: str, item: Prediction, why: str) -> list[str]:
     return [
         name,
-        mesh_text(item.plan),
-        item.plan.remat.name,
-        str(item.plan.microbatches),
         f"{100 * item.mfu:.1f}",
         f"{item.step_time_s:.4g}",
         f"{item.hbm['peak_bytes'] / GIB:.1f}",
+        mesh_text(item.plan),
+        item.plan.remat.name,
+        str(item.plan.microbatches),
         why,
     ]
 
