@@ -240,16 +240,16 @@ def comparison_section(studies: list[Study]) -> Section:
         rows.append(
             [
                 study.plan.name,
-                mesh_text(study.plan),
                 f"{100 * item.mfu:.1f}",
                 show_time(item.step_time_s),
                 f"{item.hbm['peak_bytes'] / GIB:.2f}",
                 "yes" if item.fits else "no",
                 "-" if study.days is None else f"{study.days:,.1f}",
+                mesh_text(study.plan),
                 why_lost(first, item) if same and item is not first else "",
             ]
         )
-    headers = ["plan", "mesh", "MFU %", "step", "HBM GiB", "fits", "days", "against the first"]
+    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days", "mesh", "against the first"]
     return Section(
         title="Side by side",
         items=[
