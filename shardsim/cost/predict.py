@@ -82,6 +82,11 @@ class Prediction:
         worst = max(self.collectives, key=lambda use: use.exposed_s)
         return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
 
+    def _repr_html_(self) -> str:
+        from shardsim.cost.rich import prediction_html
+
+        return prediction_html(self)
+
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data: the JSON of the command line."""
         return {

@@ -168,7 +168,7 @@ def _groups(line: str, devices: int) -> list[list[int]]:
     if pairs := _PAIRS.search(line):
         return [[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
     if meshed := _MESH.search(line):
-        return _mesh_groups(*meshed.groups(), devices)
+        return _mesh_groups(meshed[1], meshed[2], meshed[3], meshed[4], devices)
     if iota := _IOTA.search(line):
         shape, dims = ([int(x) for x in iota[i].split(",")] for i in (1, 2))
         order = list(range(len(dims)))
@@ -202,10 +202,10 @@ def _mesh_groups(
     inside: list[bool] = []
     for name, size in sizes.items():
         done = 1
-        for before, part in sorted(wanted.get(name, [])):
-            lengths += [before // done, part]
+        for before, length in sorted(wanted.get(name, [])):
+            lengths += [before // done, length]
             inside += [False, True]
-            done = before * part
+            done = before * length
         lengths.append(size // done)
         inside.append(False)
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -240,7 +240,7 @@ def _axes(groups: list[list[int]], mesh: Mapping[str, int], kind: str) -> tuple[
 
 
 def _place(device: int, mesh: Mapping[str, int]) -> dict[str, int]:
-    place = {}
-    for axis in reversed(mesh):
+    place: dict[str, int] = {}
+    for axis in reversed(list(mesh)):
         device, place[axis] = divmod(device, mesh[axis])
     return place

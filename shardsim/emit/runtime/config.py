@@ -36,11 +36,11 @@ def make_group(plan: Data, names: list[str]) -> Group:
     sizes = {axis["name"]: axis["size"] for axis in plan["mesh"]}
     axes = tuple(name for name in names if sizes[name] > 1)
     shape = tuple(sizes[name] for name in axes)
-    ring = range(math.prod(shape))
+    ring = tuple(range(math.prod(shape)))
     if len(shape) > 1:
         index = {cell: i for i, cell in enumerate(itertools.product(*map(range, shape)))}
-        ring = (index[cell] for cell in cycle(shape))
-    return Group(axes, math.prod(shape), tuple(ring))
+        ring = tuple(index[cell] for cell in cycle(shape))
+    return Group(axes, len(ring), ring)
 
 
 def cycle(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -75,7 +75,9 @@ def device_places(plan: Data) -> list[tuple[int, ...]]:
     """
     names = ["dcn", *plan["torus"]]
     rings = plan["roles"]["tensor"] + plan["roles"]["tensor2"]
-    steps = []  # for each mesh axis, what each of its steps adds to the place
+    steps: list[
+        list[tuple[int, ...]]
+    ] = []  # for each mesh axis, what each of its steps adds to the place
     inner = dict.fromkeys(names, 1)
     for axis in reversed(plan["mesh"]):
         parts = [(name, factor) for name, factor in axis["torus"].items() if factor > 1]
