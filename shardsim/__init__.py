@@ -34,7 +34,8 @@ _HOMES = {
     "changed": "shardsim.planner.changes",
     "sensitivity": "shardsim.planner.whatif",
     "sweep": "shardsim.planner.whatif",
-    "validate_runs": "shardsim.validate.runs",
+    "validate_runs": "shardsim.validate.runs:validate",
+    "write_report": "shardsim.report",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -44,7 +45,8 @@ def __getattr__(name: str) -> Any:
     """Load a public name from the module it lives in."""
     if name not in _HOMES:
         raise AttributeError(f"module 'shardsim' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    home, _, own = _HOMES[name].partition(":")
+    return getattr(import_module(home), own or name)
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,8 @@ from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
+from shardsim.cli.reporting import report
+from shardsim.cli.running import export, verify
 
 
 @click.group(
@@ -29,7 +31,19 @@ def main() -> None:
     """
 
 
-for command in (plan, predict, ablate, sweep, sensitivity, validate, hardware, models):
+for command in (
+    plan,
+    predict,
+    ablate,
+    sweep,
+    sensitivity,
+    report,
+    export,
+    verify,
+    validate,
+    hardware,
+    models,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -6,51 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardsim.cli.output import table
+from shardsim.cost.words import HBM, PARTS
+from shardsim.plan.words import mesh_text, techniques
 from shardsim.units import show_bytes, show_percent, show_time
 
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
-    from shardsim.plan import Plan
-
-PARTS = {
-    "compute_s": "matrix and vector units",
-    "hbm_bound_s": "waiting for HBM",
-    "exposed_comm_s": "exposed communication",
-    "bubble_s": "pipeline bubble",
-    "overhead_s": "starting operations",
-}
-HBM = {
-    "parameters_bytes": "parameters",
-    "optimizer_bytes": "optimizer state",
-    "gradients_bytes": "gradients",
-    "activations_bytes": "saved activations",
-    "workspace_bytes": "gathered weights and workspace",
-}
-
-
-def mesh_text(plan: Plan) -> str:
-    """Return the mesh in one line: `data=128 (x8 z16), model=8 (y8)`."""
-    parts = []
-    for axis in plan.mesh:
-        torus = " ".join(f"{name}{size}" for name, size in axis.torus.items())
-        parts.append(f"{axis.name}={axis.size}" + (f" ({torus})" if torus else ""))
-    return ", ".join(parts)
-
-
-def techniques(plan: Plan) -> str:
-    """Return what the plan does besides its mesh, in a few words."""
-    parts = [f"remat {plan.remat.name}", f"{plan.microbatches} microbatch"]
-    parts[1] += "es" if plan.microbatches > 1 else ""
-    tensor = plan.parameters.get("heads", ())
-    if tensor:
-        parts.append(f"collective matmul {plan.overlap.matmul}")
-        split = [name for name in ("seq", "embed") if tensor[0] in plan.activations.get(name, ())]
-        parts.append(f"residual split on {split[0]}" if split else "residual replicated")
-    if plan.parameters.get("embed"):
-        parts.append("weights prefetched" if plan.overlap.weights else "weights not prefetched")
-    if plan.optimizer_rules:
-        parts.append("optimizer state split over data")
-    return ", ".join(parts)
 
 
 def prediction_text(item: Prediction) -> str:

@@ -7,13 +7,13 @@ axes carry traffic at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from shardsim.machine import Machine, TorusAxis
-from shardsim.plan.layout import AxisLayout, Number
+from shardsim.plan.layout import AxisLayout, Layout, Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,25 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     )
 
 
-def groups(machine: Machine, layout: Any) -> dict[str, Group]:
-    """Return the links of every role of a layout, and of its gather and replica groups."""
-    names = ("data", "fsdp", "context", "tensor", "tensor2", "pipeline", "gather", "replicas")
-    return {name: group_of(machine, getattr(layout, name)) for name in names}
+class Links(Mapping[str, Group]):
+    """The links of every role of a layout, and of its gather and replica groups, when asked for."""
+
+    ROLES = ("data", "fsdp", "context", "tensor", "tensor2", "pipeline", "gather", "replicas")
+
+    def __init__(self, machine: Machine, layout: Layout) -> None:
+        self._machine = machine
+        self._layout = layout
+        self._known: dict[str, Group] = {}
+
+    def __getitem__(self, role: str) -> Group:
+        if role not in self.ROLES:
+            raise KeyError(role)
+        if role not in self._known:
+            self._known[role] = group_of(self._machine, getattr(self._layout, role))
+        return self._known[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ROLES)
+
+    def __len__(self) -> int:
+        return len(self.ROLES)

@@ -82,6 +82,11 @@ class Prediction:
         worst = max(self.collectives, key=lambda use: use.exposed_s)
         return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
 
+    def _repr_html_(self) -> str:
+        from shardsim.cost.rich import prediction_html
+
+        return prediction_html(self)
+
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data: the JSON of the command line."""
         return {
@@ -126,7 +131,7 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
     use = hbm_use(machine, program.memory)
     step_time_s = float(cost.step_time_s)
     tokens_per_s_per_chip = plan.tokens / step_time_s / machine.chips
-    peak = machine.chip.peak("bf16")
+    peak = machine.chip.peak(plan.precision.compute)  # MFU is of the format that the plan uses
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
     hbm = {name: float(getattr(use, name)) for name in HBM_PARTS}
     fits = bool(use.fits)

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.cost.collectives import collective_s, sent_bytes
 from shardsim.cost.compute import compute_time
-from shardsim.cost.network import Group, groups
+from shardsim.cost.network import Links
 from shardsim.cost.overlap import behind_s, ring_matmul_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
@@ -106,7 +106,7 @@ class _BlockTime:
 
 def price(machine: Machine, layout: Layout, program: Program, detail: bool = False) -> Price:
     """Return the time of a step; with `detail` also every task's share of it."""
-    links = groups(machine, layout)
+    links = Links(machine, layout)
     pricer = _Pricer(machine, layout, links, program, detail)
     times = {block.name: pricer.block(block) for block in program.blocks}
     parts = {name: Total() for name in ("unit", "memory", "overhead", "exposed", "flops")}
@@ -134,7 +134,7 @@ class _Pricer:
         self,
         machine: Machine,
         layout: Layout,
-        links: dict[str, Group],
+        links: Links,
         program: Program,
         detail: bool,
     ) -> None:
@@ -156,6 +156,8 @@ class _Pricer:
         cut: dict[str, Number] = {}
         rings = {name for task in block.collectives() for name in task.partners}
         for work in block.computes():
+            if _never(work.count):
+                continue
             cost = compute_time(self.chip, work)
             time.unit.add(cost.unit_s * work.count)
             time.memory.add(cost.memory_s * work.count)
@@ -170,6 +172,8 @@ class _Pricer:
         behind = []
         ring_busy = Total()
         for task in block.collectives():
+            if _never(task.count):
+                continue
             alone = collective_s(
                 task.kind, self.links[task.role], task.bytes, task.messages, task.stage
             )
@@ -178,17 +182,20 @@ class _Pricer:
                 continue
             exposed = alone * task.count
             if task.schedule == "ring":
-                matmul = sum(whole[name] for name in task.partners)
+                matmul = sum(whole.get(name, 0.0) for name in task.partners)
                 ring = ring_matmul_s(
                     kind=task.kind,
                     group=self.links[task.role],
                     total_bytes=task.bytes,
                     matmul_s=matmul,
-                    block_s=sum(cut[name] for name in task.partners),
+                    block_s=sum(cut.get(name, 0.0) for name in task.partners),
                     collective_s=alone,
                     mode=self.layout.matmul_overlap,
                 )
-                exposed = (ring.total_s - matmul) * task.count
+                # What cutting into blocks costs beyond the collective itself is not communication.
+                added = ring.total_s - matmul
+                exposed = np.minimum(added, alone) * task.count
+                time.overhead.add((added - np.minimum(added, alone)) * task.count)
             if task.role == "tensor":
                 ring_busy.add(alone * task.count)
             time.exposed.add(exposed)
@@ -286,6 +293,11 @@ class _Pricer:
                 flops=task.flops * count,
             )
         )
+
+
+def _never(count: Number) -> bool:
+    """Return whether a task of a single plan does not run at all."""
+    return np.ndim(count) == 0 and not count
 
 
 def _with_exposed(cost: CollectiveCost, more_s: Number) -> CollectiveCost:

@@ -104,6 +104,11 @@ class Plan:
         """Tokens per optimizer step, over all chips."""
         return self.batch * self.sequence
 
+    def _repr_html_(self) -> str:
+        from shardsim.plan.rich import plan_html
+
+        return plan_html(self)
+
     def axis(self, name: str) -> MeshAxis:
         """Return the mesh axis called `name`."""
         return next(axis for axis in self.mesh if axis.name == name)

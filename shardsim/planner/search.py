@@ -49,6 +49,17 @@ class SearchResult:
             raise PlanError("no plan fits in HBM")
         return self.predictions[0]
 
+    def frame(self) -> Any:
+        """Return the plans as a pandas frame (needs pandas), best first."""
+        from shardsim.report import plans_frame
+
+        return plans_frame(self)
+
+    def _repr_html_(self) -> str:
+        from shardsim.planner.rich import search_html
+
+        return search_html(self)
+
     def to_data(self) -> dict[str, Any]:
         """Return the JSON of `shardsim plan`."""
         from shardsim.plan.io import plan_to_data

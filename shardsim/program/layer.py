@@ -27,6 +27,7 @@ Task = Compute | Collective
 OPS_ACTIVATION = 12.0
 OPS_NORM = 8.0
 OPS_ADD = 1.0
+OPS_QUANTISE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,12 @@ class LayerWriter:
             statistics,
         ]
 
+    def quantise(self, name: str, elements: Number) -> list[Task]:
+        """Return the cast of a matmul's input to 8 bits: read for its scale, read, written."""
+        if self.work.compute_bytes > 1:
+            return []
+        return [self.stream(f"quantise {name}", elements, 2.5, OPS_QUANTISE)]
+
     # The layer.
 
     def projections(self, branch: Branch) -> dict[str, Number]:
@@ -213,6 +220,7 @@ class LayerWriter:
         tasks.append(
             self.tensor_collective(f"gather {branch.name} input", "all-gather", self.sharded, ins)
         )
+        tasks += self.quantise(f"{branch.name} input", shapes.tokens * shapes.embed)
         for name, width in ins.items():
             ops = self.hidden_ops(name)
             tasks.append(self.matmul(name, shapes.tokens, shapes.embed, width, vector_ops=ops))
@@ -223,6 +231,7 @@ class LayerWriter:
         tasks.append(
             self.second_axis(f"gather {branch.name} hidden", "all-gather", sum(outs.values()))
         )
+        tasks += self.quantise(f"{branch.name} hidden", shapes.tokens * sum(outs.values()))
         for name, width in outs.items():
             tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed))
         tasks.append(
@@ -311,6 +320,7 @@ class LayerWriter:
                 [f"{name} dx" for name in outs],
             )
         ]
+        tasks += self.quantise(f"{branch.name} output gradient", shapes.tokens * shapes.embed)
         for name, width in outs.items():
             # The activation's derivative is fused into this matmul's end and reads its input.
             hidden = shapes.tokens * shapes.hidden if "mlp_out" in name else 0.0
@@ -347,6 +357,7 @@ class LayerWriter:
                 f"gather {branch.name} hidden gradient", "all-gather", sum(ins.values())
             )
         )
+        tasks += self.quantise(f"{branch.name} hidden gradient", shapes.tokens * sum(ins.values()))
         for name, width in ins.items():
             tasks.append(self.matmul(f"{name} dx", shapes.tokens, width, shapes.embed))
         tasks.append(

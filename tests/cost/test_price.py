@@ -218,3 +218,43 @@ def test_layers_add_up(layers):
         for count in (layers, layers + 1, layers + 2)
     ]
     assert times[2] - times[1] == pytest.approx(times[1] - times[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_wait_for_the_tensor_axis_where_they_share_links(shared):
+    # 4 x 2 devices for the weights, 2 for the tensor axis, on the same axis or on another.
+    where = (
+        {"fsdp": {"x": 4, "y": 2}, "tensor": {"y": 2}}
+        if shared
+        else {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    )
+    plan = build(decoder(sequence=64), "v5e:4x4", 8, where, overlap=Overlap(matmul="off"))
+    slow = with_figures(plan, {"link_bytes_per_s": 2e9})
+    detail = predict(slow).price
+    layers = 8
+    work_s = sum(float(c.time_s) for c in detail.computes if c.block == "layer forward") / layers
+    tensor_s = weights_s = exposed_s = 0.0
+    for cost in detail.collectives:
+        if cost.block == "layer forward" and cost.task.role == "tensor":
+            tensor_s += float(cost.time_s) / layers
+        if cost.task.name == "gather weights forward":
+            weights_s, exposed_s = float(cost.time_s) / layers, float(cost.exposed_s) / layers
+    assert tensor_s > 0
+    free_s = work_s + tensor_s - (tensor_s if shared else 0.0)
+    assert free_s < weights_s  # something is left over
+    left_s = weights_s - free_s
+    # The first layer's gather has nothing to hide behind.
+    expected = left_s + (weights_s - left_s) / layers
+    assert exposed_s == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("optimizer", "state"), [("adamw", 8), ("adafactor", 2), ("sgd", 0)])
+def test_the_update_reads_and_writes_what_it_changes(optimizer, state):
+    # Weight and gradient in, weight out; state in and out.
+    model = decoder()
+    plan = build(model, "v4:1x1x1", 1, {"data": {}}, optimizer=optimizer)
+    chip = plan.machine.chip
+    costs = [cost for cost in predict(plan).price.computes if cost.block == "update"]
+    moved = model.parameters_all * (4 + 4 + 4 + 2 * state)
+    expected = moved / (chip.hbm_bytes_per_s * chip.hbm_efficiency) + chip.op_overhead_s
+    assert sum(float(cost.time_s) for cost in costs) == pytest.approx(expected, rel=1e-9)

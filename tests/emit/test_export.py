@@ -86,7 +86,7 @@ def test_a_name_is_only_ever_text(name: str) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(axis=st.text(min_size=1, max_size=8).filter(str.isidentifier))
+@given(axis=st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,7}", fullmatch=True))
 def test_so_is_the_name_of_a_mesh_axis(axis: str) -> None:
     if axis == "fsdp":
         return
@@ -97,7 +97,7 @@ def test_so_is_the_name_of_a_mesh_axis(axis: str) -> None:
 
 @pytest.mark.parametrize("name", ["a'b", 'a"b', "a\nb", "exec('x')", "a b"])
 def test_a_mesh_axis_must_be_an_identifier(name: str) -> None:
-    with pytest.raises(PlanError, match="identifier"):
+    with pytest.raises(PlanError, match="letters"):
         plan_called("plain", name)
 
 

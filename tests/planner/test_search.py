@@ -80,7 +80,7 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch):
     found = list(parts(model, machine, batch, model.sequence))
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
-    each = -(-1100 // len(found))
+    each = -(-1050 // len(found))
     compared = sum(compare(work, machine, part, rng, 30, each) for part in found)
     assert compared >= 1000
 
@@ -88,15 +88,15 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "slice_name"),
-    [(decoder(kv_heads=2, layers=4), "v5e:2x2"), (vit(layers=4), "2*v4:2x2x1")],
+    [(decoder(kv_heads=2, layers=4), "v5e:2x2"), (vit(layers=4), "2*v4:1x2x1")],
 )
 def test_every_plan_of_a_small_space_is_priced_as_alone(model, slice_name):
     machine = parse_machine(slice_name)
-    work = workload(model, 8)
+    work = workload(model, 4)
     rng = np.random.default_rng(4)
-    found = list(parts(model, machine, 8, model.sequence))
+    found = list(parts(model, machine, 4, model.sequence))
     compared = sum(compare(work, machine, part, rng, part.pairs, None) for part in found)
-    assert compared > 1500
+    assert compared > 500
 
 
 # The same space, enumerated the slow way.

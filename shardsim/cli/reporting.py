@@ -1,0 +1,54 @@
+"""`shardsim report`: one self-contained page about plans."""
+
+from __future__ import annotations
+
+import click
+
+from shardsim.cli.output import command_errors, emit_json, json_option, note
+
+
+@click.command()
+@click.argument("paths", metavar="PLAN.yaml...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="report.html: one page with pictures; report.md: the same as Markdown.",
+)
+@click.option("--tokens", type=float, help="Tokens to train on, such as 1e12: days, chip-hours.")
+@click.option("--images", type=float, help="The same in images (sequences).")
+@json_option
+@command_errors
+def report(
+    paths: tuple[str, ...],
+    output: str,
+    tokens: float | None,
+    images: float | None,
+    as_json: bool,
+) -> None:
+    """Write what is known about one or several plans as one self-contained page.
+
+    \b
+    Examples:
+      shardsim report plan.yaml -o report.html --tokens 1e12
+      shardsim report plan.yaml vit-22b-published-tp8 -o report.html --images 4e9
+    """
+    from shardsim.report import require
+
+    require()
+    from shardsim.report.study import headline
+    from shardsim.report.write import write_report
+
+    studies = write_report(list(paths), output, tokens=tokens, images=images)
+    if as_json:
+        emit_json({"path": output, "plans": [headline(study) for study in studies]})
+    else:
+        for study in studies:
+            item = study.prediction
+            fits = "fits" if item.fits else "does not fit"
+            click.echo(
+                f"{study.plan.name}: MFU {100 * item.mfu:.1f} %, step {item.step_time_s:.4g} s, "
+                f"{fits}"
+            )
+    note(f"report written to {output}")

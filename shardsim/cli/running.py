@@ -1,0 +1,116 @@
+"""`shardsim export` and `shardsim verify`: the plan as code, and the code run for real."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+
+
+@click.command()
+@click.argument("path", metavar="PLAN.yaml")
+@click.option(
+    "--to",
+    "form",
+    default="jax",
+    show_default=True,
+    help="jax: a train step to run or import; flax: logical axis rules; json, yaml: plain data.",
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
+@command_errors
+def export(path: str, form: str, output: str | None) -> None:
+    """Write a plan as executable JAX, as Flax rules, or as plain data.
+
+    \b
+    Example:
+      shardsim export vit-22b-published-tp8 --to jax -o train.py
+    """
+    from shardsim.emit import export_plan
+    from shardsim.files import write_text
+    from shardsim.plan import load_plan
+
+    text = export_plan(load_plan(path), form)
+    if output:
+        write_text(output, text)
+        note(f"written to {output}")
+    else:
+        click.echo(text, nl=False)
+
+
+@click.command()
+@click.argument("path", metavar="PLAN.yaml")
+@click.option(
+    "--against",
+    default="host",
+    show_default=True,
+    type=click.Choice(["host"]),
+    help="host: run on this machine's processor, as several devices.",
+)
+@click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--scale",
+    default="tiny",
+    show_default=True,
+    type=click.Choice(["tiny", "full"]),
+    help="tiny: model and mesh shrunk, every axis and technique kept.",
+)
+@json_option
+@command_errors
+def verify(path: str, against: str, devices: int, scale: str, as_json: bool) -> None:
+    """Run a plan on host devices and compare it with the unsharded model.
+
+    Loss, gradients and updated parameters are compared, and the collectives of the compiled
+    program with the planned ones. Exit status 1 if they differ. Needs `pip install shardsim[jax]`.
+
+    \b
+    Example:
+      shardsim verify vit-22b-published-tp8 --against host
+    """
+    from shardsim.errors import ShardsimError
+    from shardsim.plan import load_plan
+
+    plan = load_plan(path)
+    if find_spec("jax") is None or find_spec("optax") is None:
+        raise ShardsimError("verify needs JAX and optax: pip install 'shardsim[jax]'")
+    from shardsim.xla import verify_host
+
+    result = verify_host(plan, devices=devices, scale=scale, progress=note)
+    if as_json:
+        emit_json(result)
+    else:
+        click.echo(_text(result))
+    if not result["ok"]:
+        sys.exit(1)
+
+
+def _text(result: dict[str, Any]) -> str:
+    lines = [
+        "verified" if result["ok"] else "NOT VERIFIED",
+        f"relative error of the loss {result['loss_rel_error']:.1e}, "
+        f"of the gradients {result['grad_rel_error']:.1e}",
+        "",
+        table(
+            ["collective", "mesh axes", "planned bytes", "compiled", "planned count", "compiled"],
+            [
+                [
+                    use["kind"],
+                    ", ".join(use["mesh_axes"]) or "-",
+                    f"{use['planned_bytes']:,.0f}",
+                    f"{use['compiled_bytes']:,.0f}",
+                    f"{use['planned_count']:,.0f}",
+                    f"{use['compiled_count']:,.0f}",
+                ]
+                for use in result["collectives"]
+            ],
+        ),
+    ]
+    for use in result["unplanned"]:
+        lines.append(
+            f"unplanned: {use['kind']} over {', '.join(use['mesh_axes']) or '-'}, "
+            f"{use['bytes']:,.0f} bytes, from {use['source']}"
+        )
+    return "\n".join(lines)

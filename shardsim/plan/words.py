@@ -1,0 +1,30 @@
+"""A plan in words: its mesh and its techniques, each in one line."""
+
+from __future__ import annotations
+
+from shardsim.plan.plan import Plan
+
+
+def mesh_text(plan: Plan) -> str:
+    """Return the mesh in one line: `data=128 (x8 z16), model=8 (y8)`."""
+    parts = []
+    for axis in plan.mesh:
+        torus = " ".join(f"{name}{size}" for name, size in axis.torus.items())
+        parts.append(f"{axis.name}={axis.size}" + (f" ({torus})" if torus else ""))
+    return ", ".join(parts)
+
+
+def techniques(plan: Plan) -> str:
+    """Return what the plan does besides its mesh, in a few words."""
+    parts = [f"remat {plan.remat.name}", f"{plan.microbatches} microbatch"]
+    parts[1] += "es" if plan.microbatches > 1 else ""
+    tensor = plan.parameters.get("heads", ())
+    if tensor:
+        parts.append(f"collective matmul {plan.overlap.matmul}")
+        split = [name for name in ("seq", "embed") if tensor[0] in plan.activations.get(name, ())]
+        parts.append(f"residual split on {split[0]}" if split else "residual replicated")
+    if plan.parameters.get("embed"):
+        parts.append("weights prefetched" if plan.overlap.weights else "weights not prefetched")
+    if plan.optimizer_rules:
+        parts.append("optimizer state split over data")
+    return ", ".join(parts)

@@ -1,0 +1,67 @@
+"""A report's document as Markdown: GitHub's tables, no pictures, the same numbers."""
+
+from __future__ import annotations
+
+import re
+
+from shardsim.report.document import (
+    Beside,
+    Bullets,
+    Code,
+    Document,
+    Drawing,
+    Facts,
+    Item,
+    Table,
+    Text,
+)
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
+
+
+def safe(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line.
+
+    >>> safe("<b>*x*</b> | `y`")
+    '\\\\<b\\\\>\\\\*x\\\\*\\\\</b\\\\> \\\\| \\\\`y\\\\`'
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def to_markdown(document: Document) -> str:
+    """Return the document as one Markdown file."""
+    parts = [f"# {safe(document.title)}", safe(document.subtitle)]
+    for chapter in document.chapters:
+        if chapter.title:
+            parts.append(f"## {safe(chapter.title)}")
+        for section in chapter.sections:
+            parts.append(f"### {safe(section.title)}")
+            parts += filter(None, map(_item, section.items))
+    return "\n\n".join(parts) + "\n"
+
+
+def _item(item: Item) -> str:
+    if isinstance(item, Text):
+        return f"**{safe(item.text)}**" if item.warning else safe(item.text)
+    if isinstance(item, Facts):
+        return "\n".join(f"- {safe(what)}: **{safe(value)}**" for what, value in item.pairs)
+    if isinstance(item, Bullets):
+        return "\n".join(f"- {safe(line)}" for line in item.lines)
+    if isinstance(item, Code):
+        fence = "```"
+        while fence in item.text:
+            fence += "`"
+        return f"{fence}\n{item.text.rstrip()}\n{fence}"
+    if isinstance(item, Drawing):
+        return ""
+    if isinstance(item, Beside):
+        return "\n\n".join(filter(None, map(_item, item.items)))
+    return _table(item)
+
+
+def _table(item: Table) -> str:
+    columns = range(len(item.headers))
+    marks = ["---:" if item.numeric(column) else "---" for column in columns]
+    rows = [item.headers, *item.rows]
+    lines = ["| " + " | ".join(safe(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join(marks) + " |", *lines[1:]])

@@ -1,0 +1,59 @@
+"""HBM by use at the moments of a step, from the Program's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardsim.cost.predict import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One moment of a step and what HBM of one device holds then, in bytes by use."""
+
+    name: str
+    short: str  # the same in two lines, for a picture
+    uses: dict[str, float]  # keys: those of `shardsim.cost.words.HBM`
+
+    @property
+    def total_bytes(self) -> float:
+        """All that is in use."""
+        return sum(self.uses.values())
+
+
+def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
+    """Return five moments of a step in order; the largest is the prediction's peak.
+
+    Parameters and optimizer state are always there. Activations of all layers are kept until the
+    backward pass starts; the gradients' room is taken then. The update needs the gradients only.
+    """
+    memory = item.program.memory
+    state = {
+        "parameters_bytes": float(memory.parameters),
+        "optimizer_bytes": float(memory.optimizer),
+        "gradients_bytes": 0.0,
+        "activations_bytes": 0.0,
+        "workspace_bytes": 0.0,
+    }
+    kept = state | {"activations_bytes": float(memory.saved_activations)}
+    gradients = {"gradients_bytes": float(memory.gradients)}
+    layer = float(memory.gathered_weights) + float(memory.layer_workspace)
+    return (
+        Moment(name="between steps", short="between\nsteps", uses=state),
+        Moment(
+            name="end of the forward pass",
+            short="forward\nends",
+            uses=kept | {"workspace_bytes": float(memory.gathered_weights)},
+        ),
+        Moment(
+            name="output head",
+            short="output\nhead",
+            uses=kept | {"workspace_bytes": float(memory.head_workspace)},
+        ),
+        Moment(
+            name="first layer of the backward pass",
+            short="backward\nstarts",
+            uses=kept | gradients | {"workspace_bytes": layer},
+        ),
+        Moment(name="optimizer update", short="update", uses=state | gradients),
+    )

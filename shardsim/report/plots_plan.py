@@ -1,0 +1,128 @@
+"""Pictures of one plan's step: where its time goes, and where its HBM goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from shardsim.cost.predict import Prediction
+from shardsim.cost.words import HBM, PARTS
+from shardsim.report.moments import hbm_moments
+from shardsim.report.style import HATCHES, INK, PAPER, SERIES, folded, picture, styled
+from shardsim.units import GIB, show_percent
+
+
+@styled
+def step_breakdown(
+    items: Sequence[Prediction] | Prediction, names: Sequence[str] | None = None
+) -> Figure:
+    """Return stacked bars of the step time in seconds, one bar per prediction.
+
+    >>> from shardsim.plan import load_plan
+    >>> from shardsim.cost.predict import predict
+    >>> step_breakdown(predict(load_plan("vit-22b-published-tp8"))).axes[0].get_xlabel()
+    'step time (s)'
+    """
+    items = [items] if isinstance(items, Prediction) else list(items)
+    names = names or [item.plan.name for item in items]
+    figure = picture(1.75 + 0.42 * len(items))
+    axes = figure.add_subplot()
+    longest = max(item.step_time_s for item in items)
+    for row, item in enumerate(items):
+        left = 0.0
+        for index, value in enumerate(item.time.values()):
+            axes.barh(
+                row,
+                value,
+                left=left,
+                height=0.62,
+                color=SERIES[index],
+                edgecolor=PAPER,
+                hatch=HATCHES[index],
+                linewidth=0.6,
+            )
+            if value > 0.09 * longest:
+                axes.text(
+                    left + value / 2,
+                    row,
+                    show_percent(value / item.step_time_s),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=INK,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.2},
+                )
+            left += value
+    axes.set_yticks(range(len(items)), [folded(name) for name in names])
+    axes.set_ylim(len(items) - 0.5, -0.5)
+    axes.set_xlim(0, 1.03 * longest)
+    axes.set_xlabel("step time (s)")
+    axes.xaxis.grid(True)
+    used = [index for index, part in enumerate(PARTS) if any(item.time[part] > 0 for item in items)]
+    labels = list(PARTS.values())
+    handles = [
+        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=labels[index])
+        for index in used
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
+    return figure
+
+
+@styled
+def hbm_over_step(item: Prediction) -> Figure:
+    """Return HBM of one device by use, in GiB, at the moments of a step, below its capacity."""
+    moments = hbm_moments(item)
+    figure = picture(3.5)
+    axes = figure.add_subplot()
+    bottoms = [0.0] * len(moments)
+    for index, use in enumerate(HBM):
+        heights = [moment.uses[use] / GIB for moment in moments]
+        axes.bar(
+            range(len(moments)),
+            heights,
+            bottom=bottoms,
+            width=0.66,
+            color=SERIES[index],
+            edgecolor=PAPER,
+            hatch=HATCHES[index],
+            linewidth=0.6,
+        )
+        bottoms = [low + high for low, high in zip(bottoms, heights, strict=True)]
+    capacity = item.hbm["capacity_bytes"] / GIB
+    axes.axhline(capacity, color=INK, linewidth=1.1, linestyle=(0, (5, 2)))
+    top = 1.18 * max(capacity, *bottoms)
+    axes.set_ylim(0, top)
+    axes.text(
+        -0.45,
+        capacity + 0.02 * top,
+        f"usable: {capacity:.2f} GiB",
+        va="bottom",
+        fontsize=7.5,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+    )
+    for column, total in enumerate(bottoms):
+        above = capacity + 0.055 * top if abs(total - capacity) < 0.08 * top else 0.0
+        axes.text(
+            column,
+            max(total, above) + 0.015 * top,
+            f"{total:.1f}",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+        )
+    axes.set_xticks(range(len(moments)), [moment.short for moment in moments])
+    axes.set_xlim(-0.5, len(moments) - 0.5)
+    axes.set_xlabel("moment of the step")
+    axes.set_ylabel("HBM of one device (GiB)")
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.grid(True)
+    handles = [
+        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=label)
+        for index, label in enumerate(HBM.values())
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
+    return figure

@@ -1,0 +1,146 @@
+"""All that a report needs to know about one plan, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardsim.cost.predict import Prediction, predict
+from shardsim.errors import ShardsimError
+from shardsim.plan import Plan
+from shardsim.planner.search import SearchResult, search
+from shardsim.planner.whatif import Ablation, Sensitivity, ablate, sensitivity
+from shardsim.validate.runs import Validation, published_runs, validate
+
+RUNNERS_UP = 6
+SECONDS_PER_DAY = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One plan with everything that is said about it."""
+
+    plan: Plan
+    path: str  # what the commands call it
+    prediction: Prediction
+    ablations: list[Ablation]
+    sensitivities: list[Sensitivity]
+    search: SearchResult | None  # the same model, slice and batch searched anew
+    validation: Validation
+    tokens: float | None  # to train on, or None
+
+    @property
+    def tokens_per_day(self) -> float:
+        """Tokens that all chips train on in a day."""
+        return self.plan.tokens / self.prediction.step_time_s * SECONDS_PER_DAY
+
+    @property
+    def days(self) -> float | None:
+        """Days that training on `tokens` takes, without failures and pauses."""
+        return None if self.tokens is None else self.tokens / self.tokens_per_day
+
+    @property
+    def chip_hours(self) -> float | None:
+        """Chip-hours of the same."""
+        return None if self.days is None else self.days * 24.0 * self.plan.machine.chips
+
+    @property
+    def images(self) -> bool:
+        """Whether the model trains on images."""
+        return self.plan.model.family == "vit"
+
+
+def headline(study: Study) -> dict[str, Any]:
+    """Return the headline numbers of a plan as plain data."""
+    item = study.prediction
+    return {
+        "name": study.plan.name,
+        "model": study.plan.model.name,
+        "machine": study.plan.machine.name,
+        "chips": study.plan.machine.chips,
+        "batch": study.plan.batch,
+        "mfu": item.mfu,
+        "hfu": item.hfu,
+        "step_time_s": item.step_time_s,
+        "tokens_per_s_per_chip": item.tokens_per_s_per_chip,
+        "hbm_peak_bytes": item.hbm["peak_bytes"],
+        "hbm_capacity_bytes": item.hbm["capacity_bytes"],
+        "fits": item.fits,
+        "limited_by": item.limited_by,
+        "tokens": study.tokens,
+        "days": study.days,
+        "chip_hours": study.chip_hours,
+        "best_found_mfu": study.search.best.mfu if study.search else None,
+    }
+
+
+@dataclass(kw_only=True)
+class Studies:
+    """Makes studies; searches that answer the same question are done once."""
+
+    tokens: float | None = None
+    images: float | None = None
+    searched: dict[Any, SearchResult | None] = field(default_factory=dict)
+
+    def of(self, plan: Plan, path: str, validation: Validation) -> Study:
+        """Return the study of one plan."""
+        item = predict(plan)
+        tokens = self.tokens
+        if self.images is not None:
+            tokens = self.images * plan.sequence
+        return Study(
+            plan=plan,
+            path=path,
+            prediction=item,
+            ablations=ablate(plan),
+            sensitivities=sensitivity(plan),
+            search=self._search(plan),
+            validation=validation,
+            tokens=tokens,
+        )
+
+    def _search(self, plan: Plan) -> SearchResult | None:
+        key = (
+            plan.model.name,
+            str(plan.model),
+            str(plan.machine),
+            plan.batch,
+            plan.sequence,
+            plan.optimizer,
+            plan.attention,
+            plan.precision,
+        )
+        if key not in self.searched:
+            try:
+                result = search(
+                    plan.model,
+                    plan.machine,
+                    plan.batch,
+                    sequence=plan.sequence,
+                    top=RUNNERS_UP,
+                    optimizer=plan.optimizer,
+                    attention=plan.attention,
+                    precision=plan.precision,
+                )
+            except ShardsimError:
+                self.searched[key] = None
+            else:
+                self.searched[key] = result if result.predictions else None
+        return self.searched[key]
+
+
+def family_range(family: str) -> dict[str, tuple[float, float]]:
+    """Return what the published runs of a chip family span: parameters, chips, sequence."""
+    runs = [run for run in published_runs() if run.family == family]
+    spans: dict[str, list[float]] = {"parameters": [], "chips": [], "sequence": []}
+    for run in runs:
+        spans["parameters"].append(float(run.model.parameters))
+        spans["sequence"].append(float(run.sequence))
+        if run.machine is not None:
+            spans["chips"].append(float(run.machine.chips))
+    return {name: (min(values), max(values)) for name, values in spans.items() if values}
+
+
+def validated() -> Validation:
+    """Return the predictions of all published runs beside what was measured."""
+    return validate()

@@ -1,0 +1,132 @@
+"""Writing a report: from plans to one HTML page or one Markdown file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardsim.errors import FileError, ShardsimError
+from shardsim.files import write_text
+from shardsim.plan import Plan, load_plan, plan_names
+from shardsim.report import sections, sections_evidence, sections_step
+from shardsim.report.document import Chapter, Document, Section
+from shardsim.report.markdown import to_markdown
+from shardsim.report.page import to_html
+from shardsim.report.study import Studies, Study, validated
+
+HTML = (".html", ".htm")
+MARKDOWN = (".md", ".markdown")
+
+PlanOrPath = Plan | str | os.PathLike[str]
+
+
+def check_target(path: str | os.PathLike[str]) -> str:
+    """Return "html" or "markdown" by the ending of `path`, whose folder must exist."""
+    target = Path(path)
+    kind = {**dict.fromkeys(HTML, "html"), **dict.fromkeys(MARKDOWN, "markdown")}.get(
+        target.suffix.lower()
+    )
+    if kind is None:
+        raise FileError(f"{path}: a report ends with .html or .md")
+    if target.is_dir() or not target.parent.is_dir():
+        raise FileError(f"cannot write {path}: {target.parent} is not a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise FileError(f"cannot write {path}: Permission denied")
+    return kind
+
+
+def write_report(
+    plans: Sequence[PlanOrPath] | PlanOrPath,
+    path: str | os.PathLike[str],
+    *,
+    tokens: float | None = None,
+    images: float | None = None,
+) -> list[Study]:
+    """Write what is known about `plans` to `path` (.html or .md), whole or not at all.
+
+    `plans` are plans, plan files or names of shipped plans. With `tokens` (or `images`) to train
+    on, days and chip-hours are given. Returns the studies behind the report.
+
+        write_report(["vit-22b-published-tp8", "plan.yaml"], "report.html", images=4e9)
+    """
+    kind = check_target(path)
+    document, studies = report_document(plans, tokens=tokens, images=images)
+    write_text(path, to_html(document) if kind == "html" else to_markdown(document))
+    return studies
+
+
+def report_document(
+    plans: Sequence[PlanOrPath] | PlanOrPath,
+    *,
+    tokens: float | None = None,
+    images: float | None = None,
+) -> tuple[Document, list[Study]]:
+    """Return a report as a document, and the studies behind it."""
+    given = [plans] if isinstance(plans, (Plan, str, os.PathLike)) else list(plans)
+    if not given:
+        raise ShardsimError("a report needs at least one plan")
+    for name, value in (("tokens", tokens), ("images", images)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ShardsimError(f"{name}: must be a positive number, not {value:g}")
+    if tokens is not None and images is not None:
+        raise ShardsimError("give tokens or images to train on, not both")
+    loaded = [(_load(one), _path(one)) for one in given]
+    makes = Studies(tokens=tokens, images=images)
+    validation = validated()
+    studies = [makes.of(plan, name, validation) for plan, name in loaded]
+    return _document(studies), studies
+
+
+def _load(plan: PlanOrPath) -> Plan:
+    return plan if isinstance(plan, Plan) else load_plan(plan)
+
+
+def _path(plan: PlanOrPath) -> str:
+    """Return what commands call a plan, quoted for a shell."""
+    if not isinstance(plan, Plan):
+        return shlex.quote(str(plan))
+    return shlex.quote(plan.name if plan.name in plan_names() else "plan.yaml")
+
+
+def _document(studies: list[Study]) -> Document:
+    first = studies[0]
+    several = len(studies) > 1
+    chapters = []
+    if several:
+        side = sections_evidence.comparison_section(studies)
+        chapters.append(Chapter(title="All plans", sections=[side]))
+    for study in studies:
+        chapters.append(
+            Chapter(title=study.plan.name if several else "", sections=_sections(study))
+        )
+    title = (
+        f"{len(studies)} sharding plans for {first.plan.model.name}"
+        if several
+        else f"{first.plan.name}: {first.plan.model.name} on {first.plan.machine.name}"
+    )
+    return Document(
+        title=title,
+        subtitle="What shardsim predicts before a chip is held. Figures are per device and per "
+        "optimizer step unless they say otherwise.",
+        chapters=chapters,
+    )
+
+
+def _sections(study: Study) -> list[Section]:
+    return [
+        sections.question(study),
+        sections.answer(study),
+        sections.the_plan(study),
+        sections_step.time_section(study),
+        sections_step.hbm_section(study),
+        sections_step.collectives_section(study),
+        sections_step.layer_section(study),
+        sections_step.roofline_section(study),
+        sections_evidence.sensitivity_section(study),
+        sections_evidence.ablation_section(study),
+        sections_evidence.runners_section(study),
+        sections_evidence.trust_section(study),
+        sections.reproduce(study),
+    ]

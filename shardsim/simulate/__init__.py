@@ -1,0 +1,11 @@
+"""Event simulation on the torus: links, overlap, contention, stragglers, failures.
+
+SimPy and networkx are imported here and nowhere else, so that planning does not need them.
+"""
+
+from shardsim.simulate.engine import Contention
+from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.step import Simulation, simulate_plan
+from shardsim.simulate.topology import Fault
+
+__all__ = ["Contention", "Fault", "Perturbation", "Simulation", "simulate_plan"]

@@ -1,0 +1,223 @@
+"""Links that several transfers share at once, on SimPy's clock.
+
+A transfer uses a set of links for one amount of data on each. Every link divides its rate
+equally among the transfers on it, and a transfer goes as fast as the slowest of its links lets
+it: no link ever carries more than its rate. Where nobody else is on its links, a transfer is one
+event.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from shardsim.simulate.topology import Floats, Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Route:
+    """Links of one transfer: of each, bytes per unit of data, and how many streams it carries.
+
+    Links are classes of links that do the same. `streams` is how many transfers like this one
+    cross one link of the class (groups that interleave share links), `carried` the bytes per unit
+    that all of them put on it.
+    """
+
+    name: str
+    links: Ints
+    loads: Floats
+    streams: Floats
+    carried: Floats
+    hops: int
+    dcn: bool
+    ports: frozenset[int]
+
+
+class Transfer:
+    """Data on its way."""
+
+    __slots__ = (
+        "alone",
+        "by",
+        "changed_s",
+        "collective",
+        "done",
+        "label",
+        "left",
+        "lost_s",
+        "number",
+        "rate",
+        "route",
+        "unit_bytes",
+        "version",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        route: Route,
+        unit_bytes: float,
+        collective: int,
+        label: str,
+        done: simpy.Event,
+    ) -> None:
+        self.number = number
+        self.route = route
+        self.unit_bytes = unit_bytes
+        self.collective = collective
+        self.label = label
+        self.done = done
+        self.left = 1.0  # fraction still to be moved
+        self.rate = 0.0  # fractions per second
+        self.alone = 0.0  # the rate if no other collective were there
+        self.changed_s = 0.0
+        self.version = 0
+        self.lost_s = 0.0
+        self.by: set[tuple[int, str]] = set()  # bottleneck link class and the other's label
+
+
+class Links:
+    """Every class of links, and what is on them now."""
+
+    def __init__(self, env: simpy.Environment, rates: Floats) -> None:
+        self.env = env
+        self.rates = rates
+        self.streams = np.zeros(len(rates))
+        self.active: dict[int, dict[int, Transfer]] = defaultdict(dict)
+        self.contention: dict[tuple[str, str, int], float] = defaultdict(float)
+        self.transfers = 0
+        self._put_on: dict[Route, float] = defaultdict(float)  # units
+        self._taken_off: dict[Route, float] = defaultdict(float)
+        self._speeds: dict[Route, float] = {}  # units per second, with nobody else there
+
+    @property
+    def bytes_on(self) -> Floats:
+        """Bytes put on every link so far."""
+        return self._sum(self._put_on)
+
+    @property
+    def bytes_off(self) -> Floats:
+        """Bytes that have left every link so far."""
+        return self._sum(self._taken_off)
+
+    @property
+    def busy_s(self) -> Floats:
+        """Seconds that every link would have needed for them at its full rate."""
+        return self.bytes_off / self.rates
+
+    def _sum(self, units: dict[Route, float]) -> Floats:
+        total = np.zeros(len(self.rates))
+        for route, amount in units.items():
+            total[route.links] += route.carried * amount
+        return total
+
+    def send(self, route: Route, unit_bytes: float, collective: int, label: str) -> simpy.Event:
+        """Put `unit_bytes` times the route's loads on its links; the event is their arrival."""
+        done = self.env.event()
+        if unit_bytes <= 0 or not len(route.links):
+            done.succeed()
+            return done
+        self.transfers += 1
+        transfer = Transfer(self.transfers, route, unit_bytes, collective, label, done)
+        transfer.changed_s = float(self.env.now)
+        self._put_on[route] += unit_bytes
+        before = self.streams[route.links]
+        self.streams[route.links] = before + route.streams
+        for port in route.ports:
+            self.active[port][transfer.number] = transfer
+        if before.any():
+            self._settle(transfer)
+        else:
+            transfer.rate = transfer.alone = self._speed(route) / unit_bytes
+            self._schedule(transfer)
+        return done
+
+    def _speed(self, route: Route) -> float:
+        """Return units per second where no other transfer is."""
+        speed = self._speeds.get(route)
+        if speed is None:
+            speed = float((self.rates[route.links] / (route.streams * route.loads)).min())
+            self._speeds[route] = speed
+        return speed
+
+    def _schedule(self, transfer: Transfer) -> None:
+        """Finish `transfer` when its rate says, unless that changes before."""
+        transfer.version += 1
+        version = transfer.version
+        timer = self.env.timeout(transfer.left / transfer.rate)
+        assert timer.callbacks is not None
+        timer.callbacks.append(lambda _: self._finish(transfer, version))
+
+    def _settle(self, changed: Transfer, gone: bool = False) -> None:
+        """Give every transfer that shares a link with `changed` its new rate."""
+        others = self._sharing(changed)
+        if not gone:
+            others.append(changed)
+        for transfer in others:
+            self._rate(transfer, self._sharing(transfer))
+
+    def _sharing(self, transfer: Transfer) -> list[Transfer]:
+        """Return the other transfers on the links of `transfer`, oldest first."""
+        mark = np.zeros(len(self.rates), dtype=bool)
+        mark[transfer.route.links] = True
+        found: dict[int, Transfer] = {}
+        for port in sorted(transfer.route.ports):
+            for number, other in self.active[port].items():
+                if other is not transfer and number not in found and mark[other.route.links].any():
+                    found[number] = other
+        return [found[number] for number in sorted(found)]
+
+    def _rate(self, transfer: Transfer, sharing: list[Transfer]) -> None:
+        """Note what `transfer` has moved so far and set its rate from now on."""
+        self._advance(transfer)
+        route = transfer.route
+        loads = route.loads * transfer.unit_bytes
+        speeds = self.rates[route.links] / (self.streams[route.links] * loads)
+        slowest = int(speeds.argmin())
+        transfer.by.clear()
+        alone = rate = float(speeds[slowest])
+        foreign = [other for other in sharing if other.collective != transfer.collective]
+        if foreign:
+            own = self.streams[route.links].copy()
+            for other in foreign:
+                common = np.isin(route.links, other.route.links)
+                place = np.searchsorted(other.route.links, route.links[common])
+                own[common] -= other.route.streams[place]
+                if common[slowest]:
+                    transfer.by.add((int(route.links[slowest]), other.label))
+            alone = float(np.min(self.rates[route.links] / (own * loads)))
+        transfer.alone = alone
+        if rate == transfer.rate:
+            return
+        transfer.rate = rate
+        self._schedule(transfer)
+
+    def _advance(self, transfer: Transfer) -> None:
+        now = float(self.env.now)
+        passed = now - transfer.changed_s
+        if passed > 0 and transfer.rate > 0:
+            transfer.left = max(0.0, transfer.left - passed * transfer.rate)
+            if transfer.by:
+                lost = passed * (1.0 - transfer.rate / transfer.alone)
+                for link, label in transfer.by:
+                    self.contention[transfer.label, label, link] += lost / len(transfer.by)
+                transfer.lost_s += lost
+        transfer.changed_s = now
+
+    def _finish(self, transfer: Transfer, version: int) -> None:
+        if version != transfer.version:
+            return
+        self._advance(transfer)
+        transfer.version += 1
+        route = transfer.route
+        after = self.streams[route.links] - route.streams
+        self.streams[route.links] = after
+        self._taken_off[route] += transfer.unit_bytes
+        for port in route.ports:
+            del self.active[port][transfer.number]
+        if after.any():
+            self._settle(transfer, gone=True)
+        transfer.done.succeed()

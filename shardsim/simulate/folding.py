@@ -1,0 +1,244 @@
+"""Chips that do the same at the same time are simulated once.
+
+Every device runs the same program; what differs between two of them can only be their own speed,
+the groups that they are in, and the links that those groups use. So colour devices by speed and
+links by rate, and refine: a group gets a new colour from the colours of its members and links,
+a device from those of its groups, a link from those of the groups that load it, until nothing
+changes. Devices of one colour are then bound to do everything at the same time (this is colour
+refinement, the coarsest equitable partition; Paige and Tarjan 1987), and one of them stands for
+all. A healthy torus has one colour; a slow chip splits off itself, the groups it is in, and the
+rest. Unfolded, every device, group and link has its own colour, and all else stays the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from shardsim.simulate.fluid import Route
+from shardsim.simulate.groups import Groups
+from shardsim.simulate.topology import Floats, Ints, Topology
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass
+class Fold:
+    """The classes of devices, groups and links, and what connects them."""
+
+    topology: Topology
+    groups: dict[str, Groups]
+    legs: dict[str, tuple[str, ...]]
+    device_class: Ints
+    group_class: dict[str, Ints]
+    link_class: Ints  # -1: a link that nothing uses
+    routes: dict[tuple[str, int, str], Route] = field(default_factory=dict)
+
+    @cached_property
+    def devices(self) -> Ints:
+        """One device of each class."""
+        return _first(self.device_class)
+
+    @cached_property
+    def device_counts(self) -> Ints:
+        """How many devices each class has."""
+        return np.bincount(self.device_class)
+
+    @cached_property
+    def links(self) -> Ints:
+        """One link of each class."""
+        return _first(self.link_class)
+
+    @cached_property
+    def link_counts(self) -> Ints:
+        """How many links each class has."""
+        return np.bincount(self.link_class[self.link_class >= 0])
+
+    @cached_property
+    def group_first(self) -> dict[str, Ints]:
+        """One group of each class, by role."""
+        return {role: _first(colours) for role, colours in self.group_class.items()}
+
+    def group_of(self, role: str, device_class: int) -> int:
+        """Return the class of the group in which devices of a class are."""
+        group = self.groups[role].of_device[self.devices[device_class]]
+        return int(self.group_class[role][group])
+
+    def members(self, role: str, group_class: int) -> int:
+        """Return how many classes of devices a group has."""
+        group = self.group_first[role][group_class]
+        return len(np.unique(self.device_class[self.groups[role].members[group]]))
+
+    def route(self, role: str, group_class: int, leg: str) -> Route:
+        """Return a leg of a group as links of classes."""
+        key = (role, group_class, leg)
+        if key not in self.routes:
+            self.routes[key] = self._route(role, group_class, leg)
+        return self.routes[key]
+
+    def _route(self, role: str, group_class: int, name: str) -> Route:
+        groups = self.groups[role]
+        made = groups.leg(int(self.group_first[role][group_class]), name)
+        classes = self.link_class[made.links]
+        order = np.argsort(classes, kind="stable")
+        used, start = np.unique(classes[order], return_index=True)
+        loads = made.shards[order][start] if len(used) else made.shards
+        streams = np.zeros(len(used))
+        carried = np.zeros(len(used))
+        table = self._incidence(role, name)
+        for place, link in enumerate(self.links[used]):
+            low, high = np.searchsorted(table[0], (link, link + 1))
+            mine = self.group_class[role][table[1][low:high]] == group_class
+            streams[place] = mine.sum()
+            carried[place] = table[2][low:high][mine].sum()
+            # Groups of one class load links of one class alike, though perhaps not in one order.
+            loads[place] = table[2][low:high][mine].max()
+        ports = frozenset((self.links[used] % self.topology.ports).tolist())
+        return Route(
+            name=made.name,
+            links=used,
+            loads=loads,
+            streams=streams,
+            carried=carried,
+            hops=made.hops,
+            dcn=made.dcn,
+            ports=ports,
+        )
+
+    def _incidence(self, role: str, name: str) -> tuple[Ints, Ints, Floats]:
+        """Return (link, group, shards) of a leg over all groups, by link."""
+        key = (role, name)
+        if key not in self._tables:
+            self._tables[key] = incidence(self.groups[role], name)
+        return self._tables[key]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, str], tuple[Ints, Ints, Floats]]:
+        return {}
+
+
+def incidence(groups: Groups, name: str) -> tuple[Ints, Ints, Floats]:
+    """Return which groups' leg `name` loads which links with how many shards, by link."""
+    table = groups.table(name)
+    order = np.argsort(table.links, kind="stable")
+    return table.links[order], table.owners[order], table.shards[order]
+
+
+def fold(
+    topology: Topology,
+    groups: dict[str, Groups],
+    legs: dict[str, tuple[str, ...]],
+    speed: Floats,
+    unfold: bool = False,
+) -> Fold:
+    """Return the classes. `legs` names what each role's groups will do, `speed` each device."""
+    result = Fold(
+        topology=topology,
+        groups=groups,
+        legs=legs,
+        device_class=np.arange(topology.devices),
+        group_class={role: np.arange(item.count) for role, item in groups.items()},
+        link_class=np.full(len(topology.rates), -1),
+    )
+    tables = {(role, name): result._incidence(role, name) for role in groups for name in legs[role]}
+    used = np.zeros(len(topology.rates), dtype=bool)
+    for links, _, _ in tables.values():
+        used[links] = True
+    if unfold:
+        result.link_class[used] = np.arange(used.sum())
+        return result
+    _refine(result, tables, speed, used)
+    return result
+
+
+def _refine(
+    result: Fold,
+    tables: dict[tuple[str, str], tuple[Ints, Ints, Floats]],
+    speed: Floats,
+    used: Any,
+) -> None:
+    topology, groups = result.topology, result.groups
+    devices = _colours(speed)
+    port = np.arange(len(used)) % topology.ports  # kept apart so that reports can name them
+    links = np.where(used, _colours(topology.rates) * topology.ports + port + 1, 0)
+    grouped = {role: _colours(_latencies(item, result.legs[role])) for role, item in groups.items()}
+    before = -1
+    while True:
+        link_words = _mix(links.astype(np.uint64))
+        for role, item in groups.items():
+            word = _mix(grouped[role].astype(np.uint64))
+            members = _mix(devices.astype(np.uint64) + np.uint64(1))[item.members]
+            word = word + _mix(members.sum(axis=1, dtype=np.uint64))
+            for number, name in enumerate(result.legs[role]):
+                found, owner, shards = tables[role, name]
+                tagged = _mix(link_words[found] + _bits(shards) + np.uint64(number * 7919))
+                word = word + _mix(_sums(owner, tagged, item.count) + np.uint64(number))
+            grouped[role] = _colours(word)
+        device_word = _mix(devices.astype(np.uint64))
+        link_word = link_words.copy()  # carries the port and the rate along
+        for tag, (role, item) in enumerate(groups.items()):
+            colour = _mix(grouped[role].astype(np.uint64) + np.uint64(104729 * (tag + 1)))
+            device_word = _mix(device_word + colour[item.of_device])
+            for number, name in enumerate(result.legs[role]):
+                found, owner, shards = tables[role, name]
+                tagged = _mix(colour[owner] + _bits(shards) + np.uint64(number * 31337))
+                link_word = link_word + _sums(found, tagged, len(links))
+        devices = _colours(device_word)
+        links = np.where(used, _colours(np.where(used, _mix(link_word), 0)) + 1, 0)
+        count = sum(len(np.unique(colours)) for colours in (devices, links, *grouped.values()))
+        if count == before:
+            break
+        before = count
+    result.device_class = _by_first(devices)
+    result.group_class = {role: _by_first(colours) for role, colours in grouped.items()}
+    result.link_class = np.full(len(links), -1)
+    result.link_class[used] = _by_first(links[used])
+
+
+def _latencies(groups: Groups, names: tuple[str, ...]) -> Floats:
+    """Return a number per group that differs where hops differ (detours)."""
+    total = np.zeros(groups.count)
+    for number, name in enumerate(names):
+        total += groups.table(name).hops * (1.0 + 0.6180339887 * number)
+    return total
+
+
+def _mix(words: Words) -> Words:
+    """Return well-mixed 64-bit words (splitmix64; Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        words = words + np.uint64(0x9E3779B97F4A7C15)
+        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(words ^ (words >> np.uint64(31)), dtype=np.uint64)
+
+
+def _bits(values: Floats) -> Words:
+    return np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
+
+
+def _sums(keys: Ints, words: Words, count: int) -> Words:
+    """Return the sum of `words` by key, modulo 2^64."""
+    total = np.zeros(count, dtype=np.uint64)
+    np.add.at(total, keys, words)
+    return total
+
+
+def _colours(values: Any) -> Ints:
+    return np.asarray(np.unique(values, return_inverse=True)[1], dtype=np.int64).reshape(-1)
+
+
+def _by_first(colours: Ints) -> Ints:
+    """Return colours renumbered in the order in which they first appear."""
+    _, first, inverse = np.unique(colours, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return np.asarray(rank[inverse.reshape(-1)], dtype=np.int64)
+
+
+def _first(colours: Ints) -> Ints:
+    """Return the first place of each colour 0, 1, ...; places of colour -1 are left out."""
+    found, first = np.unique(colours, return_index=True)
+    return np.asarray(first[found >= 0], dtype=np.int64)

@@ -1,0 +1,100 @@
+"""What the messages of all groups put on the links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardsim.simulate.topology import Floats, Ints, Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """One movement of one group: shards on each link, and hops one after the other."""
+
+    name: str  # "x", "dcn", "ring", ...
+    links: Ints
+    shards: Floats  # carried by each link, in units of the shard a member starts with
+    hops: int  # links that one message crosses after the other
+    dcn: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One leg of all groups, by group and then by link."""
+
+    name: str
+    links: Ints
+    owners: Ints
+    shards: Floats
+    hops: Ints  # per group
+    dcn: bool
+
+
+class Load:
+    """Adds up the shards that the messages of all groups put on links."""
+
+    def __init__(self, topology: Topology, count: int) -> None:
+        self.topology = topology
+        self.links: list[Ints] = []
+        self.owners: list[Ints] = []
+        self.shards: list[Floats] = []
+        self.longest = np.zeros(count, dtype=np.int64)  # links of a group's longest message
+        self.dcn = False
+
+    def add(self, links: Ints, owners: Ints, shards: float) -> None:
+        """Put `shards` on every link, for its owner."""
+        self.links.append(links)
+        self.owners.append(owners)
+        self.shards.append(np.full(len(links), shards))
+
+    def step(
+        self,
+        sources: Ints,
+        targets: Ints,
+        owners: Ints,
+        port: int,
+        stride: int,
+        shards: float,
+    ) -> None:
+        """Send `shards` from each source `stride` wires along `port`; detour where needed."""
+        topology = self.topology
+        here = sources
+        path = []
+        good = np.ones(len(sources), dtype=bool)
+        for _ in range(stride):
+            path.append(here * topology.ports + port)
+            good &= ~topology.is_dead(path[-1])
+            here = topology.neighbour[here, port]
+        good &= here == targets
+        for links in path:
+            self.add(links[good], owners[good], shards)
+        np.maximum.at(self.longest, owners[good], stride)
+        if not good.all():
+            self.messages(sources[~good], targets[~good], owners[~good], shards)
+
+    def messages(self, sources: Ints, targets: Ints, owners: Ints, shards: float) -> None:
+        """Send `shards` along the routes from sources to targets."""
+        links, which, hops = self.topology.routes(sources, targets)
+        self.dcn |= bool(np.any(links % self.topology.ports == self.topology.dcn_port))
+        np.maximum.at(self.longest, owners, hops)
+        self.add(links, owners[which], shards)
+
+    def table(self, name: str, rounds: int) -> Table:
+        """Return what was added; `rounds` messages follow each other over the longest path."""
+        none = np.zeros(0, dtype=np.int64)
+        count = len(self.topology.rates)
+        keys = np.concatenate([none, *self.owners]) * count + np.concatenate([none, *self.links])
+        found, inverse = np.unique(keys, return_inverse=True)
+        shards = np.bincount(
+            inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *self.shards])
+        )
+        return Table(
+            name=name,
+            links=found % count,
+            owners=found // count,
+            shards=np.asarray(shards[: len(found)], dtype=np.float64),
+            hops=self.longest * rounds,
+            dcn=self.dcn,
+        )

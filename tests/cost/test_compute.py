@@ -1,0 +1,114 @@
+"""Time of one operation: tiles, sustained rates, and what HBM adds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from building import plain_chip
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsim.cost.compute import compute_time
+from shardsim.machine import load_chip, override_chip
+from shardsim.program.tasks import Compute
+
+
+def matmul(m: float, k: float, n: float, **options: float) -> Compute:
+    moved = options.pop("hbm_bytes", 2 * (m * k + k * n + m * n))
+    return Compute(
+        name="matmul", kind="matmul", m=m, k=k, n=n, matmuls=1, hbm_bytes=moved, **options
+    )
+
+
+@pytest.mark.parametrize("chip_name", ["v4", "v6e", "tpu7x"])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1024, 512, 2048), (1, 1, 1), (100, 130, 300), (8, 128, 257)]
+)
+def test_the_matrix_unit_works_in_whole_tiles(chip_name, m, k, n):
+    chip = plain_chip(chip_name, matmul_efficiency=0.5)
+    side = {"v4": 128, "v6e": 256, "tpu7x": 256}[chip_name]
+    assert chip.mxu_dim == side
+    tiles = math.ceil(m / 8) * math.ceil(k / side) * math.ceil(n / side)
+    rate = chip.peak_flops["bf16"] / chip.devices_per_chip * 0.5
+    time = compute_time(chip, matmul(m, k, n))
+    assert time.unit_s == pytest.approx(tiles * 2 * 8 * side * side / rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("flops_a_byte", [0.1, 1.0, 30.0, 1e4])
+def test_hbm_adds_what_streaming_cannot_hide(flops_a_byte):
+    chip = plain_chip("v4", hbm_efficiency=0.5, matmul_efficiency=1.0)
+    work = 2.0 * 4096**3
+    unit_s = work / chip.peak_flops["bf16"]
+    moved = unit_s * chip.hbm_bytes_per_s * 0.5 / flops_a_byte
+    memory_s = unit_s / flops_a_byte
+    time = compute_time(chip, matmul(4096, 4096, 4096, hbm_bytes=moved))
+    # Half of the on-chip memory is filled before the first product, or all there is.
+    first_s = min(memory_s, chip.onchip_bytes / 2 / (chip.hbm_bytes_per_s * 0.5), unit_s)
+    assert time.total_s == pytest.approx(max(unit_s, memory_s) + first_s, rel=1e-12)
+
+
+def test_an_elementwise_operation_takes_the_longer_of_two():
+    chip = plain_chip("v4", hbm_efficiency=0.5, op_overhead_s=1e-6)
+    for moved, operations in ((1e9, 1e6), (1e3, 1e12)):
+        task = Compute(name="add", kind="elementwise", hbm_bytes=moved, vector_ops=operations)
+        longer = max(moved / (0.5 * chip.hbm_bytes_per_s), operations / chip.vector_flops)
+        assert compute_time(chip, task).total_s == pytest.approx(longer + 1e-6, rel=1e-12)
+
+
+def test_eight_bit_formats_use_their_own_peak():
+    chip = plain_chip("v5e")
+    task = matmul(2**14, 2**14, 2**14)
+    times = [
+        compute_time(chip, replace(task, dtype=dtype)).unit_s for dtype in ("bf16", "int8", "f32")
+    ]
+    assert times[1] == pytest.approx(times[0] * chip.peak("bf16") / chip.peak_flops["int8"])
+    assert times[2] == times[0]
+
+
+@pytest.mark.parametrize(
+    ("chip_name", "size", "published", "within"),
+    [
+        # Square bf16 matmuls of published micro-benchmarks, as fractions of the peak, on a chip
+        # whose large ones sustain what theirs do.
+        ("v5e", 4096, 0.84, 0.03),
+        ("tpu7x", 1024, 0.30, 0.05),
+    ],
+)
+def test_square_matmuls_below_8192(chip_name, size, published, within):
+    sustained = {"v5e": 0.95, "tpu7x": 0.83}[chip_name]
+    chip = override_chip(load_chip(chip_name), {"matmul_efficiency": sustained})
+    rate = 2.0 * size**3 / compute_time(chip, matmul(size, size, size)).total_s
+    fraction = rate / (chip.peak("bf16") / chip.devices_per_chip)
+    assert fraction == pytest.approx(published, abs=within)
+
+
+@given(
+    st.integers(1, 2000),
+    st.integers(1, 2000),
+    st.integers(1, 2000),
+    st.sampled_from([2, 4, 8, 16]),
+)
+def test_blocks_together_take_no_less_than_the_whole(m, k, n, blocks):
+    chip = plain_chip("v4", op_overhead_s=1e-6)
+    task = matmul(m * blocks, k, n, vector_ops=1e3)
+    whole = compute_time(chip, task)
+    block = compute_time(chip, task, blocks)
+    assert blocks * block.unit_s >= whole.unit_s * (1 - 1e-12)
+    assert blocks * block.total_s >= whole.total_s * (1 - 1e-12)
+
+
+def test_each_block_reads_the_stationary_operand_again():
+    chip = plain_chip("v4", hbm_efficiency=1.0)
+    # Few rows: memory-bound, so that the bytes show.
+    m, k, n, blocks = 64, 8192, 8192, 8
+    task = matmul(m, k, n)
+    time = compute_time(chip, task, blocks)
+    fair = task.hbm_bytes / blocks
+    stationary = 2 * min(k * n, 2 * m * n)  # the weights, or the sums read and written
+    moved = fair + stationary * (1 - 1 / blocks)
+    memory_s = moved / chip.hbm_bytes_per_s
+    first_s = min(memory_s, chip.onchip_bytes / 2 / chip.hbm_bytes_per_s, time.unit_s)
+    longer = max(memory_s, float(time.unit_s))
+    assert time.total_s == pytest.approx(longer + first_s, rel=1e-12)

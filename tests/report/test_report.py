@@ -1,0 +1,200 @@
+"""Reports: self-contained, escaped, and the same numbers in HTML and Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from shardsim.cli.main import main
+from shardsim.cost.predict import predict
+from shardsim.errors import FileError, ShardsimError
+from shardsim.plan import load_plan
+from shardsim.report import study
+from shardsim.report.markdown import to_markdown
+from shardsim.report.page import to_html
+from shardsim.report.write import report_document, write_report
+
+HOSTILE = '"><script>alert(1)</script> $\\frac{1}$ | `x` \u4e2d <img src=//evil.example/x>'
+VOID = {"meta", "br", "img", "hr", "link"}
+
+
+class Page(HTMLParser):
+    """Notes tags, attributes and text, and checks that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            assert not name.startswith("on")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "svg"} & set(self.open):
+            self.words += data + " "
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[str, str]:
+    document, _ = report_document("vit-22b-published-tp8", images=4e9)
+    return to_html(document), to_markdown(document)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(both: tuple[str, str]) -> None:
+    page = Page(both[0])
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links)
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"https?:|//\w", re.sub(r"<svg.*?</svg>", "", both[0], flags=re.DOTALL))
+    assert len(both[0].encode()) < 3_000_000
+    assert "prefers-color-scheme:dark" in both[0]
+    assert "@media print" in both[0]
+
+
+def numbers(text: str) -> list[str]:
+    return re.findall(r"\d[\d,.]*", text)
+
+
+def test_markdown_carries_the_same_numbers(both: tuple[str, str]) -> None:
+    body = re.sub(r"<(svg|style)\b.*?</\1>|<figcaption>.*?</figcaption>", "", both[0], flags=re.S)
+    body = body[body.index("<body>") :]
+    words = unescape(re.sub(r"<[^>]*>", " ", body)).replace("\xa0", " ")
+    assert sorted(numbers(words)) == sorted(numbers(both[1].replace("\\", "")))
+
+
+def test_every_section_is_there(both: tuple[str, str]) -> None:
+    for title in (
+        "Question",
+        "Answer",
+        "The plan",
+        "Where the time goes",
+        "Where HBM goes",
+        "Collectives",
+        "Timeline of one layer",
+        "Roofline of every matmul",
+        "What would change it",
+        "What each technique is worth",
+        "Runners-up, and why they lost",
+        "How far to trust it",
+        "Commands that reproduce it",
+    ):
+        assert f"### {title}" in both[1]
+        assert f"<h3>{title}</h3>" in both[0]
+
+
+@pytest.mark.usefixtures("no_search")
+def test_days_and_chip_hours_follow_from_the_step() -> None:
+    _, studies = report_document("palm-540b-published-two-pods", tokens=780e9)
+    item = predict(load_plan("palm-540b-published-two-pods"))
+    days = 780e9 / item.plan.tokens * item.step_time_s / 86400
+    assert studies[0].days == pytest.approx(days)
+    assert studies[0].chip_hours == pytest.approx(days * 24 * 6144)
+
+
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study.Studies, "_search", lambda self, plan: None)
+
+
+@pytest.mark.usefixtures("no_search")
+def test_hostile_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    plan = replace(load_plan("llama3-8b-published-v6e-1x16"), name=HOSTILE, note=HOSTILE)
+    for suffix in ("html", "md"):
+        target = tmp_path / f"r.{suffix}"
+        write_report([plan, plan], target)
+        text = target.read_text(encoding="utf-8")
+        if suffix == "html":
+            page = Page(text)
+            assert not {"script", "img"} & set(page.tags)
+            assert "<script>alert(1)</script>" in page.words
+        else:
+            prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+            assert not re.search(r"(?<!\\)<(script|img)", prose)
+    for shown in (plan, predict(plan)):
+        assert "<script>" not in shown._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "name", ["vit-e-data-parallel", "llama3-70b-published-tpu7x-1x64", "vit-22b-published-tp16"]
+)
+@pytest.mark.usefixtures("no_search")
+def test_other_plans_make_a_document(name: str) -> None:
+    document, _ = report_document(name)
+    assert "no plan that fits" in to_markdown(document)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    target = tmp_path / "r.md"
+    words = ["report", "llama3-8b-published-v6e-1x16", "-o", str(target), "--tokens", "1e12"]
+    result = CliRunner().invoke(main, [*words, "--json"])
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert data["path"] == str(target)
+    assert data["plans"][0]["mfu"] == predict(load_plan("llama3-8b-published-v6e-1x16")).mfu
+    assert data["plans"][0]["days"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["vit-22b-published-tp8", "-o", "no/where/r.html"], "not a folder"),
+        (["vit-22b-published-tp8", "-o", "r.pdf"], ".html or .md"),
+        (["vit-22b-publishd-tp8", "-o", "r.html"], "did you mean"),
+        (["vit-22b-published-tp8", "-o", "r.html", "--tokens", "-1"], "positive"),
+        (["vit-22b-published-tp8", "-o", "r.html", "--tokens", "1", "--images", "1"], "not both"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["report", *words])
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shardsim.report
+
+    monkeypatch.setattr(shardsim.report, "find_spec", lambda name: None)
+    with pytest.raises(ShardsimError, match=r"pip install 'shardsim\[report\]'"):
+        shardsim.report.require()
+
+
+def test_a_report_of_nothing_or_into_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ShardsimError, match="at least one plan"):
+        report_document([])
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(FileError, match="not a folder"):
+        write_report("vit-22b-published-tp8", tmp_path / "r.html" / "x" / "r.html")

@@ -1,0 +1,57 @@
+"""The legs of `groups.py` against every hop of every device."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardsim.machine import parse_machine
+from shardsim.plan.layout import AxisLayout
+from shardsim.simulate.collective import run_alone
+from shardsim.simulate.messages import hop_by_hop
+
+CASES = [
+    ("v4:4x4x4", (4, 1, 1)),
+    ("v4:4x4x4", (4, 4, 4)),
+    ("v5e:4x8", (1, 8)),
+    ("v5e:4x4", (4, 4)),
+]
+
+
+@pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])
+@pytest.mark.parametrize(("name", "factors"), CASES)
+@pytest.mark.parametrize("size", [2.0**10, 2.0**18, 2.0**28])
+def test_hop_by_hop_takes_as_long(
+    name: str, factors: tuple[int, ...], kind: str, size: float
+) -> None:
+    layout = AxisLayout(factors=factors, strides=(1,) * len(factors))
+    machine = parse_machine(name)
+    hops = hop_by_hop(machine, layout, kind, size)
+    assert hops.time_s == pytest.approx(run_alone(machine, layout, kind, size).time_s, rel=1e-9)
+    assert hops.bytes_on == hops.bytes_off
+
+
+def test_links_carry_what_the_legs_say() -> None:
+    layout = AxisLayout(factors=(4, 4), strides=(1, 1))
+    machine = parse_machine("v5e:4x4")
+    hops = hop_by_hop(machine, layout, "all-gather", 2.0**20)
+    legs = run_alone(machine, layout, "all-gather", 2.0**20, unfold=True)
+    numbers = legs.folded.links.tolist()
+    carried = {link: legs.links.bytes_off[place] for place, link in enumerate(numbers)}
+    assert carried == pytest.approx(hops.bytes_on)
+
+
+def test_unequal_axes_within_what_chunks_hide() -> None:
+    layout = AxisLayout(factors=(4, 8), strides=(1, 1))
+    machine = parse_machine("v5e:4x8")
+    hops = hop_by_hop(machine, layout, "all-gather", 2.0**28)
+    legs = run_alone(machine, layout, "all-gather", 2.0**28)
+    assert hops.time_s == pytest.approx(legs.time_s, rel=0.01)
+
+
+def test_everybody_waits_for_who_is_late() -> None:
+    """A ring that forwards in order ends n hops after its last member has started."""
+    layout = AxisLayout(factors=(4, 1, 1), strides=(1, 1, 1))
+    machine = parse_machine("v4:4x4x4")
+    alone = hop_by_hop(machine, layout, "all-gather", 2.0**20)
+    late = hop_by_hop(machine, layout, "all-gather", 2.0**20, late_s={0: 1e-3})
+    assert late.time_s == pytest.approx(alone.time_s + 1e-3, rel=1e-9)
