@@ -9,7 +9,9 @@ without a tensor axis, for example) are counted once.
 
 Two choices are settled without pricing both sides, because one is never slower: the residual
 stream is split on the sequence where that divides (on embed it costs the norms' statistics on
-top), and weights are prefetched wherever HBM has room for it.
+top), and weights are prefetched wherever HBM has room for it. One is not made at all: gradients are
+not reduced behind the backward pass, because no published set of compiler options does that; a plan
+file may.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from shardsim.cost.overlap import BIDIRECTIONAL
 from shardsim.machine import Machine, TorusAxis
 from shardsim.model import Model
 from shardsim.plan.layout import (
@@ -259,7 +262,9 @@ def legal_cells(
     which a split residual stream can lie.
     """
     shape = part.shape
-    mask = np.broadcast_to(legal(model, batch, sequence, layout), shape)
+    # Both directions need a group that four divides; otherwise they are the one direction again.
+    twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size % 4 != 0)
+    mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice, shape)
     ways = np.where(part.choices.residual_split, part.residuals[:, None, None], 1)
     ways = ways * np.where(part.choices.gathers, 2, 1)
     return mask, np.broadcast_to(ways, shape)

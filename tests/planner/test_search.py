@@ -215,6 +215,7 @@ def divides(work: Workload, choice: Choice) -> bool:
         or model.embed % embed
         or model.layers % size["p"]
         or choice.microbatches < size["p"]
+        or (choice.matmul == "bidirectional" and size["t"] % 4)  # the same as unidirectional
     )
 
 
