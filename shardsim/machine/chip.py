@@ -27,7 +27,7 @@ EFFICIENCIES = ("matmul_efficiency", "hbm_efficiency", "link_efficiency", "dcn_e
 COUNTS = ("cores_per_chip", "devices_per_chip", "mxu_dim", "torus_dims", "chips_per_host")
 OPTIONAL = ("clock_hz", "die_to_die_bytes_per_s", "pcie_bytes_per_s")
 WORDS = {
-    "kind": ("tpu", "gpu"),
+    "kind": ("tpu", "gpu", "cpu"),
     "names_count": ("cores", "chips"),
     "interconnect": ("torus", "switch"),
     "wrap": ("cube4", "length16", "full", "none"),
@@ -55,7 +55,7 @@ class Chip:
 
     name: str  # as in slice names: "v4"
     title: str  # "TPU v4"
-    kind: str  # "tpu" or "gpu"
+    kind: str  # "tpu", "gpu", or "cpu" (host devices)
     aliases: tuple[str, ...] = ()  # vendor's spellings: ("v5litepod", "v5lite")
     cores_per_chip: int
     devices_per_chip: int

@@ -137,7 +137,7 @@ class Machine:
             twist = "twisted torus" if self.twisted else "torus"
             form = f"{twist} {'x'.join(map(str, self.shape))} ({wraps})"
             hosts = f"{self.hosts:,} host{'s' if self.hosts > 1 else ''}"
-        noun = "chip" if chip.kind == "tpu" else "GPU"
+        noun = {"tpu": "chip", "gpu": "GPU", "cpu": "device"}[chip.kind]
         plural = "s" if self.chips > 1 else ""
         return (
             f"{self.name}: {self.chips:,} {chip.title} {noun}{plural}{devices}{each}, {hosts}, "

@@ -91,6 +91,7 @@ class Links:
         self.transfers = 0
         self._put_on: dict[Route, float] = defaultdict(float)  # units
         self._taken_off: dict[Route, float] = defaultdict(float)
+        self._shared: dict[tuple[Route, Route], tuple[Ints, Ints, frozenset[int]]] = {}
         self._speeds: dict[Route, float] = {}  # units per second, with nobody else there
 
     @property
@@ -157,41 +158,53 @@ class Links:
         if not gone:
             others.append(changed)
         for transfer in others:
-            self._rate(transfer, self._sharing(transfer))
+            self._rate(transfer)
 
     def _sharing(self, transfer: Transfer) -> list[Transfer]:
         """Return the other transfers on the links of `transfer`, oldest first."""
-        mark = np.zeros(len(self.rates), dtype=bool)
-        mark[transfer.route.links] = True
         found: dict[int, Transfer] = {}
-        for port in sorted(transfer.route.ports):
+        for port in transfer.route.ports:
             for number, other in self.active[port].items():
-                if other is not transfer and number not in found and mark[other.route.links].any():
+                if (
+                    other is not transfer
+                    and number not in found
+                    and len(self._common(transfer.route, other.route)[0])
+                ):
                     found[number] = other
         return [found[number] for number in sorted(found)]
 
-    def _rate(self, transfer: Transfer, sharing: list[Transfer]) -> None:
+    def _common(self, one: Route, other: Route) -> tuple[Ints, Ints, frozenset[int]]:
+        """Return the places of the links that two routes share, in each; and in the first."""
+        places = self._shared.get((one, other))
+        if places is None:
+            _, here, there = np.intersect1d(
+                one.links, other.links, assume_unique=True, return_indices=True
+            )
+            places = self._shared[one, other] = (here, there, frozenset(here.tolist()))
+        return places
+
+    def _rate(self, transfer: Transfer) -> None:
         """Note what `transfer` has moved so far and set its rate from now on."""
-        self._advance(transfer)
         route = transfer.route
-        loads = route.loads * transfer.unit_bytes
-        speeds = self.rates[route.links] / (self.streams[route.links] * loads)
+        speeds = self.rates[route.links] / (self.streams[route.links] * route.loads)
         slowest = int(speeds.argmin())
-        transfer.by.clear()
-        alone = rate = float(speeds[slowest])
-        foreign = [other for other in sharing if other.collective != transfer.collective]
-        if foreign:
-            own = self.streams[route.links].copy()
-            for other in foreign:
-                common = np.isin(route.links, other.route.links)
-                place = np.searchsorted(other.route.links, route.links[common])
-                own[common] -= other.route.streams[place]
-                if common[slowest]:
-                    transfer.by.add((int(route.links[slowest]), other.label))
-            alone = float(np.min(self.rates[route.links] / (own * loads)))
-        transfer.alone = alone
+        rate = float(speeds[slowest]) / transfer.unit_bytes
         if rate == transfer.rate:
             return
+        self._advance(transfer)
+        transfer.by.clear()
+        transfer.alone = rate
+        own = route.streams
+        for other in self._sharing(transfer):
+            here, there, places = self._common(route, other.route)
+            if other.collective == transfer.collective:
+                own = own.copy()
+                own[here] += other.route.streams[there]
+            elif slowest in places:
+                transfer.by.add((int(route.links[slowest]), other.label))
+        if transfer.by:
+            alone = (self.rates[route.links] / (own * route.loads)).min()
+            transfer.alone = float(alone) / transfer.unit_bytes
         transfer.rate = rate
         self._schedule(transfer)
 

@@ -38,15 +38,17 @@ class HostDevices:
     Its environment is its own, so the caller's JAX (if any) keeps the devices it has.
     """
 
-    def __init__(self, devices: int = 8) -> None:
+    def __init__(
+        self, devices: int = 8, *, module: str = "shardsim.xla.worker", flags: str = _FLAGS
+    ) -> None:
         self.devices = devices
         environment = dict(os.environ)
         environment["JAX_PLATFORMS"] = "cpu"
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {_FLAGS}"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {flags}"
         environment["TF_CPP_MIN_LOG_LEVEL"] = "2"
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "shardsim.xla.worker"],
+            [sys.executable, "-W", "error", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -57,11 +57,12 @@ def on(plan: Plan, shape: tuple[int, int, int], mesh: dict[str, dict[str, int]])
 
 def show(title: str, plan: Plan, **options: Any) -> Simulation:
     """Simulate, print one line."""
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     found = simulate_plan(plan, **options)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     print(
-        f"{title:34} {plan.machine.chips:7,} chips {seconds:8.2f} s {found.events:11,} events "
+        f"{title:34} {plan.machine.chips:7,} chips {seconds:7.2f} s ({cpu:5.2f} s of a core) "
+        f"{found.events:11,} events "
         f"{found.events / seconds / 1e3:7.0f} k/s   classes: {found.classes['devices']} chips, "
         f"{found.classes['links']} links   step {found.step_time_s:.4f} s, "
         f"MFU {100 * found.mfu:.2f} %",

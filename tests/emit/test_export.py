@@ -222,3 +222,25 @@ def test_a_tiny_copy_keeps_every_axis_and_technique(name: str) -> None:
     assert int(before.residual) == int(after.residual)
     assert (plan.remat, plan.overlap, plan.optimizer) == (tiny.remat, tiny.overlap, tiny.optimizer)
     assert plan.fused_projections == tiny.fused_projections
+
+
+def test_shardings_are_ready_for_a_notebook() -> None:
+    program = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from plans import PLANS
+from shardsim.emit import build_mesh, shardings, trainer
+plan = PLANS["2-D tensor, sequence"]
+found = shardings(plan, build_mesh(plan))
+assert found["parameters"]["mlp_in"].spec == jax.P(None, ("model2", "fsdp"), ("model",))
+assert found["activations"]["residual"].spec == jax.P(("fsdp",), ("model",), ("model2",))
+assert found["optimizer"].keys() == found["parameters"].keys()
+assert trainer(plan).batch(0)["tokens"].shape == (16, 16)
+"""
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *sys.path])
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        check=True,
+        env=environment() | {"PYTHONPATH": path},
+    )
