@@ -12,6 +12,7 @@ from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
+from shardsim.cli.simulation import timeline
 
 
 @click.group(
@@ -37,6 +38,7 @@ for command in (
     ablate,
     sweep,
     sensitivity,
+    timeline,
     report,
     export,
     verify,

@@ -155,8 +155,8 @@ set_option = click.option(
     "--fidelity",
     default="analytic",
     show_default=True,
-    type=click.Choice(["analytic"]),
-    help="How the step is priced.",
+    type=click.Choice(["analytic", "events"]),
+    help="Closed forms, or an event simulation of the torus (needs the extra `simulate`).",
 )
 @json_option
 @command_errors
@@ -173,7 +173,13 @@ def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -
     from shardsim.cli.show import prediction_text
     from shardsim.cost.predict import predict as run
 
-    item = run(load(path, changes))
+    chosen = load(path, changes)
+    if fidelity == "events":
+        from shardsim.cli.simulation import simulated
+
+        item = simulated(chosen)
+    else:
+        item = run(chosen)
     if as_json:
         emit_json(item.to_data())
     else:

@@ -1,0 +1,63 @@
+"""`shardsim timeline`, and the event level of `shardsim predict`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from shardsim.cli.output import command_errors, emit_json, json_option, note
+from shardsim.cli.planning import load, set_option
+from shardsim.errors import ShardsimError
+
+
+def simulated(plan: Any) -> Any:
+    """Return a plan's step as the event simulation plays it."""
+    _require("simpy", "networkx")
+    from shardsim.simulate import simulate_plan
+
+    return simulate_plan(plan)
+
+
+def _require(*modules: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ShardsimError(
+            f"{' and '.join(missing)} missing; pip install 'shardsim[simulate,report]'"
+        )
+
+
+@click.command()
+@click.argument("path", metavar="PLAN.yaml")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="trace.json: the step, for Perfetto; layer.png or .svg: one layer as a picture.",
+)
+@set_option
+@json_option
+@command_errors
+def timeline(path: str, output: str, changes: tuple[str, ...], as_json: bool) -> None:
+    """Simulate a step on the torus and write when everything runs.
+
+    The trace opens in https://ui.perfetto.dev and chrome://tracing.
+
+    \b
+    Examples:
+      shardsim timeline vit-22b-published-tp8 -o trace.json
+      shardsim timeline vit-22b-published-tp8 -o layer.png
+    """
+    plan = load(path, changes)
+    picture = output.lower().endswith((".png", ".svg", ".pdf"))
+    _require("simpy", "networkx", *(("matplotlib",) if picture else ()))
+    from shardsim.simulate.timeline import draw_layer, write_trace
+
+    result = draw_layer(plan, output) if picture else write_trace(plan, output)
+    note(f"written to {output}")
+    if as_json:
+        emit_json({"path": output, "step_time_s": result.step_time_s, "mfu": result.mfu})
+    else:
+        click.echo(f"step {result.step_time_s:.4g} s, MFU {100 * result.mfu:.1f} %")
