@@ -21,8 +21,9 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, ta
     help="jax: a train step to run or import; flax: logical axis rules; json, yaml: plain data.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
+@json_option
 @command_errors
-def export(path: str, form: str, output: str | None) -> None:
+def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     """Write a plan as executable JAX, as Flax rules, or as plain data.
 
     \b
@@ -37,7 +38,9 @@ def export(path: str, form: str, output: str | None) -> None:
     if output:
         write_text(output, text)
         note(f"written to {output}")
-    else:
+    if as_json:
+        emit_json({"to": form, "path": output, "text": None if output else text})
+    elif not output:
         click.echo(text, nl=False)
 
 
