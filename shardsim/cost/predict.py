@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,6 +178,13 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
         key = (cost.task.kind, _mesh_axes(cost.task.role, layout), purpose)
         row = [cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s]
         sums[key] = sums.get(key, np.zeros(4)) + np.array([float(value) for value in row])
+    return collective_uses({key: row for key, row in sums.items() if row[2] > 0})
+
+
+def collective_uses(
+    sums: Mapping[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]],
+) -> tuple[CollectiveUse, ...]:
+    """Return rows of (sent bytes, count, time, exposed) by kind, axes, purpose; longest first."""
     uses = [
         CollectiveUse(
             kind=kind,
@@ -188,7 +196,6 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
             exposed_s=float(row[3]),
         )
         for (kind, axes, purpose), row in sums.items()
-        if row[2] > 0
     ]
     return tuple(sorted(uses, key=lambda use: -use.time_s))
 

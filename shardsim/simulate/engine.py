@@ -10,7 +10,7 @@ import numpy as np
 import simpy
 
 from shardsim.cost.network import Links as GroupLinks
-from shardsim.cost.predict import CollectiveUse, Prediction
+from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.simulate.collective import Span, Steps, Traveller
@@ -193,19 +193,7 @@ class StepEngine:
             key = (use.kind, use.mesh_axes, use.purpose)
             if use.kind == "host-transfer" and key in sums:
                 sums[key][0] = use.bytes_per_chip
-        uses = [
-            CollectiveUse(
-                kind=kind,
-                mesh_axes=axes,
-                purpose=purpose,
-                bytes_per_chip=float(row[0]),
-                count=float(row[1]),
-                time_s=float(row[2]),
-                exposed_s=float(row[3]),
-            )
-            for (kind, axes, purpose), row in sums.items()
-        ]
-        return tuple(sorted(uses, key=lambda use: -use.time_s))
+        return collective_uses(sums)
 
     def axes_of(self, role: str) -> tuple[str, ...]:
         """Return the names of the mesh axes behind a role or a joint group."""
