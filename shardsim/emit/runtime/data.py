@@ -32,6 +32,15 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
     return {"images": images, "features": features}
 
 
+def batch_shapes(plan: Data, model: Data) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and format of each array of a batch, without making one."""
+    arrays = synthetic_batch({**plan, "batch": 1}, model, 0)
+    return {
+        name: ((plan["batch"], *value.shape[1:]), str(value.dtype))
+        for name, value in arrays.items()
+    }
+
+
 def pattern(seed: int, label: int, shape: tuple[int, ...]) -> Any:
     """Return the random pattern of a class, always the same."""
     return np.random.default_rng([seed, int(label)]).normal(size=shape).astype("float32")

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
-from shardsim.emit.runtime.data import synthetic_batch
+from shardsim.emit.runtime.data import batch_shapes, synthetic_batch
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
@@ -97,6 +97,28 @@ class Trainer:
         """Return given parameters with the optimizer's first state."""
         state = jax.jit(self.optimizer.init, out_shardings=self.state_shardings())(params)
         return params, state
+
+    def shapes(self) -> tuple[Params, Any, Params]:
+        """Return parameters, state and batch as shapes with shardings, to compile without them."""
+
+        def placed(shape: Any, place: Any) -> Any:
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+        dtype = DTYPES[self.plan["parameters"]]
+        params = {n: jax.ShapeDtypeStruct(e["shape"], dtype) for n, e in self.parameters.items()}
+        state = jax.eval_shape(self.optimizer.init, params)
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, kind)
+            for name, (shape, kind) in batch_shapes(self.plan, self.model).items()
+        }
+        if self.mesh is None:
+            return params, state, batch
+        here = NamedSharding(self.mesh, self.batch_spec)
+        return (
+            jax.tree.map(placed, params, self.shardings(self.specs)),
+            jax.tree.map(placed, state, self.state_shardings()),
+            {name: placed(value, here) for name, value in batch.items()},
+        )
 
     # Loss and gradients.
 

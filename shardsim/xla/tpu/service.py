@@ -1,0 +1,295 @@
+"""Compiling plans for TPU slices on a machine without one, several side by side.
+
+Each compilation is a process of its own with a time and a memory limit, started by a thread of
+a local pool or by whatever `concurrent.futures.Executor` is given (a Dask cluster's, say).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from shardsim.emit.jax_code import jax_code
+from shardsim.emit.specs import tpu_options
+from shardsim.errors import ShardsimError
+from shardsim.plan import Plan
+from shardsim.xla.tpu.cache import Cache, key_of
+from shardsim.xla.tpu.topology import topology_options
+
+TIMEOUT_S = 1200.0
+MEMORY_BYTES = 12e9  # of one compiling process; a ViT-22B step for 1,024 chips needs 3.5e9
+_POLL_S = 0.2
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.IGNORECASE)
+_TOTAL = re.compile(
+    r"total memory required[^(]*\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+    re.IGNORECASE,
+)
+
+Progress = Callable[[str], None]
+
+# What this process is compiling, so that an interrupt can end it.
+_running: set[subprocess.Popen[bytes]] = set()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compilation:
+    """What the TPU compiler made of one plan."""
+
+    plan: Plan
+    result: dict[str, Any]
+    text: str | None = field(repr=False)  # the scheduled HLO
+    code: str = field(repr=False)  # the emitted train.py that was compiled
+    cached: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it compiled, so that it also fits."""
+        return "error" not in self.result
+
+    @property
+    def peak_bytes(self) -> float | None:
+        """HBM that a device needs at its fullest moment; also where it was too much."""
+        if self.ok:
+            return float(self.result["memory"]["peak_memory"])
+        used = hbm_needed(self.result["message"])
+        return used[0] if used else None
+
+    @property
+    def does_not_fit(self) -> bool:
+        """Whether the compiler refused the plan because it needs too much HBM."""
+        return not self.ok and hbm_needed(self.result["message"]) is not None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of jax and libtpu."""
+        return dict(self.result["versions"])
+
+    @property
+    def problem(self) -> str:
+        """One line that says why there is no program."""
+        message = self.result.get("message", "")
+        if used := hbm_needed(message):
+            needed, offered = (size / 2**30 for size in used)
+            return f"does not fit: needs {needed:.2f} GiB of {offered:.2f} GiB HBM on a device"
+        return " ".join(f"{self.result.get('error', '')}: {message}".split())[:400]
+
+
+def hbm_needed(message: str) -> tuple[float, float] | None:
+    """Return (needed, offered) HBM bytes of an out-of-memory message, or None if it is none.
+
+    >>> hbm_needed("total memory required (159.30G) exceeds available HBM (30.75G)")[1] / 2**30
+    30.75
+    """
+    match = _TOTAL.search(message) or _USED.search(message)
+    if match is None:
+        return None
+    return (
+        float(match[1]) * _SIZES[match[2].upper()],
+        float(match[3]) * _SIZES[match[4].upper()],
+    )
+
+
+def run_compiler(
+    request: dict[str, Any], code: str, timeout_s: float, memory_bytes: float
+) -> tuple[dict[str, Any], str | None]:
+    """Compile `code` in a process of its own; return its result and the HLO text, if any."""
+    folder = Path(tempfile.mkdtemp(prefix="shardsim-tpu-"))
+    try:
+        (folder / "train.py").write_text(code, encoding="utf-8")
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "shardsim.xla.tpu.worker", str(folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=_environment(folder),
+                start_new_session=True,  # an interrupt is for the parent, which ends this one
+            )
+        with _lock:
+            _running.add(process)
+        try:
+            stopped = _watch(process, timeout_s, memory_bytes)
+        finally:
+            _kill(process)
+            with _lock:
+                _running.discard(process)
+        answer = folder / "result.json"
+        if not answer.exists():
+            tail = (folder / "log").read_bytes()[-2000:].decode("utf-8", "replace").strip()
+            why = stopped or f"the compiling process ended early: {tail}"
+            return {"error": "stopped" if stopped else "crashed", "message": why}, None
+        result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        text = None if "error" in result else (folder / "hlo.txt").read_text(encoding="utf-8")
+        return result, text
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment in which libtpu compiles without a TPU (see docs/compiler.md)."""
+    environment = dict(os.environ)
+    environment.pop("TPU_ACCELERATOR_TYPE", None)
+    environment.update(
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        TF_CPP_MIN_LOG_LEVEL="2",
+        TMPDIR=str(folder),
+        XLA_FLAGS=f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text",
+        PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
+    )
+    return environment
+
+
+def _watch(process: subprocess.Popen[bytes], timeout_s: float, memory_bytes: float) -> str:
+    """Wait for the process; return why it had to be ended, or nothing."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S)
+            return ""
+        if time.monotonic() > deadline:
+            return f"not compiled within {timeout_s:.0f} s"
+        if (held := _resident_bytes(process.pid)) > memory_bytes:
+            return f"the compiler took {held / 1e9:.1f} GB of this machine's memory, which is more \
+than the {memory_bytes / 1e9:.1f} GB allowed"
+
+
+def _resident_bytes(pid: int) -> float:
+    """Return the memory that a process holds; 0 where that cannot be told."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class TpuCompiler:
+    """Compiles plans and keeps what came out.
+
+    `workers` processes run side by side, or an `executor` decides; `cache` None keeps nothing.
+    Leaving the context ends what is still running.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        executor: Executor | None = None,
+        timeout_s: float = TIMEOUT_S,
+        memory_bytes: float = MEMORY_BYTES,
+        cache: Cache | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if executor is None and find_spec("libtpu") is None:
+            raise ShardsimError(
+                "compiling for a TPU needs JAX with libtpu (Linux only): "
+                "pip install 'shardsim[tpu]'"
+            )
+        self._own = executor is None
+        self._executor = executor or ThreadPoolExecutor(max_workers=workers)
+        self._limits = (timeout_s, memory_bytes)
+        self._cache = cache
+        self._say = progress or (lambda text: None)
+
+    def __enter__(self) -> TpuCompiler:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._own:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            with _lock:
+                left = list(_running)
+            for process in left:
+                _kill(process)
+            self._executor.shutdown(wait=True)
+
+    def compile(self, plan: Plan, options: dict[str, str] | None = None) -> Compilation:
+        """Compile one plan; `options` replace the plan's own compiler options where named."""
+        return next(self.compile_all([plan], options))[1]
+
+    def compile_all(
+        self, plans: Sequence[Plan], options: dict[str, str] | None = None
+    ) -> Iterator[tuple[int, Compilation]]:
+        """Yield (index, compilation) of each plan as they come; kept ones first."""
+        futures: dict[Future[Any], tuple[int, str, str]] = {}
+        for index, plan in enumerate(plans):
+            request = {
+                "topology": topology_options(plan.machine),
+                "options": tpu_options(plan) | (options or {}),
+            }
+            code = jax_code(replace(plan, name="plan"))
+            key = key_of(request, code, _versions())
+            kept = self._cache.get(key) if self._cache else None
+            if kept:
+                yield (
+                    index,
+                    Compilation(plan=plan, result=kept[0], text=kept[1], code=code, cached=True),
+                )
+                continue
+            future = self._executor.submit(run_compiler, request, code, *self._limits)
+            futures[future] = (index, key, code)
+        for count, future in enumerate(self._until_done(futures), 1):
+            index, key, code = futures[future]
+            result, text = future.result()
+            if self._cache and result.get("error") not in ("stopped", "crashed"):
+                self._cache.put(key, result, text)
+            made = Compilation(plan=plans[index], result=result, text=text, code=code)
+            took = result.get("compile_s", 0) + result.get("lower_s", 0)
+            what = f"compiled in {took:.0f} s" if made.ok else made.problem
+            self._say(f"{count} of {len(futures)}: {plans[index].name or 'plan'} {what}")
+            yield index, made
+
+    def _until_done(self, futures: dict[Future[Any], Any]) -> Iterator[Future[Any]]:
+        """Yield futures as they are done, saying now and then that it still goes on."""
+        begun = time.monotonic()
+        left = set(futures)
+        while left:
+            try:
+                for future in as_completed(left, timeout=15):
+                    left.discard(future)
+                    yield future
+            except TimeoutError:
+                self._say(f"compiling for {time.monotonic() - begun:.0f} s; {len(left)} to come")
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions on which a compilation depends; empty where a package is missing."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu", "optax"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
