@@ -1,0 +1,143 @@
+"""The plans of the compiled evidence: three model families on five generations of TPU.
+
+Each group is one model on one slice with one batch, in a dozen kinds of plan; plans that are not
+legal for a model (heads that do not divide) are left out of its group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardsim.errors import PlanError
+from shardsim.machine import parse_machine
+from shardsim.model import load_model
+from shardsim.plan import Plan, plan_from_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One model on one slice."""
+
+    model: str
+    machine: str
+    batch: int
+    sequence: int
+    attention: str = "unfused"
+    optimizer: str = "adamw"
+
+    @property
+    def name(self) -> str:
+        """The model and the slice."""
+        return f"{self.model} on {self.machine}"
+
+
+GROUPS = (
+    Group(
+        model="vit-22b",
+        machine="v4:8x8x16",
+        batch=65536,
+        sequence=256,
+        optimizer="adafactor",
+    ),
+    Group(model="maxtext-22b", machine="v4:4x4x4", batch=512, sequence=1024),
+    Group(model="maxtext-16b", machine="v5e:16x16", batch=1536, sequence=2048),
+    Group(model="vit-22b", machine="v5p:4x8x8", batch=16384, sequence=256),
+    Group(model="llama2-70b", machine="v5p:8x8x8", batch=1024, sequence=4096, attention="flash"),
+    Group(model="llama3-8b", machine="v6e:8x8", batch=256, sequence=8192, attention="flash"),
+    Group(model="vit-22b", machine="v6e:16x16", batch=16384, sequence=256),
+    Group(model="llama3-70b", machine="tpu7x:4x4x4", batch=256, sequence=8192, attention="flash"),
+)
+
+_INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
+_BATCH = {"batch": ["fsdp"]}
+
+
+def kinds(devices: int) -> dict[str, dict[str, Any]]:
+    """Return the kinds of plan for a slice of `devices`: name -> keys of a plan."""
+
+    def sharded(**more: Any) -> dict[str, Any]:
+        rules = {"parameters": {"embed": ["fsdp"]}, "activations": _BATCH}
+        return {"mesh": {"fsdp": devices}, "rules": rules, **more}
+
+    def tensor(size: int, residual: str, matmul: str, **more: Any) -> dict[str, Any]:
+        rules = {
+            "parameters": {"embed": ["fsdp"], **_INSIDE},
+            "activations": {**_BATCH, residual: ["model"]},
+        }
+        mesh = {"fsdp": devices // size, "model": size}
+        return {"mesh": mesh, "rules": rules, "overlap": _overlap(matmul), **more}
+
+    return {
+        "fsdp": sharded(),
+        "fsdp, 4 microbatches": sharded(microbatches=4),
+        "fsdp, 4 microbatches, dots": sharded(microbatches=4, remat="dots_and_context"),
+        "fsdp, no prefetch": sharded(overlap={"matmul": "off", "weights": False}),
+        "data and fsdp": {
+            "mesh": {"data": devices // 32, "fsdp": 32},
+            "rules": {
+                "parameters": {"embed": ["fsdp"]},
+                "activations": {"batch": ["data", "fsdp"]},
+            },
+        },
+        "tensor 4, embed": tensor(4, "embed", "bidirectional"),
+        "tensor 8, embed": tensor(8, "embed", "bidirectional"),
+        "tensor 16, embed": tensor(16, "embed", "bidirectional"),
+        "tensor 4, sequence": tensor(4, "seq", "bidirectional"),
+        "tensor 8, sequence": tensor(8, "seq", "bidirectional"),
+        "tensor 4, sequence, one direction, 2 microbatches": tensor(
+            4, "seq", "unidirectional", microbatches=2
+        ),
+        "tensor 4, sequence, no overlap": tensor(4, "seq", "off"),
+        "tensor 4, sequence, 4 microbatches, dots": tensor(
+            4, "seq", "bidirectional", microbatches=4, remat="dots_and_context"
+        ),
+        "2-D tensor": {
+            "mesh": {"fsdp": devices // 16, "model2": 4, "model": 4},
+            "rules": {
+                "parameters": {"embed": ["fsdp", "model2"], **_INSIDE},
+                "activations": {**_BATCH, "embed": ["model2"], "seq": ["model"]},
+            },
+        },
+        "context 4": {
+            "mesh": {"fsdp": devices // 4, "context": 4},
+            "rules": {
+                "parameters": {"embed": ["fsdp", "context"]},
+                "activations": {**_BATCH, "seq": ["context"]},
+            },
+        },
+        "partitioned, fsdp": sharded(execution="partitioned"),
+        "partitioned, tensor 4, embed": tensor(
+            4, "embed", "bidirectional", execution="partitioned"
+        ),
+    }
+
+
+def _overlap(matmul: str) -> dict[str, Any]:
+    return {"matmul": matmul, "weights": True}
+
+
+def cases(group: Group) -> dict[str, Plan]:
+    """Return the legal plans of a group, by kind."""
+    machine = parse_machine(group.machine)
+    load_model(group.model)
+    found = {}
+    for kind, keys in kinds(machine.devices).items():
+        overlap = {"gradients": False, "dcn": False, **keys.get("overlap", {})}
+        data = {
+            "name": f"{group.name}: {kind}",
+            "model": group.model,
+            "machine": group.machine,
+            "batch": group.batch,
+            "sequence": group.sequence,
+            "optimizer": group.optimizer,
+            "attention": group.attention,
+            "remat": "full",
+            **keys,
+            "overlap": overlap,
+        }
+        try:
+            found[kind] = plan_from_data(data, group.name)
+        except PlanError:
+            continue
+    return found

@@ -1,0 +1,288 @@
+"""The compile service: real small compiles, its cache, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardsim.errors import HardwareError, ShardsimError
+from shardsim.machine import parse_machine
+from shardsim.plan import Plan, plan_from_data
+from shardsim.xla.tpu import Cache, TpuCompiler, service, topology_options
+from shardsim.xla.tpu.cache import key_of
+from shardsim.xla.tpu.service import hbm_needed, run_compiler
+
+needs_libtpu = pytest.mark.skipif(
+    not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
+)
+
+
+def small_plan(machine: str = "v4:2x2x1", **more: Any) -> Plan:
+    model = {
+        "name": "small",
+        "family": "vit",
+        "layers": 2,
+        "embed": 512,
+        "mlp": 1024,
+        "heads": 4,
+        "head_dim": 128,
+        "kv_heads": 4,
+        "sequence": 64,
+        "patch": 4,
+        "image": 32,
+        "pooling": "mean",
+        "classes": 16,
+    }
+    data = {
+        "name": "small plan",
+        "model": model,
+        "machine": machine,
+        "batch": 16,
+        "mesh": {"fsdp": 4},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "remat": "full",
+        "attention": "unfused",
+    }
+    return plan_from_data({**data, **more}, "small plan")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("compilations"))
+
+
+@needs_libtpu
+@pytest.mark.parametrize("machine", ["v4:2x2x1", "v5e:2x2"])
+def test_a_plan_compiles_for_a_slice_that_is_not_there(machine: str, cache: Cache) -> None:
+    plan = small_plan(machine)
+    with TpuCompiler(cache=cache) as compiler:
+        made = compiler.compile(plan)
+        again = compiler.compile(replace(plan, name="the same under another name"))
+    assert made.ok, made.problem
+    assert made.text is not None
+    assert "is_scheduled=true" in made.text[:300]
+    # float32 weights and AdamW's two moments over four devices, and an equal share of images.
+    state = 12 * plan.model.parameters / 4
+    assert state < made.result["memory"]["argument_size"] < 1.6 * state
+    assert made.peak_bytes is not None
+    assert made.peak_bytes >= made.result["memory"]["argument_size"]
+    assert set(made.versions) == {"jax", "libtpu"}
+    assert not made.cached
+    assert again.cached
+    assert again.text == made.text
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_how_much_it_needs() -> None:
+    plan = small_plan(batch=2**22)
+    with TpuCompiler() as compiler:
+        made = compiler.compile(plan)
+    assert not made.ok
+    assert made.does_not_fit
+    assert made.peak_bytes is not None
+    assert made.peak_bytes > plan.machine.chip.hbm_usable_bytes
+    assert "GiB HBM on a device" in made.problem
+
+
+@needs_libtpu
+def test_an_unknown_compiler_option_is_named() -> None:
+    with TpuCompiler() as compiler:
+        made = compiler.compile(small_plan(), options={"xla_tpu_make_it_fast": "true"})
+    assert not made.ok
+    assert not made.does_not_fit
+    assert "xla_tpu_make_it_fast" in made.problem
+
+
+def sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the service start a process that only sleeps, instead of a compiler."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 600\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+def left_over() -> list[Path]:
+    return list(Path(service.tempfile.gettempdir()).glob("shardsim-tpu-*"))
+
+
+def test_a_compilation_that_takes_too_long_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = left_over()
+    sleeper(tmp_path, monkeypatch)
+    result, text = run_compiler({}, "", timeout_s=0.5, memory_bytes=1e12)
+    assert result == {"error": "stopped", "message": "not compiled within 0 s"}
+    assert text is None
+    assert left_over() == before
+
+
+def test_a_compilation_that_takes_too_much_memory_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper(tmp_path, monkeypatch)
+    result, _ = run_compiler({}, "", timeout_s=60, memory_bytes=1)
+    assert result["error"] == "stopped"
+    assert "memory" in result["message"]
+
+
+def test_leaving_ends_what_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "find_spec", lambda name: True)
+    sleeper(tmp_path, monkeypatch)
+    before = left_over()
+    with pytest.raises(KeyboardInterrupt), TpuCompiler(workers=2) as compiler:
+        pool: Any = compiler._executor
+        futures = [pool.submit(run_compiler, {}, "", 600, 1e12) for _ in range(4)]
+        while len(service._running) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert all(future.done() for future in futures)
+    assert not service._running
+    assert left_over() == before
+
+
+def test_a_crash_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho the compiler fell over\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    result, _ = run_compiler({}, "", timeout_s=60, memory_bytes=1e12)
+    assert result["error"] == "crashed"
+    assert "fell over" in result["message"]
+
+
+def test_without_libtpu_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "find_spec", lambda name: None)
+    with pytest.raises(ShardsimError, match=r"shardsim\[tpu\]"):
+        TpuCompiler()
+
+
+def test_compilations_side_by_side_keep_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through any executor; results come as they are done, each with its plan's index."""
+
+    def fake(request: dict[str, Any], code: str, *limits: float) -> Any:
+        name = request["topology"]["topology_name"]
+        return {"versions": {}, "memory": {"peak_memory": len(name)}, "name": name}, name
+
+    monkeypatch.setattr(service, "run_compiler", fake)
+    plans = [small_plan(machine) for machine in ("v4:2x2x1", "v5e:2x2", "v6e:2x2")]
+    with ThreadPoolExecutor(3) as pool, TpuCompiler(executor=pool, cache=Cache(tmp_path)) as both:
+        found = dict(both.compile_all(plans))
+    assert sorted(found) == [0, 1, 2]
+    for index, plan in enumerate(plans):
+        assert found[index].plan is plan
+        assert found[index].text == plan.machine.name
+
+
+def test_the_key_changes_with_everything_that_matters() -> None:
+    request = {"topology": {"topology_name": "v4:2x2x1"}, "options": {"a": "true"}}
+    base = key_of(request, "code", {"jax": "1"})
+    assert base == key_of(json.loads(json.dumps(request)), "code", {"jax": "1"})
+    others = [
+        key_of({**request, "options": {"a": "false"}}, "code", {"jax": "1"}),
+        key_of({**request, "topology": {"topology_name": "v4:2x2x2"}}, "code", {"jax": "1"}),
+        key_of(request, "code ", {"jax": "1"}),
+        key_of(request, "code", {"jax": "2"}),
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.get("k") is None
+    cache.put("k", {"memory": {}}, "text")
+    assert cache.get("k") == ({"memory": {}}, "text")
+    (tmp_path / "k" / "hlo.txt.gz").write_bytes(b"\x1f\x8b damaged")
+    assert cache.get("k") is None
+    cache.put("k", {"memory": {}}, "text again")
+    assert cache.get("k") == ({"memory": {}}, "text again")
+    assert [path.name for path in tmp_path.iterdir()] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "offered"),
+    [
+        ("total memory required (159.30G) exceeds available HBM (30.75G).", 159.3, 30.75),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (81.62G) "
+            "exceeds available HBM (31.25G).",
+            81.62,
+            31.25,
+        ),
+        ("Ran out of memory in memory space hbm. Used 17.5G of 15.75G hbm.", 17.5, 15.75),
+    ],
+)
+def test_out_of_memory_messages(message: str, needed: float, offered: float) -> None:
+    used = hbm_needed(message)
+    assert used is not None
+    assert used == pytest.approx((needed * 2**30, offered * 2**30))
+
+
+def test_other_messages_are_not_out_of_memory() -> None:
+    assert hbm_needed("INVALID_ARGUMENT: No such compile option") is None
+
+
+@pytest.mark.parametrize(
+    ("machine", "options"),
+    [
+        ("v4:8x8x16", {"topology_name": "v4:8x8x16", "chip_config_name": "megacore"}),
+        ("v5e:16x16", {"topology_name": "v5e:16x16"}),
+        ("2*v5e:16x16", {"topology_name": "v5e:16x16", "num_slices": 2}),
+        ("tpu7x:4x4x4", {"topology_name": "tpu7x:4x4x4"}),
+        (
+            "v4:4x4x8_twisted",
+            {
+                "topology_name": "v4:4x4x8_twisted",
+                "chip_config_name": "megacore",
+                "wrap": [True, True, True],
+            },
+        ),
+    ],
+)
+def test_slices_are_named_as_the_compiler_names_them(machine: str, options: dict[str, Any]) -> None:
+    assert topology_options(parse_machine(machine)) == options
+
+
+def test_only_tpus_are_compiled_for() -> None:
+    with pytest.raises(HardwareError, match="knows only TPUs"):
+        topology_options(parse_machine("h100:8"))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "machine", ["v2:2x2", "v3:4x4", "v4:4x4x8_twisted", "v5e:1x1", "2*v5p:2x2x1", "v6e:2x4"]
+)
+def test_the_compiler_knows_the_slice_as_we_do(machine: str) -> None:
+    """As many devices, on as many slices, at every place of the torus."""
+    wanted = parse_machine(machine)
+    code = (
+        "import json, sys\n"
+        "from jax.experimental import topologies\n"
+        "given = json.loads(sys.argv[1])\n"
+        "devices = topologies.get_topology_desc(platform='tpu', **given).devices\n"
+        "places = [[getattr(d, 'slice_index', None) or 0, *d.coords, d.core_on_chip]\n"
+        "          for d in devices]\n"
+        "print(json.dumps(places))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(topology_options(wanted))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=service._environment(Path("unused")) | {"XLA_FLAGS": "", "TMPDIR": "/tmp"},
+    )
+    places = json.loads(answer.stdout.splitlines()[-1])
+    assert len(places) == wanted.devices
+    assert len({tuple(place) for place in places}) == wanted.devices
+    assert 1 + max(place[0] for place in places) == wanted.slices
+    spans = [1 + max(place[1 + axis] for place in places) for axis in range(3)]
+    assert spans[: len(wanted.shape)] == list(wanted.shape)
