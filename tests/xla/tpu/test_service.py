@@ -137,12 +137,18 @@ def test_leaving_ends_what_still_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(service, "find_spec", lambda name: True)
     sleeper(tmp_path, monkeypatch)
     before = left_over()
-    with pytest.raises(KeyboardInterrupt), TpuCompiler(workers=2) as compiler:
-        pool: Any = compiler._executor
-        futures = [pool.submit(run_compiler, {}, "", 600, 1e12) for _ in range(4)]
-        while len(service._running) < 2:
-            time.sleep(0.01)
-        raise KeyboardInterrupt
+    futures: list[Any] = []
+
+    def interrupted() -> None:
+        with TpuCompiler(workers=2) as compiler:
+            pool: Any = compiler._executor
+            futures.extend(pool.submit(run_compiler, {}, "", 600, 1e12) for _ in range(4))
+            while len(service._running) < 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert all(future.done() for future in futures)
     assert not service._running
     assert left_over() == before
