@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shardsim.model import Model
 from shardsim.plan.layout import Layout
-from shardsim.program.shapes import Workload, parameter_elements, shapes
+from shardsim.program.shapes import Workload, shapes
+from shardsim.program.weights import parameter_elements
 
 ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
 SIZES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
