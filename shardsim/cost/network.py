@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardsim.machine import Machine, TorusAxis
-from shardsim.plan.layout import AxisLayout, Layout, Number
+from shardsim.plan.layout import JOINT_ROLES, ROLES, AxisLayout, Layout, Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +149,9 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
 
 
 class Links(Mapping[str, Group]):
-    """The links of every role of a layout, and of its gather and replica groups, when asked for."""
+    """The links of every role of a layout, and of its joint groups, when asked for."""
 
-    ROLES = ("data", "fsdp", "context", "tensor", "tensor2", "pipeline", "gather", "replicas")
+    ROLES = (*ROLES, *JOINT_ROLES)
 
     def __init__(self, machine: Machine, layout: Layout) -> None:
         self._machine = machine

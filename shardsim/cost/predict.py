@@ -153,29 +153,13 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
     )
 
 
-def _mesh_axes(role: str, layout: Layout) -> tuple[str, ...]:
-    """Return the names of the mesh axes behind a role or a joint group."""
-    if role == "gather":
-        roles = ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",)
-    elif role == "replicas":
-        roles = ("data",) if layout.context_shards_parameters else ("data", "context")
-    else:
-        roles = (role,)
-    return tuple(name for part in roles for name in layout.names.get(part, ()))
-
-
 def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:
     """Return the collectives of a step, one entry per kind, axes and purpose, longest first."""
     sums: dict[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]] = {}
     for cost in costs:
         if float(cost.count) == 0:
             continue
-        purpose = {
-            "gather": "parameters",
-            "replicas": "parameters",
-            "host": "activations",
-        }.get(cost.task.role, "activations")
-        key = (cost.task.kind, _mesh_axes(cost.task.role, layout), purpose)
+        key = (cost.task.kind, layout.mesh_axes(cost.task.role), cost.task.moves)
         row = [cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s]
         sums[key] = sums.get(key, np.zeros(4)) + np.array([float(value) for value in row])
     return collective_uses({key: row for key, row in sums.items() if row[2] > 0})

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")  # outermost to innermost
+# Groups of several roles: see the properties of `Layout`.
+JOINT_ROLES = ("gather", "replicas", "embed", "tokens", "tensor_peers", "stage")
 
 # How the residual stream lies over the tensor axis between the matmuls.
 REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED = 0, 1, 2
@@ -120,6 +122,40 @@ class Layout:
     def replicas(self) -> AxisLayout:
         """The group of devices with the same weights after the gather group: all-reduced."""
         return self.data.joined(self.context, np.logical_not(self.context_shards_parameters))
+
+    @cached_property
+    def embed(self) -> AxisLayout:
+        """The group that holds one token of the residual stream: tensor2, perhaps tensor."""
+        return self.tensor2.joined(self.tensor, np.equal(self.residual, EMBED_SHARDED))
+
+    @cached_property
+    def tokens(self) -> AxisLayout:
+        """The group that holds one sequence of the residual stream: context, perhaps tensor."""
+        return self.context.joined(self.tensor, np.equal(self.residual, SEQUENCE_SHARDED))
+
+    @cached_property
+    def tensor_peers(self) -> AxisLayout:
+        """The devices of a pipeline stage with the same part of heads, mlp and vocab."""
+        return self.data.joined(self.fsdp).joined(self.context).joined(self.tensor2)
+
+    @cached_property
+    def stage(self) -> AxisLayout:
+        """All devices of a pipeline stage."""
+        return self.tensor_peers.joined(self.tensor)
+
+    def mesh_axes(self, role: str) -> tuple[str, ...]:
+        """Return the names of the mesh axes behind a role or a joint group, of a single plan."""
+        splits = bool(self.context_shards_parameters)
+        tensor_peers = ("data", "fsdp", "context", "tensor2")
+        parts = {
+            "gather": ("fsdp", "context") if splits else ("fsdp",),
+            "replicas": ("data",) if splits else ("data", "context"),
+            "embed": ("tensor2", "tensor") if self.residual == EMBED_SHARDED else ("tensor2",),
+            "tokens": ("context", "tensor") if self.residual == SEQUENCE_SHARDED else ("context",),
+            "tensor_peers": tensor_peers,
+            "stage": (*tensor_peers, "tensor"),
+        }.get(role, (role,))
+        return tuple(name for part in parts for name in self.names.get(part, ()))
 
     def reshaped(self, **changes: Any) -> Layout:
         """Return a copy with some fields replaced."""

@@ -36,7 +36,10 @@ def attention_forward(
     the first half runs again even if the result was.
     """
     redo = np.logical_not(kept)
-    tasks: list[Task] = [_gather_keys(layout, shapes, work, suffix, redo)]
+    # Gathered keys and values are never kept; backward needs them even if it has the result.
+    tasks: list[Task] = [
+        _keys(f"gather keys and values{suffix}", "all-gather", work, layout, shapes)
+    ]
     if work.attention == "flash":
         io = shapes.tokens * (2 * shapes.q + shapes.kv) / shapes.split2
         return [
@@ -63,14 +66,7 @@ def attention_forward(
 def attention_backward(work: Workload, layout: Layout, shapes: Shapes) -> list[Task]:
     """Return the gradients of queries, keys and values."""
     tasks: list[Task] = [
-        _gather_keys(layout, shapes, work, " for the gradient", True),
-        Collective(
-            name="scatter key and value gradients",
-            kind="reduce-scatter",
-            role="context",
-            bytes=shapes.tokens * shapes.kv * layout.context.size * work.wire_bytes,
-            count=layout.context.size > 1,
-        ),
+        _keys("scatter key and value gradients", "reduce-scatter", work, layout, shapes)
     ]
     if work.attention == "flash":
         io = shapes.tokens * (4 * shapes.q + 2 * shapes.kv) / shapes.split2
@@ -136,14 +132,14 @@ def _softmax(
     )
 
 
-def _gather_keys(
-    layout: Layout, shapes: Shapes, work: Workload, suffix: str, count: Number
-) -> Collective:
-    """Return the all-gather of keys and values when the sequence is split in attention."""
+def _keys(name: str, kind: str, work: Workload, layout: Layout, shapes: Shapes) -> Collective:
+    """Return a collective of keys and values (one message each) over a split sequence."""
     return Collective(
-        name=f"gather keys and values{suffix}",
-        kind="all-gather",
+        name=name,
+        kind=kind,
         role="context",
-        bytes=shapes.tokens * shapes.kv * layout.context.size * work.wire_bytes,
-        count=count * (layout.context.size > 1),
+        bytes=shapes.tokens * shapes.own_kv * layout.context.size * work.wire_bytes,
+        count=layout.context.size > 1,
+        messages=2,
+        purpose="keys and values",
     )

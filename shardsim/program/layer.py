@@ -15,19 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, Layout, Number
+from shardsim.plan.layout import Number
 from shardsim.program.attention import attention_backward, attention_forward
-from shardsim.program.shapes import Shapes, Workload
-from shardsim.program.tasks import Collective, Compute
-
-Task = Compute | Collective
-
-# Vector operations per element, counted from the usual polynomial forms: an exponential or a tanh
-# is about ten multiply-adds, a norm reads its row twice.
-OPS_ACTIVATION = 12.0
-OPS_NORM = 8.0
-OPS_ADD = 1.0
-OPS_QUANTISE = 4.0
+from shardsim.program.shapes import Workload
+from shardsim.program.writer import OPS_ACTIVATION, OPS_ADD, OPS_NORM, Task, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,114 +35,15 @@ def branches(work: Workload) -> tuple[Branch, ...]:
     """Return the branches of a block in order."""
     after = 1 if work.model.post_norms else 0
     if work.model.parallel_block:
-        return (Branch(name="block", attention=True, mlp=True, norms=1 + after),)
+        return (Branch(name="block", attention=True, mlp=True, norms=1 + 2 * after),)
     return (
         Branch(name="attention", attention=True, mlp=False, norms=1 + after),
         Branch(name="mlp", attention=False, mlp=True, norms=1 + after),
     )
 
 
-class LayerWriter:
-    """Writes the tasks of one layer for one workload and layout."""
-
-    def __init__(self, work: Workload, layout: Layout, shapes: Shapes) -> None:
-        self.work = work
-        self.layout = layout
-        self.shapes = shapes
-        self.width = work.wire_bytes
-        self.tensor = layout.tensor.size
-        self.sharded = np.not_equal(layout.residual, REPLICATED) & (self.tensor > 1)
-        self.replicated = np.equal(layout.residual, REPLICATED) & (self.tensor > 1)
-
-    # Building blocks.
-
-    def matmul(
-        self,
-        name: str,
-        m: Number,
-        k: Number,
-        n: Number,
-        *,
-        count: Number = 1,
-        out_bytes: Number | None = None,
-        extra_elements: Number = 0,
-        vector_ops: Number = 0,
-    ) -> Compute:
-        """Return a matmul; `extra_elements` are read by what is fused into its end."""
-        out = self.width if out_bytes is None else out_bytes
-        return Compute(
-            name=name,
-            kind="matmul",
-            m=m,
-            k=k,
-            n=n,
-            matmuls=1,
-            hbm_bytes=(m * k + k * n + extra_elements) * self.width + m * n * out,
-            vector_ops=vector_ops,
-            dtype=self.work.precision.compute,
-            count=count,
-        )
-
-    def stream(
-        self, name: str, elements: Number, passes: float, ops: float, count: Number = 1
-    ) -> Compute:
-        """Return an elementwise operation that moves `passes` arrays of `elements`."""
-        return Compute(
-            name=name,
-            kind="elementwise",
-            hbm_bytes=elements * passes * self.width,
-            vector_ops=elements * ops,
-            count=count,
-        )
-
-    def tensor_collective(
-        self, name: str, kind: str, count: Number, partners: Iterable[str] = ()
-    ) -> Collective:
-        """Return a collective of the residual stream over the tensor axis."""
-        partners = tuple(partners)
-        return Collective(
-            name=name,
-            kind=kind,
-            role="tensor",
-            bytes=self.shapes.tokens * self.shapes.embed * self.width,
-            count=count,
-            schedule="ring" if partners else "exposed",
-            partners=partners,
-        )
-
-    def second_axis(self, name: str, kind: str, width: Number, count: Number = 1) -> Collective:
-        """Return a collective of the wide side over the second tensor axis."""
-        return Collective(
-            name=name,
-            kind=kind,
-            role="tensor2",
-            bytes=self.shapes.tokens * width * self.width,
-            count=count * (self.layout.tensor2.size > 1),
-        )
-
-    def norm(self, name: str, branch: Branch, passes: float, count: Number = 1) -> list[Task]:
-        """Return the norms of a branch, with the sum of their statistics if embed is split."""
-        elements = self.shapes.residual
-        split = np.equal(self.layout.residual, EMBED_SHARDED) & (self.tensor > 1)
-        statistics = Collective(
-            name=f"{name} statistics",
-            kind="all-reduce",
-            role="tensor",
-            bytes=self.shapes.tokens * 2.0 * 4.0,
-            count=count * branch.norms * split,
-        )
-        return [
-            self.stream(name, elements, passes * branch.norms, OPS_NORM, count),
-            statistics,
-        ]
-
-    def quantise(self, name: str, elements: Number) -> list[Task]:
-        """Return the cast of a matmul's input to 8 bits: read for its scale, read, written."""
-        if self.work.compute_bytes > 1:
-            return []
-        return [self.stream(f"quantise {name}", elements, 2.5, OPS_QUANTISE)]
-
-    # The layer.
+class LayerWriter(Writer):
+    """Writes the tasks of one layer."""
 
     def projections(self, branch: Branch) -> dict[str, Number]:
         """Return the output widths of the branch's input projections, fused if they are."""
@@ -168,7 +60,7 @@ class LayerWriter:
     def outputs(self, branch: Branch) -> dict[str, Number]:
         """Return the input widths of the branch's output projections, fused if they are."""
         shapes = self.shapes
-        if branch.attention and branch.mlp and self.work.fused_projections:
+        if self.work.fused_projections and len(self.results(branch)) < len(self.separate(branch)):
             return {"attention_out+mlp_out": shapes.q + shapes.hidden}
         widths: dict[str, Number] = {}
         if branch.attention:
@@ -176,6 +68,43 @@ class LayerWriter:
         if branch.mlp:
             widths["mlp_out"] = shapes.hidden
         return widths
+
+    def results(self, branch: Branch) -> tuple[str, ...]:
+        """Return what the branch adds to the residual stream; each is summed over tensor once.
+
+        Norms after attention and MLP need both results of a parallel block, not only their sum.
+        """
+        if branch.attention and branch.mlp and self.work.model.post_norms:
+            return ("attention", "mlp")
+        return (branch.name,)
+
+    def partners(self, result: str, outs: Iterable[str], suffix: str = "") -> list[str]:
+        """Return the output projections that make one of `results`."""
+        mine = {"attention": ("attention_out",), "mlp": ("mlp_out",)}.get(result, tuple(outs))
+        return [f"{name}{suffix}" for name in outs if name in mine]
+
+    def norm(self, name: str, branch: Branch, passes: float, count: Number = 1) -> list[Task]:
+        """Return the norms of a branch, with the sum of their statistics if embed is split."""
+        return [
+            self.stream(name, self.shapes.residual, passes * branch.norms, OPS_NORM, count),
+            self.norm_statistics(name, count * branch.norms),
+        ]
+
+    def hidden_sums(
+        self, name: str, kind: str, branch: Branch, width: Number, count: Number = 1
+    ) -> list[Task]:
+        """Return the collectives over the second tensor axis of the input projections.
+
+        `kind` is "reduce-scatter" forward, "all-gather" for the gradient. Where members of the
+        axis share a key-value head, keys and values are summed on all of them instead.
+        """
+        shapes = self.shapes
+        shared = shapes.kv * shapes.kv_summed * branch.attention
+        tasks: list[Task] = [self.second_axis(name, kind, width - shared, count)]
+        if branch.attention and self.work.model.kv_heads < self.work.model.heads:
+            where = count * shapes.kv_summed
+            tasks.append(self.second_axis(f"{name}, shared heads", "all-reduce", shapes.kv, where))
+        return tasks
 
     def hidden_ops(self, names: str) -> Number:
         """Return the vector operations of the activation fused into the MLP's projection."""
@@ -224,8 +153,8 @@ class LayerWriter:
         for name, width in ins.items():
             ops = self.hidden_ops(name)
             tasks.append(self.matmul(name, shapes.tokens, shapes.embed, width, vector_ops=ops))
-        tasks.append(
-            self.second_axis(f"sum {branch.name} hidden", "reduce-scatter", sum(ins.values()))
+        tasks += self.hidden_sums(
+            f"sum {branch.name} hidden", "reduce-scatter", branch, sum(ins.values())
         )
         tasks += self.middle(branch, "", False)
         tasks.append(
@@ -234,17 +163,20 @@ class LayerWriter:
         tasks += self.quantise(f"{branch.name} hidden", shapes.tokens * sum(outs.values()))
         for name, width in outs.items():
             tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed))
-        tasks.append(
-            self.tensor_collective(
-                f"scatter {branch.name} output", "reduce-scatter", self.sharded, outs
-            )
-        )
-        tasks.append(
-            self.tensor_collective(f"sum {branch.name} output", "all-reduce", self.replicated)
-        )
+        for result in self.results(branch):
+            tasks += self.output_sums(f"{result} output", self.partners(result, outs))
         # The addition reads the residual and the branch; its result was counted by the matmul.
         tasks.append(self.stream(f"{branch.name} residual", shapes.residual, 2.0, OPS_ADD))
         return tasks
+
+    def output_sums(self, what: str, partners: Iterable[str], count: Number = 1) -> list[Task]:
+        """Return the sum of an output over tensor: scattered if the residual stream is split."""
+        return [
+            self.tensor_collective(
+                f"scatter {what}", "reduce-scatter", self.sharded * count, partners
+            ),
+            self.tensor_collective(f"sum {what}", "all-reduce", self.replicated * count),
+        ]
 
     def backward(self) -> list[Task]:
         """Return recomputation and backward pass of one layer."""
@@ -282,27 +214,40 @@ class LayerWriter:
                     vector_ops=self.hidden_ops(name),
                 )
             )
-            tasks.append(
-                self.second_axis(f"sum {name} again", "reduce-scatter", widths[name], again[name])
-            )
+            if name == "qkv":
+                tasks += self.hidden_sums(
+                    f"sum {name} again", "reduce-scatter", branch, widths[name], again[name]
+                )
+            else:
+                tasks.append(
+                    self.second_axis(
+                        f"sum {name} again", "reduce-scatter", widths[name], again[name]
+                    )
+                )
         if branch.attention:
             tasks += self.query_key_tasks(" again", passes=2.0)
             tasks += attention_forward(
                 self.work, layout, shapes, " again", layout.keep_context, layout.keep_rest
             )
-        if branch.attention and not branch.mlp:
-            # A serial block needs the residual between its branches.
-            redo = np.logical_not(layout.keep_attention_output)
-            name = "attention_out again"
-            tasks.append(self.matmul(name, shapes.tokens, shapes.q, shapes.embed, count=redo))
-            for kind, where in (("reduce-scatter", self.sharded), ("all-reduce", self.replicated)):
-                partners = (name,) if kind == "reduce-scatter" else ()
-                tasks.append(
-                    self.tensor_collective(
-                        f"{kind} attention output again", kind, where * redo, partners
-                    )
-                )
+        for result, width, lost in self.results_again(branch):
+            name = f"{result}_out again"
+            tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed, count=lost))
+            tasks += self.output_sums(f"{result} output again", (name,), lost)
         return tasks
+
+    def results_again(self, branch: Branch) -> list[tuple[str, Number, Number]]:
+        """Return (result, input width, whether lost) of the results that the backward pass needs.
+
+        A serial block needs the residual between its branches, a norm after the branch its input.
+        """
+        layout, shapes = self.layout, self.shapes
+        post_norms = self.work.model.post_norms
+        needed: list[tuple[str, Number, Number]] = []
+        if branch.attention and (post_norms or not branch.mlp):
+            needed.append(("attention", shapes.q, np.logical_not(layout.keep_attention_output)))
+        if branch.mlp and post_norms:
+            needed.append(("mlp", shapes.hidden, np.logical_not(layout.keep_mlp_output)))
+        return needed
 
     def separate(self, branch: Branch) -> list[str]:
         """Return the branch's input projections one by one."""
@@ -314,11 +259,12 @@ class LayerWriter:
         grad_bytes = self.work.reduce_bytes
         tasks: list[Task] = [
             self.tensor_collective(
-                f"gather {branch.name} output gradient",
+                f"gather {result} output gradient",
                 "all-gather",
                 self.sharded,
-                [f"{name} dx" for name in outs],
+                self.partners(result, outs, " dx"),
             )
+            for result in self.results(branch)
         ]
         tasks += self.quantise(f"{branch.name} output gradient", shapes.tokens * shapes.embed)
         for name, width in outs.items():
@@ -352,10 +298,8 @@ class LayerWriter:
         if branch.attention:
             tasks += attention_backward(self.work, self.layout, shapes)
             tasks += self.query_key_tasks(" gradient", passes=3.0)
-        tasks.append(
-            self.second_axis(
-                f"gather {branch.name} hidden gradient", "all-gather", sum(ins.values())
-            )
+        tasks += self.hidden_sums(
+            f"gather {branch.name} hidden gradient", "all-gather", branch, sum(ins.values())
         )
         tasks += self.quantise(f"{branch.name} hidden gradient", shapes.tokens * sum(ins.values()))
         for name, width in ins.items():
@@ -368,11 +312,13 @@ class LayerWriter:
                 [f"{name} dx" for name in ins],
             )
         )
-        tasks.append(
-            self.tensor_collective(
-                f"sum {branch.name} input gradient", "all-reduce", self.replicated
+        # Where every member holds the whole stream, each result's gradient is summed instead.
+        for result in self.results(branch):
+            tasks.append(
+                self.tensor_collective(
+                    f"sum {result} input gradient", "all-reduce", self.replicated
+                )
             )
-        )
         for name, width in ins.items():
             tasks.append(
                 self.matmul(f"{name} dW", shapes.embed, shapes.tokens, width, out_bytes=grad_bytes)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.remat import Remat
-from shardsim.program.ends import (
-    embedding_and_head,
-    gradient_reductions,
-    matrices_per_layer,
-    update,
-)
+from shardsim.program.ends import embedding_and_head
 from shardsim.program.layer import LayerWriter
-from shardsim.program.shapes import Shapes, Workload, parameter_elements, shapes
+from shardsim.program.reductions import gradient_reductions, update
+from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
+from shardsim.program.weights import parameter_elements
+from shardsim.program.writer import matrices_per_layer
 
 
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
@@ -62,7 +61,7 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
         ),
         memory=memory(work, layout, local, saved),
         bubble=(layout.pipeline.size - 1) / (layout.microbatches * work.pipeline_interleave),
-        offload_bytes=offload_elements(layout, local, offloaded) * work.wire_bytes,
+        offload_bytes=offload_elements(work.model, layout, local, offloaded) * work.wire_bytes,
     )
 
 
@@ -92,6 +91,7 @@ def _weight_tasks(writer: LayerWriter, phase: str) -> list[Compute | Collective]
             messages=matrices_per_layer(work.model, work.fused_projections),
             schedule="behind",
             switch="weights_overlap",
+            purpose="weights",
         ),
     ]
 
@@ -112,6 +112,7 @@ def _gradient_tasks(writer: LayerWriter) -> list[Compute | Collective]:
             messages=matrices_per_layer(work.model, work.fused_projections),
             schedule="behind",
             switch="gradients_overlap",
+            purpose="weights",
         ),
         Compute(
             name="accumulate gradients",
@@ -136,6 +137,7 @@ def _pipeline_sends(writer: LayerWriter) -> tuple[Block, ...]:
                     role="pipeline",
                     bytes=local.residual * work.wire_bytes,
                     count=2 * (layout.pipeline.size > 1),
+                    purpose="stage boundary",
                 ),
             ),
         ),
@@ -147,14 +149,14 @@ def saved_elements(
 ) -> Number:
     """Return the activations of one layer kept on the device for the backward pass.
 
-    What no policy needs is not kept either: the MLP's result, and in a parallel block the
-    attention's.
+    What no backward pass needs is not kept either: without norms after them the MLP's result, and
+    in a parallel block the attention's.
     """
     model = work.model
     wide = local.tokens / local.split2
     total: Number = 0.0 if "layer_input" in offloaded else local.residual
-    for name, kept, elements in _kept_tensors(layout, local):
-        if name not in offloaded and not (name == "attention_output" and model.parallel_block):
+    for name, kept, elements in _kept_tensors(model, layout, local):
+        if name not in offloaded:
             total = total + kept * elements
     rest = local.residual * (1 if model.parallel_block else 2) + wide * local.hidden
     if model.qk_norm or model.positions == "rotary":
@@ -164,23 +166,30 @@ def saved_elements(
     return total + np.where(layout.keep_rest, rest, 0.0)
 
 
-def offload_elements(layout: Layout, local: Shapes, offloaded: frozenset[str]) -> Number:
+def offload_elements(
+    model: Model, layout: Layout, local: Shapes, offloaded: frozenset[str]
+) -> Number:
     """Return the activations of one layer that are kept in the host's memory."""
     total: Number = local.residual if "layer_input" in offloaded else 0.0
-    for name, kept, elements in _kept_tensors(layout, local):
+    for name, kept, elements in _kept_tensors(model, layout, local):
         if name in offloaded:
             total = total + kept * elements
     return total
 
 
-def _kept_tensors(layout: Layout, local: Shapes) -> tuple[tuple[str, Number, Number], ...]:
+def _kept_tensors(model: Model, layout: Layout, local: Shapes) -> list[tuple[str, Number, Number]]:
+    """Return (name, whether kept, elements) of the named tensors that a backward pass needs."""
     wide = local.tokens / local.split2
-    return (
+    tensors = [
         ("qkv", layout.keep_qkv, wide * local.qkv),
         ("context", layout.keep_context, wide * local.q),
-        ("attention_output", layout.keep_attention_output, local.residual),
         ("mlp_hidden", layout.keep_mlp_hidden, wide * local.mlp_in),
-    )
+    ]
+    if model.post_norms or not model.parallel_block:
+        tensors.append(("attention_output", layout.keep_attention_output, local.residual))
+    if model.post_norms:
+        tensors.append(("mlp_output", layout.keep_mlp_output, local.residual))
+    return tensors
 
 
 def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memory:

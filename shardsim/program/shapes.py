@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardsim.model import Model, Tensor, parameters
-from shardsim.plan.layout import Layout, Number
+from shardsim.model import Model
+from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
 from shardsim.plan.plan import DTYPE_BYTES, OPTIMIZERS, Plan, Precision
 
 # Flash attention skips the blocks above the diagonal of a causal mask; blocks on it are whole.
@@ -91,9 +91,12 @@ class Shapes:
     inner: Number  # tensor * tensor2: what splits heads and hidden between the matmuls
     split2: Number  # tensor2
     residual: Number  # elements of the residual stream
+    residual_tokens: Number  # rows of the residual stream
     heads: Number  # heads / (tensor * tensor2)
     layers: Number  # layers of one pipeline stage
-    vocab: Number  # vocab / tensor
+    vocab: Number  # vocab / tensor, rounded up
+    own_kv: Number  # keys and values together that one member of tensor2 attends with
+    kv_summed: Number  # whether members of tensor2 share a key-value head, which all then sum
 
     @property
     def qkv(self) -> Number:
@@ -126,8 +129,10 @@ def shapes(work: Workload, layout: Layout) -> Shapes:
     tokens = sequences * queries
     embed = model.embed / tensor2
     inner = tensor * tensor2
-    on_tensor = np.where(np.equal(layout.residual, 0), 1, tensor)
+    on_tensor = np.where(np.equal(layout.residual, REPLICATED), 1, tensor)
+    tokens_on_tensor = np.where(np.equal(layout.residual, SEQUENCE_SHARDED), tensor, 1)
     kv_split = np.minimum(tensor, model.kv_heads)
+    kv_heads = model.kv_heads / kv_split
     return Shapes(
         tokens=tokens,
         sequences=sequences,
@@ -135,42 +140,16 @@ def shapes(work: Workload, layout: Layout) -> Shapes:
         keys=float(work.sequence),
         embed=embed,
         q=model.heads * model.head_dim / tensor,
-        kv=2.0 * model.kv_heads * model.head_dim / kv_split,
+        kv=2.0 * kv_heads * model.head_dim,
         hidden=model.mlp / tensor,
         gates=2 if model.gated_mlp else 1,
         inner=inner,
         split2=tensor2,
         residual=tokens * embed / on_tensor,
+        residual_tokens=tokens / tokens_on_tensor,
         heads=model.heads / inner,
         layers=model.layers / layout.pipeline.size,
-        vocab=model.vocab / tensor,
+        vocab=np.ceil(model.vocab / tensor),
+        own_kv=2.0 * np.maximum(kv_heads / tensor2, 1.0) * model.head_dim,
+        kv_summed=np.not_equal(np.mod(kv_heads, tensor2), 0),
     )
-
-
-def split(tensor: Tensor, model: Model, layout: Layout) -> Number:
-    """Return over how many devices one parameter tensor is split."""
-    by: Number = 1
-    if tensor.stack > 1:
-        by = layout.pipeline.size
-    matrix = tensor.kind != "vector"
-    embed_done = False
-    for axis in tensor.axes:
-        if axis == "embed" and matrix and not embed_done:
-            by = by * layout.gather.size * layout.tensor2.size
-            embed_done = True
-        elif axis in ("heads", "mlp", "vocab"):
-            by = by * layout.tensor.size
-        elif axis == "kv_heads":
-            by = by * np.minimum(layout.tensor.size, model.kv_heads)
-    return by
-
-
-def parameter_elements(model: Model, layout: Layout) -> Number:
-    """Return how many parameters one device stores."""
-    total: Number = 0.0
-    for tensor in parameters(model):
-        size = tensor.stack
-        for length in tensor.shape:
-            size *= length
-        total = total + size / split(tensor, model, layout)
-    return total

@@ -13,6 +13,19 @@ from typing import Any
 
 Number = Any
 
+# What collectives of weights and their gradients are for.
+PARAMETER_PURPOSES = frozenset(
+    {
+        "weights",  # of the layers, gathered before use; their gradients scattered
+        "tables",  # the same of the vocabulary
+        "ends",  # the same of the other matrices before and after the layers
+        "gradient reduction",  # of matrices, over devices with the same weights
+        "shared gradients",  # of matrices that the tensor axis does not split
+        "small gradients",  # of biases, scales and other vectors
+        "updated parameters",
+    }
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -60,7 +73,7 @@ class Collective:
 
     name: str
     kind: str  # "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute"
-    role: str  # a role of the layout, "gather" or "replicas"
+    role: str  # a role of the layout, or a joint one
     bytes: Number
     count: Number = 1
     messages: Number = 1  # separate arrays, each with its own latency
@@ -68,6 +81,12 @@ class Collective:
     partners: tuple[str, ...] = ()
     switch: str = ""
     stage: str = "all"  # "torus" or "dcn": only that part of the group's path
+    purpose: str = "block"  # what it is for: see PARAMETER_PURPOSES for those of weights
+
+    @property
+    def moves(self) -> str:
+        """Whether it moves "parameters" (or their gradients) or "activations"."""
+        return "parameters" if self.purpose in PARAMETER_PURPOSES else "activations"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,10 +136,6 @@ def _ring_waits(block: Block, costs: dict[str, CollectiveCost], trips: float) ->
 
 
 def _stream(task: Collective, layout: Layout) -> str:
-    roles = {"gather": ("fsdp", "context"), "replicas": ("data", "context")}
     if task.role == "host":
         return "host"
-    names = [
-        name for role in roles.get(task.role, (task.role,)) for name in layout.names.get(role, ())
-    ]
-    return ", ".join(names) or task.role
+    return ", ".join(layout.mesh_axes(task.role)) or task.role

@@ -184,8 +184,7 @@ class StepEngine:
                 key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
                 sent = 0.0
             else:
-                purpose = "parameters" if spec.role in ("gather", "replicas") else "activations"
-                key = (spec.kind, self.axes_of(spec.role), purpose)
+                key = (spec.kind, self.layout.mesh_axes(spec.role), spec.moves)
                 sent = spec.sent_bytes
             row = np.array([sent * count, count, self.flown[spec], self.waited[spec]])
             sums[key] = sums.get(key, np.zeros(4)) + row
@@ -194,16 +193,6 @@ class StepEngine:
             if use.kind == "host-transfer" and key in sums:
                 sums[key][0] = use.bytes_per_chip
         return collective_uses(sums)
-
-    def axes_of(self, role: str) -> tuple[str, ...]:
-        """Return the names of the mesh axes behind a role or a joint group."""
-        split = bool(self.layout.context_shards_parameters)
-        joint = {
-            "gather": ("fsdp", "context") if split else ("fsdp",),
-            "replicas": ("data",) if split else ("data", "context"),
-        }
-        names = self.layout.names
-        return tuple(name for part in joint.get(role, (role,)) for name in names.get(part, ()))
 
     def contention(self) -> tuple[Contention, ...]:
         """Return who lost time to whom, longest first."""

@@ -45,6 +45,7 @@ class Spec:
     messages: float
     stage: str
     repeat: int
+    moves: str  # "parameters" or "activations"
     sent_bytes: float  # by one member, once
     alone_s: float  # what the closed form says, once
 
@@ -140,7 +141,7 @@ def schedule(
         forward,
         head,
         backward,
-        replace(head, reduce=ahead.get("embedding gradient reduction", ())),
+        replace(head, reduce=ahead.get("end gradient reduction", ())),
         replace(backward, reduce=ahead.get("gradient reduction", ())),
         writer.unit(blocks["update"]),
     ]
@@ -236,6 +237,7 @@ class _Writer:
             messages=float(task.messages),
             stage=task.stage,
             repeat=repeat,
+            moves=task.moves,
             sent_bytes=moved,
             alone_s=float(alone),
         )

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from shardsim.plan.layout import REPLICATED, Layout
-from shardsim.program.tasks import Collective, Program
+from shardsim.program.tasks import Program
 from shardsim.xla.listing import Compiled, sent_bytes
 
-TOLERANCE = 0.01  # of the planned bytes
+TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
 
 # The scopes of the emitted code, outermost first, and what each is for.
 SCOPES: Mapping[str, str] = {
     "reduce_small_gradients": "small gradients",
-    "loss": "loss",
-    "pooling": "pooling",
-    "end_weights": "ends",
-    "norm_statistics": "norm statistics",
-    "update_large": "updated parameters",
-    "update_small": "ends",
-    "optimizer_update": "optimizer",
+    "reduce_shared_gradients": "shared gradients",
     "reduce_gradients": "gradient reduction",
+    "update": "updated parameters",
+    "optimizer_update": "optimizer",
+    "loss": "loss",
     "tables": "tables",
-    "scatter_gradients": "weights",
+    "end_weights": "ends",
     "gather_weights": "weights",
+    "pooling": "pooling",
+    "loss_statistics": "loss statistics",
+    "norm_statistics": "norm statistics",
     "look_up": "vocabulary",
     "head": "vocabulary",
     "keys": "keys and values",
@@ -37,13 +37,9 @@ SCOPES: Mapping[str, str] = {
     "tensor_output": "block",
     "tensor_input": "block",
 }
-# What a plan leaves out, by purpose.
+# What no plan says, by purpose.
 UNPLANNED: Mapping[str, str] = {
-    "small gradients": "gradients of norms, biases and what stands before and after the layers, "
-    "summed once a step",
-    "loss": "the loss and its statistics",
-    "pooling": "the pooling head and the classifier",
-    "ends": "weights before and after the layers",
+    "loss": "the loss itself, one number",
     "optimizer": "the optimizer's own statistics",
 }
 
@@ -83,39 +79,6 @@ def compiled_purpose(op_name: str) -> str:
     return next((purpose for name, purpose in SCOPES.items() if name in parts), "other")
 
 
-def planned_purpose(task: Collective) -> str:
-    """Return what a planned collective is for."""
-    if task.name.endswith("statistics"):
-        return "norm statistics"
-    if "embedding" in task.name:
-        return "tables"
-    if "updated" in task.name:
-        return "updated parameters"
-    if "look" in task.name or "token gradients" in task.name:
-        return "vocabulary"
-    if "head" in task.name or "logits" in task.name:
-        return "vocabulary"
-    if "pooling" in task.name or "class" in task.name:
-        return "pooling"
-    roles = {
-        "gather": "weights",
-        "replicas": "gradient reduction",
-        "context": "keys and values",
-        "tensor2": "second axis",
-    }
-    return roles.get(task.role, "block")
-
-
-def role_axes(role: str, layout: Layout) -> tuple[str, ...]:
-    """Return the mesh axes of a role, or of the joint groups "gather" and "replicas"."""
-    roles = {
-        "gather": ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",),
-        "replicas": ("data",) if layout.context_shards_parameters else ("data", "context"),
-        "embed": ("tensor2", "tensor"),
-    }.get(role, (role,))
-    return tuple(name for part in roles for name in layout.names.get(part, ()))
-
-
 def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
     """Return the planned traffic of a step of one plan on `mesh` (axis: size).
 
@@ -125,7 +88,7 @@ def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
     rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
     for block in program.blocks:
         for task in block.collectives():
-            axes = tuple(a for a in mesh if a in role_axes(task.role, layout) and mesh[a] > 1)
+            axes = tuple(a for a in mesh if a in layout.mesh_axes(task.role) and mesh[a] > 1)
             size = int(np.prod([mesh[axis] for axis in axes]))
             times = float(task.count) * float(block.trips) * float(task.messages)
             if times == 0 or size == 1 or task.stage == "dcn":
@@ -134,7 +97,7 @@ def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
             kind, each = task.kind, sent_bytes(task.kind, array, size)
             if task.schedule == "ring" and rings:
                 kind, each, times = "permute", each / (size - 1), times * (size - 1)
-            sums.setdefault(Key(kind, axes, planned_purpose(task)), Traffic()).add(each, times)
+            sums.setdefault(Key(kind, axes, task.purpose), Traffic()).add(each, times)
     return sums
 
 

@@ -6,12 +6,13 @@ import math
 
 import pytest
 from building import axis_layout, decoder, vit
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shardsim.model import Model
 from shardsim.plan.layout import Layout
-from shardsim.program.shapes import Workload, parameter_elements, shapes
+from shardsim.program.shapes import Workload, shapes
+from shardsim.program.weights import parameter_elements
 
 ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
 SIZES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
@@ -30,6 +31,7 @@ def layout(sizes: dict[str, int], context_shards: bool = False) -> Layout:
 @given(MODELS, SIZES, st.sampled_from(ROLES), st.booleans())
 def test_sharding_more_never_needs_more_memory(model, sizes, role, context_shards):
     more = {**sizes, role: 2 * sizes[role]}
+    assume(model.kv_heads % more["tensor"] == 0)  # fewer heads than members are whole on each
     before = parameter_elements(model, layout(sizes, context_shards))
     after = parameter_elements(model, layout(more, context_shards))
     assert after <= before
@@ -52,8 +54,8 @@ def test_one_device_holds_each_weight_over_what_splits_it(model, sizes, context_
             if axis in ("heads", "mlp", "vocab"):
                 by *= sizes["tensor"]
             if axis == "kv_heads":
-                # Tensor shards beyond the key-value heads hold copies of them.
-                by *= min(sizes["tensor"], model.kv_heads)
+                # More members than heads: each holds them all.
+                by *= sizes["tensor"] if model.kv_heads % sizes["tensor"] == 0 else 1
         total += tensor.size / by
     stored = parameter_elements(model, layout(sizes, context_shards))
     assert stored == pytest.approx(total, rel=1e-12)

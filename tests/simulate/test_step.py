@@ -40,11 +40,17 @@ def test_agrees_with_the_closed_form_where_nothing_contends(path: Path) -> None:
 
 
 def test_contention_names_links_and_collectives() -> None:
-    """ViT-22B with the model axis on a part of z, where the weights travel too."""
+    """ViT-22B with the model axis on a part of z; weights travel over all axes."""
     found = simulate_plan(small("vit-22b-published-tp2", 4))
     pairs = {(row.collective, row.other) for row in found.contention}
     assert ("gather block input", "gather weights forward") in pairs
-    assert {link for row in found.contention for link in row.links} <= {"z+", "z-"}
+    links = {
+        link
+        for row in found.contention
+        if "block input" in row.collective + row.other
+        for link in row.links
+    }
+    assert links <= {"z+", "z-"}
 
 
 WHAT_IFS: list[dict[str, Any]] = [

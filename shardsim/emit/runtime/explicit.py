@@ -61,9 +61,11 @@ class Explicit(Whole):
 
     # Parameters.
 
-    def whole_weight(self, w: Array, dim: int, scope: str = "gather_weights") -> Array:
-        """Gather one weight along embed, its dimension `dim`."""
-        with jax.named_scope(scope):
+    def whole_weight(self, w: Array, name: str, dim: int) -> Array:
+        """Gather the weight `name`, or what this device needs of it, along its embed `dim`."""
+        entry = self.parameters[name]
+        at_end = "tables" if "vocab" in entry["axes"] else "end_weights"
+        with jax.named_scope("gather_weights" if entry["part"] == "block" else at_end):
             return gather_weight(w, self.shards, dim, self.compute, self.reduce)
 
     def own_heads(self, value: Array, name: str) -> Array:
@@ -96,10 +98,10 @@ class Explicit(Whole):
         return self.second_part(value, name, 0, summed=True)
 
     def end_matrix(self, params: Params, name: str) -> Array:
-        return own(self.whole_weight(params[name], 1, "end_weights"), self.on_embed, 1)
+        return own(self.whole_weight(params[name], name, 1), self.on_embed, 1)
 
     def head_matrix(self, params: Params, name: str) -> Array:
-        return self.whole_weight(params[name], 0, "end_weights")
+        return self.whole_weight(params[name], name, 0)
 
     # The two projections of a block's branch.
 
@@ -108,7 +110,7 @@ class Explicit(Whole):
         ends = [sum(w.shape[1] for w in shards[: i + 1]) for i in range(len(shards) - 1)]
         if self.plan["fused"]:
             shards = [jnp.concatenate(shards, 1)]
-        weights = tuple(self.whole_weight(w, 0) for w in shards)
+        weights = tuple(self.whole_weight(w, names[0], 0) for w in shards)
         ys = self.linear_in(x, weights, x.dtype)
         if self.plan["fused"]:
             ys = tuple(jnp.split(ys[0], ends, 2))
@@ -135,7 +137,7 @@ class Explicit(Whole):
         shards = [self.flatten(params[name], name) for name in names]
         if self.plan["fused"] and len(hs) > 1:
             hs, shards = [jnp.concatenate(hs, 2)], [jnp.concatenate(shards, 0)]
-        weights = tuple(self.whole_weight(w, 1) for w in shards)
+        weights = tuple(self.whole_weight(w, names[0], 1) for w in shards)
         with jax.named_scope("tensor_output"):
             if self.ring:
                 return scatter_linear(tuple(hs), weights, self.tensor, self.split, self.both)
@@ -186,10 +188,10 @@ class Explicit(Whole):
     # The ends.
 
     def tables(self, params: Params) -> tuple[Array, Array]:
-        table = self.whole_weight(params["token_embedding"], 1, "tables")
+        table = self.whole_weight(params["token_embedding"], "token_embedding", 1)
         if self.model["tied_embeddings"]:
             return table, table.T
-        return table, self.whole_weight(params["output_head"], 0, "tables")
+        return table, self.whole_weight(params["output_head"], "output_head", 0)
 
     def look_up(self, table: Array, tokens: Array) -> Array:
         rows = self.query_tokens(tokens, 1) - self.vocab_start(table.shape[0])

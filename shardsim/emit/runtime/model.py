@@ -228,7 +228,7 @@ def token_loss(way: Whole, x: Array, head: Array, targets: Array) -> Array:
     logits = way.logits(x, head)
     columns = jnp.arange(logits.shape[-1]) + way.vocab_start(logits.shape[-1])
     logits = jnp.where(columns < way.model["vocab"], logits, -1e30)  # padding
-    with jax.named_scope("loss"):
+    with jax.named_scope("loss_statistics"):
         top = way.vocab_max(lax.stop_gradient(logits).max(-1))
         is_target = columns == way.query_tokens(targets, 1)[..., None]
         right = jnp.sum(jnp.where(is_target, logits - top[..., None], 0), -1)

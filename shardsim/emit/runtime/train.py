@@ -156,28 +156,23 @@ class Trainer:
         With optimizer state over the data axis, each device keeps only the part it updates.
         """
         entry = self.parameters[name]
-        large = self.is_large(name)
-        if large:
-            gradient = gradient.astype(DTYPES[self.plan["reduce"]])
-        used = [axis for axes in entry["optimizer_spec"] for axis in axes]
-        with jax.named_scope("reduce_gradients" if large else "reduce_small_gradients"):
+        used = {axis for axes in entry["optimizer_spec"] for axis in axes}
+        left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
+        if "embed" not in entry["axes"] or len(entry["axes"]) == 1:  # a vector
+            with jax.named_scope("reduce_small_gradients"):
+                return total(gradient, make_group(self.plan, left))
+        gradient = gradient.astype(DTYPES[self.plan["reduce"]])
+        replicas = self.plan["roles"]["data"] + self.plan["roles"]["context"]
+        with jax.named_scope("reduce_gradients"):
             for dim, (mine, wanted) in enumerate(
                 zip(entry["spec"], entry["optimizer_spec"], strict=True)
             ):
                 extra = make_group(self.plan, wanted[len(mine) :])
                 gradient = scatter(gradient, extra, dim)
-            left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
-            replicas = self.plan["roles"]["data"] + self.plan["roles"]["context"]
             gradient = total(gradient, make_group(self.plan, [a for a in left if a in replicas]))
-        others = make_group(self.plan, [a for a in left if a not in replicas])
-        with jax.named_scope("reduce_small_gradients"):
+        with jax.named_scope("reduce_shared_gradients"):
+            others = make_group(self.plan, [a for a in left if a not in replicas])
             return total(gradient, others).astype(jnp.float32)
-
-    def is_large(self, name: str) -> bool:
-        """Return whether a weight is a matrix of the blocks or a table of the vocabulary."""
-        entry = self.parameters[name]
-        matrix = "embed" in entry["axes"] and len(entry["axes"]) > 1
-        return matrix and (entry["part"] == "block" or "vocab" in entry["axes"])
 
     def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
         """Return loss and float32 gradients summed over the microbatches, one after another."""
@@ -187,15 +182,17 @@ class Trainer:
         def loss(params: Params, part: Params) -> Array:
             return loss_sum(way, params, part) / units
 
-        def run(part: Params) -> tuple[Array, Params]:
+        def run(params: Params, part: Params) -> tuple[Array, Params]:
             value, gradients = jax.value_and_grad(loss)(params, part)
             return value, {name: g.astype(jnp.float32) for name, g in gradients.items()}
 
         if count == 1:
-            return run(batch)
+            return run(params, batch)
 
         def body(sums: Any, part: Params) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, run(part)), None
+            # Tied to its microbatch, so that weights gathered for one need not stay for the next.
+            own, part = lax.optimization_barrier((params, part))
+            return jax.tree.map(jnp.add, sums, run(own, part)), None
 
         parts = {name: self.split(way, value, count) for name, value in batch.items()}
         zeros = {name: jnp.zeros(value.shape, jnp.float32) for name, value in params.items()}
@@ -224,16 +221,12 @@ class Trainer:
             mine = lax.with_sharding_constraint(params, self.shardings(self.state_specs))
         with jax.named_scope("optimizer_update"):
             updates, state = self.optimizer.update(gradients, state, mine)
-        mine = {name: self.apply(name, value, updates[name]) for name, value in mine.items()}
+        with jax.named_scope("update"):  # where only a part was updated, it is gathered from here
+            mine = optax.apply_updates(mine, updates)
         if self.mesh is not None:
             mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
             state = lax.with_sharding_constraint(state, self.state_shardings())
         return mine, state, loss, gradients
-
-    def apply(self, name: str, value: Array, change: Array) -> Array:
-        """Return an updated weight; where only a part was updated, it is gathered from here."""
-        with jax.named_scope("update_large" if self.is_large(name) else "update_small"):
-            return optax.apply_updates(value, change)
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
         """Compile a step for its arguments (arrays or their shapes); it consumes its state."""
