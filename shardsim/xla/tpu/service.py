@@ -121,7 +121,7 @@ def run_compiler(
                 [sys.executable, "-m", "shardsim.xla.tpu.worker", str(folder)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed when this process ends, however it ends
                 env=_environment(folder),
                 start_new_session=True,  # an interrupt is for the parent, which ends this one
             )
@@ -188,6 +188,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 class TpuCompiler:

@@ -292,3 +292,31 @@ def test_the_compiler_knows_the_slice_as_we_do(machine: str) -> None:
     assert 1 + max(place[0] for place in places) == wanted.slices
     spans = [1 + max(place[1 + axis] for place in places) for axis in range(3)]
     assert spans[: len(wanted.shape)] == list(wanted.shape)
+
+
+@needs_libtpu
+def test_a_killed_parent_takes_its_compilations_along(tmp_path: Path) -> None:
+    code = (
+        "from shardsim.xla.tpu.service import run_compiler\n"
+        "run_compiler({}, 'import time\\ntime.sleep(600)\\n', 600, 1e12)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=service.os.environ | {"TMPDIR": str(tmp_path)},
+    )
+
+    def workers() -> list[str]:
+        lines = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True).stdout
+        return [line for line in lines.splitlines() if str(tmp_path) in line and "worker" in line]
+
+    deadline = time.monotonic() + 60
+    try:
+        while not workers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert workers()
+    finally:
+        parent.kill()
+        parent.wait()
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not workers()
