@@ -10,7 +10,7 @@ import numpy as np
 
 from shardsim.plan.layout import REPLICATED, Layout
 from shardsim.program.tasks import Collective, Program
-from shardsim.xla.listing import Compiled, sent_bytes
+from shardsim.xla.entries import Compiled, sent_bytes
 
 TOLERANCE = 0.01  # of the planned bytes
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from shardsim.xla.entries import Compiled, sent_bytes
 from shardsim.xla.hlo.groups import differing_axes, parse_groups, written_groups
 from shardsim.xla.hlo.opcodes import KINDS
 
@@ -28,37 +28,6 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"\bs32\[\][^=]*constant\((\d+)\)")
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """One collective instruction of a compiled program."""
-
-    kind: str
-    mesh_axes: tuple[str, ...]
-    sent_bytes: float  # by one device, each time
-    count: int  # times in one run of the program
-    op_name: str  # where in the source it comes from
-    # What only the reader of scheduled programs (shardsim.xla.hlo) says.
-    array_bytes: float = 0.0  # the whole array, as `program.tasks.Collective.bytes`
-    parts: tuple[tuple[str, int, int], ...] = ()  # axes taken in part: name, members, stride
-    asynchronous: bool = False  # whether something may run meanwhile
-    algorithm: str = ""  # the compiler's: "RotatedPincerEmitter StrategyND"
-    source: str = ""  # "explicit.py:67 Explicit.whole_weight"
-    origin: str = ""  # what an all-reduce stands for: "all-gather", "reduce-scatter"
-    block: str = ""
-
-
-def sent_bytes(kind: str, array_bytes: float, devices: int) -> float:
-    """Return what one device sends for a collective of a whole array of `array_bytes`.
-
-    >>> sent_bytes("all-reduce", 1024, 4)
-    1536.0
-    """
-    if kind in ("permute", "broadcast"):
-        return float(array_bytes)
-    share = (devices - 1) / devices
-    return array_bytes * share * (2.0 if kind == "all-reduce" else 1.0)
 
 
 def list_collectives(text: str, mesh: Mapping[str, int]) -> list[Compiled]:

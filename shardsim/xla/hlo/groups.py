@@ -100,9 +100,7 @@ def _ids(shape: Sequence[int], order: str | None) -> Ints:
     return ids.transpose(axes).reshape(-1)
 
 
-def _mesh_groups(
-    mesh: str, dims: str | None, order: str | None, axes: str, devices: int
-) -> Ints:
+def _mesh_groups(mesh: str, dims: str | None, order: str | None, axes: str, devices: int) -> Ints:
     """Return the groups of `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
 
     The members of a group differ along the axes in braces; `'b':(2)2` is a part of an axis, of
@@ -174,35 +172,34 @@ def parse_pairs(text: str, devices: int) -> Ints:
 
 @dataclass(frozen=True)
 class Permute:
-    """Where a permute sends: mesh axes that it moves along, and how far.
+    """Where a permute sends: the mesh axes that it moves along, and by how many members.
 
-    `shift` is the number of steps along the axis, negative if it goes backwards; 1 where it moves
-    along several axes, as a ring over all of them does.
+    `shifts` are the distances that occur, negative ones backwards. A permute that moves along
+    several axes is taken for one step of a ring over all of them.
     """
 
     axes: tuple[str, ...]
-    shift: int
+    shifts: tuple[int, ...]
 
 
 def permute_form(pairs: Ints, mesh: Mapping[str, int]) -> Permute:
     """Return along which axes and how far `pairs` move their data."""
     sizes = tuple(mesh.values())
     source, target = (np.stack(np.unravel_index(column, sizes), axis=-1) for column in pairs.T)
-    moved = source != target
     names = list(mesh)
-    axes = tuple(name for axis, name in enumerate(names) if moved[:, axis].any())
+    axes = tuple(name for axis, name in enumerate(names) if (source != target)[:, axis].any())
+    if len(axes) == 1:
+        axis = names.index(axes[0])
+        size = sizes[axis]
+        ahead = (target[:, axis] - source[:, axis]) % size
+        ahead = np.where(2 * ahead > size, ahead - size, ahead)
+        return Permute(axes=axes, shifts=tuple(int(d) for d in np.unique(ahead[ahead != 0])))
     # Forwards is where the first device's data go to the lower number of its two neighbours.
     first = pairs[:, 0].min()
     to = pairs[pairs[:, 0] == first, 1]
     back = pairs[pairs[:, 1] == first, 0]
     forwards = not len(back) or bool(to[0] <= back[0])
-    hops = 1
-    if len(axes) == 1:
-        axis = names.index(axes[0])
-        size = sizes[axis]
-        ahead = (target[:, axis] - source[:, axis]) % size
-        hops = int(np.minimum(ahead, size - ahead).max())
-    return Permute(axes=axes, shift=hops if forwards else -hops)
+    return Permute(axes=axes, shifts=(1 if forwards else -1,) if axes else ())
 
 
 @lru_cache(maxsize=4096)

@@ -14,8 +14,8 @@ KINDS = {
 }
 # Result and operands have the same dimensions.
 UNARY = frozenset(
-    "abs acos acosh asin asinh atan atanh cbrt ceil convert copy cos cosine cosh count-leading-zeros"
-    " erf exponential exponential-minus-one floor imag is-finite log log-plus-one logistic negate"
+    "abs acos acosh asin asinh atan atanh cbrt ceil convert copy cos cosine cosh "
+    "count-leading-zeros erf exponential exponential-minus-one floor imag is-finite log log-plus-one logistic negate"
     " not popcnt real reduce-precision round-nearest-afz round-nearest-even rsqrt"
     " sign sine sinh sqrt stochastic-convert tan tanh optimization-barrier".split()
 )

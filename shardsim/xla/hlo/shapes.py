@@ -136,7 +136,7 @@ def _parse(text: str, start: int) -> tuple[Shape, int]:
         if not match:
             raise HloError(f"not a shape: {text[start : start + 80]!r}")
         return _array(match[0]), match.end()
-    elements = []
+    elements: list[Shape] = []
     place = start + 1
     while not text.startswith(")", place):
         if elements:

@@ -106,6 +106,15 @@ class Module:
     entry: str
     frames: Frames = field(repr=False)
 
+    @cached_property
+    def homes(self) -> dict[Instruction, Computation]:
+        """The computation that each instruction stands in."""
+        return {
+            instruction: computation
+            for computation in self.computations.values()
+            for instruction in computation.instructions.values()
+        }
+
     def called(self, instruction: Instruction) -> Computation:
         """Return the one computation that a fusion or a call runs."""
         names = instruction.called
@@ -120,9 +129,7 @@ _PARAMETER = re.compile(r"(?:, )?(?:/\*index=\d+\*/)?%?([\w.\-]+): ")
 _START = re.compile(r"  (ROOT )?%([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+)")
-_OPERANDS = re.compile(
-    r"(?:(?:/\*index=\d+\*/)?%[\w.\-]+(?:, (?:/\*index=\d+\*/)?%[\w.\-]+)*)?"
-)
+_OPERANDS = re.compile(r"(?:(?:/\*index=\d+\*/)?%[\w.\-]+(?:, (?:/\*index=\d+\*/)?%[\w.\-]+)*)?")
 _KEY = re.compile(r", ([a-z_]\w*)=")
 _METADATA = re.compile(r"(?:^|\s)(\w+)=(\"(?:[^\"\\]|\\.)*\"|[\w.\-]+|\{[^{}]*\})")
 _BRACES = re.compile(r'[{}]|"(?:[^"\\]|\\.)*"')
@@ -176,9 +183,7 @@ def parse_module(text: str) -> Module:
     )
 
 
-def _computation(
-    lines: list[str], start: int, frames: Frames
-) -> tuple[Computation, bool, int]:
+def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computation, bool, int]:
     """Return the computation whose header is line `start`, and the line after it."""
     header = _HEADER.match(lines[start])
     if not header or not lines[start].endswith(" {"):
