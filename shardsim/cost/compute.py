@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shardsim.errors import HardwareError
 from shardsim.machine import Chip
 from shardsim.plan.layout import Number
 from shardsim.program.tasks import Compute
@@ -52,6 +53,13 @@ def matmul_unit_s(chip: Chip, task: Compute, rows: Number | None = None) -> Numb
     return padded / (chip.peak(task.dtype) / chip.devices_per_chip * chip.matmul_efficiency)
 
 
+def compiler_clock_hz(chip: Chip) -> float:
+    """Return the clock that the compiler counts its estimated cycles in."""
+    if chip.clock_hz is None:
+        raise HardwareError(f"chip {chip.name}: clock_hz is not known, so cycles have no time")
+    return chip.clock_hz
+
+
 def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> ComputeTime:
     """Return the time of one operation on one device; with `blocks`, of one block of its rows.
 
@@ -59,6 +67,7 @@ def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> Com
     before the first tiles have arrived nor end before the last have left: what fills half of the
     on-chip memory (the other half is the second buffer) is not hidden. This reproduces the sizes
     below 8192 of published square-matmul measurements (v5e 4096: 84 %; tpu7x 1024: 30 %).
+    Where a compiler has counted the cycles of an operation, they stand for the units' time.
     """
     devices = chip.devices_per_chip
     hbm = chip.hbm_bytes_per_s / devices * chip.hbm_efficiency
@@ -71,8 +80,11 @@ def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> Com
         moved = moved / parts + stationary * 2.0 * (1.0 - 1.0 / parts)
     vector_s = task.vector_ops / parts / (chip.vector_flops / devices)
     memory_s = moved / hbm
-    if isinstance(task.matmuls, int) and task.matmuls == 0:
-        unit_s: Number = vector_s
+    if task.cycles is not None:
+        unit_s: Number = task.cycles / compiler_clock_hz(chip)
+        extra = np.maximum(memory_s - unit_s, 0.0)
+    elif isinstance(task.matmuls, int) and task.matmuls == 0:
+        unit_s = vector_s
         extra = np.maximum(memory_s - vector_s, 0.0)
     else:
         matrix_s = matmul_unit_s(chip, task, task.m / parts)

@@ -28,7 +28,7 @@ def resolve(plan: Plan) -> Layout:
         role = _role(plan, axis.name)
         if role is not None:
             members[role].append(axis.name)
-    axes: dict[str, Any] = {role: _axis_layout(plan, names) for role, names in members.items()}
+    axes: dict[str, Any] = {role: axis_layout(plan, names) for role, names in members.items()}
     context = members["context"]
     splits = [name in plan.parameters.get("embed", ()) for name in context]
     if len(set(splits)) > 1:
@@ -116,7 +116,7 @@ def _residual(plan: Plan, tensor: list[str]) -> int:
     return SEQUENCE_SHARDED if any(where["seq"]) else REPLICATED
 
 
-def _axis_layout(plan: Plan, names: list[str]) -> AxisLayout:
+def axis_layout(plan: Plan, names: list[str]) -> AxisLayout:
     """Join the mesh axes `names` into one group with its strides on the torus."""
     machine = plan.machine
     joined = whole_axis(len(machine.axes))

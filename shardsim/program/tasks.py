@@ -38,7 +38,7 @@ class Compute:
     """
 
     name: str
-    kind: str  # "matmul", "attention", "elementwise", "optimizer", "transfer"
+    kind: str  # "matmul", "attention", "elementwise", "optimizer", "transfer", "copy"
     m: Number = 0
     k: Number = 0
     n: Number = 0
@@ -49,6 +49,8 @@ class Compute:
     vector_ops: Number = 0
     dtype: str = "bf16"
     count: Number = 1
+    cycles: Number | None = None  # a compiler's estimate; it stands for the units' time
+    source: str = ""  # of compiled code: file, line and function
 
     @property
     def flops(self) -> Number:
@@ -68,7 +70,11 @@ class Collective:
     - "ring": the matmuls named in `partners`, cut into blocks (collective matmul), as
       `Layout.matmul_overlap` says;
     - "behind": the rest of the block that it is in (weights of the next layer, gradients of the
-      last one), if the layout's switch for it is on; `switch` names that switch.
+      last one), if the layout's switch for it is on; `switch` names that switch;
+    - "started": everything up to the `Await` of its name (compiled programs).
+
+    Planned collectives name a role of the layout. Compiled ones have the role "" and name the mesh
+    axes of their group; of the axes in `parts` it takes only some members at a stride.
     """
 
     name: str
@@ -82,11 +88,35 @@ class Collective:
     switch: str = ""
     stage: str = "all"  # "torus" or "dcn": only that part of the group's path
     purpose: str = "block"  # what it is for: see PARAMETER_PURPOSES for those of weights
+    mesh_axes: tuple[str, ...] = ()
+    parts: tuple[tuple[str, int, int], ...] = ()  # mesh axis, members, stride
+    shifts: tuple[int, ...] = ()  # of a compiled permute: members passed over, negative: back
+    source: str = ""  # of compiled code: file, line and function
 
     @property
     def moves(self) -> str:
         """Whether it moves "parameters" (or their gradients) or "activations"."""
         return "parameters" if self.purpose in PARAMETER_PURPOSES else "activations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A copy between memories of one device that runs beside other work until it is awaited."""
+
+    name: str
+    hbm_bytes: Number  # read from HBM and written to it
+    host_bytes: Number = 0  # to or from the host's memory
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Await:
+    """The point where what was started as `name` must have ended."""
+
+    name: str
+
+
+Task = Compute | Collective | Transfer | Await
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +126,7 @@ class Block:
     name: str  # "layer forward"
     phase: str  # "forward", "backward", "update"
     trips: Number
-    tasks: tuple[Compute | Collective, ...]
+    tasks: tuple[Task, ...]
 
     def computes(self) -> Iterator[Compute]:
         """Yield the compute tasks in order."""
@@ -129,6 +159,7 @@ class Program:
     bubble: Number = 0.0  # pipeline: idle time as a fraction of the busy time of the layers
     offload_bytes: Number = 0  # to the host and back, per layer and pass
     warnings: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()  # blocks as they run, of compiled programs: places in `blocks`
     notes: dict[str, Any] = field(default_factory=dict)
 
     def block(self, name: str) -> Block:

@@ -97,6 +97,8 @@ def _timeline(item: Prediction, block: Block, layout: Layout) -> LayerTimeline:
             compute(f"waiting beside {task.name}", "wait", waits.get(task.name, 0.0))
             at[task.name] = (start, now)
             continue
+        if not isinstance(task, Collective):  # only compiled programs have others
+            continue
         cost = costs.get(task.name)
         alone = 0.0 if cost is None else float(cost.time_s) / trips
         if cost is None or alone <= 0 or task.schedule == "ring":

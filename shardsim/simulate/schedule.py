@@ -205,6 +205,8 @@ class _Writer:
                 elif task.name not in inside and times[task.name] > 0:
                     run.append((task.name, times[task.name]))
                 continue
+            if not isinstance(task, Collective):  # only compiled programs have others
+                continue
             spec = self.spec(task)
             if spec is None or task.name in inside:
                 continue

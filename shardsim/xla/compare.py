@@ -10,7 +10,7 @@ import numpy as np
 
 from shardsim.plan.layout import REPLICATED, Layout
 from shardsim.program.tasks import Program
-from shardsim.xla.listing import Compiled, sent_bytes
+from shardsim.xla.entries import Compiled, sent_bytes
 
 TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
 

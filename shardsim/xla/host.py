@@ -17,7 +17,7 @@ from shardsim.plan import Plan, resolve
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, planned, table
-from shardsim.xla.listing import Compiled
+from shardsim.xla.entries import Compiled
 
 STEPS = 2
 LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32

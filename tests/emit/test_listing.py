@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shardsim.xla.compare import Key, Traffic, compiled_purpose, differences, table
-from shardsim.xla.listing import Compiled, list_collectives, sent_bytes
+from shardsim.xla.entries import Compiled, sent_bytes
+from shardsim.xla.listing import list_collectives
 
 MESH = {"data": 2, "model": 4}
 

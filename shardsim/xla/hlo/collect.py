@@ -1,0 +1,188 @@
+"""The collectives of a module: kind, groups, bytes, and which of them run beside other work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shardsim.xla.hlo.check import results_of
+from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.groups import form_of, permute_of
+from shardsim.xla.hlo.opcodes import KINDS
+from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.text import Computation, Instruction, Module
+
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+_ORIGINS = {
+    "reduce_scatter": "reduce-scatter",
+    "psum_scatter": "reduce-scatter",
+    "all_gather": "all-gather",
+}
+# Words that JAX's names of the collectives of weights hold, for those that lost their own name.
+_SCOPES = {"all-gather": "gather", "reduce-scatter": "scatter"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One collective instruction, as numbers."""
+
+    name: str
+    kind: str
+    mesh_axes: tuple[str, ...]
+    parts: tuple[tuple[str, int, int], ...]  # axes taken in part: name, members, stride
+    members: int
+    regular: bool
+    shifts: tuple[int, ...]  # of a permute
+    array_bytes: float
+    algorithm: str
+    origin: str
+    op_name: str
+    source: str
+    line: int
+
+
+def chain_of(item: Instruction) -> str:
+    """Return the number of the asynchronous chain that a collective belongs to, or nothing."""
+    match = _CHAIN.search(item.attributes.get("frontend_attributes", ""))
+    return match[1] if match else ""
+
+
+def custom_target(module: Module, item: Instruction) -> str:
+    """Return the target of a custom call, or of the one that a fusion ends with."""
+    if item.opcode == "fusion":
+        inner = module.called(item)
+        return custom_target(module, inner[inner.root])
+    return item.attributes.get("custom_call_target", '""')[1:-1]
+
+
+def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) -> Found | None:
+    """Return a collective of more than one member, or None where it moves nothing.
+
+    `item` is the operation itself, one that is started, or a fusion around one.
+    """
+    inner, holder = _operation(module, item)
+    kind = KINDS[inner.opcode.removesuffix("-start")]
+    results = results_of(inner)
+    array_bytes = sum(shape.bytes for shape in results)
+    parts: tuple[tuple[str, int, int], ...] = ()
+    shifts: tuple[int, ...] = ()
+    regular = True
+    if kind == "permute":
+        permute = permute_of(inner.attribute("source_target_pairs"), mesh)
+        axes, shifts, members = permute.axes, permute.shifts, 2 if permute.axes else 1
+    else:
+        form = form_of(inner.attributes.get("replica_groups", ""), mesh)
+        axes, members, regular = form.axes, form.size, form.regular
+        parts = tuple(
+            (part.axis, part.members, part.stride)
+            for part in form.parts
+            if part.members != mesh[part.axis]
+        )
+    if members == 1:
+        return None
+    if kind == "reduce-scatter":
+        array_bytes *= members
+    elif kind == "all-reduce" and holder is not None:
+        kind = _fused_kind(inner, holder, item, members)
+    origin = "" if kind != "all-reduce" else _origin(module, item, inner, members)
+    told = named(module, item, _SCOPES.get(origin or kind, ""))
+    return Found(
+        name=item.name,
+        kind=kind,
+        mesh_axes=axes,
+        parts=parts,
+        members=members,
+        regular=regular,
+        shifts=shifts,
+        array_bytes=array_bytes,
+        algorithm=_algorithm(item),
+        origin=origin,
+        op_name=told.op_name,
+        source=show_frame(source_line(module, told)),
+        line=item.line,
+    )
+
+
+def _operation(module: Module, item: Instruction) -> tuple[Instruction, Computation | None]:
+    """Return the collective in `item`, and the computation that holds it if `item` is a fusion."""
+    if item.opcode not in ("fusion", "async-start"):
+        return item, None
+    inner = module.called(item)
+    found = [x for x in inner.instructions.values() if x.opcode in KINDS]
+    if len(found) != 1:
+        raise HloError(f"%{item.name}: {len(found)} collectives in one operation", item.line)
+    return found[0], inner if item.opcode == "fusion" and not chain_of(found[0]) else None
+
+
+def _fused_kind(inner: Instruction, holder: Computation, item: Instruction, members: int) -> str:
+    """Return what a fused all-reduce is: with a slice for each member, a reduce-scatter.
+
+    The compiler's emitter sends each member only its own part ("SingleInputAllReduceScatter").
+    """
+    root = holder[holder.root]
+    sliced = root.opcode == "dynamic-slice" and root.operands[0] == inner.name
+    if not sliced or root.shape.count * members != inner.shape.count:
+        raise HloError(f"%{item.name}: a fusion with an all-reduce in it", item.line)
+    return "reduce-scatter"
+
+
+def _algorithm(item: Instruction) -> str:
+    config = item.backend_config.get("collective_algorithm_config", {})
+    return " ".join(str(config[key]) for key in ("emitter", "strategy") if key in config)
+
+
+def _origin(module: Module, item: Instruction, inner: Instruction, members: int) -> str:
+    """Return which collective the compiler turned into this all-reduce, if that can be seen.
+
+    A gather becomes a sum of zeros with one member's part in each place; of a scatter each
+    member reads only its own part of the sum.
+    """
+    last = inner.op_name.rpartition("/")[2]
+    if last in _ORIGINS:
+        return _ORIGINS[last]
+    computation = module.homes[item]
+    if len(item.operands) != 1 or item.shape.is_tuple:
+        return ""
+    source = computation.operand(item, 0)
+    if _pads_with_zeros(module, computation, source, members):
+        return "all-gather"
+    users = computation.users[item.name]
+    share = item.shape.count / members
+    if users and all(_largest_read(module, computation, item, user) <= share for user in users):
+        return "reduce-scatter"
+    return ""
+
+
+def _pads_with_zeros(
+    module: Module, computation: Computation, source: Instruction, members: int
+) -> bool:
+    """Return whether an array is zero but for one member's part."""
+    if source.opcode == "fusion":
+        inner = module.called(source)
+        return _pads_with_zeros(module, inner, inner[inner.root], members)
+    if source.opcode != "dynamic-update-slice":
+        return False
+    whole, part = (computation.operand(source, place) for place in (0, 1))
+    if whole.opcode != "broadcast" or part.shape.count * members != whole.shape.count:
+        return False
+    value = computation.operand(whole, 0)
+    return value.opcode == "constant" and value.literal == "0"
+
+
+def _largest_read(
+    module: Module, computation: Computation, item: Instruction, user: Instruction
+) -> int:
+    """Return how many elements of `item` its `user` reads at once."""
+    if user.opcode == "dynamic-slice":
+        return user.shape.count
+    if user.opcode != "fusion":
+        return item.shape.count
+    inner = module.called(user)
+    reads = [
+        _largest_read(module, inner, inner[name], reader)
+        for name, operand in zip(inner.parameters, user.operands, strict=True)
+        if operand == item.name
+        for reader in inner.users[name]
+    ]
+    return max(reads, default=0)

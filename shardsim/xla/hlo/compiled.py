@@ -1,0 +1,104 @@
+"""A compiled program as the rest of shardsim reads it: a Program, and what is beyond a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from shardsim.program.tasks import Memory, Program
+from shardsim.xla.entries import Compiled, sent_bytes
+from shardsim.xla.hlo.check import check_module
+from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.steps import Operation, Steps
+from shardsim.xla.hlo.text import Module, parse_module
+
+# What a scheduled module does not say: how much memory is in use.
+_NO_MEMORY = Memory(
+    parameters=0,
+    optimizer=0,
+    gradients=0,
+    saved_activations=0,
+    gathered_weights=0,
+    layer_workspace=0,
+    head_workspace=0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledProgram:
+    """What one device does in one run of a compiled module."""
+
+    mesh: dict[str, int]
+    program: Program = field(repr=False)
+    collectives: tuple[Compiled, ...] = field(repr=False)
+    operations: tuple[Operation, ...] = field(repr=False)
+    module: Module = field(repr=False)
+
+    @property
+    def copies(self) -> tuple[Operation, ...]:
+        """Operations that only lay an array out anew, those with the most cycles first."""
+        found = [item for item in self.operations if item.kind == "copy"]
+        return tuple(sorted(found, key=lambda item: -(item.cycles or 0) * item.trips))
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of all matmuls, recomputed ones too."""
+        return sum(item.flops * item.trips for item in self.operations)
+
+    @cached_property
+    def matmul_flops(self) -> float:
+        """FLOPs of matmuls without those inside attention."""
+        return sum(i.flops * i.trips for i in self.operations if i.kind == "matmul")
+
+    @cached_property
+    def cycles(self) -> int:
+        """Cycles of the compute stream, as the compiler estimates them."""
+        return sum((item.cycles or 0) * item.trips for item in self.operations)
+
+
+def read_hlo(text: str, mesh: Mapping[str, int]) -> CompiledProgram:
+    """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
+
+    Raises `HloError`, with the line, for text that is damaged or not understood.
+    """
+    module = parse_module(text)
+    if not module.is_scheduled:
+        raise HloError("the module is not scheduled: its lines are not in the order of execution")
+    devices = math.prod(mesh.values())
+    if module.partitions not in (None, devices):
+        raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
+    check_module(module, mesh)
+    steps = Steps(module, dict(mesh))
+    program = Program(
+        blocks=tuple(steps.blocks),
+        memory=_NO_MEMORY,
+        warnings=tuple(steps.warnings),
+        order=tuple(steps.order),
+    )
+    collectives = tuple(
+        Compiled(
+            kind=found.kind,
+            mesh_axes=found.mesh_axes,
+            sent_bytes=sent_bytes(found.kind, found.array_bytes, found.members),
+            count=trips,
+            op_name=found.op_name,
+            name=found.name,
+            array_bytes=found.array_bytes,
+            parts=found.parts,
+            asynchronous=started,
+            algorithm=found.algorithm,
+            source=found.source,
+            origin=found.origin,
+            block=block,
+        )
+        for found, block, trips, started in steps.collectives
+    )
+    return CompiledProgram(
+        mesh=dict(mesh),
+        program=program,
+        collectives=collectives,
+        operations=tuple(steps.operations),
+        module=module,
+    )

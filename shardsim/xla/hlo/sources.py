@@ -1,0 +1,52 @@
+"""Which line of the source an instruction comes from."""
+
+from __future__ import annotations
+
+import os.path
+
+from shardsim.xla.hlo.frames import Frame
+from shardsim.xla.hlo.text import Instruction, Module
+
+STEPS = 3  # neighbours of an instruction without a source that are asked for theirs
+
+
+def source_line(module: Module, instruction: Instruction) -> Frame | None:
+    """Return the innermost place of the source that an instruction comes from, or None.
+
+    Instructions that the compiler made without saying what for take their neighbours' place.
+    """
+    stack = module.frames.stack(named(module, instruction).stack_frame_id)
+    return stack[0] if stack else None
+
+
+def show_frame(frame: Frame | None) -> str:
+    """Return a place as `explicit.py:67 Explicit.whole_weight`; empty for None."""
+    if frame is None:
+        return ""
+    return f"{os.path.basename(frame.file)}:{frame.line} {frame.function}"
+
+
+def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:
+    """Return the instruction that says where `item` comes from; `item` itself if none does.
+
+    First `item` and what it calls, then what it reads and what reads it, up to `STEPS` away. With
+    `wanted`, one whose op_name holds that word is preferred to nearer ones.
+    """
+    computation = module.homes[item]
+    found: list[Instruction] = []
+    level, seen = [item], {item.name}
+    for _ in range(STEPS + 1):
+        for near in level:
+            inside = module.called(near).instructions.values() if near.opcode == "fusion" else ()
+            for one in (near, *reversed(list(inside))):
+                if one.op_name and one.stack_frame_id:
+                    if wanted in one.op_name:
+                        return one
+                    found.append(one)
+        around = []
+        for near in level:
+            around += [computation[name] for name in near.operands]
+            around += computation.users[near.name]
+        level = [near for near in around if near.name not in seen]
+        seen.update(near.name for near in level)
+    return found[0] if found else item

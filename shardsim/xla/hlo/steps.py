@@ -1,0 +1,333 @@
+"""From a scheduled module to a Program: blocks of tasks in the order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardsim.program.tasks import Await, Block, Collective, Compute, Task, Transfer
+from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
+from shardsim.xla.hlo.costs import Costs
+from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.loops import trip_count
+from shardsim.xla.hlo.matmul import Matmul
+from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
+from shardsim.xla.hlo.shapes import HBM, HOST, Shape
+from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.text import Computation, Instruction, Module
+
+_REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
+_MOVED_ASIDE = frozenset(("copy", "slice", "dynamic-slice"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of the compute stream."""
+
+    name: str
+    opcode: str
+    block: str
+    trips: int  # of its block, in a step
+    phase: str  # "forward", "recomputation", "backward", "update"
+    kind: str  # as `Compute.kind`
+    flops: float  # of matmuls, each trip
+    cycles: int | None  # as the compiler estimates, each trip
+    hbm_bytes: float  # each trip
+    op_name: str
+    source: str
+    line: int
+
+
+@dataclass
+class _Draft:
+    """A block while its instructions are read."""
+
+    name: str
+    trips: int
+    tasks: list[Task] = field(default_factory=list)
+    weight: dict[str, float] = field(default_factory=dict)  # phase: cycles
+    start: int = 0  # its first operation
+
+
+@dataclass
+class Steps:
+    """What the instructions of a module do, in order."""
+
+    module: Module
+    mesh: Mapping[str, int]
+    blocks: list[Block] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    collectives: list[tuple[Found, str, int, bool]] = field(default_factory=list)
+    # ^ with block, trips, and whether it is started and awaited later
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._costs = Costs(self.module)
+        self._open: dict[str, str] = {}  # instruction or chain -> what is awaited, "" for nothing
+        self._chains: dict[tuple[str, str], str] = {}
+        self._phase = "forward"
+        self._loops = 0
+        entry = self.module.computations[self.module.entry]
+        self.order = self._walk(entry, "entry", 1)
+
+    def _walk(self, computation: Computation, title: str, trips: int) -> list[int]:
+        """Read a computation that runs `trips` times in a step; return its blocks as they run."""
+        order: list[int] = []
+        part = 1
+        draft = _Draft(f"{title}, part {part}", trips, start=len(self.operations))
+        for item in computation.instructions.values():
+            if item.opcode != "while":
+                self._instruction(computation, item, draft)
+                continue
+            order += self._close(draft)
+            self._loops += 1
+            count = trip_count(self.module, computation, item)
+            body = self.module.computations[item.attribute("body").removeprefix("%")]
+            if count:
+                order += self._walk(body, f"loop {self._loops}", trips * count) * count
+            part += 1
+            draft = _Draft(f"{title}, part {part}", trips, start=len(self.operations))
+        order += self._close(draft)
+        left = [
+            name
+            for name in (*self._open, *self._chains.values())
+            if name in computation.instructions
+        ]
+        if left:
+            raise HloError(f"%{left[0]} is started but never awaited", computation[left[0]].line)
+        return order
+
+    def _close(self, draft: _Draft) -> list[int]:
+        """Add a block, if anything happens in it, and return its number."""
+        if not draft.tasks:
+            return []
+        phase = max(draft.weight, key=lambda name: draft.weight[name], default="forward")
+        self.blocks.append(
+            Block(
+                name=draft.name,
+                phase="backward" if phase == "recomputation" else phase,
+                trips=draft.trips,
+                tasks=tuple(draft.tasks),
+            )
+        )
+        return [len(self.blocks) - 1]
+
+    def _instruction(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        code = item.opcode
+        if code in _REFUSED:
+            raise HloError(f"%{item.name}: {code} is not understood", item.line)
+        if code in FREE or (
+            code == "custom-call" and custom_target(self.module, item) in FREE_TARGETS
+        ):
+            return
+        if code == "call":
+            inner = self.module.called(item)
+            for instruction in inner.instructions.values():
+                if instruction.opcode == "while":
+                    raise HloError(f"%{item.name}: a loop inside a call", item.line)
+                self._instruction(inner, instruction, draft)
+        elif code in KINDS:
+            self._collective(item, draft, started=False)
+        elif code in TRANSFERS:
+            self._transfer(computation, item, draft)
+        elif code == "async-update":
+            self._open[item.name] = self._opened(item)
+        elif code in ASYNC_DONE:
+            if name := self._opened(item):
+                draft.tasks.append(Await(name=name))
+        elif code == "async-start":
+            self._async_start(computation, item, draft)
+        elif code.endswith("-start"):
+            self._collective(item, draft, started=True)
+        elif code == "fusion" and (inside := self._costs.collectives_inside(item)):
+            self._fused(computation, item, inside, draft)
+        else:
+            self._compute(computation, item, draft)
+
+    def _opened(self, item: Instruction) -> str:
+        """Return what an -update or -done goes on with, and close it."""
+        for operand in item.operands[:1]:
+            if operand in self._open:
+                return self._open.pop(operand)
+        raise HloError(f"%{item.name}: {item.opcode} of nothing that was started", item.line)
+
+    def _async_start(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        inner = self.module.called(item)
+        wrapped = inner[inner.root].opcode
+        if wrapped in KINDS:
+            self._collective(item, draft, started=True)
+        elif wrapped in _MOVED_ASIDE:
+            self._transfer(computation, item, draft)
+        else:
+            raise HloError(f"%{item.name}: an asynchronous {wrapped} is not understood", item.line)
+
+    def _collective(self, item: Instruction, draft: _Draft, started: bool, chain: str = "") -> None:
+        """Add a collective; a started one stays open under its name or its chain's number."""
+        found = read_collective(self.module, item, self.mesh)
+        name = "" if found is None else found.name
+        if chain:
+            self._chains[draft.name, chain] = name or item.name
+        elif started:
+            self._open[item.name] = name
+        if found is None:
+            return
+        if not found.regular:
+            self.warnings[
+                f"%{found.name}: its groups are no grid on the mesh; priced as whole "
+                f"{', '.join(found.mesh_axes)}"
+            ] = None
+        self.collectives.append((found, draft.name, draft.trips, started))
+        draft.tasks.append(
+            Collective(
+                name=found.name,
+                kind=found.kind,
+                role="",
+                bytes=found.array_bytes,
+                schedule="started" if started else "exposed",
+                mesh_axes=found.mesh_axes,
+                parts=found.parts if found.regular else (),
+                shifts=found.shifts,
+                source=found.source,
+            )
+        )
+
+    def _fused(
+        self, computation: Computation, item: Instruction, inside: list[Instruction], draft: _Draft
+    ) -> None:
+        """Read a fusion with collectives in it: part of an asynchronous chain, or one of its own.
+
+        A chain begins with a fusion that ends in AsyncCollectiveStart, goes on inside fusions that
+        compute something else, and ends with AsyncCollectiveDone: it is one collective.
+        """
+        target = custom_target(self.module, item)
+        chains = [chain_of(collective) for collective in inside]
+        if target == "AsyncCollectiveStart" and len(chains) == 1 and chains[0]:
+            if (draft.name, chains[0]) in self._chains:
+                raise HloError(f"%{item.name}: chain {chains[0]} is started twice", item.line)
+            self._collective(item, draft, started=True, chain=chains[0])
+            return
+        if target != "AsyncCollectiveDone" and not any(chains):
+            self._collective(item, draft, started=False)
+            return
+        for chain, collective in zip(chains, inside, strict=True):
+            start = self._chains.get((draft.name, chain))
+            if not chain or start is None:
+                raise HloError(f"%{item.name}: chain {chain} was not started", item.line)
+            self._same_collective(computation[start], collective, item)
+        if target == "AsyncCollectiveDone":
+            (chain,) = chains
+            draft.tasks.append(Await(name=self._chains.pop((draft.name, chain))))
+        else:
+            self._compute(computation, item, draft)
+
+    def _same_collective(
+        self, start: Instruction, collective: Instruction, item: Instruction
+    ) -> None:
+        first = next(
+            x for x in self.module.called(start).instructions.values() if x.opcode in KINDS
+        )
+        keys = ("replica_groups", "source_target_pairs", "dimensions")
+        same = first.opcode == collective.opcode and first.shape.form == collective.shape.form
+        if not same or any(first.attributes.get(k) != collective.attributes.get(k) for k in keys):
+            raise HloError(f"%{item.name}: not the collective of its chain", item.line)
+
+    def _transfer(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        """Add a copy between memories that runs in the background."""
+        arrays = item.shape.arrays
+        # copy-start: (to, from, ...); the others: ((from), to, ...), of which only `to` is moved.
+        ends = (
+            arrays[:2]
+            if item.opcode == "copy-start"
+            else (computation.operand(item, 0).shape, arrays[1])
+        )
+        moved = min(end.padded_bytes for end in ends)
+        self._open[item.name] = item.name
+        draft.tasks.append(
+            Transfer(
+                name=item.name,
+                hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
+                host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
+                source=self._source(item)[1],
+            )
+        )
+
+    def _source(self, item: Instruction) -> tuple[str, str]:
+        """Return op_name and place of an instruction, or of a neighbour if it has none."""
+        told = named(self.module, item)
+        return told.op_name, show_frame(source_line(self.module, told))
+
+    def _compute(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        matmuls = self._costs.matmuls(computation, item)
+        cycles = item.cycles
+        if cycles is None and not matmuls and _scalar(item.shape):
+            return  # the scalar unit does these beside the others
+        op_name, source = self._source(item)
+        self._phase = phase_of(item.op_name or op_name, self._phase)
+        hbm_bytes = self._costs.hbm_bytes(computation, item)
+        flops = sum(matmul.flops for matmul in matmuls)
+        kind = self._kind(item, any(x.batch > 1 for x in matmuls), bool(matmuls))
+        if cycles is None and (matmuls or item.opcode == "custom-call"):
+            what = custom_target(self.module, item) or item.opcode
+            self.warnings[f"{what}: the compiler gives no cycles; priced by shape and bytes"] = None
+        draft.weight[self._phase] = draft.weight.get(self._phase, 0.0) + float(cycles or 0)
+        self.operations.append(
+            Operation(
+                name=item.name,
+                opcode=item.opcode,
+                block=draft.name,
+                trips=draft.trips,
+                phase=self._phase,
+                kind=kind,
+                flops=flops,
+                cycles=cycles,
+                hbm_bytes=hbm_bytes,
+                op_name=op_name,
+                source=source,
+                line=item.line,
+            )
+        )
+        shares = [matmul.flops / flops for matmul in matmuls] or [1.0]
+        for number, share in enumerate(shares):
+            one = matmuls[number] if matmuls else Matmul(m=0, k=0, n=0, batch=1)
+            draft.tasks.append(
+                Compute(
+                    name=item.name,
+                    kind=kind,
+                    hbm_bytes=hbm_bytes * share,
+                    cycles=None if cycles is None else cycles * share,
+                    source=source,
+                    m=one.m,
+                    k=one.k,
+                    n=one.n,
+                    batch=one.batch,
+                    matmuls=int(bool(matmuls)),
+                )
+            )
+
+    def _kind(self, item: Instruction, batched: bool, matmul: bool) -> str:
+        """Return what an operation is: products with a batch dimension are those of attention."""
+        if matmul:
+            return "attention" if batched else "matmul"
+        if self._costs.moves_only(item):
+            return "copy"
+        return "optimizer" if self._phase == "update" else "elementwise"
+
+
+def phase_of(op_name: str, before: str) -> str:
+    """Return the phase that JAX's name of an operation says, or the one before it.
+
+    >>> phase_of("jit(step)/transpose(jvp())/while/body/rematted_computation/add", "forward")
+    'recomputation'
+    """
+    if "rematted_computation" in op_name:
+        return "recomputation"
+    if "transpose(" in op_name:
+        return "backward"
+    if "optimizer_update" in op_name or "/update_" in op_name:
+        return "update"
+    return "forward" if "jvp(" in op_name else before
+
+
+def _scalar(shape: Shape) -> bool:
+    return all(array.count <= 1 for array in shape.arrays)
