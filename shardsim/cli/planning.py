@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from shardsim.cli.catalog import read_model
+from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
     command_errors,
     emit_json,
@@ -46,6 +48,14 @@ from shardsim.cli.output import (
     help="Most mesh axes at once inside a slice.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
+@click.option(
+    "--compile-top",
+    default=0,
+    metavar="K",
+    type=click.IntRange(0),
+    help="Compile the K best plans for the TPU, rank them anew, and drop those that do not fit.",
+)
+@compiler_options
 @json_option
 @command_errors
 def plan(
@@ -59,6 +69,11 @@ def plan(
     attention: str | None,
     max_axes: int,
     output: str | None,
+    compile_top: int,
+    workers: int,
+    timeout: float,
+    scheduler: str | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Search the best sharding plans for MODEL (a preset or a YAML file) on a slice.
@@ -66,6 +81,7 @@ def plan(
     \b
     Example:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
+      shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
     from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
@@ -91,17 +107,30 @@ def plan(
         machines,
         batch,
         sequence=seq,
-        top=top,
+        top=max(top, compile_top),
         objective=objective,
         optimizer=optimizer,
         attention=attention,
         max_axes=max_axes,
         progress=progress_line("searching"),
     )
+    outcomes = None
+    if compile_top and result.predictions:
+        from shardsim.cli.compiling import compiler, ranked_text
+        from shardsim.xla.tpu.compiled import compile_top as compile_best
+
+        with compiler(workers, timeout, scheduler, no_cache) as service:
+            outcomes = compile_best(result.predictions[:compile_top], service)
+        found = tuple(item.compiled for item in outcomes if item.compiled)
+        result = replace(result, predictions=found)
     if result.predictions and output:
         save_plan(result.best.plan, output)
     if as_json:
-        emit_json(result.to_data())
+        extra = {"compiled": [item.to_data() for item in outcomes]} if outcomes else {}
+        emit_json(result.to_data() | extra)
+    elif outcomes:
+        click.echo(ranked_text(outcomes))
+        note(f"compiled {len(result.predictions)} of the {compile_top} best")
     elif result.predictions:
         names = ", ".join(machine.name for machine in machines)
         click.echo(f"{wanted.name} on {names}, batch {batch:,}\n")
@@ -114,7 +143,9 @@ def plan(
     if output and result.predictions:
         note(f"best plan written to {output}")
     if not result.predictions:
-        if result.searched == 0:
+        if outcomes is not None:
+            note("none of the plans compiled; try more of them, or see the reasons above")
+        elif result.searched == 0:
             note(
                 "no legal plan: batch, heads, widths or layers do not divide by any mesh of the "
                 "slice; try a batch that is a multiple of a power of two"
@@ -155,8 +186,9 @@ set_option = click.option(
     "--fidelity",
     default="analytic",
     show_default=True,
-    type=click.Choice(["analytic", "events"]),
-    help="Closed forms, or an event simulation of the torus (needs the extra `simulate`).",
+    type=click.Choice(["analytic", "events", "compiled"]),
+    help="Closed forms; an event simulation of the torus (needs the extra `simulate`); or what "
+    "the TPU compiler schedules, replayed (needs the extra `tpu`).",
 )
 @json_option
 @command_errors
@@ -178,6 +210,13 @@ def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -
         from shardsim.cli.simulation import simulated
 
         item = simulated(chosen)
+    elif fidelity == "compiled":
+        from shardsim.cli.compiling import compiler
+        from shardsim.xla.tpu.compiled import predict_compiled
+        from shardsim.xla.tpu.service import TIMEOUT_S
+
+        with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
+            item = predict_compiled(chosen, service)
     else:
         item = run(chosen)
     if as_json:

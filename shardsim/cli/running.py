@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from shardsim.cli.compiling import compiler, compiler_options, evidence_text
 from shardsim.cli.output import command_errors, emit_json, json_option, note, table
 
 
@@ -50,8 +51,9 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     "--against",
     default="host",
     show_default=True,
-    type=click.Choice(["host"]),
-    help="host: run on this machine's processor, as several devices.",
+    type=click.Choice(["host", "tpu"]),
+    help="host: run on this machine's processor, as several devices; tpu: compile for the "
+    "plan's slice with the real TPU compiler, without a TPU.",
 )
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
 @click.option(
@@ -61,22 +63,47 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     type=click.Choice(["tiny", "full"]),
     help="tiny: model and mesh shrunk, every axis and technique kept.",
 )
+@compiler_options
 @json_option
 @command_errors
-def verify(path: str, against: str, devices: int, scale: str, as_json: bool) -> None:
-    """Run a plan on host devices and compare it with the unsharded model.
+def verify(
+    path: str,
+    against: str,
+    devices: int,
+    scale: str,
+    workers: int,
+    timeout: float,
+    scheduler: str | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Run or compile a plan for real, and compare what comes out with what was planned.
 
-    Loss, gradients and updated parameters are compared, and the collectives of the compiled
-    program with the planned ones. Exit status 1 if they differ. Needs `pip install shardsim[jax]`.
+    Against the host, loss, gradients and updated parameters are compared with those of the
+    unsharded model, and the collectives of the compiled program with the planned ones (needs
+    `pip install shardsim[jax]`). Against the TPU compiler, HBM, FLOPs, time and every collective
+    are compared, and what was not planned is priced and traced to its line of the emitted program
+    (needs `pip install shardsim[tpu]`). Exit status 1 if it is not as planned, or does not fit.
 
     \b
-    Example:
+    Examples:
       shardsim verify vit-22b-published-tp8 --against host
+      shardsim verify vit-22b-published-tp8 --against tpu
     """
     from shardsim.errors import ShardsimError
     from shardsim.plan import load_plan
 
     plan = load_plan(path)
+    if against == "tpu":
+        from shardsim.xla.tpu.evidence import verify_tpu
+
+        with compiler(workers, timeout, scheduler, no_cache) as service:
+            answer = verify_tpu(plan, service)
+        if as_json:
+            emit_json(answer)
+        else:
+            click.echo(evidence_text(answer))
+        sys.exit(0 if answer["ok"] else 1)
     if find_spec("jax") is None or find_spec("optax") is None:
         raise ShardsimError("verify needs JAX and optax: pip install 'shardsim[jax]'")
     from shardsim.xla import verify_host

@@ -101,12 +101,16 @@ def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
     return sums
 
 
+def key_of(entry: Compiled) -> Key:
+    """Return what a compiled collective is summed by."""
+    return Key(entry.kind, entry.mesh_axes, compiled_purpose(entry.op_name))
+
+
 def compiled(entries: Iterable[Compiled]) -> Sums:
     """Return the compiled traffic of a step."""
     sums: Sums = {}
     for entry in entries:
-        key = Key(entry.kind, entry.mesh_axes, compiled_purpose(entry.op_name))
-        sums.setdefault(key, Traffic()).add(entry.sent_bytes, entry.count)
+        sums.setdefault(key_of(entry), Traffic()).add(entry.sent_bytes, entry.count)
     return sums
 
 
