@@ -91,19 +91,17 @@ class LayerWriter(Writer):
         ]
 
     def hidden_sums(
-        self, name: str, kind: str, branch: Branch, width: Number, count: Number = 1
+        self, name: str, kind: str, width: Number, kv: Number, count: Number = 1
     ) -> list[Task]:
-        """Return the collectives over the second tensor axis of the input projections.
+        """Return the collectives over the second tensor axis of input projections of `width`.
 
         `kind` is "reduce-scatter" forward, "all-gather" for the gradient. Where members of the
-        axis share a key-value head, keys and values are summed on all of them instead.
+        axis share a key-value head, the `kv` of keys and values are summed on all of them instead.
         """
-        shapes = self.shapes
-        shared = shapes.kv * shapes.kv_summed * branch.attention
+        model, shared = self.work.model, kv * self.shapes.kv_summed
         tasks: list[Task] = [self.second_axis(name, kind, width - shared, count)]
-        if branch.attention and self.work.model.kv_heads < self.work.model.heads:
-            where = count * shapes.kv_summed
-            tasks.append(self.second_axis(f"{name}, shared heads", "all-reduce", shapes.kv, where))
+        if model.kv_heads < model.heads and not (isinstance(kv, int) and kv == 0):
+            tasks.append(self.second_axis(f"{name}, shared heads", "all-reduce", shared, count))
         return tasks
 
     def hidden_ops(self, names: str) -> Number:
@@ -154,7 +152,7 @@ class LayerWriter(Writer):
             ops = self.hidden_ops(name)
             tasks.append(self.matmul(name, shapes.tokens, shapes.embed, width, vector_ops=ops))
         tasks += self.hidden_sums(
-            f"sum {branch.name} hidden", "reduce-scatter", branch, sum(ins.values())
+            f"sum {branch.name} hidden", "reduce-scatter", sum(ins.values()), self.kv(branch)
         )
         tasks += self.middle(branch, "", False)
         tasks.append(
@@ -202,7 +200,12 @@ class LayerWriter(Writer):
                 f"gather {branch.name} input again", "all-gather", self.sharded, wgrads
             )
         )
-        widths = {"qkv": shapes.qkv * branch.attention, "mlp_in": shapes.mlp_in * branch.mlp}
+        # Queries and keys are kept as they enter attention, and only a norm's gradient needs them
+        # from before it; values enter it as they are.
+        values = layout.keep_rest & (not self.work.model.qk_norm)
+        kv = np.where(values, shapes.kv / 2.0, shapes.kv)
+        widths = {"qkv": kv + np.where(values, 0.0, shapes.q), "mlp_in": shapes.mlp_in}
+        kvs = {"qkv": kv, "mlp_in": 0}
         for name in self.separate(branch):
             tasks.append(
                 self.matmul(
@@ -214,16 +217,9 @@ class LayerWriter(Writer):
                     vector_ops=self.hidden_ops(name),
                 )
             )
-            if name == "qkv":
-                tasks += self.hidden_sums(
-                    f"sum {name} again", "reduce-scatter", branch, widths[name], again[name]
-                )
-            else:
-                tasks.append(
-                    self.second_axis(
-                        f"sum {name} again", "reduce-scatter", widths[name], again[name]
-                    )
-                )
+            tasks += self.hidden_sums(
+                f"sum {name} again", "reduce-scatter", widths[name], kvs[name], again[name]
+            )
         if branch.attention:
             tasks += self.query_key_tasks(" again", passes=2.0)
             tasks += attention_forward(
@@ -248,6 +244,10 @@ class LayerWriter(Writer):
         if branch.mlp and post_norms:
             needed.append(("mlp", shapes.hidden, np.logical_not(layout.keep_mlp_output)))
         return needed
+
+    def kv(self, branch: Branch) -> Number:
+        """Return the width of keys and values among the branch's input projections."""
+        return self.shapes.kv if branch.attention else 0
 
     def separate(self, branch: Branch) -> list[str]:
         """Return the branch's input projections one by one."""
@@ -299,7 +299,10 @@ class LayerWriter(Writer):
             tasks += attention_backward(self.work, self.layout, shapes)
             tasks += self.query_key_tasks(" gradient", passes=3.0)
         tasks += self.hidden_sums(
-            f"gather {branch.name} hidden gradient", "all-gather", branch, sum(ins.values())
+            f"gather {branch.name} hidden gradient",
+            "all-gather",
+            sum(ins.values()),
+            self.kv(branch),
         )
         tasks += self.quantise(f"{branch.name} hidden gradient", shapes.tokens * sum(ins.values()))
         for name, width in ins.items():
