@@ -11,7 +11,7 @@ from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
 from shardsim.cli.reporting import report
-from shardsim.cli.running import export, verify
+from shardsim.cli.running import calibrate, export, verify
 from shardsim.cli.simulation import timeline
 
 
@@ -42,6 +42,7 @@ for command in (
     report,
     export,
     verify,
+    calibrate,
     validate,
     hardware,
     models,

@@ -63,6 +63,12 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     type=click.Choice(["tiny", "full"]),
     help="tiny: model and mesh shrunk, every axis and technique kept.",
 )
+@click.option("--measure", is_flag=True, help="Also time it, and plans of a small ViT, here.")
+@click.option(
+    "--machine-file",
+    type=click.Path(dir_okay=False),
+    help="With --measure: what `shardsim calibrate` wrote; without it this machine is measured.",
+)
 @compiler_options
 @json_option
 @command_errors
@@ -71,6 +77,8 @@ def verify(
     against: str,
     devices: int,
     scale: str,
+    measure: bool,
+    machine_file: str | None,
     workers: int,
     timeout: float,
     scheduler: str | None,
@@ -89,8 +97,9 @@ def verify(
     Examples:
       shardsim verify vit-22b-published-tp8 --against host
       shardsim verify vit-22b-published-tp8 --against tpu
+      shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
     """
-    from shardsim.errors import ShardsimError
+    from shardsim.errors import PlanError
     from shardsim.plan import load_plan
 
     plan = load_plan(path)
@@ -104,11 +113,15 @@ def verify(
         else:
             click.echo(evidence_text(answer))
         sys.exit(0 if answer["ok"] else 1)
-    if find_spec("jax") is None or find_spec("optax") is None:
-        raise ShardsimError("verify needs JAX and optax: pip install 'shardsim[jax]'")
+    if machine_file and not measure:
+        raise PlanError("verify: --machine-file is only for --measure")
+    _need_jax("verify")
     from shardsim.xla import verify_host
+    from shardsim.xla.measure import measured_result
 
     result = verify_host(plan, devices=devices, scale=scale, progress=note)
+    if measure:
+        result = measured_result(result, plan, devices, scale, machine_file, note)
     if as_json:
         emit_json(result)
     else:
@@ -117,11 +130,53 @@ def verify(
         sys.exit(1)
 
 
+def _need_jax(command: str) -> None:
+    from shardsim.errors import ShardsimError
+
+    if find_spec("jax") is None or find_spec("optax") is None:
+        raise ShardsimError(f"{command} needs JAX and optax: pip install 'shardsim[jax]'")
+
+
+@click.command()
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    type=click.Choice(["cpu"]),
+    help="cpu: host devices, which share this machine's cores.",
+)
+@click.option("--devices", default=8, show_default=True, type=click.IntRange(2, 64))
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
+@json_option
+@command_errors
+def calibrate(device: str, devices: int, output: str | None, as_json: bool) -> None:
+    """Measure this machine into a hardware file: matmuls, memory and collectives.
+
+    Takes half a minute on a quiet machine; the file notes the load. Needs
+    `pip install shardsim[jax]`.
+
+    \b
+    Example:
+      shardsim calibrate --device cpu -o host.yaml
+    """
+    _need_jax("calibrate")
+    from shardsim.files import write_text
+    from shardsim.xla.calibrate import calibrate_cpu
+
+    text = calibrate_cpu(devices, progress=note)
+    if output:
+        write_text(output, text)
+        note(f"written to {output}")
+    if as_json:
+        emit_json({"device": device, "path": output, "text": None if output else text})
+    elif not output:
+        click.echo(text, nl=False)
+
+
 def _text(result: dict[str, Any]) -> str:
     lines = [
         "verified" if result["ok"] else "NOT VERIFIED",
-        f"relative error of the loss {result['loss_rel_error']:.1e}, "
-        f"of the gradients {result['grad_rel_error']:.1e}",
+        _errors(result),
         "",
         table(
             ["collective", "mesh axes", "planned bytes", "compiled", "planned count", "compiled"],
@@ -143,4 +198,40 @@ def _text(result: dict[str, Any]) -> str:
             f"unplanned: {use['kind']} over {', '.join(use['mesh_axes']) or '-'}, "
             f"{use['bytes']:,.0f} bytes, from {use['source']}"
         )
+    if "measured" in result:
+        lines += ["", *_measured_text(result)]
     return "\n".join(lines)
+
+
+def _errors(result: dict[str, Any]) -> str:
+    """Return how far the numbers are off; roundings differ from processor to processor."""
+    if max(result["loss_rel_error"], result["grad_rel_error"]) <= 1e-5:
+        return "loss and gradients are those of the unsharded model, to 1e-5 or better"
+    return (
+        f"relative error of the loss {result['loss_rel_error']:.1e}, "
+        f"of the gradients {result['grad_rel_error']:.1e}"
+    )
+
+
+def _measured_text(result: dict[str, Any]) -> list[str]:
+    measured, step = result["measured"], result["step"]
+    return [
+        f"this plan's step: {step['predicted_s']:.4f} s predicted, {step['measured_s']:.4f} s "
+        "measured",
+        "",
+        table(
+            ["plan of a small ViT", "predicted s", "measured s", "error %", "cores %"],
+            [
+                [
+                    row["plan"],
+                    f"{row['predicted_s']:.4f}",
+                    f"{row['measured_s']:.4f}",
+                    f"{100 * row['error']:+.0f}",
+                    f"{100 * row['cores_share']:.0f}",
+                ]
+                for row in measured["rows"]
+            ],
+        ),
+        f"rank correlation {measured['rank_correlation']:.2f}, "
+        f"median error {100 * measured['median_abs_error']:.0f} %",
+    ]

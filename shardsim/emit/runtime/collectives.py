@@ -142,13 +142,15 @@ def ring_gather_matmul(
     """Return x @ w for each weight, and x whole: an all-gather beside the products."""
     n, dim = group.size, SLICED[split]
     rows = x.shape[1] * (n if split == "sequence" else 1)
-    outs = [jnp.zeros((x.shape[0], rows, w.shape[1]), jnp.float32) for w in weights]
+    # On the sequence every product is complete; on embed it is a summand, and sums are float32.
+    kept = dtype if split == "sequence" else jnp.float32
+    outs = [jnp.zeros((x.shape[0], rows, w.shape[1]), kept) for w in weights]
     whole = jnp.zeros([size * n if i == dim else size for i, size in enumerate(x.shape)], x.dtype)
     for who, piece in _pieces(x, group, both):
         whole = _place(whole, piece, who, dim)
         for i, w in enumerate(weights):
             if split == "sequence":
-                outs[i] = _place(outs[i], _matmul(piece, w), who, 1)
+                outs[i] = _place(outs[i], _matmul(piece, w).astype(kept), who, 1)
             else:
                 outs[i] = outs[i] + _matmul(piece, _part(w, who, n, 0))
     return tuple(out.astype(dtype) for out in outs), whole
