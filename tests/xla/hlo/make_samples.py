@@ -1,6 +1,6 @@
 """Compiles the samples in `data/` anew; run it by hand, with jax[tpu] installed. No TPU needed.
 
-    python -m tests.xla.hlo.make_samples [NAME ...]
+    python tests/xla/hlo/make_samples.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
+import hlo_samples as samples
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,9 +30,6 @@ from shardsim.emit.runtime.data import synthetic_batch
 from shardsim.emit.runtime.train import Trainer
 from shardsim.emit.runtime.whole import DTYPES
 from shardsim.emit.specs import plan_data
-from tests.xla.hlo import plans
-
-DATA = Path(__file__).parent / "data"
 
 
 def devices(name: str) -> list[Any]:
@@ -42,7 +40,7 @@ def devices(name: str) -> list[Any]:
 
 def train_step(name: str) -> str:
     """Return the scheduled HLO of a plan's train step."""
-    plan = plans.plan_of(name)
+    plan = samples.plan_of(name)
     data = plan_data(plan)
     mesh = build_mesh(data["plan"], devices(plan.machine.name))
     trainer = Trainer(data, mesh)
@@ -70,7 +68,7 @@ def train_step(name: str) -> str:
 
 def matmuls() -> str:
     """Return the scheduled HLO of products of known shapes and one collective of each kind."""
-    sizes = plans.MATMULS_MESH
+    sizes = samples.MATMULS_MESH
     mesh = Mesh(np.array(devices("v5e:4x4")).reshape(tuple(sizes.values())), tuple(sizes))
 
     @partial(jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
@@ -92,7 +90,7 @@ def matmuls() -> str:
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P()))
 
-    m, k, n, b = plans.ROWS, plans.INNER, plans.COLUMNS, plans.BATCH
+    m, k, n, b = samples.ROWS, samples.INNER, samples.COLUMNS, samples.BATCH
     with jax.set_mesh(mesh):
         lowered = jax.jit(run).lower(array(m, k), array(k, n), array(b, m, k), array(b, n, k))
         return lowered.compile().as_text()
@@ -100,14 +98,14 @@ def matmuls() -> str:
 
 def main(names: list[str]) -> None:
     """Compile the samples called `names`, or all."""
-    for name in names or [*plans.DATA, "matmuls"]:
+    for name in names or [*samples.DATA, "matmuls"]:
         text = matmuls() if name == "matmuls" else train_step(name)
         head = f"// {name}: jax {version('jax')}, libtpu {version('libtpu')}\n"
         root = str(Path(__file__).parents[3]) + os.sep
         packages = str(Path(jax.__file__).parents[1]) + os.sep
         text = (head + text).replace(root, "").replace(packages, "")
-        (DATA / f"{name}.hlo.xz").write_bytes(lzma.compress(text.encode(), preset=9))
-        print(name, len(text), (DATA / f"{name}.hlo.xz").stat().st_size)
+        (samples.FOLDER / f"{name}.hlo.xz").write_bytes(lzma.compress(text.encode(), preset=9))
+        print(name, len(text), (samples.FOLDER / f"{name}.hlo.xz").stat().st_size)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import lzma
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from shardsim.plan import Plan, plan_from_data
+from shardsim.xla.hlo import CompiledProgram, read_hlo
+
+FOLDER = Path(__file__).parent / "data"
 
 _SIZES = {"layers": 3, "embed": 512, "mlp": 1024, "heads": 8, "head_dim": 64}
 _VIT = {
@@ -88,3 +94,26 @@ def plan_of(name: str) -> Plan:
 # The program `matmuls`: a few products and every kind of collective, on this mesh of v5e:4x4.
 MATMULS_MESH = {"a": 4, "b": 4}
 ROWS, INNER, COLUMNS, BATCH = 256, 384, 512, 6
+
+
+NAMES = (*DATA, "matmuls")
+
+
+@lru_cache
+def text_of(name: str) -> str:
+    """Return the text of a sample; its file begins with a line that names the versions."""
+    text = lzma.decompress((FOLDER / f"{name}.hlo.xz").read_bytes()).decode()
+    return text.partition("\n")[2]
+
+
+def mesh_of(name: str) -> dict[str, int]:
+    """Return the mesh of a sample."""
+    if name == "matmuls":
+        return MATMULS_MESH
+    return {axis.name: axis.size for axis in plan_of(name).mesh}
+
+
+@lru_cache
+def compiled(name: str) -> CompiledProgram:
+    """Return a sample, read."""
+    return read_hlo(text_of(name), mesh_of(name))
