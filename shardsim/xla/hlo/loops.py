@@ -71,13 +71,20 @@ def _counted(module: Module, computation: Computation, loop: Instruction) -> int
 
 
 def _trips(direction: str, start: int, step: int, limit: int) -> int | None:
+    """Return how often `start`, `start + step`, ... passes the test, or None for no end."""
+    if direction == "NE":
+        if start == limit:
+            return 0
+        count, rest = divmod(limit - start, step) if step else (0, 1)
+        return count if rest == 0 and count > 0 else None
+    if direction not in _TURNED:
+        return None
     if direction in ("GT", "GE"):
         start, step, limit = -start, -step, -limit
-    if step <= 0 or direction not in _TURNED:
-        return None
-    if direction == "NE":
-        return (limit - start) // step if start <= limit and (limit - start) % step == 0 else None
-    return max(-(-(limit + (direction in ("LE", "GE")) - start) // step), 0)
+    last = limit + (direction in ("LE", "GE"))  # the first number that does not pass
+    if start >= last:
+        return 0
+    return -((start - last) // step) if step > 0 else None
 
 
 def _first(module: Module, computation: Computation, loop: Instruction, index: int) -> int | None:
