@@ -203,10 +203,13 @@ def activation_specs(plan: Plan, layout: Layout) -> dict[str, Spec]:
 
 
 def tpu_options(plan: Plan) -> dict[str, str]:
-    """Return the TPU compiler's options for the plan's overlap switches.
+    """Return the TPU compiler's options: for the plan's overlap switches, then its own.
 
-    Names as in MaxText's benchmarks/xla_flags_library.py. The last ones let the partitioner make
-    collective matmuls by itself, or forbid it.
+    Names as in MaxText's benchmarks/xla_flags_library.py, but for two that only libtpu lists:
+    `ici_ag_pipelining` gathers the next layer's weights while the current one computes, and
+    `prefer_async_allgather` keeps gathers over a whole slice, which else become all-reduces that
+    nothing hides (docs/compiler.md). The last ones let the partitioner make collective matmuls by
+    itself, or forbid it.
     """
 
     def flag(on: bool) -> str:
@@ -219,6 +222,8 @@ def tpu_options(plan: Plan) -> dict[str, str]:
         "xla_tpu_enable_async_collective_fusion_multiple_steps": weights,
         "xla_tpu_overlap_compute_collective_tc": weights,
         "xla_enable_async_all_gather": weights,
+        "xla_tpu_enable_ici_ag_pipelining": weights,
+        "xla_tpu_prefer_async_allgather_to_allreduce": weights,
         "xla_enable_async_collective_permute": flag(plan.overlap.matmul != "off"),
     }
     if plan.execution == "partitioned":
@@ -227,4 +232,4 @@ def tpu_options(plan: Plan) -> dict[str, str]:
         options["xla_tpu_spmd_bidirectional_windowed_einsum"] = flag(
             plan.overlap.matmul == "bidirectional"
         )
-    return options
+    return {**options, **plan.compiler_options}
