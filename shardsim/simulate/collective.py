@@ -57,6 +57,7 @@ class Traveller:
     watch: Callable[[Span], None] | None = None
     started: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
+    mailboxes: dict[tuple[str, int, str, int], simpy.Event] = field(default_factory=dict)
 
     def meet(self, role: str, group: int, key: int, go: Callable[[int], Steps]) -> simpy.Event:
         """Arrive for collective number `key` of a group; the last to come starts it."""
@@ -80,6 +81,28 @@ class Traveller:
 
     def __post_init__(self) -> None:
         self._members: dict[tuple[str, int], int] = {}
+
+    def mail(
+        self, role: str, group: int, name: str, leg: str, message: int, unit_bytes: float
+    ) -> simpy.Event:
+        """Send a message from one member of a group to another; the event is its arrival."""
+        box = self.mailbox(role, group, leg, message)
+        self.started += 1
+        self.env.process(self._run(self._launched(role, group, name, leg, unit_bytes), box))
+        return box
+
+    def mailbox(self, role: str, group: int, leg: str, message: int) -> simpy.Event:
+        """Return the arrival of a message, whether it has been sent yet or not."""
+        place = (role, group, leg, message)
+        if place not in self.mailboxes:
+            self.mailboxes[place] = self.env.event()
+        return self.mailboxes[place]
+
+    def _launched(self, role: str, group: int, name: str, leg: str, unit_bytes: float) -> Steps:
+        number = self.started
+        if self.overhead_s > 0:
+            yield self.env.timeout(self.overhead_s)
+        yield from self.leg(role, group, name, leg, unit_bytes, 1.0, number)
 
     def _run(self, steps: Steps, done: simpy.Event) -> Steps:
         yield from steps
@@ -248,7 +271,7 @@ def run_alone(
     analytic = group_of(machine, layout)
     groups = {"group": Groups(topology, layout, "group")}
     legs = {"group": tuple(sorted(leg_names(kind, groups["group"], analytic, stage)))}
-    folded = fold(topology, groups, legs, np.ones(topology.devices), unfold)
+    folded = fold(topology, groups, legs, np.zeros(topology.devices, dtype=np.int64), unfold)
     env = simpy.Environment()
     links = Links(env, topology.rates[folded.links])
     chip = machine.chip

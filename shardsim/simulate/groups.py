@@ -118,7 +118,8 @@ class Groups:
 
     def leg(self, group: int, name: str) -> Leg:
         """Return one of a group's legs: `gather:N` and `scatter:N` along axis N, `gather:dcn`,
-        `exchange` (all-to-all), `ring+` and `ring+-` (one hop, one or both ways), `shift`."""
+        `exchange` (all-to-all), `ring+` and `ring+-` (one hop, one or both ways), `shift`,
+        `next:N` and `back:N` (the Nth member of the ring to its neighbour)."""
         table = self.table(name)
         low, high = np.searchsorted(table.owners, (group, group + 1))
         return Leg(
@@ -134,7 +135,9 @@ class Groups:
         if name not in self._tables:
             kind, _, where = name.partition(":")
             load = Load(self.topology, self.count)
-            if where == "dcn":
+            if kind in ("next", "back"):
+                self._tables[name] = self._message(load, int(where), 1 if kind == "next" else -1)
+            elif where == "dcn":
                 self._tables[name] = self._ports(load)
             elif ":" in where:
                 axis, length = where.split(":")
@@ -237,6 +240,23 @@ class Groups:
         load.longest[:] = hops
         return load.table("exchange", 1)
 
+    @cached_property
+    def in_ring(self) -> Ints:
+        """The members of every group in the order in which a ring visits them."""
+        return self.members[:, ring_order(self.factors)]
+
+    def places(self) -> Ints:
+        """Return every device's place in the ring of its group: its pipeline stage."""
+        table = np.empty(self.topology.devices, dtype=np.int64)
+        table[self.in_ring] = np.arange(self.size)
+        return table
+
+    def _message(self, load: Load, place: int, way: int) -> Table:
+        """Return one message from a place of every ring to the next or the previous one."""
+        sources, targets = self.in_ring[:, place], self.in_ring[:, (place + way) % self.size]
+        load.messages(sources, targets, np.arange(self.count), 1.0)
+        return load.table("ring", 1)
+
     def _ring(self, load: Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
 
@@ -244,7 +264,7 @@ class Groups:
         members so that each hop is one link where that is possible; where the ring cannot close
         over single links, its last hop goes all the way back.
         """
-        order = self.members[:, ring_order(self.factors)]
+        order = self.in_ring
         following = np.roll(order, -1, axis=1)
         if name == "shift":
             order, following = order[:, :-1], following[:, :-1]

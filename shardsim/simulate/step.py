@@ -77,9 +77,9 @@ def simulate_plan(
     step_time_s = engine.step_time_s
     slower = step_time_s / analytic.step_time_s
     parts = dict(analytic.time)
-    parts["bubble_s"] = 0.0
+    parts["bubble_s"] = engine.bubble_s() if analytic.time["bubble_s"] > 0 else 0.0
     parts["exposed_comm_s"] = step_time_s - sum(
-        parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s")
+        parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s", "bubble_s")
     )
     values = {item.name: getattr(analytic, item.name) for item in dataclasses.fields(analytic)}
     values |= {
