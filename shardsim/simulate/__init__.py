@@ -7,5 +7,14 @@ from shardsim.simulate.engine import Contention
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.step import Simulation, simulate_plan
 from shardsim.simulate.topology import Fault
+from shardsim.simulate.what_if import twisted, what_if
 
-__all__ = ["Contention", "Fault", "Perturbation", "Simulation", "simulate_plan"]
+__all__ = [
+    "Contention",
+    "Fault",
+    "Perturbation",
+    "Simulation",
+    "simulate_plan",
+    "twisted",
+    "what_if",
+]
