@@ -106,7 +106,7 @@ class StepEngine:
             for entry in wanted:
                 kind, at, stage = entry.partition("@")
                 if at:
-                    names |= leg_names(kind, item, self.analytic_links[role], stage)
+                    names |= leg_names(kind, item, stage)
                 else:
                     names.add(entry)
             found[role] = item

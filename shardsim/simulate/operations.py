@@ -59,8 +59,8 @@ class Host:
 class Ring:
     """A collective cut into hops beside blocks of matmuls.
 
-    `rounds` rounds of `blocks` blocks each, a hop beside every round but, in one direction of a
-    gather, the last. A gather in both directions has one hop before, a scatter one after.
+    `rounds` rounds of `blocks` blocks each, a hop beside every round but, in one direction, the
+    last. In both directions a gather has one hop before, a scatter one after.
     """
 
     spec: Spec

@@ -139,13 +139,7 @@ class Stream:
         engine, group = self.engine, self.group[spec.role]
         moved = engine.traffic.get(spec)
         if moved is None:
-            moved = traffic(
-                spec.kind,
-                engine.groups[spec.role],
-                engine.analytic_links[spec.role],
-                spec.bytes,
-                spec.stage,
-            )
+            moved = traffic(spec.kind, engine.groups[spec.role], spec.bytes, spec.stage)
             engine.traffic[spec] = moved
         go = engine.traveller.collective(
             spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
@@ -200,15 +194,18 @@ class Stream:
         engine = self.engine
         begin = float(self.env.now)
         role, group, name = op.spec.role, self.group[op.spec.role], op.spec.name
-        both = engine.traveller.hop(role, group, name, op.leg, op.hop_bytes)
-        one = engine.traveller.hop(role, group, name, "ring+", op.hop_bytes)
+        beside = engine.traveller.hop(role, group, name, op.leg, op.hop_bytes)
+        # The way back on a line delays the first of hops in one direction.
+        closing = engine.traveller.hop(role, group, name, "closing+", op.hop_bytes)
         if op.before:
-            yield engine.traveller.meet(role, group, self._key(), one)
+            yield engine.traveller.meet(role, group, self._key(), closing)
         blocks_s = op.block_s * op.blocks * self.slow
         for number in range(op.rounds):
             hop = None
             if op.beside_last or number < op.rounds - 1:
-                hop = engine.traveller.meet(role, group, self._key(), both)
+                first = number == 0 and op.leg == "ring+"
+                go = closing if first else beside
+                hop = engine.traveller.meet(role, group, self._key(), go)
             if engine.watch is not None:
                 now = float(self.env.now)
                 self.note("compute", f"{op.partners}, blocks", now, now + blocks_s)
@@ -216,7 +213,7 @@ class Stream:
             if hop is not None:
                 yield hop
         if op.after:
-            yield engine.traveller.meet(role, group, self._key(), one)
+            yield engine.traveller.meet(role, group, self._key(), closing)
         passed = float(self.env.now) - begin
         self.note(role, name, begin, begin + passed, group)
         engine.waited[op.spec] += (passed - op.whole_s * self.slow) * self.weight

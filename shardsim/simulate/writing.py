@@ -8,6 +8,7 @@ into hops beside blocks of their matmuls where the compiler's test says that it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -122,7 +123,6 @@ class Writer:
                 for name in names
             )
             made = ring_matmul_s(
-                kind=task.kind,
                 group=self.links[task.role],
                 total_bytes=spec.bytes,
                 matmul_s=whole,
@@ -132,11 +132,13 @@ class Writer:
             )
             if not names or not bool(made.decomposed):
                 continue
-            ring = self._ring(spec, whole, block_s, size, " + ".join(names))
+            sent = float(made.hops) * spec.bytes / size
+            cut = replace(spec, sent_bytes=sent)
+            ring = self._ring(cut, whole, block_s, size, " + ".join(names))
             rings[names[0] if task.kind == "all-gather" else names[-1]] = ring
             inside.update(names)
             inside.add(task.name)
-            self.legs[task.role] |= {"ring+", ring.leg}
+            self.legs[task.role] |= {"ring+", "closing+", ring.leg}
         return rings, inside
 
     def _ring(self, spec: Spec, whole_s: float, block_s: float, size: int, partners: str) -> Ring:
@@ -150,8 +152,8 @@ class Writer:
             leg="ring+-" if both else "ring+",
             hop_bytes=spec.bytes / size,
             before=both and gather,
-            after=not gather,
-            beside_last=both or not gather,
+            after=both and not gather,
+            beside_last=both,
             whole_s=whole_s,
             partners=partners,
         )
