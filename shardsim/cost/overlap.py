@@ -2,9 +2,10 @@
 
 Wang et al., "Overlap Communication with Dependent Computation via Decomposition" (ASPLOS 2023),
 with the hops of XLA's loops (openxla/xla, `dot_handler.cc`) and, in one direction, the order of the
-exported ring (`emit/runtime/collectives.py`), whose sums travel beside products: with N members the matmul becomes N blocks, and
-while one is multiplied the next operand (or the partial result) moves one hop. How much stays
-exposed follows from the times of a block and of a hop; nothing is assumed about it.
+exported ring (`emit/runtime/collectives.py`), whose sums travel beside products. With N members
+the matmul becomes N blocks, and while one is multiplied the next operand (or the partial result)
+moves one hop. How much stays exposed follows from the times of a block and of a hop; nothing is
+assumed about it.
 """
 
 from __future__ import annotations
