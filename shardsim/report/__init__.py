@@ -19,6 +19,8 @@ _HOMES = {
     "roofline": "shardsim.report.plots_roofline",
     "mesh_on_torus": "shardsim.report.plots_torus",
     "layer_timeline": "shardsim.report.plots_timeline",
+    "link_loads": "shardsim.report.plots_events",
+    "what_if_bars": "shardsim.report.plots_events",
     "pareto_front": "shardsim.report.plots_search",
     "sweep_curves": "shardsim.report.plots_search",
     "sensitivity_bars": "shardsim.report.plots_evidence",
