@@ -22,6 +22,7 @@ _HOMES = {
     "link_loads": "shardsim.report.plots_events",
     "what_if_bars": "shardsim.report.plots_events",
     "pareto_front": "shardsim.report.plots_search",
+    "cost_front": "shardsim.report.plots_search",
     "sweep_curves": "shardsim.report.plots_search",
     "sensitivity_bars": "shardsim.report.plots_evidence",
     "ablation_bars": "shardsim.report.plots_evidence",

@@ -72,6 +72,16 @@ def test_pictures_of_a_search() -> None:
     assert "(%)" in figure.axes[0].get_ylabel()
 
 
+def test_cost_against_days() -> None:
+    result = search("vit-b-16", ["v5e:4x4", "v5e:4x8", "v5e:8x8"], 4096, top=20)
+    figure = plots_search.cost_front(result, 1.2, 1e12)
+    look(figure)
+    assert "days" in figure.axes[0].get_xlabel()
+    days, costs = figure.axes[0].lines[0].get_data()
+    assert sorted(days) == list(days)
+    assert sorted(costs, reverse=True) == list(costs)
+
+
 def test_the_front_has_no_plan_that_another_beats() -> None:
     items = search("vit-b-16", "v5e:4x4", 4096, top=40).predictions
     front = plots_search.front_of(items)
