@@ -17,6 +17,7 @@ from shardsim.cli.output import (
     note,
     progress_line,
 )
+from shardsim.cli.what_ifs import given, what_if_options
 
 
 @click.command()
@@ -190,9 +191,16 @@ set_option = click.option(
     help="Closed forms; an event simulation of the torus (needs the extra `simulate`); or what "
     "the TPU compiler schedules, replayed (needs the extra `tpu`).",
 )
+@what_if_options
 @json_option
 @command_errors
-def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -> None:
+def predict(
+    path: str,
+    changes: tuple[str, ...],
+    fidelity: str,
+    what_ifs: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Predict MFU, step time and HBM of one plan: a file, or the name of a shipped one.
 
     Exit status 1 if the plan does not fit in HBM.
@@ -201,15 +209,19 @@ def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -
     Examples:
       shardsim predict vit-22b-published-tp8
       shardsim predict plan.yaml --set microbatches=4 --set chip.link_bytes_per_s=90e9
+      shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
     """
     from shardsim.cli.show import prediction_text
     from shardsim.cost.predict import predict as run
+    from shardsim.errors import PlanError
 
     chosen = load(path, changes)
     if fidelity == "events":
         from shardsim.cli.simulation import simulated
 
-        item = simulated(chosen)
+        item = simulated(chosen, what_ifs)
+    elif given(what_ifs):
+        raise PlanError("slow and broken chips and links, jitter, twists need --fidelity events")
     elif fidelity == "compiled":
         from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import predict_compiled

@@ -86,6 +86,58 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
     return figure
 
 
+@styled
+def cost_front(
+    items: SearchResult | Sequence[Prediction], chip_hour_price: float, tokens: float = 1e12
+) -> Figure:
+    """Return days against the cost of training on `tokens`; the front is linked, chips named.
+
+    A plan is on the front if no other is both sooner done and cheaper. Search several slices at
+    once, or put searches together. `chip_hour_price` may be in any currency.
+    """
+    found = list(items.predictions if isinstance(items, SearchResult) else items)
+    if not found:
+        raise ValueError("no plans")
+    steps = [tokens / item.plan.tokens * item.step_time_s for item in found]
+    days = [seconds / 86400.0 for seconds in steps]
+    costs = [
+        seconds / 3600.0 * item.plan.machine.chips * chip_hour_price
+        for seconds, item in zip(steps, found, strict=True)
+    ]
+    points = sorted(zip(days, costs, found, strict=True), key=lambda point: point[:2])
+    front: list[tuple[float, float, Prediction]] = []
+    for point in points:
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    figure = picture(3.0)
+    axes = figure.add_subplot()
+    axes.scatter(days, costs, facecolor="none", edgecolor=MUTED, linewidth=1.1, s=26)
+    axes.plot(
+        [point[0] for point in front],
+        [point[1] for point in front],
+        color=SERIES[1],
+        marker="o",
+        markersize=5,
+        linewidth=1.4,
+        drawstyle="steps-post",
+    )
+    named = set()
+    for day, cost, item in front:
+        if item.plan.machine.chips not in named:
+            named.add(item.plan.machine.chips)
+            axes.annotate(
+                f"{item.plan.machine.chips:,} chips",
+                (day, cost),
+                (4, 5),
+                textcoords="offset points",
+            )
+    axes.margins(0.2, 0.2)
+    axes.grid(True)
+    axes.set_xlabel(f"days for {tokens:.3g} tokens")
+    axes.set_ylabel(f"cost (at {chip_hour_price:g} a chip-hour)")
+    return figure
+
+
 def _where(item: Prediction, several: bool) -> str:
     where = f"{item.plan.machine.name}: " if several else ""
     mesh = f"{where}{mesh_text(item.plan)}"
