@@ -18,6 +18,9 @@ from shardsim.program.weights import (
 )
 from shardsim.program.writer import Task, Writer, matrices_per_layer
 
+# Vector operations of one parameter in an update with two moments.
+OPS_UPDATE = 16.0
+
 _VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
 
 
@@ -164,7 +167,7 @@ def update(writer: Writer) -> Block:
                 name="optimizer update",
                 kind="optimizer",
                 hbm_bytes=elements * moved,
-                vector_ops=elements * 16.0,
+                vector_ops=elements * OPS_UPDATE,
             ),
         ),
     )

@@ -122,7 +122,10 @@ def run_compiler(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.PIPE,  # closed when this process ends, however it ends
-                env=_environment(folder),
+                env={
+                    **compiler_environment(folder),
+                    "XLA_FLAGS": f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text",
+                },
                 start_new_session=True,  # an interrupt is for the parent, which ends this one
             )
         with _lock:
@@ -145,7 +148,15 @@ def run_compiler(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def check_libtpu() -> None:
+    """Raise one line that says what to install if the TPU compiler is missing."""
+    if find_spec("libtpu") is None:
+        raise ShardsimError(
+            "compiling for a TPU needs JAX with libtpu (Linux only): pip install 'shardsim[tpu]'"
+        )
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
     """Return the environment in which libtpu compiles without a TPU (see docs/compiler.md)."""
     environment = dict(os.environ)
     environment.pop("TPU_ACCELERATOR_TYPE", None)
@@ -155,7 +166,6 @@ def _environment(folder: Path) -> dict[str, str]:
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
         TF_CPP_MIN_LOG_LEVEL="2",
         TMPDIR=str(folder),
-        XLA_FLAGS=f"--xla_dump_to={folder / 'dump'} --xla_dump_hlo_as_text",
         PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
     )
     return environment
@@ -209,11 +219,8 @@ class TpuCompiler:
         cache: Cache | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if executor is None and find_spec("libtpu") is None:
-            raise ShardsimError(
-                "compiling for a TPU needs JAX with libtpu (Linux only): "
-                "pip install 'shardsim[tpu]'"
-            )
+        if executor is None:
+            check_libtpu()
         self._own = executor is None
         self._executor = executor or ThreadPoolExecutor(max_workers=workers)
         self._limits = (timeout_s, memory_bytes)
@@ -256,7 +263,7 @@ class TpuCompiler:
                 yield index, _refused(plan, error)
                 continue
             request = {"topology": topology, "options": tpu_options(plan) | (options or {})}
-            key = key_of(request, code, _versions())
+            key = key_of(request, code, compiler_versions())
             kept = self._cache.get(key) if self._cache else None
             if kept:
                 yield (
@@ -292,11 +299,11 @@ class TpuCompiler:
 
 def _refused(plan: Plan, error: ShardsimError) -> Compilation:
     """Return the outcome of a plan that cannot be emitted or has no slice to compile for."""
-    result = {"error": "refused", "message": str(error), "versions": _versions()}
+    result = {"error": "refused", "message": str(error), "versions": compiler_versions()}
     return Compilation(plan=plan, result=result, text=None, code="")
 
 
-def _versions() -> dict[str, str]:
+def compiler_versions() -> dict[str, str]:
     """Return the versions on which a compilation depends; empty where a package is missing."""
     found = {}
     for name in ("jax", "jaxlib", "libtpu", "optax"):

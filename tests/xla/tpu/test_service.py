@@ -284,7 +284,7 @@ def test_the_compiler_knows_the_slice_as_we_do(machine: str) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=service._environment(Path("unused")) | {"XLA_FLAGS": "", "TMPDIR": "/tmp"},
+        env=service.compiler_environment(Path("unused")) | {"XLA_FLAGS": "", "TMPDIR": "/tmp"},
     )
     places = json.loads(answer.stdout.splitlines()[-1])
     assert len(places) == wanted.devices
