@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from shardsim.emit.flax_rules import flax_code
+from shardsim.emit.dialects.flax import flax_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
