@@ -23,7 +23,8 @@ from shardsim.emit.dialects.rules import Array, Rule, check_rules, order_rules
 from shardsim.emit.dialects.vocabulary import Vocabulary, installed, table
 from shardsim.emit.jax_code import header
 from shardsim.emit.specs import Spec, plan_data
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import HardwareError, PlanError, nearest
+from shardsim.machine import parse_machine
 from shardsim.plan import Plan, resolve
 
 TRAINER = "maxtext"
@@ -47,7 +48,11 @@ class Export:
 
 def maxtext_code(plan: Plan, trainer_path: Path | None = None) -> str:
     """Return the YAML file that makes MaxText train with `plan`."""
-    made = maxtext_export(plan, trainer_path)
+    return maxtext_text(plan, maxtext_export(plan, trainer_path))
+
+
+def maxtext_text(plan: Plan, made: Export) -> str:
+    """Return the file of an export that has been made."""
     return f"{_comment(plan, made)}\n{_yaml(_settings(made))}"
 
 
@@ -94,6 +99,10 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
     found = list(chosen.differences)
     if plan.fused_projections:
         found.append("fused_projections: false, not true")
+    kept = plan.remat.save | plan.remat.offload
+    unfused = plan.attention != "flash" and chosen.block not in tables.UNFUSED_CONTEXT
+    if unfused and "context" in kept:
+        found.append(f"remat: context computed again: {chosen.block} names it in flash kernels only")
     if plan.precision.reduce != plan.precision.parameters:
         found.append(
             f"precision.reduce: {plan.precision.parameters} as the parameters, "
@@ -207,7 +216,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "grad_dtype": tables.DTYPES[plan.precision.parameters],
         **_optimizer(made),
         "scan_layers": True,
-        **_remat(plan),
+        **_remat(plan, made.block),
         "mesh_axes": axes,
         "data_sharding": [axes],
         **_sizes(made, axes),
@@ -259,7 +268,7 @@ def _optimizer(made: Export) -> dict[str, Any]:
     return keys
 
 
-def _remat(plan: Plan) -> dict[str, str]:
+def _remat(plan: Plan, block: str) -> dict[str, str]:
     remat = plan.remat
     if "rest" in remat.save | remat.offload:
         raise PlanError(
@@ -274,6 +283,8 @@ def _remat(plan: Plan) -> dict[str, str]:
             names = tables.REMAT[tensor]
             if tensor == "mlp_hidden" and plan.model.gated_mlp:
                 names = tables.GATED_HIDDEN
+            if tensor == "context" and plan.attention != "flash":
+                names = tables.UNFUSED_CONTEXT.get(block, ())
             keys |= dict.fromkeys(names, where)
     return keys
 
@@ -293,10 +304,7 @@ def compile_topology(plan: Plan, vocabulary: Vocabulary) -> str:
 
 
 def _default(name: str) -> str:
-    """Return the vendor's slice of that name, which is what every MaxText release maps it to."""
-    from shardsim.errors import HardwareError
-    from shardsim.machine import parse_machine
-
+    """Return the vendor's slice of that name, which is what MaxText releases map it to."""
     try:
         return parse_machine(name).name
     except HardwareError:

@@ -147,6 +147,11 @@ REMAT: Mapping[str, tuple[str, ...]] = {
     "layer_input": ("decoder_layer_input",),
 }
 GATED_HIDDEN = ("mlpwi_0", "mlpwi_1")
+# Without a flash kernel, which names its result "context" itself (layers/attentions.py only).
+UNFUSED_CONTEXT: Mapping[str, tuple[str, ...]] = {
+    "llama2": ("attention_out",),
+    "default": ("attention_out",),
+}
 
 # Optimizers that MaxText has, with the keys that choose them.
 OPTIMIZERS: Mapping[str, Mapping[str, str]] = {
@@ -155,3 +160,40 @@ OPTIMIZERS: Mapping[str, Mapping[str, str]] = {
     "sgd": {"opt_type": "sgd"},
 }
 DTYPES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16"}
+
+# Path in MaxText's state, after `model/` or a moment's -> weight. The first that fits the block.
+_NORM_PATHS: Mapping[str, Mapping[str, str]] = {
+    "llama2": {
+        "pre_self_attention_layer_norm": "attention_norm",
+        "post_self_attention_layer_norm": "mlp_norm",
+    },
+    "default": {"pre_self_attention_norm": "block_norm"},
+    "gpt3": {"pre_self_attention_norm": "attention_norm", "mlp/mlp_layer_norm": "mlp_norm"},
+}
+_LINEAR_PATHS: Mapping[str, str] = {
+    "self_attention/query": "query",
+    "self_attention/key": "key",
+    "self_attention/value": "value",
+    "self_attention/out": "attention_output",
+    "mlp/wi": "mlp_in",
+    "mlp/wi_0": "mlp_gate",
+    "mlp/wi_1": "mlp_in",
+    "mlp/wo": "mlp_out",
+}
+
+
+def state_paths(block: str) -> dict[str, str]:
+    """Return the weight at each path of MaxText's state, for one kind of block."""
+    paths = {
+        "token_embedder/embedding": "token_embedding",
+        "decoder/position_embedder/embedding": "position_embedding",
+        "decoder/logits_dense/kernel": "output_head",
+    }
+    for part in ("scale", "bias"):
+        paths[f"decoder/decoder_norm/{part}"] = f"final_norm_{part}"
+        for path, norm in _NORM_PATHS[block].items():
+            paths[f"decoder/layers/{path}/{part}"] = f"{norm}_{part}"
+    for path, weight in _LINEAR_PATHS.items():
+        paths[f"decoder/layers/{path}/kernel"] = weight
+        paths[f"decoder/layers/{path}/bias"] = f"{weight}_bias"
+    return paths
