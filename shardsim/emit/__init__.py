@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from shardsim.emit.dialects.big_vision import big_vision_code
 from shardsim.emit.dialects.flax import flax_code
 from shardsim.emit.dialects.maxtext import maxtext_code
 from shardsim.emit.jax_code import jax_code
@@ -34,6 +35,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "flax": flax_code,
     "flax-linen": lambda plan: flax_code(plan, "flax-linen"),
     "maxtext": maxtext_code,
+    "big_vision": big_vision_code,
     "json": _json,
     "yaml": _yaml,
 }

@@ -322,7 +322,7 @@ def _comment(plan: Plan, made: Export) -> str:
         "#       base_output_directory=... dataset_type=...",
     ]
     if made.differences:
-        lines += ["#", "# MaxText has no such model; this file trains the nearest it has:"]
+        lines += ["#", "# MaxText cannot do all that the plan says; this file is the nearest that it can:"]
         lines += [f"#   {text}" for text in made.differences]
     if made.remarks:
         lines += ["#", "# Beside the plan:"]

@@ -35,7 +35,9 @@ _SHOWN = re.compile(
     r"(?: +Logical: .*\n)?"
     r" +Physical: +(?P<spec>\(.*\))"
 )
-_STATE_PATH = re.compile(r"(?:model|optimizer/opt_state/\d+/(?P<moment>mu|nu))/(?P<rest>.+)/value")
+_STATE_PATH = re.compile(
+    r"(?:model/|optimizer/opt_state/\d+/(?P<moment>mu|nu)/)?(?P<rest>(?:decoder|token_embedder)/.+)/value"
+)
 _MEMORY = re.compile(r"(\w+)_size_in_bytes=(\d+)")
 _LOSS = re.compile(r"completed step: \d+.*?\bloss: ([-\d.naif]+)")
 
