@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from plans import MODELS, PLANS, make
 from shardsim.emit import export_plan
-from shardsim.emit.flax_rules import logical_rules, resolve_names
+from shardsim.emit.dialects.flax import logical_rules
+from shardsim.emit.dialects.rules import resolve_names
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
