@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.plan.layout import REPLICATED, Layout
-from shardsim.program.tasks import Program
+from shardsim.plan import Plan, resolve
+from shardsim.plan.layout import EMBED_SHARDED, REPLICATED
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
 from shardsim.xla.entries import Compiled, sent_bytes
 
 TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
@@ -79,11 +81,16 @@ def compiled_purpose(op_name: str) -> str:
     return next((purpose for name, purpose in SCOPES.items() if name in parts), "other")
 
 
-def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
-    """Return the planned traffic of a step of one plan on `mesh` (axis: size).
+def planned(plan: Plan) -> Sums:
+    """Return the planned traffic of a step, as the emitted code does it.
 
-    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes.
+    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes; where it
+    gathers embed, that many for each block of the batch.
     """
+    layout = resolve(plan)
+    program = partition(Workload.of(plan), layout, plan.remat)
+    mesh = {axis.name: axis.size for axis in plan.mesh}
+    images = plan.batch // plan.microbatches // int(layout.data.size * layout.fsdp.size)
     sums: Sums = {}
     rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
     for block in program.blocks:
@@ -96,7 +103,11 @@ def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
             array = float(task.bytes) / float(task.messages)
             kind, each = task.kind, sent_bytes(task.kind, array, size)
             if task.schedule == "ring" and rings:
-                kind, each, times = "permute", each / (size - 1), times * (size - 1)
+                rounds = size - 1
+                if task.kind == "all-gather" and np.equal(layout.residual, EMBED_SHARDED):
+                    rounds *= max(n for n in range(1, size + 1) if images % n == 0)
+                    each *= (size - 1) / rounds
+                kind, each, times = "permute", each / (size - 1), times * rounds
             sums.setdefault(Key(kind, axes, task.purpose), Traffic()).add(each, times)
     return sums
 

@@ -139,21 +139,39 @@ def _part(whole: Array, who: Array, parts: int, dim: int) -> Array:
 def ring_gather_matmul(
     x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
 ) -> tuple[tuple[Array, ...], Array]:
-    """Return x @ w for each weight, and x whole: an all-gather beside the products."""
-    n, dim = group.size, SLICED[split]
-    rows = x.shape[1] * (n if split == "sequence" else 1)
-    # On the sequence every product is complete; on embed it is a summand, and sums are float32.
-    kept = dtype if split == "sequence" else jnp.float32
-    outs = [jnp.zeros((x.shape[0], rows, w.shape[1]), kept) for w in weights]
-    whole = jnp.zeros([size * n if i == dim else size for i, size in enumerate(x.shape)], x.dtype)
+    """Return x @ w for each weight, and x whole: an all-gather beside the products.
+
+    A piece of the sequence is multiplied when it comes. A piece of embed would give a summand of
+    every row, and adding summands up in HBM takes longer than multiplying; so the batch is cut
+    into blocks, and one block is multiplied while the next one is gathered.
+    """
+    if split == "sequence":
+        return _ring_of_rows(x, weights, group, both, dtype)
+    blocks = max(count for count in range(1, group.size + 1) if x.shape[0] % count == 0)
+    outs: list[list[Array]] = [[] for _ in weights]
+    wholes = []
+    for block in jnp.split(x, blocks):
+        whole = jnp.zeros((*block.shape[:2], block.shape[2] * group.size), x.dtype)
+        for who, piece in _pieces(block, group, both):
+            whole = _place(whole, piece, who, 2)
+        wholes.append(whole)
+        for out, w in zip(outs, weights, strict=True):
+            out.append(_matmul(whole, w).astype(dtype))
+    return tuple(jnp.concatenate(out) for out in outs), jnp.concatenate(wholes)
+
+
+def _ring_of_rows(
+    x: Array, weights: tuple[Array, ...], group: Group, both: bool, dtype: Any
+) -> tuple[tuple[Array, ...], Array]:
+    batch, rows, width = x.shape
+    rows *= group.size
+    outs = [jnp.zeros((batch, rows, w.shape[1]), dtype) for w in weights]
+    whole = jnp.zeros((batch, rows, width), x.dtype)
     for who, piece in _pieces(x, group, both):
-        whole = _place(whole, piece, who, dim)
+        whole = _place(whole, piece, who, 1)
         for i, w in enumerate(weights):
-            if split == "sequence":
-                outs[i] = _place(outs[i], _matmul(piece, w).astype(kept), who, 1)
-            else:
-                outs[i] = outs[i] + _matmul(piece, _part(w, who, n, 0))
-    return tuple(out.astype(dtype) for out in outs), whole
+            outs[i] = _place(outs[i], _matmul(piece, w).astype(dtype), who, 1)
+    return tuple(outs), whole
 
 
 def ring_matmul_scatter(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan import Plan, resolve
+from shardsim.plan import Plan
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, key_of, planned, table
 from shardsim.xla.hlo import CompiledProgram, read_hlo
 from shardsim.xla.replay import Replay, replay
@@ -48,7 +48,7 @@ class Evidence:
         self.predicted: Prediction = predict(self.plan)
         self.compiled: CompiledProgram = read_hlo(compilation.text, mesh)
         self.replayed: Replay = replay(self.plan.machine, self.plan, self.compiled)
-        self.planned_sums = planned(self.predicted.program, resolve(self.plan), mesh)
+        self.planned_sums = planned(self.plan)
         self.compiled_sums = compiled(self.compiled.collectives)
 
     @property
