@@ -13,6 +13,7 @@ from shardsim.cost.predict import Prediction
 from shardsim.plan.words import mesh_text
 from shardsim.planner.search import SearchResult
 from shardsim.report.style import INK, MARKERS, MUTED, PAPER, SERIES, picture, plain, styled
+from shardsim.report.words import count_words
 from shardsim.units import GIB
 
 # What a swept key is on an axis: its name, its unit, and what a value is divided by.
@@ -30,6 +31,7 @@ KEYS: Mapping[str, tuple[str, str, float]] = {
 }
 
 KEY_WIDTH = 62  # characters of the key below a picture
+MOST_LABELS = 6  # points that each say how many chips they are
 
 
 @styled
@@ -122,18 +124,15 @@ def cost_front(
         drawstyle="steps-post",
     )
     named = set()
-    for day, cost, item in front:
-        if item.plan.machine.chips not in named:
-            named.add(item.plan.machine.chips)
-            axes.annotate(
-                f"{item.plan.machine.chips:,} chips",
-                (day, cost),
-                (4, 5),
-                textcoords="offset points",
-            )
+    for day, cost, item in points if len(points) <= MOST_LABELS else front:
+        chips = item.plan.machine.chips
+        if chips not in named or len(points) <= MOST_LABELS:
+            named.add(chips)
+            axes.annotate(f"{chips:,} chips", (day, cost), (4, 5), textcoords="offset points")
     axes.margins(0.2, 0.2)
     axes.grid(True)
-    axes.set_xlabel(f"days for {tokens:.3g} tokens")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(f"days for {count_words(tokens)} tokens")
     axes.set_ylabel(f"cost (at {chip_hour_price:g} a chip-hour)")
     return figure
 

@@ -190,8 +190,9 @@ def trust_section(study: Study) -> Section:
         )
     items.append(
         Text(
-            text="Not modelled: stragglers, failures, input pipelines, checkpoints, and what a "
-            "compiler does beyond the plan."
+            text="Not in these numbers: stragglers, jitter and broken links (what-ifs of shardsim "
+            "predict --fidelity events), input pipelines, checkpoints, and what a compiler does "
+            "beyond the plan."
         )
     )
     return Section(title="How far to trust it", items=items)
@@ -257,6 +258,7 @@ def _range(study: Study) -> Text:
 def comparison_section(studies: list[Study]) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
+    priced = studies[0].chip_hour_price is not None
     rows = []
     for study in studies:
         item = study.prediction
@@ -273,11 +275,13 @@ def comparison_section(studies: list[Study]) -> Section:
                 f"{item.hbm['peak_bytes'] / GIB:.2f}",
                 "yes" if item.fits else "no",
                 "-" if study.days is None else f"{study.days:,.1f}",
+                *([f"{study.cost(item):,.0f}"] if priced else []),
                 mesh_text(study.plan),
                 why_lost(first, item) if same and item is not first else "",
             ]
         )
-    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days", "mesh", "against the first"]
+    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days"]
+    headers += [*(["cost"] if priced else []), "mesh", "against the first"]
     return Section(
         title="Side by side",
         items=[
