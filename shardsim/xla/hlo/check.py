@@ -227,7 +227,7 @@ def _collective_fits(kind: str, item: Instruction, given: list[Shape], mesh: Mes
     if kind == "permute":
         permute_of(item.attribute("source_target_pairs"), mesh)
         return [s.form for s in results] == [s.form for s in given]
-    size = form_of(item.attributes.get("replica_groups", ""), mesh).size
+    size = form_of(item.attribute("replica_groups"), mesh).size
     if kind == "all-to-all":
         return sum(s.count for s in results) == sum(s.count for s in given)
     if kind in ("all-reduce", "broadcast"):  # some change the type of what they sum

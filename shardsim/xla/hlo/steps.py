@@ -9,11 +9,12 @@ from shardsim.program.tasks import Await, Block, Collective, Compute, Task, Tran
 from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.loops import trip_count
+from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
 from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.stacks import stack_sizes
 from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 _REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
@@ -82,8 +83,8 @@ class Steps:
                 continue
             order += self._close(draft)
             self._loops += 1
-            count = trip_count(self.module, computation, item)
             body = self.module.computations[item.attribute("body").removeprefix("%")]
+            count = self._trips(computation, item, body)
             if count:
                 order += self._walk(body, f"loop {self._loops}", trips * count) * count
             part += 1
@@ -97,6 +98,20 @@ class Steps:
         if left:
             raise HloError(f"%{left[0]} is started but never awaited", computation[left[0]].line)
         return order
+
+    def _trips(self, computation: Computation, loop: Instruction, body: Computation) -> int:
+        """Return how often a loop runs; the arrays that it walks through must be long enough."""
+        trips = trips_of(self.module, computation, loop)
+        sizes = stack_sizes(self.module, body, trips.counter)
+        if sizes and trips.count not in sizes:
+            problem = (
+                f"%{loop.name} runs {trips.count} times, but walks through arrays of "
+                f"{', '.join(map(str, sorted(sizes)))}"
+            )
+            if trips.count > max(sizes):
+                raise HloError(problem, loop.line)
+            self.warnings[problem] = None
+        return trips.count
 
     def _close(self, draft: _Draft) -> list[int]:
         """Add a block, if anything happens in it, and return its number."""

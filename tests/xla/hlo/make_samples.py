@@ -1,6 +1,6 @@
 """Compiles the samples in `data/` anew; run it by hand, with jax[tpu] installed. No TPU needed.
 
-    python tests/xla/hlo/make_samples.py [NAME ...]
+python tests/xla/hlo/make_samples.py [NAME ...]
 """
 
 from __future__ import annotations

@@ -44,9 +44,11 @@ def test_all_forms_are_the_groups_that_counting_gives(
     mesh: dict[str, int], data: st.DataObject
 ) -> None:
     names = tuple(mesh)
-    axes = data.draw(st.sets(st.sampled_from(names), min_size=1).map(
-        lambda chosen: tuple(name for name in names if name in chosen)
-    ))
+    axes = data.draw(
+        st.sets(st.sampled_from(names), min_size=1).map(
+            lambda chosen: tuple(name for name in names if name in chosen)
+        )
+    )
     expected = along(mesh, axes)
     devices = math.prod(mesh.values())
     sizes = ",".join(map(str, mesh.values()))

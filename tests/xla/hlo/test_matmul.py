@@ -23,7 +23,9 @@ ENTRY %main (x: f32[{lhs}], y: f32[{rhs}]) -> f32[{out}] {{
 """
 
 
-def matmul(lhs: list[int], rhs: list[int], out: list[int], attributes: str, code: str = "convolution"):
+def matmul(
+    lhs: list[int], rhs: list[int], out: list[int], attributes: str, code: str = "convolution"
+):
     """Return the matmul of one instruction."""
     shapes = {"lhs": lhs, "rhs": rhs, "out": out}
     words = {name: ",".join(map(str, dims)) for name, dims in shapes.items()}
@@ -43,13 +45,16 @@ def test_the_ways_in_which_the_compiler_writes_a_product(sizes: tuple[int, ...])
         [b, m, k],
         [b, k, n],
         [b, m, n],
-        "lhs_batch_dims={0}, rhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}",
+        "lhs_batch_dims={0}, rhs_batch_dims={0}, "
+        "lhs_contracting_dims={2}, rhs_contracting_dims={1}",
         "dot",
     )
     assert (dot.m, dot.k, dot.n, dot.batch) == (m, k, n, b)
     rows = matmul([b, m, k], [1, k, n], [b, m, n], "window={size=1}, dim_labels=0bf_0io->0bf")
     assert (rows.m, rows.k, rows.n, rows.batch) == (m * b, k, n, 1)
-    summed = matmul([b, k, m], [b, k, n], [m, n, 1], f"window={{size={b}}}, dim_labels=0fb_0io->bf0")
+    summed = matmul(
+        [b, k, m], [b, k, n], [m, n, 1], f"window={{size={b}}}, dim_labels=0fb_0io->bf0"
+    )
     assert (summed.m, summed.k, summed.n, summed.batch) == (m, k * b, n, 1)
     batched = matmul(
         [b, m, k],

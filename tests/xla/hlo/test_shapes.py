@@ -56,10 +56,13 @@ def test_padding_fills_whole_tiles_and_no_more(
     text = f"f32[{','.join(map(str, dims))}]{{{layout}:T({','.join(map(str, tile))})}}"
     shape = parse_shape(text)
     assert shape.padded_bytes % (4 * math.prod(tile)) == 0
-    grown = math.prod(-(-size // length) * length for size, length in zip(
-        [dims[dim] for dim in order], [*reversed(tile), *[1] * len(dims)], strict=False
-    ))
-    missing = math.prod([*reversed(tile)][len(dims):])
+    grown = math.prod(
+        -(-size // length) * length
+        for size, length in zip(
+            [dims[dim] for dim in order], [*reversed(tile), *[1] * len(dims)], strict=False
+        )
+    )
+    missing = math.prod([*reversed(tile)][len(dims) :])
     assert shape.padded_bytes == 4 * grown * missing
     assert shape.bytes == 4 * math.prod(dims)
 

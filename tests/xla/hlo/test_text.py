@@ -90,7 +90,7 @@ def test_instructions_know_their_source() -> None:
         ("%c = ", "%r = ", 26, "not defined|defined twice|ROOT"),
         ("calls=%fused,", "calls=%gone,", 25, "no computation %gone"),
         ("copy(%f)", "copy(%f), frontend_attributes={}", 26, "attribute"),
-        ('"1090"', "1090\"", 25, "not JSON"),
+        ('"1090"', '1090"', 25, "not JSON"),
         ('b={1}"}', 'b={1}"', 26, "unbalanced braces"),
         ("{{0,1}}", "{{0,2}}", 27, "do not hold each"),
         ("{{0,1}}", "{{0,1},{1}}", 27, "different sizes"),
