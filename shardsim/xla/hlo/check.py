@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.matmul import matmul_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import BINARY, KINDS, UNARY
 from shardsim.xla.hlo.shapes import Shape
-from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 Mesh = Mapping[str, int]
 Rule = Callable[[Instruction, list[Shape]], bool]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
 from shardsim.xla.hlo.sources import named, show_frame, source_line
-from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ORIGINS = {

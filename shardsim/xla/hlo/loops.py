@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.text import Computation, Instruction, Module
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 
 _SAME = frozenset(("copy", "bitcast", "convert", "reshape"))
 _TURNED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}

@@ -16,8 +16,8 @@ from functools import lru_cache
 import numpy as np
 
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.module import Instruction
 from shardsim.xla.hlo.shapes import Shape
-from shardsim.xla.hlo.text import Instruction
 
 _LABELS = re.compile(r"([0-9a-z]+)_([0-9a-z]+)->([0-9a-z]+)")
 _WINDOW = re.compile(r"(\w+)=([\dx_\-]+)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from shardsim.xla.hlo.text import Computation, Instruction, Module
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 
 _STEPS = frozenset("copy bitcast convert reshape add subtract clamp select".split())
 
