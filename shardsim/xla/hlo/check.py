@@ -39,7 +39,7 @@ def _check(module: Module, computation: Computation, item: Instruction, mesh: Me
         kind = KINDS.get(item.opcode.removesuffix("-start"))
         if kind is not None and good:
             good = _collective_fits(kind, item, given, mesh)
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, ZeroDivisionError):
         good = False
     except HloError as error:
         raise error.at(item.line) from None

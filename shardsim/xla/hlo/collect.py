@@ -128,8 +128,8 @@ def _fused_kind(inner: Instruction, holder: Computation, item: Instruction, memb
 
 
 def _algorithm(item: Instruction) -> str:
-    config = item.backend_config.get("collective_algorithm_config", {})
-    return " ".join(str(config[key]) for key in ("emitter", "strategy") if key in config)
+    words = (item.config("collective_algorithm_config", key) for key in ("emitter", "strategy"))
+    return " ".join(str(word) for word in words if word)
 
 
 def _origin(module: Module, item: Instruction, inner: Instruction, members: int) -> str:

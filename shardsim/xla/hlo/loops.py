@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 
 _SAME = frozenset(("copy", "bitcast", "convert", "reshape"))
@@ -39,8 +39,8 @@ def trips_of(module: Module, computation: Computation, loop: Instruction) -> Tri
     """Return how often the body of `loop`, an instruction of `computation`, runs."""
     found = _counted(module, computation, loop)
     counted = None if found is None else found.count
-    known = loop.backend_config.get("known_trip_count", {}).get("n")
-    if known is not None and not str(known).isdigit():
+    known = loop.config("known_trip_count", "n")
+    if known is not None and small_number(str(known), -1) < 0:
         raise HloError(f"%{loop.name}: known_trip_count {known!r}", loop.line)
     if counted is None and known is None:
         raise HloError(f"%{loop.name}: no trip count can be found", loop.line)
@@ -139,8 +139,10 @@ def _value(module: Module, computation: Computation, name: str, bound: _Bound) -
     if item.shape.is_tuple or item.shape.dims:
         return None
     if item.opcode == "constant":
-        digits = item.literal.removeprefix("-")
-        return _Value(-1, int(item.literal)) if digits.isdigit() else None
+        size = small_number(item.literal.removeprefix("-"), -1)
+        if size < 0:
+            return None
+        return _Value(-1, -size if item.literal.startswith("-") else size)
     if item.opcode == "get-tuple-element":
         source = computation.operand(item, 0)
         if source.opcode == "parameter":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 from shardsim.xla.hlo.frames import Frames
 from shardsim.xla.hlo.shapes import Shape
 
@@ -36,10 +36,10 @@ class Instruction:
     def numbers(self, name: str) -> tuple[int, ...]:
         """Return an attribute like `{0,2}` as numbers; empty where it is not given."""
         text = self.attributes.get(name, "{}")
-        try:
-            return tuple(int(number) for number in text.strip("{}").split(",") if number)
-        except ValueError:
-            raise HloError(f"%{self.name}: {name}={text[:40]}", self.line) from None
+        numbers = [small_number(part, -1) for part in text.strip("{}").split(",") if part]
+        if min(numbers, default=0) < 0:
+            raise HloError(f"%{self.name}: {name}={text[:40]}", self.line)
+        return tuple(numbers)
 
     @cached_property
     def called(self) -> tuple[str, ...]:
@@ -53,14 +53,23 @@ class Instruction:
                 found += self.attributes[key].strip("{}").split(", ")
         return tuple(name.removeprefix("%") for name in found)
 
+    def config(self, *names: str) -> Any:
+        """Return an entry of the backend_config, or None where there is none."""
+        found: Any = self.backend_config
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
     @property
     def cycles(self) -> int | None:
         """What the compiler estimates the operation to take; None where it says nothing."""
-        value = self.backend_config.get("window_config", {}).get("estimated_cycles")
-        try:
-            return None if value is None else int(value)
-        except (TypeError, ValueError):
-            raise HloError(f"%{self.name}: estimated_cycles {value!r}", self.line) from None
+        value = self.config("window_config", "estimated_cycles")
+        if value is None:
+            return None
+        cycles = small_number(str(value), -1, digits=15)
+        if cycles < 0:
+            raise HloError(f"%{self.name}: estimated_cycles {str(value)[:40]!r}", self.line)
+        return cycles
 
 
 @dataclass(frozen=True, eq=False)

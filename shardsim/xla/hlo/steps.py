@@ -14,6 +14,7 @@ from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRAN
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
+MOST_TRIPS = 10**6  # through all blocks inside a loop
 _REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
 _MOVED_ASIDE = frozenset(("copy", "slice", "dynamic-slice"))
 
@@ -63,7 +64,10 @@ class Steps:
             body = self.module.computations[item.attribute("body").removeprefix("%")]
             count = self._trips(computation, item, body)
             if count:
-                order += self._walk(body, f"loop {self._loops}", trips * count) * count
+                inside = self._walk(body, f"loop {self._loops}", trips * count)
+                if len(inside) * count > MOST_TRIPS:
+                    raise HloError(f"%{item.name} runs {count} times: too often", item.line)
+                order += inside * count
             part += 1
             draft = _Draft(f"{title}, part {part}", trips)
         order += self._close(draft)

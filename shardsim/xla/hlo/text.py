@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 from shardsim.xla.hlo.frames import Frames, read_frames
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import OPCODES
@@ -57,19 +57,26 @@ def parse_module(text: str) -> Module:
         entry = computation.name if is_entry else entry
     if not entry:
         raise HloError("no ENTRY computation; the text is cut off", len(lines))
-    for computation in computations.values():
-        for instruction in computation.instructions.values():
-            for name in instruction.called:
-                if name not in computations:
-                    raise HloError(f"no computation %{name}", instruction.line)
+    _check_calls(computations)
     return Module(
         name=match[1],
         is_scheduled=", is_scheduled=true" in rest,
-        partitions=int(partitions[1]) if partitions else None,
+        partitions=small_number(partitions[1], 0) if partitions else None,
         computations=computations,
         entry=entry,
         frames=frames,
     )
+
+
+def _check_calls(computations: dict[str, Computation]) -> None:
+    """Refuse calls of what does not stand before the call: nothing calls itself."""
+    before: set[str] = set()
+    for computation in computations.values():
+        for instruction in computation.instructions.values():
+            for name in instruction.called:
+                if name not in before:
+                    raise HloError(f"no computation %{name} before its call", instruction.line)
+        before.add(computation.name)
 
 
 def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computation, bool, int]:
@@ -144,7 +151,7 @@ def _check_parameters(
     if len(given) != len(parameters):
         raise HloError(f"%{name} has {len(given)} parameters, its header {len(parameters)}")
     for item in given:
-        number = int(item.literal) if item.literal.isdigit() else len(parameters)
+        number = small_number(item.literal, len(parameters))
         if number >= len(parameters) or parameters[number][0] != item.name:
             raise HloError(f"%{item.name} is not parameter {item.literal} of %{name}", item.line)
         if parameters[number][1].form != item.shape.form:
@@ -228,7 +235,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 def _metadata(text: str) -> tuple[str, int]:
     """Return op_name and stack_frame_id of `{op_name="..." stack_frame_id=12}`."""
     found = dict(_METADATA.findall(text[1:-1]))
-    frame = found.get("stack_frame_id", "0")
-    if not frame.isdigit():
+    frame = small_number(found.get("stack_frame_id", "0"), -1)
+    if frame < 0:
         raise HloError(f"metadata {text[:60]!r}")
-    return found.get("op_name", '""')[1:-1], int(frame)
+    return found.get("op_name", '""')[1:-1], frame
