@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.xla.hlo import HloError
-from shardsim.xla.hlo.loops import trip_count
+from shardsim.xla.hlo import HloError, read_hlo
+from shardsim.xla.hlo.loops import trips_of
+from shardsim.xla.hlo.stacks import stack_sizes
 from shardsim.xla.hlo.text import parse_module
 
 TEXT = """HloModule m, is_scheduled=true
@@ -64,7 +65,7 @@ def trips(
     text = text.replace("OPERATION", operation).replace(" ANNOTATION", annotation)
     module = parse_module(text)
     entry = module.computations[module.entry]
-    return trip_count(module, entry, entry["loop"])
+    return trips_of(module, entry, entry["loop"]).count
 
 
 def walked(start: int, end: int, step: int, direction: str) -> int | None:
@@ -134,3 +135,27 @@ def test_blocks_run_as_often_as_the_loops_around_them(name: str, expected: list[
 def test_a_loop_in_a_loop_runs_inside_it() -> None:
     order = samples.compiled("llama-microbatches").program.order
     assert order == (0, *(1, 2, 2, 2, 3, 4, 4, 4, 5) * 2, 6)
+
+
+@pytest.mark.parametrize("name", ["vit-explicit", "llama-microbatches", "llama-partitioned"])
+def test_the_stacks_of_a_loop_are_as_long_as_it_runs(name: str) -> None:
+    module = samples.compiled(name).module
+    seen = 0
+    for computation in module.computations.values():
+        for item in computation.instructions.values():
+            if item.opcode == "while":
+                trips = trips_of(module, computation, item)
+                body = module.computations[item.attribute("body").removeprefix("%")]
+                assert stack_sizes(module, body, trips.counter) == {trips.count}
+                seen += 1
+    assert seen >= 2
+
+
+def test_a_loop_that_contradicts_its_stacks_is_said() -> None:
+    text, mesh = samples.text_of("llama-partitioned"), samples.mesh_of("llama-partitioned")
+    limit = "%constant.344.clone.4 = s32[]{:T(128)} constant(3)"
+    assert text.count(limit) == 1
+    with pytest.raises(HloError, match="runs 4 times, but walks through arrays of 3"):
+        read_hlo(text.replace(limit, limit.replace("3)", "4)")), mesh)
+    (warning,) = read_hlo(text.replace(limit, limit.replace("3)", "2)")), mesh).program.warnings
+    assert "runs 2 times, but walks through arrays of 3" in warning

@@ -45,7 +45,8 @@ def test_the_ways_in_which_the_compiler_writes_a_product(sizes: tuple[int, ...])
         [b, m, k],
         [b, k, n],
         [b, m, n],
-        "lhs_batch_dims={0}, rhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_contracting_dims={1}",
+        "lhs_batch_dims={0}, rhs_batch_dims={0}, "
+        "lhs_contracting_dims={2}, rhs_contracting_dims={1}",
         "dot",
     )
     assert (dot.m, dot.k, dot.n, dot.batch) == (m, k, n, b)

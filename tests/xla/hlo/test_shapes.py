@@ -82,6 +82,7 @@ def test_padding_fills_whole_tiles_and_no_more(
         "(f32[2] f32[3])",
         "f32[2]]",
         "",
+        "(" * 5000 + "f32[]" + ")" * 5000,
     ],
 )
 def test_what_is_no_shape_is_an_error(text: str) -> None:

@@ -123,3 +123,38 @@ def test_a_text_that_is_cut_off_is_an_error(name: str) -> None:
 def test_no_module_is_an_error(text: str) -> None:
     with pytest.raises(HloError):
         read_hlo(text, {"a": 1})
+
+
+HOSTILE = [
+    ("%p = f32[8,128]", "%p = f32[" + "9" * 5000 + "]"),
+    ("parameter(0)\n  ROOT", "parameter(" + "0" * 5000 + ")\n  ROOT"),
+    ('"window_config":{"estimated_cycles":"1090"', '"window_config":7, "x":{"y":"1090"'),
+    ('"1090"', '["1090"]'),
+    ('"1090"', '"' + "9" * 5000 + '"'),
+    ("{{0,1}}", "[1000000000000,1]<=[1000000000000]"),
+    ("{{0,1}}", "{{0,99999999999999999999}}"),
+    ("{{0,1}}", "mesh['a'=2] {'a':(0)0}"),
+    ("calls=%fused,", "calls=%main,"),
+    ("to_apply=%fused", "to_apply=%main"),
+    ("stack_frame_id=1}", "stack_frame_id=\u00b2}"),
+    ("(%x)", "(" + "(" * 5000 + "%x)"),
+    ("f32[8,128]{1,0:T(8,128)} copy", "(" * 3000 + "f32[8,128]{1,0:T(8,128)} copy"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), HOSTILE)
+def test_hostile_text_is_read_or_refused_in_one_line(old: str, new: str) -> None:
+    assert old in TEXT
+    try:
+        read_hlo(TEXT.replace(old, new, 1), {"a": 2})
+    except HloError as error:
+        assert len(str(error)) < 300  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_loop_that_runs_too_often_is_refused() -> None:
+    text = samples.text_of("matmuls")
+    limit = "s32[]{:T(128)} constant(5)"
+    assert limit in text
+    with pytest.raises(HloError, match="too often"):
+        read_hlo(text.replace(limit, limit.replace("5", "500000000")), samples.mesh_of("matmuls"))
