@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import shardsim
+from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
@@ -43,6 +44,7 @@ for command in (
     export,
     verify,
     validate,
+    calibrate,
     hardware,
     models,
 ):

@@ -16,6 +16,14 @@ from shardsim.cli.output import (
     progress_line,
 )
 
+op_costs_option = click.option(
+    "--op-costs",
+    default="physical",
+    show_default=True,
+    type=click.Choice(["physical", "compiler"]),
+    help="What operations take: from the chip's figures, or as its compiler estimates.",
+)
+
 
 @click.command()
 @click.argument("model")
@@ -45,6 +53,7 @@ from shardsim.cli.output import (
     show_default=True,
     help="Most mesh axes at once inside a slice.",
 )
+@op_costs_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @json_option
 @command_errors
@@ -58,6 +67,7 @@ def plan(
     optimizer: str,
     attention: str | None,
     max_axes: int,
+    op_costs: str,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -70,7 +80,7 @@ def plan(
     from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
-    from shardsim.machine import explain, parse_machine
+    from shardsim.machine import explain, parse_machine, with_op_costs
     from shardsim.plan import save_plan
     from shardsim.plan.io import LARGEST
     from shardsim.planner.search import search
@@ -82,7 +92,8 @@ def plan(
     if output:
         check_writable(output)
     wanted = read_model(model)
-    machines = [parse_machine(text) for text in slices.split(",") if text.strip()]
+    parsed = [parse_machine(text) for text in slices.split(",") if text.strip()]
+    machines = [with_op_costs(machine, op_costs) for machine in parsed]
     for text in slices.split(","):
         if told := explain(text):
             note(told)
@@ -151,6 +162,7 @@ set_option = click.option(
 @click.command()
 @click.argument("path", metavar="PLAN.yaml")
 @set_option
+@op_costs_option
 @click.option(
     "--fidelity",
     default="analytic",
@@ -160,7 +172,9 @@ set_option = click.option(
 )
 @json_option
 @command_errors
-def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -> None:
+def predict(
+    path: str, changes: tuple[str, ...], op_costs: str, fidelity: str, as_json: bool
+) -> None:
     """Predict MFU, step time and HBM of one plan: a file, or the name of a shipped one.
 
     Exit status 1 if the plan does not fit in HBM.
@@ -173,6 +187,8 @@ def predict(path: str, changes: tuple[str, ...], fidelity: str, as_json: bool) -
     from shardsim.cli.show import prediction_text
     from shardsim.cost.predict import predict as run
 
+    if op_costs == "compiler":
+        changes = (*changes, "chip.op_costs=compiler")
     chosen = load(path, changes)
     if fidelity == "events":
         from shardsim.cli.simulation import simulated
