@@ -16,25 +16,35 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, pr
     type=click.Path(dir_okay=False),
     help="A file of runs in the format of shardsim's own; those that ship with it if left out.",
 )
+@click.option(
+    "--op-costs",
+    default="physical",
+    show_default=True,
+    type=click.Choice(["physical", "compiler", "both"]),
+    help="What operations take: from the chip's figures, or as its compiler estimates.",
+)
 @json_option
 @command_errors
-def validate(runs: str | None, as_json: bool) -> None:
+def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
     """Predict published runs and compare tokens/s/chip with what was measured.
 
     \b
     Examples:
       shardsim validate
+      shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
     """
     from shardsim.validate.rows import RULES
     from shardsim.validate.runs import validate as run
 
-    result = run(runs)
+    result = run(runs, "physical" if op_costs == "both" else op_costs)
+    other = run(runs, "compiler") if op_costs == "both" else None
     if as_json:
-        emit_json(result.to_data())
+        emit_json(result.to_data() | ({"compiler": other.to_data()} if other else {}))
     else:
-        click.echo(_rows(result))
-        click.echo("\n" + _summary(result.summary()))
+        click.echo(_rows(result, other))
+        for each in (result, other) if other else (result,):
+            click.echo(f"\nop costs: {COSTS[each.op_costs]}\n{_summary(each.summary())}")
         click.echo("\nfitted constants:")
         for item in result.constants:
             click.echo(f"  {item.name} = {item.value:g}, fitted to {item.fitted_to}")
@@ -47,6 +57,12 @@ def validate(runs: str | None, as_json: bool) -> None:
         sys.exit(2)
 
 
+COSTS = {
+    "physical": "physical, from the chip's figures and the fitted constants below",
+    "compiler": "as the TPU compiler estimates them, fitted to no run",
+}
+
+
 def _number(value: float | None, form: str = "{:,.1f}", scale: float = 1.0) -> str:
     return "-" if value is None else form.format(value * scale)
 
@@ -57,7 +73,9 @@ def _span(low: float | None, high: float | None) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def _rows(result: Any) -> str:
+def _rows(result: Any, other: Any) -> str:
+    """Return the table of all rows, with the errors of `other` beside them if there is one."""
+    errors = {row.id: row.error for row in other.rows} if other else {}
     rows = []
     notes = []
     for row in result.rows:
@@ -77,6 +95,7 @@ def _rows(result: Any) -> str:
                 _number(row.measured),
                 _number(row.predicted),
                 _number(row.error, "{:+.1f}", 100),
+                *([_number(errors.get(row.id), "{:+.1f}", 100)] if other else []),
                 _number(row.measured_mfu, "{:.1f}", 100),
                 _number(row.predicted_mfu, "{:.1f}", 100),
                 _span(row.mfu_low, row.mfu_high),
@@ -91,6 +110,7 @@ def _rows(result: Any) -> str:
             "measured",
             "predicted",
             "error %",
+            *(["by compiler %"] if other else []),
             "MFU %",
             "predicted",
             "range",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import shardsim
+from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
@@ -44,6 +45,7 @@ for command in (
     verify,
     calibrate,
     validate,
+    calibrate,
     hardware,
     models,
 ):

@@ -19,6 +19,14 @@ from shardsim.cli.output import (
 )
 from shardsim.cli.what_ifs import given, what_if_options
 
+op_costs_option = click.option(
+    "--op-costs",
+    default="physical",
+    show_default=True,
+    type=click.Choice(["physical", "compiler"]),
+    help="What operations take: from the chip's figures, or as its compiler estimates.",
+)
+
 
 @click.command()
 @click.argument("model")
@@ -48,6 +56,7 @@ from shardsim.cli.what_ifs import given, what_if_options
     show_default=True,
     help="Most mesh axes at once inside a slice.",
 )
+@op_costs_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
     "--compile-top",
@@ -69,6 +78,7 @@ def plan(
     optimizer: str,
     attention: str | None,
     max_axes: int,
+    op_costs: str,
     output: str | None,
     compile_top: int,
     workers: int,
@@ -87,7 +97,7 @@ def plan(
     from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
-    from shardsim.machine import explain, parse_machine
+    from shardsim.machine import explain, parse_machine, with_op_costs
     from shardsim.plan import save_plan
     from shardsim.plan.io import LARGEST
     from shardsim.planner.search import search
@@ -99,7 +109,8 @@ def plan(
     if output:
         check_writable(output)
     wanted = read_model(model)
-    machines = [parse_machine(text) for text in slices.split(",") if text.strip()]
+    parsed = [parse_machine(text) for text in slices.split(",") if text.strip()]
+    machines = [with_op_costs(machine, op_costs) for machine in parsed]
     for text in slices.split(","):
         if told := explain(text):
             note(told)
@@ -183,6 +194,7 @@ set_option = click.option(
 @click.command()
 @click.argument("path", metavar="PLAN.yaml")
 @set_option
+@op_costs_option
 @click.option(
     "--fidelity",
     default="analytic",
@@ -197,6 +209,7 @@ set_option = click.option(
 def predict(
     path: str,
     changes: tuple[str, ...],
+    op_costs: str,
     fidelity: str,
     what_ifs: dict[str, Any],
     as_json: bool,
@@ -215,6 +228,8 @@ def predict(
     from shardsim.cost.predict import predict as run
     from shardsim.errors import PlanError
 
+    if op_costs == "compiler":
+        changes = (*changes, "chip.op_costs=compiler")
     chosen = load(path, changes)
     if fidelity == "events":
         from shardsim.cli.simulation import simulated

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardsim.errors import HardwareError
+from shardsim.cost.op_curve import compiler_clock_hz, estimated_s
 from shardsim.machine import Chip
 from shardsim.plan.layout import Number
 from shardsim.program.tasks import Compute
@@ -34,7 +34,7 @@ def _tiles(size: Number, tile: int) -> Number:
 
 
 def matmul_unit_s(chip: Chip, task: Compute, rows: Number | None = None) -> Number:
-    """Return the matrix unit's time: sizes rounded up to its tiles, over the sustained rate.
+    """Return the matrix unit's time at its peak, for sizes rounded up to its tiles.
 
     The contraction and the output columns fill the systolic array (128 or 256 a side), the rows
     its eight sublanes. `rows` replaces the task's `m`, for a block of it.
@@ -50,14 +50,7 @@ def matmul_unit_s(chip: Chip, task: Compute, rows: Number | None = None) -> Numb
         * task.matmuls
         * task.fraction
     )
-    return padded / (chip.peak(task.dtype) / chip.devices_per_chip * chip.matmul_efficiency)
-
-
-def compiler_clock_hz(chip: Chip) -> float:
-    """Return the clock that the compiler counts its estimated cycles in."""
-    if chip.clock_hz is None:
-        raise HardwareError(f"chip {chip.name}: clock_hz is not known, so cycles have no time")
-    return chip.clock_hz
+    return padded / (chip.peak(task.dtype) / chip.devices_per_chip)
 
 
 def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> ComputeTime:
@@ -67,7 +60,8 @@ def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> Com
     before the first tiles have arrived nor end before the last have left: what fills half of the
     on-chip memory (the other half is the second buffer) is not hidden. This reproduces the sizes
     below 8192 of published square-matmul measurements (v5e 4096: 84 %; tpu7x 1024: 30 %).
-    Where a compiler has counted the cycles of an operation, they stand for the units' time.
+    Where a compiler has counted the cycles of an operation, they stand for the units' time; with
+    the chip's `op_costs` "compiler" what was learned from such cycles stands for all of it.
     """
     devices = chip.devices_per_chip
     hbm = chip.hbm_bytes_per_s / devices * chip.hbm_efficiency
@@ -83,11 +77,15 @@ def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> Com
     if task.cycles is not None:
         unit_s: Number = task.cycles / compiler_clock_hz(chip)
         extra = np.maximum(memory_s - unit_s, 0.0)
+    elif chip.op_costs == "compiler":
+        mxu_s = matmul_unit_s(chip, task, task.m / parts)
+        unit_s, extra, start_s = estimated_s(chip, task, task.m / parts, moved, mxu_s, vector_s)
+        return ComputeTime(unit_s=unit_s, memory_s=extra, overhead_s=start_s)
     elif isinstance(task.matmuls, int) and task.matmuls == 0:
         unit_s = vector_s
         extra = np.maximum(memory_s - vector_s, 0.0)
     else:
-        matrix_s = matmul_unit_s(chip, task, task.m / parts)
+        matrix_s = matmul_unit_s(chip, task, task.m / parts) / chip.matmul_efficiency
         unit_s = np.maximum(matrix_s, vector_s)
         first_s = np.minimum(memory_s, chip.onchip_bytes / devices / 2.0 / hbm)
         extra = np.maximum(memory_s - unit_s, 0.0) + np.minimum(first_s, unit_s)

@@ -7,7 +7,7 @@ slices); `h100:8` is one node of eight, `16*h100:8` sixteen nodes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardsim.errors import HardwareError
 from shardsim.machine.chip import Chip
@@ -143,3 +143,8 @@ class Machine:
             f"{self.name}: {self.chips:,} {chip.title} {noun}{plural}{devices}{each}, {hosts}, "
             f"{form}, {show_bytes(chip.hbm_usable_bytes_per_device)} HBM per device"
         )
+
+
+def with_op_costs(machine: Machine, op_costs: str) -> Machine:
+    """Return `machine` with operations priced from its chip's figures or as its compiler does."""
+    return replace(machine, chip=replace(machine.chip, op_costs=op_costs))

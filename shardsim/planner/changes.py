@@ -121,6 +121,8 @@ def _other_chip(chip: Chip, figures: Mapping[str, Any]) -> Chip:
     except HardwareError as error:
         raise HardwareError(f"chip: {str(error).removeprefix('override: ')}") from None
     for key, value in figures.items():
+        if key == "op_costs":
+            continue
         root, _, dtype = key.partition(".")
         now = getattr(chip, root)
         now = now[dtype] if dtype else now

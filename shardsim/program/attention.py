@@ -125,7 +125,7 @@ def _softmax(
 ) -> Compute:
     return Compute(
         name=name,
-        kind="elementwise",
+        kind="attention",
         hbm_bytes=shapes.scores * passes * work.wire_bytes,
         vector_ops=shapes.scores * ops,
         count=count,

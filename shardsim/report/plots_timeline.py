@@ -12,7 +12,7 @@ from shardsim.report.timeline import COMPUTE, LayerTimeline, Span, layer_timelin
 
 KINDS = (
     ("matmul", "matmul", 0),
-    ("attention", "attention matmuls", 4),
+    ("attention", "attention", 4),
     ("elementwise", "elementwise", 3),
     ("wait", "waiting for communication", 1),
     ("collective", "communication", 2),

@@ -143,7 +143,7 @@ class Op:
         )
         softmax = Compute(
             name=self.text,
-            kind="elementwise",
+            kind="attention",
             hbm_bytes=batch * m * n * SOFTMAX_PASSES * 2,
             vector_ops=batch * m * n * OPS_SOFTMAX,
         )

@@ -60,6 +60,7 @@ class Validation:
     rows: tuple[Row, ...]
     constants: tuple[Constant, ...]
     failed: tuple[tuple[str, str], ...]  # (id, why) of rows that could not be predicted
+    op_costs: str = "physical"  # or "compiler", where a chip has them
 
     def errors(self, *, fitted: bool | None = None, baseline: bool = False) -> list[float]:
         """Return absolute errors, of all rows or of those (not) used in a fit."""
@@ -88,6 +89,7 @@ class Validation:
     def to_data(self) -> dict[str, Any]:
         """Return the JSON of `shardsim validate`."""
         return {
+            "op_costs": self.op_costs,
             "rows": [
                 {
                     "id": row.id,
@@ -159,12 +161,16 @@ def constants() -> tuple[Constant, ...]:
     )
 
 
-def validate(path: str | os.PathLike[str] | None = None) -> Validation:
-    """Predict every run of a file (by default the published ones) and compare."""
-    return validate_data(read_yaml(path or PUBLISHED), str(path or PUBLISHED))
+def validate(path: str | os.PathLike[str] | None = None, op_costs: str = "physical") -> Validation:
+    """Predict every run of a file (by default the published ones) and compare.
+
+    With `op_costs` "compiler" operations take what the chip's compiler estimates. No constant of
+    those was fitted to a run; chips without them keep the physical ones, and the row says so.
+    """
+    return validate_data(read_yaml(path or PUBLISHED), str(path or PUBLISHED), op_costs)
 
 
-def validate_data(data: Any, path: str) -> Validation:
+def validate_data(data: Any, path: str, op_costs: str = "physical") -> Validation:
     """Predict every run of what a runs file holds and compare."""
     runs, failed = runs_from_data(data, path)
     fitted = constants()
@@ -172,10 +178,18 @@ def validate_data(data: Any, path: str) -> Validation:
     rows = []
     for run in runs:
         try:
-            rows.append(_row(run, fitted, means.get(run.family)))
+            costed = _with_op_costs(run, op_costs)
+            rows.append(_row(costed, fitted, means.get(run.family)))
         except ShardsimError as error:
             failed.append((run.id, str(error)))
-    return Validation(rows=tuple(rows), constants=fitted, failed=tuple(failed))
+    return Validation(rows=tuple(rows), constants=fitted, failed=tuple(failed), op_costs=op_costs)
+
+
+def _with_op_costs(run: Run, op_costs: str) -> Run:
+    if op_costs == "compiler" and load_chip(run.family).compiler is None:
+        note = "physical op costs: its compiler's are not known"
+        return replace(run, notes=(*run.notes, note))
+    return replace(run, op_costs=op_costs)
 
 
 def _is_fitted(run: Run, fitted: Sequence[Constant]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import gcd, prod
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError
-from shardsim.machine import Machine, default_slice, load_chip
+from shardsim.machine import Machine, default_slice, load_chip, with_op_costs
 from shardsim.plan.layout import EMBED_SHARDED, ROLES, Layout, whole_axis
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
@@ -32,20 +33,21 @@ UNKNOWN_BATCH = (4096, 16384, 65536)
 def plans_of(run: Run) -> list[Plan]:
     """Return the plan of a run; several where the source leaves a size open."""
     if run.machine is None:
-        chip = load_chip(run.family)
+        chip = replace(load_chip(run.family), op_costs=run.op_costs)
         machines = [default_slice(chip, count) for count in UNKNOWN_CHIPS]
         batches = [run.batch] if run.batch else list(UNKNOWN_BATCH)
         return [_plan(run, machine, batch, {}) for machine in machines for batch in batches]
     if run.batch is None:
         raise PlanError("global_batch: missing, and no per_device_batch either")
+    machine = with_op_costs(run.machine, run.op_costs)
     if run.sizes is None:
         plans = [
-            _plan(run, run.machine, run.batch, {"tensor": size})
+            _plan(run, machine, run.batch, {"tensor": size})
             for size in UNKNOWN_TENSOR
-            if run.model.heads % size == 0 and run.machine.devices_per_slice % size == 0
+            if run.model.heads % size == 0 and machine.devices_per_slice % size == 0
         ]
         return plans
-    return [_plan(run, run.machine, run.batch, dict(run.sizes))]
+    return [_plan(run, machine, run.batch, dict(run.sizes))]
 
 
 def mesh_of_run(run: Run, machine: Machine, sizes: Mapping[str, int]) -> tuple[MeshAxis, ...]:

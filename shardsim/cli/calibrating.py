@@ -1,0 +1,172 @@
+"""`shardsim calibrate`: constants of a chip from measurements or from a compiler."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+
+
+@click.command()
+@click.option("--device", type=click.Choice(["cpu"]), help="Measure this machine's processor.")
+@click.option(
+    "--devices",
+    default=8,
+    show_default=True,
+    type=click.IntRange(2, 64),
+    help="Host devices that --device cpu makes of it.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(["tpu-compiler"]),
+    help="Learn op costs from the TPU compiler; needs no TPU.",
+)
+@click.option(
+    "--chip", metavar="NAME", help="The chip that the compiler compiles for: v4, v5e, ..."
+)
+@click.option(
+    "--op",
+    "texts",
+    multiple=True,
+    metavar="NAME:B,M,K,N:DTYPE",
+    help="Only show the estimate of this operation; may be repeated.",
+)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--cache", type=click.Path(file_okay=False), help="Keep estimates in this folder.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
+@json_option
+@command_errors
+def calibrate(
+    device: str | None,
+    devices: int,
+    against: str | None,
+    chip: str | None,
+    texts: tuple[str, ...],
+    workers: int,
+    cache: str | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Make a hardware file: measure this machine, or ask the TPU compiler what operations cost.
+
+    The compiler is asked for a few hundred operations, which takes some minutes; what it said is
+    kept, so that an interrupted run goes on where it stopped.
+
+    \b
+    Examples:
+      shardsim calibrate --against tpu-compiler --chip v4 -o v4.yaml
+      shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,4096,6144,24576:bf16
+      shardsim calibrate --device cpu -o host.yaml
+    """
+    from shardsim.errors import ShardsimError
+    from shardsim.files import check_writable, write_text
+
+    if (device is None) == (against is None):
+        raise ShardsimError("calibrate: say either --device cpu or --against tpu-compiler")
+    if output:
+        if texts:
+            raise ShardsimError("calibrate: -o needs all operations, not those of --op")
+        check_writable(output)
+    if against:
+        if chip is None:
+            raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
+        if texts:
+            _estimates(chip, texts, workers, cache, as_json)
+            return
+        data, text = _from_compiler(chip, workers, cache)
+    else:
+        if chip or texts:
+            raise ShardsimError("calibrate: --chip and --op go with --against tpu-compiler")
+        from shardsim.xla.calibrate import calibrate_cpu
+
+        text = calibrate_cpu(devices, progress=note)
+        data = {"device": device, "devices": devices}
+    if output:
+        write_text(output, text)
+        note(f"hardware file written to {output}")
+    if as_json:
+        emit_json({**data, "path": output})
+    elif against:
+        click.echo(_text(data))
+    elif not output:
+        click.echo(text, nl=False)
+
+
+def _estimates(
+    name: str, texts: tuple[str, ...], workers: int, cache: str | None, as_json: bool
+) -> None:
+    """Show what the compiler and the fitted constants say of single operations."""
+    from shardsim.machine import load_chip
+    from shardsim.validate.op_fit import fitted_cycles
+    from shardsim.validate.ops import parse_op
+    from shardsim.xla.tpu.op_service import OpCompiler
+
+    chip = load_chip(name)
+    ops = [parse_op(text) for text in texts]
+    compiler = OpCompiler(chip, folder=Path(cache) if cache else None, workers=workers)
+    cycles = compiler.estimate(ops, progress=note)
+    fitted = {op: fitted_cycles(chip, op) if chip.compiler else None for op in cycles}
+    failed = {op.text: why for op, why in compiler.failed.items()}
+    if as_json:
+        rows = [{"op": op.text, "cycles": cycles[op], "fitted_cycles": fitted[op]} for op in cycles]
+        emit_json({"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed})
+        return
+    shown = [
+        [op.text, f"{cycles[op]:,}", f"{value:,.0f}" if (value := fitted[op]) else "-"]
+        for op in cycles
+    ]
+    click.echo(table(["operation", "estimated cycles", "fitted"], shown))
+    for op, why in failed.items():
+        note(f"not estimated: {op}: {why}")
+
+
+def _from_compiler(name: str, workers: int, cache: str | None) -> tuple[dict[str, Any], str]:
+    """Return what was learned of a chip, and its hardware file."""
+    from shardsim.machine import load_chip
+    from shardsim.validate.op_file import hardware_text
+    from shardsim.validate.op_fit import Points, refit
+    from shardsim.validate.ops import standard_ops
+    from shardsim.xla.tpu.op_service import OpCompiler
+
+    chip = load_chip(name)
+    compiler = OpCompiler(chip, folder=Path(cache) if cache else None, workers=workers)
+    cycles = compiler.estimate(standard_ops(), progress=note)
+    points = Points(
+        cycles={chip.name: cycles},
+        versions=compiler.versions,
+        date=datetime.now(UTC).date().isoformat(),
+    )
+    costs = refit(chip.name, points)
+    data = {
+        "chip": chip.name,
+        **costs.to_data(),
+        "failed": {op.text: why for op, why in compiler.failed.items()},
+    }
+    return data, hardware_text(chip, costs)
+
+
+def _text(data: dict[str, Any]) -> str:
+    constants = table(
+        ["constant", "value"], [[key, f"{value:g}"] for key, value in data["constants"].items()]
+    )
+    residuals = table(
+        ["operations", "number", "median %", "90th percentile", "worst", "worst at"],
+        [
+            [
+                name,
+                one["ops"],
+                *(f"{100 * one[key]:.1f}" for key in ("median", "p90", "worst")),
+                one["worst_op"],
+            ]
+            for name, one in data["residuals"].items()
+        ],
+    )
+    versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
+    lines = [f"{data['chip']}, {data['fitted_to']}, {versions}", "", constants, "", residuals]
+    for op, why in data["failed"].items():
+        lines.append(f"not estimated: {op}: {why}")
+    return "\n".join(lines)
