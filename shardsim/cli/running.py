@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,23 +19,34 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, ta
     "form",
     default="jax",
     show_default=True,
-    help="jax: a train step to run or import; flax: logical axis rules; json, yaml: plain data.",
+    help="jax: a train step to run or import; json, yaml: plain data; flax, flax-linen, maxtext, "
+    "big_vision, keras, axlearn, levanter: for that trainer.",
+)
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
 @json_option
 @command_errors
-def export(path: str, form: str, output: str | None, as_json: bool) -> None:
-    """Write a plan as executable JAX, as Flax rules, or as plain data.
+def export(
+    path: str, form: str, trainer_path: Path | None, output: str | None, as_json: bool
+) -> None:
+    """Write a plan as executable JAX, for another trainer, or as plain data.
+
+    What a trainer cannot hold is refused, with the reason.
 
     \b
-    Example:
+    Examples:
       shardsim export vit-22b-published-tp8 --to jax -o train.py
+      shardsim export maxtext-32b-published-v5p-1x64 --to maxtext -o plan.yml
     """
     from shardsim.emit import export_plan
     from shardsim.files import write_text
     from shardsim.plan import load_plan
 
-    text = export_plan(load_plan(path), form)
+    text = export_plan(load_plan(path), form, trainer_path)
     if output:
         write_text(output, text)
         note(f"written to {output}")
@@ -50,8 +62,15 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     "--against",
     default="host",
     show_default=True,
-    type=click.Choice(["host"]),
-    help="host: run on this machine's processor, as several devices.",
+    type=click.Choice(["host", "maxtext", "big_vision", "flax", "keras"]),
+    help="host: run on this machine's processor, as several devices; or a trainer, with the "
+    "exported file in its own code.",
+)
+@click.option("--trainer-python", help="The Python of the trainer's own environment.")
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="The trainer's source, where it is no package (big_vision).",
 )
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
 @click.option(
@@ -59,24 +78,39 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     default="tiny",
     show_default=True,
     type=click.Choice(["tiny", "full"]),
-    help="tiny: model and mesh shrunk, every axis and technique kept.",
+    help="tiny: model and mesh shrunk, every axis and technique kept; with a trainer, full "
+    "compiles for the plan's slice.",
 )
 @json_option
 @command_errors
-def verify(path: str, against: str, devices: int, scale: str, as_json: bool) -> None:
+def verify(
+    path: str,
+    against: str,
+    trainer_python: str | None,
+    trainer_path: Path | None,
+    devices: int,
+    scale: str,
+    as_json: bool,
+) -> None:
     """Run a plan on host devices and compare it with the unsharded model.
 
     Loss, gradients and updated parameters are compared, and the collectives of the compiled
     program with the planned ones. Exit status 1 if they differ. Needs `pip install shardsim[jax]`.
 
     \b
-    Example:
+    Examples:
       shardsim verify vit-22b-published-tp8 --against host
+      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
     """
     from shardsim.errors import ShardsimError
     from shardsim.plan import load_plan
 
     plan = load_plan(path)
+    if against != "host":
+        from shardsim.cli.trainers import verify_against
+
+        verify_against(plan, against, trainer_python, trainer_path, scale, devices, as_json)
+        return
     if find_spec("jax") is None or find_spec("optax") is None:
         raise ShardsimError("verify needs JAX and optax: pip install 'shardsim[jax]'")
     from shardsim.xla import verify_host

@@ -119,12 +119,12 @@ PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
         ("Dense_1/kernel", ("mlp_out",)),
     )
 ) + (
-    (".*/embedding/kernel", ("patch_embedding",)),
     (".*/pos_embedding", ("position_embedding",)),
     (".*/head/kernel", ("classifier",)),
 )
-# Adafactor's second moments have other dimensions than their parameters.
-FACTORED = "opt/.*/(v|v_row|v_col)/.*"
+# Adafactor's second moments have other dimensions than their parameters: the fields v_row, v_col
+# and v of the first transformation in `scale_by_adafactor`, by number.
+FACTORED = "opt/[0-9]+/0/0/[123]/.*"
 
 # The only logical axes of activations; the MLP's hidden layer has those of the residual stream.
 ACTIVATIONS: Mapping[str, tuple[str, str, str]] = {
@@ -132,3 +132,8 @@ ACTIVATIONS: Mapping[str, tuple[str, str, str]] = {
     "wide": ("act_batch", "act_len", "act_emb"),
 }
 INNER = ("act_emb",)
+# Weights that stay whole whatever the plan says, and why.
+WHOLE: Mapping[str, str] = {
+    "patch_embedding": "no activation before the first block is constrained, and a split kernel "
+    "made the compiler gather the batch there (38 GB of temporaries for ViT-22B)",
+}
