@@ -80,6 +80,11 @@ def _text(result: dict[str, Any]) -> str:
 )
 @click.option("--on", "machine", help="The slice, where the config does not say: v5p:4x4x4.")
 @click.option("--image", type=click.IntRange(1, 10_000), help="big_vision: pixels of an image.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="maxtext: the base.yml of the release that the config was written for.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here.")
 @json_option
 @command_errors
@@ -88,6 +93,7 @@ def import_(
     form: str,
     machine: str | None,
     image: int | None,
+    base: Path | None,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -98,11 +104,11 @@ def import_(
       shardsim import --from maxtext my_config.yml --on v5p:4x4x4 -o plan.yaml
       shardsim predict plan.yaml
     """
-    from shardsim.emit.imports import import_config
     from shardsim.files import write_text
     from shardsim.plan.io import dump_plan, plan_to_data
+    from shardsim.validate.imports import import_config
 
-    found = import_config(path, form, machine=machine, image=image)
+    found = import_config(path, form, machine=machine, image=image, base=base)
     for text in found.notes:
         note(text)
     if output:

@@ -214,7 +214,7 @@ def big_vision_text(plan: Plan, made: Export) -> str:
         "#",
         "# In a config file, at the end of get_config():",
         "#   import THIS; THIS.apply(config)",
-        "# big_vision passes nothing on to the compiler; set the environment to what the plan wants:",
+        "# big_vision passes nothing on to the compiler; what the plan wants, for the environment:",
         f"#   LIBTPU_INIT_ARGS={flags!r}",
         "# It enters its mesh by `with mesh:`, which switches SHARDING_RULES off without a word",
         "# since flax 0.12.2; with such a release write `with jax.set_mesh(mesh):` in train.py.",

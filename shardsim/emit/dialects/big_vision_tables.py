@@ -107,18 +107,19 @@ MORE_DIMENSIONS: Mapping[str, int] = {
     "pooling_probe": 2,
 }
 # One pattern for weights that lie alike; every other weight is replicated.
-PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
-    (f".*/{where}.*/{pattern}", tuple(f"{ours}{name}" for name in names))
-    for where, ours in ((f"{_BLOCK}/", ""), ("MAPHead_0/", "pooling_"))
-    for pattern, names in (
-        ("(query|key|value)/kernel", ("query", "key", "value")),
-        ("(query|key|value)/bias", ("query_bias", "key_bias", "value_bias")),
-        ("out/kernel", ("attention_output",)),
-        ("Dense_0/kernel", ("mlp_in",)),
-        ("Dense_0/bias", ("mlp_in_bias",)),
-        ("Dense_1/kernel", ("mlp_out",)),
-    )
-) + (
+PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *(
+        (f".*/{where}.*/{pattern}", tuple(f"{ours}{name}" for name in names))
+        for where, ours in ((f"{_BLOCK}/", ""), ("MAPHead_0/", "pooling_"))
+        for pattern, names in (
+            ("(query|key|value)/kernel", ("query", "key", "value")),
+            ("(query|key|value)/bias", ("query_bias", "key_bias", "value_bias")),
+            ("out/kernel", ("attention_output",)),
+            ("Dense_0/kernel", ("mlp_in",)),
+            ("Dense_0/bias", ("mlp_in_bias",)),
+            ("Dense_1/kernel", ("mlp_out",)),
+        )
+    ),
     (".*/pos_embedding", ("position_embedding",)),
     (".*/head/kernel", ("classifier",)),
 )

@@ -102,7 +102,9 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
     kept = plan.remat.save | plan.remat.offload
     unfused = plan.attention != "flash" and chosen.block not in tables.UNFUSED_CONTEXT
     if unfused and "context" in kept:
-        found.append(f"remat: context computed again: {chosen.block} names it in flash kernels only")
+        found.append(
+            f"remat: context computed again: {chosen.block} names it in flash kernels only"
+        )
     if plan.precision.reduce != plan.precision.parameters:
         found.append(
             f"precision.reduce: {plan.precision.parameters} as the parameters, "
@@ -322,7 +324,10 @@ def _comment(plan: Plan, made: Export) -> str:
         "#       base_output_directory=... dataset_type=...",
     ]
     if made.differences:
-        lines += ["#", "# MaxText cannot do all that the plan says; this file is the nearest that it can:"]
+        lines += [
+            "#",
+            "# MaxText cannot do all that the plan says; this file is the nearest that it can:",
+        ]
         lines += [f"#   {text}" for text in made.differences]
     if made.remarks:
         lines += ["#", "# Beside the plan:"]

@@ -76,7 +76,9 @@ def _apply(
             raise PlanError(f"sharding_strategy: {path} is split already and cannot be replicated")
         return
     values = [*given, *named.values()]
-    axes = [values[0]] if values and isinstance(values[0], str) else list(values[0] if values else ())
+    axes = (
+        [values[0]] if values and isinstance(values[0], str) else list(values[0] if values else ())
+    )
     for axis in axes:
         if axis not in sizes:
             raise PlanError(f"sharding_strategy: {text}: the mesh has no axis '{axis}'")

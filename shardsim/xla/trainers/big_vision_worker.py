@@ -6,7 +6,6 @@ shardsim's: the environment may not have it.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: PLC0415
 from __future__ import annotations
 
 import contextlib
@@ -79,7 +78,7 @@ def compile_step(request):
 
     plan = load(request["plan"])
     config = base_config(plan, ".", 100)
-    names, sizes = zip(*plan.MESH)
+    names, sizes = zip(*plan.MESH, strict=True)
     wanted = request["topology"]
     devices = topologies.get_topology_desc(platform="tpu", **wanted).devices
     mesh = Mesh(
