@@ -12,8 +12,9 @@ from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
 from shardsim.cli.reporting import report
-from shardsim.cli.running import calibrate, export, verify
+from shardsim.cli.running import export, verify
 from shardsim.cli.simulation import timeline
+from shardsim.cli.trainers import import_
 
 
 @click.group(
@@ -43,7 +44,7 @@ for command in (
     report,
     export,
     verify,
-    calibrate,
+    import_,
     validate,
     calibrate,
     hardware,

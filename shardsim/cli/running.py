@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,23 +20,34 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, ta
     "form",
     default="jax",
     show_default=True,
-    help="jax: a train step to run or import; flax: logical axis rules; json, yaml: plain data.",
+    help="jax: a train step to run or import; json, yaml: plain data; flax, flax-linen, maxtext, "
+    "big_vision, keras, axlearn, levanter: for that trainer.",
+)
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
 @json_option
 @command_errors
-def export(path: str, form: str, output: str | None, as_json: bool) -> None:
-    """Write a plan as executable JAX, as Flax rules, or as plain data.
+def export(
+    path: str, form: str, trainer_path: Path | None, output: str | None, as_json: bool
+) -> None:
+    """Write a plan as executable JAX, for another trainer, or as plain data.
+
+    What a trainer cannot hold is refused, with the reason.
 
     \b
-    Example:
+    Examples:
       shardsim export vit-22b-published-tp8 --to jax -o train.py
+      shardsim export maxtext-32b-published-v5p-1x64 --to maxtext -o plan.yml
     """
     from shardsim.emit import export_plan
     from shardsim.files import write_text
     from shardsim.plan import load_plan
 
-    text = export_plan(load_plan(path), form)
+    text = export_plan(load_plan(path), form, trainer_path)
     if output:
         write_text(output, text)
         note(f"written to {output}")
@@ -51,9 +63,16 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     "--against",
     default="host",
     show_default=True,
-    type=click.Choice(["host", "tpu"]),
+    type=click.Choice(["host", "tpu", "maxtext", "big_vision", "flax", "keras"]),
     help="host: run on this machine's processor, as several devices; tpu: compile for the "
-    "plan's slice with the real TPU compiler, without a TPU.",
+    "plan's slice with the real TPU compiler, without a TPU; or a trainer, with the exported "
+    "file in its own code.",
+)
+@click.option("--trainer-python", help="The Python of the trainer's own environment.")
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="The trainer's source, where it is no package (big_vision).",
 )
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
 @click.option(
@@ -61,7 +80,8 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     default="tiny",
     show_default=True,
     type=click.Choice(["tiny", "full"]),
-    help="tiny: model and mesh shrunk, every axis and technique kept.",
+    help="tiny: model and mesh shrunk, every axis and technique kept; with a trainer, full "
+    "compiles for the plan's slice.",
 )
 @click.option("--measure", is_flag=True, help="Also time it, and plans of a small ViT, here.")
 @click.option(
@@ -75,6 +95,8 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
 def verify(
     path: str,
     against: str,
+    trainer_python: str | None,
+    trainer_path: Path | None,
     devices: int,
     scale: str,
     measure: bool,
@@ -98,6 +120,7 @@ def verify(
       shardsim verify vit-22b-published-tp8 --against host
       shardsim verify vit-22b-published-tp8 --against tpu
       shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
+      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
     """
     from shardsim.errors import PlanError
     from shardsim.plan import load_plan
@@ -113,9 +136,14 @@ def verify(
         else:
             click.echo(evidence_text(answer))
         sys.exit(0 if answer["ok"] else 1)
+    if against != "host":
+        from shardsim.cli.trainers import verify_against
+
+        verify_against(plan, against, trainer_python, trainer_path, scale, devices, as_json)
+        return
     if machine_file and not measure:
         raise PlanError("verify: --machine-file is only for --measure")
-    _need_jax("verify")
+    need_jax("verify")
     from shardsim.xla import verify_host
     from shardsim.xla.measure import measured_result
 
@@ -130,47 +158,11 @@ def verify(
         sys.exit(1)
 
 
-def _need_jax(command: str) -> None:
+def need_jax(command: str) -> None:
     from shardsim.errors import ShardsimError
 
     if find_spec("jax") is None or find_spec("optax") is None:
         raise ShardsimError(f"{command} needs JAX and optax: pip install 'shardsim[jax]'")
-
-
-@click.command()
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    type=click.Choice(["cpu"]),
-    help="cpu: host devices, which share this machine's cores.",
-)
-@click.option("--devices", default=8, show_default=True, type=click.IntRange(2, 64))
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
-@json_option
-@command_errors
-def calibrate(device: str, devices: int, output: str | None, as_json: bool) -> None:
-    """Measure this machine into a hardware file: matmuls, memory and collectives.
-
-    Takes half a minute on a quiet machine; the file notes the load. Needs
-    `pip install shardsim[jax]`.
-
-    \b
-    Example:
-      shardsim calibrate --device cpu -o host.yaml
-    """
-    _need_jax("calibrate")
-    from shardsim.files import write_text
-    from shardsim.xla.calibrate import calibrate_cpu
-
-    text = calibrate_cpu(devices, progress=note)
-    if output:
-        write_text(output, text)
-        note(f"written to {output}")
-    if as_json:
-        emit_json({"device": device, "path": output, "text": None if output else text})
-    elif not output:
-        click.echo(text, nl=False)
 
 
 def _text(result: dict[str, Any]) -> str:

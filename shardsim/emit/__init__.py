@@ -11,6 +11,7 @@ import yaml
 
 from shardsim.emit.dialects.big_vision import big_vision_code
 from shardsim.emit.dialects.flax import flax_code
+from shardsim.emit.dialects.keras import keras_code
 from shardsim.emit.dialects.maxtext import maxtext_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
@@ -36,6 +37,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "flax-linen": lambda plan: flax_code(plan, "flax-linen"),
     "maxtext": maxtext_code,
     "big_vision": big_vision_code,
+    "keras": keras_code,
     "json": _json,
     "yaml": _yaml,
 }

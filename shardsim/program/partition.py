@@ -15,7 +15,6 @@ from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
 from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 from shardsim.program.writer import matrices_per_layer
 
-
 SUM_BYTES = 4.0  # gradients are summed in float32
 
 

@@ -14,6 +14,7 @@ from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 from shardsim.xla.entries import Compiled, sent_bytes
 
+BLOCKS = 4  # as in shardsim.emit.runtime.collectives
 TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
 
 # The scopes of the emitted code, outermost first, and what each is for.
@@ -105,7 +106,7 @@ def planned(plan: Plan) -> Sums:
             if task.schedule == "ring" and rings:
                 rounds = size - 1
                 if task.kind == "all-gather" and np.equal(layout.residual, EMBED_SHARDED):
-                    rounds *= max(n for n in range(1, size + 1) if images % n == 0)
+                    rounds *= max(n for n in range(1, BLOCKS + 1) if images % n == 0)
                     each *= (size - 1) / rounds
                 kind, each, times = "permute", each / (size - 1), times * rounds
             sums.setdefault(Key(kind, axes, task.purpose), Traffic()).add(each, times)

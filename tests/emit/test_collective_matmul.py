@@ -58,8 +58,8 @@ def test_a_ring_is_compiled_to_permutes_and_nothing_else(
         assert forward["collective-permute"] == backward["collective-permute"] == 0
         assert forward["all-gather" if which == "gather" else "reduce-scatter"] == 1
     else:
-        # Where embed is gathered, once for each of as many blocks of the batch.
-        gathering = (ring if " embed " in name else 1) * (ring - 1)
+        # Where embed is gathered, once for each of four blocks of the batch.
+        gathering = (4 if " embed " in name else 1) * (ring - 1)
         assert forward["collective-permute"] == (gathering if which == "gather" else ring - 1)
         assert forward["all-gather"] == backward["all-gather"] == 0
         assert forward["reduce-scatter"] == backward["reduce-scatter"] == 0

@@ -67,6 +67,9 @@ def big_vision_export(plan: Plan) -> Export:
     sizes = dict(zip(mesh.names, mesh.sizes, strict=True))
     remarks = [*mesh.remarks]
     for weight in weights:
+        if weight.name in tables.WHOLE and any(weight.spec):
+            remarks.append(f"{weight.name}: whole here: {tables.WHOLE[weight.name]}")
+            continue
         found = resolve_tactics(f"params/{weight.path}", weight.shape, 4, strategy, sizes)
         remark = compare(Array(weight.name, _unnamed(weight), weight.spec), found, TRAINER)
         remarks += [remark] if remark else []
@@ -186,7 +189,7 @@ def _tactics(spec: Sequence[Sequence[str]]) -> str:
 
 def _axes(axes: Sequence[str]) -> str:
     """Return mesh axes as an argument of a tactic; their names are identifiers."""
-    return json.dumps(axes[0]) if len(axes) == 1 else json.dumps(list(axes))
+    return json.dumps(axes[0]) if len(axes) == 1 else f"({json.dumps(list(axes))[1:-1]})"
 
 
 def big_vision_text(plan: Plan, made: Export) -> str:
@@ -211,7 +214,7 @@ def big_vision_text(plan: Plan, made: Export) -> str:
         "#",
         "# In a config file, at the end of get_config():",
         "#   import THIS; THIS.apply(config)",
-        "# big_vision passes nothing on to the compiler; set the environment to what the plan wants:",
+        "# big_vision passes nothing on to the compiler; what the plan wants, for the environment:",
         f"#   LIBTPU_INIT_ARGS={flags!r}",
         "# It enters its mesh by `with mesh:`, which switches SHARDING_RULES off without a word",
         "# since flax 0.12.2; with such a release write `with jax.set_mesh(mesh):` in train.py.",

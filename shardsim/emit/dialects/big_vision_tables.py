@@ -107,24 +107,25 @@ MORE_DIMENSIONS: Mapping[str, int] = {
     "pooling_probe": 2,
 }
 # One pattern for weights that lie alike; every other weight is replicated.
-PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
-    (f".*/{where}.*/{pattern}", tuple(f"{ours}{name}" for name in names))
-    for where, ours in ((f"{_BLOCK}/", ""), ("MAPHead_0/", "pooling_"))
-    for pattern, names in (
-        ("(query|key|value)/kernel", ("query", "key", "value")),
-        ("(query|key|value)/bias", ("query_bias", "key_bias", "value_bias")),
-        ("out/kernel", ("attention_output",)),
-        ("Dense_0/kernel", ("mlp_in",)),
-        ("Dense_0/bias", ("mlp_in_bias",)),
-        ("Dense_1/kernel", ("mlp_out",)),
-    )
-) + (
-    (".*/embedding/kernel", ("patch_embedding",)),
+PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *(
+        (f".*/{where}.*/{pattern}", tuple(f"{ours}{name}" for name in names))
+        for where, ours in ((f"{_BLOCK}/", ""), ("MAPHead_0/", "pooling_"))
+        for pattern, names in (
+            ("(query|key|value)/kernel", ("query", "key", "value")),
+            ("(query|key|value)/bias", ("query_bias", "key_bias", "value_bias")),
+            ("out/kernel", ("attention_output",)),
+            ("Dense_0/kernel", ("mlp_in",)),
+            ("Dense_0/bias", ("mlp_in_bias",)),
+            ("Dense_1/kernel", ("mlp_out",)),
+        )
+    ),
     (".*/pos_embedding", ("position_embedding",)),
     (".*/head/kernel", ("classifier",)),
 )
-# Adafactor's second moments have other dimensions than their parameters.
-FACTORED = "opt/.*/(v|v_row|v_col)/.*"
+# Adafactor's second moments have other dimensions than their parameters: the fields v_row, v_col
+# and v of the first transformation in `scale_by_adafactor`, by number.
+FACTORED = "opt/[0-9]+/0/0/[123]/.*"
 
 # The only logical axes of activations; the MLP's hidden layer has those of the residual stream.
 ACTIVATIONS: Mapping[str, tuple[str, str, str]] = {
@@ -132,3 +133,8 @@ ACTIVATIONS: Mapping[str, tuple[str, str, str]] = {
     "wide": ("act_batch", "act_len", "act_emb"),
 }
 INNER = ("act_emb",)
+# Weights that stay whole whatever the plan says, and why.
+WHOLE: Mapping[str, str] = {
+    "patch_embedding": "no activation before the first block is constrained, and a split kernel "
+    "made the compiler gather the batch there (38 GB of temporaries for ViT-22B)",
+}

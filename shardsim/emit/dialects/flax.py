@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shardsim.emit.dialects.python_file import mesh_module
 from shardsim.emit.dialects.rules import Array, Rule, check_rules, order_rules
-from shardsim.emit.jax_code import header, literal, module_text
+from shardsim.emit.jax_code import header
 from shardsim.emit.specs import plan_data
 from shardsim.plan import Plan
 
@@ -35,30 +36,22 @@ _USAGE = {
 # leave it out there. nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), mesh, RULES)
 # gives the shardings to start with.""",
 }
-_WARNING = (
-    "# `with mesh:` instead of jax.set_mesh switches the rules off without a word since 0.12.2."
-)
+_WARNING = "# `with mesh:` instead of jax.set_mesh switches the rules off unnoticed since 0.12.2."
 
 
 def flax_code(plan: Plan, form: str = "flax") -> str:
     """Return a Python file with mesh, RULES, and the logical names of weights and activations."""
     data = plan_data(plan)
     rules, parameters = logical_rules(data)
-    imports = (
-        "import itertools\nimport math\nfrom dataclasses import dataclass\nfrom typing import Any"
-    )
-    text = module_text("config")
-    body = text[text.index("# What the plan") :].rstrip()
-    return "\n\n".join(
-        [
-            f"{header(plan)}\n#\n{_USAGE[form]}\n{_WARNING}",
-            f"from __future__ import annotations\n\n{imports}\n\nimport jax\nimport numpy as np",
-            f"RULES = {literal(tuple(rules))}",
-            f"PARAMETERS = {literal(parameters)}",
-            f"ACTIVATIONS = {literal(ACTIVATION_NAMES)}",
-            f"PLAN = {literal(data['plan'])}",
-            body + "\n",
-        ]
+    return mesh_module(
+        f"{header(plan)}\n#\n{_USAGE[form]}\n{_WARNING}",
+        ("import jax", "import numpy as np"),
+        {
+            "RULES": tuple(rules),
+            "PARAMETERS": parameters,
+            "ACTIVATIONS": ACTIVATION_NAMES,
+            "PLAN": data["plan"],
+        },
     )
 
 

@@ -82,7 +82,7 @@ def rename_axes(layout: Layout, mesh: MeshShape, own: Mapping[str, str]) -> dict
     renamed = {}
     roles = {name: role for role, names in layout.names.items() for name in names}
     for name in mesh.names:
-        role = roles.get(name)
+        role = roles.get(name, "")
         if role in own and len(layout.names[role]) == 1:
             renamed[name] = own[role]
         else:

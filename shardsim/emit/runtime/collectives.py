@@ -23,6 +23,7 @@ from shardsim.emit.runtime.config import Group
 
 Array = Any
 SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
+BLOCKS = 4  # of the batch, at most, where a collective matmul gathers embed
 
 
 def member(group: Group) -> Array:
@@ -147,7 +148,7 @@ def ring_gather_matmul(
     """
     if split == "sequence":
         return _ring_of_rows(x, weights, group, both, dtype)
-    blocks = max(count for count in range(1, group.size + 1) if x.shape[0] % count == 0)
+    blocks = max(count for count in range(1, BLOCKS + 1) if x.shape[0] % count == 0)
     outs: list[list[Array]] = [[] for _ in weights]
     wholes = []
     for block in jnp.split(x, blocks):

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan
+from shardsim.xla.trainers.big_vision import verify_big_vision
 from shardsim.xla.trainers.maxtext import verify_maxtext
 from shardsim.xla.trainers.result import TrainerResult
 
 __all__ = ["TRAINERS", "TrainerResult", "verify_trainer"]
 
-TRAINERS: dict[str, Callable[..., TrainerResult]] = {"maxtext": verify_maxtext}
+TRAINERS: dict[str, Callable[..., TrainerResult]] = {
+    "maxtext": verify_maxtext,
+    "big_vision": verify_big_vision,
+}
 
 
 def verify_trainer(

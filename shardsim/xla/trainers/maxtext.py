@@ -82,7 +82,7 @@ def verify_maxtext(
 def read_output(text: str, made: Export, found: Mapping[str, str]) -> TrainerResult:
     """Return the result that MaxText's output shows."""
     placed, missing = _placed(text, made)
-    memory = {}
+    memory: dict[str, int] = {}
     analysis = next((line for line in text.splitlines() if "CompiledMemoryStats" in line), "")
     for key, value in _MEMORY.findall(analysis):
         memory.setdefault(key, int(value))
