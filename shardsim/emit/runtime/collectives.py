@@ -152,7 +152,7 @@ def ring_gather_matmul(
     outs: list[list[Array]] = [[] for _ in weights]
     wholes = []
     for block in jnp.split(x, blocks):
-        whole = jnp.zeros((*block.shape[:2], block.shape[2] * group.size), x.dtype)
+        whole = lax.empty((*block.shape[:2], block.shape[2] * group.size), x.dtype)
         for who, piece in _pieces(block, group, both):
             whole = _place(whole, piece, who, 2)
         wholes.append(whole)
@@ -166,8 +166,8 @@ def _ring_of_rows(
 ) -> tuple[tuple[Array, ...], Array]:
     batch, rows, width = x.shape
     rows *= group.size
-    outs = [jnp.zeros((batch, rows, w.shape[1]), dtype) for w in weights]
-    whole = jnp.zeros((batch, rows, width), x.dtype)
+    outs = [lax.empty((batch, rows, w.shape[1]), dtype) for w in weights]
+    whole = lax.empty((batch, rows, width), x.dtype)
     for who, piece in _pieces(x, group, both):
         whole = _place(whole, piece, who, 1)
         for i, w in enumerate(weights):
