@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import EMBED_SHARDED, REPLICATED
+from shardsim.plan.layout import REPLICATED
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 from shardsim.xla.entries import Compiled, sent_bytes
 
-BLOCKS = 4  # as in shardsim.emit.runtime.collectives
 TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
 
 # The scopes of the emitted code, outermost first, and what each is for.
@@ -85,13 +84,11 @@ def compiled_purpose(op_name: str) -> str:
 def planned(plan: Plan) -> Sums:
     """Return the planned traffic of a step, as the emitted code does it.
 
-    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes; where it
-    gathers embed, that many for each block of the batch.
+    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes.
     """
     layout = resolve(plan)
     program = partition(Workload.of(plan), layout, plan.remat)
     mesh = {axis.name: axis.size for axis in plan.mesh}
-    images = plan.batch // plan.microbatches // int(layout.data.size * layout.fsdp.size)
     sums: Sums = {}
     rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
     for block in program.blocks:
@@ -104,11 +101,7 @@ def planned(plan: Plan) -> Sums:
             array = float(task.bytes) / float(task.messages)
             kind, each = task.kind, sent_bytes(task.kind, array, size)
             if task.schedule == "ring" and rings:
-                rounds = size - 1
-                if task.kind == "all-gather" and np.equal(layout.residual, EMBED_SHARDED):
-                    rounds *= max(n for n in range(1, BLOCKS + 1) if images % n == 0)
-                    each *= (size - 1) / rounds
-                kind, each, times = "permute", each / (size - 1), times * rounds
+                kind, each, times = "permute", each / (size - 1), times * (size - 1)
             sums.setdefault(Key(kind, axes, task.purpose), Traffic()).add(each, times)
     return sums
 

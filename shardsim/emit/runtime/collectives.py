@@ -23,7 +23,6 @@ from shardsim.emit.runtime.config import Group
 
 Array = Any
 SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
-BLOCKS = 4  # of the batch, at most, where a collective matmul gathers embed
 
 
 def member(group: Group) -> Array:
@@ -142,37 +141,22 @@ def ring_gather_matmul(
 ) -> tuple[tuple[Array, ...], Array]:
     """Return x @ w for each weight, and x whole: an all-gather beside the products.
 
-    A piece of the sequence is multiplied when it comes. A piece of embed would give a summand of
-    every row, and adding summands up in HBM takes longer than multiplying; so the batch is cut
-    into blocks, and one block is multiplied while the next one is gathered.
+    A piece of the sequence gives rows of the product. A piece of embed gives a summand of every
+    row; the sums are float32, and adding to them costs HBM traffic.
     """
-    if split == "sequence":
-        return _ring_of_rows(x, weights, group, both, dtype)
-    blocks = max(count for count in range(1, BLOCKS + 1) if x.shape[0] % count == 0)
-    outs: list[list[Array]] = [[] for _ in weights]
-    wholes = []
-    for block in jnp.split(x, blocks):
-        whole = lax.empty((*block.shape[:2], block.shape[2] * group.size), x.dtype)
-        for who, piece in _pieces(block, group, both):
-            whole = _place(whole, piece, who, 2)
-        wholes.append(whole)
-        for out, w in zip(outs, weights, strict=True):
-            out.append(_matmul(whole, w).astype(dtype))
-    return tuple(jnp.concatenate(out) for out in outs), jnp.concatenate(wholes)
-
-
-def _ring_of_rows(
-    x: Array, weights: tuple[Array, ...], group: Group, both: bool, dtype: Any
-) -> tuple[tuple[Array, ...], Array]:
-    batch, rows, width = x.shape
-    rows *= group.size
-    outs = [lax.empty((batch, rows, w.shape[1]), dtype) for w in weights]
-    whole = lax.empty((batch, rows, width), x.dtype)
-    for who, piece in _pieces(x, group, both):
-        whole = _place(whole, piece, who, 1)
+    n, dim = group.size, SLICED[split]
+    rows = x.shape[1] * (n if split == "sequence" else 1)
+    outs = [lax.empty((x.shape[0], rows, w.shape[1]), dtype) for w in weights]
+    whole = lax.empty([size * n if i == dim else size for i, size in enumerate(x.shape)], x.dtype)
+    for number, (who, piece) in enumerate(_pieces(x, group, both)):
+        whole = _place(whole, piece, who, dim)
         for i, w in enumerate(weights):
-            outs[i] = _place(outs[i], _matmul(piece, w).astype(dtype), who, 1)
-    return tuple(outs), whole
+            if split == "sequence":
+                outs[i] = _place(outs[i], _matmul(piece, w).astype(dtype), who, 1)
+            else:
+                summand = _matmul(piece, _part(w, who, n, 0))
+                outs[i] = outs[i] + summand if number else summand
+    return tuple(out.astype(dtype) for out in outs), whole
 
 
 def ring_matmul_scatter(
