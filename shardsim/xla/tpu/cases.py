@@ -44,7 +44,7 @@ GROUPS = (
     Group(model="maxtext-16b", machine="v5e:16x16", batch=1536, sequence=2048),
     Group(model="vit-22b", machine="v5p:4x8x8", batch=16384, sequence=256),
     Group(model="llama2-70b", machine="v5p:8x8x8", batch=1024, sequence=4096, attention="flash"),
-    Group(model="llama3-8b", machine="v6e:8x8", batch=128, sequence=8192, attention="flash"),
+    Group(model="llama3-8b", machine="v6e:8x8", batch=256, sequence=8192, attention="flash"),
     Group(model="vit-22b", machine="v6e:16x16", batch=16384, sequence=256),
     Group(model="llama3-70b", machine="tpu7x:4x4x4", batch=256, sequence=8192, attention="flash"),
 )
