@@ -81,7 +81,7 @@ class Compilation:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of jax and libtpu."""
-        return dict(self.result["versions"])
+        return dict(self.result.get("versions") or compiler_versions())
 
     @property
     def problem(self) -> str:
