@@ -122,6 +122,18 @@ def test_the_emitted_code_imports_only_what_it_says(to: str) -> None:
     assert "shardsim." not in re.sub(r"`shardsim\.\S+`", "", code)
 
 
+@pytest.mark.parametrize("to", FORMS)
+def test_every_form_has_the_plans_compiler_options(to: str) -> None:
+    own = {"xla_tpu_scoped_vmem_limit_kib": "65536", "xla_enable_async_all_gather": "false"}
+    plan = make("vit", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, compiler_options=own)
+    options = plan_data(plan)["plan"]["tpu_options"]
+    assert options.items() >= own.items()
+    assert options["xla_tpu_enable_async_collective_fusion"] == "true"
+    text = export_plan(plan, to)
+    for name, value in options.items():
+        assert re.search(f"{name}['\"]?: ['\"]{value}['\"]", text)
+
+
 def test_an_unknown_form_is_refused_with_the_nearest() -> None:
     with pytest.raises(PlanError, match="did you mean 'jax'"):
         export_plan(PLANS["data"], "jaxx")

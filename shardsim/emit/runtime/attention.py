@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 Array = Any
 KEYS_AT_ONCE = 512
-LANES = 128  # the kernel's sequence and head_dim are multiples of it
+KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 
 
 def flash_attention(q: Array, k: Array, v: Array, positions: Array | None, platform: str) -> Array:
@@ -39,11 +39,11 @@ def kernel_attention(q: Array, k: Array, v: Array, causal: bool) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads, depth = q.shape[1:]
-    length = -(-tokens // LANES) * LANES
-    missing = ((0, 0), (0, length - tokens), (0, 0), (0, -depth % LANES))
+    length = -(-tokens // KERNEL_MULTIPLE) * KERNEL_MULTIPLE
+    missing = ((0, 0), (0, length - tokens), (0, 0), (0, -depth % KERNEL_MULTIPLE))
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
-    block = next(size for size in (512, 256, LANES) if length % size == 0)
+    block = next(size for size in (512, 256, KERNEL_MULTIPLE) if length % size == 0)
     blocks: dict[str, Any] = dict.fromkeys(
         [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
     )
