@@ -188,7 +188,8 @@ class Steps:
         """Read a fusion with collectives in it: part of an asynchronous chain, or one of its own.
 
         A chain begins with a fusion that ends in AsyncCollectiveStart, goes on inside fusions that
-        compute something else, and ends with AsyncCollectiveDone: it is one collective.
+        compute something else, and ends with AsyncCollectiveDone: it is one collective. One that
+        shares its only fusion with a matmul runs beside that.
         """
         target = custom_target(self.module, item)
         chains = [chain_of(collective) for collective in inside]
@@ -199,7 +200,14 @@ class Steps:
             self._collective(item, draft, started=True)
             return
         if target != "AsyncCollectiveDone" and not any(chains):
-            self._collective(item, draft, started=False)
+            operation = self._works.read(computation, item, draft.name, draft.trips)
+            beside = operation is not None and bool(operation.matmuls)
+            self._collective(item, draft, started=beside)
+            if beside:
+                name = self._open.pop(item.name)
+                self._compute(computation, item, draft)
+                if name:
+                    draft.tasks.append(Await(name=name))
             return
         for chain, collective in zip(chains, inside, strict=True):
             start = self._chains.get((computation.name, chain))
