@@ -26,7 +26,7 @@ from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.emit.dialects.vocabulary import DENSE_AXES, installed
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError
-from shardsim.plan import Plan, load_plan, plan_names
+from shardsim.plan import Plan, load_plan, plan_names, resolve
 
 NAMES, AXES = ("a", "b", "c", "d"), ("x", "y", "z")
 rules_of_names = st.lists(
@@ -388,3 +388,50 @@ def test_any_name_gives_the_same_maxtext_file(name: str) -> None:
     plan = make("gpt", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, name=name)
     plain = make("gpt", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, name="plain")
     assert exported(plan) == exported(plain)
+
+
+# AXLearn and Levanter.
+
+DECODERS = [name for name, plan in PLANS.items() if plan.model.vocab]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_axlearn_writes_the_specs_of_the_plan_or_a_reason(name: str) -> None:
+    plan = PLANS[name]
+    code = attempt(lambda: export_plan(plan, "axlearn"), "no axis for|remat:|mesh axes come in")
+    if code is None:
+        return
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    devices = list(itertools.accumulate((*values["INSIDE"], *values["SLICES"]), int.__mul__))
+    assert devices[-1] == plan.machine.devices
+    roles = {"data": "data", "fsdp": "fsdp", "context": "seq", "tensor": "model"}
+    renamed = {n: roles[r] for r, names in resolve(plan).names.items() for n in names}
+    entry = plan_data(plan)["parameters"]["mlp_in"]
+    wanted = tuple(tuple(renamed[axis] for axis in axes) for axes in entry["spec"][1:])
+    module = "model.decoder.transformer.layer.feed_forward.linear1"
+    found = values["PARTITION_SPECS"][module]["param_partition_spec"]
+    assert tuple((axes,) if isinstance(axes, str) else axes or () for axes in found) == wanted
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_levanter_holds_the_plan_or_a_reason(name: str) -> None:
+    plan = PLANS[name]
+    text = attempt(lambda: export_plan(plan, "levanter"), "no axis for|remat:|would lie as")
+    if text is None:
+        return
+    trainer = yaml.safe_load(text)["trainer"]
+    replicas = trainer["replica_ici_axis_size"] * trainer["replica_dcn_axis_size"]
+    layout = resolve(plan)
+    assert trainer["model_axis_size"] == int(layout.tensor.size)
+    assert replicas == int(layout.data.size)
+    assert ("fsdp_axis" in trainer) == (int(layout.fsdp.size) > 1)
+
+
+@pytest.mark.parametrize("to", ["axlearn", "levanter"])
+def test_language_model_trainers_refuse_vits(to: str) -> None:
+    with pytest.raises(PlanError, match="only its language models"):
+        export_plan(PLANS["fsdp"], to)
