@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from shardsim.emit.dialects.axlearn import axlearn_code
 from shardsim.emit.dialects.big_vision import big_vision_code
 from shardsim.emit.dialects.flax import flax_code
 from shardsim.emit.dialects.keras import keras_code
+from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.emit.dialects.maxtext import maxtext_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
@@ -38,6 +40,8 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "maxtext": maxtext_code,
     "big_vision": big_vision_code,
     "keras": keras_code,
+    "axlearn": axlearn_code,
+    "levanter": levanter_code,
     "json": _json,
     "yaml": _yaml,
 }

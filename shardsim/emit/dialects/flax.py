@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardsim.emit.dialects.python_file import mesh_module
-from shardsim.emit.dialects.rules import Array, Rule, check_rules, order_rules
+from shardsim.emit.dialects.rules import Array, Rule, check_rules, compare, order_rules, resolve_nnx
 from shardsim.emit.jax_code import header
 from shardsim.emit.specs import plan_data
 from shardsim.plan import Plan
@@ -47,7 +47,7 @@ def flax_code(plan: Plan, form: str = "flax") -> str:
         f"{header(plan)}\n#\n{_USAGE[form]}\n{_WARNING}",
         ("import jax", "import numpy as np"),
         {
-            "RULES": tuple(rules),
+            "RULES": tuple((name, axes or None) for name, axes in rules),
             "PARAMETERS": parameters,
             "ACTIVATIONS": ACTIVATION_NAMES,
             "PLAN": data["plan"],
@@ -70,5 +70,11 @@ def logical_rules(data: dict[str, Any]) -> tuple[list[Rule], dict[str, tuple[str
     for kind, names in ACTIVATION_NAMES.items():
         arrays.append(Array.of(kind, names, data["activations"][kind], activation=True))
     rules = order_rules(arrays, _INNER)
+    # NNX takes a name without a rule for a mesh axis.
+    named = {name for name, _ in rules}
+    whole = {name for array in arrays for name in array.names if name and name not in named}
+    rules += [(name, ()) for name in sorted(whole)]
     check_rules(arrays, rules, "flax")
+    for array in arrays:
+        compare(array, resolve_nnx(array.names, rules), "flax")
     return rules, parameters

@@ -56,6 +56,19 @@ def resolve_names(names: Sequence[str | None], rules: Iterable[Rule]) -> Spec:
     return [axes or [] for axes in spec]
 
 
+def resolve_nnx(names: Sequence[str | None], rules: Iterable[Rule]) -> Spec:
+    """Return the spec that Flax NNX gives a weight as it makes it (`flax.core.spmd`).
+
+    It knows one rule a name, the last; a name without a rule is taken for a mesh axis, which is
+    an error as a rule; and nothing keeps two dimensions from asking for one mesh axis.
+
+    >>> resolve_nnx(("embed", "mlp"), [("embed", ("data",)), ("mlp", ("model",))])
+    [['data'], ['model']]
+    """
+    by = {name: list(axes) for name, axes in rules}
+    return [[] if name is None else by.get(name, [name]) for name in names]
+
+
 def order_rules(arrays: Sequence[Array], inner: Sequence[str]) -> list[Rule]:
     """Return rules under which each of `arrays` gets its spec, if there are any to be found.
 
