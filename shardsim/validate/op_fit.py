@@ -1,4 +1,4 @@
-"""Where a chip's compiler constants come from: `python -m shardsim.validate.op_fit`.
+"""Where a chip's compiler constants come from: `python -m shardsim.validate.op_fit` prints them.
 
 The points are the TPU compiler's estimated cycles of single operations (`data/op_cycles.csv`).
 Each class of operations has constants of its own, found by a search along one constant after
@@ -41,6 +41,7 @@ START = OpCosts(
     attention_hbm_efficiency=0.5,
     optimizer_hbm_efficiency=0.7,
     copy_hbm_efficiency=0.4,
+    transpose_hbm_efficiency=0.3,
     fixed_cycles=2000.0,
 )
 OF_CLASS: Mapping[str, tuple[str, ...]] = {
@@ -56,6 +57,7 @@ OF_CLASS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention_hbm_efficiency",),
     "optimizer": ("optimizer_hbm_efficiency",),
     "copy": ("copy_hbm_efficiency",),
+    "transpose": ("transpose_hbm_efficiency",),
 }
 
 

@@ -26,6 +26,7 @@ COSTS = OpCosts(
     attention_hbm_efficiency=0.4,
     optimizer_hbm_efficiency=0.8,
     copy_hbm_efficiency=0.2,
+    transpose_hbm_efficiency=0.1,
     fixed_cycles=0.0,
 )
 LEARNED = ("v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -73,7 +74,9 @@ def test_small_rows_wait_for_the_weights(name):
     assert time.total_s == pytest.approx(task.hbm_bytes / rate + edge_s, rel=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "share"), [("attention", 0.4), ("optimizer", 0.8), ("copy", 0.2)])
+@pytest.mark.parametrize(
+    ("kind", "share"), [("attention", 0.4), ("optimizer", 0.8), ("copy", 0.2), ("transpose", 0.1)]
+)
 def test_streams_take_their_share_of_hbm(kind, share):
     chip = chip_with()
     task = Compute(name="stream", kind=kind, hbm_bytes=1e9)

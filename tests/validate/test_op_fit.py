@@ -35,6 +35,7 @@ KNOWN = OpCosts(
     attention_hbm_efficiency=0.4,
     optimizer_hbm_efficiency=0.65,
     copy_hbm_efficiency=0.25,
+    transpose_hbm_efficiency=0.2,
     fixed_cycles=3000.0,
 )
 
