@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from shardsim.validate.op_fit import (
     OF_CLASS,
     Estimates,
     Points,
+    constants_lines,
     fit,
     fitted_cycles,
     points_text,
     read_points,
     refit,
+    residuals_lines,
 )
 from shardsim.validate.ops import CLASSES, Op, parse_op, standard_ops
 
@@ -108,11 +111,19 @@ def test_a_hardware_file_with_new_constants_is_the_chip_with_them(tmp_path):
     chip = load_chip("v5e")
     costs = replace(KNOWN, fitted_to="nothing", date="2026-01-01", versions={"libtpu": "0"})
     path = tmp_path / "v5e.yaml"
-    path.write_text(hardware_text(chip, costs), encoding="utf-8")
+    path.write_text(hardware_text("v5e", costs), encoding="utf-8")
     again = load_chip_file(path)
     assert again.compiler == costs
     assert replace(again, compiler=chip.compiler, aliases=chip.aliases) == chip
     assert yaml.safe_load(path.read_text())["compiler"]["constants"]["fixed_cycles"] == 3000.0
+
+
+def test_the_page_has_the_tables_of_the_hardware_files():
+    chips = {name: load_chip(name).compiler for name in ("v4", "v5e", "v5p", "v6e", "tpu7x")}
+    page = Path(__file__).parents[2] / "docs" / "cost-model.md"
+    text = page.read_text(encoding="utf-8")
+    assert "\n".join(constants_lines(chips)) in text
+    assert "\n".join(residuals_lines(chips)) in text
 
 
 @pytest.mark.parametrize(
