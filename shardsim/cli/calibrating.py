@@ -148,7 +148,7 @@ def _from_compiler(name: str, workers: int, cache: str | None) -> tuple[dict[str
         **costs.to_data(),
         "failed": {op.text: why for op, why in compiler.failed.items()},
     }
-    return data, hardware_text(chip, costs)
+    return data, hardware_text(chip.name, costs)
 
 
 def _text(data: dict[str, Any]) -> str:

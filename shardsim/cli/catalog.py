@@ -90,6 +90,12 @@ def hardware(name: str | None, as_json: bool) -> None:
     click.echo(f"\nslices: {shown}")
     for constant in chip.constants:
         click.echo(f"fitted: {constant.name} = {constant.value:g}, to {constant.fitted_to}")
+    if chip.compiler is not None:
+        costs = chip.compiler.to_data()
+        rows = [[name, f"{value:g}"] for name, value in costs["constants"].items()]
+        versions = ", ".join(f"{name} {value}" for name, value in costs["versions"].items())
+        click.echo(f"\nop costs, fitted to {costs['fitted_to']} ({versions})\n")
+        click.echo(table(["constant", "value"], rows))
 
 
 def _figures(figures: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -117,6 +123,7 @@ def _chip_data(chip: Any) -> dict[str, Any]:
         "hbm_bytes_per_s": chip.hbm_bytes_per_s,
         "link_bytes_per_s": chip.link_bytes_per_s,
         "devices_per_chip": chip.devices_per_chip,
+        "compiler": chip.compiler.to_data() if chip.compiler else None,
         "figures": {key: dict(figure) for key, figure in _figures(chip.figures)},
         "constants": [
             {"name": item.name, "value": item.value, "fitted_to": item.fitted_to}

@@ -54,6 +54,7 @@ def estimated_s(
         "attention": costs.attention_hbm_efficiency,
         "optimizer": costs.optimizer_hbm_efficiency,
         "copy": costs.copy_hbm_efficiency,
+        "transpose": costs.transpose_hbm_efficiency,
     }
     memory_s = hbm_s / shares.get(task.kind, costs.elementwise_hbm_efficiency)
     if task.kind in shares:

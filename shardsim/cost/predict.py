@@ -204,6 +204,8 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str,
         )
     if plan.machine.twisted:
         warnings.append("a twisted torus is priced as a straight one")
+    if plan.machine.chip.op_costs == "compiler":
+        warnings.append("operations take what the TPU compiler estimates; fitted to no run")
     if plan.machine.chip.kind == "gpu":
         warnings.append("GPU nodes are priced with published figures and checked against no run")
     return tuple(warnings)

@@ -19,6 +19,7 @@ SHARES = (
     "attention_hbm_efficiency",
     "optimizer_hbm_efficiency",
     "copy_hbm_efficiency",
+    "transpose_hbm_efficiency",
 )
 
 
@@ -46,7 +47,8 @@ class OpCosts:
     vector_ops_per_cycle: float  # as the program counts them; they add to the bytes' time
     attention_hbm_efficiency: float  # of unfused attention, its softmax included
     optimizer_hbm_efficiency: float
-    copy_hbm_efficiency: float  # of arrays laid out anew
+    copy_hbm_efficiency: float  # of arrays laid out anew, the same axis densest
+    transpose_hbm_efficiency: float  # of arrays laid out anew, another axis densest
     fixed_cycles: float  # of every operation
 
     fitted_to: str = ""

@@ -38,7 +38,7 @@ class Compute:
     """
 
     name: str
-    kind: str  # "matmul", "attention", "elementwise", "optimizer", "transfer", "copy"
+    kind: str  # "matmul", "attention", "elementwise", "optimizer", "transfer", "copy", "transpose"
     m: Number = 0
     k: Number = 0
     n: Number = 0

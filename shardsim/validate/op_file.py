@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 
 from shardsim.files import data_folder
-from shardsim.machine import Chip
 from shardsim.machine.op_costs import OpCosts
 
 HEAD = """
@@ -14,16 +15,20 @@ HEAD = """
 """
 
 
-def hardware_text(chip: Chip, costs: OpCosts) -> str:
-    """Return the hardware file of `chip` with its section `compiler` made anew."""
-    path = data_folder("hardware") / f"{chip.name}.yaml"
-    text = path.read_text(encoding="utf-8")
+def hardware_path(name: str) -> Path:
+    """Return where the hardware file of the chip called `name` is."""
+    return data_folder("hardware") / f"{name}.yaml"
+
+
+def without_section(name: str) -> str:
+    """Return the hardware file of a chip up to its section `compiler`, which is the last."""
+    text = hardware_path(name).read_text(encoding="utf-8")
     for mark in (HEAD, "\ncompiler:"):
         text = text.partition(mark)[0]
-    return text.rstrip("\n") + "\n" + HEAD + section_text(costs)
+    return text.rstrip("\n") + "\n"
 
 
-def section_text(costs: OpCosts) -> str:
-    """Return the section `compiler` of a hardware file."""
-    text: str = yaml.safe_dump({"compiler": costs.to_data()}, sort_keys=False, width=96)
-    return text
+def hardware_text(name: str, costs: OpCosts) -> str:
+    """Return the hardware file of a chip with its section `compiler` made anew."""
+    section = yaml.safe_dump({"compiler": costs.to_data()}, sort_keys=False, width=96)
+    return without_section(name) + HEAD + str(section)

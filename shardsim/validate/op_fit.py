@@ -1,4 +1,4 @@
-"""Where a chip's compiler constants come from: `python -m shardsim.validate.op_fit`.
+"""Where a chip's compiler constants come from: `python -m shardsim.validate.op_fit` prints them.
 
 The points are the TPU compiler's estimated cycles of single operations (`data/op_cycles.csv`).
 Each class of operations has constants of its own, found by a search along one constant after
@@ -10,6 +10,7 @@ the fixed cycles of all.
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ import numpy as np
 from shardsim.cost.compute import compute_time
 from shardsim.cost.op_curve import compiler_clock_hz
 from shardsim.errors import FileError, ShardsimError
+from shardsim.files import write_text
 from shardsim.machine import Chip, load_chip
-from shardsim.machine.op_costs import SHARES, OpCosts, Residual
+from shardsim.machine.op_costs import CONSTANTS, SHARES, OpCosts, Residual
 from shardsim.plan.layout import Number
 from shardsim.program.tasks import Compute
+from shardsim.validate.op_file import hardware_path, hardware_text, without_section
 from shardsim.validate.ops import CLASSES, Op, parse_op
 
 POINTS = Path(__file__).with_name("data") / "op_cycles.csv"
@@ -41,6 +44,7 @@ START = OpCosts(
     attention_hbm_efficiency=0.5,
     optimizer_hbm_efficiency=0.7,
     copy_hbm_efficiency=0.4,
+    transpose_hbm_efficiency=0.3,
     fixed_cycles=2000.0,
 )
 OF_CLASS: Mapping[str, tuple[str, ...]] = {
@@ -56,6 +60,7 @@ OF_CLASS: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention_hbm_efficiency",),
     "optimizer": ("optimizer_hbm_efficiency",),
     "copy": ("copy_hbm_efficiency",),
+    "transpose": ("transpose_hbm_efficiency",),
 }
 
 
@@ -196,7 +201,17 @@ def refit(name: str, points: Points) -> OpCosts:
     )
 
 
-def table_lines(chips: Mapping[str, OpCosts]) -> list[str]:
+def constants_lines(chips: Mapping[str, OpCosts]) -> list[str]:
+    """Return a Markdown table of constants, one column per chip."""
+    lines = ["| constant |" + "".join(f" {name} |" for name in chips)]
+    lines.append("| --- |" + " --- |" * len(chips))
+    for name in CONSTANTS:
+        values = [f" {getattr(costs, name):g} |" for costs in chips.values()]
+        lines.append(f"| `{name}` |" + "".join(values))
+    return lines
+
+
+def residuals_lines(chips: Mapping[str, OpCosts]) -> list[str]:
     """Return a Markdown table of residuals by chip and class of operations."""
     lines = [
         "| chip | operations | number | median % | 90th percentile % | worst % | worst at |",
@@ -210,16 +225,20 @@ def table_lines(chips: Mapping[str, OpCosts]) -> list[str]:
 
 
 def main() -> None:
-    """Fit all chips again and print constants and residuals."""
+    """Fit all chips again and print constants and residuals; `--write` into hardware files too."""
     points = read_points()
+    write = "--write" in sys.argv[1:]
+    if write:
+        for name in points.cycles:
+            # First without the section, which may lack a constant that is new.
+            write_text(hardware_path(name), without_section(name))
     chips = {name: refit(name, points) for name in points.cycles}
-    print("| constant |" + "".join(f" {name} |" for name in chips))
-    print("| --- |" + " --- |" * len(chips))
-    for name in next(iter(chips.values())).to_data()["constants"]:
-        values = [f" {getattr(costs, name):g} |" for costs in chips.values()]
-        print(f"| `{name}` |" + "".join(values))
+    if write:
+        for name, costs in chips.items():
+            write_text(hardware_path(name), hardware_text(name, costs))
+    print("\n".join(constants_lines(chips)))
     print()
-    print("\n".join(table_lines(chips)))
+    print("\n".join(residuals_lines(chips)))
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ STREAMS = {
     "rms_norm": (OPS_NORM, 2.0),
     "softmax": (OPS_SOFTMAX, SOFTMAX_PASSES),
 }
-# Whether the axis that lies densest in memory is another one afterwards.
-COPIES = {"transpose": True, "split_heads": False}
+# The axis that lies densest in memory is another one after a transpose, the same after a copy.
+COPIES = {"transpose": "transpose", "split_heads": "copy"}
 NAMES = (*MATMULS, *STREAMS, *COPIES, "adamw", "attention")
 
 # What a class of operations is called in residuals and tables.
-CLASSES = ("matmul", "attention", "elementwise", "optimizer", "copy")
+CLASSES = ("matmul", "attention", "elementwise", "optimizer", "copy", "transpose")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -79,7 +79,7 @@ class Op:
         if self.name in MATMULS:
             return "matmul"
         if self.name in COPIES:
-            return "copy"
+            return COPIES[self.name]
         return {"adamw": "optimizer", "attention": "attention"}.get(self.name, "elementwise")
 
     def tasks(self) -> tuple[Compute, ...]:
@@ -102,7 +102,7 @@ class Op:
             )
         if self.name in COPIES:
             whole = elements * self.k
-            return (Compute(name=self.text, kind="copy", hbm_bytes=whole * 2 * size),)
+            return (Compute(name=self.text, kind=self.group, hbm_bytes=whole * 2 * size),)
         ops, passes = STREAMS[self.name]
         return (
             Compute(

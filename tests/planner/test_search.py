@@ -14,7 +14,7 @@ from building import decoder, plain_chip, vit
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import predict
 from shardsim.cost.price import price
-from shardsim.machine import Machine, load_chip, override_chip, parse_machine
+from shardsim.machine import Machine, load_chip, override_chip, parse_machine, with_op_costs
 from shardsim.model import Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES
@@ -70,11 +70,15 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    ("name", "slice_name", "batch"),
-    [("vit-22b", "v4:8x8x16", 65536), ("llama2-70b", "2*v5p:8x8x8", 2048)],
+    ("name", "slice_name", "batch", "op_costs"),
+    [
+        ("vit-22b", "v4:8x8x16", 65536, "physical"),
+        ("llama2-70b", "2*v5p:8x8x8", 2048, "physical"),
+        ("vit-22b", "v4:8x8x16", 65536, "compiler"),
+    ],
 )
-def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch):
-    model, machine = load_model(name), parse_machine(slice_name)
+def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, op_costs):
+    model, machine = load_model(name), with_op_costs(parse_machine(slice_name), op_costs)
     work = workload(model, batch)
     rng = np.random.default_rng(22)
     found = list(parts(model, machine, batch, model.sequence))

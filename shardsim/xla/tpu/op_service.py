@@ -18,13 +18,14 @@ from typing import Any
 from shardsim.errors import ShardsimError
 from shardsim.machine import Chip, Machine
 from shardsim.validate.ops import Op, parse_op
-from shardsim.xla.tpu.cache import default_folder
+from shardsim.xla.tpu.cache import default_folder, key_of
 from shardsim.xla.tpu.service import check_libtpu, compiler_environment, compiler_versions
 from shardsim.xla.tpu.topology import topology_options
 
 # Operands stay in HBM: a program prefetches some of them to on-chip memory beside other work, but
 # of an operation on its own the copies would be left out of the estimate.
 OPTIONS = {
+    "xla_msa_enable": "false",
     "xla_tpu_cmem_memory_space_assignment": "false",
     "xla_vf_vmem_memory_space_assignment": "false",
 }
@@ -45,7 +46,7 @@ class OpCompiler:
         self._workers = workers
         self._lock = threading.Lock()
         self.versions = {name: compiler_versions()[name] for name in ("jax", "libtpu")}
-        name = "-".join([chip.name, *(f"{key}{value}" for key, value in self.versions.items())])
+        name = f"{chip.name}-{key_of(self._request, '', self.versions)}"
         self._file = (folder or default_folder() / "ops") / f"{name}.jsonl"
         self.estimates: dict[Op, int] = {}
         self.failed: dict[Op, str] = {}

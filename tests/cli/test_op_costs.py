@@ -1,0 +1,69 @@
+"""`--op-costs`: the same switch in every command that prices operations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+
+Shardsim = Callable[..., Result]
+
+
+def data(result: Result):
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_predict_takes_the_option_or_the_key(shardsim: Shardsim):
+    plan = "vit-22b-published-tp8"
+    physical = data(shardsim("predict", plan, "--json"))
+    option = data(shardsim("predict", plan, "--op-costs", "compiler", "--json"))
+    key = data(shardsim("predict", plan, "--set", "chip.op_costs=compiler", "--json"))
+    assert option == key
+    assert option["step_time_s"] != physical["step_time_s"]
+    assert option["hbm"] == physical["hbm"]
+    assert any("fitted to no run" in warning for warning in option["warnings"])
+    assert not any("fitted to no run" in warning for warning in physical["warnings"])
+
+
+def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
+    words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--top", "3", "--json")
+    physical = data(shardsim(*words))["plans"]
+    compiler = data(shardsim(*words, "--op-costs", "compiler"))["plans"]
+    assert [item["mfu"] for item in compiler] == sorted(
+        (item["mfu"] for item in compiler), reverse=True
+    )
+    assert compiler[0]["mfu"] != physical[0]["mfu"]
+
+
+def test_validate_shows_both_and_says_which(shardsim: Shardsim):
+    both = data(shardsim("validate", "--op-costs", "both", "--json"))
+    compiler = data(shardsim("validate", "--op-costs", "compiler", "--json"))
+    physical = data(shardsim("validate", "--json"))
+    assert both.pop("compiler") == compiler
+    assert both == physical
+    assert (physical["op_costs"], compiler["op_costs"]) == ("physical", "compiler")
+    pairs = zip(physical["rows"], compiler["rows"], strict=True)
+    for one, other in pairs:
+        assert one["predicted_tokens_per_s_per_chip"] != other["predicted_tokens_per_s_per_chip"]
+    shown = shardsim("validate", "--op-costs", "both").stdout
+    assert "op costs: physical" in shown
+    assert "op costs: as the TPU compiler estimates them, fitted to no run" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "vit-22b", "--on", "h100:8", "--batch", "64", "--op-costs", "compiler"),
+        ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=guess"),
+        ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=1"),
+    ],
+)
+def test_costs_that_are_not_there_are_one_line(shardsim: Shardsim, words):
+    result = shardsim(*words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert "op_costs" in result.stderr

@@ -1,0 +1,158 @@
+"""Constants learned from single operations: recovered where known, and made anew from the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from shardsim.errors import ShardsimError
+from shardsim.machine import load_chip, load_chip_file
+from shardsim.machine.op_costs import CONSTANTS, OpCosts
+from shardsim.validate.op_file import hardware_text
+from shardsim.validate.op_fit import (
+    OF_CLASS,
+    Estimates,
+    Points,
+    constants_lines,
+    fit,
+    fitted_cycles,
+    points_text,
+    read_points,
+    refit,
+    residuals_lines,
+)
+from shardsim.validate.ops import CLASSES, Op, parse_op, standard_ops
+
+KNOWN = OpCosts(
+    matmul_efficiency=0.9,
+    results_per_cycle=200.0,
+    resident_contraction=1700.0,
+    matmul_hbm_efficiency=0.6,
+    prologue_bytes=3e6,
+    elementwise_hbm_efficiency=0.3,
+    vector_ops_per_cycle=700.0,
+    attention_hbm_efficiency=0.4,
+    optimizer_hbm_efficiency=0.65,
+    copy_hbm_efficiency=0.25,
+    transpose_hbm_efficiency=0.2,
+    fixed_cycles=3000.0,
+)
+
+
+@pytest.fixture(scope="module")
+def points() -> Points:
+    return read_points()
+
+
+def test_known_constants_are_recovered():
+    chip = replace(load_chip("v4"), compiler=KNOWN)
+    cycles = {op: round(fitted_cycles(chip, op)) for op in standard_ops()}
+    found = fit(chip, cycles)
+    for name in CONSTANTS:
+        # No operation has a contraction between 1408 and 2048: any value there is as good.
+        close = 0.25 if name == "resident_contraction" else 0.03
+        assert getattr(found, name) == pytest.approx(getattr(KNOWN, name), rel=close), name
+    assert max(one.p90 for one in found.residuals.values()) < 0.01
+
+
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_refitting_gives_the_constants_of_the_hardware_file(name, points):
+    found, shipped = refit(name, points), load_chip(name).compiler
+    assert shipped is not None
+    assert found.to_data() == shipped.to_data()
+
+
+def test_residuals_are_those_of_the_points(points):
+    chip = load_chip("v4")
+    assert chip.compiler is not None
+    for group in CLASSES:
+        cycles = {op: n for op, n in points.cycles["v4"].items() if op.group == group}
+        apart = [abs(np.log(fitted_cycles(chip, op) / n)) for op, n in cycles.items()]
+        residual = chip.compiler.residuals[group]
+        assert residual.ops == len(apart)
+        assert residual.median == pytest.approx(np.median(apart), abs=1e-4)
+        assert residual.worst == pytest.approx(max(apart), abs=1e-4)
+        assert apart[list(cycles).index(parse_op(residual.worst_op))] == max(apart)
+
+
+def test_no_constant_moved_alone_fits_better(points):
+    chip = load_chip("v4")
+    assert chip.compiler is not None
+    for group, names in OF_CLASS.items():
+        mine = {op: n for op, n in points.cycles["v4"].items() if op.group == group}
+        estimates = Estimates(chip, mine)
+        best = estimates.loss(chip.compiler)
+        for name in names:
+            for factor in (0.95, 1.05):
+                value = getattr(chip.compiler, name) * factor
+                if name.endswith("efficiency") and value > 1:
+                    continue
+                assert estimates.loss(replace(chip.compiler, **{name: value})) >= best - 1e-7
+
+
+def test_points_are_written_as_they_are_read(points, tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text(points_text(points), encoding="utf-8")
+    assert read_points(path) == points
+
+
+def test_a_class_without_operations_cannot_be_fitted(points):
+    chip = load_chip("v4")
+    cycles = {op: n for op, n in points.cycles["v4"].items() if op.group != "copy"}
+    with pytest.raises(ShardsimError, match="0 operations of the class copy"):
+        fit(chip, cycles)
+
+
+def test_a_hardware_file_with_new_constants_is_the_chip_with_them(tmp_path):
+    chip = load_chip("v5e")
+    costs = replace(KNOWN, fitted_to="nothing", date="2026-01-01", versions={"libtpu": "0"})
+    path = tmp_path / "v5e.yaml"
+    path.write_text(hardware_text("v5e", costs), encoding="utf-8")
+    again = load_chip_file(path)
+    assert again.compiler == costs
+    assert replace(again, compiler=chip.compiler, aliases=chip.aliases) == chip
+    assert yaml.safe_load(path.read_text())["compiler"]["constants"]["fixed_cycles"] == 3000.0
+
+
+def test_the_page_has_the_tables_of_the_hardware_files():
+    chips = {name: load_chip(name).compiler for name in ("v4", "v5e", "v5p", "v6e", "tpu7x")}
+    page = Path(__file__).parents[2] / "docs" / "cost-model.md"
+    text = page.read_text(encoding="utf-8")
+    assert "\n".join(constants_lines(chips)) in text
+    assert "\n".join(residuals_lines(chips)) in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("matmull:1,2,3,4:bf16", "did you mean 'matmul'"),
+        ("matmul:1,2,3:bf16", "expected name:batch,m,k,n:dtype"),
+        ("matmul:1,2,3,4:f16", "unknown dtype"),
+        ("matmul:1,0,3,4:f32", "sizes must be positive"),
+        ("\x1b[31m", "expected name"),
+    ],
+)
+def test_what_is_no_operation_is_told_in_one_line(text, message):
+    with pytest.raises(ShardsimError, match=message) as caught:
+        parse_op(text)
+    assert str(caught.value).isprintable()
+
+
+def test_every_standard_operation_is_read_back():
+    ops = standard_ops()
+    assert len(set(ops)) == len(ops)
+    assert [parse_op(op.text) for op in ops] == ops
+    assert {op.group for op in ops} == set(CLASSES)
+
+
+def test_tasks_have_the_flops_and_bytes_of_the_arrays():
+    (task,) = Op(name="matmul_residual", batch=3, m=8, k=128, n=256, dtype="f32").tasks()
+    assert task.flops == 3 * 2 * 8 * 128 * 256
+    assert task.hbm_bytes == 3 * (2 * 8 * 128 + 2 * 128 * 256 + 8 * 256 * (4 + 2))
+    scores, softmax = Op(name="attention", batch=2, m=256, k=64, n=256).tasks()
+    assert scores.flops == 2 * 2.0 * 2 * 16 * 256 * 256 * 64
+    assert softmax.hbm_bytes == 2 * 16 * 256 * 256 * 3 * 2
