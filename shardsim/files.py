@@ -122,10 +122,16 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` whole or not at all: a temporary file beside `path`, then a rename."""
+    """Write `text` whole or not at all: a temporary file beside `path`, then a rename.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to; a rename would replace it.
+    """
     target = Path(path)
     temporary = ""
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(text, encoding="utf-8")
+            return
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=target.parent, prefix=".shardsim-", delete=False
         ) as handle:
