@@ -23,6 +23,7 @@ from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
+from shardsim.xla.trainers.tiles import local_shape, tiled_elements
 
 STEPS = 3
 _WORKER = str(Path(__file__).with_name("big_vision_worker.py"))
@@ -87,11 +88,11 @@ def _result(made: Export, answer: dict[str, Any], found: dict[str, str]) -> Trai
             missing.append(weight.name)
             continue
         rows.append(Placed(weight.name, weight.spec, exported, _full(spec, len(weight.shape))))
-        shards = math.prod(sizes[axis] for axes in exported for axis in axes)
+        elements = tiled_elements(local_shape(weight.shape, exported, sizes))
         moments = _MOMENTS.get(made.plan.optimizer)
         split = int(resolve(made.plan).data.size) if weight.optimizer_spec != weight.spec else 1
         if moments is not None:
-            state_bytes += math.prod(weight.shape) / shards * (4 + moments / split)
+            state_bytes += elements * (4 + moments / split)
     compiled = answer["state_bytes"] is not None
     return TrainerResult(
         against="big_vision",

@@ -7,7 +7,6 @@ every moment; its compile prints the compiler's memory analysis.
 from __future__ import annotations
 
 import ast
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
+from shardsim.xla.trainers.tiles import local_shape, tiled_elements
 
 Spec = tuple[tuple[str, ...], ...]
 
@@ -172,7 +172,6 @@ def _state_bytes(made: Export) -> float:
     total = 0.0
     for name, entry in data["parameters"].items():
         spec = resolve_names(names[name], made.rules)
-        shards = math.prod(sizes[axis] for axes in spec for axis in axes)
-        elements = math.prod(entry["shape"]) / shards
+        elements = tiled_elements(local_shape(entry["shape"], spec, sizes))
         total += elements * (each + moments / by_data)
     return total
