@@ -38,6 +38,11 @@ from shardsim.cli.running import need_jax
 )
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--cache", type=click.Path(file_okay=False), help="Keep estimates in this folder.")
+@click.option(
+    "--points",
+    type=click.Path(dir_okay=False, exists=True),
+    help="Put the estimates into this file too, as shardsim/validate/data/op_cycles.csv is.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
 @json_option
 @command_errors
@@ -49,6 +54,7 @@ def calibrate(
     texts: tuple[str, ...],
     workers: int,
     cache: str | None,
+    points: str | None,
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -68,20 +74,23 @@ def calibrate(
 
     if (device is None) == (against is None):
         raise ShardsimError("calibrate: say either --device cpu or --against tpu-compiler")
-    if output:
-        if texts:
-            raise ShardsimError("calibrate: -o needs all operations, not those of --op")
-        check_writable(output)
+    for key, path in (("-o", output), ("--points", points)):
+        if path:
+            if texts:
+                raise ShardsimError(f"calibrate: {key} needs all operations, not those of --op")
+            check_writable(path)
     if against:
         if chip is None:
             raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
         if texts:
             _estimates(chip, texts, workers, cache, as_json)
             return
-        data, text = _from_compiler(chip, workers, cache)
+        data, text = _from_compiler(chip, workers, cache, points)
     else:
-        if chip or texts:
-            raise ShardsimError("calibrate: --chip and --op go with --against tpu-compiler")
+        if chip or texts or points:
+            raise ShardsimError(
+                "calibrate: --chip, --op and --points go with --against tpu-compiler"
+            )
         need_jax("calibrate")
         from shardsim.xla.calibrate import calibrate_cpu
 
@@ -126,11 +135,14 @@ def _estimates(
         note(f"not estimated: {op}: {why}")
 
 
-def _from_compiler(name: str, workers: int, cache: str | None) -> tuple[dict[str, Any], str]:
-    """Return what was learned of a chip, and its hardware file."""
+def _from_compiler(
+    name: str, workers: int, cache: str | None, kept: str | None
+) -> tuple[dict[str, Any], str]:
+    """Return what was learned of a chip, and its hardware file; add the points to `kept`."""
+    from shardsim.files import write_text
     from shardsim.machine import load_chip
     from shardsim.validate.op_file import hardware_text
-    from shardsim.validate.op_fit import Points, refit
+    from shardsim.validate.op_fit import Points, points_text, points_with, read_points, refit
     from shardsim.validate.ops import standard_ops
     from shardsim.xla.tpu.op_service import OpCompiler
 
@@ -143,6 +155,8 @@ def _from_compiler(name: str, workers: int, cache: str | None) -> tuple[dict[str
         date=datetime.now(UTC).date().isoformat(),
     )
     costs = refit(chip.name, points)
+    if kept:
+        write_text(kept, points_text(points_with(read_points(Path(kept)), chip.name, points)))
     data = {
         "chip": chip.name,
         **costs.to_data(),

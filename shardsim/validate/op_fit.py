@@ -99,6 +99,14 @@ def points_text(points: Points) -> str:
     return "\n".join(lines) + "\n"
 
 
+def points_with(points: Points, chip: str, more: Points) -> Points:
+    """Return `points` with the cycles of `chip` from `more`, by the same compiler."""
+    if more.versions != points.versions:
+        old, new = (", ".join(map(" ".join, x.versions.items())) for x in (points, more))
+        raise ShardsimError(f"points: estimated with {old}; they cannot be mixed with {new}")
+    return replace(points, cycles={**points.cycles, chip: more.cycles[chip]})
+
+
 class Estimates:
     """The operations of one class as tasks of arrays, and their cycles on one chip."""
 

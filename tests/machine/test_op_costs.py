@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from shardsim.errors import FileError, HardwareError
-from shardsim.machine import load_chip, override_chip, parse_machine, with_op_costs
+from shardsim.machine import chip_names, load_chip, override_chip, parse_machine, with_op_costs
 from shardsim.machine.op_costs import SHARES, op_costs_from_data
 from shardsim.plan import load_plan
 from shardsim.planner.changes import changed
 
-LEARNED = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+LEARNED = [name for name in chip_names() if load_chip(name).compiler]
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
 import pytest
 import yaml
 
 from shardsim.errors import ShardsimError
-from shardsim.machine import load_chip, load_chip_file
+from shardsim.machine import chip_names, load_chip, load_chip_file
 from shardsim.machine.op_costs import CONSTANTS, OpCosts
 from shardsim.validate.op_file import hardware_text
 from shardsim.validate.op_fit import (
@@ -21,11 +22,13 @@ from shardsim.validate.op_fit import (
     fit,
     fitted_cycles,
     points_text,
+    points_with,
     read_points,
     refit,
     residuals_lines,
 )
 from shardsim.validate.ops import CLASSES, Op, parse_op, standard_ops
+from shardsim.validate.runs import validate
 
 KNOWN = OpCosts(
     matmul_efficiency=0.9,
@@ -59,7 +62,12 @@ def test_known_constants_are_recovered():
     assert max(one.p90 for one in found.residuals.values()) < 0.01
 
 
-@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_every_chip_with_points_has_constants(points):
+    assert set(points.cycles) == {name for name in chip_names() if load_chip(name).compiler}
+    assert len(points.cycles) >= 3
+
+
+@pytest.mark.parametrize("name", list(read_points().cycles))
 def test_refitting_gives_the_constants_of_the_hardware_file(name, points):
     found, shipped = refit(name, points), load_chip(name).compiler
     assert shipped is not None
@@ -100,6 +108,15 @@ def test_points_are_written_as_they_are_read(points, tmp_path):
     assert read_points(path) == points
 
 
+def test_points_of_another_chip_are_added_and_of_another_compiler_refused(points):
+    (op,) = list(points.cycles["v4"])[:1]
+    more = replace(points, cycles={"v6e": {op: 5}})
+    added = points_with(points, "v6e", more)
+    assert added.cycles == {**points.cycles, "v6e": {op: 5}}
+    with pytest.raises(ShardsimError, match="cannot be mixed with jax 1, libtpu 2"):
+        points_with(points, "v6e", replace(more, versions={"jax": "1", "libtpu": "2"}))
+
+
 def test_a_class_without_operations_cannot_be_fitted(points):
     chip = load_chip("v4")
     cycles = {op: n for op, n in points.cycles["v4"].items() if op.group != "copy"}
@@ -119,7 +136,7 @@ def test_a_hardware_file_with_new_constants_is_the_chip_with_them(tmp_path):
 
 
 def test_the_page_has_the_tables_of_the_hardware_files():
-    chips = {name: load_chip(name).compiler for name in ("v4", "v5e", "v5p", "v6e", "tpu7x")}
+    chips = {name: load_chip(name).compiler for name in read_points().cycles}
     page = Path(__file__).parents[2] / "docs" / "cost-model.md"
     text = page.read_text(encoding="utf-8")
     assert "\n".join(constants_lines(chips)) in text
@@ -156,3 +173,23 @@ def test_tasks_have_the_flops_and_bytes_of_the_arrays():
     scores, softmax = Op(name="attention", batch=2, m=256, k=64, n=256).tasks()
     assert scores.flops == 2 * 2.0 * 2 * 16 * 256 * 256 * 64
     assert softmax.hbm_bytes == 2 * 16 * 256 * 256 * 3 * 2
+
+
+def test_the_page_has_the_errors_under_both_costs():
+    page = Path(__file__).parents[2] / "docs" / "accuracy.md"
+    text = page.read_text(encoding="utf-8")
+    physical, compiler = (
+        {row.id: row for row in validate(op_costs=costs).rows} for costs in ("physical", "compiler")
+    )
+    for family in read_points().cycles:
+        pairs = [
+            (row.error, compiler[name].error)
+            for name, row in physical.items()
+            if row.family == family and row.error is not None
+        ]
+        cells = [family, str(len(pairs))]
+        for errors in zip(*pairs, strict=True):
+            apart = [abs(error) for error in errors]
+            cells += [f"{100 * median(apart):.1f}", f"{100 * mean(apart):.1f}"]
+        cells.append(f"{100 * mean(pair[1] for pair in pairs):+.1f}")
+        assert f"| {' | '.join(cells)} |" in text
