@@ -14,7 +14,7 @@ from shardsim.emit.dialects.big_vision import big_vision_code
 from shardsim.emit.dialects.flax import flax_code
 from shardsim.emit.dialects.keras import keras_code
 from shardsim.emit.dialects.levanter import levanter_code
-from shardsim.emit.dialects.maxtext import maxtext_code
+from shardsim.emit.dialects.maxtext_file import maxtext_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from shardsim.emit.dialects.maxtext import Export, maxtext_export, maxtext_text
+from shardsim.emit.dialects.maxtext import Export, maxtext_export
+from shardsim.emit.dialects.maxtext_file import maxtext_text
 from shardsim.emit.dialects.maxtext_tables import state_paths
 from shardsim.emit.dialects.rules import resolve_names
 from shardsim.emit.shrink import shrink
