@@ -32,7 +32,6 @@ def workload(model: Model, batch: int) -> Workload:
         batch=batch,
         sequence=model.sequence,
         attention=default_attention(model, model.sequence),
-        fused_projections=model.parallel_block,
     )
 
 
