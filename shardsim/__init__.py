@@ -34,6 +34,9 @@ _HOMES = {
     "changed": "shardsim.planner.changes",
     "sensitivity": "shardsim.planner.whatif",
     "sweep": "shardsim.planner.whatif",
+    "simulate_plan": "shardsim.simulate",
+    "twisted": "shardsim.simulate",
+    "what_if": "shardsim.simulate",
     "validate_runs": "shardsim.validate.runs:validate",
     "write_report": "shardsim.report",
 }

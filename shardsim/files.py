@@ -122,15 +122,26 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` whole or not at all: a temporary file beside `path`, then a rename."""
+    """Write `text` whole or not at all: a temporary file beside `path`, then a rename.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to; a rename would replace it.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` whole or not at all, as `write_text` does."""
     target = Path(path)
     temporary = ""
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(data)
+            return
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=".shardsim-", delete=False
+            "wb", dir=target.parent, prefix=".shardsim-", delete=False
         ) as handle:
             temporary = handle.name
-            handle.write(text)
+            handle.write(data)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)

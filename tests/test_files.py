@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,13 @@ def test_check_keys() -> None:
     for value in (None, [], "a", 1):
         with pytest.raises(FileError, match=r"^here: expected a mapping of keys, found "):
             check_keys(value, where="here", allowed=())
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        found = reader.submit(pipe.read_text, encoding="utf-8")
+        write_text(pipe, "a plan\n")
+        assert found.result(timeout=10) == "a plan\n"
+    assert pipe.is_fifo()

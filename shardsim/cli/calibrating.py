@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.running import need_jax
 
 
 @click.command()
@@ -90,10 +91,11 @@ def calibrate(
             raise ShardsimError(
                 "calibrate: --chip, --op and --points go with --against tpu-compiler"
             )
+        need_jax("calibrate")
         from shardsim.xla.calibrate import calibrate_cpu
 
         text = calibrate_cpu(devices, progress=note)
-        data = {"device": device, "devices": devices}
+        data = {"device": device, "devices": devices, "text": None if output else text}
     if output:
         write_text(output, text)
         note(f"hardware file written to {output}")

@@ -14,6 +14,7 @@ from shardsim.cli.planning import plan, predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.simulation import timeline
+from shardsim.cli.trainers import import_
 
 
 @click.group(
@@ -43,6 +44,7 @@ for command in (
     report,
     export,
     verify,
+    import_,
     validate,
     calibrate,
     hardware,

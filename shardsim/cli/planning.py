@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from shardsim.cli.catalog import read_model
+from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
     command_errors,
     emit_json,
@@ -15,6 +17,7 @@ from shardsim.cli.output import (
     note,
     progress_line,
 )
+from shardsim.cli.what_ifs import given, what_if_options
 
 op_costs_option = click.option(
     "--op-costs",
@@ -55,6 +58,14 @@ op_costs_option = click.option(
 )
 @op_costs_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
+@click.option(
+    "--compile-top",
+    default=0,
+    metavar="K",
+    type=click.IntRange(0),
+    help="Compile the K best plans for the TPU, rank them anew, and drop those that do not fit.",
+)
+@compiler_options
 @json_option
 @command_errors
 def plan(
@@ -69,6 +80,11 @@ def plan(
     max_axes: int,
     op_costs: str,
     output: str | None,
+    compile_top: int,
+    workers: int,
+    timeout: float,
+    scheduler: str | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Search the best sharding plans for MODEL (a preset or a YAML file) on a slice.
@@ -76,6 +92,7 @@ def plan(
     \b
     Example:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
+      shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
     from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
@@ -102,17 +119,30 @@ def plan(
         machines,
         batch,
         sequence=seq,
-        top=top,
+        top=max(top, compile_top),
         objective=objective,
         optimizer=optimizer,
         attention=attention,
         max_axes=max_axes,
         progress=progress_line("searching"),
     )
+    outcomes = None
+    if compile_top and result.predictions:
+        from shardsim.cli.compiling import compiler, ranked_text
+        from shardsim.xla.tpu.compiled import compile_top as compile_best
+
+        with compiler(workers, timeout, scheduler, no_cache) as service:
+            outcomes = compile_best(result.predictions[:compile_top], service)
+        found = tuple(item.compiled for item in outcomes if item.compiled)
+        result = replace(result, predictions=found)
     if result.predictions and output:
         save_plan(result.best.plan, output)
     if as_json:
-        emit_json(result.to_data())
+        extra = {"compiled": [item.to_data() for item in outcomes]} if outcomes else {}
+        emit_json(result.to_data() | extra)
+    elif outcomes:
+        click.echo(ranked_text(outcomes))
+        note(f"compiled {len(result.predictions)} of the {compile_top} best")
     elif result.predictions:
         names = ", ".join(machine.name for machine in machines)
         click.echo(f"{wanted.name} on {names}, batch {batch:,}\n")
@@ -125,7 +155,9 @@ def plan(
     if output and result.predictions:
         note(f"best plan written to {output}")
     if not result.predictions:
-        if result.searched == 0:
+        if outcomes is not None:
+            note("none of the plans compiled; try more of them, or see the reasons above")
+        elif result.searched == 0:
             note(
                 "no legal plan: batch, heads, widths or layers do not divide by any mesh of the "
                 "slice; try a batch that is a multiple of a power of two"
@@ -167,13 +199,20 @@ set_option = click.option(
     "--fidelity",
     default="analytic",
     show_default=True,
-    type=click.Choice(["analytic", "events"]),
-    help="Closed forms, or an event simulation of the torus (needs the extra `simulate`).",
+    type=click.Choice(["analytic", "events", "compiled"]),
+    help="Closed forms; an event simulation of the torus (needs the extra `simulate`); or what "
+    "the TPU compiler schedules, replayed (needs the extra `tpu`).",
 )
+@what_if_options
 @json_option
 @command_errors
 def predict(
-    path: str, changes: tuple[str, ...], op_costs: str, fidelity: str, as_json: bool
+    path: str,
+    changes: tuple[str, ...],
+    op_costs: str,
+    fidelity: str,
+    what_ifs: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Predict MFU, step time and HBM of one plan: a file, or the name of a shipped one.
 
@@ -183,9 +222,11 @@ def predict(
     Examples:
       shardsim predict vit-22b-published-tp8
       shardsim predict plan.yaml --set microbatches=4 --set chip.link_bytes_per_s=90e9
+      shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
     """
     from shardsim.cli.show import prediction_text
     from shardsim.cost.predict import predict as run
+    from shardsim.errors import PlanError
 
     if op_costs == "compiler":
         changes = (*changes, "chip.op_costs=compiler")
@@ -193,7 +234,16 @@ def predict(
     if fidelity == "events":
         from shardsim.cli.simulation import simulated
 
-        item = simulated(chosen)
+        item = simulated(chosen, what_ifs)
+    elif given(what_ifs):
+        raise PlanError("slow and broken chips and links, jitter, twists need --fidelity events")
+    elif fidelity == "compiled":
+        from shardsim.cli.compiling import compiler
+        from shardsim.xla.tpu.compiled import predict_compiled
+        from shardsim.xla.tpu.service import TIMEOUT_S
+
+        with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
+            item = predict_compiled(chosen, service)
     else:
         item = run(chosen)
     if as_json:

@@ -14,10 +14,15 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note
     "--output",
     required=True,
     type=click.Path(),
-    help="report.html: one page with pictures; report.md: the same as Markdown.",
+    help="report.html: one page; report.md: the same as Markdown, with pictures in report_files.",
 )
 @click.option("--tokens", type=float, help="Tokens to train on, such as 1e12: days, chip-hours.")
 @click.option("--images", type=float, help="The same in images (sequences).")
+@click.option(
+    "--chip-hour-price",
+    type=float,
+    help="What a chip costs for an hour, in any currency: what training costs, on more and fewer.",
+)
 @json_option
 @command_errors
 def report(
@@ -25,6 +30,7 @@ def report(
     output: str,
     tokens: float | None,
     images: float | None,
+    chip_hour_price: float | None,
     as_json: bool,
 ) -> None:
     """Write what is known about one or several plans as one self-contained page.
@@ -40,7 +46,9 @@ def report(
     from shardsim.report.study import headline
     from shardsim.report.write import write_report
 
-    studies = write_report(list(paths), output, tokens=tokens, images=images)
+    studies = write_report(
+        list(paths), output, tokens=tokens, images=images, chip_hour_price=chip_hour_price
+    )
     if as_json:
         emit_json({"path": output, "plans": [headline(study) for study in studies]})
     else:

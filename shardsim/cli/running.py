@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
 
+from shardsim.cli.compiling import compiler, compiler_options, evidence_text
 from shardsim.cli.output import command_errors, emit_json, json_option, note, table
 
 
@@ -18,23 +20,34 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, ta
     "form",
     default="jax",
     show_default=True,
-    help="jax: a train step to run or import; flax: logical axis rules; json, yaml: plain data.",
+    help="jax: a train step to run or import; json, yaml: plain data; flax, flax-linen, maxtext, "
+    "big_vision, keras, axlearn, levanter: for that trainer.",
+)
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
 @json_option
 @command_errors
-def export(path: str, form: str, output: str | None, as_json: bool) -> None:
-    """Write a plan as executable JAX, as Flax rules, or as plain data.
+def export(
+    path: str, form: str, trainer_path: Path | None, output: str | None, as_json: bool
+) -> None:
+    """Write a plan as executable JAX, for another trainer, or as plain data.
+
+    What a trainer cannot hold is refused, with the reason.
 
     \b
-    Example:
+    Examples:
       shardsim export vit-22b-published-tp8 --to jax -o train.py
+      shardsim export maxtext-32b-published-v5p-1x64 --to maxtext -o plan.yml
     """
     from shardsim.emit import export_plan
     from shardsim.files import write_text
     from shardsim.plan import load_plan
 
-    text = export_plan(load_plan(path), form)
+    text = export_plan(load_plan(path), form, trainer_path)
     if output:
         write_text(output, text)
         note(f"written to {output}")
@@ -50,8 +63,16 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     "--against",
     default="host",
     show_default=True,
-    type=click.Choice(["host"]),
-    help="host: run on this machine's processor, as several devices.",
+    type=click.Choice(["host", "tpu", "maxtext", "big_vision", "flax", "keras"]),
+    help="host: run on this machine's processor, as several devices; tpu: compile for the "
+    "plan's slice with the real TPU compiler, without a TPU; or a trainer, with the exported "
+    "file in its own code.",
+)
+@click.option("--trainer-python", help="The Python of the trainer's own environment.")
+@click.option(
+    "--trainer-path",
+    type=click.Path(path_type=Path),
+    help="The trainer's source, where it is no package (big_vision).",
 )
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
 @click.option(
@@ -59,29 +80,76 @@ def export(path: str, form: str, output: str | None, as_json: bool) -> None:
     default="tiny",
     show_default=True,
     type=click.Choice(["tiny", "full"]),
-    help="tiny: model and mesh shrunk, every axis and technique kept.",
+    help="tiny: model and mesh shrunk, every axis and technique kept; with a trainer, full "
+    "compiles for the plan's slice.",
 )
+@click.option("--measure", is_flag=True, help="Also time it, and plans of a small ViT, here.")
+@click.option(
+    "--machine-file",
+    type=click.Path(dir_okay=False),
+    help="With --measure: what `shardsim calibrate` wrote; without it this machine is measured.",
+)
+@compiler_options
 @json_option
 @command_errors
-def verify(path: str, against: str, devices: int, scale: str, as_json: bool) -> None:
-    """Run a plan on host devices and compare it with the unsharded model.
+def verify(
+    path: str,
+    against: str,
+    trainer_python: str | None,
+    trainer_path: Path | None,
+    devices: int,
+    scale: str,
+    measure: bool,
+    machine_file: str | None,
+    workers: int,
+    timeout: float,
+    scheduler: str | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Run or compile a plan for real, and compare what comes out with what was planned.
 
-    Loss, gradients and updated parameters are compared, and the collectives of the compiled
-    program with the planned ones. Exit status 1 if they differ. Needs `pip install shardsim[jax]`.
+    Against the host, loss, gradients and updated parameters are compared with those of the
+    unsharded model, and the collectives of the compiled program with the planned ones (needs
+    `pip install shardsim[jax]`). Against the TPU compiler, HBM, FLOPs, time and every collective
+    are compared, and what was not planned is priced and traced to its line of the emitted program
+    (needs `pip install shardsim[tpu]`). Exit status 1 if it is not as planned, or does not fit.
 
     \b
-    Example:
+    Examples:
       shardsim verify vit-22b-published-tp8 --against host
+      shardsim verify vit-22b-published-tp8 --against tpu
+      shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
+      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
     """
-    from shardsim.errors import ShardsimError
+    from shardsim.errors import PlanError
     from shardsim.plan import load_plan
 
     plan = load_plan(path)
-    if find_spec("jax") is None or find_spec("optax") is None:
-        raise ShardsimError("verify needs JAX and optax: pip install 'shardsim[jax]'")
+    if against == "tpu":
+        from shardsim.xla.tpu.evidence import verify_tpu
+
+        with compiler(workers, timeout, scheduler, no_cache) as service:
+            answer = verify_tpu(plan, service)
+        if as_json:
+            emit_json(answer)
+        else:
+            click.echo(evidence_text(answer))
+        sys.exit(0 if answer["ok"] else 1)
+    if against != "host":
+        from shardsim.cli.trainers import verify_against
+
+        verify_against(plan, against, trainer_python, trainer_path, scale, devices, as_json)
+        return
+    if machine_file and not measure:
+        raise PlanError("verify: --machine-file is only for --measure")
+    need_jax("verify")
     from shardsim.xla import verify_host
+    from shardsim.xla.measure import measured_result
 
     result = verify_host(plan, devices=devices, scale=scale, progress=note)
+    if measure:
+        result = measured_result(result, plan, devices, scale, machine_file, note)
     if as_json:
         emit_json(result)
     else:
@@ -90,11 +158,17 @@ def verify(path: str, against: str, devices: int, scale: str, as_json: bool) -> 
         sys.exit(1)
 
 
+def need_jax(command: str) -> None:
+    from shardsim.errors import ShardsimError
+
+    if find_spec("jax") is None or find_spec("optax") is None:
+        raise ShardsimError(f"{command} needs JAX and optax: pip install 'shardsim[jax]'")
+
+
 def _text(result: dict[str, Any]) -> str:
     lines = [
         "verified" if result["ok"] else "NOT VERIFIED",
-        f"relative error of the loss {result['loss_rel_error']:.1e}, "
-        f"of the gradients {result['grad_rel_error']:.1e}",
+        _errors(result),
         "",
         table(
             ["collective", "mesh axes", "planned bytes", "compiled", "planned count", "compiled"],
@@ -116,4 +190,40 @@ def _text(result: dict[str, Any]) -> str:
             f"unplanned: {use['kind']} over {', '.join(use['mesh_axes']) or '-'}, "
             f"{use['bytes']:,.0f} bytes, from {use['source']}"
         )
+    if "measured" in result:
+        lines += ["", *_measured_text(result)]
     return "\n".join(lines)
+
+
+def _errors(result: dict[str, Any]) -> str:
+    """Return how far the numbers are off; roundings differ from processor to processor."""
+    if max(result["loss_rel_error"], result["grad_rel_error"]) <= 1e-5:
+        return "loss and gradients are those of the unsharded model, to 1e-5 or better"
+    return (
+        f"relative error of the loss {result['loss_rel_error']:.1e}, "
+        f"of the gradients {result['grad_rel_error']:.1e}"
+    )
+
+
+def _measured_text(result: dict[str, Any]) -> list[str]:
+    measured, step = result["measured"], result["step"]
+    return [
+        f"this plan's step: {step['predicted_s']:.4f} s predicted, {step['measured_s']:.4f} s "
+        "measured",
+        "",
+        table(
+            ["plan of a small ViT", "predicted s", "measured s", "error %", "cores %"],
+            [
+                [
+                    row["plan"],
+                    f"{row['predicted_s']:.4f}",
+                    f"{row['measured_s']:.4f}",
+                    f"{100 * row['error']:+.0f}",
+                    f"{100 * row['cores_share']:.0f}",
+                ]
+                for row in measured["rows"]
+            ],
+        ),
+        f"rank correlation {measured['rank_correlation']:.2f}, "
+        f"median error {100 * measured['median_abs_error']:.0f} %",
+    ]

@@ -9,15 +9,30 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note
 from shardsim.cli.planning import load, set_option
+from shardsim.cli.what_ifs import what_if_options
 from shardsim.errors import ShardsimError
 
 
-def simulated(plan: Any) -> Any:
+def simulated(plan: Any, what_ifs: dict[str, Any]) -> Any:
     """Return a plan's step as the event simulation plays it."""
     _require("simpy", "networkx")
     from shardsim.simulate import simulate_plan
 
-    return simulate_plan(plan)
+    plan, perturbation = _perturbed(plan, what_ifs)
+    return simulate_plan(plan, perturbation=perturbation)
+
+
+def _perturbed(plan: Any, what_ifs: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the plan and the perturbation that the options ask for."""
+    from shardsim.simulate import twisted, what_if
+
+    options = dict(what_ifs)
+    if options.pop("twisted"):
+        plan = twisted(plan)
+    perturbation = what_if(plan.machine, **options)
+    if perturbation.jitter > 0:
+        note(f"jitter: each of {plan.machine.devices:,} devices is simulated for itself")
+    return plan, perturbation
 
 
 def _require(*modules: str) -> None:
@@ -38,9 +53,12 @@ def _require(*modules: str) -> None:
     help="trace.json: the step, for Perfetto; layer.png or .svg: one layer as a picture.",
 )
 @set_option
+@what_if_options
 @json_option
 @command_errors
-def timeline(path: str, output: str, changes: tuple[str, ...], as_json: bool) -> None:
+def timeline(
+    path: str, output: str, changes: tuple[str, ...], what_ifs: dict[str, Any], as_json: bool
+) -> None:
     """Simulate a step on the torus and write when everything runs.
 
     The trace opens in https://ui.perfetto.dev and chrome://tracing.
@@ -48,14 +66,16 @@ def timeline(path: str, output: str, changes: tuple[str, ...], as_json: bool) ->
     \b
     Examples:
       shardsim timeline vit-22b-published-tp8 -o trace.json
-      shardsim timeline vit-22b-published-tp8 -o layer.png
+      shardsim timeline vit-22b-published-tp8 -o layer.png --dead-link 0,0,0-0,1,0
     """
     plan = load(path, changes)
     picture = output.lower().endswith((".png", ".svg", ".pdf"))
     _require("simpy", "networkx", *(("matplotlib",) if picture else ()))
     from shardsim.simulate.timeline import draw_layer, write_trace
 
-    result = draw_layer(plan, output) if picture else write_trace(plan, output)
+    plan, perturbation = _perturbed(plan, what_ifs)
+    write = draw_layer if picture else write_trace
+    result = write(plan, output, perturbation=perturbation)
     note(f"written to {output}")
     if as_json:
         emit_json({"path": output, "step_time_s": result.step_time_s, "mfu": result.mfu})

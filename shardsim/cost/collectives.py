@@ -61,8 +61,9 @@ def all_to_all_s(group: Group, held_bytes: Number, messages: Number = 1) -> Numb
     """Return the time to exchange `held_bytes` of each member with every other member.
 
     Across the middle of an axis of P members goes half of what each half holds for the other:
-    v P/4 over two links of a wrapped axis or one of an open one, so v P/(8 w) or v P/(4 w); the
-    longest axis governs. Between slices each member sends the share of the other slices.
+    v P/4 over two links of a wrapped axis or one of an open one, so v P/(8 w) or v P/(4 w), with
+    (P^2 - 1)/P instead of an odd P; the longest axis governs. Between slices each member
+    sends the share of the other slices.
     """
     many = np.greater(group.size, 1)
     dcn = held_bytes * (group.dcn.size - 1) / group.dcn.size / group.dcn.bytes_per_s

@@ -148,7 +148,7 @@ def _part(
             continue
         room, rest = divmod(item.factor, stride)
         taken = min(members, room)
-        if rest or members % taken:
+        if rest or room % taken or members % taken:
             break
         found.append(_Stretch(torus=item.torus, factor=taken, stride=item.stride * stride))
         members //= taken

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -35,7 +36,8 @@ class Group:
     ring_bytes_per_s: Number  # per direction, when the group passes blocks round in a ring
     ring_ways: Number  # directions that a ring can use: 2 if it closes over single hops
     ring_hop_s: Number
-    longest_axis: Number  # max over axes of factor * stride / (link rate * ways): all-to-all
+    ring_close_s: Number  # what the hop from the last member to the first takes beyond that
+    longest_axis: Number  # max over axes of what crosses the middle: all-to-all
     overhead_s: float
 
     @property
@@ -75,19 +77,21 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     """Return the links of the group that `layout` describes on `machine`.
 
     The torus level adds up the bandwidth of its axes: a multi-coloured collective cuts the array
-    into one part per axis, and each part crosses the axes in another order, so that all of them
-    are busy all the time (Sack and Gropp 2015; the form max(a sum|X|/2, V/(W n)) of the
-    jax-ml/scaling-book, `sharding.md`).
+    into parts that cross the axes in different orders, so that all of them are busy all the time
+    (Sack and Gropp 2015; the form max(a sum|X|/2, V/(W n)) of the jax-ml/scaling-book,
+    `sharding.md`). See `_together` for axes too slow for that.
     """
     chip = machine.chip
     torus_size: Number = 1
-    bandwidth: Number = 0.0
+    sizes: list[Number] = []
+    rates: list[Number] = []
     latency: Number = 0.0
     longest: Number = 0.0
     used_axes: Number = 0
     slowest: Number = np.inf
     hop: Number = 0.0
     closed_line: Number = False
+    way_back_s: Number = 0.0
     strided: Number = 1
     core = Level(size=1, bytes_per_s=1.0, latency_s=0.0)
     for axis, factor, stride in zip(machine.axes, layout.factors, layout.strides, strict=True):
@@ -104,13 +108,17 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
             continue
         used = np.greater(factor, 1)
         torus_size = torus_size * factor
-        bandwidth = bandwidth + rate
+        sizes.append(factor)
+        rates.append(rate)
         hops = np.where(np.greater(ways, 1), np.ceil((factor - 1) / 2.0), factor - 1)
         latency = latency + hops * hop_s
+        way_back_s = way_back_s + used * (factor - 1) * hop_s
         # Half of the traffic of a wrapped axis crosses the worst link in eight directed shares,
-        # of an open one in four: see collectives.all_to_all.
+        # of an open one in four; the middle of an odd axis is a member: (P^2 - 1)/P instead of P.
+        # See collectives.all_to_all.
+        across = (factor - np.mod(factor, 2) / factor) * stride
         longest = np.maximum(
-            longest, used * factor * stride / (4.0 * axis.bytes_per_s * np.maximum(ways, 1))
+            longest, used * across / (4.0 * axis.bytes_per_s * np.maximum(ways, 1))
         )
         used_axes = used_axes + used
         slowest = np.where(used, np.minimum(slowest, axis.bytes_per_s / stride), slowest)
@@ -121,14 +129,15 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     # A ring closes over single hops on a whole wrapped axis, and on any patch of two or more axes
     # with an even number of members (a snake); on a line its last hop goes all the way back.
     several = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0) & np.equal(strided, 1)
-    ring_ways = np.where(closed_line | several, 2.0, 1.0)
+    closes = closed_line | several
+    ring_ways = np.where(closes, 2.0, 1.0)
     many = np.greater(layout.slices, 1)
     rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency
     dcn_rate = chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
     return Group(
         torus=Level(
             size=torus_size,
-            bytes_per_s=np.where(bandwidth > 0, bandwidth * chip.link_efficiency, 1.0),
+            bytes_per_s=_together(sizes, rates) * chip.link_efficiency,
             latency_s=latency,
         ),
         core=core,
@@ -143,9 +152,33 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
         ),
         ring_ways=np.where(many, 1.0, ring_ways),
         ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop),
+        ring_close_s=np.where(many | closes, 0.0, np.maximum(way_back_s - hop, 0.0)),
         longest_axis=longest / chip.link_efficiency,
         overhead_s=chip.collective_overhead_s,
     )
+
+
+def _together(sizes: list[Number], rates: list[Number]) -> Number:
+    """Return the bytes/s into a member over all torus axes of a group together.
+
+    Whatever the order of the axes, a set S of them carries at least prod(S) - 1 of the prod - 1
+    shards, as many as if it went first. So the time is the longest of (prod(S) - 1) / (rate of S)
+    over all sets; parts in all orders reach it (the bases of the polytope that these bounds span,
+    Edmonds 1970). On equal axes, and whenever no axis is much slower, the longest is that of all
+    axes: their rates add up.
+    """
+    time: Number = 0.0
+    whole: Number = 1
+    for count in range(1, len(sizes) + 1):
+        for chosen in combinations(range(len(sizes)), count):
+            product: Number = 1
+            rate: Number = 0.0
+            for axis in chosen:
+                product = product * sizes[axis]
+                rate = rate + rates[axis]
+            time = np.maximum(time, (product - 1) / np.where(np.greater(rate, 0), rate, 1.0))
+            whole = product
+    return np.where(time > 0, (whole - 1) / np.where(time > 0, time, 1.0), 1.0)
 
 
 class Links(Mapping[str, Group]):

@@ -10,7 +10,7 @@ import numpy as np
 from shardsim.cost.collectives import collective_s, sent_bytes
 from shardsim.cost.compute import compute_time
 from shardsim.cost.network import Links
-from shardsim.cost.overlap import behind_s, ring_matmul_s
+from shardsim.cost.overlap import RingTime, behind_s, ring_matmul_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.tasks import Block, Collective, Compute, Program
@@ -181,10 +181,10 @@ class _Pricer:
                 behind.append((task, alone * task.count))
                 continue
             exposed = alone * task.count
+            sent: Number | None = None
             if task.schedule == "ring":
                 matmul = sum(whole.get(name, 0.0) for name in task.partners)
                 ring = ring_matmul_s(
-                    kind=task.kind,
                     group=self.links[task.role],
                     total_bytes=task.bytes,
                     matmul_s=matmul,
@@ -195,12 +195,14 @@ class _Pricer:
                 # What cutting into blocks costs beyond the collective itself is not communication.
                 added = ring.total_s - matmul
                 exposed = np.minimum(added, alone) * task.count
+                if self.detail:
+                    sent = self._ring_bytes(task, ring)
                 time.overhead.add((added - np.minimum(added, alone)) * task.count)
             if task.role == "tensor":
                 ring_busy.add(alone * task.count)
             time.exposed.add(exposed)
             if self.detail:
-                self._note(block, task, alone, exposed)
+                self._note(block, task, alone, exposed, sent)
         self._offload(block, time)
         self._behind(block, time, behind, ring_busy.value)
         return time
@@ -263,10 +265,26 @@ class _Pricer:
             task = Collective(name=name, kind="host-transfer", role="host", bytes=moved)
             self._note(block, task, alone, exposed)
 
-    def _note(self, block: Block, task: Collective, alone: Number, exposed: Number) -> None:
+    def _ring_bytes(self, task: Collective, ring: RingTime) -> Number:
+        """Return what a member sends if the collective may be a ring beside matmuls."""
+        group = self.links[task.role]
+        whole = sent_bytes(task.kind, group, task.bytes, task.stage)
+        return np.where(ring.decomposed, ring.hops * task.bytes / group.size, whole)
+
+    def _note(
+        self,
+        block: Block,
+        task: Collective,
+        alone: Number,
+        exposed: Number,
+        sent: Number | None = None,
+    ) -> None:
         count = task.count * block.trips
         group = self.links.get(task.role)
-        sent = task.bytes if group is None else sent_bytes(task.kind, group, task.bytes, task.stage)
+        if group is None:
+            sent = task.bytes
+        elif sent is None:
+            sent = sent_bytes(task.kind, group, task.bytes, task.stage)
         self.collectives.append(
             CollectiveCost(
                 task=task,

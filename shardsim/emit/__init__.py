@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from shardsim.emit.flax_rules import flax_code
+from shardsim.emit.dialects.axlearn import axlearn_code
+from shardsim.emit.dialects.big_vision import big_vision_code
+from shardsim.emit.dialects.flax import flax_code
+from shardsim.emit.dialects.keras import keras_code
+from shardsim.emit.dialects.levanter import levanter_code
+from shardsim.emit.dialects.maxtext import maxtext_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
@@ -30,16 +36,29 @@ def _yaml(plan: Plan) -> str:
 FORMS: dict[str, Callable[[Plan], str]] = {
     "jax": jax_code,
     "flax": flax_code,
+    "flax-linen": lambda plan: flax_code(plan, "flax-linen"),
+    "maxtext": maxtext_code,
+    "big_vision": big_vision_code,
+    "keras": keras_code,
+    "axlearn": axlearn_code,
+    "levanter": levanter_code,
     "json": _json,
     "yaml": _yaml,
 }
 
 
-def export_plan(plan: Plan, to: str) -> str:
-    """Return the text of `plan` in the form `to`: jax, flax, json or yaml."""
+def export_plan(plan: Plan, to: str, trainer_path: Path | None = None) -> str:
+    """Return the text of `plan` in one of `FORMS`, a form of data or a trainer's own.
+
+    `trainer_path` is an installed MaxText, whose words are then used.
+    """
     if to not in FORMS:
         raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
-    return FORMS[to](plan)
+    if trainer_path is None:
+        return FORMS[to](plan)
+    if to != "maxtext":
+        raise PlanError(f"export: trainer path: only maxtext's words are read, not those of {to}")
+    return maxtext_code(plan, trainer_path)
 
 
 def build_mesh(plan: Plan, devices: list[Any] | None = None) -> Any:

@@ -18,7 +18,17 @@ from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan
 
-MODULES = ("config", "collectives", "whole", "data", "explicit", "partitioned", "model", "train")
+MODULES = (
+    "config",
+    "collectives",
+    "attention",
+    "whole",
+    "data",
+    "explicit",
+    "partitioned",
+    "model",
+    "train",
+)
 _RUNTIME = "shardsim.emit.runtime"
 _WIDTH = 96
 

@@ -203,10 +203,15 @@ def activation_specs(plan: Plan, layout: Layout) -> dict[str, Spec]:
 
 
 def tpu_options(plan: Plan) -> dict[str, str]:
-    """Return the TPU compiler's options for the plan's overlap switches.
+    """Return the TPU compiler's options: for the plan's overlap switches, then its own.
 
-    Names as in MaxText's benchmarks/xla_flags_library.py. The last ones let the partitioner make
-    collective matmuls by itself, or forbid it.
+    Names as in MaxText's benchmarks/xla_flags_library.py, but for three that libtpu lists.
+    Compiled for v4, v5e, v5p and v6e with libtpu 0.0.42: `ici_ag_pipelining` gathers the next
+    layer's weights while the current one computes, forward and backward; two at a time, each
+    fused into one matmul (not `multiple_steps`, which lets one gather keep out all others);
+    `prefer_async_allgather` keeps gathers over three torus axes, which else become all-reduces
+    that nothing hides. No option made reductions of gradients asynchronous. The last ones let the
+    partitioner make collective matmuls by itself, or forbid it.
     """
 
     def flag(on: bool) -> str:
@@ -216,15 +221,19 @@ def tpu_options(plan: Plan) -> dict[str, str]:
     options = {
         "xla_tpu_enable_async_collective_fusion": weights,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": weights,
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": weights,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "false",
         "xla_tpu_overlap_compute_collective_tc": weights,
         "xla_enable_async_all_gather": weights,
+        "xla_tpu_enable_ici_ag_pipelining": weights,
+        "xla_tpu_prefer_async_allgather_to_allreduce": weights,
         "xla_enable_async_collective_permute": flag(plan.overlap.matmul != "off"),
     }
+    if plan.overlap.weights:
+        options["xla_max_concurrent_async_all_gathers"] = "2"
     if plan.execution == "partitioned":
         on = plan.overlap.matmul != "off"
         options["xla_jf_spmd_threshold_for_windowed_einsum_mib"] = "0" if on else "1000000"
         options["xla_tpu_spmd_bidirectional_windowed_einsum"] = flag(
             plan.overlap.matmul == "bidirectional"
         )
-    return options
+    return {**options, **plan.compiler_options}

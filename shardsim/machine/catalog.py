@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from shardsim.errors import FileError, HardwareError, nearest
-from shardsim.files import check_keys, data_folder, read_yaml
+from shardsim.files import check_keys, data_folder, parse_yaml, read_yaml
 from shardsim.machine.chip import (
     DTYPES,
     EFFICIENCIES,
@@ -104,6 +104,11 @@ def show(text: object) -> str:
 def load_chip_file(path: str | os.PathLike[str]) -> Chip:
     """Return the chip that the file at `path` describes, in the form of `hardware/*.yaml`."""
     return _build(read_yaml(path), str(path), ())
+
+
+def chip_from_text(text: str, where: str) -> Chip:
+    """Return the chip that a hardware file's text describes; `where` names it in errors."""
+    return _build(parse_yaml(text, where), where, ())
 
 
 def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:

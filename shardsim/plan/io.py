@@ -14,6 +14,7 @@ from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nea
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
+from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Rules
@@ -42,6 +43,7 @@ KEYS = (
     "fused_projections",
     "pipeline_interleave",
     "execution",
+    "compiler_options",
 )
 
 
@@ -134,6 +136,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         fused_projections=fused,
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
         execution=_text(data.get("execution", "explicit"), "execution"),
+        compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
 
@@ -275,6 +278,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["pipeline_interleave"] = plan.pipeline_interleave
     if plan.execution != "explicit":
         data["execution"] = plan.execution
+    if plan.compiler_options:
+        data["compiler_options"] = dict(plan.compiler_options)
     return data
 
 

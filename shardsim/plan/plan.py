@@ -92,6 +92,7 @@ class Plan:
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
     execution: str = "explicit"  # or "partitioned": see EXECUTION
+    compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
     note: str = ""
 
     def __post_init__(self) -> None:

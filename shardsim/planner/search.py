@@ -154,7 +154,6 @@ def search(
         precision=precision or Precision(),
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
-        fused_projections=model.parallel_block,
     )
     best = _Best()
     counts = {"searched": 0, "priced": 0, "fit": 0}

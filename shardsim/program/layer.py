@@ -10,130 +10,16 @@ arXiv 2211.05102, section 3.2.2) the wide side is summed over and gathered from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import numpy as np
 
 from shardsim.plan.layout import Number
 from shardsim.program.attention import attention_backward, attention_forward
-from shardsim.program.shapes import Workload
-from shardsim.program.writer import OPS_ACTIVATION, OPS_ADD, OPS_NORM, Task, Writer
+from shardsim.program.branches import Branch, BranchWriter, branches
+from shardsim.program.writer import OPS_ACTIVATION, OPS_ADD, Task
 
 
-@dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One way from the residual stream through the block and back into it."""
-
-    name: str
-    attention: bool
-    mlp: bool
-    norms: int  # norms on the way, before and after
-
-
-def branches(work: Workload) -> tuple[Branch, ...]:
-    """Return the branches of a block in order."""
-    after = 1 if work.model.post_norms else 0
-    if work.model.parallel_block:
-        return (Branch(name="block", attention=True, mlp=True, norms=1 + 2 * after),)
-    return (
-        Branch(name="attention", attention=True, mlp=False, norms=1 + after),
-        Branch(name="mlp", attention=False, mlp=True, norms=1 + after),
-    )
-
-
-class LayerWriter(Writer):
+class LayerWriter(BranchWriter):
     """Writes the tasks of one layer."""
-
-    def projections(self, branch: Branch) -> dict[str, Number]:
-        """Return the output widths of the branch's input projections, fused if they are."""
-        shapes = self.shapes
-        if branch.attention and branch.mlp and self.work.fused_projections:
-            return {"qkv+mlp_in": shapes.qkv + shapes.mlp_in}
-        widths: dict[str, Number] = {}
-        if branch.attention:
-            widths["qkv"] = shapes.qkv
-        if branch.mlp:
-            widths["mlp_in"] = shapes.mlp_in
-        return widths
-
-    def outputs(self, branch: Branch) -> dict[str, Number]:
-        """Return the input widths of the branch's output projections, fused if they are."""
-        shapes = self.shapes
-        if self.work.fused_projections and len(self.results(branch)) < len(self.separate(branch)):
-            return {"attention_out+mlp_out": shapes.q + shapes.hidden}
-        widths: dict[str, Number] = {}
-        if branch.attention:
-            widths["attention_out"] = shapes.q
-        if branch.mlp:
-            widths["mlp_out"] = shapes.hidden
-        return widths
-
-    def results(self, branch: Branch) -> tuple[str, ...]:
-        """Return what the branch adds to the residual stream; each is summed over tensor once.
-
-        Norms after attention and MLP need both results of a parallel block, not only their sum.
-        """
-        if branch.attention and branch.mlp and self.work.model.post_norms:
-            return ("attention", "mlp")
-        return (branch.name,)
-
-    def partners(self, result: str, outs: Iterable[str], suffix: str = "") -> list[str]:
-        """Return the output projections that make one of `results`."""
-        mine = {"attention": ("attention_out",), "mlp": ("mlp_out",)}.get(result, tuple(outs))
-        return [f"{name}{suffix}" for name in outs if name in mine]
-
-    def norm(self, name: str, branch: Branch, passes: float, count: Number = 1) -> list[Task]:
-        """Return the norms of a branch, with the sum of their statistics if embed is split."""
-        return [
-            self.stream(name, self.shapes.residual, passes * branch.norms, OPS_NORM, count),
-            self.norm_statistics(name, count * branch.norms),
-        ]
-
-    def hidden_sums(
-        self, name: str, kind: str, branch: Branch, width: Number, count: Number = 1
-    ) -> list[Task]:
-        """Return the collectives over the second tensor axis of the input projections.
-
-        `kind` is "reduce-scatter" forward, "all-gather" for the gradient. Where members of the
-        axis share a key-value head, keys and values are summed on all of them instead.
-        """
-        shapes = self.shapes
-        shared = shapes.kv * shapes.kv_summed * branch.attention
-        tasks: list[Task] = [self.second_axis(name, kind, width - shared, count)]
-        if branch.attention and self.work.model.kv_heads < self.work.model.heads:
-            where = count * shapes.kv_summed
-            tasks.append(self.second_axis(f"{name}, shared heads", "all-reduce", shapes.kv, where))
-        return tasks
-
-    def hidden_ops(self, names: str) -> Number:
-        """Return the vector operations of the activation fused into the MLP's projection."""
-        if "mlp_in" not in names:
-            return 0.0
-        return OPS_ACTIVATION * self.shapes.tokens * self.shapes.hidden
-
-    def middle(self, branch: Branch, suffix: str, keeps_context: Number) -> list[Task]:
-        """Return attention and gating; attention runs `1 - keeps_context` times."""
-        shapes = self.shapes
-        tasks: list[Task] = []
-        if branch.attention:
-            tasks += self.query_key_tasks(suffix, passes=2.0)
-            tasks += attention_forward(self.work, self.layout, shapes, suffix, keeps_context)
-        if branch.mlp and shapes.gates == 2:
-            # The product with the gate is fused into the second projection, which reads the first.
-            elements = shapes.tokens * shapes.hidden / shapes.split2
-            tasks.append(self.stream(f"gate{suffix}", elements, 1.0, OPS_ADD))
-        return tasks
-
-    def query_key_tasks(self, suffix: str, passes: float) -> list[Task]:
-        """Return QK-norm and rotary embedding: each reads and writes queries and keys."""
-        model = self.work.model
-        rounds = int(model.qk_norm) + int(model.positions == "rotary")
-        if not rounds:
-            return []
-        shapes = self.shapes
-        elements = shapes.tokens * (shapes.q + shapes.kv / 2.0) / shapes.split2
-        return [self.stream(f"queries and keys{suffix}", elements, passes * rounds, OPS_NORM)]
 
     def forward(self) -> list[Task]:
         """Return the forward pass of one layer."""
@@ -154,7 +40,7 @@ class LayerWriter(Writer):
             ops = self.hidden_ops(name)
             tasks.append(self.matmul(name, shapes.tokens, shapes.embed, width, vector_ops=ops))
         tasks += self.hidden_sums(
-            f"sum {branch.name} hidden", "reduce-scatter", branch, sum(ins.values())
+            f"sum {branch.name} hidden", "reduce-scatter", sum(ins.values()), self.kv(branch)
         )
         tasks += self.middle(branch, "", False)
         tasks.append(
@@ -169,14 +55,18 @@ class LayerWriter(Writer):
         tasks.append(self.stream(f"{branch.name} residual", shapes.residual, 2.0, OPS_ADD))
         return tasks
 
-    def output_sums(self, what: str, partners: Iterable[str], count: Number = 1) -> list[Task]:
-        """Return the sum of an output over tensor: scattered if the residual stream is split."""
-        return [
-            self.tensor_collective(
-                f"scatter {what}", "reduce-scatter", self.sharded * count, partners
-            ),
-            self.tensor_collective(f"sum {what}", "all-reduce", self.replicated * count),
-        ]
+    def middle(self, branch: Branch, suffix: str, keeps_context: Number) -> list[Task]:
+        """Return attention and gating; attention runs `1 - keeps_context` times."""
+        shapes = self.shapes
+        tasks: list[Task] = []
+        if branch.attention:
+            tasks += self.query_key_tasks(suffix, passes=2.0)
+            tasks += attention_forward(self.work, self.layout, shapes, suffix, keeps_context)
+        if branch.mlp and shapes.gates == 2:
+            # The product with the gate is fused into the second projection, which reads the first.
+            elements = shapes.tokens * shapes.hidden / shapes.split2
+            tasks.append(self.stream(f"gate{suffix}", elements, 1.0, OPS_ADD))
+        return tasks
 
     def backward(self) -> list[Task]:
         """Return recomputation and backward pass of one layer."""
@@ -202,7 +92,12 @@ class LayerWriter(Writer):
                 f"gather {branch.name} input again", "all-gather", self.sharded, wgrads
             )
         )
-        widths = {"qkv": shapes.qkv * branch.attention, "mlp_in": shapes.mlp_in * branch.mlp}
+        # Queries and keys are kept as they enter attention, and only a norm's gradient needs them
+        # from before it; values enter it as they are.
+        values = layout.keep_rest & (not self.work.model.qk_norm)
+        kv = np.where(values, shapes.kv / 2.0, shapes.kv)
+        widths = {"qkv": kv + np.where(values, 0.0, shapes.q), "mlp_in": shapes.mlp_in}
+        kvs = {"qkv": kv, "mlp_in": 0}
         for name in self.separate(branch):
             tasks.append(
                 self.matmul(
@@ -214,16 +109,9 @@ class LayerWriter(Writer):
                     vector_ops=self.hidden_ops(name),
                 )
             )
-            if name == "qkv":
-                tasks += self.hidden_sums(
-                    f"sum {name} again", "reduce-scatter", branch, widths[name], again[name]
-                )
-            else:
-                tasks.append(
-                    self.second_axis(
-                        f"sum {name} again", "reduce-scatter", widths[name], again[name]
-                    )
-                )
+            tasks += self.hidden_sums(
+                f"sum {name} again", "reduce-scatter", widths[name], kvs[name], again[name]
+            )
         if branch.attention:
             tasks += self.query_key_tasks(" again", passes=2.0)
             tasks += attention_forward(
@@ -248,10 +136,6 @@ class LayerWriter(Writer):
         if branch.mlp and post_norms:
             needed.append(("mlp", shapes.hidden, np.logical_not(layout.keep_mlp_output)))
         return needed
-
-    def separate(self, branch: Branch) -> list[str]:
-        """Return the branch's input projections one by one."""
-        return ["qkv"] * branch.attention + ["mlp_in"] * branch.mlp
 
     def branch_backward(self, branch: Branch) -> list[Task]:
         shapes = self.shapes
@@ -299,7 +183,10 @@ class LayerWriter(Writer):
             tasks += attention_backward(self.work, self.layout, shapes)
             tasks += self.query_key_tasks(" gradient", passes=3.0)
         tasks += self.hidden_sums(
-            f"gather {branch.name} hidden gradient", "all-gather", branch, sum(ins.values())
+            f"gather {branch.name} hidden gradient",
+            "all-gather",
+            sum(ins.values()),
+            self.kv(branch),
         )
         tasks += self.quantise(f"{branch.name} hidden gradient", shapes.tokens * sum(ins.values()))
         for name, width in ins.items():

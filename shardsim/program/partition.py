@@ -12,8 +12,10 @@ from shardsim.program.layer import LayerWriter
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
-from shardsim.program.weights import parameter_elements
+from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 from shardsim.program.writer import matrices_per_layer
+
+SUM_BYTES = 4.0  # gradients are summed in float32
 
 
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
@@ -219,12 +221,21 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     if work.attention != "flash":
         live = live + 2.0 * local.scores
     logits = local.tokens * local.vocab
+    # Several microbatches add to the sums of those before, so the gradients are there twice. The
+    # compiler takes gathering and scattering the vocabulary's tables out of the loop over
+    # microbatches: they are whole all the time, and so are their sums.
+    several = np.greater(layout.microbatches, 1)
+    tables = stored_elements(vocabulary(work.model), layout) * layout.gather.size
+    tables_bytes = np.where(layout.gather.size > 1, tables * width, 0.0)
+    tables_bytes = tables_bytes + np.where(several, tables * SUM_BYTES, 0.0)
     return Memory(
         parameters=stored * work.parameter_bytes,
         optimizer=stored * work.optimizer_bytes / by_data,
-        gradients=stored * work.parameter_bytes / whole,
+        gradients=stored * work.parameter_bytes * np.where(several, 2.0, 1.0) / whole,
         saved_activations=saved * width * local.layers * in_flight,
-        gathered_weights=largest * (in_use * width + work.reduce_bytes),
+        gathered_weights=largest * (in_use * width + work.reduce_bytes) + tables_bytes,
         layer_workspace=live * width,
-        head_workspace=logits * (4.0 + width) + 2.0 * local.tokens * local.embed * width,
+        head_workspace=logits * (4.0 + width)
+        + 2.0 * local.tokens * local.embed * width
+        + tables_bytes,
     )

@@ -19,13 +19,15 @@ def image_head(writer: Writer) -> list[Task]:
     """Return pooling, classifier and loss of an image model, forward and backward."""
     model, shapes = writer.work.model, writer.shapes
     tasks = _map_head(writer) if model.pooling == "map" else _mean(writer)
-    # Forward and backward sum the logits, or the squared errors of an image's features.
-    sums = shapes.sequences * (model.classes or 1)
-    tasks.append(writer.total("sum class logits", "tensor2", sums, _PURPOSE, 2))
-    if model.classes:
-        rows = shapes.sequences / writer.tensor
-        tasks.append(writer.matmul("classifier", rows, shapes.embed, model.classes, count=3))
-    return tasks
+    images = shapes.sequences
+    if not model.classes:  # the loss is the squared error of the features
+        return [*tasks, writer.total("sum squared errors", "tensor2", images, _PURPOSE)]
+    logits = images * model.classes
+    return [
+        *tasks,
+        writer.total("sum class logits", "tensor2", logits, _PURPOSE, 2),  # and their gradients
+        writer.matmul("classifier", images / writer.tensor, shapes.embed, model.classes, count=3),
+    ]
 
 
 def _mean(writer: Writer) -> list[Task]:

@@ -126,11 +126,13 @@ def _vector_reductions(writer: Writer) -> list[Task]:
     """Return the sums of the gradients of vectors: a compiler makes one message of them."""
     layout, model = writer.layout, writer.work.model
     elements: dict[str, Number] = {"tensor_peers": 0.0, "stage": 0.0}
+    # Two biases of a parallel block are added to one sum: the compiler sees that their gradients
+    # are the same, unless they add up over microbatches first.
+    added_together = model.parallel_block and model.biases.attention_output and not model.post_norms
     for tensor in vectors(model):
-        if tensor.name == "mlp_out_bias" and model.parallel_block and not model.post_norms:
-            if model.biases.attention_output:
-                continue  # it is added where the attention's bias is: one gradient for both
         stored = stored_elements([tensor], layout)
+        if tensor.name == "mlp_out_bias" and added_together:
+            stored = stored * np.greater(layout.microbatches, 1)
         divided = np.greater(by_tensor(tensor, layout), 1)
         elements["tensor_peers"] += divided * stored
         elements["stage"] += np.logical_not(divided) * stored

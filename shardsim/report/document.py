@@ -58,7 +58,7 @@ class Code:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture with a caption that says what it shows; Markdown leaves both out."""
+    """A picture with a caption that says what it shows."""
 
     figure: Figure
     caption: str

@@ -1,8 +1,12 @@
-"""A report's document as Markdown: GitHub's tables, no pictures, the same numbers."""
+"""A report's document as Markdown: GitHub's tables, pictures as files, the same numbers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from urllib.parse import quote
+
+from matplotlib.figure import Figure
 
 from shardsim.report.document import (
     Beside,
@@ -28,19 +32,34 @@ def safe(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
-def to_markdown(document: Document) -> str:
-    """Return the document as one Markdown file."""
+Show = Callable[[Drawing], str]  # what stands for a picture
+
+
+def to_markdown(document: Document, show: Show = lambda drawing: "") -> str:
+    """Return the document as one Markdown file; without `show`, pictures are left out."""
     parts = [f"# {safe(document.title)}", safe(document.subtitle)]
     for chapter in document.chapters:
         if chapter.title:
             parts.append(f"## {safe(chapter.title)}")
         for section in chapter.sections:
             parts.append(f"### {safe(section.title)}")
-            parts += filter(None, map(_item, section.items))
+            parts += filter(None, (_item(item, show) for item in section.items))
     return "\n\n".join(parts) + "\n"
 
 
-def _item(item: Item) -> str:
+def with_pictures(document: Document, folder: str) -> tuple[str, dict[str, Figure]]:
+    """Return the Markdown, and its pictures by the names that they have in `folder`."""
+    figures: dict[str, Figure] = {}
+
+    def show(drawing: Drawing) -> str:
+        name = f"picture-{len(figures) + 1:02}.png"
+        figures[name] = drawing.figure
+        return f"![{safe(drawing.caption)}]({quote(folder)}/{name})"
+
+    return to_markdown(document, show), figures
+
+
+def _item(item: Item, show: Show) -> str:
     if isinstance(item, Text):
         return f"**{safe(item.text)}**" if item.warning else safe(item.text)
     if isinstance(item, Facts):
@@ -53,9 +72,9 @@ def _item(item: Item) -> str:
             fence += "`"
         return f"{fence}\n{item.text.rstrip()}\n{fence}"
     if isinstance(item, Drawing):
-        return ""
+        return show(item)
     if isinstance(item, Beside):
-        return "\n\n".join(filter(None, map(_item, item.items)))
+        return "\n\n".join(filter(None, (_item(one, show) for one in item.items)))
     return _table(item)
 
 

@@ -13,6 +13,7 @@ from shardsim.cost.predict import Prediction
 from shardsim.plan.words import mesh_text
 from shardsim.planner.search import SearchResult
 from shardsim.report.style import INK, MARKERS, MUTED, PAPER, SERIES, picture, plain, styled
+from shardsim.report.words import count_words
 from shardsim.units import GIB
 
 # What a swept key is on an axis: its name, its unit, and what a value is divided by.
@@ -30,6 +31,7 @@ KEYS: Mapping[str, tuple[str, str, float]] = {
 }
 
 KEY_WIDTH = 62  # characters of the key below a picture
+MOST_LABELS = 6  # points that each say how many chips they are
 
 
 @styled
@@ -83,6 +85,55 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
     axes.grid(True)
     if len(chips) > 1:
         figure.legend(loc="outside upper left", ncols=4)
+    return figure
+
+
+@styled
+def cost_front(
+    items: SearchResult | Sequence[Prediction], chip_hour_price: float, tokens: float = 1e12
+) -> Figure:
+    """Return days against the cost of training on `tokens`; the front is linked, chips named.
+
+    A plan is on the front if no other is both sooner done and cheaper. Search several slices at
+    once, or put searches together. `chip_hour_price` may be in any currency.
+    """
+    found = list(items.predictions if isinstance(items, SearchResult) else items)
+    if not found:
+        raise ValueError("no plans")
+    steps = [tokens / item.plan.tokens * item.step_time_s for item in found]
+    days = [seconds / 86400.0 for seconds in steps]
+    costs = [
+        seconds / 3600.0 * item.plan.machine.chips * chip_hour_price
+        for seconds, item in zip(steps, found, strict=True)
+    ]
+    points = sorted(zip(days, costs, found, strict=True), key=lambda point: point[:2])
+    front: list[tuple[float, float, Prediction]] = []
+    for point in points:
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    figure = picture(3.0)
+    axes = figure.add_subplot()
+    axes.scatter(days, costs, facecolor="none", edgecolor=MUTED, linewidth=1.1, s=26)
+    axes.plot(
+        [point[0] for point in front],
+        [point[1] for point in front],
+        color=SERIES[1],
+        marker="o",
+        markersize=5,
+        linewidth=1.4,
+        drawstyle="steps-post",
+    )
+    named = set()
+    for day, cost, item in points if len(points) <= MOST_LABELS else front:
+        chips = item.plan.machine.chips
+        if chips not in named or len(points) <= MOST_LABELS:
+            named.add(chips)
+            axes.annotate(f"{chips:,} chips", (day, cost), (4, 5), textcoords="offset points")
+    axes.margins(0.2, 0.2)
+    axes.grid(True)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(f"days for {count_words(tokens)} tokens")
+    axes.set_ylabel(f"cost (at {chip_hour_price:g} a chip-hour)")
     return figure
 
 

@@ -64,7 +64,11 @@ def answer(study: Study) -> Section:
 def _cost_facts(study: Study) -> list[tuple[str, str]]:
     if study.days is None or study.chip_hours is None:
         return []
-    return [("training", days_words(study.days)), ("chip-hours", f"{study.chip_hours:,.0f}")]
+    facts = [("training", days_words(study.days)), ("chip-hours", f"{study.chip_hours:,.0f}")]
+    if study.chip_hour_price is not None:
+        price = f"cost, at {study.chip_hour_price:g} a chip-hour"
+        facts.append((price, f"{study.cost(study.prediction):,.0f}"))
+    return facts
 
 
 def _days(study: Study) -> str:

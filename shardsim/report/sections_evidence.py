@@ -19,6 +19,8 @@ from shardsim.report.words import (
 )
 from shardsim.units import GIB, show_percent, show_time
 
+MOST_CONTENTION = 4
+
 
 def sensitivity_section(study: Study) -> Section:
     """Return what would change if the chip were better in one figure."""
@@ -137,12 +139,7 @@ def trust_section(study: Study) -> Section:
     chip = study.plan.machine.chip
     rows = [row for row in study.validation.rows if row.family == chip.name]
     compared = [row for row in rows if row.error is not None]
-    items: list[Item] = [
-        Text(
-            text="Fidelity: analytic, closed forms over the tasks of one device; nothing was "
-            f"compiled or run for this report. The chip's peak is {peak_words(study)}."
-        )
-    ]
+    items = fidelity(study)
     if compared:
         errors = [abs(row.error) for row in compared if row.error is not None]
         items.append(
@@ -193,11 +190,43 @@ def trust_section(study: Study) -> Section:
         )
     items.append(
         Text(
-            text="Not modelled: stragglers, failures, input pipelines, checkpoints, and what a "
-            "compiler does beyond the plan."
+            text="Not in these numbers: stragglers, jitter and broken links (what-ifs of shardsim "
+            "predict --fidelity events), input pipelines, checkpoints, and what a compiler does "
+            "beyond the plan."
         )
     )
     return Section(title="How far to trust it", items=items)
+
+
+def fidelity(study: Study) -> list[Item]:
+    """Return what each level of fidelity says, and who waits for whose links."""
+    levels = [("analytic", "closed forms over the tasks of one device", study.prediction)]
+    simulation = study.simulation
+    if simulation is not None:
+        levels.append(("events", "the step played on the links of the torus", simulation))
+    rows = [
+        [name, what, f"{100 * item.mfu:.2f}", f"{item.step_time_s:.4g}"]
+        for name, what, item in levels
+    ]
+    items: list[Item] = [
+        Table(headers=["fidelity", "what it is", "MFU %", "step s"], rows=rows),
+        Text(
+            text="Nothing was compiled or run on chips for this report. The chip's peak is "
+            f"{peak_words(study)}."
+        ),
+    ]
+    if simulation is None:
+        return items
+    lost = [
+        f"{row.collective} loses {show_time(row.lost_s)} of the step to {row.other}, on "
+        f"{', '.join(row.links)}."
+        for row in simulation.contention[:MOST_CONTENTION]
+    ]
+    if lost:
+        items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]
+    else:
+        items.append(Text(text="No collective waits for another one's links."))
+    return items
 
 
 def _range(study: Study) -> Text:
@@ -229,6 +258,7 @@ def _range(study: Study) -> Text:
 def comparison_section(studies: list[Study]) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
+    priced = studies[0].chip_hour_price is not None
     rows = []
     for study in studies:
         item = study.prediction
@@ -245,11 +275,13 @@ def comparison_section(studies: list[Study]) -> Section:
                 f"{item.hbm['peak_bytes'] / GIB:.2f}",
                 "yes" if item.fits else "no",
                 "-" if study.days is None else f"{study.days:,.1f}",
+                *([f"{study.cost(item):,.0f}"] if priced else []),
                 mesh_text(study.plan),
                 why_lost(first, item) if same and item is not first else "",
             ]
         )
-    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days", "mesh", "against the first"]
+    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days"]
+    headers += [*(["cost"] if priced else []), "mesh", "against the first"]
     return Section(
         title="Side by side",
         items=[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
+from shardsim.machine import Machine
+from shardsim.machine.names import default_slice
 from shardsim.plan import Plan
 from shardsim.planner.search import SearchResult, search
 from shardsim.planner.whatif import Ablation, Sensitivity, ablate, sensitivity
@@ -14,6 +17,7 @@ from shardsim.validate.runs import Validation, published_runs, validate
 
 RUNNERS_UP = 6
 SECONDS_PER_DAY = 86400.0
+TRILLION = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,9 @@ class Study:
     search: SearchResult | None  # the same model, slice and batch searched anew
     validation: Validation
     tokens: float | None  # to train on, or None
+    simulation: Any = None  # a `Simulation` of the same plan, where SimPy is installed
+    chip_hour_price: float | None = None
+    sizes: tuple[Prediction, ...] = ()  # the best plans on half and twice as many chips
 
     @property
     def tokens_per_day(self) -> float:
@@ -43,6 +50,16 @@ class Study:
     def chip_hours(self) -> float | None:
         """Chip-hours of the same."""
         return None if self.days is None else self.days * 24.0 * self.plan.machine.chips
+
+    def cost(self, item: Prediction) -> float:
+        """Return the price of training on `tokens` (or a trillion) with a plan of this model."""
+        hours = self.hours(item) * item.plan.machine.chips
+        return hours * (self.chip_hour_price or 0.0)
+
+    def hours(self, item: Prediction) -> float:
+        """Return the hours that training on `tokens` (or a trillion) takes with a plan."""
+        steps = (self.tokens or TRILLION) / item.plan.tokens
+        return steps * item.step_time_s / 3600.0
 
     @property
     def images(self) -> bool:
@@ -70,6 +87,9 @@ def headline(study: Study) -> dict[str, Any]:
         "tokens": study.tokens,
         "days": study.days,
         "chip_hours": study.chip_hours,
+        "chip_hour_price": study.chip_hour_price,
+        "cost": None if study.chip_hour_price is None or study.tokens is None else study.cost(item),
+        "events_mfu": study.simulation.mfu if study.simulation else None,
         "best_found_mfu": study.search.best.mfu if study.search else None,
     }
 
@@ -80,6 +100,7 @@ class Studies:
 
     tokens: float | None = None
     images: float | None = None
+    chip_hour_price: float | None = None
     searched: dict[Any, SearchResult | None] = field(default_factory=dict)
 
     def of(self, plan: Plan, path: str, validation: Validation) -> Study:
@@ -97,13 +118,26 @@ class Studies:
             search=self._search(plan),
             validation=validation,
             tokens=tokens,
+            simulation=_simulated(plan),
+            chip_hour_price=self.chip_hour_price,
+            sizes=() if self.chip_hour_price is None else self._sizes(plan),
         )
 
-    def _search(self, plan: Plan) -> SearchResult | None:
+    def _sizes(self, plan: Plan) -> tuple[Prediction, ...]:
+        """Return the best plans for the same question on half and on twice as many chips."""
+        found = []
+        for machine in (_scaled(plan.machine, 0.5), plan.machine, _scaled(plan.machine, 2.0)):
+            result = None if machine is None else self._search(plan, machine)
+            if result is not None:
+                found.append(result.best)
+        return tuple(found)
+
+    def _search(self, plan: Plan, machine: Machine | None = None) -> SearchResult | None:
+        machine = machine or plan.machine
         key = (
             plan.model.name,
             str(plan.model),
-            str(plan.machine),
+            str(machine),
             plan.batch,
             plan.sequence,
             plan.optimizer,
@@ -114,7 +148,7 @@ class Studies:
             try:
                 result = search(
                     plan.model,
-                    plan.machine,
+                    machine,
                     plan.batch,
                     sequence=plan.sequence,
                     top=RUNNERS_UP,
@@ -127,6 +161,28 @@ class Studies:
             else:
                 self.searched[key] = result if result.predictions else None
         return self.searched[key]
+
+
+def _scaled(machine: Machine, factor: float) -> Machine | None:
+    """Return more or fewer slices of the same kind, or one larger or smaller; None: no such."""
+    if machine.slices > 1:
+        return replace(machine, slices=round(machine.slices * factor))
+    try:
+        return default_slice(machine.chip, round(machine.chips * factor))
+    except ShardsimError:
+        return None
+
+
+def _simulated(plan: Plan) -> Any:
+    """Return the event simulation of a plan; None where it is not installed or cannot run."""
+    if find_spec("simpy") is None or find_spec("networkx") is None:
+        return None
+    from shardsim.simulate import simulate_plan
+
+    try:
+        return simulate_plan(plan)
+    except ShardsimError:
+        return None
 
 
 def family_range(family: str) -> dict[str, tuple[float, float]]:

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -112,8 +113,13 @@ def to_svg(figure: Figure, prefix: str) -> str:
     `prefix` starts every identifier inside, so that several pictures can share a page.
     """
     buffer = io.StringIO()
+    paper = figure.get_facecolor()
+    figure.set_facecolor("none")
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
+        # Not `savefig`, which draws everything twice.
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata={"Date": None})
+    figure.set_facecolor(paper)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

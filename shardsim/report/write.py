@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardsim.errors import FileError, ShardsimError
-from shardsim.files import write_text
+from shardsim.files import write_bytes, write_text
 from shardsim.plan import Plan, load_plan, plan_names
 from shardsim.report import sections, sections_evidence, sections_step
 from shardsim.report.document import Chapter, Document, Section
-from shardsim.report.markdown import to_markdown
+from shardsim.report.markdown import with_pictures
 from shardsim.report.page import to_html
+from shardsim.report.sections_cost import cost_section
 from shardsim.report.study import Studies, Study, validated
+from shardsim.report.style import to_png
 
 HTML = (".html", ".htm")
 MARKDOWN = (".md", ".markdown")
@@ -43,18 +45,38 @@ def write_report(
     *,
     tokens: float | None = None,
     images: float | None = None,
+    chip_hour_price: float | None = None,
 ) -> list[Study]:
-    """Write what is known about `plans` to `path` (.html or .md), whole or not at all.
+    """Write what is known about `plans` to `path` (.html or .md), each file whole or not at all.
 
     `plans` are plans, plan files or names of shipped plans. With `tokens` (or `images`) to train
-    on, days and chip-hours are given. Returns the studies behind the report.
+    on, days and chip-hours are given, with `chip_hour_price` (in any currency) what they cost.
+    The pictures of report.md go into the folder report_files. Returns the studies behind it.
 
         write_report(["vit-22b-published-tp8", "plan.yaml"], "report.html", images=4e9)
     """
     kind = check_target(path)
-    document, studies = report_document(plans, tokens=tokens, images=images)
-    write_text(path, to_html(document) if kind == "html" else to_markdown(document))
+    document, studies = report_document(
+        plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price
+    )
+    if kind == "html":
+        write_text(path, to_html(document))
+    else:
+        _write_markdown(document, Path(path))
     return studies
+
+
+def _write_markdown(document: Document, path: Path) -> None:
+    """Write pictures first, so that the text never names one that is not there."""
+    folder = path.with_name(f"{path.stem}_files")
+    text, figures = with_pictures(document, folder.name)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write {folder}: {error.strerror or error}") from None
+    for name, figure in figures.items():
+        write_bytes(folder / name, to_png(figure, dpi=130))
+    write_text(path, text)
 
 
 def report_document(
@@ -62,18 +84,20 @@ def report_document(
     *,
     tokens: float | None = None,
     images: float | None = None,
+    chip_hour_price: float | None = None,
 ) -> tuple[Document, list[Study]]:
     """Return a report as a document, and the studies behind it."""
     given = [plans] if isinstance(plans, (Plan, str, os.PathLike)) else list(plans)
     if not given:
         raise ShardsimError("a report needs at least one plan")
-    for name, value in (("tokens", tokens), ("images", images)):
+    wanted = (("tokens", tokens), ("images", images), ("chip_hour_price", chip_hour_price))
+    for name, value in wanted:
         if value is not None and not 0 < value < float("inf"):
             raise ShardsimError(f"{name}: must be a positive number, not {value:g}")
     if tokens is not None and images is not None:
         raise ShardsimError("give tokens or images to train on, not both")
     loaded = [(_load(one), _path(one)) for one in given]
-    makes = Studies(tokens=tokens, images=images)
+    makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
     validation = validated()
     studies = [makes.of(plan, name, validation) for plan, name in loaded]
     return _document(studies), studies
@@ -127,6 +151,7 @@ def _sections(study: Study) -> list[Section]:
         sections_evidence.sensitivity_section(study),
         sections_evidence.ablation_section(study),
         sections_evidence.runners_section(study),
+        *([cost_section(study)] if study.chip_hour_price is not None else []),
         sections_evidence.trust_section(study),
         sections.reproduce(study),
     ]

@@ -5,7 +5,16 @@ SimPy and networkx are imported here and nowhere else, so that planning does not
 
 from shardsim.simulate.engine import Contention
 from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.reading import twisted, what_if
 from shardsim.simulate.step import Simulation, simulate_plan
 from shardsim.simulate.topology import Fault
 
-__all__ = ["Contention", "Fault", "Perturbation", "Simulation", "simulate_plan"]
+__all__ = [
+    "Contention",
+    "Fault",
+    "Perturbation",
+    "Simulation",
+    "simulate_plan",
+    "twisted",
+    "what_if",
+]

@@ -16,7 +16,7 @@ from shardsim.simulate.fluid import Links
 from shardsim.simulate.folding import Fold, fold
 from shardsim.simulate.groups import Groups
 from shardsim.simulate.topology import Fault, Topology
-from shardsim.simulate.traffic import Chain, Stage, Traffic, leg_names, traffic
+from shardsim.simulate.traffic import Traffic, leg_names, traffic
 
 Steps = Generator[simpy.Event, Any, Any]
 
@@ -57,6 +57,7 @@ class Traveller:
     watch: Callable[[Span], None] | None = None
     started: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
+    mailboxes: dict[tuple[str, int, str, int], simpy.Event] = field(default_factory=dict)
 
     def meet(self, role: str, group: int, key: int, go: Callable[[int], Steps]) -> simpy.Event:
         """Arrive for collective number `key` of a group; the last to come starts it."""
@@ -81,6 +82,28 @@ class Traveller:
     def __post_init__(self) -> None:
         self._members: dict[tuple[str, int], int] = {}
 
+    def mail(
+        self, role: str, group: int, name: str, leg: str, message: int, unit_bytes: float
+    ) -> simpy.Event:
+        """Send a message from one member of a group to another; the event is its arrival."""
+        box = self.mailbox(role, group, leg, message)
+        self.started += 1
+        self.env.process(self._run(self._launched(role, group, name, leg, unit_bytes), box))
+        return box
+
+    def mailbox(self, role: str, group: int, leg: str, message: int) -> simpy.Event:
+        """Return the arrival of a message, whether it has been sent yet or not."""
+        place = (role, group, leg, message)
+        if place not in self.mailboxes:
+            self.mailboxes[place] = self.env.event()
+        return self.mailboxes[place]
+
+    def _launched(self, role: str, group: int, name: str, leg: str, unit_bytes: float) -> Steps:
+        number = self.started
+        if self.overhead_s > 0:
+            yield self.env.timeout(self.overhead_s)
+        yield from self.leg(role, group, name, leg, unit_bytes, 1.0, number)
+
     def _run(self, steps: Steps, done: simpy.Event) -> Steps:
         yield from steps
         done.succeed()
@@ -98,7 +121,7 @@ class Traveller:
         """Return the process of one collective of one group class, `repeat` times in a row."""
 
         def go(number: int) -> Steps:
-            for _ in range(repeat if moved.stages else 0):
+            for _ in range(repeat if moved.moves else 0):
                 yield from once(number)
 
         def once(number: int) -> Steps:
@@ -106,18 +129,8 @@ class Traveller:
             launch = self.overhead_s * messages * moved.overheads
             if launch > 0:
                 yield self.env.timeout(launch)
-            for stage in moved.stages:
-                if len(stage) == 1:
-                    yield from self._chain(role, group, name, stage[0], messages, number)
-                    continue
-                turns = _turns(self.env, stage)
-                chains = [
-                    self.env.process(
-                        self._chain(role, group, name, chain, messages, number, place, turns)
-                    )
-                    for place, chain in enumerate(stage)
-                ]
-                yield self.env.all_of(chains)
+            for move in moved.moves:
+                yield from self.leg(role, group, name, move.leg, move.unit_bytes, messages, number)
             if self.watch is not None:
                 self.watch(
                     Span(
@@ -131,31 +144,6 @@ class Traveller:
                 )
 
         return go
-
-    def _chain(
-        self,
-        role: str,
-        group: int,
-        name: str,
-        chain: Chain,
-        messages: float,
-        number: int,
-        place: int = 0,
-        turns: dict[str, simpy.PriorityResource] | None = None,
-    ) -> Steps:
-        """Run a chain's legs in order. Of one collective one leg at a time is on an axis: early
-        legs before late ones, early chunks before late ones."""
-        for step, move in enumerate(chain):
-            turn = None if turns is None else turns.get(_axis(move.leg))
-            if turn is None:
-                yield from self.leg(role, group, name, move.leg, move.unit_bytes, messages, number)
-                continue
-            with turn.request(priority=step * 1000 + place) as wait:
-                yield wait
-                yield from self.leg(role, group, name, move.leg, move.unit_bytes, 0.0, number)
-            delay = self.latency_s(role, group, move.leg) * messages
-            if delay > 0:
-                yield self.env.timeout(delay)
 
     def latency_s(self, role: str, group: int, leg: str) -> float:
         """Return the latency of a leg's hops."""
@@ -200,20 +188,6 @@ class Traveller:
             )
 
 
-def _turns(env: simpy.Environment, stage: Stage) -> dict[str, simpy.PriorityResource]:
-    """Return one turn per axis that several chains of a stage cross."""
-    found: dict[str, int] = {}
-    for chain in stage:
-        for move in chain:
-            found[_axis(move.leg)] = found.get(_axis(move.leg), 0) + 1
-    return {axis: simpy.PriorityResource(env) for axis, count in found.items() if count > 1}
-
-
-def _axis(leg: str) -> str:
-    """Return the axis in the name of a leg."""
-    return leg.split(":")[1]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Alone:
     """One collective of every group at once, with nothing else running."""
@@ -247,15 +221,15 @@ def run_alone(
     topology = Topology(machine, faults)
     analytic = group_of(machine, layout)
     groups = {"group": Groups(topology, layout, "group")}
-    legs = {"group": tuple(sorted(leg_names(kind, groups["group"], analytic, stage)))}
-    folded = fold(topology, groups, legs, np.ones(topology.devices), unfold)
+    legs = {"group": tuple(sorted(leg_names(kind, groups["group"], stage)))}
+    folded = fold(topology, groups, legs, np.zeros(topology.devices, dtype=np.int64), unfold)
     env = simpy.Environment()
     links = Links(env, topology.rates[folded.links])
     chip = machine.chip
     traveller = Traveller(
         env, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
     )
-    moved = traffic(kind, groups["group"], analytic, total_bytes, stage)
+    moved = traffic(kind, groups["group"], total_bytes, stage)
     for device in range(len(folded.devices)):
         group = folded.group_of("group", device)
         go = traveller.collective("group", group, kind, moved, messages, total_bytes)

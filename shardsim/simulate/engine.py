@@ -13,14 +13,16 @@ from shardsim.cost.network import Links as GroupLinks
 from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
-from shardsim.simulate.collective import Span, Steps, Traveller
+from shardsim.simulate.collective import Span, Traveller
 from shardsim.simulate.fluid import Links
 from shardsim.simulate.folding import Fold, fold
 from shardsim.simulate.groups import Groups
+from shardsim.simulate.operations import Schedule, Spec
 from shardsim.simulate.perturb import Perturbation
-from shardsim.simulate.schedule import Host, Ring, Schedule, Spec, Start, Sync, Work, schedule
+from shardsim.simulate.schedule import schedule
+from shardsim.simulate.stream import Stream
 from shardsim.simulate.topology import Floats, Topology
-from shardsim.simulate.traffic import Traffic, leg_names, traffic
+from shardsim.simulate.traffic import Traffic, leg_names
 
 # Contention is reported where one collective loses at least this share of the step to another.
 CONTENTION_SHARE = 1e-4
@@ -69,8 +71,13 @@ class StepEngine:
             dcn = self.topology.rates.reshape(-1, self.topology.ports)[:, self.topology.dcn_port]
             dcn /= wanted.dcn_congestion
         self.groups, legs = self._groups()
+        stages = len(self.plan.scripts)
+        self.stage = np.zeros(self.topology.devices, dtype=np.int64)
+        if stages > 1:
+            self.stage = self.groups["pipeline"].places()
+        kinds = np.unique(self.speed, return_inverse=True)[1] * stages + self.stage
         self.folded: Fold = fold(
-            self.topology, self.groups, legs, self.speed, unfold or wanted.jitter > 0
+            self.topology, self.groups, legs, kinds, unfold or wanted.jitter > 0
         )
         self.env = Clock()
         self.links = Links(self.env, self.topology.rates[self.folded.links])
@@ -99,7 +106,7 @@ class StepEngine:
             for entry in wanted:
                 kind, at, stage = entry.partition("@")
                 if at:
-                    names |= leg_names(kind, item, self.analytic_links[role], stage)
+                    names |= leg_names(kind, item, stage)
                 else:
                     names.add(entry)
             found[role] = item
@@ -108,71 +115,12 @@ class StepEngine:
 
     def run(self) -> None:
         """Simulate the step."""
-        chips = [self.env.process(self._chip(n)) for n in range(len(self.folded.devices))]
+        self.streams = [Stream(self, number) for number in range(len(self.folded.devices))]
+        chips = [self.env.process(stream.run()) for stream in self.streams]
         self.env.run()
         if any(chip.is_alive for chip in chips):
             raise RuntimeError(f"deadlock: chips wait for each other after {self.env.now:g} s")
         self.step_time_s = float(self.env.now)
-
-    def _chip(self, number: int) -> Steps:
-        """Run the whole schedule on one class of chips."""
-        device = int(self.folded.devices[number])
-        weight = float(self.folded.device_counts[number]) / self.topology.devices
-        jitter = self.wanted.draws(device, len(self.plan.order))
-        stream = _Stream(self, number, weight)
-        gathers: dict[int, list[tuple[Spec, simpy.Event]]] = {}
-        scatters: list[tuple[Spec, simpy.Event]] = []
-        reductions: list[tuple[Spec, simpy.Event]] = []
-        reduce_next: tuple[Spec, ...] = ()
-        for place, which in enumerate(self.plan.order):
-            unit = self.plan.units[which]
-            unit_began = float(self.env.now)
-            stream.slow = float(self.speed[device]) * jitter[place]
-            issued = self.plan.issue.get(place, ())
-            for later in issued:
-                if later == place:
-                    gathers[place] = [stream.start(spec) for spec in unit.prefetch]
-            for spec, done in gathers.pop(place, ()):
-                yield from stream.wait(spec, done)
-            for later in issued:
-                if later != place:
-                    ahead = self.plan.units[self.plan.order[later]]
-                    gathers[later] = [stream.start(spec) for spec in ahead.prefetch]
-            if unit.phase in ("reduction", "update"):
-                for spec, done in scatters:
-                    yield from stream.wait(spec, done)
-                scatters = []
-                reductions += [stream.start(spec) for spec in reduce_next]
-                reduce_next = ()
-            if unit.phase == "update":
-                for spec, done in reductions:
-                    yield from stream.wait(spec, done)
-            started: list[tuple[Spec, simpy.Event]] = []
-            host: tuple[Host, simpy.Event] | None = None
-            for op in unit.ops:
-                if isinstance(op, Work):
-                    yield from stream.work(op)
-                elif isinstance(op, Sync):
-                    yield from stream.wait(*stream.start(op.spec))
-                elif isinstance(op, Start):
-                    started.append(stream.start(op.spec))
-                elif isinstance(op, Ring):
-                    yield from stream.ring(op)
-                else:
-                    host = (op, self.env.timeout(op.time_s))
-            if host is not None:
-                yield from stream.wait(host[0].name, host[1], host[0].time_s)
-            if unit.phase in ("forward", "backward"):
-                for spec, done in scatters:
-                    yield from stream.wait(spec, done)
-                scatters = started
-                reductions += [stream.start(spec) for spec in reduce_next]
-                reduce_next = ()
-            else:
-                scatters += started
-            reduce_next = (*reduce_next, *unit.reduce)
-            if self.watch is not None:
-                stream.note("unit", unit.name, unit_began, float(self.env.now))
 
     # Results.
 
@@ -216,6 +164,14 @@ class StepEngine:
         """Return the port of a class of links."""
         return self.topology.port_name(int(self.folded.links[link]) % self.topology.ports)
 
+    def bubble_s(self) -> float:
+        """Return the seconds in which a chip of the last stage waits for other stages."""
+        last = [stream for stream in self.streams if stream.stage == len(self.plan.scripts) - 1]
+        idle = sum(
+            (stream.idle_s + self.step_time_s - stream.ended_s) * stream.weight for stream in last
+        )
+        return idle / sum(stream.weight for stream in last)
+
     def utilisation(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return of each port the busiest link's share of the step, and its bytes."""
         shares: dict[str, float] = {}
@@ -236,103 +192,3 @@ class StepEngine:
             "links": len(self.folded.links),
             "groups": sum(len(first) for first in self.folded.group_first.values()),
         }
-
-
-class _Stream:
-    """The compute stream of one class of chips."""
-
-    def __init__(self, engine: StepEngine, number: int, weight: float) -> None:
-        self.engine = engine
-        self.env = engine.env
-        self.number = number
-        self.weight = weight
-        self.slow = 1.0
-        self.met = 0
-        self.group = {role: engine.folded.group_of(role, number) for role in engine.groups}
-
-    def work(self, op: Work) -> Steps:
-        """Compute."""
-        if self.engine.watch is not None:
-            begin = float(self.env.now)
-            for name, seconds in op.parts:
-                self.note("compute", name, begin, begin + seconds * self.slow)
-                begin += seconds * self.slow
-        yield self.env.timeout(op.time_s * self.slow)
-
-    def start(self, spec: Spec) -> tuple[Spec, simpy.Event]:
-        """Meet the group for a collective."""
-        engine, group = self.engine, self.group[spec.role]
-        moved = engine.traffic.get(spec)
-        if moved is None:
-            moved = traffic(
-                spec.kind,
-                engine.groups[spec.role],
-                engine.analytic_links[spec.role],
-                spec.bytes,
-                spec.stage,
-            )
-            engine.traffic[spec] = moved
-        go = engine.traveller.collective(
-            spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
-        )
-        began = float(self.env.now)
-        done = engine.traveller.meet(spec.role, group, self._key(), go)
-        engine.counts[spec] += self.weight * spec.repeat
-
-        def landed(_: simpy.Event) -> None:
-            engine.flown[spec] += (float(self.env.now) - began) * self.weight
-
-        assert done.callbacks is not None
-        done.callbacks.append(landed)
-        return spec, done
-
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
-        """Wait for what was started."""
-        before = float(self.env.now)
-        yield done
-        self.engine.waited[spec] += (float(self.env.now) - before) * self.weight
-        if flown_s is not None:
-            self.engine.flown[spec] += flown_s * self.weight
-            self.engine.counts[spec] += self.weight
-
-    def ring(self, op: Ring) -> Steps:
-        """Run a collective matmul: hops beside blocks."""
-        engine = self.engine
-        begin = float(self.env.now)
-        role, group, name = op.spec.role, self.group[op.spec.role], op.spec.name
-        both = engine.traveller.hop(role, group, name, op.leg, op.hop_bytes)
-        one = engine.traveller.hop(role, group, name, "ring+", op.hop_bytes)
-        if op.before:
-            yield engine.traveller.meet(role, group, self._key(), one)
-        blocks_s = op.block_s * op.blocks * self.slow
-        for number in range(op.rounds):
-            hop = None
-            if op.beside_last or number < op.rounds - 1:
-                hop = engine.traveller.meet(role, group, self._key(), both)
-            if engine.watch is not None:
-                now = float(self.env.now)
-                self.note("compute", f"{op.partners}, blocks", now, now + blocks_s)
-            yield self.env.timeout(blocks_s)
-            if hop is not None:
-                yield hop
-        if op.after:
-            yield engine.traveller.meet(role, group, self._key(), one)
-        passed = float(self.env.now) - begin
-        if engine.watch is not None:
-            self.note(role, name, begin, begin + passed, group)
-        engine.waited[op.spec] += (passed - op.whole_s * self.slow) * self.weight
-        engine.flown[op.spec] += passed * self.weight
-        engine.counts[op.spec] += self.weight
-
-    def _key(self) -> int:
-        self.met += 1
-        return self.met
-
-    def note(
-        self, role: str, name: str, start_s: float, end_s: float, group: int | None = None
-    ) -> None:
-        """Tell who watches."""
-        if self.engine.watch is not None:
-            number = self.number if group is None else group
-            span = Span(name=name, role=role, group=number, start_s=start_s, end_s=end_s, bytes=0.0)
-            self.engine.watch(span)

@@ -1,13 +1,14 @@
 """Chips that do the same at the same time are simulated once.
 
-Every device runs the same program; what differs between two of them can only be their own speed,
-the groups that they are in, and the links that those groups use. So colour devices by speed and
-links by rate, and refine: a group gets a new colour from the colours of its members and links,
-a device from those of its groups, a link from those of the groups that load it, until nothing
-changes. Devices of one colour are then bound to do everything at the same time (this is colour
-refinement, the coarsest equitable partition; Paige and Tarjan 1987), and one of them stands for
-all. A healthy torus has one colour; a slow chip splits off itself, the groups it is in, and the
-rest. Unfolded, every device, group and link has its own colour, and all else stays the same.
+Every device runs the same program, or that of its pipeline stage; what else differs between two
+of them can only be their own speed, the groups that they are in, and the links that those groups
+use. So colour devices by speed and stage and links by rate, and refine: a group gets a new colour
+from the colours of its members and links, a device from those of its groups, a link from those of
+the groups that load it, until nothing changes. Devices of one colour are then bound to do
+everything at the same time (this is colour refinement, the coarsest equitable partition; Paige and
+Tarjan 1987), and one of them stands for all. A healthy torus has one colour; a slow chip splits off
+itself, the groups it is in, and the rest. Unfolded, every device, group and link has its own
+colour, and all else stays the same.
 """
 
 from __future__ import annotations
@@ -131,10 +132,11 @@ def fold(
     topology: Topology,
     groups: dict[str, Groups],
     legs: dict[str, tuple[str, ...]],
-    speed: Floats,
+    kinds: Ints,
     unfold: bool = False,
 ) -> Fold:
-    """Return the classes. `legs` names what each role's groups will do, `speed` each device."""
+    """Return the classes. `legs` names what each role's groups will do; devices of different
+    `kinds` are known to differ: in speed, or in their pipeline stage."""
     result = Fold(
         topology=topology,
         groups=groups,
@@ -150,18 +152,18 @@ def fold(
     if unfold:
         result.link_class[used] = np.arange(used.sum())
         return result
-    _refine(result, tables, speed, used)
+    _refine(result, tables, kinds, used)
     return result
 
 
 def _refine(
     result: Fold,
     tables: dict[tuple[str, str], tuple[Ints, Ints, Floats]],
-    speed: Floats,
+    kinds: Ints,
     used: Any,
 ) -> None:
     topology, groups = result.topology, result.groups
-    devices = _colours(speed)
+    devices = kinds
     port = np.arange(len(used)) % topology.ports  # kept apart so that reports can name them
     links = np.where(used, _colours(topology.rates) * topology.ports + port + 1, 0)
     grouped = {role: _colours(_latencies(item, result.legs[role])) for role, item in groups.items()}

@@ -11,7 +11,9 @@ simulates the hops, and a test holds the two together).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 
@@ -87,28 +89,10 @@ class Groups:
             return ()
         return tuple(axis for axis in short if self.closed(axis))
 
-    def phase_lengths(self, order: tuple[int, ...]) -> tuple[int, ...]:
-        """Return how many members a gather in this order of axes reaches along each.
-
-        On a straight torus, the group's length on the axis. On a twisted one a walk along a short
-        axis of k comes back only after 2 k steps, having passed the places half a long axis away
-        too: who takes a short axis before the last long one has gathered from 2 k, and then needs
-        only half of that long axis.
-
-        >>> from shardsim.machine import parse_machine
-        >>> twisted = Topology(parse_machine("v4:4x4x8_twisted"))
-        >>> whole = Groups(twisted, AxisLayout(factors=(4, 4, 8), strides=(1, 1, 1)), "any")
-        >>> whole.phase_lengths((0, 1, 2)), whole.phase_lengths((2, 0, 1))
-        ((8, 4, 4), (8, 4, 4))
-        """
-        lengths = [self.factors[axis + 1] for axis in order]
-        twisted, long = self.twisted_axes(), self.topology.twist[1]
-        last = max((order.index(axis) for axis in long if axis in order), default=-1)
-        early = [place for place, axis in enumerate(order) if axis in twisted and place < last]
-        if early:
-            lengths[early[0]] *= 2
-            lengths[last] //= 2
-        return tuple(lengths)
+    def axis_rate(self, number: int) -> float:
+        """Return the bytes/s that one member gets along a torus axis."""
+        ways = 2.0 if self.closed(number) else 1.0
+        return self.topology.axes[number].bytes_per_s * ways / self.strides[number + 1]
 
     def lines(self, number: int) -> tuple[Ints, Ints]:
         """Return all groups' members by line along torus axis `number`, and each line's group."""
@@ -117,8 +101,10 @@ class Groups:
         return lines, np.repeat(np.arange(self.count), len(lines) // self.count)
 
     def leg(self, group: int, name: str) -> Leg:
-        """Return one of a group's legs: `gather:N` and `scatter:N` along axis N, `gather:dcn`,
-        `exchange` (all-to-all), `ring+` and `ring+-` (one hop, one or both ways), `shift`."""
+        """Return one of a group's legs: `gather:torus` and `scatter:torus`, `gather:N` inside a
+        chip or node (axis N), `gather:dcn`, `exchange` (all-to-all), `ring+`, `closing+` and
+        `ring+-` (one hop, one or both ways), `shift`, `next:N` and `back:N` (the Nth member of
+        the ring to its neighbour)."""
         table = self.table(name)
         low, high = np.searchsorted(table.owners, (group, group + 1))
         return Leg(
@@ -134,13 +120,14 @@ class Groups:
         if name not in self._tables:
             kind, _, where = name.partition(":")
             load = Load(self.topology, self.count)
-            if where == "dcn":
+            if kind in ("next", "back"):
+                self._tables[name] = self._message(load, int(where), 1 if kind == "next" else -1)
+            elif where == "dcn":
                 self._tables[name] = self._ports(load)
-            elif ":" in where:
-                axis, length = where.split(":")
-                self._tables[name] = self._cycle(load, int(axis), int(length))
+            elif where == "torus":
+                self._tables[name] = self._torus(load, kind == "gather")
             elif kind in ("gather", "scatter"):
-                self._tables[name] = self._along(load, int(where), kind == "gather")
+                self._tables[name] = self._inside(load, int(where))
             elif kind == "exchange":
                 self._tables[name] = self._exchange(load)
             else:
@@ -157,46 +144,65 @@ class Groups:
         load.dcn = True
         return load.table("dcn", slices - 1)
 
-    def _along(self, load: Load, number: int, gather: bool) -> Table:
-        """Return an all-gather or reduce-scatter along one axis, in both directions.
+    def _torus(self, load: Load, gather: bool) -> Table:
+        """Return an all-gather or reduce-scatter over all torus axes at the same time.
 
-        On a ring of n every directed link carries (n - 1) / 2 shards: for an even n the shard
-        from the far side comes half from each. On a line the link between members i and i + 1
-        carries the i + 1 shards of one side up and the n - 1 - i of the other down; in a
-        reduce-scatter the sums go the other way.
+        The hops of the axes follow each other. A twisted torus that closes inside the group loads
+        all links of an axis alike, as a straight one does.
         """
-        axis = self.topology.axes[number]
+        hops = np.zeros(self.count, dtype=np.int64)
+        axes = self.axes()
+        lengths = [self.factors[number + 1] for number in axes]
+        rates = [self.axis_rate(number) for number in axes]
+        closes = bool(self.twisted_axes())
+        for number, n, shards in zip(axes, lengths, axis_loads(lengths, rates), strict=True):
+            load.longest[:] = 0
+            if closes and self.closed(number):
+                owners = np.repeat(np.arange(self.count), self.size)
+                for way in (0, 1):
+                    links = self.members.reshape(-1) * self.topology.ports + 2 * number + way
+                    load.add(links, owners, shards / 2.0)
+                load.longest[:] = 1
+            else:
+                self._along(load, number, gather, shards / (n - 1))
+            hops += load.longest * (math.ceil((n - 1) / 2) if self.closed(number) else n - 1)
+        load.longest = hops
+        return load.table("+".join(self.topology.axes[number].name for number in axes), 1)
+
+    def _along(self, load: Load, number: int, gather: bool, unit: float) -> None:
+        """Add an all-gather or reduce-scatter of `unit` shards along one axis, both ways.
+
+        On a ring of n every directed link carries (n - 1) / 2 of them: for an even n the one from
+        the far side comes half from each. On a line the link between members i and i + 1 carries
+        the i + 1 of one side up and the n - 1 - i of the other down; in a reduce-scatter the sums
+        go the other way.
+        """
         n, stride = self.factors[number + 1], self.strides[number + 1]
-        if axis.switched:
-            owners = np.repeat(np.arange(self.count), self.size)
-            links = self.members.reshape(-1) * self.topology.ports + 2 * number
-            load.add(links, owners, n - 1.0)
-            load.longest[:] = 1
-            return load.table(axis.name, 1)
-        lines, owners = self.lines(number)
-        ring = self.closed(number)
+        (lines, owners), ring = self.lines(number), self.closed(number)
         for way in (0, 1):
             for place in range(n):
                 target = place + (1 if way == 0 else -1)
                 if not ring and not 0 <= target < n:
                     continue
-                shards = (n - 1) / 2.0
+                shards = (n - 1) / 2.0 * unit
                 if not ring:
                     behind = place + 1 if way == 0 else n - place
-                    shards = float(behind if gather else n - behind)
+                    shards = (behind if gather else n - behind) * unit
                 port = 2 * number + way
                 load.step(lines[:, place], lines[:, target % n], owners, port, stride, shards)
-        return load.table(axis.name, math.ceil((n - 1) / 2) if ring else n - 1)
 
-    def _cycle(self, load: Load, number: int, n: int) -> Table:
-        """Return a gather or scatter along the closed walks of a twisted torus: from n members,
-        half of them each way, over every link of the axis."""
+    def _inside(self, load: Load, number: int) -> Table:
+        """Return a gather or scatter inside a chip of two devices, or through a node's switch."""
+        axis = self.topology.axes[number]
+        n = self.factors[number + 1]
+        if not axis.switched:
+            self._along(load, number, True, 1.0)
+            return load.table(axis.name, n - 1)
         owners = np.repeat(np.arange(self.count), self.size)
-        for way in (0, 1):
-            links = self.members.reshape(-1) * self.topology.ports + 2 * number + way
-            load.add(links, owners, (n - 1) / 2.0)
+        links = self.members.reshape(-1) * self.topology.ports + 2 * number
+        load.add(links, owners, n - 1.0)
         load.longest[:] = 1
-        return load.table(self.topology.axes[number].name, math.ceil((n - 1) / 2))
+        return load.table(axis.name, 1)
 
     def _exchange(self, load: Load) -> Table:
         """Return an all-to-all over the torus axes, in units of what a member holds.
@@ -237,19 +243,68 @@ class Groups:
         load.longest[:] = hops
         return load.table("exchange", 1)
 
+    @cached_property
+    def in_ring(self) -> Ints:
+        """The members of every group in the order in which a ring visits them."""
+        return self.members[:, ring_order(self.factors)]
+
+    def places(self) -> Ints:
+        """Return every device's place in the ring of its group: its pipeline stage."""
+        table = np.empty(self.topology.devices, dtype=np.int64)
+        table[self.in_ring] = np.arange(self.size)
+        return table
+
+    def _message(self, load: Load, place: int, way: int) -> Table:
+        """Return one message from a place of every ring to the next or the previous one."""
+        sources, targets = self.in_ring[:, place], self.in_ring[:, (place + way) % self.size]
+        load.messages(sources, targets, np.arange(self.count), 1.0)
+        return load.table("ring", 1)
+
     def _ring(self, load: Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
 
         `shift` does not close the ring: the last member sends nothing. The ring visits the
         members so that each hop is one link where that is possible; where the ring cannot close
-        over single links, its last hop goes all the way back.
+        over single links, its last hop goes all the way back. `ring+` has the latency of the other
+        hops, `closing+` that of the last one.
         """
-        order = self.members[:, ring_order(self.factors)]
+        order = self.in_ring
         following = np.roll(order, -1, axis=1)
-        if name == "shift":
-            order, following = order[:, :-1], following[:, :-1]
-        owners = np.repeat(np.arange(self.count), order.shape[1])
-        load.messages(order.reshape(-1), following.reshape(-1), owners, 1.0)
+        groups = np.arange(self.count)
+        owners = np.repeat(groups, order.shape[1] - 1)
+        load.messages(order[:, :-1].reshape(-1), following[:, :-1].reshape(-1), owners, 1.0)
+        usual = load.longest.copy()
+        if name != "shift":
+            load.messages(order[:, -1], following[:, -1], groups, 1.0)
         if name == "ring+-":
+            owners = np.repeat(groups, order.shape[1])
             load.messages(following.reshape(-1), order.reshape(-1), owners, 1.0)
+        if name == "ring+":
+            load.longest = usual
         return load.table("ring", 1)
+
+
+def axis_loads(lengths: Sequence[int], rates: Sequence[float]) -> list[float]:
+    """Return how many shards each member receives along every axis of a gather over all of them.
+
+    What parts in all orders of the axes can load them with are the bases of the polytope where
+    each set S of axes carries at least prod(S) - 1 shards, the load if S goes first, and all
+    together carry prod - 1 (Edmonds 1970). The set that its rates serve worst gets its least;
+    the others share the rest in the same way (Fujishige 1980, the lexicographically optimal base).
+
+    >>> axis_loads([4, 4], [1.0, 1.0]), axis_loads([4, 4], [1.0, 0.1])
+    ([7.5, 7.5], [12.0, 3.0])
+    """
+    loads = [0.0] * len(lengths)
+    left = list(range(len(lengths)))
+    held = 1
+    while left:
+        sets = [part for size in range(len(left), 0, -1) for part in combinations(left, size)]
+        products = {part: math.prod(lengths[axis] for axis in part) for part in sets}
+        times = {part: held * (products[part] - 1) / sum(rates[a] for a in part) for part in sets}
+        worst = max(sets, key=lambda part: times[part])
+        for axis in worst:
+            loads[axis] = rates[axis] * times[worst]
+            left.remove(axis)
+        held *= products[worst]
+    return loads

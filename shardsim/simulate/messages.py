@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import simpy
 
-from shardsim.cost.network import group_of
 from shardsim.machine import Machine
 from shardsim.plan.layout import AxisLayout
+from shardsim.simulate.colours import Chain, colour_chains
 from shardsim.simulate.groups import Groups
 from shardsim.simulate.topology import Topology
-from shardsim.simulate.traffic import Chain, traffic
 
 Steps = Generator[simpy.Event, Any, Any]
 
@@ -43,17 +42,19 @@ def hop_by_hop(
     kind: str,
     total_bytes: float,
     late_s: dict[int, float] | None = None,
+    chunks: int = 1,
 ) -> HopByHop:
     """Simulate an all-gather or reduce-scatter inside a slice, device by device.
 
-    `late_s` delays the start of some devices.
+    `late_s` delays the start of some devices; `chunks` cuts the array into as many parts that
+    follow each other.
 
     >>> from shardsim.machine import parse_machine
     >>> ring = AxisLayout(factors=(4, 1, 1), strides=(1, 1, 1))
     >>> hop_by_hop(parse_machine("v4:4x4x4"), ring, "all-gather", 4096.0).messages
     256
     """
-    return _Run(machine, layout, kind, total_bytes, late_s or {}).result
+    return _Run(machine, layout, kind, total_bytes, late_s or {}, chunks).result
 
 
 class _Run:
@@ -64,6 +65,7 @@ class _Run:
         kind: str,
         total_bytes: float,
         late_s: dict[int, float],
+        chunks: int,
     ) -> None:
         if kind not in ("all-gather", "reduce-scatter"):
             raise ValueError(f"hop by hop: all-gather or reduce-scatter, not '{kind}'")
@@ -78,31 +80,28 @@ class _Run:
         self.result = HopByHop(time_s=0.0, finished_s=[0.0] * self.topology.devices)
         self.on: dict[int, float] = defaultdict(float)
         self.off: dict[int, float] = defaultdict(float)
-        moved = traffic(kind, self.groups, group_of(machine, layout), total_bytes)
+        chains = colour_chains(self.groups, total_bytes / self.groups.size, chunks)
+        if not self.gather:
+            chains = tuple(chain[::-1] for chain in chains)
         for device in range(self.topology.devices):
             start_s = late_s.get(device, 0.0)
-            self.env.process(self._device(device, moved.stages, start_s))
+            self.env.process(self._device(device, chains, start_s))
         self.env.run()
         self.result.time_s = max(self.result.finished_s)
         self.result.bytes_on, self.result.bytes_off = dict(self.on), dict(self.off)
 
-    def _device(self, device: int, stages: Any, start_s: float) -> Steps:
+    def _device(self, device: int, chains: tuple[Chain, ...], start_s: float) -> Steps:
         yield self.env.timeout(start_s + self.chip.collective_overhead_s)
-        for number, stage in enumerate(stages):
-            chains = [
-                self.env.process(self._chain(device, chain, number * 1000 + place, place))
-                for place, chain in enumerate(stage)
-            ]
-            yield self.env.all_of(chains)
+        running = [
+            self.env.process(self._chain(device, chain, tag)) for tag, chain in enumerate(chains)
+        ]
+        yield self.env.all_of(running)
         self.result.finished_s[device] = float(self.env.now)
 
-    def _chain(self, device: int, chain: Chain, tag: int, place: int) -> Steps:
-        for step, move in enumerate(chain):
-            axis = int(move.leg.partition(":")[2])
+    def _chain(self, device: int, chain: Chain, tag: int) -> Steps:
+        for step, (axis, unit_bytes) in enumerate(chain):
             ways = [
-                self.env.process(
-                    self._way(device, axis, way, move.unit_bytes, tag, step * 1000 + place)
-                )
+                self.env.process(self._way(device, axis, way, unit_bytes, tag, step * 1000 + tag))
                 for way in (0, 1)
             ]
             yield self.env.all_of(ways)

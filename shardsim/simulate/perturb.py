@@ -9,6 +9,9 @@ import numpy as np
 from shardsim.errors import HardwareError
 from shardsim.simulate.topology import Fault, Floats, Topology
 
+LARGEST_FACTOR = 1e6  # of a slowdown, so that times stay finite
+LARGEST_JITTER = 10.0  # relative standard deviation
+
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
@@ -16,18 +19,24 @@ class Perturbation:
 
     slowdowns: tuple[tuple[int, float], ...] = ()  # (device, factor on all its compute time)
     faults: tuple[Fault, ...] = ()
+    broken: tuple[int, ...] = ()  # devices out of order, with all their wires
     jitter: float = 0.0  # relative standard deviation of a device's time for one layer
     dcn_congestion: float = 1.0  # what divides every chip's DCN rate
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.jitter < 0 or not np.isfinite(self.jitter):
-            raise HardwareError(f"jitter must be zero or positive, not {self.jitter:g}")
-        if self.dcn_congestion < 1:
-            raise HardwareError(f"dcn_congestion must be at least 1, not {self.dcn_congestion:g}")
+        if not 0 <= self.jitter <= LARGEST_JITTER:
+            raise HardwareError(f"jitter must be 0 to {LARGEST_JITTER:g}, not {self.jitter:g}")
+        if not 1 <= self.dcn_congestion <= LARGEST_FACTOR:
+            raise HardwareError(
+                f"dcn_congestion must be 1 to {LARGEST_FACTOR:,.0f}, not {self.dcn_congestion:g}"
+            )
         for device, factor in self.slowdowns:
-            if not 0 < factor < np.inf:
-                raise HardwareError(f"device {device}: the slowdown must be positive")
+            if not 1 / LARGEST_FACTOR <= factor <= LARGEST_FACTOR:
+                raise HardwareError(
+                    f"device {device}: the slowdown must be positive and at most "
+                    f"{LARGEST_FACTOR:,.0f}, not {factor:g}"
+                )
 
     def also(
         self,
@@ -52,10 +61,7 @@ class Perturbation:
         """Return the factor on every device's compute time."""
         factors = np.ones(topology.devices)
         for device, factor in self.slowdowns:
-            if not 0 <= device < topology.devices:
-                raise HardwareError(
-                    f"{topology.machine.name} has devices 0 to {topology.devices - 1}, not {device}"
-                )
+            topology.check_device(device)
             factors[device] *= factor
         return factors
 

@@ -1,313 +1,131 @@
-"""A Program as the operations that every chip runs in order: work, collectives, waits.
-
-The same rules as in `cost/price.py`: "exposed" collectives stop the chip; "ring" ones are cut
-into hops beside blocks of their matmuls where the compiler's test says that it pays; of those
-"behind", gathers start one layer ahead and scatters are awaited one layer later.
-"""
+"""A Program as the scripts that chips run: one for all, or one for every pipeline stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from shardsim.cost.collectives import collective_s, sent_bytes
-from shardsim.cost.compute import compute_time
 from shardsim.cost.network import Group
-from shardsim.cost.overlap import BIDIRECTIONAL, ring_matmul_s
-from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
-from shardsim.program.tasks import Block, Collective, Compute, Program
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Operations in a row on the chip's compute stream."""
-
-    parts: tuple[tuple[str, float], ...]  # name and seconds
-
-    @property
-    def time_s(self) -> float:
-        """Seconds of all of them."""
-        return sum(seconds for _, seconds in self.parts)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Spec:
-    """One collective of the program, as numbers."""
-
-    name: str
-    kind: str
-    role: str
-    bytes: float
-    messages: float
-    stage: str
-    repeat: int
-    moves: str  # "parameters" or "activations"
-    sent_bytes: float  # by one member, once
-    alone_s: float  # what the closed form says, once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sync:
-    """Run a collective and wait for it."""
-
-    spec: Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Start a collective; it is awaited at the end of the next layer."""
-
-    spec: Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """Start a transfer to or from the host, awaited at the end of the layer."""
-
-    name: str
-    time_s: float
-    bytes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ring:
-    """A collective cut into hops beside blocks of matmuls.
-
-    `rounds` rounds of `blocks` blocks each, a hop beside every round but, in one direction of a
-    gather, the last. A gather in both directions has one hop before, a scatter one after.
-    """
-
-    spec: Spec
-    block_s: float
-    blocks: int
-    rounds: int
-    leg: str
-    hop_bytes: float
-    before: bool
-    after: bool
-    beside_last: bool
-    whole_s: float  # the matmuls, not cut
-    partners: str
-
-
-Op = Work | Sync | Start | Host | Ring
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One trip through a block."""
-
-    name: str
-    phase: str
-    ops: tuple[Op, ...]
-    prefetch: tuple[Spec, ...] = ()  # needed when it starts, gathered ahead
-    reduce: tuple[Spec, ...] = ()  # started when its gradients are complete
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Units in the order in which they run, and when each unit's gathers start."""
-
-    units: tuple[Unit, ...]
-    order: tuple[int, ...]  # into `units`
-    issue: dict[int, tuple[int, ...]]  # place in `order` -> places whose gathers start there
-    legs: dict[str, set[str]] = field(default_factory=dict)  # by role: kind@stage, ring legs
+from shardsim.program.tasks import Block, Program
+from shardsim.simulate.operations import Receive, Schedule, Script, Send, Spec, Step, Unit
+from shardsim.simulate.pipeline import Turn, one_forward_one_backward
+from shardsim.simulate.writing import Writer
 
 
 def schedule(
     machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
 ) -> Schedule:
     """Return what every chip of `machine` does in a step of `program`."""
-    if int(layout.pipeline.size) > 1:
-        raise PlanError(
-            "the event simulation has no pipeline stages yet; use --fidelity analytic for "
-            f"{int(layout.pipeline.size)} stages"
-        )
-    writer = _Writer(machine, layout, program, links)
     blocks = {block.name: block for block in program.blocks}
-    layer = "layer forward"
-    forward = writer.unit(blocks[layer])
-    head = writer.unit(blocks["embedding and head"])
-    backward = writer.unit(blocks["layer backward"])
-    reductions = [block for block in program.blocks if block.phase == "reduction"]
-    afterwards = [writer.unit(block) for block in reductions]
-    # Gradients are complete in the last microbatch, and what may run behind it starts there.
-    ahead = {block.name: writer.reductions.get(block.name, ()) for block in reductions}
-    units = [
-        forward,
-        head,
-        backward,
-        replace(head, reduce=ahead.get("end gradient reduction", ())),
-        replace(backward, reduce=ahead.get("gradient reduction", ())),
-        writer.unit(blocks["update"]),
-    ]
-    microbatches = int(layout.microbatches)
-    layers = round(float(blocks[layer].trips)) // microbatches
-    order: list[int] = []
-    for number in range(microbatches):
-        final = number == microbatches - 1
-        order += [0] * layers + [3 if final else 1] + [4 if final else 2] * layers
-    for block, unit in zip(reductions, afterwards, strict=True):
-        if unit.ops:
-            order += [len(units)] * round(float(block.trips))
-            units.append(unit)
-    order.append(5)
+    scribe = _Scribe(Writer(machine, layout, program, links), layout, blocks)
+    stages = int(layout.pipeline.size)
+    scripts = tuple(_script(tuple(scribe.steps(stage)), scribe.units) for stage in range(stages))
+    return Schedule(units=tuple(scribe.units), scripts=scripts, legs=scribe.legs)
+
+
+def _script(steps: Sequence[Step], units: Sequence[Unit]) -> Script:
+    """Return the steps and where gathers start: one layer ahead."""
     issue: dict[int, tuple[int, ...]] = {}
     latest = -1
-    for place, number in enumerate(order):
-        if units[number].prefetch:
+    for place, step in enumerate(steps):
+        unit = units[step.unit]
+        if unit.prefetch:
             at = latest if latest >= 0 else place
             issue[at] = (*issue.get(at, ()), place)
-        if units[number].name.startswith("layer"):
+        if unit.phase in ("forward", "backward"):
             latest = place
-    return Schedule(units=tuple(units), order=tuple(order), issue=issue, legs=writer.legs)
+    return Script(steps=tuple(steps), issue=issue)
 
 
-class _Writer:
-    def __init__(
-        self, machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
-    ) -> None:
-        self.machine = machine
-        self.layout = layout
-        self.program = program
-        self.links = links
-        self.legs: dict[str, set[str]] = {}
-        self.reductions: dict[str, tuple[Spec, ...]] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Variants:
+    """A block as a unit: as it is, and with the reductions that start behind the last one."""
 
-    def unit(self, block: Block) -> Unit:
-        """Return one trip through `block`."""
-        ops: list[Op] = []
-        prefetch: list[Spec] = []
-        times = {
-            work.name: float(compute_time(self.machine.chip, work).total_s * work.count)
-            for work in block.computes()
-        }
-        rings, inside = self._rings(block, times)
-        host = self._host(block)
-        if host is not None:
-            ops.append(host)
-        run: list[tuple[str, float]] = []
+    usual: int
+    last: int
 
-        def flush() -> None:
-            if run:
-                ops.append(Work(parts=tuple(run)))
-                run.clear()
 
-        for task in block.tasks:
-            if isinstance(task, Compute):
-                if task.name in rings:
-                    flush()
-                    ops.append(rings[task.name])
-                elif task.name not in inside and times[task.name] > 0:
-                    run.append((task.name, times[task.name]))
-                continue
-            if not isinstance(task, Collective):  # only compiled programs have others
-                continue
-            spec = self.spec(task)
-            if spec is None or task.name in inside:
-                continue
-            behind = task.schedule == "behind" and bool(getattr(self.layout, task.switch))
-            if behind and block.phase == "reduction":
-                self.reductions[block.name] = (*self.reductions.get(block.name, ()), spec)
-            elif behind and task.kind == "all-gather":
-                prefetch.append(spec)
-            else:
-                flush()
-                ops.append(Start(spec=spec) if behind else Sync(spec=spec))
-        flush()
-        return Unit(name=block.name, phase=block.phase, ops=tuple(ops), prefetch=tuple(prefetch))
+class _Scribe:
+    """Writes the steps of every stage."""
 
-    def spec(self, task: Collective) -> Spec | None:
-        """Return a collective as numbers; None where it does not run."""
-        group = self.links[task.role]
-        repeat = int(task.count)
-        total = float(task.bytes)
-        moved = float(sent_bytes(task.kind, group, total, task.stage))
-        if repeat == 0 or moved == 0:
-            return None
-        self.legs.setdefault(task.role, set()).add(f"{task.kind}@{task.stage}")
-        alone = collective_s(task.kind, group, total, task.messages, task.stage)
-        return Spec(
-            name=task.name,
-            kind=task.kind,
-            role=task.role,
-            bytes=total,
-            messages=float(task.messages),
-            stage=task.stage,
-            repeat=repeat,
-            moves=task.moves,
-            sent_bytes=moved,
-            alone_s=float(alone),
-        )
+    def __init__(self, writer: Writer, layout: Layout, blocks: Mapping[str, Block]) -> None:
+        self.units: list[Unit] = []
+        self.stages = int(layout.pipeline.size)
+        self.microbatches = int(layout.microbatches)
+        boundary = blocks["stage boundary"]
+        interleave = round(float(boundary.trips)) // self.microbatches
+        self.chunks = interleave if self.stages > 1 else 1
+        layers = round(float(blocks["layer forward"].trips)) // self.microbatches
+        self.layers = layers // self.chunks  # of one chunk
+        self.forward = self._add(writer.unit(blocks["layer forward"]))
+        head = writer.unit(blocks["embedding and head"])
+        backward = writer.unit(blocks["layer backward"])
+        reductions = [block for block in blocks.values() if block.phase == "reduction"]
+        afterwards = [writer.unit(block) for block in reductions]
+        # Gradients are complete in the last microbatch, and what may run behind it starts there.
+        self.backward = self._variants(backward, writer.reductions.get("gradient reduction", ()))
+        self.head = self._variants(head, writer.reductions.get("end gradient reduction", ()))
+        self.finish: list[Step] = []
+        for block, unit in zip(reductions, afterwards, strict=True):
+            if unit.ops:
+                self.finish += [Step(unit=self._add(unit))] * round(float(block.trips))
+        self.finish.append(Step(unit=self._add(writer.unit(blocks["update"]))))
+        self.send: Spec | None = None
+        if self.stages > 1:
+            spec = writer.spec(next(boundary.collectives()))
+            assert spec is not None
+            self.send = replace(spec, repeat=1)
+            writer.legs["pipeline"] = set()
+        self.legs = writer.legs
 
-    def _rings(self, block: Block, times: dict[str, float]) -> tuple[dict[str, Ring], set[str]]:
-        """Return the rings of a block by the matmul in whose place they run, and all names that
-        they stand for. A gather's ring runs where its first matmul was, a scatter's at the last.
+    def steps(self, stage: int) -> Iterator[Step]:
+        """Yield what the chips of a stage do in order.
+
+        The head runs on the last stage only, with the embedding, as the cost model has it.
         """
-        rings: dict[str, Ring] = {}
-        inside: set[str] = set()
-        tasks = {work.name: work for work in block.computes()}
-        for task in block.collectives():
-            spec = self.spec(task) if task.schedule == "ring" else None
-            if spec is None:
-                continue
-            names = [
-                work.name
-                for work in block.computes()
-                if work.name in task.partners and times[work.name] > 0
-            ]
-            whole = sum(times[name] for name in names)
-            size = int(self.links[task.role].size)
-            block_s = sum(
-                float(
-                    compute_time(self.machine.chip, tasks[name], size).total_s * tasks[name].count
-                )
-                for name in names
-            )
-            made = ring_matmul_s(
-                kind=task.kind,
-                group=self.links[task.role],
-                total_bytes=spec.bytes,
-                matmul_s=whole,
-                block_s=block_s,
-                collective_s=spec.alone_s,
-                mode=self.layout.matmul_overlap,
-            )
-            if not names or not bool(made.decomposed):
-                continue
-            ring = self._ring(spec, whole, block_s, size, " + ".join(names))
-            rings[names[0] if task.kind == "all-gather" else names[-1]] = ring
-            inside.update(names)
-            inside.add(task.name)
-            self.legs[task.role] |= {"ring+", ring.leg}
-        return rings, inside
+        last = self.stages * self.chunks - 1
+        passing = [self._passing(stage, way) for way in (1, -1)] if self.stages > 1 else []
+        for turn in one_forward_one_backward(self.stages, stage, self.microbatches, self.chunks):
+            final = turn.microbatch == self.microbatches - 1
+            place = turn.chunk * self.stages + stage
+            start, end, way = (0, last, 1) if turn.forward else (last, 0, -1)
+            if place != start:
+                yield self._message(passing, turn, place, way, arriving=True)
+            if turn.forward:
+                yield from [Step(unit=self.forward)] * self.layers
+                if place == last:
+                    yield Step(unit=self.head.last if final else self.head.usual)
+            else:
+                unit = self.backward.last if final else self.backward.usual
+                yield from [Step(unit=unit)] * self.layers
+            if place != end:
+                yield self._message(passing, turn, place + way, way, arriving=False)
+        yield from self.finish
 
-    def _ring(self, spec: Spec, whole_s: float, block_s: float, size: int, partners: str) -> Ring:
-        both = int(self.layout.matmul_overlap) == BIDIRECTIONAL and size % 4 == 0
-        gather = spec.kind == "all-gather"
-        return Ring(
-            spec=spec,
-            block_s=block_s,
-            blocks=2 if both else 1,
-            rounds=size // 2 if both else size,
-            leg="ring+-" if both else "ring+",
-            hop_bytes=spec.bytes / size,
-            before=both and gather,
-            after=not gather,
-            beside_last=both or not gather,
-            whole_s=whole_s,
-            partners=partners,
-        )
+    def _message(
+        self, passing: list[tuple[int, int]], turn: Turn, target: int, way: int, *, arriving: bool
+    ) -> Step:
+        """Return the sending or receiving of a microbatch at a place in the pipeline."""
+        units = passing[0 if way == 1 else 1]
+        number = turn.microbatch * self.stages * self.chunks + target
+        return Step(unit=units[0 if arriving else 1], message=number)
 
-    def _host(self, block: Block) -> Host | None:
-        moved = float(np.max(self.program.offload_bytes))
-        if moved == 0 or block.name not in ("layer forward", "layer backward"):
-            return None
-        chip = self.machine.chip
-        rate = (chip.pcie_bytes_per_s or np.inf) / chip.devices_per_chip
-        name = "offload activations" if block.phase == "forward" else "fetch activations"
-        return Host(name=name, time_s=float(moved / rate), bytes=moved)
+    def _passing(self, stage: int, way: int) -> tuple[int, int]:
+        """Return the units that receive and send one way at a stage."""
+        assert self.send is not None
+        name = "next" if way == 1 else "back"
+        leg, before = f"{name}:{stage}", f"{name}:{(stage - way) % self.stages}"
+        if self.chunks > 1 or 0 <= stage + way < self.stages:
+            self.legs["pipeline"].add(leg)
+        wait = Unit(name="wait for a stage", phase="boundary", ops=(Receive(leg=before),))
+        send = Unit(name="send to a stage", phase="boundary", ops=(Send(spec=self.send, leg=leg),))
+        return self._add(wait), self._add(send)
+
+    def _variants(self, unit: Unit, reduce: tuple[Spec, ...]) -> _Variants:
+        return _Variants(usual=self._add(unit), last=self._add(replace(unit, reduce=reduce)))
+
+    def _add(self, unit: Unit) -> int:
+        self.units.append(unit)
+        return len(self.units) - 1

@@ -14,6 +14,7 @@ from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
 from shardsim.simulate.engine import Contention, StepEngine
 from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.spare import refuse_broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Simulation(Prediction):
     transfers: int = 0
     seconds: float = 0.0  # of simulating
     analytic_step_time_s: float = 0.0
+    perturbation: Perturbation = field(default_factory=Perturbation)
     engine: StepEngine | None = field(default=None, repr=False, compare=False)
 
     def to_data(self) -> dict[str, Any]:
@@ -36,6 +38,7 @@ class Simulation(Prediction):
             "fidelity": "events",
             "events": {
                 "analytic_step_time_s": self.analytic_step_time_s,
+                "perturbation": dataclasses.asdict(self.perturbation),
                 "contention": [dataclasses.asdict(item) for item in self.contention],
                 "link_utilisation": dict(self.utilisation),
                 "link_bytes": dict(self.link_bytes),
@@ -63,13 +66,14 @@ def simulate_plan(
     `straggler` is (device, slowdown): (0, 1.1) makes device 0 take 10 % longer for everything it
     computes. `dead_link` is (device, port), see `topology.py`. `jitter` is the relative standard
     deviation of each device's time for each layer, drawn from `seed`. `perturbation` takes all of
-    these and more. `unfold` simulates every chip and every link for itself. `watch` is told of
-    every collective and operation of one chip of each class.
+    these and more; `what_if` reads one from words. `unfold` simulates every chip and every link
+    for itself. `watch` is told of every collective and operation of one chip of each class.
     """
     began = time.perf_counter()
     wanted = (perturbation or Perturbation()).also(
         straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
     )
+    refuse_broken(plan.machine, wanted.broken)
     analytic = predict(plan)
     layout = resolve(plan)
     engine = StepEngine(plan.machine, layout, analytic, wanted, unfold, watch)
@@ -77,9 +81,9 @@ def simulate_plan(
     step_time_s = engine.step_time_s
     slower = step_time_s / analytic.step_time_s
     parts = dict(analytic.time)
-    parts["bubble_s"] = 0.0
+    parts["bubble_s"] = engine.bubble_s() if analytic.time["bubble_s"] > 0 else 0.0
     parts["exposed_comm_s"] = step_time_s - sum(
-        parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s")
+        parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s", "bubble_s")
     )
     values = {item.name: getattr(analytic, item.name) for item in dataclasses.fields(analytic)}
     values |= {
@@ -104,5 +108,6 @@ def simulate_plan(
         transfers=engine.links.transfers,
         seconds=time.perf_counter() - began,
         analytic_step_time_s=analytic.step_time_s,
+        perturbation=wanted,
         engine=engine,
     )

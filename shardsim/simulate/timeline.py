@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardsim.errors import FileError
-from shardsim.files import write_text
+from shardsim.files import write_bytes, write_text
 from shardsim.plan.plan import Plan
 from shardsim.simulate.collective import Span
 from shardsim.simulate.step import Simulation, simulate_plan
@@ -253,16 +252,4 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
         raise FileError(f"cannot draw {path}: the name must end in .png, .svg or .pdf")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=130)
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "wb", dir=target.parent, prefix=".shardsim-", delete=False
-        ) as handle:
-            temporary = handle.name
-            handle.write(buffer.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+    write_bytes(target, buffer.getvalue())

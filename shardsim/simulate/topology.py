@@ -35,7 +35,9 @@ class Fault:
 class Topology:
     """All devices and directed links of a machine, faults included."""
 
-    def __init__(self, machine: Machine, faults: tuple[Fault, ...] = ()) -> None:
+    def __init__(
+        self, machine: Machine, faults: tuple[Fault, ...] = (), broken: tuple[int, ...] = ()
+    ) -> None:
         self.machine = machine
         self.axes = machine.axes
         self.shape = (machine.slices, *(axis.length for axis in machine.axes))
@@ -47,6 +49,9 @@ class Topology:
         self.dead: set[int] = set()
         for fault in faults:
             self._break(fault)
+        self.broken = frozenset(broken)  # devices that are out of order, with all their wires
+        for device in self.broken:
+            self._remove(device)
 
     # Construction.
 
@@ -135,7 +140,25 @@ class Topology:
             if fault.factor == 0:
                 self.dead.add(link)
 
+    def _remove(self, device: int) -> None:
+        """Take a device and every wire at it out."""
+        self.check_device(device)
+        for port in range(self.dcn_port):
+            other = int(self.neighbour[device, port])
+            self.dead.add(device * self.ports + port)
+            if 0 <= other != device:
+                self.dead.add(other * self.ports + (port ^ 1))
+        self.dead.add(device * self.ports + self.dcn_port)
+        self.rates[list(self.dead)] = 0.0
+
     # Reading.
+
+    def check_device(self, device: int) -> None:
+        """Raise `HardwareError` for a device that is not there."""
+        if not 0 <= device < self.devices:
+            raise HardwareError(
+                f"{self.machine.name} has devices 0 to {self.devices - 1}, not {device}"
+            )
 
     def position(self, axis: int) -> Ints:
         """Return every device's place along torus axis number `axis`."""
@@ -169,7 +192,7 @@ class Topology:
     def graph(self) -> Any:
         """The working links as a networkx digraph; edges carry `link` and `bytes_per_s`."""
         graph = nx.DiGraph()
-        graph.add_nodes_from(range(self.devices))
+        graph.add_nodes_from(device for device in range(self.devices) if device not in self.broken)
         for device, port in zip(*np.nonzero(self.neighbour >= 0), strict=True):
             link = int(device) * self.ports + int(port)
             if link not in self.dead and not self.axes[int(port) // 2].switched:
@@ -251,7 +274,7 @@ class Topology:
         """Return the links of a shortest route over what still works."""
         try:
             nodes = nx.bidirectional_shortest_path(self.graph, source, target)
-        except nx.NetworkXNoPath:
+        except (nx.NetworkXNoPath, nx.NodeNotFound):
             raise HardwareError(
                 f"{self.machine.name}: no working way from device {source} to {target}"
             ) from None

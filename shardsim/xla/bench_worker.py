@@ -7,13 +7,14 @@ same time, because on a host they share its cores.
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
@@ -22,7 +23,7 @@ from shardsim.emit.runtime.config import build_mesh
 from shardsim.emit.runtime.train import Trainer
 
 
-def seconds(run: Callable[[], Any], least: int = 5, budget_s: float = 1.0) -> float:
+def seconds(run: Callable[[], Any], least: int = 5, budget_s: float = 0.5) -> float:
     """Return the shortest time of `run`, repeated for about `budget_s`: others may use the CPU."""
     jax.block_until_ready(run())
     times: list[float] = []
@@ -54,13 +55,16 @@ def everywhere(function: Any, *shapes: tuple[int, ...]) -> Callable[[], Any]:
     return lambda: compiled(*arrays)
 
 
-def matmul(size: int) -> float:
-    """Return the seconds of one float32 matmul of a square of `size`, of eight in a row."""
+REPEATS = 8  # in one program: starting a program on all devices costs more than one operation
 
-    def run(a: Any, b: Any) -> Any:
-        return lax.fori_loop(0, 8, lambda _, x: jnp.tanh(x[:1, :1]) + x @ b, a)
 
-    return seconds(everywhere(run, (size, size), (size, size))) / 8
+def matmul(m: int, k: int, n: int) -> float:
+    """Return the seconds of one float32 matmul [m, k] by [k, n], with those of the way back."""
+
+    def run(x: Any, b: Any, c: Any) -> Any:
+        return lax.fori_loop(0, REPEATS, lambda _, y: (y @ b) @ c / (k * n) ** 0.5, x)
+
+    return seconds(everywhere(run, (m, k), (k, n), (n, k))) / (2 * REPEATS)
 
 
 def stream(elements: int) -> float:
@@ -77,39 +81,61 @@ def vector(elements: int) -> float:
     return seconds(everywhere(run, (elements,)))
 
 
-def collective(kind: str, elements: int) -> float:
-    """Return the seconds of one collective of a whole float32 array of `elements`."""
-    count = jax.device_count()
-    if kind == "all-gather":
-        one = everywhere(
-            lambda x: lax.all_gather(x, "all", tiled=True)[: elements // count],
-            (elements // count,),
-        )
-    elif kind == "reduce-scatter":
-        one = everywhere(lambda x: lax.psum_scatter(x, "all", tiled=True), (elements,))
-    else:
-        one = everywhere(lambda x: lax.psum(x, "all"), (elements,))
-    return seconds(one)
+def collective(kind: str, elements: int, group: int) -> float:
+    """Return the seconds of one collective of a whole float32 array of `elements`.
+
+    Every `group` neighbours have one of their own, all at the same time.
+    """
+    devices = range(jax.device_count())
+    groups = [list(devices[start : start + group]) for start in devices[::group]]
+    share = elements // group
+    around = [
+        (member, members[(i + 1) % group]) for members in groups for i, member in enumerate(members)
+    ]
+
+    def one(i: Any, x: Any) -> Any:
+        if kind == "all-gather":
+            whole = lax.all_gather(x, "all", axis_index_groups=groups, tiled=True)
+            return lax.dynamic_slice_in_dim(whole, (i % group) * share, share)
+        if kind == "reduce-scatter":
+            part = lax.psum_scatter(x, "all", axis_index_groups=groups, tiled=True)
+            return lax.dynamic_update_slice_in_dim(x, part, 0, 0)
+        if kind == "all-reduce":
+            return lax.psum(x, "all", axis_index_groups=groups)
+        return lax.ppermute(x, "all", around)
+
+    size = share if kind == "all-gather" else elements
+    call = everywhere(lambda x: lax.fori_loop(0, REPEATS, one, x), (size,))
+    return seconds(call) / REPEATS
 
 
-def step(data: dict[str, Any]) -> float:
-    """Return the seconds of one training step of a plan, the shortest of five."""
-    mesh = build_mesh(data["plan"])
+STEPS = 9  # and one before them, which is not counted
+
+
+def step(data: dict[str, Any]) -> dict[str, float]:
+    """Return the seconds of one training step of a plan, the shortest of `STEPS`.
+
+    `cores_share` is the share of all cores that this process had in that step: where devices
+    wait for nothing but each other, less than one says that others used the machine.
+    """
+    used_devices = math.prod(axis["size"] for axis in data["plan"]["mesh"])
+    mesh = build_mesh(data["plan"], jax.devices()[:used_devices])
     trainer = Trainer(data, mesh)
     with jax.set_mesh(mesh):
         params, state = trainer.start(jax.random.key(0))
         batch = trainer.batch(0)
         compiled = trainer.compiled(trainer.step, params, state, batch)
         times = []
-        for _ in range(6):
-            start = time.perf_counter()
+        for _ in range(STEPS + 1):
+            start, used = time.perf_counter(), time.process_time()
             params, state, loss = compiled(params, state, batch)
             jax.block_until_ready((params, state, loss))
-            times.append(time.perf_counter() - start)
-    return min(times[1:])
+            times.append((time.perf_counter() - start, time.process_time() - used))
+    wall_s, used_s = min(times[1:])
+    return {"seconds": wall_s, "cores_share": used_s / wall_s / (os.cpu_count() or 1)}
 
 
-BENCHES: dict[str, Callable[..., float]] = {
+BENCHES: dict[str, Callable[..., float | dict[str, float]]] = {
     "matmul": matmul,
     "stream": stream,
     "vector": vector,
@@ -123,7 +149,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer: dict[str, Any] = {"seconds": BENCHES[request.pop("bench")](**request)}
+            found = BENCHES[request.pop("bench")](**request)
+            answer: dict[str, Any] = found if isinstance(found, dict) else {"seconds": found}
         except Exception as error:  # the parent reports it
             answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
         print(json.dumps(answer), flush=True)

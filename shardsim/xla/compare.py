@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.plan.layout import REPLICATED, Layout
-from shardsim.program.tasks import Program
+from shardsim.plan import Plan, resolve
+from shardsim.plan.layout import REPLICATED
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
 from shardsim.xla.entries import Compiled, sent_bytes
 
 TOLERANCE = 1e-6  # of the planned bytes: rounding of sums
@@ -79,11 +81,14 @@ def compiled_purpose(op_name: str) -> str:
     return next((purpose for name, purpose in SCOPES.items() if name in parts), "other")
 
 
-def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
-    """Return the planned traffic of a step of one plan on `mesh` (axis: size).
+def planned(plan: Plan) -> Sums:
+    """Return the planned traffic of a step, as the emitted code does it.
 
     A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes.
     """
+    layout = resolve(plan)
+    program = partition(Workload.of(plan), layout, plan.remat)
+    mesh = {axis.name: axis.size for axis in plan.mesh}
     sums: Sums = {}
     rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
     for block in program.blocks:
@@ -101,12 +106,16 @@ def planned(program: Program, layout: Layout, mesh: Mapping[str, int]) -> Sums:
     return sums
 
 
+def key_of(entry: Compiled) -> Key:
+    """Return what a compiled collective is summed by."""
+    return Key(entry.kind, entry.mesh_axes, compiled_purpose(entry.op_name))
+
+
 def compiled(entries: Iterable[Compiled]) -> Sums:
     """Return the compiled traffic of a step."""
     sums: Sums = {}
     for entry in entries:
-        key = Key(entry.kind, entry.mesh_axes, compiled_purpose(entry.op_name))
-        sums.setdefault(key, Traffic()).add(entry.sent_bytes, entry.count)
+        sums.setdefault(key_of(entry), Traffic()).add(entry.sent_bytes, entry.count)
     return sums
 
 

@@ -13,9 +13,7 @@ from typing import Any
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
-from shardsim.plan import Plan, resolve
-from shardsim.program.partition import partition
-from shardsim.program.shapes import Workload
+from shardsim.plan import Plan
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, planned, table
 from shardsim.xla.entries import Compiled
 
@@ -105,10 +103,7 @@ class Comparison:
         self.loss_error: float = answer["loss_rel_error"]
         self.gradient_error: float = answer["grad_rel_error"]
         self.update_error: float = answer["update_rel_error"]
-        layout = resolve(plan)
-        mesh = {axis.name: axis.size for axis in plan.mesh}
-        program = partition(Workload.of(plan), layout, plan.remat)
-        self.planned = planned(program, layout, mesh)
+        self.planned = planned(plan)
         self.compiled = compiled(
             Compiled(**{**entry, "mesh_axes": tuple(entry["mesh_axes"])})
             for entry in answer["collectives"]

@@ -38,7 +38,6 @@ def matmul(
 ) -> RingTime:
     members = int(group.size)
     return ring_matmul_s(
-        kind=kind,
         group=group,
         total_bytes=total_bytes,
         matmul_s=matmul_s,
@@ -48,36 +47,36 @@ def matmul(
     )
 
 
-def scheduled_s(
-    kind: str, members: int, both_ways: bool, block_s: float, hop_s: float, pair_hop_s: float
+def one_way_s(members: int, block_s: float, hop_s: float, closing_s: float) -> float:
+    """Run the schedule chip by chip: each multiplies a block while the next one is on its way.
+
+    The same for a gather, whose operand travels, and a scatter, whose sums do: chip `j` needs in
+    each trip what chip `j - 1` had in the trip before. Chip 0 waits for the last one.
+    """
+    begun = [0.0] * members
+    for _ in range(members - 1):
+        begun = [
+            max(begun[j] + block_s, begun[j - 1] + (hop_s if j else closing_s))
+            for j in range(members)
+        ]
+    return max(begun) + block_s
+
+
+def both_ways_s(
+    kind: str, members: int, block_s: float, pair_s: tuple[float, float], closing_s: float
 ) -> float:
-    """Run the schedule: a matrix unit and a link, each busy until its work is done."""
-    unit = link = 0.0
-    if kind == "all-gather" and not both_ways:
-        arrived = 0.0  # the own block is there
-        for block in range(members):
-            start = max(unit, arrived)
-            if block < members - 1:
-                # The block at hand leaves for the next member while it is multiplied.
-                arrived = link = max(start, link) + hop_s
-            unit = start + block_s
-        return unit
-    if kind == "all-gather":
-        arrived = hop_s  # prologue: the first neighbour's block
-        unit = hop_s
-        for _ in range(members // 2):
-            start = max(unit, arrived)
-            arrived = start + pair_hop_s  # one block each way
-            unit = start + 2 * block_s
-        return max(unit, arrived)
-    if not both_ways:
-        for _ in range(members):
-            # The sum moves while the next block of the result is multiplied.
-            unit = unit + max(block_s, hop_s)
-        return unit + hop_s
+    """Run the schedule chip by chip: two blocks a trip, one from each side; a hop on its own."""
+    begun = [closing_s if kind == "all-gather" else 0.0] * members
     for _ in range(members // 2):
-        unit = unit + max(2 * block_s, pair_hop_s)
-    return unit + hop_s
+        arrived = [
+            max(
+                begun[j - 1] + (pair_s[0] if j else pair_s[1]),
+                begun[(j + 1) % members] + (pair_s[0] if j < members - 1 else pair_s[1]),
+            )
+            for j in range(members)
+        ]
+        begun = [max(begun[j] + 2 * block_s, arrived[j]) for j in range(members)]
+    return max(begun) + (0.0 if kind == "all-gather" else closing_s)
 
 
 @pytest.mark.parametrize("members", [2, 3, 4, 6, 8, 16])
@@ -97,11 +96,23 @@ def test_time_is_that_of_the_schedule(members, mode, kind, wrapped, blocks_per_h
         whole = block_s * members + collective_s(kind, group, total)
         assert result.total_s == pytest.approx(whole, rel=1e-12)
         return
-    both = mode == BIDIRECTIONAL and members % 4 == 0
-    two_links = wrapped and members > 2
-    pair_s = hop_s if two_links else 2 * hop_s
-    expected = scheduled_s(kind, members, both, block_s, hop_s, pair_s)
+    wire_s = total / members / W
+    closing_s = hop_s if wrapped or members == 2 else wire_s + (members - 1) * HOP_S
+    if mode == BIDIRECTIONAL and members % 4 == 0:
+        # On a line both directions cross the same links, on a ring each has its own.
+        more = 0.0 if wrapped else wire_s
+        pair_s = (hop_s + more, closing_s + more)
+        expected = both_ways_s(kind, members, block_s, pair_s, closing_s)
+    else:
+        expected = one_way_s(members, block_s, hop_s, closing_s)
     assert result.total_s == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", [UNIDIRECTIONAL, BIDIRECTIONAL])
+def test_hops_are_those_of_the_loops_of_xla(mode):
+    """The plain loop skips the last; the one of both directions has one more, alone."""
+    assert matmul(ring(8), mode).hops == {UNIDIRECTIONAL: 7, BIDIRECTIONAL: 9}[mode]
+    assert matmul(ring(6), mode).hops == 5
 
 
 @pytest.mark.parametrize("members", [4, 8, 16])

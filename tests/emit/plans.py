@@ -24,6 +24,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "classes": 16,
         "biases": {"attention_output": True, "mlp": True},
     },
+    "vit-features": {
+        **_VIT,
+        "name": "vit-features",
+        "parallel_block": True,
+        "qk_norm": True,
+        "pooling": "map",
+        "biases": {"attention_output": True, "mlp": True},
+    },
     "vit-serial": {
         **_VIT,
         "name": "vit-serial",
@@ -58,6 +66,16 @@ MODELS: dict[str, dict[str, Any]] = {
     # As Gemma: norms after attention and MLP too.
     "gemma": {**_DECODER, "name": "gemma", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 2}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary"},
+    # The same side by side, with biases.
+    "gemma-parallel": {
+        **_DECODER,
+        "name": "gemma-parallel",
+        "parallel_block": True,
+        "post_norms": True,
+        "norm": "rmsnorm",
+        "kv_heads": 2,
+        "biases": {"qkv": True, "attention_output": True, "mlp": True},
+    },
     # Its vocabulary has to be padded.
     "gpt-61": {**_DECODER, "name": "gpt-61", "vocab": 61, "positions": "fixed"},
     "gpt": {**_DECODER, "name": "gpt", "biases": _ALL_BIASES, "activation": "relu"},
@@ -106,13 +124,12 @@ _F2M = {"fsdp": 2, "model2": 2, "model": 2}
 _FCM = {"fsdp": 2, "context": 2, "model": 2}
 _B, _DB = {"batch": ["fsdp"]}, {"batch": ["data", "fsdp"]}
 _SEQ, _EMB = {"seq": ["model"]}, {"embed": ["model"]}
+_ZERO = {"optimizer_rules": {"embed": ["data"]}}
 _CUSTOM = {"save": ["context", "mlp_output"]}
 
 PLANS: dict[str, Plan] = {
     "data": make("vit", _D, {}, {"batch": ["data"]}),
-    "data, sharded optimizer": make(
-        "llama", _D, {}, {"batch": ["data"]}, optimizer_rules={"embed": ["data"]}
-    ),
+    "data, sharded optimizer": make("llama", _D, {}, {"batch": ["data"]}, **_ZERO),
     "fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "fsdp, serial, microbatches": make(
         "vit-serial", _F, {"embed": ["fsdp"]}, _B, microbatches=2, remat="dots"
@@ -172,6 +189,37 @@ PLANS: dict[str, Plan] = {
         "vit-cls", {"fsdp": 4, "context": 2}, {"embed": ["fsdp"]}, _B | {"seq": ["context"]}
     ),
     "all, microbatches": make("gpt", _DFM, _FSDP_TENSOR, _DB | _SEQ, microbatches=2, remat=_CUSTOM),
+    "fewer key-value heads than members": make(
+        "llama", {"model": 8}, _INSIDE, _SEQ | {"batch": []}, remat={"save": ["rest"]}
+    ),
+    "2-D tensor, one key-value head": make(
+        "palm", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}
+    ),
+    "2-D tensor, values again": make(
+        "llama", _F2M, _TWO_D, _B | _SEQ | {"embed": ["model2"]}, remat={"save": ["rest"]}
+    ),
+    "2-D tensor, context": make(
+        "palm",
+        {"context": 2, "model2": 2, "model": 2},
+        {"embed": ["model2"], **_INSIDE},
+        {"embed": ["model2"], "seq": ["context", "model"]},
+        attention="unfused",
+        remat="dots",
+    ),
+    "2-D tensor, features": make(
+        "vit-features", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}, microbatches=2
+    ),
+    "tensor, norms after side by side": make(
+        "gemma-parallel", _DFM, _FSDP_TENSOR, _DB, fused_projections=True, remat="save_mlp"
+    ),
+    "sharded optimizer and context": make(
+        "palm",
+        {"data": 2, "context": 2, "model": 2},
+        _INSIDE,
+        {"batch": ["data"], "seq": ["context"]},
+        microbatches=2,
+        **_ZERO,
+    ),
     "partitioned data": make("vit", _D, {}, {"batch": ["data"]}, **_PART),
     "partitioned fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, **_PART, remat="none"),
     "partitioned fsdp, microbatches": make(

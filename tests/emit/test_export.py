@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from plans import MODELS, PLANS, make
 from shardsim.emit import export_plan
-from shardsim.emit.flax_rules import logical_rules, resolve_names
+from shardsim.emit.dialects.flax import logical_rules
+from shardsim.emit.dialects.rules import resolve_names
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
@@ -120,6 +121,18 @@ def test_the_emitted_code_imports_only_what_it_says(to: str) -> None:
             imported.add(str(node.module).split(".")[0])
     assert imported - set(sys.stdlib_module_names) <= {"jax", "numpy", "optax"}
     assert "shardsim." not in re.sub(r"`shardsim\.\S+`", "", code)
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_every_form_has_the_plans_compiler_options(to: str) -> None:
+    own = {"xla_tpu_scoped_vmem_limit_kib": "65536", "xla_enable_async_all_gather": "false"}
+    plan = make("vit", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, compiler_options=own)
+    options = plan_data(plan)["plan"]["tpu_options"]
+    assert options.items() >= own.items()
+    assert options["xla_tpu_enable_async_collective_fusion"] == "true"
+    text = export_plan(plan, to)
+    for name, value in options.items():
+        assert re.search(f"{name}['\"]?: ['\"]{value}['\"]", text)
 
 
 def test_an_unknown_form_is_refused_with_the_nearest() -> None:

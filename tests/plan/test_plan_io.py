@@ -111,6 +111,13 @@ def test_a_mesh_may_leave_its_place_to_the_planner():
         ({"rules": {"parameters": {"emb": ["f"]}}}, ["did you mean 'embed'"]),
         ({"model": "vit-22c"}, ["vit-22"]),
         ({"machine": "v4:3x3"}, ["v4"]),
+        ({"compiler_options": ["xla_x"]}, ["compiler_options", "names of options"]),
+        ({"compiler_options": {"xla-x": True}}, ["'xla-x' is no option's name"]),
+        ({"compiler_options": {"tpu_x": True}}, ["'tpu_x' is no option's name"]),
+        ({"compiler_options": {"xla_x": [1]}}, ["compiler_options.xla_x", "a word, not [1]"]),
+        ({"compiler_options": {"xla_x": "a b"}}, ["compiler_options.xla_x", "'a b'"]),
+        ({"compiler_options": {"xla_x": "a\n"}}, ["compiler_options.xla_x"]),
+        ({"compiler_options": {"xla_x": None}}, ["compiler_options.xla_x", "None"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(change, words):
@@ -122,6 +129,19 @@ def test_what_is_wrong_is_said_in_one_line(change, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_compiler_options_read_back_as_words():
+    plan = build(vit(), "v5e:4x4", 64, {"fsdp": {"x": 4}, "tensor": {"y": 4}})
+    given = {"compiler_options": {"xla_a": True, "xla_b": 64, "xla_c": "false", "xla_d": 1.5}}
+    plan = plan_from_data(plan_to_data(plan) | given, "text")
+    assert plan.compiler_options == {
+        "xla_a": "true",
+        "xla_b": "64",
+        "xla_c": "false",
+        "xla_d": "1.5",
+    }
+    assert plan_from_data(parse_yaml(dump_plan(plan), "text"), "text") == plan
 
 
 def test_a_missing_file_names_the_nearest_plan(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -10,14 +11,17 @@ from looking import cut_off, overlapping
 from matplotlib.figure import Figure
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.errors import ShardsimError
 from shardsim.plan import load_plan
+from shardsim.planner.changes import changed
 from shardsim.planner.search import search
 from shardsim.planner.whatif import ablate, sensitivity, sweep
-from shardsim.report import plots_evidence, plots_plan, plots_search
+from shardsim.report import plots_events, plots_evidence, plots_plan, plots_search
 from shardsim.report.plots_roofline import roofline
 from shardsim.report.plots_timeline import layer_timeline
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.style import COLOURS, to_png, to_svg
+from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
 
 PLANS = (
@@ -68,6 +72,16 @@ def test_pictures_of_a_search() -> None:
     assert "(%)" in figure.axes[0].get_ylabel()
 
 
+def test_cost_against_days() -> None:
+    result = search("vit-b-16", ["v5e:4x4", "v5e:4x8", "v5e:8x8"], 4096, top=20)
+    figure = plots_search.cost_front(result, 1.2, 1e12)
+    look(figure)
+    assert "days" in figure.axes[0].get_xlabel()
+    days, costs = figure.axes[0].lines[0].get_data()
+    assert sorted(days) == list(days)
+    assert sorted(costs, reverse=True) == list(costs)
+
+
 def test_the_front_has_no_plan_that_another_beats() -> None:
     items = search("vit-b-16", "v5e:4x4", 4096, top=40).predictions
     front = plots_search.front_of(items)
@@ -100,6 +114,42 @@ def test_pictures_of_published_runs() -> None:
         figure = picture(result)
         look(figure)
         assert "tokens/s/chip" in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("name", "link"),
+    [
+        ("vit-22b-published-tp8", 2),
+        ("vit-22b-published-tp8", 4),
+        ("maxtext-16b-published-v5e-8x256", 0),
+        ("llama3-70b-published-tpu7x-1x64", 4),
+    ],
+)
+def test_pictures_of_events(name: str, link: int) -> None:
+    plan = load_plan(name)
+    plan = replace(plan, model=replace(plan.model, layers=2))
+    healthy = simulate_plan(plan)
+    broken = simulate_plan(plan, dead_link=(0, link))
+    for item in (healthy, broken):
+        look(plots_events.link_loads(item))
+    look(plots_events.what_if_bars({"as it should be": healthy, "a dead wire": broken}))
+
+
+def test_equal_planes_are_drawn_once() -> None:
+    plan = load_plan("vit-22b-published-tp8")
+    plan = replace(plan, model=replace(plan.model, layers=2))
+    healthy = plots_events.link_loads(simulate_plan(plan))
+    assert [axes.get_title(loc="left") for axes in healthy.axes[:-1]] == ["z = 0 to 15"]
+    broken = plots_events.link_loads(simulate_plan(plan, dead_link=(2, 2)))
+    titles = [axes.get_title(loc="left") for axes in broken.axes[:-1]]
+    assert titles == ["z = 2", "z = 0, 1, 3 to 15"]
+
+
+def test_a_switch_has_no_wires() -> None:
+    plan = load_plan("llama3-8b-published-v6e-1x16")
+    plan = changed(plan, {"machine": "h100:8", "model.layers": 2})
+    with pytest.raises(ShardsimError, match="no torus"):
+        plots_events.link_loads(simulate_plan(plan))
 
 
 def test_drawing_leaves_no_settings_behind() -> None:

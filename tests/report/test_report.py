@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
@@ -170,6 +171,8 @@ def test_the_command(tmp_path: Path) -> None:
         (["vit-22b-published-tp8", "-o", "r.pdf"], ".html or .md"),
         (["vit-22b-publishd-tp8", "-o", "r.html"], "did you mean"),
         (["vit-22b-published-tp8", "-o", "r.html", "--tokens", "-1"], "positive"),
+        (["vit-22b-published-tp8", "-o", "r.html", "--chip-hour-price", "0"], "positive"),
+        (["vit-22b-published-tp8", "-o", "r.html", "--chip-hour-price", "nan"], "positive"),
         (["vit-22b-published-tp8", "-o", "r.html", "--tokens", "1", "--images", "1"], "not both"),
     ],
 )
@@ -182,6 +185,63 @@ def test_mistakes_are_told_in_one_line(
     assert told in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "a report (1).md"
+    write_report("llama3-8b-published-v6e-1x16", target)
+    named = re.findall(r"!\[.+?\]\((.+?)\)", target.read_text(encoding="utf-8"))
+    folder = tmp_path / "a report (1)_files"
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"picture-{number:02}.png" for number in range(1, len(named) + 1)]
+    assert [unquote(name) for name in named] == [f"{folder.name}/{name}" for name in files]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
+    write_report("llama3-8b-published-v6e-1x16", target)
+    assert sorted(path.name for path in folder.iterdir()) == files
+
+
+def test_a_file_where_the_pictures_go_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "r_files").write_text("mine", encoding="utf-8")
+    with pytest.raises(FileError, match="r_files"):
+        write_report("llama3-8b-published-v6e-1x16", tmp_path / "r.md")
+    assert (tmp_path / "r_files").read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "r.md").exists()
+
+
+def test_cost_is_chip_hours_times_the_price() -> None:
+    name = "llama3-8b-published-v6e-1x16"
+    document, (one,) = report_document(name, tokens=1e12, chip_hour_price=2.5)
+    assert one.chip_hours is not None
+    assert study.headline(one)["cost"] == pytest.approx(2.5 * one.chip_hours)
+    assert {item.plan.machine.chips for item in one.sizes} <= {8, 16, 32}
+    for item in one.sizes:
+        days = 1e12 / item.plan.tokens * item.step_time_s / 86400
+        assert one.cost(item) == pytest.approx(days * 24 * item.plan.machine.chips * 2.5)
+    text = to_markdown(document)
+    assert "### What it costs" in text
+    assert f"{2.5 * one.chip_hours:,.0f}" in text
+
+
+def test_without_a_price_nothing_costs(both: tuple[str, str]) -> None:
+    assert "What it costs" not in both[1]
+    assert "a chip-hour" not in both[1]
+
+
+@pytest.mark.usefixtures("no_search")
+def test_the_events_stand_beside_the_closed_forms() -> None:
+    document, (one,) = report_document("vit-22b-published-tp2")
+    text = to_markdown(document)
+    assert one.simulation.contention
+    assert f"{100 * one.simulation.mfu:.2f} | {one.simulation.step_time_s:.4g} |" in text
+    assert "gather block input loses" in text
+
+
+@pytest.mark.usefixtures("no_search")
+def test_without_simpy_there_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    document, (one,) = report_document("vit-22b-published-tp2")
+    assert one.simulation is None
+    assert "| events |" not in to_markdown(document)
 
 
 def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.plan.layout import AxisLayout
 from shardsim.simulate.collective import run_alone
 
-SIZES = [2.0**power for power in range(10, 31, 5)]
+SIZES = [2.0**power for power in range(10, 31, 2)]  # 1 KiB to 1 GiB
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute")
 
 
@@ -32,12 +32,23 @@ def error(machine: Machine, layout: AxisLayout, kind: str, size: float, **option
         pytest.param("v4:4x4x12", group(1, 1, 12), id="ring of 12"),
         pytest.param("v4:4x4x16", group(1, 1, 4), id="line inside a ring"),
         pytest.param("v4:4x4x16", group(1, 1, 4, strides=(1, 1, 4)), id="interleaved rings"),
+        pytest.param("v4:4x4x12", group(1, 1, 3, strides=(1, 1, 4)), id="odd ring"),
+        pytest.param("v4:4x4x12", group(1, 1, 3), id="odd line"),
         pytest.param("v5e:4x8", group(1, 8), id="line"),
         pytest.param("v5e:8x8", group(8, 8), id="open 2-D"),
         pytest.param("v5e:16x16", group(16, 16), id="2-D torus"),
         pytest.param("v4:2x2x2", group(2, 2, 2), id="open 3-D"),
         pytest.param("v4:4x4x4", group(4, 4, 4), id="3-D torus"),
         pytest.param("v4:8x8x16", group(8, 8, 1), id="two of three axes"),
+        pytest.param("v5e:4x8", group(4, 8), id="unequal open 2-D"),
+        pytest.param("v5e:8x16", group(8, 16), id="unequal, one axis wrapped"),
+        pytest.param("v4:4x4x8", group(4, 1, 8), id="unequal 2-D torus"),
+        pytest.param("v4:8x8x16", group(8, 8, 16), id="unequal 3-D torus"),
+        pytest.param("v4:4x8x12", group(4, 8, 12), id="three lengths"),
+        pytest.param("v4:4x4x16", group(4, 4, 4, strides=(1, 1, 4)), id="a slow axis"),
+        pytest.param("v4:4x4x16", group(4, 4, 2, strides=(1, 1, 8)), id="an axis too slow"),
+        pytest.param("v4:4x8x8", group(2, 4, 8, strides=(2, 2, 1)), id="parts of axes"),
+        pytest.param("2*v4:4x4x8", group(4, 4, 8, slices=2), id="two unequal slices"),
         pytest.param("tpu7x:4x4x4", group(4, 4, 4, 2), id="chips of two devices"),
         pytest.param("2*v4:4x4x4", group(4, 4, 4, slices=2), id="two slices"),
         pytest.param("4*v4:4x4x4", group(1, 1, 1, slices=4), id="slices only"),
@@ -50,33 +61,13 @@ def test_within_one_percent(name: str, layout: AxisLayout, kind: str) -> None:
         assert error(machine, layout, kind, size) == pytest.approx(0, abs=0.01), size
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        ("v4:8x8x16", group(8, 8, 16)),
-        ("v4:8x8x16", group(8, 1, 16)),
-        ("v4:8x8x16", group(8, 8, 4, strides=(1, 1, 4))),
-        ("v5e:4x8", group(4, 8)),
-        ("v5e:8x16", group(8, 16)),
-    ],
-)
-def test_axes_of_unequal_length(name: str, layout: AxisLayout) -> None:
-    """Bandwidth of all axes is reached by large arrays; between latency and bandwidth, chunks
-    hide some of the latency that the closed form adds up."""
-    machine = parse_machine(name)
-    for size in (2.0**10, 2.0**28, 2.0**30):
-        assert error(machine, layout, "all-gather", size) == pytest.approx(0, abs=0.01), size
-    for power in range(12, 28, 2):
-        assert -0.05 < error(machine, layout, "all-reduce", 2.0**power) < 0.03, power
-
-
 def test_all_reduce_of_256_mib_reaches_the_multi_coloured_bound() -> None:
     """2 V / (6 links x 50 GB/s) = 1.79 ms on a wrapped 8x8x16."""
     machine = parse_machine("v4:8x8x16")
     chip = dataclasses.replace(machine.chip, link_bytes_per_s=50e9, link_efficiency=1.0)
     machine = dataclasses.replace(machine, chip=chip)
     run = run_alone(machine, group(8, 8, 16), "all-reduce", 256 * 2.0**20)
-    assert run.time_s == pytest.approx(1.7896e-3, rel=0.05)
+    assert run.time_s == pytest.approx(1.7896e-3, rel=0.03)
 
 
 def test_arrays_pay_the_latency_one_by_one() -> None:

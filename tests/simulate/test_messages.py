@@ -40,12 +40,20 @@ def test_links_carry_what_the_legs_say() -> None:
     assert carried == pytest.approx(hops.bytes_on)
 
 
-def test_unequal_axes_within_what_chunks_hide() -> None:
-    layout = AxisLayout(factors=(4, 8), strides=(1, 1))
-    machine = parse_machine("v5e:4x8")
-    hops = hop_by_hop(machine, layout, "all-gather", 2.0**28)
-    legs = run_alone(machine, layout, "all-gather", 2.0**28)
-    assert hops.time_s == pytest.approx(legs.time_s, rel=0.01)
+@pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])
+@pytest.mark.parametrize(
+    ("name", "factors"), [("v5e:4x8", (4, 8)), ("v5e:2x4", (2, 4)), ("v4:2x4x4", (2, 4, 4))]
+)
+def test_small_chunks_keep_all_links_of_unequal_axes_busy(
+    name: str, factors: tuple[int, ...], kind: str
+) -> None:
+    layout = AxisLayout(factors=factors, strides=(1,) * len(factors))
+    machine = parse_machine(name)
+    legs = run_alone(machine, layout, kind, 2.0**28)
+    times = [hop_by_hop(machine, layout, kind, 2.0**28, chunks=n).time_s for n in (1, 4, 16)]
+    assert times[0] > 1.1 * legs.time_s
+    assert times[0] > times[1] > times[2]
+    assert times[2] == pytest.approx(legs.time_s, rel=0.03)
 
 
 def test_everybody_waits_for_who_is_late() -> None:

@@ -23,6 +23,7 @@ from shardsim.emit.runtime.config import Group
 
 Array = Any
 SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
+LANES = 128  # the last dimension of a TPU's tile
 
 
 def member(group: Group) -> Array:
@@ -33,6 +34,21 @@ def member(group: Group) -> Array:
 def gather(x: Array, group: Group, dim: int) -> Array:
     """Return the pieces of all members side by side along `dim`."""
     return lax.all_gather(x, group.axes, axis=dim, tiled=True) if group.size > 1 else x
+
+
+def gather_matrix(w: Array, group: Group, dim: int) -> Array:
+    """Return a matrix whole along `dim`, as `gather` does, in a form that a TPU lays out well.
+
+    In HBM the last two dimensions are tiles of at least 8 x 128, so a shard of 6 rows would travel
+    as 8, and whole rows come out where a matmul does not want them. Cut into lanes, each row is
+    whole tiles, and matmuls read what was gathered without a copy.
+    """
+    if group.size == 1:
+        return w
+    rows = jnp.moveaxis(w, dim, 0)
+    width = rows.shape[1]
+    pieces = rows.reshape(len(rows), -1, LANES) if width % LANES == 0 else rows
+    return jnp.moveaxis(gather(pieces, group, 0).reshape(-1, width), 0, dim)
 
 
 def scatter(x: Array, group: Group, dim: int) -> Array:
@@ -76,7 +92,7 @@ def gather_weight(w: Array, group: Group, dim: int, compute: Any, reduce: Any) -
 
     Its gradient is summed and scattered back to the shards in the `reduce` format.
     """
-    return gather(w.astype(compute), group, dim)
+    return gather_matrix(w.astype(compute), group, dim)
 
 
 def _gather_weight(w: Array, group: Group, dim: int, compute: Any, reduce: Any) -> Array:
@@ -139,18 +155,24 @@ def _part(whole: Array, who: Array, parts: int, dim: int) -> Array:
 def ring_gather_matmul(
     x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
 ) -> tuple[tuple[Array, ...], Array]:
-    """Return x @ w for each weight, and x whole: an all-gather beside the products."""
+    """Return x @ w for each weight, and x whole: an all-gather beside the products.
+
+    A piece of the sequence gives rows of the product. A piece of embed gives a summand of every
+    row; the sums are float32, and adding to them costs HBM traffic.
+    """
     n, dim = group.size, SLICED[split]
     rows = x.shape[1] * (n if split == "sequence" else 1)
-    outs = [jnp.zeros((x.shape[0], rows, w.shape[1]), jnp.float32) for w in weights]
-    whole = jnp.zeros([size * n if i == dim else size for i, size in enumerate(x.shape)], x.dtype)
-    for who, piece in _pieces(x, group, both):
+    outs = [lax.empty((x.shape[0], rows, w.shape[1]), dtype) for w in weights]
+    shape = tuple(size * n if i == dim else size for i, size in enumerate(x.shape))
+    whole = lax.empty(shape, x.dtype)
+    for number, (who, piece) in enumerate(_pieces(x, group, both)):
         whole = _place(whole, piece, who, dim)
         for i, w in enumerate(weights):
             if split == "sequence":
-                outs[i] = _place(outs[i], _matmul(piece, w), who, 1)
+                outs[i] = _place(outs[i], _matmul(piece, w).astype(dtype), who, 1)
             else:
-                outs[i] = outs[i] + _matmul(piece, _part(w, who, n, 0))
+                summand = _matmul(piece, _part(w, who, n, 0))
+                outs[i] = outs[i] + summand if number else summand
     return tuple(out.astype(dtype) for out in outs), whole
 
 

@@ -58,7 +58,7 @@ def remat_policy(plan: Data) -> Any:
     """
     policies = jax.checkpoint_policies
     save, offload = plan["remat"]["save"], plan["remat"]["offload"]
-    if offload and jax.default_backend() != "cpu":
+    if offload and plan["platform"] != "cpu":
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=save,
             names_which_can_be_offloaded=offload,
@@ -106,16 +106,12 @@ def attention(way: Whole, p: Params, q: Array, k: Array, v: Array) -> Array:
         q, k = rotate(q, positions), rotate(k, positions)
     q, k = checkpoint_name(q, "rest"), checkpoint_name(k, "rest")
     k, v = way.all_keys(k), way.all_keys(v)
-    mask = positions[:, None] >= jnp.arange(k.shape[1]) if model["causal"] else None
-
-    def core(q: Array, k: Array, v: Array) -> Array:
-        keep = way.plan["attention"] != "flash"
-        name = (lambda x: checkpoint_name(x, "rest")) if keep else (lambda x: x)
-        return softmax_attention(q, k, v, mask, name)
-
-    if way.plan["attention"] == "flash":  # the scores are computed again, never kept
-        core = jax.checkpoint(core, prevent_cse=False)
-    return checkpoint_name(core(q, k, v).reshape(batch, tokens, width), "context")
+    positions = positions if model["causal"] else None
+    if way.plan["attention"] == "flash":
+        return way.flash(q, k, v, positions).reshape(batch, tokens, width)
+    mask = None if positions is None else positions[:, None] >= jnp.arange(k.shape[1])
+    context = softmax_attention(q, k, v, mask, lambda x: checkpoint_name(x, "rest"))
+    return checkpoint_name(context.reshape(batch, tokens, width), "context")
 
 
 def attention_end(way: Whole, p: Params, context: Array) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from shardsim.emit.runtime.attention import flash_attention
 from shardsim.emit.runtime.config import Data
 from shardsim.emit.runtime.whole import Array, Params, Whole
 
@@ -81,6 +82,27 @@ class Partitioned(Whole):
 
     def all_keys(self, x: Array) -> Array:
         return self.keep(x, "all_keys")
+
+    def flash(self, q: Array, k: Array, v: Array, positions: Array | None) -> Array:
+        """Run attention by hand: the compiler cannot partition its kernel."""
+        batch, context, heads = self.activations["wide"]
+        keys = self.activations["all_keys"]
+        if keys[2] != heads:  # each device then needs a key-value head for each of its queries
+            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+            keys = [batch, [], heads, []]
+        specs = [[batch, context, heads, []], keys, keys, *([[context]] * (positions is not None))]
+
+        def local(q: Array, k: Array, v: Array, positions: Array | None = None) -> Array:
+            return flash_attention(q, k, v, positions, self.plan["platform"])
+
+        attend = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=tuple(to_spec(spec) for spec in specs),
+            out_specs=to_spec(specs[0]),
+            check_vma=False,
+        )
+        return attend(q, k, v, *([] if positions is None else [positions]))
 
     def look_up(self, table: Array, tokens: Array) -> Array:
         return self.keep(super().look_up(table, tokens), "residual")

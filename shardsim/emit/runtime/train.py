@@ -43,7 +43,8 @@ class Trainer:
     """
 
     def __init__(self, data: Data, mesh: Any = None, learning_rate: float = 0) -> None:
-        self.plan, self.model = data["plan"], data["model"]
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self.plan, self.model = {**data["plan"], "platform": platform}, data["model"]
         self.parameters, self.activations = data["parameters"], data["activations"]
         self.mesh = mesh
         self.optimizer = make_optimizer(self.plan["optimizer"], learning_rate)
@@ -230,8 +231,7 @@ class Trainer:
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
         """Compile a step for its arguments (arrays or their shapes); it consumes its state."""
-        on_tpu = self.mesh is not None and self.mesh.devices.flat[0].platform == "tpu"
-        options = self.plan["tpu_options"] if on_tpu else None
+        options = self.plan["tpu_options"] if self.plan["platform"] == "tpu" else None
         jitted = jax.jit(function, donate_argnums=(0, 1))
         return jitted.lower(*arguments).compile(compiler_options=options)
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shardsim.emit.runtime.attention import flash_attention
 from shardsim.emit.runtime.config import Data
 
 Array = Any
@@ -99,6 +100,10 @@ class Whole:
     def all_keys(self, x: Array) -> Array:
         """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""
         return x
+
+    def flash(self, q: Array, k: Array, v: Array, positions: Array | None) -> Array:
+        """Return attention without all scores at once (see `flash_attention`)."""
+        return flash_attention(q, k, v, positions, self.plan["platform"])
 
     # Sums over what may be split.
 

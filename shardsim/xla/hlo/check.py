@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.matmul import matmul_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import BINARY, KINDS, UNARY
 from shardsim.xla.hlo.shapes import Shape
-from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 Mesh = Mapping[str, int]
 Rule = Callable[[Instruction, list[Shape]], bool]
@@ -39,7 +39,7 @@ def _check(module: Module, computation: Computation, item: Instruction, mesh: Me
         kind = KINDS.get(item.opcode.removesuffix("-start"))
         if kind is not None and good:
             good = _collective_fits(kind, item, given, mesh)
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, ZeroDivisionError):
         good = False
     except HloError as error:
         raise error.at(item.line) from None
@@ -227,7 +227,7 @@ def _collective_fits(kind: str, item: Instruction, given: list[Shape], mesh: Mes
     if kind == "permute":
         permute_of(item.attribute("source_target_pairs"), mesh)
         return [s.form for s in results] == [s.form for s in given]
-    size = form_of(item.attributes.get("replica_groups", ""), mesh).size
+    size = form_of(item.attribute("replica_groups"), mesh).size
     if kind == "all-to-all":
         return sum(s.count for s in results) == sum(s.count for s in given)
     if kind in ("all-reduce", "broadcast"):  # some change the type of what they sum

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
 from shardsim.xla.hlo.sources import named, show_frame, source_line
-from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ORIGINS = {
@@ -72,7 +72,7 @@ def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) 
         permute = permute_of(inner.attribute("source_target_pairs"), mesh)
         axes, shifts, members = permute.axes, permute.shifts, 2 if permute.axes else 1
     else:
-        form = form_of(inner.attributes.get("replica_groups", ""), mesh)
+        form = form_of(inner.attribute("replica_groups"), mesh)
         axes, members, regular = form.axes, form.size, form.regular
         parts = tuple(
             (part.axis, part.members, part.stride)
@@ -128,8 +128,8 @@ def _fused_kind(inner: Instruction, holder: Computation, item: Instruction, memb
 
 
 def _algorithm(item: Instruction) -> str:
-    config = item.backend_config.get("collective_algorithm_config", {})
-    return " ".join(str(config[key]) for key in ("emitter", "strategy") if key in config)
+    words = (item.config("collective_algorithm_config", key) for key in ("emitter", "strategy"))
+    return " ".join(str(word) for word in words if word)
 
 
 def _origin(module: Module, item: Instruction, inner: Instruction, members: int) -> str:
@@ -142,14 +142,13 @@ def _origin(module: Module, item: Instruction, inner: Instruction, members: int)
     if last in _ORIGINS:
         return _ORIGINS[last]
     computation = module.homes[item]
-    if len(item.operands) != 1 or item.shape.is_tuple:
-        return ""
-    source = computation.operand(item, 0)
-    if _pads_with_zeros(module, computation, source, members):
+    sources = [computation.operand(item, place) for place in range(len(item.operands))]
+    if all(_pads_with_zeros(module, computation, source, members) for source in sources):
         return "all-gather"
-    users = computation.users[item.name]
-    share = item.shape.count / members
-    if users and all(_largest_read(module, computation, item, user) <= share for user in users):
+    results = [item]
+    if item.shape.is_tuple:
+        results = computation.users[item.name]
+    if all(_only_parts_are_read(module, computation, result, members) for result in results):
         return "reduce-scatter"
     return ""
 
@@ -168,6 +167,17 @@ def _pads_with_zeros(
         return False
     value = computation.operand(whole, 0)
     return value.opcode == "constant" and value.literal == "0"
+
+
+def _only_parts_are_read(
+    module: Module, computation: Computation, result: Instruction, members: int
+) -> bool:
+    """Return whether each member reads no more of a result than its own part."""
+    users = computation.users[result.name]
+    share = result.shape.count / members
+    return bool(users) and all(
+        _largest_read(module, computation, result, user) <= share for user in users
+    )
 
 
 def _largest_read(

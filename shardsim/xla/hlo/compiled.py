@@ -11,8 +11,10 @@ from shardsim.program.tasks import Memory, Program
 from shardsim.xla.entries import Compiled, sent_bytes
 from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.steps import Operation, Steps
-from shardsim.xla.hlo.text import Module, parse_module
+from shardsim.xla.hlo.module import Module
+from shardsim.xla.hlo.operations import Operation
+from shardsim.xla.hlo.steps import Steps
+from shardsim.xla.hlo.text import parse_module
 
 # What a scheduled module does not say: how much memory is in use.
 _NO_MEMORY = Memory(

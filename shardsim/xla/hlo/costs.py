@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from shardsim.xla.hlo.matmul import Matmul, matmul_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import FREE, KINDS
 from shardsim.xla.hlo.shapes import HBM, Shape
-from shardsim.xla.hlo.text import Computation, Instruction, Module
 
 # A fusion of nothing else changes how an array lies in memory.
 _MOVES = frozenset(("copy", "transpose", "reshape"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 
 _TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 _NAMED = re.compile(r'(\d+) "((?:[^"\\]|\\.)*)"')
@@ -95,7 +95,7 @@ def _rows(lines: list[str], form: re.Pattern[str], at: int) -> list[tuple[str]]:
     rows: list[tuple[str]] = []
     for count, line in enumerate(lines, 1):
         match = form.fullmatch(line)
-        if not match or int(match[1]) != count:
+        if not match or small_number(match[1], 0) != count:
             raise HloError(f"row {count} of a table is {line[:60]!r}", at + count)
         rows.append((match[2],))
     return rows
@@ -106,4 +106,4 @@ def _fields(text: str, names: tuple[str, ...], line: int) -> list[int]:
     missing = [name for name in names if name not in found]
     if missing:
         raise HloError(f"no {missing[0]} in {text[:60]!r}", line)
-    return [int(found[name]) for name in names]
+    return [small_number(found[name], 0) for name in names]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -60,16 +60,15 @@ def parse_groups(text: str, devices: int) -> Ints | list[Ints]:
     if text in ("", "{}", "{{}}"):
         return np.arange(devices)[None, :]
     if listed := _LISTED.fullmatch(text):
-        rows = [np.fromstring(row, dtype=np.int64, sep=",") for row in _GROUP.findall(listed[1])]
+        rows = [np.array(_numbers(row)) for row in _GROUP.findall(listed[1])]
         if len({len(row) for row in rows}) == 1:
             return np.stack(rows)
         return rows
     if iota := _IOTA.fullmatch(text):
-        shape = _numbers(iota[1])
-        ids = _ids(_numbers(iota[2] or iota[1]), iota[3])
-        if ids.size != math.prod(shape):
-            raise HloError(f"replica groups {text[:60]}")
-        return ids.reshape(shape[0], -1)
+        shape, dims = _numbers(iota[1]), _numbers(iota[2] or iota[1])
+        if not math.prod(shape) == math.prod(dims) == devices:
+            raise HloError(f"replica groups {text[:60]} are not of {devices} devices")
+        return _ids(dims, iota[3]).reshape(shape[0], -1)
     if meshed := _MESH.fullmatch(text):
         return _mesh_groups(meshed[1], meshed[2], meshed[3], meshed[4], devices)
     raise HloError(f"replica groups {text[:60]!r}")
@@ -86,7 +85,10 @@ def checked_groups(text: str, devices: int) -> Ints:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    numbers = [small_number(number, -1) for number in text.split(",")]
+    if min(numbers) < 0:
+        raise HloError(f"numbers {text[:40]!r}")
+    return numbers
 
 
 def _ids(shape: Sequence[int], order: str | None) -> Ints:
@@ -106,15 +108,20 @@ def _mesh_groups(mesh: str, dims: str | None, order: str | None, axes: str, devi
     The members of a group differ along the axes in braces; `'b':(2)2` is a part of an axis, of
     size 2 after 2 major ones.
     """
-    sizes = {name: int(size or 0) for name, size, _, _ in _MESH_AXIS.findall(mesh)}
-    ids = _ids(_numbers(dims), order) if dims else np.arange(devices)
-    if math.prod(sizes.values()) != ids.size or ids.size != devices:
+    sizes = {name: small_number(size, 0) for name, size, _, _ in _MESH_AXIS.findall(mesh)}
+    shape = _numbers(dims) if dims else [devices]
+    if not math.prod(sizes.values()) == math.prod(shape) == devices:
         raise HloError(f"replica groups mesh[{mesh}] are not of {devices} devices")
+    ids = _ids(shape, order)
     wanted: dict[str, list[tuple[int, int]]] = {}
     for name, _, before, size in _MESH_AXIS.findall(axes):
         if name not in sizes:
             raise HloError(f"replica groups name '{name}', which mesh[{mesh}] lacks")
-        part = (int(before), int(size)) if size else (1, sizes[name])
+        part = (1, sizes[name])
+        if size:
+            part = (small_number(before, 0), small_number(size, 0))
+        if min(part) < 1:
+            raise HloError(f"replica groups over no part of '{name}'")
         wanted.setdefault(name, []).append(part)
     lengths: list[int] = []
     inside: list[int] = []

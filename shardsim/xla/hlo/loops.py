@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.text import Computation, Instruction, Module
+from shardsim.xla.hlo.errors import HloError, small_number
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 
 _SAME = frozenset(("copy", "bitcast", "convert", "reshape"))
 _TURNED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
@@ -27,11 +27,20 @@ class _Value:
 _Bound = Mapping[str, _Value | None]
 
 
-def trip_count(module: Module, computation: Computation, loop: Instruction) -> int:
+@dataclass(frozen=True)
+class Trips:
+    """How often a loop runs, and the place of its counter in its state (-1: not known)."""
+
+    count: int
+    counter: int
+
+
+def trips_of(module: Module, computation: Computation, loop: Instruction) -> Trips:
     """Return how often the body of `loop`, an instruction of `computation`, runs."""
-    counted = _counted(module, computation, loop)
-    known = loop.backend_config.get("known_trip_count", {}).get("n")
-    if known is not None and not str(known).isdigit():
+    found = _counted(module, computation, loop)
+    counted = None if found is None else found.count
+    known = loop.config("known_trip_count", "n")
+    if known is not None and small_number(str(known), -1) < 0:
         raise HloError(f"%{loop.name}: known_trip_count {known!r}", loop.line)
     if counted is None and known is None:
         raise HloError(f"%{loop.name}: no trip count can be found", loop.line)
@@ -39,10 +48,10 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
         raise HloError(
             f"%{loop.name} counts {counted} trips, but is annotated with {known}", loop.line
         )
-    return int(known) if counted is None else counted
+    return Trips(int(known), -1) if found is None else found
 
 
-def _counted(module: Module, computation: Computation, loop: Instruction) -> int | None:
+def _counted(module: Module, computation: Computation, loop: Instruction) -> Trips | None:
     test = module.computations[loop.attribute("condition").removeprefix("%")]
     body = module.computations[loop.attribute("body").removeprefix("%")]
     compared = _compared(module, test, test[test.root], {})
@@ -67,17 +76,25 @@ def _counted(module: Module, computation: Computation, loop: Instruction) -> int
         limit += right.offset
     if after is None or after.index != left.index or start is None or limit is None:
         return None
-    return _trips(direction, start + left.offset, after.offset, limit)
+    count = _trips(direction, start + left.offset, after.offset, limit)
+    return None if count is None else Trips(count, left.index)
 
 
 def _trips(direction: str, start: int, step: int, limit: int) -> int | None:
+    """Return how often `start`, `start + step`, ... passes the test, or None for no end."""
+    if direction == "NE":
+        if start == limit:
+            return 0
+        count, rest = divmod(limit - start, step) if step else (0, 1)
+        return count if rest == 0 and count > 0 else None
+    if direction not in _TURNED:
+        return None
     if direction in ("GT", "GE"):
         start, step, limit = -start, -step, -limit
-    if step <= 0 or direction not in _TURNED:
-        return None
-    if direction == "NE":
-        return (limit - start) // step if start <= limit and (limit - start) % step == 0 else None
-    return max(-(-(limit + (direction in ("LE", "GE")) - start) // step), 0)
+    last = limit + (direction in ("LE", "GE"))  # the first number that does not pass
+    if start >= last:
+        return 0
+    return -((start - last) // step) if step > 0 else None
 
 
 def _first(module: Module, computation: Computation, loop: Instruction, index: int) -> int | None:
@@ -122,8 +139,10 @@ def _value(module: Module, computation: Computation, name: str, bound: _Bound) -
     if item.shape.is_tuple or item.shape.dims:
         return None
     if item.opcode == "constant":
-        digits = item.literal.removeprefix("-")
-        return _Value(-1, int(item.literal)) if digits.isdigit() else None
+        size = small_number(item.literal.removeprefix("-"), -1)
+        if size < 0:
+            return None
+        return _Value(-1, -size if item.literal.startswith("-") else size)
     if item.opcode == "get-tuple-element":
         source = computation.operand(item, 0)
         if source.opcode == "parameter":

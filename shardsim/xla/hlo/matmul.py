@@ -15,12 +15,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
+from shardsim.xla.hlo.module import Instruction
 from shardsim.xla.hlo.shapes import Shape
-from shardsim.xla.hlo.text import Instruction
 
 _LABELS = re.compile(r"([0-9a-z]+)_([0-9a-z]+)->([0-9a-z]+)")
 _WINDOW = re.compile(r"(\w+)=([\dx_\-]+)")
+
+MOST_HITS = 10**8  # positions of a window that are looked at one by one
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def _convolution(instruction: Instruction, lhs: Shape, rhs: Shape) -> Matmul:
 
 def _count(instruction: Instruction, name: str) -> int:
     text = instruction.attributes.get(name, "1")
-    if not text.isdigit() or int(text) < 1:
-        raise HloError(f"%{instruction.name}: {name}={text}", instruction.line)
-    return int(text)
+    count = small_number(text, 0)
+    if count < 1:
+        raise HloError(f"%{instruction.name}: {name}={text[:40]}", instruction.line)
+    return count
 
 
 def _windows(instruction: Instruction, spatial: int) -> list[_Window]:
@@ -178,6 +181,8 @@ def _hits(window: _Window, size_in: int, size_out: int) -> int:
     """Return how many pairs of output and window positions meet an element of the input."""
     if window.size == 1 and window.lhs_dilate == 1 and window.low <= 0 and window.high <= 0:
         return size_out
+    if size_out * window.size > MOST_HITS:
+        raise HloError(f"a window of {window.size} at {size_out} places")
     starts = np.arange(size_out) * window.stride - window.low
     at = starts[:, None] + np.arange(window.size) * window.rhs_dilate
     inside = (at >= 0) & (at % window.lhs_dilate == 0) & (at // window.lhs_dilate < size_in)

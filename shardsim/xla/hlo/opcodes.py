@@ -14,10 +14,11 @@ KINDS = {
 }
 # Result and operands have the same dimensions.
 UNARY = frozenset(
-    "abs acos acosh asin asinh atan atanh cbrt ceil convert copy cos cosine cosh "
-    "count-leading-zeros erf exponential exponential-minus-one floor imag is-finite log log-plus-one logistic negate"
-    " not popcnt real reduce-precision round-nearest-afz round-nearest-even rsqrt"
-    " sign sine sinh sqrt stochastic-convert tan tanh optimization-barrier".split()
+    "abs acos acosh asin asinh atan atanh cbrt ceil convert copy cos cosine cosh"
+    " count-leading-zeros erf exponential exponential-minus-one floor imag is-finite log"
+    " log-plus-one logistic negate not popcnt real reduce-precision round-nearest-afz"
+    " round-nearest-even rsqrt sign sine sinh sqrt stochastic-convert tan tanh"
+    " optimization-barrier".split()
 )
 BINARY = frozenset(
     "add and atan2 compare complex divide maximum minimum multiply or power remainder shift-left"
@@ -31,8 +32,7 @@ FREE = frozenset(
 # They start a transfer between memories; the one that ends with -done waits for it.
 TRANSFERS = frozenset(("copy-start", "slice-start", "dynamic-slice-start"))
 ASYNC_DONE = frozenset(
-    ("copy-done", "slice-done", "dynamic-slice-done", "async-done")
-    + tuple(f"{name}-done" for name in KINDS)
+    f"{name}-done" for name in ("copy", "slice", "dynamic-slice", "async", *KINDS)
 )
 OTHERS = frozenset(
     "async-start async-update batch-norm-grad batch-norm-inference batch-norm-training"
@@ -54,7 +54,7 @@ OPCODES = (
 )
 # Custom calls that only say something about data, or name a part of memory.
 FREE_TARGETS = frozenset(
-    ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding")
-    + ("SPMDFullToShardShape", "SPMDShardToFullShape", "AsyncCollectiveStart")
-    + ("AsyncCollectiveDone", "annotate_device_placement")
+    "ConcatBitcast AllocateBuffer AssumeGatherIndicesInBound Sharding SPMDFullToShardShape"
+    " SPMDShardToFullShape AsyncCollectiveStart AsyncCollectiveDone"
+    " annotate_device_placement".split()
 )

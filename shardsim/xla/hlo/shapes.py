@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 
 HBM, HOST = 0, 5
 
@@ -98,7 +98,10 @@ class Shape:
 @lru_cache(maxsize=65536)
 def parse_shape(text: str) -> Shape:
     """Return the shape that `text` writes; `/*index=5*/` remarks are skipped."""
-    shape, end = _parse(text, 0)
+    try:
+        shape, end = _parse(text, 0)
+    except RecursionError:
+        raise HloError("a tuple nested too deeply") from None
     if end != len(text):
         raise HloError(f"not a shape: {text[:80]!r}")
     return shape
@@ -156,10 +159,7 @@ def _array(text: str) -> Shape:
     dtype, sizes, layout = match.groups()
     if dtype not in ELEMENT_BITS:
         raise HloError(f"unknown element type '{dtype}'")
-    try:
-        dims = tuple(int(size) for size in sizes.split(",")) if sizes else ()
-    except ValueError:
-        raise HloError(f"not a shape: {text[:80]!r}") from None
+    dims = _numbers(sizes, text)
     order = tuple(reversed(range(len(dims))))
     tiles: list[tuple[int, ...]] = []
     space = HBM
@@ -167,10 +167,7 @@ def _array(text: str) -> Shape:
         parts = _LAYOUT.fullmatch(layout)
         if not parts:
             raise HloError(f"unknown layout {layout[:40]!r}")
-        try:
-            order = tuple(int(dim) for dim in parts[1].split(",")) if parts[1] else ()
-        except ValueError:
-            raise HloError(f"unknown layout {layout[:40]!r}") from None
+        order = _numbers(parts[1], text)
         if parts[2]:
             tiles, space = _properties(parts[2])
     if sorted(order) != list(range(len(dims))):
@@ -188,17 +185,22 @@ def _properties(text: str) -> tuple[list[tuple[int, ...]], int]:
     for letter, inside in _PROPERTY.findall(text):
         if letter == "T" or (letter == "" and in_tiles):
             in_tiles = True
-            try:
-                tile = tuple(int(length) for length in inside.split(","))
-            except ValueError:
-                tile = ()
-            if not tile or min(tile) < 1:
+            tile = _numbers(inside, text)
+            if min(tile, default=0) < 1:
                 raise HloError(f"unknown tiling {text[:40]!r}")
             tiles.append(tile)
             continue
         in_tiles = False
-        if letter == "S" and inside.isdigit():
-            space = int(inside)
+        if letter == "S":
+            (space,) = _numbers(inside, text) or (HBM,)
         elif letter not in ("E", "L"):  # bits of an element, padding of the tail
             raise HloError(f"unknown layout {text[:40]!r}")
     return tiles, space
+
+
+def _numbers(text: str, shape: str) -> tuple[int, ...]:
+    """Return `1,2,3` as numbers."""
+    numbers = tuple(small_number(part, -1) for part in text.split(",")) if text else ()
+    if min(numbers, default=0) < 0:
+        raise HloError(f"not a shape: {shape[:80]!r}")
+    return numbers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os.path
 
 from shardsim.xla.hlo.frames import Frame
-from shardsim.xla.hlo.text import Instruction, Module
+from shardsim.xla.hlo.module import Instruction, Module
 
 STEPS = 3  # neighbours of an instruction without a source that are asked for theirs
 

@@ -5,37 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shardsim.program.tasks import Await, Block, Collective, Compute, Task, Transfer
+from shardsim.program.tasks import Await, Block, Collective, Task
 from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
-from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.loops import trip_count
-from shardsim.xla.hlo.matmul import Matmul
+from shardsim.xla.hlo.loops import trips_of
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
-from shardsim.xla.hlo.shapes import HBM, HOST, Shape
-from shardsim.xla.hlo.sources import named, show_frame, source_line
-from shardsim.xla.hlo.text import Computation, Instruction, Module
+from shardsim.xla.hlo.operations import Operation, Works, transfer_of
+from shardsim.xla.hlo.stacks import stack_sizes
 
+MOST_TRIPS = 10**6  # through all blocks inside a loop
 _REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
 _MOVED_ASIDE = frozenset(("copy", "slice", "dynamic-slice"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operation:
-    """One operation of the compute stream."""
-
-    name: str
-    opcode: str
-    block: str
-    trips: int  # of its block, in a step
-    phase: str  # "forward", "recomputation", "backward", "update"
-    kind: str  # as `Compute.kind`
-    flops: float  # of matmuls, each trip
-    cycles: int | None  # as the compiler estimates, each trip
-    hbm_bytes: float  # each trip
-    op_name: str
-    source: str
-    line: int
 
 
 @dataclass
@@ -46,7 +27,6 @@ class _Draft:
     trips: int
     tasks: list[Task] = field(default_factory=list)
     weight: dict[str, float] = field(default_factory=dict)  # phase: cycles
-    start: int = 0  # its first operation
 
 
 @dataclass
@@ -63,10 +43,9 @@ class Steps:
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._costs = Costs(self.module)
-        self._open: dict[str, str] = {}  # instruction or chain -> what is awaited, "" for nothing
-        self._chains: dict[tuple[str, str], str] = {}
-        self._phase = "forward"
+        self._works = Works(self.module)
+        self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
+        self._chains: dict[tuple[str, str], str] = {}  # computation and number: its start
         self._loops = 0
         entry = self.module.computations[self.module.entry]
         self.order = self._walk(entry, "entry", 1)
@@ -75,28 +54,41 @@ class Steps:
         """Read a computation that runs `trips` times in a step; return its blocks as they run."""
         order: list[int] = []
         part = 1
-        draft = _Draft(f"{title}, part {part}", trips, start=len(self.operations))
+        draft = _Draft(f"{title}, part {part}", trips)
         for item in computation.instructions.values():
             if item.opcode != "while":
                 self._instruction(computation, item, draft)
                 continue
             order += self._close(draft)
             self._loops += 1
-            count = trip_count(self.module, computation, item)
             body = self.module.computations[item.attribute("body").removeprefix("%")]
+            count = self._trips(computation, item, body)
             if count:
-                order += self._walk(body, f"loop {self._loops}", trips * count) * count
+                inside = self._walk(body, f"loop {self._loops}", trips * count)
+                if len(inside) * count > MOST_TRIPS:
+                    raise HloError(f"%{item.name} runs {count} times: too often", item.line)
+                order += inside * count
             part += 1
-            draft = _Draft(f"{title}, part {part}", trips, start=len(self.operations))
+            draft = _Draft(f"{title}, part {part}", trips)
         order += self._close(draft)
-        left = [
-            name
-            for name in (*self._open, *self._chains.values())
-            if name in computation.instructions
-        ]
+        left = [name for name in self._open if name in computation.instructions]
         if left:
             raise HloError(f"%{left[0]} is started but never awaited", computation[left[0]].line)
         return order
+
+    def _trips(self, computation: Computation, loop: Instruction, body: Computation) -> int:
+        """Return how often a loop runs; the arrays that it walks through must be long enough."""
+        trips = trips_of(self.module, computation, loop)
+        sizes = stack_sizes(self.module, body, trips.counter)
+        if sizes and trips.count not in sizes:
+            problem = (
+                f"%{loop.name} runs {trips.count} times, but walks through arrays of "
+                f"{', '.join(map(str, sorted(sizes)))}"
+            )
+            if trips.count > max(sizes):
+                raise HloError(problem, loop.line)
+            self.warnings[problem] = None
+        return trips.count
 
     def _close(self, draft: _Draft) -> list[int]:
         """Add a block, if anything happens in it, and return its number."""
@@ -130,7 +122,7 @@ class Steps:
         elif code in KINDS:
             self._collective(item, draft, started=False)
         elif code in TRANSFERS:
-            self._transfer(computation, item, draft)
+            self._start_transfer(computation, item, draft)
         elif code == "async-update":
             self._open[item.name] = self._opened(item)
         elif code in ASYNC_DONE:
@@ -140,7 +132,7 @@ class Steps:
             self._async_start(computation, item, draft)
         elif code.endswith("-start"):
             self._collective(item, draft, started=True)
-        elif code == "fusion" and (inside := self._costs.collectives_inside(item)):
+        elif code == "fusion" and (inside := self._works.costs.collectives_inside(item)):
             self._fused(computation, item, inside, draft)
         else:
             self._compute(computation, item, draft)
@@ -158,17 +150,15 @@ class Steps:
         if wrapped in KINDS:
             self._collective(item, draft, started=True)
         elif wrapped in _MOVED_ASIDE:
-            self._transfer(computation, item, draft)
+            self._start_transfer(computation, item, draft)
         else:
             raise HloError(f"%{item.name}: an asynchronous {wrapped} is not understood", item.line)
 
-    def _collective(self, item: Instruction, draft: _Draft, started: bool, chain: str = "") -> None:
-        """Add a collective; a started one stays open under its name or its chain's number."""
+    def _collective(self, item: Instruction, draft: _Draft, started: bool) -> None:
+        """Add a collective; a started one stays open under its name."""
         found = read_collective(self.module, item, self.mesh)
         name = "" if found is None else found.name
-        if chain:
-            self._chains[draft.name, chain] = name or item.name
-        elif started:
+        if started:
             self._open[item.name] = name
         if found is None:
             return
@@ -198,26 +188,36 @@ class Steps:
         """Read a fusion with collectives in it: part of an asynchronous chain, or one of its own.
 
         A chain begins with a fusion that ends in AsyncCollectiveStart, goes on inside fusions that
-        compute something else, and ends with AsyncCollectiveDone: it is one collective.
+        compute something else, and ends with AsyncCollectiveDone: it is one collective. One that
+        shares its only fusion with a matmul runs beside that.
         """
         target = custom_target(self.module, item)
         chains = [chain_of(collective) for collective in inside]
         if target == "AsyncCollectiveStart" and len(chains) == 1 and chains[0]:
-            if (draft.name, chains[0]) in self._chains:
+            if (computation.name, chains[0]) in self._chains:
                 raise HloError(f"%{item.name}: chain {chains[0]} is started twice", item.line)
-            self._collective(item, draft, started=True, chain=chains[0])
+            self._chains[computation.name, chains[0]] = item.name
+            self._collective(item, draft, started=True)
             return
         if target != "AsyncCollectiveDone" and not any(chains):
-            self._collective(item, draft, started=False)
+            operation = self._works.read(computation, item, draft.name, draft.trips)
+            beside = operation is not None and bool(operation.matmuls)
+            self._collective(item, draft, started=beside)
+            if beside:
+                name = self._open.pop(item.name)
+                self._compute(computation, item, draft)
+                if name:
+                    draft.tasks.append(Await(name=name))
             return
         for chain, collective in zip(chains, inside, strict=True):
-            start = self._chains.get((draft.name, chain))
+            start = self._chains.get((computation.name, chain))
             if not chain or start is None:
                 raise HloError(f"%{item.name}: chain {chain} was not started", item.line)
             self._same_collective(computation[start], collective, item)
         if target == "AsyncCollectiveDone":
             (chain,) = chains
-            draft.tasks.append(Await(name=self._chains.pop((draft.name, chain))))
+            if name := self._open.pop(self._chains.pop((computation.name, chain))):
+                draft.tasks.append(Await(name=name))
         else:
             self._compute(computation, item, draft)
 
@@ -232,102 +232,18 @@ class Steps:
         if not same or any(first.attributes.get(k) != collective.attributes.get(k) for k in keys):
             raise HloError(f"%{item.name}: not the collective of its chain", item.line)
 
-    def _transfer(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
-        """Add a copy between memories that runs in the background."""
-        arrays = item.shape.arrays
-        # copy-start: (to, from, ...); the others: ((from), to, ...), of which only `to` is moved.
-        ends = (
-            arrays[:2]
-            if item.opcode == "copy-start"
-            else (computation.operand(item, 0).shape, arrays[1])
-        )
-        moved = min(end.padded_bytes for end in ends)
+    def _start_transfer(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
         self._open[item.name] = item.name
-        draft.tasks.append(
-            Transfer(
-                name=item.name,
-                hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
-                host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
-                source=self._source(item)[1],
-            )
-        )
-
-    def _source(self, item: Instruction) -> tuple[str, str]:
-        """Return op_name and place of an instruction, or of a neighbour if it has none."""
-        told = named(self.module, item)
-        return told.op_name, show_frame(source_line(self.module, told))
+        draft.tasks.append(transfer_of(self.module, computation, item))
 
     def _compute(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
-        matmuls = self._costs.matmuls(computation, item)
-        cycles = item.cycles
-        if cycles is None and not matmuls and _scalar(item.shape):
-            return  # the scalar unit does these beside the others
-        op_name, source = self._source(item)
-        self._phase = phase_of(item.op_name or op_name, self._phase)
-        hbm_bytes = self._costs.hbm_bytes(computation, item)
-        flops = sum(matmul.flops for matmul in matmuls)
-        kind = self._kind(item, any(x.batch > 1 for x in matmuls), bool(matmuls))
-        if cycles is None and (matmuls or item.opcode == "custom-call"):
+        operation = self._works.read(computation, item, draft.name, draft.trips)
+        if operation is None:
+            return
+        if operation.cycles is None and (operation.matmuls or item.opcode == "custom-call"):
             what = custom_target(self.module, item) or item.opcode
             self.warnings[f"{what}: the compiler gives no cycles; priced by shape and bytes"] = None
-        draft.weight[self._phase] = draft.weight.get(self._phase, 0.0) + float(cycles or 0)
-        self.operations.append(
-            Operation(
-                name=item.name,
-                opcode=item.opcode,
-                block=draft.name,
-                trips=draft.trips,
-                phase=self._phase,
-                kind=kind,
-                flops=flops,
-                cycles=cycles,
-                hbm_bytes=hbm_bytes,
-                op_name=op_name,
-                source=source,
-                line=item.line,
-            )
-        )
-        shares = [matmul.flops / flops for matmul in matmuls] or [1.0]
-        for number, share in enumerate(shares):
-            one = matmuls[number] if matmuls else Matmul(m=0, k=0, n=0, batch=1)
-            draft.tasks.append(
-                Compute(
-                    name=item.name,
-                    kind=kind,
-                    hbm_bytes=hbm_bytes * share,
-                    cycles=None if cycles is None else cycles * share,
-                    source=source,
-                    m=one.m,
-                    k=one.k,
-                    n=one.n,
-                    batch=one.batch,
-                    matmuls=int(bool(matmuls)),
-                )
-            )
-
-    def _kind(self, item: Instruction, batched: bool, matmul: bool) -> str:
-        """Return what an operation is: products with a batch dimension are those of attention."""
-        if matmul:
-            return "attention" if batched else "matmul"
-        if self._costs.moves_only(item):
-            return "copy"
-        return "optimizer" if self._phase == "update" else "elementwise"
-
-
-def phase_of(op_name: str, before: str) -> str:
-    """Return the phase that JAX's name of an operation says, or the one before it.
-
-    >>> phase_of("jit(step)/transpose(jvp())/while/body/rematted_computation/add", "forward")
-    'recomputation'
-    """
-    if "rematted_computation" in op_name:
-        return "recomputation"
-    if "transpose(" in op_name:
-        return "backward"
-    if "optimizer_update" in op_name or "/update_" in op_name:
-        return "update"
-    return "forward" if "jvp(" in op_name else before
-
-
-def _scalar(shape: Shape) -> bool:
-    return all(array.count <= 1 for array in shape.arrays)
+        phase = operation.phase
+        draft.weight[phase] = draft.weight.get(phase, 0.0) + float(operation.cycles or 0)
+        self.operations.append(operation)
+        draft.tasks += operation.tasks()

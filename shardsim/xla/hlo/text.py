@@ -4,124 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.errors import HloError, small_number
 from shardsim.xla.hlo.frames import Frames, read_frames
+from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import OPCODES
 from shardsim.xla.hlo.shapes import Shape, closing, parse_shape, shape_end
-
-
-@dataclass(frozen=True, eq=False)
-class Instruction:
-    """One line of a computation."""
-
-    name: str
-    opcode: str
-    shape: Shape
-    operands: tuple[str, ...]
-    literal: str  # of a constant or parameter: what stands in its parentheses
-    attributes: dict[str, str]  # all but the two below
-    op_name: str  # where the operation comes from, as JAX names it
-    stack_frame_id: int  # 0: none
-    backend_config: dict[str, Any]
-    is_root: bool
-    line: int
-
-    def attribute(self, name: str) -> str:
-        """Return an attribute that must be there."""
-        if name not in self.attributes:
-            raise HloError(f"%{self.name}: {self.opcode} without {name}", self.line)
-        return self.attributes[name]
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """Return an attribute like `{0,2}` as numbers; empty where it is not given."""
-        text = self.attributes.get(name, "{}")
-        try:
-            return tuple(int(number) for number in text.strip("{}").split(",") if number)
-        except ValueError:
-            raise HloError(f"%{self.name}: {name}={text[:40]}", self.line) from None
-
-    @cached_property
-    def called(self) -> tuple[str, ...]:
-        """Names of the computations that the instruction names."""
-        found = []
-        for key in ("calls", "to_apply", "body", "condition", "true_computation"):
-            if key in self.attributes:
-                found.append(self.attributes[key])
-        for key in ("false_computation", "branch_computations", "called_computations"):
-            if key in self.attributes:
-                found += self.attributes[key].strip("{}").split(", ")
-        return tuple(name.removeprefix("%") for name in found)
-
-    @property
-    def cycles(self) -> int | None:
-        """What the compiler estimates the operation to take; None where it says nothing."""
-        value = self.backend_config.get("window_config", {}).get("estimated_cycles")
-        try:
-            return None if value is None else int(value)
-        except (TypeError, ValueError):
-            raise HloError(f"%{self.name}: estimated_cycles {value!r}", self.line) from None
-
-
-@dataclass(frozen=True, eq=False)
-class Computation:
-    """Instructions in order; in a scheduled module the order of execution."""
-
-    name: str
-    instructions: dict[str, Instruction]
-    parameters: tuple[str, ...]
-    root: str
-    line: int
-
-    def __getitem__(self, name: str) -> Instruction:
-        return self.instructions[name]
-
-    def operand(self, instruction: Instruction, index: int) -> Instruction:
-        """Return the instruction that gives an operand."""
-        if index >= len(instruction.operands):
-            raise HloError(f"%{instruction.name} lacks operands", instruction.line)
-        return self.instructions[instruction.operands[index]]
-
-    @cached_property
-    def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that read each one."""
-        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
-        for instruction in self.instructions.values():
-            for operand in dict.fromkeys(instruction.operands):
-                users[operand].append(instruction)
-        return users
-
-
-@dataclass(frozen=True, eq=False)
-class Module:
-    """A whole program."""
-
-    name: str
-    is_scheduled: bool
-    partitions: int | None  # devices that run it, where the text says so
-    computations: dict[str, Computation]
-    entry: str
-    frames: Frames = field(repr=False)
-
-    @cached_property
-    def homes(self) -> dict[Instruction, Computation]:
-        """The computation that each instruction stands in."""
-        return {
-            instruction: computation
-            for computation in self.computations.values()
-            for instruction in computation.instructions.values()
-        }
-
-    def called(self, instruction: Instruction) -> Computation:
-        """Return the one computation that a fusion or a call runs."""
-        names = instruction.called
-        if len(names) != 1:
-            raise HloError(f"%{instruction.name} must call one computation", instruction.line)
-        return self.computations[names[0]]
-
 
 _MODULE = re.compile(r"HloModule ([\w.\-]+)(, .*)?$")
 _HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(")
@@ -168,19 +57,26 @@ def parse_module(text: str) -> Module:
         entry = computation.name if is_entry else entry
     if not entry:
         raise HloError("no ENTRY computation; the text is cut off", len(lines))
-    for computation in computations.values():
-        for instruction in computation.instructions.values():
-            for name in instruction.called:
-                if name not in computations:
-                    raise HloError(f"no computation %{name}", instruction.line)
+    _check_calls(computations)
     return Module(
         name=match[1],
         is_scheduled=", is_scheduled=true" in rest,
-        partitions=int(partitions[1]) if partitions else None,
+        partitions=small_number(partitions[1], 0) if partitions else None,
         computations=computations,
         entry=entry,
         frames=frames,
     )
+
+
+def _check_calls(computations: dict[str, Computation]) -> None:
+    """Refuse calls of what does not stand before the call: nothing calls itself."""
+    before: set[str] = set()
+    for computation in computations.values():
+        for instruction in computation.instructions.values():
+            for name in instruction.called:
+                if name not in before:
+                    raise HloError(f"no computation %{name} before its call", instruction.line)
+        before.add(computation.name)
 
 
 def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computation, bool, int]:
@@ -255,7 +151,7 @@ def _check_parameters(
     if len(given) != len(parameters):
         raise HloError(f"%{name} has {len(given)} parameters, its header {len(parameters)}")
     for item in given:
-        number = int(item.literal) if item.literal.isdigit() else len(parameters)
+        number = small_number(item.literal, len(parameters))
         if number >= len(parameters) or parameters[number][0] != item.name:
             raise HloError(f"%{item.name} is not parameter {item.literal} of %{name}", item.line)
         if parameters[number][1].form != item.shape.form:
@@ -339,7 +235,7 @@ def _value(line: str, start: int) -> tuple[str, int]:
 def _metadata(text: str) -> tuple[str, int]:
     """Return op_name and stack_frame_id of `{op_name="..." stack_frame_id=12}`."""
     found = dict(_METADATA.findall(text[1:-1]))
-    frame = found.get("stack_frame_id", "0")
-    if not frame.isdigit():
+    frame = small_number(found.get("stack_frame_id", "0"), -1)
+    if frame < 0:
         raise HloError(f"metadata {text[:60]!r}")
-    return found.get("op_name", '""')[1:-1], int(frame)
+    return found.get("op_name", '""')[1:-1], frame

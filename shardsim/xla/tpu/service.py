@@ -81,7 +81,7 @@ class Compilation:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of jax and libtpu."""
-        return dict(self.result["versions"])
+        return dict(self.result.get("versions") or compiler_versions())
 
     @property
     def problem(self) -> str:
@@ -90,7 +90,7 @@ class Compilation:
         if used := hbm_needed(message):
             needed, offered = (size / 2**30 for size in used)
             return f"does not fit: needs {needed:.2f} GiB of {offered:.2f} GiB HBM on a device"
-        return " ".join(f"{self.result.get('error', '')}: {message}".split())[:400]
+        return " ".join(f"{self.result['error']}: {message}".split())[:400]
 
 
 def hbm_needed(message: str) -> tuple[float, float] | None:
@@ -254,11 +254,15 @@ class TpuCompiler:
         """Yield (index, compilation) of each plan as they come; kept ones first."""
         futures: dict[Future[Any], tuple[int, str, str]] = {}
         for index, plan in enumerate(plans):
-            request = {
-                "topology": topology_options(plan.machine),
-                "options": tpu_options(plan) | (options or {}),
-            }
-            code = jax_code(replace(plan, name="plan"))
+            try:
+                code = jax_code(replace(plan, name="plan"))
+                topology = topology_options(plan.machine)
+            except ShardsimError as error:
+                if len(plans) == 1:
+                    raise
+                yield index, _refused(plan, error)
+                continue
+            request = {"topology": topology, "options": tpu_options(plan) | (options or {})}
             key = key_of(request, code, compiler_versions())
             kept = self._cache.get(key) if self._cache else None
             if kept:
@@ -291,6 +295,12 @@ class TpuCompiler:
                     yield future
             except TimeoutError:
                 self._say(f"compiling for {time.monotonic() - begun:.0f} s; {len(left)} to come")
+
+
+def _refused(plan: Plan, error: ShardsimError) -> Compilation:
+    """Return the outcome of a plan that cannot be emitted or has no slice to compile for."""
+    result = {"error": "refused", "message": str(error), "versions": compiler_versions()}
+    return Compilation(plan=plan, result=result, text=None, code="")
 
 
 def compiler_versions() -> dict[str, str]:

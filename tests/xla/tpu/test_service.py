@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_step import small_plan
 
 from shardsim.errors import HardwareError, ShardsimError
 from shardsim.machine import parse_machine
-from shardsim.plan import Plan, plan_from_data
 from shardsim.xla.tpu import Cache, TpuCompiler, service, topology_options
 from shardsim.xla.tpu.cache import key_of
 from shardsim.xla.tpu.service import hbm_needed, run_compiler
@@ -23,35 +23,6 @@ from shardsim.xla.tpu.service import hbm_needed, run_compiler
 needs_libtpu = pytest.mark.skipif(
     not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
 )
-
-
-def small_plan(machine: str = "v4:2x2x1", **more: Any) -> Plan:
-    model = {
-        "name": "small",
-        "family": "vit",
-        "layers": 2,
-        "embed": 512,
-        "mlp": 1024,
-        "heads": 4,
-        "head_dim": 128,
-        "kv_heads": 4,
-        "sequence": 64,
-        "patch": 4,
-        "image": 32,
-        "pooling": "mean",
-        "classes": 16,
-    }
-    data = {
-        "name": "small plan",
-        "model": model,
-        "machine": machine,
-        "batch": 16,
-        "mesh": {"fsdp": 4},
-        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
-        "remat": "full",
-        "attention": "unfused",
-    }
-    return plan_from_data({**data, **more}, "small plan")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""MaxText in tables: its blocks, and its names for weights, activations and kept tensors.
+
+From MaxText 0.2.5: `layers/attentions.py`, `layers/linears.py`, `layers/embeddings.py`,
+`models/gpt3.py`, `layers/nnx_decoders.py`, `configs/base.yml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shardsim.emit.dialects.nearest import ALL_BIASES, Block
+from shardsim.model import Biases
+
+# What `decoder_block` fixes. "default" is a parallel block on one norm.
+_RMS = {
+    "family": "decoder",
+    "norm": "rmsnorm",
+    "biases": Biases(),
+    "positions": "rotary",
+    "qk_norm": False,
+    "post_norms": False,
+    "final_norm": True,
+}
+BLOCKS = (
+    Block("llama2", {**_RMS, "parallel_block": False}),
+    Block("default", {**_RMS, "parallel_block": True}),
+    Block(
+        "gpt3",
+        {
+            **_RMS,
+            "parallel_block": False,
+            "norm": "layernorm",
+            "biases": ALL_BIASES,
+            "positions": "learned",
+            "kv_heads": 0,  # as many as heads
+        },
+    ),
+)
+# MaxText trains token decoders only.
+ONLY = {"patch": 0, "image": 0, "pooling": "none", "classes": 0}
+
+# Roles of mesh axes that MaxText has an axis for, and the key that sizes it.
+AXES: Mapping[str, str] = {
+    "data": "data",
+    "fsdp": "fsdp",
+    "context": "context",
+    "tensor": "tensor",
+}
+SIZE_KEYS: Mapping[str, str] = {name: f"{name}_parallelism" for name in AXES.values()}
+
+_NORMS = (
+    "block_norm",
+    "attention_norm",
+    "mlp_norm",
+    "final_norm",
+)
+# Weight -> logical axes, without the stack of layers; where `models/gpt3.py` has others, those.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "token_embedding": ("vocab", "embed_vocab"),
+    "position_embedding": ("vocab", "embed_vocab"),
+    **{f"{norm}_{part}": ("norm",) for norm in _NORMS for part in ("scale", "bias")},
+    "query": ("embed_attn", "q_heads", "kv"),
+    "key": ("embed_attn", "kv_heads", "kv_head_dim"),
+    "value": ("embed_attn", "kv_heads", "kv_head_dim"),
+    "query_bias": ("heads", "kv"),
+    "key_bias": ("heads", "kv"),
+    "value_bias": ("heads", "kv"),
+    "attention_output": ("heads", "kv", "embed_attn"),
+    "attention_output_bias": ("embed_attn",),
+    "mlp_in": ("embed", "mlp"),
+    "mlp_gate": ("embed", "mlp"),
+    "mlp_in_bias": ("mlp",),
+    "mlp_gate_bias": ("mlp",),
+    "mlp_out": ("mlp", "embed"),
+    "mlp_out_bias": ("embed",),
+    "output_head": ("embed_vocab", "vocab"),
+}
+GPT3_WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    name: ("embed_attn", "heads", "kv") for name in ("query", "key", "value")
+}
+
+# Kind of activation -> logical axes of [batch, tokens, width] (of heads, for queries and keys).
+_TOKENS = "activation_length"
+ACTIVATIONS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "residual": (
+        ("activation_batch", "activation_norm_length", "activation_embed"),
+        ("activation_batch_attn", "activation_input_length_attn", "activation_embed_attn"),
+    ),
+    "wide": (
+        ("activation_batch", _TOKENS, "activation_mlp"),
+        ("activation_batch_attn", "activation_length_attn", "activation_heads"),
+        ("activation_batch_attn", "activation_q_length", "activation_heads"),
+    ),
+    "keys": (("activation_kv_batch", "activation_length_attn", "activation_kv_heads"),),
+    "logits": (("activation_embed_and_logits_batch", _TOKENS, "activation_vocab"),),
+}
+# The default block has no axis of its own for the residual's tokens.
+DEFAULT_RESIDUAL = ("activation_batch", _TOKENS, "activation_embed")
+# models/gpt3.py constrains queries, keys and values alike.
+GPT3_HEADS = ("activation_batch", _TOKENS, "activation_heads")
+
+# First to keep their mesh axes: what matmuls compute.
+INNER = (
+    "activation_mlp",
+    "activation_heads",
+    "activation_kv_heads",
+    "activation_vocab",
+    "activation_embed",
+    "activation_embed_attn",
+    "q_heads",
+    "heads",
+    "kv_heads",
+    "mlp",
+    "vocab",
+)
+# Never split by a plan, whatever their default rule.
+WHOLE = (
+    "norm",
+    "qkv",
+    "kv",
+    "kv_head_dim",
+    "layers",
+    "activation_kv",
+    "activation_kv_head_dim",
+    "activation_kv_length",
+)
+# Names that older releases did not tell apart.
+OLDER: Mapping[str, str] = {
+    "embed_attn": "embed",
+    "embed_vocab": "embed",
+    "q_heads": "heads",
+    "kv_head_dim": "kv",
+    "activation_embed_attn": "activation_embed",
+    "activation_batch_attn": "activation_batch",
+    "activation_length_attn": "activation_length",
+    "activation_q_length": "activation_length",
+    "activation_input_length_attn": "activation_norm_length",
+}
+
+# Tensor of a layer -> MaxText's names in a custom remat policy; gated MLPs have two inputs.
+REMAT: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("query_proj", "key_proj", "value_proj"),
+    "context": ("context",),
+    "attention_output": ("out_proj",),
+    "mlp_hidden": ("mlpwi",),
+    "mlp_output": ("mlpwo",),
+    "layer_input": ("decoder_layer_input",),
+}
+GATED_HIDDEN = ("mlpwi_0", "mlpwi_1")
+# Without a flash kernel, which names its result "context" itself (layers/attentions.py only).
+UNFUSED_CONTEXT: Mapping[str, tuple[str, ...]] = {
+    "llama2": ("attention_out",),
+    "default": ("attention_out",),
+}
+
+# Optimizers that MaxText has, with the keys that choose them.
+OPTIMIZERS: Mapping[str, Mapping[str, str]] = {
+    "adamw": {"opt_type": "adamw"},
+    "adamw-bf16-mu": {"opt_type": "adamw", "mu_dtype": "bfloat16"},
+    "sgd": {"opt_type": "sgd"},
+}
+DTYPES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16"}
+
+# Path in MaxText's state, after `model/` or a moment's -> weight. The first that fits the block.
+_NORM_PATHS: Mapping[str, Mapping[str, str]] = {
+    "llama2": {
+        "pre_self_attention_layer_norm": "attention_norm",
+        "post_self_attention_layer_norm": "mlp_norm",
+    },
+    "default": {"pre_self_attention_norm": "block_norm"},
+    "gpt3": {"pre_self_attention_norm": "attention_norm", "mlp/mlp_layer_norm": "mlp_norm"},
+}
+_LINEAR_PATHS: Mapping[str, str] = {
+    "self_attention/query": "query",
+    "self_attention/key": "key",
+    "self_attention/value": "value",
+    "self_attention/out": "attention_output",
+    "mlp/wi": "mlp_in",
+    "mlp/wi_0": "mlp_gate",
+    "mlp/wi_1": "mlp_in",
+    "mlp/wo": "mlp_out",
+}
+
+
+def state_paths(block: str) -> dict[str, str]:
+    """Return the weight at each path of MaxText's state, for one kind of block."""
+    paths = {
+        "token_embedder/embedding": "token_embedding",
+        "decoder/position_embedder/embedding": "position_embedding",
+        "decoder/logits_dense/kernel": "output_head",
+    }
+    for part in ("scale", "bias"):
+        paths[f"decoder/decoder_norm/{part}"] = f"final_norm_{part}"
+        for path, norm in _NORM_PATHS[block].items():
+            paths[f"decoder/layers/{path}/{part}"] = f"{norm}_{part}"
+    for path, weight in _LINEAR_PATHS.items():
+        paths[f"decoder/layers/{path}/kernel"] = weight
+        paths[f"decoder/layers/{path}/bias"] = f"{weight}_bias"
+    return paths

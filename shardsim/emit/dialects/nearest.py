@@ -1,0 +1,71 @@
+"""The model that a trainer has in place of the plan's: the nearest of its blocks, and what differs.
+
+State and activations are then counted for what the trainer trains, not for what the plan names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from shardsim.model import Biases, Model
+
+# Options that change what is computed or kept; names, notes and counting conventions do not.
+_SILENT = ("name", "note", "source", "parameter_convention", "sequence")
+ALL_BIASES = Biases(qkv=True, attention_output=True, mlp=True, norm=True)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One kind of block that a trainer has, with the options of a model that it fixes."""
+
+    name: str
+    fixed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A trainer's block, the model made of it, and where that differs from the plan's."""
+
+    block: str
+    model: Model
+    differences: tuple[str, ...]
+
+
+def nearest_model(model: Model, blocks: tuple[Block, ...], changes: Mapping[str, Any]) -> Nearest:
+    """Return the model made of the block that differs least from `model`'s.
+
+    `changes` are made whatever the block: what the trainer has only one of.
+    """
+    made = []
+    for block in blocks:
+        fixed = {**block.fixed, **changes}
+        if fixed.get("kv_heads") == 0:
+            fixed["kv_heads"] = model.heads
+        other = replace(model, **fixed)
+        made.append(Nearest(block.name, other, differences(model, other)))
+    return min(made, key=lambda nearest: len(nearest.differences))
+
+
+def differences(model: Model, other: Model) -> tuple[str, ...]:
+    """Return every option of `model` that is another in `other`, as `key: this, not that`."""
+    found = []
+    for field in fields(Model):
+        if field.name in _SILENT:
+            continue
+        mine, theirs = getattr(model, field.name), getattr(other, field.name)
+        if field.name == "biases":
+            found += [
+                f"biases.{item.name}: {_show(getattr(theirs, item.name))}, "
+                f"not {_show(getattr(mine, item.name))}"
+                for item in fields(Biases)
+                if getattr(mine, item.name) != getattr(theirs, item.name)
+            ]
+        elif mine != theirs:
+            found.append(f"{field.name}: {_show(theirs)}, not {_show(mine)}")
+    return tuple(found)
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

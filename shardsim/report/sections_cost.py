@@ -1,0 +1,46 @@
+"""The section of a report that says what training costs, here and on more or fewer chips."""
+
+from __future__ import annotations
+
+from shardsim.plan.words import mesh_text
+from shardsim.report.document import Drawing, Section, Table, Text
+from shardsim.report.plots_search import cost_front
+from shardsim.report.study import TRILLION, Study
+from shardsim.report.words import count_words, days_words
+
+
+def cost_section(study: Study) -> Section:
+    """Return days and cost of this plan, and of the best ones on half and twice as many chips."""
+    price = study.chip_hour_price or 0.0
+    tokens = study.tokens or TRILLION
+    plans = [("this plan", study.prediction)]
+    plans += [(f"best on {item.plan.machine.name}", item) for item in study.sizes]
+    rows = [
+        [
+            name,
+            f"{item.plan.machine.chips:,}",
+            f"{100 * item.mfu:.1f}",
+            days_words(study.hours(item) / 24.0),
+            f"{study.hours(item) * item.plan.machine.chips:,.0f}",
+            f"{study.cost(item):,.0f}",
+            mesh_text(item.plan),
+        ]
+        for name, item in plans
+    ]
+    headers = ["plan", "chips", "MFU %", "training", "chip-hours", "cost", "mesh (torus axes)"]
+    return Section(
+        title="What it costs",
+        items=[
+            Text(
+                text=f"Training on {count_words(tokens)} tokens at {price:g} a chip-hour, the "
+                "price that was given, with the same batch on every slice; failures and pauses "
+                "apart."
+            ),
+            Table(headers=headers, rows=rows),
+            Drawing(
+                figure=cost_front([item for _, item in plans], price, tokens),
+                caption="Days against cost. On the line no other plan is both sooner done and "
+                "cheaper.",
+            ),
+        ],
+    )

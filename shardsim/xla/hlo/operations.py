@@ -1,0 +1,135 @@
+"""The operations of the compute stream, and the transfers beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardsim.program.tasks import Compute, Transfer
+from shardsim.xla.hlo.costs import Costs
+from shardsim.xla.hlo.matmul import Matmul
+from shardsim.xla.hlo.module import Computation, Instruction, Module
+from shardsim.xla.hlo.shapes import HBM, HOST, Shape
+from shardsim.xla.hlo.sources import named, show_frame, source_line
+
+NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of the compute stream."""
+
+    name: str
+    opcode: str
+    block: str
+    trips: int  # of its block, in a step
+    phase: str  # "forward", "recomputation", "backward", "update"
+    kind: str  # as `Compute.kind`
+    matmuls: tuple[Matmul, ...]
+    cycles: int | None  # as the compiler estimates, each trip
+    hbm_bytes: float  # each trip
+    op_name: str
+    source: str
+    line: int
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the matmuls, each trip."""
+        return sum(matmul.flops for matmul in self.matmuls)
+
+    def tasks(self) -> list[Compute]:
+        """Return the operation as tasks: one, or one for each matmul with its share of the rest."""
+        products = self.matmuls or (NO_MATMUL,)
+        shares = [one.flops / self.flops for one in self.matmuls] or [1.0]
+        return [
+            Compute(
+                name=self.name,
+                kind=self.kind,
+                m=one.m,
+                k=one.k,
+                n=one.n,
+                batch=one.batch,
+                matmuls=int(bool(self.matmuls)),
+                hbm_bytes=self.hbm_bytes * share,
+                cycles=None if self.cycles is None else self.cycles * share,
+                source=self.source,
+            )
+            for one, share in zip(products, shares, strict=True)
+        ]
+
+
+class Works:
+    """Reads operations in their order: one without a name belongs to the phase before it."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.costs = Costs(module)
+        self.phase = "forward"
+
+    def read(
+        self, computation: Computation, item: Instruction, block: str, trips: int
+    ) -> Operation | None:
+        """Return an operation, or None for numbers: the scalar unit does these beside the rest."""
+        matmuls = self.costs.matmuls(computation, item)
+        if item.cycles is None and not matmuls and _is_number(item.shape):
+            return None
+        told = named(self.module, item)
+        self.phase = phase_of(item.op_name or told.op_name, self.phase)
+        return Operation(
+            name=item.name,
+            opcode=item.opcode,
+            block=block,
+            trips=trips,
+            phase=self.phase,
+            kind=self._kind(item, matmuls),
+            matmuls=matmuls,
+            cycles=item.cycles,
+            hbm_bytes=self.costs.hbm_bytes(computation, item),
+            op_name=told.op_name,
+            source=show_frame(source_line(self.module, told)),
+            line=item.line,
+        )
+
+    def _kind(self, item: Instruction, matmuls: tuple[Matmul, ...]) -> str:
+        """Return what an operation is: products with a batch dimension are those of attention."""
+        if matmuls:
+            return "attention" if any(one.batch > 1 for one in matmuls) else "matmul"
+        if self.costs.moves_only(item):
+            return "copy"
+        return "optimizer" if self.phase == "update" else "elementwise"
+
+
+def transfer_of(module: Module, computation: Computation, item: Instruction) -> Transfer:
+    """Return a copy between memories that `item` starts."""
+    arrays = item.shape.arrays
+    # copy-start: (to, from, ...); the others: ((from), to, ...), of which only `to` is moved.
+    ends = (
+        arrays[:2]
+        if item.opcode == "copy-start"
+        else (computation.operand(item, 0).shape, arrays[1])
+    )
+    moved = min(end.padded_bytes for end in ends)
+    return Transfer(
+        name=item.name,
+        hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
+        host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
+        source=show_frame(source_line(module, item)),
+    )
+
+
+def phase_of(op_name: str, before: str) -> str:
+    """Return the phase that JAX's name of an operation says, or the one before it.
+
+    >>> phase_of("jit(step)/transpose(jvp())/while/body/rematted_computation/add", "forward")
+    'recomputation'
+    """
+    if "rematted_computation" in op_name:
+        return "recomputation"
+    if "transpose(" in op_name:
+        return "backward"
+    if "optimizer_update" in op_name or "/update_" in op_name:
+        return "update"
+    return "forward" if "jvp(" in op_name else before
+
+
+def _is_number(shape: Shape) -> bool:
+    return all(array.count <= 1 for array in shape.arrays)

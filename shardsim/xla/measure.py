@@ -1,0 +1,180 @@
+"""Plans of a small ViT, predicted for and timed on the host devices of this machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from shardsim.cost.predict import predict
+from shardsim.emit.shrink import shrink
+from shardsim.emit.specs import plan_data
+from shardsim.errors import PlanError, ShardsimError
+from shardsim.machine import Machine, chip_from_text, load_chip_file
+from shardsim.plan import Overlap, Plan, plan_from_data
+from shardsim.plan.placement import place
+from shardsim.xla.calibrate import calibrate_cpu
+from shardsim.xla.host import HostDevices, Progress
+
+# Host devices share the cores that move their data, so nothing runs beside a collective.
+NO_OVERLAP = Overlap(matmul="off", weights=False, gradients=False)
+
+DEVICES = 8  # that the plans below are for
+_MODEL = {
+    "name": "vit-small-host",
+    "family": "vit",
+    "layers": 4,
+    "embed": 256,
+    "heads": 8,
+    "patch": 4,
+    "image": 32,
+    "pooling": "mean",
+    "classes": 16,
+    "parallel_block": True,
+}
+_TENSOR = {axis: ["model"] for axis in ("heads", "mlp")}
+
+
+def measured_plans(machine: Machine) -> list[Plan]:
+    """Return plans of a small ViT for eight devices that differ in work and in what they move."""
+    fsdp = {"embed": ["fsdp"]}
+    both = fsdp | _TENSOR
+    rows, data = {"batch": ["fsdp"]}, {"batch": ["data"]}
+    sequence, embed = {"seq": ["model"]}, {"embed": ["model"]}
+    eight, wide, square = {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"fsdp": 2, "model": 4}
+    table: dict[str, tuple[dict[str, int], Any, Any, dict[str, Any]]] = {
+        "data, 16 images": ({"data": 8}, {}, data, {"batch": 16}),
+        "data": ({"data": 8}, {}, data, {}),
+        "data, 64 images": ({"data": 8}, {}, data, {"batch": 64}),
+        "data, nothing kept": ({"data": 8}, {}, data, {"remat": "full"}),
+        "fsdp": (eight, fsdp, rows, {}),
+        "fsdp, 64 images, nothing kept": (eight, fsdp, rows, {"batch": 64, "remat": "full"}),
+        "fsdp, four microbatches": (eight, fsdp, rows, {"microbatches": 4}),
+        "fsdp and tensor 2": (wide, both, rows | sequence, {}),
+        "fsdp and tensor 4": (square, both, rows | sequence, {}),
+        "fsdp and tensor 4 on embed": (square, both, rows | embed, {}),
+        "fsdp and tensor 4, whole residual": (square, both, rows, {}),
+        "tensor 8": ({"model": 8}, _TENSOR, sequence, {}),
+        "tensor 8, 64 images, nothing kept": (
+            {"model": 8},
+            _TENSOR,
+            sequence,
+            {"batch": 64, "remat": "full"},
+        ),
+        "tensor 8, whole residual": ({"model": 8}, _TENSOR, {}, {"batch": 16}),
+    }
+    plans = [
+        plan_from_data(
+            {
+                "name": name,
+                "model": _MODEL,
+                "machine": machine.name,
+                "batch": 32,
+                "mesh": mesh,
+                "rules": {"parameters": parameters, "activations": activations},
+                "precision": {"compute": "f32", "reduce": "f32"},
+                "attention": "unfused",
+                "remat": "none",
+                **more,
+            },
+            name,
+            machine=machine,
+        )
+        for name, (mesh, parameters, activations, more) in table.items()
+    ]
+    return [replace(plan, overlap=NO_OVERLAP) for plan in plans]
+
+
+def on_host(plan: Plan, machine: Machine) -> Plan:
+    """Return `plan` on as many of the host devices that `machine` describes as it needs."""
+    host = replace(machine, shape=(plan.machine.devices,))
+    sizes = {axis.name: axis.size for axis in plan.mesh}
+    return replace(plan, machine=host, mesh=place(sizes, host), overlap=NO_OVERLAP)
+
+
+def predict_and_time(host: HostDevices, plan: Plan) -> dict[str, Any]:
+    """Return one row {plan, predicted_s, measured_s, error, cores_share}.
+
+    The error is signed, a fraction; the share is of all cores, in the measured step.
+    """
+    predicted_s = predict(plan).step_time_s
+    answer = host.ask({"bench": "step", "data": plan_data(plan)})
+    measured_s = float(answer["seconds"])
+    return {
+        "plan": plan.name,
+        "predicted_s": predicted_s,
+        "measured_s": measured_s,
+        "error": predicted_s / measured_s - 1.0,
+        "cores_share": float(answer["cores_share"]),
+    }
+
+
+def measure_host(
+    machine: Machine, extra: Plan | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Predict and time plans of a small ViT on the host devices that `machine` describes.
+
+    Returns the rows of the plans, the median absolute error, Spearman's rank correlation of
+    predicted and measured times, and the row of `extra` (or None), which is in none of these.
+    """
+    say = progress or (lambda text: None)
+    plans = measured_plans(machine)
+    rows: list[dict[str, Any]] = []
+    with HostDevices(machine.devices, module="shardsim.xla.bench_worker", flags="") as host:
+        for plan in plans:
+            row = predict_and_time(host, plan)
+            rows.append(row)
+            times = f"predicted {row['predicted_s']:.4f} s, measured {row['measured_s']:.4f} s"
+            say(f"{plan.name}: {times}")
+        own = None if extra is None else predict_and_time(host, on_host(extra, machine))
+    return {
+        "rows": rows,
+        "median_abs_error": statistics.median(abs(row["error"]) for row in rows),
+        "rank_correlation": rank_correlation(
+            [row["predicted_s"] for row in rows], [row["measured_s"] for row in rows]
+        ),
+        "extra": own,
+    }
+
+
+def measured_result(
+    result: dict[str, Any],
+    plan: Plan,
+    devices: int,
+    scale: str,
+    machine_file: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the result of `verify_host` with the times of the same run: `step` and `measured`.
+
+    `machine_file` is what `shardsim calibrate` wrote; without it this machine is measured first.
+    """
+    if devices != DEVICES:
+        raise PlanError(f"verify: --measure times plans for {DEVICES} devices, not {devices}")
+    if machine_file is None:
+        chip = chip_from_text(calibrate_cpu(devices, progress), "shardsim calibrate")
+    else:
+        chip = load_chip_file(machine_file)
+    if chip.kind != "cpu" or chip.max_slice[0] < devices:
+        raise PlanError(f"verify: {machine_file} does not describe {devices} host devices")
+    tiny = plan if scale == "full" else shrink(plan, devices)[0]
+    found = measure_host(Machine(chip=chip, shape=(devices,)), tiny, progress)
+    own = found.pop("extra")
+    times = {key: own[key] for key in ("predicted_s", "measured_s")}
+    return {**result, "step": {**result["step"], **times}, "measured": found}
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two lists without ties.
+
+    >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+    0.5
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ShardsimError("a rank correlation needs two lists of one length, two or more")
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    apart = float(np.sum((ranks[0] - ranks[1]) ** 2))
+    return float(1.0 - 6.0 * apart / (len(a) * (len(a) ** 2 - 1)))

@@ -1,0 +1,173 @@
+"""How well predictions agree with the compiled evidence.
+
+`python -m shardsim.xla.tpu.agreement` prints the tables of docs/compiler.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from shardsim.cost.predict import Prediction, predict
+from shardsim.plan import plan_from_data
+from shardsim.xla.tpu.collect import load_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One plan of the evidence: what the compiler said, and what is predicted."""
+
+    row: dict[str, Any]
+    predicted: Prediction
+
+    @property
+    def peak_error(self) -> float | None:
+        """Predicted over compiled HBM peak, less one."""
+        if not self.row["peak_bytes"]:
+            return None
+        return float(self.predicted.hbm["peak_bytes"] / self.row["peak_bytes"] - 1.0)
+
+    @property
+    def operations_error(self) -> float | None:
+        """Predicted over compiled time of operations, less one."""
+        if "operations_s" not in self.row:
+            return None
+        parts = ("compute_s", "hbm_bound_s", "overhead_s")
+        predicted_s = sum(self.predicted.time[name] for name in parts)
+        return float(predicted_s / self.row["operations_s"] - 1.0)
+
+    @property
+    def wrongly_fitting(self) -> bool:
+        """Whether it is predicted to fit, and the compiler refuses it."""
+        return self.predicted.fits and self.row["does_not_fit"]
+
+    @property
+    def wrongly_refused(self) -> bool:
+        """Whether it compiles, and is predicted not to fit."""
+        return self.row["compiled"] and not self.predicted.fits
+
+
+def pairs(rows: Sequence[dict[str, Any]] | None = None) -> list[Pair]:
+    """Return the evidence with predictions made now."""
+    found = load_rows() if rows is None else rows
+    return [Pair(row=row, predicted=predict(plan_from_data(row["plan"], "plan"))) for row in found]
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Kendall's rank correlation (tau-a): agreeing less disagreeing pairs, over all.
+
+    >>> kendall([1, 2, 3], [10, 30, 20])
+    0.3333333333333333
+    """
+    signs = [
+        np.sign(first[i] - first[j]) * np.sign(second[i] - second[j])
+        for i, j in combinations(range(len(first)), 2)
+    ]
+    return float(np.mean(signs)) if signs else float("nan")
+
+
+def summary(found: Sequence[Pair]) -> dict[str, Any]:
+    """Return the figures of the whole evidence and of each group."""
+    peaks = [abs(e) for pair in found if (e := pair.peak_error) is not None]
+    operations = [abs(e) for pair in found if (e := pair.operations_error) is not None]
+    explicit = [
+        pair
+        for pair in found
+        if "collectives" in pair.row and pair.predicted.plan.execution == "explicit"
+    ]
+    groups = {}
+    for name in dict.fromkeys(pair.row["group"] for pair in found):
+        read = [p for p in found if p.row["group"] == name and "step_time_s" in p.row]
+        groups[name] = {
+            "plans": sum(p.row["group"] == name for p in found),
+            "compiled": len(read),
+            "rank_correlation": kendall(
+                [p.predicted.step_time_s for p in read], [p.row["step_time_s"] for p in read]
+            ),
+        }
+    return {
+        "plans": len(found),
+        "compiled": sum(pair.row["compiled"] for pair in found),
+        "peak_within_10_percent": float(np.mean([e <= 0.1 for e in peaks])) if peaks else None,
+        "peak_median_abs_error": float(np.median(peaks)) if peaks else None,
+        "wrongly_fitting": [_name(pair) for pair in found if pair.wrongly_fitting],
+        "wrongly_refused": [_name(pair) for pair in found if pair.wrongly_refused],
+        "operations_median_abs_error": float(np.median(operations)) if operations else None,
+        "explicit_plans": len(explicit),
+        "explicit_as_planned": sum(pair.row["collectives_as_planned"] for pair in explicit),
+        "groups": groups,
+    }
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair.row['group']}: {pair.row['kind']}"
+
+
+def text(found: Sequence[Pair]) -> str:
+    """Return the evidence as Markdown tables."""
+    lines = []
+    for name in dict.fromkeys(pair.row["group"] for pair in found):
+        lines += [
+            f"**{name}**",
+            "",
+            "| plan | HBM GiB predicted | compiled | operations s predicted | compiled | exposed s "
+            "predicted | compiled | MFU % predicted | compiled | collectives |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        ]
+        lines += [_line(pair) for pair in found if pair.row["group"] == name]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(pair: Pair) -> str:
+    row, item = pair.row, pair.predicted
+    parts = ("compute_s", "hbm_bound_s", "overhead_s")
+    peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "-"
+    cells = [row["kind"], f"{item.hbm['peak_bytes'] / 2**30:.1f}", peak]
+    read = "step_time_s" in row
+    cells += [
+        f"{sum(item.time[name] for name in parts):.3g}",
+        f"{row['operations_s']:.3g}" if read else "-",
+        f"{item.time['exposed_comm_s']:.3g}",
+        f"{row['exposed_comm_s']:.3g}" if read else "-",
+        f"{100 * item.mfu:.1f}",
+        f"{100 * row['mfu']:.1f}" if read else "-",
+    ]
+    if not read:
+        cells.append("does not fit" if row["does_not_fit"] else str(row["problem"])[:60])
+    elif item.plan.execution == "partitioned":
+        cells.append("the compiler's own")
+    else:
+        cells.append("as planned" if row["collectives_as_planned"] else "differ")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Print the summary and the tables."""
+    found = pairs()
+    figures = summary(found)
+    print(
+        f"{figures['plans']} plans, {figures['compiled']} compiled\n"
+        f"HBM peak within 10 %: {100 * (figures['peak_within_10_percent'] or 0):.0f} % of them, "
+        f"median error {100 * (figures['peak_median_abs_error'] or 0):.1f} %\n"
+        f"predicted to fit but refused: {', '.join(figures['wrongly_fitting']) or 'none'}\n"
+        f"predicted not to fit but compiled: {', '.join(figures['wrongly_refused']) or 'none'}\n"
+        f"operations: median error {100 * (figures['operations_median_abs_error'] or 0):.1f} %\n"
+        f"explicit plans with nothing unplanned sent: {figures['explicit_as_planned']} of "
+        f"{figures['explicit_plans']}\n"
+    )
+    for name, group in figures["groups"].items():
+        print(
+            f"{name}: {group['compiled']} of {group['plans']} compiled, rank correlation of step "
+            f"time {group['rank_correlation']:.2f}"
+        )
+    print()
+    print(text(found))
+
+
+if __name__ == "__main__":
+    main()

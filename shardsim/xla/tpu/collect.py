@@ -1,0 +1,119 @@
+"""The compiled evidence: many plans, each predicted and compiled, kept as data with versions.
+
+`python -m shardsim.xla.tpu.collect` compiles what is not in the file yet, plan by plan, and may
+be interrupted at any time; `--anew` forgets what is there. It takes about a minute of one core a
+plan. Predictions are not kept: they are made anew wherever the evidence is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from shardsim.errors import ShardsimError
+from shardsim.files import write_text
+from shardsim.plan import Plan
+from shardsim.plan.io import plan_to_data
+from shardsim.xla.tpu.cache import Cache
+from shardsim.xla.tpu.cases import GROUPS, cases
+from shardsim.xla.tpu.evidence import Evidence
+from shardsim.xla.tpu.service import Compilation, TpuCompiler
+
+DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
+LISTED = 3  # of what is unplanned, costliest first
+
+
+def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
+    """Return the kept rows, in the order in which they were compiled."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
+    """Return what is kept of one compilation."""
+    row: dict[str, Any] = {
+        "group": group,
+        "kind": kind,
+        "plan": plan_to_data(made.plan),
+        "compiled": made.ok,
+        "problem": None if made.ok else made.problem,
+        "does_not_fit": made.does_not_fit,
+        "peak_bytes": made.peak_bytes,
+        "versions": made.versions,
+        "date": datetime.date.today().isoformat(),
+    }
+    if not made.ok:
+        return row
+    try:
+        evidence = Evidence(made)
+    except ShardsimError as error:
+        return row | {"problem": f"not read: {error}"}
+    data = evidence.to_data()
+    unplanned = evidence.unplanned
+    return row | {
+        "state_bytes": data["hbm"]["compiled_state_bytes"],
+        "flops": data["flops"]["compiled"],
+        "operations_s": data["compute"]["compiled_s"],
+        "exposed_comm_s": data["exposed_comm"]["replayed_s"],
+        "step_time_s": data["step"]["replayed_s"],
+        "mfu": data["mfu"]["replayed"],
+        "collectives": data["collectives"],
+        "collectives_as_planned": evidence.ok,
+        "unplanned_exposed_s": sum(item.exposed_s for item in unplanned),
+        "unplanned": [item.to_data() for item in unplanned[:LISTED]],
+    }
+
+
+def todo(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Plan]]:
+    """Yield the plans that are missing: the first group, then each kind over all groups."""
+    known = {(row["group"], row["kind"]) for row in rows}
+    plans = {group.name: cases(group) for group in GROUPS}
+    first = GROUPS[0].name
+    wanted = [(first, kind) for kind in plans[first]]
+    kinds = dict.fromkeys(kind for found in plans.values() for kind in found)
+    wanted += [(group, kind) for kind in kinds for group in plans if group != first]
+    for group, kind in wanted:
+        if kind in plans[group] and (group, kind) not in known:
+            yield group, kind, plans[group][kind]
+
+
+def collect(path: Path, workers: int, most: int | None, cache: Cache | None) -> None:
+    """Compile what is missing in `path`, at most `most` plans, and keep each as it comes."""
+    rows = load_rows(path)
+    missing = list(todo(rows))[:most]
+    print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with TpuCompiler(workers=workers, cache=cache, progress=say) as compiler:
+        for index, made in compiler.compile_all([plan for _, _, plan in missing]):
+            group, kind, _ = missing[index]
+            rows.append(row_of(group, kind, made))
+            rows.sort(key=lambda row: (row["group"], row["kind"]))
+            write_text(str(path), json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def main() -> None:
+    """Collect the evidence."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--most", type=int, help="compile no more than so many plans")
+    parser.add_argument("--anew", action="store_true", help="forget what is there")
+    parser.add_argument("--output", type=Path, default=DATA)
+    options = parser.parse_args()
+    if options.anew:
+        options.output.unlink(missing_ok=True)
+    collect(options.output, options.workers, options.most, Cache())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Running a trainer's own programs in its own environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shardsim.errors import ShardsimError
+
+LONGEST_S = 1800
+# Compiling for a TPU without one: libtpu must neither look for a machine nor lock it.
+_WITHOUT_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "PYTHONUNBUFFERED": "1",
+}
+# With a machine's name in the environment, libtpu's cost analysis aborts the process.
+_UNSET = ("TPU_ACCELERATOR_TYPE", "PYTHONPATH", "XLA_FLAGS")
+
+
+def trainer_python(given: str | None) -> str:
+    """Return the interpreter of a trainer's environment: the one given, or this one."""
+    if given is None:
+        return sys.executable
+    path = Path(given)
+    candidate = path / "bin" / "python" if path.is_dir() else path
+    if not candidate.is_file():
+        raise ShardsimError(f"--trainer-python: no Python at {given}")
+    return str(candidate)
+
+
+def run(
+    command: Sequence[str],
+    folder: str,
+    *,
+    devices: int = 1,
+    more: Mapping[str, str] | None = None,
+    path: Sequence[str] = (),
+) -> tuple[int, str]:
+    """Run a command in `folder`; return its exit code and all that it printed.
+
+    `devices` host devices are made of the processor; `path` is where Python looks for modules.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in _UNSET}
+    environment |= _WITHOUT_TPU | dict(more or {})
+    if devices > 1:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+    try:
+        done = subprocess.run(
+            list(command),
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LONGEST_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ShardsimError(f"{command[0]}: no end after {LONGEST_S} s") from None
+    except OSError as error:
+        raise ShardsimError(f"{command[0]}: {error.strerror or error}") from None
+    return done.returncode, done.stdout
+
+
+def versions(python: str, packages: Sequence[str], folder: str) -> dict[str, str]:
+    """Return the versions of those `packages` that an environment has."""
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(name, m.version(name))\n"
+        "    except m.PackageNotFoundError: pass\n"
+    )
+    _, text = run([python, "-c", code, *packages], folder)
+    rows = [line.split() for line in text.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] in packages}
+
+
+def failure(text: str) -> str:
+    """Return the line of a failed program's output that says why."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line and not line.startswith(("File", "E0"))]
+    return (errors or lines or ["it printed nothing"])[-1][:400]

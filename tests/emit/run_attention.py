@@ -1,0 +1,88 @@
+"""Runs attention and matrix gathers beside plain ones on host devices; prints JSON of errors.
+
+Started by test_attention.py with eight host devices.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from shardsim.emit.runtime import attention
+from shardsim.emit.runtime.collectives import gather_matrix
+from shardsim.emit.runtime.config import Group
+from shardsim.emit.runtime.whole import softmax_attention
+
+BATCH, HEADS = 2, 4
+# (way, keys, queries, key-value heads, head_dim, causal)
+ATTENTION = [
+    ("blocks", 16, 16, 4, 8, False),
+    ("blocks", 50, 50, 2, 8, False),
+    ("blocks", 50, 50, 1, 8, True),
+    ("blocks", 64, 24, 4, 8, True),
+    ("kernel", 128, 128, 4, 128, False),
+    ("kernel", 130, 130, 2, 72, False),
+    ("kernel", 130, 130, 1, 72, True),
+]
+MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
+
+
+def error(found: Any, wanted: Any) -> float:
+    """Return the largest relative error, in the Euclidean norm, of a tree of arrays."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+
+
+def attend(way: str, keys: int, queries: int, kv: int, depth: int, causal: bool) -> float:
+    """Compare output and gradients of attention over the last `queries` of `keys` tokens."""
+    shapes = (queries, HEADS), (keys, kv), (keys, kv), (queries, HEADS)
+    q, k, v, d = (
+        jax.random.normal(jax.random.key(i), (BATCH, *shape, depth))
+        for i, shape in enumerate(shapes)
+    )
+    positions = jnp.arange(keys - queries, keys) if causal else None
+    mask = positions[:, None] >= jnp.arange(keys) if causal else None
+
+    def ours(q: Any, k: Any, v: Any) -> Any:
+        return attention.flash_attention(q, k, v, positions, "tpu" if way == "kernel" else "cpu")
+
+    def plain(q: Any, k: Any, v: Any) -> Any:
+        return softmax_attention(q, k, v, mask, lambda x: x)
+
+    results = []
+    for function in (ours, plain):
+        out, transpose = jax.vjp(function, q, k, v)
+        results.append((out, transpose(d)))
+    return error(*results)
+
+
+def gather(shape: tuple[int, int], dim: int) -> float:
+    """Compare a gathered matrix with the whole one."""
+    mesh = Mesh(np.array(jax.devices()), ("fsdp",), axis_types=(AxisType.Auto,))
+    w = jax.random.normal(jax.random.key(0), shape)
+    spec = PartitionSpec("fsdp") if dim == 0 else PartitionSpec(None, "fsdp")
+    gathered = jax.shard_map(
+        partial(gather_matrix, group=Group(("fsdp",), 8, tuple(range(8))), dim=dim),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(w)
+    return error(gathered, w)
+
+
+if __name__ == "__main__":
+    attention.KEYS_AT_ONCE = 16  # several blocks, the last one not full
+    # The TPU's kernel, step by step on the CPU.
+    make = splash_attention.make_splash_mha
+    splash_attention.make_splash_mha = partial(make, interpret=True)
+    results = {str(case): attend(*case) for case in ATTENTION}
+    results |= {str(case): gather(*case) for case in MATRICES}
+    print(json.dumps(results))

@@ -1,0 +1,38 @@
+"""A small plan that the TPU compiler takes a few seconds for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardsim.plan import Plan, plan_from_data
+
+MODEL = {
+    "name": "small",
+    "family": "vit",
+    "layers": 2,
+    "embed": 512,
+    "mlp": 1024,
+    "heads": 4,
+    "head_dim": 128,
+    "kv_heads": 4,
+    "sequence": 64,
+    "patch": 4,
+    "image": 32,
+    "pooling": "mean",
+    "classes": 16,
+}
+
+
+def small_plan(machine: str = "v4:2x2x1", **more: Any) -> Plan:
+    """Return a plan of a small ViT on four chips."""
+    data = {
+        "name": "small plan",
+        "model": MODEL,
+        "machine": machine,
+        "batch": 16,
+        "mesh": {"fsdp": 4},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "remat": "full",
+        "attention": "unfused",
+    }
+    return plan_from_data({**data, **more}, "small plan")

@@ -1,0 +1,206 @@
+"""Planned beside compiled: a real small compile, and the kept evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from small_step import small_plan
+
+from shardsim.cli.main import main
+from shardsim.errors import ShardsimError
+from shardsim.plan import save_plan
+from shardsim.xla.tpu import Cache, TpuCompiler, service
+from shardsim.xla.tpu.agreement import kendall, pairs, summary, text
+from shardsim.xla.tpu.cases import GROUPS, cases
+from shardsim.xla.tpu.collect import load_rows, row_of, todo
+from shardsim.xla.tpu.compiled import compile_top, from_compilation, predict_compiled
+from shardsim.xla.tpu.evidence import Evidence, verify_tpu
+
+needs_libtpu = pytest.mark.skipif(
+    not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
+)
+VERIFY_KEYS = {"ok", "against", "loss_rel_error", "grad_rel_error", "hbm", "compute", "step"}
+VERIFY_KEYS |= {"collectives", "unplanned"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compilations")
+
+
+@pytest.fixture(scope="module")
+def evidence(folder: Path) -> Evidence:
+    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+        return Evidence(compiler.compile(small_plan()))
+
+
+@needs_libtpu
+def test_planned_and_compiled_flops_are_the_same(evidence: Evidence) -> None:
+    assert evidence.compiled.flops == pytest.approx(float(evidence.predicted.price.flops), rel=0.02)
+
+
+@needs_libtpu
+def test_the_parts_of_the_replayed_step_add_up(evidence: Evidence) -> None:
+    replayed = evidence.replayed
+    assert sum(replayed.time.values()) == pytest.approx(replayed.step_time_s, rel=1e-9)
+    blocks = sum(sum(block.time.values()) for block in replayed.blocks)
+    assert blocks == pytest.approx(replayed.step_time_s, rel=1e-9)
+
+
+@needs_libtpu
+def test_what_is_unplanned_is_priced_and_has_its_line(evidence: Evidence) -> None:
+    data = evidence.to_data()
+    assert set(data) >= VERIFY_KEYS
+    assert json.loads(json.dumps(data)) == data
+    lines = [line.strip() for line in evidence.compilation.code.splitlines()]
+    traced = 0
+    for row in data["unplanned"]:
+        assert row["bytes"] >= 0
+        assert 0 <= row["exposed_s"] <= row["time_s"] + 1e-12
+        place, _, code = row["source"].partition(": ")
+        if place.startswith("train.py:"):
+            number = int(place.split(":")[1].split()[0])
+            assert lines[number - 1].startswith(code.split(", in place of")[0][:40])
+            traced += 1
+    assert traced
+
+
+@needs_libtpu
+def test_state_takes_what_is_planned(evidence: Evidence) -> None:
+    """Up to the padding of tiles, which is much for weights this small."""
+    hbm = evidence.to_data()["hbm"]
+    assert 1.0 <= hbm["compiled_state_bytes"] / hbm["predicted_state_bytes"] < 1.3
+
+
+@needs_libtpu
+def test_the_compiled_prediction_is_the_replayed_step(evidence: Evidence) -> None:
+    item = from_compilation(evidence.compilation)
+    assert item.step_time_s == evidence.replayed.step_time_s
+    assert item.hbm["peak_bytes"] == evidence.peak_bytes
+    assert sum(item.time.values()) == pytest.approx(item.step_time_s, rel=1e-9)
+    tokens_per_s = item.tokens_per_s_per_chip * item.plan.machine.chips
+    assert tokens_per_s * item.step_time_s == pytest.approx(item.plan.tokens)
+    assert item.to_data()["fidelity"] == "compiled"
+
+
+@needs_libtpu
+def test_plans_are_ranked_by_what_was_compiled(folder: Path, evidence: Evidence) -> None:
+    fits, too_big = evidence.predicted, small_plan(batch=2**22)
+    from shardsim.cost.predict import predict
+
+    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+        ranked = compile_top([predict(too_big), fits], compiler)
+    assert [item.compiled is not None for item in ranked] == [True, False]
+    assert "does not fit" in ranked[1].problem
+    assert ranked[0].to_data()["replayed_step_time_s"] == evidence.replayed.step_time_s
+
+
+@needs_libtpu
+def test_a_plan_that_does_not_fit_is_an_answer(folder: Path) -> None:
+    plan = small_plan(batch=2**22)
+    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+        answer = verify_tpu(plan, compiler)
+        with pytest.raises(ShardsimError, match=r"does not fit: needs .* predicted were"):
+            predict_compiled(plan, compiler)
+    assert not answer["ok"]
+    assert set(answer) >= VERIFY_KEYS
+    assert answer["hbm"]["compiled_peak_bytes"] > answer["hbm"]["capacity_bytes"]
+
+
+@needs_libtpu
+def test_the_commands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence
+) -> None:
+    monkeypatch.setenv("SHARDSIM_CACHE", str(folder))
+    path = tmp_path / "plan.yaml"
+    save_plan(small_plan(), path)
+    done = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu", "--json"])
+    assert done.exit_code == (0 if evidence.ok else 1), done.output
+    assert json.loads(done.stdout)["step"]["replayed_s"] == evidence.replayed.step_time_s
+    shown = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu"])
+    assert "HBM peak" in shown.output
+    assert "libtpu" in shown.output
+    item = CliRunner().invoke(main, ["predict", str(path), "--fidelity", "compiled", "--json"])
+    assert item.exit_code == 0, item.output
+    assert json.loads(item.stdout)["mfu"] == pytest.approx(evidence.replayed.mfu)
+
+
+def test_an_unknown_scheduler_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    save_plan(small_plan(), path)
+    arguments = ["verify", str(path), "--against", "tpu", "--scheduler", "tcp://127.0.0.1:9"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "--scheduler" in done.output
+    assert "Traceback" not in done.output
+
+
+# The kept evidence.
+
+
+@pytest.fixture(scope="module")
+def kept() -> list[Any]:
+    return pairs()
+
+
+def test_compiled_flops_are_the_planned_ones(kept: list[Any]) -> None:
+    ratios = [
+        pair.row["flops"] / float(pair.predicted.price.flops)
+        for pair in kept
+        if "flops" in pair.row and pair.predicted.plan.execution == "explicit"
+    ]
+    assert len(ratios) >= 10
+    assert np.allclose(ratios, 1.0, atol=1e-3)
+
+
+def test_no_plan_is_called_fitting_that_the_compiler_refuses(kept: list[Any]) -> None:
+    assert summary(kept)["wrongly_fitting"] == []
+
+
+def test_fully_sharded_plans_agree(kept: list[Any]) -> None:
+    """Those of one batch: operations and HBM peak."""
+    found = [pair for pair in kept if pair.row["kind"] in ("fsdp", "data and fsdp")]
+    assert found
+    for pair in found:
+        assert abs(pair.operations_error) < 0.05
+        assert abs(pair.peak_error) < 0.12
+
+
+def test_the_page_shows_the_evidence(kept: list[Any]) -> None:
+    page = Path(__file__).parents[3].joinpath("docs", "compiled.md").read_text("utf-8")
+    assert text(kept).strip() in page
+
+
+def test_evidence_goes_on_where_it_stopped() -> None:
+    rows = load_rows()
+    left = {(group, kind) for group, kind, _ in todo(rows)}
+    there = {(row["group"], row["kind"]) for row in rows}
+    assert not left & there
+    assert left | there == {(g.name, kind) for g in GROUPS for kind in cases(g)}
+
+
+@needs_libtpu
+def test_a_row_has_what_agreement_reads(evidence: Evidence) -> None:
+    row = row_of("group", "kind", evidence.compilation)
+    assert json.loads(json.dumps(row)) == row
+    figures = summary(pairs([row]))
+    assert figures["compiled"] == 1
+    assert figures["explicit_plans"] == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=8))
+def test_rank_correlation(points: list[tuple[int, int]]) -> None:
+    first, second = zip(*points, strict=True)
+    tau = kendall(first, second)
+    assert -1.0 <= tau <= 1.0
+    assert tau == pytest.approx(kendall(second, first))
+    assert kendall(first, [-value for value in second]) == pytest.approx(-tau)
+    if len(set(first)) == len(first):
+        assert kendall(first, first) == 1.0
