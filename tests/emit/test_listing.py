@@ -124,4 +124,4 @@ def test_the_table_joins_both_sides() -> None:
     assert (row["planned_bytes"], row["compiled_bytes"]) == (100.0, 120.0)
     assert (row["planned_count"], row["compiled_count"]) == (2, 3)
     assert differences(plan, found)[key] == (100.0, 120.0)
-    assert not differences(plan, {key: Traffic(100.5, 2)})
+    assert not differences(plan, {key: Traffic(100.00005, 2)})
