@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -98,3 +101,29 @@ class Load:
             hops=self.longest * rounds,
             dcn=self.dcn,
         )
+
+
+def axis_loads(lengths: Sequence[int], rates: Sequence[float]) -> list[float]:
+    """Return how many shards each member receives along every axis of a gather over all of them.
+
+    What parts in all orders of the axes can load them with are the bases of the polytope where
+    each set S of axes carries at least prod(S) - 1 shards, the load if S goes first, and all
+    together carry prod - 1 (Edmonds 1970). The set that its rates serve worst gets its least;
+    the others share the rest in the same way (Fujishige 1980, the lexicographically optimal base).
+
+    >>> axis_loads([4, 4], [1.0, 1.0]), axis_loads([4, 4], [1.0, 0.1])
+    ([7.5, 7.5], [12.0, 3.0])
+    """
+    loads = [0.0] * len(lengths)
+    left = list(range(len(lengths)))
+    held = 1
+    while left:
+        sets = [part for size in range(len(left), 0, -1) for part in combinations(left, size)]
+        products = {part: math.prod(lengths[axis] for axis in part) for part in sets}
+        times = {part: held * (products[part] - 1) / sum(rates[a] for a in part) for part in sets}
+        worst = max(sets, key=lambda part: times[part])
+        for axis in worst:
+            loads[axis] = rates[axis] * times[worst]
+            left.remove(axis)
+        held *= products[worst]
+    return loads
