@@ -61,14 +61,11 @@ def evidence_text(data: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     if data.get("problem"):
         return f"NOT VERIFIED: {data['problem']}\n" + _sizes(data) + f"\ncompiled with {versions}"
-    verdict = (
-        "verified: it compiles, it fits"
-        if data["ok"]
-        else "NOT VERIFIED: it compiles and \
-fits, but not as planned"
-    )
+    verdict = "verified: it compiles and fits, collectives as planned"
+    if not data["ok"]:
+        verdict = "NOT VERIFIED: it compiles and fits, but not as planned"
     lines = [
-        verdict + ("; collectives as planned" if data["ok"] else ""),
+        verdict,
         f"compiled with {versions}",
         "",
         _sizes(data),

@@ -222,8 +222,8 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
         live = live + 2.0 * local.scores
     logits = local.tokens * local.vocab
     # Several microbatches add to the sums of those before, so the gradients are there twice. The
-    # compiler takes gathering and scattering the vocabulary's tables out of the loop over
-    # microbatches: they are whole all the time, and so are their sums.
+    # TPU compiler scatters the gradients of the vocabulary's tables once, after the last
+    # microbatch, and carries float32 sums of whole tables round the loop (seen compiled for v4).
     several = np.greater(layout.microbatches, 1)
     tables = stored_elements(vocabulary(work.model), layout) * layout.gather.size
     tables_bytes = np.where(layout.gather.size > 1, tables * width, 0.0)

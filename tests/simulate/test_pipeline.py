@@ -112,7 +112,10 @@ SMALL = {"stage": {"z": 4}, "fsdp": {"x": 4, "y": 4}}
 @pytest.mark.parametrize(
     ("plan", "tolerance"),
     [
-        pytest.param(piped(VIT, OUTER, 8, layers=8), 0.02, id="parts of z"),
+        pytest.param(piped(VIT, OUTER, 8, layers=16), 0.01, id="parts of z"),
+        # With two layers a stage it shows that closed forms charge every stage for the head, and
+        # the first and the last for messages both ways: 1.03 %.
+        pytest.param(piped(VIT, OUTER, 8, layers=8), 0.0104, id="parts of z, two layers a stage"),
         pytest.param(piped(VIT, INNER, 16, layers=8), 0.02, id="every fourth of z"),
         pytest.param(piped(VIT, OUTER, 16, pipeline_interleave=3, layers=24), 0.01, id="chunks"),
         pytest.param(piped(VIT, RING, 32, layers=32), 0.01, id="whole axis"),

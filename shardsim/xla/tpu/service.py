@@ -181,8 +181,8 @@ def _watch(process: subprocess.Popen[bytes], timeout_s: float, memory_bytes: flo
         if time.monotonic() > deadline:
             return f"not compiled within {timeout_s:.0f} s"
         if (held := _resident_bytes(process.pid)) > memory_bytes:
-            return f"the compiler took {held / 1e9:.1f} GB of this machine's memory, which is more \
-than the {memory_bytes / 1e9:.1f} GB allowed"
+            taken, allowed = f"{held / 1e9:.1f} GB", f"{memory_bytes / 1e9:.1f} GB"
+            return f"the compiler took {taken} of this machine's memory; {allowed} are allowed"
 
 
 def _resident_bytes(pid: int) -> float:
