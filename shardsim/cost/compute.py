@@ -33,17 +33,16 @@ def _tiles(size: Number, tile: int) -> Number:
     return np.ceil(size / tile) * tile
 
 
-def matmul_unit_s(chip: Chip, task: Compute, rows: Number | None = None) -> Number:
+def matmul_unit_s(chip: Chip, task: Compute) -> Number:
     """Return the matrix unit's time at its peak, for sizes rounded up to its tiles.
 
     The contraction and the output columns fill the systolic array (128 or 256 a side), the rows
-    its eight sublanes. `rows` replaces the task's `m`, for a block of it.
+    its eight sublanes.
     """
-    m = task.m if rows is None else rows
     side = chip.mxu_dim
     padded = (
         2.0
-        * _tiles(m, SUBLANES)
+        * _tiles(task.m, SUBLANES)
         * _tiles(task.k, side)
         * _tiles(task.n, side)
         * task.batch
@@ -53,8 +52,8 @@ def matmul_unit_s(chip: Chip, task: Compute, rows: Number | None = None) -> Numb
     return padded / (chip.peak(task.dtype) / chip.devices_per_chip)
 
 
-def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> ComputeTime:
-    """Return the time of one operation on one device; with `blocks`, of one block of its rows.
+def compute_time(chip: Chip, task: Compute) -> ComputeTime:
+    """Return the time of one operation on one device.
 
     A matmul streams its operands through on-chip memory while it computes, but cannot start
     before the first tiles have arrived nor end before the last have left: what fills half of the
@@ -65,27 +64,20 @@ def compute_time(chip: Chip, task: Compute, blocks: Number | None = None) -> Com
     """
     devices = chip.devices_per_chip
     hbm = chip.hbm_bytes_per_s / devices * chip.hbm_efficiency
-    moved = task.hbm_bytes
-    parts: Number = 1
-    if blocks is not None:
-        # Every block reads the stationary operand again, or adds to the result once more.
-        parts = blocks
-        stationary = np.minimum(task.k * task.n, 2.0 * task.m * task.n)
-        moved = moved / parts + stationary * 2.0 * (1.0 - 1.0 / parts)
-    vector_s = task.vector_ops / parts / (chip.vector_flops / devices)
-    memory_s = moved / hbm
+    vector_s = task.vector_ops / (chip.vector_flops / devices)
+    memory_s = task.hbm_bytes / hbm
     if task.cycles is not None:
         unit_s: Number = task.cycles / compiler_clock_hz(chip)
         extra = np.maximum(memory_s - unit_s, 0.0)
     elif chip.op_costs == "compiler":
-        mxu_s = matmul_unit_s(chip, task, task.m / parts)
-        unit_s, extra, start_s = estimated_s(chip, task, task.m / parts, moved, mxu_s, vector_s)
+        mxu_s = matmul_unit_s(chip, task)
+        unit_s, extra, start_s = estimated_s(chip, task, mxu_s, vector_s)
         return ComputeTime(unit_s=unit_s, memory_s=extra, overhead_s=start_s)
     elif isinstance(task.matmuls, int) and task.matmuls == 0:
         unit_s = vector_s
         extra = np.maximum(memory_s - vector_s, 0.0)
     else:
-        matrix_s = matmul_unit_s(chip, task, task.m / parts) / chip.matmul_efficiency
+        matrix_s = matmul_unit_s(chip, task) / chip.matmul_efficiency
         unit_s = np.maximum(matrix_s, vector_s)
         first_s = np.minimum(memory_s, chip.onchip_bytes / devices / 2.0 / hbm)
         extra = np.maximum(memory_s - unit_s, 0.0) + np.minimum(first_s, unit_s)

@@ -27,12 +27,12 @@ def compiler_clock_hz(chip: Chip) -> float:
 
 
 def estimated_s(
-    chip: Chip, task: Compute, rows: Number, moved_bytes: Number, mxu_s: Number, vector_s: Number
+    chip: Chip, task: Compute, mxu_s: Number, vector_s: Number
 ) -> tuple[Number, Number, Number]:
-    """Return (unit, memory beyond it, start) seconds of an operation on `rows` of its rows.
+    """Return (unit, memory beyond it, start) seconds of an operation.
 
     `mxu_s` is the matrix unit's time at its peak, sizes rounded up to tiles; `vector_s` the vector
-    unit's at its peak; `moved_bytes` cross HBM.
+    unit's at its peak.
     """
     costs = chip.compiler
     if costs is None:
@@ -41,9 +41,9 @@ def estimated_s(
         )
     second = compiler_clock_hz(chip)
     start_s = costs.fixed_cycles / second
-    hbm_s = moved_bytes * chip.devices_per_chip / chip.hbm_bytes_per_s
+    hbm_s = task.hbm_bytes * chip.devices_per_chip / chip.hbm_bytes_per_s
     if task.kind == "matmul":
-        results_s = rows * task.n * task.batch * task.matmuls / costs.results_per_cycle / second
+        results_s = task.m * task.n * task.batch * task.matmuls / costs.results_per_cycle / second
         unit_s, memory_s = _matmul(costs, task, hbm_s, mxu_s, results_s, vector_s)
         # What of the shorter is not hidden: the first tiles and the last.
         share = costs.matmul_hbm_efficiency

@@ -12,7 +12,8 @@ from shardsim.cost.compute import compute_time
 from shardsim.cost.network import Links
 from shardsim.cost.overlap import RingTime, behind_s, ring_matmul_s
 from shardsim.machine import Machine
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
+from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Block, Collective, Compute, Program
 
 
@@ -148,6 +149,7 @@ class _Pricer:
         self.computes: list[ComputeCost] = []
         self.slack_s: Number = 0.0  # of the last backward block
         self.shared = layout.gather.shares_links_with(layout.tensor)
+        self.embed = np.equal(layout.residual, EMBED_SHARDED)
 
     def block(self, block: Block) -> _BlockTime:
         """Return one trip's time, and note every task's share of the step."""
@@ -165,8 +167,8 @@ class _Pricer:
             time.flops.add(work.flops * work.count)
             if work.name in rings:
                 whole[work.name] = cost.total_s * work.count
-                members = self.layout.tensor.size
-                cut[work.name] = compute_time(self.chip, work, members).total_s * work.count
+                part = ring_block(work, self.layout.tensor.size, self.embed)
+                cut[work.name] = compute_time(self.chip, part).total_s * work.count
             if self.detail:
                 self._note_compute(block, work, cost.total_s, cost.unit_s, cost.memory_s)
         behind = []
@@ -183,21 +185,22 @@ class _Pricer:
             exposed = alone * task.count
             sent: Number | None = None
             if task.schedule == "ring":
-                matmul = sum(whole.get(name, 0.0) for name in task.partners)
+                matmul_s = sum(whole.get(name, 0.0) for name in task.partners)
+                block_s = sum(cut.get(name, 0.0) for name in task.partners)
                 ring = ring_matmul_s(
                     group=self.links[task.role],
                     total_bytes=task.bytes,
-                    matmul_s=matmul,
-                    block_s=sum(cut.get(name, 0.0) for name in task.partners),
+                    matmul_s=matmul_s,
+                    block_s=block_s,
                     collective_s=alone,
                     mode=self.layout.matmul_overlap,
                 )
-                # What cutting into blocks costs beyond the collective itself is not communication.
-                added = ring.total_s - matmul
-                exposed = np.minimum(added, alone) * task.count
+                # What the blocks take beyond the whole matmuls is not communication, but HBM's.
+                blocks_s = np.where(ring.decomposed, self.layout.tensor.size * block_s, matmul_s)
+                exposed = (ring.total_s - blocks_s) * task.count
                 if self.detail:
                     sent = self._ring_bytes(task, ring)
-                time.overhead.add((added - np.minimum(added, alone)) * task.count)
+                time.memory.add((blocks_s - matmul_s) * task.count)
             if task.role == "tensor":
                 ring_busy.add(alone * task.count)
             time.exposed.add(exposed)

@@ -38,7 +38,11 @@ class LayerWriter(BranchWriter):
         tasks += self.quantise(f"{branch.name} input", shapes.tokens * shapes.embed)
         for name, width in ins.items():
             ops = self.hidden_ops(name)
-            tasks.append(self.matmul(name, shapes.tokens, shapes.embed, width, vector_ops=ops))
+            tasks.append(
+                self.matmul(
+                    name, shapes.tokens, shapes.embed, width, vector_ops=ops, ring="gathered"
+                )
+            )
         tasks += self.hidden_sums(
             f"sum {branch.name} hidden", "reduce-scatter", sum(ins.values()), self.kv(branch)
         )
@@ -48,7 +52,7 @@ class LayerWriter(BranchWriter):
         )
         tasks += self.quantise(f"{branch.name} hidden", shapes.tokens * sum(outs.values()))
         for name, width in outs.items():
-            tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed))
+            tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed, ring="scattered"))
         for result in self.results(branch):
             tasks += self.output_sums(f"{result} output", self.partners(result, outs))
         # The addition reads the residual and the branch; its result was counted by the matmul.
@@ -86,10 +90,11 @@ class LayerWriter(BranchWriter):
         lost = np.logical_not(layout.keep_rest)
         tasks = self.norm(f"{branch.name} norm again", branch, 2.0, lost)
         # The input is needed whole for the weight gradients, kept or not.
-        wgrads = [f"{name} dW" for name in self.projections(branch)]
+        beside = [f"{name} again" for name in self.separate(branch)]
+        beside += [f"{name} dW" for name in self.projections(branch)]
         tasks.append(
             self.tensor_collective(
-                f"gather {branch.name} input again", "all-gather", self.sharded, wgrads
+                f"gather {branch.name} input again", "all-gather", self.sharded, beside
             )
         )
         # Queries and keys are kept as they enter attention, and only a norm's gradient needs them
@@ -107,6 +112,7 @@ class LayerWriter(BranchWriter):
                     widths[name],
                     count=again[name],
                     vector_ops=self.hidden_ops(name),
+                    ring="gathered",
                 )
             )
             tasks += self.hidden_sums(
@@ -119,7 +125,9 @@ class LayerWriter(BranchWriter):
             )
         for result, width, lost in self.results_again(branch):
             name = f"{result}_out again"
-            tasks.append(self.matmul(name, shapes.tokens, width, shapes.embed, count=lost))
+            tasks.append(
+                self.matmul(name, shapes.tokens, width, shapes.embed, count=lost, ring="scattered")
+            )
             tasks += self.output_sums(f"{result} output again", (name,), lost)
         return tasks
 
@@ -162,6 +170,7 @@ class LayerWriter(BranchWriter):
                     width,
                     extra_elements=hidden,
                     vector_ops=OPS_ACTIVATION * hidden,
+                    ring="gathered",
                 )
             )
         tasks.append(
@@ -190,7 +199,9 @@ class LayerWriter(BranchWriter):
         )
         tasks += self.quantise(f"{branch.name} hidden gradient", shapes.tokens * sum(ins.values()))
         for name, width in ins.items():
-            tasks.append(self.matmul(f"{name} dx", shapes.tokens, width, shapes.embed))
+            tasks.append(
+                self.matmul(f"{name} dx", shapes.tokens, width, shapes.embed, ring="scattered")
+            )
         tasks.append(
             self.tensor_collective(
                 f"scatter {branch.name} input gradient",

@@ -50,6 +50,9 @@ class Compute:
     dtype: str = "bf16"
     count: Number = 1
     cycles: Number | None = None  # a compiler's estimate; it stands for the units' time
+    # How a ring over the tensor axis cuts a matmul: "gathered" if its input comes in pieces,
+    # "scattered" if its result leaves in pieces; else it runs whole beside the ring.
+    ring: str = ""
     source: str = ""  # of compiled code: file, line and function
 
     @property

@@ -53,6 +53,7 @@ class Writer:
         out_bytes: Number | None = None,
         extra_elements: Number = 0,
         vector_ops: Number = 0,
+        ring: str = "",
     ) -> Compute:
         """Return a matmul; `extra_elements` are read by what is fused into its end."""
         out = self.width if out_bytes is None else out_bytes
@@ -67,6 +68,7 @@ class Writer:
             vector_ops=vector_ops,
             dtype=self.work.precision.compute,
             count=count,
+            ring=ring,
         )
 
     def stream(

@@ -17,7 +17,8 @@ from shardsim.cost.compute import compute_time
 from shardsim.cost.network import Group
 from shardsim.cost.overlap import BIDIRECTIONAL, ring_matmul_s
 from shardsim.machine import Machine
-from shardsim.plan.layout import Layout
+from shardsim.plan.layout import EMBED_SHARDED, Layout
+from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Block, Collective, Compute, Program
 from shardsim.simulate.operations import Host, Op, Ring, Spec, Start, Sync, Unit, Work
 
@@ -119,11 +120,10 @@ class Writer:
             ]
             whole = sum(times[name] for name in names)
             size = int(self.links[task.role].size)
+            embed = self.layout.residual == EMBED_SHARDED
+            blocks = [ring_block(tasks[name], size, embed) for name in names]
             block_s = sum(
-                float(
-                    compute_time(self.machine.chip, tasks[name], size).total_s * tasks[name].count
-                )
-                for name in names
+                float(compute_time(self.machine.chip, part).total_s * part.count) for part in blocks
             )
             made = ring_matmul_s(
                 group=self.links[task.role],

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 from building import plain_chip
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shardsim.cost.compute import compute_time
 from shardsim.machine import load_chip, override_chip
@@ -82,33 +80,3 @@ def test_square_matmuls_below_8192(chip_name, size, published, within):
     rate = 2.0 * size**3 / compute_time(chip, matmul(size, size, size)).total_s
     fraction = rate / (chip.peak("bf16") / chip.devices_per_chip)
     assert fraction == pytest.approx(published, abs=within)
-
-
-@given(
-    st.integers(1, 2000),
-    st.integers(1, 2000),
-    st.integers(1, 2000),
-    st.sampled_from([2, 4, 8, 16]),
-)
-def test_blocks_together_take_no_less_than_the_whole(m, k, n, blocks):
-    chip = plain_chip("v4", op_overhead_s=1e-6)
-    task = matmul(m * blocks, k, n, vector_ops=1e3)
-    whole = compute_time(chip, task)
-    block = compute_time(chip, task, blocks)
-    assert blocks * block.unit_s >= whole.unit_s * (1 - 1e-12)
-    assert blocks * block.total_s >= whole.total_s * (1 - 1e-12)
-
-
-def test_each_block_reads_the_stationary_operand_again():
-    chip = plain_chip("v4", hbm_efficiency=1.0)
-    # Few rows: memory-bound, so that the bytes show.
-    m, k, n, blocks = 64, 8192, 8192, 8
-    task = matmul(m, k, n)
-    time = compute_time(chip, task, blocks)
-    fair = task.hbm_bytes / blocks
-    stationary = 2 * min(k * n, 2 * m * n)  # the weights, or the sums read and written
-    moved = fair + stationary * (1 - 1 / blocks)
-    memory_s = moved / chip.hbm_bytes_per_s
-    first_s = min(memory_s, chip.onchip_bytes / 2 / chip.hbm_bytes_per_s, time.unit_s)
-    longer = max(memory_s, float(time.unit_s))
-    assert time.total_s == pytest.approx(longer + first_s, rel=1e-12)

@@ -29,6 +29,8 @@ _WORD = re.compile(
     r'|[^,\s{}"\[\]]+'
 )
 _LISTED = re.compile(r"\{\{[\d,{}]*\}\}")
+_OPEN = "={kernel_metadata={"  # the attribute of a kernel that goes on over several lines
+LONGEST_METADATA = 8  # lines
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -96,6 +98,8 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
             raise HloError(f"the text ends inside computation %{header[2]}", place)
         line = lines[place]
         place += 1
+        if line.endswith(_OPEN):
+            line, place = _joined(lines, place)
         if line == "}" or line.startswith("}, execution_thread="):
             break
         try:
@@ -127,6 +131,14 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         line=start + 1,
     )
     return computation, bool(header[1]), place
+
+
+def _joined(lines: list[str], place: int) -> tuple[str, int]:
+    """Return the instruction before `place` with the lines that it goes on for, and the next."""
+    for end in range(place, min(place + LONGEST_METADATA, len(lines))):
+        if lines[end].startswith("}}"):
+            return "".join(lines[place - 1 : end + 1]), end + 1
+    raise HloError("kernel_metadata has no end", place)
 
 
 def _signature(line: str, place: int) -> tuple[list[tuple[str, Shape]], Shape]:

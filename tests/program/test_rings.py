@@ -1,0 +1,70 @@
+"""Blocks of a matmul that a ring cuts: what they multiply and what they move."""
+
+from __future__ import annotations
+
+import pytest
+from building import plain_chip
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsim.cost.compute import compute_time
+from shardsim.program.rings import ring_block
+from shardsim.program.tasks import Compute
+
+SIZES = st.integers(1, 4000)
+MEMBERS = st.sampled_from([2, 4, 8, 16])
+RINGS = st.sampled_from(["gathered", "scattered", ""])
+
+
+def matmul(m: float, k: float, n: float, ring: str, extra_bytes: float = 0.0) -> Compute:
+    moved = 2.0 * (m * k + k * n + m * n) + extra_bytes
+    return Compute(
+        name="x", kind="matmul", m=m, k=k, n=n, matmuls=1, hbm_bytes=moved, vector_ops=m, ring=ring
+    )
+
+
+@given(SIZES, SIZES, SIZES, MEMBERS, RINGS, st.booleans(), st.floats(0, 1e9))
+def test_blocks_together_multiply_the_whole_and_move_no_less(
+    m, k, n, members, ring, embed, extra_bytes
+):
+    whole = matmul(m * members, k * members, n * members, ring, extra_bytes)
+    block = ring_block(whole, members, embed)
+    assert block.flops * members == pytest.approx(whole.flops, rel=1e-12)
+    assert block.vector_ops * members == pytest.approx(whole.vector_ops, rel=1e-12)
+    assert block.hbm_bytes * members >= whole.hbm_bytes * (1 - 1e-12)
+
+
+@given(SIZES, SIZES, SIZES, MEMBERS, RINGS, st.booleans())
+def test_blocks_together_take_no_less_than_the_whole(m, k, n, members, ring, embed):
+    chip = plain_chip("v4", op_overhead_s=1e-6)
+    whole = matmul(m * members, k * members, n * members, ring)
+    total_s = members * compute_time(chip, ring_block(whole, members, embed)).total_s
+    assert total_s >= compute_time(chip, whole).total_s * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("members", [2, 4, 8])
+def test_traffic_of_a_gathered_input(members):
+    m, k, n = 1024.0, 512.0, 256.0
+    whole = matmul(m, k, n, "gathered")
+    rows = members * ring_block(whole, members, False).hbm_bytes
+    assert rows == pytest.approx(2 * (m * k + members * k * n + m * n))  # weights once a block
+    # Summands: float32 written by all blocks but the last, read by all but the first.
+    sums = members * ring_block(whole, members, True).hbm_bytes
+    added = m * n * (4 * (members - 1) + 4 * (members - 1) + 2)
+    assert sums == pytest.approx(2 * (m * k + k * n) + added)
+
+
+@pytest.mark.parametrize("members", [2, 4, 8])
+def test_traffic_of_a_scattered_result(members):
+    m, k, n = 1024.0, 512.0, 256.0
+    whole = matmul(m, k, n, "scattered")
+    joined = m * n * (2 + 2 + 4 + 4)  # a sum arrives and leaves; its product passes in float32
+    rows = members * ring_block(whole, members, False).hbm_bytes
+    assert rows == pytest.approx(2 * (m * k + members * k * n) + joined)
+    columns = members * ring_block(whole, members, True).hbm_bytes
+    assert columns == pytest.approx(2 * (members * m * k + k * n) + joined)
+
+
+def test_what_runs_whole_beside_a_ring_is_a_share_of_itself():
+    whole = matmul(1024.0, 512.0, 256.0, "")
+    assert ring_block(whole, 4, True).hbm_bytes == whole.hbm_bytes / 4
