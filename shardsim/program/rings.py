@@ -26,6 +26,9 @@ def ring_block(task: Compute, members: Number, embed: Number) -> Compute:
     """
     wire = max(2.0, float(DTYPE_BYTES[task.dtype]))
     m, k, n = task.m, task.k, task.n
+    rows: Number
+    deep: Number
+    wide: Number
     rest = task.hbm_bytes - (m * k + k * n + m * n) * wire  # what is fused into its end reads
     if task.ring == "gathered":
         # A piece of embed gives a summand: the first is written, the others are added to it.
