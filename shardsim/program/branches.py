@@ -124,4 +124,21 @@ class BranchWriter(Writer):
             return []
         shapes = self.shapes
         elements = shapes.tokens * (shapes.q + shapes.kv / 2.0) / shapes.split2
-        return [self.stream(f"queries and keys{suffix}", elements, passes * rounds, OPS_NORM)]
+        tasks: list[Task] = [
+            self.stream(f"queries and keys{suffix}", elements, passes * rounds, OPS_NORM)
+        ]
+        if model.qk_norm and suffix:
+            # Their norm's float32 values are laid out by head, not by position as a ring leaves
+            # them: twice the bytes.
+            tasks += self.copy(f"lay out queries and keys{suffix}", "copy", 2 * elements, self.ring)
+        return tasks
+
+    def activation(self, suffix: str, passes: float, count: Number = 1) -> list[Task]:
+        """Return the pass of the activation on its own: it is not fused into a matmul whose
+        results a ring puts in place by the piece."""
+        if not self.work.as_compiled:
+            return []
+        elements = self.shapes.tokens * self.shapes.hidden
+        return [
+            self.stream(f"activation{suffix}", elements, passes, 0.0, self.sequence_ring * count)
+        ]

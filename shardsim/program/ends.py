@@ -91,7 +91,9 @@ def _vocabulary(writer: Writer) -> list[Task]:
         stream("scatter looked-up tokens", "reduce-scatter", writer.sharded),
         stream("sum looked-up tokens", "all-reduce", writer.replicated),
         stream("gather head input", "all-gather", writer.sharded, ("logits",)),
-        writer.matmul("logits", shapes.tokens, shapes.embed, shapes.vocab, out_bytes=4.0),
+        writer.matmul(
+            "logits", shapes.tokens, shapes.embed, shapes.vocab, out_bytes=4.0, ring="gathered"
+        ),
         writer.total("sum logits", "tensor2", logits, "vocabulary"),
         Compute(
             name="loss",
@@ -102,7 +104,7 @@ def _vocabulary(writer: Writer) -> list[Task]:
         # The maximum of each row, and the sum of its exponentials beside the target's logit.
         writer.total("loss maximum", "tensor", shapes.tokens, "loss statistics"),
         writer.total("loss sums", "tensor", 2.0 * shapes.tokens, "loss statistics"),
-        writer.matmul("logits dx", shapes.tokens, shapes.vocab, shapes.embed),
+        writer.matmul("logits dx", shapes.tokens, shapes.vocab, shapes.embed, ring="scattered"),
         stream("scatter head gradient", "reduce-scatter", writer.sharded, ("logits dx",)),
         writer.matmul(
             "logits dW", shapes.embed, shapes.tokens, shapes.vocab, out_bytes=work.reduce_bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from shardsim.model import Model
-from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
 from shardsim.program.shapes import Shapes, Workload
 from shardsim.program.tasks import Collective, Compute
 
@@ -41,6 +41,9 @@ class Writer:
         self.tensor = layout.tensor.size
         self.sharded = np.not_equal(layout.residual, REPLICATED) & (self.tensor > 1)
         self.replicated = np.equal(layout.residual, REPLICATED) & (self.tensor > 1)
+        # Collective matmuls, and those of them that pass pieces of the sequence.
+        self.ring = self.sharded & np.greater(layout.matmul_overlap, 0)
+        self.sequence_ring = self.ring & np.equal(layout.residual, SEQUENCE_SHARDED)
 
     def matmul(
         self,
@@ -82,6 +85,17 @@ class Writer:
             vector_ops=elements * ops,
             count=count,
         )
+
+    def copy(self, name: str, kind: str, elements: Number, count: Number = 1) -> list[Task]:
+        """Return what the TPU compiler lays out anew: an array of `elements`, read and written.
+
+        `kind` is "copy", or "transpose" where another axis becomes the densest. Which arrays these
+        are was seen in compiled programs (docs/compiled.md), so only they have them.
+        """
+        if not self.work.as_compiled:
+            return []
+        moved = 2.0 * elements * self.width
+        return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)]
 
     def tensor_collective(
         self,
