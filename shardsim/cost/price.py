@@ -16,11 +16,9 @@ from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
 from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Block, Collective, Compute, Program
 
-
-# Share of a layer's gathers that the TPU compiler does not overlap. Of the six matrices of a layer
-# it starts early what it can run beside a matmul of the pass: one of the two large ones and three of
-# the four small ones forward, one small one and a quarter of a large one backward (fitted to
-# maxtext-22b, fully sharded on v4:4x4x4: 42 and 83 % of the bytes).
+# Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
+# matrices one large and one small forward, both large and two small ones backward (read off
+# maxtext-22b, fully sharded on v4:4x4x4).
 GATHERS_WAITING = {"forward": 0.42, "backward": 0.83}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -168,6 +168,7 @@ def search(
     done = 0
     try:
         for machine, part in todo:
+            work = replace(work, as_compiled=machine.chip.op_costs == "compiler")
             cells = part.shape[1] * part.shape[2]
             step = max(1, CELLS_AT_ONCE // cells)
             for start in range(0, part.pairs, step):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shardsim.model import Model
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, Layout, Number
 from shardsim.plan.remat import Remat
 from shardsim.program.ends import embedding_and_head
 from shardsim.program.layer import LayerWriter
@@ -205,26 +205,18 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     stored = parameter_elements(work.model, layout)
     by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
     in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
-    # Weights are gathered one matrix at a time, the next one while one is in use.
+    # A branch's weights are gathered together, those of the next while they are in use, and their
+    # gradients are there until they are scattered.
+    attention = local.embed * (local.qkv + local.q)
+    mlp = local.embed * local.hidden * (1.0 + local.gates)
+    branch = attention + mlp if work.model.parallel_block else np.maximum(attention, mlp)
     in_use = np.where(
         layout.gather.size > 1, 1.0 + np.asarray(layout.weights_overlap, dtype=float), 1.0
     )
-    largest = local.embed * np.maximum(local.hidden, local.q)
-    if work.fused_projections:
-        largest = local.embed * (local.qkv + local.mlp_in)
     # Gradients that the data axis reduce-scatters as they come are never whole, unless several
     # microbatches add to them first.
     whole = np.where(np.equal(layout.microbatches, 1), by_data, 1)
-    wide = local.tokens / local.split2
-    live = (
-        2.0 * local.tokens * local.embed  # the branch's input and its gradient, whole
-        + 2.0 * local.residual
-        + 2.0 * wide * local.qkv
-        + 2.0 * wide * local.q
-        + wide * local.hidden * (2.0 + 2.0 * local.gates)
-    )
-    if work.attention != "flash":
-        live = live + 2.0 * local.scores
+    live = live_elements(work, layout, local)
     logits = local.tokens * local.vocab
     # Several microbatches add to the sums of those before, so the gradients are there twice. The
     # TPU compiler scatters the gradients of the vocabulary's tables once, after the last
@@ -238,9 +230,42 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
         optimizer=stored * work.optimizer_bytes / by_data,
         gradients=stored * work.parameter_bytes * np.where(several, 2.0, 1.0) / whole,
         saved_activations=saved * width * local.layers * in_flight,
-        gathered_weights=largest * (in_use * width + work.reduce_bytes) + tables_bytes,
+        gathered_weights=branch * (in_use * width + work.reduce_bytes) + tables_bytes,
         layer_workspace=live * width,
-        head_workspace=logits * (4.0 + width)
+        head_workspace=logits * 4.0  # their gradients take the place of the float32 logits
         + 2.0 * local.tokens * local.embed * width
         + tables_bytes,
     )
+
+
+def live_elements(work: Workload, layout: Layout, local: Shapes) -> Number:
+    """Return what is live at the fullest moment of a layer's backward pass, in elements.
+
+    Counted in compiled programs (docs/compiled.md): input, gradients and partial sums of a branch,
+    whole over the tensor axis; its projections; its hidden values and their gradients.
+    """
+    tensor = layout.tensor.size
+    ring = (
+        np.greater(tensor, 1)
+        & np.greater(layout.matmul_overlap, 0)
+        & np.not_equal(layout.residual, REPLICATED)
+    )
+    embed = ring & np.equal(layout.residual, EMBED_SHARDED)
+    wide = local.tokens / local.split2
+    heads = wide * (local.qkv + local.q)
+    if work.attention != "flash":
+        heads = heads + local.scores
+    several = np.greater(layout.context.size, 1)
+    heads = heads + np.where(several, wide * local.own_kv * layout.context.size, 0.0)
+    hidden = 2.0 * wide * local.mlp_in
+    inside = heads + hidden if work.model.parallel_block else np.maximum(heads, hidden)
+    results = local.tokens * (local.qkv + local.mlp_in)
+    # Without a ring sums over the tensor axis are whole before they are scattered, in float32.
+    whole = np.where(ring, np.where(embed, 3.0, 4.5), np.where(np.greater(tensor, 1), 6.0, 2.0))
+    # Summands of the embed axis are float32 arrays; pieces of the sequence are put in place.
+    summands = np.minimum(3.0, tensor / 2.0) * 2.0 * results
+    placed = results + local.tokens * (local.q + local.hidden)
+    pieces = np.where(embed, summands, np.where(ring, placed, 0.0))
+    # What a second tensor axis sums is there in float32, before it is scattered.
+    pieces = np.where(np.greater(local.split2, 1), 2.0 * results, pieces)
+    return whole * local.tokens * local.embed + 2.0 * local.residual + inside + pieces

@@ -44,6 +44,7 @@ def compare(
     plans: int | None,
 ) -> int:
     """Compare the price of `pairs` meshes at once with `plans` of their plans one by one."""
+    work = replace(work, as_compiled=machine.chip.op_costs == "compiler")
     chosen = np.sort(rng.choice(part.pairs, size=min(pairs, part.pairs), replace=False))
     some = part.take(chosen)
     layout = some.layout()
