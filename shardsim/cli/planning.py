@@ -24,7 +24,7 @@ op_costs_option = click.option(
     default="physical",
     show_default=True,
     type=click.Choice(["physical", "compiler"]),
-    help="What operations take: from the chip's figures, or as its compiler estimates.",
+    help="What operations take: from the chip's figures, or as its compiler schedules them.",
 )
 
 
@@ -56,7 +56,14 @@ op_costs_option = click.option(
     show_default=True,
     help="Most mesh axes at once inside a slice.",
 )
-@op_costs_option
+@click.option(
+    "--op-costs",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "physical", "compiler"]),
+    help="What operations take: from the chip's figures, or as its compiler schedules them; auto: "
+    "the compiler's where the chip's file has them.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
     "--compile-top",
@@ -145,7 +152,9 @@ def plan(
         note(f"compiled {len(result.predictions)} of the {compile_top} best")
     elif result.predictions:
         names = ", ".join(machine.name for machine in machines)
-        click.echo(f"{wanted.name} on {names}, batch {batch:,}\n")
+        costs = {machine.chip.op_costs for machine in machines}
+        told = ", as the TPU compiler schedules plans" if "compiler" in costs else ""
+        click.echo(f"{wanted.name} on {names}, batch {batch:,}{told}\n")
         click.echo(plans_text(result.predictions))
     note(
         f"{result.searched:,} plans considered, {result.priced:,} priced, {result.fit:,} of those "

@@ -146,5 +146,10 @@ class Machine:
 
 
 def with_op_costs(machine: Machine, op_costs: str) -> Machine:
-    """Return `machine` with operations priced from its chip's figures or as its compiler does."""
+    """Return `machine` with operations priced from its chip's figures or as its compiler does.
+
+    `op_costs` "auto" is "compiler" where the chip's file says what its compiler does.
+    """
+    if op_costs == "auto":
+        op_costs = "physical" if machine.chip.compiler is None else "compiler"
     return replace(machine, chip=replace(machine.chip, op_costs=op_costs))

@@ -14,7 +14,7 @@ from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.price import price
 from shardsim.errors import PlanError, nearest
-from shardsim.machine import Machine, parse_machine
+from shardsim.machine import Machine, parse_machine, with_op_costs
 from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
@@ -125,13 +125,17 @@ def search(
     'v5e:2x4'
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
-    kind. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
+    kind. Slices given by name are priced as their compiler schedules plans, where their chip's
+    file says how (`with_op_costs`); a `Machine` is taken as it is. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
     search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
-    slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
+    slices = [
+        with_op_costs(parse_machine(item), "auto") if isinstance(item, str) else item
+        for item in given
+    ]
     sequence = sequence or model.sequence
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),

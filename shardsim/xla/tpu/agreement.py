@@ -15,6 +15,7 @@ import numpy as np
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
 from shardsim.xla.tpu.collect import load_rows
+from shardsim.xla.tpu.evidence import as_compiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,10 @@ class Pair:
 def pairs(rows: Sequence[dict[str, Any]] | None = None) -> list[Pair]:
     """Return the evidence with predictions made now."""
     found = load_rows() if rows is None else rows
-    return [Pair(row=row, predicted=predict(plan_from_data(row["plan"], "plan"))) for row in found]
+    return [
+        Pair(row=row, predicted=predict(as_compiled(plan_from_data(row["plan"], "plan"))))
+        for row in found
+    ]
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

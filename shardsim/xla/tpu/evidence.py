@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.machine import with_op_costs
 from shardsim.plan import Plan
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, key_of, planned, table
 from shardsim.xla.hlo import CompiledProgram, read_hlo
@@ -45,7 +46,7 @@ class Evidence:
         self.compilation = compilation
         self.plan: Plan = compilation.plan
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
-        self.predicted: Prediction = predict(self.plan)
+        self.predicted: Prediction = predict(as_compiled(self.plan))
         self.compiled: CompiledProgram = read_hlo(compilation.text, mesh)
         self.replayed: Replay = replay(self.plan.machine, self.plan, self.compiled)
         self.planned_sums = planned(self.plan)
@@ -183,9 +184,14 @@ class Evidence:
         }
 
 
+def as_compiled(plan: Plan) -> Plan:
+    """Return `plan` on chips priced as their compiler schedules, where that is known."""
+    return replace(plan, machine=with_op_costs(plan.machine, "auto"))
+
+
 def refused(compilation: Compilation) -> dict[str, Any]:
     """Return the JSON of `shardsim verify --against tpu` for a plan that did not compile."""
-    predicted = predict(compilation.plan)
+    predicted = predict(as_compiled(compilation.plan))
     parts = ("compute_s", "hbm_bound_s", "overhead_s")
     return {
         "ok": False,
