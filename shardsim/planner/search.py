@@ -126,8 +126,9 @@ def search(
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
     kind. Slices given by name are priced as their compiler schedules plans, where their chip's
-    file says how (`with_op_costs`); a `Machine` is taken as it is. `progress(done, total)` is called between chunks; interrupting it (Ctrl-C) ends the
-    search with what was found so far, and `complete` is false.
+    file says how (`with_op_costs`); a `Machine` is taken as it is. `progress(done, total)` is
+    called between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
+    `complete` is false.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
