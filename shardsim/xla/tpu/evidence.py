@@ -46,7 +46,9 @@ class Evidence:
         self.plan: Plan = compilation.plan
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
         self.predicted: Prediction = predict(self.plan)
-        self.compiled: CompiledProgram = read_hlo(compilation.text, mesh)
+        self.compiled: CompiledProgram = read_hlo(
+            compilation.text, mesh, causal=self.plan.model.causal
+        )
         self.replayed: Replay = replay(self.plan.machine, self.plan, self.compiled)
         self.planned_sums = planned(self.plan)
         self.compiled_sums = compiled(self.compiled.collectives)
