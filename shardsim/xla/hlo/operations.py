@@ -11,6 +11,7 @@ from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
 from shardsim.xla.hlo.sources import named, show_frame, source_line
 
+_UPDATES = ("optimizer_update", "/update/", "/update_")  # scopes of the emitted train step
 NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1, products=0)
 
 
@@ -131,7 +132,7 @@ def phase_of(op_name: str, before: str) -> str:
         return "recomputation"
     if "transpose(" in op_name:
         return "backward"
-    if "optimizer_update" in op_name or "/update_" in op_name:
+    if any(scope in op_name for scope in _UPDATES):
         return "update"
     return "forward" if "jvp(" in op_name else before
 
