@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shardsim.xla.hlo.constants import Constants
+from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.kernels import ELIDED, Executed
 from shardsim.xla.hlo.matmul import Matmul, matmul_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
@@ -34,14 +35,18 @@ class Costs:
         if item.opcode != "custom-call":
             return None
         if item not in self._kernels:
-            kernel = kernel_of(item, [computation[name].shape for name in item.operands])
-            if kernel is None:
-                self._kernels[item] = None
-            else:
-                table = self._constants.behind(computation, computation.operand(item, TABLE))
-                literal = ELIDED if table is None else table.literal
-                self._kernels[item] = kernel.executed(literal, self.causal)
+            self._kernels[item] = self._executed(computation, item)
         return self._kernels[item]
+
+    def _executed(self, computation: Computation, item: Instruction) -> Executed | None:
+        kernel = kernel_of(item, [computation[name].shape for name in item.operands])
+        if kernel is None:
+            return None
+        table = self._constants.behind(computation, computation.operand(item, TABLE))
+        try:
+            return kernel.executed(ELIDED if table is None else table.literal, self.causal)
+        except HloError as error:
+            raise error.at(item.line) from None
 
     def matmuls(self, computation: Computation, item: Instruction) -> tuple[Matmul, ...]:
         """Return the matmuls of an instruction, those inside a fusion too."""

@@ -12,6 +12,8 @@ from shardsim.program.attention import OPS_SOFTMAX, OPS_SOFTMAX_GRADIENT
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.kernels import Kernel
 from shardsim.xla.hlo.shapes import parse_shape
+from shardsim.xla.tpu.evidence import Evidence
+from shardsim.xla.tpu.service import Compilation
 
 NAME = "llama-splash"
 TABLE = "{ { { 1, 0 }, { 2, 1 } } }"
@@ -48,10 +50,11 @@ def kernel_text(
     grid: str = "2,2",
     keys: str = K,
     values: str = K,
+    segments: tuple[str, ...] = (),
 ) -> str:
     """Return a module whose only work is one kernel."""
     kernel = "dkv" if phase == "fused" else phase
-    operands = [f"s8[1,{grid}]"] * 2 + [Q, keys, values]
+    operands = [f"s8[1,{grid}]"] * 2 + [Q, keys, values, *segments]
     if kernel != "fwd":
         operands += [SUMS[kernel], Q, SUMS[kernel]]
     if positions:
@@ -146,8 +149,15 @@ def test_a_mask_that_is_not_in_the_text() -> None:
     inside = seen.flops - seen.matmul_flops
     assert unknown.flops - seen.flops == pytest.approx(inside / 3, rel=1e-12)
     assert len(doubts(unknown)) == 8
-    with pytest.raises(HloError, match="mask is not whole"):
+    with pytest.raises(HloError, match="line [0-9]+: .*mask is not whole"):
         read_hlo(text, mesh, causal=False)
+
+
+def test_evidence_takes_the_mask_from_the_plan() -> None:
+    text = samples.text_of(NAME).replace(TABLE, "{...}")
+    plan = samples.plan_of(NAME)
+    evidence = Evidence(Compilation(plan=plan, result={}, text=text, code=""))
+    assert evidence.compiled.flops == samples.compiled(NAME).flops
 
 
 @pytest.mark.parametrize("phase", PRODUCTS)
@@ -276,6 +286,17 @@ def test_operands_that_do_not_fit_are_refused(phase: str, old: str, new: str, pr
 def test_keys_and_values_that_do_not_fit_are_refused(phase: str, keys: str, values: str) -> None:
     with pytest.raises(HloError, match="do not fit"):
         read(kernel_text(phase, keys=keys, values=values))
+
+
+def test_segments_stand_after_the_values() -> None:
+    segments = (f"s32[{QUERIES},128]", f"s32[8,{KEYS}]")
+    text = kernel_text("fwd", WHOLE, positions=False, segments=segments)
+    named = text.replace("fwd_residuals", "fwd_segmented_residuals")
+    compiled = read(named)
+    assert compiled.flops == 2 * 2 * PAIRS * DEPTH
+    assert not doubts(compiled)
+    with pytest.raises(HloError, match="do not fit"):
+        read(text)
 
 
 def test_values_may_have_a_width_of_their_own() -> None:
