@@ -149,7 +149,7 @@ def test_a_mask_that_is_not_in_the_text() -> None:
     inside = seen.flops - seen.matmul_flops
     assert unknown.flops - seen.flops == pytest.approx(inside / 3, rel=1e-12)
     assert len(doubts(unknown)) == 8
-    with pytest.raises(HloError, match="line [0-9]+: .*mask is not whole"):
+    with pytest.raises(HloError, match=r"line [0-9]+: .*mask is not whole"):
         read_hlo(text, mesh, causal=False)
 
 
