@@ -70,14 +70,17 @@ def attention_backward(work: Workload, layout: Layout, shapes: Shapes) -> list[T
     ]
     if work.attention == "flash":
         io = shapes.tokens * (4 * shapes.q + 2 * shapes.kv) / shapes.split2
+        # The scores again, and dV, dP, dQ, dK. The emitted kernels are two, for dK and dV and for
+        # dQ: each makes scores, softmax and dP for itself.
+        kernels = 2 if work.as_compiled else 1
         return [
             *tasks,
             Compute(
                 name="attention gradient",
                 kind="attention",
-                matmuls=5,  # the scores again, and dV, dP, dQ, dK
+                matmuls=3 + 2 * kernels,
                 hbm_bytes=io * work.wire_bytes,
-                vector_ops=shapes.scores * work.attention_fraction * OPS_SOFTMAX_GRADIENT,
+                vector_ops=kernels * shapes.scores * work.attention_fraction * OPS_SOFTMAX_GRADIENT,
                 **_pairs(work, shapes),
             ),
         ]

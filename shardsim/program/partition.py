@@ -218,6 +218,10 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     whole = np.where(np.equal(layout.microbatches, 1), by_data, 1)
     live = live_elements(work, layout, local)
     logits = local.tokens * local.vocab
+    # Gradients take the place of the float32 logits. A ring has them twice: sums of float32, or
+    # pieces in the compute format that are put in place.
+    ring, embed = rings(layout)
+    second_logits = np.where(embed, 4.0, np.where(ring, float(width), 0.0))
     # Several microbatches add to the sums of those before, so the gradients are there twice. The
     # TPU compiler scatters the gradients of the vocabulary's tables once, after the last
     # microbatch, and carries float32 sums of whole tables round the loop (seen compiled for v4).
@@ -232,10 +236,20 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
         saved_activations=saved * width * local.layers * in_flight,
         gathered_weights=branch * (in_use * width + work.reduce_bytes) + tables_bytes,
         layer_workspace=live * width,
-        head_workspace=logits * 4.0  # their gradients take the place of the float32 logits
+        head_workspace=logits * (4.0 + second_logits)
         + 2.0 * local.tokens * local.embed * width
         + tables_bytes,
     )
+
+
+def rings(layout: Layout) -> tuple[Number, Number]:
+    """Return whether collective matmuls run, and whether they pass pieces of the embed axis."""
+    ring = (
+        np.greater(layout.tensor.size, 1)
+        & np.greater(layout.matmul_overlap, 0)
+        & np.not_equal(layout.residual, REPLICATED)
+    )
+    return ring, ring & np.equal(layout.residual, EMBED_SHARDED)
 
 
 def live_elements(work: Workload, layout: Layout, local: Shapes) -> Number:
@@ -245,12 +259,7 @@ def live_elements(work: Workload, layout: Layout, local: Shapes) -> Number:
     whole over the tensor axis; its projections; its hidden values and their gradients.
     """
     tensor = layout.tensor.size
-    ring = (
-        np.greater(tensor, 1)
-        & np.greater(layout.matmul_overlap, 0)
-        & np.not_equal(layout.residual, REPLICATED)
-    )
-    embed = ring & np.equal(layout.residual, EMBED_SHARDED)
+    ring, embed = rings(layout)
     wide = local.tokens / local.split2
     heads = wide * (local.qkv + local.q)
     if work.attention != "flash":

@@ -60,8 +60,12 @@ class CompiledProgram:
         return sum((item.cycles or 0) * item.trips for item in self.operations)
 
 
-def read_hlo(text: str, mesh: Mapping[str, int]) -> CompiledProgram:
+def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
+
+    HLO leaves out the numbers of large constants, among them the masks of attention kernels:
+    `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
+    counts as whole, with a warning.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
@@ -72,7 +76,7 @@ def read_hlo(text: str, mesh: Mapping[str, int]) -> CompiledProgram:
     if module.partitions not in (None, devices):
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
-    steps = Steps(module, dict(mesh))
+    steps = Steps(module, dict(mesh), causal)
     program = Program(
         blocks=tuple(steps.blocks),
         memory=_NO_MEMORY,

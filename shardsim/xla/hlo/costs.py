@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from shardsim.xla.hlo.constants import Constants
+from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import ELIDED, Executed
 from shardsim.xla.hlo.matmul import Matmul, matmul_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import FREE, KINDS
 from shardsim.xla.hlo.shapes import HBM, Shape
+from shardsim.xla.hlo.splash import TABLE, kernel_of
 
 # A fusion of nothing else changes how an array lies in memory.
 _MOVES = frozenset(("copy", "transpose", "reshape"))
@@ -13,17 +17,44 @@ _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 
 
 class Costs:
-    """Costs of the instructions of a module; what a computation holds is found once."""
+    """Costs of the instructions of a module; what a computation holds is found once.
 
-    def __init__(self, module: Module) -> None:
+    `causal` says whether attention kernels whose mask the text leaves out are causal; None: it is
+    not known.
+    """
+
+    def __init__(self, module: Module, causal: bool | None) -> None:
         self.module = module
+        self.causal = causal
         self._matmuls: dict[str, tuple[Matmul, ...]] = {}
+        self._kernels: dict[Instruction, Executed | None] = {}
+        self._constants = Constants(module)
+
+    def kernel(self, computation: Computation, item: Instruction) -> Executed | None:
+        """Return what an attention kernel executes; None for all other instructions."""
+        if item.opcode != "custom-call":
+            return None
+        if item not in self._kernels:
+            self._kernels[item] = self._executed(computation, item)
+        return self._kernels[item]
+
+    def _executed(self, computation: Computation, item: Instruction) -> Executed | None:
+        kernel = kernel_of(item, [computation[name].shape for name in item.operands])
+        if kernel is None:
+            return None
+        table = self._constants.behind(computation, computation.operand(item, TABLE))
+        try:
+            return kernel.executed(ELIDED if table is None else table.literal, self.causal)
+        except HloError as error:
+            raise error.at(item.line) from None
 
     def matmuls(self, computation: Computation, item: Instruction) -> tuple[Matmul, ...]:
         """Return the matmuls of an instruction, those inside a fusion too."""
         if item.opcode in ("dot", "convolution"):
             lhs, rhs = (computation[name].shape for name in item.operands)
             return (matmul_of(item, lhs, rhs),)
+        if kernel := self.kernel(computation, item):
+            return kernel.matmuls
         if item.opcode not in ("fusion", "call"):
             return ()
         inner = self.module.called(item)
@@ -55,8 +86,10 @@ class Costs:
         """Return the bytes that cross HBM, padding included.
 
         Of an array that is only sliced the slices are read, of one that is updated in place only
-        the update is read and written.
+        the update is read and written. Attention kernels read some operands again and again.
         """
+        if kernel := self.kernel(computation, item):
+            return kernel.hbm_bytes
         if item.opcode in ("fusion", "call"):
             inner = self.module.called(item)
             read = sum(

@@ -27,17 +27,22 @@ MOST_HITS = 10**8  # positions of a window that are looked at one by one
 
 @dataclass(frozen=True)
 class Matmul:
-    """`batch` products of `[m, k]` by `[k, n]`; `k` may be a mean over the products."""
+    """`batch` products of `[m, k]` by `[k, n]`; `k` may be a mean over the products.
+
+    A kernel runs `products` of that shape (or its transposes) as one, and only `fraction` of each.
+    """
 
     m: float
     k: float
     n: float
     batch: float
+    products: int = 1
+    fraction: float = 1.0
 
     @property
     def flops(self) -> float:
         """Multiply-adds, counted as two."""
-        return 2.0 * self.m * self.k * self.n * self.batch
+        return 2.0 * self.m * self.k * self.n * self.batch * self.products * self.fraction
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
 from shardsim.xla.hlo.sources import named, show_frame, source_line
 
-NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1)
+_UPDATES = ("optimizer_update", "/update/", "/update_")  # scopes of the emitted train step
+NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1, products=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Operation:
     matmuls: tuple[Matmul, ...]
     cycles: int | None  # as the compiler estimates, each trip
     hbm_bytes: float  # each trip
+    vector_ops: float  # each trip, of kernels whose inside is known; others have cycles
     op_name: str
     source: str
     line: int
@@ -48,8 +50,10 @@ class Operation:
                 k=one.k,
                 n=one.n,
                 batch=one.batch,
-                matmuls=int(bool(self.matmuls)),
+                matmuls=one.products,
+                fraction=one.fraction,
                 hbm_bytes=self.hbm_bytes * share,
+                vector_ops=self.vector_ops * share,
                 cycles=None if self.cycles is None else self.cycles * share,
                 source=self.source,
             )
@@ -60,9 +64,9 @@ class Operation:
 class Works:
     """Reads operations in their order: one without a name belongs to the phase before it."""
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, module: Module, causal: bool | None) -> None:
         self.module = module
-        self.costs = Costs(module)
+        self.costs = Costs(module, causal)
         self.phase = "forward"
 
     def read(
@@ -72,6 +76,7 @@ class Works:
         matmuls = self.costs.matmuls(computation, item)
         if item.cycles is None and not matmuls and _is_number(item.shape):
             return None
+        kernel = self.costs.kernel(computation, item)
         told = named(self.module, item)
         self.phase = phase_of(item.op_name or told.op_name, self.phase)
         return Operation(
@@ -80,10 +85,11 @@ class Works:
             block=block,
             trips=trips,
             phase=self.phase,
-            kind=self._kind(item, matmuls),
+            kind="attention" if kernel else self._kind(item, matmuls),
             matmuls=matmuls,
             cycles=item.cycles,
             hbm_bytes=self.costs.hbm_bytes(computation, item),
+            vector_ops=0.0 if kernel is None else kernel.vector_ops,
             op_name=told.op_name,
             source=show_frame(source_line(self.module, told)),
             line=item.line,
@@ -126,7 +132,7 @@ def phase_of(op_name: str, before: str) -> str:
         return "recomputation"
     if "transpose(" in op_name:
         return "backward"
-    if "optimizer_update" in op_name or "/update_" in op_name:
+    if any(scope in op_name for scope in _UPDATES):
         return "update"
     return "forward" if "jvp(" in op_name else before
 

@@ -35,6 +35,7 @@ class Steps:
 
     module: Module
     mesh: Mapping[str, int]
+    causal: bool | None  # as `Costs.causal`
     blocks: list[Block] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Steps:
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._works = Works(self.module)
+        self._works = Works(self.module, self.causal)
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         self._chains: dict[tuple[str, str], str] = {}  # computation and number: its start
         self._loops = 0
@@ -242,6 +243,10 @@ class Steps:
             return
         if operation.cycles is None and (operation.matmuls or item.opcode == "custom-call"):
             what = custom_target(self.module, item) or item.opcode
+            if kernel := self._works.costs.kernel(computation, item):
+                what = operation.name.partition(".")[0]
+                if kernel.problem:
+                    self.warnings[f"%{item.name}: {kernel.problem}"] = None
             self.warnings[f"{what}: the compiler gives no cycles; priced by shape and bytes"] = None
         phase = operation.phase
         draft.weight[phase] = draft.weight.get(phase, 0.0) + float(operation.cycles or 0)

@@ -46,9 +46,12 @@ class Evidence:
         self.compilation = compilation
         self.plan: Plan = compilation.plan
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
-        self.predicted: Prediction = predict(as_compiled(self.plan))
-        self.compiled: CompiledProgram = read_hlo(compilation.text, mesh)
-        self.replayed: Replay = replay(self.plan.machine, self.plan, self.compiled)
+        costed = as_compiled(self.plan)
+        self.predicted: Prediction = predict(costed)
+        self.compiled: CompiledProgram = read_hlo(
+            compilation.text, mesh, causal=self.plan.model.causal
+        )
+        self.replayed: Replay = replay(costed.machine, self.plan, self.compiled)
         self.planned_sums = planned(self.plan)
         self.compiled_sums = compiled(self.compiled.collectives)
 

@@ -83,6 +83,16 @@ DATA: dict[str, dict[str, Any]] = {
         "remat": "none",
         "execution": "partitioned",
     },
+    # Causal attention in JAX's splash kernels: two blocks of queries and of keys, all recomputed.
+    "llama-splash": {
+        "model": {**_LLAMA, "sequence": 1024, "heads": 4, "kv_heads": 2, "head_dim": 128},
+        "machine": "v5e:2x2",
+        "batch": 8,
+        "mesh": {"fsdp": 4},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "remat": "full",
+        "attention": "flash",
+    },
 }
 
 

@@ -1,0 +1,386 @@
+"""Splash attention kernels: FLOPs and bytes in closed form, damage, masks that the text omits."""
+
+from __future__ import annotations
+
+import hlo_samples as samples
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import predict
+from shardsim.program.attention import OPS_SOFTMAX, OPS_SOFTMAX_GRADIENT
+from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
+from shardsim.xla.hlo.kernels import Kernel
+from shardsim.xla.hlo.shapes import parse_shape
+from shardsim.xla.tpu.evidence import Evidence
+from shardsim.xla.tpu.service import Compilation
+
+NAME = "llama-splash"
+TABLE = "{ { { 1, 0 }, { 2, 1 } } }"
+
+# One device: 2 sequences of 4 heads over 2 key-value heads, 16 queries and 32 keys of width 128.
+# Every array is whole tiles, so that it takes its plain bytes.
+B, HEADS, KV, QUERIES, KEYS, DEPTH = 2, 4, 2, 256, 512, 128
+PAIRS = B * HEADS * QUERIES * KEYS
+Q = f"bf16[{B},{HEADS},{QUERIES},{DEPTH}]"
+K = f"bf16[{B},{KV},{KEYS},{DEPTH}]"
+Q_BYTES, K_BYTES = 2 * B * HEADS * QUERIES * DEPTH, 2 * B * KV * KEYS * DEPTH
+BLOCK_Q, BLOCK_KV = 128, 256
+SUMS = {"dkv": f"f32[{B},{HEADS},8,{QUERIES}]", "dq": f"f32[{B},{HEADS},1,{QUERIES}]"}
+RESULTS = {
+    "fwd": [f"f32[{B},{BLOCK_Q},128]"] * 3 + [Q, f"f32[{B},{HEADS},{QUERIES},128]"],
+    "dkv": [f"f32[{B},{BLOCK_KV},128]"] * 2 + [K, K],
+    "dq": [f"f32[{B},{BLOCK_Q},128]", Q],
+}
+RESULTS["fused"] = [*RESULTS["dkv"][:2], Q.replace("[2", "[2,2"), K, K]
+PRODUCTS = {"fwd": 2, "dkv": 4, "fused": 5, "dq": 3}
+SUFFIX = {"fwd": "_residuals"}
+SIZES = {"fwd": ("block_q", "block_kv")}
+# Two blocks of queries and two of keys: the first queries see one block of keys. The second block
+# of queries begins at 128, the second of keys at 256: it is empty for both.
+CAUSAL = "{ { { 1, 0 }, { 1, 0 } } }"
+WHOLE = "{ { { 2, 2 }, { 2, 2 } } }"
+
+
+def kernel_text(
+    phase: str,
+    table: str = CAUSAL,
+    *,
+    positions: bool = True,
+    grid: str = "2,2",
+    keys: str = K,
+    values: str = K,
+    segments: tuple[str, ...] = (),
+) -> str:
+    """Return a module whose only work is one kernel."""
+    kernel = "dkv" if phase == "fused" else phase
+    operands = [f"s8[1,{grid}]"] * 2 + [Q, keys, values, *segments]
+    if kernel != "fwd":
+        operands += [SUMS[kernel], Q, SUMS[kernel]]
+    if positions:
+        operands.append(f"s32[8,{QUERIES}]" if kernel == "dkv" else f"s32[{QUERIES},128]")
+    header = ", ".join(f"p{i}: {shape}" for i, shape in enumerate(operands) if i != 1)
+    result = f"({', '.join(RESULTS[phase])})"
+    lines = [
+        "HloModule m, is_scheduled=true, num_partitions=1",
+        "",
+        f"ENTRY %main ({header}) -> {result} {{",
+    ]
+    number = 0
+    for i, shape in enumerate(operands):
+        if i == 1:
+            lines.append(f"  %table = {shape} constant({table})")
+        else:
+            lines.append(f"  %p{i} = {shape} parameter({number})")
+            number += 1
+    names = ", ".join("%table" if i == 1 else f"%p{i}" for i in range(len(operands)))
+    end = SUFFIX.get(phase, "_no_residuals")
+    rows, columns = SIZES.get(phase, (f"block_q_{kernel}", f"block_kv_{kernel}"))
+    layouts = "".join(f', \\"{name}_layout\\": 1' for name in "qkv")
+    lines += [
+        f"  ROOT %splash_mha_{kernel}{end}.1 = {result} custom-call({names}),"
+        ' custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={',
+        f'"xprof_metadata":"{{\\"{rows}\\": {BLOCK_Q}, \\"{columns}\\": {BLOCK_KV}{layouts}}}"',
+        f'}}}}, metadata={{op_name="jit(f)/splash_mha_{kernel}{end}/pallas_call"}}',
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read(text: str, causal: bool | None = None) -> CompiledProgram:
+    """Read a module of one device."""
+    return read_hlo(text, {"a": 1}, causal)
+
+
+def doubts(compiled: CompiledProgram) -> list[str]:
+    """Return the warnings about masks."""
+    return [text for text in compiled.program.warnings if "mask" in text]
+
+
+def test_the_train_step_executes_what_is_planned_and_two_products_of_the_gradient_again() -> None:
+    plan, compiled = samples.plan_of(NAME), samples.compiled(NAME)
+    model = plan.model
+    price = predict(plan).price
+    costs = price.computes
+    assert compiled.matmul_flops == sum(
+        float(cost.flops) for cost in costs if cost.task.kind == "matmul"
+    )
+    # Of the 2 x 2 blocks of 512 tokens 3 are left. Forward twice, dkv and dq.
+    sequences = plan.batch // plan.machine.devices
+    pairs = sequences * model.heads * plan.sequence**2 * 3 // 4
+    product = 2 * pairs * model.head_dim * model.layers
+    attention = compiled.flops - compiled.matmul_flops
+    assert attention == (2 + 2 + 4 + 3) * product
+    # A flash gradient is planned as one kernel of 5 products; splash has two of 4 and 3.
+    assert compiled.flops - float(price.flops) == pytest.approx(2 * product, rel=1e-12)
+
+
+def test_a_kernel_is_one_task_with_its_softmax() -> None:
+    compiled = samples.compiled(NAME)
+    plan = samples.plan_of(NAME)
+    batch = plan.batch // plan.machine.devices * plan.model.heads
+    tasks = [
+        task
+        for block in compiled.program.blocks
+        for task in block.computes()
+        if task.name.startswith("splash")
+    ]
+    for task in tasks:
+        phase = task.name.split("_")[2]
+        assert (task.m, task.k, task.n, task.batch) == (1024, 128, 1024, batch)
+        assert (task.kind, task.fraction, task.cycles) == ("attention", 0.75, None)
+        assert task.matmuls == PRODUCTS[phase]
+        ops = OPS_SOFTMAX if phase == "fwd" else OPS_SOFTMAX_GRADIENT
+        assert task.vector_ops == 0.75 * batch * 1024**2 * ops
+    # The last of the 3 layers stands outside of the loops.
+    assert len(tasks) == 2 * 4
+    assert not doubts(compiled)
+
+
+def test_a_mask_that_is_not_in_the_text() -> None:
+    text = samples.text_of(NAME)
+    assert TABLE in text
+    text, mesh = text.replace(TABLE, "{...}"), samples.mesh_of(NAME)
+    seen = samples.compiled(NAME)
+    told = read_hlo(text, mesh, causal=True)
+    assert told.flops == seen.flops
+    assert not doubts(told)
+    unknown = read_hlo(text, mesh)
+    inside = seen.flops - seen.matmul_flops
+    assert unknown.flops - seen.flops == pytest.approx(inside / 3, rel=1e-12)
+    assert len(doubts(unknown)) == 8
+    with pytest.raises(HloError, match=r"line [0-9]+: .*mask is not whole"):
+        read_hlo(text, mesh, causal=False)
+
+
+def test_evidence_takes_the_mask_from_the_plan() -> None:
+    text = samples.text_of(NAME).replace(TABLE, "{...}")
+    plan = samples.plan_of(NAME)
+    evidence = Evidence(Compilation(plan=plan, result={}, text=text, code=""))
+    assert evidence.compiled.flops == samples.compiled(NAME).flops
+
+
+@pytest.mark.parametrize("phase", PRODUCTS)
+@pytest.mark.parametrize(
+    ("table", "positions", "causal", "fraction"),
+    [
+        (CAUSAL, True, None, 0.5),
+        ("{...}", True, True, 0.5),
+        (WHOLE, False, None, 1.0),
+        ("{...}", False, False, 1.0),
+    ],
+)
+def test_flops_and_bytes(
+    phase: str, table: str, positions: bool, causal: bool | None, fraction: float
+) -> None:
+    compiled = read(kernel_text(phase, table, positions=positions), causal)
+    assert not doubts(compiled)
+    assert compiled.flops == PRODUCTS[phase] * 2 * PAIRS * DEPTH * fraction
+    (operation,) = compiled.operations
+    assert operation.kind == "attention"
+    kernel = "dkv" if phase == "fused" else phase
+    sums = 0.0 if phase == "fwd" else 2 * parse_shape(SUMS[kernel]).bytes
+    if kernel == "dkv":  # queries, the gradient of the output and the sums, for 2 blocks of keys
+        streamed, once = (2 * Q_BYTES + sums) * 2 * fraction, 2 * K_BYTES
+    else:  # keys and values, for 2 blocks of queries of each of 2 heads that share them
+        streamed, once = 2 * K_BYTES * 2 * 2 * fraction, Q_BYTES * (1 + (phase == "dq")) + sums
+    results = sum(parse_shape(shape).bytes for shape in RESULTS[phase])
+    tables = 2 * 4
+    assert operation.hbm_bytes == streamed + once + results + tables
+
+
+def test_causal_blocks_of_any_size_are_counted() -> None:
+    def kernel(wide: int, long: int, table: tuple[int, int, int]) -> Kernel:
+        return Kernel(
+            name="k",
+            phase="fwd",
+            q=parse_shape("bf16[1,1,1536,64]"),
+            k=parse_shape("bf16[1,1,1536,64]"),
+            v=parse_shape("bf16[1,1,1536,64]"),
+            block=(wide, long),
+            table=table,
+            positions=True,
+            fused=False,
+            streamed_bytes=0.0,
+            other_bytes=0.0,
+        )
+
+    for wide, long in ((128, 128), (256, 768), (768, 256), (512, 1536), (1536, 128)):
+        rows, columns = 1536 // wide, 1536 // long
+        pairs = [
+            any(query >= column * long for query in range(row * wide, (row + 1) * wide))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        whole = kernel(wide, long, (1, rows, columns))
+        found = whole.executed("{...}", causal=True)
+        assert found.matmuls[0].fraction == sum(pairs) / len(pairs)
+        literal = "{ " + ", ".join(str(int(pair)) for pair in pairs) + " }"
+        assert whole.executed(literal, causal=None).matmuls == found.matmuls
+
+
+@pytest.mark.parametrize(
+    ("table", "positions", "grid", "causal", "fraction"),
+    [
+        ("{ { { 1, 0 }, { 2, 1 } } }", True, "2,2", True, 0.75),  # of another mask
+        ("{...}", True, "2,2", None, 1.0),
+        ("{...}", False, "2,2", None, 1.0),
+        (CAUSAL, False, "2,2", None, 0.5),  # sparse, but not by positions
+        ("{ { { 1 }, { 1 } } }", True, "2,1", None, 0.5),  # a local mask: the grid is shrunk
+        ("{...}", True, "2,1", None, 0.5),
+    ],
+)
+def test_what_is_doubtful_is_said(
+    table: str, positions: bool, grid: str, causal: bool | None, fraction: float
+) -> None:
+    compiled = read(kernel_text("fwd", table, positions=positions, grid=grid), causal)
+    assert compiled.flops == 2 * 2 * PAIRS * DEPTH * fraction
+    assert len(doubts(compiled)) == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "old", "new", "problem"),
+    [
+        ("fwd", '\\"block_q\\": 128', '\\"block_q\\": 96', "do not fit"),
+        ("fwd", '\\"block_q\\": 128', '\\"block_q\\": 64', "do not fit"),
+        ("fwd", '\\"block_kv\\": 256', '\\"block_kv\\": 0', "do not fit"),
+        ("dq", '\\"block_kv_dq\\": 256', '\\"block_kv\\": 256', "do not fit"),
+        ("fwd", '\\"q_layout\\": 1', '\\"q_layout\\": 2', "do not fit"),
+        ("fwd", '"xprof_metadata":"{', '"xprof_metadata":"', "without its kernel_metadata"),
+        ("fwd", '"xprof_metadata":', '"xprof":', "without its kernel_metadata"),
+        ("fwd", "%p0, %table,", "%p0,", "do not fit"),
+        ("fwd", "%p3, %p4, %p5", "%p3, %p4", "mask is not|neither causal"),
+        ("dkv", "%p5, %p6, %p7", "%p5, %p6", "do not fit"),
+        ("dq", "%p6, %p7", "%p7, %p6", "do not fit"),
+        ("fwd", CAUSAL, "{ { { 1, 0 }, { 2 } } }", "table of its mask"),
+        ("fwd", CAUSAL, "{ { { 1, 0 }, { 1, 7 } } }", "table of its mask"),
+        ("fwd", "%splash_mha_fwd_", "%splash_mha_dq_no_", "named like 2 kernels"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(phase: str, old: str, new: str, problem: str) -> None:
+    text = kernel_text(phase)
+    assert old in text
+    text = text.replace(old, new)
+    try:
+        compiled = read(text)
+    except HloError as error:
+        assert problem.split("|")[0] in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert any("neither causal" in doubt for doubt in doubts(compiled))
+        assert "neither causal" in problem
+
+
+@pytest.mark.parametrize("phase", PRODUCTS)
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        (K.replace("512", "256"), K),
+        (K.replace("2,2", "2,3"), K.replace("2,2", "2,3")),
+        (K.replace("2,2", "1,2"), K.replace("2,2", "1,2")),
+        (K.replace("128]", "64]"), K),
+        (K.replace("bf16", "f32"), K),
+        (f"s8[1,{KEYS},{DEPTH}]", K),
+    ],
+)
+def test_keys_and_values_that_do_not_fit_are_refused(phase: str, keys: str, values: str) -> None:
+    with pytest.raises(HloError, match="do not fit"):
+        read(kernel_text(phase, keys=keys, values=values))
+
+
+def test_segments_stand_after_the_values() -> None:
+    segments = (f"s32[{QUERIES},128]", f"s32[8,{KEYS}]")
+    text = kernel_text("fwd", WHOLE, positions=False, segments=segments)
+    named = text.replace("fwd_residuals", "fwd_segmented_residuals")
+    compiled = read(named)
+    assert compiled.flops == 2 * 2 * PAIRS * DEPTH
+    assert not doubts(compiled)
+    with pytest.raises(HloError, match="do not fit"):
+        read(text)
+
+
+def test_values_may_have_a_width_of_their_own() -> None:
+    values = K.replace("128]", "256]")
+    text = kernel_text("fwd", values=values).replace(
+        f"{Q}, f32", f"{Q.replace('128]', '256]')}, f32"
+    )
+    (operation,) = read(text).operations
+    assert operation.flops == 2 * PAIRS * (128 + 256) * 0.5
+    assert sum(task.flops for task in operation.tasks()) == operation.flops
+    assert sum(task.hbm_bytes for task in operation.tasks()) == operation.hbm_bytes
+
+
+def test_a_kernel_of_another_name_is_priced_by_bytes() -> None:
+    compiled = read(kernel_text("fwd").replace("splash_mha", "my_kernel"))
+    assert compiled.flops == 0
+    (operation,) = compiled.operations
+    assert operation.kind == "elementwise"
+    assert operation.hbm_bytes > 2 * Q_BYTES + 2 * K_BYTES
+    assert any("tpu_custom_call" in text for text in compiled.program.warnings)
+
+
+@pytest.mark.parametrize("phase", PRODUCTS)
+def test_every_digit_of_a_kernel_matters(phase: str) -> None:
+    text = kernel_text(phase)
+    flops = read(text).flops
+    start = text.index("  %p2 =")
+    for place in range(start, len(text)):
+        if not text[place].isdigit():
+            continue
+        for digit in "0123459":
+            changed = text[:place] + digit + text[place + 1 :]
+            try:
+                compiled = read(changed)
+            except HloError:
+                continue
+            said = set(compiled.program.warnings) - set(read(text).program.warnings)
+            assert compiled.flops == flops or said, changed[max(place - 40, 0) : place + 20]
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_damaged_kernels_are_refused_or_read_rightly(data: st.DataObject) -> None:
+    text = kernel_text(data.draw(st.sampled_from(sorted(PRODUCTS))))
+    before = read(text)
+    place = data.draw(st.integers(0, len(text) - 1))
+    end = place + data.draw(st.sampled_from([0, 1, 1, 5, 100]))
+    insert = data.draw(st.sampled_from(["", "1", "0", "}", "{", '"', ",", "\\", "\n", "%p2, "]))
+    try:
+        after = read(text[:place] + insert + text[end:])
+    except HloError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    said = set(after.program.warnings) - set(before.program.warnings)
+    assert after.flops == before.flops or said
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_attribute_over_several_lines_that_is_cut_short_is_an_error(count: int) -> None:
+    lines = kernel_text("fwd").splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.endswith("kernel_metadata={"))
+    cut = lines[: start + 1] + lines[start + 1 + count :]
+    with pytest.raises(HloError):
+        read("\n".join(cut) + "\n")
+    lines = samples.text_of(NAME).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith("kernel_metadata={"))
+    with pytest.raises(HloError):
+        read_hlo("\n".join(lines[: start + count]), samples.mesh_of(NAME))
+
+
+@pytest.mark.parametrize(
+    ("result", "good"), [("bf16[64,64]", True), ("s8[128,64]", True), ("bf16[64,63]", False)]
+)
+def test_a_concat_bitcast_keeps_the_count_or_the_bytes(result: str, good: bool) -> None:
+    text = f"""HloModule m, is_scheduled=true, num_partitions=1
+
+ENTRY %main (a: s8[4096], b: s8[4096]) -> {result} {{
+  %a = s8[4096] parameter(0)
+  %b = s8[4096] parameter(1)
+  ROOT %c = {result} custom-call(%a, %b), custom_call_target="ConcatBitcast"
+}}
+"""
+    if good:
+        assert read(text).operations == ()
+    else:
+        with pytest.raises(HloError, match="does not fit its operands"):
+            read(text)
