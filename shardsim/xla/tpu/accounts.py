@@ -32,9 +32,9 @@ class Account:
 def account(table: Sequence[dict[str, Any]]) -> Account:
     """Return the account of rows as `shardsim.xla.compare.table` makes them.
 
-    >>> made = {"kind": "all-reduce", "mesh_axes": ["fsdp"], "planned_bytes": 8, "compiled_bytes": 28}
-    >>> lost = {"kind": "reduce-scatter", "mesh_axes": ["fsdp"], "planned_bytes": 10}
-    >>> account([made, lost | {"compiled_bytes": 0}]).share
+    >>> row = {"mesh_axes": ["fsdp"], "planned_bytes": 10, "compiled_bytes": 0}
+    >>> made = {**row, "kind": "all-reduce", "planned_bytes": 8, "compiled_bytes": 28}
+    >>> account([made, {**row, "kind": "reduce-scatter"}]).share
     1.0
     """
     left = {
@@ -49,7 +49,8 @@ def account(table: Sequence[dict[str, Any]]) -> Account:
                 left["all-reduce", axes] -= moved
                 left[kind, axes] += moved / 2.0
     total = sum(row["compiled_bytes"] for row in table)
-    beyond, missing = [], []
+    beyond: list[tuple[str, tuple[str, ...], float]] = []
+    missing: list[tuple[str, tuple[str, ...], float]] = []
     for key, difference in left.items():
         if abs(difference) > TOLERANCE * total:
             (beyond if difference > 0 else missing).append((*key, abs(difference)))

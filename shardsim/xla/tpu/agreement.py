@@ -168,9 +168,9 @@ def main() -> None:
         f"predicted to fit but refused: {', '.join(figures['wrongly_fitting']) or 'none'}\n"
         f"predicted not to fit but compiled: {', '.join(figures['wrongly_refused']) or 'none'}\n"
         f"operations: median error {100 * (figures['operations_median_abs_error'] or 0):.1f} %\n"
-        f"bytes of collectives that the plan accounts for: all in {figures['accounted_whole']} of "
-        f"{figures['explicit_plans']} explicit plans, {100 * (figures['accounted_least'] or 0):.1f} % "
-        "at least\n"
+        f"bytes of collectives as planned: all in {figures['accounted_whole']} of "
+        f"{figures['explicit_plans']} explicit plans, at least "
+        f"{100 * (figures['accounted_least'] or 0):.1f} %\n"
     )
     for name, group in figures["groups"].items():
         print(
