@@ -7,11 +7,9 @@ remat policies, how the residual stream lies, collective matmul, prefetch of wei
 the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
 without a tensor axis, for example) are counted once.
 
-Two choices are settled without pricing both sides, because one is never slower: the residual
-stream is split on the sequence where that divides (on embed it costs the norms' statistics on
-top), and weights are prefetched wherever HBM has room for it. One is not made at all: gradients are
-not reduced behind the backward pass, because no published set of compiler options does that; a plan
-file may.
+One choice is settled without pricing both sides, because it is never slower: weights are prefetched
+wherever HBM has room for it. One is not made at all: gradients are not reduced behind the backward
+pass, because no published set of compiler options does that; a plan file may.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ SLICE_ROLES = ("data", "fsdp", "pipeline")
 class Choices:
     """The choices on one kind of mesh, as equally long arrays of shape [options]."""
 
-    residual_split: Array
+    residual: Array  # how the residual stream lies over the tensor axis
     matmul_overlap: Array
     optimizer_over_data: Array
     context_shards_parameters: Array
@@ -64,8 +62,6 @@ class Part:
     factors: dict[str, Array]  # role -> [pairs, torus axes]
     slices: dict[str, Array]  # role -> [pairs]
     microbatches: Array  # [pairs]
-    residual: Array  # [pairs]: how a split residual stream lies
-    residuals: Array  # [pairs]: in how many ways it could
     choices: Choices
     remats: tuple[Remat, ...]
 
@@ -85,8 +81,6 @@ class Part:
             factors={role: array[index] for role, array in self.factors.items()},
             slices={role: array[index] for role, array in self.slices.items()},
             microbatches=self.microbatches[index],
-            residual=self.residual[index],
-            residuals=self.residuals[index],
             choices=self.choices,
             remats=self.remats,
         )
@@ -116,9 +110,7 @@ class Part:
             tensor2=axes["tensor2"],
             tensor=axes["tensor"],
             context_shards_parameters=self.choices.context_shards_parameters[None, None, :],
-            residual=np.where(
-                self.choices.residual_split, self.residual[:, None, None], REPLICATED
-            ),
+            residual=self.choices.residual[None, None, :],
             optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
             matmul_overlap=self.choices.matmul_overlap[None, None, :],
             weights_overlap=True,
@@ -180,16 +172,18 @@ def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
 
 def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Choices:
     """Return the choices that differ on a mesh with or without these roles."""
-    residuals = [(False, 0)] + [(True, mode) for mode in (0, 1, 2)] * tensor
+    # The sequence first: of plans that take equally long, the first is kept.
+    split = [(lies, mode) for lies in (SEQUENCE_SHARDED, EMBED_SHARDED) for mode in (0, 1, 2)]
+    residuals = [(REPLICATED, 0)] + split * tensor
     rows = [
-        (split, mode, over_data, with_context, gathered or with_context)
-        for split, mode in residuals
+        (lies, mode, over_data, with_context, gathered or with_context)
+        for lies, mode in residuals
         for over_data in ((False, True) if data else (False,))
         for with_context in ((False, True) if context else (False,))
     ]
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Choices(
-        residual_split=columns[0],
+        residual=columns[0],
         matmul_overlap=columns[1],
         optimizer_over_data=columns[2],
         context_shards_parameters=columns[3],
@@ -227,11 +221,6 @@ def parts(
     flags = ("tensor", "fsdp", "data", "context")
     for bit, role in enumerate(flags):
         kind |= (sizes[mesh, ROLES.index(role)] > 1).astype(np.int64) << bit
-    tensor, context = sizes[mesh, ROLES.index("tensor")], sizes[mesh, ROLES.index("context")]
-    on_sequence = sequence % (tensor * context) == 0
-    on_embed = model.embed % inner_of(sizes[mesh]) == 0
-    residual = np.where(on_sequence, SEQUENCE_SHARDED, EMBED_SHARDED)
-    residuals = on_sequence.astype(np.int64) + on_embed
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
     for value in np.unique(kind):
         chosen = np.flatnonzero(kind == value)
@@ -240,17 +229,9 @@ def parts(
             factors={role: factors[mesh[chosen], :, index] for index, role in enumerate(ROLES)},
             slices={role: slices[mesh[chosen], index] for index, role in enumerate(ROLES)},
             microbatches=microbatches[chosen],
-            residual=residual[chosen],
-            residuals=residuals[chosen],
             choices=_choices(*has),
             remats=remats,
         )
-
-
-def inner_of(sizes: Array) -> Array:
-    """Return tensor times tensor2 of role sizes [meshes, roles]."""
-    product: Array = sizes[:, ROLES.index("tensor")] * sizes[:, ROLES.index("tensor2")]
-    return product
 
 
 def legal_cells(
@@ -258,13 +239,11 @@ def legal_cells(
 ) -> tuple[Array, Array]:
     """Return which plans of a part are legal, and how many plans each cell stands for.
 
-    Both are of the part's shape. A cell stands for the ways of prefetching, and for the ways in
-    which a split residual stream can lie.
+    Both are of the part's shape. A cell stands for the plans with and without prefetching.
     """
     shape = part.shape
     # Both directions need a group that four divides; otherwise they are the one direction again.
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size % 4 != 0)
     mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice, shape)
-    ways = np.where(part.choices.residual_split, part.residuals[:, None, None], 1)
-    ways = ways * np.where(part.choices.gathers, 2, 1)
+    ways = np.where(part.choices.gathers, 2, 1)
     return mask, np.broadcast_to(ways, shape)
