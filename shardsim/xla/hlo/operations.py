@@ -126,7 +126,7 @@ def phase_of(op_name: str, before: str) -> str:
         return "recomputation"
     if "transpose(" in op_name:
         return "backward"
-    if "optimizer_update" in op_name or "/update_" in op_name:
+    if any(scope in op_name for scope in ("optimizer_update", "/update/", "/update_")):
         return "update"
     return "forward" if "jvp(" in op_name else before
 
