@@ -230,12 +230,13 @@ class _Stream:
             return
         left = 0.0
         if task.name not in self.moved:
-            for name, seconds in self.queue:
+            # Taken out one by one: time that is summed and passed would leave a rest of rounding.
+            while task.name not in self.moved:
+                name, seconds = self.queue.popleft()
                 left += float(seconds)
-                if name == task.name:
-                    break
+                self.moved.add(str(name))
             trip.parts["hbm_bound_s"] += left
-            self._pass(left, 0.0)
+            self.now += left
         self.moved.remove(task.name)
 
     def _pass(self, seconds: float, hbm_s: float) -> None:

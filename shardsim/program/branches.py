@@ -127,10 +127,11 @@ class BranchWriter(Writer):
         tasks: list[Task] = [
             self.stream(f"queries and keys{suffix}", elements, passes * rounds, OPS_NORM)
         ]
-        if model.qk_norm and suffix:
-            # Their norm's float32 values are laid out by head, not by position as a ring leaves
-            # them: twice the bytes.
-            tasks += self.copy(f"lay out queries and keys{suffix}", "copy", 2 * elements, self.ring)
+        if model.qk_norm:
+            # A ring leaves them by position; their norm works by head, in float32: laid out there
+            # and back, twice the bytes each time.
+            name = f"lay out queries and keys{suffix}"
+            tasks += self.copy(name, "copy", 4 * elements, self.ring)
         return tasks
 
     def activation(self, suffix: str, passes: float, count: Number = 1) -> list[Task]:

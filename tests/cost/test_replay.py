@@ -259,3 +259,15 @@ def test_hops_are_the_longest_way_along_a_torus_axis(shift: int) -> None:
         (x, z), (u, w) = divmod(device, 16), divmod((device + shift) % 128, 16)
         most = max(most, *(min(d % n, -d % n) for d, n in ((u - x, 8), (w - z, 16))))
     assert MeshLinks(MACHINE, PLAN).route(("fsdp",), (), (shift,)).hops == most
+
+
+@given(sizes=st.lists(st.floats(1.0, 1e10), min_size=2, max_size=12), done=st.floats(0.0, 1.0))
+def test_a_small_transfer_behind_large_ones_ends_when_awaited(
+    sizes: list[float], done: float
+) -> None:
+    transfers = [Transfer(name=f"t{i}", hbm_bytes=size) for i, size in enumerate(sizes)]
+    tiny = Transfer(name="tiny", hbm_bytes=1e-6)
+    busy = work("w", done * sum(sizes) / HBM)
+    awaits = [Await(name=task.name) for task in (tiny, *transfers)]
+    price = run(*transfers, tiny, busy, *awaits).price
+    assert price.hbm_bound_s == pytest.approx((1 - done) * sum(sizes) / HBM, abs=1e-12)

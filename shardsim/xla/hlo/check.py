@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from shardsim.xla.hlo.calls import call_fits, check_callers
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.matmul import matmul_of
@@ -29,6 +30,7 @@ def check_module(module: Module, mesh: Mesh) -> None:
     for computation in module.computations.values():
         for instruction in computation.instructions.values():
             _check(module, computation, instruction, mesh)
+    check_callers(module.homes)
 
 
 def _check(module: Module, computation: Computation, item: Instruction, mesh: Mesh) -> None:
@@ -61,6 +63,8 @@ def _calls_fit(module: Module, item: Instruction, given: list[Shape]) -> bool:
         if item.opcode == "async-start":
             return takes == forms and item.shape.elements[1].form == gives
         return takes == forms and gives == item.shape.form
+    if item.opcode == "call-start":
+        return call_fits(module, item, given)
     if item.opcode == "while":
         body = module.computations[item.attribute("body").removeprefix("%")]
         test = module.computations[item.attribute("condition").removeprefix("%")]
@@ -263,7 +267,8 @@ _RULES: dict[str, Rule] = {
     "slice-start": _slice_start,
     "copy-start": _copy_start,
     **dict.fromkeys(
-        ("slice-done", "collective-permute-done", "all-gather-done", "async-done"), _second
+        ("slice-done", "collective-permute-done", "all-gather-done", "async-done", "call-done"),
+        _second,
     ),
     "copy-done": lambda item, given: given[0].elements[0].form == item.shape.form,
     "all-reduce-done": _same_form,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
@@ -106,6 +107,8 @@ def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) 
 
 def _operation(module: Module, item: Instruction) -> tuple[Instruction, Computation | None]:
     """Return the collective in `item`, and the computation that holds it if `item` is a fusion."""
+    if item.opcode == "call-start":
+        return offloaded(module, item)[1], None
     if item.opcode not in ("fusion", "async-start"):
         return item, None
     inner = module.called(item)
@@ -143,6 +146,7 @@ def _origin(module: Module, item: Instruction, inner: Instruction, members: int)
         return _ORIGINS[last]
     computation = module.homes[item]
     sources = [computation.operand(item, place) for place in range(len(item.operands))]
+    sources = [source for source in sources if source.shape.dtype != "token"]
     if all(_pads_with_zeros(module, computation, source, members) for source in sources):
         return "all-gather"
     results = [item]

@@ -117,7 +117,7 @@ class Costs:
                 continue
             elif user.opcode == "tuple":  # handed on as it is
                 continue
-            elif user.opcode == "bitcast":
+            elif user.opcode == "bitcast" or self._same_place(user):
                 total += self._read(computation, user.name)
             elif user.opcode == "fusion":
                 inner = self.module.called(user)
@@ -126,6 +126,11 @@ class Costs:
             elif user.opcode not in KINDS:
                 return whole
         return min(total, whole)
+
+    def _same_place(self, item: Instruction) -> bool:
+        """Return whether a fusion inside another gives its operand where it lies, tiled anew."""
+        aliased = item.attributes.get("output_to_operand_aliasing") == "{{}: (0, {})}"
+        return aliased and len(item.operands) == 1 and self.moves_only(item)
 
     def _written(self, computation: Computation, name: str, shape: Shape) -> float:
         """Return the bytes that a computation's result `name` of `shape` writes to HBM."""

@@ -32,11 +32,12 @@ FREE = frozenset(
 # They start a transfer between memories; the one that ends with -done waits for it.
 TRANSFERS = frozenset(("copy-start", "slice-start", "dynamic-slice-start"))
 ASYNC_DONE = frozenset(
-    f"{name}-done" for name in ("copy", "slice", "dynamic-slice", "async", *KINDS)
+    f"{name}-done" for name in ("copy", "slice", "dynamic-slice", "async", "call", *KINDS)
 )
 OTHERS = frozenset(
     "async-start async-update batch-norm-grad batch-norm-inference batch-norm-training"
-    " bitcast-convert broadcast call cholesky clamp concatenate conditional convolution custom-call"
+    " bitcast-convert broadcast call call-start cholesky clamp concatenate conditional"
+    " convolution custom-call"
     " dot dynamic-reshape dynamic-slice dynamic-update-slice fft fusion gather infeed iota map"
     " outfeed pad recv recv-done reduce reduce-window reshape reverse rng rng-bit-generator"
     " rng-get-and-update-state scatter select select-and-scatter send send-done set-dimension-size"

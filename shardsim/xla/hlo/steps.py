@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shardsim.program.tasks import Await, Block, Collective, Task
+from shardsim.program.tasks import Await, Block, Collective, Task, Transfer
+from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
+from shardsim.xla.hlo.sources import show_frame, source_line
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
@@ -125,12 +127,14 @@ class Steps:
         elif code in TRANSFERS:
             self._start_transfer(computation, item, draft)
         elif code == "async-update":
-            self._open[item.name] = self._opened(item)
+            self._open[item.name] = self._opened(computation, item)
         elif code in ASYNC_DONE:
-            if name := self._opened(item):
+            if name := self._opened(computation, item):
                 draft.tasks.append(Await(name=name))
         elif code == "async-start":
             self._async_start(computation, item, draft)
+        elif code == "call-start":
+            self._call_start(item, draft)
         elif code.endswith("-start"):
             self._collective(item, draft, started=True)
         elif code == "fusion" and (inside := self._works.costs.collectives_inside(item)):
@@ -138,10 +142,12 @@ class Steps:
         else:
             self._compute(computation, item, draft)
 
-    def _opened(self, item: Instruction) -> str:
+    def _opened(self, computation: Computation, item: Instruction) -> str:
         """Return what an -update or -done goes on with, and close it."""
+        what = item.opcode.rpartition("-")[0]
         for operand in item.operands[:1]:
-            if operand in self._open:
+            same = computation[operand].opcode.rpartition("-")[0] == what
+            if same and operand in self._open:
                 return self._open.pop(operand)
         raise HloError(f"%{item.name}: {item.opcode} of nothing that was started", item.line)
 
@@ -154,6 +160,21 @@ class Steps:
             self._start_transfer(computation, item, draft)
         else:
             raise HloError(f"%{item.name}: an asynchronous {wrapped} is not understood", item.line)
+
+    def _call_start(self, item: Instruction, draft: _Draft) -> None:
+        """Start what another core does: a collective, or moving data through HBM."""
+        home, operation = offloaded(self.module, item)
+        if operation.opcode in KINDS:
+            self._collective(item, draft, started=True)
+            return
+        self._open[item.name] = item.name
+        draft.tasks.append(
+            Transfer(
+                name=item.name,
+                hbm_bytes=self._works.costs.hbm_bytes(home, operation),
+                source=show_frame(source_line(self.module, item)),
+            )
+        )
 
     def _collective(self, item: Instruction, draft: _Draft, started: bool) -> None:
         """Add a collective; a started one stays open under its name."""

@@ -70,6 +70,15 @@ DATA: dict[str, dict[str, Any]] = {
         # while-loop-all-reduce-code-motion.
         "precision": {"reduce": "f32"},
     },
+    # Gathers and scatters are called on the SparseCore; attention is a kernel.
+    "llama-sparsecore": {
+        "model": _LLAMA,
+        "machine": "tpu7x:2x2x1",
+        "batch": 64,
+        "mesh": {"fsdp": 8},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "remat": "full",
+    },
     # The compiler chooses the collectives.
     "llama-partitioned": {
         "model": {**_LLAMA, "vocab": 512},

@@ -21,7 +21,7 @@ def planned_flops(name: str, kind: str) -> float:
     return sum(float(cost.flops) for cost in costs if cost.task.kind == kind)
 
 
-@pytest.mark.parametrize("name", ["llama-microbatches", "llama-partitioned"])
+@pytest.mark.parametrize("name", ["llama-microbatches", "llama-partitioned", "llama-sparsecore"])
 def test_matmuls_are_those_of_the_plan(name: str) -> None:
     assert samples.compiled(name).matmul_flops == planned_flops(name, "matmul")
 
@@ -60,7 +60,9 @@ def test_the_program_holds_what_the_operations_do(name: str) -> None:
     flops = sum(float(work.flops) * trips for work, trips in works)
     assert flops == pytest.approx(compiled.flops, rel=1e-12)
     kinds = {operation.kind for operation in compiled.operations}
-    assert {"matmul", "attention", "elementwise", "copy"} <= kinds
+    # The products of a kernel are not seen.
+    seen = set() if "tpu_custom_call" in samples.text_of(name) else {"attention"}
+    assert {"matmul", "elementwise", "copy"} | seen <= kinds
     phases = Counter(operation.phase for operation in compiled.operations)
     assert set(phases) >= {"forward", "backward", "update"}
     # Without remat only attention's scores are computed again.

@@ -40,7 +40,8 @@ def test_mfu_counts_the_models_flops(name: str) -> None:
     flops = model_flops_per_token(plan.model, plan.sequence) * plan.tokens / plan.machine.chips
     peak = plan.machine.chip.peak("bf16")
     assert result.mfu == pytest.approx(flops / peak / result.step_time_s)
-    executed = samples.compiled(name).flops / peak / result.step_time_s
+    devices = plan.machine.chip.devices_per_chip  # the peak is that of a chip
+    executed = samples.compiled(name).flops * devices / peak / result.step_time_s
     assert result.hfu == pytest.approx(executed)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.program.tasks import Transfer
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 
 LETTERS = '0123456789abcdefTLEG%,(){}[]=-_. "x'
@@ -103,3 +104,58 @@ def test_every_digit_of_a_product_matters() -> None:
                 with pytest.raises(HloError):
                     read_hlo("\n".join(changed), samples.mesh_of(name))
     assert stop > shape.stop
+
+
+def transfers(compiled: CompiledProgram) -> Counter[tuple[float, float]]:
+    """Return the transfers of a step by their bytes, with how often they run."""
+    return Counter(
+        (float(task.hbm_bytes), float(block.trips))
+        for block in compiled.program.blocks
+        for task in block.tasks
+        if isinstance(task, Transfer)
+    )
+
+
+CALLS = [
+    number
+    for number, line in enumerate(samples.text_of("llama-sparsecore").splitlines())
+    if " call-start(" in line or " call-done(" in line
+]
+
+
+@st.composite
+def damaged_call(draw: st.DrawFn) -> str:
+    """Return the sample with one place of a call changed."""
+    lines = samples.text_of("llama-sparsecore").splitlines()
+    number = draw(st.sampled_from(CALLS))
+    line = lines[number]
+    stop = line.find(", metadata=") if ", metadata=" in line else line.find(", backend_config=")
+    start = line.index(" = ")
+    place = draw(st.integers(start, stop - 1))
+    letter = draw(st.sampled_from(["", *LETTERS]))
+    lines[number] = line[:place] + letter + line[place + 1 :]
+    return "\n".join(lines) + "\n"
+
+
+@settings(max_examples=40)
+@given(text=damaged_call())
+def test_a_damaged_call(text: str) -> None:
+    before = samples.compiled("llama-sparsecore")
+    try:
+        after = read_hlo(text, samples.mesh_of("llama-sparsecore"))
+    except HloError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert totals(after) == totals(before)
+        assert transfers(after) == transfers(before)
+
+
+@pytest.mark.parametrize("opcode", ["call-start", "call-done"])
+def test_a_call_cannot_disappear_or_double(opcode: str) -> None:
+    name = "llama-sparsecore"
+    lines = samples.text_of(name).splitlines()
+    places = [number for number in CALLS if f" {opcode}(" in lines[number]]
+    for place in places[:: max(len(places) // 6, 1)]:
+        for changed in (lines[:place] + lines[place + 1 :], lines[: place + 1] + lines[place:]):
+            with pytest.raises(HloError):
+                read_hlo("\n".join(changed), samples.mesh_of(name))
