@@ -32,8 +32,6 @@ from shardsim.emit.runtime.train import Trainer
 from shardsim.emit.runtime.whole import DTYPES
 from shardsim.emit.specs import plan_data
 
-BODY = re.compile(r'"body":"[^"]*"')  # of a kernel: its code, large, and not read
-
 
 def devices(name: str) -> list[Any]:
     """Return the devices of a slice, as the compiler sees them."""
