@@ -119,15 +119,17 @@ class Prediction:
         }
 
 
-def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
+def predict(
+    plan: Plan, layout: Layout | None = None, program: Program | None = None
+) -> Prediction:
     """Predict one plan with the closed forms. Takes about a millisecond.
 
-    `layout` replaces the one that the plan's rules resolve to.
+    `layout` replaces the one that the plan's rules resolve to. `program` is what `partition` makes
+    of the plan, where that is known: it does not depend on the chip's figures.
     """
     layout = layout or resolve(plan)
     machine = plan.machine
-    work = Workload.of(plan)
-    program = partition(work, layout, plan.remat)
+    program = program or partition(Workload.of(plan), layout, plan.remat)
     cost = price(machine, layout, program, detail=True)
     use = hbm_use(machine, program.memory)
     step_time_s = float(cost.step_time_s)

@@ -174,6 +174,7 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
     saves 0.8 % of the step.
     """
     layout = resolve(plan)
+    program = predict(plan, layout).program
 
     def scaled(figure: str, factor: float) -> Prediction:
         chip = plan.machine.chip
@@ -182,7 +183,7 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
             chip = replace(chip, peak_flops=peaks)
         else:
             chip = replace(chip, **{figure: getattr(chip, figure) * factor})
-        return predict(replace(plan, machine=replace(plan.machine, chip=chip)), layout)
+        return predict(replace(plan, machine=replace(plan.machine, chip=chip)), layout, program)
 
     results = []
     for figure in FIGURES:
