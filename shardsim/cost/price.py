@@ -320,8 +320,8 @@ class _Pricer:
 
 
 def _never(count: Number) -> bool:
-    """Return whether a task does not run, or a switch is off, in each of the plans."""
-    return np.ndim(count) == 0 and not count
+    """Return whether a task runs, or a switch is on, in none of the plans."""
+    return not np.any(count)
 
 
 def _with_exposed(cost: CollectiveCost, more_s: Number) -> CollectiveCost:
