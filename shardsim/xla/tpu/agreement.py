@@ -14,7 +14,7 @@ import numpy as np
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
-from shardsim.xla.tpu.collect import load_rows
+from shardsim.xla.tpu.rows import load_rows
 
 
 @dataclass(frozen=True, kw_only=True)
