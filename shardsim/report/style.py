@@ -136,10 +136,11 @@ def to_svg(figure: Figure, prefix: str) -> str:
 def _draw_svg(figure: Figure, buffer: io.StringIO) -> None:
     """Draw once, with one renderer for layout and drawing, so that text is measured once."""
     canvas: Any = FigureCanvasSVG(figure)
+    make: Any = RendererSVG
     dpi = figure.dpi
     figure.dpi = 72  # points are the unit of SVG
     width, height = figure.get_size_inches() * 72
-    renderer = RendererSVG(width, height, buffer, metadata={"Date": None})
+    renderer = make(width, height, buffer, metadata={"Date": None})
     canvas.get_renderer = lambda: renderer
     figure.draw(renderer)
     renderer.finalize()
