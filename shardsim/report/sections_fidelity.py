@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import isnan
 from typing import Any
 
@@ -60,13 +61,17 @@ def fidelity(study: Study) -> list[Item]:
 
 def compiled_pairs(plan: Plan) -> list[Pair]:
     """Return the kept compilations of this plan's model on its slice, beside predictions."""
-    group = f"{plan.model.name} on {plan.machine.name}"
-    found = pairs([row for row in load_rows() if row["group"] == group])
     return [
         pair
-        for pair in found
+        for pair in _kept(f"{plan.model.name} on {plan.machine.name}")
         if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == plan.machine
     ]
+
+
+@cache
+def _kept(group: str) -> tuple[Pair, ...]:
+    """Return the rows of one model and slice; several plans of a report share them."""
+    return tuple(pairs([row for row in load_rows() if row["group"] == group]))
 
 
 def same_plan(plan: Plan, found: list[Pair]) -> Pair | None:
