@@ -126,21 +126,19 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
     """
     layout = layout or resolve(plan)
     machine = plan.machine
-    work = Workload.of(plan)
-    program = partition(work, layout, plan.remat)
+    program = partition(Workload.of(plan), layout, plan.remat)
     cost = price(machine, layout, program, detail=True)
     use = hbm_use(machine, program.memory)
     step_time_s = float(cost.step_time_s)
-    tokens_per_s_per_chip = plan.tokens / step_time_s / machine.chips
-    peak = machine.chip.peak(plan.precision.compute)  # MFU is of the format that the plan uses
+    peak = machine.chip.peak(plan.precision.compute)
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
     hbm = {name: float(getattr(use, name)) for name in HBM_PARTS}
     fits = bool(use.fits)
     return Prediction(
         plan=plan,
         step_time_s=step_time_s,
-        tokens_per_s_per_chip=tokens_per_s_per_chip,
-        mfu=tokens_per_s_per_chip * model_flops_per_token(plan.model, plan.sequence) / peak,
+        tokens_per_s_per_chip=plan.tokens / step_time_s / machine.chips,
+        mfu=mfu_of(plan, step_time_s),
         hfu=flops_per_chip / step_time_s / peak,
         hbm=hbm,
         peak_moment=use.peak_moment,
@@ -151,6 +149,13 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
         program=program,
         price=cost,
     )
+
+
+def mfu_of(plan: Plan, step_time_s: float) -> float:
+    """Return the MFU of a step that takes `step_time_s`, of the format that the plan uses."""
+    tokens_per_s_per_chip = plan.tokens / step_time_s / plan.machine.chips
+    flops_per_token = model_flops_per_token(plan.model, plan.sequence)
+    return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
 
 
 def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:

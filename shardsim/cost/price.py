@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,20 +28,24 @@ class Total:
 
     def __init__(self) -> None:
         self._by_shape: dict[tuple[int, ...], Any] = {}
+        self._value: Number | None = None  # since the last addition
 
     def add(self, value: Number) -> None:
         """Add a number or an array."""
         shape = np.shape(value)
         before = self._by_shape.get(shape)
         self._by_shape[shape] = value if before is None else before + value
+        self._value = None
 
     @property
     def value(self) -> Number:
         """The sum of all that was added."""
-        total: Number = 0.0
-        for shape in sorted(self._by_shape, key=lambda shape: (int(np.prod(shape)), shape)):
-            total = total + self._by_shape[shape]
-        return total
+        if self._value is None:
+            total: Number = 0.0
+            for shape in sorted(self._by_shape, key=lambda shape: (prod(shape), shape)):
+                total = total + self._by_shape[shape]
+            self._value = total
+        return self._value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,15 +254,16 @@ class _Pricer:
         taken = self.shared * ring_busy_s if block.phase != "reduction" else 0.0
         for task, alone in tasks:
             switch = getattr(self.layout, task.switch)
-            free = np.maximum(window - taken, 0.0)
-            exposed = behind_s(alone, free, switch)
+            exposed = alone
+            if hides := not _never(switch):
+                exposed = behind_s(alone, np.maximum(window - taken, 0.0), switch)
+                taken = taken + np.where(switch, alone, 0.0)
             if self.compiled and task.kind == "all-gather":
                 exposed = np.maximum(exposed, alone * GATHERS_WAITING.get(block.phase, 0.0))
-            taken = taken + np.where(switch, alone, 0.0)
             time.exposed.add(exposed)
             if self.detail:
                 self._note(block, task, alone / np.maximum(task.count, 1), exposed)
-            if block.phase in ("forward", "backward") and task.role == "gather":
+            if hides and block.phase in ("forward", "backward") and task.role == "gather":
                 taken = taken - self._ends(block, task, time, alone - exposed)
         if block.phase == "backward":
             self.slack_s = np.maximum(window - taken, 0.0)
@@ -343,8 +349,8 @@ class _Pricer:
 
 
 def _never(count: Number) -> bool:
-    """Return whether a task of a single plan does not run at all."""
-    return np.ndim(count) == 0 and not count
+    """Return whether a task runs, or a switch is on, in none of the plans."""
+    return not np.any(count)
 
 
 def _with_exposed(cost: CollectiveCost, more_s: Number) -> CollectiveCost:

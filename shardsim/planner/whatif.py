@@ -9,13 +9,16 @@ from itertools import product
 from math import log, prod
 from typing import Any
 
-from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.predict import Prediction, mfu_of, predict
+from shardsim.cost.price import price
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.plan.resolve import resolve
 from shardsim.planner.changes import changed, check_root
+from shardsim.program.partition import partition
+from shardsim.program.shapes import Workload
 
 MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
 
@@ -174,29 +177,32 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
     saves 0.8 % of the step.
     """
     layout = resolve(plan)
+    program = partition(Workload.of(plan), layout, plan.remat)
 
-    def scaled(figure: str, factor: float) -> Prediction:
+    def scaled(figure: str, factor: float) -> tuple[float, Plan]:
+        """Return the step time with one figure scaled, and the plan on that chip."""
         chip = plan.machine.chip
         if figure == "peak_flops":
             peaks = {dtype: rate * factor for dtype, rate in chip.peak_flops.items()}
             chip = replace(chip, peak_flops=peaks)
         else:
             chip = replace(chip, **{figure: getattr(chip, figure) * factor})
-        return predict(replace(plan, machine=replace(plan.machine, chip=chip)), layout)
+        nudged = replace(plan, machine=replace(plan.machine, chip=chip))
+        return float(price(nudged.machine, layout, program).step_time_s), nudged
 
     results = []
     for figure in FIGURES:
         if figure != "peak_flops" and not getattr(plan.machine.chip, figure):
             continue
-        above, below = scaled(figure, 1 + NUDGE), scaled(figure, 1 - NUDGE)
-        more = scaled(figure, 1.1)
-        change = log(above.step_time_s / below.step_time_s) / log((1 + NUDGE) / (1 - NUDGE))
+        (above_s, _), (below_s, _) = scaled(figure, 1 + NUDGE), scaled(figure, 1 - NUDGE)
+        more_s, more = scaled(figure, 1.1)
+        change = log(above_s / below_s) / log((1 + NUDGE) / (1 - NUDGE))
         results.append(
             Sensitivity(
                 figure=figure,
                 elasticity=change,
-                step_time_s_at_110=more.step_time_s,
-                mfu_at_110=more.mfu,
+                step_time_s_at_110=more_s,
+                mfu_at_110=mfu_of(more, more_s),
             )
         )
     return sorted(results, key=lambda item: -abs(item.elasticity))

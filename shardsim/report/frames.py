@@ -15,6 +15,7 @@ from shardsim.report.roofline import matmul_points
 from shardsim.report.timeline import layer_timelines
 from shardsim.units import GIB
 from shardsim.validate.runs import Validation
+from shardsim.xla.tpu.agreement import Pair
 
 
 def plans_frame(items: SearchResult | Iterable[Prediction]) -> pd.DataFrame:
@@ -193,5 +194,25 @@ def validation_frame(result: Validation) -> pd.DataFrame:
                 "fitted": row.fitted,
             }
             for row in result.rows
+        ]
+    )
+
+
+def compiled_frame(found: Sequence[Pair]) -> pd.DataFrame:
+    """Return the kept compilations of the TPU compiler beside their predictions."""
+    return pd.DataFrame(
+        [
+            {
+                "group": pair.row["group"],
+                "plan": pair.row["kind"],
+                "compiled": pair.row["compiled"],
+                "predicted_mfu": pair.predicted.mfu,
+                "compiled_mfu": pair.row.get("mfu"),
+                "predicted_step_time_s": pair.predicted.step_time_s,
+                "compiled_step_time_s": pair.row.get("step_time_s"),
+                "predicted_hbm_peak_gib": pair.predicted.hbm["peak_bytes"] / GIB,
+                "compiled_hbm_peak_gib": (pair.row["peak_bytes"] or float("nan")) / GIB,
+            }
+            for pair in found
         ]
     )

@@ -1,4 +1,4 @@
-"""Pictures of evidence: sensitivities, ablations, predictions beside published runs."""
+"""Pictures of evidence: sensitivities, ablations, predictions beside published and compiled."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from shardsim.report.style import (
 )
 from shardsim.report.words import FIGURE_WORDS
 from shardsim.validate.runs import Validation
+from shardsim.xla.tpu.agreement import Pair
 
 
 @styled
@@ -222,4 +223,38 @@ def published_scatter(result: Validation) -> Figure:
     axes.set_ylabel("predicted throughput (tokens/s/chip)")
     axes.grid(True)
     figure.legend(loc="outside lower left", ncols=4)
+    return figure
+
+
+@styled
+def predicted_against_compiled(found: Sequence[Pair]) -> Figure:
+    """Return predicted against compiled MFU of the kept compilations, by model and slice."""
+    read = [pair for pair in found if "mfu" in pair.row]
+    groups = list(dict.fromkeys(pair.row["group"] for pair in read))
+    figure = picture(4.2 + 0.2 * len(groups), 4.6)
+    axes = figure.add_subplot()
+    values = [value for pair in read for value in (pair.predicted.mfu, pair.row["mfu"])]
+    top = 100 * max(values, default=0.9) * 1.08
+    axes.plot([0, top], [0, top], color=MUTED, linewidth=0.9)
+    for index, group in enumerate(groups):
+        mine = [pair for pair in read if pair.row["group"] == group]
+        axes.scatter(
+            [100 * pair.row["mfu"] for pair in mine],
+            [100 * pair.predicted.mfu for pair in mine],
+            marker=MARKERS[index % len(MARKERS)],
+            facecolor="none",
+            edgecolor=SERIES[index % len(SERIES)],
+            linewidth=1.5,
+            s=38,
+            label=plain(group, 40),
+            zorder=3,
+        )
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    axes.set_aspect("equal")
+    axes.set_xlabel("MFU as compiled (%)")
+    axes.set_ylabel("predicted MFU (%)")
+    axes.grid(True)
+    if groups:
+        figure.legend(loc="outside lower left", ncols=1)
     return figure

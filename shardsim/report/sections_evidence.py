@@ -9,7 +9,7 @@ from shardsim.plan.words import mesh_text
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Table, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
-from shardsim.report.sections import peak_words
+from shardsim.report.sections_fidelity import fidelity
 from shardsim.report.study import Study, family_range
 from shardsim.report.words import (
     count_words,
@@ -18,8 +18,6 @@ from shardsim.report.words import (
     why_lost,
 )
 from shardsim.units import GIB, show_percent, show_time
-
-MOST_CONTENTION = 4
 
 
 def sensitivity_section(study: Study) -> Section:
@@ -196,37 +194,6 @@ def trust_section(study: Study) -> Section:
         )
     )
     return Section(title="How far to trust it", items=items)
-
-
-def fidelity(study: Study) -> list[Item]:
-    """Return what each level of fidelity says, and who waits for whose links."""
-    levels = [("analytic", "closed forms over the tasks of one device", study.prediction)]
-    simulation = study.simulation
-    if simulation is not None:
-        levels.append(("events", "the step played on the links of the torus", simulation))
-    rows = [
-        [name, what, f"{100 * item.mfu:.2f}", f"{item.step_time_s:.4g}"]
-        for name, what, item in levels
-    ]
-    items: list[Item] = [
-        Table(headers=["fidelity", "what it is", "MFU %", "step s"], rows=rows),
-        Text(
-            text="Nothing was compiled or run on chips for this report. The chip's peak is "
-            f"{peak_words(study)}."
-        ),
-    ]
-    if simulation is None:
-        return items
-    lost = [
-        f"{row.collective} loses {show_time(row.lost_s)} of the step to {row.other}, on "
-        f"{', '.join(row.links)}."
-        for row in simulation.contention[:MOST_CONTENTION]
-    ]
-    if lost:
-        items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]
-    else:
-        items.append(Text(text="No collective waits for another one's links."))
-    return items
 
 
 def _range(study: Study) -> Text:

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -117,14 +117,14 @@ def to_svg(figure: Figure, prefix: str) -> str:
     figure.set_facecolor("none")
     with matplotlib.rc_context(STYLE):
         # Not `savefig`, which draws everything twice.
-        canvas: Any = FigureCanvasSVG(figure)
-        canvas.print_svg(buffer, metadata={"Date": None})
+        _draw_svg(figure, buffer)
     figure.set_facecolor(paper)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for before in (' id="', 'href="#', "url(#"):
+        text = text.replace(before, f"{before}{prefix}-")
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     # Coordinates to a tenth of a point: a third of the size, and nobody sees it.
     text = re.sub(r' d="[^"]*"|translate\([^)]*\)', _rounded, text)
@@ -133,8 +133,29 @@ def to_svg(figure: Figure, prefix: str) -> str:
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
 
 
+def _draw_svg(figure: Figure, buffer: io.StringIO) -> None:
+    """Draw once, with one renderer for layout and drawing, so that text is measured once."""
+    canvas: Any = FigureCanvasSVG(figure)
+    make: Any = RendererSVG
+    dpi = figure.dpi
+    figure.dpi = 72  # points are the unit of SVG
+    width, height = figure.get_size_inches() * 72
+    renderer = make(width, height, buffer, metadata={"Date": None})
+    canvas.get_renderer = lambda: renderer
+    figure.draw(renderer)
+    renderer.finalize()
+    figure.dpi = dpi
+
+
+_LONG = re.compile(r"(\d\.\d)\d+")
+
+
 def _rounded(match: re.Match[str]) -> str:
-    return re.sub(r"(\d+\.\d)\d+", r"\1", match.group())
+    return _LONG.sub(_cut, match.group())
+
+
+def _cut(match: re.Match[str]) -> str:
+    return match[1]
 
 
 @functools.lru_cache(maxsize=1)

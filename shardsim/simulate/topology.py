@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import networkx as nx  # type: ignore[import-untyped]
 import numpy as np
 
 from shardsim.errors import HardwareError
@@ -191,6 +190,8 @@ class Topology:
     @cached_property
     def graph(self) -> Any:
         """The working links as a networkx digraph; edges carry `link` and `bytes_per_s`."""
+        import networkx as nx  # type: ignore[import-untyped]
+
         graph = nx.DiGraph()
         graph.add_nodes_from(device for device in range(self.devices) if device not in self.broken)
         for device, port in zip(*np.nonzero(self.neighbour >= 0), strict=True):
@@ -272,6 +273,8 @@ class Topology:
 
     def detour(self, source: int, target: int) -> list[int]:
         """Return the links of a shortest route over what still works."""
+        import networkx as nx
+
         try:
             nodes = nx.bidirectional_shortest_path(self.graph, source, target)
         except (nx.NetworkXNoPath, nx.NodeNotFound):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from statistics import mean, median
@@ -148,8 +149,13 @@ def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str
 
 
 def published_runs() -> list[Run]:
-    """Return the published runs that ship with shardsim."""
-    return read_runs(PUBLISHED)[0]
+    """Return the published runs that ship with shardsim; their file is read once."""
+    return list(_published()[0])
+
+
+@cache
+def _published() -> tuple[list[Run], list[tuple[str, str]]]:
+    return read_runs(PUBLISHED)
 
 
 def constants() -> tuple[Constant, ...]:
@@ -167,12 +173,19 @@ def validate(path: str | os.PathLike[str] | None = None, op_costs: str = "physic
     With `op_costs` "compiler" operations take what the chip's compiler estimates. No constant of
     those was fitted to a run; chips without them keep the physical ones, and the row says so.
     """
-    return validate_data(read_yaml(path or PUBLISHED), str(path or PUBLISHED), op_costs)
+    return _validation(*(_published() if path is None else read_runs(path)), op_costs)
 
 
 def validate_data(data: Any, path: str, op_costs: str = "physical") -> Validation:
     """Predict every run of what a runs file holds and compare."""
-    runs, failed = runs_from_data(data, path)
+    return _validation(*runs_from_data(data, path), op_costs)
+
+
+def _validation(
+    runs: Sequence[Run], unreadable: Sequence[tuple[str, str]], op_costs: str
+) -> Validation:
+    """Predict `runs`; rows that could not be read or predicted are listed with the reason."""
+    failed = list(unreadable)
     fitted = constants()
     means = _mean_mfu(fitted)
     rows = []

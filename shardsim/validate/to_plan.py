@@ -18,7 +18,7 @@ from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve, rules_of
-from shardsim.program.partition import partition
+from shardsim.program.partition import partition_memory
 from shardsim.program.shapes import Workload
 from shardsim.validate.remat_words import REMAT_POLICIES
 from shardsim.validate.rows import Run
@@ -111,9 +111,8 @@ def _plan(run: Run, machine: Machine, batch: int, sizes: Mapping[str, int]) -> P
         return plan
     for name in ("none", "dots", "full"):
         plan = _with_remat(run, machine, batch, mesh, REMAT_POLICIES[name])
-        layout = resolve(plan)
-        program = partition(Workload.of(plan), layout, plan.remat)
-        if bool(np.all(hbm_use(machine, program.memory).fits)):
+        memory = partition_memory(Workload.of(plan), resolve(plan))
+        if bool(np.all(hbm_use(machine, memory).fits)):
             break
     return plan
 

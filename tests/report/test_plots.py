@@ -23,6 +23,7 @@ from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.style import COLOURS, to_png, to_svg
 from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
+from shardsim.xla.tpu.agreement import pairs
 
 PLANS = (
     "vit-22b-published-tp8",
@@ -114,6 +115,15 @@ def test_pictures_of_published_runs() -> None:
         figure = picture(result)
         look(figure)
         assert "tokens/s/chip" in figure.axes[0].get_xlabel()
+
+
+def test_pictures_of_compiled_plans() -> None:
+    found = pairs()
+    figure = plots_evidence.predicted_against_compiled(found)
+    look(figure)
+    drawn = sum(len(dots.get_offsets()) for dots in figure.axes[0].collections)
+    assert drawn == sum("mfu" in pair.row for pair in found) > 0
+    look(plots_evidence.predicted_against_compiled([]))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ import numpy as np
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
 from shardsim.xla.tpu.accounts import account
-from shardsim.xla.tpu.collect import load_rows
-from shardsim.xla.tpu.evidence import as_compiled
+from shardsim.xla.tpu.rows import as_compiled, load_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import datetime
 import json
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,10 @@ from shardsim.plan.io import plan_to_data
 from shardsim.xla.tpu.cache import Cache
 from shardsim.xla.tpu.cases import GROUPS, cases
 from shardsim.xla.tpu.evidence import Evidence
+from shardsim.xla.tpu.rows import DATA, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
 
-DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
 LISTED = 3  # of what is unplanned, costliest first
-
-
-def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
-    """Return the kept rows, in the order in which they were compiled."""
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return rows
 
 
 def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:

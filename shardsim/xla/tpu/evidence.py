@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.machine import with_op_costs
 from shardsim.plan import Plan
 from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, key_of, planned, table
 from shardsim.xla.hlo import CompiledProgram, read_hlo
 from shardsim.xla.replay import Replay, replay
+from shardsim.xla.tpu.rows import as_compiled
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
 
 _PLACE = re.compile(r"^train\.py:(\d+)")
@@ -185,11 +185,6 @@ class Evidence:
             "versions": self.compilation.versions,
             "warnings": list(self.replayed.warnings),
         }
-
-
-def as_compiled(plan: Plan) -> Plan:
-    """Return `plan` on chips priced as their compiler schedules, where that is known."""
-    return replace(plan, machine=with_op_costs(plan.machine, "auto"))
 
 
 def refused(compilation: Compilation) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from shardsim.plan import save_plan
 from shardsim.xla.tpu import Cache, TpuCompiler, service
 from shardsim.xla.tpu.agreement import kendall, pairs, summary, text
 from shardsim.xla.tpu.cases import GROUPS, cases
-from shardsim.xla.tpu.collect import load_rows, row_of, todo
+from shardsim.xla.tpu.collect import row_of, todo
 from shardsim.xla.tpu.compiled import compile_top, from_compilation, predict_compiled
 from shardsim.xla.tpu.evidence import Evidence, verify_tpu
+from shardsim.xla.tpu.rows import load_rows
 
 needs_libtpu = pytest.mark.skipif(
     not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"

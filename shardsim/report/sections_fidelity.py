@@ -1,0 +1,141 @@
+"""What each level of fidelity says of a plan: closed forms, events, the TPU compiler."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import isnan
+from typing import Any
+
+from shardsim.plan import Plan, resolve
+from shardsim.plan.layout import Layout
+from shardsim.report.document import Bullets, Item, Table, Text
+from shardsim.report.sections import peak_words
+from shardsim.report.study import Study
+from shardsim.units import GIB, show_percent, show_time
+from shardsim.xla.tpu.agreement import Pair, pairs, summary
+from shardsim.xla.tpu.rows import load_rows
+
+MOST_CONTENTION = 4
+HEADERS = ["plan", "MFU % predicted", "compiled", "step s predicted", "compiled"]
+HEADERS += ["HBM GiB predicted", "compiled"]
+
+
+def fidelity(study: Study) -> list[Item]:
+    """Return what each level of fidelity says, and who waits for whose links."""
+    item, simulation = study.prediction, study.simulation
+    levels = [("analytic", "closed forms over the tasks of one device", item.mfu, item.step_time_s)]
+    if simulation is not None:
+        what = "the step played on the links of the torus"
+        levels.append(("events", what, simulation.mfu, simulation.step_time_s))
+    found = compiled_pairs(study.plan)
+    if kept := same_plan(study.plan, found):
+        what = f"scheduled by the TPU compiler on {kept.row['date']}, replayed"
+        levels.append(("compiled", what, kept.row["mfu"], kept.row["step_time_s"]))
+    items: list[Item] = [
+        Table(
+            headers=["fidelity", "what it is", "MFU %", "step s"],
+            rows=[
+                [name, what, f"{100 * mfu:.2f}", f"{step_time_s:.4g}"]
+                for name, what, mfu, step_time_s in levels
+            ],
+        ),
+        Text(
+            text="Nothing was run on chips for this report. The chip's peak is "
+            f"{peak_words(study)}."
+        ),
+        *compiled_items(study.plan, found),
+    ]
+    if simulation is None:
+        return items
+    lost = [
+        f"{row.collective} loses {show_time(row.lost_s)} of the step to {row.other}, on "
+        f"{', '.join(row.links)}."
+        for row in simulation.contention[:MOST_CONTENTION]
+    ]
+    if lost:
+        items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]
+    else:
+        items.append(Text(text="No collective waits for another one's links."))
+    return items
+
+
+def compiled_pairs(plan: Plan) -> list[Pair]:
+    """Return the kept compilations of this plan's model on its slice, beside predictions."""
+    return [
+        pair
+        for pair in _kept(f"{plan.model.name} on {plan.machine.name}")
+        if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == plan.machine
+    ]
+
+
+@cache
+def _kept(group: str) -> tuple[Pair, ...]:
+    """Return the rows of one model and slice; several plans of a report share them."""
+    return tuple(pairs([row for row in load_rows() if row["group"] == group]))
+
+
+def same_plan(plan: Plan, found: list[Pair]) -> Pair | None:
+    """Return the compilation of this plan, whatever it is called and however its rules say it."""
+    wanted = _essence(plan)
+    for pair in found:
+        if "mfu" in pair.row and _essence(pair.predicted.plan) == wanted:
+            return pair
+    return None
+
+
+def _essence(plan: Plan) -> tuple[dict[str, Any], Layout]:
+    """Return what decides the program of a plan."""
+    said = ("name", "note", "activations")
+    return {key: value for key, value in vars(plan).items() if key not in said}, resolve(plan)
+
+
+def compiled_items(plan: Plan, found: list[Pair]) -> list[Item]:
+    """Return what the compiler says: of the same model and slice, or else of all that is kept."""
+    if found:
+        return [_words(found, f"Of {plan.model.name} on {plan.machine.name}"), _table(found)]
+    everything = pairs()
+    if not everything:
+        return []
+    text = f"No plan of {plan.model.name} on {plan.machine.name} was compiled. Of other models"
+    return [_words(everything, text)]
+
+
+def _words(found: list[Pair], start: str) -> Text:
+    figures = summary(found)
+    parts = [
+        f"{start}, {figures['plans']} plans were given to the real TPU compiler, without a chip; "
+        f"{figures['compiled']} compiled"
+    ]
+    ranks = [
+        f"{group['rank_correlation']:.2f} ({name})"
+        if len(figures["groups"]) > 1
+        else f"{group['rank_correlation']:.2f}"
+        for name, group in figures["groups"].items()
+        if not isnan(group["rank_correlation"])
+    ]
+    if ranks:
+        parts.append(f"rank correlation of predicted and compiled step times: {', '.join(ranks)}")
+    if figures["operations_median_abs_error"] is not None:
+        error = show_percent(figures["operations_median_abs_error"])
+        parts.append(f"median error of the time of operations {error}")
+    if figures["peak_median_abs_error"] is not None:
+        parts.append(f"of the HBM peak {show_percent(figures['peak_median_abs_error'])}")
+    return Text(text=f"{'; '.join(parts)}.")
+
+
+def _table(found: list[Pair]) -> Table:
+    return Table(headers=HEADERS, rows=[_row(pair) for pair in found])
+
+
+def _row(pair: Pair) -> list[str]:
+    row, item = pair.row, pair.predicted
+    read = "mfu" in row
+    return [
+        row["kind"],
+        f"{100 * item.mfu:.1f}",
+        f"{100 * row['mfu']:.1f}" if read else "-",
+        f"{item.step_time_s:.4g}",
+        f"{row['step_time_s']:.4g}" if read else "-",
+        f"{item.hbm['peak_bytes'] / GIB:.1f}",
+        f"{row['peak_bytes'] / GIB:.1f}" if row["peak_bytes"] else "-",
+    ]

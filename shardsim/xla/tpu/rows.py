@@ -1,0 +1,27 @@
+"""The kept rows of the compiled evidence. Reading them needs neither JAX nor a compiler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from shardsim.machine import with_op_costs
+from shardsim.plan import Plan
+
+DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
+
+
+def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
+    """Return the kept rows, in the order in which they were compiled."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def as_compiled(plan: Plan) -> Plan:
+    """Return `plan` on chips priced as their compiler schedules, where that is known."""
+    return replace(plan, machine=with_op_costs(plan.machine, "auto"))
