@@ -34,6 +34,8 @@ class Route:
     """A group of devices: its links, and which directed ones it keeps busy."""
 
     group: Group
+    layout: AxisLayout
+    order: tuple[int, ...]  # its torus axes (or DCN), as the mesh counts members: major first
     ports: frozenset[str]  # "x+", "y-", "dcn"
     hops: int  # of a permute: the most that one block makes along a torus axis
 
@@ -67,12 +69,14 @@ class MeshLinks:
         taken = {name: (members, stride) for name, members, stride in parts}
         layout = whole_axis(len(self.machine.axes))
         ports: set[str] = set()
+        order: list[int] = []
         for name in mesh_axes:
             stretches = self._stretches(name)
             if name in taken:
                 stretches = _part(name, stretches, *taken[name])
             layout = layout.joined(_axis_layout(stretches, len(self.machine.axes)))
             ports |= self._ports(stretches, shifts)
+            order += [item.torus for item in stretches if item.torus not in order]
         layout = AxisLayout(
             factors=tuple(int(factor) for factor in layout.factors),
             strides=tuple(int(stride) for stride in layout.strides),
@@ -82,7 +86,11 @@ class MeshLinks:
         if shifts and len(mesh_axes) == 1:
             hops = max(_hops(self._stretches(mesh_axes[0]), shift) for shift in shifts)
         return Route(
-            group=group_of(self.machine, layout), ports=frozenset(ports), hops=max(hops, 1)
+            group=group_of(self.machine, layout),
+            layout=layout,
+            order=tuple(order),
+            ports=frozenset(ports),
+            hops=max(hops, 1),
         )
 
     def _stretches(self, name: str) -> tuple[_Stretch, ...]:

@@ -11,12 +11,13 @@ simulates the hops, and a test holds the two together).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.load import Leg, Load, Table, axis_loads
+from shardsim.simulate.load import Leg, Load, Table, axis_loads, most
 from shardsim.simulate.topology import Ints, Topology
 from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_crossings
 
@@ -24,10 +25,15 @@ from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_cros
 class Groups:
     """All groups of one role: members, and the legs of every group, made when first asked for."""
 
-    def __init__(self, topology: Topology, layout: AxisLayout, role: str) -> None:
+    def __init__(
+        self, topology: Topology, layout: AxisLayout, role: str, order: Sequence[int] = ()
+    ) -> None:
+        """Lay out the groups; `order` has the torus axes (-1: DCN) along which a permute counts
+        members, major first, where that is not the order of a ring."""
         self.topology = topology
         self.layout = layout
         self.role = role
+        self.order = tuple(order)
         factors = [int(factor) for factor in layout.factors]
         strides = [int(stride) for stride in layout.strides]
         self.factors = (int(layout.slices), *factors)
@@ -102,7 +108,7 @@ class Groups:
         """Return one of a group's legs: `gather:torus` and `scatter:torus`, `gather:N` inside a
         chip or node (axis N), `gather:dcn`, `exchange` (all-to-all), `ring+`, `closing+` and
         `ring+-` (one hop, one or both ways), `shift`, `next:N` and `back:N` (the Nth member of
-        the ring to its neighbour)."""
+        the ring to its neighbour), `permute:1,-2` (every member to the one so far ahead)."""
         table = self.table(name)
         low, high = np.searchsorted(table.owners, (group, group + 1))
         return Leg(
@@ -120,6 +126,9 @@ class Groups:
             load = Load(self.topology, self.count)
             if kind in ("next", "back"):
                 self._tables[name] = self._message(load, int(where), 1 if kind == "next" else -1)
+            elif kind == "permute":
+                shifts = [int(shift) for shift in where.split(",")]
+                self._tables[name] = most([self._permute(shift) for shift in shifts])
             elif where == "dcn":
                 self._tables[name] = self._ports(load)
             elif where == "torus":
@@ -246,6 +255,16 @@ class Groups:
         """The members of every group in the order in which a ring visits them."""
         return self.members[:, ring_order(self.factors)]
 
+    @cached_property
+    def counted(self) -> Ints:
+        """The members of every group in the order in which a permute counts them."""
+        if not self.order:
+            return self.in_ring
+        axes = [axis + 1 for axis in self.order]
+        axes += [axis for axis in range(len(self.factors)) if axis not in axes]
+        places = np.arange(self.size).reshape(self.factors).transpose(axes)
+        return self.members[:, places.reshape(-1)]
+
     def places(self) -> Ints:
         """Return every device's place in the ring of its group: its pipeline stage."""
         table = np.empty(self.topology.devices, dtype=np.int64)
@@ -257,6 +276,15 @@ class Groups:
         sources, targets = self.in_ring[:, place], self.in_ring[:, (place + way) % self.size]
         load.messages(sources, targets, np.arange(self.count), 1.0)
         return load.table("ring", 1)
+
+    def _permute(self, shift: int) -> Table:
+        """Return one message from every member to the one `shift` further, around the end."""
+        load = Load(self.topology, self.count)
+        sources = self.counted
+        owners = np.repeat(np.arange(self.count), self.size)
+        targets = np.roll(sources, -shift, axis=1).reshape(-1)
+        load.messages(sources.reshape(-1), targets, owners, 1.0)
+        return load.table("permute", 1)
 
     def _ring(self, load: Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.

@@ -103,6 +103,28 @@ class Load:
         )
 
 
+def most(tables: Sequence[Table]) -> Table:
+    """Return a leg that puts on each link the most that one of `tables` puts there.
+
+    For messages of which each member sends one or another, and it is not known which.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    owners = np.concatenate([table.owners for table in tables])
+    links = np.concatenate([table.links for table in tables])
+    pairs, inverse = np.unique(np.stack([owners, links]), axis=1, return_inverse=True)
+    shards = np.zeros(pairs.shape[1])
+    np.maximum.at(shards, inverse.reshape(-1), np.concatenate([table.shards for table in tables]))
+    return Table(
+        name=tables[0].name,
+        links=pairs[1],
+        owners=pairs[0],
+        shards=shards,
+        hops=np.max([table.hops for table in tables], axis=0),
+        dcn=any(table.dcn for table in tables),
+    )
+
+
 def axis_loads(lengths: Sequence[int], rates: Sequence[float]) -> list[float]:
     """Return how many shards each member receives along every axis of a gather over all of them.
 

@@ -12,8 +12,9 @@ from shardsim.cost.predict import Prediction, predict
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
-from shardsim.simulate.engine import Contention, StepEngine
+from shardsim.simulate.engine import Contention
 from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.planned import StepEngine
 from shardsim.simulate.spare import refuse_broken
 
 

@@ -50,8 +50,9 @@ def tracks(simulation: Simulation, spans: Iterable[Span]) -> list[Track]:
             process = f"{count} chips like {example}"
             rows.setdefault((0, process, span.role), []).append(span)
             continue
-        axes = "+".join(engine.layout.mesh_axes(span.role)) or span.role
-        where = f"groups over {axes}" + (f", class {span.group}" if span.group else "")
+        where = f"groups over {engine.where(span.role)}" + (
+            f", class {span.group}" if span.group else ""
+        )
         if not span.leg:
             key = (span.name, span.role, span.group, span.start_s)
             if key not in seen:
