@@ -56,6 +56,7 @@ class Traveller:
     overhead_s: float
     watch: Callable[[Span], None] | None = None
     started: int = 0
+    running: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
     mailboxes: dict[tuple[str, int, str, int], simpy.Event] = field(default_factory=dict)
 
@@ -105,7 +106,9 @@ class Traveller:
         yield from self.leg(role, group, name, leg, unit_bytes, 1.0, number)
 
     def _run(self, steps: Steps, done: simpy.Event) -> Steps:
+        self.running += 1
         yield from steps
+        self.running -= 1
         done.succeed()
 
     def collective(

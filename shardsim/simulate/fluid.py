@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
@@ -108,6 +109,11 @@ class Links:
     def busy_s(self) -> Floats:
         """Seconds that every link would have needed for them at its full rate."""
         return self.bytes_off / self.rates
+
+    @property
+    def sums(self) -> tuple[dict[Any, float], ...]:
+        """What is added up as transfers go on: contention, and units put on and taken off."""
+        return self.contention, self._put_on, self._taken_off
 
     def _sum(self, units: dict[Route, float]) -> Floats:
         total = np.zeros(len(self.rates))
