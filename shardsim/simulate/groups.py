@@ -278,12 +278,16 @@ class Groups:
         return load.table("ring", 1)
 
     def _permute(self, shift: int) -> Table:
-        """Return one message from every member to the one `shift` further, around the end."""
+        """Return one message from every member to the one `shift` further, around the end.
+
+        Those that go half way around an axis go on in the direction of the shift.
+        """
         load = Load(self.topology, self.count)
         sources = self.counted
         owners = np.repeat(np.arange(self.count), self.size)
         targets = np.roll(sources, -shift, axis=1).reshape(-1)
-        load.messages(sources.reshape(-1), targets, owners, 1.0)
+        way = 1 if shift > 0 else -1
+        load.messages(sources.reshape(-1), targets, owners, 1.0, half_way=way)
         return load.table("permute", 1)
 
     def _ring(self, load: Load, name: str) -> Table:

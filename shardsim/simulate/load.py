@@ -77,9 +77,11 @@ class Load:
         if not good.all():
             self.messages(sources[~good], targets[~good], owners[~good], shards)
 
-    def messages(self, sources: Ints, targets: Ints, owners: Ints, shards: float) -> None:
+    def messages(
+        self, sources: Ints, targets: Ints, owners: Ints, shards: float, half_way: int = 0
+    ) -> None:
         """Send `shards` along the routes from sources to targets."""
-        links, which, hops = self.topology.routes(sources, targets)
+        links, which, hops = self.topology.routes(sources, targets, half_way)
         self.dcn |= bool(np.any(links % self.topology.ports == self.topology.dcn_port))
         np.maximum.at(self.longest, owners, hops)
         self.add(links, owners[which], shards)
