@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from shardsim.plan.plan import Plan
 from shardsim.simulate.engine import Contention, Engine
 from shardsim.simulate.perturb import Perturbation
+
+
+class Played(Protocol):
+    """A step of a plan, or of what a compiler made of it, that was simulated."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of the step."""
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation, a fraction."""
+
+    @property
+    def engine(self) -> Engine | None:
+        """The run itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
