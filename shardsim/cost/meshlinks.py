@@ -179,10 +179,29 @@ def _axis_layout(stretches: Sequence[_Stretch], dims: int) -> AxisLayout:
 
 def _hops(stretches: Sequence[_Stretch], shift: int) -> int:
     """Return the most steps along one torus axis of blocks that pass over `shift` members."""
-    rest, carried, most = abs(shift), False, 0
-    for item in reversed(stretches):
-        rest, digit = divmod(rest, item.factor)
-        for steps in {digit, (digit + carried) % item.factor}:
-            most = max(most, min(steps, item.factor - steps))
-        carried = carried or digit > 0
-    return most
+    stages = stage_steps([item.factor for item in stretches], shift)
+    return max((around for stage in stages for _, around, _ in stage), default=0)
+
+
+def stage_steps(factors: Sequence[int], shift: int) -> list[list[tuple[int, int, float]]]:
+    """Return how far blocks that pass over `shift` members go along each torus axis of a group.
+
+    `factors` are the members along each of them, major to minor. Members count like digits: some
+    go one step further than others, where the digits below carry over. Each pair of cases is
+    (steps ahead, steps the shorter way around, share of the members).
+
+    >>> stage_steps([8, 4], 3)
+    [[(0, 0, 0.25), (1, 1, 0.75)], [(3, 1, 1.0)]]
+    """
+    rest, below, low = abs(shift), 1, 0
+    stages = []
+    for factor in reversed(factors):
+        rest, digit = divmod(rest, factor)
+        carried = low / below
+        cases = [(digit, 1.0 - carried), ((digit + 1) % factor, carried)]
+        stages.append(
+            [(steps, min(steps, factor - steps), share) for steps, share in cases if share > 0]
+        )
+        low += digit * below
+        below *= factor
+    return stages[::-1]

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from shardsim.cost.meshlinks import stage_steps
 from shardsim.plan.layout import AxisLayout
 from shardsim.simulate.load import Leg, Load, Table, axis_loads, most
 from shardsim.simulate.topology import Ints, Topology
@@ -255,16 +256,6 @@ class Groups:
         """The members of every group in the order in which a ring visits them."""
         return self.members[:, ring_order(self.factors)]
 
-    @cached_property
-    def counted(self) -> Ints:
-        """The members of every group in the order in which a permute counts them."""
-        if not self.order:
-            return self.in_ring
-        axes = [axis + 1 for axis in self.order]
-        axes += [axis for axis in range(len(self.factors)) if axis not in axes]
-        places = np.arange(self.size).reshape(self.factors).transpose(axes)
-        return self.members[:, places.reshape(-1)]
-
     def places(self) -> Ints:
         """Return every device's place in the ring of its group: its pipeline stage."""
         table = np.empty(self.topology.devices, dtype=np.int64)
@@ -280,14 +271,31 @@ class Groups:
     def _permute(self, shift: int) -> Table:
         """Return one message from every member to the one `shift` further, around the end.
 
-        Those that go half way around an axis go on in the direction of the shift.
+        Along an axis where some go a step further than others, all links are held up as by those,
+        as in the closed form; half way around an axis all go in the direction of the shift.
         """
         load = Load(self.topology, self.count)
-        sources = self.counted
         owners = np.repeat(np.arange(self.count), self.size)
-        targets = np.roll(sources, -shift, axis=1).reshape(-1)
+        if not self.order:
+            sources = self.in_ring
+            targets = np.roll(sources, -shift, axis=1)
+            load.messages(sources.reshape(-1), targets.reshape(-1), owners, 1.0)
+            return load.table("permute", 1)
         way = 1 if shift > 0 else -1
-        load.messages(sources.reshape(-1), targets, owners, 1.0, half_way=way)
+        grid = self.members.reshape(self.count, *self.factors)
+        places = [axis + 1 for axis in self.order]
+        stages = stage_steps([self.factors[place] for place in places], shift)
+        hops = np.zeros(self.count, dtype=np.int64)
+        for place, cases in zip(places, stages, strict=True):
+            steps, most_around, _ = max(cases, key=lambda case: case[1])
+            if steps == 0:
+                continue
+            moved = sum(around * share for _, around, share in cases) / most_around
+            targets = np.roll(grid, -steps * way, axis=place + 1)
+            load.longest[:] = 0
+            load.messages(grid.reshape(-1), targets.reshape(-1), owners, 1.0, moved, half_way=way)
+            hops += load.longest
+        load.longest = hops
         return load.table("permute", 1)
 
     def _ring(self, load: Load, name: str) -> Table:
