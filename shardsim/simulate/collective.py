@@ -233,13 +233,16 @@ def run_alone(
         env, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
     )
     moved = traffic(kind, groups["group"], total_bytes, stage)
+    ends: list[float] = []
     for device in range(len(folded.devices)):
         group = folded.group_of("group", device)
         go = traveller.collective("group", group, kind, moved, messages, total_bytes)
-        traveller.meet("group", group, 0, go)
+        done = traveller.meet("group", group, 0, go)
+        assert done.callbacks is not None
+        done.callbacks.append(lambda _: ends.append(float(env.now)))
     env.run()
     if traveller.meetings or any(links.streams > 0):
         raise RuntimeError(f"deadlock: {kind} stopped after {env.now:g} s")
     return Alone(
-        time_s=float(env.now), analytic=analytic, folded=folded, links=links, events=links.transfers
+        time_s=max(ends), analytic=analytic, folded=folded, links=links, events=links.transfers
     )
