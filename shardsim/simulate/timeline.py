@@ -179,6 +179,7 @@ def save_layer(simulation: Played, spans: Iterable[Span], path: str | os.PathLik
         windows.append(named[len(named) // 2])
     shown = [row for row in rows if not row.name.startswith("layer")]
     shown = [row for row in shown if row.process == first or not row.process.endswith("like")]
+    shown = [row for row in shown if any(_within(span, w) for span in row.spans for w in windows)]
     colours = _Colours()
     figure = Figure(figsize=(13, 1.2 + 2 * (0.8 + 0.34 * len(shown))), layout="constrained")
     for place, window in enumerate(windows):
@@ -213,6 +214,10 @@ def save_layer(simulation: Played, spans: Iterable[Span], path: str | os.PathLik
         fontsize=11,
     )
     save_figure(figure, path)
+
+
+def _within(span: Span, window: Span) -> bool:
+    return span.end_s > window.start_s and span.start_s < window.end_s
 
 
 def _row_name(row: Track, first: str) -> str:
