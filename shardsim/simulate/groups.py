@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from shardsim.cost.meshlinks import stage_steps
 from shardsim.plan.layout import AxisLayout
 from shardsim.simulate.load import Leg, Load, Table, axis_loads, most
+from shardsim.simulate.permutes import permuted
 from shardsim.simulate.topology import Ints, Topology
 from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_crossings
 
@@ -129,7 +129,7 @@ class Groups:
                 self._tables[name] = self._message(load, int(where), 1 if kind == "next" else -1)
             elif kind == "permute":
                 shifts = [int(shift) for shift in where.split(",")]
-                self._tables[name] = most([self._permute(shift) for shift in shifts])
+                self._tables[name] = most([permuted(self, shift) for shift in shifts])
             elif where == "dcn":
                 self._tables[name] = self._ports(load)
             elif where == "torus":
@@ -267,36 +267,6 @@ class Groups:
         sources, targets = self.in_ring[:, place], self.in_ring[:, (place + way) % self.size]
         load.messages(sources, targets, np.arange(self.count), 1.0)
         return load.table("ring", 1)
-
-    def _permute(self, shift: int) -> Table:
-        """Return one message from every member to the one `shift` further, around the end.
-
-        Along an axis where some go a step further than others, all links are held up as by those,
-        as in the closed form; half way around an axis all go in the direction of the shift.
-        """
-        load = Load(self.topology, self.count)
-        owners = np.repeat(np.arange(self.count), self.size)
-        if not self.order:
-            sources = self.in_ring
-            targets = np.roll(sources, -shift, axis=1)
-            load.messages(sources.reshape(-1), targets.reshape(-1), owners, 1.0)
-            return load.table("permute", 1)
-        way = 1 if shift > 0 else -1
-        grid = self.members.reshape(self.count, *self.factors)
-        places = [axis + 1 for axis in self.order]
-        stages = stage_steps([self.factors[place] for place in places], shift)
-        hops = np.zeros(self.count, dtype=np.int64)
-        for place, cases in zip(places, stages, strict=True):
-            steps, most_around, _ = max(cases, key=lambda case: case[1])
-            if steps == 0:
-                continue
-            moved = sum(around * share for _, around, share in cases) / most_around
-            targets = np.roll(grid, -steps * way, axis=place + 1)
-            load.longest[:] = 0
-            load.messages(grid.reshape(-1), targets.reshape(-1), owners, 1.0, moved, half_way=way)
-            hops += load.longest
-        load.longest = hops
-        return load.table("permute", 1)
 
     def _ring(self, load: Load, name: str) -> Table:
         """Return one hop from every member to the next of a ring; `ring+-` also to the last one.
