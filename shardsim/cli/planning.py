@@ -17,7 +17,7 @@ from shardsim.cli.output import (
     note,
     progress_line,
 )
-from shardsim.cli.what_ifs import given, what_if_options
+from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 
 op_costs_option = click.option(
     "--op-costs",
@@ -212,6 +212,7 @@ set_option = click.option(
     help="Closed forms; an event simulation of the torus (needs the extra `simulate`); or what "
     "the TPU compiler schedules, replayed (needs the extra `tpu`).",
 )
+@compiled_option
 @what_if_options
 @json_option
 @command_errors
@@ -220,6 +221,7 @@ def predict(
     changes: tuple[str, ...],
     op_costs: str,
     fidelity: str,
+    compiled: bool,
     what_ifs: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -232,6 +234,7 @@ def predict(
       shardsim predict vit-22b-published-tp8
       shardsim predict plan.yaml --set microbatches=4 --set chip.link_bytes_per_s=90e9
       shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
+      shardsim predict plan.yaml --fidelity events --compiled
     """
     from shardsim.cli.show import prediction_text
     from shardsim.cost.predict import predict as run
@@ -240,12 +243,14 @@ def predict(
     if op_costs == "compiler":
         changes = (*changes, "chip.op_costs=compiler")
     chosen = load(path, changes)
-    if fidelity == "events":
+    if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):
         from shardsim.cli.simulation import simulated
 
-        item = simulated(chosen, what_ifs)
+        item = simulated(chosen, what_ifs, compiled or fidelity == "compiled")
     elif given(what_ifs):
         raise PlanError("slow and broken chips and links, jitter, twists need --fidelity events")
+    elif compiled and fidelity == "analytic":
+        raise PlanError("--compiled is for --fidelity events; or use --fidelity compiled")
     elif fidelity == "compiled":
         from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import predict_compiled

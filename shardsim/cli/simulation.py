@@ -9,17 +9,28 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note
 from shardsim.cli.planning import load, set_option
-from shardsim.cli.what_ifs import what_if_options
+from shardsim.cli.what_ifs import compiled_option, what_if_options
 from shardsim.errors import ShardsimError
 
 
-def simulated(plan: Any, what_ifs: dict[str, Any]) -> Any:
-    """Return a plan's step as the event simulation plays it."""
+def simulated(plan: Any, what_ifs: dict[str, Any], compiled: bool, **options: Any) -> Any:
+    """Return the step as the event simulation plays it: the plan's, or as it is compiled."""
     _require("simpy", "networkx")
-    from shardsim.simulate import simulate_plan
-
     plan, perturbation = _perturbed(plan, what_ifs)
-    return simulate_plan(plan, perturbation=perturbation)
+    if not compiled:
+        from shardsim.simulate import simulate_plan
+
+        return simulate_plan(plan, perturbation=perturbation, **options)
+    from shardsim.cli.compiling import compiler
+    from shardsim.simulate.spare import refuse_broken
+    from shardsim.xla.tpu.compiled import predict_compiled
+    from shardsim.xla.tpu.service import TIMEOUT_S
+    from shardsim.xla.tpu.simulated import simulate_evidence
+
+    refuse_broken(plan.machine, perturbation.broken)  # before it is compiled
+    with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
+        made = predict_compiled(plan, service)
+    return simulate_evidence(made.evidence, perturbation=perturbation, **options)
 
 
 def _perturbed(plan: Any, what_ifs: dict[str, Any]) -> tuple[Any, Any]:
@@ -53,11 +64,17 @@ def _require(*modules: str) -> None:
     help="trace.json: the step, for Perfetto; layer.png or .svg: one layer as a picture.",
 )
 @set_option
+@compiled_option
 @what_if_options
 @json_option
 @command_errors
 def timeline(
-    path: str, output: str, changes: tuple[str, ...], what_ifs: dict[str, Any], as_json: bool
+    path: str,
+    output: str,
+    changes: tuple[str, ...],
+    compiled: bool,
+    what_ifs: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Simulate a step on the torus and write when everything runs.
 
@@ -67,15 +84,18 @@ def timeline(
     Examples:
       shardsim timeline vit-22b-published-tp8 -o trace.json
       shardsim timeline vit-22b-published-tp8 -o layer.png --dead-link 0,0,0-0,1,0
+      shardsim timeline plan.yaml --compiled -o trace.json
     """
     plan = load(path, changes)
     picture = output.lower().endswith((".png", ".svg", ".pdf"))
     _require("simpy", "networkx", *(("matplotlib",) if picture else ()))
-    from shardsim.simulate.timeline import draw_layer, write_trace
+    from shardsim.simulate.collective import Span
+    from shardsim.simulate.timeline import save_layer, save_trace
 
-    plan, perturbation = _perturbed(plan, what_ifs)
-    write = draw_layer if picture else write_trace
-    result = write(plan, output, perturbation=perturbation)
+    spans: list[Span] = []
+    result = simulated(plan, what_ifs, compiled, watch=spans.append)
+    save = save_layer if picture else save_trace
+    save(result, spans, output)
     note(f"written to {output}")
     if as_json:
         emit_json({"path": output, "step_time_s": result.step_time_s, "mfu": result.mfu})

@@ -54,6 +54,12 @@ _OPTIONS = (
     ),
     click.option("--twisted", is_flag=True, help="On the twisted torus of the same shape."),
 )
+compiled_option = click.option(
+    "--compiled",
+    is_flag=True,
+    help="Simulate what the TPU compiler schedules, not the plan (needs the extra `tpu`).",
+)
+
 _UNUSED: dict[str, Any] = {
     "stragglers": (),
     "dead_links": (),

@@ -34,6 +34,8 @@ class Route:
     """A group of devices: its links, and which directed ones it keeps busy."""
 
     group: Group
+    layout: AxisLayout
+    order: tuple[int, ...]  # its torus axes (or DCN), as the mesh counts members: major first
     ports: frozenset[str]  # "x+", "y-", "dcn"
     hops: int  # of a permute: the most that one block makes along a torus axis
 
@@ -67,12 +69,14 @@ class MeshLinks:
         taken = {name: (members, stride) for name, members, stride in parts}
         layout = whole_axis(len(self.machine.axes))
         ports: set[str] = set()
+        order: list[int] = []
         for name in mesh_axes:
             stretches = self._stretches(name)
             if name in taken:
                 stretches = _part(name, stretches, *taken[name])
             layout = layout.joined(_axis_layout(stretches, len(self.machine.axes)))
             ports |= self._ports(stretches, shifts)
+            order += [item.torus for item in stretches if item.torus not in order]
         layout = AxisLayout(
             factors=tuple(int(factor) for factor in layout.factors),
             strides=tuple(int(stride) for stride in layout.strides),
@@ -82,7 +86,11 @@ class MeshLinks:
         if shifts and len(mesh_axes) == 1:
             hops = max(_hops(self._stretches(mesh_axes[0]), shift) for shift in shifts)
         return Route(
-            group=group_of(self.machine, layout), ports=frozenset(ports), hops=max(hops, 1)
+            group=group_of(self.machine, layout),
+            layout=layout,
+            order=tuple(order),
+            ports=frozenset(ports),
+            hops=max(hops, 1),
         )
 
     def _stretches(self, name: str) -> tuple[_Stretch, ...]:
@@ -171,10 +179,29 @@ def _axis_layout(stretches: Sequence[_Stretch], dims: int) -> AxisLayout:
 
 def _hops(stretches: Sequence[_Stretch], shift: int) -> int:
     """Return the most steps along one torus axis of blocks that pass over `shift` members."""
-    rest, carried, most = abs(shift), False, 0
-    for item in reversed(stretches):
-        rest, digit = divmod(rest, item.factor)
-        for steps in {digit, (digit + carried) % item.factor}:
-            most = max(most, min(steps, item.factor - steps))
-        carried = carried or digit > 0
-    return most
+    stages = stage_steps([item.factor for item in stretches], shift)
+    return max((around for stage in stages for _, around, _ in stage), default=0)
+
+
+def stage_steps(factors: Sequence[int], shift: int) -> list[list[tuple[int, int, float]]]:
+    """Return how far blocks that pass over `shift` members go along each torus axis of a group.
+
+    `factors` are the members along each of them, major to minor. Members count like digits: some
+    go one step further than others, where the digits below carry over. Each pair of cases is
+    (steps ahead, steps the shorter way around, share of the members).
+
+    >>> stage_steps([8, 4], 3)
+    [[(0, 0, 0.25), (1, 1, 0.75)], [(3, 1, 1.0)]]
+    """
+    rest, below, low = abs(shift), 1, 0
+    stages = []
+    for factor in reversed(factors):
+        rest, digit = divmod(rest, factor)
+        carried = low / below
+        cases = [(digit, 1.0 - carried), ((digit + 1) % factor, carried)]
+        stages.append(
+            [(steps, min(steps, factor - steps), share) for steps, share in cases if share > 0]
+        )
+        low += digit * below
+        below *= factor
+    return stages[::-1]

@@ -3,6 +3,7 @@
 SimPy and networkx are imported here and nowhere else, so that planning does not need them.
 """
 
+from shardsim.simulate.compiled import CompiledSimulation, simulate_compiled
 from shardsim.simulate.engine import Contention
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.reading import twisted, what_if
@@ -10,10 +11,12 @@ from shardsim.simulate.step import Simulation, simulate_plan
 from shardsim.simulate.topology import Fault
 
 __all__ = [
+    "CompiledSimulation",
     "Contention",
     "Fault",
     "Perturbation",
     "Simulation",
+    "simulate_compiled",
     "simulate_plan",
     "twisted",
     "what_if",

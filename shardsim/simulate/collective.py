@@ -56,6 +56,7 @@ class Traveller:
     overhead_s: float
     watch: Callable[[Span], None] | None = None
     started: int = 0
+    running: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
     mailboxes: dict[tuple[str, int, str, int], simpy.Event] = field(default_factory=dict)
 
@@ -105,7 +106,9 @@ class Traveller:
         yield from self.leg(role, group, name, leg, unit_bytes, 1.0, number)
 
     def _run(self, steps: Steps, done: simpy.Event) -> Steps:
+        self.running += 1
         yield from steps
+        self.running -= 1
         done.succeed()
 
     def collective(
@@ -230,13 +233,16 @@ def run_alone(
         env, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
     )
     moved = traffic(kind, groups["group"], total_bytes, stage)
+    ends: list[float] = []
     for device in range(len(folded.devices)):
         group = folded.group_of("group", device)
         go = traveller.collective("group", group, kind, moved, messages, total_bytes)
-        traveller.meet("group", group, 0, go)
+        done = traveller.meet("group", group, 0, go)
+        assert done.callbacks is not None
+        done.callbacks.append(lambda _: ends.append(float(env.now)))
     env.run()
     if traveller.meetings or any(links.streams > 0):
         raise RuntimeError(f"deadlock: {kind} stopped after {env.now:g} s")
     return Alone(
-        time_s=float(env.now), analytic=analytic, folded=folded, links=links, events=links.transfers
+        time_s=max(ends), analytic=analytic, folded=folded, links=links, events=links.transfers
     )

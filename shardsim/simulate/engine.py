@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import simpy
 
-from shardsim.cost.network import Links as GroupLinks
-from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
 from shardsim.machine import Machine
-from shardsim.plan.layout import Layout
+from shardsim.simulate.chip import Chip
 from shardsim.simulate.collective import Span, Traveller
 from shardsim.simulate.fluid import Links
 from shardsim.simulate.folding import Fold, fold
 from shardsim.simulate.groups import Groups
-from shardsim.simulate.operations import Schedule, Spec
+from shardsim.simulate.operations import Spec
 from shardsim.simulate.perturb import Perturbation
-from shardsim.simulate.schedule import schedule
-from shardsim.simulate.stream import Stream
-from shardsim.simulate.topology import Floats, Topology
-from shardsim.simulate.traffic import Traffic, leg_names
+from shardsim.simulate.topology import Ints, Topology
+from shardsim.simulate.traffic import Traffic
 
 # Contention is reported where one collective loses at least this share of the step to another.
 CONTENTION_SHARE = 1e-4
@@ -47,41 +43,42 @@ class Contention:
     lost_s: float  # on the chips concerned, over the step
 
 
-class StepEngine:
+class Engine:
     """One run: classes of chips as processes, meeting in groups, sharing links."""
 
     def __init__(
-        self,
-        machine: Machine,
-        layout: Layout,
-        analytic: Prediction,
-        wanted: Perturbation,
-        unfold: bool,
-        watch: Callable[[Span], None] | None,
+        self, machine: Machine, wanted: Perturbation, watch: Callable[[Span], None] | None
     ) -> None:
         self.machine = machine
-        self.layout = layout
         self.wanted = wanted
         self.watch = watch
         self.topology = Topology(machine, wanted.faults)
-        self.analytic_links = GroupLinks(machine, layout)
-        self.plan: Schedule = schedule(machine, layout, analytic.program, self.analytic_links)
         self.speed = wanted.speed(self.topology)
         if machine.slices > 1:
             dcn = self.topology.rates.reshape(-1, self.topology.ports)[:, self.topology.dcn_port]
             dcn /= wanted.dcn_congestion
-        self.groups, legs = self._groups()
-        stages = len(self.plan.scripts)
-        self.stage = np.zeros(self.topology.devices, dtype=np.int64)
-        if stages > 1:
-            self.stage = self.groups["pipeline"].places()
-        kinds = np.unique(self.speed, return_inverse=True)[1] * stages + self.stage
-        self.folded: Fold = fold(
-            self.topology, self.groups, legs, kinds, unfold or wanted.jitter > 0
-        )
         self.env = Clock()
+        self.traffic: dict[Spec, Traffic] = {}
+        self.waited: dict[Spec | str, float] = defaultdict(float)
+        self.flown: dict[Spec | str, float] = defaultdict(float)
+        self.counts: dict[Spec | str, float] = defaultdict(float)
+        self.step_time_s = 0.0
+
+    def lay(
+        self,
+        groups: dict[str, Groups],
+        legs: dict[str, tuple[str, ...]],
+        kinds: Ints,
+        unfold: bool,
+    ) -> None:
+        """Find the classes of chips; those of different `kinds` run different scripts."""
+        self.groups = groups
+        kinds = np.unique(self.speed, return_inverse=True)[1] * (kinds.max() + 1) + kinds
+        self.folded: Fold = fold(
+            self.topology, groups, legs, kinds, unfold or self.wanted.jitter > 0
+        )
         self.links = Links(self.env, self.topology.rates[self.folded.links])
-        chip = machine.chip
+        chip = self.machine.chip
         self.traveller = Traveller(
             self.env,
             self.folded,
@@ -89,58 +86,27 @@ class StepEngine:
             chip.hop_latency_s,
             chip.dcn_hop_latency_s,
             chip.collective_overhead_s,
-            watch,
+            self.watch,
         )
-        self.traffic: dict[Spec, Traffic] = {}
-        self.waited: dict[Spec | str, float] = defaultdict(float)
-        self.flown: dict[Spec | str, float] = defaultdict(float)
-        self.counts: dict[Spec | str, float] = defaultdict(float)
-        self.step_time_s = 0.0
 
-    def _groups(self) -> tuple[dict[str, Groups], dict[str, tuple[str, ...]]]:
-        found: dict[str, Groups] = {}
-        legs: dict[str, tuple[str, ...]] = {}
-        for role, wanted in self.plan.legs.items():
-            item = Groups(self.topology, self.layout.role(role), role)
-            names: set[str] = set()
-            for entry in wanted:
-                kind, at, stage = entry.partition("@")
-                if at:
-                    names |= leg_names(kind, item, stage)
-                else:
-                    names.add(entry)
-            found[role] = item
-            legs[role] = tuple(sorted(names))
-        return found, legs
-
-    def run(self) -> None:
+    def play(self, chips: Sequence[Chip]) -> None:
         """Simulate the step."""
-        self.streams = [Stream(self, number) for number in range(len(self.folded.devices))]
-        chips = [self.env.process(stream.run()) for stream in self.streams]
+        running = [self.env.process(chip.run()) for chip in chips]
         self.env.run()
-        if any(chip.is_alive for chip in chips):
+        if any(process.is_alive for process in running):
             raise RuntimeError(f"deadlock: chips wait for each other after {self.env.now:g} s")
-        self.step_time_s = float(self.env.now)
+        # The clock may be later: timers of transfers that went on faster than they began.
+        self.step_time_s = max(chip.ended_s for chip in chips)
+
+    def where(self, role: str) -> str:
+        """Return the mesh axes of a role's groups in words."""
+        raise NotImplementedError
+
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of the units that a picture of one layer shows."""
+        raise NotImplementedError
 
     # Results.
-
-    def uses(self, analytic: Prediction) -> tuple[CollectiveUse, ...]:
-        """Return the collectives, summed as in the analytic prediction."""
-        sums: dict[tuple[str, tuple[str, ...], str], Floats] = {}
-        for spec, count in self.counts.items():
-            if isinstance(spec, str):
-                key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
-                sent = 0.0
-            else:
-                key = (spec.kind, self.layout.mesh_axes(spec.role), spec.moves)
-                sent = spec.sent_bytes
-            row = np.array([sent * count, count, self.flown[spec], self.waited[spec]])
-            sums[key] = sums.get(key, np.zeros(4)) + row
-        for use in analytic.collectives:
-            key = (use.kind, use.mesh_axes, use.purpose)
-            if use.kind == "host-transfer" and key in sums:
-                sums[key][0] = use.bytes_per_chip
-        return collective_uses(sums)
 
     def contention(self) -> tuple[Contention, ...]:
         """Return who lost time to whom, longest first."""
@@ -163,14 +129,6 @@ class StepEngine:
     def link_name(self, link: int) -> str:
         """Return the port of a class of links."""
         return self.topology.port_name(int(self.folded.links[link]) % self.topology.ports)
-
-    def bubble_s(self) -> float:
-        """Return the seconds in which a chip of the last stage waits for other stages."""
-        last = [stream for stream in self.streams if stream.stage == len(self.plan.scripts) - 1]
-        idle = sum(
-            (stream.idle_s + self.step_time_s - stream.ended_s) * stream.weight for stream in last
-        )
-        return idle / sum(stream.weight for stream in last)
 
     def utilisation(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return of each port the busiest link's share of the step, and its bytes."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
@@ -86,12 +87,14 @@ class Links:
         self.env = env
         self.rates = rates
         self.streams = np.zeros(len(rates))
-        self.active: dict[int, dict[int, Transfer]] = defaultdict(dict)
+        self.active: dict[Route, dict[int, Transfer]] = {}
         self.contention: dict[tuple[str, str, int], float] = defaultdict(float)
         self.transfers = 0
         self._put_on: dict[Route, float] = defaultdict(float)  # units
         self._taken_off: dict[Route, float] = defaultdict(float)
         self._shared: dict[tuple[Route, Route], tuple[Ints, Ints, frozenset[int]]] = {}
+        self._near: dict[Route, list[Route]] = {}  # routes that share links with another
+        self._users: dict[int, list[Route]] = defaultdict(list)  # by link
         self._speeds: dict[Route, float] = {}  # units per second, with nobody else there
 
     @property
@@ -108,6 +111,11 @@ class Links:
     def busy_s(self) -> Floats:
         """Seconds that every link would have needed for them at its full rate."""
         return self.bytes_off / self.rates
+
+    @property
+    def sums(self) -> tuple[dict[Any, float], ...]:
+        """What is added up as transfers go on: contention, and units put on and taken off."""
+        return self.contention, self._put_on, self._taken_off
 
     def _sum(self, units: dict[Route, float]) -> Floats:
         total = np.zeros(len(self.rates))
@@ -127,8 +135,9 @@ class Links:
         self._put_on[route] += unit_bytes
         before = self.streams[route.links]
         self.streams[route.links] = before + route.streams
-        for port in route.ports:
-            self.active[port][transfer.number] = transfer
+        if route not in self.active:
+            self._learn(route)
+        self.active[route][transfer.number] = transfer
         if before.any():
             self._settle(transfer)
         else:
@@ -163,15 +172,22 @@ class Links:
     def _sharing(self, transfer: Transfer) -> list[Transfer]:
         """Return the other transfers on the links of `transfer`, oldest first."""
         found: dict[int, Transfer] = {}
-        for port in transfer.route.ports:
-            for number, other in self.active[port].items():
-                if (
-                    other is not transfer
-                    and number not in found
-                    and len(self._common(transfer.route, other.route)[0])
-                ):
-                    found[number] = other
+        for route in self._near[transfer.route]:
+            found.update(self.active[route])
+        found.pop(transfer.number, None)
         return [found[number] for number in sorted(found)]
+
+    def _learn(self, route: Route) -> None:
+        """Note a new route, and which others share links with it; it does so itself."""
+        self.active[route] = {}
+        near = {route: None}
+        for link in route.links.tolist():
+            near.update(dict.fromkeys(self._users[link]))
+            self._users[link].append(route)
+        self._near[route] = list(near)
+        for other in near:
+            if other is not route:
+                self._near[other].append(route)
 
     def _common(self, one: Route, other: Route) -> tuple[Ints, Ints, frozenset[int]]:
         """Return the places of the links that two routes share, in each; and in the first."""
@@ -229,8 +245,7 @@ class Links:
         after = self.streams[route.links] - route.streams
         self.streams[route.links] = after
         self._taken_off[route] += transfer.unit_bytes
-        for port in route.ports:
-            del self.active[port][transfer.number]
+        del self.active[route][transfer.number]
         if after.any():
             self._settle(transfer, gone=True)
         transfer.done.succeed()

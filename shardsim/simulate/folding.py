@@ -91,12 +91,12 @@ class Fold:
         carried = np.zeros(len(used))
         table = self._incidence(role, name)
         for place, link in enumerate(self.links[used]):
-            low, high = np.searchsorted(table[0], (link, link + 1))
-            mine = self.group_class[role][table[1][low:high]] == group_class
+            low, high = np.searchsorted(table.links, (link, link + 1))
+            mine = self.group_class[role][table.owners[low:high]] == group_class
             streams[place] = mine.sum()
-            carried[place] = table[2][low:high][mine].sum()
+            carried[place] = table.moved[low:high][mine].sum()
             # Groups of one class load links of one class alike, though perhaps not in one order.
-            loads[place] = table[2][low:high][mine].max()
+            loads[place] = table.shards[low:high][mine].max()
         ports = frozenset((self.links[used] % self.topology.ports).tolist())
         return Route(
             name=made.name,
@@ -109,23 +109,33 @@ class Fold:
             ports=ports,
         )
 
-    def _incidence(self, role: str, name: str) -> tuple[Ints, Ints, Floats]:
-        """Return (link, group, shards) of a leg over all groups, by link."""
+    def _incidence(self, role: str, name: str) -> Incidence:
+        """Return what a leg over all groups puts on links."""
         key = (role, name)
         if key not in self._tables:
-            self._tables[key] = incidence(self.groups[role], name)
+            self._tables[key] = Incidence(self.groups[role], name)
         return self._tables[key]
 
     @cached_property
-    def _tables(self) -> dict[tuple[str, str], tuple[Ints, Ints, Floats]]:
+    def _tables(self) -> dict[tuple[str, str], Incidence]:
         return {}
 
 
-def incidence(groups: Groups, name: str) -> tuple[Ints, Ints, Floats]:
-    """Return which groups' leg `name` loads which links with how many shards, by link."""
-    table = groups.table(name)
-    order = np.argsort(table.links, kind="stable")
-    return table.links[order], table.owners[order], table.shards[order]
+class Incidence:
+    """Which groups' leg `name` loads which links with how many shards, by link."""
+
+    def __init__(self, groups: Groups, name: str) -> None:
+        table = groups.table(name)
+        order = np.argsort(table.links, kind="stable")
+        self.links = table.links[order]
+        self.owners = table.owners[order]
+        self.shards = table.shards[order]
+        self.moved = table.moved[order]
+
+    @cached_property
+    def words(self) -> Words:
+        """A number for each entry that differs where its shards do."""
+        return _bits(self.shards) + _mix(_bits(self.moved))
 
 
 def fold(
@@ -147,8 +157,8 @@ def fold(
     )
     tables = {(role, name): result._incidence(role, name) for role in groups for name in legs[role]}
     used = np.zeros(len(topology.rates), dtype=bool)
-    for links, _, _ in tables.values():
-        used[links] = True
+    for table in tables.values():
+        used[table.links] = True
     if unfold:
         result.link_class[used] = np.arange(used.sum())
         return result
@@ -158,7 +168,7 @@ def fold(
 
 def _refine(
     result: Fold,
-    tables: dict[tuple[str, str], tuple[Ints, Ints, Floats]],
+    tables: dict[tuple[str, str], Incidence],
     kinds: Ints,
     used: Any,
 ) -> None:
@@ -175,9 +185,9 @@ def _refine(
             members = _mix(devices.astype(np.uint64) + np.uint64(1))[item.members]
             word = word + _mix(members.sum(axis=1, dtype=np.uint64))
             for number, name in enumerate(result.legs[role]):
-                found, owner, shards = tables[role, name]
-                tagged = _mix(link_words[found] + _bits(shards) + np.uint64(number * 7919))
-                word = word + _mix(_sums(owner, tagged, item.count) + np.uint64(number))
+                table = tables[role, name]
+                tagged = _mix(link_words[table.links] + table.words + np.uint64(number * 7919))
+                word = word + _mix(_sums(table.owners, tagged, item.count) + np.uint64(number))
             grouped[role] = _colours(word)
         device_word = _mix(devices.astype(np.uint64))
         link_word = link_words.copy()  # carries the port and the rate along
@@ -185,9 +195,9 @@ def _refine(
             colour = _mix(grouped[role].astype(np.uint64) + np.uint64(104729 * (tag + 1)))
             device_word = _mix(device_word + colour[item.of_device])
             for number, name in enumerate(result.legs[role]):
-                found, owner, shards = tables[role, name]
-                tagged = _mix(colour[owner] + _bits(shards) + np.uint64(number * 31337))
-                link_word = link_word + _sums(found, tagged, len(links))
+                table = tables[role, name]
+                tagged = _mix(colour[table.owners] + table.words + np.uint64(number * 31337))
+                link_word = link_word + _sums(table.links, tagged, len(links))
         devices = _colours(device_word)
         links = np.where(used, _colours(np.where(used, _mix(link_word), 0)) + 1, 0)
         count = sum(len(np.unique(colours)) for colours in (devices, links, *grouped.values()))

@@ -11,12 +11,14 @@ simulates the hops, and a test holds the two together).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.load import Leg, Load, Table, axis_loads
+from shardsim.simulate.load import Leg, Load, Table, axis_loads, most
+from shardsim.simulate.permutes import permuted
 from shardsim.simulate.topology import Ints, Topology
 from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_crossings
 
@@ -24,10 +26,15 @@ from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_cros
 class Groups:
     """All groups of one role: members, and the legs of every group, made when first asked for."""
 
-    def __init__(self, topology: Topology, layout: AxisLayout, role: str) -> None:
+    def __init__(
+        self, topology: Topology, layout: AxisLayout, role: str, order: Sequence[int] = ()
+    ) -> None:
+        """Lay out the groups; `order` has the torus axes (-1: DCN) along which a permute counts
+        members, major first, where that is not the order of a ring."""
         self.topology = topology
         self.layout = layout
         self.role = role
+        self.order = tuple(order)
         factors = [int(factor) for factor in layout.factors]
         strides = [int(stride) for stride in layout.strides]
         self.factors = (int(layout.slices), *factors)
@@ -102,7 +109,7 @@ class Groups:
         """Return one of a group's legs: `gather:torus` and `scatter:torus`, `gather:N` inside a
         chip or node (axis N), `gather:dcn`, `exchange` (all-to-all), `ring+`, `closing+` and
         `ring+-` (one hop, one or both ways), `shift`, `next:N` and `back:N` (the Nth member of
-        the ring to its neighbour)."""
+        the ring to its neighbour), `permute:1,-2` (every member to the one so far ahead)."""
         table = self.table(name)
         low, high = np.searchsorted(table.owners, (group, group + 1))
         return Leg(
@@ -120,6 +127,9 @@ class Groups:
             load = Load(self.topology, self.count)
             if kind in ("next", "back"):
                 self._tables[name] = self._message(load, int(where), 1 if kind == "next" else -1)
+            elif kind == "permute":
+                shifts = [int(shift) for shift in where.split(",")]
+                self._tables[name] = most([permuted(self, shift) for shift in shifts])
             elif where == "dcn":
                 self._tables[name] = self._ports(load)
             elif where == "torus":

@@ -31,6 +31,7 @@ class Table:
     links: Ints
     owners: Ints
     shards: Floats
+    moved: Floats  # the same on average over the step, for what is evened out: see `Load.add`
     hops: Ints  # per group
     dcn: bool
 
@@ -43,14 +44,20 @@ class Load:
         self.links: list[Ints] = []
         self.owners: list[Ints] = []
         self.shards: list[Floats] = []
+        self.moved: list[Floats] = []
         self.longest = np.zeros(count, dtype=np.int64)  # links of a group's longest message
         self.dcn = False
 
-    def add(self, links: Ints, owners: Ints, shards: float) -> None:
-        """Put `shards` on every link, for its owner."""
+    def add(self, links: Ints, owners: Ints, shards: float, moved: float | None = None) -> None:
+        """Put `shards` on every link, for its owner.
+
+        Where only some of the links carry them, all are held up, by `shards`, and `moved` is what
+        they carry on average.
+        """
         self.links.append(links)
         self.owners.append(owners)
         self.shards.append(np.full(len(links), shards))
+        self.moved.append(np.full(len(links), shards if moved is None else moved))
 
     def step(
         self,
@@ -77,12 +84,20 @@ class Load:
         if not good.all():
             self.messages(sources[~good], targets[~good], owners[~good], shards)
 
-    def messages(self, sources: Ints, targets: Ints, owners: Ints, shards: float) -> None:
+    def messages(
+        self,
+        sources: Ints,
+        targets: Ints,
+        owners: Ints,
+        shards: float,
+        moved: float | None = None,
+        half_way: int = 0,
+    ) -> None:
         """Send `shards` along the routes from sources to targets."""
-        links, which, hops = self.topology.routes(sources, targets)
+        links, which, hops = self.topology.routes(sources, targets, half_way)
         self.dcn |= bool(np.any(links % self.topology.ports == self.topology.dcn_port))
         np.maximum.at(self.longest, owners, hops)
-        self.add(links, owners[which], shards)
+        self.add(links, owners[which], shards, moved)
 
     def table(self, name: str, rounds: int) -> Table:
         """Return what was added; `rounds` messages follow each other over the longest path."""
@@ -90,17 +105,44 @@ class Load:
         count = len(self.topology.rates)
         keys = np.concatenate([none, *self.owners]) * count + np.concatenate([none, *self.links])
         found, inverse = np.unique(keys, return_inverse=True)
-        shards = np.bincount(
-            inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *self.shards])
+        shards, moved = (
+            np.bincount(inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *amounts]))
+            for amounts in (self.shards, self.moved)
         )
         return Table(
             name=name,
             links=found % count,
             owners=found // count,
             shards=np.asarray(shards[: len(found)], dtype=np.float64),
+            moved=np.asarray(moved[: len(found)], dtype=np.float64),
             hops=self.longest * rounds,
             dcn=self.dcn,
         )
+
+
+def most(tables: Sequence[Table]) -> Table:
+    """Return a leg that puts on each link the most that one of `tables` puts there.
+
+    For messages of which each member sends one or another, and it is not known which.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    owners = np.concatenate([table.owners for table in tables])
+    links = np.concatenate([table.links for table in tables])
+    pairs, inverse = np.unique(np.stack([owners, links]), axis=1, return_inverse=True)
+    place = inverse.reshape(-1)
+    shards = np.zeros(pairs.shape[1])
+    np.maximum.at(shards, place, np.concatenate([table.shards for table in tables]))
+    moved = np.concatenate([table.moved for table in tables])
+    return Table(
+        name=tables[0].name,
+        links=pairs[1],
+        owners=pairs[0],
+        shards=shards,
+        moved=np.bincount(place, weights=moved) / len(tables),
+        hops=np.max([table.hops for table in tables], axis=0),
+        dcn=any(table.dcn for table in tables),
+    )
 
 
 def axis_loads(lengths: Sequence[int], rates: Sequence[float]) -> list[float]:

@@ -31,6 +31,7 @@ class Spec:
     moves: str  # "parameters" or "activations"
     sent_bytes: float  # by one member, once
     alone_s: float  # what the closed form says, once
+    shifts: tuple[int, ...] = ()  # of a compiled permute: members passed over, negative: back
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
-from shardsim.simulate.engine import Contention, StepEngine
+from shardsim.simulate.outcome import Outcome, fields_of, outcome
 from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.planned import StepEngine
 from shardsim.simulate.spare import refuse_broken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulation(Prediction):
+class Simulation(Prediction, Outcome):
     """A prediction from events; the fields of `Prediction`, and what only events show."""
-
-    contention: tuple[Contention, ...] = ()
-    utilisation: dict[str, float] = field(default_factory=dict)  # busiest link of each port
-    link_bytes: dict[str, float] = field(default_factory=dict)  # on that link
-    classes: dict[str, int] = field(default_factory=dict)
-    events: int = 0
-    transfers: int = 0
-    seconds: float = 0.0  # of simulating
-    analytic_step_time_s: float = 0.0
-    perturbation: Perturbation = field(default_factory=Perturbation)
-    engine: StepEngine | None = field(default=None, repr=False, compare=False)
 
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data, with an `events` part."""
-        return super().to_data() | {
-            "fidelity": "events",
-            "events": {
-                "analytic_step_time_s": self.analytic_step_time_s,
-                "perturbation": dataclasses.asdict(self.perturbation),
-                "contention": [dataclasses.asdict(item) for item in self.contention],
-                "link_utilisation": dict(self.utilisation),
-                "link_bytes": dict(self.link_bytes),
-                "classes": dict(self.classes),
-                "events": self.events,
-                "transfers": self.transfers,
-                "seconds": self.seconds,
-            },
-        }
+        return super().to_data() | {"fidelity": "events", "events": self.events_data()}
 
 
 def simulate_plan(
@@ -85,7 +61,7 @@ def simulate_plan(
     parts["exposed_comm_s"] = step_time_s - sum(
         parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s", "bubble_s")
     )
-    values = {item.name: getattr(analytic, item.name) for item in dataclasses.fields(analytic)}
+    values = fields_of(analytic, Prediction)
     values |= {
         "step_time_s": step_time_s,
         "tokens_per_s_per_chip": analytic.tokens_per_s_per_chip / slower,
@@ -97,17 +73,5 @@ def simulate_plan(
             text for text in analytic.warnings if "twisted torus is priced" not in text
         ),
     }
-    utilisation, carried = engine.utilisation()
-    return Simulation(
-        **values,
-        contention=engine.contention(),
-        utilisation=utilisation,
-        link_bytes=carried,
-        classes=engine.classes(),
-        events=engine.env.events,
-        transfers=engine.links.transfers,
-        seconds=time.perf_counter() - began,
-        analytic_step_time_s=analytic.step_time_s,
-        perturbation=wanted,
-        engine=engine,
-    )
+    seen = outcome(engine, analytic.step_time_s, time.perf_counter() - began)
+    return Simulation(**values, **fields_of(seen, Outcome))

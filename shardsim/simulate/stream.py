@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from shardsim.simulate.collective import Span, Steps
+from shardsim.simulate.chip import Chip, Flight
+from shardsim.simulate.collective import Steps
 from shardsim.simulate.operations import (
     Host,
     Op,
@@ -21,29 +22,21 @@ from shardsim.simulate.operations import (
     Unit,
     Work,
 )
-from shardsim.simulate.traffic import traffic
 
 if TYPE_CHECKING:
-    from shardsim.simulate.engine import StepEngine
-
-Flight = tuple[Spec, simpy.Event]  # a collective under way, and its end
+    from shardsim.simulate.planned import StepEngine
 
 
-class Stream:
+class Stream(Chip):
     """The compute stream of one class of chips."""
 
+    engine: StepEngine
+
     def __init__(self, engine: StepEngine, number: int) -> None:
-        self.engine = engine
-        self.env = engine.env
-        self.number = number
-        self.device = int(engine.folded.devices[number])
+        super().__init__(engine, number)
         self.stage = int(engine.stage[self.device])
-        self.weight = float(engine.folded.device_counts[number]) / engine.topology.devices
         self.script: Script = engine.plan.scripts[self.stage]
         self.slow = 1.0
-        self.met = 0
-        self.group = {role: engine.folded.group_of(role, number) for role in engine.groups}
-        self.ended_s = 0.0
         self.idle_s = 0.0  # waiting for another stage's microbatches
         self.gathers: dict[int, list[Flight]] = {}  # by place in the script
         self.scatters: list[Flight] = []
@@ -53,12 +46,11 @@ class Stream:
     def run(self) -> Steps:
         """Run the whole script."""
         engine = self.engine
-        speed = float(engine.speed[self.device])
         jitter = engine.wanted.draws(self.device, len(self.script.steps))
         for place, step in enumerate(self.script.steps):
             unit = engine.plan.units[step.unit]
             began = float(self.env.now)
-            self.slow = speed * jitter[place]
+            self.slow = self.speed * jitter[place]
             yield from self._gather(place, unit)
             yield from self._finish(unit)
             yield from self._unit(unit, step.message)
@@ -134,45 +126,10 @@ class Stream:
                 begin += seconds * self.slow
         yield self.env.timeout(op.time_s * self.slow)
 
-    def start(self, spec: Spec) -> Flight:
-        """Meet the group for a collective."""
-        engine, group = self.engine, self.group[spec.role]
-        moved = engine.traffic.get(spec)
-        if moved is None:
-            moved = traffic(spec.kind, engine.groups[spec.role], spec.bytes, spec.stage)
-            engine.traffic[spec] = moved
-        go = engine.traveller.collective(
-            spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
-        )
-        done = engine.traveller.meet(spec.role, group, self._key(), go)
-        self._count(spec, done, spec.repeat)
-        return spec, done
-
-    def _count(self, spec: Spec, done: simpy.Event, repeat: int) -> None:
-        """Count a collective, and the time from now until it has landed."""
-        engine = self.engine
-        began = float(self.env.now)
-        engine.counts[spec] += self.weight * repeat
-
-        def landed(_: simpy.Event) -> None:
-            engine.flown[spec] += (float(self.env.now) - began) * self.weight
-
-        assert done.callbacks is not None
-        done.callbacks.append(landed)
-
     def all_of(self, flights: Iterable[Flight]) -> Steps:
         """Wait for collectives in turn."""
         for spec, done in flights:
             yield from self.wait(spec, done)
-
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
-        """Wait for what was started."""
-        before = float(self.env.now)
-        yield done
-        self.engine.waited[spec] += (float(self.env.now) - before) * self.weight
-        if flown_s is not None:
-            self.engine.flown[spec] += flown_s * self.weight
-            self.engine.counts[spec] += self.weight
 
     def send(self, op: Send, message: int) -> Steps:
         """Send a microbatch to the chip at the same place in another stage."""
@@ -219,16 +176,3 @@ class Stream:
         engine.waited[op.spec] += (passed - op.whole_s * self.slow) * self.weight
         engine.flown[op.spec] += passed * self.weight
         engine.counts[op.spec] += self.weight
-
-    def _key(self) -> int:
-        self.met += 1
-        return self.met
-
-    def note(
-        self, role: str, name: str, start_s: float, end_s: float, group: int | None = None
-    ) -> None:
-        """Tell who watches."""
-        if self.engine.watch is not None and end_s > start_s:
-            number = self.number if group is None else group
-            span = Span(name=name, role=role, group=number, start_s=start_s, end_s=end_s, bytes=0.0)
-            self.engine.watch(span)

@@ -14,6 +14,7 @@ from shardsim.errors import FileError
 from shardsim.files import write_bytes, write_text
 from shardsim.plan.plan import Plan
 from shardsim.simulate.collective import Span
+from shardsim.simulate.outcome import Played
 from shardsim.simulate.step import Simulation, simulate_plan
 
 US = 1e6
@@ -34,7 +35,7 @@ def watched(plan: Plan, **options: Any) -> tuple[Simulation, list[Span]]:
     return simulate_plan(plan, watch=spans.append, **options), spans
 
 
-def tracks(simulation: Simulation, spans: Iterable[Span]) -> list[Track]:
+def tracks(simulation: Played, spans: Iterable[Span]) -> list[Track]:
     """Return one row for every class of chips, every collective under way, every direction.
 
     Where spans of one row overlap, the row gets a second one.
@@ -50,8 +51,9 @@ def tracks(simulation: Simulation, spans: Iterable[Span]) -> list[Track]:
             process = f"{count} chips like {example}"
             rows.setdefault((0, process, span.role), []).append(span)
             continue
-        axes = "+".join(engine.layout.mesh_axes(span.role)) or span.role
-        where = f"groups over {axes}" + (f", class {span.group}" if span.group else "")
+        where = f"groups over {engine.where(span.role)}" + (
+            f", class {span.group}" if span.group else ""
+        )
         if not span.leg:
             key = (span.name, span.role, span.group, span.start_s)
             if key not in seen:
@@ -86,7 +88,7 @@ def _lanes(row: list[Span]) -> list[list[Span]]:
     return lanes
 
 
-def trace_events(simulation: Simulation, spans: Iterable[Span]) -> list[dict[str, Any]]:
+def trace_events(simulation: Played, spans: Iterable[Span]) -> list[dict[str, Any]]:
     """Return a step as trace events; times in microseconds."""
     events: list[dict[str, Any]] = []
     processes: dict[str, int] = {}
@@ -132,6 +134,13 @@ def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Sim
     link direction, with the bytes that one chip's link carries. `options` as in `simulate_plan`.
     """
     simulation, spans = watched(plan, **options)
+    save_trace(simulation, spans, path)
+    return simulation
+
+
+def save_trace(simulation: Played, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
+    """Write what was seen of a step as trace events."""
+    plan = simulation.plan
     data = {
         "displayTimeUnit": "ms",
         "otherData": {
@@ -144,29 +153,37 @@ def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Sim
         "traceEvents": trace_events(simulation, spans),
     }
     write_text(path, json.dumps(data))
-    return simulation
 
 
 def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Simulation:
     """Simulate a step and draw a layer from the middle, forward and backward, as PNG or SVG."""
+    simulation, spans = watched(plan, **options)
+    save_layer(simulation, spans, path)
+    return simulation
+
+
+def save_layer(simulation: Played, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
+    """Draw a layer from the middle of a step, forward and backward, as it was seen."""
     from matplotlib.figure import Figure
 
-    simulation, spans = watched(plan, **options)
+    assert simulation.engine is not None
+    plan = simulation.plan
     rows = tracks(simulation, spans)
     first = rows[0].process
     units = [
         span for row in rows if row.process == first and row.name == "layer" for span in row.spans
     ]
     windows = []
-    for name in ("layer forward", "layer backward"):
+    for name in simulation.engine.layers():
         named = [span for span in units if span.name == name]
         windows.append(named[len(named) // 2])
     shown = [row for row in rows if not row.name.startswith("layer")]
     shown = [row for row in shown if row.process == first or not row.process.endswith("like")]
+    shown = [row for row in shown if any(_within(span, w) for span in row.spans for w in windows)]
     colours = _Colours()
     figure = Figure(figsize=(13, 1.2 + 2 * (0.8 + 0.34 * len(shown))), layout="constrained")
     for place, window in enumerate(windows):
-        axes = figure.add_subplot(2, 1, place + 1)
+        axes = figure.add_subplot(len(windows), 1, place + 1)
         for number, row in enumerate(shown):
             bars: dict[Any, list[tuple[float, float]]] = {}
             for span in row.spans:
@@ -197,7 +214,10 @@ def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Simu
         fontsize=11,
     )
     save_figure(figure, path)
-    return simulation
+
+
+def _within(span: Span, window: Span) -> bool:
+    return span.end_s > window.start_s and span.start_s < window.end_s
 
 
 def _row_name(row: Track, first: str) -> str:

@@ -226,8 +226,12 @@ class Topology:
         links, _, _ = self.routes(np.array([source]), np.array([target]))
         return [int(link) for link in links]
 
-    def routes(self, sources: Ints, targets: Ints) -> tuple[Ints, Ints, Ints]:
-        """Return the links of many routes in a row, the route of each link, and each length."""
+    def routes(self, sources: Ints, targets: Ints, half_way: int = 0) -> tuple[Ints, Ints, Ints]:
+        """Return the links of many routes in a row, the route of each link, and each length.
+
+        Half way around a wrapped axis there are two shortest ways: `half_way` 1 goes up, -1 down,
+        0 the way that does not cross the seam.
+        """
         here = np.stack(np.unravel_index(sources, self.shape))
         there = np.stack(np.unravel_index(targets, self.shape))
         device = np.array(sources)
@@ -250,6 +254,9 @@ class Topology:
                 ahead = np.where(
                     2 * np.abs(ahead) > axis.length, ahead - np.sign(ahead) * axis.length, ahead
                 )
+                if half_way:
+                    tied = 2 * np.abs(ahead) == axis.length
+                    ahead = np.where(tied, half_way * np.abs(ahead), ahead)
             for step in range(int(np.abs(ahead).max(initial=0))):
                 moving = np.nonzero(np.abs(ahead) > step)[0]
                 port = 2 * number + (ahead[moving] < 0)

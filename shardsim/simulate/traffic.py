@@ -10,6 +10,7 @@ the last piece then has the hops of all axes before it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardsim.simulate.groups import Groups
@@ -31,12 +32,22 @@ class Traffic:
     overheads: int  # one for a gather, two for an all-reduce
 
 
-def traffic(kind: str, groups: Groups, total_bytes: float, stage: str = "all") -> Traffic:
-    """Return what a collective of `kind` over `total_bytes` (as in `Collective`) moves."""
+def traffic(
+    kind: str,
+    groups: Groups,
+    total_bytes: float,
+    stage: str = "all",
+    shifts: Sequence[int] = (),
+) -> Traffic:
+    """Return what a collective of `kind` over `total_bytes` (as in `Collective`) moves.
+
+    A permute without `shifts` passes data to the next member of a ring that does not close.
+    """
     if groups.size == 1 or total_bytes == 0:
         return Traffic(moves=(), overheads=0)
     if kind == "permute":
-        return Traffic(moves=(Move(leg="shift", unit_bytes=total_bytes),), overheads=1)
+        leg = f"permute:{','.join(map(str, shifts))}" if shifts else "shift"
+        return Traffic(moves=(Move(leg=leg, unit_bytes=total_bytes),), overheads=1)
     if kind == "all-to-all":
         return Traffic(moves=_exchange(groups, total_bytes), overheads=1)
     gather = _gather(groups, total_bytes, stage)
@@ -55,9 +66,11 @@ def traffic(kind: str, groups: Groups, total_bytes: float, stage: str = "all") -
     raise ValueError(f"unknown collective '{kind}'")
 
 
-def leg_names(kind: str, groups: Groups, stage: str = "all") -> set[str]:
+def leg_names(
+    kind: str, groups: Groups, stage: str = "all", shifts: Sequence[int] = ()
+) -> set[str]:
     """Return the legs that a collective of `kind` may use."""
-    return {move.leg for move in traffic(kind, groups, 1.0, stage).moves}
+    return {move.leg for move in traffic(kind, groups, 1.0, stage, shifts).moves}
 
 
 def _gather(groups: Groups, total_bytes: float, stage: str) -> tuple[Move, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardsim.simulate.step import Simulation
+from shardsim.simulate.outcome import Played
 from shardsim.simulate.topology import Floats
 
 
@@ -22,7 +22,7 @@ class LinkRow:
     busiest_bytes: float
 
 
-def link_table(simulation: Simulation) -> list[LinkRow]:
+def link_table(simulation: Played) -> list[LinkRow]:
     """Return utilisation by axis and direction.
 
     >>> from shardsim.plan import load_plan
@@ -53,7 +53,7 @@ def link_table(simulation: Simulation) -> list[LinkRow]:
     return rows
 
 
-def by_link(simulation: Simulation) -> tuple[Floats, Floats]:
+def by_link(simulation: Played) -> tuple[Floats, Floats]:
     """Return every link's share of the step at full rate, and its bytes."""
     engine = simulation.engine
     assert engine is not None
@@ -65,7 +65,7 @@ def by_link(simulation: Simulation) -> tuple[Floats, Floats]:
     return shares, moved
 
 
-def by_wire(simulation: Simulation) -> Floats:
+def by_wire(simulation: Played) -> Floats:
     """Return the busier direction of the wire up from every device, [devices, axes]; NaN: none."""
     engine = simulation.engine
     assert engine is not None

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.cost.predict import TIME_PARTS, CollectiveUse, collective_uses
 from shardsim.cost.price import CollectiveCost, ComputeCost
-from shardsim.cost.replay import BlockTime, replay_program
+from shardsim.cost.replay import BlockTime, Replayed, replay_program
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import model_flops_per_token
@@ -49,7 +49,13 @@ def replay(machine: Machine, where: Plan | Layout, compiled: CompiledProgram) ->
         mesh = {axis.name: axis.size for axis in where.mesh}
         if mesh != compiled.mesh:
             raise PlanError(f"replay: the plan's mesh is {mesh}, the program's {compiled.mesh}")
-    replayed = replay_program(machine, where, compiled.program)
+    return replay_of(machine, where, compiled, replay_program(machine, where, compiled.program))
+
+
+def replay_of(
+    machine: Machine, where: Plan | Layout, compiled: CompiledProgram, replayed: Replayed
+) -> Replay:
+    """Return what `replayed`, closed forms or events, says of a step of `compiled`."""
     price = replayed.price
     step_time_s = float(price.step_time_s)
     chip = machine.chip

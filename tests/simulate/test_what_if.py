@@ -125,6 +125,15 @@ def test_mistakes_are_told_in_one_line(words: list[str], told: str) -> None:
     assert not result.stdout
 
 
+def test_what_is_compiled_is_no_closed_form() -> None:
+    result = shardsim(*SMALL, "--compiled")
+    assert result.exit_code == 2
+    assert "--fidelity events" in result.stderr
+    result = shardsim(*SMALL, "--fidelity", "compiled", "--dead-chip", "1,1")
+    assert result.exit_code == 2
+    assert "chip 1,1 is broken" in result.stderr
+
+
 def test_closed_forms_know_no_stragglers() -> None:
     for words in (["--straggler", "0,0=1.1"], ["--slow-dcn", "0"], ["--twisted"]):
         result = shardsim(*SMALL, *words)

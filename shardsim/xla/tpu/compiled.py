@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.replay import BlockTime
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan
+from shardsim.xla.replay import Replay
 from shardsim.xla.tpu.evidence import Evidence
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
 
@@ -24,6 +26,7 @@ class CompiledPrediction(Prediction):
     """
 
     evidence: Evidence = field(repr=False, compare=False)
+    blocks: tuple[BlockTime, ...] = field(repr=False)
 
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data, with a `compiled` part."""
@@ -37,7 +40,7 @@ class CompiledPrediction(Prediction):
                 "blocks": [
                     {"name": block.name, "phase": block.phase, "trips": block.trips}
                     | {name: float(value) for name, value in block.time.items()}
-                    for block in self.evidence.replayed.blocks
+                    for block in self.blocks
                 ],
                 "versions": self.evidence.compilation.versions,
             },
@@ -58,9 +61,14 @@ def predict_compiled(plan: Plan, compiler: TpuCompiler) -> CompiledPrediction:
 def from_compilation(made: Compilation) -> CompiledPrediction:
     """Return the prediction from a compilation that succeeded."""
     evidence = Evidence(made)
-    planned, replayed = evidence.predicted, evidence.replayed
+    return CompiledPrediction(**values_of(evidence, evidence.replayed), evidence=evidence)
+
+
+def values_of(evidence: Evidence, replayed: Replay) -> dict[str, Any]:
+    """Return the fields, but the evidence, of a compiled step as it was replayed."""
+    planned = evidence.predicted
     values = {item.name: getattr(planned, item.name) for item in dataclasses.fields(planned)}
-    values |= {
+    return values | {
         "step_time_s": replayed.step_time_s,
         "tokens_per_s_per_chip": planned.tokens_per_s_per_chip
         * planned.step_time_s
@@ -73,8 +81,8 @@ def from_compilation(made: Compilation) -> CompiledPrediction:
         "time": replayed.time,
         "collectives": replayed.collectives,
         "warnings": (*planned.warnings, *replayed.warnings),
+        "blocks": replayed.blocks,
     }
-    return CompiledPrediction(**values, evidence=evidence)
 
 
 def _expected(made: Compilation) -> str:

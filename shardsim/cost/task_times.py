@@ -1,0 +1,117 @@
+"""What the tasks of a compiled Program take on one device, for whoever replays it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from shardsim.cost.collectives import collective_s
+from shardsim.cost.compute import compute_time
+from shardsim.cost.meshlinks import MeshLinks, Route
+from shardsim.machine import Machine
+from shardsim.program.tasks import Collective, Compute, Transfer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkTime:
+    """Seconds of operations on the compute stream, by what takes them."""
+
+    compute_s: float = 0.0
+    hbm_bound_s: float = 0.0
+    overhead_s: float = 0.0
+    spare_s: float = 0.0  # of their sum: in which they leave HBM to others
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all of them."""
+        return self.compute_s + self.hbm_bound_s + self.overhead_s
+
+    def __add__(self, other: WorkTime) -> WorkTime:
+        return WorkTime(
+            compute_s=self.compute_s + other.compute_s,
+            hbm_bound_s=self.hbm_bound_s + other.hbm_bound_s,
+            overhead_s=self.overhead_s + other.overhead_s,
+            spare_s=self.spare_s + other.spare_s,
+        )
+
+
+class TaskTimes:
+    """Times of single tasks on a machine whose other parts are idle."""
+
+    def __init__(self, machine: Machine, links: MeshLinks) -> None:
+        self.machine = machine
+        self.links = links
+        chip = machine.chip
+        self.hbm_bytes_per_s = chip.hbm_bytes_per_s / chip.devices_per_chip * chip.hbm_efficiency
+        self.host_bytes_per_s = (chip.pcie_bytes_per_s or float("inf")) / chip.devices_per_chip
+        self._alone: dict[str, float] = {}
+
+    def work(self, task: Compute) -> WorkTime:
+        """Return the time of a compute task; all of its HBM traffic is HBM's own time."""
+        cost = compute_time(self.machine.chip, task)
+        own_s = float(task.hbm_bytes * task.count) / self.hbm_bytes_per_s
+        return WorkTime(
+            compute_s=float(cost.unit_s * task.count),
+            hbm_bound_s=float(cost.memory_s * task.count),
+            overhead_s=float(cost.overhead_s * task.count),
+            spare_s=max(float(cost.total_s * task.count) - own_s, 0.0),
+        )
+
+    def route(self, task: Collective) -> Route:
+        """Return the links of a collective."""
+        return self.links.route(task.mesh_axes, task.parts, task.shifts)
+
+    def alone_s(self, task: Collective) -> float:
+        """Return what a collective takes on free links."""
+        if task.name not in self._alone:
+            route = self.route(task)
+            # Each link carries the blocks of all members that a permute passes over.
+            amount = task.bytes * route.hops if task.kind == "permute" else task.bytes
+            self._alone[task.name] = float(
+                collective_s(task.kind, route.group, amount, task.messages) * task.count
+            )
+        return self._alone[task.name]
+
+    def hbm_s(self, task: Transfer) -> float:
+        """Return the seconds of HBM that a transfer needs."""
+        return float(task.hbm_bytes) / self.hbm_bytes_per_s
+
+    def host_s(self, task: Transfer) -> float:
+        """Return the seconds of the link to the host that a transfer needs."""
+        return float(task.host_bytes) / self.host_bytes_per_s
+
+
+class Transfers:
+    """Transfers between memories of one device: one after another, with HBM as it is spared."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[str, float]] = deque()  # name, seconds of HBM left
+        self.moved: set[str] = set()  # those that ended and were not awaited yet
+
+    def add(self, name: str, hbm_s: float) -> None:
+        """Put a transfer behind the others."""
+        self.queue.append((name, hbm_s))
+        self.drain(0.0)
+
+    def finish(self, name: str) -> float:
+        """End `name` and all before it; return the seconds of HBM that this took.
+
+        They are taken out one by one: time that is summed and passed would leave a rest of
+        rounding.
+        """
+        left = 0.0
+        while name not in self.moved:
+            other, seconds = self.queue.popleft()
+            left += seconds
+            self.moved.add(other)
+        return left
+
+    def drain(self, seconds: float) -> None:
+        """Let the transfers have HBM for so long."""
+        queue = self.queue
+        while queue and queue[0][1] <= seconds * (1 + 1e-12):
+            name, took = queue.popleft()
+            seconds -= took
+            self.moved.add(name)
+        if queue and seconds > 0:
+            queue[0] = (queue[0][0], queue[0][1] - seconds)

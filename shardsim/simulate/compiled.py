@@ -1,0 +1,83 @@
+"""Simulating what a compiler scheduled: the Program of `xla.hlo.read_hlo`, on the torus."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardsim.cost.meshlinks import MeshLinks
+from shardsim.cost.replay import Replayed, replay_program, summed
+from shardsim.cost.task_times import TaskTimes
+from shardsim.machine import Machine
+from shardsim.plan.layout import Layout
+from shardsim.plan.plan import Plan
+from shardsim.program.tasks import Program
+from shardsim.simulate.collective import Span
+from shardsim.simulate.operations import Spec
+from shardsim.simulate.outcome import Outcome, fields_of, outcome
+from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.player import TapeEngine
+from shardsim.simulate.spare import refuse_broken
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledSimulation(Outcome):
+    """A compiled step on the machine as it is. The parts of `replayed.price` are means over all
+    chips and add up to the step; `closed` is the replay in closed form, on a healthy machine."""
+
+    replayed: Replayed = field(repr=False)
+    closed: Replayed = field(repr=False)
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of the step."""
+        return float(self.replayed.price.step_time_s)
+
+
+def simulate_compiled(
+    machine: Machine,
+    where: Plan | Layout,
+    program: Program,
+    *,
+    unfold: bool = False,
+    perturbation: Perturbation | None = None,
+    straggler: tuple[int, float] | None = None,
+    dead_link: tuple[int, int] | None = None,
+    jitter: float | None = None,
+    seed: int = 0,
+    watch: Callable[[Span], None] | None = None,
+) -> CompiledSimulation:
+    """Simulate one step of `program`, compiled for the mesh of a plan (or layout) on `machine`.
+
+    Options are those of `simulate_plan`; `jitter` is of each device's time for each trip through
+    a block of the Program. Operations and transfers take what `replay_program` says; collectives
+    share the links that they cross instead of queueing for them.
+    """
+    began = time.perf_counter()
+    wanted = (perturbation or Perturbation()).also(
+        straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
+    )
+    refuse_broken(machine, wanted.broken)
+    times = TaskTimes(machine, MeshLinks(machine, where))
+    closed = replay_program(machine, where, program)
+    engine = TapeEngine(machine, times, program, wanted, unfold, watch)
+    engine.run()
+    seen = outcome(engine, float(closed.price.step_time_s), time.perf_counter() - began)
+    replayed = _with_flights(summed(times, program, engine.trips), engine)
+    return CompiledSimulation(**fields_of(seen, Outcome), replayed=replayed, closed=closed)
+
+
+def _with_flights(replayed: Replayed, engine: TapeEngine) -> Replayed:
+    """Return a replay in which collectives take as long as they were under way."""
+    flown: dict[str, float] = defaultdict(float)
+    for spec, seconds in engine.flown.items():
+        if isinstance(spec, Spec):
+            flown[spec.name] += seconds
+    price = replayed.price
+    price.collectives = [
+        dataclasses.replace(cost, time_s=flown[cost.task.name]) for cost in price.collectives
+    ]
+    return replayed

@@ -1,0 +1,83 @@
+"""What only the event simulation shows of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shardsim.plan.plan import Plan
+from shardsim.simulate.engine import Contention, Engine
+from shardsim.simulate.perturb import Perturbation
+
+
+class Played(Protocol):
+    """A step of a plan, or of what a compiler made of it, that was simulated."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of the step."""
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation, a fraction."""
+
+    @property
+    def engine(self) -> Engine | None:
+        """The run itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run of the event simulation tells beside the times of a step."""
+
+    contention: tuple[Contention, ...] = ()
+    utilisation: dict[str, float] = field(default_factory=dict)  # busiest link of each port
+    link_bytes: dict[str, float] = field(default_factory=dict)  # on that link
+    classes: dict[str, int] = field(default_factory=dict)
+    events: int = 0
+    transfers: int = 0
+    seconds: float = 0.0  # of simulating
+    analytic_step_time_s: float = 0.0
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    engine: Engine | None = field(default=None, repr=False, compare=False)
+
+    def events_data(self) -> dict[str, Any]:
+        """Return it as plain data: the `events` part of a prediction."""
+        return {
+            "analytic_step_time_s": self.analytic_step_time_s,
+            "perturbation": dataclasses.asdict(self.perturbation),
+            "contention": [dataclasses.asdict(item) for item in self.contention],
+            "link_utilisation": dict(self.utilisation),
+            "link_bytes": dict(self.link_bytes),
+            "classes": dict(self.classes),
+            "events": self.events,
+            "transfers": self.transfers,
+            "seconds": self.seconds,
+        }
+
+
+def outcome(engine: Engine, analytic_step_time_s: float, seconds: float) -> Outcome:
+    """Return what `engine` has seen, in `seconds` of simulating."""
+    utilisation, carried = engine.utilisation()
+    return Outcome(
+        contention=engine.contention(),
+        utilisation=utilisation,
+        link_bytes=carried,
+        classes=engine.classes(),
+        events=engine.env.events,
+        transfers=engine.links.transfers,
+        seconds=seconds,
+        analytic_step_time_s=analytic_step_time_s,
+        perturbation=engine.wanted,
+        engine=engine,
+    )
+
+
+def fields_of(item: Any, kind: type) -> dict[str, Any]:
+    """Return the fields that `item` has from the dataclass `kind`, to make another one of them."""
+    return {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(kind)}

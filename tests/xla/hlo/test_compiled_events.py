@@ -1,0 +1,38 @@
+"""Compiled train steps, simulated event by event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hlo_samples as samples
+import pytest
+
+from shardsim.simulate.compiled import simulate_compiled
+from shardsim.simulate.perturb import Perturbation
+from shardsim.simulate.topology import Fault
+
+HALF = Perturbation(faults=(Fault(device=0, port=0, factor=0.5),))
+
+
+@pytest.mark.parametrize("name", samples.DATA)
+def test_real_programs_agree_with_the_closed_form(name: str) -> None:
+    plan, made = samples.plan_of(name), samples.compiled(name)
+    found = simulate_compiled(plan.machine, plan, made.program)
+    price, closed = found.replayed.price, found.closed.price
+    assert found.step_time_s == pytest.approx(float(closed.step_time_s), rel=0.01)
+    for part in ("compute_s", "overhead_s"):
+        assert getattr(price, part) == pytest.approx(getattr(closed, part))
+    assert price.hbm_bound_s == pytest.approx(closed.hbm_bound_s, rel=0.01)
+    assert sum(block.time_s for block in found.replayed.blocks) == pytest.approx(found.step_time_s)
+    if not found.contention:
+        assert found.step_time_s == pytest.approx(float(closed.step_time_s), rel=1e-3)
+
+
+def test_real_programs_folded_and_unfolded() -> None:
+    plan, made = samples.plan_of("vit-explicit"), samples.compiled("vit-explicit")
+    options: dict[str, Any]
+    for options in ({}, {"straggler": (3, 1.2)}, {"perturbation": HALF}):
+        folded = simulate_compiled(plan.machine, plan, made.program, **options)
+        whole = simulate_compiled(plan.machine, plan, made.program, unfold=True, **options)
+        assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-9)
+        assert folded.events < whole.events
