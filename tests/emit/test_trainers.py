@@ -111,5 +111,9 @@ def test_a_trainer_that_is_not_installed_is_one_line(against: str, tmp_path: Pat
 def test_libraries_have_no_full_scale() -> None:
     with pytest.raises(ShardsimError, match="tiny only"):
         verify_trainer(PLAN, "flax", scale="full")
+    with pytest.raises(ShardsimError, match="tiny only"):
+        verify_trainer(PLAN, "levanter", scale="full")
+    with pytest.raises(ShardsimError, match="models as Llama"):
+        verify_trainer(PLANS["fsdp"], "axlearn")
     with pytest.raises(ShardsimError, match="did you mean 'maxtext'"):
         verify_trainer(PLAN, "maxtex")
