@@ -44,7 +44,7 @@ def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
             kept[key] = result[key]
     if result["losses"]:
         kept["losses"] = result["losses"]
-    for key in ("differences", "remarks"):
+    for key in ("collectives", "differences", "remarks"):
         if result[key]:
             kept[key] = result[key]
     return kept
