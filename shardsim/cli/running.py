@@ -63,7 +63,9 @@ def export(
     "--against",
     default="host",
     show_default=True,
-    type=click.Choice(["host", "tpu", "maxtext", "big_vision", "flax", "keras"]),
+    type=click.Choice(
+        ["host", "tpu", "maxtext", "big_vision", "flax", "keras", "axlearn", "levanter"]
+    ),
     help="host: run on this machine's processor, as several devices; tpu: compile for the "
     "plan's slice with the real TPU compiler, without a TPU; or a trainer, with the exported "
     "file in its own code.",

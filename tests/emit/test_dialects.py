@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from plans import PLANS, make
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.big_vision import big_vision_export
 from shardsim.emit.dialects.keras import keras_layout, resolve_layout, variable_path
+from shardsim.emit.dialects.levanter import levanter_layout
 from shardsim.emit.dialects.maxtext import maxtext_export
 from shardsim.emit.dialects.rules import Array, compare, order_rules, resolve_names
 from shardsim.emit.dialects.tactics import resolve_tactics
@@ -395,10 +397,14 @@ def test_any_name_gives_the_same_maxtext_file(name: str) -> None:
 DECODERS = [name for name, plan in PLANS.items() if plan.model.vocab]
 
 
+AXLEARN_REASONS = "no axis for|remat:|mesh axes come in|the moments of"
+LEVANTER_REASONS = "no axis for|remat:|would lie as|the moments of|splits queries"
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_axlearn_writes_the_specs_of_the_plan_or_a_reason(name: str) -> None:
     plan = PLANS[name]
-    code = attempt(lambda: export_plan(plan, "axlearn"), "no axis for|remat:|mesh axes come in")
+    code = attempt(lambda: export_plan(plan, "axlearn"), AXLEARN_REASONS)
     if code is None:
         return
     values = {
@@ -420,7 +426,10 @@ def test_axlearn_writes_the_specs_of_the_plan_or_a_reason(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_levanter_holds_the_plan_or_a_reason(name: str) -> None:
     plan = PLANS[name]
-    text = attempt(lambda: export_plan(plan, "levanter"), "no axis for|remat:|would lie as")
+    text = attempt(
+        lambda: export_plan(plan, "levanter"),
+        LEVANTER_REASONS,
+    )
     if text is None:
         return
     trainer = yaml.safe_load(text)["trainer"]
@@ -429,6 +438,36 @@ def test_levanter_holds_the_plan_or_a_reason(name: str) -> None:
     assert trainer["model_axis_size"] == int(layout.tensor.size)
     assert replicas == int(layout.data.size)
     assert ("fsdp_axis" in trainer) == (int(layout.fsdp.size) > 1)
+
+
+def test_axlearn_finds_the_query_inside_of_rotary_positions() -> None:
+    """Its RoFormerQKVLinear wraps the layer that has the weights."""
+    codes = {
+        name: attempt(lambda name=name: export_plan(PLANS[name], "axlearn"), AXLEARN_REASONS)
+        for name in DECODERS
+        if PLANS[name].model.positions == "rotary"
+    }
+    name, code = next((name, code) for name, code in codes.items() if code is not None)
+    plan = PLANS[name]
+    assert "attention.input_linear.input_linear.layer'" in code
+    plain = replace(plan, model=replace(plan.model, positions="fixed"))
+    assert "attention.input_linear.layer'" in export_plan(plain, "axlearn")
+
+
+def test_levanter_splits_queries_by_the_heads_of_keys() -> None:
+    plan = next(
+        plan
+        for name in DECODERS
+        if (plan := PLANS[name]).remat.name in ("full", "none")
+        and int(resolve(plan).tensor.size) > 1
+        and plan.model.kv_heads % int(resolve(plan).tensor.size) == 0
+        and attempt(lambda: levanter_layout(plan), ".") is not None
+    )
+    query = next(array for array in levanter_layout(plan).arrays if array.what == "query")
+    assert query.names == ("embed", "kv_head", "head_size")
+    one_key = replace(plan, model=replace(plan.model, kv_heads=1))
+    with pytest.raises(PlanError, match=r"splits queries|would lie as"):
+        export_plan(one_key, "levanter")
 
 
 @pytest.mark.parametrize("to", ["axlearn", "levanter"])

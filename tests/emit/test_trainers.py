@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -108,8 +109,38 @@ def test_a_trainer_that_is_not_installed_is_one_line(against: str, tmp_path: Pat
     assert lines[1].startswith("error: ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["flax", "keras"])
+def test_the_libraries_lay_out_arrays_as_exported(library: str) -> None:
+    """On eight host devices, in processes of their own."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    result = verify_trainer(PLAN, library)
+    assert result.ok
+    assert len(result.parameters) >= 12
+    assert all(one.found == one.planned for one in result.parameters)
+
+
+def test_peak_and_allocation_are_apart() -> None:
+    """Temporaries are what is in use beside the state; gaps between buffers are shown apart."""
+    stats = (
+        "CompiledMemoryStats peak_memory_in_bytes=900\n"
+        "Memory analysis: CompiledMemoryStats(generated_code_size_in_bytes=1, "
+        "argument_size_in_bytes=350, output_size_in_bytes=300, alias_size_in_bytes=300, "
+        "temp_size_in_bytes=800, host_temp_size_in_bytes=7)"
+    )
+    data = read_output(f"{printed()}\n{stats}", MADE, {}).to_data()
+    assert data["hbm"]["compiled_peak_bytes"] == 900
+    assert data["temporaries"]["compiled_bytes"] == 900 - 300
+    assert data["temporaries"]["allocated_bytes"] == 800
+
+
 def test_libraries_have_no_full_scale() -> None:
     with pytest.raises(ShardsimError, match="tiny only"):
         verify_trainer(PLAN, "flax", scale="full")
+    with pytest.raises(ShardsimError, match="tiny only"):
+        verify_trainer(PLAN, "levanter", scale="full")
+    with pytest.raises(ShardsimError, match="models as Llama"):
+        verify_trainer(PLANS["fsdp"], "axlearn")
     with pytest.raises(ShardsimError, match="did you mean 'maxtext'"):
         verify_trainer(PLAN, "maxtex")

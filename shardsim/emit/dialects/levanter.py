@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.emit.dialects.mesh import mesh_shape
-from shardsim.emit.dialects.rules import Array, check_rules
+from shardsim.emit.dialects.rules import Array, Rule, check_rules, refuse_moments_apart
 from shardsim.emit.jax_code import header
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
@@ -32,7 +33,25 @@ AXES: Mapping[str, str] = {
     "norm": "embed",
     "position": "position",
 }
+# The query's heads are [kv_head, q_heads_per_group] there, and split by the first.
+QUERY_HEADS = {"heads": "kv_head"}
 CHECKPOINTING = {"full": True, "none": False}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Haliax's axis mapping of a plan, and the weights it was checked with."""
+
+    tensor: tuple[str, ...]  # Haliax axes split over "model"
+    fsdp: bool  # whether "embed" is split over "data"
+    arrays: tuple[Array, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def rules(self) -> list[Rule]:
+        """Return the mapping as rules; tensor axes come first."""
+        rules: list[Rule] = [(axis, ("model",)) for axis in self.tensor]
+        return rules + ([("embed", ("data",))] if self.fsdp else [])
 
 
 def levanter_code(plan: Plan) -> str:
@@ -46,17 +65,7 @@ def levanter_code(plan: Plan) -> str:
         for name, inside, over in zip(mesh.names, mesh.inside, mesh.slices, strict=True)
         if inside * over > 1
     }
-    data = plan_data(plan)
-    tensor = sorted(
-        {
-            AXES[axis]
-            for entry in data["parameters"].values()
-            for axis, by in zip(entry["axes"], entry["spec"][-len(entry["axes"]) :], strict=True)
-            if set(by) & set(layout.names["tensor"])
-        }
-    )
-    sharded = any(layout.names["fsdp"])
-    _check(data, layout.names, tensor, sharded)
+    found = levanter_layout(plan)
     one = (1, 1)
     trainer: dict[str, Any] = {
         "train_batch_size": plan.batch,
@@ -65,12 +74,12 @@ def levanter_code(plan: Plan) -> str:
         "model_axis_size": sizes.get("model", one)[0],
         "replica_ici_axis_size": sizes.get("replica", one)[0],
         "replica_dcn_axis_size": sizes.get("replica", one)[1],
-        "tensor_parallel_axes": tensor,
-        **({"fsdp_axis": "embed"} if sharded else {}),
+        "tensor_parallel_axes": list(found.tensor),
+        **({"fsdp_axis": "embed"} if found.fsdp else {}),
     }
     lines = [
         header(plan),
-        *[f"# {text}" for text in mesh.remarks],
+        *[f"# {text}" for text in (*mesh.remarks, *found.remarks)],
         "trainer:",
         *[f"  {key}: {json.dumps(value)}" for key, value in trainer.items()],
         "model:",
@@ -115,15 +124,27 @@ def _refuse(plan: Plan) -> None:
         )
 
 
-def _check(
-    data: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], tensor: list[str], sharded: bool
-) -> None:
-    """Raise `PlanError` if some weight would lie otherwise: tensor axes come first in Haliax."""
+def levanter_layout(plan: Plan) -> Layout:
+    """Return the axis mapping of a plan.
+
+    Raises `PlanError` if some weight would lie otherwise.
+    """
+    names = resolve(plan).names
     own = {name: ROLES[role] for role in ROLES for name in names[role]}
-    rules = [(axis, ("model",)) for axis in tensor] + ([("embed", ("data",))] if sharded else [])
-    arrays = []
-    for name, entry in data["parameters"].items():
-        axes = [AXES[axis] for axis in entry["axes"]]
-        spec = entry["spec"][-len(axes) :]
-        arrays.append(Array.of(name, axes, [[own[axis] for axis in by] for by in spec]))
-    check_rules(arrays, rules, TRAINER)
+    parameters = plan_data(plan)["parameters"]
+    refuse_moments_apart(parameters, TRAINER)
+    arrays, tensor = [], set()
+    for name, entry in parameters.items():
+        words = {**AXES, **(QUERY_HEADS if name.startswith("query") else {})}
+        axes = [words[axis] for axis in entry["axes"]]
+        spec = [[own[axis] for axis in by] for by in entry["spec"][-len(axes) :]]
+        arrays.append(Array.of(name, axes, spec))
+        tensor |= {axis for axis, by in zip(axes, spec, strict=True) if "model" in by}
+    split = int(resolve(plan).tensor.size)
+    if "kv_head" in tensor and plan.model.kv_heads % split:
+        raise PlanError(
+            f"export to {TRAINER}: it splits queries by their {plan.model.kv_heads} key-value "
+            f"heads, which {split} devices do not divide"
+        )
+    made = Layout(tuple(sorted(tensor)), bool(names["fsdp"]), tuple(arrays), ())
+    return replace(made, remarks=tuple(check_rules(arrays, made.rules, TRAINER)))

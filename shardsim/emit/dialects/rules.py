@@ -8,8 +8,9 @@ may apply. A name without a rule is replicated without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardsim.emit.specs import Spec
 from shardsim.errors import PlanError
@@ -133,6 +134,15 @@ def compare(array: Array, found: Sequence[Sequence[str]], trainer: str) -> str |
         f"export to {trainer}: {array.what} ({names}) would lie as {spec_text(split)} there, "
         f"not {spec_text(array.spec)} as planned; export to jax instead"
     )
+
+
+def refuse_moments_apart(parameters: Mapping[str, Any], trainer: str) -> None:
+    """Raise `PlanError` if moments are to lie otherwise than their weight."""
+    for name, entry in parameters.items():
+        if entry["optimizer_spec"] != entry["spec"]:
+            raise PlanError(
+                f"export to {trainer}: the moments of {name} lie as the weight does there"
+            )
 
 
 def spec_text(spec: Iterable[Sequence[str]]) -> str:

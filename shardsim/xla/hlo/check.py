@@ -85,7 +85,11 @@ def _same_form(item: Instruction, given: list[Shape]) -> bool:
 
 
 def _alike(item: Instruction, given: list[Shape]) -> bool:
-    return _same_dims(item, given) and all(shape.dtype == item.shape.dtype for shape in given)
+    # The TPU compiler adds a bf16 operand to an f32 one without a conversion.
+    return _same_dims(item, given) and all(
+        shape.dtype == item.shape.dtype or (shape.dtype, item.shape.dtype) == ("bf16", "f32")
+        for shape in given
+    )
 
 
 def _tuple(item: Instruction, given: list[Shape]) -> bool:

@@ -124,10 +124,21 @@ def _fused_kind(inner: Instruction, holder: Computation, item: Instruction, memb
     The compiler's emitter sends each member only its own part ("SingleInputAllReduceScatter").
     """
     root = holder[holder.root]
-    sliced = root.opcode == "dynamic-slice" and root.operands[0] == inner.name
-    if not sliced or root.shape.count * members != inner.shape.count:
+    parts = [root]
+    if root.opcode == "tuple":
+        parts = [holder.operand(root, place) for place in range(len(root.operands))]
+    if not all(_own_part(inner, holder, part, members) for part in parts):
         raise HloError(f"%{item.name}: a fusion with an all-reduce in it", item.line)
     return "reduce-scatter"
+
+
+def _own_part(inner: Instruction, holder: Computation, part: Instruction, members: int) -> bool:
+    """Return whether `part` is one member's slice of an array that `inner` gives."""
+    if part.opcode != "dynamic-slice":
+        return False
+    whole = holder.operand(part, 0)
+    given = whole if whole.opcode != "get-tuple-element" else holder.operand(whole, 0)
+    return given.name == inner.name and part.shape.count * members == whole.shape.count
 
 
 def _algorithm(item: Instruction) -> str:

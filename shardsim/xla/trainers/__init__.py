@@ -8,6 +8,7 @@ from pathlib import Path
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan
 from shardsim.xla.trainers.big_vision import verify_big_vision
+from shardsim.xla.trainers.language_models import verify_axlearn, verify_levanter
 from shardsim.xla.trainers.libraries import verify_flax, verify_keras
 from shardsim.xla.trainers.maxtext import verify_maxtext
 from shardsim.xla.trainers.result import TrainerResult
@@ -19,6 +20,8 @@ TRAINERS: dict[str, Callable[..., TrainerResult]] = {
     "big_vision": verify_big_vision,
     "flax": verify_flax,
     "keras": verify_keras,
+    "axlearn": verify_axlearn,
+    "levanter": verify_levanter,
 }
 
 

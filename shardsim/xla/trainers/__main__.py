@@ -44,7 +44,7 @@ def summary(result: dict[str, Any], seconds: float) -> dict[str, Any]:
             kept[key] = result[key]
     if result["losses"]:
         kept["losses"] = result["losses"]
-    for key in ("differences", "remarks"):
+    for key in ("collectives", "differences", "remarks"):
         if result[key]:
             kept[key] = result[key]
     return kept
@@ -61,7 +61,7 @@ def case_plan(case: dict[str, Any]) -> Plan:
 def main() -> None:
     """Run what the given environments can run."""
     parser = argparse.ArgumentParser(description="Exported plans in the trainers themselves.")
-    for trainer in ("maxtext", "flax", "keras", "big-vision"):
+    for trainer in ("maxtext", "flax", "keras", "axlearn", "levanter", "big-vision"):
         parser.add_argument(f"--{trainer}", metavar="ENVIRONMENT")
     parser.add_argument("--big-vision-path", type=Path, metavar="CHECKOUT")
     parser.add_argument("-o", "--output", type=Path, required=True)

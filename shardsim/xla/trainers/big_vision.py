@@ -21,6 +21,7 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
+from shardsim.xla.trainers.collectives import collective_rows
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
 from shardsim.xla.trainers.tiles import local_shape, tiled_elements
@@ -56,10 +57,12 @@ def verify_big_vision(
             path=[str(path)],
         )
         found = versions(interpreter, _PACKAGES, folder)
+        program = Path(folder) / "hlo.txt"
+        hlo = program.read_text(encoding="utf-8") if program.is_file() else None
     lines = text.strip().splitlines()
     if code or not lines or not lines[-1].startswith("{"):
         raise ShardsimError(f"big_vision did not take the exported file: {failure(text)}")
-    return _result(made, json.loads(lines[-1]), found)
+    return _result(made, json.loads(lines[-1]), found, hlo)
 
 
 def _request(made: Export, file: str, folder: str) -> dict[str, Any]:
@@ -77,7 +80,9 @@ def _request(made: Export, file: str, folder: str) -> dict[str, Any]:
     }
 
 
-def _result(made: Export, answer: dict[str, Any], found: dict[str, str]) -> TrainerResult:
+def _result(
+    made: Export, answer: dict[str, Any], found: dict[str, str], hlo: str | None
+) -> TrainerResult:
     sizes = dict(zip(made.mesh.names, made.mesh.sizes, strict=True))
     rows, missing = [], []
     state_bytes = 0.0
@@ -94,6 +99,7 @@ def _result(made: Export, answer: dict[str, Any], found: dict[str, str]) -> Trai
         if moments is not None:
             state_bytes += elements * (4 + moments / split)
     compiled = answer["state_bytes"] is not None
+    collectives, unread = collective_rows(made.plan, hlo, sizes) if compiled else ([], ())
     return TrainerResult(
         against="big_vision",
         plan=made.plan,
@@ -102,10 +108,12 @@ def _result(made: Export, answer: dict[str, Any], found: dict[str, str]) -> Trai
         missing=missing,
         state_bytes=answer["state_bytes"],
         exported_state_bytes=state_bytes if compiled and state_bytes else None,
-        temporary_bytes=answer["temporary_bytes"],
+        peak_bytes=answer["peak_bytes"],
+        allocated_bytes=answer["allocated_bytes"],
         losses=answer["losses"],
         differences=made.differences,
-        remarks=made.remarks,
+        remarks=(*made.remarks, *unread),
+        collectives=collectives,
     )
 
 

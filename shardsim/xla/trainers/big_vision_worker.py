@@ -120,10 +120,12 @@ def compile_step(request):
     with jax.set_mesh(mesh), nn.logical_axis_rules(plan.SHARDING_RULES):
         compiled = step.lower(state, images, logits).compile(compiler_options=request["options"])
     memory = compiled.memory_analysis()
+    Path(request["folder"], "hlo.txt").write_text(compiled.as_text(), encoding="utf-8")
     return {
         "specs": specs(shardings),
         "state_bytes": memory.alias_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.peak_memory_in_bytes,
+        "allocated_bytes": memory.temp_size_in_bytes,
         "losses": [],
     }
 
@@ -206,7 +208,8 @@ def train(request):
         rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
         by_step = {row["step"]: row["training_loss"] for row in rows if "training_loss" in row}
         losses = list(by_step.values())
-    return {"specs": seen, "state_bytes": None, "temporary_bytes": None, "losses": losses}
+    unmeasured = {"state_bytes": None, "peak_bytes": None, "allocated_bytes": None}
+    return {"specs": seen, **unmeasured, "losses": losses}
 
 
 if __name__ == "__main__":

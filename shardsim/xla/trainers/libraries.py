@@ -24,7 +24,7 @@ def verify_flax(
     plan: Plan, *, python: str | None, path: Path | None, scale: str, devices: int
 ) -> TrainerResult:
     """Make every weight of the plan's tiny copy with NNX and with linen, under the rules."""
-    plan = _tiny(plan, "flax", scale, devices)
+    plan = tiny_copy(plan, "flax", scale, devices)
     data = plan_data(plan)
     model = data["model"]
     widths = {"wide": model["mlp"], "keys": model["kv_heads"] * model["head_dim"]}
@@ -38,14 +38,14 @@ def verify_flax(
             kind: [*tokens, widths.get(kind, model["embed"])] for kind in ACTIVATION_NAMES
         },
     }
-    answer, found = _ask("flax", flax_code(plan), request, plan, python)
+    answer, found = ask("flax", flax_code(plan), request, plan, python)
     rows = [
-        _placed(f"{name} ({form})", entry["spec"], answer[form][name], plan)
+        placed(f"{name} ({form})", entry["spec"], answer[form][name], plan)
         for name, entry in data["parameters"].items()
         for form in ("nnx", "linen")
     ]
     rows += [
-        _placed(f"{kind} (activation)", data["activations"][kind], spec, plan)
+        placed(f"{kind} (activation)", data["activations"][kind], spec, plan)
         for kind, spec in answer["activations"].items()
     ]
     return TrainerResult(against="flax", plan=plan, versions=found, parameters=rows)
@@ -55,7 +55,7 @@ def verify_keras(
     plan: Plan, *, python: str | None, path: Path | None, scale: str, devices: int
 ) -> TrainerResult:
     """Train a model of Keras's own layers, with the plan's weights, under the layout."""
-    plan = _tiny(plan, "keras", scale, devices)
+    plan = tiny_copy(plan, "keras", scale, devices)
     layout, _ = keras_layout(plan)
     model = plan_data(plan)["model"]
     names = ("embed", "mlp", "heads", "kv_heads", "head_dim", "layers", "vocab", "classes")
@@ -69,11 +69,11 @@ def verify_keras(
             "bias": plan.model.biases.mlp,
         },
     }
-    answer, found = _ask("keras", keras_code(plan), request, plan, python)
+    answer, found = ask("keras", keras_code(plan), request, plan, python)
     rows = []
     for path_of, spec in answer["specs"].items():
         wanted = resolve_layout(path_of, len(spec), layout)
-        rows.append(_placed(path_of, wanted, spec, plan))
+        rows.append(placed(path_of, wanted, spec, plan))
     split = {row.name.rsplit("/", 2)[-2] for row in rows if any(row.planned)}
     missing = {"query", "key", "value", "attention_output"} - split if layout else set()
     return TrainerResult(
@@ -86,24 +86,30 @@ def verify_keras(
     )
 
 
-def _tiny(plan: Plan, trainer: str, scale: str, devices: int) -> Plan:
+def tiny_copy(plan: Plan, trainer: str, scale: str, devices: int) -> Plan:
+    """Return the plan's copy for host devices; these trainers are not compiled for a slice."""
     if scale != "tiny":
         raise PlanError(f"verify: against {trainer} is possible with --scale tiny only")
     return shrink(plan, devices)[0]
 
 
-def _ask(
-    trainer: str, code: str, request: dict[str, Any], plan: Plan, python: str | None
+def ask(
+    trainer: str,
+    code: str,
+    request: dict[str, Any],
+    plan: Plan,
+    python: str | None,
+    suffix: str = ".py",
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
     """Run a worker with the exported file; return its answer and the versions it ran with."""
     interpreter = trainer_python(python)
     with tempfile.TemporaryDirectory(prefix=f"shardsim-{trainer}-") as folder:
-        found = versions(interpreter, (trainer, "jax"), folder)
+        found = versions(interpreter, (trainer, "jax", "haliax"), folder)
         if trainer not in found:
             raise ShardsimError(
                 f"{interpreter} has no {trainer}; pip install {trainer}, or give --trainer-python"
             )
-        file = Path(folder) / "exported_plan.py"
+        file = Path(folder) / f"exported_plan{suffix}"
         file.write_text(code, encoding="utf-8")
         asked = Path(folder) / "request.json"
         asked.write_text(json.dumps({**request, "plan": str(file)}), encoding="utf-8")
@@ -121,7 +127,7 @@ def _ask(
     return answer, found
 
 
-def _placed(name: str, wanted: Spec, found: Spec, plan: Plan) -> Placed:
+def placed(name: str, wanted: Spec, found: Spec, plan: Plan) -> Placed:
     """Return the row of one array; mesh axes of size one split nothing."""
     sizes = {axis.name: axis.size for axis in plan.mesh}
 

@@ -10,6 +10,7 @@ import ast
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from shardsim.emit.dialects.maxtext import Export, maxtext_export
@@ -20,6 +21,7 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
+from shardsim.xla.trainers.collectives import collective_rows, dump_flags, dumped_program
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
 from shardsim.xla.trainers.tiles import local_shape, tiled_elements
@@ -28,7 +30,17 @@ Spec = tuple[tuple[str, ...], ...]
 
 STEPS = 3
 _PACKAGES = ("maxtext", "jax", "libtpu", "flax")
-_COMPILE = "maxtext.trainers.pre_train.train_compile"
+# Its own program, but that what it prints of memory has the peak too, which JAX leaves out.
+_COMPILE = """
+import runpy, jax
+analysis = jax.stages.Compiled.memory_analysis
+def shown(compiled):
+    memory = analysis(compiled)
+    print(f"CompiledMemoryStats peak_memory_in_bytes={memory.peak_memory_in_bytes}")
+    return memory
+jax.stages.Compiled.memory_analysis = shown
+runpy.run_module("maxtext.trainers.pre_train.train_compile", run_name="__main__", alter_sys=True)
+"""
 _TRAIN = "maxtext.trainers.pre_train.train"
 _SHOWN = re.compile(
     r"\] +(?P<path>[\w/]+)\n"
@@ -39,7 +51,7 @@ _SHOWN = re.compile(
 _STATE_PATH = re.compile(
     r"(?:model/|optimizer/opt_state/\d+/(?P<moment>mu|nu)/)?(?P<rest>(?:decoder|token_embedder)/.+)/value"
 )
-_MEMORY = re.compile(r"(\w+)_size_in_bytes=(\d+)")
+_MEMORY = re.compile(r"(\w+?)(?:_size)?_in_bytes=(\d+)")
 _LOSS = re.compile(r"completed step: \d+.*?\bloss: ([-\d.naif]+)")
 
 
@@ -50,6 +62,7 @@ def verify_maxtext(
     if scale == "tiny":
         plan = shrink(plan, devices)[0]
     interpreter = trainer_python(python)
+    hlo = None
     with tempfile.TemporaryDirectory(prefix="shardsim-maxtext-") as folder:
         found = versions(interpreter, _PACKAGES, folder)
         if "maxtext" not in found:
@@ -69,7 +82,11 @@ def verify_maxtext(
             "enable_checkpointing=false",
         ]
         if scale == "full":
-            code, text = run([interpreter, "-m", _COMPILE, str(file), *options], folder)
+            dumped = str(Path(folder) / "program")
+            flags = {"XLA_FLAGS": dump_flags(dumped, "train_step")}
+            command = [interpreter, "-c", _COMPILE, str(file), *options]
+            code, text = run(command, folder, more=flags)
+            hlo = dumped_program(Path(dumped))
         else:
             options += ["hardware=cpu", "dataset_type=synthetic", f"steps={STEPS}"]
             options += ["attention=dot_product", "compile_xla_flags=''"]
@@ -77,15 +94,20 @@ def verify_maxtext(
             code, text = run(command, folder, devices=made.plan.machine.devices)
     if code:
         raise ShardsimError(f"MaxText did not take the exported file: {failure(text)}")
-    return read_output(text, made, found)
+    result = read_output(text, made, found)
+    if scale == "tiny":
+        return result
+    sizes = dict(zip(made.mesh.names, made.mesh.sizes, strict=True))
+    collectives, unread = collective_rows(made.plan, hlo, sizes)
+    return replace(result, collectives=collectives, remarks=(*result.remarks, *unread))
 
 
 def read_output(text: str, made: Export, found: Mapping[str, str]) -> TrainerResult:
     """Return the result that MaxText's output shows."""
     placed, missing = _placed(text, made)
     memory: dict[str, int] = {}
-    analysis = next((line for line in text.splitlines() if "CompiledMemoryStats" in line), "")
-    for key, value in _MEMORY.findall(analysis):
+    analysis = [line for line in text.splitlines() if "CompiledMemoryStats" in line]
+    for key, value in _MEMORY.findall("\n".join(analysis)):
         memory.setdefault(key, int(value))
     return TrainerResult(
         against="maxtext",
@@ -95,7 +117,8 @@ def read_output(text: str, made: Export, found: Mapping[str, str]) -> TrainerRes
         missing=missing,
         state_bytes=memory.get("alias"),  # the state is donated, the batch is not
         exported_state_bytes=_state_bytes(made) if memory else None,
-        temporary_bytes=memory.get("temp"),
+        peak_bytes=memory.get("peak_memory") or None,
+        allocated_bytes=memory.get("temp"),
         losses=[float(value) for value in _LOSS.findall(text)],
         differences=made.differences,
         remarks=made.remarks,

@@ -51,7 +51,8 @@ class TrainerResult:
     missing: Sequence[str] = ()  # parameters that the trainer never showed
     state_bytes: float | None = None  # one device's, as compiled
     exported_state_bytes: float | None = None
-    temporary_bytes: float | None = None
+    peak_bytes: float | None = None  # in use at the compiled step's peak, state included
+    allocated_bytes: float | None = None  # for temporaries, with the gaps between them
     losses: Sequence[float] = ()
     differences: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -77,10 +78,10 @@ class TrainerResult:
         """Return the JSON of `shardsim verify`, with a trainer's own keys after the common ones."""
         predicted = predict(self.plan).hbm
         state = predicted["parameters_bytes"] + predicted["optimizer_bytes"]
-        peak = None
-        if self.state_bytes is not None and self.temporary_bytes is not None:
-            peak = self.state_bytes + self.temporary_bytes
-        compiled = peak is not None
+        compiled = self.state_bytes is not None
+        beside = None
+        if self.peak_bytes is not None and self.state_bytes is not None:
+            beside = self.peak_bytes - self.state_bytes
         return {
             "ok": self.ok,
             "against": self.against,
@@ -88,7 +89,7 @@ class TrainerResult:
             "grad_rel_error": None,
             "hbm": {
                 "predicted_peak_bytes": predicted["peak_bytes"] if compiled else None,
-                "compiled_peak_bytes": peak,
+                "compiled_peak_bytes": self.peak_bytes,
             },
             "compute": {"predicted_s": None, "compiled_s": None},
             "step": {"predicted_s": None, "replayed_s": None, "measured_s": None},
@@ -106,7 +107,8 @@ class TrainerResult:
             },
             "temporaries": {
                 "predicted_bytes": predicted["peak_bytes"] - state if compiled else None,
-                "compiled_bytes": self.temporary_bytes,
+                "compiled_bytes": beside,
+                "allocated_bytes": self.allocated_bytes,
             },
             "losses": list(self.losses),
             "parameters": [one.to_data() for one in self.parameters],
