@@ -21,10 +21,9 @@ from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 
 op_costs_option = click.option(
     "--op-costs",
-    default="physical",
-    show_default=True,
     type=click.Choice(["physical", "compiler"]),
-    help="What operations take: from the chip's figures, or as its compiler schedules them.",
+    help="What operations take: from the chip's figures, or as its compiler schedules them; as the "
+    "plan file says if left out.",
 )
 
 
@@ -219,7 +218,7 @@ set_option = click.option(
 def predict(
     path: str,
     changes: tuple[str, ...],
-    op_costs: str,
+    op_costs: str | None,
     fidelity: str,
     compiled: bool,
     what_ifs: dict[str, Any],
@@ -240,8 +239,8 @@ def predict(
     from shardsim.cost.predict import predict as run
     from shardsim.errors import PlanError
 
-    if op_costs == "compiler":
-        changes = (*changes, "chip.op_costs=compiler")
+    if op_costs:
+        changes = (*changes, f"op_costs={op_costs}")
     chosen = load(path, changes)
     if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):
         from shardsim.cli.simulation import simulated

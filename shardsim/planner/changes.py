@@ -8,7 +8,7 @@ from typing import Any
 
 from shardsim.errors import HardwareError, PlanError, nearest
 from shardsim.files import parse_yaml
-from shardsim.machine import Chip, Machine, override_chip, parse_machine
+from shardsim.machine import Chip, Machine, override_chip, parse_machine, with_op_costs
 from shardsim.machine.chip import TIMES
 from shardsim.model import load_model, override_model
 from shardsim.plan.io import KEYS, plan_from_data, plan_to_data
@@ -82,7 +82,10 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
         elif root == "mesh" and rest and "." not in rest:
             sizes[rest] = value
         elif key == "machine":
-            machine = parse_machine(_word(value, key))
+            costs = "auto" if plan.machine.chip.op_costs == "compiler" else "physical"
+            machine = with_op_costs(parse_machine(_word(value, key)), costs)
+        elif key == "op_costs":
+            figures[key] = value
         elif root == "model":
             model = load_model(value)
         else:

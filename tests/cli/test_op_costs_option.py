@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from click.testing import Result
 
 from shardsim.machine import load_chip
+from shardsim.plan import load_plan
 
 Shardsim = Callable[..., Result]
 
@@ -32,12 +34,28 @@ def test_predict_takes_the_option_or_the_key(shardsim: Shardsim):
 
 def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
     words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--top", "3", "--json")
-    physical = data(shardsim(*words))["plans"]
+    physical = data(shardsim(*words, "--op-costs", "physical"))["plans"]
     compiler = data(shardsim(*words, "--op-costs", "compiler"))["plans"]
+    assert data(shardsim(*words))["plans"] == compiler  # where the chip's file has them
     assert [item["mfu"] for item in compiler] == sorted(
         (item["mfu"] for item in compiler), reverse=True
     )
     assert compiler[0]["mfu"] != physical[0]["mfu"]
+    assert [item["plan"].get("op_costs") for item in physical] == [None] * 3
+    assert [item["plan"].get("op_costs") for item in compiler] == ["compiler"] * 3
+
+
+def test_a_plan_file_says_how_it_is_priced(shardsim: Shardsim, tmp_path: Path):
+    out = str(tmp_path / "plan.yaml")
+    shardsim("plan", "vit-l", "--on", "v4:2x2x4", "--batch", "256", "-o", out)
+    assert load_plan(out).machine.chip.op_costs == "compiler"
+    priced = data(shardsim("predict", out, "--json"))
+    assert priced == data(shardsim("predict", out, "--op-costs", "compiler", "--json"))
+    physical = data(shardsim("predict", out, "--op-costs", "physical", "--json"))
+    assert physical["step_time_s"] != priced["step_time_s"]
+    # On another chip what is known of that one's compiler counts.
+    moved = data(shardsim("predict", out, "--set", "machine=v5p:2x2x4", "--json"))
+    assert any("fitted to no run" in warning for warning in moved["warnings"])
 
 
 def test_validate_shows_both_and_says_which(shardsim: Shardsim):
@@ -63,6 +81,7 @@ def test_validate_shows_both_and_says_which(shardsim: Shardsim):
         ("plan", "vit-22b", "--on", "h100:8", "--batch", "64", "--op-costs", "compiler"),
         ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=guess"),
         ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=1"),
+        ("predict", "vit-22b-published-tp8", "--set", "op_costs=guess"),
     ],
 )
 def test_costs_that_are_not_there_are_one_line(shardsim: Shardsim, words):
