@@ -30,6 +30,7 @@ ATTENTION = [
     ("kernel", 128, 128, 4, 128, False),
     ("kernel", 130, 130, 2, 72, False),
     ("kernel", 130, 130, 1, 72, True),
+    ("kernel", 256, 128, 4, 128, False),  # a part of the queries, as where the sequence is split
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 

@@ -26,10 +26,10 @@ KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 def flash_attention(q: Array, k: Array, v: Array, positions: Array | None, platform: str) -> Array:
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
-    The kernel's causal mask is fixed when it is compiled, so it needs all queries; a part of
-    them, whose place each device works out for itself, takes the blocks of keys.
+    The kernel's mask is as long as the queries, and a causal one is fixed when it is compiled, so
+    it needs all queries of a sequence; a part of them takes the blocks of keys.
     """
-    if platform == "tpu" and (positions is None or q.shape[1] == k.shape[1]):
+    if platform == "tpu" and q.shape[1] == k.shape[1]:
         return kernel_attention(q, k, v, positions is not None)
     return blockwise_attention(q, k, v, positions)
 
