@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -226,6 +226,10 @@ class _Pricer:
                 exposed = (ring.total_s - blocks_s) * task.count
                 if self.detail:
                     sent = self._ring_bytes(task, ring)
+                    for name in task.partners:
+                        blocks = self.layout.tensor.size * cut.get(name, 0.0)
+                        more_s = np.where(ring.decomposed, blocks - whole.get(name, 0.0), 0.0)
+                        self._lengthen(block, name, more_s * task.count)
                 time.memory.add((blocks_s - matmul_s) * task.count)
             if task.role == "tensor":
                 ring_busy.add(alone * task.count)
@@ -280,7 +284,9 @@ class _Pricer:
         share = hidden * self.layout.microbatches / block.trips
         time.exposed.add(share)
         if self.detail:
-            self.collectives[-1] = _with_exposed(self.collectives[-1], share * block.trips)
+            cost = self.collectives[-1]
+            more_s = share * block.trips
+            self.collectives[-1] = replace(cost, exposed_s=cost.exposed_s + more_s)
         return share
 
     def _offload(self, block: Block, time: _BlockTime) -> None:
@@ -347,18 +353,16 @@ class _Pricer:
             )
         )
 
+    def _lengthen(self, block: Block, name: str, more_s: Number) -> None:
+        """Add to a noted task, once a trip, what its blocks in a ring wait for HBM beyond it."""
+        for index, cost in enumerate(self.computes):
+            if cost.block == block.name and cost.task.name == name:
+                step_s = more_s * block.trips
+                self.computes[index] = replace(
+                    cost, time_s=cost.time_s + step_s, memory_s=cost.memory_s + step_s
+                )
+
 
 def _never(count: Number) -> bool:
     """Return whether a task runs, or a switch is on, in none of the plans."""
     return not np.any(count)
-
-
-def _with_exposed(cost: CollectiveCost, more_s: Number) -> CollectiveCost:
-    return CollectiveCost(
-        task=cost.task,
-        block=cost.block,
-        count=cost.count,
-        sent_bytes=cost.sent_bytes,
-        time_s=cost.time_s,
-        exposed_s=cost.exposed_s + more_s,
-    )

@@ -134,7 +134,8 @@ def reproduce(study: Study) -> Section:
         f"shardsim ablate {path}",
         f"shardsim sensitivity {path}",
         f"shardsim plan {plan.model.name} --on '{plan.machine.name}' --batch {plan.batch}"
-        f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}",
+        f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}"
+        f" --op-costs {plan.machine.chip.op_costs}",
         "shardsim validate",
         f"shardsim report {path} -o report.html",
     ]

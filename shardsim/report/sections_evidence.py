@@ -111,11 +111,25 @@ def runners_section(study: Study) -> Section:
             Text(
                 text=f"The same model, slice and batch searched anew: {found.searched:,} plans "
                 f"considered, {found.fit:,} of those priced fit. This plan is {how}, "
-                f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. Of plans with "
-                "equal sizes of all mesh axes only the best is listed."
+                f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. {_ranked(item)} "
+                "Of plans with equal sizes of all mesh axes only the best is listed."
             ),
             Table(headers=headers, rows=rows),
         ],
+    )
+
+
+def _ranked(item: Prediction) -> str:
+    """Return by which op costs a search for the plan's own machine ranks."""
+    chip = item.plan.machine.chip
+    if chip.op_costs == "compiler":
+        return "All are ranked as the TPU compiler schedules plans."
+    text = "All are ranked by the chip's figures, as this plan is priced"
+    if chip.compiler is None:
+        return f"{text}."
+    return (
+        f"{text}; by default shardsim plan ranks as the TPU compiler schedules plans, "
+        "which can prefer others."
     )
 
 

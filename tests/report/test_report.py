@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -110,6 +111,15 @@ def test_every_section_is_there(both: tuple[str, str]) -> None:
     ):
         assert f"### {title}" in both[1]
         assert f"<h3>{title}</h3>" in both[0]
+
+
+def test_the_command_of_the_search_finds_the_runners_up(both: tuple[str, str]) -> None:
+    (command,) = re.findall(r"^shardsim (plan .*)$", both[1], flags=re.MULTILINE)
+    found = CliRunner().invoke(main, [*shlex.split(command), "--top", "1", "--json"])
+    best = json.loads(found.stdout)["plans"][0]
+    row = f"| 1 | {100 * best['mfu']:.1f} | {best['step_time_s']:.4g} | "
+    assert row in both[1]
+    assert "All are ranked by the chip's figures" in both[1]
 
 
 @pytest.mark.usefixtures("no_search")
