@@ -13,7 +13,7 @@ from shardsim.report.sections import peak_words
 from shardsim.report.study import Study
 from shardsim.units import GIB, show_percent, show_time
 from shardsim.xla.tpu.agreement import Pair, pairs, summary
-from shardsim.xla.tpu.rows import load_rows
+from shardsim.xla.tpu.rows import as_compiled, load_rows
 
 MOST_CONTENTION = 4
 HEADERS = ["plan", "MFU % predicted", "compiled", "step s predicted", "compiled"]
@@ -61,10 +61,11 @@ def fidelity(study: Study) -> list[Item]:
 
 def compiled_pairs(plan: Plan) -> list[Pair]:
     """Return the kept compilations of this plan's model on its slice, beside predictions."""
+    machine = as_compiled(plan).machine
     return [
         pair
         for pair in _kept(f"{plan.model.name} on {plan.machine.name}")
-        if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == plan.machine
+        if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == machine
     ]
 
 
@@ -76,7 +77,7 @@ def _kept(group: str) -> tuple[Pair, ...]:
 
 def same_plan(plan: Plan, found: list[Pair]) -> Pair | None:
     """Return the compilation of this plan, whatever it is called and however its rules say it."""
-    wanted = _essence(plan)
+    wanted = _essence(as_compiled(plan))
     for pair in found:
         if "mfu" in pair.row and _essence(pair.predicted.plan) == wanted:
             return pair

@@ -15,7 +15,7 @@ from shardsim.report.document import Table, Text
 from shardsim.report.sections_fidelity import compiled_items, compiled_pairs, same_plan
 from shardsim.units import GIB
 from shardsim.xla.tpu.agreement import kendall
-from shardsim.xla.tpu.rows import load_rows
+from shardsim.xla.tpu.rows import as_compiled, load_rows
 
 ROWS = load_rows()
 GROUP = ROWS[0]["group"]
@@ -34,12 +34,12 @@ def test_the_table_holds_the_rows_of_the_same_model_and_slice() -> None:
     rows = [row for row in ROWS if row["group"] == GROUP]
     assert len(table.rows) == len(rows)
     for shown, row in zip(table.rows, rows, strict=True):
-        item = predict(kept_plan(row))
+        item = predict(as_compiled(kept_plan(row)))
         assert shown[1] == f"{100 * item.mfu:.1f}"
         assert shown[2] == (f"{100 * row['mfu']:.1f}" if "mfu" in row else "-")
         assert shown[6] == (f"{row['peak_bytes'] / GIB:.1f}" if row["peak_bytes"] else "-")
     read = [row for row in rows if "step_time_s" in row]
-    predicted = [predict(kept_plan(row)).step_time_s for row in read]
+    predicted = [predict(as_compiled(kept_plan(row))).step_time_s for row in read]
     rank = kendall(predicted, [row["step_time_s"] for row in read])
     assert f"{rank:.2f}" in words.text
     assert f"{sum(row['compiled'] for row in rows)} compiled" in words.text

@@ -29,7 +29,7 @@ def test_parts_add_up(name: str) -> None:
     )
     clock = plan.machine.chip.clock_hz
     kernels_s = sum(cost.unit_s for cost in result.computes if "splash" in cost.task.name)
-    assert (kernels_s > 0) == (name == "llama-splash")
+    assert (kernels_s > 0) == (name in ("llama-splash", "llama-sparsecore"))
     assert result.time["compute_s"] == pytest.approx(compiled.cycles / clock + kernels_s)
 
 
