@@ -86,7 +86,7 @@ def verify_maxtext(
     result = read_output(text, made, found)
     if scale == "tiny":
         return result
-    sizes = dict(zip(made.mesh.names, made.mesh.sizes, strict=True))
+    sizes = dict(zip(made.mesh.names, made.mesh.inside, strict=True))  # a program is of one slice
     collectives, unread = collective_rows(made.plan, hlo, sizes)
     return replace(result, collectives=collectives, remarks=(*result.remarks, *unread))
 
