@@ -20,6 +20,8 @@ from shardsim.emit.dialects.rules import resolve_names
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.files import read_yaml
+from shardsim.plan import Plan
+from shardsim.xla.trainers import __main__ as batch
 from shardsim.xla.trainers import verify_trainer
 from shardsim.xla.trainers.__main__ import CASES, case_plan
 from shardsim.xla.trainers.maxtext import read_output
@@ -144,3 +146,24 @@ def test_libraries_have_no_full_scale() -> None:
         verify_trainer(PLANS["fsdp"], "axlearn")
     with pytest.raises(ShardsimError, match="did you mean 'maxtext'"):
         verify_trainer(PLAN, "maxtex")
+
+
+def test_the_batch_makes_only_the_named_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in the file stays; a run that fails leaves its reason there."""
+
+    def refused(plan: Plan, against: str, **options: object) -> None:
+        raise ShardsimError(f"no {against}")
+
+    file = tmp_path / "trainers.yaml"
+    file.write_text("libraries-vit-22b in flax, tiny: {ok: true}\n")
+    given = ["--flax", "here", "--keras", "here", "--only", "keras, tiny", "-o", str(file)]
+    monkeypatch.setattr(batch, "verify_trainer", refused)
+    monkeypatch.setattr("sys.argv", ["trainers", *given])
+    batch.main()
+    assert read_yaml(file) == {
+        "libraries-vit-22b in flax, tiny": {"ok": True},
+        "maxtext-llama3-8b-v5p in keras, tiny": {"ok": False, "error": "no keras"},
+        "libraries-vit-22b in keras, tiny": {"ok": False, "error": "no keras"},
+    }

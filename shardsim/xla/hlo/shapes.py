@@ -31,8 +31,9 @@ ELEMENT_BITS = {
 }
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_LAYOUT = re.compile(r"([\d,]*)(?::((?:[A-Z]\([^()]*\)|\([\d,]+\))+))?")
-_PROPERTY = re.compile(r"([A-Z]?)\(([^()]*)\)")
+_LAYOUT = re.compile(r"([\d,]*)(?::((?:[A-Z]{1,2}\([^()]*\)|\([\d,:]+\))+))?")
+_PROPERTY = re.compile(r"([A-Z]{0,2})\(([^()]*)\)")
+_SPLIT = re.compile(r"\d+:\d+(?:,\d+)*")  # a dimension, and where it is cut
 
 
 @dataclass(frozen=True)
@@ -181,19 +182,19 @@ def _properties(text: str) -> tuple[list[tuple[int, ...]], int]:
     """Return tiles and memory space of what follows the colon of a layout."""
     tiles: list[tuple[int, ...]] = []
     space = HBM
-    in_tiles = False
-    for letter, inside in _PROPERTY.findall(text):
-        if letter == "T" or (letter == "" and in_tiles):
-            in_tiles = True
+    kind = ""
+    for letters, inside in _PROPERTY.findall(text):
+        kind = letters or kind
+        if kind == "T":
             tile = _numbers(inside, text)
             if min(tile, default=0) < 1:
                 raise HloError(f"unknown tiling {text[:40]!r}")
             tiles.append(tile)
-            continue
-        in_tiles = False
-        if letter == "S":
+        elif kind == "S" and letters:
             (space,) = _numbers(inside, text) or (HBM,)
-        elif letter not in ("E", "L"):  # bits of an element, padding of the tail
+        elif kind == "SC" and _SPLIT.fullmatch(inside):
+            pass  # where the array is divided between memories; its bytes are the same
+        elif kind not in ("E", "L") or not letters:  # bits of an element, padding of the tail
             raise HloError(f"unknown layout {text[:40]!r}")
     return tiles, space
 

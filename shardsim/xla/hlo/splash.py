@@ -23,7 +23,7 @@ TARGET = '"tpu_custom_call"'
 TABLE = 1  # the operand that says which blocks are left
 
 _NAME = re.compile(r"splash_mha_(fwd|dkv|dq)(_segmented)?(?:_no)?_residuals(?![a-z_])")
-_METADATA = re.compile(r"\{kernel_metadata=(\{.*\})\}")
+_METADATA = re.compile(r"\{(?:.*,)?kernel_metadata=(\{.*\})\}")
 _WHOLE = frozenset(("s8", "s16", "s32"))
 _BLOCKS = {
     "fwd": ("block_q", "block_kv"),

@@ -29,7 +29,7 @@ _WORD = re.compile(
     r'|[^,\s{}"\[\]]+'
 )
 _LISTED = re.compile(r"\{\{[\d,{}]*\}\}")
-_OPEN = "={kernel_metadata={"  # the attribute of a kernel that goes on over several lines
+_OPEN = "kernel_metadata={"  # the attribute of a kernel that goes on over several lines
 LONGEST_METADATA = 8  # lines
 _decode = json.JSONDecoder().raw_decode
 

@@ -3,8 +3,8 @@
     python -m shardsim.xla.trainers --maxtext ~/maxtext --flax ~/flax --keras ~/flax \\
         --big-vision ~/bv --big-vision-path ~/big_vision -o docs/trainers.yaml
 
-Runs without an environment are left as they were in the file. A full compile takes one to ten
-minutes and about 3 GB.
+Runs without an environment, and those that `--only` leaves out, stay as they were in the file. A
+full compile takes one to ten minutes of two free cores and about 3 GB.
 """
 
 from __future__ import annotations
@@ -64,13 +64,17 @@ def main() -> None:
     for trainer in ("maxtext", "flax", "keras", "axlearn", "levanter", "big-vision"):
         parser.add_argument(f"--{trainer}", metavar="ENVIRONMENT")
     parser.add_argument("--big-vision-path", type=Path, metavar="CHECKOUT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="runs whose key in the file has TEXT in it"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     results: dict[str, Any] = read_yaml(options.output) if options.output.is_file() else {}
     for case in read_yaml(CASES):
         for against, scale in case["runs"]:
             python = getattr(options, against)
-            if python is None:
+            key = f"{case['name']} in {against}, {scale}"
+            if python is None or options.only not in key:
                 continue
             path = options.big_vision_path if against == "big_vision" else None
             began = time.monotonic()
@@ -81,8 +85,8 @@ def main() -> None:
                 row = summary(found, time.monotonic() - began)
             except ShardsimError as error:
                 row = {"ok": False, "error": str(error)}
-            results[f"{case['name']} in {against}, {scale}"] = row
-            print(f"{case['name']} in {against}, {scale}: ok {row['ok']}", file=sys.stderr)
+            results[key] = row
+            print(f"{key}: ok {row['ok']}", file=sys.stderr)
             text = yaml.safe_dump(results, sort_keys=False, width=96)
             write_text(options.output, _HEADER + text)
 

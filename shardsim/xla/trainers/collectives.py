@@ -7,25 +7,11 @@ splits a gather into a ring of permutes, or reduces where the plan scatters, bot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from shardsim.plan import Plan
 from shardsim.xla.compare import Key, Sums, Traffic, planned, table
 from shardsim.xla.hlo import HloError, read_hlo
-
-_DUMPED = "*.after_codegen.txt"  # the scheduled program, as libtpu dumps it
-
-
-def dump_flags(folder: str, module: str) -> str:
-    """Return XLA flags that leave the programs whose names match `module` in `folder`."""
-    return f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*{module}.*"
-
-
-def dumped_program(folder: Path) -> str | None:
-    """Return the largest program that was dumped into `folder`, if there is one."""
-    files = sorted(folder.glob(_DUMPED), key=lambda file: file.stat().st_size)
-    return files[-1].read_text(encoding="utf-8") if files else None
 
 
 def collective_rows(

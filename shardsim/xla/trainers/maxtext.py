@@ -21,7 +21,7 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
-from shardsim.xla.trainers.collectives import collective_rows, dump_flags, dumped_program
+from shardsim.xla.trainers.collectives import collective_rows
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
 from shardsim.xla.trainers.tiles import local_shape, tiled_elements
@@ -30,17 +30,7 @@ Spec = tuple[tuple[str, ...], ...]
 
 STEPS = 3
 _PACKAGES = ("maxtext", "jax", "libtpu", "flax")
-# Its own program, but that what it prints of memory has the peak too, which JAX leaves out.
-_COMPILE = """
-import runpy, jax
-analysis = jax.stages.Compiled.memory_analysis
-def shown(compiled):
-    memory = analysis(compiled)
-    print(f"CompiledMemoryStats peak_memory_in_bytes={memory.peak_memory_in_bytes}")
-    return memory
-jax.stages.Compiled.memory_analysis = shown
-runpy.run_module("maxtext.trainers.pre_train.train_compile", run_name="__main__", alter_sys=True)
-"""
+_COMPILE = str(Path(__file__).with_name("maxtext_worker.py"))
 _TRAIN = "maxtext.trainers.pre_train.train"
 _SHOWN = re.compile(
     r"\] +(?P<path>[\w/]+)\n"
@@ -82,11 +72,10 @@ def verify_maxtext(
             "enable_checkpointing=false",
         ]
         if scale == "full":
-            dumped = str(Path(folder) / "program")
-            flags = {"XLA_FLAGS": dump_flags(dumped, "train_step")}
-            command = [interpreter, "-c", _COMPILE, str(file), *options]
-            code, text = run(command, folder, more=flags)
-            hlo = dumped_program(Path(dumped))
+            program = Path(folder) / "program.txt"
+            command = [interpreter, "-P", _COMPILE, str(program), str(file), *options]
+            code, text = run(command, folder)
+            hlo = program.read_text(encoding="utf-8") if program.is_file() else None
         else:
             options += ["hardware=cpu", "dataset_type=synthetic", f"steps={STEPS}"]
             options += ["attention=dot_product", "compile_xla_flags=''"]
@@ -97,7 +86,7 @@ def verify_maxtext(
     result = read_output(text, made, found)
     if scale == "tiny":
         return result
-    sizes = dict(zip(made.mesh.names, made.mesh.sizes, strict=True))
+    sizes = dict(zip(made.mesh.names, made.mesh.inside, strict=True))  # a program is of one slice
     collectives, unread = collective_rows(made.plan, hlo, sizes)
     return replace(result, collectives=collectives, remarks=(*result.remarks, *unread))
 

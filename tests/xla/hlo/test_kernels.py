@@ -354,6 +354,13 @@ def test_damaged_kernels_are_refused_or_read_rightly(data: st.DataObject) -> Non
     assert after.flops == before.flops or said
 
 
+def test_a_kernel_may_have_other_attributes_before_its_metadata() -> None:
+    text = kernel_text("fwd")
+    other = text.replace("={kernel_metadata", '={_xla_loop_unroll_strategy="x",kernel_metadata')
+    assert other != text
+    assert read(other).flops == read(text).flops
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_an_attribute_over_several_lines_that_is_cut_short_is_an_error(count: int) -> None:
     lines = kernel_text("fwd").splitlines()
