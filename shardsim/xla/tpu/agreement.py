@@ -128,9 +128,10 @@ def text(found: Sequence[Pair]) -> str:
         lines += [
             f"**{name}**",
             "",
-            "| plan | HBM GiB predicted | compiled | operations s predicted | compiled | exposed s "
-            "predicted | compiled | MFU % predicted | compiled | collectives |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+            "| plan | HBM GiB predicted | compiled | PFLOP predicted | compiled | operations s "
+            "predicted | compiled | exposed s predicted | compiled | MFU % predicted | compiled | "
+            "collectives |",
+            f"| --- | {'---: | ' * 10}--- |",
         ]
         lines += [_line(pair) for pair in found if pair.row["group"] == name]
         lines.append("")
@@ -144,6 +145,8 @@ def _line(pair: Pair) -> str:
     cells = [row["kind"], f"{item.hbm['peak_bytes'] / 2**30:.1f}", peak]
     read = "step_time_s" in row
     cells += [
+        f"{float(item.price.flops) / 1e15:.4g}",
+        f"{row['flops'] / 1e15:.4g}" if read else "-",
         f"{sum(item.time[name] for name in parts):.3g}",
         f"{row['operations_s']:.3g}" if read else "-",
         f"{item.time['exposed_comm_s']:.3g}",
