@@ -192,10 +192,10 @@ class Links(Mapping[str, Group]):
         self._known: dict[str, Group] = {}
 
     def __getitem__(self, role: str) -> Group:
-        if role not in self.ROLES:
-            raise KeyError(role)
         if role not in self._known:
-            self._known[role] = group_of(self._machine, getattr(self._layout, role))
+            if not set(role.split("+")) <= set(self.ROLES):
+                raise KeyError(role)
+            self._known[role] = group_of(self._machine, self._layout.role(role))
         return self._known[role]
 
     def __iter__(self) -> Iterator[str]:

@@ -267,7 +267,7 @@ class _Pricer:
             time.exposed.add(exposed)
             if self.detail:
                 self._note(block, task, alone / np.maximum(task.count, 1), exposed)
-            if hides and block.phase in ("forward", "backward") and task.role == "gather":
+            if hides and block.phase in ("forward", "backward") and task.purpose == "weights":
                 taken = taken - self._ends(block, task, time, alone - exposed)
         if block.phase == "backward":
             self.slack_s = np.maximum(window - taken, 0.0)
@@ -304,7 +304,7 @@ class _Pricer:
             self._note(block, task, alone, exposed)
 
     def _passes(self, task: Collective) -> Number:
-        return self.passes.get(task.kind, 1) if task.role == "gather" else 1
+        return self.passes.get(task.kind, 1) if task.purpose in ("weights", "tables", "ends") else 1
 
     def _ring_bytes(self, task: Collective, ring: RingTime) -> Number:
         """Return what a member sends if the collective may be a ring beside matmuls."""

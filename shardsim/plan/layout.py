@@ -110,8 +110,17 @@ class Layout:
 
     def role(self, name: str) -> AxisLayout:
         """Return the layout of the role called `name`."""
+        if "+" in name:
+            first, *rest = (self.role(part) for part in name.split("+"))
+            for other in rest:
+                first = first.joined(other)
+            return first
         axis: AxisLayout = getattr(self, name)
         return axis
+
+    def keeps(self, tensor: str) -> Number:
+        """Return whether a tensor of `remat.TENSORS` is kept for the backward pass."""
+        return getattr(self, f"keep_{tensor}")
 
     @cached_property
     def gather(self) -> AxisLayout:
@@ -154,7 +163,7 @@ class Layout:
             "tokens": ("context", "tensor") if self.residual == SEQUENCE_SHARDED else ("context",),
             "tensor_peers": tensor_peers,
             "stage": (*tensor_peers, "tensor"),
-        }.get(role, (role,))
+        }.get(role, role.split("+"))
         return tuple(name for part in parts for name in self.names.get(part, ()))
 
     def reshaped(self, **changes: Any) -> Layout:

@@ -303,9 +303,9 @@ def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: 
     }
     numbers = Layout(
         **axes,
-        residual=scalar(layout.residual),
+        residual=part.choices.residual,
         optimizer_over_data=scalar(layout.optimizer_over_data),
-        context_shards_parameters=scalar(layout.context_shards_parameters),
+        context_shards_parameters=part.choices.context_shards_parameters,
     )
     mesh = mesh_of(numbers, machine)
     parameters, activations, optimizer = rules_of(numbers, mesh)

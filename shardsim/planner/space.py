@@ -43,13 +43,14 @@ SLICE_ROLES = ("data", "fsdp", "pipeline")
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """The choices on one kind of mesh, as equally long arrays of shape [options]."""
+    """The choices on meshes that store arrays alike: of those that do not, one; of the others,
+    equally long arrays of shape [options]."""
 
-    residual: Array  # how the residual stream lies over the tensor axis
+    residual: int  # how the residual stream lies over the tensor axis
+    context_shards_parameters: bool
+    gathers: bool  # whether weights are gathered, so that prefetching is a choice
     matmul_overlap: Array
     optimizer_over_data: Array
-    context_shards_parameters: Array
-    gathers: Array  # whether weights are gathered, so that prefetching is a choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,8 @@ class Part:
             context=axes["context"],
             tensor2=axes["tensor2"],
             tensor=axes["tensor"],
-            context_shards_parameters=self.choices.context_shards_parameters[None, None, :],
-            residual=self.choices.residual[None, None, :],
+            context_shards_parameters=self.choices.context_shards_parameters,
+            residual=self.choices.residual,
             optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
             matmul_overlap=self.choices.matmul_overlap[None, None, :],
             weights_overlap=True,
@@ -170,25 +171,21 @@ def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
     return factors, np.tile(slices, (many, 1))
 
 
-def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Choices:
-    """Return the choices that differ on a mesh with or without these roles."""
+def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Iterator[Choices]:
+    """Yield the choices that differ on a mesh with or without these roles."""
     # The sequence first: of plans that take equally long, the first is kept.
-    split = [(lies, mode) for lies in (SEQUENCE_SHARDED, EMBED_SHARDED) for mode in (0, 1, 2)]
-    residuals = [(REPLICATED, 0)] + split * tensor
-    rows = [
-        (lies, mode, over_data, with_context, gathered or with_context)
-        for lies, mode in residuals
-        for over_data in ((False, True) if data else (False,))
-        for with_context in ((False, True) if context else (False,))
-    ]
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return Choices(
-        residual=columns[0],
-        matmul_overlap=columns[1],
-        optimizer_over_data=columns[2],
-        context_shards_parameters=columns[3],
-        gathers=columns[4],
-    )
+    residuals = (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED) if tensor else (REPLICATED,)
+    for residual in residuals:
+        modes = (0, 1, 2) if residual != REPLICATED else (0,)
+        rows = [(mode, zero) for mode in modes for zero in ((False, True) if data else (False,))]
+        for with_context in (False, True) if context else (False,):
+            yield Choices(
+                residual=residual,
+                context_shards_parameters=with_context,
+                gathers=gathered or with_context,
+                matmul_overlap=np.array([mode for mode, _ in rows]),
+                optimizer_over_data=np.array([zero for _, zero in rows]),
+            )
 
 
 def parts(
@@ -217,21 +214,27 @@ def parts(
         microbatches >= sizes[mesh, ROLES.index("pipeline")]
     )
     mesh, microbatches = mesh[fits], microbatches[fits]
-    kind = np.zeros(len(mesh), dtype=np.int64)
-    flags = ("tensor", "fsdp", "data", "context")
-    for bit, role in enumerate(flags):
-        kind |= (sizes[mesh, ROLES.index(role)] > 1).astype(np.int64) << bit
+    # Meshes that store arrays alike: with the same roles, and the same ways of splitting heads.
+    tensor = sizes[mesh, ROLES.index("tensor")]
+    local = model.kv_heads / np.minimum(tensor, model.kv_heads)
+    flags = [sizes[mesh, ROLES.index(role)] > 1 for role in ("tensor", "fsdp", "data", "context")]
+    flags += [
+        model.kv_heads % tensor != 0,
+        np.mod(local, sizes[mesh, ROLES.index("tensor2")]) != 0,
+    ]
+    kind = sum(flag.astype(np.int64) << bit for bit, flag in enumerate(flags))
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
     for value in np.unique(kind):
         chosen = np.flatnonzero(kind == value)
-        has = [bool(value >> bit & 1) for bit in range(len(flags))]
-        yield Part(
-            factors={role: factors[mesh[chosen], :, index] for index, role in enumerate(ROLES)},
-            slices={role: slices[mesh[chosen], index] for index, role in enumerate(ROLES)},
-            microbatches=microbatches[chosen],
-            choices=_choices(*has),
-            remats=remats,
-        )
+        has = [bool(value >> bit & 1) for bit in range(4)]
+        for choices in _choices(*has):
+            yield Part(
+                factors={role: factors[mesh[chosen], :, i] for i, role in enumerate(ROLES)},
+                slices={role: slices[mesh[chosen], i] for i, role in enumerate(ROLES)},
+                microbatches=microbatches[chosen],
+                choices=choices,
+                remats=remats,
+            )
 
 
 def legal_cells(
@@ -245,5 +248,4 @@ def legal_cells(
     # Both directions need a group that four divides; otherwise they are the one direction again.
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size % 4 != 0)
     mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice, shape)
-    ways = np.where(part.choices.gathers, 2, 1)
-    return mask, np.broadcast_to(ways, shape)
+    return mask, np.broadcast_to(2 if part.choices.gathers else 1, shape)

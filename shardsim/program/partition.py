@@ -7,13 +7,13 @@ import numpy as np
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, Layout, Number
 from shardsim.plan.remat import Remat
-from shardsim.program.ends import embedding_and_head
-from shardsim.program.layer import LayerWriter
+from shardsim.program.blocks import derived_blocks, policies
+from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.shapes import Shapes, Workload, shapes
+from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
 from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
-from shardsim.program.writer import matrices_per_layer
 
 SUM_BYTES = 4.0  # gradients are summed in float32
 
@@ -21,20 +21,26 @@ SUM_BYTES = 4.0  # gradients are summed in float32
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
     """Return what one device does in a step of `work` under `layout`.
 
-    `remat` is needed only for what it keeps in the host's memory.
+    A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it keeps
+    in the host's memory.
     """
-    local = shapes(work, layout)
-    writer = LayerWriter(work, layout, local)
+    local, sizes = shapes(work, layout), Sizes(work, layout)
+    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
+    stack = derived.stacks[0]
+    layer = Lowering(work, layout, sizes, stack)
+    found, shape = policies(work.model, work.attention, 0, layout)
     trips = local.layers * layout.microbatches
     offloaded = frozenset() if remat is None else remat.offload
     saved = saved_elements(work, layout, local, offloaded)
+    weights = [leaf.array for leaf in stack.leaves if leaf.array.weight == "matrix"]
+    stored: Number = sum(sizes.stored(array) for array in weights)
     forward = Block(
         name="layer forward",
         phase="forward",
         trips=trips,
         tasks=(
-            *_weight_tasks(writer, "forward"),
-            *writer.forward(),
+            _cast(work, stored),
+            *layer.forward(),
             Compute(
                 name="keep for backward",
                 kind="elementwise",
@@ -47,23 +53,49 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
         phase="backward",
         trips=trips,
         tasks=(
-            *_weight_tasks(writer, "backward"),
-            *writer.backward(),
-            *_gradient_tasks(writer),
+            _cast(work, stored),
+            *layer.backward(runs_again(found, shape)),
+            _accumulate(work, layout, stored),
         ),
+    )
+    ends = Block(
+        name="embedding and head",
+        phase="head",
+        trips=layout.microbatches,
+        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
     )
     return Program(
         blocks=(
-            embedding_and_head(writer),
+            ends,
             forward,
             backward,
-            *_pipeline_sends(writer),
-            *gradient_reductions(writer),
-            update(writer),
+            *_pipeline_sends(work, layout, local),
+            *gradient_reductions(work, layout, sizes, stack, derived.ends, local.layers),
+            update(work, layout),
         ),
         memory=memory(work, layout, local, saved),
         bubble=(layout.pipeline.size - 1) / (layout.microbatches * work.pipeline_interleave),
         offload_bytes=offload_elements(work.model, layout, local, offloaded) * work.wire_bytes,
+    )
+
+
+def _cast(work: Workload, stored: Number) -> Compute:
+    """Return the cast of a layer's stored weights to the compute format."""
+    return Compute(
+        name="cast weights",
+        kind="elementwise",
+        hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
+        count=work.parameter_bytes != work.wire_bytes,
+    )
+
+
+def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
+    """Return the writing of gradients: once, or added to those of the microbatches before."""
+    passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    return Compute(
+        name="accumulate gradients",
+        kind="elementwise",
+        hbm_bytes=stored * (passes * work.parameter_bytes + work.reduce_bytes),
     )
 
 
@@ -73,65 +105,8 @@ def partition_memory(work: Workload, layout: Layout) -> Memory:
     return memory(work, layout, local, saved_elements(work, layout, local))
 
 
-def _weight_tasks(writer: LayerWriter, phase: str) -> list[Compute | Collective]:
-    """Return the cast of a layer's weights to the compute format, and their gathering."""
-    layout, work, local = writer.layout, writer.work, writer.shapes
-    stored = local.layer_weights / layout.gather.size
-    gathered = layout.gather.size > 1
-    return [
-        *writer.copy(f"lay out weights {phase}", "copy", local.layer_weights, gathered),
-        Compute(
-            name=f"cast weights {phase}",
-            kind="elementwise",
-            hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
-            count=work.parameter_bytes != work.wire_bytes,
-        ),
-        Collective(
-            name=f"gather weights {phase}",
-            kind="all-gather",
-            role="gather",
-            bytes=local.layer_weights * work.wire_bytes,
-            count=gathered,
-            messages=matrices_per_layer(work.model, work.fused_projections),
-            schedule="behind",
-            switch="weights_overlap",
-            purpose="weights",
-        ),
-    ]
-
-
-def _gradient_tasks(writer: LayerWriter) -> list[Compute | Collective]:
-    """Return the reduce-scatter of a layer's gradients and their accumulation."""
-    layout, work, local = writer.layout, writer.work, writer.shapes
-    stored = local.layer_weights / layout.gather.size
-    # One microbatch writes each gradient once; several add to what is there.
-    passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
-    # Without a tensor axis half of a layer's gradients come out transposed.
-    turned = (layout.gather.size > 1) & np.equal(layout.tensor.size, 1)
-    return [
-        *writer.copy("lay out gradients", "transpose", local.layer_weights / 2.0, turned),
-        Collective(
-            name="scatter gradients",
-            kind="reduce-scatter",
-            role="gather",
-            bytes=local.layer_weights * work.reduce_bytes,
-            count=layout.gather.size > 1,
-            messages=matrices_per_layer(work.model, work.fused_projections),
-            schedule="behind",
-            switch="gradients_overlap",
-            purpose="weights",
-        ),
-        Compute(
-            name="accumulate gradients",
-            kind="elementwise",
-            hbm_bytes=stored * (passes * work.parameter_bytes + work.reduce_bytes),
-        ),
-    ]
-
-
-def _pipeline_sends(writer: LayerWriter) -> tuple[Block, ...]:
+def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Block, ...]:
     """Return the sends between pipeline stages: once forward and once backward a chunk."""
-    layout, work, local = writer.layout, writer.work, writer.shapes
     return (
         Block(
             name="stage boundary",

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
-from shardsim.plan.layout import Number
+from shardsim.graph.arrays import Array
+from shardsim.graph.derive import Derived, Leaf
+from shardsim.model import Model
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import Block, Collective, Compute
-from shardsim.program.weights import (
-    block_matrices,
-    by_tensor,
-    end_matrices,
-    parameter_elements,
-    shared_elements,
-    stored_elements,
-    vectors,
-    vocabulary,
-)
-from shardsim.program.writer import Task, Writer, matrices_per_layer
+from shardsim.program.weights import parameter_elements
 
 # Vector operations of one parameter in an update with two moments.
 OPS_UPDATE = 16.0
 
-_VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
+REPLICAS = ("data", "context")  # devices with the same weights and other data
 
 
-def gradient_reductions(writer: Writer) -> tuple[Block, ...]:
+def gradient_reductions(
+    work: Workload, layout: Layout, sizes: Sizes, stack: Derived, ends: Derived, layers: Number
+) -> tuple[Block, ...]:
     """Return the sums of gradients over devices that hold the same weights.
 
     They run once a step, after the last microbatch: for each layer, and for what stands before
@@ -32,64 +32,107 @@ def gradient_reductions(writer: Writer) -> tuple[Block, ...]:
     is reduce-scattered over it before the update, and the updated parameters are gathered after
     it in the format in which they are stored.
     """
-    model, layout, layers = writer.work.model, writer.layout, writer.shapes.layers
-    matrices = block_matrices(model)
-    ends = vocabulary(model) + end_matrices(model)
+    writer = _Reductions(work, layout, sizes)
+    vectors = writer.vectors([(stack.leaves, layers), (ends.leaves, 1)])
     return (
         Block(
             name="gradient reduction",
             phase="reduction",
             trips=layers,
-            tasks=_reduction(
-                writer,
-                stored_elements(matrices, layout) / layers,
-                shared_elements(matrices, layout) / layers,
-                matrices_per_layer(model, writer.work.fused_projections),
-            ),
+            tasks=tuple(writer.matrices(stack.leaves)),
         ),
         Block(
             name="end gradient reduction",
             phase="reduction",
             trips=1,
-            tasks=(
-                *_reduction(
-                    writer,
-                    stored_elements(ends, layout),
-                    shared_elements(ends, layout),
-                    max(len(ends), 1),
-                ),
-                *_vector_reductions(writer),
-            ),
+            tasks=(*writer.matrices(ends.leaves), *vectors),
         ),
     )
 
 
-def _reduction(writer: Writer, elements: Number, shared: Number, messages: int) -> tuple[Task, ...]:
-    """Return the sums of the gradients of `elements` stored elements of matrices.
+class _Reductions:
+    def __init__(self, work: Workload, layout: Layout, sizes: Sizes) -> None:
+        self.work = work
+        self.layout = layout
+        self.sizes = sizes
+        self.zero = np.asarray(layout.optimizer_over_data, dtype=bool)
+        self.by_data = np.where(self.zero, layout.data.size, 1)
 
-    `shared` of them are the same on all members of the tensor axis, each of which has computed a
-    part of their gradients.
-    """
-    layout, work = writer.layout, writer.work
-    zero = np.asarray(layout.optimizer_over_data, dtype=bool)
-    by_data = np.where(zero, layout.data.size, 1)
-    splits = np.asarray(layout.context_shards_parameters, dtype=bool)
+    def matrices(self, leaves: Iterable[Leaf]) -> list[Task]:
+        """Return the sums of the gradients of matrices and tables, those alike in one go."""
+        groups: dict[frozenset[str], list[Array]] = {}
+        for leaf in leaves:
+            if leaf.array.weight != "vector":
+                groups.setdefault(leaf.partial, []).append(leaf.array)
+        whole: dict[str, tuple[Number, int]] = {}
+        apart: dict[str, tuple[Number, int]] = {}
+        for axes, arrays in groups.items():
+            elements = sum(self.sizes.stored(array) for array in arrays)
+            for sums, role in (
+                (whole, role_of(axes & set(REPLICAS))),
+                (apart, role_of(axes - set(REPLICAS))),
+            ):
+                if role:
+                    before = sums.get(role, (0.0, 0))
+                    sums[role] = (before[0] + elements, before[1] + len(arrays))
+        tasks: list[Task] = []
+        for role, (elements, messages) in whole.items():
+            tasks += self._replicas(role, elements, messages)
+        for role, (elements, messages) in apart.items():
+            tasks.append(
+                self._sum(
+                    "all-reduce", role, elements / self.by_data, messages, 1, "shared gradients"
+                )
+            )
+        return tasks
 
-    def gradients(
+    def _replicas(self, role: str, elements: Number, messages: int) -> list[Task]:
+        """Return the sums over devices with the same weights and other data."""
+        zero, data = self.zero, "data" in role.split("+")
+        tasks: list[Task] = []
+        for stage, switch in (("torus", "gradients_overlap"), ("dcn", "dcn_overlap")):
+            tasks.append(
+                self._sum("all-reduce", role, elements, messages, ~zero, stage=stage, switch=switch)
+            )
+            if not data:
+                continue
+            tasks += [
+                self._sum(
+                    "reduce-scatter", "data", elements, messages, zero, stage=stage, switch=switch
+                ),
+                Collective(
+                    name=f"gather updated parameters over {stage}",
+                    kind="all-gather",
+                    role="data",
+                    bytes=elements * self.work.parameter_bytes,
+                    count=zero & self.sizes.several(["data"]),
+                    messages=messages,
+                    stage=stage,
+                    purpose="updated parameters",
+                ),
+            ]
+        if role != "data":
+            rest = role_of(set(role.split("+")) - {"data"})
+            tasks.append(self._sum("all-reduce", rest, elements / self.by_data, messages, zero))
+        return tasks
+
+    def _sum(
+        self,
         kind: str,
         role: str,
-        many: Number,
+        elements: Number,
+        messages: int,
         wanted: Number,
+        purpose: str = "gradient reduction",
         stage: str = "all",
         switch: str = "gradients_overlap",
-        purpose: str = "gradient reduction",
     ) -> Collective:
         return Collective(
             name=f"{kind} {purpose} over {role}, {stage}",
             kind=kind,
             role=role,
-            bytes=many * work.reduce_bytes,
-            count=wanted & (layout.role(role).size > 1),
+            bytes=elements * self.work.reduce_bytes,
+            count=wanted * np.greater(self.layout.role(role).size, 1),
             messages=messages,
             schedule="behind",
             switch=switch,
@@ -97,63 +140,47 @@ def _reduction(writer: Writer, elements: Number, shared: Number, messages: int) 
             purpose=purpose,
         )
 
-    tasks: list[Task] = []
-    for stage, switch in (("torus", "gradients_overlap"), ("dcn", "dcn_overlap")):
-        tasks += [
-            gradients("all-reduce", "replicas", elements, ~zero, stage, switch),
-            gradients("reduce-scatter", "data", elements, zero, stage, switch),
+    def vectors(self, parts: Sequence[tuple[Iterable[Leaf], Number]]) -> list[Task]:
+        """Return the sums of the gradients of vectors, over all devices that do not split them: a
+        compiler makes one message of them."""
+        model = self.work.model
+        sums: dict[str, Number] = {}
+        for leaves, times in parts:
+            for leaf in leaves:
+                if leaf.array.weight != "vector":
+                    continue
+                stored = self.sizes.stored(leaf.array) * times
+                if leaf.array.name == one_gradient(model):
+                    stored = stored * np.greater(self.layout.microbatches, 1)
+                role = role_of(set(self.sizes.axes) - set(leaf.array.split))
+                sums[role] = sums.get(role, 0.0) + stored
+        return [
             Collective(
-                name=f"gather updated parameters over {stage}",
-                kind="all-gather",
-                role="data",
-                bytes=elements * work.parameter_bytes,
-                count=zero & (layout.data.size > 1),
-                messages=messages,
-                stage=stage,
-                purpose="updated parameters",
-            ),
+                name=f"sum small gradients over {role}",
+                kind="all-reduce",
+                role=role,
+                bytes=elements * VECTOR_GRADIENT_BYTES,
+                count=np.greater(elements, 0) & (self.layout.role(role).size > 1),
+                schedule="behind",
+                switch="gradients_overlap",
+                purpose="small gradients",
+            )
+            for role, elements in sums.items()
         ]
-    tasks.append(gradients("all-reduce", "context", elements / by_data, zero & ~splits))
-    if np.any(np.greater(shared, 0)):
-        wanted = np.greater(shared, 0)
-        tasks.append(
-            gradients("all-reduce", "tensor", shared / by_data, wanted, purpose="shared gradients")
-        )
-    return tuple(tasks)
 
 
-def _vector_reductions(writer: Writer) -> list[Task]:
-    """Return the sums of the gradients of vectors: a compiler makes one message of them."""
-    layout, model = writer.layout, writer.work.model
-    elements: dict[str, Number] = {"tensor_peers": 0.0, "stage": 0.0}
-    # Two biases of a parallel block are added to one sum: the compiler sees that their gradients
-    # are the same, unless they add up over microbatches first.
-    added_together = model.parallel_block and model.biases.attention_output and not model.post_norms
-    for tensor in vectors(model):
-        stored = stored_elements([tensor], layout)
-        if tensor.name == "mlp_out_bias" and added_together:
-            stored = stored * np.greater(layout.microbatches, 1)
-        divided = np.greater(by_tensor(tensor, layout), 1)
-        elements["tensor_peers"] += divided * stored
-        elements["stage"] += np.logical_not(divided) * stored
-    return [
-        Collective(
-            name=f"sum small gradients over {role}",
-            kind="all-reduce",
-            role=role,
-            bytes=many * _VECTOR_GRADIENT_BYTES,
-            count=np.greater(many, 0) & (layout.role(role).size > 1),
-            schedule="behind",
-            switch="gradients_overlap",
-            purpose="small gradients",
-        )
-        for role, many in elements.items()
-    ]
+def one_gradient(model: Model) -> str:
+    """Return the bias whose gradient a compiler does not compute: it is another's.
+
+    Two biases of a parallel block are added to one sum; the compiler sees that their gradients are
+    the same, unless they add up over microbatches first.
+    """
+    added = model.parallel_block and model.biases.attention_output and not model.post_norms
+    return "mlp_out_bias" if added else ""
 
 
-def update(writer: Writer) -> Block:
+def update(work: Workload, layout: Layout) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
-    layout, work = writer.layout, writer.work
     by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
     elements = parameter_elements(work.model, layout) / by_data
     stored: Number = work.parameter_bytes

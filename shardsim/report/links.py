@@ -20,7 +20,7 @@ def axis_use(item: Prediction) -> dict[str, float]:
         role = cost.task.role
         if role == "host" or float(cost.count) == 0:
             continue
-        group = getattr(layout, role)
+        group = layout.role(role)
         over_slices = float(group.slices) > 1
         if over_slices and cost.task.stage != "torus":
             busy["dcn"] += float(cost.time_s)

@@ -1,0 +1,212 @@
+"""Arrays with named dimensions and the operations between them: what a model is made of.
+
+A block is a list of ops. Nothing here knows of meshes, batches or formats: an array says what its
+dimensions are called and what kind of array it is, an op what it reads, writes and multiplies, what
+its gradient reads, and what it moves through HBM once a compiler has fused what it can.
+
+>>> x = Array("x", ("batch", "seq", "embed"), stream=True)
+>>> w = weight("query", "embed", "heads", "head_dim")
+>>> op = einsum(x, w, Array("q", ("batch", "seq", "heads", "head_dim"), keep="qkv"))
+>>> matmul_dims(x.dims, w.dims, op.out.dims)
+Matmul(rows=('batch', 'seq'), inner=('embed',), columns=('heads', 'head_dim'), batch=())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+Dims = tuple[str, ...]
+Split = Mapping[str, str]  # mesh axis -> the dimension that it splits
+
+
+@dataclass(frozen=True)
+class Array:
+    """An activation or a weight.
+
+    `stream` arrays lie as the residual stream does between the matmuls. `keep` is the name under
+    which a remat policy keeps it ("" for what no policy names: it is always computed again).
+    `weight` is "matrix" (multiplies tokens), "table" (looked up or added by row), "vector" (a bias,
+    a scale, a probe), or "" for an activation. Sums that cross devices in float32 are `wide`.
+    `purpose` says what moving it is for, where that is not clear from the rest.
+    """
+
+    name: str
+    dims: Dims
+    stream: bool = False
+    keep: str = "rest"
+    weight: str = ""
+    wide: bool = False
+    trained: bool = True  # whether it has a gradient
+    purpose: str = ""
+    split: Split = field(default_factory=dict)  # where it is stored: see `placed`
+    original: Array | None = None  # of a view: the array itself
+    renamed: tuple[tuple[str, str], ...] = ()  # of a view: dimensions that have another name
+
+    def view(self, *dims: str, **renamed: str) -> Array:
+        """Return the same array as an op sees it that has other names for its dimensions."""
+        dims = dims or tuple(renamed.get(d, d) for d in self.dims)
+        return replace(self, dims=dims, original=self, renamed=tuple(renamed.items()))
+
+    def stored(self, split: Split) -> Array:
+        """Return the array where it is stored; of a view `split` is of the array itself."""
+        if self.original is None:
+            return replace(self, split=split)
+        names = dict(self.renamed)
+        own = {axis: names.get(d, d) for axis, d in split.items()}
+        return replace(self, split=own, original=replace(self.original, split=split))
+
+
+def weight(name: str, *dims: str, kind: str = "matrix", purpose: str = "") -> Array:
+    """Return a weight; `kind` is "matrix", "table" or "vector"."""
+    return Array(name, dims, keep="", weight=kind, purpose=purpose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What an op that is no matmul takes, in units of the elements of its result.
+
+    `passes` arrays of that size cross HBM and `ops` float32 operations are done for each element.
+    `fused` operations run in the end of the matmul that makes the op's first operand; those of the
+    gradient in the end of the matmul that makes the gradient of its result, with `fused_reads`
+    more arrays read there.
+    """
+
+    passes: float = 0.0
+    ops: float = 0.0
+    gradient_passes: float = 0.0
+    gradient_ops: float = 0.0
+    fused: float = 0.0
+    fused_gradient: float = 0.0
+    fused_reads: float = 0.0
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """Which dimensions a product has: [rows, inner] x [inner, columns], one for each of `batch`."""
+
+    rows: Dims
+    inner: Dims
+    columns: Dims
+    batch: Dims = ()
+
+
+def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
+    """Return the dimensions of a product of two arrays, by where each of them appears."""
+    return Matmul(
+        rows=tuple(d for d in left if d in out and d not in right),
+        inner=tuple(d for d in left if d in right and d not in out),
+        columns=tuple(d for d in right if d in out and d not in left),
+        batch=tuple(d for d in left if d in right and d in out),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A fused attention kernel: products that never leave the chip, operands that do once."""
+
+    shape: Matmul
+    products: int
+    gradient_products: int
+    ops: float  # vector operations of a query-key pair
+    gradient_ops: float
+
+
+@dataclass(frozen=True)
+class Op:
+    """`out` (+)= f(`ins`): several ops with one `out` add to it, and their sum settles once.
+
+    `needs` is what its gradient reads besides the gradient of its result. `vectors` are scales and
+    biases: too small to have a say in where it runs. With `reach` = (dimension, length) it reads
+    neighbours along that dimension, as far as `length`, of the operands in `reached`.
+
+    Implementations transpose an `eager` op as it stands: where it sums over devices, or gathers,
+    they sum its gradient too, though all devices hold the same; and what its gradient lacks is
+    summed before it goes on.
+    """
+
+    ins: tuple[Array, ...]
+    out: Array
+    needs: tuple[Array, ...] = ()
+    vectors: tuple[Array, ...] = ()
+    product: bool = False  # a matmul of its two operands
+    unit: str = "matmul"  # or "attention": whose scores stay in bf16, and whose mask may skip some
+    kernel: Kernel | None = None
+    stream: Stream = Stream()
+    reach: tuple[str, str] | None = None
+    reached: tuple[str, ...] = ()
+    eager: bool = False
+
+    @property
+    def name(self) -> str:
+        """The weight that it multiplies with, else what it makes."""
+        made = next((array.name for array in self.ins if array.weight and self.product), "")
+        return made or self.out.name
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """Operands and result."""
+        return (*self.ins, self.out)
+
+
+def einsum(a: Array, b: Array, out: Array, *vectors: Array, unit: str = "matmul") -> Op:
+    """Return a product of two arrays, summed over what the result does not have, plus biases."""
+    return Op((a, b), out, (a, b), vectors, product=True, unit=unit)
+
+
+def pointwise(ins: Sequence[Array], out: Array, *vectors: Array, stream: Stream = Stream()) -> Op:
+    """Return an op whose gradient reads its operands again."""
+    return Op(tuple(ins), out, tuple(ins), vectors, stream=stream)
+
+
+def linear(ins: Sequence[Array], out: Array, *vectors: Array, stream: Stream = Stream()) -> Op:
+    """Return an addition, a rotation or a look-up: the gradient reads nothing."""
+    return Op(tuple(ins), out, (), vectors, stream=stream)
+
+
+def makers(ops: Sequence[Op]) -> dict[str, list[int]]:
+    """Return by name of array the places of the ops that make it."""
+    made: dict[str, list[int]] = {}
+    for number, op in enumerate(ops):
+        made.setdefault(op.out.name, []).append(number)
+    return made
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What a backward pass finds and what it makes again, under one remat policy."""
+
+    again: tuple[int, ...]  # ops that run again, in order
+    kept: tuple[Array, ...]  # arrays that are there since the forward pass, but for its input
+
+
+def backward(ops: Sequence[Op], policy: frozenset[str]) -> Backward:
+    """Return what is computed again: a mesh has no say in it."""
+    made = makers(ops)
+    seen: set[str] = set()
+    again: list[int] = []
+    kept: list[Array] = []
+
+    def need(array: Array) -> None:
+        array = array.original or array
+        if array.name in seen or array.weight:
+            return
+        seen.add(array.name)
+        if array.keep in policy and array.name in made:
+            kept.append(array)
+            return
+        for number in made.get(array.name, ()):
+            for operand in ops[number].ins:
+                need(operand)
+            again.append(number)
+
+    for op in reversed(ops):
+        for array in op.needs:
+            need(array)
+    return Backward(again=tuple(again), kept=tuple(kept))
+
+
+def weights_of(ops: Sequence[Op]) -> tuple[Array, ...]:
+    """Return the weights that ops use, each once, in order."""
+    found = {a.name: a for op in ops for a in (*op.ins, *op.vectors) if a.weight}
+    return tuple(found.values())

@@ -1,0 +1,251 @@
+"""From ops over named dimensions to what one device computes and moves: one rule.
+
+Each mesh axis splits the dimension of an op on which most of its arrays already lie: each array
+speaks for the dimension that the axis splits in it and against those that it has and holds whole;
+the result counts half more. Operands stored otherwise are gathered, or turned by an all-to-all where
+the axis splits another of their dimensions. Sums over a split dimension are partial, stay so through
+additions, and settle to where the result is stored. The backward pass is the transpose.
+
+Each axis decides for itself, and on an axis of one device nothing moves. So `derive` is called once
+for all meshes on which arrays are stored alike; sizes come later, as numbers or arrays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from shardsim.graph.arrays import Array, Dims, Op, Split, makers
+
+NONE: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A collective over `axes` of an array: `dims`, of which the axes in `by` leave a part.
+
+    Bytes are those of the whole array that the group holds together. A gather is `shared` by all
+    ops of a pass that want the same array whole.
+    """
+
+    kind: str
+    array: str
+    axes: frozenset[str]
+    dims: Dims
+    by: tuple[tuple[str, str], ...]  # mesh axis, dimension
+    gradient: bool = False
+    weight: str = ""
+    wide: bool = False
+    purpose: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether one serves all ops of a pass."""
+        return self.kind in ("all-gather", "all-to-all", "permute")
+
+
+@dataclass(frozen=True)
+class Summand:
+    """A gradient on its way: what splits it, and over which axes it has yet to be summed.
+
+    Over the `late` ones it had to be summed before the op that made this summand.
+    """
+
+    lies: Split
+    partial: frozenset[str]
+    late: frozenset[str] = field(default=NONE, compare=False)
+
+
+@dataclass
+class Step:
+    """What one device does for one op, forward and backward; `place` is what each axis splits."""
+
+    op: Op
+    place: Split
+    gathers: list[Transfer] = field(default_factory=list)
+    settles: list[Transfer] = field(default_factory=list)
+    gradient_settles: list[Transfer] = field(default_factory=list)  # of its result's gradient
+    gradient_gathers: list[Transfer] = field(default_factory=list)
+    trained: bool = False  # whether anything that is trained depends on it
+
+
+@dataclass
+class Leaf:
+    """A weight, or what a block starts from: how its gradient is summed to where it is stored."""
+
+    array: Array
+    settles: list[Transfer] = field(default_factory=list)
+    partial: frozenset[str] = NONE  # axes over which weights' gradients are summed once a step
+
+
+@dataclass
+class Derived:
+    """A block on one device: its ops in order, then what its backward pass leaves."""
+
+    steps: list[Step]
+    leaves: list[Leaf] = field(default_factory=list)
+
+
+def derive(ops: Sequence[Op], eager: bool = True) -> Derived:
+    """Return what one device does for `ops`, as if every mesh axis had several members.
+
+    `eager`: with the sums that implementations make of gradients without need (`Op.eager`).
+    """
+    last = {numbers[-1] for numbers in makers(ops).values()}
+    steps = []
+    for number, op in enumerate(ops):
+        place = where(op)
+        step = Step(op, place)
+        step.gathers = [t for array in op.ins for t in gathered(array, place)]
+        step.gathers += halos(op, place, op.ins)
+        if number in last:
+            inside = {axis: d for axis, d in place.items() if d in op.out.dims}
+            step.settles = settled(op.out, Summand(inside, frozenset(place) - set(inside)))
+        steps.append(step)
+    result = Derived(steps)
+    _transpose(result, last, eager)
+    return result
+
+
+def _transpose(result: Derived, last: set[int], eager: bool) -> None:
+    """Write the backward pass: gathers become sums, sums become gathers."""
+    steps, gradients = result.steps, defaultdict[str, list[Summand]](list)
+    final = steps[-1].op.out
+    gradients[final.name] = [Summand(final.split, NONE)]
+    for number in reversed(range(len(steps))):
+        step = steps[number]
+        op, place = step.op, step.place
+        if op.out.name not in gradients:
+            continue
+        step.trained = True
+        if number in last:
+            # Backward passes are linear: what all of an array's gradients lack stays partial
+            # until an op, or the place where the array is stored, uses the axis.
+            parts = gradients[op.out.name]
+            lazy = frozenset.intersection(*(part.partial for part in parts))
+            lazy -= set(op.out.split) | set(place)
+            if op.eager and eager:
+                lazy = frozenset.intersection(*(part.late for part in parts))
+                step.gradient_settles = [replace(t, gradient=True) for t in step.settles]
+            step.gradient_settles += _summed(op.out, parts, lazy)
+            gradients[op.out.name] = [Summand(op.out.split, lazy)]
+        lazy = gradients[op.out.name][0].partial
+        step.gradient_gathers = gathered(op.out, place, gradient=True)
+        step.gradient_gathers += [t for array in op.needs for t in gathered(array, place)]
+        step.gradient_gathers += halos(op, place, op.needs)
+        step.gradient_gathers += halos(op, place, op.ins, gradient=True)
+        for array in (*op.ins, *op.vectors):
+            part = _gradient(array, place, lazy)
+            if eager and (op.eager or array.weight):  # a gather's transpose is a scatter
+                moved = {axis for axis in array.split if axis not in place}
+                part = replace(part, partial=part.partial | moved)
+            if array.trained and part not in gradients[array.name]:
+                gradients[array.name].append(part)
+    made = makers([step.op for step in steps])
+    arrays = [a.original or a for step in steps for a in (*step.op.ins, *step.op.vectors)]
+    for array in {array.name: array for array in arrays}.values():
+        if array.name in made or array.name not in gradients:
+            continue
+        parts = gradients[array.name]
+        rest = frozenset().union(*(part.partial for part in parts)) - set(array.split)
+        lazy = rest if array.weight else NONE
+        result.leaves.append(Leaf(array, _summed(array, parts, lazy), lazy))
+
+
+def _gradient(array: Array, place: Split, lazy: frozenset[str]) -> Summand:
+    """Return how the gradient of an operand comes out of an op."""
+    inside = {axis: d for axis, d in place.items() if d in array.dims}
+    # Padded with zeros, the gradient of a slice is partial too.
+    partial = {axis for axis in place if axis not in inside or axis not in array.split}
+    if array.original:
+        here = {axis for axis, d in inside.items() if array.split.get(axis) == d}
+        inside |= {axis: array.original.split[axis] for axis in here}
+    return Summand(inside, frozenset(partial) | lazy, lazy)
+
+
+def where(op: Op) -> dict[str, str]:
+    """Return the dimension that each mesh axis splits in an op. Ties go to the result."""
+    chosen = {}
+    for axis in sorted({axis for array in op.arrays for axis in array.split}):
+        votes: dict[str, float] = defaultdict(float)
+        for array, voice in (*((array, 1.0) for array in op.ins), (op.out, 1.5)):
+            for d in array.dims:
+                votes[d] += voice if array.split.get(axis) == d else -1.0
+        best = max(votes, key=lambda d: votes[d])
+        if votes[best] > 0:
+            chosen[axis] = best
+    return chosen
+
+
+def gathered(array: Array, place: Split, gradient: bool = False) -> list[Transfer]:
+    """Return what brings an operand (or a gradient) to where an op wants it."""
+    have = array.split
+    moved = frozenset(axis for axis, d in have.items() if place.get(axis) != d)
+    turned = frozenset(axis for axis in moved if place.get(axis) in array.dims)
+    after = {axis: d for axis, d in have.items() if axis not in moved}
+    after |= {axis: place[axis] for axis in turned}
+    # What an op wants only a slice of is sliced first, unless along a dimension that is moved.
+    whole = set(array.dims) - {have[axis] for axis in moved}
+    after |= {axis: d for axis, d in place.items() if axis not in have and d in whole}
+    return [
+        *_move("all-to-all", turned, array, have, gradient),
+        *_move("all-gather", moved - turned, array, after, gradient),
+    ]
+
+
+def settled(
+    array: Array, sums: Summand, lazy: frozenset[str] = NONE, gradient: bool = False
+) -> list[Transfer]:
+    """Return what sums a partial array, to where it is stored; over `lazy` it stays partial."""
+    lies, partial = sums.lies, sums.partial - lazy
+    scattered = frozenset(axis for axis in partial if axis in array.split)
+    turned = frozenset(a for a, d in lies.items() if array.split.get(a, d) != d) - partial
+    padded = {array.split[axis] for axis in scattered}  # along these a slice is padded first
+    sliced = {a: d for a, d in lies.items() if a not in sums.partial or d not in padded}
+    left = {a: d for a, d in lies.items() if a not in partial}
+    left |= {axis: array.split[axis] for axis in scattered}
+    return [
+        *_move("reduce-scatter", scattered, array, sliced, gradient),
+        *_move("all-reduce", partial - scattered, array, left, gradient),
+        *_move("all-to-all", turned, array, left, gradient),
+    ]
+
+
+def halos(op: Op, place: Split, arrays: Iterable[Array], gradient: bool = False) -> list[Transfer]:
+    """Return what comes from neighbours along a split dimension, or goes back to them."""
+    if not op.reach:
+        return []
+    along, reach = op.reach
+    axes = frozenset(axis for axis, d in place.items() if d == along)
+    moves = []
+    for array in (array for array in arrays if array.name in op.reached):
+        dims = tuple(reach if d == along else d for d in array.dims)
+        rest = {axis: d for axis, d in place.items() if d in dims}
+        moves += _move("permute", axes, replace(array, dims=dims), rest, gradient)
+    return moves
+
+
+def _summed(array: Array, parts: Iterable[Summand], lazy: frozenset[str]) -> list[Transfer]:
+    return [move for part in parts for move in settled(array, part, lazy, gradient=True)]
+
+
+def _move(
+    kind: str, axes: frozenset[str], array: Array, lies: Split, gradient: bool
+) -> list[Transfer]:
+    if not axes:
+        return []
+    by = tuple(sorted(lies.items()))
+    return [
+        Transfer(
+            kind=kind,
+            array=array.name,
+            axes=axes,
+            dims=array.dims,
+            by=by,
+            gradient=gradient,
+            weight=array.weight,
+            wide=array.wide,
+            purpose=array.purpose,
+        )
+    ]

@@ -1,0 +1,55 @@
+"""Derived blocks of models, made once for each kind of mesh, and what remat policies do to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from shardsim.graph.arrays import Backward, backward
+from shardsim.graph.derive import Derived, derive
+from shardsim.graph.place import Kind, placed
+from shardsim.model import Model
+from shardsim.model.blocks import Graph, graph_of
+from shardsim.plan.layout import Layout
+from shardsim.plan.remat import TENSORS
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The stacks of a model and its ends on meshes of one kind."""
+
+    stacks: tuple[Derived, ...]
+    ends: Derived
+
+
+@lru_cache(maxsize=256)
+def graph(model: Model, attention: str) -> Graph:
+    """Return a model's graph, made once."""
+    return graph_of(model, attention)
+
+
+@lru_cache(maxsize=1024)
+def derived_blocks(model: Model, attention: str, kind: Kind) -> Blocks:
+    """Return what one device does for each block of a model, on meshes of a kind."""
+    made = graph(model, attention)
+    stacks = tuple(derive(placed(stack.ops, kind)) for stack in made.stacks)
+    return Blocks(stacks, derive(placed(made.ends, kind)))
+
+
+@lru_cache(maxsize=4096)
+def _backward(model: Model, attention: str, stack: int, kept: frozenset[str]) -> Backward:
+    return backward(graph(model, attention).stacks[stack].ops, kept)
+
+
+def policies(
+    model: Model, attention: str, stack: int, layout: Layout
+) -> tuple[list[Backward], tuple[int, ...]]:
+    """Return what each remat policy of a layout does to a stack, and the shape of arrays over
+    policies: () where there is one."""
+    flags = [np.asarray(layout.keeps(name), dtype=bool) for name in TENSORS]
+    shape = np.broadcast_shapes(*(flag.shape for flag in flags))
+    rows = np.stack([np.broadcast_to(flag, shape).reshape(-1) for flag in flags], axis=1)
+    kept = [frozenset(name for name, on in zip(TENSORS, row, strict=True) if on) for row in rows]
+    return [_backward(model, attention, stack, names) for names in kept], shape

@@ -1,0 +1,352 @@
+"""From a derived block to the tasks of one device: operations with sizes, collectives with bytes.
+
+Elementwise work that a compiler fuses stands in the end of a matmul; the rest are streams through
+HBM. Every weight of a pass is gathered in one go, and so are its gradients scattered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
+from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, role_of
+from shardsim.program.tasks import Collective, Compute
+
+Task = Compute | Collective
+
+OPS_QUANTISE = 4.0
+QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
+SUM_BYTES = 4.0  # what is summed in float32
+VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
+
+
+def runs_again(policies: Sequence[Backward], shape: tuple[int, ...]) -> dict[int, Number]:
+    """Return how often each op runs again: an array of `shape` over policies, or a number if ()."""
+    counts: dict[int, Number] = {}
+    for number in dict.fromkeys(number for policy in policies for number in policy.again):
+        runs = np.array([int(number in policy.again) for policy in policies])
+        counts[number] = runs.reshape(shape) if shape else int(runs[0])
+    return counts
+
+
+class Lowering:
+    """Writes the tasks of one derived block."""
+
+    def __init__(self, work: Workload, layout: Layout, sizes: Sizes, derived: Derived) -> None:
+        self.work = work
+        self.layout = layout
+        self.sizes = sizes
+        self.derived = derived
+        self.wire = float(work.wire_bytes)
+
+    # Passes.
+
+    def forward(self) -> list[Task]:
+        """Return the forward pass."""
+        return _Pass(self).forward("", self._once()).tasks
+
+    def backward(self, again: Mapping[int, Number]) -> list[Task]:
+        """Return the ops that run again, each so many times, and the backward pass."""
+        return _Pass(self).forward(" again", again).backward().tasks
+
+    def together(self) -> list[Task]:
+        """Return both passes of what runs forward and at once backward: nothing is let go."""
+        return _Pass(self).forward("", self._once()).backward().tasks
+
+    def _once(self) -> dict[int, Number]:
+        return dict.fromkeys(range(len(self.derived.steps)), 1)
+
+    # Single tasks.
+
+    def elements(self, array: Array, place: Split) -> Number:
+        """Return the elements of an array on one device of an op placed so."""
+        return self.sizes.product(array.dims, place)
+
+    def width(self, array: Array) -> float:
+        """Return the bytes of an element."""
+        return SUM_BYTES if array.wide else self.wire
+
+    def matmul(
+        self, name: str, op: Op, place: Split, dims: Matmul, out_bytes: float, count: Number = 1
+    ) -> Compute:
+        """Return a product of two arrays in HBM."""
+        m, k, n, batch = (
+            self.sizes.product(part, place)
+            for part in (dims.rows, dims.inner, dims.columns, dims.batch)
+        )
+        attention = op.unit == "attention"
+        return Compute(
+            name=name,
+            kind=op.unit,
+            m=m,
+            k=k,
+            n=n,
+            batch=batch,
+            matmuls=1,
+            hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
+            dtype="bf16" if attention else self.work.precision.compute,
+            count=count,
+        )
+
+    def kernel(self, name: str, op: Op, place: Split, gradient: bool, count: Number) -> Compute:
+        """Return a fused attention kernel, or its gradient."""
+        kernel = op.kernel
+        assert kernel is not None
+        shape = kernel.shape
+        m, k, n, batch = (
+            self.sizes.product(part, place)
+            for part in (shape.rows, shape.inner, shape.columns, shape.batch)
+        )
+        io = sum(self.elements(array, place) for array in op.arrays) * self.wire
+        ops = kernel.gradient_ops if gradient else kernel.ops
+        share = self.work.attention_fraction
+        return Compute(
+            name=name,
+            kind="attention",
+            m=m,
+            k=k,
+            n=n,
+            batch=batch,
+            matmuls=kernel.gradient_products if gradient else kernel.products,
+            fraction=share,
+            hbm_bytes=io * (2.0 if gradient else 1.0),
+            vector_ops=m * n * batch * share * ops,
+            count=count,
+        )
+
+    def stream(
+        self, name: str, op: Op, place: Split, passes: float, ops: float, count: Number = 1
+    ) -> list[Compute]:
+        """Return an elementwise operation in units of the result's elements."""
+        if not passes and not ops:
+            return []
+        elements = self.elements(op.out, place)
+        widest = op.ins[0] if op.ins and op.ins[0].wide else op.out
+        if widest is not op.out:  # a loss: what it reads is larger than what it makes
+            elements = self.elements(widest, place)
+        return [
+            Compute(
+                name=name,
+                kind=op.unit if op.unit == "attention" else "elementwise",
+                hbm_bytes=elements * passes * self.width(widest),
+                vector_ops=elements * ops,
+                count=count,
+            )
+        ]
+
+    def collective(
+        self, transfer: Transfer, name: str, width: float, count: Number = 1
+    ) -> Collective:
+        """Return a transfer as a collective."""
+        return Collective(
+            name=name,
+            kind=transfer.kind,
+            role=role_of(transfer.axes),
+            bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
+            count=count * self.sizes.several(transfer.axes),
+            purpose=transfer.purpose or "block",
+        )
+
+
+class _Pass:
+    """The tasks of one pass, in order: what is gathered once serves all of its ops."""
+
+    def __init__(self, lowering: Lowering) -> None:
+        self.low = lowering
+        self.tasks: list[Task] = []
+        self.made: dict[str, list[int]] = {}  # array, or "d " array -> matmuls that make it
+        self.gathered: dict[Transfer, int] = {}
+        self.rings: dict[str, int] = {}  # array, or "d " array -> its gather over tensor
+        self.weights: dict[tuple[str, str, str], int] = {}
+        self.cast: set[str] = set()  # what is in 8 bits already
+
+    def forward(self, suffix: str, counts: Mapping[int, Number]) -> _Pass:
+        """Write ops in order, each so many times."""
+        for number, step in enumerate(self.low.derived.steps):
+            if number in counts:
+                self._forward(step, suffix, counts[number])
+        return self
+
+    def backward(self) -> _Pass:
+        """Write the gradients of all ops, last first."""
+        derived = self.low.derived
+        for step in reversed(derived.steps):
+            if step.trained:
+                self._backward(step)
+        for leaf in derived.leaves:
+            self._settle(leaf.settles, "d " + leaf.array.name, 1)
+        return self
+
+    def _forward(self, step: Step, suffix: str, count: Number) -> None:
+        low, op, place = self.low, step.op, step.place
+        name = op.name + suffix
+        self._gather(step.gathers, name, count)
+        if op.product:
+            self._quantise(op.ins[0], place, count)
+            dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
+            task = low.matmul(name, op, place, dims, low.width(op.out), count)
+            self._add_matmul(task, op.out.name, [array.name for array in op.ins])
+        elif op.kernel:
+            self.tasks.append(low.kernel(name, op, place, False, count))
+        stream = op.stream
+        if stream.fused:
+            self._fuse(op.ins[0].name, low.elements(op.out, place) * stream.fused, 0.0)
+        self.tasks += low.stream(name, op, place, stream.passes, stream.ops, count)
+        self._settle(step.settles, op.out.name, count)
+
+    def _backward(self, step: Step) -> None:
+        low, op, place = self.low, step.op, step.place
+        self._settle(step.gradient_settles, "d " + op.out.name, 1)
+        self._gather(step.gradient_gathers, f"{op.name} gradient", 1)
+        if op.product:
+            self._quantise(op.out, place, 1, "d ")
+            for array, other in zip(op.ins, reversed(op.ins), strict=True):
+                if array.trained:
+                    self._gradient_matmul(op, place, array, other)
+        elif op.kernel:
+            self.tasks.append(low.kernel(f"{op.name} gradient", op, place, True, 1))
+        stream = op.stream
+        if stream.fused_gradient:
+            read = low.elements(op.ins[0], place) * low.wire * stream.fused_reads
+            ops = low.elements(op.out, place) * stream.fused_gradient
+            self._fuse("d " + op.out.name, ops, read)
+        passes, ops = stream.gradient_passes, stream.gradient_ops
+        self.tasks += low.stream(f"{op.name} gradient", op, place, passes, ops)
+        if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
+            many = float(len(op.vectors))
+            self.tasks += low.stream(f"{op.name} bias gradient", op, place, many, many)
+
+    def _gradient_matmul(self, op: Op, place: Split, array: Array, other: Array) -> None:
+        """Write the gradient of one operand of a product."""
+        low, first = self.low, array is op.ins[0]
+        left, right = (op.out, other) if first else (other, op.out)
+        dims = matmul_dims(left.dims, right.dims, array.dims)
+        if array.weight:
+            name, width = f"{op.name} dW", float(low.work.reduce_bytes)
+            read = [other.name]
+        else:
+            name, width = f"{op.name} d {array.name}", low.wire
+            read = ["d " + op.out.name]
+        task = low.matmul(name, op, place, dims, width)
+        self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
+
+    def _add_matmul(
+        self, task: Compute, makes: str, reads: Iterable[str], whole: bool = False
+    ) -> None:
+        """Add a matmul; a ring that gathers what it reads cuts it, or it runs `whole` beside."""
+        for array in reads:
+            ring = self.rings.get(array)
+            if ring is not None:
+                gather = self.tasks[ring]
+                assert isinstance(gather, Collective)
+                self.tasks[ring] = replace(
+                    gather, schedule="ring", partners=(*gather.partners, task.name)
+                )
+                task = task if whole else replace(task, ring="gathered")
+        self.made.setdefault(makes, []).append(len(self.tasks))
+        self.tasks.append(task)
+
+    def _fuse(self, made: str, ops: Number, read_bytes: Number) -> None:
+        """Add elementwise work to the end of the last matmul that makes an array, if one does."""
+        for number in self.made.get(made, [])[-1:]:
+            task = self.tasks[number]
+            assert isinstance(task, Compute)
+            self.tasks[number] = replace(
+                task, vector_ops=task.vector_ops + ops, hbm_bytes=task.hbm_bytes + read_bytes
+            )
+
+    def _quantise(self, array: Array, place: Split, count: Number, prefix: str = "") -> None:
+        """Cast a matmul's operand to 8 bits, once a pass."""
+        low, name = self.low, prefix + array.name
+        if low.work.compute_bytes > 1 or name in self.cast:
+            return
+        self.cast.add(name)
+        elements = low.elements(array, place)
+        self.tasks.append(
+            Compute(
+                name=f"quantise {name}",
+                kind="elementwise",
+                hbm_bytes=elements * QUANTISE_PASSES * low.wire,
+                vector_ops=elements * OPS_QUANTISE,
+                count=count,
+            )
+        )
+
+    # Collectives.
+
+    def _gather(self, transfers: Iterable[Transfer], reader: str, count: Number) -> None:
+        """Bring operands to where an op wants them, unless an op before has done so."""
+        low = self.low
+        for transfer in transfers:
+            if transfer.weight in ("matrix", "table"):
+                if transfer not in self.gathered:
+                    self.gathered[transfer] = -1
+                    self._weights(transfer, low.wire, "weights_overlap")
+                continue
+            known = self.gathered.get(transfer)
+            if known is not None:
+                task = self.tasks[known]
+                again = np.maximum(task.count, count * low.sizes.several(transfer.axes))
+                self.tasks[known] = replace(task, count=again)
+                continue
+            self.gathered[transfer] = len(self.tasks)
+            name = ("d " if transfer.gradient else "") + transfer.array
+            if _over_tensor(transfer, "all-gather"):
+                self.rings[name] = len(self.tasks)
+            width = SUM_BYTES if transfer.wide else low.wire
+            self.tasks.append(
+                low.collective(transfer, f"{transfer.kind} {name} for {reader}", width, count)
+            )
+
+    def _settle(self, transfers: Iterable[Transfer], makes: str, count: Number) -> None:
+        """Sum an array to where it is stored, beside the matmuls that make its summands."""
+        low = self.low
+        for transfer in transfers:
+            if transfer.weight:
+                width = float(low.work.reduce_bytes)
+                if transfer.weight == "vector":
+                    width = VECTOR_GRADIENT_BYTES
+                self._weights(transfer, width, "gradients_overlap")
+                continue
+            width = SUM_BYTES if transfer.wide else low.wire
+            task = low.collective(transfer, f"{transfer.kind} {makes}", width, count)
+            partners = self.made.get(makes, []) if _over_tensor(transfer, "reduce-scatter") else []
+            if partners:
+                for number in partners:
+                    work = self.tasks[number]
+                    assert isinstance(work, Compute)
+                    self.tasks[number] = replace(work, ring="scattered")
+                names = tuple(self.tasks[number].name for number in partners)
+                task = replace(task, schedule="ring", partners=names)
+            self.tasks.append(task)
+
+    def _weights(self, transfer: Transfer, width: float, switch: str) -> None:
+        """Add a weight to what is gathered or scattered in one go."""
+        purpose = transfer.purpose or "weights"
+        key = (transfer.kind, role_of(transfer.axes), purpose)
+        verb = {"all-gather": "gather", "reduce-scatter": "scatter gradients of"}
+        task = self.low.collective(
+            replace(transfer, purpose=purpose),
+            f"{verb.get(transfer.kind, transfer.kind)} {purpose}",
+            width,
+        )
+        if key in self.weights:
+            before = self.tasks[self.weights[key]]
+            assert isinstance(before, Collective)
+            self.tasks[self.weights[key]] = replace(
+                before, bytes=before.bytes + task.bytes, messages=before.messages + 1
+            )
+            return
+        self.weights[key] = len(self.tasks)
+        self.tasks.append(replace(task, schedule="behind", switch=switch))
+
+
+def _over_tensor(transfer: Transfer, kind: str) -> bool:
+    """Return whether a collective matmul may take the place of a collective."""
+    return transfer.kind == kind and role_of(transfer.axes) == "tensor" and not transfer.weight

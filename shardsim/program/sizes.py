@@ -1,0 +1,128 @@
+"""How large a placed array is on one device: lengths of dimensions over sizes of mesh axes.
+
+Sizes are numbers, or numpy arrays of one entry a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from shardsim.graph.arrays import Array, Dims, Split
+from shardsim.graph.place import ROLE, Kind
+from shardsim.model import Model
+from shardsim.plan.layout import ROLES, Layout, Number
+from shardsim.program.shapes import Workload
+
+
+def kind_of(model: Model, layout: Layout) -> Kind:
+    """Return how arrays are stored on a layout whose plans all store them alike."""
+    tensor, tensor2 = layout.tensor.size, layout.tensor2.size
+    local = model.kv_heads / np.minimum(tensor, model.kv_heads)
+    return Kind(
+        residual=_one(layout.residual),
+        context_shards=bool(_one(layout.context_shards_parameters)),
+        kv_whole=bool(_one(np.mod(model.kv_heads, tensor) != 0)),
+        kv_whole2=bool(_one(np.mod(local, tensor2) != 0)),
+    )
+
+
+def _one(value: Number) -> int:
+    found = np.unique(np.asarray(value))
+    if len(found) != 1:
+        raise ValueError("a layout of several kinds of meshes: take those of one kind at a time")
+    return int(found[0])
+
+
+class Sizes:
+    """Sizes on one device under a layout."""
+
+    def __init__(self, work: Workload, layout: Layout) -> None:
+        model = work.model
+        tensor, tensor2 = layout.tensor.size, layout.tensor2.size
+        over_kv = np.minimum(tensor, model.kv_heads)
+        over_kv2 = np.minimum(tensor2, model.kv_heads / over_kv)
+        self.axes: Mapping[str, Number] = {
+            "data": layout.data.size,
+            "fsdp": layout.fsdp.size,
+            "context": layout.context.size,
+            "tensor": over_kv,
+            "tensor_shared": tensor / over_kv,
+            "tensor2": over_kv2,
+            "tensor2_shared": tensor2 / over_kv2,
+        }
+        self.lengths: Mapping[str, Number] = {
+            "batch": work.batch / layout.microbatches,
+            "seq": work.sequence,
+            "keys": work.sequence,
+            "embed": model.embed,
+            "norm": model.embed,
+            "kv": model.kv_heads,
+            "group": model.heads // model.kv_heads,
+            "heads": model.heads,
+            "head_dim": model.head_dim,
+            "mlp": model.mlp,
+            "vocab": np.ceil(model.vocab / tensor) * tensor,
+            "classes": model.classes,
+            "patch": model.patch**2 * model.channels,
+            "position": work.sequence,
+            "moments": 2,
+            "two": 2,
+        }
+        self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
+        self._elements: dict[Any, Number] = {}
+
+    def part(self, d: str, axes: Iterable[str]) -> Number:
+        """Return the length of a dimension that `axes` split, on one device."""
+        key = (d, tuple(axes))
+        if key not in self._parts:
+            length = self.lengths[d]
+            for axis in key[1]:
+                length = length / self.axes[axis]
+            self._parts[key] = length
+        return self._parts[key]
+
+    def length(self, d: str, place: Split) -> Number:
+        """Return the length of a dimension on one device of an op (or array) placed so."""
+        return self.part(d, [axis for axis, other in place.items() if other == d])
+
+    def product(self, dims: Dims, place: Split) -> Number:
+        """Return the number of elements of `dims` on one device of what is placed so."""
+        key = (dims, tuple(place.items()))
+        if key not in self._elements:
+            total: Number = 1.0
+            for d in dims:
+                total = total * self.length(d, place)
+            self._elements[key] = total
+        return self._elements[key]
+
+    def moved(self, dims: Dims, by: tuple[tuple[str, str], ...]) -> Number:
+        """Return the elements of a transfer: all axes in `by` leave a part."""
+        elements = self.product(dims, {axis: d for axis, d in by if d in dims})
+        for axis, d in by:
+            if d not in dims:
+                elements = elements / self.axes[axis]
+        return elements
+
+    def stored(self, array: Array) -> Number:
+        """Return the elements of an array that one device stores."""
+        return self.product(array.dims, array.split)
+
+    def several(self, axes: Iterable[str]) -> Number:
+        """Return whether a group over `axes` has more than one member."""
+        many: Number = False
+        for axis in axes:
+            many = many | np.greater(self.axes[axis], 1)
+        return many
+
+
+def role_of(axes: Iterable[str]) -> str:
+    """Return the roles behind mesh axes in one word.
+
+    >>> role_of(["tensor_shared", "data", "tensor"])
+    'data+tensor'
+    """
+    roles = {ROLE.get(axis, axis) for axis in axes}
+    return "+".join(role for role in ROLES if role in roles)
