@@ -2,9 +2,9 @@
 
 Each mesh axis splits the dimension of an op on which most of its arrays already lie: each array
 speaks for the dimension that the axis splits in it and against those that it has and holds whole;
-the result counts half more. Operands stored otherwise are gathered, or turned by an all-to-all where
-the axis splits another of their dimensions. Sums over a split dimension are partial, stay so through
-additions, and settle to where the result is stored. The backward pass is the transpose.
+the result counts half more. Operands stored otherwise are gathered, or turned by an all-to-all
+where the axis splits another of their dimensions. Sums over a split dimension are partial, stay so
+through additions, and settle to where the result is stored. The backward pass is the transpose.
 
 Each axis decides for itself, and on an axis of one device nothing moves. So `derive` is called once
 for all meshes on which arrays are stored alike; sizes come later, as numbers or arrays.

@@ -9,9 +9,9 @@
 | tensor2 | heads, mlp; of the residual stream embed | embed |
 
 Vectors are split over tensor as the activations they are added to, and whole else. Heads are two
-dimensions: `kv`, the key-value heads, and `group`, the queries that share each of them. An axis that
-cannot split the key-value heads is two axes: one over as many of them as it can, one (`_shared`)
-over their groups.
+dimensions: `kv`, the key-value heads, and `group`, the queries that share each of them. An axis
+that cannot split the key-value heads is two axes: one over as many of them as it can, one
+(`_shared`) over their groups.
 """
 
 from __future__ import annotations

@@ -65,22 +65,24 @@ class Stack:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model: stacks of blocks, and the ops around them.
+    """A model: stacks of blocks, the ops before them and those after."""
 
-    In `ends` the blocks are the identity: the head reads the array that the embedding writes.
-    """
-
+    before: tuple[Op, ...]
     stacks: tuple[Stack, ...]
-    ends: tuple[Op, ...]
+    after: tuple[Op, ...]
+
+    @property
+    def ends(self) -> tuple[Op, ...]:
+        """The ops around the blocks; the head reads the array that the embedding writes."""
+        return self.before + self.after
 
 
 def graph_of(model: Model, attention: str = "flash") -> Graph:
     """Return a model's graph; `attention` is "flash" (one fused kernel) or "unfused"."""
-    block = Block(model, attention)
-    return Graph(
-        stacks=(Stack("layers", block.transformer(), model.layers),),
-        ends=Ends(model).ops(),
-    )
+    stack = Stack("layers", Block(model, attention).transformer(), model.layers)
+    start, end = Ends(model), Ends(model)
+    end.head(start.embedding())
+    return Graph(before=tuple(start.made), stacks=(stack,), after=tuple(end.made))
 
 
 class Builder:
@@ -177,7 +179,7 @@ class Block(Builder):
 
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
-        model, biases = self.model, self.model.biases
+        biases = self.model.biases
         parts = {}
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
             bias = self.vectors(biases.qkv, f"{name}_bias", *dims)
@@ -185,10 +187,7 @@ class Block(Builder):
             if name != "value":
                 part = self.turned(name, part)
             parts[name] = part if name == "query" else part.view(seq="keys")
-        q, k, v = (
-            replace(p, purpose="second axis") if n == "query" else _keys(p)
-            for n, p in parts.items()
-        )
+        q, k, v = parts["query"], _keys(parts["key"]), _keys(parts["value"])
         context = Array("context", q.dims, keep="context", purpose="second axis")
         if self.kernel:
             self.add(flash(q, k, v, context))
@@ -256,10 +255,13 @@ def flash(q: Array, k: Array, v: Array, out: Array) -> Op:
 class Ends(Builder):
     """What stands before and after the blocks."""
 
-    def ops(self) -> tuple[Op, ...]:
-        """Return embedding, final norm, head and loss."""
+    def embedding(self) -> Array:
+        """Add what makes the residual stream."""
+        return self.embed_tokens() if self.model.vocab else self.embed_patches()
+
+    def head(self, x: Array) -> None:
+        """Add final norm, head and loss."""
         model = self.model
-        x = self.embed_tokens() if model.vocab else self.embed_patches()
         if model.final_norm:
             out = self.x("final", purpose="vocabulary" if model.vocab else "pooling")
             x = self.norm(
@@ -269,14 +271,18 @@ class Ends(Builder):
             self.vocabulary_head(x)
         else:
             self.image_head(x)
-        return tuple(self.made)
 
     def embed_tokens(self) -> Array:
         """Add the look-up of tokens: each member of a tensor axis makes its part of the rows."""
         ids = Array("tokens", (*TOKENS, "vocab"), trained=False)
         table = weight("token_embedding", "vocab", "embed", kind="table", purpose="tables")
-        x = self.add(linear([ids, table], self.x("x", purpose="vocabulary"), stream=LOOK_UP))
-        return x
+        out = self.x("x", purpose="vocabulary")
+        ins = [ids, table]
+        if self.model.positions == "learned":
+            ins.append(
+                weight("position_embedding", "position", "embed", kind="table", purpose="ends")
+            )
+        return self.add(linear(ins, out, stream=LOOK_UP))
 
     def embed_patches(self) -> Array:
         """Add the patch embedding and the positions."""

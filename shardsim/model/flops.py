@@ -7,10 +7,15 @@ tokens, N weights (`Model.parameters`).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from enum import Enum
 
 from shardsim.errors import ModelError, nearest
+from shardsim.graph.arrays import Op
+from shardsim.model.blocks import graph_of
 from shardsim.model.spec import Model
+from shardsim.model.tensors import lengths
 
 TRAINING = 3  # forward once, backward twice as much
 
@@ -51,7 +56,13 @@ def attention_flops_per_token(
     `halved` counts only the half of the scores that a causal mask keeps: 2LHQT.
     """
     tokens = _sequence(model, sequence)
-    return (2 if halved else 4) * model.layers * model.attention_width * tokens
+    whole = sum(
+        stack.layers * flops
+        for stack in graph_of(model).stacks
+        for unit, flops in _products(model, stack.ops, tokens)
+        if unit == "attention"
+    )
+    return whole // tokens // (2 if halved else 1)
 
 
 def forward_matmul_flops_per_token(
@@ -59,23 +70,29 @@ def forward_matmul_flops_per_token(
 ) -> float:
     """Return the FLOPs of every matmul of the forward pass, per token.
 
-    Two per weight and token for the blocks, the patch embedding and the logits, and the
-    attention. A pooling head and a classifier work once per sequence, so their cost is spread
-    over its tokens (`sequence`, or the model's own); only the head's keys and values are made
-    for every token. For a decoder this is MaxText's explicit count.
+    What works once per sequence, as a pooling head does, is spread over its tokens (`sequence`, or
+    the model's own). For a decoder this is MaxText's explicit count.
     """
     tokens = _sequence(model, sequence)
-    per_token = model.layers * model.matmul_parameters_per_layer + model.vocab * model.embed
-    per_sequence = model.classes * model.embed
-    attention = float(attention_flops_per_token(model, tokens, halved=halved))
-    for tensor in model.tensors:
-        if tensor.name in ("patch_embedding", "pooling_key", "pooling_value"):
-            per_token += tensor.size
-        elif tensor.name.startswith("pooling_") and tensor.kind == "matrix":
-            per_sequence += tensor.size
-    if model.pooling == "map":
-        attention += 4 * model.attention_width  # one query: 4HQT per sequence
-    return 2 * (per_token + per_sequence / tokens) + attention
+    graph = graph_of(model)
+    total = sum(flops for _, flops in _products(model, graph.ends, tokens))
+    for stack in graph.stacks:
+        for unit, flops in _products(model, stack.ops, tokens):
+            total += stack.layers * flops // (2 if halved and unit == "attention" else 1)
+    return total / tokens
+
+
+def _products(model: Model, ops: Iterable[Op], tokens: int) -> Iterator[tuple[str, int]]:
+    """Yield (unit, FLOPs) of every product of a forward pass over one sequence."""
+    sizes = {**lengths(model), "batch": 1, "seq": tokens, "keys": tokens}
+    for op in ops:
+        if op.product:
+            dims = {d for array in op.arrays for d in array.dims}
+            yield op.unit, 2 * math.prod(sizes[d] for d in dims)
+        elif op.kernel:
+            shape = op.kernel.shape
+            dims = {*shape.rows, *shape.inner, *shape.columns, *shape.batch}
+            yield op.unit, 2 * op.kernel.products * math.prod(sizes[d] for d in dims)
 
 
 def model_flops_per_token(

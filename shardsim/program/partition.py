@@ -21,8 +21,8 @@ SUM_BYTES = 4.0  # gradients are summed in float32
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
     """Return what one device does in a step of `work` under `layout`.
 
-    A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it keeps
-    in the host's memory.
+    A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it
+    keeps in the host's memory.
     """
     local, sizes = shapes(work, layout), Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))

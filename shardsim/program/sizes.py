@@ -13,6 +13,7 @@ import numpy as np
 from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind
 from shardsim.model import Model
+from shardsim.model.tensors import lengths
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.program.shapes import Workload
 
@@ -54,22 +55,11 @@ class Sizes:
             "tensor2_shared": tensor2 / over_kv2,
         }
         self.lengths: Mapping[str, Number] = {
+            **lengths(model),
             "batch": work.batch / layout.microbatches,
             "seq": work.sequence,
             "keys": work.sequence,
-            "embed": model.embed,
-            "norm": model.embed,
-            "kv": model.kv_heads,
-            "group": model.heads // model.kv_heads,
-            "heads": model.heads,
-            "head_dim": model.head_dim,
-            "mlp": model.mlp,
             "vocab": np.ceil(model.vocab / tensor) * tensor,
-            "classes": model.classes,
-            "patch": model.patch**2 * model.channels,
-            "position": work.sequence,
-            "moments": 2,
-            "two": 2,
         }
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}
