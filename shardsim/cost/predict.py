@@ -14,9 +14,10 @@ from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
-from shardsim.program.tasks import Program
 
 TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
 HBM_PARTS = (
@@ -63,7 +64,7 @@ class Prediction:
     time: dict[str, float]  # keys: TIME_PARTS; sums to step_time_s
     collectives: tuple[CollectiveUse, ...]
     warnings: tuple[str, ...]
-    program: Program = field(repr=False)
+    schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
 
     @property
@@ -127,7 +128,8 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
     layout = layout or resolve(plan)
     machine = plan.machine
     program = partition(Workload.of(plan), layout, plan.remat)
-    cost = price(machine, layout, program, detail=True)
+    schedule = overlap(program, layout)
+    cost = price(machine, layout, schedule)
     use = hbm_use(machine, program.memory)
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
@@ -146,7 +148,7 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
         warnings=_warnings(plan, layout, use, fits),
-        program=program,
+        schedule=schedule,
         price=cost,
     )
 
@@ -164,10 +166,17 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
     for cost in costs:
         if float(cost.count) == 0:
             continue
-        key = (cost.task.kind, layout.mesh_axes(cost.task.role), cost.task.moves)
+        key = _key(cost.task, layout)
         row = [cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s]
         sums[key] = sums.get(key, np.zeros(4)) + np.array([float(value) for value in row])
     return collective_uses({key: row for key, row in sums.items() if row[2] > 0})
+
+
+def _key(task: Move | Copy, layout: Layout) -> tuple[str, tuple[str, ...], str]:
+    """Return kind, mesh axes and purpose of a move, or of a copy to or from the host."""
+    if isinstance(task, Copy):
+        return "host-transfer", (), "activations"
+    return task.kind, layout.mesh_axes(task.role), task.moves
 
 
 def collective_uses(

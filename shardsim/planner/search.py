@@ -12,7 +12,7 @@ import numpy as np
 
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
-from shardsim.cost.price import price
+from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine, parse_machine, with_op_costs
 from shardsim.model import Model, load_model
@@ -20,6 +20,7 @@ from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.space import Part, legal_cells, parts
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition, partition_memory
 from shardsim.program.shapes import Workload
 
@@ -28,7 +29,7 @@ Cell = tuple[int, int, int]  # pair, remat policy, option
 OBJECTIVES = ("mfu", "step-time", "cost", "chips")
 
 # Pairs priced at once: a few ten thousand plans, whose arrays stay in the processor's cache.
-CELLS_AT_ONCE = 150000
+CELLS_AT_ONCE = 300000
 FREED_BYTES = 31 * 2**20
 
 
@@ -246,10 +247,10 @@ def _chunk(
         part, legal, fits, prefetch = part.take(index), legal[index], fits[index], prefetch[index]
         layout = part.layout()
     layout = layout.reshaped(weights_overlap=prefetch)
-    program = partition(work, layout)
+    schedule = overlap(partition(work, layout), layout)
     counts["priced"] += int(legal.sum())
     counts["fit"] += int(fits.sum())
-    step_s = np.broadcast_to(price(machine, layout, program).step_time_s, fits.shape)
+    step_s = np.broadcast_to(step_time_s(machine, layout, schedule), fits.shape)
     score = np.where(fits, step_s * _weight(machine, objective), np.inf)
     flat = score.reshape(part.pairs, -1)
     cells = flat.argmin(axis=1)

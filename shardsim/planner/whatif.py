@@ -10,13 +10,14 @@ from math import log, prod
 from typing import Any
 
 from shardsim.cost.predict import Prediction, mfu_of, predict
-from shardsim.cost.price import price
+from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.plan.resolve import resolve
 from shardsim.planner.changes import changed, check_root
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 
@@ -177,7 +178,7 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
     saves 0.8 % of the step.
     """
     layout = resolve(plan)
-    program = partition(Workload.of(plan), layout, plan.remat)
+    schedule = overlap(partition(Workload.of(plan), layout, plan.remat), layout)
 
     def scaled(figure: str, factor: float) -> tuple[float, Plan]:
         """Return the step time with one figure scaled, and the plan on that chip."""
@@ -188,7 +189,7 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
         else:
             chip = replace(chip, **{figure: getattr(chip, figure) * factor})
         nudged = replace(plan, machine=replace(plan.machine, chip=chip))
-        return float(price(nudged.machine, layout, program).step_time_s), nudged
+        return float(step_time_s(nudged.machine, layout, schedule)), nudged
 
     results = []
     for figure in FIGURES:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from shardsim.model import Tensor
 from shardsim.plan.layout import Number
 from shardsim.program.pooling import image_head
-from shardsim.program.tasks import Block, Collective, Compute
+from shardsim.program.schedule import Block
+from shardsim.program.tasks import Collective, Compute
 from shardsim.program.weights import end_matrices, stored_elements, vocabulary
 from shardsim.program.writer import OPS_NORM, Task, Writer
 

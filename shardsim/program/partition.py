@@ -11,7 +11,8 @@ from shardsim.program.ends import embedding_and_head
 from shardsim.program.layer import LayerWriter
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.shapes import Shapes, Workload, shapes
-from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
+from shardsim.program.schedule import Block
+from shardsim.program.tasks import Collective, Compute, Memory, Program
 from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 from shardsim.program.writer import matrices_per_layer
 
@@ -62,7 +63,7 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
             update(writer),
         ),
         memory=memory(work, layout, local, saved),
-        bubble=(layout.pipeline.size - 1) / (layout.microbatches * work.pipeline_interleave),
+        interleave=work.pipeline_interleave,
         offload_bytes=offload_elements(work.model, layout, local, offloaded) * work.wire_bytes,
     )
 
@@ -135,7 +136,7 @@ def _pipeline_sends(writer: LayerWriter) -> tuple[Block, ...]:
     return (
         Block(
             name="stage boundary",
-            phase="forward",
+            phase="boundary",
             trips=layout.microbatches * work.pipeline_interleave,
             tasks=(
                 Collective(

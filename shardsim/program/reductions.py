@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from shardsim.plan.layout import Number
-from shardsim.program.tasks import Block, Collective, Compute
+from shardsim.program.schedule import Block
+from shardsim.program.tasks import Collective, Compute
 from shardsim.program.weights import (
     block_matrices,
     by_tensor,
