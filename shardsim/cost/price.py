@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 
 from shardsim.cost.collectives import collective_s, sent_bytes
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import Costs
 from shardsim.cost.network import Links
 from shardsim.cost.overlap import RingTime, behind_s, ring_matmul_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
 from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Block, Collective, Compute, Program
-
-# Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
-# matrices one large and one small forward, both large and two small ones backward (read off
-# maxtext-22b, fully sharded on v4:4x4x4).
-GATHERS_WAITING = {"forward": 0.42, "backward": 0.83}
 
 
 class Total:
@@ -115,10 +110,16 @@ class _BlockTime:
         return self.unit.value + self.memory.value + self.overhead.value + self.exposed.value
 
 
-def price(machine: Machine, layout: Layout, program: Program, detail: bool = False) -> Price:
-    """Return the time of a step; with `detail` also every task's share of it."""
+def price(
+    machine: Machine, layout: Layout, program: Program, costs: Costs, detail: bool = False
+) -> Price:
+    """Return the time of a step; with `detail` also every task's share of it.
+
+    `program` is what an implementation does (`program.passes.implemented`), `costs` what its
+    operations take.
+    """
     links = Links(machine, layout)
-    pricer = _Pricer(machine, layout, links, program, detail)
+    pricer = _Pricer(layout, links, program, costs, detail)
     times = {block.name: pricer.block(block) for block in program.blocks}
     parts = {name: Total() for name in ("unit", "memory", "overhead", "exposed", "flops")}
     bubble: Number = 0.0
@@ -140,31 +141,16 @@ def price(machine: Machine, layout: Layout, program: Program, detail: bool = Fal
     )
 
 
-def compiled_passes(machine: Machine, layout: Layout) -> dict[str, Number]:
-    """Return by kind how often the links carry what is gathered or scattered over `gather`.
-
-    Seen in compiled programs (docs/compiled.md): where the group is a whole slice, the TPU compiler
-    makes an all-reduce of a reduce-scatter, and of an all-gather that is not to overlap.
-    """
-    if machine.chip.op_costs != "compiler":
-        return {}
-    inside = layout.gather.size / layout.gather.slices
-    whole = np.equal(inside, machine.devices_per_slice) & np.greater(inside, 1)
-    waiting = whole & np.logical_not(layout.weights_overlap)
-    return {"reduce-scatter": np.where(whole, 2, 1), "all-gather": np.where(waiting, 2, 1)}
-
-
 class _Pricer:
     def __init__(
         self,
-        machine: Machine,
         layout: Layout,
         links: Links,
         program: Program,
+        costs: Costs,
         detail: bool,
     ) -> None:
-        self.machine = machine
-        self.chip = machine.chip
+        self.costs = costs
         self.layout = layout
         self.links = links
         self.program = program
@@ -174,8 +160,6 @@ class _Pricer:
         self.slack_s: Number = 0.0  # of the last backward block
         self.shared = layout.gather.shares_links_with(layout.tensor)
         self.embed = np.equal(layout.residual, EMBED_SHARDED)
-        self.compiled = machine.chip.op_costs == "compiler"
-        self.passes = compiled_passes(machine, layout)
 
     def block(self, block: Block) -> _BlockTime:
         """Return one trip's time, and note every task's share of the step."""
@@ -186,7 +170,7 @@ class _Pricer:
         for work in block.computes():
             if _never(work.count):
                 continue
-            cost = compute_time(self.chip, work)
+            cost = self.costs.operation(work)
             time.unit.add(cost.unit_s * work.count)
             time.memory.add(cost.memory_s * work.count)
             time.overhead.add(cost.overhead_s * work.count)
@@ -194,15 +178,15 @@ class _Pricer:
             if work.name in rings:
                 whole[work.name] = cost.total_s * work.count
                 part = ring_block(work, self.layout.tensor.size, self.embed)
-                cut[work.name] = compute_time(self.chip, part).total_s * work.count
+                cut[work.name] = self.costs.operation(part).total_s * work.count
             if self.detail:
                 self._note_compute(block, work, cost.total_s, cost.unit_s, cost.memory_s)
         behind = []
-        ring_busy = Total()
+        ring_busy, awaited = Total(), Total()
         for task in block.collectives():
             if _never(task.count):
                 continue
-            alone = self._passes(task) * collective_s(
+            alone = collective_s(
                 task.kind, self.links[task.role], task.bytes, task.messages, task.stage
             )
             if task.schedule == "behind":
@@ -233,11 +217,13 @@ class _Pricer:
                 time.memory.add((blocks_s - matmul_s) * task.count)
             if task.role == "tensor":
                 ring_busy.add(alone * task.count)
+            elif task.role == "gather":
+                awaited.add(alone * task.count)
             time.exposed.add(exposed)
             if self.detail:
                 self._note(block, task, alone, exposed, sent)
         self._offload(block, time)
-        self._behind(block, time, behind, ring_busy.value)
+        self._behind(block, time, behind, ring_busy.value, awaited.value)
         return time
 
     def _behind(
@@ -246,24 +232,24 @@ class _Pricer:
         time: _BlockTime,
         tasks: list[tuple[Collective, Number]],
         ring_busy_s: Number,
+        awaited_s: Number,
     ) -> None:
         """Expose what does not fit behind the block's own work.
 
         Weights and gradients share the links of the gather group, so their times add; where the
-        tensor axis lies on the same torus axes its traffic comes first.
+        tensor axis lies on the same torus axes its traffic comes first. So does what of the group's
+        own traffic is awaited at once, for `awaited_s`.
         """
         window = time.busy_s
         if block.phase == "reduction":
             window = self.slack_s
-        taken = self.shared * ring_busy_s if block.phase != "reduction" else 0.0
+        taken = self.shared * ring_busy_s + awaited_s if block.phase != "reduction" else 0.0
         for task, alone in tasks:
             switch = getattr(self.layout, task.switch)
             exposed = alone
             if hides := not _never(switch):
                 exposed = behind_s(alone, np.maximum(window - taken, 0.0), switch)
                 taken = taken + np.where(switch, alone, 0.0)
-            if self.compiled and task.kind == "all-gather":
-                exposed = np.maximum(exposed, alone * GATHERS_WAITING.get(block.phase, 0.0))
             time.exposed.add(exposed)
             if self.detail:
                 self._note(block, task, alone / np.maximum(task.count, 1), exposed)
@@ -278,7 +264,7 @@ class _Pricer:
         Return what a trip, on average, hides less for it.
         """
         first = block.phase == "forward" and task.kind == "all-gather"
-        last = block.phase == "backward" and task.kind == "reduce-scatter"
+        last = block.phase == "backward" and task.kind != "all-gather"
         if not (first or last):
             return 0.0
         share = hidden * self.layout.microbatches / block.trips
@@ -294,17 +280,13 @@ class _Pricer:
         moved = self.program.offload_bytes
         if np.all(np.equal(moved, 0)) or block.name not in ("layer forward", "layer backward"):
             return
-        rate = (self.chip.pcie_bytes_per_s or np.inf) / self.chip.devices_per_chip
-        alone = moved / rate
+        alone = moved / self.costs.host_bytes_per_s
         exposed = np.maximum(alone - time.busy_s, 0.0)
         time.exposed.add(exposed)
         if self.detail:
             name = "offload activations" if block.phase == "forward" else "fetch activations"
             task = Collective(name=name, kind="host-transfer", role="host", bytes=moved)
             self._note(block, task, alone, exposed)
-
-    def _passes(self, task: Collective) -> Number:
-        return self.passes.get(task.kind, 1) if task.role == "gather" else 1
 
     def _ring_bytes(self, task: Collective, ring: RingTime) -> Number:
         """Return what a member sends if the collective may be a ring beside matmuls."""
@@ -331,7 +313,7 @@ class _Pricer:
                 task=task,
                 block=block.name,
                 count=count,
-                sent_bytes=sent * count * self._passes(task),
+                sent_bytes=sent * count,
                 time_s=alone * count,
                 exposed_s=exposed * block.trips,
             )

@@ -26,6 +26,11 @@ PARAMETER_PURPOSES = frozenset(
     }
 )
 
+# What operations are for, where an implementation may do them in another way.
+ATTENTION = "softmax attention"  # in one kernel: `m` queries, `n` keys, `batch` heads
+ATTENTION_GRADIENT = "softmax attention gradient"
+QUERY_KEY_NORM = "query-key norm"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -53,6 +58,8 @@ class Compute:
     # How a ring over the tensor axis cuts a matmul: "gathered" if its input comes in pieces,
     # "scattered" if its result leaves in pieces; else it runs whole beside the ring.
     ring: str = ""
+    purpose: str = ""  # one of those above, or nothing
+    pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
     source: str = ""  # of compiled code: file, line and function
 
     @property
