@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardsim.cost.collectives import sent_bytes
-from shardsim.cost.stretch import Costs, Stretch, Wires, spare_s, split
+from shardsim.cost.costs import Costs
+from shardsim.cost.stretch import Durations, Stretch, Wires, spare_s, split
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
@@ -85,9 +86,9 @@ class Price:
         )
 
 
-def step_time_s(machine: Machine, layout: Layout, schedule: Schedule) -> Number:
+def step_time_s(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) -> Number:
     """Return only the seconds of a step, for many plans at once."""
-    clock = _Clock(Costs(machine, layout), schedule)
+    clock = _Clock(Durations(machine, layout, costs), schedule)
     clock.run()
     total = Total()
     piped = np.any(schedule.pipeline.bubble)
@@ -100,9 +101,9 @@ def step_time_s(machine: Machine, layout: Layout, schedule: Schedule) -> Number:
     return total.value
 
 
-def price(machine: Machine, layout: Layout, schedule: Schedule) -> Price:
+def price(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) -> Price:
     """Return the time of a step by what takes it, down to every task."""
-    clock = _Clock(Costs(machine, layout), schedule)
+    clock = _Clock(Durations(machine, layout, costs), schedule)
     clock.run()
     computes, collectives = list(_computes(clock)), list(_collectives(clock))
     bubble: Number = 0.0
@@ -158,8 +159,8 @@ class _Trip:
 class _Clock:
     """Runs the order of a schedule and notes what is waited for."""
 
-    def __init__(self, costs: Costs, schedule: Schedule) -> None:
-        self.costs = costs
+    def __init__(self, durations: Durations, schedule: Schedule) -> None:
+        self.durations = durations
         self.schedule = schedule
         self.waits = [Total() for _ in schedule.blocks]
         # By identity of the task: the block that waits, and the seconds over a step.
@@ -169,7 +170,7 @@ class _Clock:
     def parts(self, number: int) -> list[Stretch | Start | Await]:
         """Return a block as stretches between starts and awaits."""
         if number not in self._parts:
-            self._parts[number] = split(self.costs, self.schedule.blocks[number].tasks)
+            self._parts[number] = split(self.durations, self.schedule.blocks[number].tasks)
         return self._parts[number]
 
     def stretches(self, number: int) -> Iterator[Stretch]:
@@ -205,7 +206,7 @@ class _Clock:
         for part in parts:
             if isinstance(part, Stretch):
                 for flight in flights.values():
-                    spare = spare_s(self.costs, part, flight.wires)
+                    spare = spare_s(self.durations, part, flight.wires)
                     flight.left_s = flight.left_s - _where(trip.alive, spare)
                 continue
             now = trip.has(part.when) & trip.alive
@@ -216,11 +217,11 @@ class _Clock:
 
     def _start(self, task: Move | Copy, now: Number, flights: Flights) -> _Flight:
         """Put something behind what is under way on its links."""
-        wires = self.costs.wires(task)
-        alone_s = _where(now, self.costs.alone_s(task))
+        wires = self.durations.wires(task)
+        alone_s = _where(now, self.durations.alone_s(task))
         queue_s: Number = 0.0
         for flight in flights.values():
-            if np.any(shared := self.costs.shared(flight.wires, wires)):
+            if np.any(shared := self.durations.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
         if np.any(queue_s):
             queue_s = np.where(alone_s > 0, queue_s, 0.0)
@@ -251,12 +252,12 @@ def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
 
     What is started belongs to the block that waits for it.
     """
-    costs, blocks = clock.costs, clock.schedule.blocks
+    durations, blocks = clock.durations, clock.schedule.blocks
     for number, block in enumerate(blocks):
         for stretch in clock.stretches(number):
             for task, times, exposed_s in stretch.moves:
                 many = times * block.trips
-                yield _collective(costs, block, task, many, exposed_s * many)
+                yield _collective(durations, block, task, many, exposed_s * many)
     started: dict[int, tuple[Move | Copy, Number]] = {}
     for visit in clock.schedule.visits():
         for part in blocks[visit.block].tasks:
@@ -266,23 +267,23 @@ def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
     for key, (task, many) in started.items():
         waited = clock.waited[key]
         exposed_s = sum(seconds for _, seconds in waited)
-        yield _collective(costs, blocks[waited[-1][0]], task, many, exposed_s)
+        yield _collective(durations, blocks[waited[-1][0]], task, many, exposed_s)
 
 
 def _collective(
-    costs: Costs, block: Block, task: Move | Copy, many: Number, exposed_s: Number
+    durations: Durations, block: Block, task: Move | Copy, many: Number, exposed_s: Number
 ) -> CollectiveCost:
     if isinstance(task, Copy):
         count, sent = many, task.host_bytes
     else:
         count = many * task.count
-        sent = sent_bytes(task.kind, costs.links[task.role], task.bytes, task.stage)
+        sent = sent_bytes(task.kind, durations.links[task.role], task.bytes, task.stage)
     return CollectiveCost(
         task=task,
         block=block.name,
         count=count,
         sent_bytes=sent * count,
-        time_s=costs.alone_s(task) * many,
+        time_s=durations.alone_s(task) * many,
         exposed_s=exposed_s,
     )
 
@@ -292,7 +293,7 @@ def _computes(clock: _Clock) -> Iterator[ComputeCost]:
     for number, block in enumerate(clock.schedule.blocks):
         for stretch in clock.stretches(number):
             for task, many in stretch.works.values():
-                cost = clock.costs.work(task)
+                cost = clock.durations.work(task)
                 count = task.count * many * block.trips
                 yield ComputeCost(
                     task=task,

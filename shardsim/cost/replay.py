@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shardsim.cost.collectives import sent_bytes
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import Costs, costs_of
 from shardsim.cost.meshlinks import MeshLinks
 from shardsim.cost.price import CollectiveCost, ComputeCost, Price
 from shardsim.cost.task_times import TaskTimes, Transfers, WorkTime
@@ -73,9 +73,19 @@ class Trip:
             self.exposed[name] += seconds
 
 
-def replay_program(machine: Machine, where: Plan | Layout, program: Program) -> Replayed:
-    """Replay `program`, compiled for the mesh of a plan (or layout) on `machine`."""
-    times = TaskTimes(machine, MeshLinks(machine, where))
+def usual_costs(machine: Machine, where: Plan | Layout) -> Costs:
+    """Return the costs that a plan names, on `machine`; physical ones for a mere layout."""
+    return costs_of(where.op_costs if isinstance(where, Plan) else "physical", machine.chip)
+
+
+def replay_program(
+    machine: Machine, where: Plan | Layout, program: Program, costs: Costs | None = None
+) -> Replayed:
+    """Replay `program`, compiled for the mesh of a plan (or layout) on `machine`.
+
+    Operations take `costs`; the usual ones if left out.
+    """
+    times = TaskTimes(costs or usual_costs(machine, where), MeshLinks(machine, where))
     stream = _Stream(times)
     sums = [Trip() for _ in program.blocks]
     known: dict[tuple[int, frozenset[str]], Trip] = {}
@@ -113,7 +123,7 @@ def summed(times: TaskTimes, program: Program, sums: Sequence[Trip]) -> Replayed
             )
         )
         for work in block.computes():
-            cost = compute_time(times.machine.chip, work)
+            cost = times.costs.operation(work)
             flops += float(work.flops * work.count * block.trips)
             computes.append(
                 ComputeCost(

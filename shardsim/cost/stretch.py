@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardsim.cost.collectives import move_s
-from shardsim.cost.compute import ComputeTime, compute_time
+from shardsim.cost.costs import ComputeTime, Costs
 from shardsim.cost.network import Links
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
@@ -42,15 +42,13 @@ class Stretch:
     spare: dict[Wires, Number] = field(default_factory=dict)  # see `spare_s`
 
 
-class Costs:
+class Durations:
     """What single tasks of a layout's schedule take on a machine."""
 
-    def __init__(self, machine: Machine, layout: Layout) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, layout: Layout, costs: Costs) -> None:
         self.layout = layout
+        self.costs = costs
         self.links = Links(machine, layout)
-        chip = machine.chip
-        self.host_bytes_per_s = (chip.pcie_bytes_per_s or np.inf) / chip.devices_per_chip
         # By identity: arrays have no hash. Tasks are kept, so that no number is used again.
         self._works: dict[int, tuple[ComputeTime, Number, Work]] = {}
         self._alone: dict[int, tuple[Number, Move]] = {}
@@ -68,14 +66,14 @@ class Costs:
     def _known(self, task: Work) -> tuple[ComputeTime, Number, Work]:
         known = self._works.get(id(task))
         if known is None:
-            cost = compute_time(self.machine.chip, task)
+            cost = self.costs.operation(task)
             known = self._works[id(task)] = (cost, _many(cost.total_s, task.count), task)
         return known
 
     def alone_s(self, task: Move | Copy) -> Number:
         """Return the seconds of all `count` moves on free links, one after the other."""
         if isinstance(task, Copy):
-            return task.host_bytes / self.host_bytes_per_s
+            return task.host_bytes / self.costs.host_bytes_per_s
         known = self._alone.get(id(task))
         if known is None:
             per_byte, per_message = self._line(task)
@@ -126,18 +124,18 @@ def _several(axis: AxisLayout) -> Number:
     return np.greater(axis.slices, 1)
 
 
-def spare_s(costs: Costs, here: Stretch, wires: Wires) -> Number:
+def spare_s(durations: Durations, here: Stretch, wires: Wires) -> Number:
     """Return for how long a stretch leaves `wires` to what was started before it."""
     if wires not in here.spare:
         busy = Total()
         for task, times, _ in here.moves:
-            if np.any(shared := costs.shared(wires, costs.wires(task))):
-                busy.add(_many(costs.alone_s(task), times) * shared)
+            if np.any(shared := durations.shared(wires, durations.wires(task))):
+                busy.add(_many(durations.alone_s(task), times) * shared)
         here.spare[wires] = here.total.value - busy.value
     return here.spare[wires]
 
 
-def split(costs: Costs, tasks: tuple[Task, ...]) -> list[Stretch | Start | Await]:
+def split(durations: Durations, tasks: tuple[Task, ...]) -> list[Stretch | Start | Await]:
     """Return the tasks of a block as stretches between what is started and awaited."""
     parts: list[Stretch | Start | Await] = []
     here: Stretch | None = None
@@ -149,21 +147,21 @@ def split(costs: Costs, tasks: tuple[Task, ...]) -> list[Stretch | Start | Await
         if here is None:
             here = Stretch()
             parts.append(here)
-        _add(costs, here, task, 1)
+        _add(durations, here, task, 1)
     return parts
 
 
-def _add(costs: Costs, here: Stretch, task: Task, times: Number) -> None:
+def _add(durations: Durations, here: Stretch, task: Task, times: Number) -> None:
     """Add a task that runs `times` times."""
     if isinstance(task, Work):
         _work(here, task, times)
-        here.total.add(_many(costs.work_s(task), times))
+        here.total.add(_many(durations.work_s(task), times))
     elif isinstance(task, Move):
-        _move(here, task, times, costs.alone_s(task))
-        here.total.add(_many(costs.alone_s(task), times))
+        _move(here, task, times, durations.alone_s(task))
+        here.total.add(_many(durations.alone_s(task), times))
     elif isinstance(task, Repeat):
         times = times * task.times
-        here.total.add(_round(costs, here, task, times) * times)
+        here.total.add(_round(durations, here, task, times) * times)
 
 
 def _work(here: Stretch, task: Work, times: Number) -> None:
@@ -180,21 +178,21 @@ def _move(here: Stretch, task: Move, times: Number, waited_s: Number) -> None:
     here.moves.append((task, times, waited_s))
 
 
-def _round(costs: Costs, here: Stretch, repeat: Repeat, times: Number) -> Number:
+def _round(durations: Durations, here: Stretch, repeat: Repeat, times: Number) -> Number:
     """Note what runs in a loop, `times` times in all; return the seconds of one round."""
     now: Number = 0.0
     ends: dict[str, tuple[Move, Number]] = {}
     for task in repeat.tasks:
         if isinstance(task, Work):
             _work(here, task, times)
-            now = now + costs.work_s(task)
+            now = now + durations.work_s(task)
         elif isinstance(task, Repeat):
-            now = now + _round(costs, here, task, times * task.times) * task.times
+            now = now + _round(durations, here, task, times * task.times) * task.times
         elif isinstance(task, Move):
-            _move(here, task, times, costs.alone_s(task))
-            now = now + costs.alone_s(task)
+            _move(here, task, times, durations.alone_s(task))
+            now = now + durations.alone_s(task)
         elif isinstance(task, Start) and isinstance(task.task, Move):
-            ends[task.name] = task.task, now + costs.alone_s(task.task)
+            ends[task.name] = task.task, now + durations.alone_s(task.task)
         elif isinstance(task, Await) and task.name in ends:
             move, end = ends.pop(task.name)
             _move(here, move, times, np.maximum(end - now, 0.0))

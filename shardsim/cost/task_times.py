@@ -6,9 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from shardsim.cost.collectives import collective_s
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import Costs
 from shardsim.cost.meshlinks import MeshLinks, Route
-from shardsim.machine import Machine
 from shardsim.program.tasks import Collective, Compute, Transfer
 
 
@@ -38,18 +37,15 @@ class WorkTime:
 class TaskTimes:
     """Times of single tasks on a machine whose other parts are idle."""
 
-    def __init__(self, machine: Machine, links: MeshLinks) -> None:
-        self.machine = machine
+    def __init__(self, costs: Costs, links: MeshLinks) -> None:
+        self.costs = costs
         self.links = links
-        chip = machine.chip
-        self.hbm_bytes_per_s = chip.hbm_bytes_per_s / chip.devices_per_chip * chip.hbm_efficiency
-        self.host_bytes_per_s = (chip.pcie_bytes_per_s or float("inf")) / chip.devices_per_chip
         self._alone: dict[str, float] = {}
 
     def work(self, task: Compute) -> WorkTime:
         """Return the time of a compute task; all of its HBM traffic is HBM's own time."""
-        cost = compute_time(self.machine.chip, task)
-        own_s = float(task.hbm_bytes * task.count) / self.hbm_bytes_per_s
+        cost = self.costs.operation(task)
+        own_s = float(task.hbm_bytes * task.count) / self.costs.hbm_bytes_per_s
         return WorkTime(
             compute_s=float(cost.unit_s * task.count),
             hbm_bound_s=float(cost.memory_s * task.count),
@@ -74,11 +70,11 @@ class TaskTimes:
 
     def hbm_s(self, task: Transfer) -> float:
         """Return the seconds of HBM that a transfer needs."""
-        return float(task.hbm_bytes) / self.hbm_bytes_per_s
+        return float(task.hbm_bytes) / self.costs.hbm_bytes_per_s
 
     def host_s(self, task: Transfer) -> float:
         """Return the seconds of the link to the host that a transfer needs."""
-        return float(task.host_bytes) / self.host_bytes_per_s
+        return float(task.host_bytes) / self.costs.host_bytes_per_s
 
 
 class Transfers:

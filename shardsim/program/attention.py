@@ -6,7 +6,7 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Shapes, Workload
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Collective, Compute
 
 Task = Compute | Collective
 
@@ -20,12 +20,6 @@ OPS_SOFTMAX_GRADIENT = 14.0
 # probabilities. Backward reads probabilities and their gradient twice and writes once.
 SOFTMAX_PASSES = 3.0
 SOFTMAX_GRADIENT_PASSES = 5.0
-
-# The same for attention by blocks: scores of float32 written and read, probabilities written and
-# read in bf16; backward that again, and the gradients of both: probabilities' in float32 written
-# and read, scores' in bf16 written once and read twice.
-BLOCKS_BYTES = 4.0 + 4.0 + 2.0 + 2.0
-BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
 
 
 def attention_forward(
@@ -48,7 +42,6 @@ def attention_forward(
     ]
     if work.attention == "flash":
         io = shapes.tokens * (2 * shapes.q + shapes.kv) / shapes.split2 * work.wire_bytes
-        blocks = _by_blocks(work, layout)
         return [
             *tasks,
             Compute(
@@ -57,17 +50,9 @@ def attention_forward(
                 matmuls=2,
                 hbm_bytes=io,
                 vector_ops=shapes.scores * work.attention_fraction * OPS_SOFTMAX,
-                count=redo & np.logical_not(blocks),
+                count=redo,
+                purpose=ATTENTION,
                 **_pairs(work, shapes),
-            ),
-            Compute(
-                name=f"attention by blocks{suffix}",
-                kind="attention",
-                matmuls=2,
-                hbm_bytes=io + shapes.scores * BLOCKS_BYTES,
-                vector_ops=shapes.scores * OPS_SOFTMAX,
-                count=redo & blocks,
-                **_pairs(work, shapes) | {"fraction": 1.0},
             ),
         ]
     first_half = redo if not suffix else np.logical_not(probabilities_kept)
@@ -86,29 +71,16 @@ def attention_backward(work: Workload, layout: Layout, shapes: Shapes) -> list[T
     ]
     if work.attention == "flash":
         io = shapes.tokens * (4 * shapes.q + 2 * shapes.kv) / shapes.split2 * work.wire_bytes
-        blocks = _by_blocks(work, layout)
-        # The scores again, and dV, dP, dQ, dK. The emitted kernels are two, for dK and dV and for
-        # dQ: each makes scores, softmax and dP for itself.
-        kernels = 2 if work.as_compiled else 1
         return [
             *tasks,
             Compute(
                 name="attention gradient",
                 kind="attention",
-                matmuls=3 + 2 * kernels,
+                matmuls=5,  # the scores again, and dV, dP, dQ, dK
                 hbm_bytes=io,
-                vector_ops=kernels * shapes.scores * work.attention_fraction * OPS_SOFTMAX_GRADIENT,
-                count=np.logical_not(blocks),
+                vector_ops=shapes.scores * work.attention_fraction * OPS_SOFTMAX_GRADIENT,
+                purpose=ATTENTION_GRADIENT,
                 **_pairs(work, shapes),
-            ),
-            Compute(
-                name="attention gradient by blocks",
-                kind="attention",
-                matmuls=5,
-                hbm_bytes=io + shapes.scores * BLOCKS_GRADIENT_BYTES,
-                vector_ops=shapes.scores * OPS_SOFTMAX_GRADIENT,
-                count=blocks,
-                **_pairs(work, shapes) | {"fraction": 1.0},
             ),
         ]
     return [
@@ -118,15 +90,6 @@ def attention_backward(work: Workload, layout: Layout, shapes: Shapes) -> list[T
             "softmax gradient", shapes, work, SOFTMAX_GRADIENT_PASSES, OPS_SOFTMAX_GRADIENT, 1
         ),
     ]
-
-
-def _by_blocks(work: Workload, layout: Layout) -> Number:
-    """Return whether the emitted program attends by blocks of keys, with their scores in HBM.
-
-    Its fused kernel needs all queries of a sequence; a device that has a part of them, as where
-    the sequence is split, takes a loop over blocks of keys that skips none.
-    """
-    return np.greater(layout.context.size, 1) & work.as_compiled
 
 
 def _pairs(work: Workload, shapes: Shapes) -> dict[str, Number]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from shardsim.plan.layout import Number
 from shardsim.program.shapes import Workload
-from shardsim.program.writer import OPS_ACTIVATION, OPS_NORM, Task, Writer
+from shardsim.program.tasks import QUERY_KEY_NORM
+from shardsim.program.writer import OPS_NORM, Task, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,9 @@ class BranchWriter(Writer):
             self.tensor_collective(f"sum {what}", "all-reduce", self.replicated * count),
         ]
 
-    def hidden_ops(self, names: str) -> Number:
-        """Return the vector operations of the activation fused into the MLP's projection."""
-        if "mlp_in" not in names:
-            return 0.0
-        return OPS_ACTIVATION * self.shapes.tokens * self.shapes.hidden
+    def activated(self, names: str) -> Number:
+        """Return the elements of the activation that is fused into the MLP's projection."""
+        return self.shapes.tokens * self.shapes.hidden if "mlp_in" in names else 0.0
 
     def query_key_tasks(self, suffix: str, passes: float) -> list[Task]:
         """Return QK-norm and rotary embedding: each reads and writes queries and keys."""
@@ -124,22 +123,6 @@ class BranchWriter(Writer):
             return []
         shapes = self.shapes
         elements = shapes.tokens * (shapes.q + shapes.kv / 2.0) / shapes.split2
-        tasks: list[Task] = [
-            self.stream(f"queries and keys{suffix}", elements, passes * rounds, OPS_NORM)
-        ]
-        if model.qk_norm:
-            # A ring leaves them by position; their norm works by head, in float32: laid out there
-            # and back, twice the bytes each time.
-            name = f"lay out queries and keys{suffix}"
-            tasks += self.copy(name, "copy", 4 * elements, self.ring)
-        return tasks
-
-    def activation(self, suffix: str, passes: float, count: Number = 1) -> list[Task]:
-        """Return the pass of the activation on its own: it is not fused into a matmul whose
-        results a ring puts in place by the piece."""
-        if not self.work.as_compiled:
-            return []
-        elements = self.shapes.tokens * self.shapes.hidden
-        return [
-            self.stream(f"activation{suffix}", elements, passes, 0.0, self.sequence_ring * count)
-        ]
+        purpose = QUERY_KEY_NORM if model.qk_norm else ""
+        name = f"queries and keys{suffix}"
+        return [self.stream(name, elements, passes * rounds, OPS_NORM, purpose=purpose)]

@@ -15,7 +15,7 @@ import numpy as np
 from shardsim.plan.layout import Number
 from shardsim.program.attention import attention_backward, attention_forward
 from shardsim.program.branches import Branch, BranchWriter, branches
-from shardsim.program.writer import OPS_ACTIVATION, OPS_ADD, Task
+from shardsim.program.writer import OPS_ADD, Task
 
 
 class LayerWriter(BranchWriter):
@@ -37,16 +37,16 @@ class LayerWriter(BranchWriter):
         )
         tasks += self.quantise(f"{branch.name} input", shapes.tokens * shapes.embed)
         for name, width in ins.items():
-            ops = self.hidden_ops(name)
             tasks.append(
                 self.matmul(
-                    name, shapes.tokens, shapes.embed, width, vector_ops=ops, ring="gathered"
+                    name,
+                    shapes.tokens,
+                    shapes.embed,
+                    width,
+                    pointwise=self.activated(name),
+                    ring="gathered",
                 )
             )
-        results = shapes.tokens * sum(ins.values())
-        tasks += self.copy(f"place {branch.name} hidden", "copy", results, self.sequence_ring)
-        if branch.mlp:
-            tasks += self.activation("", 2.0)
         tasks += self.hidden_sums(
             f"sum {branch.name} hidden", "reduce-scatter", sum(ins.values()), self.kv(branch)
         )
@@ -101,9 +101,6 @@ class LayerWriter(BranchWriter):
                 f"gather {branch.name} input again", "all-gather", self.sharded, beside
             )
         )
-        tasks += self.copy(
-            f"place {branch.name} input", "copy", shapes.tokens * shapes.embed, self.ring
-        )
         # Queries and keys are kept as they enter attention, and only a norm's gradient needs them
         # from before it; values enter it as they are.
         values = layout.keep_rest & (not self.work.model.qk_norm)
@@ -118,18 +115,10 @@ class LayerWriter(BranchWriter):
                     shapes.embed,
                     widths[name],
                     count=again[name],
-                    vector_ops=self.hidden_ops(name),
+                    pointwise=self.activated(name),
                     ring="gathered",
                 )
             )
-            tasks += self.copy(
-                f"place {name} again",
-                "copy",
-                shapes.tokens * widths[name],
-                self.sequence_ring & again[name],
-            )
-            if name == "mlp_in":
-                tasks += self.activation(" again", 2.0, again[name])
             tasks += self.hidden_sums(
                 f"sum {name} again", "reduce-scatter", widths[name], kvs[name], again[name]
             )
@@ -184,17 +173,10 @@ class LayerWriter(BranchWriter):
                     shapes.embed,
                     width,
                     extra_elements=hidden,
-                    vector_ops=OPS_ACTIVATION * hidden,
+                    pointwise=hidden,
                     ring="gathered",
                 )
             )
-        gradients = shapes.tokens * sum(outs.values())
-        tasks += self.copy(
-            f"place {branch.name} hidden gradient", "copy", gradients, self.sequence_ring
-        )
-        tasks += self.copy(
-            f"place {branch.name} output gradient", "copy", shapes.tokens * shapes.embed, self.ring
-        )
         tasks.append(
             self.second_axis(
                 f"sum {branch.name} hidden gradient", "reduce-scatter", sum(outs.values())
@@ -207,8 +189,6 @@ class LayerWriter(BranchWriter):
             tasks.append(
                 self.matmul(f"{name} dW", width, shapes.tokens, shapes.embed, out_bytes=grad_bytes)
             )
-        if branch.mlp:
-            tasks += self.activation(" gradient", 3.0)
         if branch.mlp and shapes.gates == 2:
             elements = shapes.tokens * shapes.hidden / shapes.split2
             tasks.append(self.stream("gate gradient", elements, 3.0, 4 * OPS_ADD))

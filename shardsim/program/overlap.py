@@ -137,7 +137,7 @@ def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
 
 def deferred(draft: _Draft, where: _Draft, layout: Layout) -> None:
     """Start the scatters of gradients that may overlap, and await them a trip of `where` later."""
-    for scatter in _split(draft, layout, "reduce-scatter"):
+    for scatter in _split(draft, layout, ""):
         where.ended.append(Await(name=scatter.name))
         if draft is where:
             draft.made.append(Start(task=scatter))

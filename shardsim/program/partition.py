@@ -80,7 +80,6 @@ def _weight_tasks(writer: LayerWriter, phase: str) -> list[Compute | Collective]
     stored = local.layer_weights / layout.gather.size
     gathered = layout.gather.size > 1
     return [
-        *writer.copy(f"lay out weights {phase}", "copy", local.layer_weights, gathered),
         Compute(
             name=f"cast weights {phase}",
             kind="elementwise",
@@ -107,10 +106,7 @@ def _gradient_tasks(writer: LayerWriter) -> list[Compute | Collective]:
     stored = local.layer_weights / layout.gather.size
     # One microbatch writes each gradient once; several add to what is there.
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
-    # Without a tensor axis half of a layer's gradients come out transposed.
-    turned = (layout.gather.size > 1) & np.equal(layout.tensor.size, 1)
     return [
-        *writer.copy("lay out gradients", "transpose", local.layer_weights / 2.0, turned),
         Collective(
             name="scatter gradients",
             kind="reduce-scatter",

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 from shardsim.program.schedule import Block, Move, Number, Work
 
+# What operations are for, where an implementation may do them in another way.
+ATTENTION = "softmax attention"  # in one kernel: `m` queries, `n` keys, `batch` heads
+ATTENTION_GRADIENT = "softmax attention gradient"
+QUERY_KEY_NORM = "query-key norm"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Work):
@@ -20,6 +25,8 @@ class Compute(Work):
     """
 
     ring: str = ""
+    purpose: str = ""  # one of those above, or nothing
+    pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
 
 
 @dataclass(frozen=True, kw_only=True)

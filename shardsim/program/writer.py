@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from shardsim.model import Model
-from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
+from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.program.shapes import Shapes, Workload
 from shardsim.program.tasks import Collective, Compute
 
@@ -41,9 +41,6 @@ class Writer:
         self.tensor = layout.tensor.size
         self.sharded = np.not_equal(layout.residual, REPLICATED) & (self.tensor > 1)
         self.replicated = np.equal(layout.residual, REPLICATED) & (self.tensor > 1)
-        # Collective matmuls, and those of them that pass pieces of the sequence.
-        self.ring = self.sharded & np.greater(layout.matmul_overlap, 0)
-        self.sequence_ring = self.ring & np.equal(layout.residual, SEQUENCE_SHARDED)
 
     def matmul(
         self,
@@ -55,10 +52,11 @@ class Writer:
         count: Number = 1,
         out_bytes: Number | None = None,
         extra_elements: Number = 0,
-        vector_ops: Number = 0,
+        pointwise: Number = 0,
         ring: str = "",
     ) -> Compute:
-        """Return a matmul; `extra_elements` are read by what is fused into its end."""
+        """Return a matmul; an activation of `pointwise` elements may be fused into its end, which
+        reads `extra_elements`."""
         out = self.width if out_bytes is None else out_bytes
         return Compute(
             name=name,
@@ -68,14 +66,21 @@ class Writer:
             n=n,
             matmuls=1,
             hbm_bytes=(m * k + k * n + extra_elements) * self.width + m * n * out,
-            vector_ops=vector_ops,
+            vector_ops=OPS_ACTIVATION * pointwise,
             dtype=self.work.precision.compute,
             count=count,
             ring=ring,
+            pointwise=pointwise,
         )
 
     def stream(
-        self, name: str, elements: Number, passes: float, ops: float, count: Number = 1
+        self,
+        name: str,
+        elements: Number,
+        passes: float,
+        ops: float,
+        count: Number = 1,
+        purpose: str = "",
     ) -> Compute:
         """Return an elementwise operation that moves `passes` arrays of `elements`."""
         return Compute(
@@ -84,18 +89,9 @@ class Writer:
             hbm_bytes=elements * passes * self.width,
             vector_ops=elements * ops,
             count=count,
+            purpose=purpose,
+            pointwise=elements,
         )
-
-    def copy(self, name: str, kind: str, elements: Number, count: Number = 1) -> list[Task]:
-        """Return what the TPU compiler lays out anew: an array of `elements`, read and written.
-
-        `kind` is "copy", or "transpose" where another axis becomes the densest. Which arrays these
-        are was seen in compiled programs (docs/compiled.md), so only they have them.
-        """
-        if not self.work.as_compiled:
-            return []
-        moved = 2.0 * elements * self.width
-        return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)]
 
     def tensor_collective(
         self,

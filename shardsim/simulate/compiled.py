@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shardsim.cost.costs import Costs
 from shardsim.cost.meshlinks import MeshLinks
-from shardsim.cost.replay import Replayed, replay_program, summed
+from shardsim.cost.replay import Replayed, replay_program, summed, usual_costs
 from shardsim.cost.task_times import TaskTimes
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
@@ -42,6 +43,7 @@ def simulate_compiled(
     where: Plan | Layout,
     program: Program,
     *,
+    costs: Costs | None = None,
     unfold: bool = False,
     perturbation: Perturbation | None = None,
     straggler: tuple[int, float] | None = None,
@@ -52,17 +54,19 @@ def simulate_compiled(
 ) -> CompiledSimulation:
     """Simulate one step of `program`, compiled for the mesh of a plan (or layout) on `machine`.
 
-    Options are those of `simulate_plan`; `jitter` is of each device's time for each trip through
-    a block of the Program. Operations and transfers take what `replay_program` says; collectives
-    share the links that they cross instead of queueing for them.
+    Operations take `costs`, the plan's if left out. Options are those of `simulate_plan`; `jitter`
+    is of each device's time for each trip through a block of the Program. Operations and transfers
+    take what `replay_program` says; collectives share the links that they cross instead of queueing
+    for them.
     """
     began = time.perf_counter()
     wanted = (perturbation or Perturbation()).also(
         straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
     )
     refuse_broken(machine, wanted.broken)
-    times = TaskTimes(machine, MeshLinks(machine, where))
-    closed = replay_program(machine, where, program)
+    costs = costs or usual_costs(machine, where)
+    times = TaskTimes(costs, MeshLinks(machine, where))
+    closed = replay_program(machine, where, program, costs)
     engine = TapeEngine(machine, times, program, wanted, unfold, watch)
     engine.run()
     seen = outcome(engine, float(closed.price.step_time_s), time.perf_counter() - began)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.network import Links as GroupLinks
 from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
 from shardsim.machine import Machine
@@ -36,7 +37,10 @@ class StepEngine(Engine):
         super().__init__(machine, wanted, watch)
         self.layout = layout
         self.plan: Schedule = schedule(
-            machine, layout, analytic.program, GroupLinks(machine, layout)
+            costs_of(analytic.costs, machine.chip),
+            layout,
+            analytic.program,
+            GroupLinks(machine, layout),
         )
         groups, legs = self._groups()
         self.stage = np.zeros(self.topology.devices, dtype=np.int64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from shardsim.cost.costs import Costs
 from shardsim.cost.network import Group
-from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.tasks import Block, Program
 from shardsim.simulate.operations import Receive, Schedule, Script, Send, Spec, Step, Unit
@@ -15,11 +15,11 @@ from shardsim.simulate.writing import Writer
 
 
 def schedule(
-    machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
+    costs: Costs, layout: Layout, program: Program, links: Mapping[str, Group]
 ) -> Schedule:
-    """Return what every chip of `machine` does in a step of `program`."""
+    """Return what every chip does in a step of `program`."""
     blocks = {block.name: block for block in program.blocks}
-    scribe = _Scribe(Writer(machine, layout, program, links), layout, blocks)
+    scribe = _Scribe(Writer(costs, layout, program, links), layout, blocks)
     stages = int(layout.pipeline.size)
     scripts = tuple(_script(tuple(scribe.steps(stage)), scribe.units) for stage in range(stages))
     return Schedule(units=tuple(scribe.units), scripts=scripts, legs=scribe.legs)

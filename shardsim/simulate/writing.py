@@ -13,10 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.cost.collectives import collective_s, sent_bytes
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import Costs
 from shardsim.cost.network import Group
 from shardsim.cost.overlap import BIDIRECTIONAL, ring_matmul_s
-from shardsim.machine import Machine
 from shardsim.plan.layout import EMBED_SHARDED, Layout
 from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Block, Collective, Compute, Program
@@ -27,9 +26,9 @@ class Writer:
     """Writes blocks down as units, and notes which legs each role needs for them."""
 
     def __init__(
-        self, machine: Machine, layout: Layout, program: Program, links: Mapping[str, Group]
+        self, costs: Costs, layout: Layout, program: Program, links: Mapping[str, Group]
     ) -> None:
-        self.machine = machine
+        self.costs = costs
         self.layout = layout
         self.program = program
         self.links = links
@@ -41,7 +40,7 @@ class Writer:
         ops: list[Op] = []
         prefetch: list[Spec] = []
         times = {
-            work.name: float(compute_time(self.machine.chip, work).total_s * work.count)
+            work.name: float(self.costs.operation(work).total_s * work.count)
             for work in block.computes()
         }
         rings, inside = self._rings(block, times)
@@ -122,9 +121,7 @@ class Writer:
             size = int(self.links[task.role].size)
             embed = self.layout.residual == EMBED_SHARDED
             blocks = [ring_block(tasks[name], size, embed) for name in names]
-            block_s = sum(
-                float(compute_time(self.machine.chip, part).total_s * part.count) for part in blocks
-            )
+            block_s = sum(float(self.costs.operation(part).total_s * part.count) for part in blocks)
             made = ring_matmul_s(
                 group=self.links[task.role],
                 total_bytes=spec.bytes,
@@ -165,7 +162,5 @@ class Writer:
         moved = float(np.max(self.program.offload_bytes))
         if moved == 0 or block.name not in ("layer forward", "layer backward"):
             return None
-        chip = self.machine.chip
-        rate = (chip.pcie_bytes_per_s or np.inf) / chip.devices_per_chip
         name = "offload activations" if block.phase == "forward" else "fetch activations"
-        return Host(name=name, time_s=float(moved / rate), bytes=moved)
+        return Host(name=name, time_s=float(moved / self.costs.host_bytes_per_s), bytes=moved)

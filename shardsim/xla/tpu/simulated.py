@@ -24,7 +24,7 @@ class SimulatedPrediction(CompiledPrediction, Outcome):
 
 def simulate_evidence(evidence: Evidence, **options: Any) -> SimulatedPrediction:
     """Simulate a compiled step; `options` are those of `simulate_plan`."""
-    plan: Plan = evidence.plan
+    plan: Plan = evidence.costed
     found = simulate_compiled(plan.machine, plan, evidence.compiled.program, **options)
     replay = replay_of(plan.machine, plan, evidence.compiled, found.replayed)
     values = values_of(evidence, replay) | fields_of(found, Outcome)
