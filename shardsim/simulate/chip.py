@@ -1,19 +1,17 @@
-"""One class of chips as a process: how it meets its groups, waits, and tells who watches."""
+"""One class of chips: how it meets its groups, waits, and tells who watches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import simpy
-
-from shardsim.simulate.collective import Span, Steps
+from shardsim.simulate.clock import Mark, Steps
+from shardsim.simulate.collective import Span
 from shardsim.simulate.operations import Spec
-from shardsim.simulate.traffic import traffic
 
 if TYPE_CHECKING:
     from shardsim.simulate.engine import Engine
 
-Flight = tuple[Spec, simpy.Event]  # a collective under way, and its end
+Flight = tuple[Spec, Mark]  # a collective under way, and its end
 
 
 class Chip:
@@ -21,7 +19,7 @@ class Chip:
 
     def __init__(self, engine: Engine, number: int) -> None:
         self.engine = engine
-        self.env = engine.env
+        self.clock = engine.clock
         self.number = number
         self.device = int(engine.folded.devices[number])
         self.speed = float(engine.speed[self.device])
@@ -36,36 +34,27 @@ class Chip:
 
     def start(self, spec: Spec) -> Flight:
         """Meet the group for a collective."""
-        engine, group = self.engine, self.group[spec.role]
-        moved = engine.traffic.get(spec)
-        if moved is None:
-            groups = engine.groups[spec.role]
-            moved = traffic(spec.kind, groups, spec.bytes, spec.stage, spec.shifts)
-            engine.traffic[spec] = moved
-        go = engine.traveller.collective(
-            spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
-        )
-        done = engine.traveller.meet(spec.role, group, self._key(), go)
+        traveller, group = self.engine.traveller, self.group[spec.role]
+        done = traveller.meet(spec.role, group, self._key(), self.engine.course(spec, group))
         self._count(spec, done, spec.repeat)
         return spec, done
 
-    def _count(self, spec: Spec, done: simpy.Event, repeat: int) -> None:
+    def _count(self, spec: Spec, done: Mark, repeat: int) -> None:
         """Count a collective, and the time from now until it has landed."""
-        engine = self.engine
-        began = float(self.env.now)
-        engine.counts[spec] += self.weight * repeat
+        engine, clock, weight = self.engine, self.clock, self.weight
+        began = clock.now
+        engine.counts[spec] += weight * repeat
 
-        def landed(_: simpy.Event) -> None:
-            engine.flown[spec] += (float(self.env.now) - began) * self.weight
+        def landed() -> None:
+            engine.flown[spec] += (clock.now - began) * weight
 
-        assert done.callbacks is not None
-        done.callbacks.append(landed)
+        done.then(landed)
 
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
+    def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for what was started."""
-        before = float(self.env.now)
+        before = self.clock.now
         yield done
-        self.engine.waited[spec] += (float(self.env.now) - before) * self.weight
+        self.engine.waited[spec] += (self.clock.now - before) * self.weight
         if flown_s is not None:
             self.engine.flown[spec] += flown_s * self.weight
             self.engine.counts[spec] += self.weight

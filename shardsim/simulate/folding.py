@@ -83,27 +83,25 @@ class Fold:
     def _route(self, role: str, group_class: int, name: str) -> Route:
         groups = self.groups[role]
         made = groups.leg(int(self.group_first[role][group_class]), name)
-        classes = self.link_class[made.links]
-        order = np.argsort(classes, kind="stable")
-        used, start = np.unique(classes[order], return_index=True)
-        loads = made.shards[order][start] if len(used) else made.shards
-        streams = np.zeros(len(used))
-        carried = np.zeros(len(used))
+        used = np.unique(self.link_class[made.links])
+        representatives = self.links[used]
         table = self._incidence(role, name)
-        for place, link in enumerate(self.links[used]):
-            low, high = np.searchsorted(table.links, (link, link + 1))
-            mine = self.group_class[role][table.owners[low:high]] == group_class
-            streams[place] = mine.sum()
-            carried[place] = table.moved[low:high][mine].sum()
-            # Groups of one class load links of one class alike, though perhaps not in one order.
-            loads[place] = table.shards[low:high][mine].max()
-        ports = frozenset((self.links[used] % self.topology.ports).tolist())
+        low, high = np.searchsorted(table.links, (representatives, representatives + 1))
+        # All entries of the table about these links, link after link, and those of this class.
+        counts = high - low
+        entries = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
+        mine = self.group_class[role][table.owners[entries]] == group_class
+        entries, place = entries[mine], np.repeat(np.arange(len(used)), counts)[mine]
+        loads = np.zeros(len(used))
+        # Groups of one class load links of one class alike, though perhaps not in one order.
+        np.maximum.at(loads, place, table.shards[entries])
+        ports = frozenset((representatives % self.topology.ports).tolist())
         return Route(
             name=made.name,
             links=used,
             loads=loads,
-            streams=streams,
-            carried=carried,
+            streams=_totals(place, np.ones(len(place)), len(used)),
+            carried=_totals(place, table.moved[entries], len(used)),
             hops=made.hops,
             dcn=made.dcn,
             ports=ports,
@@ -236,6 +234,11 @@ def _sums(keys: Ints, words: Words, count: int) -> Words:
     total = np.zeros(count, dtype=np.uint64)
     np.add.at(total, keys, words)
     return total
+
+
+def _totals(keys: Ints, values: Floats, count: int) -> Floats:
+    """Return the sum of `values` by key."""
+    return np.asarray(np.bincount(keys, weights=values, minlength=count), dtype=np.float64)
 
 
 def _colours(values: Any) -> Ints:
