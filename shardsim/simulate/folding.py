@@ -21,6 +21,7 @@ import numpy as np
 
 from shardsim.simulate.fluid import Route
 from shardsim.simulate.groups import Groups
+from shardsim.simulate.load import Table
 from shardsim.simulate.topology import Floats, Ints, Topology
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -108,27 +109,26 @@ class Fold:
         )
 
     def _incidence(self, role: str, name: str) -> Incidence:
-        """Return what a leg over all groups puts on links."""
-        key = (role, name)
-        if key not in self._tables:
-            self._tables[key] = Incidence(self.groups[role], name)
-        return self._tables[key]
+        """Return what a leg over all groups puts on links; legs that load the same share it."""
+        table = self.groups[role].table(name)
+        if id(table) not in self._tables:
+            self._tables[id(table)] = Incidence(table)
+        return self._tables[id(table)]
 
     @cached_property
-    def _tables(self) -> dict[tuple[str, str], Incidence]:
+    def _tables(self) -> dict[int, Incidence]:
         return {}
 
 
 class Incidence:
-    """Which groups' leg `name` loads which links with how many shards, by link."""
+    """Which groups' leg loads which links with how many shards, by link."""
 
-    def __init__(self, groups: Groups, name: str) -> None:
-        table = groups.table(name)
+    def __init__(self, table: Table) -> None:
         order = np.argsort(table.links, kind="stable")
         self.links = table.links[order]
         self.owners = table.owners[order]
         self.shards = table.shards[order]
-        self.moved = table.moved[order]
+        self.moved = self.shards if table.moved is table.shards else table.moved[order]
 
     @cached_property
     def words(self) -> Words:
@@ -153,10 +153,14 @@ def fold(
         group_class={role: np.arange(item.count) for role, item in groups.items()},
         link_class=np.full(len(topology.rates), -1),
     )
-    tables = {(role, name): result._incidence(role, name) for role in groups for name in legs[role]}
+    tables = {
+        role: list(dict.fromkeys(result._incidence(role, name) for name in legs[role]))
+        for role in groups
+    }
     used = np.zeros(len(topology.rates), dtype=bool)
-    for table in tables.values():
-        used[table.links] = True
+    for item in tables.values():
+        for table in item:
+            used[table.links] = True
     if unfold:
         result.link_class[used] = np.arange(used.sum())
         return result
@@ -166,7 +170,7 @@ def fold(
 
 def _refine(
     result: Fold,
-    tables: dict[tuple[str, str], Incidence],
+    tables: dict[str, list[Incidence]],
     kinds: Ints,
     used: Any,
 ) -> None:
@@ -182,8 +186,7 @@ def _refine(
             word = _mix(grouped[role].astype(np.uint64))
             members = _mix(devices.astype(np.uint64) + np.uint64(1))[item.members]
             word = word + _mix(members.sum(axis=1, dtype=np.uint64))
-            for number, name in enumerate(result.legs[role]):
-                table = tables[role, name]
+            for number, table in enumerate(tables[role]):
                 tagged = _mix(link_words[table.links] + table.words + np.uint64(number * 7919))
                 word = word + _mix(_sums(table.owners, tagged, item.count) + np.uint64(number))
             grouped[role] = _colours(word)
@@ -192,8 +195,7 @@ def _refine(
         for tag, (role, item) in enumerate(groups.items()):
             colour = _mix(grouped[role].astype(np.uint64) + np.uint64(104729 * (tag + 1)))
             device_word = _mix(device_word + colour[item.of_device])
-            for number, name in enumerate(result.legs[role]):
-                table = tables[role, name]
+            for number, table in enumerate(tables[role]):
                 tagged = _mix(colour[table.owners] + table.words + np.uint64(number * 31337))
                 link_word = link_word + _sums(table.links, tagged, len(links))
         devices = _colours(device_word)
@@ -220,9 +222,12 @@ def _mix(words: Words) -> Words:
     """Return well-mixed 64-bit words (splitmix64; Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         words = words + np.uint64(0x9E3779B97F4A7C15)
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(words ^ (words >> np.uint64(31)), dtype=np.uint64)
+        words ^= words >> np.uint64(30)
+        words *= np.uint64(0xBF58476D1CE4E5B9)
+        words ^= words >> np.uint64(27)
+        words *= np.uint64(0x94D049BB133111EB)
+        words ^= words >> np.uint64(31)
+        return words
 
 
 def _bits(values: Floats) -> Words:
