@@ -62,10 +62,10 @@ class Clock:
         time = self.now + seconds
         due = self._instants.get(time)
         if due is None:
-            due = self._instants[time] = []
             timer = self.env.timeout(seconds)
             assert timer.callbacks is not None
             timer.callbacks.append(self._instant)
+            due = self._instants[time] = []
         due.append(call)
 
     def _instant(self, _: simpy.Event) -> None:
