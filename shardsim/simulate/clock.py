@@ -96,21 +96,21 @@ class Clock:
 class _Process:
     """Steps that are under way."""
 
-    __slots__ = ("_clock", "_steps", "go")
+    __slots__ = ("_clock", "_go", "_steps")
 
     def __init__(self, clock: Clock, steps: Steps) -> None:
         self._clock = clock
         self._steps = steps
-        self.go: Call = self._go  # one bound method for all of its calls
+        self._go = self.go  # one bound method for all of its calls
 
-    def _go(self) -> None:
+    def go(self) -> None:
         """Go on until there is something to wait for."""
         for wanted in self._steps:
             if isinstance(wanted, Mark):
                 if wanted.happened:
                     continue
-                wanted.then(self.go)
+                wanted.then(self._go)
             else:
-                self._clock.after(wanted, self.go)
+                self._clock.after(wanted, self._go)
             return
         self._clock.unfinished -= 1
