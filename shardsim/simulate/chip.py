@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardsim.simulate.clock import Mark, Steps
@@ -41,14 +42,11 @@ class Chip:
 
     def _count(self, spec: Spec, done: Mark, repeat: int) -> None:
         """Count a collective, and the time from now until it has landed."""
-        engine, clock, weight = self.engine, self.clock, self.weight
-        began = clock.now
-        engine.counts[spec] += weight * repeat
+        self.engine.counts[spec] += self.weight * repeat
+        done.then(partial(self._landed, spec, self.clock.now))
 
-        def landed() -> None:
-            engine.flown[spec] += (clock.now - began) * weight
-
-        done.then(landed)
+    def _landed(self, spec: Spec, began_s: float) -> None:
+        self.engine.flown[spec] += (self.clock.now - began_s) * self.weight
 
     def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for what was started."""
