@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import simpy
 
 from shardsim.cost.replay import Trip
 from shardsim.cost.task_times import TaskTimes, Transfers
 from shardsim.machine import Machine
 from shardsim.program.tasks import Program
 from shardsim.simulate.chip import Chip, Flight
-from shardsim.simulate.collective import Span, Steps
+from shardsim.simulate.clock import Mark, Steps
+from shardsim.simulate.collective import Span
 from shardsim.simulate.engine import Engine
 from shardsim.simulate.operations import Spec, Start, Sync
 from shardsim.simulate.perturb import Perturbation
@@ -96,7 +96,7 @@ class Player(Chip):
     @property
     def now(self) -> float:
         """Seconds on the chip's own clock."""
-        return float(self.env.now) + self.ahead_s
+        return self.clock.now + self.ahead_s
 
     def run(self) -> Steps:
         """Play the whole tape."""
@@ -112,7 +112,7 @@ class Player(Chip):
                 yield from self._block(number, self.speed * draw)
             self.note("unit", engine.tape.names[number], began, self.now)
         yield from self._catch_up()
-        self.ended_s = float(self.env.now)
+        self.ended_s = self.clock.now
 
     def _remembered(self, number: int) -> Steps:
         """Play a block, or add what an equal trip through it took."""
@@ -122,12 +122,12 @@ class Player(Chip):
         known = None if before is None else engine.known.get((number, before))
         if known is not None:
             passed, added = known
-            yield self.env.timeout(passed)
+            yield passed
             for total, more in zip(engine.sums(number), added, strict=True):
                 for key, value in more.items():
                     total[key] += value
             return
-        began = float(self.env.now)
+        began = self.clock.now
         totals = [dict(total) for total in engine.sums(number)]
         yield from self._block(number, self.speed)
         yield from self._catch_up()
@@ -136,12 +136,12 @@ class Player(Chip):
                 {key: value - old.get(key, 0.0) for key, value in new.items()}
                 for old, new in zip(totals, engine.sums(number), strict=True)
             ]
-            engine.known[number, before] = (float(self.env.now) - began, added)
+            engine.known[number, before] = (self.clock.now - began, added)
 
     def _idle(self) -> frozenset[str] | None:
         """Return what has ended but was not awaited, if nothing is under way; else None."""
         busy = self.engine.traveller.running or self.transfers.queue
-        if busy or any(not done.processed for _, done in self.flights.values()):
+        if busy or any(not done.happened for _, done in self.flights.values()):
             return None
         if any(end > self.now for end in self.host.values()):
             return None
@@ -194,14 +194,14 @@ class Player(Chip):
         """Let the engine's clock reach the chip's."""
         ahead, self.ahead_s = self.ahead_s, 0.0
         if ahead > 0:
-            yield self.env.timeout(ahead)
+            yield ahead
 
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
+    def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for a collective."""
-        before, trip = float(self.env.now), self.trip
+        before, trip = self.clock.now, self.trip
         yield from super().wait(spec, done, flown_s)
         assert isinstance(spec, Spec)
-        passed = float(self.env.now) - before
+        passed = self.clock.now - before
         trip.wait(spec.name, passed * self.weight)
         self.transfers.drain(passed)
 

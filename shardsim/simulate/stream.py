@@ -1,14 +1,12 @@
-"""What one class of chips does, as a SimPy process: its script, operation by operation."""
+"""What one class of chips does: its script, operation by operation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import simpy
-
 from shardsim.simulate.chip import Chip, Flight
-from shardsim.simulate.collective import Steps
+from shardsim.simulate.clock import Mark, Steps
 from shardsim.simulate.operations import (
     Host,
     Op,
@@ -49,13 +47,13 @@ class Stream(Chip):
         jitter = engine.wanted.draws(self.device, len(self.script.steps))
         for place, step in enumerate(self.script.steps):
             unit = engine.plan.units[step.unit]
-            began = float(self.env.now)
+            began = self.clock.now
             self.slow = self.speed * jitter[place]
             yield from self._gather(place, unit)
             yield from self._finish(unit)
             yield from self._unit(unit, step.message)
-            self.note("unit", unit.name, began, float(self.env.now))
-        self.ended_s = float(self.env.now)
+            self.note("unit", unit.name, began, self.clock.now)
+        self.ended_s = self.clock.now
 
     def _gather(self, place: int, unit: Unit) -> Steps:
         """Wait for a unit's own weights, then start on those of units to come."""
@@ -86,12 +84,12 @@ class Stream(Chip):
     def _unit(self, unit: Unit, message: int) -> Steps:
         """Run a unit's operations; its scatters are awaited at the end of the next layer."""
         started: list[Flight] = []
-        host: tuple[Host, simpy.Event] | None = None
+        host: tuple[Host, Mark] | None = None
         for op in unit.ops:
             if isinstance(op, Start):
                 started.append(self.start(op.spec))
             elif isinstance(op, Host):
-                host = (op, self.env.timeout(op.time_s))
+                host = (op, self.clock.timer(op.time_s))
             else:
                 yield from self._op(op, message)
         if host is not None:
@@ -120,11 +118,11 @@ class Stream(Chip):
     def work(self, op: Work) -> Steps:
         """Compute."""
         if self.engine.watch is not None:
-            begin = float(self.env.now)
+            begin = self.clock.now
             for name, seconds in op.parts:
                 self.note("compute", name, begin, begin + seconds * self.slow)
                 begin += seconds * self.slow
-        yield self.env.timeout(op.time_s * self.slow)
+        yield op.time_s * self.slow
 
     def all_of(self, flights: Iterable[Flight]) -> Steps:
         """Wait for collectives in turn."""
@@ -142,14 +140,14 @@ class Stream(Chip):
 
     def receive(self, op: Receive, message: int) -> Steps:
         """Wait for a microbatch from another stage."""
-        before = float(self.env.now)
+        before = self.clock.now
         yield self.engine.traveller.mailbox("pipeline", self.group["pipeline"], op.leg, message)
-        self.idle_s += float(self.env.now) - before
+        self.idle_s += self.clock.now - before
 
     def ring(self, op: Ring) -> Steps:
         """Run a collective matmul: hops beside blocks."""
         engine = self.engine
-        begin = float(self.env.now)
+        begin = self.clock.now
         role, group, name = op.spec.role, self.group[op.spec.role], op.spec.name
         beside = engine.traveller.hop(role, group, name, op.leg, op.hop_bytes)
         # The way back on a line delays the first of hops in one direction.
@@ -164,14 +162,14 @@ class Stream(Chip):
                 go = closing if first else beside
                 hop = engine.traveller.meet(role, group, self._key(), go)
             if engine.watch is not None:
-                now = float(self.env.now)
+                now = self.clock.now
                 self.note("compute", f"{op.partners}, blocks", now, now + blocks_s)
-            yield self.env.timeout(blocks_s)
+            yield blocks_s
             if hop is not None:
                 yield hop
         if op.after:
             yield engine.traveller.meet(role, group, self._key(), closing)
-        passed = float(self.env.now) - begin
+        passed = self.clock.now - begin
         self.note(role, name, begin, begin + passed, group)
         engine.waited[op.spec] += (passed - op.whole_s * self.slow) * self.weight
         engine.flown[op.spec] += passed * self.weight
