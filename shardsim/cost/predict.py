@@ -21,6 +21,7 @@ from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Memory
 
 TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
 HBM_PARTS = (
@@ -69,6 +70,7 @@ class Prediction:
     warnings: tuple[str, ...]
     costs: str  # what operations take: a name of `cost.costs.COSTS`
     implementation: str  # what is done beyond the plan: of `program.passes.IMPLEMENTATIONS`
+    memory: Memory = field(repr=False)
     schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
 
@@ -173,6 +175,7 @@ def predict(
         warnings=(*_warnings(plan, layout, use, fits), *_pricing(costs, implementation, machine)),
         costs=costs,
         implementation=implementation,
+        memory=program.memory,
         schedule=schedule,
         price=cost,
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardsim.cost.collectives import sent_bytes
-from shardsim.cost.costs import Costs
+from shardsim.cost.costs import ComputeTime, Costs
 from shardsim.cost.stretch import Durations, Stretch, Wires, spare_s, split
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
@@ -27,8 +27,8 @@ from shardsim.program.schedule import (
     Move,
     Schedule,
     Start,
+    Trip,
     Visit,
-    When,
     Work,
 )
 
@@ -136,24 +136,12 @@ Flights = dict[str, _Flight]
 
 
 @dataclass(frozen=True)
-class _Trip:
+class _Trips:
     """Trips of a visit to a block that are alike."""
 
-    visit: Visit
-    first: bool
-    last: Number  # also the first, where there is no other
+    trip: Trip
     alive: Number  # in which of the plans there are any
-    many: Number  # in each such visit
-
-    def has(self, when: When) -> Number:
-        """Return whether something is started or awaited in them."""
-        if when in ("first", "after the head"):
-            return self.first and (when == "first" or self.visit.after)
-        if when in ("last", "before the head"):
-            return self.last & (when == "last" or self.visit.before)
-        if when == "but last":
-            return np.logical_not(self.last)
-        return when == "each" or not self.first
+    many: Number  # in a step
 
 
 class _Clock:
@@ -184,36 +172,24 @@ class _Clock:
             parts = self.parts(visit.block)
             if not np.any(visit.many) or not (flights or any(map(_is_point, parts))):
                 continue
-            more = np.greater(visit.times, 1)
-            middle = np.greater(visit.times, 2)
-            for trip in (
-                _Trip(visit, first=True, last=np.logical_not(more), alive=True, many=1),
-                _Trip(
-                    visit,
-                    first=False,
-                    last=False,
-                    alive=middle,
-                    many=np.maximum(visit.times - 2, 0),
-                ),
-                _Trip(visit, first=False, last=True, alive=more, many=more * 1),
-            ):
-                if np.any(trip.alive):
-                    self._trip(parts, trip, flights)
+            for trips in _alike(visit):
+                if np.any(trips.alive):
+                    self._trip(parts, trips, flights)
 
     def _trip(
-        self, parts: list[Stretch | Start | Await], trip: _Trip, flights: Flights
+        self, parts: list[Stretch | Start | Await], trips: _Trips, flights: Flights
     ) -> None:
         for part in parts:
             if isinstance(part, Stretch):
                 for flight in flights.values():
                     spare = spare_s(self.durations, part, flight.wires)
-                    flight.left_s = flight.left_s - _where(trip.alive, spare)
+                    flight.left_s = flight.left_s - _where(trips.alive, spare)
                 continue
-            now = trip.has(part.when) & trip.alive
+            now = trips.trip.has(part.when) & trips.alive
             if isinstance(part, Start) and np.any(now):
                 flights[part.name] = self._start(part.task, now, flights)
             elif part.name in flights and np.any(now):
-                self._await(part.name, now, trip, flights)
+                self._await(part.name, now, trips, flights)
 
     def _start(self, task: Move | Copy, now: Number, flights: Flights) -> _Flight:
         """Put something behind what is under way on its links."""
@@ -227,16 +203,30 @@ class _Clock:
             queue_s = np.where(alone_s > 0, queue_s, 0.0)
         return _Flight(task=task, wires=wires, left_s=queue_s + alone_s)
 
-    def _await(self, name: str, now: Number, trip: _Trip, flights: Flights) -> None:
+    def _await(self, name: str, now: Number, trips: _Trips, flights: Flights) -> None:
         flight = flights.pop(name)
         waited_s = _where(now, np.maximum(flight.left_s, 0.0))
         for other in flights.values():
             other.left_s = other.left_s - waited_s
-        step_s = waited_s * (trip.many * trip.visit.many)
-        self.waits[trip.visit.block].add(step_s)
-        self.waited.setdefault(id(flight.task), []).append((trip.visit.block, step_s))
+        step_s = waited_s * trips.many
+        self.waits[trips.trip.block].add(step_s)
+        self.waited.setdefault(id(flight.task), []).append((trips.trip.block, step_s))
         if not np.all(now):
             flights[name] = replace(flight, left_s=np.where(now, 0.0, flight.left_s))
+
+
+def _alike(visit: Visit) -> Iterator[_Trips]:
+    """Yield the first trip of a visit, those in its middle, and the last where it is another."""
+    more, middle = np.greater(visit.times, 1), np.greater(visit.times, 2)
+    for first, last, alive, times in (
+        (True, np.logical_not(more), True, 1),
+        (False, False, middle, np.maximum(visit.times - 2, 0)),
+        (False, True, more, more * 1),
+    ):
+        trip = Trip(
+            block=visit.block, first=first, last=last, after=visit.after, before=visit.before
+        )
+        yield _Trips(trip=trip, alive=alive, many=times * visit.many)
 
 
 def _is_point(part: Stretch | Start | Await) -> bool:
@@ -259,11 +249,10 @@ def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
                 many = times * block.trips
                 yield _collective(durations, block, task, many, exposed_s * many)
     started: dict[int, tuple[Move | Copy, Number]] = {}
-    for visit in clock.schedule.visits():
-        for part in blocks[visit.block].tasks:
-            if isinstance(part, Start):
-                _, before = started.get(id(part.task), (part.task, 0))
-                started[id(part.task)] = part.task, before + visit.trips(part.when)
+    for number, task, times in clock.schedule.runs():
+        if isinstance(task, Move | Copy) and id(task) in clock.waited:
+            _, before = started.get(id(task), (task, 0))
+            started[id(task)] = task, before + times
     for key, (task, many) in started.items():
         waited = clock.waited[key]
         exposed_s = sum(seconds for _, seconds in waited)
@@ -288,20 +277,24 @@ def _collective(
     )
 
 
+def work_cost(task: Work, cost: ComputeTime, block: str, count: Number) -> ComputeCost:
+    """Return what `count` operations take."""
+    return ComputeCost(
+        task=task,
+        block=block,
+        count=count,
+        time_s=cost.total_s * count,
+        unit_s=cost.unit_s * count,
+        memory_s=cost.memory_s * count,
+        overhead_s=cost.overhead_s * count,
+        flops=task.flops * count,
+    )
+
+
 def _computes(clock: _Clock) -> Iterator[ComputeCost]:
     """Yield all work over a whole step."""
     for number, block in enumerate(clock.schedule.blocks):
         for stretch in clock.stretches(number):
             for task, many in stretch.works.values():
                 cost = clock.durations.work(task)
-                count = task.count * many * block.trips
-                yield ComputeCost(
-                    task=task,
-                    block=block.name,
-                    count=count,
-                    time_s=cost.total_s * count,
-                    unit_s=cost.unit_s * count,
-                    memory_s=cost.memory_s * count,
-                    overhead_s=cost.overhead_s * count,
-                    flops=task.flops * count,
-                )
+                yield work_cost(task, cost, block.name, task.count * many * block.trips)

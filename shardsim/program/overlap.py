@@ -226,7 +226,7 @@ def _ordered(
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
         more: tuple[Loop, ...] = ()
         if np.any(np.greater(chunks, 1)):
-            more = (Loop(times=chunks - 1, body=(passes("forward"), passes("backward"))),)
+            more = (Loop(times=chunks - 1, body=(passes("forward"), passes(backward))),)
         steps = (*more, passes("forward"), place["head"], passes(backward))
         if "boundary" in place:
             steps = (*steps, Loop(times=program.interleave, body=(place["boundary"],)))

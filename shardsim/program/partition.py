@@ -10,8 +10,8 @@ from shardsim.plan.remat import Remat
 from shardsim.program.ends import embedding_and_head
 from shardsim.program.layer import LayerWriter
 from shardsim.program.reductions import gradient_reductions, update
-from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.schedule import Block
+from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.tasks import Collective, Compute, Memory, Program
 from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 from shardsim.program.writer import matrices_per_layer

@@ -9,9 +9,11 @@ not run, so an array of 0 and 1 leaves it to some of the plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import numpy as np
 
 Number = Any
 
@@ -210,25 +212,52 @@ class Schedule:
         return next(block for block in self.blocks if block.name == name)
 
     def visits(self) -> Iterator[Visit]:
-        """Yield the blocks as they run."""
+        """Yield the visits to blocks, those of loops over several blocks once for all rounds."""
         return self._visits(self.order, 1)
 
-    def _visits(self, order: tuple[int | Loop, ...], many: Number) -> Iterator[Visit]:
+    def _visits(self, order: Sequence[int | Loop], many: Number) -> Iterator[Visit]:
+        for item in self._items(order):
+            if isinstance(item, Loop):
+                yield from self._visits(item.body, many * item.times)
+            else:
+                yield replace(item, many=many)
+
+    def trips(self) -> Iterator[Trip]:
+        """Yield all trips of a single plan or program in order."""
+        return self._trips(self.order)
+
+    def _trips(self, order: Sequence[int | Loop]) -> Iterator[Trip]:
+        for item in self._items(order):
+            if isinstance(item, Loop):
+                for _ in range(round(float(item.times))):
+                    yield from self._trips(item.body)
+            else:
+                yield from item.each()
+
+    def _items(self, order: Sequence[int | Loop]) -> Iterator[Visit | Loop]:
+        """Yield what follows each other: loops over several blocks, and visits to one."""
         for place, item in enumerate(order):
             if isinstance(item, Loop) and not isinstance(item.body[0], int):
-                yield from self._visits(item.body, many * item.times)
+                yield item
                 continue
+            number, times = (item, 1) if isinstance(item, int) else (item.body[0], item.times)
             near = [order[at] if 0 <= at < len(order) else None for at in (place - 1, place + 1)]
             after, before = (
                 isinstance(other, int) and self.blocks[other].phase == "head" for other in near
             )
-            number, times = (item, 1) if isinstance(item, int) else (item.body[0], item.times)
             assert isinstance(number, int)
-            yield Visit(block=number, times=times, many=many, after=after, before=before)
+            yield Visit(block=number, times=times, many=1, after=after, before=before)
 
     def runs(self) -> Iterator[tuple[int, Work | Move | Copy, Number]]:
-        """Yield (place of the block, task, how often it runs in a step), visit by visit."""
+        """Yield (place of the block, task, how often it runs in a step), alike visits together."""
+        grouped: dict[tuple[int, int, bool, bool], Visit] = {}
         for visit in self.visits():
+            times = visit.times if isinstance(visit.times, int) else id(visit.times)
+            key = visit.block, times, visit.after, visit.before
+            known = grouped.get(key)
+            many = visit.many if known is None else known.many + visit.many
+            grouped[key] = replace(visit, many=many)
+        for visit in grouped.values():
             for task, times, when in every(self.blocks[visit.block].tasks):
                 yield visit.block, task, times * visit.trips(when)
 
@@ -243,6 +272,18 @@ class Visit:
     after: bool  # directly after the head
     before: bool  # directly before it
 
+    def each(self) -> Iterator[Trip]:
+        """Yield the trips of one visit of a single plan or program."""
+        times = round(float(self.times))
+        for number in range(times):
+            yield Trip(
+                block=self.block,
+                first=number == 0,
+                last=number == times - 1,
+                after=self.after,
+                before=self.before,
+            )
+
     def trips(self, when: When) -> Number:
         """Return in how many trips of a step something is started."""
         if when == "each":
@@ -252,3 +293,24 @@ class Visit:
         if when in ("before the head", "after the head"):
             return self.many * (self.before if when == "before the head" else self.after)
         return self.many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trip:
+    """A trip through a block, or several that are alike."""
+
+    block: int
+    first: bool
+    last: Number  # also the first, where there is no other
+    after: bool  # of a visit directly after the head
+    before: bool  # directly before it
+
+    def has(self, when: When) -> Number:
+        """Return whether something is started or awaited in it."""
+        if when in ("first", "after the head"):
+            return self.first and (when == "first" or self.after)
+        if when in ("last", "before the head"):
+            return self.last & (when == "last" or self.before)
+        if when == "but last":
+            return np.logical_not(self.last)
+        return when == "each" or not self.first
