@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, table
-from shardsim.cli.planning import load, set_option
+from shardsim.cli.planning import as_option, load, set_option
 
 
 @click.command()
 @click.argument("path", metavar="PLAN.yaml")
 @set_option
+@as_option
 @json_option
 @command_errors
-def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
+def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_json: bool) -> None:
     """Switch each technique off alone and show what it is worth.
 
     \b
@@ -25,8 +26,8 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
     from shardsim.cost.predict import predict as run
     from shardsim.planner.whatif import ablate as run_ablations
 
-    base = run(load(path, changes))
-    results = run_ablations(base.plan)
+    base = run(load(path, changes), implementation=implementation)
+    results = run_ablations(base.plan, implementation)
     if as_json:
         emit_json(
             {
@@ -88,10 +89,16 @@ def _fit(item: Any) -> str:
 )
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the table here.")
 @set_option
+@as_option
 @json_option
 @command_errors
 def sweep(
-    path: str, vary: tuple[str, ...], csv_path: str | None, changes: tuple[str, ...], as_json: bool
+    path: str,
+    vary: tuple[str, ...],
+    csv_path: str | None,
+    changes: tuple[str, ...],
+    implementation: str | None,
+    as_json: bool,
 ) -> None:
     """Predict a plan for every combination of some keys' values.
 
@@ -113,7 +120,7 @@ def sweep(
     keys = [parse_vary(text) for text in vary]
     names = [key for key, _ in keys]
     rows: list[dict[str, Any]] = []
-    for values, item, why in run(load(path, changes), keys):
+    for values, item, why in run(load(path, changes), keys, implementation):
         row: dict[str, Any] = {"values": values, "why_not": why or None, "prediction": None}
         if item is not None:
             row["prediction"] = item.to_data()
@@ -161,9 +168,12 @@ def sweep(
 @click.command()
 @click.argument("path", metavar="PLAN.yaml")
 @set_option
+@as_option
 @json_option
 @command_errors
-def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
+def sensitivity(
+    path: str, changes: tuple[str, ...], implementation: str | None, as_json: bool
+) -> None:
     """Show which figure of the chip limits a plan: elasticities of the step time.
 
     \b
@@ -173,8 +183,8 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
     from shardsim.cost.predict import predict as run
     from shardsim.planner.whatif import sensitivity as elasticities
 
-    base = run(load(path, changes))
-    results = elasticities(base.plan)
+    base = run(load(path, changes), implementation=implementation)
+    results = elasticities(base.plan, implementation)
     if as_json:
         emit_json(
             {

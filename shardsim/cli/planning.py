@@ -26,6 +26,14 @@ op_costs_option = click.option(
     "plan file says if left out.",
 )
 
+as_option = click.option(
+    "--as",
+    "implementation",
+    type=click.Choice(["emitted", "trainer", "ideal"]),
+    help="What is done beyond the plan: what the exported code does under the TPU compiler, what a "
+    "training library does, or nothing; if left out, emitted with compiler costs, else ideal.",
+)
+
 
 @click.command()
 @click.argument("model")
@@ -61,7 +69,7 @@ op_costs_option = click.option(
     show_default=True,
     type=click.Choice(["auto", "physical", "compiler"]),
     help="What operations take: from the chip's figures, or as its compiler schedules them; auto: "
-    "the compiler's where the chip's file has them.",
+    "the compiler's where the files of all chips have them.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
@@ -103,7 +111,7 @@ def plan(
     from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
-    from shardsim.machine import explain, parse_machine, with_op_costs
+    from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
     from shardsim.plan.io import LARGEST
     from shardsim.planner.search import search
@@ -115,8 +123,7 @@ def plan(
     if output:
         check_writable(output)
     wanted = read_model(model)
-    parsed = [parse_machine(text) for text in slices.split(",") if text.strip()]
-    machines = [with_op_costs(machine, op_costs) for machine in parsed]
+    machines = [parse_machine(text) for text in slices.split(",") if text.strip()]
     for text in slices.split(","):
         if told := explain(text):
             note(told)
@@ -130,6 +137,7 @@ def plan(
         optimizer=optimizer,
         attention=attention,
         max_axes=max_axes,
+        costs=op_costs,
         progress=progress_line("searching"),
     )
     outcomes = None
@@ -151,8 +159,8 @@ def plan(
         note(f"compiled {len(result.predictions)} of the {compile_top} best")
     elif result.predictions:
         names = ", ".join(machine.name for machine in machines)
-        costs = {machine.chip.op_costs for machine in machines}
-        told = ", as the TPU compiler schedules plans" if "compiler" in costs else ""
+        costs = result.best.costs
+        told = ", as the TPU compiler schedules plans" if costs == "compiler" else ""
         click.echo(f"{wanted.name} on {names}, batch {batch:,}{told}\n")
         click.echo(plans_text(result.predictions))
     note(
@@ -203,6 +211,7 @@ set_option = click.option(
 @click.argument("path", metavar="PLAN.yaml")
 @set_option
 @op_costs_option
+@as_option
 @click.option(
     "--fidelity",
     default="analytic",
@@ -219,6 +228,7 @@ def predict(
     path: str,
     changes: tuple[str, ...],
     op_costs: str | None,
+    implementation: str | None,
     fidelity: str,
     compiled: bool,
     what_ifs: dict[str, Any],
@@ -242,10 +252,13 @@ def predict(
     if op_costs:
         changes = (*changes, f"op_costs={op_costs}")
     chosen = load(path, changes)
+    if implementation and (compiled or fidelity == "compiled"):
+        raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):
         from shardsim.cli.simulation import simulated
 
-        item = simulated(chosen, what_ifs, compiled or fidelity == "compiled")
+        compiled = compiled or fidelity == "compiled"
+        item = simulated(chosen, what_ifs, compiled, implementation)
     elif given(what_ifs):
         raise PlanError("slow and broken chips and links, jitter, twists need --fidelity events")
     elif compiled and fidelity == "analytic":
@@ -258,7 +271,7 @@ def predict(
         with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
             item = predict_compiled(chosen, service)
     else:
-        item = run(chosen)
+        item = run(chosen, implementation=implementation)
     if as_json:
         emit_json(item.to_data())
     else:

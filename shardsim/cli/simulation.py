@@ -8,19 +8,27 @@ from typing import Any
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note
-from shardsim.cli.planning import load, set_option
+from shardsim.cli.planning import as_option, load, set_option
 from shardsim.cli.what_ifs import compiled_option, what_if_options
-from shardsim.errors import ShardsimError
+from shardsim.errors import PlanError, ShardsimError
 
 
-def simulated(plan: Any, what_ifs: dict[str, Any], compiled: bool, **options: Any) -> Any:
+def simulated(
+    plan: Any,
+    what_ifs: dict[str, Any],
+    compiled: bool,
+    implementation: str | None,
+    **options: Any,
+) -> Any:
     """Return the step as the event simulation plays it: the plan's, or as it is compiled."""
     _require("simpy", "networkx")
     plan, perturbation = _perturbed(plan, what_ifs)
     if not compiled:
         from shardsim.simulate import simulate_plan
 
-        return simulate_plan(plan, perturbation=perturbation, **options)
+        return simulate_plan(
+            plan, implementation=implementation, perturbation=perturbation, **options
+        )
     from shardsim.cli.compiling import compiler
     from shardsim.simulate.spare import refuse_broken
     from shardsim.xla.tpu.compiled import predict_compiled
@@ -64,6 +72,7 @@ def _require(*modules: str) -> None:
     help="trace.json: the step, for Perfetto; layer.png or .svg: one layer as a picture.",
 )
 @set_option
+@as_option
 @compiled_option
 @what_if_options
 @json_option
@@ -72,6 +81,7 @@ def timeline(
     path: str,
     output: str,
     changes: tuple[str, ...],
+    implementation: str | None,
     compiled: bool,
     what_ifs: dict[str, Any],
     as_json: bool,
@@ -87,13 +97,15 @@ def timeline(
       shardsim timeline plan.yaml --compiled -o trace.json
     """
     plan = load(path, changes)
+    if implementation and compiled:
+        raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     picture = output.lower().endswith((".png", ".svg", ".pdf"))
     _require("simpy", "networkx", *(("matplotlib",) if picture else ()))
     from shardsim.simulate.collective import Span
     from shardsim.simulate.timeline import save_layer, save_trace
 
     spans: list[Span] = []
-    result = simulated(plan, what_ifs, compiled, watch=spans.append)
+    result = simulated(plan, what_ifs, compiled, implementation, watch=spans.append)
     save = save_layer if picture else save_trace
     save(result, spans, output)
     note(f"written to {output}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from shardsim.cost.network import Group
 from shardsim.plan.layout import Number
+from shardsim.program.schedule import Move
 
 
 def all_gather_s(
@@ -79,6 +80,22 @@ def permute_s(group: Group, held_bytes: Number, messages: Number = 1) -> Number:
     return np.where(np.greater(group.size, 1), time, 0.0)
 
 
+def ring_hop_s(
+    group: Group, held_bytes: Number, ways: int, closing: bool, messages: Number = 1
+) -> Number:
+    """Return the time to pass a piece to the next member of a ring, or one to either side.
+
+    `held_bytes` is all that a member sends. A `closing` hop is as slow as that of the last member
+    to the first, which on a line goes the whole way back; there pieces of both directions share
+    the links.
+    """
+    wire_s = held_bytes / ways / group.ring_bytes_per_s
+    if ways == 2:
+        wire_s = wire_s * np.where(group.ring_ways > 1, 1.0, 2.0)
+    hop_s = group.ring_hop_s + group.ring_close_s if closing else group.ring_hop_s
+    return wire_s + messages * hop_s
+
+
 _TIMES = {
     "all-gather": all_gather_s,
     "reduce-scatter": reduce_scatter_s,
@@ -97,6 +114,13 @@ def collective_s(
     if kind == "permute":
         return permute_s(group, total_bytes, messages)
     raise ValueError(f"unknown collective '{kind}'")
+
+
+def move_s(group: Group, task: Move) -> Number:
+    """Return the time of one planned move on free links."""
+    if task.ways:
+        return ring_hop_s(group, task.bytes, task.ways, task.stage == "closing", task.messages)
+    return collective_s(task.kind, group, task.bytes, task.messages, task.stage)
 
 
 def sent_bytes(kind: str, group: Group, total_bytes: Number, stage: str = "all") -> Number:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardsim.cost.network import Group, group_of
+from shardsim.cost.network import Group, Links, group_of
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.plan.layout import AxisLayout, Layout, whole_axis
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import axis_layout
+from shardsim.program.schedule import Move
 
 DCN = -1  # in place of a torus axis
 
@@ -40,6 +41,27 @@ class Route:
     hops: int  # of a permute: the most that one block makes along a torus axis
 
 
+class RoleLinks:
+    """Groups of the roles of a layout of a single plan."""
+
+    def __init__(self, machine: Machine, layout: Layout) -> None:
+        self.machine = machine
+        self.layout = layout
+        self._links = Links(machine, layout)
+
+    def route_of(self, task: Move) -> Route:
+        """Return the links of a move that names a role."""
+        axis = self.layout.role(task.role)
+        signs = "+" if task.ways == 1 else "+-"
+        torus = zip(self.machine.axes, axis.factors, strict=True)
+        ports = {f"{one.name}{sign}" for one, factor in torus if factor > 1 for sign in signs}
+        dcn = {"dcn"} if axis.slices > 1 else set()
+        used = {"torus": ports, "dcn": dcn}.get(task.stage, ports | dcn)
+        return Route(
+            group=self._links[task.role], layout=axis, order=(), ports=frozenset(used), hops=1
+        )
+
+
 class MeshLinks:
     """Groups on the mesh of a plan, or of a layout whose roles have one mesh axis each."""
 
@@ -62,6 +84,10 @@ class MeshLinks:
         if key not in self._known:
             self._known[key] = self._route(*key)
         return self._known[key]
+
+    def route_of(self, task: Move) -> Route:
+        """Return the links of a move that names mesh axes."""
+        return self.route(task.mesh_axes, task.parts, task.shifts)
 
     def _route(
         self, mesh_axes: tuple[str, ...], parts: tuple[Part, ...], shifts: tuple[int, ...]

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.price import CollectiveCost, Price, price
+from shardsim.machine import Machine
 from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.passes import USUAL, implemented
+from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
-from shardsim.program.tasks import Program
+from shardsim.program.tasks import Memory
 
 TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
 HBM_PARTS = (
@@ -63,7 +68,10 @@ class Prediction:
     time: dict[str, float]  # keys: TIME_PARTS; sums to step_time_s
     collectives: tuple[CollectiveUse, ...]
     warnings: tuple[str, ...]
-    program: Program = field(repr=False)
+    costs: str  # what operations take: a name of `cost.costs.COSTS`
+    implementation: str  # what is done beyond the plan: of `program.passes.IMPLEMENTATIONS`
+    memory: Memory = field(repr=False)
+    schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
 
     @property
@@ -116,18 +124,37 @@ class Prediction:
                 for use in self.collectives
             ],
             "warnings": list(self.warnings),
+            "costs": self.costs,
+            "as": self.implementation,
         }
 
 
-def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
+def predict(
+    plan: Plan,
+    layout: Layout | None = None,
+    *,
+    costs: str | None = None,
+    implementation: str | None = None,
+) -> Prediction:
     """Predict one plan with the closed forms. Takes about a millisecond.
 
-    `layout` replaces the one that the plan's rules resolve to.
+    >>> from shardsim.plan import load_plan
+    >>> predict(load_plan("vit-22b-published-tp8"), costs="compiler").implementation
+    'emitted'
+
+    `layout` replaces the one that the plan's rules resolve to. Operations take `costs`, "physical"
+    or "compiler", or what the plan says; the step is done as `implementation` ("emitted",
+    "trainer", "ideal"), by default as goes with the costs (`program.passes.USUAL`).
     """
     layout = layout or resolve(plan)
     machine = plan.machine
-    program = partition(Workload.of(plan), layout, plan.remat)
-    cost = price(machine, layout, program, detail=True)
+    costs = costs or plan.op_costs
+    implementation = implementation or USUAL.get(costs, "ideal")
+    program = implemented(
+        partition(Workload.of(plan), layout, plan.remat), implementation, machine, layout
+    )
+    schedule = overlap(program, layout)
+    cost = price(machine, layout, schedule, costs_of(costs, machine.chip))
     use = hbm_use(machine, program.memory)
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
@@ -145,8 +172,11 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
         fits=fits,
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
-        warnings=_warnings(plan, layout, use, fits),
-        program=program,
+        warnings=(*_warnings(plan, layout, use, fits), *_pricing(costs, implementation, machine)),
+        costs=costs,
+        implementation=implementation,
+        memory=program.memory,
+        schedule=schedule,
         price=cost,
     )
 
@@ -164,10 +194,17 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
     for cost in costs:
         if float(cost.count) == 0:
             continue
-        key = (cost.task.kind, layout.mesh_axes(cost.task.role), cost.task.moves)
+        key = _key(cost.task, layout)
         row = [cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s]
         sums[key] = sums.get(key, np.zeros(4)) + np.array([float(value) for value in row])
     return collective_uses({key: row for key, row in sums.items() if row[2] > 0})
+
+
+def _key(task: Move | Copy, layout: Layout) -> tuple[str, tuple[str, ...], str]:
+    """Return kind, mesh axes and purpose of a move, or of a copy to or from the host."""
+    if isinstance(task, Copy):
+        return "host-transfer", (), "activations"
+    return task.kind, layout.mesh_axes(task.role), task.moves
 
 
 def collective_uses(
@@ -209,8 +246,21 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str,
         )
     if plan.machine.twisted:
         warnings.append("a twisted torus is priced as a straight one")
-    if plan.machine.chip.op_costs == "compiler":
-        warnings.append("operations take what the TPU compiler estimates; fitted to no run")
-    if plan.machine.chip.kind == "gpu":
-        warnings.append("GPU nodes are priced with published figures and checked against no run")
     return tuple(warnings)
+
+
+def _pricing(costs: str, implementation: str, machine: Machine) -> list[str]:
+    """Return what to know about how a plan is priced."""
+    warnings = []
+    if costs == "compiler":
+        warnings.append("operations take what the TPU compiler estimates; fitted to no run")
+    if implementation != USUAL.get(costs, "ideal"):
+        warnings.append(priced_as(costs, implementation))
+    if machine.chip.kind == "gpu":
+        warnings.append("GPU nodes are priced with published figures and checked against no run")
+    return warnings
+
+
+def priced_as(costs: str, implementation: str) -> str:
+    """Return how a plan is priced, in words."""
+    return f"priced as {implementation}, with {costs} costs"

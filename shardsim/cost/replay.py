@@ -1,7 +1,7 @@
-"""Replaying a compiled Program: its tasks one after another, what is started beside them.
+"""Replaying a Schedule: its tasks one after another, what is started beside them.
 
 Compute runs on one stream. A collective takes as long as the closed forms say, once every link
-direction that it needs is free of those started before it. Transfers between memories take what
+direction that it needs is free of those started before it. Copies between memories take what
 the operations of the stream leave of HBM's bandwidth, one after another.
 """
 
@@ -11,15 +11,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shardsim.cost.collectives import sent_bytes
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import Costs, costs_of
 from shardsim.cost.meshlinks import MeshLinks
-from shardsim.cost.price import CollectiveCost, ComputeCost, Price
-from shardsim.cost.task_times import TaskTimes, Transfers, WorkTime
+from shardsim.cost.price import CollectiveCost, Price, work_cost
+from shardsim.cost.task_times import Copies, TaskTimes, WorkTime
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
-from shardsim.program.tasks import Await, Block, Collective, Compute, Program, Task, Transfer
+from shardsim.program.schedule import (
+    Await,
+    Block,
+    Copy,
+    Move,
+    Repeat,
+    Schedule,
+    Task,
+    Trip,
+    Work,
+)
 
 PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "overhead_s")
 
@@ -48,7 +57,7 @@ class Replayed:
 
 
 @dataclass
-class Trip:
+class Spent:
     """What trips through a block took."""
 
     parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -65,7 +74,7 @@ class Trip:
         self.parts["exposed_comm_s"] += seconds
         self.exposed[name] += seconds
 
-    def add(self, other: Trip) -> None:
+    def add(self, other: Spent) -> None:
         """Add other trips."""
         for name, seconds in other.parts.items():
             self.parts[name] += seconds
@@ -73,124 +82,134 @@ class Trip:
             self.exposed[name] += seconds
 
 
-def replay_program(machine: Machine, where: Plan | Layout, program: Program) -> Replayed:
-    """Replay `program`, compiled for the mesh of a plan (or layout) on `machine`."""
-    times = TaskTimes(machine, MeshLinks(machine, where))
-    stream = _Stream(times)
-    sums = [Trip() for _ in program.blocks]
-    known: dict[tuple[int, frozenset[str]], Trip] = {}
-    for number in block_order(program):
-        # A trip that begins and ends with nothing under way is like every other such trip.
-        before = stream.idle()
-        trip = known.get((number, before)) if before is not None else None
-        if trip is None:
-            trip = stream.run(program.blocks[number])
-            if before is not None and stream.idle() == before:
-                known[number, before] = trip
-        sums[number].add(trip)
-    return summed(times, program, sums)
+def usual_costs(machine: Machine, where: Plan | Layout) -> Costs:
+    """Return the costs that a plan names, on `machine`; physical ones for a mere layout."""
+    return costs_of(where.op_costs if isinstance(where, Plan) else "physical", machine.chip)
 
 
-def block_order(program: Program) -> tuple[int, ...]:
-    """Return the places of the blocks as they run, every trip for itself."""
-    return program.order or tuple(
-        number for number, block in enumerate(program.blocks) for _ in range(int(block.trips))
+def replay_schedule(
+    machine: Machine, where: Plan | Layout, schedule: Schedule, costs: Costs | None = None
+) -> Replayed:
+    """Replay `schedule`, compiled for the mesh of a plan (or layout) on `machine`.
+
+    Operations take `costs`; the usual ones if left out.
+    """
+    return replay(
+        TaskTimes(costs or usual_costs(machine, where), MeshLinks(machine, where)), schedule
     )
 
 
-def summed(times: TaskTimes, program: Program, sums: Sequence[Trip]) -> Replayed:
+def replay(times: TaskTimes, schedule: Schedule) -> Replayed:
+    """Replay a single schedule; pipeline stages do not wait for each other."""
+    stream = _Stream(times)
+    sums = [Spent() for _ in schedule.blocks]
+    known: dict[tuple[Trip, frozenset[str]], Spent] = {}
+    for trip in schedule.trips():
+        # A trip that begins and ends with nothing under way is like every other such trip.
+        before = stream.idle()
+        spent = known.get((trip, before)) if before is not None else None
+        if spent is None:
+            spent = stream.run(schedule.blocks[trip.block], trip)
+            if before is not None and stream.idle() == before:
+                known[trip, before] = spent
+        sums[trip.block].add(spent)
+    return summed(times, schedule, sums)
+
+
+def summed(times: TaskTimes, schedule: Schedule, sums: Sequence[Spent]) -> Replayed:
     """Return a step from what all trips through each block took."""
-    collectives, computes, blocks = [], [], []
-    flops = 0.0
-    exposed: dict[str, float] = defaultdict(float)
-    for trip in sums:
-        for name, seconds in trip.exposed.items():
-            exposed[name] += seconds
-    for block, trip in zip(program.blocks, sums, strict=True):
-        blocks.append(
-            BlockTime(
-                name=block.name, phase=block.phase, trips=int(block.trips), time=dict(trip.parts)
-            )
+    blocks = tuple(
+        BlockTime(
+            name=block.name,
+            phase=block.phase,
+            trips=round(float(block.trips)),
+            time=dict(spent.parts),
         )
-        for work in block.computes():
-            cost = compute_time(times.machine.chip, work)
-            flops += float(work.flops * work.count * block.trips)
-            computes.append(
-                ComputeCost(
-                    task=work,
-                    block=block.name,
-                    count=work.count * block.trips,
-                    time_s=float(cost.total_s * work.count * block.trips),
-                    unit_s=float(cost.unit_s * work.count * block.trips),
-                    memory_s=float(cost.memory_s * work.count * block.trips),
-                    flops=float(work.flops * work.count * block.trips),
-                )
-            )
-        for task in block.collectives():
-            sent = float(sent_bytes(task.kind, times.route(task).group, task.bytes))
+        for block, spent in zip(schedule.blocks, sums, strict=True)
+    )
+    exposed: dict[str, float] = defaultdict(float)
+    for spent in sums:
+        for name, seconds in spent.exposed.items():
+            exposed[name] += seconds
+    counts: dict[int, tuple[int, Work | Move | Copy, float]] = {}  # by identity of the task
+    for number, task, many in schedule.runs():
+        _, _, before = counts.get(id(task), (number, task, 0.0))
+        counts[id(task)] = number, task, before + float(many)
+    collectives, computes = [], []
+    for number, task, many in counts.values():
+        name = schedule.blocks[number].name
+        if isinstance(task, Work):
+            computes.append(work_cost(task, times.costs.operation(task), name, task.count * many))
+        elif isinstance(task, Move):
             collectives.append(
                 CollectiveCost(
                     task=task,
-                    block=block.name,
-                    count=block.trips,
-                    sent_bytes=sent * block.trips,
-                    time_s=times.alone_s(task) * block.trips,
+                    block=name,
+                    count=task.count * many,
+                    sent_bytes=times.sent_bytes(task) * task.count * many,
+                    time_s=times.alone_s(task) * many,
                     exposed_s=exposed[task.name],
                 )
             )
-    total = {name: sum(trip.parts[name] for trip in sums) for name in PARTS}
+    total = {name: sum(spent.parts[name] for spent in sums) for name in PARTS}
     price = Price(
         **total,
         bubble_s=0.0,
-        flops=flops,
+        flops=sum(cost.flops for cost in computes),
         collectives=collectives,
         computes=computes,
     )
-    return Replayed(price=price, blocks=tuple(blocks))
+    return Replayed(price=price, blocks=blocks)
 
 
 class _Stream:
-    """The compute stream of one device, the links around it, and its transfers."""
+    """The compute stream of one device, the links around it, and its copies."""
 
     def __init__(self, times: TaskTimes) -> None:
         self.times = times
         self.now = 0.0
         self.free: dict[str, float] = defaultdict(float)  # by port: when it is
-        self.ends: dict[str, float] = {}  # collectives and host transfers that were started
-        self.transfers = Transfers()
+        self.ends: dict[str, float] = {}  # moves and host copies that were started
+        self.copies = Copies()
 
     def idle(self) -> frozenset[str] | None:
         """Return what has ended but was not awaited, if nothing is under way; else None."""
-        busy = self.transfers.queue or any(end > self.now for end in self.ends.values())
+        busy = self.copies.queue or any(end > self.now for end in self.ends.values())
         if busy or any(free > self.now for free in self.free.values()):
             return None
-        return frozenset(self.ends) | self.transfers.moved
+        return frozenset(self.ends) | self.copies.moved
 
-    def run(self, block: Block) -> Trip:
+    def run(self, block: Block, trip: Trip) -> Spent:
         """Run one trip through a block."""
-        trip = Trip()
-        for task in block.tasks:
-            self._task(task, trip)
-        return trip
+        spent = Spent()
+        self._tasks(block.tasks, trip, spent)
+        return spent
 
-    def _task(self, task: Task, trip: Trip) -> None:
-        if isinstance(task, Compute):
-            time = self.times.work(task)
-            trip.work(time)
-            self._pass(time.total_s, time.spare_s)
-        elif isinstance(task, Collective):
-            end = self._start(task)
-            if task.schedule == "started":
-                self.ends[task.name] = end
+    def _tasks(self, tasks: tuple[Task, ...], trip: Trip, spent: Spent) -> None:
+        for task in tasks:
+            if isinstance(task, Repeat):
+                for _ in range(round(float(task.times))):
+                    self._tasks(task.tasks, trip, spent)
+            elif isinstance(task, Work):
+                time = self.times.work(task)
+                spent.work(time)
+                self._pass(time.total_s, time.spare_s)
+            elif isinstance(task, Move):
+                self._wait(task.name, self._launch(task), spent)
+            elif isinstance(task, Copy):
+                self._copy(task)
+                self._await(task.name, spent)
+            elif not trip.has(task.when):
+                continue
+            elif isinstance(task, Await):
+                self._await(task.name, spent)
+            elif isinstance(task.task, Move):
+                self.ends[task.name] = self._launch(task.task)
             else:
-                self._wait(task.name, end, trip)
-        elif isinstance(task, Transfer):
-            self._transfer(task)
-        else:
-            self._await(task, trip)
+                self._copy(task.task)
 
-    def _start(self, task: Collective) -> float:
-        """Put a collective on its links; return when it ends."""
+    def _launch(self, task: Move) -> float:
+        """Put a move on its links; return when it ends."""
         ports = self.times.route(task).ports
         begin = max([self.now, *(self.free[port] for port in ports)])
         end = begin + self.times.alone_s(task)
@@ -198,28 +217,28 @@ class _Stream:
             self.free[port] = end
         return end
 
-    def _wait(self, name: str, end: float, trip: Trip) -> None:
+    def _wait(self, name: str, end: float, spent: Spent) -> None:
         waited = max(end - self.now, 0.0)
-        trip.wait(name, waited)
+        spent.wait(name, waited)
         self._pass(waited, waited)
 
-    def _transfer(self, task: Transfer) -> None:
+    def _copy(self, task: Copy) -> None:
         if task.host_bytes:
             begin = max(self.now, self.free["host"])
             self.free["host"] = self.ends[task.name] = begin + self.times.host_s(task)
         else:
-            self.transfers.add(task.name, self.times.hbm_s(task))
+            self.copies.add(task.name, self.times.hbm_s(task))
 
-    def _await(self, task: Await, trip: Trip) -> None:
-        if task.name in self.ends:
-            self._wait(task.name, self.ends.pop(task.name), trip)
-            return
-        left = self.transfers.finish(task.name)
-        trip.parts["hbm_bound_s"] += left
-        self.now += left
-        self.transfers.moved.remove(task.name)
+    def _await(self, name: str, spent: Spent) -> None:
+        if name in self.ends:
+            self._wait(name, self.ends.pop(name), spent)
+        elif name in self.copies:
+            left = self.copies.finish(name)
+            spent.parts["hbm_bound_s"] += left
+            self.now += left
+            self.copies.moved.remove(name)
 
     def _pass(self, seconds: float, spare_s: float) -> None:
-        """Let time pass, for `spare_s` of which the stream leaves HBM to the transfers."""
+        """Let time pass, for `spare_s` of which the stream leaves HBM to the copies."""
         self.now += seconds
-        self.transfers.drain(spare_s)
+        self.copies.drain(spare_s)

@@ -1,15 +1,15 @@
-"""What the tasks of a compiled Program take on one device, for whoever replays it."""
+"""What the tasks of a single Schedule take on one device, for whoever replays it."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-from shardsim.cost.collectives import collective_s
-from shardsim.cost.compute import compute_time
-from shardsim.cost.meshlinks import MeshLinks, Route
-from shardsim.machine import Machine
-from shardsim.program.tasks import Collective, Compute, Transfer
+from shardsim.cost.collectives import collective_s, move_s, sent_bytes
+from shardsim.cost.costs import Costs
+from shardsim.cost.meshlinks import MeshLinks, RoleLinks, Route
+from shardsim.plan.layout import Number
+from shardsim.program.schedule import Copy, Move, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,15 @@ class WorkTime:
 class TaskTimes:
     """Times of single tasks on a machine whose other parts are idle."""
 
-    def __init__(self, machine: Machine, links: MeshLinks) -> None:
-        self.machine = machine
+    def __init__(self, costs: Costs, links: MeshLinks | RoleLinks) -> None:
+        self.costs = costs
         self.links = links
-        chip = machine.chip
-        self.hbm_bytes_per_s = chip.hbm_bytes_per_s / chip.devices_per_chip * chip.hbm_efficiency
-        self.host_bytes_per_s = (chip.pcie_bytes_per_s or float("inf")) / chip.devices_per_chip
-        self._alone: dict[str, float] = {}
+        self._alone: dict[int, tuple[float, Move]] = {}  # by identity
 
-    def work(self, task: Compute) -> WorkTime:
+    def work(self, task: Work) -> WorkTime:
         """Return the time of a compute task; all of its HBM traffic is HBM's own time."""
-        cost = compute_time(self.machine.chip, task)
-        own_s = float(task.hbm_bytes * task.count) / self.hbm_bytes_per_s
+        cost = self.costs.operation(task)
+        own_s = float(task.hbm_bytes * task.count) / self.costs.hbm_bytes_per_s
         return WorkTime(
             compute_s=float(cost.unit_s * task.count),
             hbm_bound_s=float(cost.memory_s * task.count),
@@ -57,41 +54,51 @@ class TaskTimes:
             spare_s=max(float(cost.total_s * task.count) - own_s, 0.0),
         )
 
-    def route(self, task: Collective) -> Route:
-        """Return the links of a collective."""
-        return self.links.route(task.mesh_axes, task.parts, task.shifts)
+    def route(self, task: Move) -> Route:
+        """Return the links of a move."""
+        return self.links.route_of(task)
 
-    def alone_s(self, task: Collective) -> float:
-        """Return what a collective takes on free links."""
-        if task.name not in self._alone:
-            route = self.route(task)
-            # Each link carries the blocks of all members that a permute passes over.
-            amount = task.bytes * route.hops if task.kind == "permute" else task.bytes
-            self._alone[task.name] = float(
-                collective_s(task.kind, route.group, amount, task.messages) * task.count
-            )
-        return self._alone[task.name]
+    def alone_s(self, task: Move) -> float:
+        """Return what a move takes on free links."""
+        if id(task) not in self._alone:
+            self._alone[id(task)] = float(self._once_s(task) * task.count), task
+        return self._alone[id(task)][0]
 
-    def hbm_s(self, task: Transfer) -> float:
-        """Return the seconds of HBM that a transfer needs."""
-        return float(task.hbm_bytes) / self.hbm_bytes_per_s
+    def _once_s(self, task: Move) -> Number:
+        route = self.route(task)
+        if task.role:
+            return move_s(route.group, task)
+        # Each link carries the blocks of all members that a permute passes over.
+        amount = task.bytes * route.hops if task.kind == "permute" else task.bytes
+        return collective_s(task.kind, route.group, amount, task.messages)
 
-    def host_s(self, task: Transfer) -> float:
-        """Return the seconds of the link to the host that a transfer needs."""
-        return float(task.host_bytes) / self.host_bytes_per_s
+    def sent_bytes(self, task: Move) -> float:
+        """Return the bytes that one member sends in one of a task's moves."""
+        return float(sent_bytes(task.kind, self.route(task).group, task.bytes, task.stage))
+
+    def hbm_s(self, task: Copy) -> float:
+        """Return the seconds of HBM that a copy needs."""
+        return float(task.hbm_bytes) / self.costs.hbm_bytes_per_s
+
+    def host_s(self, task: Copy) -> float:
+        """Return the seconds of the link to the host that a copy needs."""
+        return float(task.host_bytes) / self.costs.host_bytes_per_s
 
 
-class Transfers:
-    """Transfers between memories of one device: one after another, with HBM as it is spared."""
+class Copies:
+    """Copies between memories of one device: one after another, with HBM as it is spared."""
 
     def __init__(self) -> None:
         self.queue: deque[tuple[str, float]] = deque()  # name, seconds of HBM left
         self.moved: set[str] = set()  # those that ended and were not awaited yet
 
     def add(self, name: str, hbm_s: float) -> None:
-        """Put a transfer behind the others."""
+        """Put a copy behind the others."""
         self.queue.append((name, hbm_s))
         self.drain(0.0)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.moved or any(name == other for other, _ in self.queue)
 
     def finish(self, name: str) -> float:
         """End `name` and all before it; return the seconds of HBM that this took.
@@ -107,7 +114,7 @@ class Transfers:
         return left
 
     def drain(self, seconds: float) -> None:
-        """Let the transfers have HBM for so long."""
+        """Let the copies have HBM for so long."""
         queue = self.queue
         while queue and queue[0][1] <= seconds * (1 + 1e-12):
             name, took = queue.popleft()

@@ -79,6 +79,7 @@ class Stream:
     fused: float = 0.0
     fused_gradient: float = 0.0
     fused_reads: float = 0.0
+    by_head: bool = False  # a norm of each head of queries or keys
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Kernel:
     gradient_products: int
     ops: float  # vector operations of a query-key pair
     gradient_ops: float
+    softmax: bool = True  # over all keys of each query, whose scores a gradient makes again
 
 
 @dataclass(frozen=True)

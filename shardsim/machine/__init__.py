@@ -9,7 +9,7 @@ from shardsim.machine.catalog import (
 )
 from shardsim.machine.chip import Chip, Constant
 from shardsim.machine.names import default_slice, explain, parse_machine, possible_slices
-from shardsim.machine.slices import Machine, TorusAxis, with_op_costs
+from shardsim.machine.slices import Machine, TorusAxis
 
 __all__ = [
     "Chip",
@@ -25,5 +25,4 @@ __all__ = [
     "override_chip",
     "parse_machine",
     "possible_slices",
-    "with_op_costs",
 ]

@@ -54,7 +54,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 _IDENTITY = ("name", "title", "kind")
-_NOT_FIGURES = (*_IDENTITY, "aliases", "op_costs", "compiler", "constants", "figures")
+_NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
 _EXTRA = ("cmem_bytes",)  # figures that only some chips have and that are no field of Chip
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
@@ -114,8 +114,8 @@ def chip_from_text(text: str, where: str) -> Chip:
 def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
     """Return `chip` with some figures changed, to ask "what if".
 
-    Keys are the rates, sizes, times and efficiencies of `Chip`, `peak_flops.bf16` and the like,
-    and `op_costs`. Times may be zero, other figures must be positive and finite, efficiencies in
+    Keys are the rates, sizes, times and efficiencies of `Chip`, `peak_flops.bf16` and the
+    like. Times may be zero, other figures must be positive and finite, efficiencies in
     (0, 1]. A new `hbm_bytes` moves `hbm_usable_bytes` in proportion unless that is given too.
 
     >>> override_chip(load_chip("v4"), {"link_bytes_per_s": 90e9}).link_bytes_per_s
@@ -124,7 +124,7 @@ def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
     changes: dict[str, Any] = {}
     peaks = dict(chip.peak_flops)
     figures = {name: dict(figure) for name, figure in chip.figures.items()}
-    choices = (*OVERRIDABLE, "op_costs", *(f"peak_flops.{dtype}" for dtype in chip.peak_flops))
+    choices = (*OVERRIDABLE, *(f"peak_flops.{dtype}" for dtype in chip.peak_flops))
     for key, value in values.items():
         if key not in choices:
             fixed = key in Chip.__dataclass_fields__ and key != "peak_flops"
@@ -133,9 +133,6 @@ def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
         problem = problem_with(key.partition(".")[0], value)
         if problem:
             raise HardwareError(f"override: {key} {problem}")
-        if key == "op_costs":
-            changes[key] = value
-            continue
         if key.startswith("peak_flops."):
             peaks[key.partition(".")[2]] = float(value)
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from shardsim.errors import HardwareError
-from shardsim.machine.op_costs import OP_COSTS, OpCosts
+from shardsim.machine.op_costs import OpCosts
 
 # What the fields of a chip hold, for checking and for overriding. Numbers are plain SI.
 RATES = (
@@ -32,7 +32,6 @@ WORDS = {
     "names_count": ("cores", "chips"),
     "interconnect": ("torus", "switch"),
     "wrap": ("cube4", "length16", "full", "none"),
-    "op_costs": OP_COSTS,
 }
 DTYPES = ("bf16", "int8", "fp8", "int4")
 
@@ -101,7 +100,6 @@ class Chip:
     op_overhead_s: float  # start of one compiled operation
     collective_overhead_s: float  # start of one collective
 
-    op_costs: str = "physical"  # or "compiler": operations take what `compiler` says
     compiler: OpCosts | None = None  # learned from a compiler's estimates
 
     constants: tuple[Constant, ...] = ()  # the fitted ones among the figures above
@@ -177,8 +175,6 @@ def _problems(chip: Chip) -> list[tuple[str, str]]:
         problem = problem_with(item.name, value)
         if problem:
             found.append((item.name, problem))
-    if chip.op_costs == "compiler" and chip.compiler is None:
-        found.append(("op_costs", "cannot be compiler: the hardware file has no such section"))
     if "bf16" not in chip.peak_flops:
         found.append(("peak_flops", "must have bf16"))
     for dtype, value in chip.peak_flops.items():

@@ -9,8 +9,6 @@ from typing import Any
 from shardsim.errors import FileError
 from shardsim.files import check_keys
 
-OP_COSTS = ("physical", "compiler")
-
 # Constants that are fractions of a peak.
 SHARES = (
     "matmul_efficiency",
@@ -36,7 +34,7 @@ class Residual:
 
 @dataclass(frozen=True, kw_only=True)
 class OpCosts:
-    """The constants of one chip, per device; `shardsim/cost/op_curve.py` has the formulas."""
+    """The constants of one chip, per device; `shardsim/cost/costs.py` has the formulas."""
 
     matmul_efficiency: float  # of the matrix unit's peak, before results leave it
     results_per_cycle: float  # results of a matmul that leave the matrix unit

@@ -7,7 +7,7 @@ slices); `h100:8` is one node of eight, `16*h100:8` sixteen nodes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardsim.errors import HardwareError
 from shardsim.machine.chip import Chip
@@ -143,13 +143,3 @@ class Machine:
             f"{self.name}: {self.chips:,} {chip.title} {noun}{plural}{devices}{each}, {hosts}, "
             f"{form}, {show_bytes(chip.hbm_usable_bytes_per_device)} HBM per device"
         )
-
-
-def with_op_costs(machine: Machine, op_costs: str) -> Machine:
-    """Return `machine` with operations priced from its chip's figures or as its compiler does.
-
-    `op_costs` "auto" is "compiler" where the chip's file says what its compiler does.
-    """
-    if op_costs == "auto":
-        op_costs = "physical" if machine.chip.compiler is None else "compiler"
-    return replace(machine, chip=replace(machine.chip, op_costs=op_costs))

@@ -207,7 +207,8 @@ class Block(Builder):
             vectors = self.vectors(True, f"{name}_norm_scale", "head_dim")
             vectors += self.vectors(model.biases.norm, f"{name}_norm_bias", "head_dim")
             out = replace(part, name=f"{part.name} normed", keep="rest")
-            part = self.add(pointwise([part], out, *vectors, stream=TURN))
+            stream = replace(TURN, by_head=True)
+            part = self.add(pointwise([part], out, *vectors, stream=stream))
         if model.positions == "rotary":
             out = replace(part, name=f"{part.name} turned", keep="rest")
             part = self.add(linear([part], out, stream=TURN))
@@ -362,7 +363,9 @@ class Ends(Builder):
         v = self.project("pooling_value", final, heads, inner("pooling v", TOKENS, heads))
         context = inner("pooling context", rows, heads)
         shape = Matmul(rows=(), inner=("head_dim",), columns=("seq",), batch=("batch", "heads"))
-        kernel = Kernel(shape=shape, products=2, gradient_products=4, ops=0.0, gradient_ops=0.0)
+        kernel = Kernel(
+            shape=shape, products=2, gradient_products=4, ops=0.0, gradient_ops=0.0, softmax=False
+        )
         # A softmax over split keys: its maximum, then its values and their weights.
         largest = Array("pooling maximum", ("batch", "heads"), wide=True, purpose="pooling")
         self.add(Op((q, k), largest, unit="attention"))

@@ -12,8 +12,7 @@ import yaml
 
 from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
-from shardsim.machine import Machine, parse_machine, with_op_costs
-from shardsim.machine.op_costs import OP_COSTS
+from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
@@ -98,7 +97,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         required=("model", "machine", "batch", "mesh"),
         error=PlanError,
     )
-    machine = machine or _machine(data)
+    machine = machine or parse_machine(_text(data["machine"], "machine"))
     model = model or load_model(data["model"])
     rules = check_keys(
         _given(data, "rules", {}),
@@ -138,19 +137,9 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         fused_projections=fused,
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
         execution=_text(data.get("execution", "explicit"), "execution"),
+        op_costs=_text(_given(data, "op_costs", "physical"), "op_costs"),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
-
-
-def _machine(data: Mapping[str, Any]) -> Machine:
-    """Return the slice of a plan, priced as the plan says."""
-    machine = parse_machine(_text(data["machine"], "machine"))
-    costs = _text(_given(data, "op_costs", "physical"), "op_costs")
-    if costs not in OP_COSTS:
-        raise PlanError(f"op_costs: '{costs}' is not possible{nearest(costs, OP_COSTS)}")
-    if costs == "compiler" and machine.chip.compiler is None:
-        raise PlanError(f"op_costs: the file of {machine.chip.name} has none of its compiler")
-    return with_op_costs(machine, costs)
 
 
 def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -293,8 +282,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["execution"] = plan.execution
     if plan.compiler_options:
         data["compiler_options"] = dict(plan.compiler_options)
-    if plan.machine.chip.op_costs != "physical":
-        data["op_costs"] = plan.machine.chip.op_costs
+    if plan.op_costs != "physical":
+        data["op_costs"] = plan.op_costs
     return data
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardsim.errors import PlanError, nearest
-from shardsim.machine import Machine
+from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.remat import Remat
 
@@ -33,6 +33,9 @@ MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = ("flash", "unfused")
 # How an exported plan runs: collectives written out (shard_map), or left to the compiler (jit).
 EXECUTION = ("explicit", "partitioned")
+
+# What operations take: from the chip's figures, or as its compiler estimates them.
+OP_COSTS = ("physical", "compiler")
 
 Rules = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
 
@@ -93,6 +96,7 @@ class Plan:
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
+    op_costs: str = "physical"  # how the plan is priced by whoever says nothing else: OP_COSTS
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -115,6 +119,11 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
+def best_op_costs(*chips: Chip) -> str:
+    """Return "compiler" if every chip's file says what its compiler estimates, else "physical"."""
+    return "physical" if any(chip.compiler is None for chip in chips) else "compiler"
+
+
 def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
     if value not in choices:
         raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
@@ -131,6 +140,9 @@ def _check_numbers(plan: Plan) -> None:
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
+    _choose(plan.op_costs, OP_COSTS, "op_costs")
+    if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
+        raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
         raise PlanError(
             "fused_projections: only a parallel block can fuse QKV with the MLP's input; "

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardsim.errors import HardwareError, PlanError, nearest
 from shardsim.files import parse_yaml
-from shardsim.machine import Chip, Machine, override_chip, parse_machine, with_op_costs
+from shardsim.machine import Chip, Machine, override_chip, parse_machine
 from shardsim.machine.chip import TIMES
 from shardsim.model import load_model, override_model
 from shardsim.plan.io import KEYS, plan_from_data, plan_to_data
@@ -82,10 +82,7 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
         elif root == "mesh" and rest and "." not in rest:
             sizes[rest] = value
         elif key == "machine":
-            costs = "auto" if plan.machine.chip.op_costs == "compiler" else "physical"
-            machine = with_op_costs(parse_machine(_word(value, key)), costs)
-        elif key == "op_costs":
-            figures[key] = value
+            machine = parse_machine(_word(value, key))
         elif root == "model":
             model = load_model(value)
         else:
@@ -101,6 +98,8 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     if sizes or (another and not given):
         data["mesh"] = _resized({axis.name: axis.size for axis in plan.mesh}, sizes, machine)
     data["machine"] = machine.name
+    if machine.chip.compiler is None and "op_costs" not in changes:
+        data.pop("op_costs", None)  # of a compiler that nobody has asked
     if not model.parallel_block and "fused_projections" not in changes:
         data["fused_projections"] = False
     if model != plan.model and "sequence" not in changes and plan.sequence == plan.model.sequence:
@@ -124,8 +123,6 @@ def _other_chip(chip: Chip, figures: Mapping[str, Any]) -> Chip:
     except HardwareError as error:
         raise HardwareError(f"chip: {str(error).removeprefix('override: ')}") from None
     for key, value in figures.items():
-        if key == "op_costs":
-            continue
         root, _, dtype = key.partition(".")
         now = getattr(chip, root)
         now = now[dtype] if dtype else now

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
-from shardsim.cost.price import price
+from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError, nearest
-from shardsim.machine import Machine, parse_machine, with_op_costs
+from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
-from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
+from shardsim.plan.plan import (
+    ATTENTION,
+    MATMUL_OVERLAP,
+    OP_COSTS,
+    OPTIMIZERS,
+    Overlap,
+    Plan,
+    Precision,
+    best_op_costs,
+)
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.space import Part, legal_cells, parts
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition, partition_memory
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 Cell = tuple[int, int, int]  # pair, remat policy, option
@@ -28,7 +40,7 @@ Cell = tuple[int, int, int]  # pair, remat policy, option
 OBJECTIVES = ("mfu", "step-time", "cost", "chips")
 
 # Pairs priced at once: a few ten thousand plans, whose arrays stay in the processor's cache.
-CELLS_AT_ONCE = 150000
+CELLS_AT_ONCE = 300000
 FREED_BYTES = 31 * 2**20
 
 
@@ -118,6 +130,7 @@ def search(
     attention: str | None = None,
     precision: Precision | None = None,
     max_axes: int = 3,
+    costs: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
@@ -126,23 +139,23 @@ def search(
     'v5e:2x4'
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
-    kind. Slices given by name are priced as their compiler schedules plans, where their chip's
-    file says how (`with_op_costs`); a `Machine` is taken as it is. `progress(done, total)` is
-    called between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
-    `complete` is false.
+    kind. All are priced alike: with `costs`, as the implementation that goes with them; "auto" is
+    "compiler" if the files of all chips say what their compilers estimate. The plans that are
+    found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
+    interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
-    slices = [
-        with_op_costs(parse_machine(item), "auto") if isinstance(item, str) else item
-        for item in given
-    ]
+    slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
+    if costs == "auto":
+        costs = best_op_costs(*(machine.chip for machine in slices))
     sequence = sequence or model.sequence
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),
         (attention or "flash", ATTENTION, "attention"),
+        (costs, OP_COSTS, "op_costs"),
     ):
         if value not in choices:
             raise PlanError(f"{what}: '{value}' is not possible{nearest(value, choices)}")
@@ -175,12 +188,13 @@ def search(
     done = 0
     try:
         for machine, part in todo:
-            work = replace(work, as_compiled=machine.chip.op_costs == "compiler")
             cells = part.shape[1] * part.shape[2]
             step = max(1, CELLS_AT_ONCE // cells)
             for start in range(0, part.pairs, step):
                 chunk = part.take(slice(start, start + step))
-                smallest = min(smallest, _chunk(work, machine, chunk, objective, best, top, counts))
+                smallest = min(
+                    smallest, _chunk(work, machine, chunk, costs, objective, best, top, counts)
+                )
                 done += chunk.pairs
                 if progress is not None:
                     progress(done, total)
@@ -189,7 +203,7 @@ def search(
     chosen = sorted(best.score, key=lambda key: best.score[key])[:top]
     predictions = []
     for key in chosen:
-        predictions.append(predict(plan_at(work, *best.found[key])))
+        predictions.append(predict(plan_at(work, costs, *best.found[key])))
     return SearchResult(
         predictions=tuple(predictions),
         seconds=time.perf_counter() - started,
@@ -221,6 +235,7 @@ def _chunk(
     work: Workload,
     machine: Machine,
     part: Part,
+    costs: str,
     objective: str,
     best: _Best,
     top: int,
@@ -246,10 +261,12 @@ def _chunk(
         part, legal, fits, prefetch = part.take(index), legal[index], fits[index], prefetch[index]
         layout = part.layout()
     layout = layout.reshaped(weights_overlap=prefetch)
-    program = partition(work, layout)
+    program = implemented(partition(work, layout), USUAL[costs], machine, layout)
+    schedule = overlap(program, layout)
     counts["priced"] += int(legal.sum())
     counts["fit"] += int(fits.sum())
-    step_s = np.broadcast_to(price(machine, layout, program).step_time_s, fits.shape)
+    took_s = step_time_s(machine, layout, schedule, costs_of(costs, machine.chip))
+    step_s = np.broadcast_to(took_s, fits.shape)
     score = np.where(fits, step_s * _weight(machine, objective), np.inf)
     flat = score.reshape(part.pairs, -1)
     cells = flat.argmin(axis=1)
@@ -283,7 +300,9 @@ def _weight(machine: Machine, objective: str) -> float:
     return 1.0
 
 
-def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: bool) -> Plan:
+def plan_at(
+    work: Workload, costs: str, machine: Machine, part: Part, cell: Cell, prefetch: bool
+) -> Plan:
     """Return one plan of a part of the space as a `Plan`."""
     pair, remat, option = cell
     one = part.take(slice(pair, pair + 1))
@@ -331,4 +350,5 @@ def plan_at(work: Workload, machine: Machine, part: Part, cell: Cell, prefetch: 
         optimizer=work.optimizer,
         attention=work.attention,
         fused_projections=work.fused_projections,
+        op_costs=costs,
     )

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.cost.overlap import BIDIRECTIONAL
 from shardsim.machine import Machine, TorusAxis
 from shardsim.model import Model
 from shardsim.plan.layout import (
@@ -34,6 +33,7 @@ from shardsim.plan.layout import (
 )
 from shardsim.plan.legality import legal
 from shardsim.plan.remat import POLICIES, Remat
+from shardsim.program.rings import BIDIRECTIONAL
 
 Array = np.ndarray[Any, Any]
 
@@ -245,7 +245,7 @@ def legal_cells(
     Both are of the part's shape. A cell stands for the plans with and without prefetching.
     """
     shape = part.shape
-    # Both directions need a group that four divides; otherwise they are the one direction again.
-    twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size % 4 != 0)
+    # Of two members one sends the other its piece, in both directions as in one.
+    twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size <= 2)
     mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice, shape)
     return mask, np.broadcast_to(2 if part.choices.gathers else 1, shape)

@@ -9,15 +9,18 @@ from itertools import product
 from math import log, prod
 from typing import Any
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.predict import Prediction, mfu_of, predict
-from shardsim.cost.price import price
+from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.plan.resolve import resolve
 from shardsim.planner.changes import changed, check_root
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
@@ -102,14 +105,14 @@ ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
 )
 
 
-def ablate(plan: Plan) -> list[Ablation]:
-    """Return the plan with each technique switched off alone."""
+def ablate(plan: Plan, implementation: str | None = None) -> list[Ablation]:
+    """Return the plan with each technique switched off alone, all done as `implementation`."""
     results = []
     for technique, change, published, switch in ABLATIONS:
         prediction, why = None, ""
         try:
             without = switch(plan)
-            prediction = predict(without, resolve(without))
+            prediction = predict(without, implementation=implementation)
         except ShardsimError as error:
             why = str(error)
         results.append(
@@ -125,7 +128,7 @@ def ablate(plan: Plan) -> list[Ablation]:
 
 
 def sweep(
-    plan: Plan, vary: Sequence[tuple[str, Sequence[Any]]]
+    plan: Plan, vary: Sequence[tuple[str, Sequence[Any]]], implementation: str | None = None
 ) -> Iterator[tuple[dict[str, Any], Prediction | None, str]]:
     """Yield (changes, prediction, why not) for every combination of the varied keys' values.
 
@@ -141,7 +144,7 @@ def sweep(
     for values in product(*(values for _, values in vary)):
         changes = {key: copy.copy(value) for (key, _), value in zip(vary, values, strict=True)}
         try:
-            yield changes, predict(changed(plan, changes)), ""
+            yield changes, predict(changed(plan, changes), implementation=implementation), ""
         except ShardsimError as error:
             yield changes, None, str(error).removeprefix(f"{plan.name}: ")
 
@@ -170,14 +173,20 @@ FIGURES = (
 NUDGE = 0.01
 
 
-def sensitivity(plan: Plan) -> list[Sensitivity]:
+def sensitivity(plan: Plan, implementation: str | None = None) -> list[Sensitivity]:
     """Return the elasticity of the step time to each figure, the largest first.
 
     Central differences of 1 % on the same formulas; -0.8 for the peak means that 1 % more of it
     saves 0.8 % of the step.
     """
     layout = resolve(plan)
-    program = partition(Workload.of(plan), layout, plan.remat)
+    program = implemented(
+        partition(Workload.of(plan), layout, plan.remat),
+        implementation or USUAL[plan.op_costs],
+        plan.machine,
+        layout,
+    )
+    schedule = overlap(program, layout)
 
     def scaled(figure: str, factor: float) -> tuple[float, Plan]:
         """Return the step time with one figure scaled, and the plan on that chip."""
@@ -188,7 +197,8 @@ def sensitivity(plan: Plan) -> list[Sensitivity]:
         else:
             chip = replace(chip, **{figure: getattr(chip, figure) * factor})
         nudged = replace(plan, machine=replace(plan.machine, chip=chip))
-        return float(price(nudged.machine, layout, program).step_time_s), nudged
+        costs = costs_of(plan.op_costs, chip)
+        return float(step_time_s(nudged.machine, layout, schedule, costs)), nudged
 
     results = []
     for figure in FIGURES:

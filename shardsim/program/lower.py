@@ -16,7 +16,13 @@ from shardsim.graph.derive import Derived, Step, Transfer
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import (
+    ATTENTION,
+    ATTENTION_GRADIENT,
+    QUERY_KEY_NORM,
+    Collective,
+    Compute,
+)
 
 Task = Compute | Collective
 
@@ -118,6 +124,7 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
+            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.softmax else "",
         )
 
     def stream(
@@ -137,6 +144,8 @@ class Lowering:
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,
+                purpose=QUERY_KEY_NORM if op.stream.by_head else "",
+                pointwise=elements,
             )
         ]
 
@@ -196,7 +205,7 @@ class _Pass:
             self.tasks.append(low.kernel(name, op, place, False, count))
         stream = op.stream
         if stream.fused:
-            self._fuse(op.ins[0].name, low.elements(op.out, place) * stream.fused, 0.0)
+            self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
         self.tasks += low.stream(name, op, place, stream.passes, stream.ops, count)
         self._settle(step.settles, op.out.name, count)
 
@@ -214,8 +223,8 @@ class _Pass:
         stream = op.stream
         if stream.fused_gradient:
             read = low.elements(op.ins[0], place) * low.wire * stream.fused_reads
-            ops = low.elements(op.out, place) * stream.fused_gradient
-            self._fuse("d " + op.out.name, ops, read)
+            elements = low.elements(op.out, place)
+            self._fuse("d " + op.out.name, elements, stream.fused_gradient, read)
         passes, ops = stream.gradient_passes, stream.gradient_ops
         self.tasks += low.stream(f"{op.name} gradient", op, place, passes, ops)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
@@ -252,13 +261,16 @@ class _Pass:
         self.made.setdefault(makes, []).append(len(self.tasks))
         self.tasks.append(task)
 
-    def _fuse(self, made: str, ops: Number, read_bytes: Number) -> None:
+    def _fuse(self, made: str, elements: Number, ops: float, read_bytes: Number) -> None:
         """Add elementwise work to the end of the last matmul that makes an array, if one does."""
         for number in self.made.get(made, [])[-1:]:
             task = self.tasks[number]
             assert isinstance(task, Compute)
             self.tasks[number] = replace(
-                task, vector_ops=task.vector_ops + ops, hbm_bytes=task.hbm_bytes + read_bytes
+                task,
+                vector_ops=task.vector_ops + elements * ops,
+                hbm_bytes=task.hbm_bytes + read_bytes,
+                pointwise=task.pointwise + elements,
             )
 
     def _quantise(self, array: Array, place: Split, count: Number, prefix: str = "") -> None:

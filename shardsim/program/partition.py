@@ -10,9 +10,10 @@ from shardsim.plan.remat import Remat
 from shardsim.program.blocks import derived_blocks, policies
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
+from shardsim.program.schedule import Block
 from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.sizes import Sizes, kind_of
-from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
+from shardsim.program.tasks import Collective, Compute, Memory, Program
 from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 
 SUM_BYTES = 4.0  # gradients are summed in float32
@@ -74,7 +75,7 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
             update(work, layout),
         ),
         memory=memory(work, layout, local, saved),
-        bubble=(layout.pipeline.size - 1) / (layout.microbatches * work.pipeline_interleave),
+        interleave=work.pipeline_interleave,
         offload_bytes=offload_elements(work.model, layout, local, offloaded) * work.wire_bytes,
     )
 
@@ -110,7 +111,7 @@ def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Bloc
     return (
         Block(
             name="stage boundary",
-            phase="forward",
+            phase="boundary",
             trips=layout.microbatches * work.pipeline_interleave,
             tasks=(
                 Collective(

@@ -11,9 +11,10 @@ from shardsim.graph.derive import Derived, Leaf
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task
+from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
-from shardsim.program.tasks import Block, Collective, Compute
+from shardsim.program.tasks import Collective, Compute
 from shardsim.program.weights import parameter_elements
 
 # Vector operations of one parameter in an update with two moments.

@@ -1,25 +1,97 @@
-"""The blocks of a matmul that runs beside a ring over the tensor axis.
+"""Collective matmul: a gather or a scatter over the tensor axis as hops beside blocks of matmuls.
 
-What a block moves through HBM depends on what the ring cuts (`emit/runtime/collectives.py` has
-the loops): pieces of the sequence are rows, and every block reads the weights again; pieces of
-the embed axis are summands of the whole result, which is read and written in float32 for every
-block but the first; sums that travel are read as they arrive and written as they leave.
+Wang et al., "Overlap Communication with Dependent Computation via Decomposition" (ASPLOS 2023),
+with the hops of the exported loops (`emit/runtime/collectives.py`): every member sends the N - 1
+pieces that the plain collective sends too. In both directions N // 2 of them go up and
+(N - 1) // 2 down.
+
+Of a gather, the matmul of the own piece runs beside the first hop, that of each piece that came
+beside the next:
+
+| N, directions | blocks beside hops | at last |
+| --- | --- | --- |
+| one | N - 1 times one beside a hop | 1 |
+| both, N even | one beside a pair, N/2 - 2 times two beside a pair, two beside a hop | 1 |
+| both, N odd | one beside a pair, (N - 1)/2 - 1 times two beside a pair | 2 |
+
+A scatter is the same backwards: its products are what the sums that arrive take up.
+
+What a block moves through HBM depends on what the ring cuts: pieces of the sequence are rows, and
+every block reads the weights again; pieces of the embed axis are summands of the whole result,
+which is read and written in float32 for every block but the first; sums that travel are read as
+they arrive and written as they leave.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from shardsim.plan.layout import Number
-from shardsim.plan.plan import DTYPE_BYTES
-from shardsim.program.tasks import Compute
+from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
+from shardsim.plan.plan import DTYPE_BYTES, MATMUL_OVERLAP
+from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
+from shardsim.program.tasks import Collective, Compute
 
 SUM_BYTES = 4.0  # sums of products are float32
+UNIDIRECTIONAL, BIDIRECTIONAL = (
+    MATMUL_OVERLAP.index(name) for name in ("unidirectional", "bidirectional")
+)
 
 
-def ring_block(task: Compute, members: Number, embed: Number) -> Compute:
+def runs_as_ring(task: Collective, layout: Layout) -> Number:
+    """Return whether the plan wants a collective as a ring: 1 or 0, or an array of them."""
+    if task.schedule != "ring":
+        return 0
+    wanted = np.greater(layout.matmul_overlap, 0) & np.greater(layout.role(task.role).size, 1)
+    return wanted & np.greater(task.count, 0)
+
+
+def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Number) -> list[Task]:
+    """Return a collective as hops beside blocks of its `partners`, where `on`."""
+    members = layout.role(task.role).size
+    both = on & np.equal(layout.matmul_overlap, BIDIRECTIONAL) & np.greater(members, 2)
+    one = on & np.logical_not(both)
+    odd = both & np.equal(np.mod(members, 2), 1)
+    even = both & np.logical_not(odd)
+    embed = np.equal(layout.residual, EMBED_SHARDED)
+    blocks = tuple(ring_block(partner, members, embed) for partner in partners)
+    two = (Repeat(times=2, tasks=blocks),)
+
+    def hop(ways: int, stage: str) -> Move:
+        piece = task.bytes / members
+        return Move(
+            name=f"{task.name}, {'a pair of hops' if ways == 2 else 'a hop'}",
+            kind="permute",
+            role=task.role,
+            bytes=piece * ways,
+            count=task.count,
+            purpose=task.purpose,
+            stage=stage,
+            ways=ways,
+        )
+
+    def beside(move: Move, times: Number, work: tuple[Task, ...]) -> list[Task]:
+        if not np.any(times):
+            return []
+        return [Repeat(times=times, tasks=(Start(task=move), *work, Await(name=move.name)))]
+
+    # On a line the ring closes over the whole way back. In one direction that delays one hop of
+    # those behind each other; in both, the two ends wait for each other at every hop.
+    pair, single, last = hop(2, "closing"), hop(1, "all"), hop(1, "closing")
+    order = [
+        *beside(pair, both * 1, blocks),
+        *beside(pair, both * ((members - 1) // 2 - 1), two),
+        *beside(last, even * 1, two),
+        *beside(last, one * 1, blocks),
+        *beside(single, one * (members - 2), blocks),
+        Repeat(times=on + odd * 1, tasks=blocks),
+    ]
+    return order if task.kind == "all-gather" else order[::-1]
+
+
+def ring_block(task: Compute, members: Number, embed: Number) -> Work:
     """Return one block (the mean of `members` blocks) of a matmul that a ring cuts.
 
     `embed` says whether the ring passes pieces of the embed axis, else of the sequence.

@@ -26,7 +26,6 @@ class Workload:
     attention: str = "flash"
     fused_projections: bool = False
     pipeline_interleave: int = 1
-    as_compiled: bool = False  # with the copies that the TPU compiler adds
 
     @classmethod
     def of(cls, plan: Plan) -> Workload:
@@ -40,7 +39,6 @@ class Workload:
             attention=plan.attention,
             fused_projections=plan.fused_projections,
             pipeline_interleave=plan.pipeline_interleave,
-            as_compiled=plan.machine.chip.op_costs == "compiler",
         )
 
     @property

@@ -1,4 +1,4 @@
-"""HBM by use at the moments of a step, from the Program's memory."""
+"""HBM by use at the moments of a step, from a prediction's memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
     Parameters and optimizer state are always there. Activations of all layers are kept until the
     backward pass starts; the gradients' room is taken then. The update needs the gradients only.
     """
-    memory = item.program.memory
+    memory = item.memory
     state = {
         "parameters_bytes": float(memory.parameters),
         "optimizer_bytes": float(memory.optimizer),

@@ -135,7 +135,7 @@ def reproduce(study: Study) -> Section:
         f"shardsim sensitivity {path}",
         f"shardsim plan {plan.model.name} --on '{plan.machine.name}' --batch {plan.batch}"
         f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}"
-        f" --op-costs {plan.machine.chip.op_costs}",
+        f" --op-costs {plan.op_costs}",
         "shardsim validate",
         f"shardsim report {path} -o report.html",
     ]

@@ -121,11 +121,10 @@ def runners_section(study: Study) -> Section:
 
 def _ranked(item: Prediction) -> str:
     """Return by which op costs a search for the plan's own machine ranks."""
-    chip = item.plan.machine.chip
-    if chip.op_costs == "compiler":
+    if item.costs == "compiler":
         return "All are ranked as the TPU compiler schedules plans."
     text = "All are ranked by the chip's figures, as this plan is priced"
-    if chip.compiler is None:
+    if item.plan.machine.chip.compiler is None:
         return f"{text}."
     return (
         f"{text}; by default shardsim plan ranks as the TPU compiler schedules plans, "

@@ -61,11 +61,10 @@ def fidelity(study: Study) -> list[Item]:
 
 def compiled_pairs(plan: Plan) -> list[Pair]:
     """Return the kept compilations of this plan's model on its slice, beside predictions."""
-    machine = as_compiled(plan).machine
     return [
         pair
         for pair in _kept(f"{plan.model.name} on {plan.machine.name}")
-        if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == machine
+        if pair.predicted.plan.model == plan.model and pair.predicted.plan.machine == plan.machine
     ]
 
 

@@ -143,6 +143,7 @@ class Studies:
             plan.optimizer,
             plan.attention,
             plan.precision,
+            plan.op_costs,
         )
         if key not in self.searched:
             try:
@@ -155,6 +156,7 @@ class Studies:
                     optimizer=plan.optimizer,
                     attention=plan.attention,
                     precision=plan.precision,
+                    costs=plan.op_costs,
                 )
             except ShardsimError:
                 self.searched[key] = None

@@ -1,19 +1,18 @@
-"""One class of chips as a process: how it meets its groups, waits, and tells who watches."""
+"""One class of chips: how it meets its groups, waits, and tells who watches."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import simpy
-
-from shardsim.simulate.collective import Span, Steps
+from shardsim.simulate.clock import Mark, Steps
+from shardsim.simulate.collective import Span
 from shardsim.simulate.operations import Spec
-from shardsim.simulate.traffic import traffic
 
 if TYPE_CHECKING:
     from shardsim.simulate.engine import Engine
 
-Flight = tuple[Spec, simpy.Event]  # a collective under way, and its end
+Flight = tuple[Spec, Mark]  # a collective under way, and its end
 
 
 class Chip:
@@ -21,7 +20,7 @@ class Chip:
 
     def __init__(self, engine: Engine, number: int) -> None:
         self.engine = engine
-        self.env = engine.env
+        self.clock = engine.clock
         self.number = number
         self.device = int(engine.folded.devices[number])
         self.speed = float(engine.speed[self.device])
@@ -36,36 +35,24 @@ class Chip:
 
     def start(self, spec: Spec) -> Flight:
         """Meet the group for a collective."""
-        engine, group = self.engine, self.group[spec.role]
-        moved = engine.traffic.get(spec)
-        if moved is None:
-            groups = engine.groups[spec.role]
-            moved = traffic(spec.kind, groups, spec.bytes, spec.stage, spec.shifts)
-            engine.traffic[spec] = moved
-        go = engine.traveller.collective(
-            spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
-        )
-        done = engine.traveller.meet(spec.role, group, self._key(), go)
+        traveller, group = self.engine.traveller, self.group[spec.role]
+        done = traveller.meet(spec.role, group, self._key(), self.engine.course(spec, group))
         self._count(spec, done, spec.repeat)
         return spec, done
 
-    def _count(self, spec: Spec, done: simpy.Event, repeat: int) -> None:
+    def _count(self, spec: Spec, done: Mark, repeat: int) -> None:
         """Count a collective, and the time from now until it has landed."""
-        engine = self.engine
-        began = float(self.env.now)
-        engine.counts[spec] += self.weight * repeat
+        self.engine.counts[spec] += self.weight * repeat
+        done.then(partial(self._landed, spec, self.clock.now))
 
-        def landed(_: simpy.Event) -> None:
-            engine.flown[spec] += (float(self.env.now) - began) * self.weight
+    def _landed(self, spec: Spec, began_s: float) -> None:
+        self.engine.flown[spec] += (self.clock.now - began_s) * self.weight
 
-        assert done.callbacks is not None
-        done.callbacks.append(landed)
-
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
+    def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for what was started."""
-        before = float(self.env.now)
+        before = self.clock.now
         yield done
-        self.engine.waited[spec] += (float(self.env.now) - before) * self.weight
+        self.engine.waited[spec] += (self.clock.now - before) * self.weight
         if flown_s is not None:
             self.engine.flown[spec] += flown_s * self.weight
             self.engine.counts[spec] += self.weight

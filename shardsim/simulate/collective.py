@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import simpy
 
 from shardsim.cost.network import Group, group_of
 from shardsim.machine import Machine
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.fluid import Links
+from shardsim.simulate.clock import Clock, Mark
+from shardsim.simulate.fluid import Links, Route
 from shardsim.simulate.folding import Fold, fold
 from shardsim.simulate.groups import Groups
 from shardsim.simulate.topology import Fault, Topology
 from shardsim.simulate.traffic import Traffic, leg_names, traffic
-
-Steps = Generator[simpy.Event, Any, Any]
-
-
-@dataclass
-class Meeting:
-    """Members of a group that have arrived for a collective, and its end."""
-
-    arrived: int
-    first_s: float
-    done: simpy.Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +32,126 @@ class Span:
     ports: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """One leg of one group class: what it puts on its links, and the latency of its hops."""
+
+    route: Route
+    unit_bytes: float
+    latency_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Course:
+    """What one group class does for a collective: launch, then leg after leg, `repeat` times."""
+
+    name: str
+    role: str
+    group: int
+    launch_s: float
+    legs: tuple[Leg, ...]
+    repeat: int = 1
+    sent_bytes: float | None = None  # by one member; None: not a collective of its own
+
+
+class _Journey:
+    """A course under way."""
+
+    __slots__ = ("course", "done", "left", "leg_s", "number", "place", "start_s", "traveller")
+
+    def __init__(self, traveller: Traveller, course: Course, number: int, done: Mark) -> None:
+        self.traveller = traveller
+        self.course = course
+        self.number = number
+        self.done = done
+        self.left = course.repeat
+        self.place = 0
+        self.start_s = self.leg_s = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Launch, or end."""
+        if not self.left:
+            self.traveller.running -= 1
+            self.done.succeed()
+            return
+        self.left -= 1
+        self.place = 0
+        clock = self.traveller.clock
+        self.start_s = clock.now
+        if self.course.launch_s > 0:
+            clock.after(self.course.launch_s, self.depart)
+        else:
+            self.depart()
+
+    def depart(self) -> None:
+        """Put the next leg on its links."""
+        traveller, course = self.traveller, self.course
+        if self.place == len(course.legs):
+            self.end()
+            return
+        self.leg_s = traveller.clock.now
+        leg = course.legs[self.place]
+        traveller.links.send(leg.route, leg.unit_bytes, self.number, course.name, self.arrive)
+
+    def arrive(self) -> None:
+        """Let the latency of a leg's hops pass."""
+        latency_s = self.course.legs[self.place].latency_s
+        if latency_s > 0:
+            self.traveller.clock.after(latency_s, self.land)
+        else:
+            self.land()
+
+    def land(self) -> None:
+        """Go on to the next leg."""
+        traveller = self.traveller
+        if traveller.watch is not None:
+            leg = self.course.legs[self.place]
+            moved = float((leg.route.carried * leg.unit_bytes).max(initial=0.0))
+            self._tell(self.leg_s, moved, leg.route.name, leg.route.ports)
+        self.place += 1
+        self.depart()
+
+    def end(self) -> None:
+        """Go on to the next time."""
+        if self.traveller.watch is not None and self.course.sent_bytes is not None:
+            self._tell(self.start_s, self.course.sent_bytes)
+        self.begin()
+
+    def _tell(
+        self, start_s: float, moved: float, leg: str = "", ports: frozenset[int] = frozenset()
+    ) -> None:
+        course, traveller = self.course, self.traveller
+        assert traveller.watch is not None
+        span = Span(
+            name=course.name,
+            role=course.role,
+            group=course.group,
+            start_s=start_s,
+            end_s=traveller.clock.now,
+            bytes=moved,
+            leg=leg,
+            ports=ports,
+        )
+        traveller.watch(span)
+
+
+class Meeting(Mark):
+    """The end of a collective; how many members of the group have arrived for it so far."""
+
+    __slots__ = ("arrived", "needed")
+
+    def __init__(self, clock: Clock, needed: int) -> None:
+        super().__init__(clock)
+        self.arrived = 0
+        self.needed = needed
+
+
 @dataclass
 class Traveller:
     """All running collectives."""
 
-    env: simpy.Environment
+    clock: Clock
     folded: Fold
     links: Links
     hop_s: float
@@ -58,21 +161,23 @@ class Traveller:
     started: int = 0
     running: int = 0
     meetings: dict[tuple[str, int, int], Meeting] = field(default_factory=dict)
-    mailboxes: dict[tuple[str, int, str, int], simpy.Event] = field(default_factory=dict)
+    mailboxes: dict[tuple[str, int, str, int], Mark] = field(default_factory=dict)
 
-    def meet(self, role: str, group: int, key: int, go: Callable[[int], Steps]) -> simpy.Event:
+    def __post_init__(self) -> None:
+        self._members: dict[tuple[str, int], int] = {}
+        self._hops: dict[tuple[str, int, str, str, float], Course] = {}
+
+    def meet(self, role: str, group: int, key: int, course: Course) -> Mark:
         """Arrive for collective number `key` of a group; the last to come starts it."""
         place = (role, group, key)
         meeting = self.meetings.get(place)
         if meeting is None:
-            meeting = Meeting(arrived=0, first_s=self.env.now, done=self.env.event())
-            self.meetings[place] = meeting
+            meeting = self.meetings[place] = Meeting(self.clock, self._needed(role, group))
         meeting.arrived += 1
-        if meeting.arrived == self._needed(role, group):
+        if meeting.arrived == meeting.needed:
             del self.meetings[place]
-            self.started += 1
-            self.env.process(self._run(go(self.started), meeting.done))
-        return meeting.done
+            self._go(course, meeting)
+        return meeting
 
     def _needed(self, role: str, group: int) -> int:
         key = (role, group)
@@ -80,36 +185,28 @@ class Traveller:
             self._members[key] = self.folded.members(role, group)
         return self._members[key]
 
-    def __post_init__(self) -> None:
-        self._members: dict[tuple[str, int], int] = {}
-
     def mail(
         self, role: str, group: int, name: str, leg: str, message: int, unit_bytes: float
-    ) -> simpy.Event:
-        """Send a message from one member of a group to another; the event is its arrival."""
+    ) -> Mark:
+        """Send a message from one member of a group to another; returns its arrival."""
         box = self.mailbox(role, group, leg, message)
-        self.started += 1
-        self.env.process(self._run(self._launched(role, group, name, leg, unit_bytes), box))
+        legs = (self._leg(role, group, leg, unit_bytes, 1.0),)
+        self._go(
+            Course(name=name, role=role, group=group, launch_s=self.overhead_s, legs=legs), box
+        )
         return box
 
-    def mailbox(self, role: str, group: int, leg: str, message: int) -> simpy.Event:
+    def mailbox(self, role: str, group: int, leg: str, message: int) -> Mark:
         """Return the arrival of a message, whether it has been sent yet or not."""
         place = (role, group, leg, message)
         if place not in self.mailboxes:
-            self.mailboxes[place] = self.env.event()
+            self.mailboxes[place] = Mark(self.clock)
         return self.mailboxes[place]
 
-    def _launched(self, role: str, group: int, name: str, leg: str, unit_bytes: float) -> Steps:
-        number = self.started
-        if self.overhead_s > 0:
-            yield self.env.timeout(self.overhead_s)
-        yield from self.leg(role, group, name, leg, unit_bytes, 1.0, number)
-
-    def _run(self, steps: Steps, done: simpy.Event) -> Steps:
+    def _go(self, course: Course, done: Mark) -> None:
+        self.started += 1
         self.running += 1
-        yield from steps
-        self.running -= 1
-        done.succeed()
+        _Journey(self, course, self.started, done)
 
     def collective(
         self,
@@ -120,75 +217,33 @@ class Traveller:
         messages: float,
         sent: float,
         repeat: int = 1,
-    ) -> Callable[[int], Steps]:
-        """Return the process of one collective of one group class, `repeat` times in a row."""
+    ) -> Course:
+        """Return the course of one collective of one group class, `repeat` times in a row."""
+        legs = (self._leg(role, group, move.leg, move.unit_bytes, messages) for move in moved.moves)
+        return Course(
+            name=name,
+            role=role,
+            group=group,
+            launch_s=self.overhead_s * messages * moved.overheads,
+            legs=tuple(legs),
+            repeat=repeat if moved.moves else 0,
+            sent_bytes=sent,
+        )
 
-        def go(number: int) -> Steps:
-            for _ in range(repeat if moved.moves else 0):
-                yield from once(number)
+    def hop(self, role: str, group: int, name: str, leg: str, unit_bytes: float) -> Course:
+        """Return the course of one hop of a ring."""
+        key = (role, group, name, leg, unit_bytes)
+        course = self._hops.get(key)
+        if course is None:
+            legs = (self._leg(role, group, leg, unit_bytes, 1.0),)
+            course = Course(name=name, role=role, group=group, launch_s=0.0, legs=legs)
+            self._hops[key] = course
+        return course
 
-        def once(number: int) -> Steps:
-            start = self.env.now
-            launch = self.overhead_s * messages * moved.overheads
-            if launch > 0:
-                yield self.env.timeout(launch)
-            for move in moved.moves:
-                yield from self.leg(role, group, name, move.leg, move.unit_bytes, messages, number)
-            if self.watch is not None:
-                self.watch(
-                    Span(
-                        name=name,
-                        role=role,
-                        group=group,
-                        start_s=start,
-                        end_s=self.env.now,
-                        bytes=sent,
-                    )
-                )
-
-        return go
-
-    def latency_s(self, role: str, group: int, leg: str) -> float:
-        """Return the latency of a leg's hops."""
+    def _leg(self, role: str, group: int, leg: str, unit_bytes: float, messages: float) -> Leg:
         route = self.folded.route(role, group, leg)
-        return route.hops * (self.dcn_hop_s if route.dcn else self.hop_s)
-
-    def hop(
-        self, role: str, group: int, name: str, leg: str, unit: float
-    ) -> Callable[[int], Steps]:
-        """Return the process of one hop of a ring."""
-        return lambda number: self.leg(role, group, name, leg, unit, 1.0, number)
-
-    def leg(
-        self,
-        role: str,
-        group: int,
-        name: str,
-        leg: str,
-        unit_bytes: float,
-        messages: float,
-        number: int,
-    ) -> Steps:
-        """Put one leg on its links and wait for it and its hops' latency."""
-        route = self.folded.route(role, group, leg)
-        start = self.env.now
-        yield self.links.send(route, unit_bytes, number, name)
-        delay = self.latency_s(role, group, leg) * messages
-        if delay > 0:
-            yield self.env.timeout(delay)
-        if self.watch is not None:
-            self.watch(
-                Span(
-                    name=name,
-                    role=role,
-                    group=group,
-                    start_s=start,
-                    end_s=self.env.now,
-                    bytes=float((route.carried * unit_bytes).max(initial=0.0)),
-                    leg=route.name,
-                    ports=route.ports,
-                )
-            )
+        hop_s = self.dcn_hop_s if route.dcn else self.hop_s
+        return Leg(route=route, unit_bytes=unit_bytes, latency_s=route.hops * hop_s * messages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,23 +281,21 @@ def run_alone(
     groups = {"group": Groups(topology, layout, "group")}
     legs = {"group": tuple(sorted(leg_names(kind, groups["group"], stage)))}
     folded = fold(topology, groups, legs, np.zeros(topology.devices, dtype=np.int64), unfold)
-    env = simpy.Environment()
-    links = Links(env, topology.rates[folded.links])
+    clock = Clock()
+    links = Links(clock, topology.rates[folded.links])
     chip = machine.chip
     traveller = Traveller(
-        env, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
+        clock, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
     )
     moved = traffic(kind, groups["group"], total_bytes, stage)
     ends: list[float] = []
     for device in range(len(folded.devices)):
         group = folded.group_of("group", device)
-        go = traveller.collective("group", group, kind, moved, messages, total_bytes)
-        done = traveller.meet("group", group, 0, go)
-        assert done.callbacks is not None
-        done.callbacks.append(lambda _: ends.append(float(env.now)))
-    env.run()
+        course = traveller.collective("group", group, kind, moved, messages, total_bytes)
+        traveller.meet("group", group, 0, course).then(lambda: ends.append(clock.now))
+    clock.run()
     if traveller.meetings or any(links.streams > 0):
-        raise RuntimeError(f"deadlock: {kind} stopped after {env.now:g} s")
+        raise RuntimeError(f"deadlock: {kind} stopped after {clock.now:g} s")
     return Alone(
         time_s=max(ends), analytic=analytic, folded=folded, links=links, events=links.transfers
     )

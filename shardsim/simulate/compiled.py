@@ -1,4 +1,4 @@
-"""Simulating what a compiler scheduled: the Program of `xla.hlo.read_hlo`, on the torus."""
+"""Simulating what a compiler scheduled: the Schedule of `xla.hlo.read_hlo`, on the torus."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shardsim.cost.costs import Costs
 from shardsim.cost.meshlinks import MeshLinks
-from shardsim.cost.replay import Replayed, replay_program, summed
+from shardsim.cost.replay import Replayed, replay_schedule, summed, usual_costs
 from shardsim.cost.task_times import TaskTimes
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
-from shardsim.program.tasks import Program
+from shardsim.program.schedule import Schedule
 from shardsim.simulate.collective import Span
 from shardsim.simulate.operations import Spec
 from shardsim.simulate.outcome import Outcome, fields_of, outcome
@@ -40,8 +41,9 @@ class CompiledSimulation(Outcome):
 def simulate_compiled(
     machine: Machine,
     where: Plan | Layout,
-    program: Program,
+    schedule: Schedule,
     *,
+    costs: Costs | None = None,
     unfold: bool = False,
     perturbation: Perturbation | None = None,
     straggler: tuple[int, float] | None = None,
@@ -50,23 +52,25 @@ def simulate_compiled(
     seed: int = 0,
     watch: Callable[[Span], None] | None = None,
 ) -> CompiledSimulation:
-    """Simulate one step of `program`, compiled for the mesh of a plan (or layout) on `machine`.
+    """Simulate one step of `schedule`, compiled for the mesh of a plan (or layout) on `machine`.
 
-    Options are those of `simulate_plan`; `jitter` is of each device's time for each trip through
-    a block of the Program. Operations and transfers take what `replay_program` says; collectives
-    share the links that they cross instead of queueing for them.
+    Operations take `costs`, the plan's if left out. Options are those of `simulate_plan`; `jitter`
+    is of each device's time for each trip through a block of the schedule. Operations and copies
+    take what `replay_schedule` says; moves share the links that they cross instead of queueing for
+    them.
     """
     began = time.perf_counter()
     wanted = (perturbation or Perturbation()).also(
         straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
     )
     refuse_broken(machine, wanted.broken)
-    times = TaskTimes(machine, MeshLinks(machine, where))
-    closed = replay_program(machine, where, program)
-    engine = TapeEngine(machine, times, program, wanted, unfold, watch)
+    costs = costs or usual_costs(machine, where)
+    times = TaskTimes(costs, MeshLinks(machine, where))
+    closed = replay_schedule(machine, where, schedule, costs)
+    engine = TapeEngine(machine, times, schedule, wanted, unfold, watch)
     engine.run()
     seen = outcome(engine, float(closed.price.step_time_s), time.perf_counter() - began)
-    replayed = _with_flights(summed(times, program, engine.trips), engine)
+    replayed = _with_flights(summed(times, schedule, engine.spent), engine)
     return CompiledSimulation(**fields_of(seen, Outcome), replayed=replayed, closed=closed)
 
 

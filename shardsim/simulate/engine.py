@@ -7,30 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import simpy
 
 from shardsim.machine import Machine
 from shardsim.simulate.chip import Chip
-from shardsim.simulate.collective import Span, Traveller
+from shardsim.simulate.clock import Clock
+from shardsim.simulate.collective import Course, Span, Traveller
 from shardsim.simulate.fluid import Links
 from shardsim.simulate.folding import Fold, fold
 from shardsim.simulate.groups import Groups
 from shardsim.simulate.operations import Spec
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.topology import Ints, Topology
-from shardsim.simulate.traffic import Traffic
+from shardsim.simulate.traffic import traffic
 
 # Contention is reported where one collective loses at least this share of the step to another.
 CONTENTION_SHARE = 1e-4
-
-
-class Clock(simpy.Environment):
-    """SimPy's environment, which numbers its events; the number tells how many there were."""
-
-    @property
-    def events(self) -> int:
-        """Events scheduled so far."""
-        return int(repr(self._eid)[6:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +48,8 @@ class Engine:
         if machine.slices > 1:
             dcn = self.topology.rates.reshape(-1, self.topology.ports)[:, self.topology.dcn_port]
             dcn /= wanted.dcn_congestion
-        self.env = Clock()
-        self.traffic: dict[Spec, Traffic] = {}
+        self.clock = Clock()
+        self._courses: dict[tuple[Spec, int], Course] = {}
         self.waited: dict[Spec | str, float] = defaultdict(float)
         self.flown: dict[Spec | str, float] = defaultdict(float)
         self.counts: dict[Spec | str, float] = defaultdict(float)
@@ -77,10 +68,10 @@ class Engine:
         self.folded: Fold = fold(
             self.topology, groups, legs, kinds, unfold or self.wanted.jitter > 0
         )
-        self.links = Links(self.env, self.topology.rates[self.folded.links])
+        self.links = Links(self.clock, self.topology.rates[self.folded.links])
         chip = self.machine.chip
         self.traveller = Traveller(
-            self.env,
+            self.clock,
             self.folded,
             self.links,
             chip.hop_latency_s,
@@ -91,12 +82,24 @@ class Engine:
 
     def play(self, chips: Sequence[Chip]) -> None:
         """Simulate the step."""
-        running = [self.env.process(chip.run()) for chip in chips]
-        self.env.run()
-        if any(process.is_alive for process in running):
-            raise RuntimeError(f"deadlock: chips wait for each other after {self.env.now:g} s")
+        for chip in chips:
+            self.clock.process(chip.run())
+        self.clock.run()
+        if self.clock.unfinished:
+            raise RuntimeError(f"deadlock: chips wait for each other after {self.clock.now:g} s")
         # The clock may be later: timers of transfers that went on faster than they began.
         self.step_time_s = max(chip.ended_s for chip in chips)
+
+    def course(self, spec: Spec, group: int) -> Course:
+        """Return what a class of groups does for a collective."""
+        course = self._courses.get((spec, group))
+        if course is None:
+            groups = self.groups[spec.role]
+            moved = traffic(spec.kind, groups, spec.bytes, spec.stage, spec.shifts)
+            course = self._courses[spec, group] = self.traveller.collective(
+                spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
+            )
+        return course
 
     def where(self, role: str) -> str:
         """Return the mesh axes of a role's groups in words."""

@@ -1,4 +1,4 @@
-"""Links that several transfers share at once, on SimPy's clock.
+"""Links that several transfers share at once, on the simulation's clock.
 
 A transfer uses a set of links for one amount of data on each. Every link divides its rate
 equally among the transfers on it, and a transfer goes as fast as the slowest of its links lets
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simpy
 
+from shardsim.simulate.clock import Call, Clock
 from shardsim.simulate.topology import Floats, Ints
 
 
@@ -46,25 +46,27 @@ class Transfer:
         "changed_s",
         "collective",
         "done",
+        "due_s",
         "label",
         "left",
-        "lost_s",
+        "links",
         "number",
         "rate",
         "route",
         "unit_bytes",
-        "version",
     )
 
     def __init__(
         self,
+        links: Links,
         number: int,
         route: Route,
         unit_bytes: float,
         collective: int,
         label: str,
-        done: simpy.Event,
+        done: Call,
     ) -> None:
+        self.links = links
         self.number = number
         self.route = route
         self.unit_bytes = unit_bytes
@@ -74,28 +76,59 @@ class Transfer:
         self.left = 1.0  # fraction still to be moved
         self.rate = 0.0  # fractions per second
         self.alone = 0.0  # the rate if no other collective were there
-        self.changed_s = 0.0
-        self.version = 0
-        self.lost_s = 0.0
-        self.by: set[tuple[int, str]] = set()  # bottleneck link class and the other's label
+        self.changed_s = links.clock.now
+        self.due_s = 0.0  # when it will have arrived at its present rate
+        self.by: tuple[tuple[int, str], ...] = ()  # bottleneck link class and the other's label
+
+    def arrive(self) -> None:
+        """Leave the links, unless the rate has changed since it was known when that would be."""
+        if self.links.clock.now == self.due_s:
+            self.due_s = -1.0
+            self.links.finish(self)
+
+
+class _Lane:
+    """A route: what is on it, and which others share links with it; it does so itself."""
+
+    __slots__ = ("active", "free", "near", "rates", "route")
+
+    def __init__(self, route: Route, rates: Floats) -> None:
+        self.route = route
+        self.rates = rates[route.links]
+        self.free = float(self.speeds(route.streams).min())  # with nobody else there
+        self.active: dict[int, Transfer] = {}
+        self.near: list[dict[int, Transfer]] = [self.active]  # what is active on all of them
+
+    def speeds(self, streams: Floats) -> Floats:
+        """Return the units of data per second that each link has for one of its `streams`."""
+        return self.rates / (streams * self.route.loads)
 
 
 class Links:
     """Every class of links, and what is on them now."""
 
-    def __init__(self, env: simpy.Environment, rates: Floats) -> None:
-        self.env = env
+    def __init__(self, clock: Clock, rates: Floats) -> None:
+        self.clock = clock
         self.rates = rates
-        self.streams = np.zeros(len(rates))
         self.active: dict[Route, dict[int, Transfer]] = {}
         self.contention: dict[tuple[str, str, int], float] = defaultdict(float)
         self.transfers = 0
         self._put_on: dict[Route, float] = defaultdict(float)  # units
         self._taken_off: dict[Route, float] = defaultdict(float)
+        self._lanes: dict[Route, _Lane] = {}
+        self._users: dict[int, list[_Lane]] = defaultdict(list)  # by link
         self._shared: dict[tuple[Route, Route], tuple[Ints, Ints, frozenset[int]]] = {}
-        self._near: dict[Route, list[Route]] = {}  # routes that share links with another
-        self._users: dict[int, list[Route]] = defaultdict(list)  # by link
-        self._speeds: dict[Route, float] = {}  # units per second, with nobody else there
+        self._streams = np.zeros(len(rates))
+        self._changed: dict[_Lane, int] = defaultdict(int)  # transfers not in `_streams` yet
+
+    @property
+    def streams(self) -> Floats:
+        """How many transfers are on every link now."""
+        for lane, count in self._changed.items():
+            if count:
+                self._streams[lane.route.links] += count * lane.route.streams
+        self._changed.clear()
+        return self._streams
 
     @property
     def bytes_on(self) -> Floats:
@@ -123,43 +156,44 @@ class Links:
             total[route.links] += route.carried * amount
         return total
 
-    def send(self, route: Route, unit_bytes: float, collective: int, label: str) -> simpy.Event:
-        """Put `unit_bytes` times the route's loads on its links; the event is their arrival."""
-        done = self.env.event()
+    def send(
+        self, route: Route, unit_bytes: float, collective: int, label: str, done: Call
+    ) -> None:
+        """Put `unit_bytes` times the route's loads on its links; `done` is called on arrival."""
         if unit_bytes <= 0 or not len(route.links):
-            done.succeed()
-            return done
-        self.transfers += 1
-        transfer = Transfer(self.transfers, route, unit_bytes, collective, label, done)
-        transfer.changed_s = float(self.env.now)
+            self.clock.after(0.0, done)
+            return
+        self.transfers = number = self.transfers + 1
+        transfer = Transfer(self, number, route, unit_bytes, collective, label, done)
         self._put_on[route] += unit_bytes
-        before = self.streams[route.links]
-        self.streams[route.links] = before + route.streams
-        if route not in self.active:
-            self._learn(route)
-        self.active[route][transfer.number] = transfer
-        if before.any():
+        lane = self._lanes.get(route) or self._learn(route)
+        shared = any(lane.near)
+        lane.active[number] = transfer
+        self._changed[lane] += 1
+        if shared:
             self._settle(transfer)
         else:
-            transfer.rate = transfer.alone = self._speed(route) / unit_bytes
+            transfer.rate = transfer.alone = lane.free / unit_bytes
             self._schedule(transfer)
-        return done
 
-    def _speed(self, route: Route) -> float:
-        """Return units per second where no other transfer is."""
-        speed = self._speeds.get(route)
-        if speed is None:
-            speed = float((self.rates[route.links] / (route.streams * route.loads)).min())
-            self._speeds[route] = speed
-        return speed
+    def _learn(self, route: Route) -> _Lane:
+        """Note a new route, and which others share links with it."""
+        lane = self._lanes[route] = _Lane(route, self.rates)
+        self.active[route] = lane.active
+        near: dict[_Lane, None] = {}
+        for link in route.links.tolist():
+            near.update(dict.fromkeys(self._users[link]))
+            self._users[link].append(lane)
+        for other in near:
+            lane.near.append(other.active)
+            other.near.append(lane.active)
+        return lane
 
     def _schedule(self, transfer: Transfer) -> None:
-        """Finish `transfer` when its rate says, unless that changes before."""
-        transfer.version += 1
-        version = transfer.version
-        timer = self.env.timeout(transfer.left / transfer.rate)
-        assert timer.callbacks is not None
-        timer.callbacks.append(lambda _: self._finish(transfer, version))
+        """Let `transfer` arrive when its rate says, unless that changes before."""
+        seconds = transfer.left / transfer.rate
+        transfer.due_s = self.clock.now + seconds
+        self.clock.after(seconds, transfer.arrive)
 
     def _settle(self, changed: Transfer, gone: bool = False) -> None:
         """Give every transfer that shares a link with `changed` its new rate."""
@@ -172,22 +206,10 @@ class Links:
     def _sharing(self, transfer: Transfer) -> list[Transfer]:
         """Return the other transfers on the links of `transfer`, oldest first."""
         found: dict[int, Transfer] = {}
-        for route in self._near[transfer.route]:
-            found.update(self.active[route])
+        for active in self._lanes[transfer.route].near:
+            found.update(active)
         found.pop(transfer.number, None)
         return [found[number] for number in sorted(found)]
-
-    def _learn(self, route: Route) -> None:
-        """Note a new route, and which others share links with it; it does so itself."""
-        self.active[route] = {}
-        near = {route: None}
-        for link in route.links.tolist():
-            near.update(dict.fromkeys(self._users[link]))
-            self._users[link].append(route)
-        self._near[route] = list(near)
-        for other in near:
-            if other is not route:
-                self._near[other].append(route)
 
     def _common(self, one: Route, other: Route) -> tuple[Ints, Ints, frozenset[int]]:
         """Return the places of the links that two routes share, in each; and in the first."""
@@ -201,15 +223,15 @@ class Links:
 
     def _rate(self, transfer: Transfer) -> None:
         """Note what `transfer` has moved so far and set its rate from now on."""
+        lane = self._lanes[transfer.route]
         route = transfer.route
-        speeds = self.rates[route.links] / (self.streams[route.links] * route.loads)
+        speeds = lane.speeds(self.streams[route.links])
         slowest = int(speeds.argmin())
         rate = float(speeds[slowest]) / transfer.unit_bytes
         if rate == transfer.rate:
             return
         self._advance(transfer)
-        transfer.by.clear()
-        transfer.alone = rate
+        rivals: dict[tuple[int, str], None] = {}
         own = route.streams
         for other in self._sharing(transfer):
             here, there, places = self._common(route, other.route)
@@ -217,15 +239,14 @@ class Links:
                 own = own.copy()
                 own[here] += other.route.streams[there]
             elif slowest in places:
-                transfer.by.add((int(route.links[slowest]), other.label))
-        if transfer.by:
-            alone = (self.rates[route.links] / (own * route.loads)).min()
-            transfer.alone = float(alone) / transfer.unit_bytes
+                rivals[int(route.links[slowest]), other.label] = None
+        transfer.by = tuple(rivals)
+        transfer.alone = float(lane.speeds(own).min()) / transfer.unit_bytes if rivals else rate
         transfer.rate = rate
         self._schedule(transfer)
 
     def _advance(self, transfer: Transfer) -> None:
-        now = float(self.env.now)
+        now = self.clock.now
         passed = now - transfer.changed_s
         if passed > 0 and transfer.rate > 0:
             transfer.left = max(0.0, transfer.left - passed * transfer.rate)
@@ -233,19 +254,16 @@ class Links:
                 lost = passed * (1.0 - transfer.rate / transfer.alone)
                 for link, label in transfer.by:
                     self.contention[transfer.label, label, link] += lost / len(transfer.by)
-                transfer.lost_s += lost
         transfer.changed_s = now
 
-    def _finish(self, transfer: Transfer, version: int) -> None:
-        if version != transfer.version:
-            return
-        self._advance(transfer)
-        transfer.version += 1
-        route = transfer.route
-        after = self.streams[route.links] - route.streams
-        self.streams[route.links] = after
-        self._taken_off[route] += transfer.unit_bytes
-        del self.active[route][transfer.number]
-        if after.any():
+    def finish(self, transfer: Transfer) -> None:
+        """Take a transfer off its links, and tell who waits for it."""
+        if transfer.by:
+            self._advance(transfer)
+        lane = self._lanes[transfer.route]
+        self._taken_off[transfer.route] += transfer.unit_bytes
+        del lane.active[transfer.number]
+        self._changed[lane] -= 1
+        if any(lane.near):
             self._settle(transfer, gone=True)
-        transfer.done.succeed()
+        transfer.done()

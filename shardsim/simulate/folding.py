@@ -21,6 +21,7 @@ import numpy as np
 
 from shardsim.simulate.fluid import Route
 from shardsim.simulate.groups import Groups
+from shardsim.simulate.load import Table
 from shardsim.simulate.topology import Floats, Ints, Topology
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -83,54 +84,51 @@ class Fold:
     def _route(self, role: str, group_class: int, name: str) -> Route:
         groups = self.groups[role]
         made = groups.leg(int(self.group_first[role][group_class]), name)
-        classes = self.link_class[made.links]
-        order = np.argsort(classes, kind="stable")
-        used, start = np.unique(classes[order], return_index=True)
-        loads = made.shards[order][start] if len(used) else made.shards
-        streams = np.zeros(len(used))
-        carried = np.zeros(len(used))
+        used = np.unique(self.link_class[made.links])
+        representatives = self.links[used]
         table = self._incidence(role, name)
-        for place, link in enumerate(self.links[used]):
-            low, high = np.searchsorted(table.links, (link, link + 1))
-            mine = self.group_class[role][table.owners[low:high]] == group_class
-            streams[place] = mine.sum()
-            carried[place] = table.moved[low:high][mine].sum()
-            # Groups of one class load links of one class alike, though perhaps not in one order.
-            loads[place] = table.shards[low:high][mine].max()
-        ports = frozenset((self.links[used] % self.topology.ports).tolist())
+        low, high = np.searchsorted(table.links, (representatives, representatives + 1))
+        # All entries of the table about these links, link after link, and those of this class.
+        counts = high - low
+        entries = np.arange(counts.sum()) + np.repeat(low - np.cumsum(counts) + counts, counts)
+        mine = self.group_class[role][table.owners[entries]] == group_class
+        entries, place = entries[mine], np.repeat(np.arange(len(used)), counts)[mine]
+        loads = np.zeros(len(used))
+        # Groups of one class load links of one class alike, though perhaps not in one order.
+        np.maximum.at(loads, place, table.shards[entries])
+        ports = frozenset((representatives % self.topology.ports).tolist())
         return Route(
             name=made.name,
             links=used,
             loads=loads,
-            streams=streams,
-            carried=carried,
+            streams=_totals(place, np.ones(len(place)), len(used)),
+            carried=_totals(place, table.moved[entries], len(used)),
             hops=made.hops,
             dcn=made.dcn,
             ports=ports,
         )
 
     def _incidence(self, role: str, name: str) -> Incidence:
-        """Return what a leg over all groups puts on links."""
-        key = (role, name)
-        if key not in self._tables:
-            self._tables[key] = Incidence(self.groups[role], name)
-        return self._tables[key]
+        """Return what a leg over all groups puts on links; legs that load the same share it."""
+        table = self.groups[role].table(name)
+        if id(table) not in self._tables:
+            self._tables[id(table)] = Incidence(table)
+        return self._tables[id(table)]
 
     @cached_property
-    def _tables(self) -> dict[tuple[str, str], Incidence]:
+    def _tables(self) -> dict[int, Incidence]:
         return {}
 
 
 class Incidence:
-    """Which groups' leg `name` loads which links with how many shards, by link."""
+    """Which groups' leg loads which links with how many shards, by link."""
 
-    def __init__(self, groups: Groups, name: str) -> None:
-        table = groups.table(name)
+    def __init__(self, table: Table) -> None:
         order = np.argsort(table.links, kind="stable")
         self.links = table.links[order]
         self.owners = table.owners[order]
         self.shards = table.shards[order]
-        self.moved = table.moved[order]
+        self.moved = self.shards if table.moved is table.shards else table.moved[order]
 
     @cached_property
     def words(self) -> Words:
@@ -155,10 +153,14 @@ def fold(
         group_class={role: np.arange(item.count) for role, item in groups.items()},
         link_class=np.full(len(topology.rates), -1),
     )
-    tables = {(role, name): result._incidence(role, name) for role in groups for name in legs[role]}
+    tables = {
+        role: list(dict.fromkeys(result._incidence(role, name) for name in legs[role]))
+        for role in groups
+    }
     used = np.zeros(len(topology.rates), dtype=bool)
-    for table in tables.values():
-        used[table.links] = True
+    for item in tables.values():
+        for table in item:
+            used[table.links] = True
     if unfold:
         result.link_class[used] = np.arange(used.sum())
         return result
@@ -168,7 +170,7 @@ def fold(
 
 def _refine(
     result: Fold,
-    tables: dict[tuple[str, str], Incidence],
+    tables: dict[str, list[Incidence]],
     kinds: Ints,
     used: Any,
 ) -> None:
@@ -184,8 +186,7 @@ def _refine(
             word = _mix(grouped[role].astype(np.uint64))
             members = _mix(devices.astype(np.uint64) + np.uint64(1))[item.members]
             word = word + _mix(members.sum(axis=1, dtype=np.uint64))
-            for number, name in enumerate(result.legs[role]):
-                table = tables[role, name]
+            for number, table in enumerate(tables[role]):
                 tagged = _mix(link_words[table.links] + table.words + np.uint64(number * 7919))
                 word = word + _mix(_sums(table.owners, tagged, item.count) + np.uint64(number))
             grouped[role] = _colours(word)
@@ -194,8 +195,7 @@ def _refine(
         for tag, (role, item) in enumerate(groups.items()):
             colour = _mix(grouped[role].astype(np.uint64) + np.uint64(104729 * (tag + 1)))
             device_word = _mix(device_word + colour[item.of_device])
-            for number, name in enumerate(result.legs[role]):
-                table = tables[role, name]
+            for number, table in enumerate(tables[role]):
                 tagged = _mix(colour[table.owners] + table.words + np.uint64(number * 31337))
                 link_word = link_word + _sums(table.links, tagged, len(links))
         devices = _colours(device_word)
@@ -222,9 +222,12 @@ def _mix(words: Words) -> Words:
     """Return well-mixed 64-bit words (splitmix64; Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         words = words + np.uint64(0x9E3779B97F4A7C15)
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(words ^ (words >> np.uint64(31)), dtype=np.uint64)
+        words ^= words >> np.uint64(30)
+        words *= np.uint64(0xBF58476D1CE4E5B9)
+        words ^= words >> np.uint64(27)
+        words *= np.uint64(0x94D049BB133111EB)
+        words ^= words >> np.uint64(31)
+        return words
 
 
 def _bits(values: Floats) -> Words:
@@ -236,6 +239,11 @@ def _sums(keys: Ints, words: Words, count: int) -> Words:
     total = np.zeros(count, dtype=np.uint64)
     np.add.at(total, keys, words)
     return total
+
+
+def _totals(keys: Ints, values: Floats, count: int) -> Floats:
+    """Return the sum of `values` by key."""
+    return np.asarray(np.bincount(keys, weights=values, minlength=count), dtype=np.float64)
 
 
 def _colours(values: Any) -> Ints:

@@ -133,7 +133,11 @@ class Groups:
             elif where == "dcn":
                 self._tables[name] = self._ports(load)
             elif where == "torus":
-                self._tables[name] = self._torus(load, kind == "gather")
+                # Around rings a scatter loads what a gather loads, and is then the same table.
+                rings = kind == "scatter" and all(self.closed(axis) for axis in self.axes())
+                self._tables[name] = (
+                    self.table("gather:torus") if rings else self._torus(load, kind == "gather")
+                )
             elif kind in ("gather", "scatter"):
                 self._tables[name] = self._inside(load, int(where))
             elif kind == "exchange":

@@ -57,7 +57,7 @@ class Load:
         self.links.append(links)
         self.owners.append(owners)
         self.shards.append(np.full(len(links), shards))
-        self.moved.append(np.full(len(links), shards if moved is None else moved))
+        self.moved.append(self.shards[-1] if moved is None else np.full(len(links), moved))
 
     def step(
         self,
@@ -104,20 +104,27 @@ class Load:
         none = np.zeros(0, dtype=np.int64)
         count = len(self.topology.rates)
         keys = np.concatenate([none, *self.owners]) * count + np.concatenate([none, *self.links])
-        found, inverse = np.unique(keys, return_inverse=True)
-        shards, moved = (
-            np.bincount(inverse.reshape(-1), weights=np.concatenate([np.zeros(0), *amounts]))
-            for amounts in (self.shards, self.moved)
-        )
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        fresh = np.diff(keys, prepend=-1) != 0
+        found, place = keys[fresh], np.cumsum(fresh) - 1
+        shards = _sums(place, self.shards, order)
+        alike = all(moved is held for moved, held in zip(self.moved, self.shards, strict=True))
         return Table(
             name=name,
             links=found % count,
             owners=found // count,
-            shards=np.asarray(shards[: len(found)], dtype=np.float64),
-            moved=np.asarray(moved[: len(found)], dtype=np.float64),
+            shards=shards,
+            moved=shards if alike else _sums(place, self.moved, order),
             hops=self.longest * rounds,
             dcn=self.dcn,
         )
+
+
+def _sums(place: Ints, amounts: Sequence[Floats], order: Ints) -> Floats:
+    """Return the sums of amounts by place, taken in `order`."""
+    weights = np.concatenate([np.zeros(0), *amounts])[order]
+    return np.asarray(np.bincount(place, weights=weights), dtype=np.float64)
 
 
 def most(tables: Sequence[Table]) -> Table:

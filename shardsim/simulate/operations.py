@@ -1,32 +1,23 @@
-"""What chips do in a step, as data: work, collectives, waits, in units and scripts."""
+"""What chips do in a step, as data: operations in a row, moves, copies and waits, as numbers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Operations in a row on the chip's compute stream."""
-
-    parts: tuple[tuple[str, float], ...]  # name and seconds
-
-    @property
-    def time_s(self) -> float:
-        """Seconds of all of them."""
-        return sum(seconds for _, seconds in self.parts)
+from shardsim.cost.task_times import WorkTime
+from shardsim.program.schedule import When
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spec:
-    """One collective of the program, as numbers."""
+    """One move of a schedule, as numbers."""
 
     name: str
     kind: str
     role: str
     bytes: float
     messages: float
-    stage: str
+    stage: str  # as `Move.stage`; of a hop round a ring, its leg
     repeat: int
     moves: str  # "parameters" or "activations"
     sent_bytes: float  # by one member, once
@@ -35,47 +26,60 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Run:
+    """Operations in a row on the compute stream."""
+
+    time: WorkTime  # of all of them
+    parts: tuple[tuple[str, float], ...]  # name and seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sync:
-    """Run a collective and wait for it."""
+    """Run a move and wait for it."""
 
     spec: Spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """Start a collective; it is awaited at the end of the next layer."""
+class Launch:
+    """Start a move."""
 
     spec: Spec
+    when: When
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host:
-    """Start a transfer to or from the host, awaited at the end of the layer."""
+class HbmCopy:
+    """Start a copy between memories, which takes HBM as it is spared."""
 
     name: str
-    time_s: float
-    bytes: float
+    hbm_s: float
+    when: When
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ring:
-    """A collective cut into hops beside blocks of matmuls.
+class HostCopy:
+    """Start a copy to or from the host, one after another."""
 
-    `rounds` rounds of `blocks` blocks each, a hop beside every round but, in one direction, the
-    last. In both directions a gather has one hop before, a scatter one after.
-    """
+    name: str
+    host_s: float
+    when: When
 
-    spec: Spec
-    block_s: float
-    blocks: int
-    rounds: int
-    leg: str
-    hop_bytes: float
-    before: bool
-    after: bool
-    beside_last: bool
-    whole_s: float  # the matmuls, not cut
-    partners: str
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """Wait for what was started, if anything was."""
+
+    name: str
+    when: When
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """Operations that run so many times in a row."""
+
+    times: int
+    ops: tuple[Op, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,40 +97,4 @@ class Receive:
     leg: str  # the sender's
 
 
-Op = Work | Sync | Start | Host | Ring | Send | Receive
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One trip through a block."""
-
-    name: str
-    phase: str
-    ops: tuple[Op, ...]
-    prefetch: tuple[Spec, ...] = ()  # needed when it starts, gathered ahead
-    reduce: tuple[Spec, ...] = ()  # started when its gradients are complete
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One unit in the order of a stage."""
-
-    unit: int  # into `Schedule.units`
-    message: int = 0  # what a `Send` or `Receive` in it is about
-
-
-@dataclass(frozen=True, kw_only=True)
-class Script:
-    """What the chips of one pipeline stage run in order, and when each unit's gathers start."""
-
-    steps: tuple[Step, ...]
-    issue: dict[int, tuple[int, ...]]  # place in `steps` -> places whose gathers start there
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The units of a step, and the script of every pipeline stage: one where there are none."""
-
-    units: tuple[Unit, ...]
-    scripts: tuple[Script, ...]
-    legs: dict[str, set[str]] = field(default_factory=dict)  # by role: kind@stage, ring legs
+Op = Run | Sync | Launch | HbmCopy | HostCopy | End | Rounds | Send | Receive

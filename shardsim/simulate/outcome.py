@@ -69,7 +69,7 @@ def outcome(engine: Engine, analytic_step_time_s: float, seconds: float) -> Outc
         utilisation=utilisation,
         link_bytes=carried,
         classes=engine.classes(),
-        events=engine.env.events,
+        events=engine.clock.events,
         transfers=engine.links.transfers,
         seconds=seconds,
         analytic_step_time_s=analytic_step_time_s,

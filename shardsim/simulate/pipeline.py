@@ -1,4 +1,4 @@
-"""The order in which a pipeline stage works: one forward, one backward (1F1B).
+"""What a stage does in order; with several, one forward, one backward (1F1B).
 
 This is the schedule whose idle time the cost model charges, (stages - 1) / (microbatches x
 interleave) of the layers' time, and whose memory it counts, as many microbatches as there are
@@ -7,8 +7,11 @@ stages (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from shardsim.program.schedule import Schedule, Trip, Visit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +53,61 @@ def one_forward_one_backward(
     ahead = min(ahead, len(forward))
     steady = [turn for pair in zip(forward[ahead:], backward, strict=False) for turn in pair]
     return (*forward[:ahead], *steady, *backward[len(forward) - ahead :])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A microbatch that is passed on to another stage, or comes from one."""
+
+    arriving: bool
+    leg: str  # the sender's
+    number: int  # the same at both ends
+
+
+Line = Trip | Message  # of a script
+
+
+def script(schedule: Schedule, stage: int) -> Iterator[Line]:
+    """Yield what the chips of a stage do in order.
+
+    The head runs on the last stage only, with the embedding, as the cost model has it.
+    """
+    stages, microbatches, chunks = (
+        round(float(number))
+        for number in (
+            schedule.pipeline.stages,
+            schedule.pipeline.microbatches,
+            schedule.pipeline.chunks,
+        )
+    )
+    if stages == 1:
+        yield from schedule.trips()
+        return
+    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    last = stages * chunks - 1
+    for turn in one_forward_one_backward(stages, stage, microbatches, chunks):
+        place = turn.chunk * stages + stage
+        start, end, way = (0, last, 1) if turn.forward else (last, 0, -1)
+        # Gradients are complete in the last microbatch.
+        which = -1 if turn.microbatch == microbatches - 1 else 0
+        leg = "next" if way == 1 else "back"
+        if place != start:
+            number = turn.microbatch * stages * chunks + place
+            before = (stage - way) % stages
+            yield Message(arriving=True, leg=f"{leg}:{before}", number=number)
+        visit = visits["forward" if turn.forward else "backward"][which]
+        head = place == last
+        visit = replace(visit, before=turn.forward and head, after=not turn.forward and head)
+        yield from visit.each()
+        if turn.forward and head:
+            yield from visits["head"][0].each()
+        if place != end:
+            number = turn.microbatch * stages * chunks + place + way
+            yield Message(arriving=False, leg=f"{leg}:{stage}", number=number)
+    for trip in schedule.trips():
+        if schedule.blocks[trip.block].phase in ("reduction", "update"):
+            yield trip
+
+
+def _visits(schedule: Schedule, phase: str) -> list[Visit]:
+    return [v for v in schedule.visits() if schedule.blocks[v.block].phase == phase and v.many]

@@ -1,4 +1,4 @@
-"""A planned Program on the machine: every chip runs the script of its pipeline stage."""
+"""A planned Schedule on the machine: its collectives as a prediction shows them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shardsim.cost.network import Links as GroupLinks
+from shardsim.cost.costs import costs_of
+from shardsim.cost.meshlinks import RoleLinks
 from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
+from shardsim.cost.task_times import TaskTimes
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.simulate.collective import Span
-from shardsim.simulate.engine import Engine
-from shardsim.simulate.groups import Groups
-from shardsim.simulate.operations import Schedule
 from shardsim.simulate.perturb import Perturbation
-from shardsim.simulate.schedule import schedule
-from shardsim.simulate.stream import Stream
+from shardsim.simulate.player import TapeEngine
 from shardsim.simulate.topology import Floats
-from shardsim.simulate.traffic import leg_names
 
 
-class StepEngine(Engine):
+class StepEngine(TapeEngine):
     """One run of a plan's step."""
 
     def __init__(
@@ -33,45 +30,13 @@ class StepEngine(Engine):
         unfold: bool,
         watch: Callable[[Span], None] | None,
     ) -> None:
-        super().__init__(machine, wanted, watch)
+        times = TaskTimes(costs_of(analytic.costs, machine.chip), RoleLinks(machine, layout))
+        super().__init__(machine, times, analytic.schedule, wanted, unfold, watch)
         self.layout = layout
-        self.plan: Schedule = schedule(
-            machine, layout, analytic.program, GroupLinks(machine, layout)
-        )
-        groups, legs = self._groups()
-        self.stage = np.zeros(self.topology.devices, dtype=np.int64)
-        if len(self.plan.scripts) > 1:
-            self.stage = groups["pipeline"].places()
-        self.lay(groups, legs, self.stage, unfold)
-
-    def _groups(self) -> tuple[dict[str, Groups], dict[str, tuple[str, ...]]]:
-        found: dict[str, Groups] = {}
-        legs: dict[str, tuple[str, ...]] = {}
-        for role, wanted in self.plan.legs.items():
-            item = Groups(self.topology, self.layout.role(role), role)
-            names: set[str] = set()
-            for entry in wanted:
-                kind, at, stage = entry.partition("@")
-                if at:
-                    names |= leg_names(kind, item, stage)
-                else:
-                    names.add(entry)
-            found[role] = item
-            legs[role] = tuple(sorted(names))
-        return found, legs
-
-    def run(self) -> None:
-        """Simulate the step."""
-        self.streams = [Stream(self, number) for number in range(len(self.folded.devices))]
-        self.play(self.streams)
 
     def where(self, role: str) -> str:
         """Return the mesh axes of a role's groups in words."""
         return "+".join(self.layout.mesh_axes(role)) or role
-
-    def layers(self) -> tuple[str, ...]:
-        """Return the names of the units that a picture of one layer shows."""
-        return ("layer forward", "layer backward")
 
     def uses(self, analytic: Prediction) -> tuple[CollectiveUse, ...]:
         """Return the collectives, summed as in the analytic prediction."""
@@ -90,11 +55,3 @@ class StepEngine(Engine):
             if use.kind == "host-transfer" and key in sums:
                 sums[key][0] = use.bytes_per_chip
         return collective_uses(sums)
-
-    def bubble_s(self) -> float:
-        """Return the seconds in which a chip of the last stage waits for other stages."""
-        last = [stream for stream in self.streams if stream.stage == len(self.plan.scripts) - 1]
-        idle = sum(
-            (stream.idle_s + self.step_time_s - stream.ended_s) * stream.weight for stream in last
-        )
-        return idle / sum(stream.weight for stream in last)

@@ -1,4 +1,4 @@
-"""Chips that play the tape of a compiled Program.
+"""Chips that play the tape of a Schedule.
 
 A chip runs ahead of the engine's clock through all that needs no other chip, and lets the clock
 catch up where it meets its groups.
@@ -10,49 +10,64 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import simpy
 
-from shardsim.cost.replay import Trip
-from shardsim.cost.task_times import TaskTimes, Transfers
+from shardsim.cost.replay import Spent
+from shardsim.cost.task_times import Copies, TaskTimes
 from shardsim.machine import Machine
-from shardsim.program.tasks import Program
+from shardsim.program.schedule import Schedule, Trip
 from shardsim.simulate.chip import Chip, Flight
-from shardsim.simulate.collective import Span, Steps
+from shardsim.simulate.clock import Mark, Steps
+from shardsim.simulate.collective import Span
 from shardsim.simulate.engine import Engine
-from shardsim.simulate.operations import Spec, Start, Sync
+from shardsim.simulate.operations import (
+    End,
+    HbmCopy,
+    HostCopy,
+    Launch,
+    Op,
+    Receive,
+    Rounds,
+    Run,
+    Send,
+    Spec,
+    Sync,
+)
 from shardsim.simulate.perturb import Perturbation
-from shardsim.simulate.tape import Copy, End, HostCopy, Run, TapeOp, TapeWriter
+from shardsim.simulate.tape import Entry, TapeWriter
 
-State = tuple[int, frozenset[str]]  # a block, and what has ended but was not awaited yet
+State = tuple[Trip, frozenset[str]]  # of a block, and what has ended but was not awaited yet
 
 
 class TapeEngine(Engine):
-    """One run of a compiled step."""
+    """One run of a step."""
 
     def __init__(
         self,
         machine: Machine,
         times: TaskTimes,
-        program: Program,
+        schedule: Schedule,
         wanted: Perturbation,
         unfold: bool,
         watch: Callable[[Span], None] | None,
     ) -> None:
         super().__init__(machine, wanted, watch)
-        self.program = program
-        self.tape = TapeWriter(self.topology, times).tape(program)
-        kinds = np.zeros(self.topology.devices, dtype=np.int64)
-        self.lay(self.tape.groups, self.tape.legs, kinds, unfold)
-        self.trips = [Trip() for _ in program.blocks]  # means over all chips
+        self.schedule = schedule
+        self.tape = TapeWriter(self.topology, times).tape(schedule)
+        self.stage = np.zeros(self.topology.devices, dtype=np.int64)
+        if len(self.tape.scripts) > 1:
+            self.stage = self.tape.groups["pipeline"].places()
+        self.lay(self.tape.groups, self.tape.legs, self.stage, unfold)
+        self.spent = [Spent() for _ in self.tape.blocks]  # means over all chips
         self.known: dict[State, tuple[float, list[dict[Any, float]]]] = {}
 
     def run(self) -> None:
         """Simulate the step; who ends before the last chip waits for it."""
-        players = [Player(self, number) for number in range(len(self.folded.devices))]
-        self.play(players)
-        for player in players:
+        self.players = [Player(self, number) for number in range(len(self.folded.devices))]
+        self.play(self.players)
+        for player in self.players:
             left = self.step_time_s - player.ended_s
-            self.trips[self.tape.order[-1]].parts["exposed_comm_s"] += left * player.weight
+            last = self.tape.scripts[player.stage][-1].trip.block
+            self.spent[last].parts["exposed_comm_s"] += left * player.weight
 
     def where(self, role: str) -> str:
         """Return the mesh axes of a role's groups in words."""
@@ -62,11 +77,19 @@ class TapeEngine(Engine):
         """Return the names of the blocks that take longest, forward and backward."""
         found = []
         for phase in ("forward", "backward"):
-            blocks = zip(self.program.blocks, self.trips, strict=True)
-            times = {b.name: sum(trip.parts.values()) for b, trip in blocks if b.phase == phase}
+            blocks = zip(self.schedule.blocks, self.spent, strict=False)
+            times = {b.name: sum(spent.parts.values()) for b, spent in blocks if b.phase == phase}
             if times:
                 found.append(max(times, key=lambda name: times[name]))
         return tuple(found)
+
+    def bubble_s(self) -> float:
+        """Return the seconds in which a chip of the last stage waits for other stages."""
+        last = [player for player in self.players if player.stage == len(self.tape.scripts) - 1]
+        idle = sum(
+            (player.idle_s + self.step_time_s - player.ended_s) * player.weight for player in last
+        )
+        return idle / sum(player.weight for player in last)
 
     def alike(self) -> bool:
         """Return whether a trip that begins with nothing under way is like every other such trip:
@@ -75,92 +98,103 @@ class TapeEngine(Engine):
 
     def sums(self, number: int) -> Iterable[dict[Any, float]]:
         """Return all that a trip through a block adds to."""
-        trip = self.trips[number]
-        return (trip.parts, trip.exposed, self.waited, self.flown, self.counts, *self.links.sums)
+        spent = self.spent[number]
+        return (spent.parts, spent.exposed, self.waited, self.flown, self.counts, *self.links.sums)
 
 
 class Player(Chip):
-    """The compute stream and the transfers of one class of chips."""
+    """The compute stream and the copies of one class of chips."""
 
     engine: TapeEngine
 
     def __init__(self, engine: TapeEngine, number: int) -> None:
         super().__init__(engine, number)
+        self.stage = int(engine.stage[self.device])
         self.ahead_s = 0.0  # of the engine's clock
+        self.idle_s = 0.0  # waiting for another stage's microbatches
         self.flights: dict[str, Flight] = {}
-        self.host: dict[str, float] = {}  # transfers to or from the host: when they end
+        self.host: dict[str, float] = {}  # copies to or from the host: when they end
         self.host_free_s = 0.0
-        self.transfers = Transfers()
-        self.trip = Trip()
+        self.copies = Copies()
+        self.spent = Spent()
 
     @property
     def now(self) -> float:
         """Seconds on the chip's own clock."""
-        return float(self.env.now) + self.ahead_s
+        return self.clock.now + self.ahead_s
 
     def run(self) -> Steps:
-        """Play the whole tape."""
+        """Play the whole script."""
         engine = self.engine
-        order = engine.tape.order
-        draws = engine.wanted.draws(self.device, len(order))
+        script = engine.tape.scripts[self.stage]
+        draws = engine.wanted.draws(self.device, len(script))
         alike = engine.alike()
-        for number, draw in zip(order, draws, strict=True):
+        for entry, draw in zip(script, draws, strict=True):
             began = self.now
             if alike:
-                yield from self._remembered(number)
+                yield from self._remembered(entry)
             else:
-                yield from self._block(number, self.speed * draw)
-            self.note("unit", engine.tape.names[number], began, self.now)
+                yield from self._block(entry, self.speed * draw)
+            self.note("unit", engine.tape.names[entry.trip.block], began, self.now)
         yield from self._catch_up()
-        self.ended_s = float(self.env.now)
+        self.ended_s = self.clock.now
 
-    def _remembered(self, number: int) -> Steps:
+    def _remembered(self, entry: Entry) -> Steps:
         """Play a block, or add what an equal trip through it took."""
-        engine = self.engine
+        engine, number = self.engine, entry.trip.block
         yield from self._catch_up()
         before = self._idle()
-        known = None if before is None else engine.known.get((number, before))
+        known = None if before is None else engine.known.get((entry.trip, before))
         if known is not None:
             passed, added = known
-            yield self.env.timeout(passed)
+            yield passed
             for total, more in zip(engine.sums(number), added, strict=True):
                 for key, value in more.items():
                     total[key] += value
             return
-        began = float(self.env.now)
-        totals = [dict(total) for total in engine.sums(number)]
-        yield from self._block(number, self.speed)
+        began = self.clock.now
+        totals = [] if before is None else [dict(total) for total in engine.sums(number)]
+        yield from self._block(entry, self.speed)
         yield from self._catch_up()
         if before is not None and self._idle() == before:
             added = [
                 {key: value - old.get(key, 0.0) for key, value in new.items()}
                 for old, new in zip(totals, engine.sums(number), strict=True)
             ]
-            engine.known[number, before] = (float(self.env.now) - began, added)
+            engine.known[entry.trip, before] = (self.clock.now - began, added)
 
     def _idle(self) -> frozenset[str] | None:
         """Return what has ended but was not awaited, if nothing is under way; else None."""
-        busy = self.engine.traveller.running or self.transfers.queue
-        if busy or any(not done.processed for _, done in self.flights.values()):
+        busy = self.engine.traveller.running or self.copies.queue
+        if busy or any(not done.happened for _, done in self.flights.values()):
             return None
         if any(end > self.now for end in self.host.values()):
             return None
-        return frozenset(self.flights) | frozenset(self.host) | self.transfers.moved
+        return frozenset(self.flights) | frozenset(self.host) | self.copies.moved
 
-    def _block(self, number: int, slow: float) -> Steps:
+    def _block(self, entry: Entry, slow: float) -> Steps:
         """Play one trip through a block; operations take `slow` times their time."""
-        self.trip = trip = self.engine.trips[number]
-        trip.work(self.engine.tape.fixed[number], slow * self.weight)
-        for op in self.engine.tape.blocks[number]:
+        number = entry.trip.block
+        self.spent = spent = self.engine.spent[number]
+        spent.work(self.engine.tape.fixed[number], slow * self.weight)
+        yield from self._ops(self.engine.tape.blocks[number], entry, slow)
+
+    def _ops(self, ops: Iterable[Op], entry: Entry, slow: float) -> Steps:
+        for op in ops:
             if isinstance(op, Run):
                 self._work(op, slow)
-            elif isinstance(op, Copy):
-                self.transfers.add(op.name, op.hbm_s)
-            elif isinstance(op, HostCopy):
-                begin = max(self.now, self.host_free_s)
-                self.host_free_s = self.host[op.name] = begin + op.host_s
-            else:
-                yield from self._meet(op)
+            elif isinstance(op, Rounds):
+                for _ in range(op.times):
+                    yield from self._ops(op.ops, entry, slow)
+            elif isinstance(op, Sync):
+                yield from self._catch_up()
+                yield from self.wait(*self.start(op.spec))
+            elif isinstance(op, Send):
+                yield from self._send(op, entry.message)
+            elif isinstance(op, Receive):
+                yield from self._receive(op, entry.message)
+            elif op.when == "each" or entry.trip.has(op.when):
+                yield from self._start_or_end(op)
 
     def _work(self, op: Run, slow: float) -> None:
         """Compute; what the operations leave of HBM is for transfers."""
@@ -170,50 +204,70 @@ class Player(Chip):
                 self.note("compute", name, begin, begin + seconds * slow)
                 begin += seconds * slow
         self.ahead_s += op.time.total_s * slow
-        self.transfers.drain(op.time.spare_s * slow)
+        self.copies.drain(op.time.spare_s * slow)
 
-    def _meet(self, op: TapeOp) -> Steps:
-        """Start a collective, or wait for what was started."""
-        if isinstance(op, Sync | Start):
+    def _start_or_end(self, op: Launch | HbmCopy | HostCopy | End) -> Steps:
+        """Start a move or a copy, or wait for what was started."""
+        if isinstance(op, Launch):
             yield from self._catch_up()
-            flight = self.start(op.spec)
-            if isinstance(op, Sync):
-                yield from self.wait(*flight)
-            else:
-                self.flights[op.spec.name] = flight
-        elif isinstance(op, End):
-            if op.name in self.flights:
-                yield from self._catch_up()
-                yield from self.wait(*self.flights.pop(op.name))
-            elif op.name in self.host:
-                self._waited(op.name, max(self.host.pop(op.name) - self.now, 0.0))
-            else:
-                self._moved(op.name)
+            self.flights[op.spec.name] = self.start(op.spec)
+        elif isinstance(op, HbmCopy):
+            self.copies.add(op.name, op.hbm_s)
+        elif isinstance(op, HostCopy):
+            begin = max(self.now, self.host_free_s)
+            self.host_free_s = self.host[op.name] = begin + op.host_s
+            self.engine.counts[op.name] += self.weight
+            self.engine.flown[op.name] += op.host_s * self.weight
+        elif op.name in self.flights:
+            yield from self._catch_up()
+            yield from self.wait(*self.flights.pop(op.name))
+        elif op.name in self.host:
+            self._waited(op.name, max(self.host.pop(op.name) - self.now, 0.0))
+        elif op.name in self.copies:
+            self._moved(op.name)
+
+    def _send(self, op: Send, message: int) -> Steps:
+        """Send a microbatch to the chip at the same place in another stage."""
+        yield from self._catch_up()
+        role = op.spec.role
+        done = self.engine.traveller.mail(
+            role, self.group[role], op.spec.name, op.leg, message, op.spec.bytes
+        )
+        self._count(op.spec, done, 1)
+        yield from self.wait(op.spec, done)
+
+    def _receive(self, op: Receive, message: int) -> Steps:
+        """Wait for a microbatch from another stage."""
+        yield from self._catch_up()
+        before = self.clock.now
+        yield self.engine.traveller.mailbox("pipeline", self.group["pipeline"], op.leg, message)
+        self.idle_s += self.clock.now - before
 
     def _catch_up(self) -> Steps:
         """Let the engine's clock reach the chip's."""
         ahead, self.ahead_s = self.ahead_s, 0.0
         if ahead > 0:
-            yield self.env.timeout(ahead)
+            yield ahead
 
-    def wait(self, spec: Spec | str, done: simpy.Event, flown_s: float | None = None) -> Steps:
+    def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for a collective."""
-        before, trip = float(self.env.now), self.trip
+        before = self.clock.now
         yield from super().wait(spec, done, flown_s)
         assert isinstance(spec, Spec)
-        passed = float(self.env.now) - before
-        trip.wait(spec.name, passed * self.weight)
-        self.transfers.drain(passed)
+        passed = self.clock.now - before
+        self.spent.wait(spec.name, passed * self.weight)
+        self.copies.drain(passed)
 
     def _waited(self, name: str, seconds: float) -> None:
         """Let a wait for the host pass."""
-        self.trip.wait(name, seconds * self.weight)
+        self.spent.wait(name, seconds * self.weight)
+        self.engine.waited[name] += seconds * self.weight
         self.ahead_s += seconds
-        self.transfers.drain(seconds)
+        self.copies.drain(seconds)
 
     def _moved(self, name: str) -> None:
         """Wait for a transfer between memories."""
-        left = self.transfers.finish(name)
-        self.trip.parts["hbm_bound_s"] += left * self.weight
+        left = self.copies.finish(name)
+        self.spent.parts["hbm_bound_s"] += left * self.weight
         self.ahead_s += left
-        self.transfers.moved.remove(name)
+        self.copies.moved.remove(name)

@@ -29,6 +29,8 @@ class Simulation(Prediction, Outcome):
 def simulate_plan(
     plan: Plan,
     *,
+    costs: str | None = None,
+    implementation: str | None = None,
     unfold: bool = False,
     perturbation: Perturbation | None = None,
     straggler: tuple[int, float] | None = None,
@@ -37,7 +39,7 @@ def simulate_plan(
     seed: int = 0,
     watch: Callable[[Span], None] | None = None,
 ) -> Simulation:
-    """Simulate one step of `plan`.
+    """Simulate one step of `plan`, with `costs` and as `implementation` says (see `predict`).
 
     `straggler` is (device, slowdown): (0, 1.1) makes device 0 take 10 % longer for everything it
     computes. `dead_link` is (device, port), see `topology.py`. `jitter` is the relative standard
@@ -50,8 +52,8 @@ def simulate_plan(
         straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
     )
     refuse_broken(plan.machine, wanted.broken)
-    analytic = predict(plan)
     layout = resolve(plan)
+    analytic = predict(plan, layout, costs=costs, implementation=implementation)
     engine = StepEngine(plan.machine, layout, analytic, wanted, unfold, watch)
     engine.run()
     step_time_s = engine.step_time_s

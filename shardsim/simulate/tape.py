@@ -1,101 +1,120 @@
-"""A compiled Program as the operations that every chip plays, block by block.
+"""A Schedule as the operations that every chip plays, block by block, trip by trip.
 
-What needs no other chip (operations, transfers between memories, waits for them) is arithmetic on
-the chip's own clock; only collectives are events.
+What needs no other chip (operations, copies between memories, waits for them) is arithmetic on
+the chip's own clock; only moves are events.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from shardsim.cost.collectives import sent_bytes
-from shardsim.cost.replay import block_order
 from shardsim.cost.task_times import TaskTimes, WorkTime
-from shardsim.program.tasks import Block, Collective, Compute, Program, Transfer
+from shardsim.program.schedule import (
+    Await,
+    Copy,
+    Move,
+    Repeat,
+    Schedule,
+    Start,
+    Task,
+    Trip,
+    When,
+    Work,
+)
 from shardsim.simulate.groups import Groups
-from shardsim.simulate.operations import Spec, Start, Sync
+from shardsim.simulate.operations import (
+    End,
+    HbmCopy,
+    HostCopy,
+    Launch,
+    Op,
+    Receive,
+    Rounds,
+    Run,
+    Send,
+    Spec,
+    Sync,
+)
+from shardsim.simulate.pipeline import Line, script
 from shardsim.simulate.topology import Topology
 from shardsim.simulate.traffic import leg_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Operations in a row on the compute stream."""
+class Entry:
+    """A trip through a block of the tape, in the order of a stage."""
 
-    time: WorkTime  # of all of them
-    parts: tuple[tuple[str, float], ...]  # name and seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Copy:
-    """Start a transfer between memories, which takes HBM as it is spared."""
-
-    name: str
-    hbm_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostCopy:
-    """Start a transfer to or from the host, one after another."""
-
-    name: str
-    host_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class End:
-    """Wait for what was started."""
-
-    name: str
-
-
-TapeOp = Run | Copy | HostCopy | End | Sync | Start
+    trip: Trip
+    message: int = 0  # what a `Send` or `Receive` in it is about
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tape:
     """What every chip plays."""
 
-    blocks: tuple[tuple[TapeOp, ...], ...]
+    blocks: tuple[tuple[Op, ...], ...]
     names: tuple[str, ...]  # of the blocks
     fixed: tuple[WorkTime, ...]  # of all operations in a trip through each block
-    order: tuple[int, ...]
+    scripts: tuple[tuple[Entry, ...], ...]  # of every pipeline stage: one where there are none
     groups: dict[str, Groups]
     legs: dict[str, tuple[str, ...]]
 
 
 class TapeWriter:
-    """Writes a Program down as a tape."""
+    """Writes a single Schedule down as a tape."""
 
     def __init__(self, topology: Topology, times: TaskTimes) -> None:
         self.topology = topology
         self.times = times
         self.groups: dict[str, Groups] = {}
         self.legs: dict[str, set[str]] = {}
-        self.nothing: set[str] = set()  # collectives that move nothing
 
-    def tape(self, program: Program) -> Tape:
-        """Return the whole Program."""
-        blocks = [self._block(block) for block in program.blocks]
-        # An await may stand before its start: in the order of blocks, not of their numbers.
-        blocks = [
-            [op for op in ops if not (isinstance(op, End) and op.name in self.nothing)]
-            for ops in blocks
-        ]
+    def tape(self, schedule: Schedule) -> Tape:
+        """Return the whole Schedule."""
+        stages = round(float(schedule.pipeline.stages))
+        blocks = [tuple(self._ops(block.tasks)) for block in schedule.blocks]
+        names = [block.name for block in schedule.blocks]
+        places: dict[tuple[bool, str], int] = {}
+
+        def place(arriving: bool, leg: str) -> int:
+            """Return the block that sends or receives on a leg, a new one if need be."""
+            if (arriving, leg) not in places:
+                places[arriving, leg] = len(blocks)
+                blocks.append((self._message(schedule, arriving, leg),))
+                names.append("wait for a stage" if arriving else "send to a stage")
+            return places[arriving, leg]
+
+        def entry(line: Line) -> Entry:
+            if isinstance(line, Trip):
+                return Entry(trip=line)
+            block = place(line.arriving, line.leg)
+            trip = Trip(block=block, first=True, last=True, after=False, before=False)
+            return Entry(trip=trip, message=line.number)
+
+        scripts = tuple(tuple(map(entry, script(schedule, stage))) for stage in range(stages))
         return Tape(
-            blocks=tuple(map(tuple, blocks)),
-            names=tuple(block.name for block in program.blocks),
-            fixed=tuple(
-                sum((op.time for op in ops if isinstance(op, Run)), WorkTime()) for ops in blocks
-            ),
-            order=block_order(program),
+            blocks=tuple(blocks),
+            names=tuple(names),
+            fixed=tuple(_fixed(ops) for ops in blocks),
+            scripts=scripts,
             groups=self.groups,
             legs={role: tuple(sorted(names)) for role, names in self.legs.items()},
         )
 
-    def _block(self, block: Block) -> list[TapeOp]:
-        ops: list[TapeOp] = []
-        run: list[Compute] = []
+    def _message(self, schedule: Schedule, arriving: bool, leg: str) -> Op:
+        boundary = next(block for block in schedule.blocks if block.phase == "boundary")
+        spec = self._spec(replace(next(boundary.collectives()), count=1))
+        assert spec is not None
+        self.legs[spec.role] -= {"shift"}
+        if arriving:
+            return Receive(leg=leg)
+        self.legs[spec.role].add(leg)
+        return Send(spec=spec, leg=leg)
+
+    def _ops(self, tasks: Iterable[Task]) -> list[Op]:
+        ops: list[Op] = []
+        run: list[Work] = []
 
         def flush() -> None:
             if run:
@@ -104,47 +123,57 @@ class TapeWriter:
                 ops.append(Run(time=sum(times, WorkTime()), parts=tuple(parts)))
                 run.clear()
 
-        for task in block.tasks:
-            if isinstance(task, Compute):
-                run.append(task)
+        for task in tasks:
+            if isinstance(task, Work):
+                run += [task] if task.count else []
                 continue
             flush()
-            if isinstance(task, Collective):
+            if isinstance(task, Move):
                 spec = self._spec(task)
-                if spec is not None:
-                    started = task.schedule == "started"
-                    ops.append(Start(spec=spec) if started else Sync(spec=spec))
-            elif isinstance(task, Transfer):
-                if task.host_bytes:
-                    ops.append(HostCopy(name=task.name, host_s=self.times.host_s(task)))
-                else:
-                    ops.append(Copy(name=task.name, hbm_s=self.times.hbm_s(task)))
+                ops += [] if spec is None else [Sync(spec=spec)]
+            elif isinstance(task, Repeat):
+                times = round(float(task.times))
+                ops += [Rounds(times=times, ops=tuple(self._ops(task.tasks)))] if times else []
+            elif isinstance(task, Await):
+                ops.append(End(name=task.name, when=task.when))
+            elif isinstance(task, Start):
+                ops += self._start(task.task, task.when)
             else:
-                ops.append(End(name=task.name))
+                ops += [*self._start(task, "each"), End(name=task.name, when="each")]
         flush()
         return ops
 
-    def _spec(self, task: Collective) -> Spec | None:
-        """Return a collective as numbers; None where it moves nothing."""
+    def _start(self, task: Move | Copy, when: When) -> list[Op]:
+        if isinstance(task, Move):
+            spec = self._spec(task)
+            return [] if spec is None else [Launch(spec=spec, when=when)]
+        if task.host_bytes:
+            return [HostCopy(name=task.name, host_s=self.times.host_s(task), when=when)]
+        return [HbmCopy(name=task.name, hbm_s=self.times.hbm_s(task), when=when)]
+
+    def _spec(self, task: Move) -> Spec | None:
+        """Return a move as numbers; None where it moves nothing."""
         route = self.times.route(task)
-        repeat, total = int(task.count), float(task.bytes)
-        sent = float(sent_bytes(task.kind, route.group, total))
+        repeat, sent = int(task.count), self.times.sent_bytes(task)
         if repeat == 0 or sent == 0:
-            self.nothing.add(task.name)
             return None
-        role = _role(task)
+        role = task.role or _role(task)
         if role not in self.groups:
             order = route.order if len(task.mesh_axes) == 1 else ()
             self.groups[role] = Groups(self.topology, route.layout, role, order)
             self.legs[role] = set()
-        self.legs[role] |= leg_names(task.kind, self.groups[role], shifts=task.shifts)
+        stage, held = task.stage, float(task.bytes)
+        if task.ways:
+            stage = "ring+-" if task.ways == 2 else "closing+" if stage == "closing" else "ring+"
+            held /= task.ways
+        self.legs[role] |= leg_names(task.kind, self.groups[role], stage, task.shifts)
         return Spec(
             name=task.name,
             kind=task.kind,
             role=role,
-            bytes=total,
+            bytes=held,
             messages=float(task.messages),
-            stage="all",
+            stage=stage,
             repeat=repeat,
             moves=task.moves,
             sent_bytes=sent,
@@ -153,11 +182,24 @@ class TapeWriter:
         )
 
 
-def _role(task: Collective) -> str:
+def _fixed(ops: Iterable[Op]) -> WorkTime:
+    """Return the time of all operations."""
+    total = WorkTime()
+    for op in ops:
+        if isinstance(op, Run):
+            total = total + op.time
+        elif isinstance(op, Rounds):
+            inside = _fixed(op.ops)
+            for _ in range(op.times):
+                total = total + inside
+    return total
+
+
+def _role(task: Move) -> str:
     """Return the mesh axes of a group in words, with the members and stride of parts.
 
-    >>> _role(Collective(name="g", kind="all-gather", role="", bytes=1, mesh_axes=("a", "b"),
-    ...                  parts=(("b", 4, 2),)))
+    >>> _role(Move(name="g", kind="all-gather", bytes=1, mesh_axes=("a", "b"),
+    ...            parts=(("b", 4, 2),)))
     'a+b (4 by 2)'
     """
     parts = {name: f" ({members} by {stride})" for name, members, stride in task.parts}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from shardsim.simulate.groups import Groups
 
+RING_LEGS = ("ring+", "closing+", "ring+-")  # see `Groups`
+
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
@@ -41,10 +43,13 @@ def traffic(
 ) -> Traffic:
     """Return what a collective of `kind` over `total_bytes` (as in `Collective`) moves.
 
-    A permute without `shifts` passes data to the next member of a ring that does not close.
+    A permute without `shifts` passes data to the next member of a ring that does not close, or,
+    where `stage` names a leg of a ring, round that ring: a hop beside work, which needs no launch.
     """
     if groups.size == 1 or total_bytes == 0:
         return Traffic(moves=(), overheads=0)
+    if stage in RING_LEGS:
+        return Traffic(moves=(Move(leg=stage, unit_bytes=total_bytes),), overheads=0)
     if kind == "permute":
         leg = f"permute:{','.join(map(str, shifts))}" if shifts else "shift"
         return Traffic(moves=(Move(leg=leg, unit_bytes=total_bytes),), overheads=1)

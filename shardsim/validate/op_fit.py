@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.cost.compute import compute_time
-from shardsim.cost.op_curve import compiler_clock_hz
+from shardsim.cost.costs import compiler, compiler_clock_hz
 from shardsim.errors import FileError, ShardsimError
 from shardsim.files import write_text
 from shardsim.machine import Chip, load_chip
@@ -119,8 +118,8 @@ class Estimates:
 
     def logs(self, costs: OpCosts) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return log(fitted / estimated) of each operation."""
-        chip = replace(self._chip, op_costs="compiler", compiler=costs)
-        times = [compute_time(chip, part) for part in self._parts]
+        chip = replace(self._chip, compiler=costs)
+        times = [compiler(chip).operation(part) for part in self._parts]
         # However many tasks a plan makes of it, the operation starts once.
         seconds = sum(time.unit_s + time.memory_s for time in times) + times[0].overhead_s
         apart: np.ndarray[Any, np.dtype[np.float64]]

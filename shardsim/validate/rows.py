@@ -80,7 +80,7 @@ class Run:
     measured_ratio: float | None  # speed-up of all slices over one
     accounting: str | None
     notes: tuple[str, ...] = ()
-    op_costs: str = "physical"  # or "compiler": as `Chip.op_costs`
+    op_costs: str = "physical"  # or "compiler": as `Plan.op_costs`
 
 
 def read_run(row: Any, where: str) -> Run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import gcd, prod
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError
-from shardsim.machine import Machine, default_slice, load_chip, with_op_costs
+from shardsim.machine import Machine, default_slice, load_chip
 from shardsim.plan.layout import EMBED_SHARDED, ROLES, Layout, whole_axis
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
@@ -33,13 +32,12 @@ UNKNOWN_BATCH = (4096, 16384, 65536)
 def plans_of(run: Run) -> list[Plan]:
     """Return the plan of a run; several where the source leaves a size open."""
     if run.machine is None:
-        chip = replace(load_chip(run.family), op_costs=run.op_costs)
-        machines = [default_slice(chip, count) for count in UNKNOWN_CHIPS]
+        machines = [default_slice(load_chip(run.family), count) for count in UNKNOWN_CHIPS]
         batches = [run.batch] if run.batch else list(UNKNOWN_BATCH)
         return [_plan(run, machine, batch, {}) for machine in machines for batch in batches]
     if run.batch is None:
         raise PlanError("global_batch: missing, and no per_device_batch either")
-    machine = with_op_costs(run.machine, run.op_costs)
+    machine = run.machine
     if run.sizes is None:
         plans = [
             _plan(run, machine, run.batch, {"tensor": size})
@@ -151,6 +149,7 @@ def _with_remat(
         attention=run.attention,
         fused_projections=run.fused,
         pipeline_interleave=run.interleave,
+        op_costs=run.op_costs,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.cost.predict import TIME_PARTS, CollectiveUse, collective_uses
 from shardsim.cost.price import CollectiveCost, ComputeCost
-from shardsim.cost.replay import BlockTime, Replayed, replay_program
+from shardsim.cost.replay import BlockTime, Replayed, replay_schedule
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import model_flops_per_token
@@ -49,7 +49,7 @@ def replay(machine: Machine, where: Plan | Layout, compiled: CompiledProgram) ->
         mesh = {axis.name: axis.size for axis in where.mesh}
         if mesh != compiled.mesh:
             raise PlanError(f"replay: the plan's mesh is {mesh}, the program's {compiled.mesh}")
-    return replay_of(machine, where, compiled, replay_program(machine, where, compiled.program))
+    return replay_of(machine, where, compiled, replay_schedule(machine, where, compiled.schedule))
 
 
 def replay_of(
@@ -74,7 +74,7 @@ def replay_of(
         blocks=replayed.blocks,
         computes=tuple(price.computes),
         collective_costs=tuple(price.collectives),
-        warnings=(*compiled.program.warnings, *_clock_warning(machine)),
+        warnings=(*compiled.schedule.warnings, *_clock_warning(machine)),
     )
 
 

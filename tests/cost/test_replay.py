@@ -12,56 +12,48 @@ from hypothesis import strategies as st
 from shardsim.cost.collectives import collective_s
 from shardsim.cost.meshlinks import MeshLinks
 from shardsim.cost.network import Links
-from shardsim.cost.replay import PARTS, Replayed, replay_program
+from shardsim.cost.replay import PARTS, Replayed, replay_schedule
 from shardsim.errors import PlanError
 from shardsim.plan import load_plan
 from shardsim.plan.resolve import resolve
-from shardsim.program.tasks import (
-    Await,
-    Block,
-    Collective,
-    Compute,
-    Memory,
-    Program,
-    Task,
-    Transfer,
-)
+from shardsim.program.schedule import Await, Block, Copy, Move, Schedule, Start, Task, Work
 
 PLAN = load_plan("vit-22b-published-tp8")  # fsdp=128 on x and z, model=8 on y
 MACHINE = replace(PLAN.machine, chip=replace(PLAN.machine.chip, op_overhead_s=0.0))
 CLOCK = PLAN.machine.chip.clock_hz or 0.0
 HBM = PLAN.machine.chip.hbm_bytes_per_s * PLAN.machine.chip.hbm_efficiency
-NOTHING = Memory(
-    parameters=0,
-    optimizer=0,
-    gradients=0,
-    saved_activations=0,
-    gathered_weights=0,
-    layer_workspace=0,
-    head_workspace=0,
-)
 
-
-def work(name: str, seconds: float, hbm_bytes: float = 0.0) -> Compute:
+def work(name: str, seconds: float, hbm_bytes: float = 0.0) -> Work:
     """Return an operation of so many seconds."""
-    return Compute(name=name, kind="elementwise", cycles=seconds * CLOCK, hbm_bytes=hbm_bytes)
+    return Work(name=name, kind="elementwise", cycles=seconds * CLOCK, hbm_bytes=hbm_bytes)
 
 
-def gather(name: str, size: float, started: bool = False, **more: Any) -> Collective:
+def gather(name: str, size: float, **more: Any) -> Move:
     """Return an all-gather over the model axis, unless told otherwise."""
-    schedule = "started" if started else "exposed"
     values = {"kind": "all-gather", "mesh_axes": ("model",)} | more
-    return Collective(name=name, role="", bytes=size, schedule=schedule, **values)
+    return Move(name=name, bytes=size, **values)
+
+
+def started(name: str, size: float, **more: Any) -> Start:
+    """Return the start of such a gather."""
+    return Start(task=gather(name, size, **more))
+
+
+def copied(name: str, hbm_bytes: float, host_bytes: float = 0.0) -> Start:
+    """Return the start of a copy."""
+    return Start(task=Copy(name=name, hbm_bytes=hbm_bytes, host_bytes=host_bytes))
 
 
 def run(*tasks: Task, trips: int = 1, machine: Any = MACHINE) -> Replayed:
     """Replay one block."""
     block = Block(name="block", phase="forward", trips=trips, tasks=tasks)
-    return replay_program(machine, PLAN, Program(blocks=(block,), memory=NOTHING))
+    return replay_schedule(machine, PLAN, Schedule(blocks=(block,), order=(0,) * trips))
 
 
-def alone(task: Collective) -> float:
+def alone(task: Move | Start) -> float:
     """Return what the closed form says of a collective."""
+    task = task.task if isinstance(task, Start) else task
+    assert isinstance(task, Move)
     links = Links(MACHINE, resolve(PLAN))
     role = {"model": "tensor", "fsdp": "fsdp"}[task.mesh_axes[0]]
     return float(collective_s(task.kind, links[role], task.bytes))
@@ -86,7 +78,7 @@ def test_without_overlap_a_step_is_the_sum_of_its_parts(
 
 @given(seconds=SECONDS, size=BYTES)
 def test_what_is_started_first_hides_behind_the_work(seconds: float, size: float) -> None:
-    task = gather("g", size, started=True)
+    task = started("g", size)
     price = run(task, work("w", seconds), Await(name="g")).price
     assert price.step_time_s == pytest.approx(max(seconds, alone(task)))
     assert price.exposed_comm_s == pytest.approx(max(alone(task) - seconds, 0.0), abs=1e-15)
@@ -96,23 +88,23 @@ def test_what_is_started_first_hides_behind_the_work(seconds: float, size: float
 
 @given(sizes=st.tuples(BYTES, BYTES))
 def test_collectives_on_the_same_links_queue(sizes: tuple[float, float]) -> None:
-    first, second = (gather(name, size, True) for name, size in zip("ab", sizes, strict=True))
+    first, second = (started(name, size) for name, size in zip("ab", sizes, strict=True))
     price = run(first, second, Await(name="a"), Await(name="b")).price
     assert price.step_time_s == pytest.approx(alone(first) + alone(second))
 
 
 @given(sizes=st.tuples(BYTES, BYTES))
 def test_collectives_on_other_torus_axes_run_side_by_side(sizes: tuple[float, float]) -> None:
-    first = gather("a", sizes[0], True)
-    second = gather("b", sizes[1], True, mesh_axes=("fsdp",))
+    first = started("a", sizes[0])
+    second = started("b", sizes[1], mesh_axes=("fsdp",))
     price = run(first, second, Await(name="a"), Await(name="b")).price
     assert price.step_time_s == pytest.approx(max(alone(first), alone(second)))
 
 
 def test_permutes_in_opposite_directions_share_no_link() -> None:
-    there = gather("a", 1e8, True, kind="permute", shifts=(1,))
-    back = gather("b", 1e8, True, kind="permute", shifts=(-1,))
-    again = gather("c", 1e8, True, kind="permute", shifts=(1,))
+    there = started("a", 1e8, kind="permute", shifts=(1,))
+    back = started("b", 1e8, kind="permute", shifts=(-1,))
+    again = started("c", 1e8, kind="permute", shifts=(1,))
     ends = [Await(name=name) for name in "abc"]
     opposite = run(there, back, *ends[:2]).price.step_time_s
     same = run(there, again, ends[0], ends[2]).price.step_time_s
@@ -134,7 +126,7 @@ def test_transfers_take_what_the_work_leaves_of_hbm(
     seconds: float, own: float, size: float
 ) -> None:
     tasks = (
-        Transfer(name="t", hbm_bytes=size),
+        copied("t", size),
         work("w", seconds, hbm_bytes=own * seconds * HBM),
         Await(name="t"),
     )
@@ -146,28 +138,28 @@ def test_transfers_take_what_the_work_leaves_of_hbm(
 
 def test_transfers_wait_for_those_before_them() -> None:
     tasks = (
-        Transfer(name="a", hbm_bytes=HBM),
-        Transfer(name="b", hbm_bytes=2 * HBM),
+        copied("a", HBM),
+        copied("b", 2 * HBM),
         work("w", 1.5),
         Await(name="b"),
         work("v", 1.0),
         Await(name="a"),
     )
     assert run(*tasks).price.step_time_s == pytest.approx(3.0 + 1.0)
-    host = Transfer(name="h", hbm_bytes=0, host_bytes=MACHINE.chip.pcie_bytes_per_s)
+    host = copied("h", 0, MACHINE.chip.pcie_bytes_per_s)
     assert run(host, work("w", 0.25), Await(name="h")).price.exposed_comm_s == pytest.approx(0.75)
 
 
 def test_what_one_block_starts_another_may_await() -> None:
-    task = gather("g", 1e8, True)
+    task = started("g", 1e8)
     seconds = alone(task)
     blocks = (
         Block(name="a", phase="forward", trips=2, tasks=(task,)),
         Block(name="b", phase="forward", trips=6, tasks=(work("w", seconds / 4),)),
         Block(name="c", phase="forward", trips=2, tasks=(Await(name="g"),)),
     )
-    program = Program(blocks=blocks, memory=NOTHING, order=(0, 1, 1, 1, 2) * 2)
-    replayed = replay_program(MACHINE, PLAN, program)
+    schedule = Schedule(blocks=blocks, order=(0, 1, 1, 1, 2) * 2)
+    replayed = replay_schedule(MACHINE, PLAN, schedule)
     assert replayed.price.step_time_s == pytest.approx(2 * seconds)
     times = [block.time_s for block in replayed.blocks]
     assert times == pytest.approx([0, 1.5 * seconds, 0.5 * seconds])
@@ -184,11 +176,8 @@ def test_trips_are_alike_whether_replayed_or_remembered(data: st.DataObject) -> 
         elif chosen == "gather":
             tasks.append(gather(name, data.draw(BYTES)))
         else:
-            started = chosen == "started"
             size = data.draw(BYTES)
-            first: Task = (
-                gather(name, size, True) if started else Transfer(name=name, hbm_bytes=size)
-            )
+            first = started(name, size) if chosen == "started" else copied(name, size)
             tasks += [first, work(f"w{name}", data.draw(SECONDS)), Await(name=name)]
     once = run(*tasks).price
     often = run(*tasks, trips=7).price
@@ -202,7 +191,7 @@ def test_faster_links_never_make_a_step_longer(size: float, factor: float) -> No
     chip = MACHINE.chip
     faster = replace(MACHINE, chip=replace(chip, link_bytes_per_s=chip.link_bytes_per_s * factor))
     tasks = (
-        gather("a", size, True),
+        started("a", size),
         work("w", 1e-4),
         gather("b", size, kind="all-reduce"),
         Await(name="a"),
@@ -265,8 +254,8 @@ def test_hops_are_the_longest_way_along_a_torus_axis(shift: int) -> None:
 def test_a_small_transfer_behind_large_ones_ends_when_awaited(
     sizes: list[float], done: float
 ) -> None:
-    transfers = [Transfer(name=f"t{i}", hbm_bytes=size) for i, size in enumerate(sizes)]
-    tiny = Transfer(name="tiny", hbm_bytes=1e-6)
+    transfers = [copied(f"t{i}", size) for i, size in enumerate(sizes)]
+    tiny = copied("tiny", 1e-6)
     busy = work("w", done * sum(sizes) / HBM)
     awaits = [Await(name=task.name) for task in (tiny, *transfers)]
     price = run(*transfers, tiny, busy, *awaits).price

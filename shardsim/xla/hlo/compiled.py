@@ -1,4 +1,4 @@
-"""A compiled program as the rest of shardsim reads it: a Program, and what is beyond a plan."""
+"""A compiled program as the rest of shardsim reads it: a Schedule, and what is beyond a plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from shardsim.program.tasks import Memory, Program
+from shardsim.program.schedule import Schedule
 from shardsim.xla.entries import Compiled, sent_bytes
 from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.errors import HloError
@@ -16,24 +16,13 @@ from shardsim.xla.hlo.operations import Operation
 from shardsim.xla.hlo.steps import Steps
 from shardsim.xla.hlo.text import parse_module
 
-# What a scheduled module does not say: how much memory is in use.
-_NO_MEMORY = Memory(
-    parameters=0,
-    optimizer=0,
-    gradients=0,
-    saved_activations=0,
-    gathered_weights=0,
-    layer_workspace=0,
-    head_workspace=0,
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledProgram:
     """What one device does in one run of a compiled module."""
 
     mesh: dict[str, int]
-    program: Program = field(repr=False)
+    schedule: Schedule = field(repr=False)
     collectives: tuple[Compiled, ...] = field(repr=False)
     operations: tuple[Operation, ...] = field(repr=False)
     module: Module = field(repr=False)
@@ -77,11 +66,8 @@ def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> 
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
     steps = Steps(module, dict(mesh), causal)
-    program = Program(
-        blocks=tuple(steps.blocks),
-        memory=_NO_MEMORY,
-        warnings=tuple(steps.warnings),
-        order=tuple(steps.order),
+    schedule = Schedule(
+        blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
     )
     collectives = tuple(
         Compiled(
@@ -103,7 +89,7 @@ def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> 
     )
     return CompiledProgram(
         mesh=dict(mesh),
-        program=program,
+        schedule=schedule,
         collectives=collectives,
         operations=tuple(steps.operations),
         module=module,

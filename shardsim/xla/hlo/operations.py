@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardsim.program.tasks import Compute, Transfer
+from shardsim.program.schedule import Copy, Work
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
@@ -24,7 +24,7 @@ class Operation:
     block: str
     trips: int  # of its block, in a step
     phase: str  # "forward", "recomputation", "backward", "update"
-    kind: str  # as `Compute.kind`
+    kind: str  # as `Work.kind`
     matmuls: tuple[Matmul, ...]
     cycles: int | None  # as the compiler estimates, each trip
     hbm_bytes: float  # each trip
@@ -38,12 +38,12 @@ class Operation:
         """FLOPs of the matmuls, each trip."""
         return sum(matmul.flops for matmul in self.matmuls)
 
-    def tasks(self) -> list[Compute]:
+    def tasks(self) -> list[Work]:
         """Return the operation as tasks: one, or one for each matmul with its share of the rest."""
         products = self.matmuls or (NO_MATMUL,)
         shares = [one.flops / self.flops for one in self.matmuls] or [1.0]
         return [
-            Compute(
+            Work(
                 name=self.name,
                 kind=self.kind,
                 m=one.m,
@@ -104,7 +104,7 @@ class Works:
         return "optimizer" if self.phase == "update" else "elementwise"
 
 
-def transfer_of(module: Module, computation: Computation, item: Instruction) -> Transfer:
+def transfer_of(module: Module, computation: Computation, item: Instruction) -> Copy:
     """Return a copy between memories that `item` starts."""
     arrays = item.shape.arrays
     # copy-start: (to, from, ...); the others: ((from), to, ...), of which only `to` is moved.
@@ -114,7 +114,7 @@ def transfer_of(module: Module, computation: Computation, item: Instruction) -> 
         else (computation.operand(item, 0).shape, arrays[1])
     )
     moved = min(end.padded_bytes for end in ends)
-    return Transfer(
+    return Copy(
         name=item.name,
         hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
         host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,

@@ -1,11 +1,11 @@
-"""From a scheduled module to a Program: blocks of tasks in the order of execution."""
+"""From a scheduled module to a Schedule: blocks of tasks in the order of execution."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shardsim.program.tasks import Await, Block, Collective, Task, Transfer
+from shardsim.program.schedule import Await, Block, Copy, Move, Start, Task
 from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
 from shardsim.xla.hlo.errors import HloError
@@ -169,10 +169,12 @@ class Steps:
             return
         self._open[item.name] = item.name
         draft.tasks.append(
-            Transfer(
-                name=item.name,
-                hbm_bytes=self._works.costs.hbm_bytes(home, operation),
-                source=show_frame(source_line(self.module, item)),
+            Start(
+                task=Copy(
+                    name=item.name,
+                    hbm_bytes=self._works.costs.hbm_bytes(home, operation),
+                    source=show_frame(source_line(self.module, item)),
+                )
             )
         )
 
@@ -190,19 +192,16 @@ class Steps:
                 f"{', '.join(found.mesh_axes)}"
             ] = None
         self.collectives.append((found, draft.name, draft.trips, started))
-        draft.tasks.append(
-            Collective(
-                name=found.name,
-                kind=found.kind,
-                role="",
-                bytes=found.array_bytes,
-                schedule="started" if started else "exposed",
-                mesh_axes=found.mesh_axes,
-                parts=found.parts if found.regular else (),
-                shifts=found.shifts,
-                source=found.source,
-            )
+        move = Move(
+            name=found.name,
+            kind=found.kind,
+            bytes=found.array_bytes,
+            mesh_axes=found.mesh_axes,
+            parts=found.parts if found.regular else (),
+            shifts=found.shifts,
+            source=found.source,
         )
+        draft.tasks.append(Start(task=move) if started else move)
 
     def _fused(
         self, computation: Computation, item: Instruction, inside: list[Instruction], draft: _Draft
@@ -256,7 +255,7 @@ class Steps:
 
     def _start_transfer(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
         self._open[item.name] = item.name
-        draft.tasks.append(transfer_of(self.module, computation, item))
+        draft.tasks.append(Start(task=transfer_of(self.module, computation, item)))
 
     def _compute(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
         operation = self._works.read(computation, item, draft.name, draft.trips)

@@ -46,12 +46,12 @@ class Evidence:
         self.compilation = compilation
         self.plan: Plan = compilation.plan
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
-        costed = as_compiled(self.plan)
-        self.predicted: Prediction = predict(costed)
+        self.costed: Plan = as_compiled(self.plan)
+        self.predicted: Prediction = predict(self.costed)
         self.compiled: CompiledProgram = read_hlo(
             compilation.text, mesh, causal=self.plan.model.causal
         )
-        self.replayed: Replay = replay(costed.machine, self.plan, self.compiled)
+        self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
         self.planned_sums = planned(self.plan)
         self.compiled_sums = compiled(self.compiled.collectives)
 

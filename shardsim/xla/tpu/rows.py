@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from shardsim.machine import with_op_costs
 from shardsim.plan import Plan
+from shardsim.plan.plan import best_op_costs
 
 DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
 
@@ -23,5 +23,5 @@ def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
 
 
 def as_compiled(plan: Plan) -> Plan:
-    """Return `plan` on chips priced as their compiler schedules, where that is known."""
-    return replace(plan, machine=with_op_costs(plan.machine, "auto"))
+    """Return `plan` priced by what its chips' compiler estimates, where that is known."""
+    return replace(plan, op_costs=best_op_costs(plan.machine.chip))

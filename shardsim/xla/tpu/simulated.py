@@ -24,8 +24,8 @@ class SimulatedPrediction(CompiledPrediction, Outcome):
 
 def simulate_evidence(evidence: Evidence, **options: Any) -> SimulatedPrediction:
     """Simulate a compiled step; `options` are those of `simulate_plan`."""
-    plan: Plan = evidence.plan
-    found = simulate_compiled(plan.machine, plan, evidence.compiled.program, **options)
+    plan: Plan = evidence.costed
+    found = simulate_compiled(plan.machine, plan, evidence.compiled.schedule, **options)
     replay = replay_of(plan.machine, plan, evidence.compiled, found.replayed)
     values = values_of(evidence, replay) | fields_of(found, Outcome)
     warnings = tuple(text for text in values["warnings"] if "twisted torus is priced" not in text)

@@ -54,7 +54,7 @@ def test_products_of_attention(name: str, products: int) -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_the_program_holds_what_the_operations_do(name: str) -> None:
     compiled = samples.compiled(name)
-    works = [(work, block.trips) for block in compiled.program.blocks for work in block.computes()]
+    works = [(work, block.trips) for block in compiled.schedule.blocks for work in block.computes()]
     cycles = sum((work.cycles or 0) * trips for work, trips in works)
     assert cycles == pytest.approx(compiled.cycles, rel=1e-12)
     flops = sum(float(work.flops) * trips for work, trips in works)
@@ -73,10 +73,10 @@ def test_the_program_holds_what_the_operations_do(name: str) -> None:
 @pytest.mark.parametrize("name", samples.NAMES)
 def test_what_is_started_is_awaited_once(name: str) -> None:
     compiled = samples.compiled(name)
-    for block in compiled.program.blocks:
+    for block in compiled.schedule.blocks:
         for task in block.tasks:
             assert isinstance(task, (Compute, Collective, Transfer, Await))
-    tasks = [task for block in compiled.program.blocks for task in block.tasks]
+    tasks = [task for block in compiled.schedule.blocks for task in block.tasks]
     started = [task.name for task in tasks if isinstance(task, Transfer)]
     started += [
         task.name for task in tasks if isinstance(task, Collective) and task.schedule == "started"

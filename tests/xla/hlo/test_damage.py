@@ -110,7 +110,7 @@ def transfers(compiled: CompiledProgram) -> Counter[tuple[float, float]]:
     """Return the transfers of a step by their bytes, with how often they run."""
     return Counter(
         (float(task.hbm_bytes), float(block.trips))
-        for block in compiled.program.blocks
+        for block in compiled.schedule.blocks
         for task in block.tasks
         if isinstance(task, Transfer)
     )

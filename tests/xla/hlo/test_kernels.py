@@ -94,7 +94,7 @@ def read(text: str, causal: bool | None = None) -> CompiledProgram:
 
 def doubts(compiled: CompiledProgram) -> list[str]:
     """Return the warnings about masks."""
-    return [text for text in compiled.program.warnings if "mask" in text]
+    return [text for text in compiled.schedule.warnings if "mask" in text]
 
 
 def test_the_train_step_executes_what_is_planned_and_two_products_of_the_gradient_again() -> None:
@@ -121,7 +121,7 @@ def test_a_kernel_is_one_task_with_its_softmax() -> None:
     batch = plan.batch // plan.machine.devices * plan.model.heads
     tasks = [
         task
-        for block in compiled.program.blocks
+        for block in compiled.schedule.blocks
         for task in block.computes()
         if task.name.startswith("splash")
     ]
@@ -316,7 +316,7 @@ def test_a_kernel_of_another_name_is_priced_by_bytes() -> None:
     (operation,) = compiled.operations
     assert operation.kind == "elementwise"
     assert operation.hbm_bytes > 2 * Q_BYTES + 2 * K_BYTES
-    assert any("tpu_custom_call" in text for text in compiled.program.warnings)
+    assert any("tpu_custom_call" in text for text in compiled.schedule.warnings)
 
 
 @pytest.mark.parametrize("phase", PRODUCTS)
@@ -333,7 +333,7 @@ def test_every_digit_of_a_kernel_matters(phase: str) -> None:
                 compiled = read(changed)
             except HloError:
                 continue
-            said = set(compiled.program.warnings) - set(read(text).program.warnings)
+            said = set(compiled.schedule.warnings) - set(read(text).program.warnings)
             assert compiled.flops == flops or said, changed[max(place - 40, 0) : place + 20]
 
 

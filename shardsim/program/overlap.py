@@ -1,0 +1,255 @@
+"""From what a plan wants to a Schedule: what runs beside what, made explicit.
+
+Each pass is one technique. Where its switch is off, a task runs in its place and everything waits;
+a switch is a number or an array, and leaves a task both in its place and started, each for some
+of the plans.
+
+- `rings`: collective matmul, see `program/rings.py`.
+- `prefetch`: weights of the layers are gathered one trip ahead, those of the head in the last trip
+  before it. Those of the first trip of a pass over the layers, forward or backward, nothing hides.
+- `deferred`: gradients that a trip has made are scattered in the next one, those of the head in
+  the first trip after it, those of the last trip behind nothing.
+- `reductions`: in the last microbatch, gradients are summed over replicas as soon as they have
+  been scattered.
+- `offload`: kept activations are copied to the host and back beside the layer that they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.rings import ring, runs_as_ring
+from shardsim.program.schedule import (
+    Await,
+    Block,
+    Copy,
+    Loop,
+    Pipeline,
+    Schedule,
+    Start,
+    Task,
+    When,
+)
+from shardsim.program.tasks import Collective, Compute, Program
+
+# What turns on the overlap of the collectives that name it in `Collective.switch`.
+SWITCHES: dict[str, Callable[[Layout], Number]] = {
+    "weights_overlap": lambda layout: layout.weights_overlap,
+    "gradients_overlap": lambda layout: layout.gradients_overlap,
+    "dcn_overlap": lambda layout: layout.dcn_overlap,
+}
+
+
+@dataclass
+class _Draft:
+    """A block while it is written: what is started before and after its own tasks."""
+
+    block: Block
+    tasks: list[Task]
+    ahead: list[Task] = field(default_factory=list)
+    ended: list[Task] = field(default_factory=list)  # of the trip before, and what follows from it
+    made: list[Task] = field(default_factory=list)  # by this trip
+    closing: list[Task] = field(default_factory=list)  # of the last trip
+
+    def done(self, name: str, trips: Number) -> Block:
+        """Return the block as it is by now."""
+        tasks = (*self.ahead, *self.tasks, *self.ended, *self.made, *self.closing)
+        return replace(self.block, name=name, trips=trips, tasks=tasks)
+
+
+def overlap(program: Program, layout: Layout) -> Schedule:
+    """Return what one device does in a step of `program` under `layout`, and when."""
+    drafts = {
+        block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
+    }
+    forward, head, backward = (_only(drafts, phase) for phase in ("forward", "head", "backward"))
+    prefetch(forward, forward, layout, "but last")
+    prefetch(head, forward, layout, "before the head")
+    prefetch(backward, backward, layout, "but last")
+    deferred(head, backward, layout)
+    deferred(backward, backward, layout)
+    offload(program.offload_bytes, forward, "offload activations")
+    offload(program.offload_bytes, backward, "fetch activations")
+    # The last microbatch completes the gradients.
+    final = _Draft(
+        block=backward.block,
+        tasks=backward.tasks,
+        ahead=backward.ahead,
+        ended=list(backward.ended),
+        made=backward.made,
+        closing=list(backward.closing),
+    )
+    sums = [draft for draft in drafts.values() if draft.block.phase == "reduction"]
+    started = [reductions(draft, final, layout) for draft in sums]
+    return _ordered(program, layout, drafts, final if any(started) else None)
+
+
+def _only(drafts: dict[str, _Draft], phase: str) -> _Draft:
+    (draft,) = (draft for draft in drafts.values() if draft.block.phase == phase)
+    return draft
+
+
+def rings(block: Block, layout: Layout) -> list[Task]:
+    """Return the tasks of a block with its collective matmuls as hops beside blocks of matmuls.
+
+    A gather's ring runs where its first matmul was, a scatter's where its last was.
+    """
+    tasks: list[Task] = list(block.tasks)
+    wanted = [
+        (task, on)
+        for task in block.tasks
+        if isinstance(task, Collective) and np.any(on := runs_as_ring(task, layout))
+    ]
+    for task, on in wanted:
+        partners = [
+            other
+            for other in tasks
+            if isinstance(other, Compute) and other.name in task.partners and np.any(other.count)
+        ]
+        if not partners:
+            continue
+        here = partners[0 if task.kind == "all-gather" else -1]
+        cut = (task, *partners)
+        placed: list[Task] = []
+        for other in tasks:
+            if other is here:
+                placed += ring(task, partners, layout, on)
+            if isinstance(other, Compute | Collective) and any(other is one for one in cut):
+                other = replace(other, count=other.count * np.logical_not(on))
+            placed.append(other)
+        tasks = placed
+    return [task for task in tasks if not _never(task)]
+
+
+def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
+    """Start the gathers of weights that may overlap in the block `where`, ahead of their use."""
+    for gather in _split(draft, layout, "all-gather"):
+        if draft is where:
+            draft.ahead.append(Start(task=gather, when="first"))
+        draft.ahead.append(Await(name=gather.name))
+        where.ahead.append(Start(task=gather, when=when))
+
+
+def deferred(draft: _Draft, where: _Draft, layout: Layout) -> None:
+    """Start the scatters of gradients that may overlap, and await them a trip of `where` later."""
+    for scatter in _split(draft, layout, ""):
+        where.ended.append(Await(name=scatter.name))
+        if draft is where:
+            draft.made.append(Start(task=scatter))
+            draft.closing.append(Await(name=scatter.name, when="last"))
+        else:
+            # Behind the weights that the trip itself needs.
+            where.ahead.append(Start(task=scatter, when="after the head"))
+
+
+def reductions(draft: _Draft, final: _Draft, layout: Layout) -> bool:
+    """Start the sums over replicas that may overlap in `final`, the last microbatch's trips.
+
+    Those of a layer wait for its gradients to be scattered, which they are one trip later, those
+    of the head for its own. Return whether there are any.
+    """
+    layers = np.any(np.greater(draft.block.trips, 1))
+    found = _split(draft, layout, "")
+    for task in found:
+        if layers:
+            final.ended += [Await(name=task.name), Start(task=task, when="but first")]
+            final.closing += [Await(name=task.name, when="last"), Start(task=task, when="last")]
+        else:
+            final.ended.append(Start(task=task, when="after the head"))
+    final.closing += [Await(name=task.name, when="last") for task in found]
+    return bool(found)
+
+
+def offload(moved: Number, draft: _Draft, name: str) -> None:
+    """Copy what a layer keeps in the host's memory beside the layer's own work."""
+    if np.any(moved):
+        draft.ahead.append(Start(task=Copy(name=name, host_bytes=moved)))
+        draft.ended.insert(0, Await(name=name))
+
+
+def _split(draft: _Draft, layout: Layout, kind: str) -> list[Collective]:
+    """Take out what may run behind other work in some of the plans, of a `kind` or of all.
+
+    In the other plans it stays in its place.
+    """
+    tasks, draft.tasks = draft.tasks, []
+    found: list[Collective] = []
+    for task in tasks:
+        behind = isinstance(task, Collective) and task.schedule == "behind"
+        if not isinstance(task, Collective) or not behind or kind not in task.kind:
+            draft.tasks.append(task)
+            continue
+        on = np.asarray(SWITCHES[task.switch](layout), dtype=bool)
+        here, started = (
+            replace(task, count=task.count * where) for where in (np.logical_not(on), on)
+        )
+        draft.tasks += [here] if np.any(here.count) else []
+        found += [started] if np.any(started.count) else []
+    return found
+
+
+def _ordered(
+    program: Program, layout: Layout, drafts: dict[str, _Draft], final: _Draft | None
+) -> Schedule:
+    """Return the blocks and the order of a step, of a stage that has the head."""
+    microbatches, stages = layout.microbatches, layout.pipeline.size
+    chunks = np.where(np.greater(stages, 1), program.interleave, 1)
+    blocks: list[Block] = []
+    place: dict[str, int] = {}
+    for name, draft in drafts.items():
+        phase, trips = draft.block.phase, draft.block.trips
+        if phase == "boundary" and not np.any(np.greater(stages, 1)):
+            continue
+        if phase == "forward":
+            layers = trips / (microbatches * chunks)
+        if phase == "backward" and final is not None:
+            last_trips = trips / microbatches
+            trips = trips - last_trips
+            place["final"] = len(blocks)
+            several = bool(np.any(trips))
+            title = f"{name}, last microbatch" if several else name
+            blocks.append(final.done(title, last_trips))
+            if not several:
+                place[phase] = place["final"]
+                continue
+        place[phase] = len(blocks)
+        blocks.append(draft.done(name, trips))
+
+    def passes(phase: str) -> Loop:
+        return Loop(times=layers, body=(place[phase],))
+
+    def microbatch(backward: str) -> tuple[int | Loop, ...]:
+        more: tuple[Loop, ...] = ()
+        if np.any(np.greater(chunks, 1)):
+            more = (Loop(times=chunks - 1, body=(passes("forward"), passes(backward))),)
+        steps = (*more, passes("forward"), place["head"], passes(backward))
+        if "boundary" in place:
+            steps = (*steps, Loop(times=program.interleave, body=(place["boundary"],)))
+        return steps
+
+    afterwards = [
+        Loop(times=block.trips, body=(number,))
+        for number, block in enumerate(blocks)
+        if block.phase in ("reduction", "update")
+    ]
+    if final is None:
+        rounds = [Loop(times=microbatches, body=microbatch("backward"))]
+    else:
+        rounds = [
+            Loop(times=microbatches - 1, body=microbatch("backward")),
+            Loop(times=1, body=microbatch("final")),
+        ]
+    return Schedule(
+        blocks=tuple(blocks),
+        order=(*rounds, *afterwards),
+        pipeline=Pipeline(stages=stages, microbatches=microbatches, chunks=chunks),
+    )
+
+
+def _never(task: Task) -> bool:
+    """Return whether a task runs in none of the plans."""
+    return isinstance(task, Compute | Collective) and not np.any(task.count)
