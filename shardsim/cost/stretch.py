@@ -91,9 +91,7 @@ class Durations:
                 self._lines[key] = twice * per_byte, twice * per_message
             else:
                 group = self.links[task.role]
-                byte, message = (
-                    replace(task, bytes=many, messages=1 - many) for many in (1, 0)
-                )
+                byte, message = (replace(task, bytes=many, messages=1 - many) for many in (1, 0))
                 self._lines[key] = move_s(group, byte), move_s(group, message)
         return self._lines[key]
 

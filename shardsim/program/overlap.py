@@ -64,8 +64,7 @@ class _Draft:
 def overlap(program: Program, layout: Layout) -> Schedule:
     """Return what one device does in a step of `program` under `layout`, and when."""
     drafts = {
-        block.name: _Draft(block=block, tasks=rings(block, layout))
-        for block in program.blocks
+        block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
     }
     forward, head, backward = (_only(drafts, phase) for phase in ("forward", "head", "backward"))
     prefetch(forward, forward, layout, "but last")
@@ -224,13 +223,13 @@ def _ordered(
         return Loop(times=layers, body=(place[phase],))
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        more: tuple[Loop, ...] = ()
+        steps: list[int | Loop] = [passes("forward"), place["head"], passes(backward)]
         if np.any(np.greater(chunks, 1)):
-            more = (Loop(times=chunks - 1, body=(passes("forward"), passes(backward))),)
-        steps = (*more, passes("forward"), place["head"], passes(backward))
+            without_head = (passes("forward"), passes(backward))
+            steps.insert(0, Loop(times=chunks - 1, body=without_head))
         if "boundary" in place:
-            steps = (*steps, Loop(times=program.interleave, body=(place["boundary"],)))
-        return steps
+            steps.append(Loop(times=program.interleave, body=(place["boundary"],)))
+        return tuple(steps)
 
     afterwards = [
         Loop(times=block.trips, body=(number,))

@@ -20,7 +20,9 @@ Number = Any
 Phase = Literal["forward", "head", "backward", "boundary", "reduction", "update"]
 # The trips of a visit to a block in which something is started or awaited: a prefetch is started in
 # the first for that one, and in all but the last for the next.
-When = Literal["each", "first", "but first", "last", "but last", "before the head", "after the head"]
+When = Literal[
+    "each", "first", "but first", "last", "but last", "before the head", "after the head"
+]
 
 # What collectives of weights and their gradients are for.
 PARAMETER_PURPOSES = frozenset(

@@ -99,9 +99,7 @@ class TapeEngine(Engine):
     def sums(self, number: int) -> Iterable[dict[Any, float]]:
         """Return all that a trip through a block adds to."""
         spent = self.spent[number]
-        return (
-            spent.parts, spent.exposed, self.waited, self.flown, self.counts, *self.links.sums
-        )
+        return (spent.parts, spent.exposed, self.waited, self.flown, self.counts, *self.links.sums)
 
 
 class Player(Chip):
