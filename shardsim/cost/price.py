@@ -243,11 +243,11 @@ def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
     durations, blocks = clock.durations, clock.schedule.blocks
     for number, block in enumerate(blocks):
         for stretch in clock.stretches(number):
-            for task, times, exposed_s in stretch.moves:
+            for move, times, exposed_s in stretch.moves:
                 many = times * block.trips
-                yield _collective(durations, block, task, many, exposed_s * many)
+                yield _collective(durations, block, move, many, exposed_s * many)
     started: dict[int, tuple[Move | Copy, Number]] = {}
-    for number, task, times in clock.schedule.runs():
+    for _, task, times in clock.schedule.runs():
         if isinstance(task, Move | Copy) and id(task) in clock.waited:
             _, before = started.get(id(task), (task, 0))
             started[id(task)] = task, before + times

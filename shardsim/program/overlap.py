@@ -223,13 +223,13 @@ def _ordered(
         return Loop(times=layers, body=(place[phase],))
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        more: tuple[Loop, ...] = ()
+        steps: list[int | Loop] = [passes("forward"), place["head"], passes(backward)]
         if np.any(np.greater(chunks, 1)):
-            more = (Loop(times=chunks - 1, body=(passes("forward"), passes(backward))),)
-        steps = (*more, passes("forward"), place["head"], passes(backward))
+            without_head = (passes("forward"), passes(backward))
+            steps.insert(0, Loop(times=chunks - 1, body=without_head))
         if "boundary" in place:
-            steps = (*steps, Loop(times=program.interleave, body=(place["boundary"],)))
-        return steps
+            steps.append(Loop(times=program.interleave, body=(place["boundary"],)))
+        return tuple(steps)
 
     afterwards = [
         Loop(times=block.trips, body=(number,))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from building import plain_chip
-
 from shardsim.cost.compute import compute_time
+
 from shardsim.machine import load_chip, override_chip
 from shardsim.program.tasks import Compute
 

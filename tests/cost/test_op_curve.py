@@ -9,8 +9,8 @@ import pytest
 from building import plain_chip
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shardsim.cost.compute import compute_time
+
 from shardsim.machine import Chip, chip_names, load_chip
 from shardsim.machine.op_costs import OpCosts
 from shardsim.program.tasks import Compute

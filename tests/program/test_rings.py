@@ -6,8 +6,8 @@ import pytest
 from building import plain_chip
 from hypothesis import given
 from hypothesis import strategies as st
-
 from shardsim.cost.compute import compute_time
+
 from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Compute
 
