@@ -10,14 +10,14 @@ until it is scattered; what is gathered stays whole from its first reader to its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from shardsim.graph.arrays import Array, Backward, Dims, Op, Split
+from shardsim.graph.arrays import Array, Backward, Dims, Split
 from shardsim.graph.derive import Derived, Step, Transfer
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
