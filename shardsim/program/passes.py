@@ -123,7 +123,7 @@ def place_ring_operands(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective) or block.phase != "backward":
             return [task]
-        if task.kind != "all-gather" or task.schedule != "ring":
+        if (task.kind, task.schedule) != ("all-gather", "ring"):
             return [task]
         return [task, *_copy(task.name, "copy", task.bytes, task.count * ring)]
 
