@@ -153,7 +153,7 @@ class _Reductions:
                 stored = self.sizes.stored(leaf.array) * times
                 if leaf.array.name == one_gradient(model):
                     stored = stored * np.greater(self.layout.microbatches, 1)
-                role = role_of(set(self.sizes.axes) - set(leaf.array.split))
+                role = role_of(leaf.partial)
                 sums[role] = sums.get(role, 0.0) + stored
         return [
             Collective(
