@@ -123,8 +123,9 @@ class Op:
     neighbours along that dimension, as far as `length`, of the operands in `reached`.
 
     Implementations transpose an `eager` op as it stands: where it sums over devices, or gathers,
-    they sum its gradient too, though all devices hold the same. Ops of one `call` have the gradients
-    of their operands summed at once and apart from other calls, though one sum of all would do later.
+    they sum its gradient too, though all devices hold the same. Ops of one `call` have the
+    gradients of their operands summed at once and apart from other calls, though one sum of all
+    would do later.
     """
 
     ins: tuple[Array, ...]
