@@ -23,6 +23,7 @@ from shardsim.cost.total import Total
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.schedule import (
+    Await,
     Block,
     Copy,
     Move,
@@ -160,20 +161,41 @@ class _Clock:
             parts = self.parts(visit.block)
             if all(isinstance(part, Stretch) for part in parts):
                 continue
-            for trip, times in _alike(visit):
+            # Trips that start the same are alike, but for what is waited for at once.
+            alike: dict[tuple[bool, ...], tuple[Trip, Number]] = {}
+            for number, (trip, times) in enumerate(_kinds(visit)):
                 many = times * visit.many
-                if np.any(many):
-                    self._trip(parts, trip, many)
+                if not np.any(many):
+                    continue
+                self._at_once(parts, trip, many)
+                starts = tuple(
+                    bool(np.any(trip.has(part.when)))
+                    for place, part in enumerate(parts)
+                    if isinstance(part, Start) and not _is_awaited(parts, place)
+                )
+                key = starts if np.ndim(trip.last) == 0 else (*starts, *[True] * (number + 1))
+                _, before = alike.get(key, (trip, 0))
+                alike[key] = trip, before + many
+            for trip, many in alike.values():
+                self._trip(parts, trip, many)
+
+    def _at_once(self, parts: list[Part], trip: Trip, many: Number) -> None:
+        """Run what is started and awaited at once, as a trip begins or ends: beside nothing."""
+        for place, part in enumerate(parts):
+            if isinstance(part, Start) and _is_awaited(parts, place):
+                if np.any(now := trip.has(part.when)):
+                    self._wait(self._start(part.task, now, {}), trip, many, {})
 
     def _trip(self, parts: list[Part], trip: Trip, many: Number) -> None:
         """Run trips that are alike, `many` in a step."""
         flights: dict[str, _Flight] = {}
-        for part in parts:
+        for place, part in enumerate(parts):
             if isinstance(part, Stretch):
                 for flight in flights.values():
                     flight.left_s = flight.left_s - spare_s(self.durations, part, flight.wires)
             elif isinstance(part, Start):
-                if np.any(now := trip.has(part.when)):
+                now = trip.has(part.when)
+                if np.any(now) and not _is_awaited(parts, place):
                     flights[part.name] = self._start(part.task, now, flights)
             elif isinstance(part, Move):
                 alone = self._start(part, True, flights)
@@ -202,16 +224,17 @@ class _Clock:
         for flight in flights.values():
             if np.any(shared := self.durations.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
-        left_s = alone_s if np.ndim(queue_s) == 0 and queue_s == 0 else queue_s + alone_s
-        return _Flight(task=task, wires=wires, left_s=np.where(alone_s > 0, left_s, 0.0))
+        if np.any(queue_s):
+            alone_s = np.where(alone_s > 0, queue_s + alone_s, 0.0)
+        return _Flight(task=task, wires=wires, left_s=alone_s)
 
 
-def _alike(visit: Visit) -> Iterator[tuple[Trip, Number]]:
+def _kinds(visit: Visit) -> Iterator[tuple[Trip, Number]]:
     """Yield a visit's first trip, one of those in its middle, and the last where it is another;
     with how many of them there are."""
     more = np.greater(visit.times, 1)
     for first, last, times in (
-        (True, np.logical_not(more), 1),
+        (True, False if np.all(more) else np.logical_not(more), 1),
         (False, False, np.maximum(visit.times - 2, 0)),
         (False, True, more * 1),
     ):
@@ -219,6 +242,17 @@ def _alike(visit: Visit) -> Iterator[tuple[Trip, Number]]:
             block=visit.block, first=first, last=last, after=visit.after, before=visit.before
         )
         yield trip, times
+
+
+def _is_awaited(parts: list[Part], place: int) -> bool:
+    """Return whether what is started at a place is awaited at once."""
+    start = parts[place]
+    after = parts[place + 1] if place + 1 < len(parts) else None
+    return (
+        isinstance(start, Start)
+        and isinstance(after, Await)
+        and (after.name, after.when) == (start.name, start.when)
+    )
 
 
 def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
