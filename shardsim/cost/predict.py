@@ -235,10 +235,6 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str,
             f"{plan.machine.chip.name} offers"
         )
     tensor = int(layout.tensor.size)
-    if plan.overlap.matmul == "bidirectional" and tensor > 1 and tensor % 4:
-        warnings.append(
-            f"collective matmul runs in one direction: {tensor} members do not divide by 4"
-        )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(
             "the residual stream is replicated over the tensor axis: its all-reduces cannot "
