@@ -171,11 +171,8 @@ class Trace:
         for array, column in zip(self.arrays, self.matrix.T, strict=True):
             by_size[:, columns[array.size]] += column
         rows = np.unique(by_size, axis=0)
-        covered = [
-            any((other >= row).all() for j, other in enumerate(rows) if j != i)
-            for i, row in enumerate(rows)
-        ]
-        return rows[~np.array(covered)]
+        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2) & ~np.eye(len(rows), dtype=bool)
+        return rows[~covers.any(axis=0)]
 
     def peak(self, measure: Measure) -> Number:
         """Return the bytes at the fullest moment."""
@@ -210,9 +207,21 @@ def layer_trace(
     mode: Mode,
 ) -> Trace:
     """Return what is live while a layer of a stack runs again and back, with `kept` kept."""
-    derived = derived_blocks(model, attention, kind).stacks[stack]
     again = backward_of(model, attention, stack, kept).again
-    return block_trace(derived, again, passes, mode)
+    return _again_trace(model, attention, stack, kind, again, passes, mode)
+
+
+@lru_cache(maxsize=4096)
+def _again_trace(
+    model: Model,
+    attention: str,
+    stack: int,
+    kind: Kind,
+    again: tuple[int, ...],
+    passes: Passes,
+    mode: Mode,
+) -> Trace:
+    return block_trace(derived_blocks(model, attention, kind).stacks[stack], again, passes, mode)
 
 
 @lru_cache(maxsize=1024)
