@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -13,10 +14,11 @@ from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Biases, Model
 from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
-from shardsim.plan.layout import AxisLayout
+from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.plan import MATMUL_OVERLAP, OPTIMIZERS
 from shardsim.plan.remat import POLICIES
+from shardsim.program.schedule import Move, Schedule, Start
 
 # What the tests call the axes; outermost first, as the roles are.
 NAMES = {
@@ -180,6 +182,20 @@ def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
         activations=rules(plan.activations),
         optimizer_rules=rules(plan.optimizer_rules),
     )
+
+
+def contends(schedule: Schedule, layout: Layout) -> bool:
+    """Return whether moves of two groups are under way at once on one torus axis, or on the DCN."""
+    for block in schedule.blocks:
+        started = [task.task for task in block.tasks if isinstance(task, Start)]
+        beside = {task.role for task in started if isinstance(task, Move)}
+        others = {task.role for task in block.collectives() if np.any(task.count)}
+        for one in beside:
+            for other in others - {one}:
+                mine, theirs = layout.role(one), layout.role(other)
+                if mine.shares_links_with(theirs) or (mine.slices > 1 and theirs.slices > 1):
+                    return True
+    return False
 
 
 def is_legal(plan: Plan) -> bool:

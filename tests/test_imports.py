@@ -16,6 +16,7 @@ PACKAGE = Path(shardsim.__file__).parent
 # Lowest first; a part may import from its own level's others only if that makes no circle.
 ORDER = (
     ("units", "errors", "files"),
+    ("graph",),
     ("machine", "model"),
     ("plan",),
     ("program",),

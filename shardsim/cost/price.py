@@ -3,25 +3,26 @@
 Work and moves run one after another. What is started runs beside them on its own links: behind
 what was started there before, and in the time that moves which are waited for leave them. So what
 is left of it, where it is awaited, follows from sums over the stretches of a block, and only there
-something has to be compared. A loop's first trip, those in its middle and its last one differ in
-what they start; those in the middle are alike.
+something has to be compared. A trip through a block of a planned schedule begins and ends with
+nothing under way; a loop's first trip, those in its middle and its last one differ in what they
+start, and those in the middle are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shardsim.cost.collectives import sent_bytes
 from shardsim.cost.costs import ComputeTime, Costs
-from shardsim.cost.stretch import Durations, Stretch, Wires, spare_s, split
+from shardsim.cost.stretch import Durations, Part, Stretch, Wires, spare_s, split
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.schedule import (
-    Await,
     Block,
     Copy,
     Move,
@@ -132,31 +133,19 @@ class _Flight:
     left_s: Number
 
 
-Flights = dict[str, _Flight]
-
-
-@dataclass(frozen=True)
-class _Trips:
-    """Trips of a visit to a block that are alike."""
-
-    trip: Trip
-    alive: Number  # in which of the plans there are any
-    many: Number  # in a step
-
-
 class _Clock:
-    """Runs the order of a schedule and notes what is waited for."""
+    """Runs the trips of a schedule and notes what is waited for."""
 
     def __init__(self, durations: Durations, schedule: Schedule) -> None:
         self.durations = durations
         self.schedule = schedule
-        self.waits = [Total() for _ in schedule.blocks]
-        # By identity of the task: the block that waits, and the seconds over a step.
-        self.waited: dict[int, list[tuple[int, Number]]] = {}
-        self._parts: dict[int, list[Stretch | Start | Await]] = {}
+        self.waits = [Total() for _ in schedule.blocks]  # over a step
+        # The same by block and identity of the task.
+        self.waited: dict[tuple[int, int], Number] = defaultdict(float)
+        self._parts: dict[int, list[Part]] = {}
 
-    def parts(self, number: int) -> list[Stretch | Start | Await]:
-        """Return a block as stretches between starts and awaits."""
+    def parts(self, number: int) -> list[Part]:
+        """Return a block as stretches between points at which something may wait."""
         if number not in self._parts:
             self._parts[number] = split(self.durations, self.schedule.blocks[number].tasks)
         return self._parts[number]
@@ -166,95 +155,88 @@ class _Clock:
         return (part for part in self.parts(number) if isinstance(part, Stretch))
 
     def run(self) -> None:
-        """Run all blocks in order."""
-        flights: Flights = {}
+        """Run all that has something to wait for."""
         for visit in self.schedule.visits():
             parts = self.parts(visit.block)
-            if not np.any(visit.many) or not (flights or any(map(_is_point, parts))):
+            if all(isinstance(part, Stretch) for part in parts):
                 continue
-            for trips in _alike(visit):
-                if np.any(trips.alive):
-                    self._trip(parts, trips, flights)
+            for trip, times in _alike(visit):
+                many = times * visit.many
+                if np.any(many):
+                    self._trip(parts, trip, many)
 
-    def _trip(self, parts: list[Stretch | Start | Await], trips: _Trips, flights: Flights) -> None:
+    def _trip(self, parts: list[Part], trip: Trip, many: Number) -> None:
+        """Run trips that are alike, `many` in a step."""
+        flights: dict[str, _Flight] = {}
         for part in parts:
             if isinstance(part, Stretch):
                 for flight in flights.values():
-                    spare = spare_s(self.durations, part, flight.wires)
-                    flight.left_s = flight.left_s - _where(trips.alive, spare)
-                continue
-            now = trips.trip.has(part.when) & trips.alive
-            if isinstance(part, Start) and np.any(now):
-                flights[part.name] = self._start(part.task, now, flights)
-            elif part.name in flights and np.any(now):
-                self._await(part.name, now, trips, flights)
+                    flight.left_s = flight.left_s - spare_s(self.durations, part, flight.wires)
+            elif isinstance(part, Start):
+                if np.any(now := trip.has(part.when)):
+                    flights[part.name] = self._start(part.task, now, flights)
+            elif isinstance(part, Move):
+                alone = self._start(part, True, flights)
+                self._wait(alone, trip, many, flights)
+            elif part.name in flights and np.any(trip.has(part.when)):
+                self._wait(flights.pop(part.name), trip, many, flights)
 
-    def _start(self, task: Move | Copy, now: Number, flights: Flights) -> _Flight:
-        """Put something behind what is under way on its links."""
+    def _wait(
+        self, flight: _Flight, trip: Trip, many: Number, flights: Mapping[str, _Flight]
+    ) -> None:
+        waited_s = np.maximum(flight.left_s, 0.0)
+        for other in flights.values():
+            other.left_s = other.left_s - waited_s
+        step_s = waited_s * many
+        self.waits[trip.block].add(step_s)
+        key = trip.block, id(flight.task)
+        self.waited[key] = self.waited[key] + step_s
+
+    def _start(self, task: Move | Copy, now: Number, flights: Mapping[str, _Flight]) -> _Flight:
+        """Put something behind what is under way on its links; it takes no time where not `now`."""
         wires = self.durations.wires(task)
-        alone_s = _where(now, self.durations.alone_s(task))
+        alone_s = self.durations.alone_s(task)
+        if not np.all(now):
+            alone_s = alone_s * now
         queue_s: Number = 0.0
         for flight in flights.values():
             if np.any(shared := self.durations.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
-        if np.any(queue_s):
-            queue_s = np.where(alone_s > 0, queue_s, 0.0)
-        return _Flight(task=task, wires=wires, left_s=queue_s + alone_s)
-
-    def _await(self, name: str, now: Number, trips: _Trips, flights: Flights) -> None:
-        flight = flights.pop(name)
-        waited_s = _where(now, np.maximum(flight.left_s, 0.0))
-        for other in flights.values():
-            other.left_s = other.left_s - waited_s
-        step_s = waited_s * trips.many
-        self.waits[trips.trip.block].add(step_s)
-        self.waited.setdefault(id(flight.task), []).append((trips.trip.block, step_s))
-        if not np.all(now):
-            flights[name] = replace(flight, left_s=np.where(now, 0.0, flight.left_s))
+        left_s = alone_s if np.ndim(queue_s) == 0 and queue_s == 0 else queue_s + alone_s
+        return _Flight(task=task, wires=wires, left_s=np.where(alone_s > 0, left_s, 0.0))
 
 
-def _alike(visit: Visit) -> Iterator[_Trips]:
-    """Yield the first trip of a visit, those in its middle, and the last where it is another."""
-    more, middle = np.greater(visit.times, 1), np.greater(visit.times, 2)
-    for first, last, alive, times in (
-        (True, np.logical_not(more), True, 1),
-        (False, False, middle, np.maximum(visit.times - 2, 0)),
-        (False, True, more, more * 1),
+def _alike(visit: Visit) -> Iterator[tuple[Trip, Number]]:
+    """Yield a visit's first trip, one of those in its middle, and the last where it is another;
+    with how many of them there are."""
+    more = np.greater(visit.times, 1)
+    for first, last, times in (
+        (True, np.logical_not(more), 1),
+        (False, False, np.maximum(visit.times - 2, 0)),
+        (False, True, more * 1),
     ):
         trip = Trip(
             block=visit.block, first=first, last=last, after=visit.after, before=visit.before
         )
-        yield _Trips(trip=trip, alive=alive, many=times * visit.many)
-
-
-def _is_point(part: Stretch | Start | Await) -> bool:
-    return not isinstance(part, Stretch)
-
-
-def _where(now: Number, value: Number) -> Number:
-    return value if np.all(now) else value * now
+        yield trip, times
 
 
 def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
-    """Yield every move and every copy to or from the host over a whole step.
-
-    What is started belongs to the block that waits for it.
-    """
-    durations, blocks = clock.durations, clock.schedule.blocks
+    """Yield every move and every copy to or from the host over a whole step."""
+    blocks = clock.schedule.blocks
     for number, block in enumerate(blocks):
         for stretch in clock.stretches(number):
-            for task, times, exposed_s in stretch.moves:
+            for move, times, exposed_s in stretch.moves:
                 many = times * block.trips
-                yield _collective(durations, block, task, many, exposed_s * many)
-    started: dict[int, tuple[Move | Copy, Number]] = {}
+                yield _collective(clock.durations, block, move, many, exposed_s * many)
+    counts: dict[tuple[int, int], tuple[Move | Copy, Number]] = {}
     for number, task, times in clock.schedule.runs():
-        if isinstance(task, Move | Copy) and id(task) in clock.waited:
-            _, before = started.get(id(task), (task, 0))
-            started[id(task)] = task, before + times
-    for key, (task, many) in started.items():
-        waited = clock.waited[key]
-        exposed_s = sum(seconds for _, seconds in waited)
-        yield _collective(durations, blocks[waited[-1][0]], task, many, exposed_s)
+        key = number, id(task)
+        if key in clock.waited and isinstance(task, Move | Copy):
+            _, before = counts.get(key, (task, 0))
+            counts[key] = task, before + times
+    for key, (task, many) in counts.items():
+        yield _collective(clock.durations, blocks[key[0]], task, many, clock.waited[key])
 
 
 def _collective(

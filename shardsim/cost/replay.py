@@ -8,7 +8,7 @@ the operations of the stream leave of HBM's bandwidth, one after another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shardsim.cost.costs import Costs, costs_of
@@ -94,14 +94,13 @@ def replay_schedule(
 
     Operations take `costs`; the usual ones if left out.
     """
-    return replay(
-        TaskTimes(costs or usual_costs(machine, where), MeshLinks(machine, where)), schedule
-    )
+    costs = costs or usual_costs(machine, where)
+    return replay(TaskTimes(costs, MeshLinks(machine, where)), schedule)
 
 
 def replay(times: TaskTimes, schedule: Schedule) -> Replayed:
     """Replay a single schedule; pipeline stages do not wait for each other."""
-    stream = _Stream(times)
+    stream = Stream(times)
     sums = [Spent() for _ in schedule.blocks]
     known: dict[tuple[Trip, frozenset[str]], Spent] = {}
     for trip in schedule.trips():
@@ -162,11 +161,16 @@ def summed(times: TaskTimes, schedule: Schedule, sums: Sequence[Spent]) -> Repla
     return Replayed(price=price, blocks=blocks)
 
 
-class _Stream:
+# Told of what runs from when to when: work, moves and copies, and waits for those.
+Watch = Callable[[Work | Move | Copy | Await, float, float], None]
+
+
+class Stream:
     """The compute stream of one device, the links around it, and its copies."""
 
-    def __init__(self, times: TaskTimes) -> None:
+    def __init__(self, times: TaskTimes, watch: Watch | None = None) -> None:
         self.times = times
+        self.watch = watch
         self.now = 0.0
         self.free: dict[str, float] = defaultdict(float)  # by port: when it is
         self.ends: dict[str, float] = {}  # moves and host copies that were started
@@ -193,6 +197,7 @@ class _Stream:
             elif isinstance(task, Work):
                 time = self.times.work(task)
                 spent.work(time)
+                self._tell(task, self.now, self.now + time.total_s)
                 self._pass(time.total_s, time.spare_s)
             elif isinstance(task, Move):
                 self._wait(task.name, self._launch(task), spent)
@@ -215,17 +220,20 @@ class _Stream:
         end = begin + self.times.alone_s(task)
         for port in ports:
             self.free[port] = end
+        self._tell(task, begin, end)
         return end
 
     def _wait(self, name: str, end: float, spent: Spent) -> None:
         waited = max(end - self.now, 0.0)
         spent.wait(name, waited)
+        self._tell(Await(name=name), self.now, self.now + waited)
         self._pass(waited, waited)
 
     def _copy(self, task: Copy) -> None:
         if task.host_bytes:
             begin = max(self.now, self.free["host"])
             self.free["host"] = self.ends[task.name] = begin + self.times.host_s(task)
+            self._tell(task, begin, self.ends[task.name])
         else:
             self.copies.add(task.name, self.times.hbm_s(task))
 
@@ -234,6 +242,7 @@ class _Stream:
             self._wait(name, self.ends.pop(name), spent)
         elif name in self.copies:
             left = self.copies.finish(name)
+            self._tell(Await(name=name), self.now, self.now + left)
             spent.parts["hbm_bound_s"] += left
             self.now += left
             self.copies.moved.remove(name)
@@ -242,3 +251,7 @@ class _Stream:
         """Let time pass, for `spare_s` of which the stream leaves HBM to the copies."""
         self.now += seconds
         self.copies.drain(spare_s)
+
+    def _tell(self, task: Work | Move | Copy | Await, start_s: float, end_s: float) -> None:
+        if self.watch is not None and end_s > start_s:
+            self.watch(task, start_s, end_s)

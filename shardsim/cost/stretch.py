@@ -133,12 +133,20 @@ def spare_s(durations: Durations, here: Stretch, wires: Wires) -> Number:
     return here.spare[wires]
 
 
-def split(durations: Durations, tasks: tuple[Task, ...]) -> list[Stretch | Start | Await]:
-    """Return the tasks of a block as stretches between what is started and awaited."""
-    parts: list[Stretch | Start | Await] = []
+Part = Stretch | Start | Await | Move
+
+
+def split(durations: Durations, tasks: tuple[Task, ...]) -> list[Part]:
+    """Return the tasks of a block as stretches between points at which something may wait.
+
+    Those are starts, awaits, and moves over the very links on which something is started.
+    """
+    started = {durations.wires(task.task) for task in tasks if isinstance(task, Start)}
+    parts: list[Part] = []
     here: Stretch | None = None
     for task in tasks:
-        if isinstance(task, Start | Await):
+        queues = isinstance(task, Move) and durations.wires(task) in started
+        if isinstance(task, Start | Await) or (queues and isinstance(task, Move)):
             here = None
             parts.append(task)
             continue

@@ -55,15 +55,15 @@ class Lowering:
 
     def forward(self) -> list[Task]:
         """Return the forward pass."""
-        return _Pass(self).forward("", self._once()).tasks
+        return _Pass(self).forward("", self._once()).done()
 
     def backward(self, again: Mapping[int, Number]) -> list[Task]:
         """Return the ops that run again, each so many times, and the backward pass."""
-        return _Pass(self).forward(" again", again).backward().tasks
+        return _Pass(self).forward(" again", again).backward().done()
 
     def together(self) -> list[Task]:
         """Return both passes of what runs forward and at once backward: nothing is let go."""
-        return _Pass(self).forward("", self._once()).backward().tasks
+        return _Pass(self).forward("", self._once()).backward().done()
 
     def _once(self) -> dict[int, Number]:
         return dict.fromkeys(range(len(self.derived.steps)), 1)
@@ -174,6 +174,29 @@ class _Pass:
         self.rings: dict[str, int] = {}  # array, or "d " array -> its gather over tensor
         self.weights: dict[tuple[str, str, str], int] = {}
         self.cast: set[str] = set()  # what is in 8 bits already
+        # Matmuls that may be one, by what they share and the dimension in which they lie together.
+        self.projections: dict[tuple[str, str], list[int]] = {}
+
+    def done(self) -> list[Task]:
+        """Return the tasks; with fused projections, matmuls of one operand or result are one."""
+        if not self.low.work.fused_projections:
+            return self.tasks
+        tasks: list[Task | None] = list(self.tasks)
+        names: dict[str, str] = {}
+        for (_, dim), group in self.projections.items():
+            parts = [task for task in (tasks[at] for at in group) if isinstance(task, Compute)]
+            whole = fused(parts, dim, self.low.wire)
+            names |= {part.name: whole.name for part in parts}
+            for at in group:
+                tasks[at] = None
+            tasks[group[0]] = whole
+        return [
+            replace(task, partners=tuple(dict.fromkeys(names.get(n, n) for n in task.partners)))
+            if isinstance(task, Collective)
+            else task
+            for task in tasks
+            if task is not None
+        ]
 
     def forward(self, suffix: str, counts: Mapping[int, Number]) -> _Pass:
         """Write ops in order, each so many times."""
@@ -200,6 +223,8 @@ class _Pass:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
             task = low.matmul(name, op, place, dims, low.width(op.out), count)
+            if not suffix:
+                self._project(op, "")
             self._add_matmul(task, op.out.name, [array.name for array in op.ins])
         elif op.kernel:
             self.tasks.append(low.kernel(name, op, place, False, count))
@@ -243,7 +268,18 @@ class _Pass:
             name, width = f"{op.name} d {array.name}", low.wire
             read = ["d " + op.out.name]
         task = low.matmul(name, op, place, dims, width)
+        self._project(op, "dW " if array.weight else "d ")
         self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
+
+    def _project(self, op: Op, prefix: str) -> None:
+        """Note what the next matmul of a projection shares with others: its result, where several
+        add to it, else its operand."""
+        if op.ins[-1].weight != "matrix":
+            return
+        makers = [step for step in self.low.derived.steps if step.op.out.name == op.out.name]
+        shared, dims = (op.out, "knm") if len(makers) > 1 else (op.ins[0], "nkn")
+        key = (prefix + shared.name, dims[("", "d ", "dW ").index(prefix)])
+        self.projections.setdefault(key, []).append(len(self.tasks))
 
     def _add_matmul(
         self, task: Compute, makes: str, reads: Iterable[str], whole: bool = False
@@ -357,6 +393,29 @@ class _Pass:
             return
         self.weights[key] = len(self.tasks)
         self.tasks.append(replace(task, schedule="behind", switch=switch))
+
+
+def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
+    """Return one matmul for several that lie side by side in `dim`: "m", "k" or "n".
+
+    What they have in common, an operand or the result, crosses HBM once.
+    """
+    first, *rest = tasks
+    if not rest:
+        return first
+    for task in rest:
+        shared = {"m": task.k * task.n, "k": task.m * task.n, "n": task.m * task.k}[dim]
+        first = replace(
+            first,
+            name=f"{first.name}+{task.name}",
+            m=first.m + task.m * (dim == "m"),
+            k=first.k + task.k * (dim == "k"),
+            n=first.n + task.n * (dim == "n"),
+            hbm_bytes=first.hbm_bytes + task.hbm_bytes - shared * wire,
+            vector_ops=first.vector_ops + task.vector_ops,
+            pointwise=first.pointwise + task.pointwise,
+        )
+    return first
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

@@ -1,16 +1,16 @@
 """From what a plan wants to a Schedule: what runs beside what, made explicit.
 
-Each pass is one technique. Where its switch is off, a task runs in its place and everything waits;
-a switch is a number or an array, and leaves a task both in its place and started, each for some
-of the plans.
+Each pass is one technique. Where its switch is off, everything waits for a task; a switch is a
+number or an array, and leaves a task both waited for and started, each for some of the plans. What
+a trip through a layer starts ends with it: what crosses from one trip to the next is data, weights
+that were gathered and gradients still to be scattered, as in a loop that carries them.
 
 - `rings`: collective matmul, see `program/rings.py`.
-- `prefetch`: weights of the layers are gathered one trip ahead, those of the head in the last trip
-  before it. Those of the first trip of a pass over the layers, forward or backward, nothing hides.
-- `deferred`: gradients that a trip has made are scattered in the next one, those of the head in
-  the first trip after it, those of the last trip behind nothing.
-- `reductions`: in the last microbatch, gradients are summed over replicas as soon as they have
-  been scattered.
+- `prefetch`: a trip gathers the weights of the next one, the last forward those of the head. Those
+  of the first trip of a pass over the layers, forward or backward, nothing hides.
+- `deferred`: a trip scatters the gradients of the one before, the first backward those of the
+  head. Those of the last trip of a pass nothing hides. In the last microbatch a trip also sums
+  them over replicas, matrix by matrix as they are scattered.
 - `offload`: kept activations are copied to the host and back beside the layer that they are of.
 """
 
@@ -51,13 +51,12 @@ class _Draft:
     block: Block
     tasks: list[Task]
     ahead: list[Task] = field(default_factory=list)
-    ended: list[Task] = field(default_factory=list)  # of the trip before, and what follows from it
-    made: list[Task] = field(default_factory=list)  # by this trip
-    closing: list[Task] = field(default_factory=list)  # of the last trip
+    ended: list[Task] = field(default_factory=list)
+    closing: list[Task] = field(default_factory=list)  # after the last trip
 
     def done(self, name: str, trips: Number) -> Block:
         """Return the block as it is by now."""
-        tasks = (*self.ahead, *self.tasks, *self.ended, *self.made, *self.closing)
+        tasks = (*self.ahead, *self.tasks, *self.ended, *self.closing)
         return replace(self.block, name=name, trips=trips, tasks=tasks)
 
 
@@ -70,22 +69,23 @@ def overlap(program: Program, layout: Layout) -> Schedule:
     prefetch(forward, forward, layout, "but last")
     prefetch(head, forward, layout, "before the head")
     prefetch(backward, backward, layout, "but last")
-    deferred(head, backward, layout)
-    deferred(backward, backward, layout)
+    deferred(head, backward, layout, "after the head")
+    deferred(backward, backward, layout, "but first")
     offload(program.offload_bytes, forward, "offload activations")
     offload(program.offload_bytes, backward, "fetch activations")
     # The last microbatch completes the gradients.
-    final = _Draft(
-        block=backward.block,
-        tasks=backward.tasks,
-        ahead=backward.ahead,
+    final = replace(
+        backward,
+        ahead=list(backward.ahead),
         ended=list(backward.ended),
-        made=backward.made,
         closing=list(backward.closing),
     )
-    sums = [draft for draft in drafts.values() if draft.block.phase == "reduction"]
-    started = [reductions(draft, final, layout) for draft in sums]
-    return _ordered(program, layout, drafts, final if any(started) else None)
+    for draft in drafts.values():
+        if draft.block.phase == "reduction":
+            of_layers = np.equal(draft.block.trips * layout.microbatches, backward.block.trips)
+            deferred(draft, final, layout, "but first" if np.all(of_layers) else "after the head")
+    several = len(final.ahead) > len(backward.ahead)
+    return _ordered(program, layout, drafts, final if several else None)
 
 
 def _only(drafts: dict[str, _Draft], phase: str) -> _Draft:
@@ -126,70 +126,56 @@ def rings(block: Block, layout: Layout) -> list[Task]:
 
 
 def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
-    """Start the gathers of weights that may overlap in the block `where`, ahead of their use."""
-    for gather in _split(draft, layout, "all-gather"):
-        if draft is where:
-            draft.ahead.append(Start(task=gather, when="first"))
-        draft.ahead.append(Await(name=gather.name))
-        where.ahead.append(Start(task=gather, when=when))
+    """Gather weights that may overlap in the block `where`, a trip ahead of their use.
 
-
-def deferred(draft: _Draft, where: _Draft, layout: Layout) -> None:
-    """Start the scatters of gradients that may overlap, and await them a trip of `where` later."""
-    for scatter in _split(draft, layout, ""):
-        where.ended.append(Await(name=scatter.name))
-        if draft is where:
-            draft.made.append(Start(task=scatter))
-            draft.closing.append(Await(name=scatter.name, when="last"))
-        else:
-            # Behind the weights that the trip itself needs.
-            where.ahead.append(Start(task=scatter, when="after the head"))
-
-
-def reductions(draft: _Draft, final: _Draft, layout: Layout) -> bool:
-    """Start the sums over replicas that may overlap in `final`, the last microbatch's trips.
-
-    Those of a layer wait for its gradients to be scattered, which they are one trip later, those
-    of the head for its own. Return whether there are any.
+    Where they may not, a trip begins with its own, before anything else is on the way.
     """
-    layers = np.any(np.greater(draft.block.trips, 1))
-    found = _split(draft, layout, "")
-    for task in found:
-        if layers:
-            final.ended += [Await(name=task.name), Start(task=task, when="but first")]
-            final.closing += [Await(name=task.name, when="last"), Start(task=task, when="last")]
-        else:
-            final.ended.append(Start(task=task, when="after the head"))
-    final.closing += [Await(name=task.name, when="last") for task in found]
-    return bool(found)
+    here, started = _split(draft, layout, "all-gather")
+    draft.ahead += here
+    for gather in started:
+        if draft is where:
+            where.ahead += [Start(task=gather, when="first"), Await(name=gather.name, when="first")]
+        where.ahead.append(Start(task=gather, when=when))
+        where.ended.append(Await(name=gather.name))
+
+
+def deferred(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
+    """Scatter or sum gradients that may overlap in the block `where`, in the trip after theirs."""
+    here, started = _split(draft, layout, "")
+    draft.tasks += here
+    for task in started:
+        one = replace(task, name=f"{task.name}, {draft.block.name}")
+        where.ahead.append(Start(task=one, when=when))
+        where.ended.append(Await(name=one.name))
+        if when == "but first":
+            where.closing += [Start(task=one, when="last"), Await(name=one.name, when="last")]
 
 
 def offload(moved: Number, draft: _Draft, name: str) -> None:
     """Copy what a layer keeps in the host's memory beside the layer's own work."""
     if np.any(moved):
         draft.ahead.append(Start(task=Copy(name=name, host_bytes=moved)))
-        draft.ended.insert(0, Await(name=name))
+        draft.ended.append(Await(name=name))
 
 
-def _split(draft: _Draft, layout: Layout, kind: str) -> list[Collective]:
-    """Take out what may run behind other work in some of the plans, of a `kind` or of all.
+def _split(draft: _Draft, layout: Layout, kind: str) -> tuple[list[Collective], list[Collective]]:
+    """Take out what may run behind other work, of a `kind` or of all.
 
-    In the other plans it stays in its place.
+    Return it as it is in the plans where it is waited for, and as it is in the others.
     """
     tasks, draft.tasks = draft.tasks, []
-    found: list[Collective] = []
+    waited: list[Collective] = []
+    started: list[Collective] = []
     for task in tasks:
         behind = isinstance(task, Collective) and task.schedule == "behind"
         if not isinstance(task, Collective) or not behind or kind not in task.kind:
             draft.tasks.append(task)
             continue
         on = np.asarray(SWITCHES[task.switch](layout), dtype=bool)
-        here, started = (
-            replace(task, count=task.count * where) for where in (np.logical_not(on), on)
-        )
-        draft.tasks += [here] if np.any(here.count) else []
-        found += [started] if np.any(started.count) else []
-    return found
+        for where, found in ((np.logical_not(on), waited), (on, started)):
+            one = replace(task, count=task.count * where)
+            found += [one] if np.any(one.count) else []
+    return waited, started
 
 
 def _ordered(
@@ -223,13 +209,13 @@ def _ordered(
         return Loop(times=layers, body=(place[phase],))
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        more: tuple[Loop, ...] = ()
+        steps: list[int | Loop] = [passes("forward"), place["head"], passes(backward)]
         if np.any(np.greater(chunks, 1)):
-            more = (Loop(times=chunks - 1, body=(passes("forward"), passes(backward))),)
-        steps = (*more, passes("forward"), place["head"], passes(backward))
+            without_head = (passes("forward"), passes(backward))
+            steps.insert(0, Loop(times=chunks - 1, body=without_head))
         if "boundary" in place:
-            steps = (*steps, Loop(times=program.interleave, body=(place["boundary"],)))
-        return steps
+            steps.append(Loop(times=program.interleave, body=(place["boundary"],)))
+        return tuple(steps)
 
     afterwards = [
         Loop(times=block.trips, body=(number,))

@@ -122,8 +122,9 @@ def place_ring_operands(block: Block, where: Where) -> Block:
     ring = np.greater(where.layout.matmul_overlap, 0)
 
     def change(task: Task) -> list[Task]:
-        gathers = isinstance(task, Collective) and task.kind == "all-gather"
-        if not (gathers and task.schedule == "ring" and block.phase == "backward"):
+        if not isinstance(task, Collective) or block.phase != "backward":
+            return [task]
+        if (task.kind, task.schedule) != ("all-gather", "ring"):
             return [task]
         return [task, *_copy(task.name, "copy", task.bytes, task.count * ring)]
 

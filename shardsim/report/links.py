@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shardsim.cost.predict import Prediction
 from shardsim.plan import resolve
+from shardsim.program.schedule import Copy
 
 
 def axis_use(item: Prediction) -> dict[str, float]:
@@ -17,10 +18,9 @@ def axis_use(item: Prediction) -> dict[str, float]:
     if item.plan.machine.slices > 1:
         busy["dcn"] = 0.0
     for cost in item.price.collectives:
-        role = cost.task.role
-        if role == "host" or float(cost.count) == 0:
+        if isinstance(cost.task, Copy) or float(cost.count) == 0:
             continue
-        group = layout.role(role)
+        group = layout.role(cost.task.role)
         over_slices = float(group.slices) > 1
         if over_slices and cost.task.stage != "torus":
             busy["dcn"] += float(cost.time_s)

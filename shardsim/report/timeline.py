@@ -1,14 +1,17 @@
-"""The timeline of one layer: its Program's tasks in order, with their analytic times."""
+"""The timeline of one layer: its tasks as the Schedule has them, with their analytic times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shardsim.cost.costs import costs_of
+from shardsim.cost.meshlinks import RoleLinks
 from shardsim.cost.predict import Prediction
-from shardsim.cost.price import CollectiveCost
+from shardsim.cost.replay import Stream
+from shardsim.cost.task_times import TaskTimes
 from shardsim.plan import resolve
 from shardsim.plan.layout import Layout
-from shardsim.program.tasks import Block, Collective, Compute
+from shardsim.program.schedule import Await, Block, Copy, Move, Trip, Work
 
 COMPUTE = "compute"
 
@@ -31,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimeline:
-    """One trip through a block of the Program."""
+    """One trip through a block of the Schedule."""
 
     block: str
     spans: tuple[Span, ...]
@@ -45,99 +48,53 @@ class LayerTimeline:
 
 
 def layer_timelines(item: Prediction) -> tuple[LayerTimeline, ...]:
-    """Return the forward and the backward pass of one layer, recomputation in the latter.
+    """Return a trip through a layer forward, and one backward with recomputation.
 
-    What runs behind other work is averaged over all layers: the first layer's weights, which
-    nothing hides, count as a small wait in each.
+    They are trips in the middle of a pass over the layers: their weights are on the way when they
+    begin, and they start on those of the next layer.
     """
     layout = resolve(item.plan)
-    return tuple(
-        _timeline(item, item.program.block(name), layout)
-        for name in ("layer forward", "layer backward")
+    costs = costs_of(item.costs, item.plan.machine.chip)
+    times = TaskTimes(costs, RoleLinks(item.plan.machine, layout))
+    blocks = item.schedule.blocks
+    numbers = [
+        next(number for number, block in enumerate(blocks) if block.phase == phase)
+        for phase in ("forward", "backward")
+    ]
+    return tuple(_timeline(times, layout, blocks[number], number) for number in numbers)
+
+
+def _timeline(times: TaskTimes, layout: Layout, block: Block, number: int) -> LayerTimeline:
+    spans: list[Span] = []
+
+    def watch(task: Work | Move | Copy | Await, start_s: float, end_s: float) -> None:
+        stream, kind, name = COMPUTE, "wait", f"waiting for {task.name}"
+        if isinstance(task, Work):
+            kind, name = task.kind, task.name
+        elif isinstance(task, Move):
+            stream = ", ".join(layout.mesh_axes(task.role)) or task.role
+            kind, name = task.kind, task.name
+        elif isinstance(task, Copy):
+            stream, kind, name = "host", "host-transfer", task.name
+        spans.append(
+            Span(name=name, stream=stream, kind=kind, start_s=start_s, duration_s=end_s - start_s)
+        )
+
+    player = Stream(times, watch)
+    began = 0.0
+    for first in (True, False, False):
+        began = player.now
+        trip = Trip(block=number, first=first, last=False, after=False, before=False)
+        player.run(block, trip)
+    inside = (_clipped(span, began, player.now) for span in spans)
+    return LayerTimeline(
+        block=block.name,
+        spans=tuple(span for span in inside if span.duration_s > 0),
+        total_s=player.now - began,
     )
 
 
-def _timeline(item: Prediction, block: Block, layout: Layout) -> LayerTimeline:
-    trips = float(block.trips)
-    computes = [cost for cost in item.price.computes if cost.block == block.name]
-    length = {cost.task.name: float(cost.time_s) / trips for cost in computes}
-    costs = {cost.task.name: cost for cost in item.price.collectives if cost.block == block.name}
-    waits = _ring_waits(block, costs, trips)
-    spans: list[Span] = []
-    at: dict[str, tuple[float, float]] = {}  # matmul -> its window, waiting included
-    tail: list[tuple[str, float]] = []
-    free: dict[str, float] = {}  # communication stream -> when it is free
-    now = 0.0
-
-    def compute(name: str, kind: str, duration_s: float) -> None:
-        nonlocal now
-        if duration_s > 0:
-            spans.append(
-                Span(name=name, stream=COMPUTE, kind=kind, start_s=now, duration_s=duration_s)
-            )
-            now += duration_s
-
-    def communicate(task: Collective, start_s: float, duration_s: float) -> None:
-        stream = _stream(task, layout)
-        spans.append(
-            Span(
-                name=task.name,
-                stream=stream,
-                kind=task.kind,
-                start_s=start_s,
-                duration_s=duration_s,
-            )
-        )
-        free[stream] = max(free.get(stream, 0.0), start_s + duration_s)
-
-    for task in block.tasks:
-        if isinstance(task, Compute):
-            start = now
-            compute(task.name, task.kind, length.get(task.name, 0.0))
-            compute(f"waiting beside {task.name}", "wait", waits.get(task.name, 0.0))
-            at[task.name] = (start, now)
-            continue
-        if not isinstance(task, Collective):  # only compiled programs have others
-            continue
-        cost = costs.get(task.name)
-        alone = 0.0 if cost is None else float(cost.time_s) / trips
-        if cost is None or alone <= 0 or task.schedule == "ring":
-            continue
-        exposed = float(cost.exposed_s) / trips
-        if task.schedule == "behind" and bool(getattr(layout, task.switch)):
-            communicate(task, free.get(_stream(task, layout), 0.0), alone)
-            tail.append((task.name, exposed))
-        else:
-            communicate(task, now, alone)
-            compute(f"waiting for {task.name}", "wait", exposed)
-    for task in block.collectives():
-        cost = costs.get(task.name)
-        if task.schedule == "ring" and cost is not None and float(cost.time_s) > 0:
-            start = min(at[name][0] for name in task.partners)
-            end = max(at[name][1] for name in task.partners)
-            communicate(task, start, max(end - start, 0.0))
-    for name, cost in costs.items():
-        if cost.task.kind == "host-transfer":
-            communicate(cost.task, 0.0, float(cost.time_s) / trips)
-            tail.append((name, float(cost.exposed_s) / trips))
-    for name, exposed in tail:
-        compute(f"waiting for {name}", "wait", exposed)
-    return LayerTimeline(block=block.name, spans=tuple(spans), total_s=now)
-
-
-def _ring_waits(block: Block, costs: dict[str, CollectiveCost], trips: float) -> dict[str, float]:
-    """Return what each matmul waits for the ring beside it; a ring's wait stands at its last."""
-    waits: dict[str, float] = {}
-    order = {task.name: index for index, task in enumerate(block.tasks)}
-    for task in block.collectives():
-        cost = costs.get(task.name)
-        if task.schedule == "ring" and cost is not None and float(cost.exposed_s) != 0:
-            last = max(task.partners, key=lambda name: order[name])
-            waits[last] = waits.get(last, 0.0) + float(cost.exposed_s) / trips
-    return waits
-
-
-def _stream(task: Collective, layout: Layout) -> str:
-    if task.role == "host":
-        return "host"
-    return ", ".join(layout.mesh_axes(task.role)) or task.role
+def _clipped(span: Span, began_s: float, ended_s: float) -> Span:
+    """Return what of a span lies in a trip, from the trip's start."""
+    start_s, end_s = max(span.start_s, began_s), min(span.end_s, ended_s)
+    return replace(span, start_s=start_s - began_s, duration_s=end_s - start_s)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from shardsim.errors import ShardsimError, nearest
 from shardsim.machine.catalog import show
-from shardsim.program.attention import OPS_SOFTMAX, SOFTMAX_PASSES
+from shardsim.model.blocks import ACTIVATE, ADD, NORM, SOFTMAX
 from shardsim.program.reductions import OPS_UPDATE
 from shardsim.program.tasks import Compute
-from shardsim.program.writer import OPS_ACTIVATION, OPS_ADD, OPS_NORM
 
 HEADS = 16
 BYTES = {"bf16": 2, "f32": 4}
@@ -23,18 +22,18 @@ BYTES = {"bf16": 2, "f32": 4}
 MATMULS = {
     "matmul": (0.0, 0),
     "matmul_dw": (0.0, 0),  # both operands by their rows: a gradient of weights
-    "matmul_bias": (OPS_ADD, 0),
-    "matmul_gelu": (OPS_ACTIVATION, 0),
-    "matmul_residual": (OPS_ADD, 2),
+    "matmul_bias": (ADD.ops, 0),
+    "matmul_gelu": (ACTIVATE.fused, 0),
+    "matmul_residual": (ADD.ops, 2),
 }
 # Of one element: vector operations, arrays read or written.
 STREAMS = {
-    "add": (OPS_ADD, 3.0),
-    "gelu": (OPS_ACTIVATION, 2.0),
-    "column_sum": (OPS_ADD, 1.0),
-    "layer_norm": (OPS_NORM, 2.0),
-    "rms_norm": (OPS_NORM, 2.0),
-    "softmax": (OPS_SOFTMAX, SOFTMAX_PASSES),
+    "add": (ADD.ops, 3.0),
+    "gelu": (ACTIVATE.fused, 2.0),
+    "column_sum": (ADD.ops, 1.0),
+    "layer_norm": (NORM.ops, 2.0),
+    "rms_norm": (NORM.ops, 2.0),
+    "softmax": (SOFTMAX.ops, SOFTMAX.passes),
 }
 # The axis that lies densest in memory is another one after a transpose, the same after a copy.
 COPIES = {"transpose": "transpose", "split_heads": "copy"}
@@ -144,8 +143,8 @@ class Op:
         softmax = Compute(
             name=self.text,
             kind="attention",
-            hbm_bytes=batch * m * n * SOFTMAX_PASSES * 2,
-            vector_ops=batch * m * n * OPS_SOFTMAX,
+            hbm_bytes=batch * m * n * SOFTMAX.passes * 2,
+            vector_ops=batch * m * n * SOFTMAX.ops,
         )
         return (product, softmax)
 

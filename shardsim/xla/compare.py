@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import REPLICATED
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.schedule import Move
 from shardsim.program.shapes import Workload
 from shardsim.xla.entries import Compiled, sent_bytes
 
@@ -84,25 +85,23 @@ def compiled_purpose(op_name: str) -> str:
 def planned(plan: Plan) -> Sums:
     """Return the planned traffic of a step, as the emitted code does it.
 
-    A collective matmul's all-gather or reduce-scatter over n devices is n - 1 permutes.
+    What a schedule does in two stages, inside slices and between them, is one collective.
     """
     layout = resolve(plan)
-    program = partition(Workload.of(plan), layout, plan.remat)
+    schedule = overlap(partition(Workload.of(plan), layout, plan.remat), layout)
     mesh = {axis.name: axis.size for axis in plan.mesh}
     sums: Sums = {}
-    rings = bool(layout.matmul_overlap) and not np.equal(layout.residual, REPLICATED)
-    for block in program.blocks:
-        for task in block.collectives():
-            axes = tuple(a for a in mesh if a in layout.mesh_axes(task.role) and mesh[a] > 1)
-            size = int(np.prod([mesh[axis] for axis in axes]))
-            times = float(task.count) * float(block.trips) * float(task.messages)
-            if times == 0 or size == 1 or task.stage == "dcn":
-                continue
-            array = float(task.bytes) / float(task.messages)
-            kind, each = task.kind, sent_bytes(task.kind, array, size)
-            if task.schedule == "ring" and rings:
-                kind, each, times = "permute", each / (size - 1), times * (size - 1)
-            sums.setdefault(Key(kind, axes, task.purpose), Traffic()).add(each, times)
+    for _, task, times in schedule.runs():
+        if not isinstance(task, Move) or task.stage == "dcn":
+            continue
+        axes = tuple(a for a in mesh if a in layout.mesh_axes(task.role) and mesh[a] > 1)
+        size = int(np.prod([mesh[axis] for axis in axes]))
+        arrays = task.ways or float(task.messages)
+        count = float(task.count) * float(times) * arrays
+        if count == 0 or size == 1:
+            continue
+        each = sent_bytes(task.kind, float(task.bytes) / arrays, size)
+        sums.setdefault(Key(task.kind, axes, task.purpose), Traffic()).add(each, count)
     return sums
 
 

@@ -15,6 +15,7 @@ from shardsim.machine import Machine
 from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
+from shardsim.program.schedule import Move
 from shardsim.xla.compare import compiled_purpose
 from shardsim.xla.hlo import CompiledProgram
 
@@ -90,6 +91,7 @@ def _summed(costs: list[CollectiveCost], compiled: CompiledProgram) -> tuple[Col
     }
     sums: dict[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]] = {}
     for cost in costs:
+        assert isinstance(cost.task, Move), "copies are no collectives"
         purpose = "parameters" if weights[cost.task.name] else "activations"
         key = (cost.task.kind, cost.task.mesh_axes, purpose)
         row = np.array([cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s], dtype=float)

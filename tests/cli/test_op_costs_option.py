@@ -24,7 +24,7 @@ def test_predict_takes_the_option_or_the_key(shardsim: Shardsim):
     plan = "vit-22b-published-tp8"
     physical = data(shardsim("predict", plan, "--json"))
     option = data(shardsim("predict", plan, "--op-costs", "compiler", "--json"))
-    key = data(shardsim("predict", plan, "--set", "chip.op_costs=compiler", "--json"))
+    key = data(shardsim("predict", plan, "--set", "op_costs=compiler", "--json"))
     assert option == key
     assert option["step_time_s"] != physical["step_time_s"]
     assert option["hbm"] == physical["hbm"]
@@ -48,7 +48,7 @@ def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
 def test_a_plan_file_says_how_it_is_priced(shardsim: Shardsim, tmp_path: Path):
     out = str(tmp_path / "plan.yaml")
     shardsim("plan", "vit-l", "--on", "v4:2x2x4", "--batch", "256", "-o", out)
-    assert load_plan(out).machine.chip.op_costs == "compiler"
+    assert load_plan(out).op_costs == "compiler"
     priced = data(shardsim("predict", out, "--json"))
     assert priced == data(shardsim("predict", out, "--op-costs", "compiler", "--json"))
     physical = data(shardsim("predict", out, "--op-costs", "physical", "--json"))
@@ -80,7 +80,7 @@ def test_validate_shows_both_and_says_which(shardsim: Shardsim):
     [
         ("plan", "vit-22b", "--on", "h100:8", "--batch", "64", "--op-costs", "compiler"),
         ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=guess"),
-        ("predict", "vit-22b-published-tp8", "--set", "chip.op_costs=1"),
+        ("predict", "vit-22b-published-tp8", "--set", "op_costs=1"),
         ("predict", "vit-22b-published-tp8", "--set", "op_costs=guess"),
     ],
 )

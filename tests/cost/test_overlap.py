@@ -6,9 +6,6 @@ import pytest
 from building import axis_layout, plain_chip, wires
 from hypothesis import given
 from hypothesis import strategies as st
-
-from shardsim.cost.collectives import collective_s
-from shardsim.cost.network import Group, group_of
 from shardsim.cost.overlap import (
     BIDIRECTIONAL,
     OFF,
@@ -17,6 +14,9 @@ from shardsim.cost.overlap import (
     behind_s,
     ring_matmul_s,
 )
+
+from shardsim.cost.collectives import collective_s
+from shardsim.cost.network import Group, group_of
 
 W = 1e9
 HOP_S = 2e-6

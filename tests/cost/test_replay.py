@@ -23,6 +23,7 @@ MACHINE = replace(PLAN.machine, chip=replace(PLAN.machine.chip, op_overhead_s=0.
 CLOCK = PLAN.machine.chip.clock_hz or 0.0
 HBM = PLAN.machine.chip.hbm_bytes_per_s * PLAN.machine.chip.hbm_efficiency
 
+
 def work(name: str, seconds: float, hbm_bytes: float = 0.0) -> Work:
     """Return an operation of so many seconds."""
     return Work(name=name, kind="elementwise", cycles=seconds * CLOCK, hbm_bytes=hbm_bytes)

@@ -1,15 +1,17 @@
-"""The section `compiler` of a hardware file, and the switch that uses it."""
+"""The section `compiler` of a hardware file, and the key of a plan that uses it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from shardsim.errors import FileError, HardwareError
-from shardsim.machine import chip_names, load_chip, override_chip, parse_machine, with_op_costs
+from shardsim.cost.predict import predict
+from shardsim.errors import FileError, HardwareError, PlanError
+from shardsim.machine import chip_names, load_chip
 from shardsim.machine.op_costs import SHARES, op_costs_from_data
-from shardsim.plan import load_plan
+from shardsim.plan import load_plan, plan_to_data
 from shardsim.planner.changes import changed
 
 LEARNED = [name for name in chip_names() if load_chip(name).compiler]
@@ -55,15 +57,22 @@ def test_a_damaged_section_is_refused_in_one_line(path, value, message):
     assert str(caught.value).isprintable()
 
 
-def test_the_switch_needs_a_section():
-    with pytest.raises(HardwareError, match="op_costs cannot be compiler"):
-        override_chip(load_chip("h100"), {"op_costs": "compiler"})
-    with pytest.raises(HardwareError, match="must be one of physical, compiler"):
-        override_chip(load_chip("v4"), {"op_costs": "guessed"})
-
-
-def test_the_switch_is_a_key_of_what_if():
+def test_the_key_needs_a_section():
     plan = load_plan("vit-22b-published-tp8")
-    there = changed(plan, {"chip.op_costs": "compiler"})
-    assert there.machine == with_op_costs(parse_machine(plan.machine.name), "compiler")
-    assert changed(there, {"chip.op_costs": "physical"}) == plan
+    with pytest.raises(PlanError, match="'guessed' is not possible"):
+        replace(plan, op_costs="guessed")
+    bare = replace(plan.machine, chip=replace(plan.machine.chip, compiler=None))
+    with pytest.raises(PlanError, match="op_costs: the file of v4 has none"):
+        replace(plan, op_costs="compiler", machine=bare)
+    with pytest.raises(HardwareError, match="compiler's op costs are not known"):
+        predict(replace(plan, machine=bare), costs="compiler")
+
+
+def test_costs_are_the_plans_and_not_the_chips():
+    plan = load_plan("vit-22b-published-tp8")
+    there = changed(plan, {"op_costs": "compiler"})
+    assert there.machine == plan.machine
+    assert plan_to_data(there) == plan_to_data(plan) | {"op_costs": "compiler"}
+    assert changed(there, {"op_costs": "physical"}) == plan
+    with pytest.raises(HardwareError, match="no figure of a chip"):
+        changed(plan, {"chip.op_costs": "compiler"})

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from building import decoder, plain_chip, vit
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import predict
-from shardsim.cost.price import price
-from shardsim.machine import Machine, load_chip, override_chip, parse_machine, with_op_costs
+from shardsim.cost.price import step_time_s
+from shardsim.machine import Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES
 from shardsim.planner.search import default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 CLOSE = 1e-12
@@ -42,16 +45,17 @@ def compare(
     rng: np.random.Generator,
     pairs: int,
     plans: int | None,
+    costs: str = "physical",
 ) -> int:
     """Compare the price of `pairs` meshes at once with `plans` of their plans one by one."""
-    work = replace(work, as_compiled=machine.chip.op_costs == "compiler")
     chosen = np.sort(rng.choice(part.pairs, size=min(pairs, part.pairs), replace=False))
     some = part.take(chosen)
     layout = some.layout()
     prefetch = rng.random(some.shape) < 0.5
     layout = layout.reshaped(weights_overlap=prefetch)
-    program = partition(work, layout)
-    step_s = np.broadcast_to(price(machine, layout, program).step_time_s, some.shape)
+    program = implemented(partition(work, layout), USUAL[costs], machine, layout)
+    took_s = step_time_s(machine, layout, overlap(program, layout), costs_of(costs, machine.chip))
+    step_s = np.broadcast_to(took_s, some.shape)
     use = hbm_use(machine, program.memory)
     peak = np.broadcast_to(use.peak_bytes, some.shape)
     fits = np.broadcast_to(use.fits, some.shape)
@@ -61,7 +65,7 @@ def compare(
         cells = cells[rng.choice(len(cells), size=plans, replace=False)]
     for row, remat, option in cells.tolist():
         cell = (row, remat, option)
-        plan = plan_at(work, machine, some, cell, bool(prefetch[cell]))
+        plan = plan_at(work, costs, machine, some, cell, bool(prefetch[cell]))
         one = predict(plan)
         assert one.step_time_s == pytest.approx(float(step_s[cell]), rel=CLOSE), plan.name
         assert one.hbm["peak_bytes"] == pytest.approx(float(peak[cell]), rel=CLOSE), plan.name
@@ -70,22 +74,22 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    ("name", "slice_name", "batch", "op_costs"),
+    ("name", "slice_name", "batch", "costs"),
     [
         ("vit-22b", "v4:8x8x16", 65536, "physical"),
         ("llama2-70b", "2*v5p:8x8x8", 2048, "physical"),
         ("vit-22b", "v4:8x8x16", 65536, "compiler"),
     ],
 )
-def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, op_costs):
-    model, machine = load_model(name), with_op_costs(parse_machine(slice_name), op_costs)
+def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
+    model, machine = load_model(name), parse_machine(slice_name)
     work = workload(model, batch)
     rng = np.random.default_rng(22)
     found = list(parts(model, machine, batch, model.sequence))
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
     each = -(-1050 // len(found))
-    compared = sum(compare(work, machine, part, rng, 30, each) for part in found)
+    compared = sum(compare(work, machine, part, rng, 30, each, costs) for part in found)
     assert compared >= 1000
 
 

@@ -7,7 +7,7 @@ from building import plain_chip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import physical
 from shardsim.program.rings import ring_block
 from shardsim.program.tasks import Compute
 
@@ -38,8 +38,8 @@ def test_blocks_together_multiply_the_whole_and_move_no_less(
 def test_blocks_together_take_no_less_than_the_whole(m, k, n, members, ring, embed):
     chip = plain_chip("v4", op_overhead_s=1e-6)
     whole = matmul(m * members, k * members, n * members, ring)
-    total_s = members * compute_time(chip, ring_block(whole, members, embed)).total_s
-    assert total_s >= compute_time(chip, whole).total_s * (1 - 1e-12)
+    total_s = members * physical(chip).operation(ring_block(whole, members, embed)).total_s
+    assert total_s >= physical(chip).operation(whole).total_s * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("members", [2, 4, 8])

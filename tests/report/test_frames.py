@@ -25,10 +25,12 @@ def item(request: pytest.FixtureRequest) -> Prediction:
 
 def test_the_timeline_takes_as_long_as_the_layer(item: Prediction) -> None:
     for one in layer_timelines(item):
-        trips = float(item.program.block(one.block).trips)
-        priced = sum(float(c.time_s) for c in item.price.computes if c.block == one.block)
-        priced += sum(float(c.exposed_s) for c in item.price.collectives if c.block == one.block)
-        assert one.total_s == pytest.approx(priced / trips)
+        trips = float(item.schedule.block(one.block).trips)
+        work_s = sum(float(c.time_s) for c in item.price.computes if c.block == one.block)
+        waits = [float(c.exposed_s) for c in item.price.collectives if c.block == one.block]
+        # The first and the last trip of a pass wait for what nothing hides; this is one between.
+        assert work_s / trips <= one.total_s * (1 + 1e-9)
+        assert one.total_s <= (work_s + sum(waits)) / trips * (1 + 1e-9)
         compute = [span for span in one.spans if span.stream == "compute"]
         assert all(a.end_s == pytest.approx(b.start_s) for a, b in pairwise(compute))
         assert sum(span.duration_s for span in compute) == pytest.approx(one.total_s)

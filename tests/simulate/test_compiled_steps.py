@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -13,29 +14,10 @@ from shardsim.cost.collectives import sent_bytes
 from shardsim.cost.meshlinks import MeshLinks
 from shardsim.errors import HardwareError
 from shardsim.plan import Plan, plan_from_data
-from shardsim.program.tasks import (
-    Await,
-    Block,
-    Collective,
-    Compute,
-    Memory,
-    Program,
-    Task,
-    Transfer,
-)
+from shardsim.program.schedule import Await, Block, Copy, Move, Schedule, Start, Task, Work
 from shardsim.simulate.compiled import CompiledSimulation, simulate_compiled
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.topology import Fault
-
-NOTHING = Memory(
-    parameters=0,
-    optimizer=0,
-    gradients=0,
-    saved_activations=0,
-    gathered_weights=0,
-    layer_workspace=0,
-    head_workspace=0,
-)
 
 
 def plan_on(machine: str, mesh: dict[str, Any]) -> Plan:
@@ -57,25 +39,36 @@ CUBE = plan_on(
 CLOCK = CUBE.machine.chip.clock_hz or 0.0
 
 
-def work(name: str, seconds: float, hbm_bytes: float = 0.0) -> Compute:
-    return Compute(name=name, kind="elementwise", cycles=seconds * CLOCK, hbm_bytes=hbm_bytes)
+def work(name: str, seconds: float, hbm_bytes: float = 0.0) -> Work:
+    return Work(name=name, kind="elementwise", cycles=seconds * CLOCK, hbm_bytes=hbm_bytes)
 
 
-def collective(
-    name: str, size: float, axis: str = "model", *, started: bool = False, **more: Any
-) -> Collective:
+def move(name: str, size: float, axis: str = "model", **more: Any) -> Move:
     values = {"kind": "all-gather", "mesh_axes": (axis,)} | more
-    schedule = "started" if started else "exposed"
-    return Collective(name=name, role="", bytes=size, schedule=schedule, **values)
+    return Move(name=name, bytes=size, **values)
 
 
-def program(*tasks: Task, trips: int = 1) -> Program:
+def started(name: str, size: float, axis: str = "model", **more: Any) -> Start:
+    return Start(task=move(name, size, axis, **more))
+
+
+def copied(name: str, hbm_bytes: float, host_bytes: float = 0.0) -> Start:
+    return Start(task=Copy(name=name, hbm_bytes=hbm_bytes, host_bytes=host_bytes))
+
+
+def moves(body: Iterable[Task]) -> list[Move]:
+    """Return all moves, started or not."""
+    found = [task.task if isinstance(task, Start) else task for task in body]
+    return [task for task in found if isinstance(task, Move)]
+
+
+def schedule(*tasks: Task, trips: int = 1) -> Schedule:
     block = Block(name="block", phase="forward", trips=trips, tasks=tasks)
-    return Program(blocks=(block,), memory=NOTHING)
+    return Schedule(blocks=(block,), order=(0,) * trips)
 
 
 def play(*tasks: Task, trips: int = 1, **options: Any) -> CompiledSimulation:
-    return simulate_compiled(CUBE.machine, CUBE, program(*tasks, trips=trips), **options)
+    return simulate_compiled(CUBE.machine, CUBE, schedule(*tasks, trips=trips), **options)
 
 
 # Against the replay in closed form.
@@ -104,7 +97,7 @@ def tasks(draw: st.DrawFn, prefix: str, shared: bool) -> list[Task]:
         elif chosen in ("moved", "host"):
             size = draw(BYTES)
             host = size if chosen == "host" else 0
-            found.append(Transfer(name=name, hbm_bytes=size, host_bytes=host))
+            found.append(copied(name, size, host))
             under_way[name] = ""
         elif chosen == "end" and under_way:
             ended = draw(st.sampled_from(sorted(under_way)))
@@ -114,10 +107,9 @@ def tasks(draw: st.DrawFn, prefix: str, shared: bool) -> list[Task]:
             kind, axis = draw(st.sampled_from(KINDS)), draw(st.sampled_from(free))
             # Further ones take more than the one hop's latency that the closed form counts.
             shifts = (draw(st.sampled_from([1, -1])),) if kind == "permute" else ()
-            started = chosen == "start"
-            more = {"kind": kind, "shifts": shifts}
-            found.append(collective(name, draw(BYTES), axis, started=started, **more))
-            if started:
+            make = started if chosen == "start" else move
+            found.append(make(name, draw(BYTES), axis, kind=kind, shifts=shifts))
+            if chosen == "start":
                 under_way[name] = axis
     return found + [Await(name=name) for name in under_way]
 
@@ -131,7 +123,7 @@ def test_without_contention_it_is_the_closed_form(
         Block(name="inner", phase="forward", trips=2 * trips, tasks=tuple(inner)),
         Block(name="outer", phase="backward", trips=2, tasks=tuple(outer)),
     )
-    both = Program(blocks=blocks, memory=NOTHING, order=(*[0] * trips, 1) * 2)
+    both = Schedule(blocks=blocks, order=(*[0] * trips, 1) * 2)
     found = simulate_compiled(CUBE.machine, CUBE, both)
     assert not found.contention
     assert found.classes["devices"] == 1
@@ -139,7 +131,8 @@ def test_without_contention_it_is_the_closed_form(
     for mine, theirs in zip(found.replayed.blocks, found.closed.blocks, strict=True):
         assert mine.time == pytest.approx(theirs.time, rel=1e-6, abs=1e-12)
     exposed = sum(cost.exposed_s for cost in found.replayed.price.collectives)
-    hosts = sum(isinstance(task, Transfer) and task.host_bytes > 0 for task in (*inner, *outer))
+    copies = (t.task for t in (*inner, *outer) if isinstance(t, Start))
+    hosts = sum(isinstance(task, Copy) and task.host_bytes > 0 for task in copies)
     if not hosts:
         assert exposed == pytest.approx(found.replayed.price.exposed_comm_s, abs=1e-12)
 
@@ -149,7 +142,7 @@ def test_without_contention_it_is_the_closed_form(
 def test_folded_equals_unfolded(body: list[Task], trips: int, slow: float) -> None:
     """Unfolded, every trip is played; folded, equal ones are remembered."""
     plan = plan_on("v5e:4x4", {"fsdp": {"size": 4, "torus": {"x": 4}}} | MINOR)
-    made = program(*_on_two_axes(body), trips=trips)
+    made = schedule(*_on_two_axes(body), trips=trips)
     wanted = Perturbation(slowdowns=((5, slow),)) if slow > 2 else None
     folded = simulate_compiled(plan.machine, plan, made, perturbation=wanted)
     whole = simulate_compiled(plan.machine, plan, made, perturbation=wanted, unfold=True)
@@ -167,12 +160,16 @@ MINOR = {"model": {"size": 4, "torus": {"y": 4}}}
 
 
 def _on_two_axes(body: list[Task]) -> list[Task]:
-    return [
-        dataclasses.replace(task, mesh_axes=("model",))
-        if isinstance(task, Collective) and task.mesh_axes == ("data",)
-        else task
-        for task in body
-    ]
+    def moved(task: Task) -> Task:
+        if isinstance(task, Start) and isinstance(task.task, Move):
+            inner = moved(task.task)
+            assert isinstance(inner, Move)
+            return dataclasses.replace(task, task=inner)
+        if isinstance(task, Move) and task.mesh_axes == ("data",):
+            return dataclasses.replace(task, mesh_axes=("model",))
+        return task
+
+    return [moved(task) for task in body]
 
 
 HALF = Perturbation(faults=(Fault(device=0, port=0, factor=0.5),))
@@ -192,9 +189,7 @@ def test_what_is_put_on_links_comes_off_and_is_what_was_sent(body: list[Task], t
     passed = float((links.bytes_off * found.engine.folded.link_counts).sum())
     route = MeshLinks(CUBE.machine, CUBE)
     wanted = 0.0
-    for task in body:
-        if not isinstance(task, Collective):
-            continue
+    for task in moves(body):
         sent = float(sent_bytes(task.kind, route.route(task.mesh_axes).group, task.bytes))
         # Of a ring of four, 2 of 3 messages of an exchange go one hop, 1 goes two.
         hops = {"all-to-all": 4 / 3, "permute": abs(task.shifts[0]) if task.shifts else 1}
@@ -210,14 +205,14 @@ def test_what_is_put_on_links_comes_off_and_is_what_was_sent(body: list[Task], t
 @given(sizes=st.tuples(st.floats(1e8, 1e9), st.floats(1e8, 1e9)))
 @settings(deadline=None, max_examples=10)
 def test_collectives_share_the_links_that_both_need(sizes: tuple[float, float]) -> None:
-    first, second = (collective(n, s, started=True) for n, s in zip("ab", sizes, strict=True))
+    first, second = (started(n, s) for n, s in zip("ab", sizes, strict=True))
     alone = [play(task, Await(name=task.name)).step_time_s for task in (first, second)]
     ends = [Await(name="a"), Await(name="b")]
     together = play(first, second, *ends)
     # Both are there from the start: links are busy until the last byte, latencies overlap.
     assert max(alone) < together.step_time_s <= sum(alone)
     assert together.step_time_s == pytest.approx(sum(alone), rel=0.03)
-    apart = dataclasses.replace(second, mesh_axes=("data",))
+    apart = started("b", sizes[1], "data")
     assert play(first, apart, *ends).step_time_s == pytest.approx(
         max(alone[0], play(apart, Await(name="b")).step_time_s)
     )
@@ -226,15 +221,15 @@ def test_collectives_share_the_links_that_both_need(sizes: tuple[float, float]) 
 
 
 def test_a_small_collective_does_not_queue_behind_a_large_one() -> None:
-    large, small = collective("large", 1e9, started=True), collective("small", 1e6)
+    large, small = started("large", 1e9), move("small", 1e6)
     found = play(large, small, work("w", 1.0), Await(name="large"))
     closed = float(found.closed.price.exposed_comm_s)
     assert 0 < float(found.replayed.price.exposed_comm_s) < 0.01 * closed
 
 
 def test_permutes_in_opposite_directions_share_a_line_but_no_ring() -> None:
-    there = collective("a", 1e8, kind="permute", shifts=(1,), started=True)
-    back = collective("b", 1e8, kind="permute", shifts=(-1,), started=True)
+    there = started("a", 1e8, kind="permute", shifts=(1,))
+    back = started("b", 1e8, kind="permute", shifts=(-1,))
     ends = [Await(name="a"), Await(name="b")]
     ring = play(there, back, *ends)
     one = play(there, ends[0])
@@ -242,8 +237,8 @@ def test_permutes_in_opposite_directions_share_a_line_but_no_ring() -> None:
     assert not ring.contention
     # On half of an axis the last member's block goes all the way back.
     line = plan_on("v4:4x4x8", {"fsdp": {"size": 32, "torus": {"x": 4, "y": 4, "z": 2}}} | LINE)
-    both = simulate_compiled(line.machine, line, program(there, back, *ends))
-    single = simulate_compiled(line.machine, line, program(there, ends[0]))
+    both = simulate_compiled(line.machine, line, schedule(there, back, *ends))
+    single = simulate_compiled(line.machine, line, schedule(there, ends[0]))
     assert both.step_time_s == pytest.approx(2 * single.step_time_s, rel=0.01)
     assert both.contention
 
@@ -256,8 +251,8 @@ LINE = {"model": {"size": 4, "torus": {"z": 4}}}
 def test_a_permute_over_several_torus_axes_agrees_with_the_closed_form(shift: int) -> None:
     """What carries over from one torus axis to the next is as slow as where it carries most."""
     plan = plan_on("v4:4x4x4", {"fsdp": {"size": 64, "torus": {"z": 4, "x": 4, "y": 4}}})
-    task = collective("p", 1e9, "fsdp", kind="permute", shifts=(shift,))
-    found = simulate_compiled(plan.machine, plan, program(task))
+    task = move("p", 1e9, "fsdp", kind="permute", shifts=(shift,))
+    found = simulate_compiled(plan.machine, plan, schedule(task))
     assert found.classes["devices"] == 1
     assert found.step_time_s == pytest.approx(float(found.closed.price.step_time_s), rel=1e-3)
     assert found.engine is not None
@@ -280,17 +275,16 @@ def test_a_permute_over_several_torus_axes_agrees_with_the_closed_form(shift: in
 def test_a_straggler_makes_nothing_faster(
     body: list[Task], slow: float, data: st.DataObject
 ) -> None:
-    alone = [dataclasses.replace(task) for task in body if not isinstance(task, Collective)]
     device = data.draw(st.integers(0, 63))
     base, found = play(*body), play(*body, straggler=(device, slow))
-    busy = [task for task in alone if isinstance(task, Compute)]
+    busy = [task for task in body if isinstance(task, Work)]
     assert found.step_time_s >= base.step_time_s * (1 - 0.02 * bool(base.contention) - 1e-9)
     if not busy:
         assert found.step_time_s == pytest.approx(base.step_time_s, rel=1e-9)
 
 
 def test_a_straggler_costs_its_own_work_and_splits_only_its_groups() -> None:
-    body = (work("w", 1e-2), collective("g", 1e6))
+    body = (work("w", 1e-2), move("g", 1e6))
     base, slow = play(*body, trips=3), play(*body, trips=3, straggler=(21, 1.5))
     busy_s = base.replayed.price.compute_s + base.replayed.price.overhead_s
     assert slow.step_time_s - base.step_time_s == pytest.approx(0.5 * busy_s)
@@ -302,7 +296,7 @@ def test_a_straggler_costs_its_own_work_and_splits_only_its_groups() -> None:
 
 
 def test_slow_and_dead_links_cost_time() -> None:
-    task = collective("g", 1e9)
+    task = move("g", 1e9)
     base = play(task).step_time_s
     half = play(task, perturbation=HALF).step_time_s
     assert half == pytest.approx(base)  # x has no part in it
@@ -317,7 +311,7 @@ def test_slow_and_dead_links_cost_time() -> None:
 
 
 def test_same_seed_same_result_to_the_last_bit() -> None:
-    body = (work("w", 1e-2), collective("g", 1e6), work("v", 1e-3), collective("h", 1e6, "data"))
+    body = (work("w", 1e-2), move("g", 1e6), work("v", 1e-3), move("h", 1e6, "data"))
     runs = [play(*body, trips=4, jitter=0.05, seed=seed).step_time_s for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     assert min(runs) > play(*body, trips=4).step_time_s
@@ -325,9 +319,9 @@ def test_same_seed_same_result_to_the_last_bit() -> None:
 
 def test_trips_that_are_alike_are_played_once() -> None:
     body = (
-        collective("g", 1e8, started=True),
+        started("g", 1e8),
         work("w", 1e-3),
-        Transfer(name="t", hbm_bytes=1e6),
+        copied("t", 1e6),
         Await(name="g"),
         Await(name="t"),
     )

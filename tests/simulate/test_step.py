@@ -25,12 +25,13 @@ def small(name: str, layers: int = 3) -> Plan:
     return dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
 
 
+@pytest.mark.parametrize("costs", ["physical", "compiler"])
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_agrees_with_the_closed_form_where_nothing_contends(path: Path) -> None:
+def test_agrees_with_the_closed_form_where_nothing_contends(path: Path, costs: str) -> None:
     plan = load_plan(path)
     layers = min(plan.model.layers, 8)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
-    found = simulate_plan(plan)
+    found = simulate_plan(plan, costs=costs)
     ratio = found.step_time_s / found.analytic_step_time_s
     if ratio == pytest.approx(1, abs=0.005):
         return

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from shardsim.program.attention import OPS_SOFTMAX, OPS_SOFTMAX_GRADIENT
+from shardsim.model.blocks import SOFTMAX
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.shapes import Shape
@@ -121,7 +121,7 @@ class Kernel:
     def _vector_ops(self, fraction: float) -> float:
         """Return float32 vector operations; each backward kernel makes the probabilities anew."""
         pairs = math.prod(self.q.dims[:-1]) * self.k.dims[-2]
-        return fraction * pairs * (OPS_SOFTMAX if self.phase == "fwd" else OPS_SOFTMAX_GRADIENT)
+        return fraction * pairs * (SOFTMAX.ops if self.phase == "fwd" else SOFTMAX.gradient_ops)
 
     def _hbm_bytes(self, fraction: float) -> float:
         """Return bytes through HBM.

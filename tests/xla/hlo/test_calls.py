@@ -5,7 +5,7 @@ from __future__ import annotations
 import hlo_samples as samples
 import pytest
 
-from shardsim.program.tasks import Await, Collective, Transfer
+from shardsim.program.schedule import Await, Copy, Move, Start
 from shardsim.xla.compare import Key, compiled, planned
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 
@@ -78,12 +78,14 @@ def read(*changes: tuple[str, str]) -> CompiledProgram:
 
 
 def test_a_call_is_what_it_wraps_from_its_start_to_its_end() -> None:
-    (block,) = read().program.blocks
-    kinds = [(type(task), task.name) for task in block.tasks]
+    (block,) = read().schedule.blocks
+    kinds = [
+        (type(task.task if isinstance(task, Start) else task), task.name) for task in block.tasks
+    ]
     assert kinds == [
-        (Collective, "g"),
-        (Transfer, "c"),
-        (Transfer, "l"),
+        (Move, "g"),
+        (Copy, "c"),
+        (Copy, "l"),
         (Await, "l"),
         (Await, "c"),
         (Await, "g"),
@@ -99,8 +101,9 @@ def test_a_wrapped_collective_has_its_axes_and_bytes() -> None:
 
 
 def test_what_a_call_moves_through_hbm_is_padded_and_read_by_rows() -> None:
-    (block,) = read().program.blocks
-    moved = {task.name: task.hbm_bytes for task in block.tasks if isinstance(task, Transfer)}
+    (block,) = read().schedule.blocks
+    copies = [task.task for task in block.tasks if isinstance(task, Start)]
+    moved = {task.name: task.hbm_bytes for task in copies if isinstance(task, Copy)}
     # 60 rows fill 64 in tiles of 8 rows, and 128 lanes where they are the minor dimension.
     assert moved["c"] == 2 * (64 * 128 + 128 * 128)
     assert moved["l"] == 2 * (2 * 16 * 128) + 4 * 1024  # rows read and written; indices, one tile
@@ -110,8 +113,9 @@ def test_a_copy_on_the_chip_moves_only_its_other_end() -> None:
     near = "bf16[60,128]{0,1:T(8,128)(2,1)S(1)}"
     (block,) = read(
         ("ROOT %copied = bf16[60,128]{0,1:T(8,128)(2,1)}", f"ROOT %copied = {near}")
-    ).program.blocks
-    (copy,) = (task for task in block.tasks if task.name == "c" and isinstance(task, Transfer))
+    ).schedule.blocks
+    (copy,) = (t.task for t in block.tasks if isinstance(t, Start) and t.name == "c")
+    assert isinstance(copy, Copy)
     assert copy.hbm_bytes == 2 * 64 * 128
 
 

@@ -8,7 +8,7 @@ import hlo_samples as samples
 import pytest
 
 from shardsim.cost.predict import predict
-from shardsim.program.tasks import Await, Collective, Compute, Transfer
+from shardsim.program.schedule import Await, Move, Start, Work
 from shardsim.xla.entries import sent_bytes
 from shardsim.xla.hlo import HloError, read_hlo
 
@@ -75,20 +75,15 @@ def test_what_is_started_is_awaited_once(name: str) -> None:
     compiled = samples.compiled(name)
     for block in compiled.schedule.blocks:
         for task in block.tasks:
-            assert isinstance(task, (Compute, Collective, Transfer, Await))
+            assert isinstance(task, (Work, Move, Start, Await))
     tasks = [task for block in compiled.schedule.blocks for task in block.tasks]
-    started = [task.name for task in tasks if isinstance(task, Transfer)]
-    started += [
-        task.name for task in tasks if isinstance(task, Collective) and task.schedule == "started"
-    ]
+    started = [task.name for task in tasks if isinstance(task, Start)]
     awaited = [task.name for task in tasks if isinstance(task, Await)]
     assert len(set(started)) == len(started)
     assert sorted(started) == sorted(awaited)
     for name_ in started:
         (start,) = (
-            i
-            for i, task in enumerate(tasks)
-            if task.name == name_ and isinstance(task, (Collective, Transfer))
+            i for i, task in enumerate(tasks) if isinstance(task, Start) and task.name == name_
         )
         (end,) = (i for i, task in enumerate(tasks) if task == Await(name=name_))
         assert start < end

@@ -17,7 +17,7 @@ HALF = Perturbation(faults=(Fault(device=0, port=0, factor=0.5),))
 @pytest.mark.parametrize("name", samples.DATA)
 def test_real_programs_agree_with_the_closed_form(name: str) -> None:
     plan, made = samples.plan_of(name), samples.compiled(name)
-    found = simulate_compiled(plan.machine, plan, made.program)
+    found = simulate_compiled(plan.machine, plan, made.schedule)
     price, closed = found.replayed.price, found.closed.price
     # The gathers and scatters of SparseCore run beside each other and share links.
     near = 0.02 if name == "llama-sparsecore" else 0.01
@@ -34,7 +34,7 @@ def test_real_programs_folded_and_unfolded() -> None:
     plan, made = samples.plan_of("vit-explicit"), samples.compiled("vit-explicit")
     options: dict[str, Any]
     for options in ({}, {"straggler": (3, 1.2)}, {"perturbation": HALF}):
-        folded = simulate_compiled(plan.machine, plan, made.program, **options)
-        whole = simulate_compiled(plan.machine, plan, made.program, unfold=True, **options)
+        folded = simulate_compiled(plan.machine, plan, made.schedule, **options)
+        whole = simulate_compiled(plan.machine, plan, made.schedule, unfold=True, **options)
         assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-9)
         assert folded.events < whole.events

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardsim.program.tasks import Transfer
+from shardsim.program.schedule import Copy, Start
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 
 LETTERS = '0123456789abcdefTLEG%,(){}[]=-_. "x'
@@ -33,7 +33,7 @@ def check(name: str, text: str) -> None:
     except HloError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
-        new = set(after.program.warnings) - set(before.program.warnings)
+        new = set(after.schedule.warnings) - set(before.schedule.warnings)
         assert totals(after) == totals(before) or new
 
 
@@ -109,10 +109,10 @@ def test_every_digit_of_a_product_matters() -> None:
 def transfers(compiled: CompiledProgram) -> Counter[tuple[float, float]]:
     """Return the transfers of a step by their bytes, with how often they run."""
     return Counter(
-        (float(task.hbm_bytes), float(block.trips))
+        (float(task.task.hbm_bytes), float(block.trips))
         for block in compiled.schedule.blocks
         for task in block.tasks
-        if isinstance(task, Transfer)
+        if isinstance(task, Start) and isinstance(task.task, Copy)
     )
 
 

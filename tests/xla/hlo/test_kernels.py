@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
-from shardsim.program.attention import OPS_SOFTMAX, OPS_SOFTMAX_GRADIENT
+from shardsim.model.blocks import SOFTMAX
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.kernels import Kernel
 from shardsim.xla.hlo.shapes import parse_shape
@@ -130,7 +130,7 @@ def test_a_kernel_is_one_task_with_its_softmax() -> None:
         assert (task.m, task.k, task.n, task.batch) == (1024, 128, 1024, batch)
         assert (task.kind, task.fraction, task.cycles) == ("attention", 0.75, None)
         assert task.matmuls == PRODUCTS[phase]
-        ops = OPS_SOFTMAX if phase == "fwd" else OPS_SOFTMAX_GRADIENT
+        ops = SOFTMAX.ops if phase == "fwd" else SOFTMAX.gradient_ops
         assert task.vector_ops == 0.75 * batch * 1024**2 * ops
     # The last of the 3 layers stands outside of the loops.
     assert len(tasks) == 2 * 4
@@ -333,7 +333,7 @@ def test_every_digit_of_a_kernel_matters(phase: str) -> None:
                 compiled = read(changed)
             except HloError:
                 continue
-            said = set(compiled.schedule.warnings) - set(read(text).program.warnings)
+            said = set(compiled.schedule.warnings) - set(read(text).schedule.warnings)
             assert compiled.flops == flops or said, changed[max(place - 40, 0) : place + 20]
 
 
@@ -350,7 +350,7 @@ def test_damaged_kernels_are_refused_or_read_rightly(data: st.DataObject) -> Non
     except HloError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return
-    said = set(after.program.warnings) - set(before.program.warnings)
+    said = set(after.schedule.warnings) - set(before.schedule.warnings)
     assert after.flops == before.flops or said
 
 

@@ -126,14 +126,14 @@ def test_an_annotation_must_agree() -> None:
     ],
 )
 def test_blocks_run_as_often_as_the_loops_around_them(name: str, expected: list[int]) -> None:
-    program = samples.compiled(name).program
+    program = samples.compiled(name).schedule
     assert [block.trips for block in program.blocks] == expected
     for number, block in enumerate(program.blocks):
         assert program.order.count(number) == block.trips
 
 
 def test_a_loop_in_a_loop_runs_inside_it() -> None:
-    order = samples.compiled("llama-microbatches").program.order
+    order = samples.compiled("llama-microbatches").schedule.order
     assert order == (0, *(1, 2, 2, 2, 3, 4, 4, 4, 5) * 2, 6)
 
 
@@ -157,5 +157,5 @@ def test_a_loop_that_contradicts_its_stacks_is_said() -> None:
     assert text.count(limit) == 1
     with pytest.raises(HloError, match="runs 4 times, but walks through arrays of 3"):
         read_hlo(text.replace(limit, limit.replace("3)", "4)")), mesh)
-    (warning,) = read_hlo(text.replace(limit, limit.replace("3)", "2)")), mesh).program.warnings
+    (warning,) = read_hlo(text.replace(limit, limit.replace("3)", "2)")), mesh).schedule.warnings
     assert "runs 2 times, but walks through arrays of 3" in warning

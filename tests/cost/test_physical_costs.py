@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from building import plain_chip
 
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import physical
 from shardsim.machine import load_chip, override_chip
 from shardsim.program.tasks import Compute
 
@@ -30,7 +30,7 @@ def test_the_matrix_unit_works_in_whole_tiles(chip_name, m, k, n):
     assert chip.mxu_dim == side
     tiles = math.ceil(m / 8) * math.ceil(k / side) * math.ceil(n / side)
     rate = chip.peak_flops["bf16"] / chip.devices_per_chip * 0.5
-    time = compute_time(chip, matmul(m, k, n))
+    time = physical(chip).operation(matmul(m, k, n))
     assert time.unit_s == pytest.approx(tiles * 2 * 8 * side * side / rate, rel=1e-12)
 
 
@@ -41,7 +41,7 @@ def test_hbm_adds_what_streaming_cannot_hide(flops_a_byte):
     unit_s = work / chip.peak_flops["bf16"]
     moved = unit_s * chip.hbm_bytes_per_s * 0.5 / flops_a_byte
     memory_s = unit_s / flops_a_byte
-    time = compute_time(chip, matmul(4096, 4096, 4096, hbm_bytes=moved))
+    time = physical(chip).operation(matmul(4096, 4096, 4096, hbm_bytes=moved))
     # Half of the on-chip memory is filled before the first product, or all there is.
     first_s = min(memory_s, chip.onchip_bytes / 2 / (chip.hbm_bytes_per_s * 0.5), unit_s)
     assert time.total_s == pytest.approx(max(unit_s, memory_s) + first_s, rel=1e-12)
@@ -52,14 +52,15 @@ def test_an_elementwise_operation_takes_the_longer_of_two():
     for moved, operations in ((1e9, 1e6), (1e3, 1e12)):
         task = Compute(name="add", kind="elementwise", hbm_bytes=moved, vector_ops=operations)
         longer = max(moved / (0.5 * chip.hbm_bytes_per_s), operations / chip.vector_flops)
-        assert compute_time(chip, task).total_s == pytest.approx(longer + 1e-6, rel=1e-12)
+        assert physical(chip).operation(task).total_s == pytest.approx(longer + 1e-6, rel=1e-12)
 
 
 def test_eight_bit_formats_use_their_own_peak():
     chip = plain_chip("v5e")
     task = matmul(2**14, 2**14, 2**14)
     times = [
-        compute_time(chip, replace(task, dtype=dtype)).unit_s for dtype in ("bf16", "int8", "f32")
+        physical(chip).operation(replace(task, dtype=dtype)).unit_s
+        for dtype in ("bf16", "int8", "f32")
     ]
     assert times[1] == pytest.approx(times[0] * chip.peak("bf16") / chip.peak_flops["int8"])
     assert times[2] == times[0]
@@ -77,6 +78,6 @@ def test_eight_bit_formats_use_their_own_peak():
 def test_square_matmuls_below_8192(chip_name, size, published, within):
     sustained = {"v5e": 0.95, "tpu7x": 0.83}[chip_name]
     chip = override_chip(load_chip(chip_name), {"matmul_efficiency": sustained})
-    rate = 2.0 * size**3 / compute_time(chip, matmul(size, size, size)).total_s
+    rate = 2.0 * size**3 / physical(chip).operation(matmul(size, size, size)).total_s
     fraction = rate / (chip.peak("bf16") / chip.devices_per_chip)
     assert fraction == pytest.approx(published, abs=within)

@@ -10,7 +10,7 @@ from building import plain_chip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.cost.compute import compute_time
+from shardsim.cost.costs import compiler
 from shardsim.machine import Chip, chip_names, load_chip
 from shardsim.machine.op_costs import OpCosts
 from shardsim.program.tasks import Compute
@@ -34,11 +34,7 @@ sizes = st.integers(1, 2**15)
 
 
 def chip_with(name: str = "v4", **changes: float) -> Chip:
-    return replace(plain_chip(name), op_costs="compiler", compiler=replace(COSTS, **changes))
-
-
-def learned(name: str) -> Chip:
-    return replace(load_chip(name), op_costs="compiler")
+    return replace(plain_chip(name), compiler=replace(COSTS, **changes))
 
 
 def matmul(m, k, n, **options) -> Compute:
@@ -53,7 +49,7 @@ def test_results_leave_behind_the_products_of_a_short_contraction():
     product_s = 2.0 * 4096 * 512 * 4096 / (0.5 * chip.peak("bf16"))
     results_s = 4096 * 4096 / 100.0 / chip.clock_hz
     both = (product_s**3 + results_s**3) ** (1 / 3)
-    assert compute_time(chip, task).total_s == pytest.approx(both, rel=1e-12)
+    assert compiler(chip).operation(task).total_s == pytest.approx(both, rel=1e-12)
 
 
 def test_results_leave_after_the_products_of_a_long_contraction():
@@ -61,7 +57,7 @@ def test_results_leave_after_the_products_of_a_long_contraction():
     task = matmul(4096, 2048, 4096, hbm_bytes=0)
     product_s = 2.0 * 4096 * 2048 * 4096 / (0.5 * chip.peak("bf16"))
     results_s = 4096 * 4096 / 100.0 / chip.clock_hz
-    assert compute_time(chip, task).total_s == pytest.approx(product_s + results_s, rel=1e-12)
+    assert compiler(chip).operation(task).total_s == pytest.approx(product_s + results_s, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["v4", "tpu7x"])
@@ -69,7 +65,7 @@ def test_small_rows_wait_for_the_weights(name):
     chip = chip_with(name)
     task = matmul(8, 8192, 8192)
     rate = 0.5 * chip.hbm_bytes_per_s / chip.devices_per_chip
-    time = compute_time(chip, task)
+    time = compiler(chip).operation(task)
     edge_s = min(float(time.unit_s), 1e6 / rate)
     assert time.total_s == pytest.approx(task.hbm_bytes / rate + edge_s, rel=1e-12)
 
@@ -81,22 +77,22 @@ def test_streams_take_their_share_of_hbm(kind, share):
     chip = chip_with()
     task = Compute(name="stream", kind=kind, hbm_bytes=1e9)
     wanted = 1e9 / (share * chip.hbm_bytes_per_s)
-    assert compute_time(chip, task).total_s == pytest.approx(wanted, rel=1e-12)
+    assert compiler(chip).operation(task).total_s == pytest.approx(wanted, rel=1e-12)
 
 
 def test_vector_operations_add_to_elementwise_bytes():
     chip = chip_with(fixed_cycles=1000.0)
     task = Compute(name="norm", kind="elementwise", hbm_bytes=1e9, vector_ops=1e9)
     wanted = 1e9 / (0.25 * chip.hbm_bytes_per_s) + (1e9 / 200.0 + 1000.0) / chip.clock_hz
-    assert compute_time(chip, task).total_s == pytest.approx(wanted, rel=1e-12)
+    assert compiler(chip).operation(task).total_s == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 @given(m=sizes, k=sizes, n=sizes)
 def test_no_matmul_is_faster_than_peak_or_bandwidth(name, m, k, n):
-    chip = learned(name)
+    chip = load_chip(name)
     task = matmul(m, k, n)
-    total_s = compute_time(chip, task).total_s
+    total_s = compiler(chip).operation(task).total_s
     assert total_s * chip.peak("bf16") / chip.devices_per_chip >= task.flops
     assert total_s * chip.hbm_bytes_per_s / chip.devices_per_chip >= task.hbm_bytes
 
@@ -104,26 +100,26 @@ def test_no_matmul_is_faster_than_peak_or_bandwidth(name, m, k, n):
 @pytest.mark.parametrize("name", LEARNED)
 @given(m=sizes, k=sizes, n=sizes, more=st.sampled_from("mkn"), factor=st.floats(1.0, 8.0))
 def test_a_larger_matmul_takes_no_less(name, m, k, n, more, factor):
-    chip = learned(name)
+    chip = load_chip(name)
     dims = {"m": m, "k": k, "n": n}
     larger = dims | {more: dims[more] * factor}
-    before = compute_time(chip, matmul(**dims)).total_s
-    assert compute_time(chip, matmul(**larger)).total_s >= before * (1 - 1e-12)
+    before = compiler(chip).operation(matmul(**dims)).total_s
+    assert compiler(chip).operation(matmul(**larger)).total_s >= before * (1 - 1e-12)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 @given(m=sizes, k=sizes, n=sizes, batch=st.integers(2, 64))
 def test_a_batch_costs_between_one_and_its_number(name, m, k, n, batch):
-    chip = learned(name)
-    one = compute_time(chip, matmul(m, k, n)).total_s
+    chip = load_chip(name)
+    one = compiler(chip).operation(matmul(m, k, n)).total_s
     task = matmul(m, k, n, batch=batch)
-    all_s = compute_time(chip, replace(task, hbm_bytes=task.hbm_bytes * batch)).total_s
+    all_s = compiler(chip).operation(replace(task, hbm_bytes=task.hbm_bytes * batch)).total_s
     assert one * (1 - 1e-12) <= all_s <= batch * one * (1 + 1e-12)
 
 
 @given(faster=st.floats(0.1, 10.0), m=sizes, k=sizes, n=sizes)
 def test_a_chip_faster_in_all_is_faster_by_that(faster, m, k, n):
-    chip = learned("v4")
+    chip = load_chip("v4")
     quick = replace(
         chip,
         clock_hz=chip.clock_hz * faster,
@@ -132,21 +128,21 @@ def test_a_chip_faster_in_all_is_faster_by_that(faster, m, k, n):
         vector_flops=chip.vector_flops * faster,
     )
     task = matmul(m, k, n)
-    wanted = compute_time(chip, task).total_s / faster
-    assert compute_time(quick, task).total_s == pytest.approx(wanted, rel=1e-9)
+    wanted = compiler(chip).operation(task).total_s / faster
+    assert compiler(quick).operation(task).total_s == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["matmul", "elementwise", "attention", "optimizer", "copy"])
 def test_arrays_are_priced_as_numbers(kind):
-    chip = learned("v4")
+    chip = load_chip("v4")
     rng = np.random.default_rng(4)
     columns = {name: 2.0 ** rng.uniform(3, 14, 50).round() for name in ("m", "k", "n")}
     columns["hbm_bytes"] = 10.0 ** rng.uniform(3, 9, 50)
     columns["vector_ops"] = 10.0 ** rng.uniform(0, 10, 50)
     matmuls = int(kind in ("matmul", "attention"))
     whole = Compute(name="all", kind=kind, matmuls=matmuls, **columns)
-    together = compute_time(chip, whole).total_s
+    together = compiler(chip).operation(whole).total_s
     for index in range(50):
         numbers = {name: float(values[index]) for name, values in columns.items()}
         one = Compute(name="one", kind=kind, matmuls=matmuls, **numbers)
-        assert compute_time(chip, one).total_s == pytest.approx(together[index], rel=1e-12)
+        assert compiler(chip).operation(one).total_s == pytest.approx(together[index], rel=1e-12)

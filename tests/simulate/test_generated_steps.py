@@ -1,0 +1,29 @@
+"""Events of generated plans: the closed form wherever nothing contends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from building import contends, plans
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from shardsim.plan import Plan, resolve
+from shardsim.simulate import simulate_plan
+
+MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "2*v4:2x2x4")
+
+
+@given(plans(machines=MACHINES), st.sampled_from(["physical", "compiler"]))
+@settings(max_examples=40, deadline=None)
+def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
+    layout = resolve(plan)
+    assume(int(layout.pipeline.size) == 1)
+    plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 4)))
+    found = simulate_plan(plan, costs=costs)
+    assume(not contends(found.schedule, layout))
+    assert not found.contention
+    assert found.step_time_s == pytest.approx(found.analytic_step_time_s, rel=0.005)
+    for mine in found.collectives:
+        assert mine.exposed_s <= mine.time_s * (1 + 1e-9) + 1e-12
