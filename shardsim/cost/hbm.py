@@ -196,9 +196,7 @@ class Account:
 
         def of_ring(ring: bool) -> Number:
             name = RINGS.get(self.kind.residual, "") if ring else ""
-            return _where(
-                self.layout.weights_overlap, lambda prefetch: value(Mode(name, prefetch))
-            )
+            return _where(self.layout.weights_overlap, lambda prefetch: value(Mode(name, prefetch)))
 
         return _where(self.ring, of_ring)
 
@@ -209,9 +207,7 @@ class Account:
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
-        return ends_trace(
-            self.work.model, self.work.attention, self.kind, self.passes, mode
-        )
+        return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
     def at(self) -> tuple[Number, Number]:

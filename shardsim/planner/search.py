@@ -245,7 +245,6 @@ def _chunk(
     counts: dict[str, int],
 ) -> float:
     """Price a chunk of the space; return the least peak HBM in it."""
-    shape = part.shape
     layout = part.layout()
     legal, ways = legal_cells(part, layout, work.model, work.batch, work.sequence)
     counts["searched"] += int((legal * ways).sum())

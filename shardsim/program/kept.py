@@ -1,4 +1,4 @@
-"""What layers keep from the forward to the backward pass, on the device and in the host's memory."""
+"""What layers keep for the backward pass, on the device and in the host's memory."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ implementation does beyond that are its `Passes`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -110,6 +110,13 @@ class Size:
     width: str | float  # "wire", "reduce", or bytes
     several: frozenset[str] = frozenset()  # only where these axes have several members
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # sizes are looked up more often than anything else
+        return hash((self.dims, self.by, self.width, self.several))
+
 
 @dataclass
 class Live:
@@ -156,7 +163,9 @@ class Trace:
         at = np.arange(len(self.labels))[:, None]
         born = np.array([array.born for array in self.arrays])
         last = np.array([array.last for array in self.arrays])
-        return ((at >= born) & (at <= last)) * np.array([array.times for array in self.arrays])
+        times = np.array([array.times for array in self.arrays])
+        live: Matrix = ((at >= born) & (at <= last)) * times
+        return live
 
     @cached_property
     def sizes(self) -> tuple[Size, ...]:
@@ -208,28 +217,31 @@ def layer_trace(
 ) -> Trace:
     """Return what is live while a layer of a stack runs again and back, with `kept` kept."""
     again = backward_of(model, attention, stack, kept).again
-    return _again_trace(model, attention, stack, kind, again, passes, mode)
+    return _traces(model, attention, stack, kind, again, passes, mode.ring)[mode.prefetch]
 
 
 @lru_cache(maxsize=4096)
-def _again_trace(
+def _traces(
     model: Model,
     attention: str,
     stack: int,
     kind: Kind,
     again: tuple[int, ...],
     passes: Passes,
-    mode: Mode,
-) -> Trace:
-    return block_trace(derived_blocks(model, attention, kind).stacks[stack], again, passes, mode)
+    ring: str,
+) -> tuple[Trace, Trace]:
+    """Return the traces without and with prefetching: of many policies that run the same again."""
+    tracer = followed(derived_blocks(model, attention, kind).stacks[stack], again, passes, ring)
+    ahead = (0, passes.gathers_ahead)
+    return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
 
 @lru_cache(maxsize=1024)
-def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, mode: Mode) -> Ends:
+def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: str = "") -> Ends:
     """Return what is live while the head runs, forward and at once back."""
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before) :]
-    tracer = Tracer(passes, mode)
+    tracer = Tracer(replace(passes, gradients_waiting=0), ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
     for step in steps:
@@ -245,12 +257,12 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, mode: M
         left = {axis: d for axis, d in array.split.items() if axis not in gathered}
         size = Size(array.dims, _by(array, left), WIDE, gathered)
         sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
-    return Ends(tracer.trace(0, 0), tuple(late), tuple(sums))
+    return Ends(tracer.trace(0), tuple(late), tuple(sums))
 
 
-def block_trace(derived: Derived, again: Sequence[int], passes: Passes, mode: Mode) -> Trace:
-    """Return what is live while a derived block runs back, after the ops in `again` ran again."""
-    tracer = Tracer(passes, mode)
+def followed(derived: Derived, again: Sequence[int], passes: Passes, ring: str = "") -> Tracer:
+    """Return the tracer of a derived block that runs back, after the ops in `again` ran again."""
+    tracer = Tracer(passes, ring)
     steps = derived.steps
     tracer.moment("enter")
     tracer.make(steps[0].op.ins[0].name, stored(steps[0].op.ins[0]))
@@ -260,10 +272,9 @@ def block_trace(derived: Derived, again: Sequence[int], passes: Passes, mode: Mo
     for step in reversed(steps):
         if step.trained:
             tracer.backward(step)
-    if passes.ring_empty and mode.ring:
+    if passes.ring_empty and ring:
         tracer.empties(steps)
-    ahead = passes.gathers_ahead if mode.prefetch else 0
-    return tracer.trace(ahead, passes.gradients_waiting)
+    return tracer
 
 
 @dataclass
@@ -271,7 +282,7 @@ class Tracer:
     """Follows the ops of a block."""
 
     passes: Passes
-    mode: Mode
+    ring: str  # over "embed" or "sequence", or none
     labels: list[str] = field(default_factory=list)
     arrays: list[Live] = field(default_factory=list)
     named: dict[str, Live] = field(default_factory=dict)
@@ -279,7 +290,7 @@ class Tracer:
     sources: dict[str, tuple[Array, ...]] = field(default_factory=dict)  # of what is never written
     whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
     gradients: dict[str, tuple[int, Size]] = field(default_factory=dict)
-    ring: str = ""  # what the ring of now gathers, what it has beside its results, the one before
+    passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
     beside: list[Live] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
 
@@ -318,7 +329,7 @@ class Tracer:
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
                 self.make(f"{name}, whole", moved(transfer))
-                copied = self.passes.whole_copies and not prefix and not self.mode.ring
+                copied = self.passes.whole_copies and not prefix and not self.ring
                 if copied and role_of(transfer.axes) == "tensor":
                     self.make(f"{name}, laid out", moved(transfer))
                 return
@@ -355,7 +366,7 @@ class Tracer:
         partial = frozenset().union(*(move.axes for move in step.settles))
         if op.product and partial:
             over_tensor = any(_tensor(move.axes) for move in step.settles)
-            if self.mode.ring and over_tensor and op.out.stream:
+            if self.ring and over_tensor and op.out.stream:
                 self.scatter(op.out.name, op.out, place)
             else:
                 size = Size(op.out.dims, _by(op.out, place), _width(op.out), partial)
@@ -386,11 +397,11 @@ class Tracer:
     def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
         """Note what a ring that gathers has beside the results of all matmuls that read it."""
         gathered = [g.array for g in gathers if _gathers_stream(g)]
-        if not self.mode.ring or not gathered:
+        if not self.ring or not gathered:
             return
-        if gathered[0] != self.ring:
-            self.ring, self.before, self.beside = gathered[0], self.beside, []
-        if self.mode.ring == "embed":
+        if gathered[0] != self.passed:
+            self.passed, self.before, self.beside = gathered[0], self.beside, []
+        if self.ring == "embed":
             size = Size(out.dims, _by(out, place), WIDE)
             beside = self.passing(f"{name}, summands", size, self.passes.ring_sums)
         else:
@@ -421,7 +432,10 @@ class Tracer:
         for array in matrices:
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
-            self.gradients[array.name] = (self.now, Size(array.dims, _by(array, place), "reduce", summed))
+            self.gradients[array.name] = (
+                self.now,
+                Size(array.dims, _by(array, place), "reduce", summed),
+            )
 
     def gradient(self, array: Array, step: Step) -> None:
         """Make the gradient of an operand."""
@@ -436,7 +450,7 @@ class Tracer:
             self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
             self.touch(whole.name, array)
         elif op.product and array.stream and _summed_over_tensor(array, place):
-            if self.mode.ring:
+            if self.ring:
                 self.scatter(target, whole, place)
             else:
                 self.make(f"{target}, partial", Size(whole.dims, _by(whole, place), _width(whole)))
@@ -468,30 +482,31 @@ class Tracer:
         """Note the empty arrays in which rings put together what they gather and make."""
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
         for _, gather in gathers[:1]:
-            times = 2.0 if self.mode.ring == "embed" else 1.0
+            times = 2.0 if self.ring == "embed" else 1.0
             self.arrays.append(Live("empty, whole", moved(gather), 0, self.now, times))
-        if self.mode.ring == "embed":
+        if self.ring == "embed":
             return
         for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
             if "head_dim" in out.dims:
                 size = Size(out.dims, _by(out, place), "wire")
                 self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
 
-    def trace(self, ahead: int, waiting: int) -> Trace:
+    def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
+        arrays = list(self.arrays)
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
         leaving = [(f"d {n}, whole", at, at, size) for n, (at, size) in self.gradients.items()]
-        for spans, by in ((arriving, -ahead), (leaving, waiting)):
+        for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):
             times = sorted({first for _, first, _, _ in spans})
             for name, first, last, size in spans:
                 rounds, index = divmod(times.index(first) + by, len(times))
                 start, stop = (times[index], last) if by <= 0 else (last, times[index])
                 if rounds:
-                    self.arrays.append(Live(name, size, start, self.now))
-                    self.arrays.append(Live(name, size, 0, stop))
+                    arrays.append(Live(name, size, start, self.now))
+                    arrays.append(Live(name, size, 0, stop))
                 else:
-                    self.arrays.append(Live(name, size, start, stop))
-        return Trace(tuple(self.labels), tuple(self.arrays))
+                    arrays.append(Live(name, size, start, stop))
+        return Trace(tuple(self.labels), tuple(arrays))
 
 
 def stored(array: Array) -> Size:
@@ -524,5 +539,3 @@ def _gathers_stream(transfer: Transfer) -> bool:
 def _summed_over_tensor(array: Array, place: Split) -> bool:
     """Return whether the gradient of an operand comes out partial over the tensor axis."""
     return any(_tensor([axis]) and d not in array.dims for axis, d in place.items())
-
-

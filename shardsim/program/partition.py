@@ -15,6 +15,7 @@ from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import Collective, Compute, Program
 
+
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
     """Return what one device does in a step of `work` under `layout`.
 
