@@ -450,6 +450,8 @@ class Tracer:
             self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
             self.touch(whole.name, array)
         elif op.product and array.stream and _summed_over_tensor(array, place):
+            if not fresh:  # what this is added to
+                self.touch(target, array)
             if self.ring:
                 self.scatter(target, whole, place)
             else:
