@@ -1,16 +1,41 @@
-"""HBM over the step: when it peaks, and whether the plan fits."""
+"""HBM over the step: what is in it when it peaks, and whether the plan fits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
+from shardsim.graph.place import Kind
 from shardsim.machine import Machine
-from shardsim.plan.layout import Number
-from shardsim.program.tasks import Memory
+from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.program.blocks import kept_names, over_policies
+from shardsim.program.kept import kept
+from shardsim.program.liveness import (
+    RINGS,
+    Ends,
+    Measure,
+    Mode,
+    Passes,
+    Trace,
+    ends_trace,
+    layer_trace,
+)
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 
 MOMENTS = ("first layer of the backward pass", "output head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Something in HBM at the peak."""
+
+    name: str
+    size_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +52,19 @@ class HbmUse:
     optimizer_bytes: Number
     gradients_bytes: Number
     activations_bytes: Number
-    workspace_bytes: Number  # at the peak: gathered weights and live intermediates
-    at: tuple[Number, ...]
+    at: tuple[Number, Number]
+    account: Account = field(repr=False)
 
-    @property
+    @cached_property
     def peak_bytes(self) -> Number:
         """The largest use over the step."""
-        peak = self.at[0]
-        for other in self.at[1:]:
-            peak = np.maximum(peak, other)
-        return peak
+        return np.maximum(*self.at)
+
+    @property
+    def workspace_bytes(self) -> Number:
+        """What is there at the peak besides: gathered weights and live intermediates."""
+        rest = self.parameters_bytes + self.optimizer_bytes + self.activations_bytes
+        return np.maximum(self.peak_bytes - rest - self.gradients_bytes, 0.0)
 
     @property
     def fits(self) -> Number:
@@ -48,25 +76,205 @@ class HbmUse:
         """When a single plan's HBM peaks."""
         return MOMENTS[int(np.argmax([float(use) for use in self.at]))]
 
+    @property
+    def at_peak(self) -> tuple[Held, ...]:
+        """What a single plan's HBM holds at its peak, largest first; their sum is `peak_bytes`."""
+        found = self.account.listed(MOMENTS.index(self.peak_moment), float(self.peak_bytes))
+        return tuple(sorted(found, key=lambda held: -held.size_bytes))
 
-def hbm_use(machine: Machine, memory: Memory) -> HbmUse:
-    """Return HBM over the step of one device of `machine`."""
-    chip = machine.chip
-    state = memory.parameters + memory.optimizer
-    layer = memory.gathered_weights + memory.layer_workspace
-    backward = state + memory.saved_activations + memory.gradients + layer
-    head = state + memory.saved_activations + memory.head_workspace
-    workspace = np.where(
-        np.greater_equal(backward, head),
-        layer,
-        np.maximum(memory.head_workspace - memory.gradients, 0.0),
-    )
+
+def hbm_use(
+    machine: Machine,
+    work: Workload,
+    layout: Layout,
+    passes: Passes,
+    offloaded: frozenset[str] = frozenset(),
+) -> HbmUse:
+    """Return HBM over the step of one device of `machine`, as an implementation with `passes` uses
+    it; `offloaded` names what remat keeps in the host's memory.
+
+    Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
+    """
+    capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
+    account = Account(machine, work, layout, passes, offloaded)
+    at = account.at
+    if passes.scarce is not None:
+        least = replace(account, passes=passes.scarce).at
+        room = passes.share * capacity_bytes
+        at = (_within(at[0], least[0], room), _within(at[1], least[1], room))
     return HbmUse(
-        capacity_bytes=chip.hbm_usable_bytes / chip.devices_per_chip,
-        parameters_bytes=memory.parameters,
-        optimizer_bytes=memory.optimizer,
-        gradients_bytes=memory.gradients,
-        activations_bytes=memory.saved_activations,
-        workspace_bytes=workspace,
-        at=(backward, head),
+        capacity_bytes=capacity_bytes,
+        parameters_bytes=account.parameters_bytes,
+        optimizer_bytes=account.optimizer_bytes,
+        gradients_bytes=account.gradients_bytes,
+        activations_bytes=account.activations_bytes,
+        at=at,
+        account=account,
     )
+
+
+def _within(plenty: Number, least: Number, room: float) -> Number:
+    """Return what is used: as if memory were plentiful, up to `room`, but what is needed anyway."""
+    return np.maximum(least, np.minimum(plenty, room))
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that HBM holds over a step, by name."""
+
+    machine: Machine
+    work: Workload
+    layout: Layout
+    passes: Passes
+    offloaded: frozenset[str]
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Sizes on one device."""
+        return Sizes(self.work, self.layout)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """Bytes on one device."""
+        return Measure(self.sizes, float(self.work.wire_bytes), float(self.work.reduce_bytes))
+
+    @cached_property
+    def kind(self) -> Kind:
+        """How arrays are stored."""
+        return kind_of(self.work.model, self.layout)
+
+    @cached_property
+    def elements(self) -> Number:
+        """Parameters of one device."""
+        return parameter_elements(self.work.model, self.layout)
+
+    @property
+    def parameters_bytes(self) -> Number:
+        """Stored parameters."""
+        return self.elements * self.work.parameter_bytes
+
+    @property
+    def optimizer_bytes(self) -> Number:
+        """Optimizer state."""
+        return self.elements * self.work.optimizer_bytes / self._by_data
+
+    @property
+    def gradients_bytes(self) -> Number:
+        """Gradients: with several microbatches, which add to the sums of those before, twice.
+
+        Gradients that the data axis reduce-scatters as they come are never whole.
+        """
+        whole = np.where(self._several, 1, self._by_data)
+        return self.parameters_bytes * (1.0 + self._several) / whole
+
+    @cached_property
+    def activations_bytes(self) -> Number:
+        """Activations of all layers kept for the backward pass, on the device."""
+        layout = self.layout
+        in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+        layers = self.work.model.layers / layout.pipeline.size
+        one, _ = kept(self.work, layout, self.sizes, 0, self.offloaded)
+        return one * (layers * in_flight)
+
+    @property
+    def _by_data(self) -> Number:
+        return np.where(self.layout.optimizer_over_data, self.layout.data.size, 1)
+
+    @property
+    def _several(self) -> Number:
+        return np.greater(self.layout.microbatches, 1)
+
+    @cached_property
+    def ring(self) -> Number:
+        """Whether collective matmuls run."""
+        layout = self.layout
+        ring = np.greater(layout.tensor.size, 1) & np.greater(layout.matmul_overlap, 0)
+        return ring & np.not_equal(layout.residual, REPLICATED)
+
+    def by_mode(self, value: Callable[[Mode], Number]) -> Number:
+        """Return a value that depends on what runs as a ring, and on what is prefetched."""
+
+        def of_ring(ring: bool) -> Number:
+            name = RINGS.get(self.kind.residual, "") if ring else ""
+            return _where(self.layout.weights_overlap, lambda prefetch: value(Mode(name, prefetch)))
+
+        return _where(self.ring, of_ring)
+
+    def layer(self, names: frozenset[str], mode: Mode) -> Trace:
+        """Return the moments of a layer."""
+        work = self.work
+        return layer_trace(work.model, work.attention, 0, self.kind, names, self.passes, mode)
+
+    def ends(self, mode: Mode) -> Ends:
+        """Return the moments of the head."""
+        return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
+
+    @cached_property
+    def at(self) -> tuple[Number, Number]:
+        """Bytes in use at `MOMENTS`."""
+        held = (sum(self.held(moment).values()) for moment in range(len(MOMENTS)))
+        layer, head = held
+        layer = layer + over_policies(
+            self.layout,
+            lambda names: self.by_mode(lambda mode: self.layer(names, mode).peak(self.measure)),
+        )
+        head = head + self.by_mode(lambda mode: self.ends(mode).trace.peak(self.measure))
+        return layer, head
+
+    def held(self, moment: int) -> dict[str, Number]:
+        """Return what is there all through a moment of `MOMENTS`."""
+        work, layout, passes = self.work, self.layout, self.passes
+        gathered = np.greater(layout.gather.size, 1)
+        found = {
+            "parameters": self.parameters_bytes,
+            "optimizer state": self.optimizer_bytes,
+            "kept activations": self.activations_bytes,
+            "gradients": self.gradients_bytes,
+        }
+        if moment == 1:  # the sums of the microbatches before
+            found["gradients"] = self.gradients_bytes * self._several / 2.0
+        if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
+            found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+        tables = vocabulary(work.model)[:1]
+        if passes.tables and tables and moment == 0:
+            whole = stored_elements(tables, layout) * layout.gather.size * work.wire_bytes
+            found["whole vocabulary tables"] = gathered * passes.tables * whole
+        if passes.end_sums:
+            sums = self.ends(Mode()).sums
+            found["float32 sums of the ends"] = self._several * self.measure.total(sums)
+        if passes.head_late and moment == 0:
+            late = np.greater(layout.tensor.size, 1) | (self.machine.chip.devices_per_chip > 1)
+            if not work.model.vocab:
+                late = late & ~self.ring
+            found["the head's operands"] = late * self.by_mode(
+                lambda mode: self.measure.total(self.ends(mode).late)
+            )
+        return found
+
+    def listed(self, moment: int, peak_bytes: float) -> list[Held]:
+        """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
+        the compiler does without when memory is scarce is taken off in the end."""
+        name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
+        mode = Mode(name, bool(self.layout.weights_overlap))
+        trace = self.ends(mode).trace
+        if moment == 0:
+            (names,), _ = kept_names(self.layout)
+            trace = self.layer(names, mode)
+        _, there = trace.at_peak(self.measure)
+        sizes: dict[str, float] = {}
+        for held, size in [*self.held(moment).items(), *there]:
+            sizes[held] = sizes.get(held, 0.0) + float(size)
+        found = [Held(name=held, size_bytes=size) for held, size in sizes.items() if size]
+        rest = peak_bytes - sum(held.size_bytes for held in found)
+        if abs(rest) > 1e-9 * peak_bytes:
+            found.append(Held(name="not there together, for want of room", size_bytes=rest))
+        return found
+
+
+def _where(flag: Number, value: Callable[[bool], Number]) -> Number:
+    """Return the value of a flag; of both where plans differ in it."""
+    if np.all(flag):
+        return value(True)
+    if not np.any(flag):
+        return value(False)
+    return np.where(flag, value(True), value(False))

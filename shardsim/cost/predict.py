@@ -18,10 +18,9 @@ from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, implemented
+from shardsim.program.passes import HOLDS, USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
-from shardsim.program.tasks import Memory
 
 TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
 HBM_PARTS = (
@@ -70,7 +69,7 @@ class Prediction:
     warnings: tuple[str, ...]
     costs: str  # what operations take: a name of `cost.costs.COSTS`
     implementation: str  # what is done beyond the plan: of `program.passes.IMPLEMENTATIONS`
-    memory: Memory = field(repr=False)
+    use: HbmUse = field(repr=False)
     schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
 
@@ -150,12 +149,11 @@ def predict(
     machine = plan.machine
     costs = costs or plan.op_costs
     implementation = implementation or USUAL.get(costs, "ideal")
-    program = implemented(
-        partition(Workload.of(plan), layout, plan.remat), implementation, machine, layout
-    )
+    work = Workload.of(plan)
+    program = implemented(partition(work, layout, plan.remat), implementation, machine, layout)
     schedule = overlap(program, layout)
     cost = price(machine, layout, schedule, costs_of(costs, machine.chip))
-    use = hbm_use(machine, program.memory)
+    use = hbm_use(machine, work, layout, HOLDS[implementation], plan.remat.offload)
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
@@ -175,7 +173,7 @@ def predict(
         warnings=(*_warnings(plan, layout, use, fits), *_pricing(costs, implementation, machine)),
         costs=costs,
         implementation=implementation,
-        memory=program.memory,
+        use=use,
         schedule=schedule,
         price=cost,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Dims, weights_of
@@ -76,6 +77,7 @@ def lengths(model: Model) -> Mapping[str, int]:
     }
 
 
+@lru_cache(maxsize=256)
 def parameters(model: Model) -> tuple[Tensor, ...]:
     """Return every weight of `model`, part by part in the order of the forward pass.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -29,10 +29,11 @@ from shardsim.plan.plan import (
     best_op_costs,
 )
 from shardsim.plan.resolve import mesh_of, rules_of
-from shardsim.planner.space import Part, legal_cells, parts
+from shardsim.planner.space import Array, Part, legal_cells, parts
+from shardsim.program.liveness import Passes
 from shardsim.program.overlap import overlap
-from shardsim.program.partition import partition, partition_memory
-from shardsim.program.passes import USUAL, implemented
+from shardsim.program.partition import partition
+from shardsim.program.passes import HOLDS, USUAL, implemented
 from shardsim.program.shapes import Workload
 
 Cell = tuple[int, int, int]  # pair, remat policy, option
@@ -190,11 +191,12 @@ def search(
         for machine, part in todo:
             cells = part.shape[1] * part.shape[2]
             step = max(1, CELLS_AT_ONCE // cells)
+            peaks = _Peaks.of(work, machine, part, HOLDS[USUAL[costs]].least)
             for start in range(0, part.pairs, step):
-                chunk = part.take(slice(start, start + step))
-                smallest = min(
-                    smallest, _chunk(work, machine, chunk, costs, objective, best, top, counts)
-                )
+                some = slice(start, start + step)
+                chunk, needs = part.take(some), peaks.take(some)
+                found = _chunk(work, machine, chunk, needs, costs, objective, best, top, counts)
+                smallest = min(smallest, found)
                 done += chunk.pairs
                 if progress is not None:
                     progress(done, total)
@@ -235,6 +237,7 @@ def _chunk(
     work: Workload,
     machine: Machine,
     part: Part,
+    peaks: _Peaks,
     costs: str,
     objective: str,
     best: _Best,
@@ -242,17 +245,15 @@ def _chunk(
     counts: dict[str, int],
 ) -> float:
     """Price a chunk of the space; return the least peak HBM in it."""
-    shape = part.shape
     layout = part.layout()
     legal, ways = legal_cells(part, layout, work.model, work.batch, work.sequence)
     counts["searched"] += int((legal * ways).sum())
     # Without prefetching there is room for more; with it no plan is slower.
-    frugal = layout.reshaped(weights_overlap=False)
-    least = np.broadcast_to(hbm_use(machine, partition_memory(work, frugal)).peak_bytes, shape)
+    capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
+    least, most = peaks.least[peaks.place], peaks.most[peaks.place]
     smallest = float(np.min(np.where(legal, least, np.inf)))
-    use = hbm_use(machine, partition_memory(work, layout))
-    prefetch = np.broadcast_to(use.fits, shape)
-    fits = legal & (least <= use.capacity_bytes)
+    prefetch = most <= capacity_bytes
+    fits = legal & (least <= capacity_bytes)
     keep = fits.any(axis=(1, 2))
     if not keep.any():
         return smallest
@@ -286,6 +287,37 @@ def _chunk(
         on = bool(prefetch[row, remat, option])
         best.add(key, float(scores[row]), machine, part, (int(row), remat, option), on)
     return smallest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Peaks:
+    """Peak HBM of the plans of a part, in bytes, without and with prefetching.
+
+    It depends on the sizes of roles alone, not on where they lie: each combination is there once,
+    as [combinations, policies, options].
+    """
+
+    least: Array
+    most: Array
+    place: Array  # [pairs]: the combination of each
+
+    @classmethod
+    def of(cls, work: Workload, machine: Machine, part: Part, holds: Passes) -> _Peaks:
+        """Return the peaks of a part where an implementation `holds` so much."""
+        sizes = [part.factors[role].prod(axis=1) * part.slices[role] for role in ROLES]
+        sizes.append(part.microbatches)
+        key = np.ravel_multi_index(sizes, [int(size.max()) + 1 for size in sizes])
+        _, first, place = np.unique(key, return_index=True, return_inverse=True)
+        some = part.take(first)
+        prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
+        layout = some.layout().reshaped(weights_overlap=prefetch)
+        peaks = hbm_use(machine, work, layout, holds).peak_bytes
+        least, most = np.broadcast_to(peaks, (2, *some.shape))
+        return cls(least=least, most=most, place=place)
+
+    def take(self, index: slice) -> _Peaks:
+        """Return those of some pairs."""
+        return replace(self, place=self.place[index])
 
 
 def _weight(machine: Machine, objective: str) -> float:

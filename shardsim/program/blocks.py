@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +13,7 @@ from shardsim.graph.derive import Derived, derive
 from shardsim.graph.place import Kind, placed
 from shardsim.model import Model
 from shardsim.model.blocks import Graph, graph_of
-from shardsim.plan.layout import Layout
+from shardsim.plan.layout import Layout, Number
 from shardsim.plan.remat import TENSORS
 
 
@@ -39,17 +40,43 @@ def derived_blocks(model: Model, attention: str, kind: Kind) -> Blocks:
 
 
 @lru_cache(maxsize=4096)
-def _backward(model: Model, attention: str, stack: int, kept: frozenset[str]) -> Backward:
+def backward_of(model: Model, attention: str, stack: int, kept: frozenset[str]) -> Backward:
+    """Return what the backward pass of a stack finds and makes again if `kept` is kept."""
     return backward(graph(model, attention).stacks[stack].ops, kept)
+
+
+def kept_names(layout: Layout) -> tuple[list[frozenset[str]], tuple[int, ...]]:
+    """Return the names that each remat policy of a layout keeps, and the shape of arrays over
+    policies: () where there is one."""
+    flags = [np.asarray(layout.keeps(name), dtype=bool) for name in TENSORS]
+    shape = np.broadcast_shapes(*(flag.shape for flag in flags))
+    rows = np.stack([np.broadcast_to(flag, shape).reshape(-1) for flag in flags], axis=1)
+    return [
+        frozenset(name for name, on in zip(TENSORS, row, strict=True) if on) for row in rows
+    ], shape
 
 
 def policies(
     model: Model, attention: str, stack: int, layout: Layout
 ) -> tuple[list[Backward], tuple[int, ...]]:
-    """Return what each remat policy of a layout does to a stack, and the shape of arrays over
-    policies: () where there is one."""
-    flags = [np.asarray(layout.keeps(name), dtype=bool) for name in TENSORS]
-    shape = np.broadcast_shapes(*(flag.shape for flag in flags))
-    rows = np.stack([np.broadcast_to(flag, shape).reshape(-1) for flag in flags], axis=1)
-    kept = [frozenset(name for name, on in zip(TENSORS, row, strict=True) if on) for row in rows]
-    return [_backward(model, attention, stack, names) for names in kept], shape
+    """Return what each remat policy of a layout does to a stack, and the shape of `kept_names`."""
+    kept, shape = kept_names(layout)
+    return [backward_of(model, attention, stack, names) for names in kept], shape
+
+
+def over_policies(layout: Layout, value: Callable[[frozenset[str]], Number]) -> Number:
+    """Return a value of each remat policy of a layout, as an array that broadcasts with it."""
+    kept, shape = kept_names(layout)
+    if not shape:
+        return value(kept[0])
+    found = {names: np.asarray(value(names)) for names in dict.fromkeys(kept)}
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    whole = np.broadcast_shapes(*(array.shape for array in found.values()))
+    if len(axes) == 1 and (len(whole) < len(shape) or whole[axes[0] - len(shape)] == 1):
+        whole = (1,) * (len(shape) - len(whole)) + whole
+        parts = {names: np.broadcast_to(array, whole) for names, array in found.items()}
+        return np.concatenate([parts[names] for names in kept], axis=axes[0] - len(shape))
+    total: Number = 0.0
+    for names, array in found.items():
+        total = total + np.reshape([names == other for other in kept], shape) * array
+    return total

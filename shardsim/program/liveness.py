@@ -5,57 +5,149 @@ the backward pass each array appears and is last read. Sizes come later, as numb
 entry a plan, so that the peak of many plans is a product of matrices: moments x arrays x plans.
 
 Elementwise ops work in place, additions of gradients too. What a matmul sums over devices is whole
-until it is scattered; what is gathered stays whole from its first reader to its last.
+until it is scattered; what is gathered stays whole from its first reader to its last. What an
+implementation does beyond that are its `Passes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from shardsim.graph.arrays import Array, Backward, Dims, Split
+from shardsim.graph.arrays import Array, Dims, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.graph.place import EMBED_SHARDED, SEQUENCE_SHARDED, Kind
+from shardsim.model import Model
+from shardsim.plan.layout import Number
+from shardsim.program.blocks import backward_of, derived_blocks, graph
+from shardsim.program.sizes import Sizes, role_of
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+WIDE = 4.0  # bytes of what is summed, or exponentiated, in float32
+RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """What an implementation does beyond the plan."""
+    """What an implementation holds beyond the plan; the defaults are the least that is needed.
 
-    gathers_ahead: int  # matmuls before the first that needs it, a weight's gather starts
-    gradients_waiting: int  # later gradients that are computed before one is scattered
-    stream_bytes: float | None = None  # an element of the gradient of the stream; None: as it is
-    lanes: float = 128.0  # float32 numbers that a fused attention kernel keeps of each row
-    activation_kept: bool = True  # a gated hidden layer is an array between its two matmuls
-    ring_sums: float = 1.0  # float32 summands of a whole result in a ring over embed
-    ring_copies: float = 0.0  # of a result, beside it, in a ring over the sequence
+    What is said of compiled programs was read off the buffers that the TPU compiler listed as live
+    at the peaks of emitted steps (libtpu 0.0.42): ViT-22B on v4 fully sharded, the same with 4
+    microbatches, with rings of 4 and 8 over the sequence and of 8 over embed, with 4 and no rings,
+    2-D; maxtext-16b on v5e fully sharded and with a ring of 4; llama2-70b on v5p with a ring of 4.
+    """
+
+    # Matmuls before the first that needs it that a weight's gather starts, if they may overlap.
+    gathers_ahead: int = 1
+    # Later gradients of weights that are computed before one is scattered. Three to five whole
+    # matrices, coming or going, were there in every fully sharded program.
+    gradients_waiting: int = 0
+    # Shards of weights are cast to the compute format once a step, for all layers: MaxText's
+    # programs on v5e, v6e and v5p (half of their float32 parameters), emitted ones as well.
+    cast_ahead: bool = False
+    # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
+    tables: float = 0.0
+    # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
+    # of heads are scattered each time) and scatter them once: ViT-22B with 4 microbatches on v4,
+    # v5p and v6e.
+    end_sums: bool = False
+    # The head's gradients of weights are computed after the layers, so that what they multiply
+    # waits: with a tensor axis, and on chips whose SparseCores move what is gathered (tpu7x).
+    # Pooled heads do so only without rings. Six programs with logits, three without.
+    head_late: bool = False
+    # Bytes of an element of what a product makes in float32, and of its gradient; None: four.
+    logits_bytes: float | None = None
+    # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
+    # Float32 arrays of all query-key pairs wait for their gradient in ViT-22B and maxtext-16b.
+    scores_bytes: float | None = None
+    # Float32 numbers that a fused attention kernel keeps of each row: a whole vector register
+    # (`splash_mha_fwd_residuals` in llama2-70b and llama3).
+    lanes: float = 128.0
+    # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
+    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
+    whole_copies: bool = False
+    # Rings. What one has beside its results stays until the next ring ends: both rings of a
+    # branch's backward pass run side by side (every ring of the list above).
+    ring_waits: bool = False
+    ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
+    ring_copies: float = 0.0  # of each result, beside it, in a ring over the sequence
+    # All summands of a ring that scatters are made, in float32, before the first one leaves: four
+    # in rings of 4, eight in the ring of 8 (ViT-22B, maxtext-16b).
+    ring_results: float = 0.0
+    # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
+    # stream and one of each projection that attention reads, in a ring over embed two of the stream
+    # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
+    ring_empty: bool = False
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says.
+    scarce: Passes | None = None
+    share: float = 0.9
+
+    @property
+    def least(self) -> Passes:
+        """What is done where memory is scarce."""
+        return self.scarce or self
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a plan wants matmuls and gathers to run."""
+
+    ring: str = ""  # over "embed" or "sequence", or none
+    prefetch: bool = True  # whether gathers of weights may overlap
 
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of an array: its dimensions on a device, an element, and for which plans it exists."""
+    """Bytes of an array on a device: its dimensions, what splits them, and an element's bytes."""
 
     dims: Dims
     by: tuple[tuple[str, str], ...]
     width: str | float  # "wire", "reduce", or bytes
     several: frozenset[str] = frozenset()  # only where these axes have several members
-    ring: str = ""  # only with a ring over "embed" or "sequence", or without any: "none"
-    times: float = 1.0
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # sizes are looked up more often than anything else
+        return hash((self.dims, self.by, self.width, self.several))
 
 
 @dataclass
 class Live:
-    """An array, and the first and last moment of its life."""
+    """An array, so many times, and the first and last moment of its life."""
 
     name: str
     size: Size
     born: int
     last: int
+    times: float = 1.0
+
+
+class Measure:
+    """Bytes of sizes under a layout, each computed once."""
+
+    def __init__(self, sizes: Sizes, wire_bytes: float, reduce_bytes: float) -> None:
+        self.sizes = sizes
+        self.widths = {"wire": wire_bytes, "reduce": reduce_bytes}
+        self.known: dict[Size, Number] = {}
+
+    def __call__(self, size: Size) -> Number:
+        """Return bytes on one device."""
+        if size not in self.known:
+            width = self.widths[size.width] if isinstance(size.width, str) else size.width
+            found = self.sizes.moved(size.dims, size.by) * width
+            self.known[size] = found * self.sizes.several(size.several) if size.several else found
+        return self.known[size]
+
+    def total(self, arrays: Iterable[Live]) -> Number:
+        """Return the bytes of arrays together."""
+        return sum(self(array.size) * array.times for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -67,39 +159,149 @@ class Trace:
 
     @cached_property
     def matrix(self) -> Matrix:
-        """Moments x arrays: 1 where an array is live. Moments that others cover are left out."""
+        """Moments x arrays: how many times an array is live."""
         at = np.arange(len(self.labels))[:, None]
         born = np.array([array.born for array in self.arrays])
         last = np.array([array.last for array in self.arrays])
-        return ((at >= born) & (at <= last)).astype(float)
+        times = np.array([array.times for array in self.arrays])
+        live: Matrix = ((at >= born) & (at <= last)) * times
+        return live
+
+    @cached_property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of arrays, each once."""
+        return tuple(dict.fromkeys(array.size for array in self.arrays))
 
     @cached_property
     def fullest(self) -> Matrix:
-        """The rows of `matrix` that no other row covers: the peak is at one of them."""
-        rows = np.unique(self.matrix, axis=0)
-        covered = [
-            any((other >= row).all() for j, other in enumerate(rows) if j != i)
-            for i, row in enumerate(rows)
-        ]
-        return rows[~np.array(covered)]
+        """Moments x `sizes`: those rows that no other covers. The peak is at one of them."""
+        columns = {size: column for column, size in enumerate(self.sizes)}
+        by_size = np.zeros((len(self.labels), len(columns)))
+        for array, column in zip(self.arrays, self.matrix.T, strict=True):
+            by_size[:, columns[array.size]] += column
+        rows = np.unique(by_size, axis=0)
+        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2) & ~np.eye(len(rows), dtype=bool)
+        return rows[~covers.any(axis=0)]
+
+    def peak(self, measure: Measure) -> Number:
+        """Return the bytes at the fullest moment."""
+        each = np.stack(np.broadcast_arrays(*(measure(size) for size in self.sizes)))
+        return np.tensordot(self.fullest, each, axes=1).max(axis=0)
+
+    def at_peak(self, measure: Measure) -> tuple[str, list[tuple[str, float]]]:
+        """Return one plan's fullest moment, and what is there."""
+        each = np.array([float(measure(array.size)) for array in self.arrays])
+        row = int((self.matrix @ each).argmax())
+        there = zip(self.arrays, self.matrix[row] * each, strict=True)
+        return self.labels[row], [(array.name, size) for array, size in there if size > 0]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The head's moments, and what of it is there while layers run."""
+
+    trace: Trace
+    late: tuple[Live, ...]  # what its gradients of weights multiply
+    sums: tuple[Live, ...]  # float32 sums of the ends' whole matrices
+
+
+@lru_cache(maxsize=4096)
+def layer_trace(
+    model: Model,
+    attention: str,
+    stack: int,
+    kind: Kind,
+    kept: frozenset[str],
+    passes: Passes,
+    mode: Mode,
+) -> Trace:
+    """Return what is live while a layer of a stack runs again and back, with `kept` kept."""
+    again = backward_of(model, attention, stack, kept).again
+    return _traces(model, attention, stack, kind, again, passes, mode.ring)[mode.prefetch]
+
+
+@lru_cache(maxsize=4096)
+def _traces(
+    model: Model,
+    attention: str,
+    stack: int,
+    kind: Kind,
+    again: tuple[int, ...],
+    passes: Passes,
+    ring: str,
+) -> tuple[Trace, Trace]:
+    """Return the traces without and with prefetching: of many policies that run the same again."""
+    tracer = followed(derived_blocks(model, attention, kind).stacks[stack], again, passes, ring)
+    ahead = (0, passes.gathers_ahead)
+    return tracer.trace(ahead[0]), tracer.trace(ahead[1])
+
+
+@lru_cache(maxsize=1024)
+def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: str = "") -> Ends:
+    """Return what is live while the head runs, forward and at once back."""
+    ends = derived_blocks(model, attention, kind).ends
+    steps = ends.steps[len(graph(model, attention).before) :]
+    tracer = Tracer(replace(passes, gradients_waiting=0), ring)
+    tracer.moment("enter the head")
+    tracer.make("x", stored(steps[0].op.ins[0]))
+    for step in steps:
+        tracer.forward(step)
+    late = tracer.late(steps)
+    for step in reversed(steps):
+        if step.trained:
+            tracer.backward(step)
+    products = (array for step in ends.steps if step.op.product for array in step.op.ins)
+    sums = []
+    for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
+        gathered = frozenset(axis for axis in array.split if axis in ("fsdp", "context"))
+        left = {axis: d for axis, d in array.split.items() if axis not in gathered}
+        size = Size(array.dims, _by(array, left), WIDE, gathered)
+        sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
+    return Ends(tracer.trace(0), tuple(late), tuple(sums))
+
+
+def followed(derived: Derived, again: Sequence[int], passes: Passes, ring: str = "") -> Tracer:
+    """Return the tracer of a derived block that runs back, after the ops in `again` ran again."""
+    tracer = Tracer(passes, ring)
+    steps = derived.steps
+    tracer.moment("enter")
+    tracer.make(steps[0].op.ins[0].name, stored(steps[0].op.ins[0]))
+    tracer.make(f"d {steps[-1].op.out.name}", stored(steps[-1].op.out))
+    for number in again:
+        tracer.forward(steps[number], " again")
+    for step in reversed(steps):
+        if step.trained:
+            tracer.backward(step)
+    if passes.ring_empty and ring:
+        tracer.empties(steps)
+    return tracer
+
+
+@dataclass
 class Tracer:
     """Follows the ops of a block."""
 
-    def __init__(self, passes: Passes) -> None:
-        self.passes = passes
-        self.labels: list[str] = []
-        self.arrays: list[Live] = []
-        self.named: dict[str, Live] = {}
-        self.same: dict[str, str] = {}  # array -> the one in whose place it is
-        self.whole: dict[str, tuple[int, int, Size]] = {}  # weights: first and last reader
-        self.gradients: dict[str, tuple[int, Size]] = {}
+    passes: Passes
+    ring: str  # over "embed" or "sequence", or none
+    labels: list[str] = field(default_factory=list)
+    arrays: list[Live] = field(default_factory=list)
+    named: dict[str, Live] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)  # array -> the one in whose place it is
+    sources: dict[str, tuple[Array, ...]] = field(default_factory=dict)  # of what is never written
+    whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
+    gradients: dict[str, tuple[int, Size]] = field(default_factory=dict)
+    passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
+    beside: list[Live] = field(default_factory=list)
+    before: list[Live] = field(default_factory=list)
 
     @property
     def now(self) -> int:
         """The moment."""
         return len(self.labels) - 1
+
+    def moment(self, label: str) -> None:
+        """Begin a moment."""
+        self.labels.append(label)
 
     def root(self, name: str) -> str:
         """Return the array in whose place another is."""
@@ -111,13 +313,13 @@ class Tracer:
         """Make an array, unless it is there."""
         if self.root(name) in self.named:
             self.named[self.root(name)].last = self.now
-            return
-        self.named[name] = Live(name, size, self.now, self.now)
-        self.arrays.append(self.named[name])
+        else:
+            self.named[name] = self.passing(name, size)
 
-    def passing(self, name: str, size: Size) -> None:
-        """Note what is there at this moment only."""
-        self.arrays.append(Live(name, size, self.now, self.now))
+    def passing(self, name: str, size: Size, times: float = 1.0) -> Live:
+        """Note what is there at this moment."""
+        self.arrays.append(Live(name, size, self.now, self.now, times))
+        return self.arrays[-1]
 
     def read(self, array: Array, transfers: Iterable[Transfer], prefix: str = "") -> None:
         """Read an array, whole if it is gathered; what was kept appears when it is first read."""
@@ -127,169 +329,186 @@ class Tracer:
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
                 self.make(f"{name}, whole", moved(transfer))
+                copied = self.passes.whole_copies and not prefix and not self.ring
+                if copied and role_of(transfer.axes) == "tensor":
+                    self.make(f"{name}, laid out", moved(transfer))
                 return
         self.touch(name, array)
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
-        sources = self.sources.get(self.root(name))
-        if sources is not None:
-            for source in sources:
-                self.touch(source.name, source)
-            return
-        self.make(name, stored(array.original or array))
+        for source in self.sources.get(self.root(name), ()):
+            self.touch(source.name, source)
+        if self.root(name) not in self.sources:
+            self.make(name, stored(array.original or array))
 
-    sources: dict[str, tuple[Array, ...]]
+    def operands(self, arrays: Iterable[Array], transfers: Iterable[Transfer]) -> None:
+        """Read weights and activations."""
+        transfers = tuple(transfers)
+        for array in arrays:
+            if not array.weight:
+                if array.trained:
+                    self.read(array, transfers)
+                continue
+            for transfer in transfers:
+                if transfer.array == array.name:
+                    first = self.whole.get(array.name, (self.now, 0, None))[0]
+                    self.whole[array.name] = (first, self.now, moved(transfer))
 
     def forward(self, step: Step, again: str = "") -> None:
         """Run an op."""
         op, place = step.op, step.place
-        self.labels.append(op.name + again)
-        for array in op.ins:
-            if array.weight:
-                self.weight(array, step.gathers)
-            elif array.trained:
-                self.read(array, step.gathers)
-        if op.stream.fused and not (op.stream.passes and self.passes.activation_kept):
+        self.moment(op.name + again)
+        self.operands(op.ins, step.gathers)
+        if op.stream.fused and not op.stream.passes:
             self.sources[op.out.name] = op.ins
             return
         partial = frozenset().union(*(move.axes for move in step.settles))
         if op.product and partial:
             over_tensor = any(_tensor(move.axes) for move in step.settles)
-            ring = "none" if over_tensor and op.out.stream else ""
-            self.passing(
-                f"{op.out.name}, partial", placed(op.out, place, several=partial, ring=ring)
-            )
-            if ring:
-                self._ring_result(op.out)
+            if self.ring and over_tensor and op.out.stream:
+                self.scatter(op.out.name, op.out, place)
+            else:
+                size = Size(op.out.dims, _by(op.out, place), _width(op.out), partial)
+                self.passing(f"{op.out.name}, partial", size)
         if op.product and not op.out.stream:
-            self._ring_pieces(op.out, place, step.gathers)
-        self.make(op.out.name, stored(op.out))
+            self.gather(op.out.name, op.out, place, step.gathers)
+        self.make(op.out.name, self.made(op))
         if op.kernel and op.kernel.softmax:
-            lanes = Size(op.out.dims[:-1], _by(op.out, place), 4.0, times=self.passes.lanes)
-            self.make(f"{op.out.name}, statistics", lanes)
-
-    def _ring_result(self, out: Array) -> None:
-        """A ring's summands on their way and the one made, in float32."""
-        for ring in ("embed", "sequence"):
-            size = stored(out)
-            self.passing(
-                f"{out.name}, in a ring", Size(size.dims, size.by, 4.0, ring=ring, times=3.0)
+            rows = Size(op.out.dims[:-1], _by(op.out, place), WIDE)
+            self.named[f"{op.out.name}, statistics"] = self.passing(
+                f"{op.out.name}, statistics", rows, self.passes.lanes
             )
 
-    def _ring_pieces(self, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
-        """What a ring that gathers has beside its result."""
-        if not any(_tensor(g.axes) and g.kind == "all-gather" and not g.weight for g in gathers):
+    def made(self, op: Op) -> Size:
+        """Return the size of what an op makes."""
+        size, passes = stored(op.out), self.passes
+        softmax = op.unit == "attention" and not op.product and not op.kernel
+        width = passes.scores_bytes if softmax else None
+        if op.product and op.out.wide:
+            width = passes.logits_bytes
+        return size if width is None else Size(size.dims, size.by, width)
+
+    def scatter(self, name: str, array: Array, place: Split) -> None:
+        """Note the float32 summands of a ring that scatters."""
+        size = Size(array.dims, _by(array, place), WIDE)
+        self.passing(f"{name}, summands", size, self.passes.ring_results)
+
+    def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
+        """Note what a ring that gathers has beside the results of all matmuls that read it."""
+        gathered = [g.array for g in gathers if _gathers_stream(g)]
+        if not self.ring or not gathered:
             return
-        dims, by = out.dims, _by(out, place)
-        sums, copies = self.passes.ring_sums, self.passes.ring_copies
-        self.passing(f"{out.name}, summands", Size(dims, by, 4.0, ring="embed", times=sums))
-        self.passing(f"{out.name}, pieces", Size(dims, by, "wire", ring="sequence", times=copies))
+        if gathered[0] != self.passed:
+            self.passed, self.before, self.beside = gathered[0], self.beside, []
+        if self.ring == "embed":
+            size = Size(out.dims, _by(out, place), WIDE)
+            beside = self.passing(f"{name}, summands", size, self.passes.ring_sums)
+        else:
+            size = Size(out.dims, _by(out, place), "wire")
+            beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
+        self.beside.append(beside)
+        if self.passes.ring_waits:
+            for array in (*self.before, *self.beside):
+                array.last = self.now
 
     def backward(self, step: Step) -> None:
         """Run an op's gradient."""
-        op, place = step.op, step.place
-        self.labels.append(f"{op.name} gradient")
+        op = step.op
         d = f"d {op.out.name}"
+        self.moment(f"{op.name} gradient")
         if step.gradient_settles and op.out.stream:
             self.named.pop(self.root(f"{d}, partial"), None)
-            self.make(d, self.stream(op.out))
+            self.make(d, stored(op.out))
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
-        for array in op.needs:
-            if array.weight:
-                self.weight(array, step.gradient_gathers)
-            elif array.trained:
-                self.read(array, step.gradient_gathers)
-        if op.kernel and op.kernel.softmax:
-            self.make(f"{op.out.name}, statistics", stored(op.out))
+        self.operands(op.needs, step.gradient_gathers)
+        if f"{op.out.name}, statistics" in self.named:
+            self.named[f"{op.out.name}, statistics"].last = self.now
         for array in op.ins:
-            if array.weight or not array.trained:
-                continue
-            target = f"d {(array.original or array).name}"
-            in_place = not op.product and not op.kernel and array.dims == op.out.dims
-            if in_place and self.root(target) not in self.named and self.root(d) in self.named:
-                self.same[target] = self.root(d)
-                self.touch(d, op.out)
-            elif op.product and self._settled(array, step):
-                by = placed(array.original or array, place)
-                self.make(f"{target}, partial", Size(by.dims, by.by, by.width, ring="none"))
-                self._ring_result(array)
+            if array.trained and not array.weight:
+                self.gradient(array, step)
+        matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
+        for array in matrices:
+            place = step.place
+            summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
+            self.gradients[array.name] = (
+                self.now,
+                Size(array.dims, _by(array, place), "reduce", summed),
+            )
+
+    def gradient(self, array: Array, step: Step) -> None:
+        """Make the gradient of an operand."""
+        op, place, whole = step.op, step.place, array.original or array
+        target, d = f"d {whole.name}", f"d {op.out.name}"
+        fresh = self.root(target) not in self.named
+        elementwise = not op.product and not op.kernel
+        if elementwise and fresh and array.dims == op.out.dims and self.root(d) in self.named:
+            self.same[target] = self.root(d)
+            self.touch(d, op.out)
+        elif elementwise and fresh and array.wide and self.root(whole.name) in self.named:
+            self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
+            self.touch(whole.name, array)
+        elif op.product and array.stream and _summed_over_tensor(array, place):
+            if not fresh:  # what this is added to
+                self.touch(target, array)
+            if self.ring:
+                self.scatter(target, whole, place)
             else:
-                size = self.stream(array) if array.stream else stored(array.original or array)
-                self.make(target, size)
-                if op.product and not array.stream:
-                    self._ring_pieces(array, place, step.gradient_gathers)
-        for array in op.ins:
-            if array.weight in ("matrix", "table"):
-                size = placed(
-                    array,
-                    place,
-                    several=frozenset(
-                        a for a in array.split if a not in place or place[a] != array.split[a]
-                    ),
-                    width="reduce",
-                )
-                self.gradients[array.name] = (self.now, size)
+                self.make(f"{target}, partial", Size(whole.dims, _by(whole, place), _width(whole)))
+        else:
+            self.make(target, stored(whole))
+            if op.product and not array.stream:
+                inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
+                if inner:
+                    size = Size(whole.dims, _by(whole, place), _width(whole), inner)
+                    self.passing(f"{target}, partial", size)
+                self.gather(target, whole, place, step.gradient_gathers)
 
-    def _settled(self, array: Array, step: Step) -> bool:
-        """Return whether the gradient of an operand comes out partial over a tensor axis."""
-        return array.stream and any(
-            _tensor([axis]) and d not in array.dims for axis, d in step.place.items()
-        )
+    def late(self, steps: Sequence[Step]) -> list[Live]:
+        """Return what gradients of weights multiply: operands, and gradients of results."""
+        found: dict[str, Live] = {}
+        for step in steps:
+            activations = [array for array in step.op.ins if not array.weight]
+            if not step.op.product or len(activations) != 1 or not step.trained:
+                continue
+            array, out = activations[0], step.op.out
+            whole = [moved(t) for t in step.gathers if t.array == array.name]
+            size = whole[0] if whole else stored(array)
+            found[array.name] = Live(f"{array.name}, for the head", size, 0, 0)
+            result = Size(out.dims, _by(out, step.place), "wire")
+            found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
+        return list(found.values())
 
-    def stream(self, array: Array) -> Size:
-        """Return the gradient of an array of the stream."""
-        size = stored(array)
-        width = self.passes.stream_bytes
-        return size if width is None else Size(size.dims, size.by, width)
+    def empties(self, steps: Sequence[Step]) -> None:
+        """Note the empty arrays in which rings put together what they gather and make."""
+        gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
+        for _, gather in gathers[:1]:
+            times = 2.0 if self.ring == "embed" else 1.0
+            self.arrays.append(Live("empty, whole", moved(gather), 0, self.now, times))
+        if self.ring == "embed":
+            return
+        for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
+            if "head_dim" in out.dims:
+                size = Size(out.dims, _by(out, place), "wire")
+                self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
 
-    def weight(self, array: Array, transfers: Iterable[Transfer]) -> None:
-        """Read a weight, whole."""
-        for transfer in transfers:
-            if transfer.array == array.name:
-                first = self.whole.get(array.name, (self.now, 0, moved(transfer)))[0]
-                self.whole[array.name] = (first, self.now, moved(transfer))
-
-    def trace(self) -> Trace:
+    def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
-        spans = [
-            (f"{name}, gathered", first, last, size, -self.passes.gathers_ahead)
-            for name, (first, last, size) in self.whole.items()
-        ]
-        spans += [
-            (f"d {name}, whole", at, at, size, self.passes.gradients_waiting)
-            for name, (at, size) in self.gradients.items()
-        ]
-        for ahead in (True, False):
-            some = [span for span in spans if (span[4] <= 0) == ahead]
-            times = sorted({first for _, first, _, _, _ in some})
-            for name, first, last, size, by in some:
+        arrays = list(self.arrays)
+        arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
+        leaving = [(f"d {n}, whole", at, at, size) for n, (at, size) in self.gradients.items()]
+        for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):
+            times = sorted({first for _, first, _, _ in spans})
+            for name, first, last, size in spans:
                 rounds, index = divmod(times.index(first) + by, len(times))
                 start, stop = (times[index], last) if by <= 0 else (last, times[index])
                 if rounds:
-                    self.arrays.append(Live(name, size, start, self.now))
-                    self.arrays.append(Live(name, size, 0, stop))
+                    arrays.append(Live(name, size, start, self.now))
+                    arrays.append(Live(name, size, 0, stop))
                 else:
-                    self.arrays.append(Live(name, size, start, stop))
-        return Trace(tuple(self.labels), tuple(self.arrays))
-
-
-def layer_trace(derived: Derived, back: Backward, passes: Passes) -> Trace:
-    """Return what is live while a layer runs again and back."""
-    tracer = Tracer(passes)
-    tracer.sources = {}
-    steps = derived.steps
-    first, final = steps[0].op.ins[0], steps[-1].op.out
-    tracer.labels.append("enter")
-    tracer.make(first.name, stored(first))
-    tracer.make(f"d {final.name}", tracer.stream(final))
-    for number in back.again:
-        tracer.forward(steps[number], " again")
-    for step in reversed(steps):
-        if step.trained:
-            tracer.backward(step)
-    return tracer.trace()
+                    arrays.append(Live(name, size, start, stop))
+        return Trace(tuple(self.labels), tuple(arrays))
 
 
 def stored(array: Array) -> Size:
@@ -297,20 +516,9 @@ def stored(array: Array) -> Size:
     return Size(array.dims, _by(array, array.split), _width(array))
 
 
-def placed(
-    array: Array,
-    place: Split,
-    several: frozenset[str] = frozenset(),
-    ring: str = "",
-    width: str = "",
-) -> Size:
-    """Return the size of an array as an op makes it."""
-    return Size(array.dims, _by(array, place), width or _width(array), several, ring)
-
-
 def moved(transfer: Transfer) -> Size:
     """Return the size of what a transfer leaves."""
-    return Size(transfer.dims, transfer.by, 4.0 if transfer.wide else "wire", transfer.axes)
+    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else "wire", transfer.axes)
 
 
 def _by(array: Array, place: Split) -> tuple[tuple[str, str], ...]:
@@ -318,8 +526,18 @@ def _by(array: Array, place: Split) -> tuple[tuple[str, str], ...]:
 
 
 def _width(array: Array) -> str | float:
-    return 4.0 if array.wide else "wire"
+    return WIDE if array.wide else "wire"
 
 
 def _tensor(axes: Iterable[str]) -> bool:
-    return any(axis.startswith("tensor") and not axis.startswith("tensor2") for axis in axes)
+    return "tensor" in role_of(axes).split("+")
+
+
+def _gathers_stream(transfer: Transfer) -> bool:
+    """Return whether a ring may take the place of a gather."""
+    return transfer.kind == "all-gather" and not transfer.weight and _tensor(transfer.axes)
+
+
+def _summed_over_tensor(array: Array, place: Split) -> bool:
+    """Return whether the gradient of an operand comes out partial over the tensor axis."""
+    return any(_tensor([axis]) and d not in array.dims for axis, d in place.items())

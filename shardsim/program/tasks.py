@@ -46,24 +46,10 @@ class Collective(Move):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """HBM on one device, in bytes, by what it is for."""
-
-    parameters: Number
-    optimizer: Number
-    gradients: Number
-    saved_activations: Number  # kept from the forward to the backward pass, all layers
-    gathered_weights: Number  # whole weights of the layers in use
-    layer_workspace: Number  # live inside one layer's backward pass
-    head_workspace: Number  # live in the output head and loss
-
-
-@dataclass(frozen=True, kw_only=True)
 class Program:
     """All that one device is to do in one step; `trips` of blocks are those of the whole step."""
 
     blocks: tuple[Block, ...]
-    memory: Memory
     offload_bytes: Number = 0  # to the host and back, per layer and pass
     interleave: int = 1  # parts of the layers that a pipeline stage has
 

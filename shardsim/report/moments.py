@@ -1,4 +1,4 @@
-"""HBM by use at the moments of a step, from a prediction's memory."""
+"""HBM by use at the moments of a step, of a prediction."""
 
 from __future__ import annotations
 
@@ -25,35 +25,39 @@ def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
     """Return five moments of a step in order; the largest is the prediction's peak.
 
     Parameters and optimizer state are always there. Activations of all layers are kept until the
-    backward pass starts; the gradients' room is taken then. The update needs the gradients only.
+    backward pass starts, and nothing else as the forward pass ends; the gradients' room is taken
+    then. The update needs the gradients only.
     """
-    memory = item.memory
+    use = item.use
+    layer, head = (float(at) for at in use.at)
     state = {
-        "parameters_bytes": float(memory.parameters),
-        "optimizer_bytes": float(memory.optimizer),
+        "parameters_bytes": float(use.parameters_bytes),
+        "optimizer_bytes": float(use.optimizer_bytes),
         "gradients_bytes": 0.0,
         "activations_bytes": 0.0,
         "workspace_bytes": 0.0,
     }
-    kept = state | {"activations_bytes": float(memory.saved_activations)}
-    gradients = {"gradients_bytes": float(memory.gradients)}
-    layer = float(memory.gathered_weights) + float(memory.layer_workspace)
+    kept = state | {"activations_bytes": float(use.activations_bytes)}
+    gradients = {"gradients_bytes": float(use.gradients_bytes)}
+    there = sum(kept.values())
     return (
         Moment(name="between steps", short="between\nsteps", uses=state),
         Moment(
             name="end of the forward pass",
             short="forward\nends",
-            uses=kept | {"workspace_bytes": float(memory.gathered_weights)},
+            uses=kept,
         ),
         Moment(
             name="output head",
             short="output\nhead",
-            uses=kept | {"workspace_bytes": float(memory.head_workspace)},
+            uses=kept | {"workspace_bytes": max(head - there, 0.0)},
         ),
         Moment(
             name="first layer of the backward pass",
             short="backward\nstarts",
-            uses=kept | gradients | {"workspace_bytes": layer},
+            uses=kept
+            | gradients
+            | {"workspace_bytes": max(layer - there - gradients["gradients_bytes"], 0.0)},
         ),
         Moment(name="optimizer update", short="update", uses=state | gradients),
     )

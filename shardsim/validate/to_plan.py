@@ -17,7 +17,7 @@ from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve, rules_of
-from shardsim.program.partition import partition_memory
+from shardsim.program.passes import HOLDS, USUAL
 from shardsim.program.shapes import Workload
 from shardsim.validate.remat_words import REMAT_POLICIES
 from shardsim.validate.rows import Run
@@ -109,8 +109,8 @@ def _plan(run: Run, machine: Machine, batch: int, sizes: Mapping[str, int]) -> P
         return plan
     for name in ("none", "dots", "full"):
         plan = _with_remat(run, machine, batch, mesh, REMAT_POLICIES[name])
-        memory = partition_memory(Workload.of(plan), resolve(plan))
-        if bool(np.all(hbm_use(machine, memory).fits)):
+        holds = HOLDS[USUAL[plan.op_costs]]
+        if bool(np.all(hbm_use(machine, Workload.of(plan), resolve(plan), holds).fits)):
             break
     return plan
 

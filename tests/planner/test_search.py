@@ -23,7 +23,7 @@ from shardsim.planner.search import default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, implemented
+from shardsim.program.passes import HOLDS, USUAL, implemented
 from shardsim.program.shapes import Workload
 
 CLOSE = 1e-12
@@ -56,7 +56,7 @@ def compare(
     program = implemented(partition(work, layout), USUAL[costs], machine, layout)
     took_s = step_time_s(machine, layout, overlap(program, layout), costs_of(costs, machine.chip))
     step_s = np.broadcast_to(took_s, some.shape)
-    use = hbm_use(machine, program.memory)
+    use = hbm_use(machine, work, layout, HOLDS[USUAL[costs]])
     peak = np.broadcast_to(use.peak_bytes, some.shape)
     fits = np.broadcast_to(use.fits, some.shape)
     mask, _ = legal_cells(some, layout, work.model, work.batch, work.sequence)

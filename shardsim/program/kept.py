@@ -1,0 +1,38 @@
+"""What layers keep for the backward pass, on the device and in the host's memory."""
+
+from __future__ import annotations
+
+from shardsim.graph.arrays import Array
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.blocks import backward_of, derived_blocks, over_policies
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, kind_of
+
+WIDE = 4.0  # bytes of an element that is kept in float32
+LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts from
+
+
+def kept(
+    work: Workload, layout: Layout, sizes: Sizes, stack: int, offloaded: frozenset[str]
+) -> tuple[Number, Number]:
+    """Return the bytes that one layer of a stack keeps of one microbatch, on the device and, of
+    what `offloaded` names, in the host's memory.
+
+    What no gradient reads is not kept, whatever a policy says. The layer's input always is.
+    """
+    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).stacks[stack]
+    made = {step.op.out.name: step.op.out for step in derived.steps}
+    start = derived.steps[0].op.ins[0]
+
+    def size(array: Array) -> Number:
+        return sizes.stored(array) * (WIDE if array.wide else float(work.wire_bytes))
+
+    def total(names: frozenset[str], host: bool) -> Number:
+        found = backward_of(work.model, work.attention, stack, names).kept
+        arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
+        return sum(size(array) for keep, array in arrays if (keep in offloaded) == host)
+
+    on_host: Number = 0.0
+    if offloaded:
+        on_host = over_policies(layout, lambda names: total(names, True))
+    return over_policies(layout, lambda names: total(names, False)), on_host
