@@ -15,7 +15,8 @@ from shardsim.model import Biases, Model
 from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
 from shardsim.plan.layout import AxisLayout
 from shardsim.plan.legality import check
-from shardsim.plan.plan import MATMUL_OVERLAP, OPTIMIZERS
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.plan import MATMUL_OVERLAP
 from shardsim.plan.remat import POLICIES
 
 # What the tests call the axes; outermost first, as the roles are.

@@ -17,7 +17,8 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine, parse_machine, with_op_costs
 from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
-from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, OPTIMIZERS, Overlap, Plan, Precision
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.plan import ATTENTION, MATMUL_OVERLAP, Overlap, Plan, Precision
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.partition import partition, partition_memory

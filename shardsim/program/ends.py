@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from shardsim.model import Tensor
 from shardsim.plan.layout import Number
+from shardsim.plan.split import stored_elements
 from shardsim.program.pooling import image_head
 from shardsim.program.tasks import Block, Collective, Compute
-from shardsim.program.weights import end_matrices, stored_elements, vocabulary
+from shardsim.program.weights import end_matrices, vocabulary
 from shardsim.program.writer import OPS_NORM, Task, Writer
 
 # The loss reads float32 logits for the maximum and for the sum, backward reads them again and

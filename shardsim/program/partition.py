@@ -6,13 +6,15 @@ import numpy as np
 
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, Layout, Number
+from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.remat import Remat
+from shardsim.plan.split import stored_elements
 from shardsim.program.ends import embedding_and_head
 from shardsim.program.layer import LayerWriter
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.shapes import Shapes, Workload, shapes
 from shardsim.program.tasks import Block, Collective, Compute, Memory, Program
-from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
+from shardsim.program.weights import vocabulary
 from shardsim.program.writer import matrices_per_layer
 
 SUM_BYTES = 4.0  # gradients are summed in float32
@@ -202,8 +204,8 @@ def _kept_tensors(model: Model, layout: Layout, local: Shapes) -> list[tuple[str
 def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memory:
     """Return HBM by use. `saved` is what one layer keeps for one microbatch, in elements."""
     width = work.wire_bytes
-    stored = parameter_elements(work.model, layout)
-    by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
+    weights = work.model.tensors
+    stored = stored_elements(weights, layout)
     in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
     # A branch's weights are gathered together, those of the next while they are in use, and their
     # gradients are there until they are scattered.
@@ -213,26 +215,25 @@ def memory(work: Workload, layout: Layout, local: Shapes, saved: Number) -> Memo
     in_use = np.where(
         layout.gather.size > 1, 1.0 + np.asarray(layout.weights_overlap, dtype=float), 1.0
     )
-    # Gradients that the data axis reduce-scatters as they come are never whole, unless several
-    # microbatches add to them first.
-    whole = np.where(np.equal(layout.microbatches, 1), by_data, 1)
+    # Several microbatches add to the gradients of those before, so they are there twice. Of one,
+    # those that the data axis reduce-scatters as they come are never whole.
+    several = np.greater(layout.microbatches, 1)
+    gradients = np.where(several, 2.0 * stored, stored_elements(weights, layout, state=True))
     live = live_elements(work, layout, local)
     logits = local.tokens * local.vocab
     # Gradients take the place of the float32 logits. A ring has them twice: sums of float32, or
     # pieces in the compute format that are put in place.
     ring, embed = rings(layout)
     second_logits = np.where(embed, 4.0, np.where(ring, float(width), 0.0))
-    # Several microbatches add to the sums of those before, so the gradients are there twice. The
-    # TPU compiler scatters the gradients of the vocabulary's tables once, after the last
+    # The TPU compiler scatters the gradients of the vocabulary's tables once, after the last
     # microbatch, and carries float32 sums of whole tables round the loop (seen compiled for v4).
-    several = np.greater(layout.microbatches, 1)
     tables = stored_elements(vocabulary(work.model), layout) * layout.gather.size
     tables_bytes = np.where(layout.gather.size > 1, tables * width, 0.0)
     tables_bytes = tables_bytes + np.where(several, tables * SUM_BYTES, 0.0)
     return Memory(
         parameters=stored * work.parameter_bytes,
-        optimizer=stored * work.optimizer_bytes / by_data,
-        gradients=stored * work.parameter_bytes * np.where(several, 2.0, 1.0) / whole,
+        optimizer=state_bytes(work.optimizer, weights, layout),
+        gradients=gradients * work.parameter_bytes,
         saved_activations=saved * width * local.layers * in_flight,
         gathered_weights=branch * (in_use * width + work.reduce_bytes) + tables_bytes,
         layer_workspace=live * width,

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardsim.plan.layout import Number
+from shardsim.model import Tensor
+from shardsim.plan.layout import Layout, Number
+from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.split import state_apart, stored_elements, tensor_splits
 from shardsim.program.tasks import Block, Collective, Compute
-from shardsim.program.weights import (
-    block_matrices,
-    by_tensor,
-    end_matrices,
-    parameter_elements,
-    shared_elements,
-    stored_elements,
-    vectors,
-    vocabulary,
-)
+from shardsim.program.weights import block_matrices, end_matrices, vectors, vocabulary
 from shardsim.program.writer import Task, Writer, matrices_per_layer
 
 # Vector operations of one parameter in an update with two moments.
@@ -28,9 +22,9 @@ def gradient_reductions(writer: Writer) -> tuple[Block, ...]:
     """Return the sums of gradients over devices that hold the same weights.
 
     They run once a step, after the last microbatch: for each layer, and for what stands before
-    and after the layers. With the optimizer's state split over the data axis (ZeRO-1) each matrix
-    is reduce-scattered over it before the update, and the updated parameters are gathered after
-    it in the format in which they are stored.
+    and after the layers. Where the data axis splits the optimizer's state (ZeRO-1) each matrix is
+    reduce-scattered over it before the update, and the updated parameters are gathered after it
+    in the format in which they are stored.
     """
     model, layout, layers = writer.work.model, writer.layout, writer.shapes.layers
     matrices = block_matrices(model)
@@ -43,7 +37,7 @@ def gradient_reductions(writer: Writer) -> tuple[Block, ...]:
             tasks=_reduction(
                 writer,
                 stored_elements(matrices, layout) / layers,
-                shared_elements(matrices, layout) / layers,
+                _shared(matrices, layout) / layers,
                 matrices_per_layer(model, writer.work.fused_projections),
             ),
         ),
@@ -55,13 +49,24 @@ def gradient_reductions(writer: Writer) -> tuple[Block, ...]:
                 *_reduction(
                     writer,
                     stored_elements(ends, layout),
-                    shared_elements(ends, layout),
+                    _shared(ends, layout),
                     max(len(ends), 1),
                 ),
                 *_vector_reductions(writer),
             ),
         ),
     )
+
+
+def _shared(tensors: list[Tensor], layout: Layout) -> Number:
+    """Return how many of the stored elements every member of a tensor axis stores too."""
+    total: Number = 0.0
+    several = layout.tensor.size > 1
+    for tensor in tensors:
+        whole = several & np.logical_not(tensor_splits(tensor, layout))
+        if np.any(whole):
+            total = total + whole * stored_elements([tensor], layout)
+    return total
 
 
 def _reduction(writer: Writer, elements: Number, shared: Number, messages: int) -> tuple[Task, ...]:
@@ -71,7 +76,8 @@ def _reduction(writer: Writer, elements: Number, shared: Number, messages: int) 
     part of their gradients.
     """
     layout, work = writer.layout, writer.work
-    zero = np.asarray(layout.optimizer_over_data, dtype=bool)
+    # All matrices have an embed dimension of one width, so the state of all is split or of none.
+    zero = np.asarray(state_apart(work.model, layout), dtype=bool)
     by_data = np.where(zero, layout.data.size, 1)
     splits = np.asarray(layout.context_shards_parameters, dtype=bool)
 
@@ -133,7 +139,7 @@ def _vector_reductions(writer: Writer) -> list[Task]:
         stored = stored_elements([tensor], layout)
         if tensor.name == "mlp_out_bias" and added_together:
             stored = stored * np.greater(layout.microbatches, 1)
-        divided = np.greater(by_tensor(tensor, layout), 1)
+        divided = tensor_splits(tensor, layout)
         elements["tensor_peers"] += divided * stored
         elements["stage"] += np.logical_not(divided) * stored
     return [
@@ -154,10 +160,9 @@ def _vector_reductions(writer: Writer) -> list[Task]:
 def update(writer: Writer) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
     layout, work = writer.layout, writer.work
-    by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
-    elements = parameter_elements(work.model, layout) / by_data
-    stored: Number = work.parameter_bytes
-    moved = 3.0 * stored + 2.0 * work.optimizer_bytes
+    weights = work.model.tensors
+    elements = stored_elements(weights, layout, state=True)
+    state = state_bytes(work.optimizer, weights, layout)
     return Block(
         name="update",
         phase="update",
@@ -166,7 +171,7 @@ def update(writer: Writer) -> Block:
             Compute(
                 name="optimizer update",
                 kind="optimizer",
-                hbm_bytes=elements * moved,
+                hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
                 vector_ops=elements * OPS_UPDATE,
             ),
         ),
