@@ -200,7 +200,7 @@ def parts(
     sizes = factors.prod(axis=1) * slices
     size = {role: sizes[:, index] for index, role in enumerate(ROLES)}
     # What no choice can mend goes first.
-    axes = {role: AxisLayout(factors=(size[role],), strides=(1,)) for role in ROLES}
+    axes: dict[str, Any] = {role: AxisLayout(factors=(size[role],), strides=(1,)) for role in ROLES}
     keep = divides(model, batch, sequence, Layout(**axes, residual=REPLICATED))
     factors, slices, sizes = factors[keep], slices[keep], sizes[keep]
     count = np.array([number for number in MICROBATCHES if number <= batch])

@@ -156,9 +156,10 @@ def test_more_slices_of_data_parallelism_add_only_their_reduction(slices, fsdp, 
     if "y" not in fsdp:
         where["tensor"] = {"y": 4}
     overlap = Overlap(gradients=False)
-    one = build(decoder(), "v5e:4x4", 64, where, overlap=overlap)
+    model = decoder(embed=1536)  # three slices divide it too
+    one = build(model, "v5e:4x4", 64, where, overlap=overlap)
     many = build(
-        decoder(),
+        model,
         f"{slices}*v5e:4x4",
         64 * slices,
         {"data": {"dcn": slices}} | where,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from building import decoder, vit
 from building import plans as drawn_plans
 from hypothesis import given, settings
 
-from plans import make
+from plans import PLANS, make
 from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
 from shardsim.emit.specs import plan_data
@@ -30,8 +31,8 @@ from shardsim.planner.search import search
 MODELS = (
     *ROUND_MODELS,
     decoder(vocab=2047, kv_heads=4, head_dim=128),
-    decoder(heads=12, kv_heads=6, embed=1056, layers=128, gated_mlp=True),
-    vit(embed=96, heads=48, kv_heads=48, head_dim=32, pooling="map", classes=10),
+    decoder(heads=12, kv_heads=6, embed=1000, layers=128, gated_mlp=True),
+    vit(embed=24, heads=48, kv_heads=48, head_dim=32, pooling="map", classes=10),
 )
 # Why a legal plan is not emitted (docs/running.md).
 REFUSALS = (
@@ -43,16 +44,17 @@ REFUSALS = (
 
 @pytest.fixture(scope="module")
 def generated() -> list[Plan]:
-    """Return legal plans, drawn once."""
+    """Return legal plans, drawn once, and with optimizer state over every data axis."""
     found: list[Plan] = []
 
-    @settings(max_examples=240, database=None)
+    @settings(max_examples=160, database=None)
     @given(drawn_plans(models=MODELS))
     def draw(plan: Plan) -> None:
         found.append(plan)
 
     draw()
-    return found
+    zero = [plan for plan in found if "d" in (axis.name for axis in plan.mesh)]
+    return found + [replace(plan, optimizer_rules={"embed": ("d",)}) for plan in zero]
 
 
 def emitted(plans: Sequence[Plan]) -> list[tuple[Plan, dict[str, Any]]]:
@@ -88,7 +90,7 @@ def held(datas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_predicted_state_is_what_the_emitted_step_holds(generated: list[Plan]) -> None:
     offered = [item.plan for item in search("vit-e", "v4:8x8x8", 16384).predictions]
-    pairs = emitted([*generated, *map(load_plan, plan_names()), *offered])
+    pairs = emitted([*generated, *PLANS.values(), *map(load_plan, plan_names()), *offered])
     assert len(pairs) > 100
     # Among them is everything that can go wrong.
     assert {plan.optimizer for plan, _ in pairs} == set(OPTIMIZERS)
