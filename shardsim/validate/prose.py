@@ -37,9 +37,10 @@ FILLED = "a row in the words of its source: what it leaves open is filled as doc
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
-    (r"ulysses|all[- ]to[- ]all", "Ulysses (all-to-all of heads): a context axis gathers keys"),
-    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring attention: a context axis "
+    (r"ulysses|all[- ]to[- ]all", "Ulysses (all-to-all of heads); a context axis gathers keys"),
+    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring attention; a context axis "
      "gathers keys"),
+    (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
     (r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d", "experts on an axis of their own"),
     (r"zero[- _]?[12]\b", "ZeRO over some of the state only"),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
@@ -89,13 +90,12 @@ def is_prose(row: Any) -> bool:
 
 def from_prose(row: Mapping[str, Any], where: str) -> Run:
     """Read one row; raise `FileError` naming `where` and the key that is wrong."""
-    where = f"{where} ({str(row.get('id', 'no id'))[:60]!r})"
     notes: list[str] = []
     try:
         data = strict_row(row, notes)
     except ShardsimError as error:
-        raise FileError(f"{where}: {error}") from None
-    return replace(read_run(data, where.rpartition(" (")[0]), notes=tuple(notes))
+        raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
+    return replace(read_run(data, where), notes=tuple(notes))
 
 
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -110,9 +110,11 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
     split = _split(row.get("parallelism"))
-    for pattern, what in _UNMODELLED:
-        if re.search(pattern, f"{split.text} {kernel['kernel']} {words or ''}".lower()):
-            raise FileError(f"{what}; the row's way is not modelled")
+    said = {"parallelism": split.text, "attention": kernel["kernel"], "tricks": words or ""}
+    for key, text in said.items():
+        for pattern, what in _UNMODELLED:
+            if re.search(pattern, str(text).lower()):
+                raise FileError(f"{key}: not modelled: {what}")
     if kernel.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
@@ -180,7 +182,7 @@ def _split(said: Any) -> _Said:
     for key, size in entries.items():
         if key in _COUNTS:
             counts[key] = whole(size, f"parallelism.{key}")
-        elif isinstance(size, int) and not isinstance(size, bool):
+        elif re.fullmatch(r"-?[\d.]+", str(size)):  # other words are remarks, true is a switch
             sizes.add(str(key), size)
     if not (sizes.inside or sizes.outside or sizes.rest):
         for word, size in dict(reversed(_SIZED.findall(text))).items():

@@ -24,10 +24,12 @@ os.kill(os.getpid(), 6)
 """
 
 
-def made_of(program: str, folder: Path, patch: pytest.MonkeyPatch) -> HostDevices:
+def made_of(
+    program: str, folder: Path, patch: pytest.MonkeyPatch, devices: int = 2, flags: str = ""
+) -> HostDevices:
     (folder / "made_up_worker.py").write_text(program)
     patch.syspath_prepend(str(folder))
-    return HostDevices(2, module="made_up_worker")
+    return HostDevices(devices, module="made_up_worker", flags=flags)
 
 
 def test_a_process_that_is_killed_says_by_what_and_why(
@@ -87,3 +89,38 @@ def test_there_are_threads_for_several_collectives_of_every_device(
     done = subprocess.run(code, capture_output=True, text=True, check=True)
     assert '"devices": 3, "threads": 24' in done.stdout
     assert int(host_environment(8)["PJRT_NPROC"]) >= 64
+
+
+# Permutes of all devices beside sums over some, none waiting for another, all on one core.
+INDEPENDENT = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import jax, jax.numpy as jnp, numpy as np
+from jax import P, lax
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+ring = [(k, (k + 1) % 8) for k in range(8)]
+def step(x):
+    total = 0.0
+    for i in range(12):
+        y = (x * (i + 1.0)) @ x.T
+        total += lax.psum(y, "b").sum() + lax.psum(y + 1, "a").sum()
+        total += lax.ppermute(y, ("a", "b"), ring).sum()
+    return x + total * 1e-9
+split = P(("a", "b"))
+step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=split, out_specs=split))
+x = jnp.ones((8 * 64, 64))
+for _ in range(150):
+    x = step(x)
+x.block_until_ready()
+print('{"done": 150}', flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one core only on Linux")
+def test_independent_collectives_on_one_core_do_not_wait_for_each_other_s_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With XLA's own number of threads this stops, and is ended."""
+    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=8"
+    with made_of(INDEPENDENT, tmp_path, monkeypatch, devices=8, flags=flags) as host:
+        assert host.ask({}) == {"done": 150}

@@ -177,6 +177,7 @@ def test_a_big_vision_config_is_read_without_running_it(tmp_path: Path) -> None:
         ("decoder_block: deepseek\n", "not modelled"),
         ("remat_policy: nonsense\n", "not known"),
         ("per_device_batch_size: many\n", "positive number"),
+        ("ici_context_parallelism: 4\ncontext_parallel_strategy: ring\n", "not modelled"),
         ("ici_expert_parallelism: 4\n", "not modelled"),
         ("ici_tensor_parallelism: 7\n", "sizes multiply"),
         ("global_parameter_scale: 3\n", "power of two"),

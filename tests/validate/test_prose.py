@@ -125,7 +125,7 @@ def test_remat_that_is_not_understood_is_taken_as_not_stated(said: str | None) -
 @pytest.mark.parametrize(
     ("said", "sizes"),
     [
-        ({"tp": 4, "fsdp": 16}, {"fsdp": 16, "model": 4}),
+        ({"tp": 4, "fsdp": "16"}, {"fsdp": 16, "model": 4}),
         ({"tensor_model_parallel_size": 8, "pipeline_model_parallel_size": 4, "dp": 2},
          {"stage": 4, "data": 2, "model": 8}),
         ({"fsdp": 64, "sp": True, "note": "2 devices", "expert": 1, "odd": 1}, {"fsdp": 64}),
@@ -198,6 +198,8 @@ CONTEXT = "context 16 x fsdp 4"
         ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring attention"),
         ({"parallelism": {"sp": 4, "fsdp": 16}}, "an axis over the sequence"),
         ({"parallelism": "sequence parallel 4 x fsdp 16"}, "an axis over the sequence"),
+        ({"parallelism": "HSDP 8x8"}, "HSDP without the sizes of its two axes"),
+        ({"parallelism": {"fsdp": 0.5}}, "parallelism.fsdp: expected a whole number, found 0.5"),
         ({"parallelism": {"ep": 8, "fsdp": 8}}, "experts on an axis of their own"),
         ({"parallelism": "expert 8, fsdp 8"}, "experts on an axis of their own"),
         ({"parallelism": "ZeRO-2, dp 64"}, "ZeRO over some of the state only"),
@@ -219,7 +221,6 @@ def test_what_would_fall_into_another_mechanism_is_refused(
     ((_, reason),) = result.failed
     assert reason.startswith("runs.yaml: runs[1] ('row'): ")
     assert why in reason
-    assert "not modelled" in reason or why in reason
     assert "\n" not in reason
 
 
