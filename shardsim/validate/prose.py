@@ -105,17 +105,18 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     chip = load_chip(str(row["chip"])[:200])
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
-    kernel = row.get("attention")
-    kernel = kernel if isinstance(kernel, Mapping) else {"kernel": kernel or ""}
+    given = row.get("attention")
+    given = given if isinstance(given, Mapping) else {"kernel": given}
+    kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
     split = _split(row.get("parallelism"))
-    said = {"parallelism": split.text, "attention": kernel["kernel"], "tricks": words or ""}
+    said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, str(text).lower()):
+            if re.search(pattern, text):
                 raise FileError(f"{key}: not modelled: {what}")
-    if kernel.get("skips_masked_blocks") is False and model.causal:
+    if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
     for key, name in _ROW_COUNTS.items():
@@ -123,7 +124,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     batch = _batch(row, machine, split.counts.get("microbatches", 1))
     precision = str(row.get("precision") or "").lower()
-    flash = f"{words or ''} {kernel['kernel']} {row.get('remat')}".lower()
+    flash = f"{words or ''} {kernel} {row.get('remat')}".lower()
     fused = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu" or sequence > 2048
     data = {
         "id": str(row.get("id", "run"))[:200],

@@ -174,8 +174,10 @@ def _choices(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what a plan file holds, for every combination of what the row leaves open."""
     given = {key: row[key] for key in PLAN_KEYS if row.get(key) is not None} | {"name": row["id"]}
     mesh = row["mesh"]
-    sizes = [_open(size) for size in mesh.values()] if isinstance(mesh, Mapping) else []
-    for machine, batch, *chosen in product(_open(row["machine"]), _open(row["batch"]), *sizes):
+    named = mesh if isinstance(mesh, Mapping) else {}
+    sizes = [_open(size, f"mesh.{name}") for name, size in named.items()]
+    always = [_open(row[key], key) for key in ("machine", "batch")]
+    for machine, batch, *chosen in product(*always, *sizes):
         data = given | {"machine": machine, "batch": batch}
         if sizes:
             data["mesh"] = _mesh(dict(zip(mesh, chosen, strict=True)), parse_machine(str(machine)))
@@ -184,7 +186,9 @@ def _choices(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield data
 
 
-def _open(value: Any) -> list[Any]:
+def _open(value: Any, key: str) -> list[Any]:
+    if value == []:
+        raise FileError(f"{key}: an empty list; give the values that the source leaves open")
     return value if isinstance(value, list) else [value]
 
 

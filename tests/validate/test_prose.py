@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardsim.errors import FileError
 from shardsim.model import Accounting, load_model
@@ -373,3 +376,22 @@ def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
     more = {"notes": "n", "confidence": "c", "step_s_derived": 4, "anything": [1]}
     plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
     assert plain == other
+
+
+WORDS = (*LLAMA, "topology", "slices", "per_device_batch", "tricks", "attention", "precision",
+         "optimizer", "measured", "accounting", "mfu_formula", "dims")  # fmt: skip
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=12)
+    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"]), inner,
+                      max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(changes=st.dictionaries(st.sampled_from(WORDS), VALUES, min_size=1, max_size=3))
+def test_any_row_is_a_run_or_one_line(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(FileError):  # and no other error
+        from_prose(LLAMA | changes, "runs.yaml: runs[0]")

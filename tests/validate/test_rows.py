@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError
@@ -14,7 +17,7 @@ from shardsim.machine import load_chip
 from shardsim.model import Accounting, load_model, model_flops_per_token
 from shardsim.plan import plan_from_data
 from shardsim.plan.io import KEYS as PLAN_KEYS
-from shardsim.validate.rows import Run, read_run
+from shardsim.validate.rows import KEYS, Run, read_run
 from shardsim.validate.runs import validate, validate_data
 
 ROW: dict[str, Any] = {
@@ -202,3 +205,19 @@ def test_what_is_filled_in_is_printed_and_so_is_the_memory(tmp_path: Path) -> No
     assert row["filled"] == {"mesh.fsdp": "not published"}
     assert row["fits"] is True
     assert 8e9 < row["hbm_peak_bytes"] < 95e9
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=12)
+    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"]), inner,
+                      max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+def test_any_row_is_a_run_or_one_line(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(FileError):  # and no other error
+        read_run(ROW | changes, "runs.yaml: runs[0]")
