@@ -240,7 +240,8 @@ def test_a_tiny_copy_keeps_every_axis_and_technique(name: str) -> None:
 def test_shardings_are_ready_for_a_notebook() -> None:
     program = """
 import jax
-jax.config.update("jax_num_cpu_devices", 8)
+from shardsim.emit.runtime.host import use_host_devices
+use_host_devices(8)
 from plans import PLANS
 from shardsim.emit import build_mesh, shardings, trainer
 plan = PLANS["2-D tensor, sequence"]

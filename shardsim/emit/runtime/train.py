@@ -17,6 +17,7 @@ from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
 from shardsim.emit.runtime.data import batch_shapes, synthetic_batch
 from shardsim.emit.runtime.explicit import Explicit
+from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
 from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
@@ -286,8 +287,7 @@ def main(full: Data, tiny: Data | None) -> None:
     parser.add_argument("--distributed", action="store_true", help="one process a host of a pod")
     options = parser.parse_args()
     if options.host_devices:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", options.host_devices)
+        use_host_devices(options.host_devices)
     if options.distributed:
         jax.distributed.initialize()
     tiny = tiny or full
