@@ -1,0 +1,544 @@
+"""Mutants: small wrong changes to the modules that hold physics, each of which a test must notice.
+
+    python tests/mutants.py [--count 60] [--seed 0] [--only PATH ...] [--jobs 2] [--list]
+
+Each mutant is one change of one expression: another constant, operator, comparison, role, kind or
+size, a term or factor or statement left out, a condition turned round. The same seed chooses the
+same mutants of the same code. Each runs in a copy of the tree against the tests of its module
+(`MODULES`), nearest first, until one fails. Texts that a command rewrites are not among them: only
+assertions count. Answers are kept in `.mutants.jsonl`, so a run that was interrupted goes on where
+it stopped, and after a change of the tests only survivors and what changed run again. Exit code 1
+if a mutant survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".mutants.jsonl"
+
+# Which modules are mutated (patterns; the first that matches counts), and the tests that must
+# notice, nearest first.
+PROGRAM_TESTS = (
+    "tests/program/test_op_traffic.py",
+    "tests/cost/test_kept.py",
+    "tests/program",
+    "tests/cost/test_hbm.py",
+    "tests/cost/test_hbm_evidence.py",
+    "tests/cost/test_price.py",
+)
+COST_TESTS = ("tests/cost", "tests/program")
+MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("shardsim/program/*.py", PROGRAM_TESTS),
+    ("shardsim/graph/*.py", PROGRAM_TESTS),
+    ("shardsim/cost/rich.py", ()),  # prints
+    ("shardsim/cost/words.py", ()),  # prints
+    ("shardsim/cost/*.py", COST_TESTS),
+)
+
+# Changes that change no result, as (file, before, after, why); never to hide what a test could see.
+EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
+
+# Words that are taken for each other. A string or an attribute is replaced by the next of its row.
+SWAPPED: tuple[tuple[str, ...], ...] = (
+    ("data", "fsdp", "context", "tensor", "tensor2"),
+    ("gather", "replicas"),
+    ("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
+    ("torus", "dcn"),
+    ("wire_bytes", "parameter_bytes", "reduce_bytes"),
+    ("q", "kv", "hidden"),
+    ("queries", "keys"),
+    ("tokens", "residual"),
+    ("m", "n"),
+    ("unit_s", "memory_s"),
+)
+KINDS: tuple[tuple[str, ...], ...] = (  # strings alone
+    ("forward", "backward"),
+    ("matmul", "elementwise", "attention"),
+)
+NEXT = {word: row[(i + 1) % len(row)] for row in (*SWAPPED, *KINDS) for i, word in enumerate(row)}
+ATTRIBUTES = {word for row in SWAPPED for word in row}
+FUNCTIONS = {
+    "maximum": "minimum",
+    "minimum": "maximum",
+    "max": "min",
+    "min": "max",
+    "greater": "greater_equal",
+    "greater_equal": "greater",
+    "less": "less_equal",
+    "less_equal": "less",
+    "equal": "not_equal",
+    "not_equal": "equal",
+    "ceil": "floor",
+    "any": "all",
+}
+OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"),
+    ast.Mod: ("%", "*"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+}
+COMPARISONS: dict[type[ast.cmpop], tuple[str, str]] = {
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Mutant:
+    """One change: the text of `path` from `start` to `end` becomes `after`."""
+
+    path: str
+    line: int
+    start: int
+    end: int
+    before: str
+    after: str
+
+    @property
+    def key(self) -> str:
+        """What names the mutant from run to run, wherever its line moves."""
+        return f"{self.path}: {self.before} -> {self.after}"
+
+
+class Finder(ast.NodeVisitor):
+    """Finds all mutants of one module."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.text = text
+        self.found: set[Mutant] = set()
+        self.starts = [0]
+        for line in text.splitlines(keepends=True):
+            self.starts.append(self.starts[-1] + len(line.encode()))
+        self.visit(ast.parse(text))
+
+    def place(self, node: ast.AST) -> tuple[int, int]:
+        """Return where a node's text begins and ends, in bytes."""
+        assert isinstance(node, (ast.expr, ast.stmt, ast.keyword))
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return (
+            self.starts[node.lineno - 1] + node.col_offset,
+            self.starts[node.end_lineno - 1] + node.end_col_offset,
+        )
+
+    def source(self, node: ast.AST) -> str:
+        start, end = self.place(node)
+        return self.text.encode()[start:end].decode()
+
+    def change(self, node: ast.AST, after: str) -> None:
+        """Note the mutant in which the text of `node` is `after`."""
+        start, end = self.place(node)
+        before = self.source(node)
+        if before != after:
+            line = node.lineno  # type: ignore[attr-defined]
+            self.found.add(Mutant(self.path, line, start, end, before, after))
+
+    def generic_visit(self, node: ast.AST) -> None:
+        """Visit what runs: no annotations, docstrings, messages or defaults of fields."""
+        for name, value in ast.iter_fields(node):
+            if name in ("annotation", "returns", "decorator_list", "bases"):
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)):
+                    continue
+                if isinstance(child, ast.AST):
+                    self.visit(child)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Constant):
+            return
+        if isinstance(node.value, ast.Call):
+            self.change(node, "pass")
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self.change(node, "pass")
+        self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("__all__", "Number"):
+            return
+        self.visit(node.value)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        value = node.value
+        if isinstance(value, bool):
+            self.change(node, str(not value))
+        elif isinstance(value, int):
+            self.change(node, str(value + 1))
+        elif isinstance(value, float):
+            self.change(node, repr(2 * value if value else 1.0))
+        elif isinstance(value, str) and value in NEXT:
+            self.change(node, f'"{NEXT[value]}"')
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        left, right = self.source(node.left), self.source(node.right)
+        wrapped = [
+            f"({text})" if isinstance(side, (ast.BinOp, ast.IfExp, ast.Compare)) else text
+            for side, text in ((node.left, left), (node.right, right))
+        ]
+        if type(node.op) in OPERATORS:
+            _, other = OPERATORS[type(node.op)]
+            self.change(node, f"({wrapped[0]} {other} {wrapped[1]})")
+        if isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
+            self.change(node, wrapped[0])
+        if isinstance(node.op, (ast.Add, ast.Mult)):
+            self.change(node, wrapped[1])
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        self.change(node, f"({self.source(node.operand)})")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        other = " or " if isinstance(node.op, ast.And) else " and "
+        self.change(node, f"({other.join(f'({self.source(value)})' for value in node.values)})")
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        if len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
+            other = COMPARISONS[type(node.ops[0])][1]
+            sides = self.source(node.left), self.source(node.comparators[0])
+            self.change(node, f"{sides[0]} {other} {sides[1]}")
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        if self.source(node.test) != "TYPE_CHECKING":
+            self.change(node.test, f"not ({self.source(node.test)})")
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self.change(node.test, f"not ({self.source(node.test)})")
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "where":
+            if len(node.args) == 3:
+                where, yes, no = (self.source(arg) for arg in node.args)
+                self.change(node, f"{self.source(node.func)}({where}, {no}, {yes})")
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "logical_not":
+            self.change(node, f"({self.source(node.args[0])})")
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in FUNCTIONS:
+            self.change(node.func, f"{self.source(node.func.value)}.{FUNCTIONS[node.func.attr]}")
+        elif isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
+            self.change(node.func, FUNCTIONS[node.func.id])
+        for keyword in node.keywords:
+            if keyword.arg in ("count", "messages", "hbm_bytes", "vector_ops"):
+                self.change(keyword.value, "1" if keyword.arg in ("count", "messages") else "0.0")
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.ctx, ast.Load) and node.attr in ATTRIBUTES:
+            self.change(node, f"{self.source(node.value)}.{NEXT[node.attr]}")
+        self.generic_visit(node)
+
+    def visit_List(self, node: ast.List) -> None:
+        self._shorter(node, "[]")
+
+    def visit_Tuple(self, node: ast.Tuple) -> None:
+        if any(isinstance(item, ast.Starred) for item in node.elts):
+            self._shorter(node, "()")
+        else:
+            self.generic_visit(node)
+
+    def _shorter(self, node: ast.List | ast.Tuple, brackets: str) -> None:
+        """Leave out one of several tasks."""
+        for item in node.elts:
+            if isinstance(item, (ast.Starred, ast.Call)):
+                self.change(item, f"*{brackets}")
+        self.generic_visit(node)
+
+
+def tests_of(path: str) -> tuple[str, ...]:
+    """Return the tests that must notice a mutant of `path`."""
+    for pattern, tests in MODULES:
+        if Path(path).match(pattern):
+            return tuple(test for test in tests if (ROOT / test).exists())
+    return ()
+
+
+def candidates(only: list[str]) -> Iterator[tuple[str, list[Mutant]]]:
+    """Yield every module that is mutated, with all of its mutants."""
+    hidden = {(path, before, after) for path, before, after, _ in EQUIVALENT}
+    for file in sorted((ROOT / "shardsim").rglob("*.py")):
+        path = file.relative_to(ROOT).as_posix()
+        if not tests_of(path) or (only and not any(path.startswith(each) for each in only)):
+            continue
+        found = Finder(path, file.read_text(encoding="utf-8")).found
+        yield path, sorted(m for m in found if (m.path, m.before, m.after) not in hidden)
+
+
+def chosen(count: int, seed: int, only: list[str]) -> list[Mutant]:
+    """Return `count` mutants, spread over the modules by their number of places to change."""
+    rng = random.Random(seed)
+    pools = []
+    for _, mutants in candidates(only):
+        rng.shuffle(mutants)
+        # One mutant an expression before a second of the same.
+        seen: dict[tuple[int, int], int] = {}
+        turns = []
+        for mutant in mutants:
+            place = mutant.start, mutant.end
+            turns.append(seen.get(place, 0))
+            seen[place] = turns[-1] + 1
+        pools.append([m for _, m in sorted(zip(turns, mutants, strict=True), key=lambda p: p[0])])
+    total = sum(len(pool) for pool in pools)
+    picked: list[Mutant] = []
+    for pool in pools:
+        picked += pool[: max(1, round(count * len(pool) / total))]
+    left = [m for pool in pools for m in pool if m not in set(picked)]
+    rng.shuffle(left)
+    rng.shuffle(picked)
+    return sorted((picked + left)[:count])
+
+
+class Copies:
+    """Copies of the tree, one for each mutant that runs at the same time."""
+
+    def __init__(self, many: int) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="shardsim-mutants-")
+        self.free: SimpleQueue[Path] = SimpleQueue()
+        ignored = shutil.ignore_patterns("__pycache__", ".hypothesis")
+        for number in range(many):
+            tree = Path(self.folder.name) / str(number)
+            for name in ("shardsim", "tests"):
+                shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+            for name in ("hardware", "plans", "docs", "README.md", "notebooks"):
+                (tree / name).symlink_to(ROOT / name)
+            shutil.copy(ROOT / "pyproject.toml", tree)
+            self.free.put(tree)
+
+
+class Runner:
+    """Runs mutants, and ends what runs when it is told to stop."""
+
+    def __init__(self, jobs: int, limit_s: float) -> None:
+        self.copies = Copies(jobs)
+        self.limit_s = limit_s
+        self.running: set[subprocess.Popen[str]] = set()
+        self.lock = threading.Lock()
+        self.stopped = False
+
+    def tests(self, tree: Path, tests: tuple[str, ...], first: str = "") -> tuple[str, str]:
+        """Run `tests` until one fails; return ("passed" | "failed" | "time", that test)."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"]
+        command += ["-p", "no:cacheprovider", "-m", "not jax and not slow", "-rfE"]
+        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
+        order = [first, *tests] if first else list(tests)
+        for batch in ([first], list(tests)) if first else (order,):
+            process = subprocess.Popen(
+                [*command, *batch],
+                cwd=tree,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            with self.lock:
+                self.running.add(process)
+            try:
+                printed, _ = process.communicate(timeout=self.limit_s)
+            except subprocess.TimeoutExpired:
+                self.end(process)
+                return "time", f"over {self.limit_s:.0f} s"
+            finally:
+                with self.lock:
+                    self.running.discard(process)
+            if process.returncode == 4 and batch == [first]:
+                continue  # that test is no more
+            if process.returncode not in (0, 5):
+                by = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
+                return "failed", by.group(1) if by else printed.strip()[-200:]
+        return "passed", ""
+
+    def mutant(self, mutant: Mutant, first: str) -> tuple[str, str]:
+        """Return what the tests of a mutant's module say of it."""
+        tree = self.copies.free.get()
+        file = tree / mutant.path
+        text = file.read_bytes()
+        try:
+            if self.stopped:
+                return "stopped", ""
+            _write(file, text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
+            return self.tests(tree, tests_of(mutant.path), first)
+        finally:
+            _write(file, text)
+            self.copies.free.put(tree)
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """End a run of tests with what it started."""
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.communicate()
+
+    def stop(self) -> None:
+        """End all that runs."""
+        self.stopped = True
+        with self.lock:
+            running = list(self.running)
+        for process in running:
+            self.end(process)
+
+
+def _write(file: Path, text: bytes) -> None:
+    """Write a module and forget what was compiled of it."""
+    file.write_bytes(text)
+    for cached in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+        cached.unlink()
+
+
+def digest(tests: tuple[str, ...]) -> str:
+    """Return what all answers of these tests depend on: the code and the tests."""
+    files = set((ROOT / "shardsim").rglob("*.py"))
+    for test in tests:
+        place = ROOT / test
+        files |= set(place.rglob("*.py")) if place.is_dir() else {place}
+    files |= set((ROOT / "tests").glob("*.py")) - {Path(__file__)}
+    total = hashlib.sha256()
+    for file in sorted(files):
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def kept_answers() -> dict[str, dict[str, str]]:
+    """Return the last answer for each mutant."""
+    answers: dict[str, dict[str, str]] = {}
+    if KEPT.exists():
+        for line in KEPT.read_text(encoding="utf-8").splitlines():
+            answer = json.loads(line)
+            answers[answer["key"]] = answer
+    return answers
+
+
+def shown(text: str, width: int = 60) -> str:
+    """Return an expression on one line, cut to `width`."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def check_unchanged(runner: Runner, wanted: list[Mutant]) -> None:
+    """Leave if tests fail without any mutant."""
+    tree = runner.copies.free.get()
+    for tests in sorted({tests_of(mutant.path) for mutant in wanted}):
+        start = time.monotonic()
+        verdict, by = runner.tests(tree, tests)
+        print(f"unchanged, {len(tests)} parts: {verdict} in {time.monotonic() - start:.0f} s {by}")
+        if verdict != "passed":
+            raise SystemExit(2)
+    runner.copies.free.put(tree)
+
+
+def main() -> int:
+    """Make mutants, run them and print what became of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=60, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--only", action="append", default=[], metavar="PATH", help="of these")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at the same time")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds for one mutant")
+    parser.add_argument("--list", action="store_true", help="only list the mutants")
+    options = parser.parse_args()
+
+    wanted = chosen(options.count, options.seed, options.only)
+    if options.list:
+        for mutant in wanted:
+            print(f"{mutant.path}:{mutant.line}: {shown(mutant.before)} → {shown(mutant.after)}")
+        return 0
+    before = kept_answers()
+    digests = {tests: digest(tests) for tests in {tests_of(mutant.path) for mutant in wanted}}
+    answers: dict[Mutant, dict[str, str]] = {}
+    for mutant in wanted:
+        kept = before.get(mutant.key)
+        if kept and kept["digest"] == digests[tests_of(mutant.path)]:
+            answers[mutant] = kept
+    todo = [mutant for mutant in wanted if mutant not in answers]
+    code = 0
+    if todo:
+        runner = Runner(options.jobs, options.limit)
+        check_unchanged(runner, todo)
+        pool = ThreadPoolExecutor(options.jobs)
+        futures = {
+            pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
+            for mutant in todo
+        }
+        try:
+            for done in as_completed(futures):
+                mutant = futures[done]
+                verdict, by = done.result()
+                answers[mutant] = {
+                    "key": mutant.key,
+                    "digest": digests[tests_of(mutant.path)],
+                    "verdict": verdict,
+                    "by": by,
+                }
+                with KEPT.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(answers[mutant] | asdict(mutant)) + "\n")
+                _print(mutant, answers[mutant])
+        except KeyboardInterrupt:
+            code = 130
+            print("interrupted; the next run goes on from here")
+            runner.stop()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    survivors = [mutant for mutant in wanted if answers.get(mutant, {}).get("verdict") == "passed"]
+    print(f"\n{len(wanted)} mutants, {len(answers)} run, {len(survivors)} survived")
+    for mutant in wanted:
+        if mutant in answers and mutant not in todo:
+            _print(mutant, answers[mutant])
+    for mutant in survivors:
+        print(f"SURVIVED {mutant.path}:{mutant.line}: {mutant.before} → {mutant.after}")
+    return code or int(bool(survivors))
+
+
+def _killer(kept: dict[str, str] | None) -> str:
+    """Return the test that noticed a mutant the last time."""
+    if kept is None or kept["verdict"] != "failed" or "::" not in kept["by"]:
+        return ""
+    return kept["by"]
+
+
+def _print(mutant: Mutant, answer: dict[str, str]) -> None:
+    said = {"passed": "SURVIVED", "failed": f"killed by {answer['by']}", "time": answer["by"]}
+    print(
+        f"{mutant.path}:{mutant.line}: {shown(mutant.before)} → {shown(mutant.after)}: "
+        f"{said.get(answer['verdict'], answer['verdict'])}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
