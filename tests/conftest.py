@@ -32,7 +32,7 @@ Shardsim = Callable[..., Result]
 # Tests marked `jax` are found by their own text or a fixture's: it imports JAX or starts a process
 # that does. Where a whole file imports it, the fast tier does not even read the file.
 STARTS_JAX = re.compile(
-    r"import jax|jax\.config|importorskip\(.jax|JAX_PLATFORMS|"
+    r"import jax|jax\.config|importorskip\(.(jax|flax)|import flax|JAX_PLATFORMS|"
     r"HostDevices|verify_host|TpuCompiler|needs_libtpu"
 )
 FEWER = 6  # of the examples that a property draws in the whole suite, one in so many
@@ -75,12 +75,14 @@ def imports_jax(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that need JAX; in the fast tier, draw fewer examples of the others."""
+    """Mark tests that need JAX or a notebook; in the fast tier, draw fewer examples of others."""
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
         if starts_jax(item):
             item.add_marker("jax")
+        if item.get_closest_marker("notebook"):
+            item.add_marker("slow")
         drawn = getattr(item.function, "_hypothesis_internal_use_settings", None)
         if drawn is not None and is_fast_tier(config):
             fewer = settings(drawn, max_examples=max(3, drawn.max_examples // FEWER))

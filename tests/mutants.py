@@ -47,11 +47,20 @@ PROGRAM_TESTS = (
     "tests/cost/test_price.py",
 )
 COST_TESTS = ("tests/cost", "tests/program")
+REPLAY_TESTS = (
+    "tests/cost/test_replay.py",
+    "tests/xla/hlo/test_compiled_replay.py",
+    "tests/simulate/test_compiled_steps.py",
+    *COST_TESTS,
+)
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/program/*.py", PROGRAM_TESTS),
     ("shardsim/graph/*.py", PROGRAM_TESTS),
     ("shardsim/cost/rich.py", ()),  # prints
     ("shardsim/cost/words.py", ()),  # prints
+    ("shardsim/cost/replay.py", REPLAY_TESTS),
+    ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
+    ("shardsim/cost/task_times.py", REPLAY_TESTS),
     ("shardsim/cost/*.py", COST_TESTS),
 )
 
@@ -379,7 +388,7 @@ class Runner:
             if process.returncode == 4 and batch == [first]:
                 continue  # that test is no more
             if process.returncode not in (0, 5):
-                by = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
+                by = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
                 return "failed", by.group(1) if by else printed.strip()[-200:]
         return "passed", ""
 
@@ -450,16 +459,25 @@ def shown(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def check_unchanged(runner: Runner, wanted: list[Mutant]) -> None:
+def check_unchanged(runner: Runner, digests: dict[tuple[str, ...], str], kept: set[str]) -> None:
     """Leave if tests fail without any mutant."""
-    tree = runner.copies.free.get()
-    for tests in sorted({tests_of(mutant.path) for mutant in wanted}):
+    for tests, now in sorted(digests.items()):
+        if now in kept:
+            continue
+        tree = runner.copies.free.get()
         start = time.monotonic()
         verdict, by = runner.tests(tree, tests)
-        print(f"unchanged, {len(tests)} parts: {verdict} in {time.monotonic() - start:.0f} s {by}")
+        runner.copies.free.put(tree)
+        print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
         if verdict != "passed":
             raise SystemExit(2)
-    runner.copies.free.put(tree)
+        keep({"key": f"unchanged {now}", "digest": now, "verdict": verdict, "by": ""})
+
+
+def keep(answer: dict[str, object]) -> None:
+    """Add an answer to those that the next run knows."""
+    with KEPT.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(answer) + "\n")
 
 
 def main() -> int:
@@ -489,7 +507,9 @@ def main() -> int:
     code = 0
     if todo:
         runner = Runner(options.jobs, options.limit)
-        check_unchanged(runner, todo)
+        proven = {answer["digest"] for key, answer in before.items() if key.startswith("unchanged")}
+        needed = {tests_of(mutant.path): digests[tests_of(mutant.path)] for mutant in todo}
+        check_unchanged(runner, needed, proven)
         pool = ThreadPoolExecutor(options.jobs)
         futures = {
             pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
@@ -505,8 +525,7 @@ def main() -> int:
                     "verdict": verdict,
                     "by": by,
                 }
-                with KEPT.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(answers[mutant] | asdict(mutant)) + "\n")
+                keep(answers[mutant] | asdict(mutant))
                 _print(mutant, answers[mutant])
         except KeyboardInterrupt:
             code = 130

@@ -245,6 +245,9 @@ def test_parts_of_an_axis_have_their_stretch_of_the_torus() -> None:
     assert minor.ports == half.ports == {"z+", "z-"}
     assert major.ports == {"x+", "x-"}
     assert both.ports == minor.ports | major.ports
+    # What passes its block on to the next member goes up the axes, to the one before it down.
+    assert links.route(("fsdp",), (), (1,)).ports == {"x+", "z+"}
+    assert links.route(("fsdp",), (), (-1,)).ports == {"x-", "z-"}
     assert half.group.torus.bytes_per_s == pytest.approx(minor.group.torus.bytes_per_s / 4)
     with pytest.raises(PlanError, match="does not follow the torus"):
         links.route(("fsdp",), (("fsdp", 3, 1),))

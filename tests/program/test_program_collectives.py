@@ -176,6 +176,32 @@ def test_gradients_of_all_matrices_are_summed_over_replicas_once(microbatches, o
         )
 
 
+@pytest.mark.parametrize("over_data", [False, True])
+@pytest.mark.parametrize("shards", [False, True])
+def test_gradients_are_summed_over_context_where_it_holds_the_same_weights(over_data, shards):
+    model = decoder()
+    where = {"context": {"x": 4}, "data": {"y": 4}}
+    plan = build(
+        model, "v5e:4x4", 128, where, over_data=over_data, context_shards=shards, remat="none"
+    )
+    weights = model.layers * layer_matrices(model) + 2 * model.vocab * model.embed
+    uses = predict(plan).collectives
+    summed = [use for use in uses if use.kind == "all-reduce" and use.purpose == "parameters"]
+    found = {use.mesh_axes: use.bytes_per_chip for use in summed}
+    # The scales of all norms, in float32, over all devices.
+    scales = (2 * model.layers + 1) * model.embed * 4 * 2 * 15 / 16
+    expected = {("d", "c"): scales}
+    if over_data:
+        # Scattered over data first: what is left is summed over context.
+        if not shards:
+            expected["c",] = weights / 4 * 2 * 2 * 3 / 4
+    elif shards:
+        expected["d",] = weights / 4 * 2 * 2 * 3 / 4
+    else:
+        expected["d", "c"] += weights * 2 * 2 * 15 / 16
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_context_gathers_keys_and_values_and_scatters_their_gradients():
     model = decoder(kv_heads=4, vocab=1024)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
