@@ -200,6 +200,11 @@ class Finder(ast.NodeVisitor):
             return
         self.visit(node.value)
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for statement in node.body:
+            if not isinstance(statement, (ast.AnnAssign, ast.Assign)):
+                self.visit(statement)
+
     def visit_Constant(self, node: ast.Constant) -> None:
         value = node.value
         if isinstance(value, bool):

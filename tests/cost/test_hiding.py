@@ -117,6 +117,13 @@ def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
         copies = [use for use in prediction.collectives if use.kind == "host-transfer"]
         alone = 4 * bytes_of_a_layer / pcie
         busy = layers(prediction)
+        names = {
+            cost.block: cost.task.name
+            for cost in prediction.price.collectives
+            if cost.task.kind == "host-transfer"
+        }
+        assert names["layer forward"] == "offload activations"
+        assert names["layer backward"] == "fetch activations"
         expected = sum(
             max(alone - busy[block], 0.0) for block in ("layer forward", "layer backward")
         )

@@ -264,6 +264,30 @@ def test_one_device_moves_nothing(name, model):
     assert prediction.time["bubble_s"] == 0
 
 
+@pytest.mark.parametrize(
+    ("policy", "again"), [("none", 0), ("save_qkv", "mlp"), ("save_mlp", "qkv"), ("full", "both")]
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_second_tensor_axis_scatters_inputs_and_gathers_outputs(policy, again, gated):
+    # Forward: sums of the wide side scattered, and whole again for the output projections;
+    # backward: the gradient of that, that once more for the weight gradients, and the gradient of
+    # the sums. What is computed again is summed again.
+    model = decoder(gated_mlp=gated)
+    where = {"tensor2": {"x": 4}, "tensor": {"y": 4}}
+    plan = build(model, "v5e:4x4", 64, where, remat=policy)
+    width = model.heads * model.head_dim / 4
+    mlp_in = model.mlp / 4 * (2 if gated else 1)
+    ins, outs = 3 * width + mlp_in, width + model.mlp / 4
+    more = {0: 0.0, "mlp": mlp_in, "qkv": 3 * width, "both": ins}[again]
+    each = model.layers * plan.tokens * 2 * 3 / 4
+    assert sent(plan, "reduce-scatter", "u", "activations") == pytest.approx(
+        each * (ins + outs + more), rel=1e-12
+    )
+    assert sent(plan, "all-gather", "u", "activations") == pytest.approx(
+        each * (outs + outs + ins), rel=1e-12
+    )
+
+
 def test_published_algebra_of_a_parallel_layer():
     # 2 d a token forward: d gathered before the fused input, d scattered after the fused output.
     model = load_model("vit-22b")
