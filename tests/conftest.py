@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -32,7 +33,7 @@ Shardsim = Callable[..., Result]
 # Tests marked `jax` are found by their own text or a fixture's: it imports JAX or starts a process
 # that does. Where a whole file imports it, the fast tier does not even read the file.
 STARTS_JAX = re.compile(
-    r"import jax|jax\.config|importorskip\(.(jax|flax)|import flax|JAX_PLATFORMS|"
+    r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
     r"HostDevices|verify_host|TpuCompiler|needs_libtpu"
 )
 FEWER = 6  # of the examples that a property draws in the whole suite, one in so many
@@ -97,10 +98,16 @@ def starts_jax(item: pytest.Function) -> bool:
         for name in item.fixturenames
         for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ()
     ]
-    for function in [inspect.unwrap(function) for function in functions]:
+    for function in [own(function) for function in functions]:
         used = (item.module.__dict__.get(name) for name in function.__code__.co_names)
         functions += [one for one in used if inspect.isfunction(one)]
-    return imports_jax(item.path) or any(names_jax(inspect.unwrap(one)) for one in functions)
+    return imports_jax(item.path) or any(names_jax(own(one)) for one in functions)
+
+
+def own(function: Any) -> Any:
+    """Return the function that was written, whatever Hypothesis or pytest made of it."""
+    property_of = getattr(function, "hypothesis", None)
+    return inspect.unwrap(property_of.inner_test if property_of else function)
 
 
 @cache

@@ -69,6 +69,7 @@ def compare(
     return len(cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "slice_name", "batch", "op_costs"),
     [
@@ -265,6 +266,7 @@ def tight(slice_name: str, gigabytes: float) -> Machine:
     return replace(machine, chip=override_chip(machine.chip, {"hbm_bytes": gigabytes * 1e9}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "machine", "batch"),
     [
@@ -327,6 +329,7 @@ def test_top_n_starts_with_top_one():
     assert (one.searched, one.fit) == (ten.searched, ten.fit)
 
 
+@pytest.mark.slow
 def test_several_machines_are_searched_together():
     model = decoder(layers=4)
     machines = [parse_machine(name) for name in ("v5e:2x2", "v5e:2x4", "v5e:4x4")]
