@@ -39,7 +39,7 @@ STARTS_JAX = re.compile(
 FEWER = 6  # of the examples that a property draws in the whole suite, one in so many
 NO_JAX = Path(__file__).parent / "no_jax"
 
-collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py"]
+collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]
 
 
 def is_fast_tier(config: pytest.Config) -> bool:

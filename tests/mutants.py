@@ -14,7 +14,6 @@ if a mutant survives.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -29,9 +28,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+
+from mutations import Finder, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutants.jsonl"
@@ -66,232 +68,6 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 # Changes that change no result, as (file, before, after, why); never to hide what a test could see.
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
-
-# Words that are taken for each other. A string or an attribute is replaced by the next of its row.
-SWAPPED: tuple[tuple[str, ...], ...] = (
-    ("data", "fsdp", "context", "tensor", "tensor2"),
-    ("gather", "replicas"),
-    ("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
-    ("torus", "dcn"),
-    ("wire_bytes", "parameter_bytes", "reduce_bytes"),
-    ("q", "kv", "hidden"),
-    ("queries", "keys"),
-    ("tokens", "residual"),
-    ("m", "n"),
-    ("unit_s", "memory_s"),
-)
-KINDS: tuple[tuple[str, ...], ...] = (  # strings alone
-    ("forward", "backward"),
-    ("matmul", "elementwise", "attention"),
-)
-NEXT = {word: row[(i + 1) % len(row)] for row in (*SWAPPED, *KINDS) for i, word in enumerate(row)}
-ATTRIBUTES = {word for row in SWAPPED for word in row}
-FUNCTIONS = {
-    "maximum": "minimum",
-    "minimum": "maximum",
-    "max": "min",
-    "min": "max",
-    "greater": "greater_equal",
-    "greater_equal": "greater",
-    "less": "less_equal",
-    "less_equal": "less",
-    "equal": "not_equal",
-    "not_equal": "equal",
-    "ceil": "floor",
-    "any": "all",
-}
-OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
-    ast.Add: ("+", "-"),
-    ast.Sub: ("-", "+"),
-    ast.Mult: ("*", "/"),
-    ast.Div: ("/", "*"),
-    ast.FloorDiv: ("//", "*"),
-    ast.Mod: ("%", "*"),
-    ast.BitAnd: ("&", "|"),
-    ast.BitOr: ("|", "&"),
-}
-COMPARISONS: dict[type[ast.cmpop], tuple[str, str]] = {
-    ast.Gt: (">", ">="),
-    ast.GtE: (">=", ">"),
-    ast.Lt: ("<", "<="),
-    ast.LtE: ("<=", "<"),
-    ast.Eq: ("==", "!="),
-    ast.NotEq: ("!=", "=="),
-    ast.In: ("in", "not in"),
-    ast.NotIn: ("not in", "in"),
-}
-
-
-@dataclass(frozen=True, order=True)
-class Mutant:
-    """One change: the text of `path` from `start` to `end` becomes `after`."""
-
-    path: str
-    line: int
-    start: int
-    end: int
-    before: str
-    after: str
-
-    @property
-    def key(self) -> str:
-        """What names the mutant from run to run, wherever its line moves."""
-        return f"{self.path}: {self.before} -> {self.after}"
-
-
-class Finder(ast.NodeVisitor):
-    """Finds all mutants of one module."""
-
-    def __init__(self, path: str, text: str) -> None:
-        self.path = path
-        self.text = text
-        self.found: set[Mutant] = set()
-        self.starts = [0]
-        for line in text.splitlines(keepends=True):
-            self.starts.append(self.starts[-1] + len(line.encode()))
-        self.visit(ast.parse(text))
-
-    def place(self, node: ast.AST) -> tuple[int, int]:
-        """Return where a node's text begins and ends, in bytes."""
-        assert isinstance(node, (ast.expr, ast.stmt, ast.keyword))
-        assert node.end_lineno is not None
-        assert node.end_col_offset is not None
-        return (
-            self.starts[node.lineno - 1] + node.col_offset,
-            self.starts[node.end_lineno - 1] + node.end_col_offset,
-        )
-
-    def source(self, node: ast.AST) -> str:
-        start, end = self.place(node)
-        return self.text.encode()[start:end].decode()
-
-    def change(self, node: ast.AST, after: str) -> None:
-        """Note the mutant in which the text of `node` is `after`."""
-        start, end = self.place(node)
-        before = self.source(node)
-        if before != after:
-            line = node.lineno  # type: ignore[attr-defined]
-            self.found.add(Mutant(self.path, line, start, end, before, after))
-
-    def generic_visit(self, node: ast.AST) -> None:
-        """Visit what runs: no annotations, docstrings, messages or defaults of fields."""
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list", "bases"):
-                continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom)):
-                    continue
-                if isinstance(child, ast.AST):
-                    self.visit(child)
-
-    def visit_Expr(self, node: ast.Expr) -> None:
-        if isinstance(node.value, ast.Constant):
-            return
-        if isinstance(node.value, ast.Call):
-            self.change(node, "pass")
-        self.generic_visit(node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self.change(node, "pass")
-        self.generic_visit(node)
-
-    def visit_Assign(self, node: ast.Assign) -> None:
-        if isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("__all__", "Number"):
-            return
-        self.visit(node.value)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for statement in node.body:
-            if not isinstance(statement, (ast.AnnAssign, ast.Assign)):
-                self.visit(statement)
-
-    def visit_Constant(self, node: ast.Constant) -> None:
-        value = node.value
-        if isinstance(value, bool):
-            self.change(node, str(not value))
-        elif isinstance(value, int):
-            self.change(node, str(value + 1))
-        elif isinstance(value, float):
-            self.change(node, repr(2 * value if value else 1.0))
-        elif isinstance(value, str) and value in NEXT:
-            self.change(node, f'"{NEXT[value]}"')
-
-    def visit_BinOp(self, node: ast.BinOp) -> None:
-        left, right = self.source(node.left), self.source(node.right)
-        wrapped = [
-            f"({text})" if isinstance(side, (ast.BinOp, ast.IfExp, ast.Compare)) else text
-            for side, text in ((node.left, left), (node.right, right))
-        ]
-        if type(node.op) in OPERATORS:
-            _, other = OPERATORS[type(node.op)]
-            self.change(node, f"({wrapped[0]} {other} {wrapped[1]})")
-        if isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
-            self.change(node, wrapped[0])
-        if isinstance(node.op, (ast.Add, ast.Mult)):
-            self.change(node, wrapped[1])
-        self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        self.change(node, f"({self.source(node.operand)})")
-        self.generic_visit(node)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> None:
-        other = " or " if isinstance(node.op, ast.And) else " and "
-        self.change(node, f"({other.join(f'({self.source(value)})' for value in node.values)})")
-        self.generic_visit(node)
-
-    def visit_Compare(self, node: ast.Compare) -> None:
-        if len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
-            other = COMPARISONS[type(node.ops[0])][1]
-            sides = self.source(node.left), self.source(node.comparators[0])
-            self.change(node, f"{sides[0]} {other} {sides[1]}")
-        self.generic_visit(node)
-
-    def visit_If(self, node: ast.If) -> None:
-        if self.source(node.test) != "TYPE_CHECKING":
-            self.change(node.test, f"not ({self.source(node.test)})")
-        self.generic_visit(node)
-
-    def visit_IfExp(self, node: ast.IfExp) -> None:
-        self.change(node.test, f"not ({self.source(node.test)})")
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "where":
-            if len(node.args) == 3:
-                where, yes, no = (self.source(arg) for arg in node.args)
-                self.change(node, f"{self.source(node.func)}({where}, {no}, {yes})")
-        elif isinstance(node.func, ast.Attribute) and node.func.attr == "logical_not":
-            self.change(node, f"({self.source(node.args[0])})")
-        elif isinstance(node.func, ast.Attribute) and node.func.attr in FUNCTIONS:
-            self.change(node.func, f"{self.source(node.func.value)}.{FUNCTIONS[node.func.attr]}")
-        elif isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS:
-            self.change(node.func, FUNCTIONS[node.func.id])
-        for keyword in node.keywords:
-            if keyword.arg in ("count", "messages", "hbm_bytes", "vector_ops"):
-                self.change(keyword.value, "1" if keyword.arg in ("count", "messages") else "0.0")
-        self.generic_visit(node)
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        if isinstance(node.ctx, ast.Load) and node.attr in ATTRIBUTES:
-            self.change(node, f"{self.source(node.value)}.{NEXT[node.attr]}")
-        self.generic_visit(node)
-
-    def visit_List(self, node: ast.List) -> None:
-        self._shorter(node, "[]")
-
-    def visit_Tuple(self, node: ast.Tuple) -> None:
-        if any(isinstance(item, ast.Starred) for item in node.elts):
-            self._shorter(node, "()")
-        else:
-            self.generic_visit(node)
-
-    def _shorter(self, node: ast.List | ast.Tuple, brackets: str) -> None:
-        """Leave out one of several tasks."""
-        for item in node.elts:
-            if isinstance(item, (ast.Starred, ast.Call)):
-                self.change(item, f"*{brackets}")
-        self.generic_visit(node)
 
 
 def tests_of(path: str) -> tuple[str, ...]:
@@ -435,8 +211,9 @@ def _write(file: Path, text: bytes) -> None:
         cached.unlink()
 
 
+@cache
 def digest(tests: tuple[str, ...]) -> str:
-    """Return what all answers of these tests depend on: the code and the tests."""
+    """Return what the answers of these tests depend on: the code, the tests and their helpers."""
     files = set((ROOT / "shardsim").rglob("*.py"))
     for test in tests:
         place = ROOT / test
@@ -446,6 +223,13 @@ def digest(tests: tuple[str, ...]) -> str:
     for file in sorted(files):
         total.update(file.read_bytes())
     return total.hexdigest()[:16]
+
+
+def depends_on(mutant: Mutant, answer: dict[str, str]) -> str:
+    """Return the digest of what an answer rests on: of a killed mutant, on one file of tests."""
+    file, found, _ = answer["by"].partition("::")
+    killed = answer["verdict"] == "failed" and found and (ROOT / file).exists()
+    return digest((file,) if killed else tests_of(mutant.path))
 
 
 def kept_answers() -> dict[str, dict[str, str]]:
@@ -464,10 +248,11 @@ def shown(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def check_unchanged(runner: Runner, digests: dict[tuple[str, ...], str], kept: set[str]) -> None:
+def check_unchanged(runner: Runner, sets: set[tuple[str, ...]], kept: set[str]) -> None:
     """Leave if tests fail without any mutant."""
-    for tests, now in sorted(digests.items()):
-        if now in kept:
+    for tests in sorted(sets):
+        key = f"unchanged {digest(tests)}"
+        if key in kept:
             continue
         tree = runner.copies.free.get()
         start = time.monotonic()
@@ -476,7 +261,7 @@ def check_unchanged(runner: Runner, digests: dict[tuple[str, ...], str], kept: s
         print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
         if verdict != "passed":
             raise SystemExit(2)
-        keep({"key": f"unchanged {now}", "digest": now, "verdict": verdict, "by": ""})
+        keep({"key": key, "digest": digest(tests), "verdict": verdict, "by": ""})
 
 
 def keep(answer: dict[str, object]) -> None:
@@ -502,36 +287,29 @@ def main() -> int:
             print(f"{mutant.path}:{mutant.line}: {shown(mutant.before)} → {shown(mutant.after)}")
         return 0
     before = kept_answers()
-    digests = {tests: digest(tests) for tests in {tests_of(mutant.path) for mutant in wanted}}
     answers: dict[Mutant, dict[str, str]] = {}
     for mutant in wanted:
         kept = before.get(mutant.key)
-        if kept and kept["digest"] == digests[tests_of(mutant.path)]:
+        if kept and kept["digest"] == depends_on(mutant, kept):
             answers[mutant] = kept
     todo = [mutant for mutant in wanted if mutant not in answers]
     code = 0
     if todo:
         runner = Runner(options.jobs, options.limit)
-        proven = {answer["digest"] for key, answer in before.items() if key.startswith("unchanged")}
-        needed = {tests_of(mutant.path): digests[tests_of(mutant.path)] for mutant in todo}
-        check_unchanged(runner, needed, proven)
         pool = ThreadPoolExecutor(options.jobs)
-        futures = {
-            pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
-            for mutant in todo
-        }
         try:
+            check_unchanged(runner, {tests_of(mutant.path) for mutant in todo}, set(before))
+            futures = {
+                pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
+                for mutant in todo
+            }
             for done in as_completed(futures):
                 mutant = futures[done]
                 verdict, by = done.result()
-                answers[mutant] = {
-                    "key": mutant.key,
-                    "digest": digests[tests_of(mutant.path)],
-                    "verdict": verdict,
-                    "by": by,
-                }
+                answers[mutant] = {"key": mutant.key, "verdict": verdict, "by": by}
+                answers[mutant]["digest"] = depends_on(mutant, answers[mutant])
                 keep(answers[mutant] | asdict(mutant))
-                _print(mutant, answers[mutant])
+                shown_as(mutant, answers[mutant])
         except KeyboardInterrupt:
             code = 130
             print("interrupted; the next run goes on from here")
@@ -542,7 +320,7 @@ def main() -> int:
     print(f"\n{len(wanted)} mutants, {len(answers)} run, {len(survivors)} survived")
     for mutant in wanted:
         if mutant in answers and mutant not in todo:
-            _print(mutant, answers[mutant])
+            shown_as(mutant, answers[mutant])
     for mutant in survivors:
         print(f"SURVIVED {mutant.path}:{mutant.line}: {mutant.before} → {mutant.after}")
     return code or int(bool(survivors))
@@ -555,7 +333,7 @@ def _killer(kept: dict[str, str] | None) -> str:
     return kept["by"]
 
 
-def _print(mutant: Mutant, answer: dict[str, str]) -> None:
+def shown_as(mutant: Mutant, answer: dict[str, str]) -> None:
     said = {"passed": "SURVIVED", "failed": f"killed by {answer['by']}", "time": answer["by"]}
     print(
         f"{mutant.path}:{mutant.line}: {shown(mutant.before)} → {shown(mutant.after)}: "

@@ -238,6 +238,16 @@ def test_only_axes_longer_than_one_carry_traffic(plan):
         assert 0 <= use.exposed_s
 
 
+@given(plans())
+def test_no_collective_is_counted_over_one_device(plan):
+    layout = resolve(plan)
+    for block in program_of(plan).blocks:
+        for task in block.collectives():
+            if float(task.count) > 0 and float(block.trips) > 0:
+                assert layout.role(task.role).size > 1, (block.name, task.name)
+            assert float(task.count) == int(task.count)
+
+
 @given(plans(), st.sampled_from([2, 4]))
 def test_more_microbatches_never_gather_less(plan, times):
     groups = plan.batch // plan.microbatches
