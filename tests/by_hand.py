@@ -33,7 +33,8 @@ class Hand:
     fsdp: int = 1  # over which weights are stored in parts
     second: int = 1  # over which embed is split, and what is between matmuls once more
     split: bool = True  # the residual stream lies over the tensor axis
-    ring: str = ""  # compiled for a TPU: what its rings over the tensor axis cut, if any
+    emitted: bool = False  # as the TPU compiler makes the emitted program
+    ring: str = ""  # what its rings over the tensor axis cut, if any: "seq" or "embed"
     sums: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
     now: str = "forward"
     times: float = 1.0
@@ -41,7 +42,6 @@ class Hand:
     def __post_init__(self) -> None:
         model, plan = self.model, self.plan
         groups = plan.machine.devices / self.tensor / self.second
-        self.compiled = plan.machine.chip.op_costs == "compiler"
         self.embed = model.embed // self.second
         self.sequences = plan.batch / groups / plan.microbatches
         self.t = self.sequences * plan.sequence
@@ -115,12 +115,12 @@ class Hand:
 
     def laid_out(self, kind: str, elements: float) -> None:
         """What the TPU compiler lays out anew is read and written."""
-        if self.compiled:
+        if self.emitted:
             self.add(kind, 2 * elements)
 
     def activation_apart(self, passes: int) -> None:
         """A matmul in pieces of the sequence has no activation in its end."""
-        if self.compiled and self.ring == "seq":
+        if self.emitted and self.ring == "seq":
             self.add("elementwise", passes * self.t * self.h)
 
     def fraction(self) -> float:
@@ -298,7 +298,7 @@ class Hand:
             elements = self.wide * (ins + self.q + self.k + self.v)
             # The compiled kernels are two, for keys with values and for queries, each with a
             # softmax of its own.
-            kernels = 2 if self.compiled else 1
+            kernels = 2 if self.emitted else 1
             ops = kernels * SOFTMAX_GRADIENT * self.pairs * self.fraction()
             self.add("attention", elements, ops)
             return

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from building import build, decoder, plans, vit
+from emitted import predict_emitted
 from hypothesis import given
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.machine import override_chip, parse_machine, with_op_costs
+from shardsim.machine import override_chip
 from shardsim.plan import Overlap, Plan, Remat
 
 NOTHING = Overlap(matmul="off", weights=False, gradients=False, dcn=False)
@@ -73,18 +74,17 @@ def test_a_whole_slice_scatters_as_it_sums(microbatches):
     # The TPU compiler makes an all-reduce of a reduce-scatter over a whole slice, and of a gather
     # that is not to run beside other work.
     found = {}
-    for costs in ("physical", "compiler"):
+    for costs, price in (("physical", predict), ("compiler", predict_emitted)):
         for weights in (False, True):
-            machine = with_op_costs(parse_machine("v5e:4x4"), costs)
             plan = build(
                 decoder(),
-                machine,
+                "v5e:4x4",
                 64,
                 {"fsdp": {"x": 4, "y": 4}},
                 microbatches=microbatches,
                 overlap=replace(NOTHING, weights=weights),
             )
-            for use in predict(plan).collectives:
+            for use in price(plan).collectives:
                 if use.purpose == "parameters":
                     found[costs, weights, use.kind] = use.bytes_per_chip
     for weights in (False, True):

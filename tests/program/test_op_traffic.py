@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 from building import build, decoder, vit
 from by_hand import SOFTMAX, SOFTMAX_GRADIENT, Hand, Key
+from emitted import predict_emitted
 
-from shardsim.machine import parse_machine, with_op_costs
+from shardsim.cost.predict import predict
 from shardsim.model import Biases, Model
-from shardsim.plan import Overlap, Plan, Precision, resolve
+from shardsim.plan import Overlap, Plan, Precision
 from shardsim.plan.remat import POLICIES
-from shardsim.program.partition import partition
-from shardsim.program.shapes import Workload
 
 
-def planned(plan: Plan) -> dict[Key, tuple[float, float]]:
+def planned(plan: Plan, emitted: bool = False) -> dict[Key, tuple[float, float]]:
     """Return (HBM bytes, vector operations) of one device in a step, by pass and kind."""
     sums: dict[Key, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for block in partition(Workload.of(plan), resolve(plan), plan.remat).blocks:
+    program = (predict_emitted(plan) if emitted else predict(plan)).program
+    for block in program.blocks:
         for task in block.computes():
             times = float(task.count) * float(block.trips)
             total = sums[block.phase, task.kind]
@@ -71,15 +71,16 @@ MESHES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def compared(model: Model, mesh: str, ring: str = "", costs: str = "", **options: Any) -> None:
+def compared(
+    model: Model, mesh: str, *, emitted: bool = False, ring: str = "", **options: Any
+) -> None:
     """Compare what is planned with what is counted by hand."""
-    name, given, hand = MESHES[mesh]
-    machine = with_op_costs(parse_machine(name), costs or "physical")
+    machine, given, hand = MESHES[mesh]
     plan = build(
         model, machine, 64, given["where"], residual=given.get("residual", "seq"), **options
     )
-    expected = Hand(plan, ring=ring, **hand).step()
-    found = planned(plan)
+    expected = Hand(plan, emitted=emitted, ring=ring, **hand).step()
+    found = planned(plan, emitted)
     # Of norms after a branch and of rotary beside normed queries only the bytes are compared.
     twice = model.post_norms or (model.qk_norm and model.positions == "rotary")
     assert found.keys() == expected.keys()
@@ -144,18 +145,15 @@ def test_the_compiler_lays_out_anew_what_its_rings_and_gathers_leave(
     name, remat, mesh, overlap, ring
 ):
     options: dict[str, Any] = {"overlap": Overlap(matmul=overlap), "remat": remat}
-    compared(MODELS[name], mesh, ring, "compiler", **options)
+    compared(MODELS[name], mesh, emitted=True, ring=ring, **options)
 
 
 def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
     # The compiled program's loop over blocks of keys has its scores in HBM and skips none.
     model = replace(SERIAL, sequence=2048)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
-    found = {}
-    for costs in ("physical", "compiler"):
-        machine = with_op_costs(parse_machine("v5e:4x4"), costs)
-        plan = build(model, machine, 16, where, remat="none")
-        found[costs] = planned(plan)
+    plan = build(model, "v5e:4x4", 16, where, remat="none")
+    found = planned(plan), planned(plan, emitted=True)
     layers, sequences = model.layers, 16 / 4
     pairs = layers * sequences * model.heads * (2048 / 4) * 2048
     for now, ops, bytes_of_a_pair in (
@@ -165,7 +163,7 @@ def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
         # scores written, and read for queries and for keys.
         ("backward", SOFTMAX_GRADIENT, (4 + 4 + 2 + 2) + (4 + 4) + (2 + 2 + 2)),
     ):
-        fused, blocks = (found[costs][now, "attention"] for costs in found)
+        fused, blocks = (each[now, "attention"] for each in found)
         assert blocks[0] - fused[0] == pytest.approx(bytes_of_a_pair * pairs, rel=1e-9)
         assert blocks[1] == pytest.approx(ops * pairs, rel=1e-9)
         # The fused kernel skips blocks above the diagonal: 10 of 16 are left.
