@@ -6,33 +6,17 @@ pass are compared, so names and order of tasks are free.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from building import build, decoder, vit
-from by_hand import SOFTMAX, SOFTMAX_GRADIENT, Hand, Key
-from emitted import predict_emitted
+from by_hand import SOFTMAX, SOFTMAX_GRADIENT, Hand
+from planned import traffic
 
-from shardsim.cost.predict import predict
 from shardsim.model import Biases, Model
-from shardsim.plan import Overlap, Plan, Precision
+from shardsim.plan import Overlap, Precision
 from shardsim.plan.remat import POLICIES
-
-
-def planned(plan: Plan, emitted: bool = False) -> dict[Key, tuple[float, float]]:
-    """Return (HBM bytes, vector operations) of one device in a step, by pass and kind."""
-    sums: dict[Key, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    program = (predict_emitted(plan) if emitted else predict(plan)).program
-    for block in program.blocks:
-        for task in block.computes():
-            times = float(task.count) * float(block.trips)
-            total = sums[block.phase, task.kind]
-            total[0] += float(task.hbm_bytes) * times
-            total[1] += float(task.vector_ops) * times
-    return {key: (total[0], total[1]) for key, total in sums.items() if any(total)}
-
 
 SERIAL = decoder(gated_mlp=True, kv_heads=4, norm="rmsnorm")
 ALL_BIASES = Biases(qkv=True, attention_output=True, mlp=True, norm=True)
@@ -76,15 +60,18 @@ def compared(
 ) -> None:
     """Compare what is planned with what is counted by hand."""
     machine, given, hand = MESHES[mesh]
+    options = {"overlap": Overlap(matmul="off")} | options  # no product is cut in blocks
     plan = build(
         model, machine, 64, given["where"], residual=given.get("residual", "seq"), **options
     )
     expected = Hand(plan, emitted=emitted, ring=ring, **hand).step()
-    found = planned(plan, emitted)
+    found = traffic(plan, emitted)
     # Of norms after a branch and of rotary beside normed queries only the bytes are compared.
     twice = model.post_norms or (model.qk_norm and model.positions == "rotary")
     assert found.keys() == expected.keys()
     for key, (hbm_bytes, vector_ops) in expected.items():
+        if ring and key[1] == "matmul":
+            continue  # blocks read and write more: see test_rings
         assert found[key][0] == pytest.approx(hbm_bytes, rel=1e-9), (*key, "bytes")
         if not twice or key[1] != "elementwise":
             assert found[key][1] == pytest.approx(vector_ops, rel=1e-9), (*key, "operations")
@@ -153,7 +140,7 @@ def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
     model = replace(SERIAL, sequence=2048)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
     plan = build(model, "v5e:4x4", 16, where, remat="none")
-    found = planned(plan), planned(plan, emitted=True)
+    found = traffic(plan), traffic(plan, as_emitted=True)
     layers, sequences = model.layers, 16 / 4
     pairs = layers * sequences * model.heads * (2048 / 4) * 2048
     for now, ops, bytes_of_a_pair in (
@@ -173,6 +160,6 @@ def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
 def test_a_pooling_query_reads_the_keys_of_its_own_part_of_a_split_sequence():
     model = vit(pooling="map", classes=16)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
-    head = planned(build(model, "v5e:4x4", 64, where))["head", "attention"]
+    head = traffic(build(model, "v5e:4x4", 64, where))["head", "attention"]
     keys = 64 / 4 * 256 / 4 * model.heads * model.head_dim
     assert head[0] == pytest.approx(6 * keys * 2, rel=1e-12)
