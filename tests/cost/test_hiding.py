@@ -40,6 +40,18 @@ def test_without_overlap_everything_is_waited_for(plan):
         assert use.exposed_s == pytest.approx(use.time_s, rel=1e-9)
 
 
+@given(plans())
+def test_the_parts_of_single_operations_add_up(plan):
+    price = predict(plan).price
+    for name, of_one in (
+        ("compute_s", [cost.unit_s for cost in price.computes]),
+        ("hbm_bound_s", [cost.memory_s for cost in price.computes]),
+        ("flops", [cost.flops for cost in price.computes]),
+    ):
+        whole = float(getattr(price, name))
+        assert float(sum(of_one)) == pytest.approx(whole, rel=1e-9, abs=1e-15), name
+
+
 @pytest.mark.parametrize("matmul", ["unidirectional", "bidirectional"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_on_fast_links_a_ring_costs_what_its_blocks_cost(matmul, fused):
@@ -70,7 +82,17 @@ def test_on_fast_links_a_ring_costs_what_its_blocks_cost(matmul, fused):
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_a_whole_slice_scatters_as_it_sums(microbatches):
     # The TPU compiler makes an all-reduce of a reduce-scatter over a whole slice, and of a gather
-    # that is not to run beside other work.
+    # that is not to run beside other work; over part of a slice it does as the plan says.
+    half = build(decoder(), "v5e:4x4", 64, {"data": {"x": 4}, "fsdp": {"y": 4}}, overlap=NOTHING)
+    parts = [
+        sum(
+            use.bytes_per_chip
+            for use in price(half).collectives
+            if use.mesh_axes == ("f",) and use.purpose == "parameters"
+        )
+        for price in (predict, predict_emitted)
+    ]
+    assert parts[0] == pytest.approx(parts[1], rel=1e-12)
     found = {}
     for costs, price in (("physical", predict), ("compiler", predict_emitted)):
         for weights in (False, True):

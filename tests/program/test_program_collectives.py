@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
+from shardsim.machine import override_chip
 from shardsim.model import Model, load_model
 from shardsim.plan import Plan, Precision, resolve
 from shardsim.program.partition import partition
@@ -120,6 +121,43 @@ def test_activation_traffic_of_tensor_parallelism(residual, microbatches):
     assert float(forward) == pytest.approx(2 * 2 * each, rel=1e-12)
     trips = program.block("layer forward").trips
     assert float(trips) == model.layers * microbatches
+
+
+def started(plan: Plan, kind: str, axis: str) -> float:
+    """Return how many arrays a kind of collective moves over an axis, by what starts cost."""
+    slow = override_chip(
+        plan.machine.chip,
+        {"collective_overhead_s": 1.0, "hop_latency_s": 0.0, "link_bytes_per_s": 1e30},
+    )
+    uses = predict(replace(plan, machine=replace(plan.machine, chip=slow))).collectives
+    return sum(use.time_s for use in uses if use.kind == kind and use.mesh_axes == (axis,))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_every_array_is_a_message_of_its_own(gated, parallel, fused, microbatches):
+    if fused and not parallel:
+        pytest.skip("only a parallel block fuses its projections")
+    model = decoder(gated_mlp=gated, parallel_block=parallel)
+    where = {"context": {"x": 4}, "fsdp": {"y": 4}}
+    options: dict[str, Any] = {"fused_projections": fused, "microbatches": microbatches}
+    plan = build(model, "v5e:4x4", 128, where, remat="none", **options)
+    # Query, key, value, output and the MLP's two or three; fused, one into and one out of a block.
+    matrices = 2 if fused else 6 + gated
+    tables = 2
+    trips = model.layers * microbatches
+    weights = 2 * trips * matrices + microbatches * tables
+    assert started(plan, "all-gather", "f") == pytest.approx(weights, rel=1e-6)
+    gradients = trips * matrices + microbatches * tables
+    assert started(plan, "reduce-scatter", "f") == pytest.approx(gradients, rel=1e-6)
+    # Keys and values, forward and again for the backward pass; their gradients.
+    assert started(plan, "all-gather", "c") == pytest.approx(2 * 2 * trips, rel=1e-6)
+    assert started(plan, "reduce-scatter", "c") == pytest.approx(2 * trips, rel=1e-6)
+    # Gradients once a step; an all-reduce is two collectives.
+    once = 2 * (model.layers * matrices + tables)
+    assert started(plan, "all-reduce", "c") == pytest.approx(once, rel=1e-6)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2, 4])
