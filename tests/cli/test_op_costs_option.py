@@ -58,6 +58,7 @@ def test_a_plan_file_says_how_it_is_priced(shardsim: Shardsim, tmp_path: Path):
     assert any("fitted to no run" in warning for warning in moved["warnings"])
 
 
+@pytest.mark.slow
 def test_validate_shows_both_and_says_which(shardsim: Shardsim):
     both = data(shardsim("validate", "--op-costs", "both", "--json"))
     compiler = data(shardsim("validate", "--op-costs", "compiler", "--json"))

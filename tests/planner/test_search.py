@@ -245,8 +245,13 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
 @pytest.mark.parametrize(
     ("model", "slice_name", "batch"),
     [
-        (decoder(kv_heads=2, layers=2), "v5e:2x4", 8),
-        (decoder(layers=6, heads=6, head_dim=64, kv_heads=3, embed=384, mlp=1536), "v4:2x2x2", 12),
+        pytest.param(decoder(kv_heads=2, layers=2), "v5e:2x4", 8, marks=pytest.mark.slow),
+        pytest.param(
+            decoder(layers=6, heads=6, head_dim=64, kv_heads=3, embed=384, mlp=1536),
+            "v4:2x2x2",
+            12,
+            marks=pytest.mark.slow,
+        ),
         (vit(layers=4), "v4:2x2x1", 4),
         (vit(layers=4, pooling="cls", sequence=257), "2*v5e:2x2", 8),
         (decoder(embed=1000, heads=10, head_dim=100, kv_heads=10, mlp=4000), "v4:2x2x2", 3),
