@@ -16,7 +16,8 @@ from shardsim.model import Biases, Model
 from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
 from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
-from shardsim.plan.plan import MATMUL_OVERLAP, OPTIMIZERS
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.plan import MATMUL_OVERLAP
 from shardsim.plan.remat import POLICIES
 from shardsim.program.schedule import Move, Schedule, Start
 

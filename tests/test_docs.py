@@ -15,8 +15,10 @@ from click.testing import CliRunner
 
 from shardsim.cli.main import main
 from shardsim.files import parse_yaml
-from shardsim.model import load_model
+from shardsim.model import Accounting, load_model
 from shardsim.plan import plan_from_data
+from shardsim.validate.rows import KEYS, MEASURED
+from shardsim.validate.runs import runs_from_data
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +40,7 @@ def written_anew(block: str) -> str:
     return "".join(f"$ {command}\n{run(command)}\n" for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_commands_print_what_is_written(page: Path) -> None:
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -56,6 +59,16 @@ def test_the_plan_file_page_shows_a_plan_and_a_model_that_load() -> None:
     loaded = plan_from_data(parse_yaml(plan, "page"), "page")
     assert (loaded.machine.chips, loaded.axis("model").size) == (1024, 8)
     assert load_model(parse_yaml(model, "page")).parallel_block
+
+
+def test_the_page_on_runs_files_shows_a_row_that_loads_and_names_every_key() -> None:
+    text = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ((run,), failed) = runs_from_data(parse_yaml(shown, "page"), "page")
+    assert failed == []
+    assert [plan.machine.chips for plan in run.plans] == [1024] * 5
+    for key in (*KEYS, *MEASURED, *(each.value for each in Accounting)):
+        assert f"`{key}`" in text
 
 
 def rewrite() -> None:

@@ -34,7 +34,6 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
       shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
     """
-    from shardsim.validate.rows import RULES
     from shardsim.validate.runs import validate as run
 
     result = run(runs, "physical" if op_costs == "both" else op_costs)
@@ -48,9 +47,8 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
         click.echo("\nfitted constants:")
         for item in result.constants:
             click.echo(f"  {item.name} = {item.value:g}, fitted to {item.fitted_to}")
-        click.echo("\nwhat a source leaves open:")
-        for rule in RULES:
-            click.echo(f"  {rule}")
+        if filled := _filled(result):
+            click.echo(f"\nwhat the sources leave open:\n{filled}")
     for name, why in result.failed:
         note(f"not predicted: {name}: {why}")
     if not result.rows:
@@ -71,6 +69,15 @@ def _span(low: float | None, high: float | None) -> str:
     if low is None or high is None or low == high:
         return ""
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _filled(result: Any) -> str:
+    """Return what sources leave open, each with the runs that it is filled in for."""
+    runs: dict[str, list[str]] = {}
+    for row in result.rows:
+        for key, text in row.filled.items():
+            runs.setdefault(f"{key}: {text}", []).append(row.id)
+    return "\n".join(f"  {text} ({', '.join(ids)})" for text, ids in runs.items())
 
 
 def _rows(result: Any, other: Any) -> str:

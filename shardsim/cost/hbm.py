@@ -11,6 +11,8 @@ import numpy as np
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.split import stored_elements
 from shardsim.program.blocks import kept_names, over_policies
 from shardsim.program.kept import kept
 from shardsim.program.liveness import (
@@ -25,7 +27,6 @@ from shardsim.program.liveness import (
 )
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
-from shardsim.program.weights import parameter_elements, stored_elements, vocabulary
 
 MOMENTS = ("first layer of the backward pass", "output head")
 
@@ -146,7 +147,7 @@ class Account:
     @cached_property
     def elements(self) -> Number:
         """Parameters of one device."""
-        return parameter_elements(self.work.model, self.layout)
+        return stored_elements(self.work.model.tensors, self.layout)
 
     @property
     def parameters_bytes(self) -> Number:
@@ -156,7 +157,7 @@ class Account:
     @property
     def optimizer_bytes(self) -> Number:
         """Optimizer state."""
-        return self.elements * self.work.optimizer_bytes / self._by_data
+        return state_bytes(self.work.optimizer, self.work.model.tensors, self.layout)
 
     @property
     def gradients_bytes(self) -> Number:
@@ -164,8 +165,8 @@ class Account:
 
         Gradients that the data axis reduce-scatters as they come are never whole.
         """
-        whole = np.where(self._several, 1, self._by_data)
-        return self.parameters_bytes * (1.0 + self._several) / whole
+        own = stored_elements(self.work.model.tensors, self.layout, state=True)
+        return np.where(self._several, 2.0 * self.elements, own) * self.work.parameter_bytes
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -175,10 +176,6 @@ class Account:
         layers = self.work.model.layers / layout.pipeline.size
         one, _ = kept(self.work, layout, self.sizes, 0, self.offloaded)
         return one * (layers * in_flight)
-
-    @property
-    def _by_data(self) -> Number:
-        return np.where(self.layout.optimizer_over_data, self.layout.data.size, 1)
 
     @property
     def _several(self) -> Number:
@@ -235,7 +232,7 @@ class Account:
             found["gradients"] = self.gradients_bytes * self._several / 2.0
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
-        tables = vocabulary(work.model)[:1]
+        tables = [tensor for tensor in work.model.tensors if "vocab" in tensor.axes][:1]
         if passes.tables and tables and moment == 0:
             whole = stored_elements(tables, layout) * layout.gather.size * work.wire_bytes
             found["whole vocabulary tables"] = gathered * passes.tables * whole

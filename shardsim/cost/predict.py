@@ -16,6 +16,7 @@ from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
+from shardsim.plan.split import state_apart
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import HOLDS, USUAL, implemented
@@ -233,14 +234,17 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str,
             f"{plan.machine.chip.name} offers"
         )
     tensor = int(layout.tensor.size)
-    if plan.overlap.matmul == "bidirectional" and tensor > 1 and tensor % 4:
-        warnings.append(
-            f"collective matmul runs in one direction: {tensor} members do not divide by 4"
-        )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(
             "the residual stream is replicated over the tensor axis: its all-reduces cannot "
             "become collective matmuls"
+        )
+    data = int(layout.data.size)
+    if layout.optimizer_over_data and data > 1 and not state_apart(plan.model, layout):
+        over = int(layout.gather.size * layout.tensor2.size) * data
+        warnings.append(
+            f"optimizer state lies as the weights do: their embed of {plan.model.embed:,} does not "
+            f"divide by {over:,}"
         )
     if plan.machine.twisted:
         warnings.append("a twisted torus is priced as a straight one")

@@ -23,6 +23,7 @@ from shardsim.cost.total import Total
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.schedule import (
+    Await,
     Block,
     Copy,
     Move,
@@ -92,13 +93,11 @@ def step_time_s(machine: Machine, layout: Layout, schedule: Schedule, costs: Cos
     clock = _Clock(Durations(machine, layout, costs), schedule)
     clock.run()
     total = Total()
-    piped = np.any(schedule.pipeline.bubble)
     for number, block in enumerate(schedule.blocks):
-        layers = piped and block.phase in LAYERS
-        stretched = 1.0 + schedule.pipeline.bubble if layers else 1.0
         for stretch in clock.stretches(number):
-            total.add(stretch.total.value * (block.trips * stretched))
-        total.add(clock.waits[number].value * stretched)
+            total.add(stretch.total.value * block.trips)
+        total.add(clock.waits[number].value)
+    total.add(_bubble_s(clock))
     return total.value
 
 
@@ -107,16 +106,11 @@ def price(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) ->
     clock = _Clock(Durations(machine, layout, costs), schedule)
     clock.run()
     computes, collectives = list(_computes(clock)), list(_collectives(clock))
-    bubble: Number = 0.0
-    for number, block in enumerate(schedule.blocks):
-        if block.phase in LAYERS:
-            busy_s = sum(stretch.total.value for stretch in clock.stretches(number)) * block.trips
-            bubble = bubble + (busy_s + clock.waits[number].value) * schedule.pipeline.bubble
     return Price(
         compute_s=sum(cost.unit_s for cost in computes),
         hbm_bound_s=sum(cost.memory_s for cost in computes),
         exposed_comm_s=sum(cost.exposed_s for cost in collectives),
-        bubble_s=bubble,
+        bubble_s=_bubble_s(clock),
         overhead_s=sum(cost.overhead_s for cost in computes),
         flops=sum(cost.flops for cost in computes),
         collectives=collectives,
@@ -131,6 +125,7 @@ class _Flight:
     task: Move | Copy
     wires: Wires
     left_s: Number
+    of_head: bool  # of the head, beside a layer
 
 
 class _Clock:
@@ -140,6 +135,7 @@ class _Clock:
         self.durations = durations
         self.schedule = schedule
         self.waits = [Total() for _ in schedule.blocks]  # over a step
+        self.layers = [Total() for _ in schedule.blocks]  # of those, what is not of the head
         # The same by block and identity of the task.
         self.waited: dict[tuple[int, int], Number] = defaultdict(float)
         self._parts: dict[int, list[Part]] = {}
@@ -160,24 +156,44 @@ class _Clock:
             parts = self.parts(visit.block)
             if all(isinstance(part, Stretch) for part in parts):
                 continue
-            for trip, times in _alike(visit):
+            # Trips that start the same are alike, but for what is waited for at once.
+            alike: dict[tuple[bool, ...], tuple[Trip, Number]] = {}
+            for number, (trip, times) in enumerate(_kinds(visit)):
                 many = times * visit.many
-                if np.any(many):
-                    self._trip(parts, trip, many)
+                if not np.any(many):
+                    continue
+                self._at_once(parts, trip, many)
+                starts = tuple(
+                    bool(np.any(trip.has(part.when)))
+                    for place, part in enumerate(parts)
+                    if isinstance(part, Start) and not _is_awaited(parts, place)
+                )
+                key = starts if np.ndim(trip.last) == 0 else (*starts, *[True] * (number + 1))
+                _, before = alike.get(key, (trip, 0))
+                alike[key] = trip, before + many
+            for trip, many in alike.values():
+                self._trip(parts, trip, many)
+
+    def _at_once(self, parts: list[Part], trip: Trip, many: Number) -> None:
+        """Run what is started and awaited at once, as a trip begins or ends: beside nothing."""
+        for place, part in enumerate(parts):
+            if isinstance(part, Start) and _is_awaited(parts, place):
+                if np.any(now := trip.has(part.when)):
+                    self._wait(self._start(part, now, {}), trip, many, {})
 
     def _trip(self, parts: list[Part], trip: Trip, many: Number) -> None:
         """Run trips that are alike, `many` in a step."""
         flights: dict[str, _Flight] = {}
-        for part in parts:
+        for place, part in enumerate(parts):
             if isinstance(part, Stretch):
                 for flight in flights.values():
                     flight.left_s = flight.left_s - spare_s(self.durations, part, flight.wires)
             elif isinstance(part, Start):
-                if np.any(now := trip.has(part.when)):
-                    flights[part.name] = self._start(part.task, now, flights)
+                now = trip.has(part.when)
+                if np.any(now) and not _is_awaited(parts, place):
+                    flights[part.name] = self._start(part, now, flights)
             elif isinstance(part, Move):
-                alone = self._start(part, True, flights)
-                self._wait(alone, trip, many, flights)
+                self._in_turn(part, trip, many, flights)
             elif part.name in flights and np.any(trip.has(part.when)):
                 self._wait(flights.pop(part.name), trip, many, flights)
 
@@ -189,11 +205,28 @@ class _Clock:
             other.left_s = other.left_s - waited_s
         step_s = waited_s * many
         self.waits[trip.block].add(step_s)
+        if not flight.of_head:
+            self.layers[trip.block].add(step_s)
         key = trip.block, id(flight.task)
         self.waited[key] = self.waited[key] + step_s
 
-    def _start(self, task: Move | Copy, now: Number, flights: Mapping[str, _Flight]) -> _Flight:
+    def _in_turn(
+        self, task: Move, trip: Trip, many: Number, flights: Mapping[str, _Flight]
+    ) -> None:
+        """Run a move behind what is under way on its own links; it goes before others on them."""
+        wires = self.durations.wires(task)
+        same = {name: flight for name, flight in flights.items() if flight.wires == wires}
+        flight = self._start(task, True, same)
+        self._wait(flight, trip, many, flights)
+        alone_s = self.durations.alone_s(task)
+        for name, other in flights.items():
+            if name not in same and np.any(shared := self.durations.shared(other.wires, wires)):
+                other.left_s = other.left_s + alone_s * shared
+
+    def _start(self, part: Start | Move, now: Number, flights: Mapping[str, _Flight]) -> _Flight:
         """Put something behind what is under way on its links; it takes no time where not `now`."""
+        task = part.task if isinstance(part, Start) else part
+        of_head = isinstance(part, Start) and part.when in ("before the head", "after the head")
         wires = self.durations.wires(task)
         alone_s = self.durations.alone_s(task)
         if not np.all(now):
@@ -202,16 +235,17 @@ class _Clock:
         for flight in flights.values():
             if np.any(shared := self.durations.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
-        left_s = alone_s if np.ndim(queue_s) == 0 and queue_s == 0 else queue_s + alone_s
-        return _Flight(task=task, wires=wires, left_s=np.where(alone_s > 0, left_s, 0.0))
+        if np.any(queue_s):
+            alone_s = np.where(alone_s > 0, queue_s + alone_s, 0.0)
+        return _Flight(task=task, wires=wires, left_s=alone_s, of_head=of_head)
 
 
-def _alike(visit: Visit) -> Iterator[tuple[Trip, Number]]:
+def _kinds(visit: Visit) -> Iterator[tuple[Trip, Number]]:
     """Yield a visit's first trip, one of those in its middle, and the last where it is another;
     with how many of them there are."""
     more = np.greater(visit.times, 1)
     for first, last, times in (
-        (True, np.logical_not(more), 1),
+        (True, False if np.all(more) else np.logical_not(more), 1),
         (False, False, np.maximum(visit.times - 2, 0)),
         (False, True, more * 1),
     ):
@@ -219,6 +253,38 @@ def _alike(visit: Visit) -> Iterator[tuple[Trip, Number]]:
             block=visit.block, first=first, last=last, after=visit.after, before=visit.before
         )
         yield trip, times
+
+
+def _is_awaited(parts: list[Part], place: int) -> bool:
+    """Return whether what is started at a place is awaited at once."""
+    start = parts[place]
+    after = parts[place + 1] if place + 1 < len(parts) else None
+    return (
+        isinstance(start, Start)
+        and isinstance(after, Await)
+        and (after.name, after.when) == (start.name, start.when)
+    )
+
+
+def _bubble_s(clock: _Clock) -> Number:
+    """Return how long the stages of a pipeline wait for each other.
+
+    What is of the head, and sums over replicas behind the last microbatch, make none wait for
+    another.
+    """
+    share = clock.schedule.pipeline.bubble
+    if not np.any(share):
+        return 0.0
+    busy = Total()
+    for phase in LAYERS:
+        blocks = [n for n, block in enumerate(clock.schedule.blocks) if block.phase == phase]
+        trips = [clock.schedule.blocks[number].trips for number in blocks]
+        usual = blocks[-1]
+        each_s = clock.layers[usual].value / np.where(np.greater(trips[-1], 0), trips[-1], 1)
+        for stretch in clock.stretches(usual):
+            each_s = each_s + stretch.total.value
+        busy.add(each_s * sum(trips))
+    return busy.value * share
 
 
 def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:

@@ -19,6 +19,7 @@ from shardsim.errors import PlanError
 from shardsim.plan import Plan
 
 MODULES = (
+    "host",
     "config",
     "collectives",
     "attention",

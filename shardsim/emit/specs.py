@@ -7,6 +7,7 @@ what `jax.sharding.PartitionSpec` takes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +15,8 @@ import shardsim
 from shardsim.errors import PlanError
 from shardsim.model import Model, Tensor
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED, Layout
+from shardsim.plan.layout import Layout
+from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
 
@@ -27,7 +29,6 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     layout = resolve(plan)
     _refuse(plan, layout)
     names = layout.names
-    gather = [*names["fsdp"], *(names["context"] if layout.context_shards_parameters else ())]
     return {
         "plan": {
             "name": plan.name,
@@ -40,7 +41,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             ],
             "torus": {axis.name: axis.length for axis in plan.machine.axes},
             "roles": {role: list(axes) for role, axes in names.items()},
-            "gather": gather,
+            "gather": list(layout.mesh_axes("gather")),
             "residual": RESIDUALS[int(layout.residual)],
             "batch": plan.batch,
             "sequence": plan.sequence,
@@ -114,47 +115,23 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
     does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
     that does not divide over the tensor axis is padded up to one that does.
     """
-    return {tensor.name: _parameter(tensor, plan, layout) for tensor in plan.model.tensors}
+    return {tensor.name: _parameter(tensor, layout) for tensor in plan.model.tensors}
 
 
-def _parameter(tensor: Tensor, plan: Plan, layout: Layout) -> dict[str, Any]:
-    names = layout.names
-    by_tensor, by_tensor2 = list(names["tensor"]), list(names["tensor2"])
-    gather = [*names["fsdp"], *(names["context"] if layout.context_shards_parameters else ())]
-    over_data = list(names["data"]) if layout.optimizer_over_data else []
-    spec: Spec = []
-    shape = []
-    optimizer: Spec = []
-    for axis, size in zip(tensor.axes, tensor.shape, strict=True):
-        by: list[str] = []
-        more: list[str] = []
-        if axis == "embed" and tensor.kind != "vector":
-            by = [*by_tensor2, *gather]
-            if size % (_devices(plan, by) * _devices(plan, over_data)) == 0:
-                more = over_data
-        elif axis in ("heads", "mlp", "vocab"):
-            by = by_tensor
-        elif axis == "kv_heads" and size % _devices(plan, by_tensor) == 0:
-            by = by_tensor
-        if axis == "vocab":
-            size = math.ceil(size / _devices(plan, by)) * _devices(plan, by)
-        spec.append(by)
-        optimizer.append([*by, *more])
-        shape.append(size)
-    if tensor.part == "block":
-        shape, spec, optimizer = [tensor.stack, *shape], [[], *spec], [[], *optimizer]
+def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
+    dimensions = split(*named(tensor), layout)
     return {
         "part": tensor.part,
         "axes": list(tensor.axes),
-        "shape": shape,
-        "spec": spec,
-        "optimizer_spec": optimizer,
+        "shape": [int(item.size) for item in dimensions],
+        "spec": _spec(dimensions, layout),
+        "optimizer_spec": _spec(split(*named(tensor, state=True), layout), layout),
         "start": _start(tensor),
     }
 
 
-def _devices(plan: Plan, axes: list[str]) -> int:
-    return math.prod(plan.axis(name).size for name in axes)
+def _spec(dimensions: Iterable[Dimension], layout: Layout) -> Spec:
+    return [item.mesh_axes(layout) for item in dimensions]
 
 
 def _start(tensor: Tensor) -> float:
@@ -172,33 +149,10 @@ def _start(tensor: Tensor) -> float:
 
 
 def activation_specs(plan: Plan, layout: Layout) -> dict[str, Spec]:
-    """Return the spec of each kind of activation, [batch, tokens, width] unless noted.
-
-    residual: between the blocks; input: a block's normed input, gathered; wide: between the
-    projections; keys: keys and values as projected; all_keys: in attention, [batch, tokens,
-    heads, head_dim]; logits; and `flat_*`: one vector an image after pooling.
-    """
-    names = layout.names
-    batch = [*names["data"], *names["fsdp"]]
-    context, tensor, second = (list(names[role]) for role in ("context", "tensor", "tensor2"))
-    kv: list[str] = []
-    for choice in (tensor, [*tensor, *second]):
-        if plan.model.kv_heads % _devices(plan, choice) == 0:
-            kv = choice
-    on_tokens = tensor if layout.residual == SEQUENCE_SHARDED else []
-    on_embed = tensor if layout.residual == EMBED_SHARDED else []
-    wide = [*tensor, *second]
+    """Return the spec of each kind of activation."""
     return {
-        "residual": [batch, [*context, *on_tokens], [*second, *on_embed]],
-        "input": [batch, context, second],
-        "wide": [batch, context, wide],
-        "keys": [batch, context, kv],
-        "all_keys": [batch, [], kv, []],
-        "logits": [batch, context, tensor],
-        "flat_residual": [batch, [], second],
-        "flat_input": [batch, [], second],
-        "flat_wide": [batch, [], wide],
-        "flat_keys": [batch, [], kv],
+        name: _spec(activation(name, plan.model, plan.batch, plan.sequence, layout), layout)
+        for name in ACTIVATIONS
     }
 
 

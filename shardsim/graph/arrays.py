@@ -123,8 +123,9 @@ class Op:
     neighbours along that dimension, as far as `length`, of the operands in `reached`.
 
     Implementations transpose an `eager` op as it stands: where it sums over devices, or gathers,
-    they sum its gradient too, though all devices hold the same; and what its gradient lacks is
-    summed before it goes on.
+    they sum its gradient too, though all devices hold the same. Ops of one `call` have the
+    gradients of their operands summed at once and apart from other calls, though one sum of all
+    would do later.
     """
 
     ins: tuple[Array, ...]
@@ -138,6 +139,7 @@ class Op:
     reach: tuple[str, str] | None = None
     reached: tuple[str, ...] = ()
     eager: bool = False
+    call: str = ""
 
     @property
     def name(self) -> str:

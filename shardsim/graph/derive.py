@@ -49,12 +49,13 @@ class Transfer:
 class Summand:
     """A gradient on its way: what splits it, and over which axes it has yet to be summed.
 
-    Over the `late` ones it had to be summed before the op that made this summand.
+    Over the `late` ones it may be summed later than by the op that made it (see `Op.call`).
     """
 
     lies: Split
     partial: frozenset[str]
     late: frozenset[str] = field(default=NONE, compare=False)
+    call: str = ""
 
 
 @dataclass
@@ -87,10 +88,11 @@ class Derived:
     leaves: list[Leaf] = field(default_factory=list)
 
 
-def derive(ops: Sequence[Op], eager: bool = True) -> Derived:
-    """Return what one device does for `ops`, as if every mesh axis had several members.
+def derive(ops: Sequence[Op], axes: Iterable[str], eager: bool = True) -> Derived:
+    """Return what one device does for `ops` on mesh `axes`, as if each had several members.
 
-    `eager`: with the sums that implementations make of gradients without need (`Op.eager`).
+    `eager`: with the sums that implementations make of gradients without need: see `Op.eager`; and
+    a weight's gradient is summed over all devices that hold the same part of it.
     """
     last = {numbers[-1] for numbers in makers(ops).values()}
     steps = []
@@ -104,11 +106,11 @@ def derive(ops: Sequence[Op], eager: bool = True) -> Derived:
             step.settles = settled(op.out, Summand(inside, frozenset(place) - set(inside)))
         steps.append(step)
     result = Derived(steps)
-    _transpose(result, last, eager)
+    _transpose(result, last, frozenset(axes), eager)
     return result
 
 
-def _transpose(result: Derived, last: set[int], eager: bool) -> None:
+def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: bool) -> None:
     """Write the backward pass: gathers become sums, sums become gathers."""
     steps, gradients = result.steps, defaultdict[str, list[Summand]](list)
     final = steps[-1].op.out
@@ -125,8 +127,9 @@ def _transpose(result: Derived, last: set[int], eager: bool) -> None:
             parts = gradients[op.out.name]
             lazy = frozenset.intersection(*(part.partial for part in parts))
             lazy -= set(op.out.split) | set(place)
+            if eager:
+                lazy &= frozenset.intersection(*(part.late for part in parts))
             if op.eager and eager:
-                lazy = frozenset.intersection(*(part.late for part in parts))
                 step.gradient_settles = [replace(t, gradient=True) for t in step.settles]
             step.gradient_settles += _summed(op.out, parts, lazy)
             gradients[op.out.name] = [Summand(op.out.split, lazy)]
@@ -136,10 +139,12 @@ def _transpose(result: Derived, last: set[int], eager: bool) -> None:
         step.gradient_gathers += halos(op, place, op.needs)
         step.gradient_gathers += halos(op, place, op.ins, gradient=True)
         for array in (*op.ins, *op.vectors):
-            part = _gradient(array, place, lazy)
+            part = _gradient(op, array, place, lazy)
             if eager and (op.eager or array.weight):  # a gather's transpose is a scatter
                 moved = {axis for axis in array.split if axis not in place}
                 part = replace(part, partial=part.partial | moved)
+            if eager and op.call and not array.weight:
+                part = replace(part, call=op.call)
             if array.trained and part not in gradients[array.name]:
                 gradients[array.name].append(part)
     made = makers([step.op for step in steps])
@@ -148,12 +153,15 @@ def _transpose(result: Derived, last: set[int], eager: bool) -> None:
         if array.name in made or array.name not in gradients:
             continue
         parts = gradients[array.name]
-        rest = frozenset().union(*(part.partial for part in parts)) - set(array.split)
-        lazy = rest if array.weight else NONE
-        result.leaves.append(Leaf(array, _summed(array, parts, lazy), lazy))
+        rest = NONE
+        if array.weight:
+            rest = frozenset().union(*(part.partial for part in parts)) - set(array.split)
+            if eager:  # whether or not members have computed the same
+                rest = axes - set(array.split)
+        result.leaves.append(Leaf(array, _summed(array, parts, rest), rest))
 
 
-def _gradient(array: Array, place: Split, lazy: frozenset[str]) -> Summand:
+def _gradient(op: Op, array: Array, place: Split, lazy: frozenset[str]) -> Summand:
     """Return how the gradient of an operand comes out of an op."""
     inside = {axis: d for axis, d in place.items() if d in array.dims}
     # Padded with zeros, the gradient of a slice is partial too.
@@ -161,7 +169,8 @@ def _gradient(array: Array, place: Split, lazy: frozenset[str]) -> Summand:
     if array.original:
         here = {axis for axis, d in inside.items() if array.split.get(axis) == d}
         inside |= {axis: array.original.split[axis] for axis in here}
-    return Summand(inside, frozenset(partial) | lazy, lazy)
+    late = lazy if op.call else frozenset(partial) | lazy
+    return Summand(inside, frozenset(partial) | lazy, late)
 
 
 def where(op: Op) -> dict[str, str]:

@@ -37,6 +37,21 @@ class Kind:
     kv_whole: bool = False  # tensor cannot split the key-value heads: their weights are whole
     kv_whole2: bool = False  # tensor2 cannot split what is left of them: all its members hold them
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All mesh axes."""
+        return ("data", "fsdp", "context", *self.tensor, *self.tensor2)
+
+    @property
+    def tensor(self) -> tuple[str, ...]:
+        """The axes of tensor."""
+        return TENSOR if self.kv_whole else TENSOR[:1]
+
+    @property
+    def tensor2(self) -> tuple[str, ...]:
+        """The axes of tensor2."""
+        return TENSOR2 if self.kv_whole2 else TENSOR2[:1]
+
 
 def placed(ops: Sequence[Op], kind: Kind) -> tuple[Op, ...]:
     """Return ops whose arrays say how they are stored on meshes of a kind."""
@@ -61,21 +76,22 @@ def split(array: Array, kind: Kind) -> Split:
     if array.weight:
         return _weight(array, kind)
     rules = {"data": "batch", "fsdp": "batch", "context": "seq"}
-    rules |= dict.fromkeys(TENSOR2, "embed") | _inside(array.dims, kind, (*TENSOR, *TENSOR2))
+    axes = (*kind.tensor, *kind.tensor2)
+    rules |= dict.fromkeys(kind.tensor2, "embed") | _inside(array.dims, kind, axes)
     if array.stream and kind.residual != REPLICATED:
         along = "seq" if kind.residual == SEQUENCE_SHARDED else "embed"
-        rules |= dict.fromkeys(TENSOR, along)
+        rules |= dict.fromkeys(kind.tensor, along)
     return {axis: d for axis, d in rules.items() if d in array.dims}
 
 
 def _weight(array: Array, kind: Kind) -> Split:
-    inside = _inside(array.dims, kind, TENSOR)
+    inside = _inside(array.dims, kind, kind.tensor)
     if "kv" in array.dims and "group" not in array.dims and kind.kv_whole:
         inside = {}
     if array.weight == "vector" or "embed" not in array.dims:
         return inside
     shards = ("fsdp", "context") if kind.context_shards else ("fsdp",)
-    return inside | dict.fromkeys((*shards, *TENSOR2), "embed")
+    return inside | dict.fromkeys((*shards, *kind.tensor2), "embed")
 
 
 def _inside(dims: Dims, kind: Kind, axes: Sequence[str]) -> dict[str, str]:

@@ -147,8 +147,11 @@ class Block(Builder):
             if not model.post_norms:
                 outs = [outs[0], outs[0]]
             self.attention(normed, outs[0])
+            first = len(self.made)
             self.mlp(normed, outs[1])
             if model.post_norms:
+                self.made[:first] = [replace(op, call="attention") for op in self.made[:first]]
+                self.made[first:] = [replace(op, call="mlp") for op in self.made[first:]]
                 outs = [self.block_norm(f"post_{out.name}_norm", out) for out in outs]
             results = list({out.name: out for out in outs}.values())
             self.add(linear([x, *results], self.x("result"), stream=ADD))
@@ -187,7 +190,7 @@ class Block(Builder):
             if name != "value":
                 part = self.turned(name, part)
             parts[name] = part if name == "query" else part.view(seq="keys")
-        q, k, v = parts["query"], _keys(parts["key"]), _keys(parts["value"])
+        q, k, v = parts["query"], parts["key"], parts["value"]
         context = Array("context", q.dims, keep="context", purpose="second axis")
         if self.kernel:
             self.add(flash(q, k, v, context))
@@ -234,10 +237,6 @@ class Block(Builder):
         )
         bias = self.vectors(model.biases.mlp, "mlp_out_bias", "embed")
         self.add(einsum(hidden, weight("mlp_out", "mlp", "embed"), out, *bias))
-
-
-def _keys(part: Array) -> Array:
-    return replace(part, purpose="keys and values")
 
 
 def flash(q: Array, k: Array, v: Array, out: Array) -> Op:
@@ -357,8 +356,9 @@ class Ends(Builder):
 
         rows: Dims = ("batch",)
         probe = weight("pooling_probe", "embed", kind="vector")
-        row = self.add(Op((), self.row("probe rows"), vectors=(probe,), eager=True))
+        row = self.add(Op((), self.row("probe rows"), vectors=(probe,)))
         q = self.project("pooling_query", row, heads, inner("pooling q", rows, heads))
+        self.made[-1] = replace(self.made[-1], call="pooling_query")
         k = self.project("pooling_key", final, heads, inner("pooling k", TOKENS, heads))
         v = self.project("pooling_value", final, heads, inner("pooling v", TOKENS, heads))
         context = inner("pooling context", rows, heads)

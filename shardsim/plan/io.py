@@ -76,14 +76,18 @@ def plan_from_data(
     default_name: str = "plan",
     machine: Machine | None = None,
     model: Model | None = None,
+    uneven: bool = False,
 ) -> Plan:
     """Build a plan from what a plan file holds; `where` starts every error message.
 
     `machine` and `model` replace those that the file names (they may have been overridden).
+    `uneven` accepts sizes that do not divide, which some trainers pad.
     """
     try:
         plan = _build(data, default_name, machine, model)
-        check(plan, resolve(plan))
+        layout = resolve(plan)
+        if not uneven:
+            check(plan, layout)
     except (PlanError, ModelError, HardwareError, FileError) as error:
         raise type(error)(f"{where}: {error}") from None
     return plan

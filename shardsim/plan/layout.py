@@ -108,6 +108,11 @@ class Layout:
     # Names of the mesh axes behind each role, for reports.
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @cached_property
+    def known(self) -> dict[tuple[str, str, int], Any]:
+        """Dimensions of arrays that `split.dimension` has worked out for this layout."""
+        return {}
+
     def role(self, name: str) -> AxisLayout:
         """Return the layout of the role called `name`."""
         if "+" in name:

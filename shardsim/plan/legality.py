@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,49 +11,75 @@ from shardsim.errors import PlanError
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.plan import Plan
+from shardsim.plan.split import RULES, dimension, lengths, named
+
+_WHAT = {
+    "batch": "sequences",
+    "seq": "tokens",
+    "heads": "attention heads",
+    "mlp": "the MLP's width",
+    "embed": "embed",
+    "layers": "layers",
+}
+_OVER = {
+    ("data", "fsdp"): "data, fsdp and microbatches",
+    ("context",): "the context axis",
+    ("tokens",): "the context and tensor axes",
+    ("tensor",): "the tensor axis",
+    ("tensor", "tensor2"): "the tensor axes",
+    ("tensor2",): "the second tensor axis",
+    ("embed",): "the tensor axes",
+    ("tensor2", "gather"): "the axes that shard parameters",
+    ("pipeline",): "pipeline stages",
+}
+_KEYS = {"batch": "batch", "seq": "sequence"}  # else it is the mesh that a plan can change
 
 
 def conditions(
     model: Model, batch: int, sequence: int, layout: Layout, interleave: int = 1
 ) -> Iterator[tuple[str, str, Number, Number]]:
-    """Yield (key, what is divided, its size, by what) for each division that must be exact."""
-    groups = layout.data.size * layout.fsdp.size
-    shards = layout.gather.size
-    inner = layout.tensor.size * layout.tensor2.size
-    yield (
-        "batch",
-        "sequences over data, fsdp and microbatches",
-        batch,
-        groups * layout.microbatches,
-    )
-    yield "sequence", "tokens over the context axis", sequence, layout.context.size
-    yield "mesh", "attention heads over the tensor axes", model.heads, inner
-    yield "mesh", "the MLP's width over the tensor axes", model.mlp, inner
+    """Yield (key, what is divided, its size, by what) for each division that must be exact.
+
+    They are the dimensions of activations and weights that `dimension` calls exact, each once.
+    """
+    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": interleave}
+    sizes = lengths(model, batch, sequence)
+    dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
+    for tensor in model.tensors:
+        kind, axes, shape = named(tensor)
+        dimensions += [(kind, axis, size) for axis, size in zip(axes, shape, strict=True)]
+    dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
+    seen = set()
+    for kind, axis, size in dimensions:
+        roles = RULES[kind].get(axis, ())
+        if (axis, size, roles) in seen:
+            continue
+        seen.add((axis, size, roles))
+        found = dimension(kind, axis, size, layout)
+        if found.exact:
+            what = f"{_WHAT[axis]} over {_OVER[roles]}"
+            yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
+    # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
-    yield (
-        "mesh",
-        "embed over the axes that shard parameters",
-        model.embed,
-        shards * layout.tensor2.size,
-    )
-    # A residual split over the tensor axis is split on the sequence or on embed.
-    on_sequence = np.where(np.equal(layout.residual, 1), layout.tensor.size, 1)
-    on_embed = np.where(np.equal(layout.residual, 2), layout.tensor.size, 1)
-    yield "mesh", "tokens over the tensor axis", sequence, layout.context.size * on_sequence
-    yield "mesh", "embed over the tensor axes", model.embed, layout.tensor2.size * on_embed
-    yield "mesh", "layers over pipeline stages", model.layers, layout.pipeline.size * interleave
 
 
-def legal(
+def divides(
     model: Model, batch: int, sequence: int, layout: Layout, interleave: int = 1
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return where every division is exact, broadcast over the layout."""
     result: Any = np.True_
     for _, _, size, by in conditions(model, batch, sequence, layout, interleave):
         result = result & (np.mod(size, by) == 0)
-    # A pipeline needs at least one microbatch per stage to be worth its name.
-    return np.asarray(result & (layout.microbatches >= layout.pipeline.size))
+    return np.asarray(result)
+
+
+def legal(
+    model: Model, batch: int, sequence: int, layout: Layout, interleave: int = 1
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return where `layout` can be run: every division exact, and every pipeline stage filled."""
+    exact = divides(model, batch, sequence, layout, interleave)
+    return np.asarray(exact & (layout.microbatches >= layout.pipeline.size))
 
 
 def check(plan: Plan, layout: Layout) -> None:

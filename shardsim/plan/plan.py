@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from shardsim.errors import PlanError, nearest
 from shardsim.machine import Chip, Machine
 from shardsim.model import Model
+from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.remat import Remat
 
 # The logical axes that a rule may name, by what it shards.
@@ -15,19 +16,6 @@ PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab")
 
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
-
-# Optimizer state in bytes per parameter, and how often a parameter's state crosses HBM in an
-# update (read and written). AdamW: two float32 moments. Adafactor as ViT-G trained with it
-# (arXiv 2106.04560, section 3.6): first moment in bf16, second moment factored. "adafactor-full":
-# PaLM's, which does not factor the second moment and keeps no first (arXiv 2204.02311, section 5).
-OPTIMIZERS: Mapping[str, float] = {
-    "adamw": 8.0,
-    "adamw-bf16-mu": 6.0,
-    "adafactor": 2.0,
-    "adafactor-full": 4.0,
-    "momentum": 4.0,
-    "sgd": 0.0,
-}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = ("flash", "unfused")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from shardsim.errors import PlanError
@@ -175,20 +175,35 @@ def mesh_of(layout: Layout, machine: Machine) -> tuple[MeshAxis, ...]:
 
 def rules_of(layout: Layout, mesh: tuple[MeshAxis, ...]) -> tuple[Rules, Rules, Rules]:
     """Return the rules for parameters, activations and optimizer state of a layout of numbers."""
-    present = {axis.name for axis in mesh}
+    return rules_by_name(
+        {axis.name for axis in mesh},
+        residual=int(layout.residual),
+        optimizer_over_data=bool(layout.optimizer_over_data),
+        context_shards_parameters=bool(layout.context_shards_parameters),
+    )
+
+
+def rules_by_name(
+    present: Collection[str],
+    *,
+    residual: int = EMBED_SHARDED,
+    optimizer_over_data: bool = False,
+    context_shards_parameters: bool = True,
+) -> tuple[Rules, Rules, Rules]:
+    """Return the rules for parameters, activations and optimizer state of axes in `AXIS_NAMES`."""
 
     def axes(*roles: str) -> tuple[str, ...]:
         return tuple(AXIS_NAMES[role] for role in roles if AXIS_NAMES[role] in present)
 
-    sharding = ("fsdp", "context") if layout.context_shards_parameters else ("fsdp",)
+    sharding = ("fsdp", "context") if context_shards_parameters else ("fsdp",)
     tensor = axes("tensor")
     inside = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), tensor) if tensor else {}
     parameters = {"embed": axes(*sharding, "tensor2"), **inside, "layers": axes("pipeline")}
     sequence = axes("context")
     embed = axes("tensor2")
-    if tensor and layout.residual == SEQUENCE_SHARDED:
+    if tensor and residual == SEQUENCE_SHARDED:
         sequence += tensor
-    if tensor and layout.residual == EMBED_SHARDED:
+    if tensor and residual == EMBED_SHARDED:
         embed += tensor
     activations = {
         "batch": axes("data", "fsdp") or (("data",) if "data" in present else ()),
@@ -196,7 +211,7 @@ def rules_of(layout: Layout, mesh: tuple[MeshAxis, ...]) -> tuple[Rules, Rules, 
         "embed": embed,
         **inside,
     }
-    optimizer = {"embed": axes("data")} if layout.optimizer_over_data else {}
+    optimizer = {"embed": axes("data")} if optimizer_over_data else {}
     kept = [
         {key: value for key, value in rules.items() if value}
         for rules in (parameters, activations, optimizer)

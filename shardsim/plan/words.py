@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from shardsim.plan.plan import Plan
+from shardsim.plan.resolve import resolve
+from shardsim.plan.split import state_apart
 
 
 def mesh_text(plan: Plan) -> str:
@@ -25,6 +27,6 @@ def techniques(plan: Plan) -> str:
         parts.append(f"residual split on {split[0]}" if split else "residual replicated")
     if plan.parameters.get("embed"):
         parts.append("weights prefetched" if plan.overlap.weights else "weights not prefetched")
-    if plan.optimizer_rules:
+    if state_apart(plan.model, resolve(plan)):
         parts.append("optimizer state split over data")
     return ", ".join(parts)

@@ -18,11 +18,11 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
+from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import (
     ATTENTION,
     MATMUL_OVERLAP,
     OP_COSTS,
-    OPTIMIZERS,
     Overlap,
     Plan,
     Precision,

@@ -31,8 +31,9 @@ from shardsim.plan.layout import (
     AxisLayout,
     Layout,
 )
-from shardsim.plan.legality import legal
+from shardsim.plan.legality import divides, legal
 from shardsim.plan.remat import POLICIES, Remat
+from shardsim.plan.split import state_apart
 from shardsim.program.rings import BIDIRECTIONAL
 
 Array = np.ndarray[Any, Any]
@@ -196,15 +197,8 @@ def parts(
     sizes = factors.prod(axis=1) * slices
     size = {role: sizes[:, index] for index, role in enumerate(ROLES)}
     # What no choice can mend goes first.
-    inner = size["tensor"] * size["tensor2"]
-    keep = (
-        (model.heads % inner == 0)
-        & (model.mlp % inner == 0)
-        & (sequence % size["context"] == 0)
-        & (model.layers % size["pipeline"] == 0)
-        & (batch % (size["data"] * size["fsdp"]) == 0)
-        & (model.embed % (size["fsdp"] * size["tensor2"]) == 0)
-    )
+    axes: dict[str, Any] = {role: AxisLayout(factors=(size[role],), strides=(1,)) for role in ROLES}
+    keep = divides(model, batch, sequence, Layout(**axes, residual=REPLICATED))
     factors, slices, sizes = factors[keep], slices[keep], sizes[keep]
     count = np.array([number for number in MICROBATCHES if number <= batch])
     mesh = np.repeat(np.arange(len(factors)), len(count))
@@ -247,5 +241,7 @@ def legal_cells(
     shape = part.shape
     # Of two members one sends the other its piece, in both directions as in one.
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size <= 2)
-    mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice, shape)
+    # Where no state can be split further over data, splitting it is the plan that does not.
+    idle = layout.optimizer_over_data & ~np.asarray(state_apart(model, layout), dtype=bool)
+    mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice & ~idle, shape)
     return mask, np.broadcast_to(2 if part.choices.gathers else 1, shape)

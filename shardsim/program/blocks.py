@@ -35,8 +35,8 @@ def graph(model: Model, attention: str) -> Graph:
 def derived_blocks(model: Model, attention: str, kind: Kind) -> Blocks:
     """Return what one device does for each block of a model, on meshes of a kind."""
     made = graph(model, attention)
-    stacks = tuple(derive(placed(stack.ops, kind)) for stack in made.stacks)
-    return Blocks(stacks, derive(placed(made.ends, kind)))
+    stacks = tuple(derive(placed(stack.ops, kind), kind.axes) for stack in made.stacks)
+    return Blocks(stacks, derive(placed(made.ends, kind), kind.axes))
 
 
 @lru_cache(maxsize=4096)

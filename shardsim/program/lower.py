@@ -159,7 +159,7 @@ class Lowering:
             role=role_of(transfer.axes),
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
-            purpose=transfer.purpose or "block",
+            purpose=_purpose(transfer),
         )
 
 
@@ -416,6 +416,13 @@ def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
             pointwise=first.pointwise + task.pointwise,
         )
     return first
+
+
+def _purpose(transfer: Transfer) -> str:
+    """Return what a transfer is for: over context, what lies inside a block is keys and values."""
+    if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
+        return "keys and values"
+    return transfer.purpose or "block"
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

@@ -144,7 +144,9 @@ def deferred(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
     here, started = _split(draft, layout, "")
     draft.tasks += here
     for task in started:
-        one = replace(task, name=f"{task.name}, {draft.block.name}")
+        # Layers and head are summed alike, and may be so at the same time.
+        name = f"{draft.block.name}: {task.name}" if draft.block.phase == "reduction" else task.name
+        one = replace(task, name=name)
         where.ahead.append(Start(task=one, when=when))
         where.ended.append(Await(name=one.name))
         if when == "but first":

@@ -234,6 +234,8 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
         if not np.any(chosen):
             return [task]
         summed = replace(task, name=f"{task.name}, all-reduced", kind="all-reduce")
+        if task.kind == "all-gather":
+            summed = replace(summed, schedule="exposed")
         if np.all(chosen):
             return [summed]
         kept = replace(task, count=task.count * np.logical_not(chosen))

@@ -10,12 +10,13 @@ from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Derived, Leaf
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.split import state_apart, stored_elements
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import Collective, Compute
-from shardsim.program.weights import parameter_elements
 
 # Vector operations of one parameter in an update with two moments.
 OPS_UPDATE = 16.0
@@ -29,9 +30,9 @@ def gradient_reductions(
     """Return the sums of gradients over devices that hold the same weights.
 
     They run once a step, after the last microbatch: for each layer, and for what stands before
-    and after the layers. With the optimizer's state split over the data axis (ZeRO-1) each matrix
-    is reduce-scattered over it before the update, and the updated parameters are gathered after
-    it in the format in which they are stored.
+    and after the layers. Where the data axis splits the optimizer's state (ZeRO-1) each matrix is
+    reduce-scattered over it before the update, and the updated parameters are gathered after it
+    in the format in which they are stored.
     """
     writer = _Reductions(work, layout, sizes)
     vectors = writer.vectors([(stack.leaves, layers), (ends.leaves, 1)])
@@ -56,7 +57,8 @@ class _Reductions:
         self.work = work
         self.layout = layout
         self.sizes = sizes
-        self.zero = np.asarray(layout.optimizer_over_data, dtype=bool)
+        # All matrices have an embed dimension of one width: the state of all is split or of none.
+        self.zero = np.asarray(state_apart(work.model, layout), dtype=bool)
         self.by_data = np.where(self.zero, layout.data.size, 1)
 
     def matrices(self, leaves: Iterable[Leaf]) -> list[Task]:
@@ -153,7 +155,7 @@ class _Reductions:
                 stored = self.sizes.stored(leaf.array) * times
                 if leaf.array.name == one_gradient(model):
                     stored = stored * np.greater(self.layout.microbatches, 1)
-                role = role_of(set(self.sizes.axes) - set(leaf.array.split))
+                role = role_of(leaf.partial)
                 sums[role] = sums.get(role, 0.0) + stored
         return [
             Collective(
@@ -182,10 +184,9 @@ def one_gradient(model: Model) -> str:
 
 def update(work: Workload, layout: Layout) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
-    by_data = np.where(layout.optimizer_over_data, layout.data.size, 1)
-    elements = parameter_elements(work.model, layout) / by_data
-    stored: Number = work.parameter_bytes
-    moved = 3.0 * stored + 2.0 * work.optimizer_bytes
+    weights = work.model.tensors
+    elements = stored_elements(weights, layout, state=True)
+    state = state_bytes(work.optimizer, weights, layout)
     return Block(
         name="update",
         phase="update",
@@ -194,7 +195,7 @@ def update(work: Workload, layout: Layout) -> Block:
             Compute(
                 name="optimizer update",
                 kind="optimizer",
-                hbm_bytes=elements * moved,
+                hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
                 vector_ops=elements * OPS_UPDATE,
             ),
         ),

@@ -8,7 +8,7 @@ import numpy as np
 
 from shardsim.model import Model
 from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
-from shardsim.plan.plan import DTYPE_BYTES, OPTIMIZERS, Plan, Precision
+from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
 # Flash attention skips the blocks above the diagonal of a causal mask; blocks on it are whole.
 FLASH_BLOCK = 512
@@ -61,11 +61,6 @@ class Workload:
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]
-
-    @property
-    def optimizer_bytes(self) -> float:
-        """Bytes of optimizer state of one parameter."""
-        return OPTIMIZERS[self.optimizer]
 
     @property
     def attention_fraction(self) -> float:

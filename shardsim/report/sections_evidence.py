@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from shardsim.cost.predict import Prediction
+from shardsim.cost.predict import Prediction, priced_as
 from shardsim.plan.words import mesh_text
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Table, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
@@ -265,6 +265,7 @@ def comparison_section(studies: list[Study]) -> Section:
     return Section(
         title="Side by side",
         items=[
+            _pricing(studies),
             Table(headers=headers, rows=rows),
             Drawing(
                 figure=step_breakdown(
@@ -275,3 +276,14 @@ def comparison_section(studies: list[Study]) -> Section:
             ),
         ],
     )
+
+
+def _pricing(studies: list[Study]) -> Text:
+    """Return how plans side by side are priced, as a warning where that differs."""
+    words = [priced_as(item.costs, item.implementation) for item in (s.prediction for s in studies)]
+    if len(set(words)) == 1:
+        return Text(text=f"All are {words[0]}.")
+    each = "; ".join(
+        f"{study.plan.name} {word}" for study, word in zip(studies, words, strict=True)
+    )
+    return Text(text=f"Not like with like: {each}.", warning=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil, prod
+from collections.abc import Mapping, Sequence
 
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import ROLES
-from shardsim.plan.plan import Rules
+from shardsim.plan.layout import ROLES, Layout
+from shardsim.plan.split import lengths, split
 
 ROLE_WORDS = {
     "data": "data parallel: splits the batch, every member holds the same weights",
@@ -46,72 +45,45 @@ def axis_sentences(plan: Plan) -> list[str]:
 
 def weight_specs(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return (weight, spec, whole shape, shape on one device) of every matrix and table."""
-    rows = []
-    for tensor in plan.model.tensors:
-        if tensor.kind not in ("matrix", "table"):
-            continue
-        rows.append(
-            (
-                tensor.name,
-                spec_text(tensor.axes, plan.parameters),
-                _shape(tensor.shape),
-                _shape(_local(plan, tensor.axes, tensor.shape, plan.parameters)),
-            )
-        )
-    return rows
+    return [
+        _row(tensor.name, tensor.kind, tensor.axes, tensor.shape, resolve(plan))
+        for tensor in plan.model.tensors
+        if tensor.kind in ("matrix", "table")
+    ]
 
 
 def activation_specs(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return the same of the activations inside a block, for one microbatch."""
-    model = plan.model
-    batch = max(plan.batch // plan.microbatches, 1)
-    wanted: Sequence[tuple[str, tuple[str, ...], tuple[int, ...]]] = (
-        ("residual stream", ("batch", "seq", "embed"), (batch, plan.sequence, model.embed)),
-        (
-            "queries",
-            ("batch", "seq", "heads", "head_dim"),
-            (batch, plan.sequence, model.heads, model.head_dim),
-        ),
-        (
-            "keys, values",
-            ("batch", "seq", "kv_heads", "head_dim"),
-            (batch, plan.sequence, model.kv_heads, model.head_dim),
-        ),
-        ("hidden layer", ("batch", "seq", "mlp"), (batch, plan.sequence, model.mlp)),
-    )
-    rows = []
-    for name, axes, shape in wanted:
-        rules = dict(plan.activations)
-        if name != "residual stream":
-            # Inside the block a tensor axis splits heads and mlp instead of seq or embed.
-            inside = set(rules.get("heads", ())) | set(rules.get("mlp", ()))
-            for key in ("seq", "embed"):
-                rules[key] = tuple(axis for axis in rules.get(key, ()) if axis not in inside)
-        rows.append(
-            (name, spec_text(axes, rules), _shape(shape), _shape(_local(plan, axes, shape, rules)))
+    model, layout = plan.model, resolve(plan)
+    sizes = lengths(model, max(plan.batch // plan.microbatches, 1), plan.sequence)
+    return [
+        _row(name, kind, axes, [sizes[axis] for axis in axes], layout)
+        for name, kind, axes in (
+            ("residual stream", "residual", ("batch", "seq", "embed")),
+            ("queries", "inside", ("batch", "seq", "heads", "head_dim")),
+            ("keys, values", "inside", ("batch", "seq", "kv_heads", "head_dim")),
+            ("hidden layer", "inside", ("batch", "seq", "mlp")),
         )
-    return rows
+    ]
 
 
-def spec_text(axes: Sequence[str], rules: Rules) -> str:
+def _row(
+    name: str, kind: str, axes: Sequence[str], shape: Sequence[int], layout: Layout
+) -> tuple[str, str, str, str]:
+    dimensions = split(kind, axes, shape, layout)
+    spec = {item.axis: item.mesh_axes(layout) for item in dimensions}
+    local = [int(item.local) for item in dimensions]
+    return name, spec_text(spec), _shape(shape), _shape(local)
+
+
+def spec_text(spec: Mapping[str, Sequence[str]]) -> str:
     """Return axes with the mesh axes that split them.
 
-    >>> spec_text(("embed", "mlp"), {"embed": ("fsdp",), "mlp": ("model",)})
-    '[embed_{fsdp}, mlp_{model}]'
+    >>> spec_text({"embed": ["fsdp"], "mlp": ["model"], "head_dim": []})
+    '[embed_{fsdp}, mlp_{model}, head_dim]'
     """
-    parts = []
-    for axis in axes:
-        split = rules.get(axis, ())
-        parts.append(f"{axis}_{{{','.join(split)}}}" if split else axis)
+    parts = [f"{axis}_{{{','.join(by)}}}" if by else axis for axis, by in spec.items()]
     return f"[{', '.join(parts)}]"
-
-
-def _local(plan: Plan, axes: Sequence[str], shape: Sequence[int], rules: Rules) -> tuple[int, ...]:
-    sizes = []
-    for axis, length in zip(axes, shape, strict=True):
-        ways = prod(plan.axis(name).size for name in rules.get(axis, ()))
-        sizes.append(max(1, ceil(length / ways)))
-    return tuple(sizes)
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -194,8 +194,7 @@ def family_range(family: str) -> dict[str, tuple[float, float]]:
     for run in runs:
         spans["parameters"].append(float(run.model.parameters))
         spans["sequence"].append(float(run.sequence))
-        if run.machine is not None:
-            spans["chips"].append(float(run.machine.chips))
+        spans["chips"].append(float(run.plans[0].machine.chips))
     return {name: (min(values), max(values)) for name, values in spans.items() if values}
 
 

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
 
-from shardsim.machine import Chip, Machine
+from shardsim.machine import Chip
 from shardsim.validate.rows import Run
-from shardsim.validate.runs import published_runs
-from shardsim.validate.to_plan import predictions_of
+from shardsim.validate.runs import predictions_of, published_runs
 
 V4_ROWS = (
     "maxtext-v4-22b-1x128",
@@ -34,23 +33,19 @@ V4_ROWS = (
 
 def with_constants(run: Run, **constants: float) -> Run:
     """Return `run` on a chip with some constants replaced."""
-    if run.machine is None:
-        return run
-    chip: Chip = replace(run.machine.chip, **constants)  # type: ignore[arg-type]
-    machine = Machine(
-        chip=chip,
-        shape=run.machine.shape,
-        slices=run.machine.slices,
-        twisted=run.machine.twisted,
-    )
-    return replace(run, machine=machine)
+    plans = []
+    for plan in run.plans:
+        chip: Chip = replace(plan.machine.chip, **constants)  # type: ignore[arg-type]
+        plans.append(replace(plan, machine=replace(plan.machine, chip=chip)))
+    return replace(run, plans=tuple(plans))
 
 
 def log_error(run: Run) -> float:
     """Return log(predicted / measured) of tokens/s/chip, the median over a run's plans."""
-    assert run.measured is not None
+    measured = run.rate()
+    assert measured is not None
     rates = sorted(item.tokens_per_s_per_chip for item in predictions_of(run)[0])
-    return log(rates[len(rates) // 2] / run.measured)
+    return log(rates[len(rates) // 2] / measured)
 
 
 def solve(function: Callable[[float], float], low: float, high: float) -> float:
@@ -115,7 +110,7 @@ def main() -> None:
     print(f"v4 matmul_efficiency {efficiency:.3f} dcn_hop_latency_s {latency_s:.2e}")
     families = {run.family for run in runs.values()} - {"v4"}
     for family in sorted(families):
-        rows = [run for run in runs.values() if run.family == family and run.measured]
+        rows = [run for run in runs.values() if run.family == family and run.rate()]
         value, row = fit_family(rows, dcn_hop_latency_s=latency_s)
         print(f"{family} matmul_efficiency {value:.3f} fitted to {row}")
 

@@ -1,229 +1,242 @@
-"""Published runs as plans: reading a row of a runs file and filling in what it leaves open.
+"""Published runs: a row of a runs file as the plans that it states, and what it measured.
 
-A row names dims, chip, chips, slices, topology, parallelism, batch, sequence and remat, in the
-words of its source. What a source leaves out is filled by fixed rules, listed in `RULES`; a row
-never carries a number of its own into the prediction.
+A row has the keys of a plan file, and what was measured. Two things make it short: mesh axes with
+the usual names need no rules, and what a source leaves open is a list of values (of `machine`,
+`batch` and sizes of the mesh): one plan is made of each combination. `rest` is the size that fills
+the slice. A row without `remat` takes the least recomputation that fits in HBM.
+
+    - id: vit22b-1024v4
+      model: vit-22b
+      machine: v4:8x8x16
+      batch: 65536
+      mesh: {fsdp: rest, model: [1, 2, 4, 8, 16]}
+      remat: full
+      measured: {tokens_per_s_per_chip: 1150}
+      source: arXiv 2302.05442
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
+from math import isfinite, prod
 from typing import Any
 
-from shardsim.errors import FileError, ShardsimError
-from shardsim.machine import Chip, Machine
-from shardsim.model import Model
-from shardsim.plan.remat import Remat
-from shardsim.validate.dims import dims_of, model_of, sequence_of
-from shardsim.validate.measured import accounting_of, measured_mfu, measured_rate
-from shardsim.validate.parallelism import Parallelism, parallelism_of
-from shardsim.validate.remat_words import remat_of
-from shardsim.validate.slices import chip_of, machine_of
-from shardsim.validate.words import ROW, find, mapping, number, shown, whole
+from shardsim.cost.predict import predict
+from shardsim.errors import FileError, ShardsimError, nearest
+from shardsim.files import check_keys
+from shardsim.machine import Machine, parse_machine
+from shardsim.model import Accounting, Model, accounting_named, model_flops_per_token
+from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.io import KEYS as PLAN_KEYS
+from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
 
-RULES = (
-    "attention: fused where the row names flash or splash attention, on v6e, tpu7x and GPUs, and "
-    "for sequences over 2,048; elsewhere scores are written to HBM",
-    "overlap on v2 to v4: only what the row's list of techniques names (there it was opt-in); "
-    "a row without such a list, and every later chip: collective matmul and weight gathers "
-    "overlap; reductions of gradients do not (the published option sets name all-gathers only)",
-    "remat not stated or not understood: the least recomputation that fits in HBM, of none, dots "
-    "and full",
-    "parallelism not stated: the rest of the slice is fully sharded (replicated where the row says "
-    "data parallel, gives only a data axis, sizes its fsdp axis, or splits a GPU job by tensor or "
-    "pipeline); a tensor axis without a size: 1 to 16, and the median",
-    "sizes that do not divide a slice but the whole job count the whole job; pipeline stages, then "
-    "data, then the others go over the slices or GPU nodes; context axes split parameters too",
-    "a pipeline's microbatches not stated: four per stage",
-    "topology not stated: the vendor's default slice; mesh axes lie on it as JAX lays them; slices "
-    "not stated: one, or as many full pods as the chips make",
-    "batch not stated: per-device batch times devices (times accumulation steps), or tokens per "
-    "batch over the sequence",
-    "sequence not stated: the model's own; of an image its patches",
-    "MLP gated or not, not stated: whichever comes nearer to the published parameter count, or as "
-    "the family named does it; other dims not stated: mlp 4 x width, head width / heads, "
-    "vocabulary 32,768, biases none in gated and parallel blocks and all elsewhere",
-    "tokens/s/chip not stated: from tokens or sequences per second, from the step time, or from "
-    "TFLOP/s or MFU by the source's own count of FLOPs (as PaLM counts where it names none)",
-    "8-bit matmuls where the row's precision says fp8 or int8 and the chip has them; its MFU is "
-    "then of the 8-bit peak",
+# What a row may have measured, in the order in which the rate of tokens is taken from it.
+MEASURED = (
+    "tokens_per_s_per_chip",
+    "tokens_per_s",
+    "step_time_s",
+    "tflops_per_s_per_chip",
+    "mfu",
+    "speedup_over_one_slice",
 )
+COUNTED = ("tflops_per_s_per_chip", "mfu")  # these say nothing without `accounting`
+KEYS = (
+    "id",
+    *(key for key in PLAN_KEYS if key not in ("name", "note", "op_costs")),
+    "measured",
+    "accounting",
+    "source",
+    "confidence",
+    "filled",
+)
+REST = "rest"
+MOST_PLANS = 100
+UNSTATED_REMAT = ("none", "dots", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One row of a runs file, in shardsim's terms. `None` means that the row does not say."""
+    """One row of a runs file."""
 
     id: str
-    family: str  # the chip's name
-    model: Model
-    sequence: int
-    machine: Machine | None
-    batch: int | None
-    sizes: Mapping[str, int] | None  # role -> size inside a slice; None: unknown tensor size
-    slice_sizes: Mapping[str, int]  # role -> size over slices
-    rest: str | None  # the role that takes what the sizes leave over
-    microbatches: int | None
-    microbatch: int | None  # sequences of one microbatch on one data-parallel member
-    interleave: int  # layer chunks per pipeline stage
-    remat: Remat | None
-    attention: str
-    overlap: Mapping[str, Any]
-    optimizer: str
-    compute: str  # number format of matmuls
-    replicated: bool  # what is left of the slice replicates parameters
-    fused: bool
-    measured: float | None  # tokens/s/chip
-    measured_mfu: float | None
-    measured_ratio: float | None  # speed-up of all slices over one
-    accounting: str | None
+    plans: tuple[Plan, ...]  # several where the source leaves sizes open
+    measured: Mapping[str, float]  # by the keys of `MEASURED`
+    accounting: Accounting | None  # how the source counted FLOPs
+    source: str
+    filled: Mapping[str, str]  # by the row's key: what the source leaves open, and how it is filled
     notes: tuple[str, ...] = ()
-    op_costs: str = "physical"  # or "compiler": as `Plan.op_costs`
+
+    @property
+    def family(self) -> str:
+        """The chip's name."""
+        return self.plans[0].machine.chip.name
+
+    @property
+    def model(self) -> Model:
+        """The model, the same in all plans."""
+        return self.plans[0].model
+
+    @property
+    def sequence(self) -> int:
+        """Tokens per sequence."""
+        return self.plans[0].sequence
+
+    @property
+    def compute(self) -> str:
+        """Number format of matmuls, of whose peak an MFU is a share."""
+        return self.plans[0].precision.compute
+
+    def rate(self) -> float | None:
+        """Return the measured tokens/s/chip; None if no figure of the row says it."""
+        plan = self.plans[0]
+        chips = plan.machine.chips
+        found = next((key for key in MEASURED if key in self.measured), None)
+        if found is None or found == "speedup_over_one_slice":
+            return None
+        value = self.measured[found]
+        if found == "tokens_per_s_per_chip":
+            return value
+        if found == "tokens_per_s":
+            return value / chips
+        if found == "step_time_s":
+            return plan.tokens / value / chips
+        assert self.accounting is not None
+        flops = model_flops_per_token(self.model, self.sequence, self.accounting)
+        peak = plan.machine.chip.peak(self.compute)
+        return (value * 1e12 if found == "tflops_per_s_per_chip" else value * peak) / flops
 
 
 def read_run(row: Any, where: str) -> Run:
     """Read one row; raise `FileError` naming `where` and the key that is wrong."""
     if not isinstance(row, Mapping):
         raise FileError(f"{where}: expected a mapping of keys")
-    where = f"{where} ({shown(row.get('id', 'no id'))})"
+    where = f"{where} ({str(row.get('id', 'no id'))[:60]!r})"
     try:
-        return _read(row)
+        return _read(row, where)
     except ShardsimError as error:
-        raise FileError(f"{where}: {error}") from None
+        raise FileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
 
-def _read(row: Mapping[str, Any]) -> Run:
-    chip, word = chip_of(row)
-    model = model_of(row)
-    sequence = sequence_of(row, dims_of(row)) or model.sequence
-    split = parallelism_of(find(row, "parallelism", ROW))
-    notes = list(split.notes)
-    machine, said = machine_of(row, chip, word, split.outside)
-    notes += [said] if said else []
-    words = _techniques(row)
-    batch = _batch(row, machine, sequence)
-    remat, said = remat_of(find(row, "remat", ROW))
-    notes += [said] if said else []
-    precision = f"{find(row, 'precision', ROW) or ''}".lower()
-    compute = _compute(chip, precision)
-    rate, source = measured_rate(row, model, sequence, chip.peak(compute), chip, machine, batch)
-    if source:
-        notes.append(f"measured tokens/s/chip derived from {source}")
-    ratio = mapping(row.get("measured"), "measured").get("speedup_2pods_vs_1")
-    optimizer = f"{find(row, 'optimizer', ROW) or ''} {precision}".lower()
-    for key in ("microbatches", "microbatch"):
-        if (value := find(row, key, ROW)) not in (None, 0):
-            split.counts.setdefault(key, whole(value, key))
-    flash = f"{words or ''} {row.get('attention', '')} {find(row, 'remat', ROW)}".lower()
+def _read(row: Mapping[str, Any], where: str) -> Run:
+    required = ("id", "model", "machine", "batch", "mesh", "measured", "source")
+    for key in row:
+        if key not in KEYS:
+            raise FileError(f"unknown key '{key}'{nearest(key, KEYS)}")
+    for key in required:
+        if row.get(key) is None:
+            raise FileError(f"missing key '{key}'")
+    measured = check_keys(row["measured"], where="measured", allowed=MEASURED)
+    for key, value in measured.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise FileError(f"measured.{key}: expected a number, found {str(value)[:60]!r}")
+        if not (value > 0 and isfinite(value)) or (key == "mfu" and value >= 1):
+            limit = "between 0 and 1 (54.9 % is 0.549)" if key == "mfu" else "positive"
+            raise FileError(f"measured.{key}: must be {limit}, not {value:g}")
+    accounting = None
+    if row.get("accounting") is not None:
+        accounting = accounting_named(row["accounting"])
+    elif counted := [key for key in COUNTED if key in measured]:
+        raise FileError(
+            f"missing key 'accounting': measured.{counted[0]} says nothing without the source's "
+            f"own count of FLOPs; choose from: {', '.join(each.value for each in Accounting)}"
+        )
+    for key in ("id", "source", "confidence"):
+        _text(row.get(key, ""), key)
+    plans: list[Plan] = []
+    for data in _choices(row):
+        if len(plans) == MOST_PLANS:
+            raise FileError(f"its lists give more than {MOST_PLANS} plans")
+        plans.append(_plan(data, where))
+    if len({plan.machine.chip.name for plan in plans}) > 1:
+        raise FileError("machine: its slices are of different chips")
+    allowed = [*KEYS, *(f"mesh.{name}" for name in row["mesh"])]
+    filled = check_keys(row.get("filled") or {}, where="filled", allowed=allowed)
+    for key, text in filled.items():
+        _text(text, f"filled.{key}")
     return Run(
-        id=str(row.get("id", "run"))[:200],
-        family=chip.name,
-        model=model,
-        sequence=sequence,
-        machine=machine,
-        batch=batch,
-        sizes=None if split.unknown_tensor else split.inside,
-        slice_sizes=split.outside,
-        rest=_rest(split, chip),
-        microbatches=split.counts.get("microbatches"),
-        microbatch=split.counts.get("microbatch"),
-        interleave=split.counts.get("interleave", 1),
-        remat=remat,
-        attention=_attention(chip, sequence, flash),
-        overlap=_overlap(chip.name, words),
-        optimizer=_optimizer(optimizer),
-        compute=compute,
-        replicated=split.replicated,
-        fused=model.parallel_block and "fused qkv" in (words or ""),
-        measured=rate,
-        measured_mfu=measured_mfu(row),
-        measured_ratio=None if ratio is None else number(ratio, "measured.speedup_2pods_vs_1"),
-        accounting=accounting_of(row)[0].value,
-        notes=tuple(notes),
+        id=row["id"],
+        plans=tuple(plans),
+        measured=dict(measured),
+        accounting=accounting,
+        source=row["source"],
+        filled=dict(filled),
     )
 
 
-def _techniques(row: Mapping[str, Any]) -> str | None:
-    """Return the row's list of techniques as one text; None if it has none."""
-    tricks = find(row, "tricks", ROW)
-    if isinstance(tricks, str):
-        tricks = [tricks]
-    return " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
+def _text(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise FileError(f"{where}: expected text, found {str(value)[:60]!r}")
 
 
-def _batch(row: Mapping[str, Any], machine: Machine | None, sequence: int) -> int | None:
-    """Return sequences per step over all chips; per-device sizes may be fractions."""
-    said = find(row, "global_batch", ROW)
-    tokens = find(row, "batch_tokens", ROW)
-    if isinstance(said, str) and "token" in said.lower():
-        said, tokens = None, said
-    if said not in (None, 0):
-        return whole(said, "global_batch")
-    if tokens not in (None, 0):
-        count = number(tokens, "batch_tokens")
-        if isinstance(tokens, str) and re.match(r"\s*[\d.]+\s*[mM]", tokens):
-            count = count / 1e6 * 2**20  # 4M tokens are 2^22 where batches are powers of two
-        return max(1, round(count / sequence))
-    if machine is None:
-        return None
-    steps = whole(find(row, "microbatches", ROW) or 1, "microbatches")
-    for key, count in (("per_device_batch", machine.devices), ("per_chip_batch", machine.chips)):
-        if (each := find(row, key, ROW)) not in (None, 0):
-            return max(1, round(number(each, key) * count * steps))
-    return None
+def _choices(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what a plan file holds, for every combination of what the row leaves open."""
+    given = {key: row[key] for key in PLAN_KEYS if row.get(key) is not None} | {"name": row["id"]}
+    mesh = row["mesh"]
+    named = mesh if isinstance(mesh, Mapping) else {}
+    sizes = [_open(size, f"mesh.{name}") for name, size in named.items()]
+    always = [_open(row[key], key) for key in ("machine", "batch")]
+    for machine, batch, *chosen in product(*always, *sizes):
+        data = given | {"machine": machine, "batch": batch}
+        if sizes:
+            data["mesh"] = _mesh(dict(zip(mesh, chosen, strict=True)), parse_machine(str(machine)))
+            if row.get("rules") is None:
+                data |= _usual(data["mesh"])
+        yield data
 
 
-def _rest(split: Parallelism, chip: Chip) -> str | None:
-    """Return the role of the devices that the row's sizes leave over; None: fsdp if one device
-    of a chip each is left over, else data."""
-    if split.rest:
-        return split.rest
-    if split.replicated:
-        return "data"
-    if "fsdp" in split.inside:
-        return None
-    if "data" in split.inside:
-        return "data"
-    own = {"tensor", "pipeline"} & set(split.inside)
-    return "data" if chip.kind == "gpu" and own else "fsdp"
+def _open(value: Any, key: str) -> list[Any]:
+    if value == []:
+        raise FileError(f"{key}: an empty list; give the values that the source leaves open")
+    return value if isinstance(value, list) else [value]
 
 
-def _attention(chip: Chip, sequence: int, words: str) -> str:
-    named = "flash" in words or "splash" in words
-    fused = named or chip.name in ("v6e", "tpu7x") or chip.kind == "gpu" or sequence > 2048
-    return "flash" if fused else "unfused"
+def _mesh(sizes: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Return the mesh with the size that is `rest` filled in."""
+    filling = [name for name, size in sizes.items() if size == REST]
+    if len(filling) > 1:
+        raise FileError(f"mesh: only one axis can be the rest, not {' and '.join(filling)}")
+    whole = [each.get("size") if isinstance(each, Mapping) else each for each in sizes.values()]
+    numbers = [each for each in whole if isinstance(each, int)]
+    if filling and len(numbers) == len(sizes) - 1:
+        others = prod(numbers)
+        if others < 1 or machine.devices % others:
+            raise FileError(
+                f"mesh: sizes multiply to {others}, which does not divide the {machine.devices} "
+                f"devices of {machine.name}"
+            )
+        sizes[filling[0]] = machine.devices // others
+    return sizes
 
 
-def _overlap(chip: str, words: str | None) -> dict[str, Any]:
-    if words is None or chip not in ("v2", "v3", "v4"):
-        return {"matmul": "bidirectional", "weights": True, "gradients": False, "dcn": False}
-    linear = "async parallel linear" in words or "collective matmul" in words
-    reduce = "async reduce" in words or "async gradient" in words
+def _usual(mesh: Mapping[str, Any]) -> dict[str, Any]:
+    """Return mesh and rules of axes with the usual names, without those of size 1."""
+    names = list(AXIS_NAMES.values())
+    for name in mesh:
+        if name not in names:
+            raise FileError(
+                f"mesh: what axis '{name}' splits must be said in 'rules'{nearest(name, names)} "
+                "(context gathers keys and values)"
+            )
+    kept = {name: size for name, size in mesh.items() if size != 1} or {"data": 1}
+    parameters, activations, _ = rules_by_name(kept)
+    rules = {"parameters": parameters, "activations": activations}
     return {
-        "matmul": "bidirectional" if linear else "off",
-        "weights": "async" in words,
-        "gradients": reduce,
-        "dcn": False,
+        "mesh": kept,
+        "rules": {
+            kind: {logical: list(axes) for logical, axes in each.items()}
+            for kind, each in rules.items()
+        },
     }
 
 
-def _optimizer(words: str) -> str:
-    if "adafactor" in words:
-        whole_moment = re.search(r"not factored|unfactored|without factor|no factor", words)
-        return "adafactor-full" if whole_moment else "adafactor"
-    if "mu in bf16" in words:
-        return "adamw-bf16-mu"
-    for name in ("momentum", "sgd"):
-        if name in words:
-            return name
-    return "adamw"
-
-
-def _compute(chip: Chip, words: str) -> str:
-    """Return the number format of matmuls: 8-bit if the row says so and the chip has it."""
-    for word, name in (("fp8", "fp8"), ("float8", "fp8"), ("int8", "int8")):
-        if word in words and name in chip.peak_flops:
-            return name
-    return "bf16"
+def _plan(data: dict[str, Any], where: str) -> Plan:
+    """Return the plan; where remat is not stated the least recomputation that fits."""
+    if "remat" in data:
+        return plan_from_data(data, where, uneven=True)
+    for remat in UNSTATED_REMAT:
+        plan = plan_from_data(data | {"remat": remat}, where, uneven=True)
+        if predict(plan).fits:
+            break
+    return plan

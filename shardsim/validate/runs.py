@@ -11,13 +11,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from shardsim.cost.predict import Prediction
+from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import read_yaml
-from shardsim.machine import Constant, Machine, chip_names, load_chip
+from shardsim.machine import Constant, chip_names, load_chip
 from shardsim.model import model_flops_per_token
+from shardsim.plan import Plan, resolve
+from shardsim.plan.legality import check
+from shardsim.validate.prose import from_prose, is_prose
 from shardsim.validate.rows import Run, read_run
-from shardsim.validate.to_plan import predictions_of
 
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
 
@@ -41,6 +43,8 @@ class Row:
     baseline: float | None  # tokens/s/chip at the family's mean MFU
     fitted: bool
     fits: bool
+    hbm_peak_bytes: float
+    filled: Mapping[str, str]  # what the source leaves open, and how it is filled
     notes: tuple[str, ...]
 
     @property
@@ -109,6 +113,8 @@ class Validation:
                     "baseline_error": row.baseline_error,
                     "fitted": row.fitted,
                     "fits": row.fits,
+                    "hbm_peak_bytes": row.hbm_peak_bytes,
+                    "filled": dict(row.filled),
                     "notes": list(row.notes),
                 }
                 for row in self.rows
@@ -139,7 +145,8 @@ def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str
     runs, failed = [], []
     for index, row in enumerate(rows):
         try:
-            runs.append(read_run(row, f"{path}: runs[{index}]"))
+            where = f"{path}: runs[{index}]"
+            runs.append(from_prose(row, where) if is_prose(row) else read_run(row, where))
         except FileError as error:
             name = row.get("id", f"runs[{index}]") if isinstance(row, Mapping) else f"runs[{index}]"
             failed.append((str(name), str(error)))
@@ -202,7 +209,8 @@ def _with_op_costs(run: Run, op_costs: str) -> Run:
     if op_costs == "compiler" and load_chip(run.family).compiler is None:
         note = "physical op costs: its compiler's are not known"
         return replace(run, notes=(*run.notes, note))
-    return replace(run, op_costs=op_costs)
+    plans = [replace(plan, op_costs=op_costs) for plan in run.plans]
+    return replace(run, plans=tuple(plans))
 
 
 def _is_fitted(run: Run, fitted: Sequence[Constant]) -> bool:
@@ -217,11 +225,29 @@ def _mean_mfu(fitted: Sequence[Constant]) -> dict[str, float]:
     """Return each family's mean measured MFU over the rows that its constants are fitted to."""
     shares: dict[str, list[float]] = {}
     for run in published_runs():
-        if run.measured is not None and run.machine is not None and _is_fitted(run, fitted):
+        if (rate := run.rate()) is not None and _is_fitted(run, fitted):
             flops = model_flops_per_token(run.model, run.sequence)
-            share = run.measured * flops / run.machine.chip.peak("bf16")
+            share = rate * flops / load_chip(run.family).peak("bf16")
             shares.setdefault(run.family, []).append(share)
     return {family: mean(values) for family, values in shares.items()}
+
+
+def predictions_of(run: Run) -> tuple[list[Prediction], list[str]]:
+    """Return the predictions of a run, and what about it is only approximate.
+
+    A published run may split sizes that do not divide; the trainer padded them, and so do the
+    formulas, which then give slightly too little work.
+    """
+    predictions = []
+    notes = []
+    for plan in run.plans:
+        layout = resolve(plan)
+        try:
+            check(plan, layout)
+        except PlanError as error:
+            notes.append(f"uneven: {error}")
+        predictions.append(predict(plan, layout))
+    return predictions, notes
 
 
 def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
@@ -233,14 +259,11 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
     flops = model_flops_per_token(run.model, run.sequence)
     peak = load_chip(run.family).peak(run.compute)
     share = load_chip(run.family).peak("bf16") / peak
-    measured = run.measured
-    if measured is None and run.measured_mfu is not None and run.machine is None:
-        measured = run.measured_mfu * peak / flops
+    measured = run.rate()
     if len(ordered) > 1:
         notes = [*notes, f"{len(ordered)} plans: the source leaves sizes open; the median is shown"]
     if any(not item.fits for item in ordered):
         notes = [*notes, "does not fit in HBM as predicted"]
-    comparable = measured is not None
     return Row(
         id=run.id,
         family=run.family,
@@ -252,25 +275,34 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         predicted_mfu=middle.mfu * share,
         mfu_low=ordered[0].mfu * share,
         mfu_high=ordered[-1].mfu * share,
-        measured_ratio=run.measured_ratio,
+        measured_ratio=run.measured.get("speedup_over_one_slice"),
         predicted_ratio=_speedup(run, middle),
-        baseline=mean_mfu * peak / flops if mean_mfu and comparable else None,
+        baseline=mean_mfu * peak / flops if mean_mfu and measured is not None else None,
         fitted=_is_fitted(run, fitted),
         fits=middle.fits,
+        hbm_peak_bytes=float(middle.hbm["peak_bytes"]),
+        filled=run.filled,
         notes=(*run.notes, *notes),
     )
 
 
 def _speedup(run: Run, all_slices: Prediction) -> float | None:
     """Return the predicted speed-up of all slices over one with its share of the batch."""
-    if run.measured_ratio is None or run.machine is None or run.batch is None:
+    slices = run.plans[0].machine.slices
+    if "speedup_over_one_slice" not in run.measured:
         return None
-    slices = run.machine.slices
-    one = replace(
-        run,
-        machine=Machine(chip=run.machine.chip, shape=run.machine.shape),
-        batch=run.batch // slices,
-        slice_sizes={},
-    )
-    single = predictions_of(one)[0][0]
+    single = predict(_on_one_slice(run.plans[0]))
     return slices * all_slices.tokens_per_s_per_chip / single.tokens_per_s_per_chip
+
+
+def _on_one_slice(plan: Plan) -> Plan:
+    mesh = [
+        replace(
+            axis,
+            size=axis.size // axis.torus.get("dcn", 1),
+            torus={name: part for name, part in axis.torus.items() if name != "dcn"},
+        )
+        for axis in plan.mesh
+    ]
+    machine = replace(plan.machine, slices=1)
+    return replace(plan, machine=machine, mesh=tuple(mesh), batch=plan.batch // plan.machine.slices)

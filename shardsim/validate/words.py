@@ -1,234 +1,79 @@
-"""The words of a runs file: one meaning, many spellings; numbers as people write them."""
+"""Trainers' words: numbers, the axes of parallelism, and what remat policies keep."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import gcd, prod
 from typing import Any
 
-from shardsim.errors import FileError
+from shardsim.errors import FileError, PlanError, nearest
+from shardsim.machine import Machine
+from shardsim.plan.layout import ROLES
+from shardsim.plan.placement import place
+from shardsim.plan.plan import MeshAxis
+from shardsim.plan.remat import Remat
+from shardsim.plan.resolve import AXIS_NAMES
 
-# By the key that shardsim's own file uses: what else sources call it. Compared in lower case with
-# every run of other characters than letters and digits as one "_".
-ROW: Mapping[str, tuple[str, ...]] = {
-    "chip": ("accelerator", "hardware", "chip_type", "device_type", "tpu", "gpu"),
-    "chips": ("num_chips", "n_chips", "chip_count", "gpus", "num_gpus", "n_gpus", "accelerators"),
-    "devices": ("num_devices", "n_devices", "device_count"),
-    "cores": ("num_cores", "n_cores", "tensorcores"),
-    "slices": ("num_slices", "n_slices", "pods", "num_pods"),
-    "topology": ("slice", "slice_name", "machine", "instance", "instance_type", "system", "shape"),
-    "dims": ("dimensions", "architecture", "arch", "model_dims", "config", "hyperparameters"),
-    "parallelism": ("sharding", "mesh", "mesh_shape", "parallel", "parallelism_config"),
-    "global_batch": ("global_batch_size", "batch", "batch_size", "train_batch_size"),
-    "batch_tokens": ("global_batch_tokens", "tokens_per_batch", "tokens_per_step"),
-    "per_device_batch": (
-        "per_device_batch_size",
-        "batch_per_device",
-        "device_batch",
-        "pdb",
-        "per_gpu_batch",
-        "per_gpu_batch_size",
-    ),
-    "per_chip_batch": ("per_chip_batch_size", "batch_per_chip"),
-    "seq": (
-        "sequence",
-        "seq_len",
-        "seq_length",
-        "sequence_length",
-        "max_seq_len",
-        "max_sequence_length",
-        "max_target_length",
-        "context_length",
-        "block_size",
-        "tokens_per_sequence",
-    ),
-    "microbatches": (
-        "num_microbatches",
-        "gradient_accumulation",
-        "gradient_accumulation_steps",
-        "grad_accum",
-        "accumulation_steps",
-    ),
-    "microbatch": ("micro_batch_size", "microbatch_size", "micro_batch", "mbs"),
-    "remat": (
-        "remat_policy",
-        "recompute",
-        "recomputation",
-        "rematerialization",
-        "rematerialisation",
-        "activation_checkpointing",
-        "activation_recomputation",
-        "gradient_checkpointing",
-        "checkpointing",
-    ),
-    "tricks": ("techniques", "options", "flags"),
-    "precision": ("dtype", "compute_dtype", "number_format"),
-    "optimizer": ("optimiser", "opt_type"),
-    "mfu_formula": ("flop_formula", "flops_formula", "mfu_definition", "formula"),
+# Words for the axes of parallelism, by the role that they have here.
+PARALLELISM: Mapping[str, str] = {
+    **dict.fromkeys(("data", "dp", "ddp", "replica", "dp_replicate"), "data"),
+    **dict.fromkeys(("fsdp", "fsdp_transpose", "dp_shard", "zero3"), "fsdp"),
+    **dict.fromkeys(("tensor", "tp", "model", "mp", "mdl", "tensor_model"), "tensor"),
+    **dict.fromkeys(("tensor_transpose", "tensor_sequence"), "tensor"),
+    **dict.fromkeys(("context", "cp"), "context"),
+    **dict.fromkeys(("pipeline", "pp", "stage", "pipeline_model"), "pipeline"),
 }
-DIMS: Mapping[str, tuple[str, ...]] = {
-    "layers": (
-        "num_layers",
-        "n_layers",
-        "n_layer",
-        "num_hidden_layers",
-        "num_decoder_layers",
-        "base_num_decoder_layers",
-        "depth",
-        "blocks",
-        "num_blocks",
-        "l",
-    ),
-    "d_model": (
-        "hidden",
-        "hidden_size",
-        "hidden_dim",
-        "width",
-        "embed",
-        "embed_dim",
-        "emb_dim",
-        "base_emb_dim",
-        "n_embd",
-        "model_dim",
-        "dim",
-        "dmodel",
-        "d",
-    ),
-    "d_ff": (
-        "ffn",
-        "ffn_dim",
-        "ff_dim",
-        "dff",
-        "mlp",
-        "mlp_dim",
-        "base_mlp_dim",
-        "intermediate",
-        "intermediate_size",
-        "ffn_hidden_size",
-        "feed_forward",
-        "d_mlp",
-        "d_hidden",
-    ),
-    "heads": (
-        "n_heads",
-        "num_heads",
-        "n_head",
-        "num_attention_heads",
-        "attention_heads",
-        "num_query_heads",
-        "base_num_query_heads",
-        "q_heads",
-        "query_heads",
-        "h",
-    ),
-    "kv_heads": (
-        "n_kv_heads",
-        "num_kv_heads",
-        "num_key_value_heads",
-        "base_num_kv_heads",
-        "key_value_heads",
-        "num_query_groups",
-        "kv",
-    ),
-    "d_head": ("head_dim", "head_size", "dim_head", "d_kv", "d_qkv", "kv_channels", "dhead"),
-    "vocab": ("vocab_size", "n_vocab", "vocabulary", "padded_vocab_size", "v"),
-    "glu": ("gated", "gated_mlp", "swiglu", "geglu", "gated_linear_unit"),
-    "tied": (
-        "tied_embeddings",
-        "tie_embeddings",
-        "tie_word_embeddings",
-        "share_embeddings",
-        "shared_embeddings",
-        "logits_via_embedding",
-    ),
-    "parallel_block": ("parallel_layers", "parallel_residual", "parallel", "parallel_attention"),
-    "bias": ("biases", "use_bias", "use_biases"),
-    "qk_norm": ("qk_layernorm", "use_qk_norm", "query_key_norm"),
-    "image": ("image_size", "img_size", "resolution", "image_resolution"),
-    "patch": ("patch_size",),
-    "tokens": ("patches", "num_patches", "num_tokens", "seq", "seq_len", "sequence"),
-    "causal": ("is_causal", "causal_attention"),
-    "experts": ("num_experts", "n_experts", "moe_experts", "moe"),
-    "params_published": ("params", "parameters", "num_params", "n_params", "size"),
+# Axes that are not modelled, with what they would do.
+UNMODELLED_AXES: Mapping[str, str] = {
+    **dict.fromkeys(("ulysses", "context_ulysses"), "Ulysses (all-to-all of heads)"),
+    **dict.fromkeys(("ring", "ring_attention"), "ring attention"),
+    **dict.fromkeys(("ep", "expert", "experts"), "experts on an axis of their own"),
+    **dict.fromkeys(("zero1", "zero2"), "ZeRO over some of the state only"),
+    **dict.fromkeys(("sp", "sequence", "seq"), "an axis over the sequence that is not said to "
+                    "gather keys and values ('context' does)"),
+    **dict.fromkeys(("autoregressive", "track"), "this axis"),
+}  # fmt: skip
+
+# MaxText's and others' names of tensors that a remat policy keeps.
+TENSORS: Mapping[str, str] = {
+    **dict.fromkeys(("decoder_layer_input", "layer_input"), "layer_input"),
+    **dict.fromkeys(("qkv", "qkv_proj", "q", "k", "v", "q_proj", "k_proj", "v_proj"), "qkv"),
+    **dict.fromkeys(("query_proj", "key_proj", "value_proj"), "qkv"),
+    "context": "context",
+    **dict.fromkeys(("out_proj", "o_proj", "attention_out"), "attention_output"),
+    **dict.fromkeys(("mlpwi", "mlpwi_0", "mlpwi_1"), "mlp_hidden"),
+    "mlpwo": "mlp_output",
 }
-MEASURED: Mapping[str, tuple[str, ...]] = {
-    "tokens_s_chip": (
-        "tokens_per_s_per_chip",
-        "tokens_per_sec_per_chip",
-        "tokens_per_second_per_chip",
-        "tokens_s_gpu",
-        "tokens_per_s_per_gpu",
-        "tokens_per_sec_per_gpu",
-        "tok_s_chip",
+_DOTS = frozenset({"qkv", "attention_output", "mlp_hidden", "mlp_output"})
+_NONE = Remat(save=_DOTS | {"context", "rest"})
+_MINIMAL = Remat(save=_DOTS)
+_WITH_CONTEXT = Remat(save=_DOTS | {"context"})
+REMAT_POLICIES: Mapping[str, Remat] = {
+    **dict.fromkeys(("none", "everything_saveable"), _NONE),
+    **dict.fromkeys(("full", "nothing_saveable"), Remat()),
+    **dict.fromkeys(("minimal", "minimal_with_quantization", "dots"), _MINIMAL),
+    "dots_with_no_batch_dims_saveable": _MINIMAL,
+    "checkpoint_dots_with_no_batch_dims": _MINIMAL,
+    **dict.fromkeys(("dots_saveable", "checkpoint_dots", "minimal_flash"), _WITH_CONTEXT),
+    "minimal_with_context": _WITH_CONTEXT,
+    "minimal_with_context_and_quantization": _WITH_CONTEXT,
+    "selective": _WITH_CONTEXT,
+    "save_dot_except_mlp": Remat(save=frozenset({"qkv", "attention_output"})),
+    "save_dot_except_mlpwi": Remat(save=frozenset({"qkv", "attention_output", "mlp_output"})),
+    "save_dot_with_context_except_mlp": Remat(
+        save=frozenset({"qkv", "context", "attention_output"})
     ),
-    "tokens_s_device": ("tokens_per_s_per_device", "tokens_per_sec_per_device", "tgs"),
-    "tokens_s_total": ("tokens_per_s", "tokens_per_sec", "tokens_s", "tokens_per_second"),
-    "sequences_s_total": (
-        "sequences_s",
-        "sequences_per_s",
-        "samples_s",
-        "samples_per_s",
-        "samples_per_sec",
-        "images_s",
-        "images_per_s",
-        "images_per_sec",
-        "seqs_s",
-    ),
-    "sequences_s_chip": (
-        "samples_s_chip",
-        "images_s_chip",
-        "images_per_s_per_chip",
-        "images_per_sec_per_chip",
-        "samples_per_s_per_chip",
-        "sequences_per_s_per_chip",
-        "seqs_s_chip",
-    ),
-    "step_s": (
-        "step_time_s",
-        "step_time",
-        "step_seconds",
-        "seconds_per_step",
-        "s_per_step",
-        "sec_per_step",
-        "iteration_s",
-        "iteration_time_s",
-        "batch_time_s",
-    ),
-    "step_ms": ("step_time_ms", "ms_per_step", "iteration_ms", "iteration_time_ms"),
-    "tflops_chip": (
-        "tflops_per_chip",
-        "tflop_s_chip",
-        "tflops_s_chip",
-        "tflops_gpu",
-        "tflops_per_gpu",
-        "tflop_s_gpu",
-        "model_tflops_chip",
-        "tflops",
-    ),
-    "tflops_device": ("tflops_per_device", "tflop_s_device", "tflops_s_device"),
-    "pflops_total": ("aggregate_pflops", "pflops", "pflop_s_total", "total_pflops"),
-    "mfu_pct": ("mfu", "mfu_percent", "model_flops_utilization"),
+    "save_qkv_proj": Remat(save=frozenset({"qkv"})),
+    "save_out_proj": Remat(save=frozenset({"attention_output"})),
+    "qkv_proj_offloaded": Remat(offload=frozenset({"qkv"})),
+    "minimal_offloaded": Remat(offload=_DOTS),
 }
 
-_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-_NUMBER = re.compile(r"[~≈]?\s*(\d[\d,_]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbgt](?![a-z]))?(.*)")
-
-
-def plain(key: object) -> str:
-    """Return a key in lower case with words joined by single underscores."""
-    return re.sub(r"[^a-z0-9]+", "_", str(key).lower()).strip("_")
-
-
-def find(data: Mapping[str, Any], key: str, words: Mapping[str, tuple[str, ...]]) -> Any:
-    """Return what `data` holds under `key` or another spelling of it; None if nothing."""
-    if data.get(key) is not None:
-        return data[key]
-    known = {plain(name): value for name, value in data.items() if value is not None}
-    for word in (key, *words.get(key, ())):
-        if word in known:
-            return known[word]
-    return None
+_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_NUMBER = re.compile(r"~?\s*(\d[\d,_]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbt](?![a-z]))?(\D*)")
 
 
 def number(value: Any, key: str) -> float:
@@ -239,10 +84,8 @@ def number(value: Any, key: str) -> float:
     """
     found: float | None = None
     if isinstance(value, str) and len(value) <= 60:
-        match = _NUMBER.fullmatch(value.strip().lower())
-        if match and not re.search(r"\d", match[3]):
-            digits = re.sub(r"[,_]", "", match[1])
-            found = float(digits) * _SCALES.get(match[2] or "", 1.0)
+        if match := _NUMBER.fullmatch(value.strip().lower()):
+            found = float(re.sub(r"[,_]", "", match[1])) * _SCALES.get(match[2] or "", 1.0)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         found = float(value)
     if found is None or not math.isfinite(found):
@@ -253,10 +96,8 @@ def number(value: Any, key: str) -> float:
 
 
 def whole(value: Any, key: str) -> int:
-    """Return a positive whole number of at most 10^9; "8k" is 8,192 and "32k" 32,768."""
+    """Return a positive whole number of at most 10^9."""
     found = number(value, key)
-    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*[kK]\s*", value):
-        found = found / 1000 * 1024
     if found != int(found):
         raise FileError(f"{key}: expected a whole number, found {shown(value)}")
     if found > 10**9:
@@ -264,23 +105,99 @@ def whole(value: Any, key: str) -> int:
     return int(found)
 
 
-def flag(value: Any) -> bool:
-    """Return whether a row's word means yes."""
-    if isinstance(value, str):
-        return value.strip().lower() not in ("", "no", "none", "false", "off", "0")
-    return bool(value)
-
-
-def mapping(value: Any, key: str) -> Mapping[str, Any]:
-    """Return `value` if it is a mapping, an empty one if there is nothing."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise FileError(f"{key}: expected a mapping of keys, found {shown(value)}")
-    return value
-
-
 def shown(value: Any) -> str:
     """Return a value for a message, of bounded length."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def remat_named(policy: str, tensors: Mapping[str, Any]) -> Remat | None:
+    """Return a trainer's policy; "custom" keeps `tensors`, each on the "device" or offloaded.
+
+    None for a name that is not known.
+    """
+    if policy != "custom":
+        return REMAT_POLICIES.get(policy)
+    places: dict[str, set[str]] = {"device": set(), "offload": set()}
+    for name, where in tensors.items():
+        places.get(str(where), set()).add(TENSORS[name])
+    saved = places["device"] - places["offload"] - {"layer_input"}  # the scan carries it anyway
+    return Remat(save=frozenset(saved), offload=frozenset(places["offload"]))
+
+
+@dataclass
+class Split:
+    """How a job was split: sizes by role inside a slice and over slices."""
+
+    inside: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
+    rest: str | None = None  # the role that takes what the sizes leave over, where it is said
+
+    def add(self, key: str, size: Any) -> None:
+        """Add one axis by its trainer's key, such as `ici_fsdp_parallelism`; -1 is the rest."""
+        over_slices = key.startswith("dcn_")
+        name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
+        if size in (0, 1, "0", "1"):
+            return
+        if name in UNMODELLED_AXES:
+            raise FileError(f"parallelism.{key}: not modelled: {UNMODELLED_AXES[name]}")
+        if name not in PARALLELISM:
+            raise FileError(f"parallelism: unknown key '{key}'{nearest(key, PARALLELISM)}")
+        role = PARALLELISM[name]
+        if size in (-1, "-1", "rest", "auto"):
+            self.rest = self.rest if over_slices else role
+            return
+        sizes = self.outside if over_slices else self.inside
+        sizes[role] = sizes.get(role, 1) * whole(size, f"parallelism.{key}")
+
+    def mesh(self, machine: Machine, rest: str | None) -> tuple[MeshAxis, ...]:
+        """Return the mesh on `machine`; `rest` is the role of what the sizes leave over.
+
+        With `rest` None it is fsdp if one device of a chip each is left over, else data. Sizes
+        count one slice, or the whole job where they divide only that (as they always do on GPU
+        nodes, of which no one counts the parallelism inside).
+        """
+        sizes, outside = dict(self.inside), {r: n for r, n in self.outside.items() if n > 1}
+        devices, product = machine.devices_per_slice, prod(sizes.values())
+        whole_job = machine.chip.interconnect == "switch" or devices % product != 0
+        if whole_job and not outside and machine.slices > 1 and machine.devices % product == 0:
+            _fill(sizes, machine, machine.devices // product, rest)
+            left = machine.slices
+            for role in ROLES:
+                if (part := gcd(left, sizes.get(role, 1))) > 1:
+                    outside[role] = part
+                    sizes[role] //= part
+                    left //= part
+        elif devices % product:
+            raise PlanError(
+                f"parallelism: sizes multiply to {product}, which does not divide the {devices} "
+                f"devices of a slice of {machine.name}"
+            )
+        elif machine.slices % prod(outside.values()):
+            raise PlanError(
+                f"parallelism: sizes over slices multiply to {prod(outside.values())}, but there "
+                f"are {machine.slices} slices"
+            )
+        else:
+            _fill(sizes, machine, devices // product, rest)
+            left = machine.slices // prod(outside.values())
+            outside["data"] = outside.get("data", 1) * left
+        roles = [role for role in ROLES if sizes.get(role, 1) * outside.get(role, 1) > 1]
+        one = Machine(chip=machine.chip, shape=machine.shape, twisted=machine.twisted)
+        axes = place({AXIS_NAMES[role]: sizes.get(role, 1) for role in roles}, one)
+        found = tuple(
+            MeshAxis(
+                name=axis.name,
+                size=axis.size * outside.get(role, 1),
+                torus=({"dcn": outside[role]} if outside.get(role, 1) > 1 else {})
+                | dict(axis.torus),
+            )
+            for role, axis in zip(roles, axes, strict=True)
+        )
+        return found or (MeshAxis(name="data", size=1, torus={}),)
+
+
+def _fill(sizes: dict[str, int], machine: Machine, left: int, rest: str | None) -> None:
+    if rest is None:
+        rest = "fsdp" if left == machine.chip.devices_per_chip else "data"
+    sizes[rest] = sizes.get(rest, 1) * left

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
+from shardsim.emit.runtime.host import thread_variables
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
@@ -27,7 +32,20 @@ _FLAGS = (
     "--xla_disable_hlo_passes=all-reduce-combiner,cpu-all-reduce-combiner"
 )
 
+# How XLA's log begins its lines: severity and date, time, thread, file and line.
+_LOGGED = re.compile(r"^(?P<severity>[IWEF])\d{4} .*?\] (?P<text>.*)$", re.MULTILINE)
+_LAST_BYTES = 20_000
+
 Progress = Callable[[str], None]
+
+
+def host_environment(devices: int, flags: str = "") -> dict[str, str]:
+    """Return the variables with which a process has `devices` host devices, and XLA's `flags`."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}".strip(),
+        **thread_variables(devices),
+    }
 
 
 class HostDevices:
@@ -40,15 +58,15 @@ class HostDevices:
         self, devices: int = 8, *, module: str = "shardsim.xla.worker", flags: str = _FLAGS
     ) -> None:
         self.devices = devices
-        environment = dict(os.environ)
-        environment["JAX_PLATFORMS"] = "cpu"
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {flags}"
+        environment = os.environ | host_environment(devices, flags)
         environment["TF_CPP_MIN_LOG_LEVEL"] = "2"
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._log,
             env=environment,
             text=True,
         )
@@ -67,6 +85,7 @@ class HostDevices:
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
+        self._log.close()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request and return the answer; see `shardsim.xla.worker`."""
@@ -79,14 +98,29 @@ class HostDevices:
             pass
         line = self._process.stdout.readline()
         if not line:
-            raise ShardsimError(
-                "the process with host devices ended early; its messages are on stderr. It needs "
-                "JAX: pip install 'shardsim[jax]'"
-            )
+            raise ShardsimError(self._why_it_ended())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ShardsimError(f"the plan did not run on host devices: {answer['error']}")
         return answer
+
+    def _why_it_ended(self) -> str:
+        """Return one line on a process that gives no more answers, with its last message."""
+        if missing := [name for name in ("jax", "optax") if find_spec(name) is None]:
+            return f"host devices need {' and '.join(missing)}: pip install 'shardsim[jax]'"
+        code = self._process.wait()
+        how = f"ended with exit status {code}"
+        if code < 0:
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LAST_BYTES))
+        text = self._log.read().decode(errors="replace")
+        logged = [(line["severity"], line["text"]) for line in _LOGGED.finditer(text)]
+        said = (
+            [words for severity, words in logged if severity == "F"]
+            or [words for severity, words in logged if severity == "E"]
+            or [line.strip() for line in text.splitlines() if line.strip()]
+        )
+        return f"the process with host devices {how}{f': {said[-1]}' if said else ''}"
 
     def compare(self, plan: Plan, steps: int = STEPS) -> Comparison:
         """Run `plan` as it is, and the same model unsharded."""

@@ -31,8 +31,10 @@ def main() -> None:
     best = None
     for name, batch in SLICES:
         machine = parse_machine(name)
-        search(model, machine, batch, top=1)  # the first run pays for imports and caches
-        result = search(model, machine, batch)
+        search(
+            model, machine, batch, top=1, costs="physical"
+        )  # the first run pays for imports and caches
+        result = search(model, machine, batch, costs="physical")
         best = best or result
         rates = result.searched / result.seconds, result.priced / result.seconds
         print(

@@ -220,7 +220,7 @@ def test_names_from_files_reach_the_terminal_spelt_out(
     assert result.exit_code == 0
     assert "\x1b" not in result.output
     assert "\\x1b[31m\\nred\\u202e" in result.stdout
-    assert "\\x1b[31m\\nred\\u202e: global_batch: missing" in result.stderr
+    assert "runs[1] ('\\x1b[31m\\nred\\u202e'): global_batch: missing" in result.stderr
 
 
 @pytest.mark.parametrize("letter", ["\x00", "\x1b", "\n", "\r", "\x7f", "\x9b", "\u202e", "\udcff"])

@@ -58,6 +58,36 @@ def test_a_plan_file_says_how_it_is_priced(shardsim: Shardsim, tmp_path: Path):
     assert any("fitted to no run" in warning for warning in moved["warnings"])
 
 
+def test_what_is_done_beyond_the_plan_is_chosen_apart(shardsim: Shardsim):
+    plan = "vit-22b-published-tp8"
+    usual = data(shardsim("predict", plan, "--op-costs", "compiler", "--json"))
+    assert (usual["costs"], usual["as"]) == ("compiler", "emitted")
+    ideal = data(shardsim("predict", plan, "--op-costs", "compiler", "--as", "ideal", "--json"))
+    assert (ideal["costs"], ideal["as"]) == ("compiler", "ideal")
+    assert ideal["step_time_s"] < usual["step_time_s"]
+    assert "priced as ideal, with compiler costs" in ideal["warnings"]
+    plain = data(shardsim("predict", plan, "--json"))
+    assert (plain["costs"], plain["as"]) == ("physical", "ideal")
+    words = ("--set", "op_costs=compiler", "--as", "ideal", "--json")
+    for command in ("ablate", "sensitivity"):
+        assert data(shardsim(command, plan, *words))["base"] == ideal
+    (row,) = data(shardsim("sweep", plan, "--vary", "microbatches=1", *words))["rows"]
+    assert row["prediction"] == ideal
+    for name in ("emitted", "trainer"):
+        other = data(shardsim("predict", plan, "--as", name, "--json"))
+        assert (other["costs"], other["as"]) == ("physical", name)
+    refused = shardsim("predict", plan, "--as", "ideal", "--fidelity", "compiled")
+    assert refused.exit_code == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_slices_of_one_table_are_priced_alike(shardsim: Shardsim):
+    words = ("--batch", "64", "--seq", "2048", "--json")
+    mixed = data(shardsim("plan", "llama3-8b", "--on", "v5p:2x2x2,h100:8", *words))["plans"]
+    assert {item["costs"] for item in mixed} == {"physical"}
+
+
+@pytest.mark.slow
 def test_validate_shows_both_and_says_which(shardsim: Shardsim):
     both = data(shardsim("validate", "--op-costs", "both", "--json"))
     compiler = data(shardsim("validate", "--op-costs", "compiler", "--json"))

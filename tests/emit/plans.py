@@ -78,6 +78,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     # Its vocabulary has to be padded.
     "gpt-61": {**_DECODER, "name": "gpt-61", "vocab": 61, "positions": "fixed"},
+    # Eight devices do not divide its width.
+    "gpt-60-wide": {**_DECODER, "name": "gpt-60-wide", "embed": 60, "positions": "fixed"},
     "gpt": {**_DECODER, "name": "gpt", "biases": _ALL_BIASES, "activation": "relu"},
 }
 
@@ -130,6 +132,9 @@ _CUSTOM = {"save": ["context", "mlp_output"]}
 PLANS: dict[str, Plan] = {
     "data": make("vit", _D, {}, {"batch": ["data"]}),
     "data, sharded optimizer": make("llama", _D, {}, {"batch": ["data"]}, **_ZERO),
+    "data, optimizer that it does not divide": make(
+        "gpt-60-wide", _D, {}, {"batch": ["data"]}, **_ZERO, microbatches=2
+    ),
     "fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "fsdp, serial, microbatches": make(
         "vit-serial", _F, {"embed": ["fsdp"]}, _B, microbatches=2, remat="dots"

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shardsim.xla.host import host_environment
+
 
 def test_errors_are_those_of_rounding() -> None:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    environment = os.environ | host_environment(8) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).with_name("run_attention.py")
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shardsim.model import Model
 from shardsim.plan.layout import Layout
+from shardsim.plan.split import stored_elements
 from shardsim.program.shapes import Workload, shapes
-from shardsim.program.weights import parameter_elements
 
 ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
 SIZES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
@@ -32,8 +32,8 @@ def layout(sizes: dict[str, int], context_shards: bool = False) -> Layout:
 def test_sharding_more_never_needs_more_memory(model, sizes, role, context_shards):
     more = {**sizes, role: 2 * sizes[role]}
     assume(model.kv_heads % more["tensor"] == 0)  # fewer heads than members are whole on each
-    before = parameter_elements(model, layout(sizes, context_shards))
-    after = parameter_elements(model, layout(more, context_shards))
+    before = stored_elements(model.tensors, layout(sizes, context_shards))
+    after = stored_elements(model.tensors, layout(more, context_shards))
     assert after <= before
     splits = role in ("fsdp", "tensor2", "tensor", "pipeline")
     splits |= role == "context" and context_shards
@@ -57,14 +57,16 @@ def test_one_device_holds_each_weight_over_what_splits_it(model, sizes, context_
                 # More members than heads: each holds them all.
                 by *= sizes["tensor"] if model.kv_heads % sizes["tensor"] == 0 else 1
         total += tensor.size / by
-    stored = parameter_elements(model, layout(sizes, context_shards))
+    stored = stored_elements(model.tensors, layout(sizes, context_shards))
     assert stored == pytest.approx(total, rel=1e-12)
 
 
 @given(MODELS, SIZES)
 def test_data_parallelism_splits_no_weight(model, sizes):
     alone = {**sizes, "data": 1}
-    assert parameter_elements(model, layout(sizes)) == parameter_elements(model, layout(alone))
+    assert stored_elements(model.tensors, layout(sizes)) == stored_elements(
+        model.tensors, layout(alone)
+    )
 
 
 @given(MODELS, SIZES, st.sampled_from([1, 2, 4]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from building import contends
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan import load_plan, plan_names
+from shardsim.plan import load_plan, plan_names, resolve
 from shardsim.planner.search import search
 from shardsim.planner.whatif import ablate, sensitivity, sweep
 from shardsim.report import frames
@@ -30,7 +31,8 @@ def test_the_timeline_takes_as_long_as_the_layer(item: Prediction) -> None:
         waits = [float(c.exposed_s) for c in item.price.collectives if c.block == one.block]
         # The first and the last trip of a pass wait for what nothing hides; this is one between.
         assert work_s / trips <= one.total_s * (1 + 1e-9)
-        assert one.total_s <= (work_s + sum(waits)) / trips * (1 + 1e-9)
+        if not contends(item.schedule, resolve(item.plan)):  # else the picture shows a queue
+            assert one.total_s <= (work_s + sum(waits)) / trips * (1 + 1e-9)
         compute = [span for span in one.spans if span.stream == "compute"]
         assert all(a.end_s == pytest.approx(b.start_s) for a, b in pairwise(compute))
         assert sum(span.duration_s for span in compute) == pytest.approx(one.total_s)

@@ -30,7 +30,11 @@ def test_trace(plan: Plan, tmp_path: Path) -> None:
     end = max(event["ts"] + event["dur"] for event in spans)
     assert end == pytest.approx(found.step_time_s * 1e6)
     names = {event["name"] for event in spans}
-    assert {"gather weights forward", "gather block input", "optimizer update"} <= names
+    assert {
+        "gather weights forward",
+        "gather block input, a pair of hops",
+        "optimizer update",
+    } <= names
     rows = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"compute", "layer", "link x+", "link y-", "link z+"} <= rows
     gather = next(event for event in spans if event["name"] == "gather weights forward")
@@ -52,6 +56,7 @@ def test_compute_row_is_never_double_booked(plan: Plan, tmp_path: Path) -> None:
     assert "compute (2)" not in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_picture(plan: Plan, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"layer.{ending}"

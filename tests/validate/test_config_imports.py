@@ -16,7 +16,6 @@ from shardsim.errors import ShardsimError
 from shardsim.plan import load_plan, resolve
 from shardsim.validate.imports import import_config
 from shardsim.validate.runs import published_runs
-from shardsim.validate.to_plan import plans_of
 
 RUNS = {run.id: run for run in published_runs()}
 # What the published scripts set (AI-Hypercomputer/maxtext, MaxText/configs at the commits that
@@ -77,7 +76,7 @@ def test_a_published_script_gives_the_plan_of_its_row(name: str, tmp_path: Path)
     script = tmp_path / "run.sh"
     script.write_text(f"set -e\n{COMMAND}{words}\n", encoding="utf-8")
     found = import_config(str(script), "maxtext", machine=machine).plan
-    (wanted,) = plans_of(RUNS[name])
+    (wanted,) = RUNS[name].plans
     for key in ("machine", "mesh", "batch", "sequence", "remat", "microbatches", "optimizer"):
         assert getattr(found, key) == getattr(wanted, key), key
     assert (found.parameters, found.activations) == (wanted.parameters, wanted.activations)
@@ -178,6 +177,7 @@ def test_a_big_vision_config_is_read_without_running_it(tmp_path: Path) -> None:
         ("decoder_block: deepseek\n", "not modelled"),
         ("remat_policy: nonsense\n", "not known"),
         ("per_device_batch_size: many\n", "positive number"),
+        ("ici_context_parallelism: 4\ncontext_parallel_strategy: ring\n", "not modelled"),
         ("ici_expert_parallelism: 4\n", "not modelled"),
         ("ici_tensor_parallelism: 7\n", "sizes multiply"),
         ("global_parameter_scale: 3\n", "power of two"),

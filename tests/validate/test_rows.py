@@ -1,208 +1,223 @@
-"""Rows in the words of their sources: dims, FLOPs, rates, and what is refused."""
+"""Runs files: each key of a row, what it leaves open, and what is refused with which words."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
-from run_rows import LLAMA, run_of
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from shardsim.cost.predict import predict
+from shardsim.errors import FileError
+from shardsim.machine import load_chip
 from shardsim.model import Accounting, load_model, model_flops_per_token
-from shardsim.validate.measured import accounting_of, flops_per_token
-from shardsim.validate.runs import validate_data
-from shardsim.validate.to_plan import plans_of
+from shardsim.plan import plan_from_data
+from shardsim.plan.io import KEYS as PLAN_KEYS
+from shardsim.validate.rows import KEYS, Run, read_run
+from shardsim.validate.runs import validate, validate_data
+
+ROW: dict[str, Any] = {
+    "id": "row",
+    "model": "llama2-7b",
+    "machine": "v5p:4x4x4",
+    "batch": 256,
+    "sequence": 4096,
+    "mesh": {"fsdp": 64},
+    "remat": "full",
+    "measured": {"tokens_per_s_per_chip": 5000},
+    "source": "nowhere",
+}
+
+
+def run_of(**changes: Any) -> Run:
+    """Return the run of the row above with some keys changed; None removes one."""
+    row = {key: value for key, value in (ROW | changes).items() if value is not None}
+    return read_run(row, "runs.yaml: runs[0]")
+
+
+def test_a_row_is_the_plan_that_a_plan_file_with_its_keys_is() -> None:
+    rules = {
+        "parameters": {"embed": ["fsdp"], "heads": ["model"], "mlp": ["model"]},
+        "activations": {"batch": ["fsdp"], "heads": ["model"], "mlp": ["model"]},
+    }
+    choices = {
+        "mesh": {"fsdp": 16, "model": 4},
+        "rules": rules,
+        "remat": {"save": ["qkv"], "offload": ["layer_input"]},
+        "attention": "unfused",
+        "microbatches": 2,
+        "overlap": {"matmul": "off", "gradients": False},
+        "precision": {"compute": "bf16", "reduce": "f32"},
+        "optimizer": "adafactor",
+    }
+    run = run_of(**choices)
+    given = {key: value for key, value in (ROW | choices).items() if key in PLAN_KEYS}
+    assert run.plans == (plan_from_data(given | {"name": "row"}, "plan"),)
+    assert run.filled == {}
 
 
 @pytest.mark.parametrize(
-    "dims",
+    ("mesh", "parameters", "activations"),
     [
-        {"num_layers": 32, "hidden": 4096, "ffn": 11008, "n_heads": 32, "vocab_size": "32,000",
-         "glu": True},
-        {"num_hidden_layers": "32", "hidden_size": 4096.0, "intermediate_size": 11008,
-         "num_attention_heads": 32, "head_dim": 128, "vocab_size": 32000, "swiglu": "yes"},
-        {"L": 32, "d": 4096, "dff": 11008, "H": 32, "V": 32000, "activation": "SwiGLU"},
-        {"base_num_decoder_layers": 32, "base_emb_dim": 4096, "base_mlp_dim": 11008,
-         "base_num_query_heads": 32, "base_num_kv_heads": 32, "vocab": 32000, "params": "6.74B"},
-    ],
-)  # fmt: skip
-def test_dims_in_everyone_s_words(dims: dict[str, Any]) -> None:
-    model = run_of(model="mine", dims=dims).model
-    assert model.parameters_all == load_model("llama2-7b").parameters_all
-
-
-def test_dims_that_disagree_with_a_preset_make_a_model_of_their_own() -> None:
-    dims = {"layers": 16, "d_model": 4096, "d_ff": 11008, "heads": 32}
-    model = run_of(dims=dims).model
-    assert (model.layers, model.gated_mlp, model.norm) == (16, True, "rmsnorm")
-    assert run_of(dims={"layers": 32}).model == load_model("llama2-7b")
-
-
-@pytest.mark.parametrize(
-    ("dims", "seq", "tokens"),
-    [
-        ({"image": 224, "patch": 14}, None, 256),
-        ({"image": 224, "patch_size": 16}, None, 196),
-        ({"image": 224, "patch_size": 16}, 197, 197),
-        ({"image": 224}, 196, 196),
-        ({"image": 256, "patch": 14}, None, 18 * 18),
-        ({"tokens": 1024}, None, 1024),
-    ],
-)
-def test_images(dims: dict[str, Any], seq: int | None, tokens: int) -> None:
-    dims = {"depth": 24, "width": 1024, "mlp_dim": 4096, "num_heads": 16} | dims
-    run = run_of(model="vit-mine", dims=dims, seq=seq)
-    assert run.model.family == "vit"
-    assert not run.model.causal
-    assert (run.sequence, run.model.sequence) == (tokens, tokens)
-
-
-@pytest.mark.parametrize(
-    ("formula", "accounting", "hardware"),
-    [
-        ("6*N_total*tokens only (commit before 2023-06-06)", Accounting.SIX_N, False),
-        ("6N", Accounting.SIX_N, False),
-        ("6N + 12*L*H*d_head*T (full attention)", Accounting.PALM, False),
-        ("6N+12*L*H*Q*T per token, 275e12 peak", Accounting.PALM, False),
-        ("PaLM-style MFU", Accounting.PALM, False),
-        ("6N + 6*L*H*d_head*T (causal halved, from 2023-11-29)", Accounting.PALM_CAUSAL, False),
-        ("MaxText, explicit matmuls, full attention", Accounting.MAXTEXT_2024, False),
-        ("MaxText (2024-08-01)", Accounting.MAXTEXT_2024, False),
-        ("MaxText (2023-07-01)", Accounting.PALM, False),
-        ("MaxText until 2023-06-05", Accounting.SIX_N, False),
-        ("MaxText, causal attention halved (after 2025-07-22)", Accounting.MAXTEXT_2025, False),
-        ("HFU, four passes", Accounting.MAXTEXT_2024, True),
-        ("", Accounting.PALM, False),
-        ("who knows", Accounting.PALM, False),
+        ({"data": 64}, {}, {"batch": ("data",)}),
+        ({"data": 4, "fsdp": 16}, {"embed": ("fsdp",)}, {"batch": ("data", "fsdp")}),
+        (
+            {"fsdp": 16, "context": 4, "model": 1},
+            {"embed": ("fsdp", "context")},
+            {"batch": ("fsdp",), "seq": ("context",)},
+        ),
     ],
 )
-def test_how_flops_are_counted(formula: str, accounting: Accounting, hardware: bool) -> None:
-    assert accounting_of({"mfu_formula": formula}) == (accounting, hardware)
+def test_axes_with_the_usual_names_need_no_rules(
+    mesh: dict[str, int], parameters: dict[str, Any], activations: dict[str, Any]
+) -> None:
+    (plan,) = run_of(mesh=mesh).plans
+    assert (plan.parameters, plan.activations) == (parameters, activations)
+    assert {axis.name: axis.size for axis in plan.mesh} == {
+        name: size for name, size in mesh.items() if size > 1
+    }
 
 
-def test_a_stated_accounting_and_a_maxtext_source() -> None:
-    assert accounting_of({"accounting": "palm_causal"})[0] is Accounting.PALM_CAUSAL
-    assert accounting_of({"accounting": "6N"})[0] is Accounting.SIX_N
-    source = "AI-Hypercomputer/maxtext README (2025-08-01)"
-    assert accounting_of({"source": source})[0] is Accounting.MAXTEXT_2025
+def test_what_a_source_leaves_open_is_every_combination() -> None:
+    run = run_of(
+        machine=["v5p:4x4x4", "v5p:4x4x8"], batch=[128, 256], mesh={"fsdp": "rest", "model": [1, 4]}
+    )
+    found = [
+        (plan.machine.chips, plan.batch, {axis.name: axis.size for axis in plan.mesh})
+        for plan in run.plans
+    ]
+    assert found == [
+        (chips, batch, {"fsdp": chips} if model == 1 else {"fsdp": chips // model, "model": model})
+        for chips in (64, 128)
+        for batch in (128, 256)
+        for model in (1, 4)
+    ]
+    (row,) = validate_data(
+        {"runs": [ROW | {"mesh": {"fsdp": "rest", "model": [1, 2, 4]}}]}, ""
+    ).rows
+    assert row.low is not None
+    assert row.high is not None
+    assert row.predicted is not None
+    assert row.low < row.predicted < row.high
+    assert "3 plans" in row.notes[0]
 
 
-def test_hardware_flops_have_a_fourth_pass_over_the_layers() -> None:
-    """Megatron's 96 B s l h^2 (1 + s/6h + V/16lh), arXiv 2104.04473, equation 3, per token."""
-    dims = {"layers": 96, "hidden": 12288, "heads": 96, "vocab": 51200, "tied": True}
-    model = run_of(model="gpt", dims=dims, seq=2048).model
-    s, layers, h, vocab = 2048, 96, 12288, 51200
-    printed = 96 * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
-    found = flops_per_token({"mfu_formula": "HFU, 96Bslh^2(1+s/6h+V/16lh)"}, model, s)
-    assert found == pytest.approx(printed, rel=1e-9)
+def test_remat_that_is_not_stated_is_the_least_that_fits() -> None:
+    names = set()
+    for batch in (64, 256, 512, 768, 4096):
+        chosen = run_of(remat=None, batch=batch).plans[0].remat.name
+        before = {"none": (), "dots": ("none",), "full": ("none", "dots")}[chosen]
+        assert not any(predict(run_of(remat=name, batch=batch).plans[0]).fits for name in before)
+        names.add(chosen)
+    assert names == {"none", "dots", "full"}
 
 
-FLOPS = model_flops_per_token(load_model("llama2-7b"), 4096, Accounting.PALM)
+FLOPS = model_flops_per_token(load_model("llama2-7b"), 4096, Accounting.SIX_N)
 
 
 @pytest.mark.parametrize(
     ("measured", "rate"),
     [
-        ({"tokens_s_chip": 5000}, 5000),
-        ({"tokens_per_sec_per_chip": "5,000"}, 5000),
-        ({"tokens_s_total": 320000}, 5000),
-        ({"step_s": 4.0}, 256 * 4096 / 4.0 / 64),
-        ({"step_time_ms": 4000}, 256 * 4096 / 4.0 / 64),
-        ({"sequences_per_s": 64}, 4096),
-        ({"tflops_chip": 250}, 250e12 / FLOPS),
-        ({"pflops_total": 16}, 250e12 / FLOPS),
-        ({"mfu_pct": 50}, 0.5 * 459e12 / FLOPS),
+        ({"tokens_per_s_per_chip": 5000}, 5000),
+        ({"tokens_per_s": 320000}, 5000),
+        ({"step_time_s": 4.0}, 256 * 4096 / 4.0 / 64),
+        ({"tflops_per_s_per_chip": 250}, 250e12 / FLOPS),
         ({"mfu": 0.5}, 0.5 * 459e12 / FLOPS),
-        ({"step_s": 4.0, "tflops_chip": 1, "mfu_pct": 1}, 256 * 4096 / 4.0 / 64),
-        ({"hfu_pct": 50}, None),
-        (None, None),
+        ({"step_time_s": 4.0, "mfu": 0.9}, 256 * 4096 / 4.0 / 64),
+        ({"speedup_over_one_slice": 1.9}, None),
     ],
 )
-def test_rates_are_derived(measured: dict[str, Any] | None, rate: float | None) -> None:
-    found = run_of(measured=measured).measured
+def test_the_measured_rate(measured: dict[str, float], rate: float | None) -> None:
+    found = run_of(measured=measured, accounting="six_n").rate()
     assert found == (None if rate is None else pytest.approx(rate))
 
 
-def test_rates_of_devices_count_all_of_a_chip() -> None:
-    run = run_of(chip="tpu7x", parallelism=None, measured={"tokens_s_device": 1000})
-    assert run.measured == 2000
+def test_an_mfu_is_of_the_peak_of_the_row_s_number_format() -> None:
+    run = run_of(measured={"mfu": 0.5}, accounting="six_n", precision={"compute": "int8"})
+    assert run.rate() == pytest.approx(0.5 * load_chip("v5p").peak("int8") / FLOPS)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"model": "llama3-405b", "chip": "v5p", "chips": 4096, "slices": 2, "seq": 8192,
-         "parallelism": {"fsdp": 64, "tp": 32, "dcn_fsdp": 2}, "per_device_batch": 0.5},
-        {"model": "Llama3.1-70B", "chip": "v6e", "chips": 256, "seq": 8192, "per_device_batch": 2,
-         "parallelism": {"fsdp": 256}, "remat": "custom: decoder_layer_input,qkv_proj offloaded"},
-        {"model": "llama3-8b", "chip": "v6e", "chips": 256, "seq": 131072, "per_device_batch": 0.25,
-         "parallelism": {"fsdp": 64, "context": 4}, "remat": "qkv_proj_offloaded"},
-        {"model": "llama3-405b", "chip": "ironwood", "topology": "8x16x16", "seq": 8192,
-         "per_device_batch": 0.25, "parallelism": {"fsdp": -1, "tp": 4}, "remat": "save_qkv_proj"},
-        {"model": "llama3-70b", "chip": "tpu7x", "chips": 64, "seq": 8192, "per_device_batch": 2,
-         "precision": "fp8", "remat": "minimal_flash"},
-        {"model": "llama3-70b", "chip": "H100 SXM", "chips": 256, "seq": 8192, "precision": "fp8",
-         "parallelism": {"dp_shard": 64, "tp": 4}, "per_gpu_batch": 1, "remat": "selective op"},
-        {"model": "gpt3-175b", "chip": "A100", "chips": 64, "seq": 2048, "global_batch": 64,
-         "parallelism": {"tp": 8, "pp": 8, "mbs": 1, "vpp": 3}, "remat": "selective"},
-        {"model": "gpt-76b", "dims": {"layers": 60, "hidden": 10240, "heads": 80, "vocab": 51200},
-         "chip": "a100", "chips": 1024, "seq": 2048, "global_batch": 1792, "mbs": 2,
-         "parallelism": "tp 8, pp 8, dp 16", "remat": "full recompute"},
-        {"model": "fuji-7b", "dims": {"num_layers": 32, "hidden_dim": 4096, "ffn_dim": 11008,
-         "num_heads": 32}, "slice": "v4-1024", "batch_tokens": "4M", "seq": 4096,
-         "parallelism": {"data": -1, "fsdp": 16}, "remat": "save qkv, o_proj"},
-        {"model": "t5", "dims": {"layers": 24, "d_model": 4096, "d_ff": 10240, "heads": 64,
-         "d_head": 64, "vocab": 32128, "glu": True}, "chip": "v3", "topology": "v3-1024",
-         "parallelism": {"data": 64, "model": 16}, "global_batch": 2048, "seq": 512},
-        {"model": "bert-large", "dims": {"layers": 24, "d_model": 1024, "heads": 16,
-         "vocab": 30522}, "chip": "v2", "topology": "v2-512", "parallelism": {"dp": 512},
-         "global_batch": 32768, "seq": 128},
-        {"model": "vit-g-14", "chip": "v4", "chips": 512, "parallelism": "data parallel only",
-         "global_batch": 32768},
-    ],
-)  # fmt: skip
-def test_invented_rows_are_predicted_sensibly(row: dict[str, Any]) -> None:
-    result = validate_data({"runs": [row]}, "runs.yaml")
-    assert result.failed == ()
-    share = result.rows[0].predicted_mfu
-    assert share is not None
-    assert 0.02 < share < 0.9
+def test_two_slices_against_one() -> None:
+    row = ROW | {"machine": "2*v5p:4x4x4", "mesh": {"data": 2, "fsdp": 64}}
+    row["measured"] = {"speedup_over_one_slice": 1.9}
+    (found,) = validate_data({"runs": [row]}, "runs.yaml").rows
+    (one,) = validate_data({"runs": [ROW | {"batch": 128}]}, "runs.yaml").rows
+    assert found.predicted is not None
+    assert one.predicted is not None
+    assert found.predicted_ratio == pytest.approx(2 * found.predicted / one.predicted)
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"chip": "v9"}, "unknown chip 'v9'"),
-        ({"chip": None}, "missing key 'chip'"),
-        ({"model": "mine"}, "missing key 'dims', and 'model' is no preset's name"),
-        ({"dims": [], "model": "mine"}, "dims: expected a mapping of keys, found []"),
-        ({"dims": {"layers": 4}, "model": "mine"}, "dims: missing key 'd_model'"),
-        ({"dims": {"num_experts": 8}}, "dims.experts: mixtures of experts are not modelled"),
-        ({"chips": "sixteen"}, "chips: expected a positive number, found 'sixteen'"),
-        ({"chips": 100, "slices": 3}, "chips: 100 do not divide into 3 slices"),
-        ({"measured": 5}, "measured: expected a mapping of keys, found 5"),
-        ({"measured": {"step_s": -1}}, "measured.step_s: must be positive and below 10^18, not -1"),
-        ({"global_batch": None}, "global_batch: missing, and no per_device_batch either"),
-        ({"parallelism": {"fsdp": 48}}, "parallelism: sizes multiply to 48, which does not divide "
-                                        "the 64 devices of a slice of v5p:4x4x4"),
+        ({"chips": 64}, "unknown key 'chips'"),
+        ({"optimiser": "adamw"}, "unknown key 'optimiser'; did you mean 'optimizer'"),
+        ({"batch": None}, "missing key 'batch'"),
+        ({"measured": None}, "missing key 'measured'"),
+        ({"source": None}, "missing key 'source'"),
+        ({"batch": "2,048 sequences"}, "batch: must be a positive whole number, not '2,048 seq"),
+        ({"mesh": "fsdp 64"}, "mesh: expected axis names, each with a size, such as {data: 128"),
+        ({"mesh": {"fsdp": "64-way"}}, "mesh.fsdp.size: must be a positive whole number"),
+        ({"mesh": {"fsdp": "rest", "data": "rest"}}, "mesh: only one axis can be the rest"),
+        ({"mesh": {"fsdp": "rest", "model": 48}}, "mesh: sizes multiply to 48, which does not div"),
+        ({"mesh": {"ulysses": 16, "fsdp": 4}}, "what axis 'ulysses' splits must be said in"),
+        ({"mesh": {"ring": 16, "fsdp": 4}}, "(context gathers keys and values)"),
+        ({"attention": "ring"}, "attention: 'ring' is not possible; choose from: flash, unfused"),
+        ({"remat": "full (one activation kept)"}, "remat: unknown remat policy 'full (one act"),
+        ({"precision": "bf16 compute"}, "precision: expected a mapping of keys, found str"),
+        ({"measured": {"mfu_pct": 54.9}}, "measured: unknown key 'mfu_pct'; did you mean 'mfu'"),
+        ({"measured": {"mfu": 54.9}}, "measured.mfu: must be between 0 and 1 (54.9 % is 0.549)"),
+        ({"measured": {"mfu": 0.5}}, "missing key 'accounting': measured.mfu says nothing without"),
+        ({"measured": {"step_time_s": "4 s"}}, "measured.step_time_s: expected a number"),
+        ({"measured": {"step_time_s": -1}}, "measured.step_time_s: must be positive, not -1"),
+        ({"accounting": "palms"}, "unknown accounting 'palms'; did you mean 'palm'"),
+        ({"machine": ["v5p:4x4x4", "v4:4x4x4"]}, "machine: its slices are of different chips"),
+        ({"filled": {"btach": "?"}}, "filled: unknown key 'btach'; did you mean 'batch'"),
+        ({"batch": list(range(64, 64 * 103, 64))}, "its lists give more than 100 plans"),
     ],
 )  # fmt: skip
-def test_reasons_why_a_row_is_not_predicted(changes: dict[str, Any], why: str) -> None:
-    row = {key: value for key, value in (LLAMA | changes).items() if value is not None}
-    result = validate_data([LLAMA | {"id": "good"}, row], "runs.yaml")
+def test_a_wrong_row_is_one_line_with_file_row_and_key(changes: dict[str, Any], why: str) -> None:
+    row = {key: value for key, value in (ROW | changes).items() if value is not None}
+    result = validate_data([ROW | {"id": "good"}, row], "runs.yaml")
     assert [each.id for each in result.rows] == ["good"]
     ((name, reason),) = result.failed
     assert name == "row"
+    assert reason.startswith("runs.yaml: runs[1] ('row'): ")
     assert why in reason
     assert "\n" not in reason
+    with pytest.raises(FileError, match=r"^runs.yaml: runs\[0\] "):  # nothing else is in the file
+        validate_data([row], "runs.yaml")
 
 
-def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
-    more = {"notes": "n", "source": "s", "confidence": "c", "step_s_derived": 4, "anything": [1]}
-    plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
-    assert plain == other
+def test_sizes_that_trainers_pad_are_predicted_with_a_note() -> None:
+    (row,) = validate_data([ROW | {"batch": 100}], "runs.yaml").rows
+    assert row.notes[0].startswith("uneven: batch: ")
 
 
-def test_shards_of_context_axes() -> None:
-    plan = plans_of(run_of(parallelism={"fsdp": 16, "cp": 4}))[0]
-    assert plan.parameters["embed"] == ("fsdp", "context")
-    assert plan.activations["seq"] == ("context",)
+def test_what_is_filled_in_is_printed_and_so_is_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "runs.yaml"
+    file.write_text(yaml.safe_dump({"runs": [ROW | {"filled": {"mesh.fsdp": "not published"}}]}))
+    (row,) = validate(file).to_data()["rows"]
+    assert row["filled"] == {"mesh.fsdp": "not published"}
+    assert row["fits"] is True
+    assert 8e9 < row["hbm_peak_bytes"] < 95e9
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=12)
+    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"]), inner,
+                      max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3))
+def test_any_row_is_a_run_or_one_line(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(FileError):  # and no other error
+        read_run(ROW | changes, "runs.yaml: runs[0]")

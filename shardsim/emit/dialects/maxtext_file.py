@@ -17,6 +17,7 @@ from shardsim.emit.jax_code import header
 from shardsim.errors import HardwareError, PlanError, nearest
 from shardsim.machine import parse_machine
 from shardsim.plan import Plan, resolve
+from shardsim.plan.split import state_apart
 
 
 def maxtext_code(plan: Plan, trainer_path: Path | None = None) -> str:
@@ -110,7 +111,7 @@ def _optimizer(made: Export) -> dict[str, Any]:
         )
     layout = resolve(plan)
     keys: dict[str, Any] = dict(tables.OPTIMIZERS[plan.optimizer])
-    if layout.optimizer_over_data:
+    if state_apart(plan.model, layout):
         if int(layout.fsdp.size) > 1:
             raise PlanError(
                 "rules.optimizer: MaxText splits optimizer state over data only where no fsdp "

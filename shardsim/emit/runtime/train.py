@@ -17,6 +17,7 @@ from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
 from shardsim.emit.runtime.data import batch_shapes, synthetic_batch
 from shardsim.emit.runtime.explicit import Explicit
+from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
 from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
@@ -73,21 +74,24 @@ class Trainer:
             params[name] = value.astype(DTYPES[self.plan["parameters"]])
         return params
 
-    def state_shardings(self) -> Any:
-        """Return the shardings of the optimizer's state: like the parameters, where alike."""
-        if self.mesh is None:
-            return None
-        shapes = {
-            n: jax.ShapeDtypeStruct(e["shape"], "float32") for n, e in self.parameters.items()
-        }
-        state = jax.eval_shape(self.optimizer.init, shapes)
+    def first_state(self, params: Params) -> Any:
+        """Return the optimizer's first state, in float32 whatever the format of parameters."""
+        return self.optimizer.init(in_float32(params))
+
+    def state_places(self) -> Any:
+        """Return the specs of the optimizer's state: like the parameters' own, where alike."""
+        shapes, state, _ = self.whole_shapes()
 
         def place(path: Any, leaf: Any) -> Any:
             name = next((k.key for k in reversed(path) if getattr(k, "key", None) in shapes), None)
             alike = name is not None and leaf.shape == shapes[name].shape
             return self.state_specs[name] if alike else PartitionSpec()
 
-        return self.shardings(jax.tree_util.tree_map_with_path(place, state))
+        return jax.tree_util.tree_map_with_path(place, state)
+
+    def state_shardings(self) -> Any:
+        """Return `state_places` as shardings on the mesh, or nothing without one."""
+        return None if self.mesh is None else self.shardings(self.state_places())
 
     def start(self, key: Array) -> tuple[Params, Any]:
         """Return parameters and optimizer state on the mesh."""
@@ -96,22 +100,26 @@ class Trainer:
 
     def start_from(self, params: Params) -> tuple[Params, Any]:
         """Return given parameters with the optimizer's first state."""
-        state = jax.jit(self.optimizer.init, out_shardings=self.state_shardings())(params)
+        state = jax.jit(self.first_state, out_shardings=self.state_shardings())(params)
         return params, state
 
-    def shapes(self) -> tuple[Params, Any, Params]:
-        """Return parameters, state and batch as shapes with shardings, to compile without them."""
-
-        def placed(shape: Any, place: Any) -> Any:
-            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
-
+    def whole_shapes(self) -> tuple[Params, Any, Params]:
+        """Return parameters, state and batch as shapes over all devices."""
         dtype = DTYPES[self.plan["parameters"]]
         params = {n: jax.ShapeDtypeStruct(e["shape"], dtype) for n, e in self.parameters.items()}
-        state = jax.eval_shape(self.optimizer.init, params)
         batch = {
             name: jax.ShapeDtypeStruct(shape, kind)
             for name, (shape, kind) in batch_shapes(self.plan, self.model).items()
         }
+        return params, jax.eval_shape(self.first_state, params), batch
+
+    def shapes(self) -> tuple[Params, Any, Params]:
+        """Return `whole_shapes` with their shardings, to compile without arrays."""
+
+        def placed(shape: Any, place: Any) -> Any:
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+        params, state, batch = self.whole_shapes()
         if self.mesh is None:
             return params, state, batch
         here = NamedSharding(self.mesh, self.batch_spec)
@@ -221,7 +229,7 @@ class Trainer:
         if self.mesh is not None:  # update where the optimizer's state is
             mine = lax.with_sharding_constraint(params, self.shardings(self.state_specs))
         with jax.named_scope("optimizer_update"):
-            updates, state = self.optimizer.update(gradients, state, mine)
+            updates, state = self.optimizer.update(gradients, state, in_float32(mine))
         with jax.named_scope("update"):  # where only a part was updated, it is gathered from here
             mine = optax.apply_updates(mine, updates)
         if self.mesh is not None:
@@ -245,6 +253,11 @@ class Trainer:
             name: jax.make_array_from_callback(value.shape, place, value.__getitem__)
             for name, value in arrays.items()
         }
+
+
+def in_float32(params: Params) -> Params:
+    """Return parameters in the format in which the optimizer computes and keeps its state."""
+    return {name: value.astype(jnp.float32) for name, value in params.items()}
 
 
 def make_optimizer(name: str, learning_rate: float) -> Any:
@@ -274,8 +287,7 @@ def main(full: Data, tiny: Data | None) -> None:
     parser.add_argument("--distributed", action="store_true", help="one process a host of a pod")
     options = parser.parse_args()
     if options.host_devices:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", options.host_devices)
+        use_host_devices(options.host_devices)
     if options.distributed:
         jax.distributed.initialize()
     tiny = tiny or full

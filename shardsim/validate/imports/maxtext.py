@@ -15,13 +15,10 @@ from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan
-from shardsim.plan.plan import Rules
+from shardsim.plan.plan import Overlap, Precision, Rules
+from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
-from shardsim.validate.parallelism import parallelism_of
-from shardsim.validate.remat_words import TENSORS, remat_of
-from shardsim.validate.rows import Run
-from shardsim.validate.to_plan import plans_of
-from shardsim.validate.words import number, whole
+from shardsim.validate.words import TENSORS, Split, number, remat_named, shown, whole
 
 _COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")
 _WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
@@ -57,8 +54,7 @@ def read_maxtext(
     config = {**defaults, **given}
     slices = _machine(config, machine)
     model = _model(config, path, notes)
-    run = _run(config, model, slices, flags, path)
-    plan = plans_of(run)[0]
+    plan = _plan(config, model, slices, flags)
     return replace(plan, activations=_activations(plan, config)), notes
 
 
@@ -178,19 +174,23 @@ def _scales(scale: int) -> dict[str, int]:
     }
 
 
-def _run(
-    config: Mapping[str, Any],
-    model: Model,
-    machine: Machine,
-    flags: Mapping[str, str],
-    path: Path,
-) -> Run:
-    split = parallelism_of(_sizes(config))
+def _plan(
+    config: Mapping[str, Any], model: Model, machine: Machine, flags: Mapping[str, str]
+) -> Plan:
+    split = Split()
+    for key, size in _sizes(config).items():
+        split.add(key, size)
+    mesh = split.mesh(machine, split.rest or "data")
+    strategy = config.get("context_parallel_strategy", "all_gather")
+    if strategy != "all_gather" and any(axis.name == "context" for axis in mesh):
+        raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
     steps = whole(config["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(config["per_device_batch_size"], "per_device_batch_size")
-    remat, said = remat_of(_remat(config))
+    remat = remat_named(
+        str(config["remat_policy"]), {key: config[key] for key in TENSORS if key in config}
+    )
     if remat is None:
-        raise FileError(said or "remat_policy: missing")
+        raise FileError(f"remat_policy: {shown(config['remat_policy'])} is not known")
     flash = config["attention"] in ("flash", "autoselected")
     old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
     gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
@@ -200,35 +200,24 @@ def _run(
         raise FileError(f"opt_type: {config['opt_type']!r} is not modelled")
     if optimizer == "adamw" and config["mu_dtype"] == "bfloat16":
         optimizer = "adamw-bf16-mu"
-    return Run(
-        id=model.name,
-        family=machine.chip.name,
+    parameters, activations, _ = rules_by_name([axis.name for axis in mesh])
+    return Plan(
+        name=model.name,
         model=model,
-        sequence=whole(config["max_target_length"], "max_target_length"),
         machine=machine,
         batch=max(1, math.floor(each * machine.devices)) * steps,
-        sizes=split.inside,
-        slice_sizes=split.outside,
-        rest=split.rest or "data",
-        microbatches=steps,
-        microbatch=None,
-        interleave=1,
+        sequence=whole(config["max_target_length"], "max_target_length"),
+        mesh=mesh,
+        parameters=parameters,
+        activations=activations,
         remat=remat,
-        attention="flash" if flash else "unfused",
-        overlap={
-            "matmul": "bidirectional" if permutes else "off",
-            "weights": gathers,
-            "gradients": False,
-            "dcn": False,
-        },
+        microbatches=steps,
+        overlap=Overlap(
+            matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
+        ),
+        precision=Precision(compute="bf16" if config["dtype"] == "bfloat16" else "f32"),
         optimizer=optimizer,
-        compute="bf16" if config["dtype"] == "bfloat16" else "f32",
-        replicated=False,
-        fused=False,
-        measured=None,
-        measured_mfu=None,
-        measured_ratio=None,
-        accounting=None,
+        attention="flash" if flash else "unfused",
     )
 
 
@@ -236,7 +225,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sizes of the mesh by MaxText's keys; lists go with `mesh_axes`."""
     axes = config["mesh_axes"]
     sizes = {
-        key: value
+        re.sub("^(ici|dcn)_sequence_", r"\1_context_", key): value  # both gather keys and values
         for key, value in config.items()
         if re.fullmatch(r"(ici|dcn)_\w+_parallelism", key) and value not in (1, "1")
     }
@@ -254,13 +243,6 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     if sizes.get("dcn_data_parallelism") == -1:
         del sizes["dcn_data_parallelism"]
     return sizes
-
-
-def _remat(config: Mapping[str, Any]) -> Any:
-    if config["remat_policy"] != "custom":
-        return config["remat_policy"]
-    tensors = {key: config[key] for key in TENSORS if key in config}
-    return {"policy": "custom", **tensors}
 
 
 def _activations(plan: Plan, config: Mapping[str, Any]) -> Rules:

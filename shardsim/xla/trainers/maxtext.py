@@ -21,6 +21,7 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
+from shardsim.plan.split import state_apart
 from shardsim.xla.trainers.collectives import collective_rows
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
 from shardsim.xla.trainers.result import Placed, TrainerResult
@@ -124,7 +125,7 @@ def _placed(text: str, made: Export) -> tuple[list[Placed], list[str]]:
     }
     stacked = {array.what for array in made.arrays if array.names[0] == "layers"}
     sizes = _axis_sizes(made)
-    over_data = bool(resolve(made.plan).optimizer_over_data)
+    over_data = bool(state_apart(made.plan.model, resolve(made.plan)))
     rows, seen = [], set()
     for path, spec in _shown(text):
         match = _STATE_PATH.fullmatch(path)
@@ -180,8 +181,8 @@ def _state_bytes(made: Export) -> float:
     names = {array.what: array.names for array in made.arrays if not array.activation}
     each = {"f32": 4, "bf16": 2}[made.plan.precision.parameters]
     moments = {"adamw": 2 * each, "adamw-bf16-mu": 2 + each, "sgd": 0}[made.plan.optimizer]
-    over_data = resolve(made.plan).optimizer_over_data
-    by_data = int(resolve(made.plan).data.size) if over_data else 1
+    layout = resolve(made.plan)
+    by_data = int(layout.data.size) if state_apart(made.plan.model, layout) else 1
     total = 0.0
     for name, entry in data["parameters"].items():
         spec = resolve_names(names[name], made.rules)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardsim.errors import ShardsimError
+from shardsim.xla.host import host_environment
 
 LONGEST_S = 1800
 # Compiling for a TPU without one: libtpu must neither look for a machine nor lock it.
@@ -49,7 +50,7 @@ def run(
     environment = {key: value for key, value in os.environ.items() if key not in _UNSET}
     environment |= _WITHOUT_TPU | dict(more or {})
     if devices > 1:
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        environment |= host_environment(devices)
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(path)
     try:

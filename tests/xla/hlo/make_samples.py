@@ -53,7 +53,7 @@ def train_step(name: str) -> str:
     }
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(trainer.optimizer.init, params),
+        jax.eval_shape(trainer.first_state, params),
         trainer.state_shardings(),
     )
     one = synthetic_batch({**data["plan"], "batch": 1}, data["model"], 0)

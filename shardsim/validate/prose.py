@@ -1,0 +1,411 @@
+"""Rows in the words of their sources, as the rows of `shardsim.validate.rows`.
+
+Collections of published figures state what their sources printed: counts of chips, dims, and
+sentences on sharding, remat and techniques. What such a row leaves out is filled by the rules of
+docs/runs.md; what it says that is not modelled is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from shardsim.errors import FileError, HardwareError, ShardsimError
+from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
+from shardsim.model import Accounting, Model, accounting_named
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
+from shardsim.validate.dims import model_of, sequence_of
+from shardsim.validate.rows import REST, Run, read_run
+from shardsim.validate.words import (
+    PARALLELISM,
+    REMAT_POLICIES,
+    TENSORS,
+    UNMODELLED_AXES,
+    Split,
+    number,
+    remat_named,
+    shown,
+    whole,
+)
+
+FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
+# What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
+_KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
+# What is not modelled, by the words for it in what a row says of its split and its attention.
+_UNMODELLED = (
+    (r"ulysses|all[- ]to[- ]all", "Ulysses (all-to-all of heads); a context axis gathers keys"),
+    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring attention; a context axis "
+     "gathers keys"),
+    (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
+    (r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d", "experts on an axis of their own"),
+    (r"zero[- _]?[12]\b", "ZeRO over some of the state only"),
+    (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
+    (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
+     "that is not said to gather keys and values (context does)"),
+    (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
+     "attention to some of the tokens only"),
+)  # fmt: skip
+_MEASURED = {
+    "tokens_s_chip": "tokens_per_s_per_chip",
+    "tokens_s_gpu": "tokens_per_s_per_chip",
+    "tokens_s_total": "tokens_per_s",
+    "step_s": "step_time_s",
+    "tflops_chip": "tflops_per_s_per_chip",
+    "tflops_s_chip": "tflops_per_s_per_chip",
+    "tflops_s_gpu": "tflops_per_s_per_chip",
+    "mfu_pct": "mfu",
+    "speedup_2pods_vs_1": "speedup_over_one_slice",
+}
+# When MaxText changed what it counts, and what it counted from then on.
+_MAXTEXT = (
+    ("2025-07-22", Accounting.MAXTEXT_2025),
+    ("2024-05-09", Accounting.MAXTEXT_2024),
+    ("2023-11-29", Accounting.PALM_CAUSAL),
+    ("2023-06-06", Accounting.PALM),
+    ("", Accounting.SIX_N),
+)
+# Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
+_TENSOR_SIZES = (1, 2, 4, 8, 16)
+_CHIPS = (256, 512, 1024)
+_BATCHES = (4096, 16384, 65536)
+_SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
+_TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
+_COUNTS = ("microbatches", "microbatch", "vpp")
+_ROW_COUNTS = {
+    "microbatches": "microbatches",
+    "gradient_accumulation_steps": "microbatches",
+    "microbatch": "microbatch",
+}
+
+
+def is_prose(row: Any) -> bool:
+    """Return whether a row of a runs file is in the words of its source."""
+    strict = isinstance(row, Mapping) and ("machine" in row or "mesh" in row)
+    return isinstance(row, Mapping) and not strict and any(key in row for key in _KEYS)
+
+
+def from_prose(row: Mapping[str, Any], where: str) -> Run:
+    """Read one row; raise `FileError` naming `where` and the key that is wrong."""
+    notes: list[str] = []
+    try:
+        data = strict_row(row, notes)
+    except ShardsimError as error:
+        raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
+    return replace(read_run(data, where), notes=tuple(notes))
+
+
+def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return the row as `read_run` takes it; remarks go to `notes`."""
+    if row.get("chip") is None:
+        raise FileError("missing key 'chip'")
+    chip = load_chip(str(row["chip"])[:200])
+    model = model_of(row, notes)
+    sequence = sequence_of(row) or model.sequence
+    given = row.get("attention")
+    given = given if isinstance(given, Mapping) else {"kernel": given}
+    kernel = str(given.get("kernel") or "").lower()
+    tricks = row.get("tricks")
+    words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
+    split = _split(row.get("parallelism"))
+    said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
+    for key, text in said.items():
+        for pattern, what in _UNMODELLED:
+            if re.search(pattern, text):
+                raise FileError(f"{key}: not modelled: {what}")
+    if given.get("skips_masked_blocks") is False and model.causal:
+        model = replace(model, causal=False)  # the kernel computes every block
+    machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
+    for key, name in _ROW_COUNTS.items():
+        if row.get(key):
+            split.counts[name] = whole(row[key], key)
+    batch = _batch(row, machine, split.counts.get("microbatches", 1))
+    precision = str(row.get("precision") or "").lower()
+    flash = f"{words or ''} {kernel} {row.get('remat')}".lower()
+    fused = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu" or sequence > 2048
+    data = {
+        "id": str(row.get("id", "run"))[:200],
+        "model": model.to_mapping(),
+        "sequence": sequence,
+        "attention": "flash" if fused or "flash" in flash or "splash" in flash else "unfused",
+        "overlap": _overlap(chip.name, words),
+        "precision": {"compute": _compute(chip, precision)},
+        "optimizer": _optimizer(f"{row.get('optimizer') or ''} {precision}".lower()),
+        "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
+        "measured": _measured(row),
+        "accounting": accounting_of(row).value,
+        "source": str(row.get("source") or "not stated"),
+        "filled": {"id": FILLED},
+    }
+    if (remat := _remat(row.get("remat"), notes)) is not None:
+        data["remat"] = remat
+    if machine is None:
+        slices = [default_slice(chip, count).name for count in _CHIPS]
+        rest = split.rest(chip) or "data"
+        data |= {"machine": slices, "batch": batch or list(_BATCHES)}
+        data |= {"mesh": {AXIS_NAMES[rest]: REST}} | _rules(split, {AXIS_NAMES[rest]})
+        return data
+    if batch is None:
+        raise FileError("global_batch: missing, and no per_device_batch either")
+    return data | {"machine": machine.name, "batch": batch} | _mesh(split, machine, batch, model)
+
+
+@dataclass
+class _Said:
+    """What a row says of its split."""
+
+    text: str
+    sizes: Split
+    counts: dict[str, int]  # microbatches, sequences of one, virtual stages
+    replicated: bool  # data parallel only
+    unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
+
+    def rest(self, chip: Chip) -> str | None:
+        """Return the role of the devices that the sizes leave over; None: see `Split.mesh`."""
+        inside = self.sizes.inside
+        if self.sizes.rest or self.replicated:
+            return self.sizes.rest or "data"
+        if "fsdp" in inside:
+            return None
+        gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
+        return "data" if "data" in inside or gpu else "fsdp"
+
+
+def _split(said: Any) -> _Said:
+    """Read a row's `parallelism`: sizes by key, or a text such as "fsdp 64, tp 4"."""
+    entries = dict(said) if isinstance(said, Mapping) else {}
+    text = " ".join(map(str, entries.values())) if entries else str(said or "")
+    text = text[:2000].lower()
+    sizes, counts = Split(), {}
+    for key, size in entries.items():
+        if key in _COUNTS:
+            counts[key] = whole(size, f"parallelism.{key}")
+        elif re.fullmatch(r"-?[\d.]+", str(size)):  # other words are remarks, true is a switch
+            sizes.add(str(key), size)
+    if not (sizes.inside or sizes.outside or sizes.rest):
+        for word, size in dict(reversed(_SIZED.findall(text))).items():
+            name = word.strip("_")
+            if name in _COUNTS:
+                counts[name] = int(size)
+            elif name in PARALLELISM or name in UNMODELLED_AXES or name.startswith("dcn_"):
+                sizes.add(name, size)
+        if not sizes.inside and re.search(r"\b(fsdp|zero-?3)\b", text):
+            sizes.rest = "fsdp"
+    stated = bool(sizes.inside or sizes.outside or sizes.rest)
+    only_data = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
+    found = _Said(text, sizes, counts, replicated=re.search(only_data, text) is not None)
+    if "interleaved" in text and "vpp" not in counts:
+        raise FileError("parallelism: interleaved: missing the stages of a rank (vpp 4)")
+    found.unknown_tensor = "tensor" not in sizes.inside and (
+        ("unknown" in text and "tensor" in text)
+        or (not stated and not found.replicated and _TENSOR.search(text) is not None)
+    )
+    return found
+
+
+def _mesh(split: _Said, machine: Machine, batch: int, model: Model) -> dict[str, Any]:
+    """Return mesh, rules and pipeline of a row whose slices are known."""
+    if split.unknown_tensor:
+        sizes = [
+            size
+            for size in _TENSOR_SIZES
+            if model.heads % size == 0 and machine.devices_per_slice % size == 0
+        ]
+        return {"mesh": {"fsdp": REST, "model": sizes}}
+    mesh = split.sizes.mesh(machine, split.rest(machine.chip))
+    found = {axis.name: axis.size for axis in mesh}
+    data: dict[str, Any] = {
+        "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
+        **_rules(split, set(found)),
+    }
+    stages = found.get("stage", 1)
+    if "microbatches" in split.counts:
+        data["microbatches"] = split.counts["microbatches"]
+    elif each := split.counts.get("microbatch"):
+        groups = found.get("data", 1) * found.get("fsdp", 1)
+        data["microbatches"] = max(1, round(batch / (groups * each)))
+    elif stages > 1:
+        data["microbatches"] = 4 * stages
+    return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
+
+
+def _rules(split: _Said, names: set[str]) -> dict[str, Any]:
+    """Return rules where they are not the usual ones."""
+    if not split.replicated:
+        return {}
+    rules = rules_by_name(names, optimizer_over_data=True, context_shards_parameters=False)
+    return {
+        "rules": {
+            kind: {logical: list(axes) for logical, axes in each.items()}
+            for kind, each in zip(("parameters", "activations", "optimizer"), rules, strict=True)
+        }
+    }
+
+
+def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str]) -> Machine | None:
+    """Return the slices of a row; None if it does not say how many chips."""
+    text = str(row.get("topology") or "")[:200].lower()
+    one = _named(text, chip)
+    slices = whole(row["slices"], "slices") if row.get("slices") else None
+    chips = whole(row["chips"], "chips") if row.get("chips") else None
+    if chips is None:
+        return None if one is None else _times(one, slices or outside)
+    if chip.interconnect == "switch":
+        return default_slice(chip, chips)
+    if slices is None:
+        pod = one.chips if one else prod(chip.max_slice)
+        slices = outside if outside > 1 else chips // pod if chips % pod == 0 else 1
+    if chips % slices:
+        raise FileError(f"chips: {chips} do not divide into {slices} slices")
+    if one is None or one.chips != chips // slices:
+        if one is not None:
+            notes.append(
+                f"topology: not one of {chips // slices} chips; the default slice is taken"
+            )
+        one = default_slice(chip, chips // slices)
+    return _times(one, slices)
+
+
+def _named(text: str, chip: Chip) -> Machine | None:
+    """Return the slice of `chip` that a name (v5p-1024) or a shape (4x4x8) in a text stands for."""
+    for match in re.finditer(r"(?<![\dx.])\d+x\d+(?:x\d+)?(?![\dx])", text):
+        if match.group().count("x") == chip.torus_dims - 1:
+            return parse_machine(f"{chip.name}:{match.group()}")
+    for match in re.finditer(rf"{chip.name}-\d+", text):
+        try:
+            return parse_machine(match.group())
+        except HardwareError:
+            continue
+    return None
+
+
+def _times(machine: Machine, slices: int) -> Machine:
+    return replace(machine, slices=slices)
+
+
+def _batch(row: Mapping[str, Any], machine: Machine | None, steps: int) -> int | None:
+    """Return sequences per step over all chips; per-device sizes may be fractions."""
+    if row.get("global_batch"):
+        return whole(row["global_batch"], "global_batch")
+    if machine is None or not row.get("per_device_batch"):
+        return None
+    each = number(row["per_device_batch"], "per_device_batch")
+    return max(1, round(each * machine.devices * steps))
+
+
+def _overlap(chip: str, words: str | None) -> dict[str, Any]:
+    if words is None or chip not in ("v2", "v3", "v4"):
+        return {"matmul": "bidirectional", "weights": True, "gradients": False}
+    linear = "async parallel linear" in words or "collective matmul" in words
+    reduce = "async reduce" in words or "async gradient" in words
+    return {
+        "matmul": "bidirectional" if linear else "off",
+        "weights": "async" in words,
+        "gradients": reduce,
+    }
+
+
+def _optimizer(words: str) -> str:
+    if "adafactor" in words:
+        whole_moment = re.search(r"not factored|unfactored|without factor|no factor", words)
+        return "adafactor-full" if whole_moment else "adafactor"
+    if re.search(r"\bmu (in )?bf16|first moment (in )?bf16", words):
+        return "adamw-bf16-mu"
+    for name in ("momentum", "sgd", "adam"):
+        if name in words:
+            return {"adam": "adamw"}.get(name, name)
+    if other := re.search(r"shampoo|\blion\b|muon|lamb|lars|sophia", words):
+        raise FileError(
+            f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
+        )
+    return "adamw"
+
+
+def _compute(chip: Chip, words: str) -> str:
+    """Return the number format of matmuls."""
+    for word, name in (("fp8", "fp8"), ("float8", "fp8"), ("int8", "int8"), ("fp4", "fp4")):
+        if word in words:
+            if name not in chip.peak_flops:
+                raise FileError(f"precision: {name}: the {chip.name} multiplies no {name}")
+            return name
+    return "f32" if re.match(r"(fp32|f32|float32)\b", words) and "bf16" not in words else "bf16"
+
+
+def _remat(said: Any, notes: list[str]) -> Any:
+    """Return the policy as a plan file holds it; None if the row does not say."""
+    if isinstance(said, bool):
+        return "full" if said else "none"
+    words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
+    if not words or words.startswith(("unknown", "not stated", "not published")):
+        return None
+    tokens = re.findall(r"[a-z_0-9]+", words)
+    if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS):
+        kept: dict[str, str] = {}
+        for clause in re.split(r"[;.]|\band\b", words.replace("layer input", "layer_input")):
+            place = "offload" if "offload" in clause else "device"
+            for name, own in re.findall(r"([a-z_0-9]+)(?:\s*=\s*([a-z]+))?", clause):
+                if name in TENSORS:
+                    kept[name] = own or place
+        if kept:
+            return _remat_data("custom", kept)
+    if (tokens and tokens[0] == "save") or "one activation" in words:
+        return "full"
+    if tokens and tokens[0] in ("no", "off", "false", "without"):
+        return "none"
+    named = [name for name in REMAT_POLICIES if name in tokens]
+    if named:
+        first = tokens[0] if tokens[0] in named else max(named, key=len)
+        return _remat_data(first, {})
+    notes.append(f"remat: '{words[:60]}' is not known; taken as not stated")
+    return None
+
+
+def _remat_data(policy: str, tensors: Mapping[str, str]) -> Any:
+    remat = remat_named(policy, tensors)
+    assert remat is not None
+    return {"save": sorted(remat.save), "offload": sorted(remat.offload)}
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, float]:
+    said = row.get("measured") or {}
+    if not isinstance(said, Mapping):
+        raise FileError(f"measured: expected a mapping of keys, found {shown(said)}")
+    found = {
+        key: number(said[word], f"measured.{word}")
+        for word, key in _MEASURED.items()
+        if said.get(word) is not None
+    }
+    if found.get("mfu", 0.0) >= 1.0:
+        found["mfu"] /= 100.0
+    if row.get("tokens_per_s_per_chip"):
+        found["tokens_per_s_per_chip"] = number(
+            row["tokens_per_s_per_chip"], "tokens_per_s_per_chip"
+        )
+    return found
+
+
+def accounting_of(row: Mapping[str, Any]) -> Accounting:
+    """Return how the row's source counts FLOPs, by its `accounting` or the words of `mfu_formula`.
+
+    MaxText's count goes by the date in the words or in `source`; without any words: as PaLM.
+    """
+    if row.get("accounting"):
+        return accounting_named(str(row["accounting"]))
+    text = str(row.get("mfu_formula") or "").lower()
+    source = str(row.get("source") or "").lower()
+    maxtext = "maxtext" in text
+    if "halved" in text:
+        return Accounting.MAXTEXT_2025 if maxtext and "6n" not in text else Accounting.PALM_CAUSAL
+    if re.search(r"12 ?\*? ?l|palm|full attention|attention in full", text):
+        return Accounting.MAXTEXT_2024 if "explicit" in text else Accounting.PALM
+    if re.search(r"\b6 ?\*? ?n", text):
+        return Accounting.SIX_N
+    if maxtext or (not text and "maxtext" in source):
+        dates = re.findall(r"20\d\d-\d\d-\d\d", text) or re.findall(r"20\d\d-\d\d-\d\d", source)
+        if not dates:
+            return Accounting.MAXTEXT_2024
+        return next(counted for day, counted in _MAXTEXT if dates[0] >= day)
+    return Accounting.PALM

@@ -1,0 +1,397 @@
+"""Rows in the words of their sources: what is understood, filled in, or refused with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardsim.errors import FileError
+from shardsim.model import Accounting, load_model
+from shardsim.plan.remat import Remat
+from shardsim.validate.prose import accounting_of, from_prose, is_prose
+from shardsim.validate.rows import Run, read_run
+from shardsim.validate.runs import validate_data
+from shardsim.validate.words import number, remat_named, whole
+
+LLAMA: dict[str, Any] = {
+    "id": "row",
+    "model": "llama2-7b",
+    "chip": "v5p",
+    "chips": 64,
+    "parallelism": {"fsdp": 64},
+    "global_batch": 256,
+    "seq": 4096,
+    "remat": "full",
+}
+
+
+def run_of(**changes: Any) -> Run:
+    """Return the run of the row above with some keys changed; None removes one."""
+    row = {key: value for key, value in (LLAMA | changes).items() if value is not None}
+    return from_prose(row, "runs.yaml: runs[0]")
+
+
+def sizes_of(**changes: Any) -> dict[str, int]:
+    """Return the mesh that such a row is planned with."""
+    return {axis.name: axis.size for axis in run_of(**changes).plans[0].mesh}
+
+
+def test_prose_and_exact_fields_give_the_same_plan() -> None:
+    exact = {
+        "id": "row",
+        "model": "llama2-7b",
+        "machine": "v5p:4x4x4",
+        "batch": 256,
+        "sequence": 4096,
+        "mesh": {"fsdp": 64},
+        "remat": "full",
+        "overlap": {"gradients": False},
+        "measured": {},
+        "source": "",
+    }
+    assert is_prose(LLAMA)
+    assert not is_prose(exact)
+    assert run_of().plans == read_run(exact, "runs.yaml").plans
+    assert "words of its source" in run_of().filled["id"]
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [(48, 48), ("48", 48), ("1,024", 1024), ("256 chips", 256), (6144.0, 6144), ("2B", 2 * 10**9)],
+)
+def test_numbers_as_people_write_them(value: Any, result: int) -> None:
+    assert number(value, "key") == result
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, "sixteen", "", "1 2", -1, 0, "-3", float("nan"), float("inf"), 1e30, [1], {}, 1.5],
+)
+def test_what_is_no_whole_number(value: Any) -> None:
+    with pytest.raises(FileError, match=r"^key: "):
+        whole(value, "key")
+
+
+MINIMAL = remat_named("minimal", {})
+
+
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [
+        ("full", Remat()),
+        ("FULL", Remat()),
+        (True, Remat()),
+        ("save one activation per layer, rematerialise rest", Remat()),
+        ("none", remat_named("none", {})),
+        (False, remat_named("none", {})),
+        ("no recompute", remat_named("none", {})),
+        ("minimal", MINIMAL),
+        ("selective", remat_named("minimal_with_context", {})),
+        ("Selective activation checkpointing", remat_named("selective", {})),
+        ("dots_saveable with flash", remat_named("dots_saveable", {})),
+        ("save_dot_except_mlp", Remat(save=frozenset({"qkv", "attention_output"}))),
+        ("qkv_proj_offloaded (host offload)", Remat(offload=frozenset({"qkv"}))),
+        ("custom: context,mlpwi kept on device", Remat(save=frozenset({"context", "mlp_hidden"}))),
+        ("custom: layer input, context, q/k/v", Remat(save=frozenset({"context", "qkv"}))),
+        (
+            "custom: decoder_layer_input,out_proj,q,k,v offloaded",
+            Remat(offload=frozenset({"layer_input", "attention_output", "qkv"})),
+        ),
+        (
+            "custom: decoder_layer_input=offload, query_proj=device, out_proj=remat",
+            Remat(save=frozenset({"qkv"}), offload=frozenset({"layer_input"})),
+        ),
+        (
+            "custom: context on device; mlpwi offloaded",
+            Remat(save=frozenset({"context"}), offload=frozenset({"mlp_hidden"})),
+        ),
+    ],
+)  # fmt: skip
+def test_remat_in_words(said: Any, policy: Remat) -> None:
+    run = run_of(remat=said)
+    assert run.plans[0].remat == policy
+    assert run.notes == ()
+
+
+@pytest.mark.parametrize("said", [None, "unknown", "not stated", "sprinkles", "custom offload"])
+def test_remat_that_is_not_understood_is_taken_as_not_stated(said: str | None) -> None:
+    run = run_of(remat=said, global_batch=64)
+    assert run.plans[0].remat.name == "none"  # which fits
+    known = said in (None, "unknown", "not stated")
+    assert run.notes == (() if known else (f"remat: '{said}' is not known; taken as not stated",))
+
+
+@pytest.mark.parametrize(
+    ("said", "sizes"),
+    [
+        ({"tp": 4, "fsdp": "16"}, {"fsdp": 16, "model": 4}),
+        ({"tensor_model_parallel_size": 8, "pipeline_model_parallel_size": 4, "dp": 2},
+         {"stage": 4, "data": 2, "model": 8}),
+        ({"fsdp": 64, "sp": True, "note": "2 devices", "expert": 1, "odd": 1}, {"fsdp": 64}),
+        ({"ici_context_parallelism": 4, "fsdp": 16}, {"fsdp": 16, "context": 4}),
+        ("fsdp 64", {"fsdp": 64}),
+        ("FSDP 16 x TP=4", {"fsdp": 16, "model": 4}),
+        ("TP8 x DP8", {"data": 8, "model": 8}),
+        ("context 16 x fsdp 4, context parallel strategy allgather", {"fsdp": 4, "context": 16}),
+        ("fsdp 16 x fsdp_transpose 4", {"fsdp": 64}),
+        ("FSDP", {"fsdp": 64}),
+        ("data only (pure DP)", {"data": 64}),
+        ("data", {"data": 64}),
+        ({"scheme": "data parallel only"}, {"data": 64}),
+        ({"fsdp": -1, "tp": 4}, {"fsdp": 16, "model": 4}),
+        ({"data": -1, "fsdp": 8}, {"data": 8, "fsdp": 8}),
+        ({"fsdp": 8}, {"data": 8, "fsdp": 8}),
+        ({"tp": 4}, {"fsdp": 16, "model": 4}),
+        (None, {"fsdp": 64}),
+    ],
+)  # fmt: skip
+def test_sharding_in_words(said: Any, sizes: dict[str, int]) -> None:
+    assert sizes_of(parallelism=said) == sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({"parallelism": {"fsdp": 128}, "chips": 128, "slices": 2}, {"fsdp": 128}),
+        ({"parallelism": {"fsdp": 64, "dcn_fsdp": 2}, "chips": 128}, {"fsdp": 128}),
+        ({"parallelism": {"fsdp": 64, "dcn_dp": 2}, "chips": 128}, {"data": 2, "fsdp": 64}),
+        ({"chip": "tpu7x", "parallelism": {"fsdp": 64}}, {"fsdp": 128}),
+        ({"chip": "a100", "parallelism": {"tp": 8, "pp": 4}}, {"stage": 4, "data": 2, "model": 8}),
+        ({"chip": "h100", "parallelism": {"fsdp": 64}}, {"fsdp": 64}),
+    ],
+)
+def test_what_is_left_over_is_filled_in(changes: dict[str, Any], sizes: dict[str, int]) -> None:
+    assert sizes_of(**changes) == sizes
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"scheme": "2-D logical [data, model]; sizes not published"},
+        {"scheme": "tensor axis of unknown size; the rest fsdp"},
+        "fully sharded, with tensor parallelism",
+    ],
+)
+def test_a_tensor_axis_without_a_size_gives_several_plans(said: Any) -> None:
+    plans = run_of(parallelism=said).plans
+    sizes = [{axis.name: axis.size for axis in plan.mesh} for plan in plans]
+    assert [each.get("model", 1) for each in sizes] == [1, 2, 4, 8, 16]
+
+
+CONTEXT = "context 16 x fsdp 4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"parallelism": f"{CONTEXT}, context parallel strategy ulysses"}, "Ulysses (all-to-all"),
+        ({"parallelism": "ulysses 16 x fsdp 4"}, "Ulysses (all-to-all of heads)"),
+        ({"parallelism": {"ulysses": 16, "fsdp": 4}}, "Ulysses (all-to-all of heads)"),
+        ({"parallelism": {"cp": 16, "note": "all-to-all over heads"}}, "Ulysses (all-to-all of"),
+        ({"parallelism": CONTEXT, "tricks": ["Ulysses"]}, "Ulysses (all-to-all of heads)"),
+        ({"parallelism": CONTEXT, "attention": "ulysses"}, "Ulysses (all-to-all of heads)"),
+        ({"parallelism": f"{CONTEXT}, context parallel strategy ring"}, "ring attention"),
+        ({"parallelism": CONTEXT, "tricks": ["RingAttention"]}, "ring attention"),
+        ({"parallelism": CONTEXT, "attention": {"kernel": "ring_attention"}}, "ring attention"),
+        ({"parallelism": {"ring": 4, "fsdp": 16}}, "ring attention"),
+        ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring attention"),
+        ({"parallelism": {"sp": 4, "fsdp": 16}}, "an axis over the sequence"),
+        ({"parallelism": "sequence parallel 4 x fsdp 16"}, "an axis over the sequence"),
+        ({"parallelism": "HSDP 8x8"}, "HSDP without the sizes of its two axes"),
+        ({"parallelism": {"fsdp": 0.5}}, "parallelism.fsdp: expected a whole number, found 0.5"),
+        ({"parallelism": {"ep": 8, "fsdp": 8}}, "experts on an axis of their own"),
+        ({"parallelism": "expert 8, fsdp 8"}, "experts on an axis of their own"),
+        ({"parallelism": "ZeRO-2, dp 64"}, "ZeRO over some of the state only"),
+        ({"parallelism": "tp 8 x pp 8, interleaved"}, "missing the stages of a rank (vpp 4)"),
+        ({"parallelism": "tp 8 x pp 8, zero bubble"}, "a pipeline schedule other than 1F1B"),
+        ({"tricks": ["sliding window of 4,096"]}, "attention to some of the tokens only"),
+        ({"precision": "fp8"}, "precision: fp8: the v5p multiplies no fp8"),
+        ({"optimizer": "Lion"}, "optimizer: lion is not modelled; choose from: adamw"),
+        ({"dims": {"window": {"size": 1024}}}, "dims.window: attention in a window is not"),
+        ({"dims": {"num_experts": 8}}, "dims.num_experts: mixtures of experts are not modelled"),
+        ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention is not mod"),
+    ],
+)  # fmt: skip
+def test_what_would_fall_into_another_mechanism_is_refused(
+    changes: dict[str, Any], why: str
+) -> None:
+    result = validate_data([LLAMA | {"id": "good"}, LLAMA | changes], "runs.yaml")
+    assert [each.id for each in result.rows] == ["good"]
+    ((_, reason),) = result.failed
+    assert reason.startswith("runs.yaml: runs[1] ('row'): ")
+    assert why in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"chip": "v9"}, "unknown chip 'v9'"),
+        ({"chip": None}, "missing key 'chip'"),
+        ({"model": "mine"}, "missing key 'dims', and 'model' is no preset's name"),
+        ({"dims": [4], "model": "mine"}, "dims: expected a mapping of keys, found [4]"),
+        ({"dims": {"layers": 4}, "model": "mine"}, "dims: missing key 'd_model'"),
+        ({"chips": "sixteen"}, "chips: expected a positive number, found 'sixteen'"),
+        ({"chips": 100, "slices": 3}, "chips: 100 do not divide into 3 slices"),
+        ({"measured": 5}, "measured: expected a mapping of keys, found 5"),
+        ({"measured": {"step_s": -1}}, "measured.step_s: must be positive and below 10^18, not -1"),
+        ({"global_batch": None}, "global_batch: missing, and no per_device_batch either"),
+        ({"parallelism": {"fsdp": 8, "foo": 8}}, "parallelism: unknown key 'foo'"),
+        ({"parallelism": {"fsdp": 48}}, "parallelism: sizes multiply to 48, which does not divide "
+                                        "the 64 devices of a slice of v5p:4x4x4"),
+    ],
+)  # fmt: skip
+def test_reasons_why_a_row_is_not_predicted(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(FileError) as raised:
+        run_of(**changes)
+    assert str(raised.value).startswith("runs.yaml: runs[0] ('row'): ")
+    assert why in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine"),
+    [
+        ({"chip": "TPU v5e", "chips": 256, "topology": "16x16 (both axes wrap)"}, "v5e:16x16"),
+        ({"chip": "v5litepod", "chips": 512}, "2*v5e:16x16"),
+        ({"chips": None, "topology": "v5p-1024"}, "v5p:8x8x8"),
+        ({"chips": None, "topology": "4x4x8", "slices": 2}, "2*v5p:4x4x8"),
+        ({"chip": "v3", "chips": 128, "topology": "v3-256 = 128 chips"}, "v3:8x16"),
+        ({"chip": "v4", "chips": 6144, "slices": 2, "topology": "2 pods x 3072 (768 hosts)"},
+         "2*v4:12x16x16"),
+        ({"chip": "h100", "chips": 64}, "8*h100:8"),
+        ({"chips": 64, "topology": "4x4x8"}, "v5p:4x4x4"),
+    ],
+)  # fmt: skip
+def test_slices_in_words(changes: dict[str, Any], machine: str) -> None:
+    assert run_of(**({"parallelism": None} | changes)).plans[0].machine.name == machine
+
+
+def test_batch_of_a_device_and_microbatches() -> None:
+    assert run_of(global_batch=None, per_device_batch=0.5).plans[0].batch == 32
+    assert run_of(global_batch=None, per_device_batch=1, chip="tpu7x").plans[0].batch == 128
+    steps = {"per_device_batch": 2, "gradient_accumulation_steps": 4}
+    plan = run_of(global_batch=None, **steps).plans[0]
+    assert (plan.batch, plan.microbatches) == (512, 4)
+    stages = {"chip": "a100", "parallelism": {"tp": 8, "pp": 4}}
+    assert run_of(**stages).plans[0].microbatches == 16
+    plan = run_of(chip="a100", parallelism="TP8 PP4 VPP2, microbatch 2").plans[0]
+    assert (plan.microbatches, plan.pipeline_interleave) == (256 // (2 * 2), 2)
+
+
+def test_a_row_without_chips_gives_a_range() -> None:
+    plans = run_of(chips=None, global_batch=None, parallelism="data parallel only").plans
+    assert {plan.machine.chips for plan in plans} == {256, 512, 1024}
+    assert len(plans) == 9
+    assert all(plan.optimizer_rules == {"embed": ("data",)} for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("dims", "seq", "tokens"),
+    [
+        ({"image": 224, "patch": 14}, None, 256),
+        ({"image": 224, "patch": 16}, 197, 197),
+        ({"image": 256, "patch": 14}, None, 18 * 18),
+        ({"tokens": 1024}, None, 1024),
+    ],
+)
+def test_images(dims: dict[str, Any], seq: int | None, tokens: int) -> None:
+    dims = {"layers": 24, "d_model": 1024, "d_ff": 4096, "heads": 16} | dims
+    run = run_of(model="vit-mine", dims=dims, seq=seq)
+    assert (run.model.family, run.model.causal) == ("vit", False)
+    assert (run.sequence, run.model.sequence) == (tokens, tokens)
+
+
+def test_dims_that_disagree_with_a_preset_make_a_model_of_their_own() -> None:
+    dims = {"layers": 16, "d_model": 4096, "d_ff": 11008, "heads": 32}
+    model = run_of(dims=dims).model
+    assert (model.layers, model.gated_mlp, model.norm) == (16, True, "rmsnorm")
+    assert run_of(dims={"layers": 32}).model == load_model("llama2-7b")
+    (row,) = validate_data([LLAMA | {"dims": {"layers": 16, **dims, "spice": 3}}], "").rows
+    assert "dims: not read: spice" in row.notes
+
+
+def test_the_parameter_count_says_whether_the_mlp_is_gated() -> None:
+    dims = {"layers": 32, "d_model": 4096, "d_ff": 11008, "heads": 32, "vocab": 32000}
+    for count, gated in (("6.74B", True), ("5.3B", False)):
+        assert run_of(model="x", dims=dims | {"params_published": count}).model.gated_mlp is gated
+
+
+def test_a_kernel_that_skips_no_blocks_computes_the_whole_square() -> None:
+    plain = run_of(attention={"kernel": "flash", "skips_masked_blocks": True})
+    whole_square = run_of(attention={"kernel": "flash", "skips_masked_blocks": False})
+    assert plain.model.causal
+    assert not whole_square.model.causal
+
+
+@pytest.mark.parametrize(
+    ("formula", "accounting"),
+    [
+        ("6*N_total*tokens only (commit before 2023-06-06)", Accounting.SIX_N),
+        ("6N + 12*L*H*d_head*T (full attention)", Accounting.PALM),
+        ("6N+12*L*H*Q*T per token, 275e12 peak", Accounting.PALM),
+        ("PaLM-style MFU", Accounting.PALM),
+        ("6N + 6*L*H*d_head*T (causal halved, from 2023-11-29)", Accounting.PALM_CAUSAL),
+        ("MaxText, explicit matmuls, full attention", Accounting.MAXTEXT_2024),
+        ("MaxText (2024-08-01)", Accounting.MAXTEXT_2024),
+        ("MaxText (2023-07-01)", Accounting.PALM),
+        ("MaxText (2023-05-01)", Accounting.SIX_N),
+        ("MaxText, causal attention halved (after 2025-07-22)", Accounting.MAXTEXT_2025),
+        ("", Accounting.PALM),
+        ("who knows", Accounting.PALM),
+    ],
+)
+def test_how_flops_are_counted(formula: str, accounting: Accounting) -> None:
+    assert accounting_of({"mfu_formula": formula}) == accounting
+
+
+def test_a_stated_accounting_and_a_maxtext_source() -> None:
+    assert accounting_of({"accounting": "palm_causal"}) is Accounting.PALM_CAUSAL
+    source = "AI-Hypercomputer/maxtext README (2025-08-01)"
+    assert accounting_of({"source": source}) is Accounting.MAXTEXT_2025
+
+
+@pytest.mark.parametrize(
+    ("measured", "rate"),
+    [
+        ({"tokens_s_chip": 5000}, 5000),
+        ({"tokens_s_gpu": "5,000"}, 5000),
+        ({"tokens_s_total": 320000}, 5000),
+        ({"step_s": 4.0, "mfu_pct": 1}, 256 * 4096 / 4.0 / 64),
+        ({"hfu_pct": 50}, None),
+        (None, None),
+    ],
+)
+def test_rates(measured: dict[str, Any] | None, rate: float | None) -> None:
+    assert run_of(measured=measured).rate() == (None if rate is None else pytest.approx(rate))
+    share = run_of(measured={"mfu_pct": 50}).rate()
+    assert share is not None
+    assert share == run_of(measured={"mfu_pct": 0.5}).rate()
+
+
+def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
+    more = {"notes": "n", "confidence": "c", "step_s_derived": 4, "anything": [1]}
+    plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
+    assert plain == other
+
+
+WORDS = (*LLAMA, "topology", "slices", "per_device_batch", "tricks", "attention", "precision",
+         "optimizer", "measured", "accounting", "mfu_formula", "dims")  # fmt: skip
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=12)
+    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"]), inner,
+                      max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(changes=st.dictionaries(st.sampled_from(WORDS), VALUES, min_size=1, max_size=3))
+def test_any_row_is_a_run_or_one_line(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(FileError):  # and no other error
+        from_prose(LLAMA | changes, "runs.yaml: runs[0]")
