@@ -280,7 +280,7 @@ def tight(slice_name: str, gigabytes: float) -> Machine:
     ("model", "machine", "batch"),
     [
         (decoder(kv_heads=2, layers=2, vocab=512), tight("v4:2x2x1", 0.22), 2),
-        (vit(layers=2), tight("v5e:2x2", 0.26), 2),
+        (vit(layers=2), tight("v5e:2x2", 0.2), 2),
         (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 4),
     ],
     ids=["decoder", "vit", "slices"],
