@@ -78,7 +78,7 @@ def test_without_overlap_a_step_is_the_sum_of_its_parts(
 
 
 def test_every_trip_sends_and_multiplies_again() -> None:
-    product = Compute(name="p", kind="matmul", m=8, k=128, n=256, matmuls=1, count=2)
+    product = Work(name="p", kind="matmul", m=8, k=128, n=256, matmuls=1, count=2)
     price = run(product, gather("g", 1e6), trips=3).price
     (sent,), (multiplied,) = price.collectives, price.computes
     assert sent.sent_bytes == pytest.approx(3 * 1e6 * 7 / 8)
