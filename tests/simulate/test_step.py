@@ -44,7 +44,7 @@ def test_contention_names_links_and_collectives() -> None:
     """ViT-22B with the model axis on a part of z; weights travel over all axes."""
     found = simulate_plan(small("vit-22b-published-tp2", 4))
     pairs = {(row.collective, row.other) for row in found.contention}
-    assert ("gather block input, a hop", "gather weights forward") in pairs
+    assert ("gather block input, a hop", "gather weights") in pairs
     links = {
         link
         for row in found.contention
