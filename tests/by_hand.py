@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shardsim.model import Model
 from shardsim.plan import Plan
-from shardsim.plan.plan import DTYPE_BYTES, OPTIMIZERS
+from shardsim.plan.plan import DTYPE_BYTES
 
 FLASH_BLOCK = 512  # queries and keys of one block of the fused kernel
 
@@ -22,6 +22,8 @@ Key = tuple[str, str]  # pass, kind
 NORM, ACTIVATION, ADD, QUANTISE = 8, 12, 1, 4
 SOFTMAX, SOFTMAX_GRADIENT = 13, 14
 LOSS, UPDATE = 30, 16
+# Bytes that an optimizer keeps of a weight.
+STATE_BYTES = {"adamw": 8, "momentum": 4, "sgd": 0, "adafactor-full": 4, "adamw-bf16-mu": 6}
 
 
 @dataclass
@@ -57,8 +59,13 @@ class Hand:
         self.ins = self.h * (2 if model.gated_mlp else 1)
         self.heads = model.heads // self.tensor // self.second
         self.wide = self.t / self.second  # tokens of what lies between the matmuls
+        # Members of the second axis that cannot split key-value heads all hold them.
+        whole = model.kv_heads // min(self.tensor, model.kv_heads) % self.second
+        self.keys = (self.t if whole else self.wide) * self.k
         self.pairs = self.sequences * self.heads * plan.sequence**2
         self.saves = plan.remat.save
+        on_tokens = self.split and not {"t"} & set(plan.activations.get("embed", ()))
+        self.rows = self.t / (self.tensor if on_tokens else 1)  # tokens of the residual stream
 
     @property
     def model(self) -> Model:
@@ -104,7 +111,7 @@ class Hand:
         """Queries and keys in and out; a gradient reads the values and what comes back."""
         model = self.model
         rounds = int(model.qk_norm) + int(model.positions == "rotary")
-        elements = self.wide * (self.q + self.k)
+        elements = self.wide * self.q + self.keys
         self.stream(
             [elements] * (passes - 1) * rounds, [elements] * rounds, NORM * elements * rounds
         )
@@ -136,7 +143,7 @@ class Hand:
         apart, each of `scores` and `context` only if wanted."""
         if self.plan.attention == "flash":
             if context:
-                elements = self.wide * (self.q + self.k + self.v + self.q)
+                elements = self.wide * 2 * self.q + 2 * self.keys
                 self.add("attention", elements, SOFTMAX * self.pairs * self.fraction())
             return
         queries = keys = self.wide * self.q  # every query head reads the keys of its group
@@ -156,24 +163,31 @@ class Hand:
     def branch_norms(self, attention: bool, mlp: bool) -> int:
         return 1 + (int(attention) + int(mlp) if self.model.post_norms else 0)
 
-    def widths(self, attention: bool, mlp: bool) -> list[tuple[float, float, bool]]:
-        """Return (input width, output width, activation fused in) of matrices side by side."""
-        qkv = self.q + self.k + self.v
+    def into(self, attention: bool, mlp: bool) -> list[tuple[float, bool]]:
+        """Return (width, activation fused in) of the input projections: products of their own."""
+        gates = 2 if self.model.gated_mlp else 1
         if attention and mlp and self.plan.fused_projections:
-            return [(qkv + self.ins, self.q + self.h, True)]
-        return [(qkv, self.q, False)] * attention + [(self.ins, self.h, True)] * mlp
+            return [(self.q + self.k + self.v + self.ins, True)]
+        heads = [(self.q, False), (self.k, False), (self.v, False)]
+        return heads * attention + [(self.h, at == 0) for at in range(gates)] * mlp
+
+    def out_of(self, attention: bool, mlp: bool) -> list[tuple[float, bool]]:
+        """Return the same of the output projections, whose gradient has the activation's in it."""
+        if attention and mlp and self.plan.fused_projections:
+            return [(self.q + self.h, True)]
+        return [(self.q, False)] * attention + [(self.h, True)] * mlp
 
     def forward(self) -> None:
         model, t = self.model, self.t
         self.cast_weights()
         for attention, mlp in self.branches():
-            sides = self.widths(attention, mlp)
+            ins, outs = self.into(attention, mlp), self.out_of(attention, mlp)
             self.norms(self.branch_norms(attention, mlp))
             self.quantised(self.x)
-            for width, _, acts in sides:
-                self.product(t, self.embed, width, ops=ACTIVATION * t * self.h * acts)
+            for width, acts in ins:
+                self.product(t, self.embed, width, ops=ACTIVATION * self.wide * self.h * acts)
             if self.ring == "seq":
-                self.laid_out("copy", t * sum(width for width, _, _ in sides))
+                self.laid_out("copy", t * sum(width for width, _ in ins))
             if mlp:
                 self.activation_apart(2)
             if attention:
@@ -184,8 +198,8 @@ class Hand:
                 # them: the other is read besides.
                 hidden = self.wide * self.h
                 self.stream([hidden], [], ADD * hidden)
-            self.quantised(t * sum(out for _, out, _ in sides))
-            for _, out, _ in sides:
+            self.quantised(t * sum(out for out, _ in outs))
+            for out, _ in outs:
                 self.product(t, out, self.embed)
             # Residual and branch are read; the sum takes the place of the product's result.
             self.stream([self.r, self.r], [], ADD * self.r)
@@ -195,8 +209,11 @@ class Hand:
     def kept(self) -> float:
         """Return the elements of a layer that are copied to where the backward pass finds them."""
         model, t, saves = self.model, self.wide, self.saves
+        # Where rotated queries and keys are kept, no gradient reads them as they were before.
+        turned = "rest" in saves and model.positions == "rotary" and not model.qk_norm
+        heads = t * self.q + 2 * self.keys
         arrays = {
-            "qkv": t * (self.q + self.k + self.v),
+            "qkv": self.keys if turned else heads,
             "context": t * self.q,
             "mlp_hidden": t * self.ins,
             # In a parallel block one sum ends both branches: no backward pass reads its parts.
@@ -204,8 +221,15 @@ class Hand:
             "mlp_output": self.r if model.post_norms else 0.0,
             "rest": (
                 self.r * len(self.branches())  # normed inputs
+                # and their float32 statistics: a layer norm's are two
+                + self.rows
+                * sum(self.branch_norms(*branch) for branch in self.branches())
+                * (2 if model.norm == "layernorm" else 1)
+                * (4 / self.wire)
+                # What is added between two branches, after a norm.
+                + self.r * (model.post_norms and not model.parallel_block)
                 + t * self.h  # the activated hidden layer
-                + t * (self.q + self.k) * (model.qk_norm or model.positions == "rotary")
+                + (t * self.q + self.keys) * (model.qk_norm or model.positions == "rotary")
                 + (self.pairs if self.plan.attention == "unfused" else 0.0)  # probabilities
             ),
         }
@@ -229,40 +253,55 @@ class Hand:
         model, t, saves = self.model, self.t, self.saves
         everything = "rest" in saves
         if not everything:
-            self.norms(self.branch_norms(attention, mlp))
+            # Of norms after a branch only what is added between two branches is needed again.
+            self.norms(2 if model.post_norms and attention and not mlp else 1)
         if self.ring:
             self.laid_out("copy", self.x)
+        if (attention and "qkv" not in saves) or (mlp and "mlp_hidden" not in saves):
+            self.quantised(self.x)
         if attention:
             if "qkv" not in saves:
-                self.product(t, self.embed, self.q + self.k + self.v)
+                for width in (self.q, self.k, self.v):
+                    self.product(t, self.embed, width)
                 if self.ring == "seq":
                     self.laid_out("copy", t * (self.q + self.k + self.v))
-            self.rotary_and_query_norm(2)
+            if not everything:
+                self.rotary_and_query_norm(2)
             self.attend(not everything, "context" not in saves)
         if mlp and "mlp_hidden" not in saves:
-            self.product(t, self.embed, self.ins, ops=ACTIVATION * t * self.h)
+            for width, acts in self.into(False, True):
+                self.product(t, self.embed, width, ops=ACTIVATION * self.wide * self.h * acts)
             if self.ring == "seq":
                 self.laid_out("copy", t * self.ins)
             self.activation_apart(2)
+        if mlp and model.gated_mlp and not everything:
+            # The weight gradient reads the product with the gate: made again from both.
+            hidden = self.wide * self.h
+            self.stream([hidden], [], ADD * hidden)
+        if attention and not mlp:
+            # What a serial block adds between its branches is not kept.
+            self.stream([self.r, self.r], [], ADD * self.r)
         # The residual between two branches, or the input of a norm after the branch.
         if attention and (not mlp or model.post_norms) and "attention_output" not in saves:
+            self.quantised(t * self.q)
             self.product(t, self.q, self.embed)
         if mlp and model.post_norms and "mlp_output" not in saves:
+            self.quantised(t * self.h)
             self.product(t, self.h, self.embed)
 
     def backward(self) -> None:
         model, t = self.model, self.t
         self.cast_weights()
         for attention, mlp in reversed(self.branches()):
-            sides = self.widths(attention, mlp)
+            ins, outs = self.into(attention, mlp), self.out_of(attention, mlp)
             self.recompute(attention, mlp)
             self.quantised(self.x)
-            for _, out, acts in sides:
-                hidden = t * self.h * acts  # the activation's input, for its derivative
+            for out, acts in outs:
+                hidden = self.wide * self.h * acts  # the activation's input, for its derivative
                 self.product(t, self.embed, out, also_reads=hidden, ops=ACTIVATION * hidden)
                 self.product(out, t, self.embed, out=self.reduced)
             if self.ring == "seq":
-                self.laid_out("copy", t * sum(out for _, out, _ in sides))
+                self.laid_out("copy", t * sum(out for out, _ in outs))
             if self.ring:
                 self.laid_out("copy", self.x)
             if mlp:
@@ -274,8 +313,8 @@ class Hand:
             if attention:
                 self.attend_backward()
                 self.rotary_and_query_norm(3)
-            self.quantised(t * sum(width for width, _, _ in sides))
-            for width, _, _ in sides:
+            self.quantised(t * sum(width for width, _ in ins))
+            for width, _ in ins:
                 self.product(t, width, self.embed)
                 self.product(self.embed, t, width, out=self.reduced)
             self.biases(attention, mlp)
@@ -294,8 +333,7 @@ class Hand:
     def attend_backward(self) -> None:
         """Queries, keys, values, context and its gradient in; gradients of the first three out."""
         if self.plan.attention == "flash":
-            ins = self.q + self.k + self.v + self.q + self.q
-            elements = self.wide * (ins + self.q + self.k + self.v)
+            elements = self.wide * 4 * self.q + 2 * 2 * self.keys
             # The compiled kernels are two, for keys with values and for queries, each with a
             # softmax of its own.
             kernels = 2 if self.emitted else 1
@@ -321,22 +359,28 @@ class Hand:
     # Before and after the layers.
 
     def ends(self) -> None:
-        model, t = self.model, self.t
+        model = self.model
         if model.patch:
-            # Patches are embedded by each member for its own tokens; pixels have no gradient.
-            pixels, rows = model.patch**2 * model.channels, t / self.tensor
-            self.product(rows, pixels, self.embed)
-            self.product(pixels, rows, self.embed)
+            # Patches are embedded by each member for its own part; pixels have no gradient.
+            pixels, rows = model.patch**2 * model.channels, self.rows
+            columns = self.r / rows
+            self.product(rows, pixels, columns)
+            self.product(pixels, rows, columns, out=self.reduced)
+            self.stream([self.r], [], ADD * self.r)  # the gradient of its bias
         if model.final_norm:
-            self.stream([self.r] * 4, [self.r] * 2, NORM * self.r)
+            self.stream([self.r] * model.biases.norm, [], ADD * self.r * model.biases.norm)
+            self.stream([self.r] * 4, [self.r] * 2, 2 * NORM * self.r)
         if model.vocab:
             self.vocabulary()
         elif model.pooling == "map":
             self.pooling()
         if model.classes:
-            # One vector an image, the images divided among the members: forward and twice backward.
-            for _ in range(3):
-                self.product(self.sequences / self.tensor, self.embed, model.classes)
+            # One vector an image: float32 logits, and two gradients of them.
+            images, classes = self.sequences, model.classes
+            self.product(images, self.embed, classes, out=4)
+            self.product(images, classes, self.embed)
+            self.product(self.embed, images, classes, out=self.reduced)
+            self.add("elementwise", images * classes, ADD * images * classes, width=4)  # its bias
 
     def pooling(self) -> None:
         """One query an image against all tokens; then an MLP on one vector an image."""
@@ -344,7 +388,8 @@ class Hand:
         width = model.heads * model.head_dim // self.tensor
         products = [
             (images, self.embed, width),  # query
-            (self.t, self.embed, 2 * width),  # keys and values
+            (self.t, self.embed, width),  # keys
+            (self.t, self.embed, width),  # values
             (images, width, self.embed),
             (images, self.embed, self.h),
             (images, self.h, self.embed),
@@ -352,18 +397,26 @@ class Hand:
         for rows, deep, columns in products:
             self.product(rows, deep, columns)
             self.product(rows, columns, deep)  # gradient of the input
-            self.product(deep, rows, columns)  # gradient of the weight
+            self.product(deep, rows, columns, out=self.reduced)  # gradient of the weight
+            # The gradient of the bias: over all that the second axis has gathered.
+            self.stream([rows * columns], [], ADD * rows * columns)
+        vectors = images * self.embed
+        self.stream([vectors] * 5, [vectors] * 2, (2 * NORM + ADD) * vectors)  # a norm of them
         # Scores and weighted values, and two gradients of each: every one crosses all keys or
         # all values of the member's heads.
         for _ in range(2 + 4):
             self.add("attention", self.wide * width)
+        # The query and the result, forward and twice backward.
+        self.add("attention", 3 * 2 * images * width / self.second)
 
     def vocabulary(self) -> None:
         model, t = self.model, self.t
         vocab = model.vocab / self.tensor
-        self.stream([self.r], [self.r], ADD * self.r)  # rows of the table
+        self.stream([self.x], [self.x], ADD * self.x)  # rows of the table, for all of the group
+        self.quantised(self.x)
         self.product(t, self.embed, vocab, out=4)  # float32 logits
         logits = t * vocab
+        self.quantised(logits)  # their gradient
         # Float32 for the maximum, the sum and the gradient; the gradient as it is multiplied.
         self.add("elementwise", logits, LOSS * logits, width=4 + 4 + 4 + 2)
         self.product(t, vocab, self.embed)
@@ -381,7 +434,7 @@ class Hand:
                 by *= self.fsdp * self.second
             own += tensor.size / by
         self.add("optimizer", own, UPDATE * own, width=3 * self.stored)
-        self.add("optimizer", own, width=2 * OPTIMIZERS[self.plan.optimizer])
+        self.add("optimizer", own, width=2 * STATE_BYTES[self.plan.optimizer])
 
     def step(self) -> dict[Key, tuple[float, float]]:
         """Return what `planned` returns."""

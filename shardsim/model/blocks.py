@@ -119,7 +119,8 @@ class Builder:
         stream = NORM
         if bias:
             vectors.append(weight(f"{name}_bias", "norm", kind="vector"))
-            stream = replace(stream, gradient_passes=stream.gradient_passes + 1.0)
+            passes, ops = NORM.gradient_passes + 1.0, NORM.gradient_ops + 1.0
+            stream = replace(stream, gradient_passes=passes, gradient_ops=ops)
         return self.add(pointwise([source, sums], out, *vectors, stream=stream))
 
     def vectors(self, wanted: bool, name: str, *dims: str) -> tuple[Array, ...]:

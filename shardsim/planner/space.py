@@ -172,13 +172,16 @@ def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
     return factors, np.tile(slices, (many, 1))
 
 
-def _choices(tensor: bool, gathered: bool, data: bool, context: bool) -> Iterator[Choices]:
-    """Yield the choices that differ on a mesh with or without these roles."""
+def _choices(tensor: bool, gathered: bool, state: bool, context: bool) -> Iterator[Choices]:
+    """Yield the choices that differ on a mesh with or without these roles.
+
+    `state`: whether the data axis can split optimizer state.
+    """
     # The sequence first: of plans that take equally long, the first is kept.
     residuals = (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED) if tensor else (REPLICATED,)
     for residual in residuals:
         modes = (0, 1, 2) if residual != REPLICATED else (0,)
-        rows = [(mode, zero) for mode in modes for zero in ((False, True) if data else (False,))]
+        rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
         for with_context in (False, True) if context else (False,):
             yield Choices(
                 residual=residual,
@@ -195,28 +198,29 @@ def parts(
     """Yield the space, in parts, with all pairs that some legal plan has."""
     factors, slices = meshes(machine, max_axes)
     sizes = factors.prod(axis=1) * slices
-    size = {role: sizes[:, index] for index, role in enumerate(ROLES)}
     # What no choice can mend goes first.
-    axes: dict[str, Any] = {role: AxisLayout(factors=(size[role],), strides=(1,)) for role in ROLES}
-    keep = divides(model, batch, sequence, Layout(**axes, residual=REPLICATED))
+    keep = divides(model, batch, sequence, _bare(sizes))
     factors, slices, sizes = factors[keep], slices[keep], sizes[keep]
     count = np.array([number for number in MICROBATCHES if number <= batch])
     mesh = np.repeat(np.arange(len(factors)), len(count))
     microbatches = np.tile(count, len(factors))
-    groups = sizes[mesh, ROLES.index("data")] * sizes[mesh, ROLES.index("fsdp")]
-    fits = (batch % (groups * microbatches) == 0) & (
-        microbatches >= sizes[mesh, ROLES.index("pipeline")]
-    )
+    fits = legal(model, batch, sequence, _bare(sizes[mesh], microbatches=microbatches))
     mesh, microbatches = mesh[fits], microbatches[fits]
     # Meshes that store arrays alike: with the same roles, and the same ways of splitting heads.
-    tensor = sizes[mesh, ROLES.index("tensor")]
+    bare = _bare(sizes[mesh], optimizer_over_data=True)
+    tensor = bare.tensor.size
     local = model.kv_heads / np.minimum(tensor, model.kv_heads)
-    flags = [sizes[mesh, ROLES.index(role)] > 1 for role in ("tensor", "fsdp", "data", "context")]
-    flags += [
+    flags = (
+        tensor > 1,
+        bare.fsdp.size > 1,
+        state_apart(model, bare),
+        bare.context.size > 1,
         model.kv_heads % tensor != 0,
-        np.mod(local, sizes[mesh, ROLES.index("tensor2")]) != 0,
-    ]
-    kind = sum(flag.astype(np.int64) << bit for bit, flag in enumerate(flags))
+        np.mod(local, bare.tensor2.size) != 0,
+    )
+    kind = np.zeros(len(mesh), dtype=np.int64)
+    for bit, flag in enumerate(flags):
+        kind |= np.asarray(flag).astype(np.int64) << bit
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
     for value in np.unique(kind):
         chosen = np.flatnonzero(kind == value)
@@ -231,6 +235,15 @@ def parts(
             )
 
 
+def _bare(sizes: Array, **choices: Any) -> Layout:
+    """Return meshes of role sizes [meshes, roles] as a layout with the choices that split least."""
+    axes: dict[str, Any] = {
+        role: AxisLayout(factors=(sizes[:, index],), strides=(1,))
+        for index, role in enumerate(ROLES)
+    }
+    return Layout(**axes, residual=REPLICATED, **choices)
+
+
 def legal_cells(
     part: Part, layout: Layout, model: Model, batch: int, sequence: int
 ) -> tuple[Array, Array]:
@@ -241,7 +254,7 @@ def legal_cells(
     shape = part.shape
     # Of two members one sends the other its piece, in both directions as in one.
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size <= 2)
-    # Where no state can be split further over data, splitting it is the plan that does not.
+    # Where context splits what data would, splitting state over it is the plan that does not.
     idle = layout.optimizer_over_data & ~np.asarray(state_apart(model, layout), dtype=bool)
     mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice & ~idle, shape)
     return mask, np.broadcast_to(2 if part.choices.gathers else 1, shape)

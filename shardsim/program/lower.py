@@ -142,7 +142,7 @@ class Lowering:
         if not passes and not ops:
             return []
         elements = self.elements(op.out, place)
-        widest = op.ins[0] if op.ins and op.ins[0].wide else op.out
+        widest = op.ins[0] if op.ins and op.ins[0].wide and not op.product else op.out
         if widest is not op.out:  # a loss: what it reads is larger than what it makes
             elements = self.elements(widest, place)
         return [
