@@ -364,6 +364,8 @@ class Hand:
             # Patches are embedded by each member for its own part; pixels have no gradient.
             pixels, rows = model.patch**2 * model.channels, self.rows
             columns = self.r / rows
+            self.quantised(rows * pixels)
+            self.quantised(self.r)
             self.product(rows, pixels, columns)
             self.product(pixels, rows, columns, out=self.reduced)
             self.stream([self.r], [], ADD * self.r)  # the gradient of its bias
