@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import load, set_option
+from shardsim.views import what_ifs as views
 
 
 @click.command()
@@ -49,32 +48,8 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
             }
         )
         return
-    rows: list[list[str]] = [
-        ["(the plan)", "", f"{100 * base.mfu:.1f}", f"{base.step_time_s:.4g}", "", _fit(base), ""]
-    ]
-    for item in results:
-        if item.prediction is None:
-            rows.append([item.technique, item.why, "-", "-", "-", "", item.published])
-            continue
-        ratio = item.prediction.step_time_s / base.step_time_s - 1
-        rows.append(
-            [
-                item.technique,
-                item.change,
-                f"{100 * item.prediction.mfu:.1f}",
-                f"{item.prediction.step_time_s:.4g}",
-                f"{100 * ratio:+.1f}",
-                _fit(item.prediction),
-                item.published,
-            ]
-        )
-    headers = ["without", "so", "MFU %", "step s", "step +%", "HBM", "published effect"]
-    click.echo(table(headers, rows))
-
-
-def _fit(item: Any) -> str:
-    need = f"{item.hbm['peak_bytes'] / 2**30:.1f} GiB"
-    return need if item.fits else f"{need}, too much"
+    made = views.ablations(base, results, whole=True)
+    show(made.only("without", "so", "mfu", "step_time_s", "step_change", "hbm", "published"))
 
 
 @click.command()
@@ -111,51 +86,31 @@ def sweep(
     if csv_path:
         check_writable(csv_path)
     keys = [parse_vary(text) for text in vary]
-    names = [key for key, _ in keys]
-    rows: list[dict[str, Any]] = []
-    for values, item, why in run(load(path, changes), keys):
-        row: dict[str, Any] = {"values": values, "why_not": why or None, "prediction": None}
-        if item is not None:
-            row["prediction"] = item.to_data()
-        rows.append(row)
-    if all(row["prediction"] is None for row in rows):
-        raise PlanError(f"no combination makes a plan: {rows[0]['why_not']}")
-    headers = [
-        *names,
-        "mfu",
-        "hfu",
-        "step_time_s",
-        "tokens_per_s_per_chip",
-        "peak_gib",
-        "fits",
-        "note",
-    ]
-    lines = []
-    for row in rows:
-        found = row["prediction"]
-        line: list[Any] = [row["values"][name] for name in names]
-        if found is None:
-            line += ["", "", "", "", "", "", row["why_not"]]
-        else:
-            line += [
-                f"{found['mfu']:.4f}",
-                f"{found['hfu']:.4f}",
-                f"{found['step_time_s']:.5g}",
-                f"{found['tokens_per_s_per_chip']:.5g}",
-                f"{found['hbm']['peak_bytes'] / 2**30:.2f}",
-                "yes" if found["fits"] else "no",
-                "",
-            ]
-        lines.append(line)
+    rows = list(run(load(path, changes), keys))
+    if all(item is None for _, item, _ in rows):
+        raise PlanError(f"no combination makes a plan: {rows[0][2]}")
+    made = views.swept(rows)
     if csv_path:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([headers, *lines])
+        names = [{"hbm_peak_gib": "peak_gib", "why_not": "note"}.get(key, key) for key in made.keys]
+        csv.writer(text, lineterminator="\n").writerows([names, *made.cells])
         write_text(csv_path, text.getvalue())
-        note(f"{len(lines)} rows written to {csv_path}")
+        note(f"{len(rows)} rows written to {csv_path}")
     if as_json:
-        emit_json({"rows": rows})
+        emit_json(
+            {
+                "rows": [
+                    {
+                        "values": values,
+                        "why_not": why or None,
+                        "prediction": item and item.to_data(),
+                    }
+                    for values, item, why in rows
+                ]
+            }
+        )
     else:
-        click.echo(table(headers, lines))
+        show(made)
 
 
 @click.command()
@@ -191,15 +146,6 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
             }
         )
         return
-    rows = [
-        [
-            item.figure,
-            f"{item.elasticity:+.3f}",
-            f"{item.step_time_s_at_110:.4g}",
-            f"{100 * (item.step_time_s_at_110 / base.step_time_s - 1):+.2f}",
-        ]
-        for item in results
-    ]
-    click.echo(f"step {base.step_time_s:.4g} s, MFU {100 * base.mfu:.1f} %\n")
-    headers = ["figure of the chip", "elasticity", "step s with 10 % more", "change %"]
-    click.echo(table(headers, rows))
+    made = views.sensitivities(base, results)
+    head = f"step {base.step_time_s:.4g} s, MFU {100 * base.mfu:.1f} %\n"
+    show(head, made.only("figure", "elasticity", "step_time_s_at_110_percent", "change"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.price import CollectiveCost, Price, price
+from shardsim.cost.words import HBM, PARTS
 from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
@@ -18,16 +20,8 @@ from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Program
 
-TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
-HBM_PARTS = (
-    "capacity_bytes",
-    "peak_bytes",
-    "parameters_bytes",
-    "optimizer_bytes",
-    "gradients_bytes",
-    "activations_bytes",
-    "workspace_bytes",
-)
+TIME_PARTS = tuple(PARTS)
+HBM_PARTS = ("capacity_bytes", "peak_bytes", *HBM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +61,11 @@ class Prediction:
     price: Price = field(repr=False)
 
     @property
+    def operations_s(self) -> float:
+        """Seconds of the step in operations, all that is no collective and no waiting for one."""
+        return self.time["compute_s"] + self.time["hbm_bound_s"] + self.time["overhead_s"]
+
+    @property
     def limited_by(self) -> str:
         """What costs most beside the matrix and vector units; those, if that is under a tenth."""
         names = {
@@ -84,9 +83,8 @@ class Prediction:
         return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
 
     def _repr_html_(self) -> str:
-        from shardsim.cost.rich import prediction_html
-
-        return prediction_html(self)
+        # Views stand above: looked up only when a notebook asks.
+        return str(import_module("shardsim.views.notebook").shown(self))
 
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data: the JSON of the command line."""

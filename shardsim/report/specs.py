@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil, prod
+from operator import itemgetter
 
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES
 from shardsim.plan.plan import Rules
+from shardsim.views.table import Column, Table, table
 
 ROLE_WORDS = {
     "data": "data parallel: splits the batch, every member holds the same weights",
@@ -91,6 +93,15 @@ def activation_specs(plan: Plan) -> list[tuple[str, str, str, str]]:
             (name, spec_text(axes, rules), _shape(shape), _shape(_local(plan, axes, shape, rules)))
         )
     return rows
+
+
+def specs(what: str, rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """Return the specs of some arrays (`what` they are) as a table."""
+    names = (what, "spec", "whole", "on one device")
+    columns = [
+        Column(name, name, itemgetter(index), right=index > 1) for index, name in enumerate(names)
+    ]
+    return table(columns, rows)
 
 
 def spec_text(axes: Sequence[str], rules: Rules) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 
 from shardsim.cost.predict import Prediction
 from shardsim.cost.price import CollectiveCost
 from shardsim.plan import resolve
 from shardsim.plan.layout import Layout
 from shardsim.program.tasks import Block, Collective, Compute
+from shardsim.units import show_time
+from shardsim.views.table import Column, Table, table
 
 COMPUTE = "compute"
 
@@ -141,3 +144,22 @@ def _stream(task: Collective, layout: Layout) -> str:
     if task.role == "host":
         return "host"
     return ", ".join(layout.mesh_axes(task.role)) or task.role
+
+
+def spans(item: Prediction, least: float = 0.0) -> Table:
+    """Return the tasks of one layer's passes, those that take at least a share of their pass."""
+    rows = [
+        (one.block, span)
+        for one in layer_timelines(item)
+        for span in one.spans
+        if span.duration_s >= least * one.total_s
+    ]
+    own = [
+        Column("stream", "stream", attrgetter("stream")),
+        Column("task", "task", attrgetter("name")),
+        Column("kind", "kind", attrgetter("kind")),
+        Column("start_s", "starts at", attrgetter("start_s"), show=show_time, right=True),
+        Column("duration_s", "takes", attrgetter("duration_s"), show=show_time, right=True),
+    ]
+    head = Column("pass", "pass", itemgetter(0))
+    return table([head, *(one.within(itemgetter(1)) for one in own)], rows)

@@ -65,7 +65,9 @@ def test_frames_of_what_ifs() -> None:
     assert first is not None
     assert frame.step_change[0] == pytest.approx(first.step_time_s / item.step_time_s - 1)
     figures = sensitivity(item.plan)
-    assert list(frames.sensitivity_frame(figures).elasticity) == [f.elasticity for f in figures]
+    assert list(frames.sensitivity_frame(item, figures).elasticity) == [
+        f.elasticity for f in figures
+    ]
     swept = frames.sweep_frame(sweep(item.plan, [("batch", [65536, 65537])]))
     assert swept.mfu[0] == item.mfu
     assert swept.why_not[1]

@@ -1,0 +1,134 @@
+"""Tables of plans with what is predicted of them: found by a search, or set side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any
+
+from shardsim.cost.words import PARTS
+from shardsim.plan.words import mesh_text
+from shardsim.units import GIB
+from shardsim.views.table import Column, Table, pick, table, yes_no
+
+if TYPE_CHECKING:
+    from shardsim.cost.predict import Prediction
+    from shardsim.plan import Plan
+    from shardsim.xla.tpu.compiled import Ranked
+
+
+def part_of(part: str) -> Callable[[Prediction], float]:
+    """Return what takes one part of a prediction's step, in seconds."""
+    return lambda item: item.time[part]
+
+
+# How a prediction's main figures show, wherever they stand.
+MFU = Column("mfu", "MFU", lambda item: item.mfu, ".1f", "%")
+STEP = Column("step_time_s", "step", lambda item: item.step_time_s, ".4g", "s")
+PEAK = Column("hbm_peak_gib", "HBM", lambda item: item.hbm["peak_bytes"] / GIB, ".1f", "GiB")
+FITS = Column("fits", "fits", lambda item: item.fits, show=yes_no)
+
+PLANS = (
+    Column("plan", "plan", lambda item: item.plan.name),
+    Column("machine", "slice", lambda item: item.plan.machine.name),
+    Column("chips", "chips", lambda item: item.plan.machine.chips, ",d"),
+    Column("mesh", "mesh (torus axes)", lambda item: mesh_text(item.plan)),
+    Column("remat", "remat", lambda item: item.plan.remat.name),
+    Column("microbatches", "microbatches", lambda item: item.plan.microbatches, "d"),
+    Column(
+        "collective_matmul",
+        "collective matmul",
+        lambda item: item.plan.overlap.matmul if item.plan.parameters.get("heads") else None,
+    ),
+    Column("costs", "priced", lambda item: costs_of(item.plan)),
+    MFU,
+    Column("hfu", "HFU", lambda item: item.hfu, ".1f", "%"),
+    STEP,
+    Column(
+        "tokens_per_s_per_chip",
+        "tokens/s/chip",
+        lambda item: item.tokens_per_s_per_chip,
+        ",.1f",
+    ),
+    *(Column(part, name, part_of(part), ".4g", "s") for part, name in PARTS.items()),
+    Column(
+        "exposed",
+        "exposed",
+        lambda item: item.time["exposed_comm_s"] / item.step_time_s,
+        ".1f",
+        "%",
+    ),
+    PEAK,
+    Column(
+        "hbm_free_gib",
+        "HBM free",
+        lambda item: (item.hbm["capacity_bytes"] - item.hbm["peak_bytes"]) / GIB,
+        ".1f",
+        "GiB",
+    ),
+    FITS,
+    Column("limited_by", "limited by", lambda item: item.limited_by),
+)
+FOUND = (
+    *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
+    *("hbm_peak_gib", "limited_by"),
+)
+
+
+def costs_of(plan: Plan) -> str:
+    """Return by which op costs a plan is priced."""
+    return "compiler" if plan.machine.chip.op_costs == "compiler" else "physical"
+
+
+def several(values: Iterable[Any]) -> bool:
+    """Return whether values differ."""
+    return len(set(values)) > 1
+
+
+def plans(items: Iterable[Prediction]) -> Table:
+    """Return all that is known of some plans, one row per plan."""
+    return table(PLANS, items)
+
+
+def found(items: Sequence[Prediction], title: str = "") -> Table:
+    """Return the plans of a search, numbered; slices and costs are named where they differ."""
+    more = ["machine"] if several(item.plan.machine.name for item in items) else []
+    more += ["costs"] if several(costs_of(item.plan) for item in items) else []
+    columns = [one.within(itemgetter(1)) for one in pick(PLANS, *more, *FOUND)]
+    return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
+
+
+def named(items: Iterable[tuple[str, Prediction]], columns: Iterable[Column]) -> Table:
+    """Return plans under names of their own, with some columns of predictions."""
+    own = [one.within(itemgetter(1)) for one in columns]
+    return table([Column("name", "plan", itemgetter(0)), *own], items)
+
+
+def ranked(outcomes: Iterable[Ranked]) -> Table:
+    """Return plans that a search found as re-ranked by the compiler."""
+    searched, compiled = attrgetter("searched"), attrgetter("compiled")
+    plan = [one.within(searched) for one in pick(PLANS, "mesh", "remat", "microbatches")]
+    columns = [
+        Column("number", "#", lambda row: row[0] if row[1].compiled else None, "d"),
+        *(one.within(itemgetter(1)) for one in (*plan, *both(searched, compiled))),
+        Column("problem", "", lambda row: row[1].problem or ""),
+    ]
+    return table(columns, enumerate(outcomes, 1))
+
+
+def both(
+    predicted: Callable[[Any], Any],
+    compiled: Callable[[Any], Any],
+    columns: Iterable[Column] = (MFU, STEP, PEAK),
+) -> Iterable[Column]:
+    """Yield columns of rows that hold a prediction and what a compiler made of it."""
+    for one in columns:
+        heading = f"{one.label} predicted"
+        yield one.within(predicted, f"predicted_{one.key}", heading)
+        yield one.within(compiled, f"compiled_{one.key}", "compiled")
+
+
+def facts(pairs: Iterable[tuple[str, str]], title: str = "") -> Table:
+    """Return pairs of what and value as a table without headings."""
+    columns = [Column("what", "", itemgetter(0)), Column("value", "", itemgetter(1))]
+    return table(columns, pairs, title)
