@@ -126,7 +126,7 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
       shardsim sensitivity vit-22b-published-tp8
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.planner.whatif import sensitivity as elasticities
+    from shardsim.cost.sensitivity import sensitivity as elasticities
 
     base = run(load(path, changes))
     results = elasticities(base.plan)

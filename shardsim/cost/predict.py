@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.mfu import mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
-from shardsim.cost.words import HBM, PARTS
-from shardsim.model import model_flops_per_token
+from shardsim.cost.sensitivity import sensitivity
+from shardsim.cost.words import FIGURES, HBM, PARTS
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
@@ -21,6 +23,8 @@ from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Program
 
 TIME_PARTS = tuple(PARTS)
+LIMITING = 0.01  # of an elasticity: below it nothing limits
+NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
 HBM_PARTS = ("capacity_bytes", "peak_bytes", *HBM)
 
 
@@ -65,22 +69,21 @@ class Prediction:
         """Seconds of the step in operations, all that is no collective and no waiting for one."""
         return self.time["compute_s"] + self.time["hbm_bound_s"] + self.time["overhead_s"]
 
-    @property
+    @cached_property
     def limited_by(self) -> str:
-        """What costs most beside the matrix and vector units; those, if that is under a tenth."""
-        names = {
-            "hbm_bound_s": "HBM bandwidth",
-            "exposed_comm_s": "exposed communication",
-            "bubble_s": "pipeline bubble",
-            "overhead_s": "operation overhead",
-        }
-        part = max(names, key=lambda name: self.time[name])
-        if self.time[part] < 0.1 * self.step_time_s:
-            return "matrix unit"
-        if part != "exposed_comm_s":
-            return names[part]
+        """The figure of the chip that the plan's step time answers to most (`sensitivity`).
+
+        Where that is one of the links, also the collective that costs most. It is the closed
+        forms' answer at every fidelity, found when it is asked for.
+        """
+        first = sensitivity(self.plan)[0]
+        if abs(first.elasticity) < LIMITING:
+            return "no figure of the chip"
+        if first.figure in NOT_OF_LINKS or not self.collectives:
+            return FIGURES[first.figure]
         worst = max(self.collectives, key=lambda use: use.exposed_s)
-        return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
+        over = ", ".join(worst.mesh_axes) or "the host link"
+        return f"{FIGURES[first.figure]} ({worst.kind} over {over})"
 
     def _repr_html_(self) -> str:
         # Views stand above: looked up only when a notebook asks.
@@ -147,13 +150,6 @@ def predict(plan: Plan, layout: Layout | None = None) -> Prediction:
         program=program,
         price=cost,
     )
-
-
-def mfu_of(plan: Plan, step_time_s: float) -> float:
-    """Return the MFU of a step that takes `step_time_s`, of the format that the plan uses."""
-    tokens_per_s_per_chip = plan.tokens / step_time_s / plan.machine.chips
-    flops_per_token = model_flops_per_token(plan.model, plan.sequence)
-    return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
 
 
 def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:

@@ -294,7 +294,8 @@ class _Pricer:
         moved = self.program.offload_bytes
         if np.all(np.equal(moved, 0)) or block.name not in ("layer forward", "layer backward"):
             return
-        rate = (self.chip.pcie_bytes_per_s or np.inf) / self.chip.devices_per_chip
+        pcie_bytes_per_s = self.chip.pcie_bytes_per_s
+        rate = np.inf if pcie_bytes_per_s is None else pcie_bytes_per_s / self.chip.devices_per_chip
         alone = moved / rate
         exposed = np.maximum(alone - time.busy_s, 0.0)
         time.exposed.add(exposed)

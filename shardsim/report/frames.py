@@ -17,7 +17,8 @@ from shardsim.views.write import frame
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shardsim.planner.whatif import Ablation, Sensitivity
+    from shardsim.cost.sensitivity import Sensitivity
+    from shardsim.planner.whatif import Ablation
     from shardsim.validate.runs import Validation
     from shardsim.xla.tpu.agreement import Pair
 

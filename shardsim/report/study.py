@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.errors import ShardsimError
 from shardsim.machine import Machine
 from shardsim.machine.names import default_slice
 from shardsim.plan import Plan
 from shardsim.planner.search import SearchResult, search
-from shardsim.planner.whatif import Ablation, Sensitivity, ablate, sensitivity
+from shardsim.planner.whatif import Ablation, ablate
 from shardsim.validate.runs import Validation, published_runs, validate
 
 RUNNERS_UP = 6

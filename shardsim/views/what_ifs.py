@@ -12,7 +12,8 @@ from shardsim.views.table import Column, Table, pick, table
 
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
-    from shardsim.planner.whatif import Ablation, Sensitivity
+    from shardsim.cost.sensitivity import Sensitivity
+    from shardsim.planner.whatif import Ablation
 
 
 def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) -> Table:

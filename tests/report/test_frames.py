@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import sensitivity
 from shardsim.plan import load_plan, plan_names
 from shardsim.planner.search import search
-from shardsim.planner.whatif import ablate, sensitivity, sweep
+from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import frames
 from shardsim.report.links import axis_use
 from shardsim.report.moments import hbm_moments
