@@ -10,7 +10,6 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.running import need_jax
-from shardsim.views.catalog import constants, estimates, residuals
 from shardsim.views.table import Table
 
 
@@ -116,6 +115,7 @@ def _estimates(
     from shardsim.machine import load_chip
     from shardsim.validate.op_fit import fitted_cycles
     from shardsim.validate.ops import parse_op
+    from shardsim.views import catalog as views
     from shardsim.xla.tpu.op_service import OpCompiler
 
     chip = load_chip(name)
@@ -128,7 +128,7 @@ def _estimates(
     if as_json:
         emit_json({"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed})
         return
-    show(estimates(rows))
+    show(views.estimates(rows))
     for op, why in failed.items():
         note(f"not estimated: {op}: {why}")
 
@@ -164,12 +164,14 @@ def _from_compiler(
 
 
 def _parts(data: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views import catalog as views
+
     versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
     return [
         f"{data['chip']}, {data['fitted_to']}, {versions}",
         "",
-        constants(data["constants"]),
+        views.constants(data["constants"]),
         "",
-        residuals(data["residuals"]),
+        views.residuals(data["residuals"]),
         *(f"not estimated: {op}: {why}" for op, why in data["failed"].items()),
     ]

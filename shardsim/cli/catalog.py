@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, show
-from shardsim.views import catalog as views
 
 
 @click.command()
@@ -25,6 +24,7 @@ def hardware(name: str | None, as_json: bool) -> None:
     """
     from shardsim.machine import chip_names, explain, load_chip, parse_machine, possible_slices
     from shardsim.machine.catalog import find_name
+    from shardsim.views import catalog as views
 
     if name is None:
         chips = [load_chip(each) for each in chip_names()]
@@ -129,6 +129,7 @@ def models(name: str | None, as_json: bool) -> None:
     """
     from shardsim.model import load_model, model_flops_per_token, model_names, parameters
     from shardsim.units import show_count
+    from shardsim.views import catalog as views
 
     if name is None:
         if as_json:

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from shardsim.cli.output import note
-from shardsim.views import evidence as views
 from shardsim.views.table import Table
 
 
@@ -57,6 +56,8 @@ def compiler(workers: int, timeout: float, scheduler: str | None, no_cache: bool
 
 def evidence_parts(data: dict[str, Any]) -> list[Table | str]:
     """Return what `verify --against tpu` found, as lines and tables."""
+    from shardsim.views import evidence as views
+
     versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     if data.get("problem"):
         problem = f"NOT VERIFIED: {data['problem']}"

@@ -9,7 +9,6 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.units import show_percent
-from shardsim.views.evidence import published
 from shardsim.views.table import Table
 
 
@@ -68,6 +67,8 @@ COSTS = {
 
 def _rows(result: Any, other: Any) -> list[Table | str]:
     """Return the table of all rows, with the errors of `other` beside them if there is one."""
+    from shardsim.views.evidence import published
+
     notes = []
     for row in result.rows:
         said = list(row.notes)

@@ -6,7 +6,6 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import load, set_option
-from shardsim.views import what_ifs as views
 
 
 @click.command()
@@ -23,6 +22,7 @@ def ablate(path: str, changes: tuple[str, ...], as_json: bool) -> None:
     """
     from shardsim.cost.predict import predict as run
     from shardsim.planner.whatif import ablate as run_ablations
+    from shardsim.views import what_ifs as views
 
     base = run(load(path, changes))
     results = run_ablations(base.plan)
@@ -82,6 +82,7 @@ def sweep(
     from shardsim.files import check_writable, write_text
     from shardsim.planner.changes import parse_vary
     from shardsim.planner.whatif import sweep as run
+    from shardsim.views import what_ifs as views
 
     if csv_path:
         check_writable(csv_path)
@@ -127,6 +128,7 @@ def sensitivity(path: str, changes: tuple[str, ...], as_json: bool) -> None:
     """
     from shardsim.cost.predict import predict as run
     from shardsim.cost.sensitivity import sensitivity as elasticities
+    from shardsim.views import what_ifs as views
 
     base = run(load(path, changes))
     results = elasticities(base.plan)

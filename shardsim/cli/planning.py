@@ -24,7 +24,7 @@ op_costs_option = click.option(
     "--op-costs",
     type=click.Choice(["physical", "compiler"]),
     help="What operations take: from the chip's figures, or as its compiler schedules them; as the "
-    "plan file says if left out.",
+    "plan files say if left out.",
 )
 
 

@@ -11,7 +11,6 @@ import click
 
 from shardsim.cli.compiling import compiler, compiler_options, evidence_parts
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
-from shardsim.views.evidence import timed, verified
 from shardsim.views.table import Table
 
 
@@ -170,6 +169,8 @@ def need_jax(command: str) -> None:
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views.evidence import timed, verified
+
     verdict = "verified" if result["ok"] else "NOT VERIFIED"
     found: list[Table | str] = [verdict, _errors(result), ""]
     found.append(verified(result["collectives"], exact=True))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
-from shardsim.plan import Plan
-from shardsim.views.evidence import trained
 from shardsim.views.table import Table
+
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 
 def verify_against(
@@ -40,6 +41,8 @@ def verify_against(
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views.evidence import trained
+
     placed = result["parameters"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines: list[Table | str] = ["verified" if result["ok"] else "NOT VERIFIED"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,9 +46,16 @@ class CollectiveUse:
     exposed_s: float
 
 
+class Part(Protocol):
+    """What only one level of fidelity finds."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one plan is predicted to do."""
+    """What one plan is predicted to do, at every level of fidelity."""
 
     plan: Plan
     step_time_s: float
@@ -63,6 +70,9 @@ class Prediction:
     warnings: tuple[str, ...]
     program: Program = field(repr=False)
     price: Price = field(repr=False)
+    fidelity: str = "analytic"  # or "events", "compiled"
+    events: Part | None = field(default=None, repr=False)  # a `simulate.Outcome`
+    compiled: Part | None = field(default=None, repr=False)  # a `xla.tpu.compiled.Compiled`
 
     @property
     def operations_s(self) -> float:
@@ -117,6 +127,9 @@ class Prediction:
                 for use in self.collectives
             ],
             "warnings": list(self.warnings),
+            "fidelity": self.fidelity,
+            **({"compiled": self.compiled.to_data()} if self.compiled else {}),
+            **({"events": self.events.to_data()} if self.events else {}),
         }
 
 

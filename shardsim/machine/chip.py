@@ -6,12 +6,13 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import HardwareError
 from shardsim.machine.op_costs import OP_COSTS, OpCosts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What the fields of a chip hold, for checking and for overriding. Numbers are plain SI.
 RATES = (

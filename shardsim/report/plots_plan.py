@@ -9,10 +9,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shardsim.cost.predict import Prediction
-from shardsim.cost.words import HBM, PARTS
+from shardsim.cost.words import HBM
 from shardsim.report.moments import hbm_moments
 from shardsim.report.style import HATCHES, INK, PAPER, SERIES, folded, picture, styled
 from shardsim.units import GIB, show_percent
+from shardsim.views.step import step_columns
 
 
 @styled
@@ -20,6 +21,8 @@ def step_breakdown(
     items: Sequence[Prediction] | Prediction, names: Sequence[str] | None = None
 ) -> Figure:
     """Return stacked bars of the step time in seconds, one bar per prediction.
+
+    Beside a compiled step, whose cycles hold the wait for HBM, operations are one part in all.
 
     >>> from shardsim.plan import load_plan
     >>> from shardsim.cost.predict import predict
@@ -30,10 +33,12 @@ def step_breakdown(
     names = names or [item.plan.name for item in items]
     figure = picture(1.75 + 0.42 * len(items))
     axes = figure.add_subplot()
+    parts = step_columns(items)
     longest = max(item.step_time_s for item in items)
     for row, item in enumerate(items):
         left = 0.0
-        for index, value in enumerate(item.time.values()):
+        for index, part in enumerate(parts):
+            value = part.get(item)
             axes.barh(
                 row,
                 value,
@@ -61,11 +66,10 @@ def step_breakdown(
     axes.set_xlim(0, 1.03 * longest)
     axes.set_xlabel("step time (s)")
     axes.xaxis.grid(True)
-    used = [index for index, part in enumerate(PARTS) if any(item.time[part] > 0 for item in items)]
-    labels = list(PARTS.values())
     handles = [
-        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=labels[index])
-        for index in used
+        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=part.heading)
+        for index, part in enumerate(parts)
+        if any(part.get(item) > 0 for item in items)
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
     return figure

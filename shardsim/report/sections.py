@@ -126,7 +126,8 @@ def _numbers(study: Study) -> str:
 
 def reproduce(study: Study) -> Section:
     """Return the commands behind every number, and the plan file itself."""
-    plan, path = study.plan, study.path
+    plan = study.plan
+    path = f"{study.path} --set op_costs={plan.machine.chip.op_costs}"
     sequence = "" if plan.sequence == plan.model.sequence else f" --seq {plan.sequence}"
     lines = [
         f"shardsim predict {path}",
@@ -136,7 +137,7 @@ def reproduce(study: Study) -> Section:
         f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}"
         f" --op-costs {plan.machine.chip.op_costs}",
         "shardsim validate",
-        f"shardsim report {path} -o report.html",
+        f"shardsim report {' '.join(study.page)} -o report.html",
     ]
     return Section(
         title="Commands that reproduce it",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median
 
 from shardsim.cost.predict import Prediction
+from shardsim.planner.compare import HOW
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
@@ -189,7 +190,7 @@ def _range(study: Study) -> Text:
     return Text(text=f"{where} This plan is inside of that.")
 
 
-def comparison_section(studies: list[Study]) -> Section:
+def comparison_section(studies: list[Study], costs: str) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
     studied = {id(study.prediction): study for study in studies}
@@ -210,6 +211,7 @@ def comparison_section(studies: list[Study]) -> Section:
     return Section(
         title="Side by side",
         items=[
+            Text(text=f"All plans are priced {HOW[costs]}, whatever their files say."),
             named(items, columns),
             Drawing(
                 figure=step_breakdown(

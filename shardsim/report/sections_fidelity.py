@@ -55,7 +55,7 @@ def fidelity(study: Study) -> list[Item]:
     lost = [
         f"{row.collective} loses {show_time(row.lost_s)} of the step to {row.other}, on "
         f"{', '.join(row.links)}."
-        for row in simulation.contention[:MOST_CONTENTION]
+        for row in simulation.events.contention[:MOST_CONTENTION]
     ]
     if lost:
         items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]

@@ -27,6 +27,7 @@ class Study:
 
     plan: Plan
     path: str  # what the commands call it
+    page: tuple[str, ...]  # the same of all plans of the report
     prediction: Prediction
     ablations: list[Ablation]
     sensitivities: list[Sensitivity]
@@ -104,7 +105,7 @@ class Studies:
     chip_hour_price: float | None = None
     searched: dict[Any, SearchResult | None] = field(default_factory=dict)
 
-    def of(self, plan: Plan, path: str, validation: Validation) -> Study:
+    def of(self, plan: Plan, path: str, page: tuple[str, ...], validation: Validation) -> Study:
         """Return the study of one plan."""
         item = predict(plan)
         tokens = self.tokens
@@ -113,6 +114,7 @@ class Studies:
         return Study(
             plan=plan,
             path=path,
+            page=page,
             prediction=item,
             ablations=ablate(plan),
             sensitivities=sensitivity(plan),

@@ -6,20 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.cost.words import PARTS
 from shardsim.plan.words import mesh_text
 from shardsim.units import GIB
+from shardsim.views.step import OPERATIONS, STEP_PARTS, step_columns
 from shardsim.views.table import Column, Table, pick, table, yes_no
 
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
     from shardsim.plan import Plan
+    from shardsim.planner.compare import Difference
     from shardsim.xla.tpu.compiled import Ranked
-
-
-def part_of(part: str) -> Callable[[Prediction], float]:
-    """Return what takes one part of a prediction's step, in seconds."""
-    return lambda item: item.time[part]
 
 
 # How a prediction's main figures show, wherever they stand.
@@ -50,7 +46,8 @@ PLANS = (
         lambda item: item.tokens_per_s_per_chip,
         ",.1f",
     ),
-    *(Column(part, name, part_of(part), ".4g", "s") for part, name in PARTS.items()),
+    *STEP_PARTS,
+    OPERATIONS,
     Column(
         "exposed",
         "exposed",
@@ -126,6 +123,46 @@ def both(
         heading = f"{one.label} predicted"
         yield one.within(predicted, f"predicted_{one.key}", heading)
         yield one.within(compiled, f"compiled_{one.key}", "compiled")
+
+
+SIDE_BY_SIDE = (
+    *("machine", "mesh", "remat", "microbatches", "collective_matmul", "mfu", "hfu"),
+    *("step_time_s", "tokens_per_s_per_chip"),
+)
+
+
+def side_by_side(items: Sequence[Prediction], names: Sequence[str]) -> Table:
+    """Return plans as columns under their `names`, their figures as rows."""
+    change = Column(
+        "change", "step +%", lambda item: item.step_time_s / items[0].step_time_s - 1, "+.1f", "%"
+    )
+    rows = [*pick(PLANS, *SIDE_BY_SIDE), change]
+    rows += [one for one in step_columns(items) if any(one.get(item) for item in items)]
+    rows += pick(PLANS, "hbm_peak_gib", "hbm_free_gib", "fits", "limited_by")
+    columns = [Column("figure", "", lambda row: row.label)]
+    both = zip(names, items, strict=True)
+    columns += [Column(name, name, _shown(item)) for name, item in both]
+    return table(columns, rows)
+
+
+def _shown(item: Prediction) -> Callable[[Column], str]:
+    return lambda row: row.text(row.get(item))
+
+
+def differing(rows: Iterable[Difference], names: Sequence[str]) -> Table:
+    """Return the keys in which plan files differ, with the value that each has."""
+    columns = [Column("key", "differs", lambda row: row.key)]
+    for index, name in enumerate(names):
+        columns.append(Column(name, name, itemgetter(index), show=_said).within(_values))
+    return table(columns, rows)
+
+
+def _values(row: Difference) -> tuple[Any, ...]:
+    return row.values
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
 
 
 def facts(pairs: Iterable[tuple[str, str]], title: str = "") -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from shardsim.cost.words import HBM, PARTS
@@ -12,20 +13,39 @@ if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
 
 
+def _part(part: str, name: str) -> Column:
+    def seconds(item: Prediction) -> float | None:
+        """Return a part of the step; None where a compiler's cycles hold it and others."""
+        return None if item.compiled and part in IN_OPERATIONS else item.time[part]
+
+    return Column(part, name, seconds, ".4g", "s")
+
+
+# Cycles of a compiled operation hold its wait for HBM: only their sum is the same on both sides.
+IN_OPERATIONS = ("compute_s", "hbm_bound_s", "overhead_s")
+STEP_PARTS = tuple(_part(part, name) for part, name in PARTS.items())
+OPERATIONS = Column("operations_s", "operations", lambda item: item.operations_s, ".4g", "s")
+
+
+def step_columns(items: Iterable[Prediction]) -> list[Column]:
+    """Return the parts of a step that all of `items` can tell apart; they add up to the step."""
+    if any(item.compiled for item in items):
+        return [OPERATIONS, *(one for one in STEP_PARTS if one.key not in IN_OPERATIONS)]
+    return list(STEP_PARTS)
+
+
 def parts(item: Prediction) -> Table:
     """Return what the step time is made of."""
+
+    def share(part: Column) -> float:
+        return float(part.get(item) / item.step_time_s)
+
     columns = [
-        Column("part", "step time", lambda part: PARTS[part]),
-        Column("time_s", "seconds", lambda part: item.time[part], ".4g"),
-        Column(
-            "share",
-            "share",
-            lambda part: item.time[part] / item.step_time_s,
-            show=show_percent,
-            right=True,
-        ),
+        Column("part", "step time", lambda part: part.heading),
+        Column("time_s", "seconds", lambda part: part.get(item), ".4g"),
+        Column("share", "share", share, show=show_percent, right=True),
     ]
-    return table(columns, item.time)
+    return table(columns, step_columns([item]))
 
 
 def hbm(item: Prediction) -> Table:

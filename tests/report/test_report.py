@@ -241,7 +241,7 @@ def test_without_a_price_nothing_costs(both: tuple[str, str]) -> None:
 def test_the_events_stand_beside_the_closed_forms() -> None:
     document, (one,) = report_document("vit-22b-published-tp2")
     text = to_markdown(document)
-    assert one.simulation.contention
+    assert one.simulation.events.contention
     assert f"{100 * one.simulation.mfu:.2f} | {one.simulation.step_time_s:.4g} |" in text
     assert "gather block input loses" in text
 
