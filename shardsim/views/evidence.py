@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.units import GIB, show_bytes, show_percent, show_time
 from shardsim.views.plans import MFU, PEAK, STEP
-from shardsim.views.table import Column, Table, names, table, yes_no
+from shardsim.views.step import OPERATIONS, STEP_PARTS
+from shardsim.views.table import Column, Table, names, pick, table, yes_no
 from shardsim.views.write import markdown
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def published(
     return table(columns, result.rows)
 
 
-# Of a prediction, and of a row of the evidence as `_kept` reads it.
-OPERATIONS = Column("operations_s", "operations", lambda item: item.operations_s, ".3g", "s")
-EXPOSED = Column("exposed_s", "exposed", lambda item: item.time["exposed_comm_s"], ".3g", "s")
+SECONDS = [replace(one, form=".3g") for one in (OPERATIONS, *pick(STEP_PARTS, "exposed_comm_s"))]
 PFLOP = Column("pflop", "PFLOP", lambda item: float(item.price.flops) / 1e15, ".4g")
 
 
@@ -81,8 +80,7 @@ def compiled(pairs: Iterable[Pair]) -> Table:
         Column("compiled", "compiles", lambda pair: pair.row["compiled"], show=yes_no),
         *kept(PEAK, "peak_bytes", GIB),
         *kept(PFLOP, "flops", 1e15),
-        *kept(OPERATIONS, "operations_s"),
-        *kept(EXPOSED, "exposed_comm_s"),
+        *(column for one in SECONDS for column in kept(one, one.key)),
         *kept(MFU, "mfu"),
         *kept(STEP, "step_time_s"),
         Column("collectives", "collectives", _planned),

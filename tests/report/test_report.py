@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError, ShardsimError
+from shardsim.machine import with_op_costs
 from shardsim.plan import load_plan
 from shardsim.report import study
 from shardsim.report.markdown import to_markdown
@@ -235,6 +236,18 @@ def test_cost_is_chip_hours_times_the_price() -> None:
 def test_without_a_price_nothing_costs(both: tuple[str, str]) -> None:
     assert "What it costs" not in both[1]
     assert "a chip-hour" not in both[1]
+
+
+@pytest.mark.usefixtures("no_search")
+def test_plans_on_one_page_are_priced_alike() -> None:
+    plan = load_plan("vit-22b-published-tp8")
+    costed = replace(plan, name="mine", machine=with_op_costs(plan.machine, "compiler"))
+    document, studies = report_document([costed, plan])
+    assert studies[0].prediction.step_time_s == studies[1].prediction.step_time_s
+    text = to_markdown(document)
+    assert "All plans are priced as the TPU compiler schedules plans" in text
+    assert f"| vit-22b-published-tp8 | {100 * predict(costed).mfu:.1f} |" in text
+    assert "shardsim predict vit-22b-published-tp8 --set op_costs=compiler" in text
 
 
 @pytest.mark.usefixtures("no_search")

@@ -334,7 +334,9 @@ def test_trips_that_are_alike_are_played_once() -> None:
     few, many = play(*body, trips=3), play(*body, trips=300)
     assert many.step_time_s == pytest.approx(100 * few.step_time_s, rel=1e-9)
     assert many.events.transfers == few.events.transfers
-    assert many.events.link_bytes == pytest.approx({k: 100 * v for k, v in few.link_bytes.items()})
+    assert many.events.link_bytes == pytest.approx(
+        {k: 100 * v for k, v in few.events.link_bytes.items()}
+    )
     assert many.replayed.price.exposed_comm_s == pytest.approx(
         100 * few.replayed.price.exposed_comm_s, rel=1e-6
     )

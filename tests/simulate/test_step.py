@@ -122,7 +122,7 @@ def test_parts_add_up_and_data_is_plain() -> None:
     data = found.to_data()
     assert data["fidelity"] == "events"
     assert data["events"]["link_utilisation"].keys() >= {"x+", "y-", "z+"}
-    assert all(0 < share <= 1 for share in found.utilisation.values())
+    assert all(0 < share <= 1 for share in found.events.utilisation.values())
 
 
 def test_collectives_as_in_the_closed_form() -> None:

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.planner.search import search
+from shardsim.views.plans import found
 from shardsim.views.table import Column, Table, table
 from shardsim.views.terminal import fitted
 from shardsim.views.write import frame, html, markdown, plain
@@ -123,6 +125,15 @@ def test_what_all_rows_share_is_said_once_where_there_is_no_room(width: int) -> 
     assert text.count("save_context") == (2 if wide else 1)
     assert ("in all rows: remat policy save_context; limited by HBM bandwidth" in text) != wide
     assert "fsdp=256 (x8 y2 z16)" in text
+
+
+def test_a_search_is_readable_in_eighty_columns() -> None:
+    result = search("vit-l-16", "v4:2x2x4", 256, top=4)
+    lines = fitted(found(result.predictions), 80).split("\n")
+    assert all(len(line) <= 80 for line in lines)
+    assert [line[0] for line in lines[1:5]] == ["1", "2", "3", "4"], "one line a plan"
+    for item, line in zip(result.predictions, lines[1:5], strict=True):
+        assert f"{100 * item.mfu:.1f}" in line
 
 
 @given(TEXT)
