@@ -9,11 +9,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shardsim.cost.predict import Prediction
-from shardsim.cost.words import HBM
+from shardsim.cost.words import HBM, PARTS
 from shardsim.report.moments import hbm_moments
 from shardsim.report.style import HATCHES, INK, PAPER, SERIES, folded, picture, styled
 from shardsim.units import GIB, show_percent
 from shardsim.views.step import step_columns
+
+# The look of each part, the same in every picture; operations look as their largest part.
+SERIES_OF = {part: index for index, part in enumerate(PARTS)}
 
 
 @styled
@@ -37,8 +40,8 @@ def step_breakdown(
     longest = max(item.step_time_s for item in items)
     for row, item in enumerate(items):
         left = 0.0
-        for index, part in enumerate(parts):
-            value = part.get(item)
+        for part in parts:
+            index, value = SERIES_OF.get(part.key, 0), part.get(item)
             axes.barh(
                 row,
                 value,
@@ -66,11 +69,13 @@ def step_breakdown(
     axes.set_xlim(0, 1.03 * longest)
     axes.set_xlabel("step time (s)")
     axes.xaxis.grid(True)
-    handles = [
-        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=part.heading)
-        for index, part in enumerate(parts)
-        if any(part.get(item) > 0 for item in items)
-    ]
+    handles = []
+    for part in parts:
+        if any(part.get(item) > 0 for item in items):
+            index = SERIES_OF.get(part.key, 0)
+            patch = Patch(facecolor=SERIES[index], edgecolor=PAPER, label=part.heading)
+            patch.set_hatch(HATCHES[index])
+            handles.append(patch)
     figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
     return figure
 
