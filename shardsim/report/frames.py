@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ParamSpec
 
 from shardsim.cost.predict import Prediction
 from shardsim.planner.search import SearchResult
@@ -11,16 +12,23 @@ from shardsim.report.roofline import matmuls
 from shardsim.report.timeline import spans
 from shardsim.views import evidence, step, what_ifs
 from shardsim.views.plans import PLANS
-from shardsim.views.table import table
+from shardsim.views.table import Table, table
 from shardsim.views.write import frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shardsim.cost.sensitivity import Sensitivity
-    from shardsim.planner.whatif import Ablation
-    from shardsim.validate.runs import Validation
-    from shardsim.xla.tpu.agreement import Pair
+P = ParamSpec("P")
+
+
+def framed(make: Callable[P, Table]) -> Callable[P, pd.DataFrame]:
+    """Return a function that makes the same table as a frame."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        return frame(make(*args, **kwargs))
+
+    return made
 
 
 def plans_frame(items: SearchResult | Iterable[Prediction]) -> pd.DataFrame:
@@ -34,48 +42,12 @@ def plans_frame(items: SearchResult | Iterable[Prediction]) -> pd.DataFrame:
     return frame(table(PLANS, items.predictions if isinstance(items, SearchResult) else items))
 
 
-def computes_frame(item: Prediction) -> pd.DataFrame:
-    """Return every computation of a step on one device, the longest first."""
-    return frame(step.operations(item))
-
-
-def collectives_frame(item: Prediction) -> pd.DataFrame:
-    """Return the collectives of a step on one device, the longest first."""
-    return frame(step.collectives(item))
-
-
-def matmuls_frame(item: Prediction) -> pd.DataFrame:
-    """Return every matmul of a step against the roofline of one device."""
-    return frame(matmuls(item))
-
-
-def timeline_frame(item: Prediction) -> pd.DataFrame:
-    """Return the tasks of one layer's forward and backward pass, with start and duration."""
-    return frame(spans(item))
-
-
-def ablation_frame(base: Prediction, items: Sequence[Ablation]) -> pd.DataFrame:
-    """Return what each technique is worth; `step_change` is a fraction of the plan's step."""
-    return frame(what_ifs.ablations(base, items))
-
-
-def sensitivity_frame(base: Prediction, items: Sequence[Sensitivity]) -> pd.DataFrame:
-    """Return the elasticity of the step time to each figure of the chip."""
-    return frame(what_ifs.sensitivities(base, items))
-
-
-def sweep_frame(
-    rows: Iterable[tuple[Mapping[str, Any], Prediction | None, str]],
-) -> pd.DataFrame:
-    """Return a sweep, one row per combination; what makes no legal plan says why."""
-    return frame(what_ifs.swept(rows))
-
-
-def validation_frame(result: Validation) -> pd.DataFrame:
-    """Return published runs beside their predictions, in tokens/s/chip; errors are fractions."""
-    return frame(evidence.published(result))
-
-
-def compiled_frame(found: Sequence[Pair]) -> pd.DataFrame:
-    """Return the kept compilations of the TPU compiler beside their predictions."""
-    return frame(evidence.compiled(found))
+computes_frame = framed(step.operations)
+collectives_frame = framed(step.collectives)
+matmuls_frame = framed(matmuls)
+timeline_frame = framed(spans)
+ablation_frame = framed(what_ifs.ablations)
+sensitivity_frame = framed(what_ifs.sensitivities)
+sweep_frame = framed(what_ifs.swept)
+validation_frame = framed(evidence.published)
+compiled_frame = framed(evidence.compiled)

@@ -7,7 +7,6 @@ from operator import attrgetter
 
 from shardsim.cost.predict import Prediction
 from shardsim.machine import Chip
-from shardsim.units import show_count
 from shardsim.views.table import Column, Table, table
 
 
@@ -108,12 +107,8 @@ def matmuls(item: Prediction) -> Table:
         Column("time_s", "seconds", attrgetter("step_s"), ".4g"),
         Column("share", "step", lambda point: point.step_s / item.step_time_s, ".2f", "%"),
         Column("flops_per_byte", "FLOP/byte", attrgetter("flops_per_byte"), ",.0f"),
-        Column("flops_per_s", "rate", attrgetter("flops_per_s"), show=_rate, right=True),
+        Column("flops_per_s", "rate", attrgetter("flops_per_s"), "FLOP/s"),
         Column("of_peak", "of peak", attrgetter("of_peak"), ".1f", "%"),
         Column("roof", "roof", attrgetter("bound")),
     ]
     return table(columns, matmul_points(item))
-
-
-def _rate(flops_per_s: float) -> str:
-    return show_count(flops_per_s, "FLOP/s")

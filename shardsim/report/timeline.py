@@ -10,7 +10,6 @@ from shardsim.cost.price import CollectiveCost
 from shardsim.plan import resolve
 from shardsim.plan.layout import Layout
 from shardsim.program.tasks import Block, Collective, Compute
-from shardsim.units import show_time
 from shardsim.views.table import Column, Table, table
 
 COMPUTE = "compute"
@@ -158,8 +157,8 @@ def spans(item: Prediction, least: float = 0.0) -> Table:
         Column("stream", "stream", attrgetter("stream")),
         Column("task", "task", attrgetter("name")),
         Column("kind", "kind", attrgetter("kind")),
-        Column("start_s", "starts at", attrgetter("start_s"), show=show_time, right=True),
-        Column("duration_s", "takes", attrgetter("duration_s"), show=show_time, right=True),
+        Column("start_s", "starts at", attrgetter("start_s"), "time"),
+        Column("duration_s", "takes", attrgetter("duration_s"), "time"),
     ]
     head = Column("pass", "pass", itemgetter(0))
     return table([head, *(one.within(itemgetter(1)) for one in own)], rows)

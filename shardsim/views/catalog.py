@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.units import show_bytes, show_count
 from shardsim.views.table import Column, Table, table
 
 if TYPE_CHECKING:
@@ -15,25 +14,15 @@ if TYPE_CHECKING:
     from shardsim.model.tensors import Tensor
 
 
-def _rate(key: str, heading: str, unit: str, get: Any) -> Column:
-    return Column(key, heading, get, show=lambda value: show_count(value, unit), right=True)
-
-
 def chips(items: Iterable[Chip]) -> Table:
     """Return chips with their main figures."""
     columns = [
         Column("name", "chip", attrgetter("name")),
         Column("title", "", attrgetter("title")),
-        _rate("peak_bf16_flops", "bf16 peak", "FLOP/s", lambda chip: chip.peak("bf16")),
-        Column(
-            "hbm_usable_bytes",
-            "usable HBM",
-            attrgetter("hbm_usable_bytes"),
-            show=show_bytes,
-            right=True,
-        ),
-        _rate("hbm_bytes_per_s", "HBM", "B/s", attrgetter("hbm_bytes_per_s")),
-        _rate("link_bytes_per_s", "link, one way", "B/s", attrgetter("link_bytes_per_s")),
+        Column("peak_bf16_flops", "bf16 peak", lambda chip: chip.peak("bf16"), "FLOP/s"),
+        Column("hbm_usable_bytes", "usable HBM", attrgetter("hbm_usable_bytes"), "bytes"),
+        Column("hbm_bytes_per_s", "HBM", attrgetter("hbm_bytes_per_s"), "B/s"),
+        Column("link_bytes_per_s", "link, one way", attrgetter("link_bytes_per_s"), "B/s"),
         Column("links", "links", _links),
     ]
     return table(columns, items)

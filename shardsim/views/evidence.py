@@ -108,7 +108,7 @@ def verified(rows: Iterable[Mapping[str, Any]], *, exact: bool = False) -> Table
         if exact:
             columns.append(Column(f"{side}_bytes", f"{side} bytes", get, ",.0f"))
         else:
-            columns.append(Column(f"{side}_bytes", side, get, show=show_bytes, right=True))
+            columns.append(Column(f"{side}_bytes", side, get, "bytes"))
     for side in ("planned", "compiled"):
         key = f"{side}_count"
         columns.append(Column(key, f"{side} count", itemgetter(key), ",.0f"))
@@ -152,8 +152,8 @@ def unplanned(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = [
         Column("kind", "unplanned", itemgetter("kind")),
         Column("mesh_axes", "mesh axes", itemgetter("mesh_axes"), show=names),
-        Column("bytes", "bytes", itemgetter("bytes"), show=show_bytes, right=True),
-        Column("exposed_s", "costs", itemgetter("exposed_s"), show=show_time, right=True),
+        Column("bytes", "bytes", itemgetter("bytes"), "bytes"),
+        Column("exposed_s", "costs", itemgetter("exposed_s"), "time"),
         Column("mfu_points", "MFU points", itemgetter("mfu_points"), ".2f"),
         Column("source", "from", itemgetter("source")),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from shardsim.cost.words import HBM, PARTS
-from shardsim.units import GIB, show_bytes, show_percent
+from shardsim.units import GIB
 from shardsim.views.table import Column, Table, names, table
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def parts(item: Prediction) -> Table:
     columns = [
         Column("part", "step time", lambda part: part.heading),
         Column("time_s", "seconds", lambda part: part.get(item), ".4g"),
-        Column("share", "share", share, show=show_percent, right=True),
+        Column("share", "share", share, "percent"),
     ]
     return table(columns, step_columns([item]))
 
@@ -61,13 +61,7 @@ COLLECTIVES = (
     Column("kind", "collective", lambda use: use.kind),
     Column("mesh_axes", "mesh axes", lambda use: use.mesh_axes, show=names),
     Column("purpose", "of", lambda use: use.purpose),
-    Column(
-        "bytes_per_chip",
-        "sent per device",
-        lambda use: use.bytes_per_chip,
-        show=show_bytes,
-        right=True,
-    ),
+    Column("bytes_per_chip", "sent per device", lambda use: use.bytes_per_chip, "bytes"),
     Column("count", "count", lambda use: use.count, ",.0f"),
     Column("time_s", "time", lambda use: use.time_s, ".4g", "s"),
     Column("exposed_s", "exposed", lambda use: use.exposed_s, ".4g", "s"),

@@ -6,13 +6,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shardsim.units import show_bytes, show_count, show_percent, show_time
+
+# Numbers that show their unit in every cell.
+FORMS: dict[str, Callable[[float], str]] = {
+    "bytes": show_bytes,
+    "time": show_time,
+    "percent": show_percent,
+    "FLOP/s": lambda value: show_count(value, "FLOP/s"),
+    "B/s": lambda value: show_count(value, "B/s"),
+}
+
 
 @dataclass(frozen=True)
 class Column:
     """One column: the key of its values in data, its heading, and how a value shows.
 
-    `get` takes the value from what a row is about. A value with a format specification (`form`)
-    is a number; of a `unit` of "%" it is a fraction. `show` writes others. None shows as `missing`.
+    `get` takes the value from what a row is about. A value with a `form` is a number: a format
+    specification, or one of `FORMS`; of a `unit` of "%" it is a fraction. `show` writes others.
+    None shows as `missing`.
     """
 
     key: str
@@ -50,6 +62,8 @@ class Column:
             return self.missing
         if not self.form:
             return self.show(value)
+        if self.form in FORMS:
+            return FORMS[self.form](value)
         return format(100 * value if self.unit == "%" else value, self.form)
 
 
