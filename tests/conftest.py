@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import os
+import re
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -22,6 +29,92 @@ settings.register_profile(
 settings.load_profile("shardsim")
 
 Shardsim = Callable[..., Result]
+
+# Tests marked `jax` are found by their own text or a fixture's: it imports JAX or starts a process
+# that does. Where a whole file imports it, the fast tier does not even read the file.
+STARTS_JAX = re.compile(
+    r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
+    r"HostDevices|verify_host|TpuCompiler|needs_libtpu"
+)
+FEWER = 10  # of the examples that a property draws in the whole suite, one in so many
+NO_JAX = Path(__file__).parent / "no_jax"
+
+collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]
+
+
+def is_fast_tier(config: pytest.Config) -> bool:
+    """Return whether `-m` leaves out the tests that need JAX."""
+    return "not jax" in config.option.markexpr
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the fast tier, let no test import JAX: not here, and not in a process that it starts."""
+    if is_fast_tier(config):
+        sys.path.insert(0, str(NO_JAX))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(NO_JAX), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that import JAX where no test of theirs would run."""
+    if is_fast_tier(config) and collection_path.suffix == ".py":
+        return imports_jax(collection_path) or None
+    return None
+
+
+@cache
+def imports_jax(path: Path) -> bool:
+    """Return whether a test file's own imports bring JAX."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+    return any(re.match(r"jax\b|shardsim\.emit\.runtime\b", name) for name in names)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that need JAX or a notebook; in the fast tier, draw fewer examples of others."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        if starts_jax(item):
+            item.add_marker("jax")
+        if item.get_closest_marker("notebook"):
+            item.add_marker("slow")
+        drawn = getattr(item.function, "_hypothesis_internal_use_settings", None)
+        if drawn is not None and is_fast_tier(config):
+            fewer = settings(drawn, max_examples=max(3, drawn.max_examples // FEWER))
+            item.function._hypothesis_internal_use_settings = fewer
+
+
+def starts_jax(item: pytest.Function) -> bool:
+    """Return whether a test, a fixture or function that it uses, or its module starts JAX."""
+    functions = [item.function]
+    functions += [
+        fixture.func
+        for name in item.fixturenames
+        for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ()
+    ]
+    for function in [own(function) for function in functions]:
+        used = (item.module.__dict__.get(name) for name in function.__code__.co_names)
+        functions += [one for one in used if inspect.isfunction(one)]
+    return imports_jax(item.path) or any(names_jax(own(one)) for one in functions)
+
+
+def own(function: Any) -> Any:
+    """Return the function that was written, whatever Hypothesis or pytest made of it."""
+    property_of = getattr(function, "hypothesis", None)
+    return inspect.unwrap(property_of.inner_test if property_of else function)
+
+
+@cache
+def names_jax(function: Callable[..., object]) -> bool:
+    """Return whether a function of the tests says that it starts JAX."""
+    here = function.__code__.co_filename.startswith(str(NO_JAX.parent))
+    return here and bool(STARTS_JAX.search(inspect.getsource(function)))
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def written_anew(block: str) -> str:
     return "".join(f"$ {command}\n{run(command)}\n" for command in commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_commands_print_what_is_written(page: Path) -> None:
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):

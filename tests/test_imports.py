@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}"
 
 
+@cache
 def edges() -> set[tuple[str, str, str]]:
     """Return (file, its part, the part it imports) for every import inside the package."""
     found = set()

@@ -139,11 +139,14 @@ class Measure:
 
     def __call__(self, size: Size) -> Number:
         """Return bytes on one device."""
-        if size not in self.known:
+        known = self.known.get(size)
+        if known is None:
             width = self.widths[size.width] if isinstance(size.width, str) else size.width
-            found = self.sizes.moved(size.dims, size.by) * width
-            self.known[size] = found * self.sizes.several(size.several) if size.several else found
-        return self.known[size]
+            known = self.sizes.moved(size.dims, size.by) * width
+            if size.several:
+                known = known * self.sizes.several(size.several)
+            self.known[size] = known
+        return known
 
     def total(self, arrays: Iterable[Live]) -> Number:
         """Return the bytes of arrays together."""
@@ -176,11 +179,12 @@ class Trace:
     def fullest(self) -> Matrix:
         """Moments x `sizes`: those rows that no other covers. The peak is at one of them."""
         columns = {size: column for column, size in enumerate(self.sizes)}
-        by_size = np.zeros((len(self.labels), len(columns)))
-        for array, column in zip(self.arrays, self.matrix.T, strict=True):
-            by_size[:, columns[array.size]] += column
-        rows = np.unique(by_size, axis=0)
-        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2) & ~np.eye(len(rows), dtype=bool)
+        chosen = np.zeros((len(self.arrays), len(columns)))
+        for row, array in enumerate(self.arrays):
+            chosen[row, columns[array.size]] = 1.0
+        rows = self.matrix @ chosen
+        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2)
+        covers &= ~(covers.T & np.tri(len(rows), dtype=bool).T)  # of equal rows the last stays
         return rows[~covers.any(axis=0)]
 
     def peak(self, measure: Measure) -> Number:

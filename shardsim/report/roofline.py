@@ -69,7 +69,7 @@ def matmul_points(item: Prediction) -> tuple[MatmulPoint, ...]:
         points.append(
             MatmulPoint(
                 name=task.name,
-                group=_group(task.name, task.kind, cost.block),
+                group=_group(task.name, task.kind, item.schedule.block(cost.block).phase),
                 shape=shape,
                 count=count,
                 time_s=time_s,
@@ -83,8 +83,8 @@ def matmul_points(item: Prediction) -> tuple[MatmulPoint, ...]:
     return tuple(sorted(points, key=lambda point: -point.step_s))
 
 
-def _group(name: str, kind: str, block: str) -> str:
-    if block == "embedding and head":
+def _group(name: str, kind: str, phase: str) -> str:
+    if phase == "head":
         return "embedding and head"
     if kind == "attention":
         return "attention"

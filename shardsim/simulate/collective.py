@@ -33,8 +33,8 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One leg of one group class: what it puts on its links, and the latency of its hops."""
+class Stretch:
+    """A leg as one group class goes it: data put on a route, then the latency of its hops."""
 
     route: Route
     unit_bytes: float
@@ -43,13 +43,13 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Course:
-    """What one group class does for a collective: launch, then leg after leg, `repeat` times."""
+    """What one group class does for a collective: launch, then its stretches, `repeat` times."""
 
     name: str
     role: str
     group: int
     launch_s: float
-    legs: tuple[Leg, ...]
+    stretches: tuple[Stretch, ...]
     repeat: int = 1
     sent_bytes: float | None = None  # by one member; None: not a collective of its own
 
@@ -57,7 +57,7 @@ class Course:
 class _Journey:
     """A course under way."""
 
-    __slots__ = ("course", "done", "left", "leg_s", "number", "place", "start_s", "traveller")
+    __slots__ = ("course", "done", "left", "number", "place", "sent_s", "start_s", "traveller")
 
     def __init__(self, traveller: Traveller, course: Course, number: int, done: Mark) -> None:
         self.traveller = traveller
@@ -66,7 +66,7 @@ class _Journey:
         self.done = done
         self.left = course.repeat
         self.place = 0
-        self.start_s = self.leg_s = 0.0
+        self.start_s = self.sent_s = 0.0
         self.begin()
 
     def begin(self) -> None:
@@ -85,30 +85,33 @@ class _Journey:
             self.depart()
 
     def depart(self) -> None:
-        """Put the next leg on its links."""
+        """Put the next stretch's data on its links."""
         traveller, course = self.traveller, self.course
-        if self.place == len(course.legs):
+        if self.place == len(course.stretches):
             self.end()
             return
-        self.leg_s = traveller.clock.now
-        leg = course.legs[self.place]
-        traveller.links.send(leg.route, leg.unit_bytes, self.number, course.name, self.arrive)
+        self.sent_s = traveller.clock.now
+        stretch = course.stretches[self.place]
+        traveller.links.send(
+            stretch.route, stretch.unit_bytes, self.number, course.name, self.arrive
+        )
 
     def arrive(self) -> None:
-        """Let the latency of a leg's hops pass."""
-        latency_s = self.course.legs[self.place].latency_s
+        """Let the latency of its hops pass."""
+        latency_s = self.course.stretches[self.place].latency_s
         if latency_s > 0:
             self.traveller.clock.after(latency_s, self.land)
         else:
             self.land()
 
     def land(self) -> None:
-        """Go on to the next leg."""
+        """Go on to the next stretch."""
         traveller = self.traveller
         if traveller.watch is not None:
-            leg = self.course.legs[self.place]
-            moved = float((leg.route.carried * leg.unit_bytes).max(initial=0.0))
-            self._tell(self.leg_s, moved, leg.route.name, leg.route.ports)
+            stretch = self.course.stretches[self.place]
+            route = stretch.route
+            moved = float((route.carried * stretch.unit_bytes).max(initial=0.0))
+            self._tell(self.sent_s, moved, route.name, route.ports)
         self.place += 1
         self.depart()
 
@@ -190,9 +193,12 @@ class Traveller:
     ) -> Mark:
         """Send a message from one member of a group to another; returns its arrival."""
         box = self.mailbox(role, group, leg, message)
-        legs = (self._leg(role, group, leg, unit_bytes, 1.0),)
+        stretches = (self._stretch(role, group, leg, unit_bytes, 1.0),)
         self._go(
-            Course(name=name, role=role, group=group, launch_s=self.overhead_s, legs=legs), box
+            Course(
+                name=name, role=role, group=group, launch_s=self.overhead_s, stretches=stretches
+            ),
+            box,
         )
         return box
 
@@ -219,13 +225,15 @@ class Traveller:
         repeat: int = 1,
     ) -> Course:
         """Return the course of one collective of one group class, `repeat` times in a row."""
-        legs = (self._leg(role, group, move.leg, move.unit_bytes, messages) for move in moved.moves)
+        stretches = (
+            self._stretch(role, group, move.leg, move.unit_bytes, messages) for move in moved.moves
+        )
         return Course(
             name=name,
             role=role,
             group=group,
             launch_s=self.overhead_s * messages * moved.overheads,
-            legs=tuple(legs),
+            stretches=tuple(stretches),
             repeat=repeat if moved.moves else 0,
             sent_bytes=sent,
         )
@@ -235,15 +243,17 @@ class Traveller:
         key = (role, group, name, leg, unit_bytes)
         course = self._hops.get(key)
         if course is None:
-            legs = (self._leg(role, group, leg, unit_bytes, 1.0),)
-            course = Course(name=name, role=role, group=group, launch_s=0.0, legs=legs)
+            stretches = (self._stretch(role, group, leg, unit_bytes, 1.0),)
+            course = Course(name=name, role=role, group=group, launch_s=0.0, stretches=stretches)
             self._hops[key] = course
         return course
 
-    def _leg(self, role: str, group: int, leg: str, unit_bytes: float, messages: float) -> Leg:
+    def _stretch(
+        self, role: str, group: int, leg: str, unit_bytes: float, messages: float
+    ) -> Stretch:
         route = self.folded.route(role, group, leg)
         hop_s = self.dcn_hop_s if route.dcn else self.hop_s
-        return Leg(route=route, unit_bytes=unit_bytes, latency_s=route.hops * hop_s * messages)
+        return Stretch(route=route, unit_bytes=unit_bytes, latency_s=route.hops * hop_s * messages)
 
 
 @dataclass(frozen=True, kw_only=True)

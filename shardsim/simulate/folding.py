@@ -82,11 +82,12 @@ class Fold:
         return self.routes[key]
 
     def _route(self, role: str, group_class: int, name: str) -> Route:
-        groups = self.groups[role]
-        made = groups.leg(int(self.group_first[role][group_class]), name)
-        used = np.unique(self.link_class[made.links])
+        made = self.groups[role].table(name)  # by group, then by link
+        group = int(self.group_first[role][group_class])
+        begin, end = np.searchsorted(made.owners, (group, group + 1))
+        used = np.unique(self.link_class[made.links[begin:end]])
         representatives = self.links[used]
-        table = self._incidence(role, name)
+        table = self._incidence(role, name)  # by link
         low, high = np.searchsorted(table.links, (representatives, representatives + 1))
         # All entries of the table about these links, link after link, and those of this class.
         counts = high - low
@@ -103,7 +104,7 @@ class Fold:
             loads=loads,
             streams=_totals(place, np.ones(len(place)), len(used)),
             carried=_totals(place, table.moved[entries], len(used)),
-            hops=made.hops,
+            hops=int(made.hops[group]),
             dcn=made.dcn,
             ports=ports,
         )

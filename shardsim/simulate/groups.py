@@ -1,6 +1,6 @@
 """The groups of a role on the torus, and the links that each way of moving data loads.
 
-A group's `Leg` is one movement that its members make together: everybody passes shards along one
+A group's leg is one movement that its members make together: everybody passes shards along one
 axis, or to the next member of a ring, or to everybody else. It lists the links it uses and how
 many shards each of them carries. All members of a ring start a leg together, because each needs
 what all the others send; a ring whose members forward in order takes, hop by hop, exactly as long
@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.load import Leg, Load, Table, axis_loads, most
+from shardsim.simulate.load import Load, Table, axis_loads, most
 from shardsim.simulate.permutes import permuted
 from shardsim.simulate.topology import Ints, Topology
 from shardsim.simulate.walks import exchange_crossings, ring_order, twisted_crossings
@@ -105,23 +105,11 @@ class Groups:
         lines = np.moveaxis(grid, number + 2, -1).reshape(-1, self.factors[number + 1])
         return lines, np.repeat(np.arange(self.count), len(lines) // self.count)
 
-    def leg(self, group: int, name: str) -> Leg:
-        """Return one of a group's legs: `gather:torus` and `scatter:torus`, `gather:N` inside a
-        chip or node (axis N), `gather:dcn`, `exchange` (all-to-all), `ring+`, `closing+` and
-        `ring+-` (one hop, one or both ways), `shift`, `next:N` and `back:N` (the Nth member of
-        the ring to its neighbour), `permute:1,-2` (every member to the one so far ahead)."""
-        table = self.table(name)
-        low, high = np.searchsorted(table.owners, (group, group + 1))
-        return Leg(
-            name=table.name,
-            links=table.links[low:high],
-            shards=table.shards[low:high],
-            hops=int(table.hops[group]),
-            dcn=table.dcn,
-        )
-
     def table(self, name: str) -> Table:
-        """Return a leg of all groups together."""
+        """Return a leg of all groups together: `gather:torus` and `scatter:torus`, `gather:N`
+        inside a chip or node (axis N), `gather:dcn`, `exchange` (all-to-all), `ring+`, `closing+`
+        and `ring+-` (one hop, one or both ways), `shift`, `next:N` and `back:N` (the Nth member of
+        the ring to its neighbour), `permute:1,-2` (every member to the one so far ahead)."""
         if name not in self._tables:
             kind, _, where = name.partition(":")
             load = Load(self.topology, self.count)

@@ -13,26 +13,15 @@ from shardsim.simulate.topology import Floats, Ints, Topology
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
-    """One movement of one group: shards on each link, and hops one after the other."""
-
-    name: str  # "x", "dcn", "ring", ...
-    links: Ints
-    shards: Floats  # carried by each link, in units of the shard a member starts with
-    hops: int  # links that one message crosses after the other
-    dcn: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """One leg of all groups, by group and then by link."""
 
-    name: str
+    name: str  # "x", "dcn", "ring", ...
     links: Ints
     owners: Ints
-    shards: Floats
+    shards: Floats  # carried by each link, in units of the shard a member starts with
     moved: Floats  # the same on average over the step, for what is evened out: see `Load.add`
-    hops: Ints  # per group
+    hops: Ints  # per group: links that one message crosses after the other
     dcn: bool
 
 

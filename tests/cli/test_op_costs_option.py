@@ -87,6 +87,7 @@ def test_slices_of_one_table_are_priced_alike(shardsim: Shardsim):
     assert {item["costs"] for item in mixed} == {"physical"}
 
 
+@pytest.mark.slow
 def test_validate_shows_both_and_says_which(shardsim: Shardsim):
     both = data(shardsim("validate", "--op-costs", "both", "--json"))
     compiler = data(shardsim("validate", "--op-costs", "compiler", "--json"))

@@ -39,6 +39,20 @@ def moved(kind: str, line: Line) -> Line:
     return line
 
 
+@pytest.mark.parametrize("members", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_message_is_started_once(members, kind):
+    at_once, started = (
+        group([(members, False)], axis_layout(members), collective_overhead_s=each_s)
+        for each_s in (0.0, 5e-6)
+    )
+    before_s, after_s = (float(collective_s(kind, links, 1e6, 3)) for links in (at_once, started))
+    # An all-reduce is two collectives; one device alone starts none.
+    starts = 3 * (members > 1) * (2 if kind == "all-reduce" else 1)
+    assert after_s - before_s == pytest.approx(starts * 5e-6, rel=1e-9)
+    assert (after_s > 0) == (members > 1)
+
+
 @pytest.mark.parametrize("members", range(2, 17))
 @pytest.mark.parametrize("kind", TIMES_A_SHARD)
 @pytest.mark.parametrize("wrapped", [False, True])

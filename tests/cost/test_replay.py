@@ -77,6 +77,18 @@ def test_without_overlap_a_step_is_the_sum_of_its_parts(
     assert price.step_time_s == pytest.approx(3 * (sum(works) + communication))
 
 
+def test_every_trip_sends_and_multiplies_again() -> None:
+    product = Work(name="p", kind="matmul", m=8, k=128, n=256, matmuls=1, count=2)
+    price = run(product, gather("g", 1e6), trips=3).price
+    (sent,), (multiplied,) = price.collectives, price.computes
+    assert sent.sent_bytes == pytest.approx(3 * 1e6 * 7 / 8)
+    assert sent.time_s == sent.exposed_s == pytest.approx(3 * alone(gather("g", 1e6)))
+    assert price.flops == multiplied.flops == 3 * 2 * 2 * 8 * 128 * 256
+    assert multiplied.count == 6
+    assert price.step_time_s == pytest.approx(sent.time_s + multiplied.time_s)
+    assert multiplied.time_s == pytest.approx(multiplied.unit_s + multiplied.memory_s)
+
+
 @given(seconds=SECONDS, size=BYTES)
 def test_what_is_started_first_hides_behind_the_work(seconds: float, size: float) -> None:
     task = started("g", size)
@@ -235,6 +247,9 @@ def test_parts_of_an_axis_have_their_stretch_of_the_torus() -> None:
     assert minor.ports == half.ports == {"z+", "z-"}
     assert major.ports == {"x+", "x-"}
     assert both.ports == minor.ports | major.ports
+    # What passes its block on to the next member goes up the axes, to the one before it down.
+    assert links.route(("fsdp",), (), (1,)).ports == {"x+", "z+"}
+    assert links.route(("fsdp",), (), (-1,)).ports == {"x-", "z-"}
     assert half.group.torus.bytes_per_s == pytest.approx(minor.group.torus.bytes_per_s / 4)
     with pytest.raises(PlanError, match="does not follow the torus"):
         links.route(("fsdp",), (("fsdp", 3, 1),))

@@ -73,6 +73,7 @@ def compare(
     return len(cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "slice_name", "batch", "costs"),
     [
@@ -248,8 +249,13 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
 @pytest.mark.parametrize(
     ("model", "slice_name", "batch"),
     [
-        (decoder(kv_heads=2, layers=2), "v5e:2x4", 8),
-        (decoder(layers=6, heads=6, head_dim=64, kv_heads=3, embed=384, mlp=1536), "v4:2x2x2", 12),
+        pytest.param(decoder(kv_heads=2, layers=2), "v5e:2x4", 8, marks=pytest.mark.slow),
+        pytest.param(
+            decoder(layers=6, heads=6, head_dim=64, kv_heads=3, embed=384, mlp=1536),
+            "v4:2x2x2",
+            12,
+            marks=pytest.mark.slow,
+        ),
         (vit(layers=4), "v4:2x2x1", 4),
         (vit(layers=4, pooling="cls", sequence=257), "2*v5e:2x2", 8),
         (decoder(embed=1000, heads=10, head_dim=100, kv_heads=10, mlp=4000), "v4:2x2x2", 3),
@@ -269,11 +275,12 @@ def tight(slice_name: str, gigabytes: float) -> Machine:
     return replace(machine, chip=override_chip(machine.chip, {"hbm_bytes": gigabytes * 1e9}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "machine", "batch"),
     [
         (decoder(kv_heads=2, layers=2, vocab=512), tight("v4:2x2x1", 0.22), 2),
-        (vit(layers=2), tight("v5e:2x2", 0.26), 2),
+        (vit(layers=2), tight("v5e:2x2", 0.2), 2),
         (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 4),
     ],
     ids=["decoder", "vit", "slices"],
@@ -331,6 +338,7 @@ def test_top_n_starts_with_top_one():
     assert (one.searched, one.fit) == (ten.searched, ten.fit)
 
 
+@pytest.mark.slow
 def test_several_machines_are_searched_together():
     model = decoder(layers=4)
     machines = [parse_machine(name) for name in ("v5e:2x2", "v5e:2x4", "v5e:4x4")]

@@ -58,8 +58,9 @@ def on_paper(passes: Passes) -> tuple[Trace, Measure, float, float, float]:
     model = decoder(embed=1024, mlp=4096)
     plan = build(model, "v4:2x2x1", 8, {"fsdp": {"x": 2, "y": 2}})
     work, layout = Workload.of(plan), resolve(plan)
-    ops = placed(paper_block(), kind_of(model, layout))
-    trace = followed(derive(ops), backward(ops, frozenset()).again, passes).trace(
+    kind = kind_of(model, layout)
+    ops = placed(paper_block(), kind)
+    trace = followed(derive(ops, kind.axes), backward(ops, frozenset()).again, passes).trace(
         passes.gathers_ahead
     )
     tokens = 2 * model.sequence  # of a device

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
+from shardsim.machine import override_chip
 from shardsim.model import Model, load_model
 from shardsim.plan import Plan, Precision, resolve
 from shardsim.program.partition import partition
@@ -127,6 +128,43 @@ def test_activation_traffic_of_tensor_parallelism(residual, microbatches):
     assert float(trips) == model.layers * microbatches
 
 
+def started(plan: Plan, kind: str, axis: str) -> float:
+    """Return how many arrays a kind of collective moves over an axis, by what starts cost."""
+    slow = override_chip(
+        plan.machine.chip,
+        {"collective_overhead_s": 1.0, "hop_latency_s": 0.0, "link_bytes_per_s": 1e30},
+    )
+    uses = predict(replace(plan, machine=replace(plan.machine, chip=slow))).collectives
+    return sum(use.time_s for use in uses if use.kind == kind and use.mesh_axes == (axis,))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_every_array_is_a_message_of_its_own(gated, parallel, fused, microbatches):
+    if fused and not parallel:
+        pytest.skip("only a parallel block fuses its projections")
+    model = decoder(gated_mlp=gated, parallel_block=parallel)
+    where = {"context": {"x": 4}, "fsdp": {"y": 4}}
+    options: dict[str, Any] = {"fused_projections": fused, "microbatches": microbatches}
+    plan = build(model, "v5e:4x4", 128, where, remat="none", **options)
+    # Query, key, value, output and the MLP's two or three; fused, one into and one out of a block.
+    matrices = 2 if fused else 6 + gated
+    tables = 2
+    trips = model.layers * microbatches
+    weights = 2 * trips * matrices + microbatches * tables
+    assert started(plan, "all-gather", "f") == pytest.approx(weights, rel=1e-6)
+    gradients = trips * matrices + microbatches * tables
+    assert started(plan, "reduce-scatter", "f") == pytest.approx(gradients, rel=1e-6)
+    # Keys and values, forward and again for the backward pass; their gradients.
+    assert started(plan, "all-gather", "c") == pytest.approx(2 * 2 * trips, rel=1e-6)
+    assert started(plan, "reduce-scatter", "c") == pytest.approx(2 * trips, rel=1e-6)
+    # Gradients once a step; an all-reduce is two collectives.
+    once = 2 * (model.layers * matrices + tables)
+    assert started(plan, "all-reduce", "c") == pytest.approx(once, rel=1e-6)
+
+
 @pytest.mark.parametrize("microbatches", [1, 2, 4])
 @pytest.mark.parametrize("model", [decoder(), decoder(kv_heads=4, gated_mlp=True), vit()])
 @pytest.mark.parametrize("tensor", [1, 4])
@@ -181,6 +219,32 @@ def test_gradients_of_all_matrices_are_summed_over_replicas_once(microbatches, o
         )
 
 
+@pytest.mark.parametrize("over_data", [False, True])
+@pytest.mark.parametrize("shards", [False, True])
+def test_gradients_are_summed_over_context_where_it_holds_the_same_weights(over_data, shards):
+    model = decoder()
+    where = {"context": {"x": 4}, "data": {"y": 4}}
+    plan = build(
+        model, "v5e:4x4", 128, where, over_data=over_data, context_shards=shards, remat="none"
+    )
+    weights = model.layers * layer_matrices(model) + 2 * model.vocab * model.embed
+    uses = predict(plan).collectives
+    summed = [use for use in uses if use.kind == "all-reduce" and use.purpose == "parameters"]
+    found = {use.mesh_axes: use.bytes_per_chip for use in summed}
+    # The scales of all norms, in float32, over all devices.
+    scales = (2 * model.layers + 1) * model.embed * 4 * 2 * 15 / 16
+    expected = {("d", "c"): scales}
+    if over_data:
+        # Scattered over data first: what is left is summed over context.
+        if not shards:
+            expected["c",] = weights / 4 * 2 * 2 * 3 / 4
+    elif shards:
+        expected["d",] = weights / 4 * 2 * 2 * 3 / 4
+    else:
+        expected["d", "c"] += weights * 2 * 2 * 15 / 16
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_context_gathers_keys_and_values_and_scatters_their_gradients():
     model = decoder(kv_heads=4, vocab=1024)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
@@ -218,6 +282,16 @@ def test_only_axes_longer_than_one_carry_traffic(plan):
         assert 0 <= use.exposed_s
 
 
+@given(plans())
+def test_no_collective_is_counted_over_one_device(plan):
+    layout = resolve(plan)
+    for block in program_of(plan).blocks:
+        for task in block.collectives():
+            if float(task.count) > 0 and float(block.trips) > 0:
+                assert layout.role(task.role).size > 1, (block.name, task.name)
+            assert float(task.count) == int(task.count)
+
+
 @given(plans(), st.sampled_from([2, 4]))
 def test_more_microbatches_never_gather_less(plan, times):
     groups = plan.batch // plan.microbatches
@@ -242,6 +316,30 @@ def test_one_device_moves_nothing(name, model):
     assert prediction.collectives == ()
     assert prediction.time["exposed_comm_s"] == 0
     assert prediction.time["bubble_s"] == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "again"), [("none", 0), ("save_qkv", "mlp"), ("save_mlp", "qkv"), ("full", "both")]
+)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_second_tensor_axis_scatters_inputs_and_gathers_outputs(policy, again, gated):
+    # Forward: sums of the wide side scattered, and whole again for the output projections;
+    # backward: the gradient of that, that once more for the weight gradients, and the gradient of
+    # the sums. What is computed again is summed again.
+    model = decoder(gated_mlp=gated)
+    where = {"tensor2": {"x": 4}, "tensor": {"y": 4}}
+    plan = build(model, "v5e:4x4", 64, where, remat=policy)
+    width = model.heads * model.head_dim / 4
+    mlp_in = model.mlp / 4 * (2 if gated else 1)
+    ins, outs = 3 * width + mlp_in, width + model.mlp / 4
+    more = {0: 0.0, "mlp": mlp_in, "qkv": 3 * width, "both": ins}[again]
+    each = model.layers * plan.tokens * 2 * 3 / 4
+    assert sent(plan, "reduce-scatter", "u", "activations") == pytest.approx(
+        each * (ins + outs + more), rel=1e-12
+    )
+    assert sent(plan, "all-gather", "u", "activations") == pytest.approx(
+        each * (outs + outs + ins), rel=1e-12
+    )
 
 
 def test_published_algebra_of_a_parallel_layer():

@@ -181,3 +181,16 @@ def test_hardware_utilisation_counts_every_operation(split, policy):
     assert prediction.tokens_per_s_per_chip == pytest.approx(rate, rel=1e-12)
     mfu = rate * palm / plan.machine.chip.peak("bf16")
     assert prediction.mfu == pytest.approx(float(mfu), rel=1e-12)
+
+
+@pytest.mark.parametrize(("machine", "axes"), [("v3:4x4", "xy"), ("tpu7x:2x2x2", "xyz")])
+def test_chips_of_two_devices_have_the_peak_of_both(machine, axes):
+    length = 4 if machine == "v3:4x4" else 2
+    where = {"fsdp": {axis: length for axis in axes}, "data": {"core": 2}}
+    plan = build(decoder(), machine, 128, where)
+    prediction = predictions.predict(plan)
+    chip = plan.machine.chip
+    on_a_chip = chip.devices_per_chip * flops(program_of(plan))
+    assert chip.devices_per_chip == 2
+    expected = on_a_chip / prediction.step_time_s / chip.peak("bf16")
+    assert prediction.hfu == pytest.approx(expected, rel=1e-12)

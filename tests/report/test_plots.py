@@ -26,6 +26,8 @@ from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
 from shardsim.xla.tpu.agreement import pairs
 
+pytestmark = pytest.mark.slow  # draws pictures
+
 PLANS = (
     "vit-22b-published-tp8",
     "palm-540b-published-two-pods",

@@ -23,6 +23,8 @@ from shardsim.report.markdown import to_markdown
 from shardsim.report.page import to_html
 from shardsim.report.write import report_document, write_report
 
+pytestmark = pytest.mark.slow  # draws pictures
+
 HOSTILE = '"><script>alert(1)</script> $\\frac{1}$ | `x` \u4e2d <img src=//evil.example/x>'
 VOID = {"meta", "br", "img", "hr", "link"}
 

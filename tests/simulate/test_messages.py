@@ -40,6 +40,7 @@ def test_links_carry_what_the_legs_say() -> None:
     assert carried == pytest.approx(hops.bytes_on)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])
 @pytest.mark.parametrize(
     ("name", "factors"), [("v5e:4x8", (4, 8)), ("v5e:2x4", (2, 4)), ("v4:2x4x4", (2, 4, 4))]

@@ -109,6 +109,7 @@ SLICES = {"stage": {"dcn": 8}, "fsdp": {"x": 4, "y": 4, "z": 4}}
 SMALL = {"stage": {"z": 4}, "fsdp": {"x": 4, "y": 4}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "tolerance"),
     [

@@ -70,7 +70,7 @@ WHAT_IFS: list[dict[str, Any]] = [
     "name",
     [
         "maxtext-32b-published-v5p-1x64",
-        "maxtext-32b-published-v5p-2x64",
+        pytest.param("maxtext-32b-published-v5p-2x64", marks=pytest.mark.slow),
         "llama3-8b-published-v6e-1x16",
         "maxtext-22b-published-v4-1x64",
     ],

@@ -56,6 +56,7 @@ def test_compute_row_is_never_double_booked(plan: Plan, tmp_path: Path) -> None:
     assert "compute (2)" not in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_picture(plan: Plan, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"layer.{ending}"

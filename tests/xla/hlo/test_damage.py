@@ -78,7 +78,9 @@ def test_a_train_step(text: str) -> None:
 COLLECTIVES = ("all-gather(", "all-reduce(", "collective-permute-start(", "reduce-scatter(")
 
 
-@pytest.mark.parametrize("name", ["matmuls", "llama-partitioned"])
+@pytest.mark.parametrize(
+    "name", ["matmuls", pytest.param("llama-partitioned", marks=pytest.mark.slow)]
+)
 def test_a_collective_cannot_disappear_or_double(name: str) -> None:
     lines = samples.text_of(name).splitlines()
     places = [i for i, line in enumerate(lines) if any(f" {word}" in line for word in COLLECTIVES)]
@@ -150,6 +152,7 @@ def test_a_damaged_call(text: str) -> None:
         assert transfers(after) == transfers(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opcode", ["call-start", "call-done"])
 def test_a_call_cannot_disappear_or_double(opcode: str) -> None:
     name = "llama-sparsecore"

@@ -111,7 +111,9 @@ def test_damage_is_an_error_with_its_line(old: str, new: str, line: int, problem
     assert abs(caught.value.line - line) <= 1 or problem.startswith("not defined|")
 
 
-@pytest.mark.parametrize("name", samples.NAMES)
+@pytest.mark.parametrize(
+    "name", ["matmuls", *(pytest.param(n, marks=pytest.mark.slow) for n in samples.NAMES[:-1])]
+)
 def test_a_text_that_is_cut_off_is_an_error(name: str) -> None:
     lines = samples.text_of(name).rstrip().splitlines()
     for end in range(1, len(lines), max(len(lines) // 10, 1)):

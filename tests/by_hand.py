@@ -1,0 +1,396 @@
+"""A step of one device counted by hand, from the model's dimensions alone.
+
+Every operation is written here as the arrays that it reads and writes once what follows it
+elementwise is fused into it. Nothing of the package's own counting is used.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardsim.model import Model
+from shardsim.plan import Plan
+from shardsim.plan.plan import DTYPE_BYTES, OPTIMIZERS
+
+FLASH_BLOCK = 512  # queries and keys of one block of the fused kernel
+
+Key = tuple[str, str]  # pass, kind
+
+# Float32 operations per element (per query-key pair, per logit, per weight).
+NORM, ACTIVATION, ADD, QUANTISE = 8, 12, 1, 4
+SOFTMAX, SOFTMAX_GRADIENT = 13, 14
+LOSS, UPDATE = 30, 16
+
+
+@dataclass
+class Hand:
+    """A step of one device, counted by hand: `t` tokens of a tensor group, `r` a member's own."""
+
+    plan: Plan
+    tensor: int = 1
+    fsdp: int = 1  # over which weights are stored in parts
+    second: int = 1  # over which embed is split, and what is between matmuls once more
+    split: bool = True  # the residual stream lies over the tensor axis
+    emitted: bool = False  # as the TPU compiler makes the emitted program
+    ring: str = ""  # what its rings over the tensor axis cut, if any: "seq" or "embed"
+    sums: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    now: str = "forward"
+    times: float = 1.0
+
+    def __post_init__(self) -> None:
+        model, plan = self.model, self.plan
+        groups = plan.machine.devices / self.tensor / self.second
+        self.embed = model.embed // self.second
+        self.sequences = plan.batch / groups / plan.microbatches
+        self.t = self.sequences * plan.sequence
+        self.x = self.t * self.embed  # the input of a branch, whole over the tensor axis
+        self.r = self.x / (self.tensor if self.split else 1)  # the residual stream
+        self.wire = 4 if plan.precision.compute == "f32" else 2
+        self.stored = DTYPE_BYTES[plan.precision.parameters]
+        self.reduced = DTYPE_BYTES[plan.precision.reduce]
+        self.q = model.heads * model.head_dim // self.tensor
+        self.k = model.kv_heads * model.head_dim // self.tensor
+        self.v = self.k
+        self.h = model.mlp // self.tensor
+        self.ins = self.h * (2 if model.gated_mlp else 1)
+        self.heads = model.heads // self.tensor // self.second
+        self.wide = self.t / self.second  # tokens of what lies between the matmuls
+        self.pairs = self.sequences * self.heads * plan.sequence**2
+        self.saves = plan.remat.save
+
+    @property
+    def model(self) -> Model:
+        return self.plan.model
+
+    # Entries. Arrays are given in elements.
+
+    def add(self, kind: str, elements: float, ops: float = 0.0, width: float | None = None) -> None:
+        total = self.sums[self.now, kind]
+        total[0] += self.times * elements * (self.wire if width is None else width)
+        total[1] += self.times * ops
+
+    def stream(self, reads: list[float], writes: list[float], ops: float = 0.0) -> None:
+        self.add("elementwise", sum(reads) + sum(writes), ops)
+
+    def product(
+        self,
+        rows: float,
+        deep: float,
+        columns: float,
+        *,
+        out: float | None = None,
+        also_reads: float = 0.0,
+        ops: float = 0.0,
+    ) -> None:
+        """Both operands are read once and the result is written, `out` bytes an element."""
+        self.add("matmul", rows * deep + deep * columns + also_reads, ops)
+        self.add("matmul", rows * columns, 0.0, self.wire if out is None else out)
+
+    # Operations that forward and recomputation share.
+
+    def norms(self, many: int) -> None:
+        """Reads the residual stream and writes it normed."""
+        for _ in range(many):
+            self.stream([self.r], [self.r], NORM * self.r)
+
+    def quantised(self, elements: float) -> None:
+        """To 8 bits: read for the largest value, read again, written at half the width."""
+        if self.plan.precision.compute in ("fp8", "int8"):
+            self.stream([elements, elements], [elements / 2], QUANTISE * elements)
+
+    def rotary_and_query_norm(self, passes: int) -> None:
+        """Queries and keys in and out; a gradient reads the values and what comes back."""
+        model = self.model
+        rounds = int(model.qk_norm) + int(model.positions == "rotary")
+        elements = self.wide * (self.q + self.k)
+        self.stream(
+            [elements] * (passes - 1) * rounds, [elements] * rounds, NORM * elements * rounds
+        )
+        if model.qk_norm and self.ring:
+            # They come by position and are normed by head: laid out and back, in float32.
+            self.laid_out("copy", 2 * elements)
+            self.laid_out("copy", 2 * elements)
+
+    def laid_out(self, kind: str, elements: float) -> None:
+        """What the TPU compiler lays out anew is read and written."""
+        if self.emitted:
+            self.add(kind, 2 * elements)
+
+    def activation_apart(self, passes: int) -> None:
+        """A matmul in pieces of the sequence has no activation in its end."""
+        if self.emitted and self.ring == "seq":
+            self.add("elementwise", passes * self.t * self.h)
+
+    def fraction(self) -> float:
+        """Blocks of 512 x 512 on and below the diagonal of a causal mask are computed."""
+        sequence = self.plan.sequence
+        if not self.model.causal or sequence <= FLASH_BLOCK:
+            return 1.0
+        blocks = sequence // FLASH_BLOCK
+        return sum(range(1, blocks + 1)) / blocks**2
+
+    def attend(self, scores: bool, context: bool) -> None:
+        """Fused: queries, keys, values in, context out. Else scores, softmax and weighted values
+        apart, each of `scores` and `context` only if wanted."""
+        if self.plan.attention == "flash":
+            if context:
+                elements = self.wide * (self.q + self.k + self.v + self.q)
+                self.add("attention", elements, SOFTMAX * self.pairs * self.fraction())
+            return
+        queries = keys = self.wide * self.q  # every query head reads the keys of its group
+        if scores:
+            self.add("attention", queries + keys + self.pairs)
+            # Read for the maximum, read for exponentials and their sum, written.
+            self.add("attention", 3 * self.pairs, SOFTMAX * self.pairs)
+        if context:
+            self.add("attention", self.pairs + keys + queries)
+
+    # A layer.
+
+    def branches(self) -> list[tuple[bool, bool]]:
+        """Return whether attention and whether the MLP is in each branch."""
+        return [(True, True)] if self.model.parallel_block else [(True, False), (False, True)]
+
+    def branch_norms(self, attention: bool, mlp: bool) -> int:
+        return 1 + (int(attention) + int(mlp) if self.model.post_norms else 0)
+
+    def widths(self, attention: bool, mlp: bool) -> list[tuple[float, float, bool]]:
+        """Return (input width, output width, activation fused in) of matrices side by side."""
+        qkv = self.q + self.k + self.v
+        if attention and mlp and self.plan.fused_projections:
+            return [(qkv + self.ins, self.q + self.h, True)]
+        return [(qkv, self.q, False)] * attention + [(self.ins, self.h, True)] * mlp
+
+    def forward(self) -> None:
+        model, t = self.model, self.t
+        self.cast_weights()
+        for attention, mlp in self.branches():
+            sides = self.widths(attention, mlp)
+            self.norms(self.branch_norms(attention, mlp))
+            self.quantised(self.x)
+            for width, _, acts in sides:
+                self.product(t, self.embed, width, ops=ACTIVATION * t * self.h * acts)
+            if self.ring == "seq":
+                self.laid_out("copy", t * sum(width for width, _, _ in sides))
+            if mlp:
+                self.activation_apart(2)
+            if attention:
+                self.rotary_and_query_norm(2)
+                self.attend(True, True)
+            if mlp and model.gated_mlp:
+                # The product of both projections is made as the output projection reads one of
+                # them: the other is read besides.
+                hidden = self.wide * self.h
+                self.stream([hidden], [], ADD * hidden)
+            self.quantised(t * sum(out for _, out, _ in sides))
+            for _, out, _ in sides:
+                self.product(t, out, self.embed)
+            # Residual and branch are read; the sum takes the place of the product's result.
+            self.stream([self.r, self.r], [], ADD * self.r)
+        kept = self.kept()
+        self.stream([kept], [kept])
+
+    def kept(self) -> float:
+        """Return the elements of a layer that are copied to where the backward pass finds them."""
+        model, t, saves = self.model, self.wide, self.saves
+        arrays = {
+            "qkv": t * (self.q + self.k + self.v),
+            "context": t * self.q,
+            "mlp_hidden": t * self.ins,
+            # In a parallel block one sum ends both branches: no backward pass reads its parts.
+            "attention_output": 0.0 if model.parallel_block and not model.post_norms else self.r,
+            "mlp_output": self.r if model.post_norms else 0.0,
+            "rest": (
+                self.r * len(self.branches())  # normed inputs
+                + t * self.h  # the activated hidden layer
+                + t * (self.q + self.k) * (model.qk_norm or model.positions == "rotary")
+                + (self.pairs if self.plan.attention == "unfused" else 0.0)  # probabilities
+            ),
+        }
+        return self.r + sum(elements for name, elements in arrays.items() if name in saves)
+
+    def layer_weights(self) -> float:
+        """Return the elements of a layer's matrices that one device computes with."""
+        return self.embed * (2 * self.q + self.k + self.v + self.ins + self.h)
+
+    def cast_weights(self) -> None:
+        """What is stored in another format is read in it and written in the one on the wire."""
+        if self.stored != self.wire:
+            own = self.layer_weights() / self.fsdp
+            self.add("elementwise", own, width=self.stored)
+            self.add("elementwise", own)
+        if self.fsdp > 1:
+            self.laid_out("copy", self.layer_weights())
+
+    def recompute(self, attention: bool, mlp: bool) -> None:
+        """What the backward pass reads and the forward pass did not keep."""
+        model, t, saves = self.model, self.t, self.saves
+        everything = "rest" in saves
+        if not everything:
+            self.norms(self.branch_norms(attention, mlp))
+        if self.ring:
+            self.laid_out("copy", self.x)
+        if attention:
+            if "qkv" not in saves:
+                self.product(t, self.embed, self.q + self.k + self.v)
+                if self.ring == "seq":
+                    self.laid_out("copy", t * (self.q + self.k + self.v))
+            self.rotary_and_query_norm(2)
+            self.attend(not everything, "context" not in saves)
+        if mlp and "mlp_hidden" not in saves:
+            self.product(t, self.embed, self.ins, ops=ACTIVATION * t * self.h)
+            if self.ring == "seq":
+                self.laid_out("copy", t * self.ins)
+            self.activation_apart(2)
+        # The residual between two branches, or the input of a norm after the branch.
+        if attention and (not mlp or model.post_norms) and "attention_output" not in saves:
+            self.product(t, self.q, self.embed)
+        if mlp and model.post_norms and "mlp_output" not in saves:
+            self.product(t, self.h, self.embed)
+
+    def backward(self) -> None:
+        model, t = self.model, self.t
+        self.cast_weights()
+        for attention, mlp in reversed(self.branches()):
+            sides = self.widths(attention, mlp)
+            self.recompute(attention, mlp)
+            self.quantised(self.x)
+            for _, out, acts in sides:
+                hidden = t * self.h * acts  # the activation's input, for its derivative
+                self.product(t, self.embed, out, also_reads=hidden, ops=ACTIVATION * hidden)
+                self.product(out, t, self.embed, out=self.reduced)
+            if self.ring == "seq":
+                self.laid_out("copy", t * sum(out for _, out, _ in sides))
+            if self.ring:
+                self.laid_out("copy", self.x)
+            if mlp:
+                self.activation_apart(3)
+            if mlp and model.gated_mlp:
+                # Two products: the gradient and a factor in, the other factor's gradient out.
+                hidden = self.wide * self.h
+                self.stream([hidden, hidden], [hidden], 4 * ADD * hidden)
+            if attention:
+                self.attend_backward()
+                self.rotary_and_query_norm(3)
+            self.quantised(t * sum(width for width, _, _ in sides))
+            for width, _, _ in sides:
+                self.product(t, width, self.embed)
+                self.product(self.embed, t, width, out=self.reduced)
+            self.biases(attention, mlp)
+            many = self.branch_norms(attention, mlp)
+            # A norm's input, its gradient and the residual's gradient in, their sum out.
+            self.stream([self.r] * 3 * many, [self.r] * many, NORM * self.r * many)
+        # Gradients as they were reduced in; gradients as they are stored out, and in before that
+        # if they add to those of other microbatches.
+        if self.fsdp > 1 and self.tensor == 1:
+            # Half of them come out transposed.
+            self.laid_out("transpose", self.layer_weights() / 2)
+        own = self.layer_weights() / self.fsdp
+        self.add("elementwise", own, width=self.reduced)
+        self.add("elementwise", own, width=self.stored * (2 if self.plan.microbatches > 1 else 1))
+
+    def attend_backward(self) -> None:
+        """Queries, keys, values, context and its gradient in; gradients of the first three out."""
+        if self.plan.attention == "flash":
+            ins = self.q + self.k + self.v + self.q + self.q
+            elements = self.wide * (ins + self.q + self.k + self.v)
+            # The compiled kernels are two, for keys with values and for queries, each with a
+            # softmax of its own.
+            kernels = 2 if self.emitted else 1
+            ops = kernels * SOFTMAX_GRADIENT * self.pairs * self.fraction()
+            self.add("attention", elements, ops)
+            return
+        side = self.wide * self.q
+        for _ in ("values", "probabilities", "queries", "keys"):
+            self.add("attention", self.pairs + side + side)
+        # Probabilities and their gradients twice (for the row's sum, for the difference), written.
+        self.add("attention", 5 * self.pairs, SOFTMAX_GRADIENT * self.pairs)
+
+    def biases(self, attention: bool, mlp: bool) -> None:
+        """A bias gradient is a sum over tokens: it reads its array once."""
+        biases, t = self.model.biases, self.t
+        wide = [t * (self.q + self.k + self.v)] if biases.qkv and attention else []
+        wide += [self.x] if biases.attention_output and attention else []
+        wide += [t * self.ins, self.x] if biases.mlp and mlp else []
+        wide += [self.r * self.branch_norms(attention, mlp)] if biases.norm else []
+        for elements in wide:
+            self.stream([elements], [], ADD * elements)
+
+    # Before and after the layers.
+
+    def ends(self) -> None:
+        model, t = self.model, self.t
+        if model.patch:
+            # Patches are embedded by each member for its own tokens; pixels have no gradient.
+            pixels, rows = model.patch**2 * model.channels, t / self.tensor
+            self.product(rows, pixels, self.embed)
+            self.product(pixels, rows, self.embed)
+        if model.final_norm:
+            self.stream([self.r] * 4, [self.r] * 2, NORM * self.r)
+        if model.vocab:
+            self.vocabulary()
+        elif model.pooling == "map":
+            self.pooling()
+        if model.classes:
+            # One vector an image, the images divided among the members: forward and twice backward.
+            for _ in range(3):
+                self.product(self.sequences / self.tensor, self.embed, model.classes)
+
+    def pooling(self) -> None:
+        """One query an image against all tokens; then an MLP on one vector an image."""
+        model, images = self.model, self.sequences
+        width = model.heads * model.head_dim // self.tensor
+        products = [
+            (images, self.embed, width),  # query
+            (self.t, self.embed, 2 * width),  # keys and values
+            (images, width, self.embed),
+            (images, self.embed, self.h),
+            (images, self.h, self.embed),
+        ]
+        for rows, deep, columns in products:
+            self.product(rows, deep, columns)
+            self.product(rows, columns, deep)  # gradient of the input
+            self.product(deep, rows, columns)  # gradient of the weight
+        # Scores and weighted values, and two gradients of each: every one crosses all keys or
+        # all values of the member's heads.
+        for _ in range(2 + 4):
+            self.add("attention", self.wide * width)
+
+    def vocabulary(self) -> None:
+        model, t = self.model, self.t
+        vocab = model.vocab / self.tensor
+        self.stream([self.r], [self.r], ADD * self.r)  # rows of the table
+        self.product(t, self.embed, vocab, out=4)  # float32 logits
+        logits = t * vocab
+        # Float32 for the maximum, the sum and the gradient; the gradient as it is multiplied.
+        self.add("elementwise", logits, LOSS * logits, width=4 + 4 + 4 + 2)
+        self.product(t, vocab, self.embed)
+        self.product(self.embed, t, vocab, out=self.reduced)
+        # Rows of the table's gradient: read, added to, written, for all tokens of the group.
+        self.stream([self.x, self.x], [self.x], ADD * self.x)
+
+    def update(self) -> None:
+        """Weights and gradients in, weights out; the optimizer's state in and out."""
+        model = self.model
+        own = 0.0
+        for tensor in model.tensors:
+            by = self.tensor if {"heads", "kv_heads", "mlp", "vocab"} & set(tensor.axes) else 1
+            if tensor.kind != "vector" and "embed" in tensor.axes:
+                by *= self.fsdp * self.second
+            own += tensor.size / by
+        self.add("optimizer", own, UPDATE * own, width=3 * self.stored)
+        self.add("optimizer", own, width=2 * OPTIMIZERS[self.plan.optimizer])
+
+    def step(self) -> dict[Key, tuple[float, float]]:
+        """Return what `planned` returns."""
+        passes: list[tuple[str, float, Callable[[], None]]] = [
+            ("head", self.plan.microbatches, self.ends),
+            ("forward", self.plan.microbatches * self.model.layers, self.forward),
+            ("backward", self.plan.microbatches * self.model.layers, self.backward),
+            ("update", 1, self.update),
+        ]
+        for self.now, self.times, count in passes:
+            count()
+        return {key: (total[0], total[1]) for key, total in self.sums.items() if any(total)}

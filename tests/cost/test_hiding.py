@@ -1,0 +1,147 @@
+"""What of a whole step's communication is hidden: all, nothing, or what a count by hand says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from building import build, decoder, plans, vit
+from hypothesis import given
+from planned import predict_emitted
+
+from shardsim.cost.predict import Prediction, predict
+from shardsim.machine import override_chip
+from shardsim.plan import Overlap, Plan, Remat
+
+NOTHING = Overlap(matmul="off", weights=False, gradients=False, dcn=False)
+IDEAL = {
+    "hop_latency_s": 0.0,
+    "collective_overhead_s": 0.0,
+    "op_overhead_s": 0.0,
+    "link_efficiency": 1.0,
+}
+
+
+def with_figures(plan: Plan, **figures: float) -> Plan:
+    chip = override_chip(plan.machine.chip, IDEAL | figures)
+    return replace(plan, machine=replace(plan.machine, chip=chip))
+
+
+def waited_for(prediction: Prediction, axis: str) -> float:
+    """Return the exposed seconds of all communication over one mesh axis, but for sums."""
+    uses = [use for use in prediction.collectives if use.mesh_axes == (axis,)]
+    return sum(use.exposed_s for use in uses if use.kind != "all-reduce")
+
+
+@given(plans())
+def test_without_overlap_everything_is_waited_for(plan):
+    prediction = predict(replace(plan, overlap=NOTHING))
+    for use in prediction.collectives:
+        assert use.exposed_s == pytest.approx(use.time_s, rel=1e-9)
+
+
+@given(plans())
+def test_the_parts_of_single_operations_add_up(plan):
+    price = predict(plan).price
+    for name, of_one in (
+        ("compute_s", [cost.unit_s for cost in price.computes]),
+        ("hbm_bound_s", [cost.memory_s for cost in price.computes]),
+        ("flops", [cost.flops for cost in price.computes]),
+    ):
+        whole = float(getattr(price, name))
+        assert float(sum(of_one)) == pytest.approx(whole, rel=1e-9, abs=1e-15), name
+
+
+@pytest.mark.parametrize("matmul", ["unidirectional", "bidirectional"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_fast_links_a_ring_costs_what_its_blocks_cost(matmul, fused):
+    # Eight members on a closed axis. While a block is multiplied the next one arrives: in one
+    # direction nothing is left over; in both, one hop at the start of a gather (or end of a
+    # scatter) is: an eighth of the array on one link, beside seven eighths on two.
+    where = {"data": {"x": 8, "y": 8}, "tensor": {"z": 8}}
+    model = vit(final_norm=False)
+    times = {}
+    for name in ("off", matmul):
+        plan = build(
+            model,
+            "v4:8x8x8",
+            4096,
+            where,
+            remat="none",
+            overlap=Overlap(matmul=name),
+            fused_projections=fused,
+        )
+        fast = with_figures(plan, link_bytes_per_s=1e12)
+        times[name] = waited_for(predict(fast), "t")
+    off, ring = times["off"], times[matmul]
+    assert off > 0
+    left = {"unidirectional": 0.0, "bidirectional": 1 / 8 / (7 / 8 / 2)}[matmul]
+    assert ring == pytest.approx(left * off, rel=1e-6, abs=1e-9 * off)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_a_whole_slice_scatters_as_it_sums(microbatches):
+    # The TPU compiler makes an all-reduce of a reduce-scatter over a whole slice, and of a gather
+    # that is not to run beside other work; over part of a slice it does as the plan says.
+    half = build(decoder(), "v5e:4x4", 64, {"data": {"x": 4}, "fsdp": {"y": 4}}, overlap=NOTHING)
+    parts = [
+        sum(
+            use.bytes_per_chip
+            for use in price(half).collectives
+            if use.mesh_axes == ("f",) and use.purpose == "parameters"
+        )
+        for price in (predict, predict_emitted)
+    ]
+    assert parts[0] == pytest.approx(parts[1], rel=1e-12)
+    found = {}
+    for costs, price in (("physical", predict), ("compiler", predict_emitted)):
+        for weights in (False, True):
+            plan = build(
+                decoder(),
+                "v5e:4x4",
+                64,
+                {"fsdp": {"x": 4, "y": 4}},
+                microbatches=microbatches,
+                overlap=replace(NOTHING, weights=weights),
+            )
+            for use in price(plan).collectives:
+                if use.purpose == "parameters":
+                    found[costs, weights, use.kind] = use.bytes_per_chip
+    for weights in (False, True):
+        once = found["physical", weights, "reduce-scatter"]
+        assert found["compiler", weights, "reduce-scatter"] == pytest.approx(2 * once, rel=1e-12)
+        once = found["physical", weights, "all-gather"]
+        times = 1 if weights else 2
+        assert found["compiler", weights, "all-gather"] == pytest.approx(times * once, rel=1e-12)
+
+
+def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
+    model = decoder(layers=4)
+    plan = build(model, "v5e:4x4", 64, {"data": {"x": 4, "y": 4}}, overlap=NOTHING)
+    plan = replace(plan, remat=Remat(save=frozenset(), offload=frozenset({"layer_input"})))
+    bytes_of_a_layer = 64 * 512 / 16 * 1024 * 2
+
+    def layers(prediction: Prediction) -> dict[str, float]:
+        """Return the seconds of a pass but for the copies."""
+        busy: dict[str, float] = {}
+        for cost in prediction.price.computes:
+            busy[cost.block] = busy.get(cost.block, 0.0) + float(cost.time_s)
+        return busy
+
+    for pcie in (1e8, 1e9, 1e12):
+        prediction = predict(with_figures(plan, pcie_bytes_per_s=pcie))
+        copies = [use for use in prediction.collectives if use.kind == "host-transfer"]
+        alone = 4 * bytes_of_a_layer / pcie
+        busy = layers(prediction)
+        names = {
+            cost.block: cost.task.name
+            for cost in prediction.price.collectives
+            if cost.block.startswith("layer")
+        }
+        assert names["layer forward"] == "offload activations"
+        assert names["layer backward"] == "fetch activations"
+        expected = sum(
+            max(alone - busy[block], 0.0) for block in ("layer forward", "layer backward")
+        )
+        assert sum(use.time_s for use in copies) == pytest.approx(2 * alone, rel=1e-9)
+        assert sum(use.exposed_s for use in copies) == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -1,0 +1,182 @@
+"""What is in HBM besides weights: kept activations, logits, gathered weights, counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from building import build, decoder, vit
+from by_hand import Hand
+
+from shardsim.cost.predict import predict
+from shardsim.model import Model
+from shardsim.plan import Overlap, Plan, Precision, Remat
+from shardsim.plan.remat import POLICIES
+
+FSDP_TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+MODELS = {
+    "parallel vit": vit(),
+    "serial vit": vit(parallel_block=False, qk_norm=False, positions="learned"),
+    "serial gated decoder": decoder(gated_mlp=True, kv_heads=4),
+    "decoder with post-norms": decoder(post_norms=True, positions="none"),
+    "parallel decoder with post-norms": decoder(post_norms=True, parallel_block=True),
+}
+ADAM = 8  # bytes of two float32 moments
+
+
+def kept_bytes(plan: Plan) -> float:
+    return predict(plan).hbm["activations_bytes"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+@pytest.mark.parametrize("residual", ["", "embed"])
+def test_every_policy_keeps_what_it_says(policy, name, attention, residual):
+    model = MODELS[name]
+    options: dict[str, Any] = {"attention": attention, "microbatches": 2, "residual": residual}
+    plan = build(model, "v5e:4x4", 64, FSDP_TENSOR, remat=policy, **options)
+    hand = Hand(plan, tensor=4, fsdp=4, split=bool(residual))
+    assert kept_bytes(plan) == pytest.approx(model.layers * hand.kept() * 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("compute", ["f32", "bf16", "fp8"])
+def test_kept_activations_have_at_least_sixteen_bits(compute):
+    plan = build(
+        vit(), "v5e:4x4", 64, FSDP_TENSOR, remat="dots", precision=Precision(compute=compute)
+    )
+    hand = Hand(plan, tensor=4, fsdp=4)
+    width = {"f32": 4, "bf16": 2, "fp8": 2}[compute]
+    assert kept_bytes(plan) == pytest.approx(8 * hand.kept() * width, rel=1e-12)
+
+
+def test_a_second_tensor_axis_splits_what_is_between_the_matmuls():
+    model = decoder(kv_heads=16)
+    where = {"tensor2": {"x": 4}, "tensor": {"y": 4}}
+    for policy in POLICIES:
+        plan = build(model, "v5e:4x4", 64, where, remat=policy)
+        hand = Hand(plan, tensor=4, second=4)
+        assert kept_bytes(plan) == pytest.approx(8 * hand.kept() * 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("microbatches", "in_flight"), [(1, 1), (2, 2), (8, 4)])
+def test_a_pipeline_keeps_the_microbatches_in_flight(microbatches, in_flight):
+    # Four stages: as many microbatches are between forward and backward, if there are so many.
+    model = decoder()
+    where = {"pipeline": {"x": 4}, "data": {"y": 4}}
+    plan = build(model, "v5e:4x4", 64, where, remat="none", microbatches=microbatches)
+    hand = Hand(plan)
+    scale = 64 * model.sequence / 4 / microbatches / hand.t  # a group of four devices runs it
+    expected = 2 * hand.kept() * scale * 2 * in_flight
+    assert kept_bytes(plan) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["serial gated decoder", "parallel decoder with post-norms"])
+@pytest.mark.parametrize(
+    "offloaded", [{"layer_input"}, {"qkv"}, {"mlp_hidden", "attention_output"}, {"mlp_output"}]
+)
+def test_what_the_host_keeps_is_not_on_the_device_and_crosses_once_each_way(name, offloaded):
+    model = MODELS[name]
+    both = frozenset({"qkv", "mlp_hidden", "attention_output", "mlp_output"})
+    plan = build(model, "v5e:4x4", 64, FSDP_TENSOR)
+    plan = replace(plan, remat=Remat(save=both - offloaded, offload=frozenset(offloaded)))
+    hand = Hand(plan, tensor=4, fsdp=4)
+    parts = {
+        "layer_input": hand.r,
+        "qkv": hand.t * (hand.q + 2 * hand.k),
+        "mlp_hidden": hand.t * hand.ins,
+        "attention_output": hand.r,  # of a serial block, or before a norm
+        "mlp_output": hand.r * model.post_norms,
+    }
+    away = sum(parts[name] for name in offloaded) * 2 * model.layers
+    everything = sum(parts.values()) * 2 * model.layers
+    prediction = predict(plan)
+    assert prediction.hbm["activations_bytes"] == pytest.approx(everything - away, rel=1e-12)
+    crossed = [use for use in prediction.collectives if use.kind == "host-transfer"]
+    assert sum(use.bytes_per_chip for use in crossed) == pytest.approx(2 * away, rel=1e-12)
+
+
+# Workspace.
+
+
+def wide_vocabulary(**changes: Any) -> Model:
+    return decoder(layers=1, vocab=2**18, **changes)
+
+
+@pytest.mark.parametrize(
+    ("residual", "overlap", "a_logit"),
+    [
+        # Float32 logits, whose place their gradient takes.
+        ("seq", "off", 4),
+        ("", "bidirectional", 4),  # sums that no ring cuts
+        # A ring puts pieces of bf16 in place, or sums them up in float32.
+        ("seq", "bidirectional", 4 + 2),
+        ("embed", "unidirectional", 4 + 4),
+    ],
+)
+def test_logits_fill_the_output_head(residual, overlap, a_logit):
+    where = {"data": {"x": 4}, "tensor": {"y": 4}}
+    overlaps = Overlap(matmul=overlap)
+    plan = build(wide_vocabulary(), "v5e:4x4", 256, where, residual=residual, overlap=overlaps)
+    prediction = predict(plan)
+    assert prediction.peak_moment == "output head"
+    tokens = 256 * 512 / 4
+    # Logits, and the head's input with its gradient, whole over the tensor axis.
+    head = tokens * (2**18 / 4 * a_logit + 1024 * 2 * 2)
+    hbm = prediction.hbm
+    state = hbm["parameters_bytes"] + hbm["optimizer_bytes"]
+    expected = state + hbm["activations_bytes"] + head
+    assert hbm["peak_bytes"] == pytest.approx(expected, rel=1e-12)
+    assert hbm["workspace_bytes"] == pytest.approx(head - hbm["gradients_bytes"], rel=1e-12)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_tables_are_gathered_whole_and_their_gradients_summed_over_microbatches(microbatches):
+    # Two tables of the vocabulary: in bf16 while they are multiplied; float32 sums of their
+    # gradients from one microbatch to the next, scattered once.
+    model = wide_vocabulary()
+    where = {"fsdp": {"x": 4, "y": 4}}
+    prediction = predict(build(model, "v5e:4x4", 1024, where, microbatches=microbatches))
+    assert prediction.peak_moment == "output head"
+    hbm = prediction.hbm
+    parts = ("parameters_bytes", "optimizer_bytes", "activations_bytes")
+    head = hbm["peak_bytes"] - sum(hbm[part] for part in parts)
+    tokens = 1024 * model.sequence / 16 / microbatches
+    tables = 2 * model.vocab * model.embed * (2 + (4 if microbatches > 1 else 0))
+    expected = tokens * (model.vocab * 4 + model.embed * 2 * 2) + tables
+    assert head == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_weights_of_a_branch_are_whole_while_it_runs(parallel, gated):
+    # Those in use in bf16 and their gradients on the way, and with prefetching the next ones.
+    model = decoder(parallel_block=parallel, gated_mlp=gated, kv_heads=4, vocab=16, mlp=8192)
+    attention = model.embed * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    mlp = model.embed * model.mlp * (3 if gated else 2)
+    branch = (attention + mlp if parallel else mlp) / 4
+
+    def workspace(prefetch: bool, reduce: str) -> float:
+        plan = build(
+            model,
+            "v5e:4x4",
+            4,
+            FSDP_TENSOR,
+            overlap=Overlap(weights=prefetch),
+            precision=Precision(reduce=reduce),
+        )
+        prediction = predict(plan)
+        assert prediction.peak_moment == "first layer of the backward pass"
+        return prediction.hbm["workspace_bytes"]
+
+    assert workspace(True, "bf16") - workspace(False, "bf16") == pytest.approx(2 * branch)
+    assert workspace(False, "f32") - workspace(False, "bf16") == pytest.approx(2 * branch)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
+def test_gradients_of_earlier_microbatches_are_there_beside_the_new_ones(microbatches):
+    hbm = predict(build(decoder(), "v5e:4x4", 64, FSDP_TENSOR, microbatches=microbatches)).hbm
+    times = 2 if microbatches > 1 else 1
+    assert hbm["gradients_bytes"] == pytest.approx(times * hbm["parameters_bytes"], rel=1e-12)
+    assert hbm["optimizer_bytes"] == pytest.approx(ADAM / 4 * hbm["parameters_bytes"], rel=1e-12)

@@ -1,0 +1,165 @@
+"""HBM bytes and vector operations of a step against a count by hand.
+
+Sums by what the operations are (matrix products, attention, elementwise, optimizer, copies) and by
+pass are compared, so names and order of tasks are free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from building import build, decoder, vit
+from by_hand import SOFTMAX, SOFTMAX_GRADIENT, Hand
+from planned import traffic
+
+from shardsim.model import Biases, Model
+from shardsim.plan import Overlap, Precision
+from shardsim.plan.remat import POLICIES
+
+SERIAL = decoder(gated_mlp=True, kv_heads=4, norm="rmsnorm")
+ALL_BIASES = Biases(qkv=True, attention_output=True, mlp=True, norm=True)
+MODELS = {
+    "parallel vit": vit(),
+    "parallel vit, all biases": vit(biases=ALL_BIASES, qk_norm=False),
+    "serial vit": vit(parallel_block=False, biases=ALL_BIASES, positions="fixed"),
+    "serial gated decoder": SERIAL,
+    "parallel decoder": decoder(parallel_block=True, kv_heads=4, final_norm=False),
+    "decoder with norms of queries": replace(SERIAL, qk_norm=True, positions="none"),
+    "map head": vit(parallel_block=False, pooling="map", classes=1000, biases=Biases(norm=True)),
+    "mean head": vit(pooling="mean", classes=16),
+    "decoder with post-norms": decoder(post_norms=True, gated_mlp=True, qk_norm=True),
+    "parallel decoder with post-norms": decoder(post_norms=True, parallel_block=True),
+    "tied decoder": decoder(tied_embeddings=True, norm="rmsnorm"),
+}
+MESHES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "one chip": ("v5e:1x1", {"where": {"data": {}}}, {}),
+    "tensor": ("v5e:4x4", {"where": {"data": {"x": 4}, "tensor": {"y": 4}}}, {"tensor": 4}),
+    "tensor, replicated": (
+        "v5e:4x4",
+        {"where": {"data": {"x": 4}, "tensor": {"y": 4}}, "residual": ""},
+        {"tensor": 4, "split": False},
+    ),
+    "tensor over embed, fsdp": (
+        "v5e:4x4",
+        {"where": {"fsdp": {"x": 4}, "tensor": {"y": 4}}, "residual": "embed"},
+        {"tensor": 4, "fsdp": 4},
+    ),
+    "two tensor axes": (
+        "v5e:4x4",
+        {"where": {"tensor2": {"x": 4}, "tensor": {"y": 4}}},
+        {"tensor": 4, "second": 4},
+    ),
+    "fsdp": ("v5e:4x4", {"where": {"fsdp": {"x": 4, "y": 4}}}, {"fsdp": 16}),
+}
+
+
+def compared(
+    model: Model, mesh: str, *, emitted: bool = False, ring: str = "", **options: Any
+) -> None:
+    """Compare what is planned with what is counted by hand."""
+    machine, given, hand = MESHES[mesh]
+    options = {"overlap": Overlap(matmul="off")} | options  # no product is cut in blocks
+    plan = build(
+        model, machine, 64, given["where"], residual=given.get("residual", "seq"), **options
+    )
+    expected = Hand(plan, emitted=emitted, ring=ring, **hand).step()
+    found = traffic(plan, emitted)
+    # Of norms after a branch and of rotary beside normed queries only the bytes are compared.
+    twice = model.post_norms or (model.qk_norm and model.positions == "rotary")
+    assert found.keys() == expected.keys()
+    for key, (hbm_bytes, vector_ops) in expected.items():
+        if ring and key[1] == "matmul":
+            continue  # blocks read and write more: see test_rings
+        assert found[key][0] == pytest.approx(hbm_bytes, rel=1e-9), (*key, "bytes")
+        if not twice or key[1] != "elementwise":
+            assert found[key][1] == pytest.approx(vector_ops, rel=1e-9), (*key, "operations")
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_step_moves_the_arrays_that_its_operations_read_and_write(name, mesh, remat):
+    compared(MODELS[name], mesh, remat=remat)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("name", ["parallel vit", "serial gated decoder"])
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+def test_every_policy_computes_again_what_it_did_not_keep(policy, name, attention):
+    model = MODELS[name]
+    if attention == "unfused":
+        model = replace(model, kv_heads=model.heads)
+    compared(model, "tensor", remat=policy, attention=attention)
+
+
+@pytest.mark.parametrize("compute", ["bf16", "f32", "fp8"])
+@pytest.mark.parametrize("parameters", ["f32", "bf16"])
+@pytest.mark.parametrize("reduce", ["f32", "bf16"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_formats_are_those_of_the_plan(compute, parameters, reduce, microbatches):
+    precision = Precision(compute=compute, parameters=parameters, reduce=reduce)
+    options: dict[str, Any] = {"precision": precision, "microbatches": microbatches}
+    compared(SERIAL, "tensor over embed, fsdp", remat="full", optimizer="adafactor", **options)
+    compared(vit(), "one chip", remat="dots", **options)
+
+
+@pytest.mark.parametrize("mesh", ["one chip", "tensor"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_fused_projections_read_their_input_once(mesh, remat):
+    compared(vit(), mesh, remat=remat, fused_projections=True)
+
+
+@pytest.mark.parametrize("sequence", [512, 1024, 4096])
+def test_a_causal_kernel_does_half_of_the_softmax(sequence):
+    compared(replace(SERIAL, sequence=sequence), "fsdp", remat="full")
+
+
+@pytest.mark.parametrize("name", ["parallel vit", "serial gated decoder"])
+@pytest.mark.parametrize("remat", ["none", "full", "save_qkv", "save_mlp"])
+@pytest.mark.parametrize(
+    ("mesh", "overlap", "ring"),
+    [
+        ("fsdp", "bidirectional", ""),
+        ("tensor", "bidirectional", "seq"),
+        ("tensor", "off", ""),
+        ("tensor over embed, fsdp", "unidirectional", "embed"),
+        ("tensor, replicated", "bidirectional", ""),
+    ],
+)
+def test_the_compiler_lays_out_anew_what_its_rings_and_gathers_leave(
+    name, remat, mesh, overlap, ring
+):
+    options: dict[str, Any] = {"overlap": Overlap(matmul=overlap), "remat": remat}
+    compared(MODELS[name], mesh, emitted=True, ring=ring, **options)
+
+
+def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
+    # The compiled program's loop over blocks of keys has its scores in HBM and skips none.
+    model = replace(SERIAL, sequence=2048)
+    where = {"context": {"x": 4}, "fsdp": {"y": 4}}
+    plan = build(model, "v5e:4x4", 16, where, remat="none")
+    found = traffic(plan), traffic(plan, as_emitted=True)
+    layers, sequences = model.layers, 16 / 4
+    pairs = layers * sequences * model.heads * (2048 / 4) * 2048
+    for now, ops, bytes_of_a_pair in (
+        # Float32 scores written and read, bf16 probabilities written and read.
+        ("forward", SOFTMAX, 4 + 4 + 2 + 2),
+        # That again; float32 gradients of probabilities written and read; bf16 gradients of
+        # scores written, and read for queries and for keys.
+        ("backward", SOFTMAX_GRADIENT, (4 + 4 + 2 + 2) + (4 + 4) + (2 + 2 + 2)),
+    ):
+        fused, blocks = (each[now, "attention"] for each in found)
+        assert blocks[0] - fused[0] == pytest.approx(bytes_of_a_pair * pairs, rel=1e-9)
+        assert blocks[1] == pytest.approx(ops * pairs, rel=1e-9)
+        # The fused kernel skips blocks above the diagonal: 10 of 16 are left.
+        assert fused[1] == pytest.approx(ops * pairs * 10 / 16, rel=1e-9)
+
+
+def test_a_pooling_query_reads_the_keys_of_its_own_part_of_a_split_sequence():
+    model = vit(pooling="map", classes=16)
+    where = {"context": {"x": 4}, "fsdp": {"y": 4}}
+    head = traffic(build(model, "v5e:4x4", 64, where))["head", "attention"]
+    keys = 64 / 4 * 256 / 4 * model.heads * model.head_dim
+    assert head[0] == pytest.approx(6 * keys * 2, rel=1e-12)
