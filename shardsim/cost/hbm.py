@@ -14,13 +14,13 @@ from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
 from shardsim.program.blocks import kept_names, over_policies
+from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
 from shardsim.program.liveness import (
     RINGS,
     Ends,
     Measure,
     Mode,
-    Passes,
     Trace,
     ends_trace,
     layer_trace,

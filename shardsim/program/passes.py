@@ -20,7 +20,7 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
 from shardsim.plan.plan import DTYPE_BYTES
-from shardsim.program.liveness import Passes
+from shardsim.program.holds import Passes
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION,

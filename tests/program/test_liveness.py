@@ -16,10 +16,10 @@ from shardsim.graph.derive import derive
 from shardsim.graph.place import Kind, placed
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
+from shardsim.program.holds import Passes
 from shardsim.program.liveness import (
     Measure,
     Mode,
-    Passes,
     Trace,
     ends_trace,
     followed,

@@ -1,0 +1,66 @@
+"""What implementations hold in HBM beyond the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """What an implementation holds beyond the plan; the defaults are the least that is needed.
+
+    What is said of compiled programs was read off the buffers that the TPU compiler listed as live
+    at the peaks of emitted steps (libtpu 0.0.42): ViT-22B on v4 fully sharded, the same with 4
+    microbatches, with rings of 4 and 8 over the sequence and of 8 over embed, with 4 and no rings,
+    2-D; maxtext-16b on v5e fully sharded and with a ring of 4; llama2-70b on v5p with a ring of 4.
+    """
+
+    # Matmuls before the first that needs it that a weight's gather starts, if they may overlap.
+    gathers_ahead: int = 1
+    # Later gradients of weights that are computed before one is scattered. Three to five whole
+    # matrices, coming or going, were there in every fully sharded program.
+    gradients_waiting: int = 0
+    # Shards of weights are cast to the compute format once a step, for all layers: MaxText's
+    # programs on v5e, v6e and v5p (half of their float32 parameters), emitted ones as well.
+    cast_ahead: bool = False
+    # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
+    tables: float = 0.0
+    # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
+    # of heads are scattered each time) and scatter them once: ViT-22B with 4 microbatches on v4,
+    # v5p and v6e.
+    end_sums: bool = False
+    # The head's gradients of weights are computed after the layers, so that what they multiply
+    # waits: with a tensor axis, and on chips whose SparseCores move what is gathered (tpu7x).
+    # Pooled heads do so only without rings. Six programs with logits, three without.
+    head_late: bool = False
+    # Bytes of an element of what a product makes in float32, and of its gradient; None: four.
+    logits_bytes: float | None = None
+    # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
+    # Float32 arrays of all query-key pairs wait for their gradient in ViT-22B and maxtext-16b.
+    scores_bytes: float | None = None
+    # Float32 numbers that a fused attention kernel keeps of each row: a whole vector register
+    # (`splash_mha_fwd_residuals` in llama2-70b and llama3).
+    lanes: float = 128.0
+    # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
+    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
+    whole_copies: bool = False
+    # Rings. What one has beside its results stays until the next ring ends: both rings of a
+    # branch's backward pass run side by side (every ring of the list above).
+    ring_waits: bool = False
+    ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
+    ring_copies: float = 0.0  # of each result, beside it, in a ring over the sequence
+    # All summands of a ring that scatters are made, in float32, before the first one leaves: four
+    # in rings of 4, eight in the ring of 8 (ViT-22B, maxtext-16b).
+    ring_results: float = 0.0
+    # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
+    # stream and one of each projection that attention reads, in a ring over embed two of the stream
+    # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
+    ring_empty: bool = False
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says.
+    scarce: Passes | None = None
+    share: float = 0.9
+
+    @property
+    def least(self) -> Passes:
+        """What is done where memory is scarce."""
+        return self.scarce or self
