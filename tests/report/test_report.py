@@ -257,7 +257,7 @@ def test_the_events_stand_beside_the_closed_forms() -> None:
     text = to_markdown(document)
     assert one.simulation.events.contention
     assert f"{100 * one.simulation.mfu:.2f} | {one.simulation.step_time_s:.4g} |" in text
-    assert "gather block input loses" in text
+    assert "gather block input, a hop loses" in text
 
 
 @pytest.mark.usefixtures("no_search")
