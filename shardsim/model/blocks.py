@@ -171,9 +171,8 @@ class Block(Builder):
     def block_norm(self, name: str, source: Array) -> Array:
         """Add a norm of the residual stream."""
         layer = self.model.norm == "layernorm"
-        return self.norm(
-            name, source, self.x(f"{name} out"), layer=layer, bias=self.model.biases.norm
-        )
+        made = f"{name} result" if name.startswith("post") else name.replace("_norm", " input")
+        return self.norm(name, source, self.x(made), layer=layer, bias=self.model.biases.norm)
 
     def wide(self, name: str, source: Array, dims: Dims, keep: str, *bias: Array) -> Array:
         """Add a projection out of the residual stream."""

@@ -31,6 +31,14 @@ QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
 SUM_BYTES = 4.0  # what is summed in float32
 VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
 
+VERBS = {
+    "all-gather": "gather",
+    "reduce-scatter": "scatter",
+    "all-reduce": "sum",
+    "all-to-all": "turn",
+    "permute": "pass on",
+}
+
 
 def runs_again(policies: Sequence[Backward], shape: tuple[int, ...]) -> dict[int, Number]:
     """Return how often each op runs again: an array of `shape` over policies, or a number if ()."""
@@ -55,15 +63,15 @@ class Lowering:
 
     def forward(self) -> list[Task]:
         """Return the forward pass."""
-        return _Pass(self).forward("", self._once()).done()
+        return _Pass(self, "forward").forward("", self._once()).done()
 
     def backward(self, again: Mapping[int, Number]) -> list[Task]:
         """Return the ops that run again, each so many times, and the backward pass."""
-        return _Pass(self).forward(" again", again).backward().done()
+        return _Pass(self, "backward").forward(" again", again).backward().done()
 
     def together(self) -> list[Task]:
         """Return both passes of what runs forward and at once backward: nothing is let go."""
-        return _Pass(self).forward("", self._once()).backward().done()
+        return _Pass(self, "").forward("", self._once()).backward().done()
 
     def _once(self) -> dict[int, Number]:
         return dict.fromkeys(range(len(self.derived.steps)), 1)
@@ -166,8 +174,9 @@ class Lowering:
 class _Pass:
     """The tasks of one pass, in order: what is gathered once serves all of its ops."""
 
-    def __init__(self, lowering: Lowering) -> None:
+    def __init__(self, lowering: Lowering, label: str) -> None:
         self.low = lowering
+        self.label = label
         self.tasks: list[Task] = []
         self.made: dict[str, list[int]] = {}  # array, or "d " array -> matmuls that make it
         self.gathered: dict[Transfer, int] = {}
@@ -218,7 +227,7 @@ class _Pass:
     def _forward(self, step: Step, suffix: str, count: Number) -> None:
         low, op, place = self.low, step.op, step.place
         name = op.name + suffix
-        self._gather(step.gathers, name, count)
+        self._gather(step.gathers, count)
         if op.product:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
@@ -237,7 +246,7 @@ class _Pass:
     def _backward(self, step: Step) -> None:
         low, op, place = self.low, step.op, step.place
         self._settle(step.gradient_settles, "d " + op.out.name, 1)
-        self._gather(step.gradient_gathers, f"{op.name} gradient", 1)
+        self._gather(step.gradient_gathers, 1)
         if op.product:
             self._quantise(op.out, place, 1, "d ")
             for array, other in zip(op.ins, reversed(op.ins), strict=True):
@@ -328,7 +337,7 @@ class _Pass:
 
     # Collectives.
 
-    def _gather(self, transfers: Iterable[Transfer], reader: str, count: Number) -> None:
+    def _gather(self, transfers: Iterable[Transfer], count: Number) -> None:
         """Bring operands to where an op wants them, unless an op before has done so."""
         low = self.low
         for transfer in transfers:
@@ -348,9 +357,16 @@ class _Pass:
             if _over_tensor(transfer, "all-gather"):
                 self.rings[name] = len(self.tasks)
             width = SUM_BYTES if transfer.wide else low.wire
-            self.tasks.append(
-                low.collective(transfer, f"{transfer.kind} {name} for {reader}", width, count)
-            )
+            self.tasks.append(low.collective(transfer, self._named(transfer, name), width, count))
+
+    def _named(self, transfer: Transfer, array: str) -> str:
+        """Return a name that no other task of the pass has."""
+        name = f"{VERBS[transfer.kind]} {array}"
+        if any(task.name == name for task in self.tasks):
+            name = f"{name} over {role_of(transfer.axes)}"
+        while any(task.name == name for task in self.tasks):
+            name += " again"
+        return name
 
     def _settle(self, transfers: Iterable[Transfer], makes: str, count: Number) -> None:
         """Sum an array to where it is stored, beside the matmuls that make its summands."""
@@ -363,7 +379,7 @@ class _Pass:
                 self._weights(transfer, width, "gradients_overlap")
                 continue
             width = SUM_BYTES if transfer.wide else low.wire
-            task = low.collective(transfer, f"{transfer.kind} {makes}", width, count)
+            task = low.collective(transfer, self._named(transfer, makes), width, count)
             partners = self.made.get(makes, []) if _over_tensor(transfer, "reduce-scatter") else []
             if partners:
                 for number in partners:
@@ -378,10 +394,10 @@ class _Pass:
         """Add a weight to what is gathered or scattered in one go."""
         purpose = transfer.purpose or "weights"
         key = (transfer.kind, role_of(transfer.axes), purpose)
-        verb = {"all-gather": "gather", "reduce-scatter": "scatter gradients of"}
+        what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
         task = self.low.collective(
             replace(transfer, purpose=purpose),
-            f"{verb.get(transfer.kind, transfer.kind)} {purpose}",
+            f"{VERBS[transfer.kind]} {what}".strip(),
             width,
         )
         if key in self.weights:

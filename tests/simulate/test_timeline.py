@@ -31,13 +31,13 @@ def test_trace(plan: Plan, tmp_path: Path) -> None:
     assert end == pytest.approx(found.step_time_s * 1e6)
     names = {event["name"] for event in spans}
     assert {
-        "gather weights",
+        "gather weights forward",
         "gather block input, a pair of hops",
         "optimizer update",
     } <= names
     rows = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
     assert {"compute", "layer", "link x+", "link y-", "link z+"} <= rows
-    gather = next(event for event in spans if event["name"] == "gather weights")
+    gather = next(event for event in spans if event["name"] == "gather weights forward")
     assert gather["args"]["bytes"] > 0
     by_row: dict[int, list[tuple[float, float]]] = {}
     for event in spans:
