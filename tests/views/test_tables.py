@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
 from html import unescape
@@ -16,7 +18,7 @@ from shardsim.planner.search import search
 from shardsim.views.plans import found
 from shardsim.views.table import Column, Table, table
 from shardsim.views.terminal import fitted
-from shardsim.views.write import frame, html, markdown, plain
+from shardsim.views.write import csv_text, frame, html, markdown, plain
 
 TEXT = st.text(max_size=40)
 FRACTIONS = st.none() | st.floats(-1e3, 1e3)
@@ -152,3 +154,17 @@ def test_units_show_in_the_heading_and_scale_fractions() -> None:
     rows = [{"item": (0.4,)}, {"item": None}]
     assert table([inner], rows).data() == [{"compiled_mfu": 0.4}, {"compiled_mfu": None}]
     assert unescape(html(made)).count("54.9") == 1
+
+
+@given(tables(st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=40)))
+def test_csv_holds_raw_values(made: Table) -> None:
+    """Fractions stay fractions: a program that reads the file finds no percent."""
+    names, *rows = csv.reader(io.StringIO(csv_text(made), newline=""))
+    assert names == made.keys
+    assert len(rows) == len(made.rows)
+    for row, values in zip(rows, made.rows, strict=True):
+        for cell, value in zip(row, values, strict=True):
+            if isinstance(value, float):
+                assert float(cell) == pytest.approx(value, rel=1e-5)
+            else:
+                assert cell == (value or "")
