@@ -32,7 +32,7 @@ _HOMES = {
     "search": "shardsim.planner.search",
     "ablate": "shardsim.planner.whatif",
     "changed": "shardsim.planner.changes",
-    "sensitivity": "shardsim.planner.whatif",
+    "sensitivity": "shardsim.cost.sensitivity",
     "sweep": "shardsim.planner.whatif",
     "simulate_plan": "shardsim.simulate",
     "twisted": "shardsim.simulate",

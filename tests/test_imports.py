@@ -24,13 +24,16 @@ ORDER = (
     ("cost",),
     ("simulate",),
     ("planner",),
-    ("emit", "xla", "validate", "report"),
+    ("emit", "xla", "validate"),
+    ("views",),
+    ("report",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # Parts that need an extra; planning reaches none of them.
 NEED_EXTRAS = ("emit", "xla", "simulate", "report")
 HEAVY = ("jax", "jaxlib", "flax", "optax", "pandas", "matplotlib", "scipy", "simpy", "networkx")
+HEAVY += ("rich",)
 
 
 def part_of(path: Path) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.running import need_jax
+from shardsim.views.table import Table
 
 
 @click.command()
@@ -102,7 +103,7 @@ def calibrate(
     if as_json:
         emit_json({**data, "path": output})
     elif against:
-        click.echo(_text(data))
+        show(*_parts(data))
     elif not output:
         click.echo(text, nl=False)
 
@@ -114,6 +115,7 @@ def _estimates(
     from shardsim.machine import load_chip
     from shardsim.validate.op_fit import fitted_cycles
     from shardsim.validate.ops import parse_op
+    from shardsim.views import catalog as views
     from shardsim.xla.tpu.op_service import OpCompiler
 
     chip = load_chip(name)
@@ -122,15 +124,11 @@ def _estimates(
     cycles = compiler.estimate(ops, progress=note)
     fitted = {op: fitted_cycles(chip, op) if chip.compiler else None for op in cycles}
     failed = {op.text: why for op, why in compiler.failed.items()}
+    rows = [{"op": op.text, "cycles": cycles[op], "fitted_cycles": fitted[op]} for op in cycles]
     if as_json:
-        rows = [{"op": op.text, "cycles": cycles[op], "fitted_cycles": fitted[op]} for op in cycles]
         emit_json({"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed})
         return
-    shown = [
-        [op.text, f"{cycles[op]:,}", f"{value:,.0f}" if (value := fitted[op]) else "-"]
-        for op in cycles
-    ]
-    click.echo(table(["operation", "estimated cycles", "fitted"], shown))
+    show(views.estimates(rows))
     for op, why in failed.items():
         note(f"not estimated: {op}: {why}")
 
@@ -165,24 +163,15 @@ def _from_compiler(
     return data, hardware_text(chip.name, costs)
 
 
-def _text(data: dict[str, Any]) -> str:
-    constants = table(
-        ["constant", "value"], [[key, f"{value:g}"] for key, value in data["constants"].items()]
-    )
-    residuals = table(
-        ["operations", "number", "median %", "90th percentile", "worst", "worst at"],
-        [
-            [
-                name,
-                one["ops"],
-                *(f"{100 * one[key]:.1f}" for key in ("median", "p90", "worst")),
-                one["worst_op"],
-            ]
-            for name, one in data["residuals"].items()
-        ],
-    )
+def _parts(data: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views import catalog as views
+
     versions = ", ".join(f"{name} {value}" for name, value in data["versions"].items())
-    lines = [f"{data['chip']}, {data['fitted_to']}, {versions}", "", constants, "", residuals]
-    for op, why in data["failed"].items():
-        lines.append(f"not estimated: {op}: {why}")
-    return "\n".join(lines)
+    return [
+        f"{data['chip']}, {data['fitted_to']}, {versions}",
+        "",
+        views.constants(data["constants"]),
+        "",
+        views.residuals(data["residuals"]),
+        *(f"not estimated: {op}: {why}" for op, why in data["failed"].items()),
+    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, table
+from shardsim.cli.output import command_errors, emit_json, json_option, show
 
 
 @click.command()
@@ -24,27 +24,14 @@ def hardware(name: str | None, as_json: bool) -> None:
     """
     from shardsim.machine import chip_names, explain, load_chip, parse_machine, possible_slices
     from shardsim.machine.catalog import find_name
-    from shardsim.units import show_bytes, show_count
+    from shardsim.views import catalog as views
 
     if name is None:
         chips = [load_chip(each) for each in chip_names()]
         if as_json:
             emit_json({"chips": [_chip_data(chip) for chip in chips]})
             return
-        rows = [
-            [
-                chip.name,
-                chip.title,
-                show_count(chip.peak("bf16"), "FLOP/s"),
-                show_bytes(chip.hbm_usable_bytes),
-                show_count(chip.hbm_bytes_per_s, "B/s"),
-                show_count(chip.link_bytes_per_s, "B/s"),
-                f"{chip.torus_dims}-D torus" if chip.interconnect == "torus" else "switch",
-            ]
-            for chip in chips
-        ]
-        headers = ["chip", "", "bf16 peak", "usable HBM", "HBM", "link, one way", "links"]
-        click.echo(table(headers, rows))
+        show(views.chips(chips))
         return
     if find_name(name) is None and (":" in name or "-" in name or "*" in name):
         machine = parse_machine(name)
@@ -79,23 +66,23 @@ def hardware(name: str | None, as_json: bool) -> None:
     if as_json:
         emit_json(_chip_data(chip))
         return
-    click.echo(f"{chip.title} ({chip.name})\n")
-    rows = [
-        [key, _show(figure.get("value")), figure.get("status", ""), figure.get("source", "")]
-        for key, figure in _figures(chip.figures)
-    ]
-    click.echo(table(["figure", "value", "status", "source"], rows))
     shapes = possible_slices(chip)
     shown = ", ".join(shapes[:12]) + (f", ... ({len(shapes)} in all)" if len(shapes) > 12 else "")
-    click.echo(f"\nslices: {shown}")
-    for constant in chip.constants:
-        click.echo(f"fitted: {constant.name} = {constant.value:g}, to {constant.fitted_to}")
+    show(
+        f"{chip.title} ({chip.name})",
+        "",
+        views.figures(_figures(chip.figures)),
+        f"\nslices: {shown}",
+        *(
+            f"fitted: {constant.name} = {constant.value:g}, to {constant.fitted_to}"
+            for constant in chip.constants
+        ),
+    )
     if chip.compiler is not None:
         costs = chip.compiler.to_data()
-        rows = [[name, f"{value:g}"] for name, value in costs["constants"].items()]
         versions = ", ".join(f"{name} {value}" for name, value in costs["versions"].items())
-        click.echo(f"\nop costs, fitted to {costs['fitted_to']} ({versions})\n")
-        click.echo(table(["constant", "value"], rows))
+        told = f"\nop costs, fitted to {costs['fitted_to']} ({versions})\n"
+        show(told, views.constants(costs["constants"]))
 
 
 def _figures(figures: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -106,10 +93,6 @@ def _figures(figures: Any, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             found += _figures(figure, f"{prefix}{key}.")
     return found
-
-
-def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _chip_data(chip: Any) -> dict[str, Any]:
@@ -144,15 +127,15 @@ def models(name: str | None, as_json: bool) -> None:
       shardsim models
       shardsim models vit-22b
     """
-    from shardsim.cli.show import model_rows
     from shardsim.model import load_model, model_flops_per_token, model_names, parameters
     from shardsim.units import show_count
+    from shardsim.views import catalog as views
 
     if name is None:
         if as_json:
             emit_json({"models": [_model_data(load_model(each)) for each in model_names()]})
         else:
-            click.echo(model_rows(model_names(), load_model))
+            show(views.models((each, load_model(each)) for each in model_names()))
         return
     model = read_model(name)
     if as_json:
@@ -175,11 +158,7 @@ def models(name: str | None, as_json: bool) -> None:
     )
     for key, value in model.to_mapping().items():
         click.echo(f"  {key}: {value}")
-    rows = [
-        [tensor.name, " x ".join(tensor.axes), " x ".join(map(str, tensor.shape)), tensor.stack]
-        for tensor in parameters(model)
-    ]
-    click.echo("\n" + table(["weight", "axes", "shape", "copies"], rows))
+    show("", views.tensors(parameters(model)))
 
 
 def read_model(name: str) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, printable, table
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.units import show_percent
+from shardsim.views.table import Table
 
 
 @click.command()
@@ -41,7 +43,7 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
     if as_json:
         emit_json(result.to_data() | ({"compiler": other.to_data()} if other else {}))
     else:
-        click.echo(_rows(result, other))
+        show(*_rows(result, other))
         for each in (result, other) if other else (result,):
             click.echo(f"\nop costs: {COSTS[each.op_costs]}\n{_summary(each.summary())}")
         click.echo("\nfitted constants:")
@@ -61,16 +63,6 @@ COSTS = {
 }
 
 
-def _number(value: float | None, form: str = "{:,.1f}", scale: float = 1.0) -> str:
-    return "-" if value is None else form.format(value * scale)
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None or low == high:
-        return ""
-    return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
 def _filled(result: Any) -> str:
     """Return what sources leave open, each with the runs that it is filled in for."""
     runs: dict[str, list[str]] = {}
@@ -80,60 +72,30 @@ def _filled(result: Any) -> str:
     return "\n".join(f"  {text} ({', '.join(ids)})" for text, ids in runs.items())
 
 
-def _rows(result: Any, other: Any) -> str:
+def _rows(result: Any, other: Any) -> list[Table | str]:
     """Return the table of all rows, with the errors of `other` beside them if there is one."""
-    errors = {row.id: row.error for row in other.rows} if other else {}
-    rows = []
+    from shardsim.views.evidence import published
+
     notes = []
     for row in result.rows:
-        mark = ""
-        if row.notes:
-            notes.append(f"{row.id}: {'; '.join(row.notes)}")
-            mark = f"[{len(notes)}]"
+        said = list(row.notes)
         if row.measured_ratio is not None:
-            notes.append(
-                f"{row.id}: speed-up over one slice {row.measured_ratio:.2f} measured, "
+            said.append(
+                f"speed-up over one slice {row.measured_ratio:.2f} measured, "
                 f"{row.predicted_ratio:.2f} predicted"
             )
-            mark = f"[{len(notes)}]"
-        rows.append(
-            [
-                row.id,
-                _number(row.measured),
-                _number(row.predicted),
-                _number(row.error, "{:+.1f}", 100),
-                *([_number(errors.get(row.id), "{:+.1f}", 100)] if other else []),
-                _number(row.measured_mfu, "{:.1f}", 100),
-                _number(row.predicted_mfu, "{:.1f}", 100),
-                _span(row.mfu_low, row.mfu_high),
-                _number(row.baseline_error, "{:+.1f}", 100),
-                "yes" if row.fitted else "",
-                mark,
-            ]
-        )
-    text = table(
-        [
-            "run",
-            "measured",
-            "predicted",
-            "error %",
-            *(["by compiler %"] if other else []),
-            "MFU %",
-            "predicted",
-            "range",
-            "mean-MFU error %",
-            "fitted",
-            "",
-        ],
-        rows,
-    )
-    head = "tokens/s/chip; MFU as PaLM counts it; mean-MFU: one utilisation per chip family\n\n"
-    return head + text + "".join(f"\n[{i}] {printable(line)}" for i, line in enumerate(notes, 1))
+        if said:
+            notes.append((row.id, "; ".join(said)))
+    lines = [f"[{number}] {name}: {text}" for number, (name, text) in enumerate(notes, 1)]
+    head = "tokens/s/chip; MFU as PaLM counts it; mean-MFU: one utilisation per chip family\n"
+    made = published(result, other, [name for name, _ in notes])
+    return [head, made.without("family"), *lines]
 
 
 def _summary(summary: dict[str, float | None]) -> str:
     def percent(key: str) -> str:
-        return _number(summary[key], "{:.1f} %", 100)
+        value = summary[key]
+        return "-" if value is None else show_percent(value)
 
     return (
         f"absolute error, all rows: median {percent('median_abs_error')}, "

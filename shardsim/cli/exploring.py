@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import as_option, load, set_option
 
 
@@ -25,6 +23,7 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
     """
     from shardsim.cost.predict import predict as run
     from shardsim.planner.whatif import ablate as run_ablations
+    from shardsim.views import what_ifs as views
 
     base = run(load(path, changes), implementation=implementation)
     results = run_ablations(base.plan, implementation)
@@ -50,32 +49,8 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
             }
         )
         return
-    rows: list[list[str]] = [
-        ["(the plan)", "", f"{100 * base.mfu:.1f}", f"{base.step_time_s:.4g}", "", _fit(base), ""]
-    ]
-    for item in results:
-        if item.prediction is None:
-            rows.append([item.technique, item.why, "-", "-", "-", "", item.published])
-            continue
-        ratio = item.prediction.step_time_s / base.step_time_s - 1
-        rows.append(
-            [
-                item.technique,
-                item.change,
-                f"{100 * item.prediction.mfu:.1f}",
-                f"{item.prediction.step_time_s:.4g}",
-                f"{100 * ratio:+.1f}",
-                _fit(item.prediction),
-                item.published,
-            ]
-        )
-    headers = ["without", "so", "MFU %", "step s", "step +%", "HBM", "published effect"]
-    click.echo(table(headers, rows))
-
-
-def _fit(item: Any) -> str:
-    need = f"{item.hbm['peak_bytes'] / 2**30:.1f} GiB"
-    return need if item.fits else f"{need}, too much"
+    made = views.ablations(base, results, whole=True)
+    show(made.only("without", "so", "mfu", "step_time_s", "step_change", "hbm", "published"))
 
 
 @click.command()
@@ -107,62 +82,42 @@ def sweep(
       shardsim sweep vit-22b-published-tp8 --vary batch=16384,32768,65536
       shardsim sweep plan.yaml --vary mesh.model=1,2,4,8 --vary remat=full,dots --csv out.csv
     """
-    import csv
-    import io
+    from dataclasses import replace
 
     from shardsim.errors import PlanError
     from shardsim.files import check_writable, write_text
     from shardsim.planner.changes import parse_vary
     from shardsim.planner.whatif import sweep as run
+    from shardsim.views import what_ifs as views
+    from shardsim.views.write import csv_text
 
     if csv_path:
         check_writable(csv_path)
     keys = [parse_vary(text) for text in vary]
-    names = [key for key, _ in keys]
-    rows: list[dict[str, Any]] = []
-    for values, item, why in run(load(path, changes), keys, implementation):
-        row: dict[str, Any] = {"values": values, "why_not": why or None, "prediction": None}
-        if item is not None:
-            row["prediction"] = item.to_data()
-        rows.append(row)
-    if all(row["prediction"] is None for row in rows):
-        raise PlanError(f"no combination makes a plan: {rows[0]['why_not']}")
-    headers = [
-        *names,
-        "mfu",
-        "hfu",
-        "step_time_s",
-        "tokens_per_s_per_chip",
-        "peak_gib",
-        "fits",
-        "note",
-    ]
-    lines = []
-    for row in rows:
-        found = row["prediction"]
-        line: list[Any] = [row["values"][name] for name in names]
-        if found is None:
-            line += ["", "", "", "", "", "", row["why_not"]]
-        else:
-            line += [
-                f"{found['mfu']:.4f}",
-                f"{found['hfu']:.4f}",
-                f"{found['step_time_s']:.5g}",
-                f"{found['tokens_per_s_per_chip']:.5g}",
-                f"{found['hbm']['peak_bytes'] / 2**30:.2f}",
-                "yes" if found["fits"] else "no",
-                "",
-            ]
-        lines.append(line)
+    rows = list(run(load(path, changes), keys, implementation))
+    if all(item is None for _, item, _ in rows):
+        raise PlanError(f"no combination makes a plan: {rows[0][2]}")
+    made = views.swept(rows)
     if csv_path:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([headers, *lines])
-        write_text(csv_path, text.getvalue())
-        note(f"{len(lines)} rows written to {csv_path}")
+        names = {"hbm_peak_gib": "peak_gib", "why_not": "note"}
+        columns = (replace(one, key=names.get(one.key, one.key)) for one in made.columns)
+        write_text(csv_path, csv_text(replace(made, columns=tuple(columns))))
+        note(f"{len(rows)} rows written to {csv_path}")
     if as_json:
-        emit_json({"rows": rows})
+        emit_json(
+            {
+                "rows": [
+                    {
+                        "values": values,
+                        "why_not": why or None,
+                        "prediction": item and item.to_data(),
+                    }
+                    for values, item, why in rows
+                ]
+            }
+        )
     else:
-        click.echo(table(headers, lines))
+        show(made)
 
 
 @click.command()
@@ -181,7 +136,8 @@ def sensitivity(
       shardsim sensitivity vit-22b-published-tp8
     """
     from shardsim.cost.predict import predict as run
-    from shardsim.planner.whatif import sensitivity as elasticities
+    from shardsim.cost.sensitivity import sensitivity as elasticities
+    from shardsim.views import what_ifs as views
 
     base = run(load(path, changes), implementation=implementation)
     results = elasticities(base.plan, implementation)
@@ -201,15 +157,6 @@ def sensitivity(
             }
         )
         return
-    rows = [
-        [
-            item.figure,
-            f"{item.elasticity:+.3f}",
-            f"{item.step_time_s_at_110:.4g}",
-            f"{100 * (item.step_time_s_at_110 / base.step_time_s - 1):+.2f}",
-        ]
-        for item in results
-    ]
-    click.echo(f"step {base.step_time_s:.4g} s, MFU {100 * base.mfu:.1f} %\n")
-    headers = ["figure of the chip", "elasticity", "step s with 10 % more", "change %"]
-    click.echo(table(headers, rows))
+    made = views.sensitivities(base, results)
+    head = f"step {base.step_time_s:.4g} s, MFU {100 * base.mfu:.1f} %\n"
+    show(head, made.only("figure", "elasticity", "step_time_s_at_110_percent", "change"))

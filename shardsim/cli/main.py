@@ -7,6 +7,7 @@ import click
 import shardsim
 from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
+from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.output import OneLineGroup
@@ -37,6 +38,7 @@ def main() -> None:
 for command in (
     plan,
     predict,
+    compare,
     ablate,
     sweep,
     sensitivity,

@@ -6,13 +6,16 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from shardsim.errors import ShardsimError
+from shardsim.views.table import Table
+from shardsim.views.write import plain, printable
 
 LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
 
@@ -32,41 +35,16 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def printable(text: object) -> str:
-    r"""Return `text` with control characters spelt out, so that none reaches a terminal.
+def show(*parts: Table | str) -> None:
+    """Print tables and lines: fitted to the terminal, or plain where nobody watches."""
+    if not sys.stdout.isatty():
+        click.echo("\n".join(part if isinstance(part, str) else plain(part) for part in parts))
+        return
+    from shardsim.views.terminal import fitted
 
-    >>> printable("red \x1b[31m")
-    'red \\x1b[31m'
-    """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(text)
-    )
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a plain table: text to the left, numbers to the right."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [
-        max(len(header), *(len(row[index]) for row in cells)) if cells else len(header)
-        for index, header in enumerate(headers)
-    ]
-    right = [
-        bool(cells) and all(_numeric(row[index]) for row in cells) for index in range(len(headers))
-    ]
-
-    def line(parts: Sequence[str]) -> str:
-        aligned = [
-            part.rjust(width) if to_right else part.ljust(width)
-            for part, width, to_right in zip(parts, widths, right, strict=True)
-        ]
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(headers), line(["-" * width for width in widths]), *map(line, cells)])
-
-
-def _numeric(cell: str) -> bool:
-    return cell in ("", "-", "does not fit") or cell.lstrip("+-~")[:1].isdigit()
+    width = shutil.get_terminal_size().columns
+    colour = "NO_COLOR" not in os.environ
+    click.echo("\n".join(fitted(part, width, colour) for part in parts))
 
 
 def note(text: str) -> None:

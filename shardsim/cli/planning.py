@@ -16,6 +16,7 @@ from shardsim.cli.output import (
     json_option,
     note,
     progress_line,
+    show,
 )
 from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 
@@ -23,7 +24,7 @@ op_costs_option = click.option(
     "--op-costs",
     type=click.Choice(["physical", "compiler"]),
     help="What operations take: from the chip's figures, or as its compiler schedules them; as the "
-    "plan file says if left out.",
+    "plan files say if left out.",
 )
 
 as_option = click.option(
@@ -108,7 +109,6 @@ def plan(
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
-    from shardsim.cli.show import plans_text
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
     from shardsim.machine import explain, parse_machine
@@ -116,6 +116,7 @@ def plan(
     from shardsim.plan.io import LARGEST
     from shardsim.planner.search import search
     from shardsim.units import show_bytes
+    from shardsim.views import plans as views
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:
@@ -142,7 +143,7 @@ def plan(
     )
     outcomes = None
     if compile_top and result.predictions:
-        from shardsim.cli.compiling import compiler, ranked_text
+        from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import compile_top as compile_best
 
         with compiler(workers, timeout, scheduler, no_cache) as service:
@@ -155,14 +156,15 @@ def plan(
         extra = {"compiled": [item.to_data() for item in outcomes]} if outcomes else {}
         emit_json(result.to_data() | extra)
     elif outcomes:
-        click.echo(ranked_text(outcomes))
+        show(views.ranked(outcomes))
         note(f"compiled {len(result.predictions)} of the {compile_top} best")
     elif result.predictions:
         names = ", ".join(machine.name for machine in machines)
         costs = result.best.costs
         told = ", as the TPU compiler schedules plans" if costs == "compiler" else ""
-        click.echo(f"{wanted.name} on {names}, batch {batch:,}{told}\n")
-        click.echo(plans_text(result.predictions))
+        show(
+            f"{wanted.name} on {names}, batch {batch:,}{told}", "", views.found(result.predictions)
+        )
     note(
         f"{result.searched:,} plans considered, {result.priced:,} priced, {result.fit:,} of those "
         f"fit, in {result.seconds:.2f} s"
@@ -245,7 +247,7 @@ def predict(
       shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
       shardsim predict plan.yaml --fidelity events --compiled
     """
-    from shardsim.cli.show import prediction_text
+    from shardsim.cli.show import prediction_parts
     from shardsim.cost.predict import predict as run
     from shardsim.errors import PlanError
 
@@ -275,6 +277,6 @@ def predict(
     if as_json:
         emit_json(item.to_data())
     else:
-        click.echo(prediction_text(item))
+        show(*prediction_parts(item))
     if not item.fits:
         sys.exit(1)

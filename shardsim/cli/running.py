@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from shardsim.cli.compiling import compiler, compiler_options, evidence_text
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
+from shardsim.cli.compiling import compiler, compiler_options, evidence_parts
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.views.table import Table
 
 
 @click.command()
@@ -136,7 +137,7 @@ def verify(
         if as_json:
             emit_json(answer)
         else:
-            click.echo(evidence_text(answer))
+            show(*evidence_parts(answer))
         sys.exit(0 if answer["ok"] else 1)
     if against != "host":
         from shardsim.cli.trainers import verify_against
@@ -155,7 +156,7 @@ def verify(
     if as_json:
         emit_json(result)
     else:
-        click.echo(_text(result))
+        show(*_parts(result))
     if not result["ok"]:
         sys.exit(1)
 
@@ -167,34 +168,30 @@ def need_jax(command: str) -> None:
         raise ShardsimError(f"{command} needs JAX and optax: pip install 'shardsim[jax]'")
 
 
-def _text(result: dict[str, Any]) -> str:
-    lines = [
-        "verified" if result["ok"] else "NOT VERIFIED",
-        _errors(result),
-        "",
-        table(
-            ["collective", "mesh axes", "planned bytes", "compiled", "planned count", "compiled"],
-            [
-                [
-                    use["kind"],
-                    ", ".join(use["mesh_axes"]) or "-",
-                    f"{use['planned_bytes']:,.0f}",
-                    f"{use['compiled_bytes']:,.0f}",
-                    f"{use['planned_count']:,.0f}",
-                    f"{use['compiled_count']:,.0f}",
-                ]
-                for use in result["collectives"]
-            ],
-        ),
-    ]
+def _parts(result: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views.evidence import timed, verified
+
+    verdict = "verified" if result["ok"] else "NOT VERIFIED"
+    found: list[Table | str] = [verdict, _errors(result), ""]
+    found.append(verified(result["collectives"], exact=True))
     for use in result["unplanned"]:
-        lines.append(
+        found.append(
             f"unplanned: {use['kind']} over {', '.join(use['mesh_axes']) or '-'}, "
             f"{use['bytes']:,.0f} bytes, from {use['source']}"
         )
-    if "measured" in result:
-        lines += ["", *_measured_text(result)]
-    return "\n".join(lines)
+    if "measured" not in result:
+        return found
+    measured, step = result["measured"], result["step"]
+    return [
+        *found,
+        "",
+        f"this plan's step: {step['predicted_s']:.4f} s predicted, {step['measured_s']:.4f} s "
+        "measured",
+        "",
+        timed(measured["rows"]),
+        f"rank correlation {measured['rank_correlation']:.2f}, "
+        f"median error {100 * measured['median_abs_error']:.0f} %",
+    ]
 
 
 def _errors(result: dict[str, Any]) -> str:
@@ -205,27 +202,3 @@ def _errors(result: dict[str, Any]) -> str:
         f"relative error of the loss {result['loss_rel_error']:.1e}, "
         f"of the gradients {result['grad_rel_error']:.1e}"
     )
-
-
-def _measured_text(result: dict[str, Any]) -> list[str]:
-    measured, step = result["measured"], result["step"]
-    return [
-        f"this plan's step: {step['predicted_s']:.4f} s predicted, {step['measured_s']:.4f} s "
-        "measured",
-        "",
-        table(
-            ["plan of a small ViT", "predicted s", "measured s", "error %", "cores %"],
-            [
-                [
-                    row["plan"],
-                    f"{row['predicted_s']:.4f}",
-                    f"{row['measured_s']:.4f}",
-                    f"{100 * row['error']:+.0f}",
-                    f"{100 * row['cores_share']:.0f}",
-                ]
-                for row in measured["rows"]
-            ],
-        ),
-        f"rank correlation {measured['rank_correlation']:.2f}, "
-        f"median error {100 * measured['median_abs_error']:.0f} %",
-    ]

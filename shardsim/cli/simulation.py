@@ -31,14 +31,14 @@ def simulated(
         )
     from shardsim.cli.compiling import compiler
     from shardsim.simulate.spare import refuse_broken
-    from shardsim.xla.tpu.compiled import predict_compiled
+    from shardsim.xla.tpu.compiled import evidence_of
     from shardsim.xla.tpu.service import TIMEOUT_S
     from shardsim.xla.tpu.simulated import simulate_evidence
 
     refuse_broken(plan.machine, perturbation.broken)  # before it is compiled
     with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
-        made = predict_compiled(plan, service)
-    return simulate_evidence(made.evidence, perturbation=perturbation, **options)
+        made = evidence_of(plan, service)
+    return simulate_evidence(made, perturbation=perturbation, **options)
 
 
 def _perturbed(plan: Any, what_ifs: dict[str, Any]) -> tuple[Any, Any]:

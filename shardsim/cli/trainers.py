@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, table
-from shardsim.plan import Plan
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.views.table import Table
+
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 
 def verify_against(
@@ -32,15 +35,18 @@ def verify_against(
     if as_json:
         emit_json(result)
     else:
-        click.echo(_text(result))
+        show(*_parts(result))
     if not result["ok"]:
         sys.exit(1)
 
 
-def _text(result: dict[str, Any]) -> str:
+def _parts(result: dict[str, Any]) -> list[Table | str]:
+    from shardsim.views.evidence import trained
+
     placed = result["parameters"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines = ["verified" if result["ok"] else "NOT VERIFIED", f"with {versions}"]
+    lines: list[Table | str] = ["verified" if result["ok"] else "NOT VERIFIED"]
+    lines.append(f"with {versions}")
     same = sum(row["same"] for row in placed)
     wrong = result["not_as_exported"]
     lines.append(
@@ -51,22 +57,14 @@ def _text(result: dict[str, Any]) -> str:
     lines += [f"never shown: {name}" for name in result["missing"]]
     if result["losses"]:
         lines.append("losses " + ", ".join(f"{loss:.4g}" for loss in result["losses"]))
-    state, temporaries = result["state"], result["temporaries"]
-    if state["compiled_bytes"] is not None:
-        rows = [
-            ["state", state["planned_bytes"], state["exported_bytes"], state["compiled_bytes"]],
-            ["temporaries", temporaries["predicted_bytes"], None, temporaries["compiled_bytes"]],
-        ]
-        cells = [
-            [row[0], *("-" if size is None else f"{size:,.0f}" for size in row[1:])] for row in rows
-        ]
-        lines += ["", table(["bytes on one device", "plan", "as exported", "compiled"], cells)]
+    if result["state"]["compiled_bytes"] is not None:
+        lines += ["", trained(result)]
     for title, texts in (
         ("the trainer differs", result["differences"]),
         ("beside the plan", result["remarks"]),
     ):
         lines += [f"{title}: {text}" for text in texts]
-    return "\n".join(lines)
+    return lines
 
 
 @click.command("import")

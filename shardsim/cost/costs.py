@@ -73,7 +73,8 @@ class Costs(ABC):
     def host_bytes_per_s(self) -> float:
         """What one device moves to or from its host, one way; infinite where it is not known."""
         chip = self.chip
-        return (chip.pcie_bytes_per_s or float("inf")) / chip.devices_per_chip
+        rate = chip.pcie_bytes_per_s
+        return (float("inf") if rate is None else rate) / chip.devices_per_chip
 
     def vector_s(self, task: Work) -> Number:
         """Return the vector unit's time at its peak."""

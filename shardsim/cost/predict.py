@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Protocol
 
 import numpy as np
 
 from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.mfu import mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
+from shardsim.cost.sensitivity import sensitivity
+from shardsim.cost.words import FIGURES, HBM, PARTS
 from shardsim.machine import Machine
-from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
@@ -23,16 +27,10 @@ from shardsim.program.passes import HOLDS, USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
 
-TIME_PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s")
-HBM_PARTS = (
-    "capacity_bytes",
-    "peak_bytes",
-    "parameters_bytes",
-    "optimizer_bytes",
-    "gradients_bytes",
-    "activations_bytes",
-    "workspace_bytes",
-)
+TIME_PARTS = tuple(PARTS)
+LIMITING = 0.01  # of an elasticity: below it nothing limits
+NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
+HBM_PARTS = ("capacity_bytes", "peak_bytes", *HBM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +51,16 @@ class CollectiveUse:
     exposed_s: float
 
 
+class Part(Protocol):
+    """What only one level of fidelity finds."""
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What one plan is predicted to do."""
+    """What one plan is predicted to do, at every level of fidelity."""
 
     plan: Plan
     step_time_s: float
@@ -73,28 +78,34 @@ class Prediction:
     use: HbmUse = field(repr=False)
     schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
+    fidelity: str = "analytic"  # or "events", "compiled"
+    events: Part | None = field(default=None, repr=False)  # a `simulate.Outcome`
+    compiled: Part | None = field(default=None, repr=False)  # a `xla.tpu.compiled.Compiled`
 
     @property
+    def operations_s(self) -> float:
+        """Seconds of the step in operations, all that is no collective and no waiting for one."""
+        return self.time["compute_s"] + self.time["hbm_bound_s"] + self.time["overhead_s"]
+
+    @cached_property
     def limited_by(self) -> str:
-        """What costs most beside the matrix and vector units; those, if that is under a tenth."""
-        names = {
-            "hbm_bound_s": "HBM bandwidth",
-            "exposed_comm_s": "exposed communication",
-            "bubble_s": "pipeline bubble",
-            "overhead_s": "operation overhead",
-        }
-        part = max(names, key=lambda name: self.time[name])
-        if self.time[part] < 0.1 * self.step_time_s:
-            return "matrix unit"
-        if part != "exposed_comm_s":
-            return names[part]
+        """The figure of the chip that the plan's step time answers to most (`sensitivity`).
+
+        Where that is one of the links, also the collective that costs most. It is the closed
+        forms' answer at every fidelity, found when it is asked for.
+        """
+        first = sensitivity(self.plan, self.implementation, costs=self.costs)[0]
+        if abs(first.elasticity) < LIMITING:
+            return "no figure of the chip"
+        if first.figure in NOT_OF_LINKS or not self.collectives:
+            return FIGURES[first.figure]
         worst = max(self.collectives, key=lambda use: use.exposed_s)
-        return f"{worst.kind} over {', '.join(worst.mesh_axes) or 'the host link'}"
+        over = ", ".join(worst.mesh_axes) or "the host link"
+        return f"{FIGURES[first.figure]} ({worst.kind} over {over})"
 
     def _repr_html_(self) -> str:
-        from shardsim.cost.rich import prediction_html
-
-        return prediction_html(self)
+        # Views stand above: looked up only when a notebook asks.
+        return str(import_module("shardsim.views.notebook").shown(self))
 
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data: the JSON of the command line."""
@@ -126,6 +137,9 @@ class Prediction:
             "warnings": list(self.warnings),
             "costs": self.costs,
             "as": self.implementation,
+            "fidelity": self.fidelity,
+            **({"compiled": self.compiled.to_data()} if self.compiled else {}),
+            **({"events": self.events.to_data()} if self.events else {}),
         }
 
 
@@ -178,13 +192,6 @@ def predict(
         schedule=schedule,
         price=cost,
     )
-
-
-def mfu_of(plan: Plan, step_time_s: float) -> float:
-    """Return the MFU of a step that takes `step_time_s`, of the format that the plan uses."""
-    tokens_per_s_per_chip = plan.tokens / step_time_s / plan.machine.chips
-    flops_per_token = model_flops_per_token(plan.model, plan.sequence)
-    return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
 
 
 def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:

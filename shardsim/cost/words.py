@@ -1,4 +1,4 @@
-"""What the parts of a step and of HBM are called, wherever people read them."""
+"""What parts of a step, of HBM and figures of a chip are called, wherever people read them."""
 
 from __future__ import annotations
 
@@ -15,4 +15,15 @@ HBM = {
     "gradients_bytes": "gradients",
     "activations_bytes": "saved activations",
     "workspace_bytes": "gathered weights and workspace",
+}
+FIGURES = {
+    "peak_flops": "matrix unit peak",
+    "vector_flops": "vector unit rate",
+    "hbm_bytes_per_s": "HBM bandwidth",
+    "link_bytes_per_s": "ICI link bandwidth",
+    "hop_latency_s": "ICI hop latency",
+    "collective_overhead_s": "start of a collective",
+    "dcn_bytes_per_s": "DCN bandwidth",
+    "dcn_hop_latency_s": "DCN latency",
+    "pcie_bytes_per_s": "host link bandwidth",
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import HardwareError
 from shardsim.machine.op_costs import OpCosts
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # What the fields of a chip hold, for checking and for overriding. Numbers are plain SI.
 RATES = (
@@ -110,6 +114,16 @@ class Chip:
         """Refuse values that no machine can have; the message names chip and field."""
         for name, problem in _problems(self):
             raise HardwareError(f"chip {self.name}: {name} {problem}")
+
+    def times(self, factors: Mapping[str, np.ndarray[Any, Any]]) -> Chip:
+        """Return the chip with figures times arrays: many chips at once, for the cost formulas."""
+        other = copy.copy(self)
+        for name, factor in factors.items():
+            now = getattr(self, name)
+            many = isinstance(now, Mapping)
+            values = {key: one * factor for key, one in now.items()} if many else now * factor
+            object.__setattr__(other, name, values)  # not checked: no file says arrays
+        return other
 
     def peak(self, dtype: str) -> float:
         """Return the matrix unit's FLOP/s for `dtype`; what it lacks runs as bf16.

@@ -70,9 +70,8 @@ class SearchResult:
         return import_module("shardsim.report").plans_frame(self)
 
     def _repr_html_(self) -> str:
-        from shardsim.planner.rich import search_html
-
-        return search_html(self)
+        # Views stand above: looked up only when a notebook asks.
+        return str(import_module("shardsim.views.notebook").shown(self))
 
     def to_data(self) -> dict[str, Any]:
         """Return the JSON of `shardsim plan`."""

@@ -1,4 +1,4 @@
-"""What-if: a plan with one thing switched off, varied, or nudged."""
+"""What-if: a plan with one thing switched off, or varied; nudged by `cost.sensitivity`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import log, prod
+from math import prod
 from typing import Any
 
-from shardsim.cost.costs import costs_of
-from shardsim.cost.predict import Prediction, mfu_of, predict
-from shardsim.cost.price import step_time_s
+from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
-from shardsim.plan.resolve import resolve
 from shardsim.planner.changes import changed, check_root
-from shardsim.program.overlap import overlap
-from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, implemented
-from shardsim.program.shapes import Workload
 
 MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
 
@@ -147,72 +140,3 @@ def sweep(
             yield changes, predict(changed(plan, changes), implementation=implementation), ""
         except ShardsimError as error:
             yield changes, None, str(error).removeprefix(f"{plan.name}: ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """How the step time answers to one figure of the chip."""
-
-    figure: str
-    elasticity: float  # d log(step time) / d log(figure)
-    step_time_s_at_110: float  # with the figure 10 % larger
-    mfu_at_110: float
-
-
-FIGURES = (
-    "peak_flops",
-    "vector_flops",
-    "hbm_bytes_per_s",
-    "link_bytes_per_s",
-    "hop_latency_s",
-    "collective_overhead_s",
-    "dcn_bytes_per_s",
-    "dcn_hop_latency_s",
-    "pcie_bytes_per_s",
-)
-NUDGE = 0.01
-
-
-def sensitivity(plan: Plan, implementation: str | None = None) -> list[Sensitivity]:
-    """Return the elasticity of the step time to each figure, the largest first.
-
-    Central differences of 1 % on the same formulas; -0.8 for the peak means that 1 % more of it
-    saves 0.8 % of the step.
-    """
-    layout = resolve(plan)
-    program = implemented(
-        partition(Workload.of(plan), layout, plan.remat),
-        implementation or USUAL[plan.op_costs],
-        plan.machine,
-        layout,
-    )
-    schedule = overlap(program, layout)
-
-    def scaled(figure: str, factor: float) -> tuple[float, Plan]:
-        """Return the step time with one figure scaled, and the plan on that chip."""
-        chip = plan.machine.chip
-        if figure == "peak_flops":
-            peaks = {dtype: rate * factor for dtype, rate in chip.peak_flops.items()}
-            chip = replace(chip, peak_flops=peaks)
-        else:
-            chip = replace(chip, **{figure: getattr(chip, figure) * factor})
-        nudged = replace(plan, machine=replace(plan.machine, chip=chip))
-        costs = costs_of(plan.op_costs, chip)
-        return float(step_time_s(nudged.machine, layout, schedule, costs)), nudged
-
-    results = []
-    for figure in FIGURES:
-        if figure != "peak_flops" and not getattr(plan.machine.chip, figure):
-            continue
-        (above_s, _), (below_s, _) = scaled(figure, 1 + NUDGE), scaled(figure, 1 - NUDGE)
-        more_s, more = scaled(figure, 1.1)
-        change = log(above_s / below_s) / log((1 + NUDGE) / (1 - NUDGE))
-        results.append(
-            Sensitivity(
-                figure=figure,
-                elasticity=change,
-                step_time_s_at_110=more_s,
-                mfu_at_110=mfu_of(more, more_s),
-            )
-        )
-    return sorted(results, key=lambda item: -abs(item.elasticity))

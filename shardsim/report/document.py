@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-# A number with its unit, or a shape: `+1.5`, `14.8 ms`, `512 x 256`, `3,072 of 256 x 128`.
-_NUMBER = re.compile(r"[+-]?[\d,.]+(e-?\d+)?(( x | of )[\d,.]+)*( ?([KMGT]iB|[mun]?s|B|%))?")
+from shardsim.views.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +30,6 @@ class Bullets:
     """A list of sentences."""
 
     lines: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text; a column is set to the right where all its cells are numbers."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def numeric(self, column: int) -> bool:
-        """Return whether every cell of a column is a number, a dash or empty."""
-        cells = [row[column] for row in self.rows]
-        return any(cells) and all(
-            cell in ("", "-") or _NUMBER.fullmatch(cell) is not None for cell in cells
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -16,21 +15,9 @@ from shardsim.report.document import (
     Drawing,
     Facts,
     Item,
-    Table,
     Text,
 )
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
-
-
-def safe(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line.
-
-    >>> safe("<b>*x*</b> | `y`")
-    '\\\\<b\\\\>\\\\*x\\\\*\\\\</b\\\\> \\\\| \\\\`y\\\\`'
-    """
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
-
+from shardsim.views.write import markdown, safe
 
 Show = Callable[[Drawing], str]  # what stands for a picture
 
@@ -75,12 +62,4 @@ def _item(item: Item, show: Show) -> str:
         return show(item)
     if isinstance(item, Beside):
         return "\n\n".join(filter(None, (_item(one, show) for one in item.items)))
-    return _table(item)
-
-
-def _table(item: Table) -> str:
-    columns = range(len(item.headers))
-    marks = ["---:" if item.numeric(column) else "---" for column in columns]
-    rows = [item.headers, *item.rows]
-    lines = ["| " + " | ".join(safe(cell) for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "| " + " | ".join(marks) + " |", *lines[1:]])
+    return markdown(item)

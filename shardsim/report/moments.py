@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from shardsim.cost.predict import Prediction
+from shardsim.cost.words import HBM
+from shardsim.units import GIB
+from shardsim.views.table import Column, Table, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +66,17 @@ def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
         ),
         Moment(name="optimizer update", short="update", uses=state | gradients),
     )
+
+
+def moments(item: Prediction) -> Table:
+    """Return HBM of one device by use at five moments of a step."""
+
+    def gib(use: str) -> Callable[[Moment], float]:
+        return lambda moment: moment.uses[use] / GIB
+
+    columns = [
+        Column("moment", "GiB on one device", attrgetter("name")),
+        *(Column(use, name, gib(use), ".2f") for use, name in HBM.items()),
+        Column("together", "together", lambda moment: moment.total_bytes / GIB, ".2f"),
+    ]
+    return table(columns, hbm_moments(item))

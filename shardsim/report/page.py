@@ -13,10 +13,10 @@ from shardsim.report.document import (
     Facts,
     Item,
     Section,
-    Table,
     Text,
 )
 from shardsim.report.style import COLOURS, to_svg
+from shardsim.views.write import html
 
 
 def _variables(which: int) -> str:
@@ -136,28 +136,4 @@ def _item(item: Item, name: str) -> str:
             f"<div>{_item(part, f'{name}-{index}')}</div>" for index, part in enumerate(item.items)
         )
         return f'<div class="beside">{parts}</div>'
-    return _table(item)
-
-
-def _table(item: Table) -> str:
-    kinds = []
-    for column in range(len(item.headers)):
-        most = max((len(row[column]) for row in item.rows), default=0)
-        words = "l" if most > 80 else "t" if most > 34 else "s"
-        kinds.append("n" if item.numeric(column) else words)
-    head = "".join(
-        f'<th class="{kind}">{escape(text)}</th>'
-        for kind, text in zip(kinds, item.headers, strict=True)
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="{kind}">{escape(text)}</td>' for kind, text in zip(kinds, row, strict=True)
-        )
-        + "</tr>\n"
-        for row in item.rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{rows}</tbody></table></div>"
-    )
+    return f'<div class="scroll">{html(item)}</div>'

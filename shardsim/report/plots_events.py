@@ -11,9 +11,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from shardsim.cost.predict import Prediction
 from shardsim.errors import ShardsimError
 from shardsim.report.style import INK, MUTED, PAPER, SERIES, picture, plain, styled
-from shardsim.simulate.outcome import Played
+from shardsim.simulate.outcome import engine_of
 from shardsim.simulate.topology import Floats
 from shardsim.simulate.utilisation import by_wire
 
@@ -23,7 +24,7 @@ COLUMNS = 2
 
 
 @styled
-def link_loads(simulation: Played, top: float | None = None) -> Figure:
+def link_loads(simulation: Prediction, top: float | None = None) -> Figure:
     """Return the torus, every wire coloured by how busy its busier direction is.
 
     A 3-D torus is drawn plane by plane along its last axis; planes that look the same are drawn
@@ -57,9 +58,8 @@ def link_loads(simulation: Played, top: float | None = None) -> Figure:
 class _Planes:
     """One slice of a torus as planes of its last axis."""
 
-    def __init__(self, simulation: Played) -> None:
-        engine = simulation.engine
-        assert engine is not None
+    def __init__(self, simulation: Prediction) -> None:
+        engine = engine_of(simulation)
         topology = engine.topology
         torus = [
             number
@@ -149,7 +149,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 @styled
-def what_if_bars(cases: Mapping[str, Played]) -> Figure:
+def what_if_bars(cases: Mapping[str, Prediction]) -> Figure:
     """Return the MFU of several simulations of one model; the first is what the others lose to."""
     if not cases:
         raise ShardsimError("no simulation to compare")

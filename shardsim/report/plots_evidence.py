@@ -9,7 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from shardsim.cost.predict import Prediction
-from shardsim.planner.whatif import Ablation, Sensitivity
+from shardsim.cost.sensitivity import Sensitivity
+from shardsim.cost.words import FIGURES
+from shardsim.planner.whatif import Ablation
 from shardsim.report.published import PUBLISHED_EFFECTS
 from shardsim.report.style import (
     HATCHES,
@@ -22,7 +24,6 @@ from shardsim.report.style import (
     plain,
     styled,
 )
-from shardsim.report.words import FIGURE_WORDS
 from shardsim.validate.runs import Validation
 from shardsim.xla.tpu.agreement import Pair
 
@@ -30,9 +31,7 @@ from shardsim.xla.tpu.agreement import Pair
 @styled
 def sensitivity_bars(base: Prediction, items: Sequence[Sensitivity]) -> Figure:
     """Return how much shorter the step is with 10 % more of each figure of the chip, in %."""
-    shown = [
-        (FIGURE_WORDS.get(item.figure, item.figure), 100 * _saving(base, item)) for item in items
-    ]
+    shown = [(FIGURES[item.figure], 100 * _saving(base, item)) for item in items]
     some = [pair for pair in shown if abs(pair[1]) >= 0.005] or shown[:1]
     figure = picture(1.0 + 0.32 * len(some))
     axes = figure.add_subplot()

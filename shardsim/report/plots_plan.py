@@ -13,6 +13,10 @@ from shardsim.cost.words import HBM, PARTS
 from shardsim.report.moments import hbm_moments
 from shardsim.report.style import HATCHES, INK, PAPER, SERIES, folded, picture, styled
 from shardsim.units import GIB, show_percent
+from shardsim.views.step import step_columns
+
+# The look of each part, the same in every picture; operations look as their largest part.
+SERIES_OF = {part: index for index, part in enumerate(PARTS)}
 
 
 @styled
@@ -20,6 +24,8 @@ def step_breakdown(
     items: Sequence[Prediction] | Prediction, names: Sequence[str] | None = None
 ) -> Figure:
     """Return stacked bars of the step time in seconds, one bar per prediction.
+
+    Beside a compiled step, whose cycles hold the wait for HBM, operations are one part in all.
 
     >>> from shardsim.plan import load_plan
     >>> from shardsim.cost.predict import predict
@@ -30,10 +36,12 @@ def step_breakdown(
     names = names or [item.plan.name for item in items]
     figure = picture(1.75 + 0.42 * len(items))
     axes = figure.add_subplot()
+    parts = step_columns(items)
     longest = max(item.step_time_s for item in items)
     for row, item in enumerate(items):
         left = 0.0
-        for index, value in enumerate(item.time.values()):
+        for part in parts:
+            index, value = SERIES_OF.get(part.key, 0), part.get(item)
             axes.barh(
                 row,
                 value,
@@ -61,12 +69,13 @@ def step_breakdown(
     axes.set_xlim(0, 1.03 * longest)
     axes.set_xlabel("step time (s)")
     axes.xaxis.grid(True)
-    used = [index for index, part in enumerate(PARTS) if any(item.time[part] > 0 for item in items)]
-    labels = list(PARTS.values())
-    handles = [
-        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=labels[index])
-        for index in used
-    ]
+    handles = []
+    for part in parts:
+        if any(part.get(item) > 0 for item in items):
+            index = SERIES_OF.get(part.key, 0)
+            patch = Patch(facecolor=SERIES[index], edgecolor=PAPER, label=part.heading)
+            patch.set_hatch(HATCHES[index])
+            handles.append(patch)
     figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
     return figure
 

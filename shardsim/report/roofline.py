@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from shardsim.cost.predict import Prediction
 from shardsim.machine import Chip
+from shardsim.views.table import Column, Table, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +95,20 @@ def _group(name: str, kind: str, phase: str) -> str:
     if name.endswith(" dW"):
         return "weight gradients (dW)"
     return "forward"
+
+
+def matmuls(item: Prediction) -> Table:
+    """Return every matmul of a step against the roofline of one device."""
+    columns = [
+        Column("matmul", "matmul", attrgetter("name")),
+        Column("group", "group", attrgetter("group")),
+        Column("shape", "m x k x n on a device", attrgetter("shape"), right=True),
+        Column("count", "times", attrgetter("count"), ",.0f"),
+        Column("time_s", "seconds", attrgetter("step_s"), ".4g"),
+        Column("share", "step", lambda point: point.step_s / item.step_time_s, ".2f", "%"),
+        Column("flops_per_byte", "FLOP/byte", attrgetter("flops_per_byte"), ",.0f"),
+        Column("flops_per_s", "rate", attrgetter("flops_per_s"), "FLOP/s"),
+        Column("of_peak", "of peak", attrgetter("of_peak"), ".1f", "%"),
+        Column("roof", "roof", attrgetter("bound")),
+    ]
+    return table(columns, matmul_points(item))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from shardsim.plan import dump_plan
 from shardsim.plan.words import mesh_text, techniques
-from shardsim.report.document import Bullets, Code, Drawing, Facts, Item, Section, Table, Text
+from shardsim.report.document import Bullets, Code, Drawing, Facts, Item, Section, Text
 from shardsim.report.plots_torus import mesh_on_torus
-from shardsim.report.specs import activation_specs, axis_sentences, weight_specs
+from shardsim.report.specs import activation_specs, axis_sentences, specs, weight_specs
 from shardsim.report.study import Study
 from shardsim.report.words import count_words, days_words, limits_sentence
 from shardsim.units import GIB, show_bytes, show_count, show_percent, show_time
@@ -100,7 +100,6 @@ def _days(study: Study) -> str:
 def the_plan(study: Study) -> Section:
     """Return the plan in words, on the torus, and as specs."""
     plan = study.plan
-    headers = ["", "spec", "whole", "on one device"]
     items: list[Item] = [
         Text(text=f"Mesh: {mesh_text(plan)}. Besides: {techniques(plan)}, {_numbers(study)}."),
         Bullets(lines=axis_sentences(plan)),
@@ -111,8 +110,8 @@ def the_plan(study: Study) -> Section:
             "collectives over them would take alone, hidden or not.",
         ),
         Text(text="Weights, and activations of one microbatch inside a block:"),
-        Table(headers=["weight", *headers[1:]], rows=weight_specs(plan)),
-        Table(headers=["activation", *headers[1:]], rows=activation_specs(plan)),
+        specs("weight", weight_specs(plan)),
+        specs("activation", activation_specs(plan)),
     ]
     return Section(title="The plan", items=items)
 
@@ -127,7 +126,8 @@ def _numbers(study: Study) -> str:
 
 def reproduce(study: Study) -> Section:
     """Return the commands behind every number, and the plan file itself."""
-    plan, path = study.plan, study.path
+    plan = study.plan
+    path = f"{study.path} --set op_costs={plan.op_costs}"
     sequence = "" if plan.sequence == plan.model.sequence else f" --seq {plan.sequence}"
     lines = [
         f"shardsim predict {path}",
@@ -137,7 +137,7 @@ def reproduce(study: Study) -> Section:
         f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}"
         f" --op-costs {plan.op_costs}",
         "shardsim validate",
-        f"shardsim report {path} -o report.html",
+        f"shardsim report {' '.join(study.page)} -o report.html",
     ]
     return Section(
         title="Commands that reproduce it",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from shardsim.plan.words import mesh_text
-from shardsim.report.document import Drawing, Section, Table, Text
+from shardsim.report.document import Drawing, Section, Text
 from shardsim.report.plots_search import cost_front
 from shardsim.report.study import TRILLION, Study
 from shardsim.report.words import count_words, days_words
+from shardsim.views.plans import PLANS, named
+from shardsim.views.table import Column, pick
 
 
 def cost_section(study: Study) -> Section:
@@ -15,19 +16,18 @@ def cost_section(study: Study) -> Section:
     tokens = study.tokens or TRILLION
     plans = [("this plan", study.prediction)]
     plans += [(f"best on {item.plan.machine.name}", item) for item in study.sizes]
-    rows = [
-        [
-            name,
-            f"{item.plan.machine.chips:,}",
-            f"{100 * item.mfu:.1f}",
-            days_words(study.hours(item) / 24.0),
-            f"{study.hours(item) * item.plan.machine.chips:,.0f}",
-            f"{study.cost(item):,.0f}",
-            mesh_text(item.plan),
-        ]
-        for name, item in plans
+    columns = [
+        *pick(PLANS, "chips", "mfu"),
+        Column("days", "training", lambda item: study.hours(item) / 24.0, show=days_words),
+        Column(
+            "chip_hours",
+            "chip-hours",
+            lambda item: study.hours(item) * item.plan.machine.chips,
+            ",.0f",
+        ),
+        Column("cost", "cost", study.cost, ",.0f"),
+        *pick(PLANS, "mesh"),
     ]
-    headers = ["plan", "chips", "MFU %", "training", "chip-hours", "cost", "mesh (torus axes)"]
     return Section(
         title="What it costs",
         items=[
@@ -36,7 +36,7 @@ def cost_section(study: Study) -> Section:
                 "price that was given, with the same batch on every slice; failures and pauses "
                 "apart."
             ),
-            Table(headers=headers, rows=rows),
+            named(plans, columns),
             Drawing(
                 figure=cost_front([item for _, item in plans], price, tokens),
                 caption="Days against cost. On the line no other plan is both sooner done and "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 
-from shardsim.cost.predict import Prediction, priced_as
-from shardsim.plan.words import mesh_text
-from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Table, Text
+from shardsim.cost.predict import Prediction
+from shardsim.planner.compare import HOW
+from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
 from shardsim.report.sections_fidelity import fidelity
@@ -17,7 +18,11 @@ from shardsim.report.words import (
     sensitivity_sentences,
     why_lost,
 )
-from shardsim.units import GIB, show_percent, show_time
+from shardsim.units import show_percent
+from shardsim.views import what_ifs
+from shardsim.views.evidence import published
+from shardsim.views.plans import PLANS, named
+from shardsim.views.table import Column, pick
 
 
 def sensitivity_section(study: Study) -> Section:
@@ -43,24 +48,9 @@ def sensitivity_section(study: Study) -> Section:
 def ablation_section(study: Study) -> Section:
     """Return what each technique is worth, beside what was published."""
     item = study.prediction
-    rows = []
-    for one in study.ablations:
-        if one.prediction is None:
-            rows.append([one.technique, one.why, "-", "-", "", one.published])
-            continue
-        more = 100 * (one.prediction.step_time_s / item.step_time_s - 1)
-        rows.append(
-            [
-                one.technique,
-                one.change,
-                f"{more:+.1f}",
-                f"{100 * one.prediction.mfu:.1f}",
-                "yes" if one.prediction.fits else "no",
-                one.published,
-            ]
-        )
+    made = what_ifs.ablations(item, study.ablations)
     items: list[Item] = [
-        Table(headers=["without", "so", "step +%", "MFU %", "fits", "published effect"], rows=rows)
+        made.only("without", "so", "step_change", "mfu", "fits", "published"),
     ]
     if any(one.prediction is not None for one in study.ablations):
         items.append(
@@ -91,19 +81,10 @@ def runners_section(study: Study) -> Section:
     )
     if not item.fits:
         how += " but does not fit in HBM"
-    rows = [_runner("this plan", item, why_lost(best, item))]
-    for number, other in enumerate(found.predictions, 1):
-        why = "the best found" if number == 1 else why_lost(best, other)
-        rows.append(_runner(str(number), other, why))
-    headers = [
-        "plan",
-        "MFU %",
-        "step s",
-        "HBM GiB",
-        "mesh (torus axes)",
-        "remat",
-        "microbatches",
-        "why",
+    numbered = [(str(number), other) for number, other in enumerate(found.predictions, 1)]
+    columns = [
+        *pick(PLANS, "mfu", "step_time_s", "hbm_peak_gib", "mesh", "remat", "microbatches"),
+        Column("why", "why", lambda one: "the best found" if one is best else why_lost(best, one)),
     ]
     return Section(
         title="Runners-up, and why they lost",
@@ -114,7 +95,7 @@ def runners_section(study: Study) -> Section:
                 f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. {_ranked(item)} "
                 "Of plans with equal sizes of all mesh axes only the best is listed."
             ),
-            Table(headers=headers, rows=rows),
+            named([("this plan", item), *numbered], columns),
         ],
     )
 
@@ -130,19 +111,6 @@ def _ranked(item: Prediction) -> str:
         f"{text}; by default shardsim plan ranks as the TPU compiler schedules plans, "
         "which can prefer others."
     )
-
-
-def _runner(name: str, item: Prediction, why: str) -> list[str]:
-    return [
-        name,
-        f"{100 * item.mfu:.1f}",
-        f"{item.step_time_s:.4g}",
-        f"{item.hbm['peak_bytes'] / GIB:.1f}",
-        mesh_text(item.plan),
-        item.plan.remat.name,
-        str(item.plan.microbatches),
-        why,
-    ]
 
 
 def trust_section(study: Study) -> Section:
@@ -183,22 +151,8 @@ def trust_section(study: Study) -> Section:
     if constants:
         items.append(Bullets(lines=constants))
     if compared:
-        headers = ["published run", "measured", "predicted tokens/s/chip", "error %", "fitted to"]
-        items.append(
-            Table(
-                headers=headers,
-                rows=[
-                    [
-                        row.id,
-                        f"{row.measured:,.1f}",
-                        f"{row.predicted:,.1f}",
-                        f"{100 * (row.error or 0.0):+.1f}",
-                        "yes" if row.fitted else "no",
-                    ]
-                    for row in compared
-                ],
-            )
-        )
+        made = published(replace(study.validation, rows=tuple(compared)))
+        items.append(made.only("run", "measured", "predicted", "error", "fitted"))
     items.append(
         Text(
             text="Not in these numbers: stragglers, jitter and broken links (what-ifs of shardsim "
@@ -235,38 +189,29 @@ def _range(study: Study) -> Text:
     return Text(text=f"{where} This plan is inside of that.")
 
 
-def comparison_section(studies: list[Study]) -> Section:
+def comparison_section(studies: list[Study], costs: str) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
-    priced = studies[0].chip_hour_price is not None
-    rows = []
-    for study in studies:
-        item = study.prediction
-        same = (
-            item.plan.model == first.plan.model
-            and item.plan.machine == first.plan.machine
-            and item.plan.tokens == first.plan.tokens
-        )
-        rows.append(
-            [
-                study.plan.name,
-                f"{100 * item.mfu:.1f}",
-                show_time(item.step_time_s),
-                f"{item.hbm['peak_bytes'] / GIB:.2f}",
-                "yes" if item.fits else "no",
-                "-" if study.days is None else f"{study.days:,.1f}",
-                *([f"{study.cost(item):,.0f}"] if priced else []),
-                mesh_text(study.plan),
-                why_lost(first, item) if same and item is not first else "",
-            ]
-        )
-    headers = ["plan", "MFU %", "step", "HBM GiB", "fits", "days"]
-    headers += [*(["cost"] if priced else []), "mesh", "against the first"]
+    studied = {id(study.prediction): study for study in studies}
+
+    def against(item: Prediction) -> str:
+        asked, same = ((one.plan.model, one.plan.machine, one.plan.tokens) for one in (item, first))
+        return why_lost(first, item) if asked == same and item is not first else ""
+
+    columns = [
+        *pick(PLANS, "mfu", "step_time_s", "hbm_peak_gib", "fits"),
+        Column("days", "days", lambda item: studied[id(item)].days, ",.1f"),
+        *pick(PLANS, "mesh"),
+        Column("why", "against the first", against),
+    ]
+    if studies[0].chip_hour_price is not None:
+        columns.insert(5, Column("cost", "cost", studies[0].cost, ",.0f"))
+    items = [(study.plan.name, study.prediction) for study in studies]
     return Section(
         title="Side by side",
         items=[
-            _pricing(studies),
-            Table(headers=headers, rows=rows),
+            Text(text=f"All plans are priced {HOW[costs]}, whatever their files say."),
+            named(items, columns),
             Drawing(
                 figure=step_breakdown(
                     [study.prediction for study in studies],
@@ -276,14 +221,3 @@ def comparison_section(studies: list[Study]) -> Section:
             ),
         ],
     )
-
-
-def _pricing(studies: list[Study]) -> Text:
-    """Return how plans side by side are priced, as a warning where that differs."""
-    words = [priced_as(item.costs, item.implementation) for item in (s.prediction for s in studies)]
-    if len(set(words)) == 1:
-        return Text(text=f"All are {words[0]}.")
-    each = "; ".join(
-        f"{study.plan.name} {word}" for study, word in zip(studies, words, strict=True)
-    )
-    return Text(text=f"Not like with like: {each}.", warning=True)

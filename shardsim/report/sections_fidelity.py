@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from functools import cache
 from math import isnan
+from operator import itemgetter
 from typing import Any
 
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
-from shardsim.report.document import Bullets, Item, Table, Text
+from shardsim.report.document import Bullets, Item, Text
 from shardsim.report.sections import peak_words
 from shardsim.report.study import Study
-from shardsim.units import GIB, show_percent, show_time
+from shardsim.units import show_percent, show_time
+from shardsim.views.evidence import compiled
+from shardsim.views.table import Column, table
 from shardsim.xla.tpu.agreement import Pair, pairs, summary
 from shardsim.xla.tpu.rows import as_compiled, load_rows
 
 MOST_CONTENTION = 4
-HEADERS = ["plan", "MFU % predicted", "compiled", "step s predicted", "compiled"]
-HEADERS += ["HBM GiB predicted", "compiled"]
+LEVELS = (
+    Column("fidelity", "fidelity", itemgetter(0)),
+    Column("what", "what it is", itemgetter(1)),
+    Column("mfu", "MFU", itemgetter(2), ".2f", "%"),
+    Column("step_time_s", "step", itemgetter(3), ".4g", "s"),
+)
+COLUMNS = (
+    *("plan", "predicted_mfu", "compiled_mfu", "predicted_step_time_s", "compiled_step_time_s"),
+    *("predicted_hbm_peak_gib", "compiled_hbm_peak_gib"),
+)
 
 
 def fidelity(study: Study) -> list[Item]:
@@ -32,13 +43,7 @@ def fidelity(study: Study) -> list[Item]:
         what = f"scheduled by the TPU compiler on {kept.row['date']}, replayed"
         levels.append(("compiled", what, kept.row["mfu"], kept.row["step_time_s"]))
     items: list[Item] = [
-        Table(
-            headers=["fidelity", "what it is", "MFU %", "step s"],
-            rows=[
-                [name, what, f"{100 * mfu:.2f}", f"{step_time_s:.4g}"]
-                for name, what, mfu, step_time_s in levels
-            ],
-        ),
+        table(LEVELS, levels),
         Text(
             text="Nothing was run on chips for this report. The chip's peak is "
             f"{peak_words(study)}."
@@ -50,7 +55,7 @@ def fidelity(study: Study) -> list[Item]:
     lost = [
         f"{row.collective} loses {show_time(row.lost_s)} of the step to {row.other}, on "
         f"{', '.join(row.links)}."
-        for row in simulation.contention[:MOST_CONTENTION]
+        for row in simulation.events.contention[:MOST_CONTENTION]
     ]
     if lost:
         items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]
@@ -92,7 +97,8 @@ def _essence(plan: Plan) -> tuple[dict[str, Any], Layout]:
 def compiled_items(plan: Plan, found: list[Pair]) -> list[Item]:
     """Return what the compiler says: of the same model and slice, or else of all that is kept."""
     if found:
-        return [_words(found, f"Of {plan.model.name} on {plan.machine.name}"), _table(found)]
+        words = _words(found, f"Of {plan.model.name} on {plan.machine.name}")
+        return [words, compiled(found).only(*COLUMNS)]
     everything = pairs()
     if not everything:
         return []
@@ -121,21 +127,3 @@ def _words(found: list[Pair], start: str) -> Text:
     if figures["peak_median_abs_error"] is not None:
         parts.append(f"of the HBM peak {show_percent(figures['peak_median_abs_error'])}")
     return Text(text=f"{'; '.join(parts)}.")
-
-
-def _table(found: list[Pair]) -> Table:
-    return Table(headers=HEADERS, rows=[_row(pair) for pair in found])
-
-
-def _row(pair: Pair) -> list[str]:
-    row, item = pair.row, pair.predicted
-    read = "mfu" in row
-    return [
-        row["kind"],
-        f"{100 * item.mfu:.1f}",
-        f"{100 * row['mfu']:.1f}" if read else "-",
-        f"{item.step_time_s:.4g}",
-        f"{row['step_time_s']:.4g}" if read else "-",
-        f"{item.hbm['peak_bytes'] / GIB:.1f}",
-        f"{row['peak_bytes'] / GIB:.1f}" if row["peak_bytes"] else "-",
-    ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.plan.split import lengths, split
+from shardsim.views.table import Column, Table, table
 
 ROLE_WORDS = {
     "data": "data parallel: splits the batch, every member holds the same weights",
@@ -74,6 +76,15 @@ def _row(
     spec = {item.axis: item.mesh_axes(layout) for item in dimensions}
     local = [int(item.local) for item in dimensions]
     return name, spec_text(spec), _shape(shape), _shape(local)
+
+
+def specs(what: str, rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """Return the specs of some arrays (`what` they are) as a table."""
+    names = (what, "spec", "whole", "on one device")
+    columns = [
+        Column(name, name, itemgetter(index), right=index > 1) for index, name in enumerate(names)
+    ]
+    return table(columns, rows)
 
 
 def spec_text(spec: Mapping[str, Sequence[str]]) -> str:

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.errors import ShardsimError
 from shardsim.machine import Machine
 from shardsim.machine.names import default_slice
 from shardsim.plan import Plan
 from shardsim.planner.search import SearchResult, search
-from shardsim.planner.whatif import Ablation, Sensitivity, ablate, sensitivity
+from shardsim.planner.whatif import Ablation, ablate
 from shardsim.validate.runs import Validation, published_runs, validate
 
 RUNNERS_UP = 6
@@ -26,6 +27,7 @@ class Study:
 
     plan: Plan
     path: str  # what the commands call it
+    page: tuple[str, ...]  # the same of all plans of the report
     prediction: Prediction
     ablations: list[Ablation]
     sensitivities: list[Sensitivity]
@@ -103,7 +105,7 @@ class Studies:
     chip_hour_price: float | None = None
     searched: dict[Any, SearchResult | None] = field(default_factory=dict)
 
-    def of(self, plan: Plan, path: str, validation: Validation) -> Study:
+    def of(self, plan: Plan, path: str, page: tuple[str, ...], validation: Validation) -> Study:
         """Return the study of one plan."""
         item = predict(plan)
         tokens = self.tokens
@@ -112,6 +114,7 @@ class Studies:
         return Study(
             plan=plan,
             path=path,
+            page=page,
             prediction=item,
             ablations=ablate(plan),
             sensitivities=sensitivity(plan),

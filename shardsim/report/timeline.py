@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter, itemgetter
 
 from shardsim.cost.costs import costs_of
 from shardsim.cost.meshlinks import RoleLinks
@@ -12,6 +13,7 @@ from shardsim.cost.task_times import TaskTimes
 from shardsim.plan import resolve
 from shardsim.plan.layout import Layout
 from shardsim.program.schedule import Await, Block, Copy, Move, Trip, Work
+from shardsim.views.table import Column, Table, table
 
 COMPUTE = "compute"
 
@@ -98,3 +100,22 @@ def _clipped(span: Span, began_s: float, ended_s: float) -> Span:
     """Return what of a span lies in a trip, from the trip's start."""
     start_s, end_s = max(span.start_s, began_s), min(span.end_s, ended_s)
     return replace(span, start_s=start_s - began_s, duration_s=end_s - start_s)
+
+
+def spans(item: Prediction, least: float = 0.0) -> Table:
+    """Return the tasks of one layer's passes, those that take at least a share of their pass."""
+    rows = [
+        (one.block, span)
+        for one in layer_timelines(item)
+        for span in one.spans
+        if span.duration_s >= least * one.total_s
+    ]
+    own = [
+        Column("stream", "stream", attrgetter("stream")),
+        Column("task", "task", attrgetter("name")),
+        Column("kind", "kind", attrgetter("kind")),
+        Column("start_s", "starts at", attrgetter("start_s"), "time"),
+        Column("duration_s", "takes", attrgetter("duration_s"), "time"),
+    ]
+    head = Column("pass", "pass", itemgetter(0))
+    return table([head, *(one.within(itemgetter(1)) for one in own)], rows)

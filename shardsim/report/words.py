@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from shardsim.cost.predict import Prediction
-from shardsim.cost.words import PARTS
-from shardsim.planner.whatif import Sensitivity
+from shardsim.cost.sensitivity import Sensitivity
+from shardsim.cost.words import FIGURES, PARTS
 from shardsim.units import show_percent, show_time
 
-FIGURE_WORDS: Mapping[str, str] = {
-    "peak_flops": "matrix unit peak",
-    "vector_flops": "vector unit rate",
-    "hbm_bytes_per_s": "HBM bandwidth",
-    "link_bytes_per_s": "ICI link bandwidth",
-    "hop_latency_s": "ICI hop latency",
-    "collective_overhead_s": "start of a collective",
-    "dcn_bytes_per_s": "DCN bandwidth",
-    "dcn_hop_latency_s": "DCN latency",
-    "pcie_bytes_per_s": "host link bandwidth",
-}
 # A change of the step time smaller than this is none to a reader.
 VISIBLE = 5e-4
 
@@ -51,17 +40,8 @@ def days_words(days: float) -> str:
 
 def limits_sentence(item: Prediction, figures: Sequence[Sensitivity]) -> str:
     """Return what limits the plan, in one sentence."""
-    if not figures or abs(figures[0].elasticity) < 0.01:
-        return f"Limited by: {item.limited_by}."
-    first = figures[0]
-    share = f"{100 * abs(first.elasticity):.0f} %"
-    text = (
-        f"You are limited by the {FIGURE_WORDS.get(first.figure, first.figure)}: {share} of the "
-        "step time goes with it"
-    )
-    if item.limited_by != "matrix unit" and item.limited_by not in text:
-        text += f"; what costs most besides is {item.limited_by}"
-    return text + "."
+    share = f"{100 * abs(figures[0].elasticity):.0f} %"
+    return f"Limited by: {item.limited_by}; {share} of the step time goes with it."
 
 
 def sensitivity_sentences(item: Prediction, figures: Sequence[Sensitivity]) -> list[str]:
@@ -69,7 +49,7 @@ def sensitivity_sentences(item: Prediction, figures: Sequence[Sensitivity]) -> l
     lines = []
     idle = []
     for figure in figures:
-        word = FIGURE_WORDS.get(figure.figure, figure.figure)
+        word = FIGURES[figure.figure]
         change = figure.step_time_s_at_110 / item.step_time_s - 1
         if abs(change) < VISIBLE:
             idle.append(word)

@@ -10,6 +10,7 @@ from pathlib import Path
 from shardsim.errors import FileError, ShardsimError
 from shardsim.files import write_bytes, write_text
 from shardsim.plan import Plan, load_plan, plan_names
+from shardsim.planner.compare import priced_alike
 from shardsim.report import sections, sections_evidence, sections_step
 from shardsim.report.document import Chapter, Document, Section
 from shardsim.report.markdown import with_pictures
@@ -96,11 +97,14 @@ def report_document(
             raise ShardsimError(f"{name}: must be a positive number, not {value:g}")
     if tokens is not None and images is not None:
         raise ShardsimError("give tokens or images to train on, not both")
-    loaded = [(_load(one), _path(one)) for one in given]
+    plans, costs = priced_alike([_load(one) for one in given])
+    paths = tuple(_path(one) for one in given)
     makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
     validation = validated()
-    studies = [makes.of(plan, name, validation) for plan, name in loaded]
-    return _document(studies), studies
+    studies = [
+        makes.of(plan, path, paths, validation) for plan, path in zip(plans, paths, strict=True)
+    ]
+    return _document(studies, costs), studies
 
 
 def _load(plan: PlanOrPath) -> Plan:
@@ -114,12 +118,12 @@ def _path(plan: PlanOrPath) -> str:
     return shlex.quote(plan.name if plan.name in plan_names() else "plan.yaml")
 
 
-def _document(studies: list[Study]) -> Document:
+def _document(studies: list[Study], costs: str) -> Document:
     first = studies[0]
     several = len(studies) > 1
     chapters = []
     if several:
-        side = sections_evidence.comparison_section(studies)
+        side = sections_evidence.comparison_section(studies, costs)
         chapters.append(Chapter(title="All plans", sections=[side]))
     for study in studies:
         chapters.append(

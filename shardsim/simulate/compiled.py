@@ -18,17 +18,18 @@ from shardsim.plan.plan import Plan
 from shardsim.program.schedule import Schedule
 from shardsim.simulate.collective import Span
 from shardsim.simulate.operations import Spec
-from shardsim.simulate.outcome import Outcome, fields_of, outcome
+from shardsim.simulate.outcome import Outcome, outcome
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.player import TapeEngine
 from shardsim.simulate.spare import refuse_broken
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledSimulation(Outcome):
+class CompiledSimulation:
     """A compiled step on the machine as it is. The parts of `replayed.price` are means over all
     chips and add up to the step; `closed` is the replay in closed form, on a healthy machine."""
 
+    events: Outcome
     replayed: Replayed = field(repr=False)
     closed: Replayed = field(repr=False)
 
@@ -71,7 +72,7 @@ def simulate_compiled(
     engine.run()
     seen = outcome(engine, float(closed.price.step_time_s), time.perf_counter() - began)
     replayed = _with_flights(summed(times, schedule, engine.spent), engine)
-    return CompiledSimulation(**fields_of(seen, Outcome), replayed=replayed, closed=closed)
+    return CompiledSimulation(events=seen, replayed=replayed, closed=closed)
 
 
 def _with_flights(replayed: Replayed, engine: TapeEngine) -> Replayed:

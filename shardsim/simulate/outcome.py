@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from shardsim.plan.plan import Plan
+from shardsim.cost.predict import Prediction
+from shardsim.errors import PlanError
 from shardsim.simulate.engine import Contention, Engine
 from shardsim.simulate.perturb import Perturbation
-
-
-class Played(Protocol):
-    """A step of a plan, or of what a compiler made of it, that was simulated."""
-
-    @property
-    def plan(self) -> Plan:
-        """The plan."""
-
-    @property
-    def step_time_s(self) -> float:
-        """Seconds of the step."""
-
-    @property
-    def mfu(self) -> float:
-        """Model FLOPs utilisation, a fraction."""
-
-    @property
-    def engine(self) -> Engine | None:
-        """The run itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +28,7 @@ class Outcome:
     perturbation: Perturbation = field(default_factory=Perturbation)
     engine: Engine | None = field(default=None, repr=False, compare=False)
 
-    def events_data(self) -> dict[str, Any]:
+    def to_data(self) -> dict[str, Any]:
         """Return it as plain data: the `events` part of a prediction."""
         return {
             "analytic_step_time_s": self.analytic_step_time_s,
@@ -78,6 +60,13 @@ def outcome(engine: Engine, analytic_step_time_s: float, seconds: float) -> Outc
     )
 
 
-def fields_of(item: Any, kind: type) -> dict[str, Any]:
-    """Return the fields that `item` has from the dataclass `kind`, to make another one of them."""
-    return {entry.name: getattr(item, entry.name) for entry in dataclasses.fields(kind)}
+def engine_of(item: Prediction) -> Engine:
+    """Return the run behind a prediction from events."""
+    if not isinstance(item.events, Outcome) or item.events.engine is None:
+        raise PlanError(f"{item.plan.name}: predicted at fidelity {item.fidelity}, not from events")
+    return item.events.engine
+
+
+def straight(warnings: Iterable[str]) -> tuple[str, ...]:
+    """Return warnings without the one that only holds for closed forms."""
+    return tuple(text for text in warnings if "twisted torus is priced" not in text)

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
-from shardsim.simulate.outcome import Outcome, fields_of, outcome
+from shardsim.simulate.outcome import outcome, straight
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.planned import StepEngine
 from shardsim.simulate.spare import refuse_broken
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulation(Prediction, Outcome):
-    """A prediction from events; the fields of `Prediction`, and what only events show."""
-
-    def to_data(self) -> dict[str, Any]:
-        """Return the prediction as plain data, with an `events` part."""
-        return super().to_data() | {"fidelity": "events", "events": self.events_data()}
 
 
 def simulate_plan(
@@ -38,7 +28,7 @@ def simulate_plan(
     jitter: float | None = None,
     seed: int = 0,
     watch: Callable[[Span], None] | None = None,
-) -> Simulation:
+) -> Prediction:
     """Simulate one step of `plan`, with `costs` and as `implementation` says (see `predict`).
 
     `straggler` is (device, slowdown): (0, 1.1) makes device 0 take 10 % longer for everything it
@@ -63,17 +53,15 @@ def simulate_plan(
     parts["exposed_comm_s"] = step_time_s - sum(
         parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s", "bubble_s")
     )
-    values = fields_of(analytic, Prediction)
-    values |= {
-        "step_time_s": step_time_s,
-        "tokens_per_s_per_chip": analytic.tokens_per_s_per_chip / slower,
-        "mfu": analytic.mfu / slower,
-        "hfu": analytic.hfu / slower,
-        "time": parts,
-        "collectives": engine.uses(analytic),
-        "warnings": tuple(
-            text for text in analytic.warnings if "twisted torus is priced" not in text
-        ),
-    }
-    seen = outcome(engine, analytic.step_time_s, time.perf_counter() - began)
-    return Simulation(**values, **fields_of(seen, Outcome))
+    return replace(
+        analytic,
+        fidelity="events",
+        step_time_s=step_time_s,
+        tokens_per_s_per_chip=analytic.tokens_per_s_per_chip / slower,
+        mfu=analytic.mfu / slower,
+        hfu=analytic.hfu / slower,
+        time=parts,
+        collectives=engine.uses(analytic),
+        warnings=straight(analytic.warnings),
+        events=outcome(engine, analytic.step_time_s, time.perf_counter() - began),
+    )

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardsim.cost.predict import Prediction
 from shardsim.errors import FileError
 from shardsim.files import write_bytes, write_text
 from shardsim.plan.plan import Plan
 from shardsim.simulate.collective import Span
-from shardsim.simulate.outcome import Played
-from shardsim.simulate.step import Simulation, simulate_plan
+from shardsim.simulate.outcome import engine_of
+from shardsim.simulate.step import simulate_plan
 
 US = 1e6
 
@@ -29,19 +30,18 @@ class Track:
     spans: tuple[Span, ...]
 
 
-def watched(plan: Plan, **options: Any) -> tuple[Simulation, list[Span]]:
+def watched(plan: Plan, **options: Any) -> tuple[Prediction, list[Span]]:
     """Simulate `plan` and return what was seen too."""
     spans: list[Span] = []
     return simulate_plan(plan, watch=spans.append, **options), spans
 
 
-def tracks(simulation: Played, spans: Iterable[Span]) -> list[Track]:
+def tracks(simulation: Prediction, spans: Iterable[Span]) -> list[Track]:
     """Return one row for every class of chips, every collective under way, every direction.
 
     Where spans of one row overlap, the row gets a second one.
     """
-    engine = simulation.engine
-    assert engine is not None
+    engine = engine_of(simulation)
     rows: dict[tuple[int, str, str], list[Span]] = {}
     seen: set[tuple[str, str, int, float]] = set()
     for span in spans:
@@ -88,7 +88,7 @@ def _lanes(row: list[Span]) -> list[list[Span]]:
     return lanes
 
 
-def trace_events(simulation: Played, spans: Iterable[Span]) -> list[dict[str, Any]]:
+def trace_events(simulation: Prediction, spans: Iterable[Span]) -> list[dict[str, Any]]:
     """Return a step as trace events; times in microseconds."""
     events: list[dict[str, Any]] = []
     processes: dict[str, int] = {}
@@ -127,7 +127,7 @@ def trace_events(simulation: Played, spans: Iterable[Span]) -> list[dict[str, An
     return events
 
 
-def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Simulation:
+def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Prediction:
     """Simulate a step of `plan` and write it for Perfetto or chrome://tracing.
 
     Rows: what one chip of each class computes, the collectives of each kind of group, and each
@@ -138,7 +138,7 @@ def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Sim
     return simulation
 
 
-def save_trace(simulation: Played, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
+def save_trace(simulation: Prediction, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
     """Write what was seen of a step as trace events."""
     plan = simulation.plan
     data = {
@@ -155,18 +155,17 @@ def save_trace(simulation: Played, spans: Iterable[Span], path: str | os.PathLik
     write_text(path, json.dumps(data))
 
 
-def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Simulation:
+def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Prediction:
     """Simulate a step and draw a layer from the middle, forward and backward, as PNG or SVG."""
     simulation, spans = watched(plan, **options)
     save_layer(simulation, spans, path)
     return simulation
 
 
-def save_layer(simulation: Played, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
+def save_layer(simulation: Prediction, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
     """Draw a layer from the middle of a step, forward and backward, as it was seen."""
     from matplotlib.figure import Figure
 
-    assert simulation.engine is not None
     plan = simulation.plan
     rows = tracks(simulation, spans)
     first = rows[0].process
@@ -174,7 +173,7 @@ def save_layer(simulation: Played, spans: Iterable[Span], path: str | os.PathLik
         span for row in rows if row.process == first and row.name == "layer" for span in row.spans
     ]
     windows = []
-    for name in simulation.engine.layers():
+    for name in engine_of(simulation).layers():
         named = [span for span in units if span.name == name]
         windows.append(named[len(named) // 2])
     shown = [row for row in rows if not row.name.startswith("layer")]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardsim.simulate.outcome import Played
+from shardsim.cost.predict import Prediction
+from shardsim.simulate.outcome import engine_of
 from shardsim.simulate.topology import Floats
 
 
@@ -22,7 +23,7 @@ class LinkRow:
     busiest_bytes: float
 
 
-def link_table(simulation: Played) -> list[LinkRow]:
+def link_table(simulation: Prediction) -> list[LinkRow]:
     """Return utilisation by axis and direction.
 
     >>> from shardsim.plan import load_plan
@@ -31,8 +32,7 @@ def link_table(simulation: Played) -> list[LinkRow]:
     >>> [row.port for row in rows]
     ['x+', 'x-', 'y+', 'y-', 'z+', 'z-']
     """
-    engine = simulation.engine
-    assert engine is not None
+    engine = engine_of(simulation)
     topology = engine.topology
     shares, moved = by_link(simulation)
     rows = []
@@ -53,10 +53,9 @@ def link_table(simulation: Played) -> list[LinkRow]:
     return rows
 
 
-def by_link(simulation: Played) -> tuple[Floats, Floats]:
+def by_link(simulation: Prediction) -> tuple[Floats, Floats]:
     """Return every link's share of the step at full rate, and its bytes."""
-    engine = simulation.engine
-    assert engine is not None
+    engine = engine_of(simulation)
     classes = engine.folded.link_class
     used = classes >= 0
     shares, moved = np.zeros(len(classes)), np.zeros(len(classes))
@@ -65,10 +64,9 @@ def by_link(simulation: Played) -> tuple[Floats, Floats]:
     return shares, moved
 
 
-def by_wire(simulation: Played) -> Floats:
+def by_wire(simulation: Prediction) -> Floats:
     """Return the busier direction of the wire up from every device, [devices, axes]; NaN: none."""
-    engine = simulation.engine
-    assert engine is not None
+    engine = engine_of(simulation)
     topology = engine.topology
     shares, _ = by_link(simulation)
     table = np.full((topology.devices, len(topology.axes)), np.nan)

@@ -19,7 +19,7 @@ import simpy
 
 from shardsim.machine import Machine
 from shardsim.plan import MeshAxis, Plan, load_plan
-from shardsim.simulate import Simulation, simulate_plan
+from shardsim.simulate import simulate_plan
 
 
 def ceiling(processes: int, events: int = 300_000) -> float:
@@ -55,16 +55,17 @@ def on(plan: Plan, shape: tuple[int, int, int], mesh: dict[str, dict[str, int]])
     )
 
 
-def show(title: str, plan: Plan, **options: Any) -> Simulation:
+def show(title: str, plan: Plan, **options: Any) -> Any:
     """Simulate, print one line."""
     began, began_cpu = time.perf_counter(), time.process_time()
     found = simulate_plan(plan, **options)
+    seen: Any = found.events
     seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     print(
         f"{title:34} {plan.machine.chips:7,} chips {seconds:7.2f} s ({cpu:5.2f} s of a core) "
-        f"{found.events:11,} events "
-        f"{found.events / seconds / 1e3:7.0f} k/s   classes: {found.classes['devices']} chips, "
-        f"{found.classes['links']} links   step {found.step_time_s:.4f} s, "
+        f"{seen.events:11,} events "
+        f"{seen.events / seconds / 1e3:7.0f} k/s   classes: {seen.classes['devices']} chips, "
+        f"{seen.classes['links']} links   step {found.step_time_s:.4f} s, "
         f"MFU {100 * found.mfu:.2f} %",
         flush=True,
     )

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from small_plan import PLAN
 
-from shardsim.cli.output import printable
+from shardsim.views.write import printable
 
 Shardsim = Callable[..., Result]
 ON = ("--on", "v4:4x4x4", "--batch", "1024")

@@ -11,9 +11,10 @@ from shardsim.cost.predict import predict
 from shardsim.model import override_model
 from shardsim.plan import load_plan, plan_from_data
 from shardsim.report import sections_fidelity
-from shardsim.report.document import Table, Text
+from shardsim.report.document import Text
 from shardsim.report.sections_fidelity import compiled_items, compiled_pairs, same_plan
 from shardsim.units import GIB
+from shardsim.views.table import Table
 from shardsim.xla.tpu.agreement import kendall
 from shardsim.xla.tpu.rows import as_compiled, load_rows
 
@@ -33,7 +34,7 @@ def test_the_table_holds_the_rows_of_the_same_model_and_slice() -> None:
     assert isinstance(table, Table)
     rows = [row for row in ROWS if row["group"] == GROUP]
     assert len(table.rows) == len(rows)
-    for shown, row in zip(table.rows, rows, strict=True):
+    for shown, row in zip(table.cells, rows, strict=True):
         item = predict(as_compiled(kept_plan(row)))
         assert shown[1] == f"{100 * item.mfu:.1f}"
         assert shown[2] == (f"{100 * row['mfu']:.1f}" if "mfu" in row else "-")

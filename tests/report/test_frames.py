@@ -8,9 +8,10 @@ import pytest
 from building import contends
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import sensitivity
 from shardsim.plan import load_plan, plan_names, resolve
 from shardsim.planner.search import search
-from shardsim.planner.whatif import ablate, sensitivity, sweep
+from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import frames
 from shardsim.report.links import axis_use
 from shardsim.report.moments import hbm_moments
@@ -69,7 +70,9 @@ def test_frames_of_what_ifs() -> None:
     assert first is not None
     assert frame.step_change[0] == pytest.approx(first.step_time_s / item.step_time_s - 1)
     figures = sensitivity(item.plan)
-    assert list(frames.sensitivity_frame(figures).elasticity) == [f.elasticity for f in figures]
+    assert list(frames.sensitivity_frame(item, figures).elasticity) == [
+        f.elasticity for f in figures
+    ]
     swept = frames.sweep_frame(sweep(item.plan, [("batch", [65536, 65537])]))
     assert swept.mfu[0] == item.mfu
     assert swept.why_not[1]

@@ -11,11 +11,12 @@ from looking import cut_off, overlapping
 from matplotlib.figure import Figure
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import sensitivity
 from shardsim.errors import ShardsimError
 from shardsim.plan import load_plan
 from shardsim.planner.changes import changed
 from shardsim.planner.search import search
-from shardsim.planner.whatif import ablate, sensitivity, sweep
+from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import plots_events, plots_evidence, plots_plan, plots_search
 from shardsim.report.plots_roofline import roofline
 from shardsim.report.plots_timeline import layer_timeline

@@ -240,12 +240,24 @@ def test_without_a_price_nothing_costs(both: tuple[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("no_search")
+def test_plans_on_one_page_are_priced_alike() -> None:
+    plan = load_plan("vit-22b-published-tp8")
+    costed = replace(plan, name="mine", op_costs="compiler")
+    document, studies = report_document([costed, plan])
+    assert studies[0].prediction.step_time_s == studies[1].prediction.step_time_s
+    text = to_markdown(document)
+    assert "All plans are priced as the TPU compiler schedules plans" in text
+    assert f"| vit-22b-published-tp8 | {100 * predict(costed).mfu:.1f} |" in text
+    assert "shardsim predict vit-22b-published-tp8 --set op_costs=compiler" in text
+
+
+@pytest.mark.usefixtures("no_search")
 def test_the_events_stand_beside_the_closed_forms() -> None:
     document, (one,) = report_document("vit-22b-published-tp2")
     text = to_markdown(document)
-    assert one.simulation.contention
+    assert one.simulation.events.contention
     assert f"{100 * one.simulation.mfu:.2f} | {one.simulation.step_time_s:.4g} |" in text
-    assert "gather block input loses" in text
+    assert "gather block input, a hop loses" in text
 
 
 @pytest.mark.usefixtures("no_search")

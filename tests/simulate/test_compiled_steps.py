@@ -125,8 +125,8 @@ def test_without_contention_it_is_the_closed_form(
     )
     both = Schedule(blocks=blocks, order=(*[0] * trips, 1) * 2)
     found = simulate_compiled(CUBE.machine, CUBE, both)
-    assert not found.contention
-    assert found.classes["devices"] == 1
+    assert not found.events.contention
+    assert found.events.classes["devices"] == 1
     assert found.step_time_s == pytest.approx(float(found.closed.price.step_time_s), rel=1e-9)
     for mine, theirs in zip(found.replayed.blocks, found.closed.blocks, strict=True):
         assert mine.time == pytest.approx(theirs.time, rel=1e-6, abs=1e-12)
@@ -147,7 +147,7 @@ def test_folded_equals_unfolded(body: list[Task], trips: int, slow: float) -> No
     folded = simulate_compiled(plan.machine, plan, made, perturbation=wanted)
     whole = simulate_compiled(plan.machine, plan, made, perturbation=wanted, unfold=True)
     assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-9)
-    assert folded.utilisation == pytest.approx(whole.utilisation)
+    assert folded.events.utilisation == pytest.approx(whole.events.utilisation)
     mine, theirs = folded.replayed.price, whole.replayed.price
     assert mine.exposed_comm_s == pytest.approx(theirs.exposed_comm_s, rel=1e-6, abs=1e-12)
     assert mine.compute_s == pytest.approx(theirs.compute_s)
@@ -182,11 +182,11 @@ HALF = Perturbation(faults=(Fault(device=0, port=0, factor=0.5),))
 @given(body=tasks("a", True), trips=st.integers(1, 3))
 def test_what_is_put_on_links_comes_off_and_is_what_was_sent(body: list[Task], trips: int) -> None:
     found = play(*body, trips=trips)
-    assert found.engine is not None
-    links = found.engine.links
+    assert found.events.engine is not None
+    links = found.events.engine.links
     assert links.bytes_on == pytest.approx(links.bytes_off)
     assert (links.busy_s <= found.step_time_s * (1 + 1e-9)).all()
-    passed = float((links.bytes_off * found.engine.folded.link_counts).sum())
+    passed = float((links.bytes_off * found.events.engine.folded.link_counts).sum())
     route = MeshLinks(CUBE.machine, CUBE)
     wanted = 0.0
     for task in moves(body):
@@ -216,8 +216,8 @@ def test_collectives_share_the_links_that_both_need(sizes: tuple[float, float]) 
     assert play(first, apart, *ends).step_time_s == pytest.approx(
         max(alone[0], play(apart, Await(name="b")).step_time_s)
     )
-    assert together.contention
-    assert {link for row in together.contention for link in row.links} <= {"z+", "z-"}
+    assert together.events.contention
+    assert {link for row in together.events.contention for link in row.links} <= {"z+", "z-"}
 
 
 def test_a_small_collective_does_not_queue_behind_a_large_one() -> None:
@@ -234,13 +234,13 @@ def test_permutes_in_opposite_directions_share_a_line_but_no_ring() -> None:
     ring = play(there, back, *ends)
     one = play(there, ends[0])
     assert ring.step_time_s == pytest.approx(one.step_time_s)
-    assert not ring.contention
+    assert not ring.events.contention
     # On half of an axis the last member's block goes all the way back.
     line = plan_on("v4:4x4x8", {"fsdp": {"size": 32, "torus": {"x": 4, "y": 4, "z": 2}}} | LINE)
     both = simulate_compiled(line.machine, line, schedule(there, back, *ends))
     single = simulate_compiled(line.machine, line, schedule(there, ends[0]))
     assert both.step_time_s == pytest.approx(2 * single.step_time_s, rel=0.01)
-    assert both.contention
+    assert both.events.contention
 
 
 LINE = {"model": {"size": 4, "torus": {"z": 4}}}
@@ -253,17 +253,17 @@ def test_a_permute_over_several_torus_axes_agrees_with_the_closed_form(shift: in
     plan = plan_on("v4:4x4x4", {"fsdp": {"size": 64, "torus": {"z": 4, "x": 4, "y": 4}}})
     task = move("p", 1e9, "fsdp", kind="permute", shifts=(shift,))
     found = simulate_compiled(plan.machine, plan, schedule(task))
-    assert found.classes["devices"] == 1
+    assert found.events.classes["devices"] == 1
     assert found.step_time_s == pytest.approx(float(found.closed.price.step_time_s), rel=1e-3)
-    assert found.engine is not None
+    assert found.events.engine is not None
     # Bytes times hops, counted member by member; members count along y first, then x, then z.
     hops = 0
     for member in range(64):
         for place in (1, 4, 16):
             ahead = ((member + shift) % 64 // place - member // place) % 4
             hops += min(ahead, 4 - ahead)
-    links = found.engine.links
-    passed = float((links.bytes_off * found.engine.folded.link_counts).sum())
+    links = found.events.engine.links
+    passed = float((links.bytes_off * found.events.engine.folded.link_counts).sum())
     assert passed == pytest.approx(hops * 1e9)
 
 
@@ -278,7 +278,7 @@ def test_a_straggler_makes_nothing_faster(
     device = data.draw(st.integers(0, 63))
     base, found = play(*body), play(*body, straggler=(device, slow))
     busy = [task for task in body if isinstance(task, Work)]
-    assert found.step_time_s >= base.step_time_s * (1 - 0.02 * bool(base.contention) - 1e-9)
+    assert found.step_time_s >= base.step_time_s * (1 - 0.02 * bool(base.events.contention) - 1e-9)
     if not busy:
         assert found.step_time_s == pytest.approx(base.step_time_s, rel=1e-9)
 
@@ -288,8 +288,8 @@ def test_a_straggler_costs_its_own_work_and_splits_only_its_groups() -> None:
     base, slow = play(*body, trips=3), play(*body, trips=3, straggler=(21, 1.5))
     busy_s = base.replayed.price.compute_s + base.replayed.price.overhead_s
     assert slow.step_time_s - base.step_time_s == pytest.approx(0.5 * busy_s)
-    assert base.classes["devices"] == 1
-    assert slow.classes["devices"] == 3  # itself, its group, all others
+    assert base.events.classes["devices"] == 1
+    assert slow.events.classes["devices"] == 3  # itself, its group, all others
     assert slow.replayed.price.step_time_s == pytest.approx(slow.step_time_s)
     own = 3 * 1e-2 * (63 + 1.5) / 64
     assert slow.replayed.price.compute_s == pytest.approx(own)
@@ -304,8 +304,8 @@ def test_slow_and_dead_links_cost_time() -> None:
     assert play(task, perturbation=slow).step_time_s == pytest.approx(2 * base, rel=0.01)
     dead = play(task, dead_link=(0, 4))
     assert dead.step_time_s > base
-    assert dead.engine is not None
-    assert dead.engine.topology.dead
+    assert dead.events.engine is not None
+    assert dead.events.engine.topology.dead
     with pytest.raises(HardwareError, match="chip 0,0,0 is broken"):
         play(task, perturbation=Perturbation(broken=(0,)))
 
@@ -327,8 +327,10 @@ def test_trips_that_are_alike_are_played_once() -> None:
     )
     few, many = play(*body, trips=3), play(*body, trips=300)
     assert many.step_time_s == pytest.approx(100 * few.step_time_s, rel=1e-9)
-    assert many.transfers == few.transfers
-    assert many.link_bytes == pytest.approx({k: 100 * v for k, v in few.link_bytes.items()})
+    assert many.events.transfers == few.events.transfers
+    assert many.events.link_bytes == pytest.approx(
+        {k: 100 * v for k, v in few.events.link_bytes.items()}
+    )
     assert many.replayed.price.exposed_comm_s == pytest.approx(
         100 * few.replayed.price.exposed_comm_s, rel=1e-6
     )

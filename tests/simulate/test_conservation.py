@@ -132,8 +132,8 @@ def test_whole_steps_end_and_conserve_bytes(
         microbatches=microbatches,
     )
     found = simulate_plan(plan)
-    assert found.engine is not None
-    check(found.engine.links, found.step_time_s)
+    assert found.events.engine is not None
+    check(found.events.engine.links, found.step_time_s)
     assert found.step_time_s >= found.time["compute_s"]
 
 

@@ -23,7 +23,7 @@ def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
     plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 4)))
     found = simulate_plan(plan, costs=costs)
     assume(not contends(found.schedule, layout))
-    assert all(row.collective == row.other for row in found.contention)  # other groups of it
-    assert found.step_time_s == pytest.approx(found.analytic_step_time_s, rel=0.005)
+    assert all(row.collective == row.other for row in found.events.contention)  # other groups of it
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
     for mine in found.collectives:
         assert mine.exposed_s <= mine.time_s * (1 + 1e-9) + 1e-12

@@ -127,7 +127,7 @@ SMALL = {"stage": {"z": 4}, "fsdp": {"x": 4, "y": 4}}
 )
 def test_agrees_with_the_closed_form(plan: Plan, tolerance: float) -> None:
     found = simulate_plan(plan)
-    assert found.step_time_s == pytest.approx(found.analytic_step_time_s, rel=tolerance)
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=tolerance)
     assert sum(found.time.values()) == pytest.approx(found.step_time_s)
     assert found.time["exposed_comm_s"] > 0
     # Stages wait for messages too, and for the head, which only the last one has.
@@ -146,8 +146,8 @@ def test_folded_equals_unfolded(chunks: int, options: dict[str, Any]) -> None:
     folded, whole = simulate_plan(plan, **options), simulate_plan(plan, unfold=True, **options)
     assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-12)
     assert folded.time == pytest.approx(whole.time)
-    assert folded.utilisation == pytest.approx(whole.utilisation)
-    assert folded.classes["devices"] < whole.classes["devices"] == 64
+    assert folded.events.utilisation == pytest.approx(whole.events.utilisation)
+    assert folded.events.classes["devices"] < whole.events.classes["devices"] == 64
 
 
 def test_a_slow_chip_slows_its_stage_and_so_all() -> None:

@@ -32,25 +32,26 @@ def test_agrees_with_the_closed_form_where_nothing_contends(path: Path, costs: s
     layers = min(plan.model.layers, 8)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
     found = simulate_plan(plan, costs=costs)
-    ratio = found.step_time_s / found.analytic_step_time_s
+    ratio = found.step_time_s / found.events.analytic_step_time_s
     if ratio == pytest.approx(1, abs=0.005):
         return
-    assert found.contention, ratio
+    assert found.events.contention, ratio
     assert any(word in path.stem for word in CONTENDING) or ratio == pytest.approx(1, abs=0.03)
-    assert all(row.links and row.lost_s > 0 for row in found.contention)
+    assert all(row.links and row.lost_s > 0 for row in found.events.contention)
 
 
 def test_contention_names_links_and_collectives() -> None:
     """ViT-22B with the model axis on a part of z; weights travel over all axes."""
     found = simulate_plan(small("vit-22b-published-tp2", 4))
-    pairs = {(row.collective, row.other) for row in found.contention}
-    assert ("gather block input, a hop", "gather weights") in pairs
+    pairs = {(row.collective, row.other) for row in found.events.contention}
+    assert ("gather block input, a hop", "gather weights forward") in pairs
     links = {
         link
-        for row in found.contention
+        for row in found.events.contention
         if "block input" in row.collective + row.other
         for link in row.links
     }
+    assert links
     assert links <= {"z+", "z-"}
 
 
@@ -80,20 +81,20 @@ def test_folded_equals_unfolded(name: str, options: dict[str, Any]) -> None:
     folded = simulate_plan(plan, **options)
     whole = simulate_plan(plan, unfold=True, **options)
     assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-12)
-    assert folded.utilisation == pytest.approx(whole.utilisation)
+    assert folded.events.utilisation == pytest.approx(whole.events.utilisation)
     assert folded.time == pytest.approx(whole.time)
-    assert whole.classes["devices"] == plan.machine.devices
-    assert folded.classes["devices"] <= 20
+    assert whole.events.classes["devices"] == plan.machine.devices
+    assert folded.events.classes["devices"] <= 20
 
 
 def test_a_healthy_torus_is_one_chip() -> None:
-    assert simulate_plan(small("vit-22b-published-tp8")).classes["devices"] == 1
+    assert simulate_plan(small("vit-22b-published-tp8")).events.classes["devices"] == 1
 
 
 def test_a_straggler_splits_only_what_it_touches() -> None:
     """Itself, its model group, its weight group, and all others."""
     found = simulate_plan(small("vit-22b-published-tp8"), straggler=(77, 1.1))
-    assert found.classes["devices"] == 4
+    assert found.events.classes["devices"] == 4
 
 
 def test_what_ifs_cost_time() -> None:
@@ -123,7 +124,7 @@ def test_parts_add_up_and_data_is_plain() -> None:
     data = found.to_data()
     assert data["fidelity"] == "events"
     assert data["events"]["link_utilisation"].keys() >= {"x+", "y-", "z+"}
-    assert all(0 < share <= 1 for share in found.utilisation.values())
+    assert all(0 < share <= 1 for share in found.events.utilisation.values())
 
 
 def test_collectives_as_in_the_closed_form() -> None:
@@ -145,7 +146,7 @@ def test_collectives_as_in_the_closed_form() -> None:
 def test_microbatches_and_offload_agree_too() -> None:
     plan = dataclasses.replace(small("vit-22b-published-tp8", 6), microbatches=2)
     found = simulate_plan(plan)
-    assert found.step_time_s == pytest.approx(found.analytic_step_time_s, rel=0.03)
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.03)
 
 
 @pytest.mark.parametrize(

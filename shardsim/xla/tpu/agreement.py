@@ -1,6 +1,6 @@
 """How well predictions agree with the compiled evidence.
 
-`python -m shardsim.xla.tpu.agreement` prints the tables of docs/compiler.md.
+`python -m shardsim.views.evidence` prints it, with the tables of docs/compiled.md.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class Pair:
         """Predicted over compiled time of operations, less one."""
         if "operations_s" not in self.row:
             return None
-        parts = ("compute_s", "hbm_bound_s", "overhead_s")
-        predicted_s = sum(self.predicted.time[name] for name in parts)
-        return float(predicted_s / self.row["operations_s"] - 1.0)
+        return float(self.predicted.operations_s / self.row["operations_s"] - 1.0)
 
     @property
     def accounted(self) -> float:
@@ -121,71 +119,24 @@ def _name(pair: Pair) -> str:
     return f"{pair.row['group']}: {pair.row['kind']}"
 
 
-def text(found: Sequence[Pair]) -> str:
-    """Return the evidence as Markdown tables."""
-    lines = []
-    for name in dict.fromkeys(pair.row["group"] for pair in found):
-        lines += [
-            f"**{name}**",
-            "",
-            "| plan | HBM GiB predicted | compiled | PFLOP predicted | compiled | operations s "
-            "predicted | compiled | exposed s predicted | compiled | MFU % predicted | compiled | "
-            "collectives |",
-            f"| --- | {'---: | ' * 10}--- |",
-        ]
-        lines += [_line(pair) for pair in found if pair.row["group"] == name]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _line(pair: Pair) -> str:
-    row, item = pair.row, pair.predicted
-    parts = ("compute_s", "hbm_bound_s", "overhead_s")
-    peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "-"
-    cells = [row["kind"], f"{item.hbm['peak_bytes'] / 2**30:.1f}", peak]
-    read = "step_time_s" in row
-    cells += [
-        f"{float(item.price.flops) / 1e15:.4g}",
-        f"{row['flops'] / 1e15:.4g}" if read else "-",
-        f"{sum(item.time[name] for name in parts):.3g}",
-        f"{row['operations_s']:.3g}" if read else "-",
-        f"{item.time['exposed_comm_s']:.3g}",
-        f"{row['exposed_comm_s']:.3g}" if read else "-",
-        f"{100 * item.mfu:.1f}",
-        f"{100 * row['mfu']:.1f}" if read else "-",
-    ]
-    if not read:
-        cells.append("does not fit" if row["does_not_fit"] else str(row["problem"])[:60])
-    elif item.plan.execution == "partitioned":
-        cells.append("the compiler's own")
-    else:
-        cells.append(f"{100 * pair.accounted:.2f} % planned")
-    return "| " + " | ".join(cells) + " |"
-
-
-def main() -> None:
-    """Print the summary and the tables."""
-    found = pairs()
+def headline(found: Sequence[Pair]) -> str:
+    """Return the summary in words."""
     figures = summary(found)
-    print(
-        f"{figures['plans']} plans, {figures['compiled']} compiled\n"
+    lines = [
+        f"{figures['plans']} plans, {figures['compiled']} compiled",
         f"HBM peak within 10 %: {100 * (figures['peak_within_10_percent'] or 0):.0f} % of them, "
-        f"median error {100 * (figures['peak_median_abs_error'] or 0):.1f} %\n"
-        f"predicted to fit but refused: {', '.join(figures['wrongly_fitting']) or 'none'}\n"
-        f"predicted not to fit but compiled: {', '.join(figures['wrongly_refused']) or 'none'}\n"
-        f"operations: median error {100 * (figures['operations_median_abs_error'] or 0):.1f} %\n"
+        f"median error {100 * (figures['peak_median_abs_error'] or 0):.1f} %",
+        f"predicted to fit but refused: {', '.join(figures['wrongly_fitting']) or 'none'}",
+        f"predicted not to fit but compiled: {', '.join(figures['wrongly_refused']) or 'none'}",
+        f"operations: median error {100 * (figures['operations_median_abs_error'] or 0):.1f} %",
         f"bytes of collectives as planned: all in {figures['accounted_whole']} of "
         f"{figures['explicit_plans']} explicit plans, at least "
-        f"{100 * (figures['accounted_least'] or 0):.1f} %\n"
-    )
-    for name, group in figures["groups"].items():
-        print(
-            f"{name}: {group['compiled']} of {group['plans']} compiled, rank correlation of step "
-            f"time {group['rank_correlation']:.2f}"
-        )
-    print()
-    print(text(found))
-
-
-if __name__ == "__main__":
-    main()
+        f"{100 * (figures['accounted_least'] or 0):.1f} %",
+        "",
+    ]
+    lines += [
+        f"{name}: {group['compiled']} of {group['plans']} compiled, rank correlation of step "
+        f"time {group['rank_correlation']:.2f}"
+        for name, group in figures["groups"].items()
+    ]
+    return "\n".join(lines)

@@ -19,70 +19,73 @@ from shardsim.xla.tpu.service import Compilation, TpuCompiler
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledPrediction(Prediction):
-    """A prediction whose operations, schedule and HBM peak are the compiler's.
-
-    Classes of HBM other than the peak are still those of the plan.
-    """
+class Compiled:
+    """What only a compilation shows of a step; `compiled` of a prediction from it."""
 
     evidence: Evidence = field(repr=False, compare=False)
     blocks: tuple[BlockTime, ...] = field(repr=False)
 
     def to_data(self) -> dict[str, Any]:
-        """Return the prediction as plain data, with a `compiled` part."""
+        """Return it as plain data: the `compiled` part of a prediction."""
         planned = self.evidence.predicted
-        return super().to_data() | {
-            "fidelity": "compiled",
-            "compiled": {
-                "analytic_step_time_s": planned.step_time_s,
-                "analytic_peak_bytes": planned.hbm["peak_bytes"],
-                "flops": float(self.evidence.compiled.flops),
-                "blocks": [
-                    {"name": block.name, "phase": block.phase, "trips": block.trips}
-                    | {name: float(value) for name, value in block.time.items()}
-                    for block in self.blocks
-                ],
-                "versions": self.evidence.compilation.versions,
-            },
+        return {
+            "analytic_step_time_s": planned.step_time_s,
+            "analytic_peak_bytes": planned.hbm["peak_bytes"],
+            "flops": float(self.evidence.compiled.flops),
+            "blocks": [
+                {"name": block.name, "phase": block.phase, "trips": block.trips}
+                | {name: float(value) for name, value in block.time.items()}
+                for block in self.blocks
+            ],
+            "versions": self.evidence.compilation.versions,
         }
 
 
-def predict_compiled(plan: Plan, compiler: TpuCompiler) -> CompiledPrediction:
+def predict_compiled(plan: Plan, compiler: TpuCompiler) -> Prediction:
     """Compile `plan` and replay what came back.
 
     Raises `ShardsimError` if it does not compile, also for want of HBM.
     """
+    evidence = evidence_of(plan, compiler)
+    return as_replayed(evidence, evidence.replayed)
+
+
+def evidence_of(plan: Plan, compiler: TpuCompiler) -> Evidence:
+    """Compile `plan`; raises `ShardsimError` if it does not compile, also for want of HBM."""
     made = compiler.compile(plan)
     if not made.ok:
         raise ShardsimError(f"{plan.name or 'the plan'}: {made.problem}{_expected(made)}")
-    return from_compilation(made)
+    return Evidence(made)
 
 
-def from_compilation(made: Compilation) -> CompiledPrediction:
+def from_compilation(made: Compilation) -> Prediction:
     """Return the prediction from a compilation that succeeded."""
     evidence = Evidence(made)
-    return CompiledPrediction(**values_of(evidence, evidence.replayed), evidence=evidence)
+    return as_replayed(evidence, evidence.replayed)
 
 
-def values_of(evidence: Evidence, replayed: Replay) -> dict[str, Any]:
-    """Return the fields, but the evidence, of a compiled step as it was replayed."""
+def as_replayed(evidence: Evidence, replayed: Replay) -> Prediction:
+    """Return the prediction of a compiled step as it was replayed.
+
+    Operations, schedule and HBM peak are the compiler's; the other classes of HBM the plan's.
+    """
     planned = evidence.predicted
-    values = {item.name: getattr(planned, item.name) for item in dataclasses.fields(planned)}
-    return values | {
-        "step_time_s": replayed.step_time_s,
-        "tokens_per_s_per_chip": planned.tokens_per_s_per_chip
-        * planned.step_time_s
-        / replayed.step_time_s,
-        "mfu": replayed.mfu or 0.0,
-        "hfu": replayed.hfu,
-        "hbm": {**planned.hbm, "peak_bytes": evidence.peak_bytes},
-        "peak_moment": "fullest moment that the compiler found",
-        "fits": True,
-        "time": replayed.time,
-        "collectives": replayed.collectives,
-        "warnings": (*planned.warnings, *replayed.warnings),
-        "blocks": replayed.blocks,
-    }
+    faster = planned.step_time_s / replayed.step_time_s
+    return dataclasses.replace(
+        planned,
+        fidelity="compiled",
+        step_time_s=replayed.step_time_s,
+        tokens_per_s_per_chip=planned.tokens_per_s_per_chip * faster,
+        mfu=replayed.mfu or 0.0,
+        hfu=replayed.hfu,
+        hbm={**planned.hbm, "peak_bytes": evidence.peak_bytes},
+        peak_moment="fullest moment that the compiler found",
+        fits=True,
+        time=replayed.time,
+        collectives=replayed.collectives,
+        warnings=(*planned.warnings, *replayed.warnings),
+        compiled=Compiled(evidence=evidence, blocks=replayed.blocks),
+    )
 
 
 def _expected(made: Compilation) -> str:
@@ -97,7 +100,7 @@ class Ranked:
     """One of the best plans of a search, as the compiler sees it."""
 
     searched: Prediction
-    compiled: CompiledPrediction | None
+    compiled: Prediction | None
     problem: str  # why there is no compiled one
 
     def to_data(self) -> dict[str, Any]:

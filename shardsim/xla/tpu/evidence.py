@@ -64,8 +64,7 @@ class Evidence:
     def compute_s(self) -> tuple[float, float]:
         """Seconds of all operations but collectives: predicted, and from the compiler's cycles."""
         parts = ("compute_s", "hbm_bound_s", "overhead_s")
-        predicted = sum(self.predicted.time[name] for name in parts)
-        return predicted, sum(self.replayed.time[name] for name in parts)
+        return self.predicted.operations_s, sum(self.replayed.time[name] for name in parts)
 
     @cached_property
     def differences(self) -> dict[Key, tuple[float, float]]:
@@ -190,7 +189,6 @@ class Evidence:
 def refused(compilation: Compilation) -> dict[str, Any]:
     """Return the JSON of `shardsim verify --against tpu` for a plan that did not compile."""
     predicted = predict(as_compiled(compilation.plan))
-    parts = ("compute_s", "hbm_bound_s", "overhead_s")
     return {
         "ok": False,
         "against": "tpu",
@@ -203,7 +201,7 @@ def refused(compilation: Compilation) -> dict[str, Any]:
             "capacity_bytes": predicted.hbm["capacity_bytes"],
         },
         "flops": {"predicted": float(predicted.price.flops), "compiled": None},
-        "compute": {"predicted_s": sum(predicted.time[name] for name in parts), "compiled_s": None},
+        "compute": {"predicted_s": predicted.operations_s, "compiled_s": None},
         "step": {
             "predicted_s": predicted.step_time_s,
             "replayed_s": None,

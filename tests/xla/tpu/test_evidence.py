@@ -17,8 +17,9 @@ from small_step import small_plan
 from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.plan import save_plan
+from shardsim.views.evidence import by_group
 from shardsim.xla.tpu import Cache, TpuCompiler, service
-from shardsim.xla.tpu.agreement import kendall, pairs, summary, text
+from shardsim.xla.tpu.agreement import kendall, pairs, summary
 from shardsim.xla.tpu.cases import GROUPS, cases
 from shardsim.xla.tpu.collect import row_of, todo
 from shardsim.xla.tpu.compiled import compile_top, from_compilation, predict_compiled
@@ -180,7 +181,7 @@ def test_fully_sharded_plans_agree(kept: list[Any]) -> None:
 
 def test_the_page_shows_the_evidence(kept: list[Any]) -> None:
     page = Path(__file__).parents[3].joinpath("docs", "compiled.md").read_text("utf-8")
-    assert text(kept).strip() in page
+    assert by_group(kept).strip() in page
 
 
 def test_evidence_goes_on_where_it_stopped() -> None:

@@ -1,0 +1,55 @@
+"""Plans side by side, like with like: priced by the same costs, and what differs in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from shardsim.plan.io import plan_to_data
+from shardsim.plan.plan import Plan, best_op_costs
+
+HOW = {
+    "physical": "from the chips' figures",
+    "compiler": "as the TPU compiler schedules plans",
+}
+
+
+def priced_alike(plans: Sequence[Plan], costs: str | None = None) -> tuple[list[Plan], str]:
+    """Return plans with the same op costs, and which those are.
+
+    Without `costs` they are those that all plans have, or else the compiler's where every chip's
+    file has them. Raises `PlanError` if a chip has none of its compiler.
+    """
+    if costs is None:
+        said = {plan.op_costs for plan in plans}
+        chips = (plan.machine.chip for plan in plans)
+        costs = said.pop() if len(said) == 1 else best_op_costs(*chips)
+    return [replace(plan, op_costs=costs) for plan in plans], costs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key of plan files whose values are not the same; None where a file does not have it."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+def differences(plans: Sequence[Plan]) -> list[Difference]:
+    """Return the keys in which plan files differ, dots into mappings, in the files' order.
+
+    What is only said of a plan (its `note`) is no difference.
+    """
+    files = [dict(_flat(plan_to_data(plan))) for plan in plans]
+    keys = dict.fromkeys(key for data in files for key in data if key != "note")
+    found = [Difference(key, tuple(data.get(key) for data in files)) for key in keys]
+    return [one for one in found if any(value != one.values[0] for value in one.values)]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,165 @@
+"""Tables of plans with what is predicted of them: found by a search, or set side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any
+
+from shardsim.plan.words import mesh_text
+from shardsim.units import GIB
+from shardsim.views.step import OPERATIONS, STEP_PARTS, step_columns
+from shardsim.views.table import Column, Table, pick, table, yes_no
+
+if TYPE_CHECKING:
+    from shardsim.cost.predict import Prediction
+    from shardsim.planner.compare import Difference
+    from shardsim.xla.tpu.compiled import Ranked
+
+
+# How a prediction's main figures show, wherever they stand.
+MFU = Column("mfu", "MFU", lambda item: item.mfu, ".1f", "%")
+STEP = Column("step_time_s", "step", lambda item: item.step_time_s, ".4g", "s")
+PEAK = Column("hbm_peak_gib", "HBM", lambda item: item.hbm["peak_bytes"] / GIB, ".1f", "GiB")
+FITS = Column("fits", "fits", lambda item: item.fits, show=yes_no)
+
+PLANS = (
+    Column("plan", "plan", lambda item: item.plan.name),
+    Column("machine", "slice", lambda item: item.plan.machine.name),
+    Column("chips", "chips", lambda item: item.plan.machine.chips, ",d"),
+    Column("mesh", "mesh (torus axes)", lambda item: mesh_text(item.plan)),
+    Column("remat", "remat", lambda item: item.plan.remat.name),
+    Column("microbatches", "microbatches", lambda item: item.plan.microbatches, "d"),
+    Column(
+        "collective_matmul",
+        "collective matmul",
+        lambda item: item.plan.overlap.matmul if item.plan.parameters.get("heads") else None,
+    ),
+    Column("costs", "priced", attrgetter("costs")),
+    MFU,
+    Column("hfu", "HFU", lambda item: item.hfu, ".1f", "%"),
+    STEP,
+    Column(
+        "tokens_per_s_per_chip",
+        "tokens/s/chip",
+        lambda item: item.tokens_per_s_per_chip,
+        ",.1f",
+    ),
+    *STEP_PARTS,
+    OPERATIONS,
+    Column(
+        "exposed",
+        "exposed",
+        lambda item: item.time["exposed_comm_s"] / item.step_time_s,
+        ".1f",
+        "%",
+    ),
+    PEAK,
+    Column(
+        "hbm_free_gib",
+        "HBM free",
+        lambda item: (item.hbm["capacity_bytes"] - item.hbm["peak_bytes"]) / GIB,
+        ".1f",
+        "GiB",
+    ),
+    FITS,
+    Column("limited_by", "limited by", lambda item: item.limited_by),
+)
+FOUND = (
+    *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
+    *("hbm_peak_gib", "limited_by"),
+)
+
+
+def several(values: Iterable[Any]) -> bool:
+    """Return whether values differ."""
+    return len(set(values)) > 1
+
+
+def plans(items: Iterable[Prediction]) -> Table:
+    """Return all that is known of some plans, one row per plan."""
+    return table(PLANS, items)
+
+
+def found(items: Sequence[Prediction], title: str = "") -> Table:
+    """Return the plans of a search, numbered; slices and costs are named where they differ."""
+    more = ["machine"] if several(item.plan.machine.name for item in items) else []
+    more += ["costs"] if several(item.costs for item in items) else []
+    columns = [one.within(itemgetter(1)) for one in pick(PLANS, *more, *FOUND)]
+    return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
+
+
+def named(items: Iterable[tuple[str, Prediction]], columns: Iterable[Column]) -> Table:
+    """Return plans under names of their own, with some columns of predictions."""
+    own = [one.within(itemgetter(1)) for one in columns]
+    return table([Column("name", "plan", itemgetter(0)), *own], items)
+
+
+def ranked(outcomes: Iterable[Ranked]) -> Table:
+    """Return plans that a search found as re-ranked by the compiler."""
+    searched, compiled = attrgetter("searched"), attrgetter("compiled")
+    plan = [one.within(searched) for one in pick(PLANS, "mesh", "remat", "microbatches")]
+    columns = [
+        Column("number", "#", lambda row: row[0] if row[1].compiled else None, "d"),
+        *(one.within(itemgetter(1)) for one in (*plan, *both(searched, compiled))),
+        Column("problem", "", lambda row: row[1].problem or ""),
+    ]
+    return table(columns, enumerate(outcomes, 1))
+
+
+def both(
+    predicted: Callable[[Any], Any],
+    compiled: Callable[[Any], Any],
+    columns: Iterable[Column] = (MFU, STEP, PEAK),
+) -> Iterable[Column]:
+    """Yield columns of rows that hold a prediction and what a compiler made of it."""
+    for one in columns:
+        heading = f"{one.label} predicted"
+        yield one.within(predicted, f"predicted_{one.key}", heading)
+        yield one.within(compiled, f"compiled_{one.key}", "compiled")
+
+
+SIDE_BY_SIDE = (
+    *("machine", "mesh", "remat", "microbatches", "collective_matmul", "mfu", "hfu"),
+    *("step_time_s", "tokens_per_s_per_chip"),
+)
+
+
+def side_by_side(items: Sequence[Prediction], names: Sequence[str]) -> Table:
+    """Return plans as columns under their `names`, their figures as rows."""
+    change = Column(
+        "change", "step +%", lambda item: item.step_time_s / items[0].step_time_s - 1, "+.1f", "%"
+    )
+    rows = [*pick(PLANS, *SIDE_BY_SIDE), change]
+    rows += [one for one in step_columns(items) if any(one.get(item) for item in items)]
+    rows += pick(PLANS, "hbm_peak_gib", "hbm_free_gib", "fits", "limited_by")
+    columns = [Column("figure", "", lambda row: row.label)]
+    both = zip(names, items, strict=True)
+    columns += [Column(name, name, _shown(item)) for name, item in both]
+    return table(columns, rows)
+
+
+def _shown(item: Prediction) -> Callable[[Column], str]:
+    return lambda row: row.text(row.get(item))
+
+
+def differing(rows: Iterable[Difference], names: Sequence[str]) -> Table:
+    """Return the keys in which plan files differ, with the value that each has."""
+    columns = [Column("key", "differs", lambda row: row.key)]
+    for index, name in enumerate(names):
+        columns.append(Column(name, name, itemgetter(index), show=_said).within(_values))
+    return table(columns, rows)
+
+
+def _values(row: Difference) -> tuple[Any, ...]:
+    return row.values
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def facts(pairs: Iterable[tuple[str, str]], title: str = "") -> Table:
+    """Return pairs of what and value as a table without headings."""
+    columns = [Column("what", "", itemgetter(0)), Column("value", "", itemgetter(1))]
+    return table(columns, pairs, title)

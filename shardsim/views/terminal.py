@@ -1,0 +1,111 @@
+"""Tables fitted to the width of a terminal, with rich: imported only when one is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from io import StringIO
+from typing import TYPE_CHECKING, Literal
+
+from shardsim.views.table import Table
+from shardsim.views.write import plain, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+GAP = 2  # spaces between columns
+NARROWEST = 8  # of a column of text, before rows are written as lists
+
+
+def fitted(part: Table | str, width: int, colour: bool = False) -> str:
+    """Return a table, or lines of text, in which no line is longer than `width`.
+
+    Where a table is too wide, columns that say the same in every row move to a line below it;
+    headings and text wrap, numbers do not; and where even that is too wide, each row is a list.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    out = StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        legacy_windows=False,
+    )
+    if isinstance(part, Table):
+        shared: list[str] = []
+        if max(map(len, plain(part).splitlines())) > width and len(part.rows) > 1:
+            part, shared = _without_shared(part)
+        widths = _widths(part, width)
+        if widths:
+            console.print(_rich(part, widths))
+        lines = [] if widths else _lists(part)
+        lines += [f"in all rows: {'; '.join(shared)}"] if shared else []
+    else:
+        lines = part.split("\n")
+    for line in lines:
+        console.print(Text(printable(line), overflow="fold"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _without_shared(table: Table) -> tuple[Table, list[str]]:
+    """Return a table without the columns that say the same in every row, and what they say."""
+    shared, kept = [], []
+    for column, values in zip(table.columns, zip(*table.cells, strict=True), strict=True):
+        if len(set(values)) > 1:
+            kept.append(column.key)
+        elif values[0] not in ("", column.missing):
+            shared.append(f"{column.label} {values[0]}")
+    return (table.only(*kept), shared) if kept else (table, [])
+
+
+def _widths(table: Table, width: int) -> list[int]:
+    """Return the columns' widths, so that all fit into `width`; none where they cannot."""
+    columns = list(zip(table.labels, *table.cells, strict=True))
+    most = [max(map(len, texts)) for texts in columns]
+    least = []
+    for column, (label, *texts) in zip(table.columns, columns, strict=True):
+        whole = [text for text in texts if column.number]
+        words = [word for text in (label, *texts) for word in text.split()]
+        words = label.split() if column.number else words
+        least.append(max(map(len, (*whole, *words, " "))))
+    room = width - GAP * (len(columns) - 1)
+    while sum(least) > room:  # long words of text are broken
+        long = [
+            (size, index)
+            for index, size in enumerate(least)
+            if size > NARROWEST and not table.columns[index].number
+        ]
+        if not long:
+            return []
+        least[max(long)[1]] -= 1
+    while sum(least) < min(room, sum(most)):
+        need = [wanted / size for wanted, size in zip(most, least, strict=True)]
+        least[need.index(max(need))] += 1
+    return least
+
+
+def _lists(table: Table) -> list[str]:
+    """Return each row as a list of its values."""
+    lines = []
+    for row in table.cells:
+        shown = zip(table.columns, row, strict=True)
+        lines += [f"{one.label}: {cell}" for one, cell in shown if cell not in ("", one.missing)]
+        lines.append("")
+    return lines[:-1]
+
+
+def _rich(table: Table, widths: Iterable[int]) -> RichTable:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    made = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for column, width in zip(table.columns, widths, strict=True):
+        side: Literal["left", "right"] = "right" if column.number else "left"
+        label = Text(printable(column.label))
+        made.add_column(label, justify=side, width=width, overflow="fold")
+    for row in table.cells:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made

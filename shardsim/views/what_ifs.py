@@ -1,0 +1,68 @@
+"""Tables of a plan with one thing switched off, varied or nudged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any
+
+from shardsim.units import GIB
+from shardsim.views.plans import FITS, MFU, PLANS, STEP
+from shardsim.views.table import Column, Table, pick, table
+
+if TYPE_CHECKING:
+    from shardsim.cost.predict import Prediction
+    from shardsim.cost.sensitivity import Sensitivity
+    from shardsim.planner.whatif import Ablation
+
+
+def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) -> Table:
+    """Return what each technique is worth; with `whole`, below a row of the plan itself."""
+
+    def need(item: Prediction) -> str:
+        need = f"{item.hbm['peak_bytes'] / GIB:.1f} GiB"
+        return need if item.fits else f"{need}, too much"
+
+    def change(item: Prediction) -> float | None:
+        return None if item is base else item.step_time_s / base.step_time_s - 1
+
+    columns = [
+        Column("without", "without", itemgetter(0)),
+        Column("so", "so", itemgetter(1)),
+        *(one.within(itemgetter(2)) for one in (MFU, STEP)),
+        Column("step_change", "step +%", change, "+.1f", "%").within(itemgetter(2)),
+        Column("hbm", "HBM", need, right=True, missing="").within(itemgetter(2)),
+        FITS.within(itemgetter(2)),
+        Column("published", "published effect", itemgetter(3)),
+    ]
+    rows: list[tuple[Any, ...]] = [("(the plan)", "", base, "")] if whole else []
+    for item in items:
+        so = item.change if item.prediction else item.why
+        rows.append((item.technique, so, item.prediction, item.published))
+    return table(columns, rows)
+
+
+def sensitivities(base: Prediction, items: Iterable[Sensitivity]) -> Table:
+    """Return the elasticity of the step time to each figure of the chip."""
+    more = attrgetter("step_time_s_at_110")
+    columns = [
+        Column("figure", "figure of the chip", attrgetter("figure")),
+        Column("elasticity", "elasticity", attrgetter("elasticity"), "+.3f"),
+        Column("step_time_s_at_110_percent", "step s with 10 % more", more, ".4g"),
+        Column("change", "change", lambda item: more(item) / base.step_time_s - 1, "+.2f", "%"),
+        Column("mfu_at_110_percent", "MFU then", attrgetter("mfu_at_110"), ".1f", "%"),
+    ]
+    return table(columns, items)
+
+
+def swept(rows: Iterable[tuple[Mapping[str, Any], Prediction | None, str]]) -> Table:
+    """Return a sweep, one row per combination; what makes no legal plan says why."""
+    rows = list(rows)
+    keys = dict.fromkeys(key for changes, _, _ in rows for key in changes)
+    main = pick(PLANS, "mfu", "hfu", "step_time_s", "tokens_per_s_per_chip", "hbm_peak_gib", "fits")
+    columns = [
+        *(Column(key, key, itemgetter(key), right=True).within(itemgetter(0)) for key in keys),
+        *(one.within(itemgetter(1)) for one in main),
+        Column("why_not", "why not", itemgetter(2)),
+    ]
+    return table(columns, rows)
