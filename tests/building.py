@@ -192,6 +192,10 @@ def contends(schedule: Schedule, layout: Layout) -> bool:
         beside = {task.role for task in started if isinstance(task, Move)}
         others = {task.role for task in block.collectives() if np.any(task.count)}
         for one in beside:
+            # Two of one group that spans slices: one may be on the torus, the other between slices.
+            together = [task for task in started if isinstance(task, Move) and task.role == one]
+            if layout.role(one).slices > 1 and len(together) > 1:
+                return True
             for other in others - {one}:
                 mine, theirs = layout.role(one), layout.role(other)
                 if mine.shares_links_with(theirs) or (mine.slices > 1 and theirs.slices > 1):
