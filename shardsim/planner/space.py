@@ -49,7 +49,6 @@ class Choices:
 
     residual: int  # how the residual stream lies over the tensor axis
     context_shards_parameters: bool
-    gathers: bool  # whether weights are gathered, so that prefetching is a choice
     matmul_overlap: Array
     optimizer_over_data: Array
 
@@ -172,7 +171,7 @@ def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
     return factors, np.tile(slices, (many, 1))
 
 
-def _choices(tensor: bool, gathered: bool, state: bool, context: bool) -> Iterator[Choices]:
+def _choices(tensor: bool, state: bool, context: bool) -> Iterator[Choices]:
     """Yield the choices that differ on a mesh with or without these roles.
 
     `state`: whether the data axis can split optimizer state.
@@ -186,7 +185,6 @@ def _choices(tensor: bool, gathered: bool, state: bool, context: bool) -> Iterat
             yield Choices(
                 residual=residual,
                 context_shards_parameters=with_context,
-                gathers=gathered or with_context,
                 matmul_overlap=np.array([mode for mode, _ in rows]),
                 optimizer_over_data=np.array([zero for _, zero in rows]),
             )
@@ -212,7 +210,6 @@ def parts(
     local = model.kv_heads / np.minimum(tensor, model.kv_heads)
     flags = (
         tensor > 1,
-        bare.fsdp.size > 1,
         state_apart(model, bare),
         bare.context.size > 1,
         model.kv_heads % tensor != 0,
@@ -224,7 +221,7 @@ def parts(
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
     for value in np.unique(kind):
         chosen = np.flatnonzero(kind == value)
-        has = [bool(value >> bit & 1) for bit in range(4)]
+        has = [bool(value >> bit & 1) for bit in range(3)]
         for choices in _choices(*has):
             yield Part(
                 factors={role: factors[mesh[chosen], :, i] for i, role in enumerate(ROLES)},
@@ -257,4 +254,6 @@ def legal_cells(
     # Where context splits what data would, splitting state over it is the plan that does not.
     idle = layout.optimizer_over_data & ~np.asarray(state_apart(model, layout), dtype=bool)
     mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice & ~idle, shape)
-    return mask, np.broadcast_to(2 if part.choices.gathers else 1, shape)
+    # Prefetching is a choice where weights are gathered.
+    ways = np.where(np.greater(layout.gather.size, 1), 2, 1)
+    return mask, np.broadcast_to(ways, shape)
