@@ -199,13 +199,16 @@ class _Pass:
             for at in group:
                 tasks[at] = None
             tasks[group[0]] = whole
-        return [
-            replace(task, partners=tuple(dict.fromkeys(names.get(n, n) for n in task.partners)))
-            if isinstance(task, Collective)
-            else task
-            for task in tasks
-            if task is not None
-        ]
+        # Matrices of one matmul travel as one array.
+        sides = len({key for key in self.projections if not key[0].startswith("d ")})
+        made: list[Task] = []
+        for task in tasks:
+            if isinstance(task, Collective):
+                partners = tuple(dict.fromkeys(names.get(name, name) for name in task.partners))
+                messages = min(task.messages, sides) if task.purpose == "weights" else task.messages
+                task = replace(task, partners=partners, messages=messages)
+            made += [task] if task is not None else []
+        return made
 
     def forward(self, suffix: str, counts: Mapping[int, Number]) -> _Pass:
         """Write ops in order, each so many times."""

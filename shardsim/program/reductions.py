@@ -41,7 +41,8 @@ def gradient_reductions(
             name="gradient reduction",
             phase="reduction",
             trips=layers,
-            tasks=tuple(writer.matrices(stack.leaves)),
+            # Fused, what goes into a block is one array and what comes out of it another.
+            tasks=tuple(writer.matrices(stack.leaves, 2 if work.fused_projections else None)),
         ),
         Block(
             name="end gradient reduction",
@@ -61,8 +62,9 @@ class _Reductions:
         self.zero = np.asarray(state_apart(work.model, layout), dtype=bool)
         self.by_data = np.where(self.zero, layout.data.size, 1)
 
-    def matrices(self, leaves: Iterable[Leaf]) -> list[Task]:
-        """Return the sums of the gradients of matrices and tables, those alike in one go."""
+    def matrices(self, leaves: Iterable[Leaf], most: int | None = None) -> list[Task]:
+        """Return the sums of the gradients of matrices and tables, those alike in one go, as `most`
+        messages."""
         groups: dict[frozenset[str], list[Array]] = {}
         for leaf in leaves:
             if leaf.array.weight != "vector":
@@ -77,7 +79,8 @@ class _Reductions:
             ):
                 if role:
                     before = sums.get(role, (0.0, 0))
-                    sums[role] = (before[0] + elements, before[1] + len(arrays))
+                    messages = before[1] + len(arrays)
+                    sums[role] = (before[0] + elements, min(messages, most or messages))
         tasks: list[Task] = []
         for role, (elements, messages) in whole.items():
             tasks += self._replicas(role, elements, messages)
