@@ -26,14 +26,10 @@ def test_matmuls_are_those_of_the_plan(name: str) -> None:
     assert samples.compiled(name).matmul_flops == planned_flops(name, "matmul")
 
 
-def test_matmuls_of_a_vit_are_those_of_the_plan_and_its_classifier() -> None:
-    # The emitted code computes the classifier whole on each of the 4 members of the model axis.
+def test_matmuls_of_a_vit_are_those_of_the_plan() -> None:
+    # The classifier, whole on each of the 4 members of the model axis, among them.
     name = "vit-explicit"
-    plan = samples.plan_of(name)
-    images = plan.batch // 2
-    classifier = 3 * 2 * images * plan.model.embed * plan.model.classes
-    found = samples.compiled(name).matmul_flops
-    assert found == planned_flops(name, "matmul") + classifier * (1 - 1 / 4)
+    assert samples.compiled(name).matmul_flops == planned_flops(name, "matmul")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +130,7 @@ def test_the_weights_of_the_layers_are_gathered_and_their_gradients_scattered() 
     for block, kind, name in (
         ("loop 2, part 1", "all-gather", "gather weights forward"),
         ("loop 3, part 1", "all-gather", "gather weights backward"),
-        ("loop 3, part 1", "all-reduce", "scatter gradients"),
+        ("loop 3, part 1", "all-reduce", "scatter gradients of weights"),
     ):
         found = [e for e in compiled.collectives if (e.block, e.kind) == (block, kind)]
         assert {entry.count for entry in found} == {planned[name][1]}
