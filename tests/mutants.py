@@ -58,11 +58,8 @@ REPLAY_TESTS = (
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/program/*.py", PROGRAM_TESTS),
     ("shardsim/graph/*.py", PROGRAM_TESTS),
-    ("shardsim/cost/rich.py", ()),  # prints
     ("shardsim/cost/words.py", ()),  # prints
     ("shardsim/cost/price.py", ("tests/cost/test_hiding.py", *COST_TESTS)),
-    ("shardsim/cost/overlap.py", ("tests/cost/test_overlap.py", *COST_TESTS)),
-    ("shardsim/cost/op_curve.py", ("tests/cost/test_op_curve.py", *COST_TESTS)),
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
     ("shardsim/cost/task_times.py", REPLAY_TESTS),

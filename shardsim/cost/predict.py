@@ -150,7 +150,7 @@ def predict(
     costs: str | None = None,
     implementation: str | None = None,
 ) -> Prediction:
-    """Predict one plan with the closed forms. Takes about a millisecond.
+    """Predict one plan with the closed forms, in some hundredths of a second.
 
     >>> from shardsim.plan import load_plan
     >>> predict(load_plan("vit-22b-published-tp8"), costs="compiler").implementation

@@ -16,7 +16,7 @@ from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.planner.changes import changed, check_root
 
-MOST_COMBINATIONS = 100_000  # of a sweep; about a millisecond each
+MOST_COMBINATIONS = 100_000  # of a sweep
 
 
 @dataclass(frozen=True, kw_only=True)
