@@ -166,8 +166,8 @@ def plan(
             f"{wanted.name} on {names}, batch {batch:,}{told}", "", views.found(result.predictions)
         )
     note(
-        f"{result.searched:,} plans considered, {result.priced:,} priced, {result.fit:,} of those "
-        f"fit, in {result.seconds:.2f} s"
+        f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
+        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
         + ("" if result.complete else "; interrupted, so these are the best so far")
     )
     if output and result.predictions:

@@ -113,13 +113,18 @@ class Layout:
         """Dimensions of arrays that `split.dimension` has worked out for this layout."""
         return {}
 
+    @cached_property
+    def joint(self) -> dict[str, AxisLayout]:
+        """Groups of several roles that were asked for, by their names."""
+        return {}
+
     def role(self, name: str) -> AxisLayout:
         """Return the layout of the role called `name`."""
         if "+" in name:
-            first, *rest = (self.role(part) for part in name.split("+"))
-            for other in rest:
-                first = first.joined(other)
-            return first
+            if name not in self.joint:
+                before, _, last = name.rpartition("+")
+                self.joint[name] = self.role(before).joined(self.role(last))
+            return self.joint[name]
         axis: AxisLayout = getattr(self, name)
         return axis
 

@@ -258,4 +258,5 @@ def _weight(machine: Machine, objective: str) -> float:
 def _rounded(values: Array) -> Array:
     """Return numbers without the last few bits of their fractions, rounded."""
     bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
-    return ((bits + 2 ** (ROUNDED_BITS - 1)) & -(2**ROUNDED_BITS)).view(np.float64)
+    rounded: Array = (bits + 2 ** (ROUNDED_BITS - 1)) & -(2**ROUNDED_BITS)
+    return rounded.view(np.float64)

@@ -177,12 +177,14 @@ def search(
         predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
         for item in ranking.best()
     ]
+    # The best plan may reach the bound, but for rounding.
+    bound_s = min([ranking.bound_s, *(item.step_time_s for item in predictions)])
     return SearchResult(
         predictions=tuple(predictions),
         searched=ranking.searched,
         fit=ranking.fit,
         priced=ranking.priced,
-        bound=Bound(step_time_s=ranking.bound_s, why=WHY) if complete and predictions else None,
+        bound=Bound(step_time_s=bound_s, why=WHY) if complete and predictions else None,
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=ranking.smallest_peak_bytes,
         complete=complete,

@@ -158,16 +158,26 @@ class Lowering:
         ]
 
     def collective(
-        self, transfer: Transfer, name: str, width: float, count: Number = 1
+        self,
+        transfer: Transfer,
+        name: str,
+        width: float,
+        count: Number = 1,
+        *,
+        purpose: str = "block",
+        schedule: str = "exposed",
+        switch: str = "",
     ) -> Collective:
-        """Return a transfer as a collective."""
+        """Return a transfer as a collective, for `purpose` unless it says another."""
         return Collective(
             name=name,
             kind=transfer.kind,
             role=role_of(transfer.axes),
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
-            purpose=_purpose(transfer),
+            purpose=_purpose(transfer) or purpose,
+            schedule=schedule,
+            switch=switch,
         )
 
 
@@ -399,9 +409,12 @@ class _Pass:
         key = (transfer.kind, role_of(transfer.axes), purpose)
         what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
         task = self.low.collective(
-            replace(transfer, purpose=purpose),
+            transfer,
             f"{VERBS[transfer.kind]} {what}".strip(),
             width,
+            purpose="weights",
+            schedule="behind",
+            switch=switch,
         )
         if key in self.weights:
             before = self.tasks[self.weights[key]]
@@ -411,7 +424,7 @@ class _Pass:
             )
             return
         self.weights[key] = len(self.tasks)
-        self.tasks.append(replace(task, schedule="behind", switch=switch))
+        self.tasks.append(task)
 
 
 def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
@@ -438,10 +451,11 @@ def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
 
 
 def _purpose(transfer: Transfer) -> str:
-    """Return what a transfer is for: over context, what lies inside a block is keys and values."""
+    """Return what a transfer is for, if it says so. Over context, what lies inside a block is keys
+    and values."""
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
         return "keys and values"
-    return transfer.purpose or "block"
+    return transfer.purpose
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

@@ -63,6 +63,7 @@ class Sizes:
         }
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}
+        self._several: dict[tuple[str, ...], Number] = {}
 
     def part(self, d: str, axes: Iterable[str]) -> Number:
         """Return the length of a dimension that `axes` split, on one device."""
@@ -102,10 +103,13 @@ class Sizes:
 
     def several(self, axes: Iterable[str]) -> Number:
         """Return whether a group over `axes` has more than one member."""
-        many: Number = False
-        for axis in axes:
-            many = many | np.greater(self.axes[axis], 1)
-        return many
+        key = tuple(axes)
+        if key not in self._several:
+            many: Number = False
+            for axis in key:
+                many = many | np.greater(self.axes[axis], 1)
+            self._several[key] = many
+        return self._several[key]
 
 
 def role_of(axes: Iterable[str]) -> str:
