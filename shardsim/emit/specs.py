@@ -14,6 +14,8 @@ from typing import Any
 import shardsim
 from shardsim.errors import PlanError
 from shardsim.model import Model, Tensor
+from shardsim.model.blocks import graph_of
+from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
@@ -57,6 +59,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "tpu_options": tpu_options(plan),
         },
         "model": _model_data(plan.model),
+        "calls": calls_of(plan),
         "parameters": parameter_table(plan, layout),
         "activations": activation_specs(plan, layout),
     }
@@ -106,6 +109,14 @@ def _model_data(model: Model) -> dict[str, Any]:
         for entry in fields(model)
         if entry.name not in skipped
     }
+
+
+def calls_of(plan: Plan) -> dict[str, list[dict[str, Any]]]:
+    """Return what the program calls before the layers, in each of them, and after."""
+    graph = graph_of(plan.model, plan.attention)
+    (stack,) = graph.stacks
+    parts = {"before": graph.before, "layer": stack.part, "after": graph.after}
+    return {name: [call.to_data() for call in together(part.calls)] for name, part in parts.items()}
 
 
 def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:

@@ -85,11 +85,11 @@ def parameters(model: Model) -> tuple[Tensor, ...]:
     attention_output, another norm's scale, mlp_in (and mlp_gate when gated) and mlp_out.
     """
     graph = graph_of(model)
-    made = _tensors(model, weights_of(graph.before), "input", 1)
+    made = _tensors(model, weights_of(graph.before.ops), "input", 1)
     for stack in graph.stacks:
         made += _tensors(model, weights_of(stack.ops), "block", stack.layers)
     known = {tensor.name for tensor in made}
-    after = [weight for weight in weights_of(graph.after) if weight.name not in known]
+    after = [weight for weight in weights_of(graph.after.ops) if weight.name not in known]
     return tuple(made + _tensors(model, after, "output", 1))
 
 

@@ -184,7 +184,7 @@ def _traces(
 def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: str = "") -> Ends:
     """Return what is live while the head runs, forward and at once back."""
     ends = derived_blocks(model, attention, kind).ends
-    steps = ends.steps[len(graph(model, attention).before) :]
+    steps = ends.steps[len(graph(model, attention).before.ops) :]
     tracer = Tracer(replace(passes, gradients_waiting=0), ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
@@ -318,7 +318,7 @@ class Tracer:
         if op.product and not op.out.stream:
             self.gather(op.out.name, op.out, place, step.gathers)
         self.make(op.out.name, self.made(op))
-        if op.kernel and op.kernel.softmax:
+        if op.kernel and op.kernel.mask:
             rows = Size(op.out.dims[:-1], _by(op.out, place), WIDE)
             self.named[f"{op.out.name}, statistics"] = self.passing(
                 f"{op.out.name}, statistics", rows, self.passes.lanes

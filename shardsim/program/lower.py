@@ -119,7 +119,7 @@ class Lowering:
         )
         io = sum(self.elements(array, place) for array in op.arrays) * self.wire
         ops = kernel.gradient_ops if gradient else kernel.ops
-        share = self.work.attention_fraction
+        share = kernel.mask.computed(self.work.sequence) if kernel.mask else 1.0
         return Compute(
             name=name,
             kind="attention",
@@ -132,7 +132,7 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
-            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.softmax else "",
+            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
     def stream(

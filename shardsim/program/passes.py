@@ -168,7 +168,7 @@ def attend_by_blocks(block: Block, where: Where) -> Block:
     queries.
 
     The emitted program's fused kernel needs as many queries as keys; with the sequence split it
-    takes a loop (`shardsim/emit/runtime/attention.py`; plans "context N" of docs/compiled.md).
+    takes a loop (`shardsim/ops/attend.py`; plans "context N" of docs/compiled.md).
     """
 
     def change(task: Task) -> list[Task]:
