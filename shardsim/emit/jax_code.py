@@ -58,9 +58,11 @@ def jax_code(plan: Plan) -> str:
         tiny: dict[str, Any] | None = plan_data(shrink(plan)[0])
     except PlanError:
         tiny = None
-    runs = [call["run"] for part in full["calls"].values() for call in part]
+    calls = full["calls"]
+    parts = [calls["before"], *(layer["calls"] for layer in calls["layers"]), calls["after"]]
+    runs = [call["run"] for part in parts for call in part]
     imports, bodies = program_text(runs)
-    parts = [
+    texts = [
         header(plan) + "\n#\n"
         "#   python train.py                      on the machine of the plan\n"
         "#   python train.py --host-devices 8     its tiny copy, on devices made of the CPU\n"
@@ -71,8 +73,8 @@ def jax_code(plan: Plan) -> str:
         _assign("The plan: mesh, torus axes of each mesh axis, techniques.", "PLAN", full["plan"]),
         _assign("The model's options.", "MODEL", full["model"]),
         _assign(
-            "What runs before the layers, in each of them and after: functions by name, with the "
-            "arrays\n# and weights that they read, and the names under which results are kept.",
+            "What runs before the layers, in each kind of them and after: functions by name, the "
+            "arrays and\n# weights that they read, and the names under which results are kept.",
             "CALLS",
             full["calls"],
         ),
@@ -98,7 +100,7 @@ def jax_code(plan: Plan) -> str:
         *bodies,
         'if __name__ == "__main__":\n    main(FULL, TINY)',
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(texts) + "\n"
 
 
 def _assign(comment: str, name: str, data: Any) -> str:

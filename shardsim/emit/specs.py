@@ -13,6 +13,8 @@ from typing import Any
 
 import shardsim
 from shardsim.errors import PlanError
+from shardsim.graph.arrays import weights_of
+from shardsim.graph.build import Part
 from shardsim.model import Model, Tensor
 from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
@@ -111,12 +113,29 @@ def _model_data(model: Model) -> dict[str, Any]:
     }
 
 
-def calls_of(plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Return what the program calls before the layers, in each of them, and after."""
+def calls_of(plan: Plan) -> dict[str, Any]:
+    """Return what the program calls before the layers, in each kind of them, and after.
+
+    Kinds of layers come with their weights; `round` lists them as they follow each other.
+    """
     graph = graph_of(plan.model, plan.attention)
     (stack,) = graph.stacks
-    parts = {"before": graph.before, "layer": stack.part, "after": graph.after}
-    return {name: [call.to_data() for call in together(part.calls)] for name, part in parts.items()}
+
+    def calls(part: Part) -> list[dict[str, Any]]:
+        return [call.to_data() for call in together(part.calls)]
+
+    return {
+        "before": calls(graph.before),
+        "layers": [
+            {
+                "calls": calls(layer.part),
+                "weights": [weight.name for weight in weights_of(layer.part.ops)],
+            }
+            for layer in stack.layers
+        ],
+        "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
+        "after": calls(graph.after),
+    }
 
 
 def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:

@@ -26,17 +26,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Equal blocks, one after another, from the array `x` to the last op's result."""
+class Layer:
+    """A block, from the array `x` to the last op's result: `times` in a row in each round."""
 
-    name: str
+    name: str  # what tells it from others of its stack, or nothing
     part: Part
-    layers: int
+    times: int = 1
 
-    @property
-    def ops(self) -> tuple[Op, ...]:
-        """The ops of one block."""
-        return self.part.ops
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers that run in rounds: each of them in turn, and that `rounds` times.
+
+    A layer's input, and what its remat policy names, are kept for its own backward pass.
+    """
+
+    layers: tuple[Layer, ...]
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,13 @@ class Graph:
     before: Part
     stacks: tuple[Stack, ...]
     after: Part
+
+    @property
+    def layers(self) -> tuple[tuple[Layer, int], ...]:
+        """The kinds of layers, and how many of each a model has."""
+        return tuple(
+            (layer, stack.rounds * layer.times) for stack in self.stacks for layer in stack.layers
+        )
 
     @property
     def ends(self) -> tuple[Op, ...]:
@@ -62,7 +75,8 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
         class_token = model.pooling == "cls"
         x = embed_patches(start, positions=model.positions, class_token=class_token)
     head(end, model, x)
-    stack = Stack("layers", Block(model, attention).part, model.layers)
+    layer = Layer("", Block(model, attention).part)
+    stack = Stack(layers=(layer,), rounds=model.layers)
     return Graph(before=start.part, stacks=(stack,), after=end.part)
 
 

@@ -57,9 +57,9 @@ def attention_flops_per_token(
     """
     tokens = _sequence(model, sequence)
     whole = sum(
-        stack.layers * flops
-        for stack in graph_of(model).stacks
-        for unit, flops in _products(model, stack.ops, tokens, halved)
+        many * flops
+        for layer, many in graph_of(model).layers
+        for unit, flops in _products(model, layer.part.ops, tokens, halved)
         if unit == "attention"
     )
     return whole // tokens
@@ -76,9 +76,9 @@ def forward_matmul_flops_per_token(
     tokens = _sequence(model, sequence)
     graph = graph_of(model)
     total = sum(flops for _, flops in _products(model, graph.ends, tokens, halved))
-    for stack in graph.stacks:
-        for _, flops in _products(model, stack.ops, tokens, halved):
-            total += stack.layers * flops
+    for layer, many in graph.layers:
+        for _, flops in _products(model, layer.part.ops, tokens, halved):
+            total += many * flops
     return total / tokens
 
 

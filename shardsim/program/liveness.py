@@ -153,29 +153,29 @@ class Ends:
 def layer_trace(
     model: Model,
     attention: str,
-    stack: int,
+    layer: int,
     kind: Kind,
     kept: frozenset[str],
     passes: Passes,
     mode: Mode,
 ) -> Trace:
-    """Return what is live while a layer of a stack runs again and back, with `kept` kept."""
-    again = backward_of(model, attention, stack, kept).again
-    return _traces(model, attention, stack, kind, again, passes, mode.ring)[mode.prefetch]
+    """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
+    again = backward_of(model, attention, layer, kept).again
+    return _traces(model, attention, layer, kind, again, passes, mode.ring)[mode.prefetch]
 
 
 @lru_cache(maxsize=4096)
 def _traces(
     model: Model,
     attention: str,
-    stack: int,
+    layer: int,
     kind: Kind,
     again: tuple[int, ...],
     passes: Passes,
     ring: str,
 ) -> tuple[Trace, Trace]:
     """Return the traces without and with prefetching: of many policies that run the same again."""
-    tracer = followed(derived_blocks(model, attention, kind).stacks[stack], again, passes, ring)
+    tracer = followed(derived_blocks(model, attention, kind).layers[layer], again, passes, ring)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 

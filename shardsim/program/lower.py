@@ -13,6 +13,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.model.blocks import Layer
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -412,6 +413,20 @@ class _Pass:
             return
         self.weights[key] = len(self.tasks)
         self.tasks.append(replace(task, schedule="behind", switch=switch))
+
+
+def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
+    """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
+
+    def named(name: str) -> str:
+        return f"{name} ({layer.name})" if layer.name else name
+
+    made: list[Task] = []
+    for task in tasks:
+        if isinstance(task, Collective):
+            task = replace(task, partners=tuple(map(named, task.partners)))
+        made.append(replace(task, name=named(task.name), count=task.count * layer.times))
+    return made
 
 
 def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:

@@ -19,7 +19,7 @@ def test_a_device_stores_of_each_weight_what_the_plan_says(plan: Plan) -> None:
     layout, model = resolve(plan), plan.model
     sizes = Sizes(Workload.of(plan), layout)
     blocks = derived_blocks(model, plan.attention, kind_of(model, layout))
-    stack, ends = blocks.stacks[0].leaves, blocks.ends.leaves
+    stack, ends = blocks.layers[0].leaves, blocks.ends.leaves
     weights = {leaf.array.name: leaf.array for leaf in (*stack, *ends) if leaf.array.weight}
     assert set(weights) == {tensor.name for tensor in model.tensors}
     for tensor in model.tensors:

@@ -7,6 +7,7 @@ Each call runs an op by name, on arrays by name. Everything that sharding touche
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ def loss_sum(way: Whole, calls: Data, params: Params, batch: Params) -> Array:
     counts for its part, so that gradients are sums over devices whatever the sharding.
     """
     arrays = run(way, params, calls["before"], dict(batch))
-    arrays["x"] = layers(way, calls["layer"], params, arrays["x"])
+    arrays["x"] = layers(way, calls, params, arrays["x"])
     return run(way, params, calls["after"], arrays)[calls["after"][-1]["outs"][0]]
 
 
@@ -39,18 +40,42 @@ def run(way: Whole, params: Params, calls: Sequence[Data], arrays: Params) -> Pa
     return arrays
 
 
-def layers(way: Whole, calls: Sequence[Data], params: Params, x: Array) -> Array:
-    """Run all layers under one scan; each keeps for its backward pass what the plan says."""
-    stacked = {
-        name: value for name, value in params.items() if way.parameters[name]["part"] == "block"
+def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
+    """Run the layers in rounds, all rounds under one scan.
+
+    Each layer keeps for its backward pass what the plan says. A weight that several layers of a
+    round have lies in their order, round after round.
+    """
+    kinds, order = calls["layers"], calls["round"]
+    policy = remat_policy(way.plan)
+    users = {
+        name: [place for place, kind in enumerate(order) if name in kinds[kind]["weights"]]
+        for kind in kinds
+        for name in kind["weights"]
     }
 
-    def layer(x: Array, weights: Params) -> tuple[Array, None]:
+    def layer(kind: int, x: Array, weights: Params) -> Array:
         arrays = {"x": way.residual(checkpoint_name(x, "layer_input"))}
-        return run(way, weights, calls, arrays)[calls[-1]["outs"][0]], None
+        mine = kinds[kind]["calls"]
+        return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
 
-    policy = remat_policy(way.plan)
-    return lax.scan(jax.checkpoint(layer, policy=policy, prevent_cse=False), x, stacked)[0]
+    def one_round(x: Array, weights: Params) -> tuple[Array, None]:
+        for place, kind in enumerate(order):
+            mine = {
+                name: weights[name][users[name].index(place)] if len(order) > 1 else weights[name]
+                for name in kinds[kind]["weights"]
+            }
+            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=False)
+            x = step(x, mine)
+        return x, None
+
+    stacked = {name: params[name] for name in users}
+    if len(order) > 1:
+        stacked = {
+            name: value.reshape(-1, len(users[name]), *value.shape[1:])
+            for name, value in stacked.items()
+        }
+    return lax.scan(one_round, x, stacked)[0]
 
 
 def remat_policy(plan: Data) -> Any:
