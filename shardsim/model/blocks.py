@@ -44,6 +44,11 @@ class Stack:
     layers: tuple[Layer, ...]
     rounds: int
 
+    @property
+    def round_layers(self) -> int:
+        """Layers of a round."""
+        return sum(layer.times for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class Graph:

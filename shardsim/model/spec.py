@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from shardsim.errors import ModelError, nearest
+from shardsim.model.blocks import graph_of
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 
@@ -151,6 +152,11 @@ class Model:
         return self.patches + (1 if self.pooling == "cls" else 0)
 
     @cached_property
+    def round_layers(self) -> int:
+        """Layers after which the kinds of layers begin anew: a pipeline stage has whole rounds."""
+        return max(stack.round_layers for stack in graph_of(self).stacks)
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """Every weight of the model, part by part in the order of the forward pass."""
         return _parameters(self)
@@ -168,14 +174,14 @@ class Model:
         ViT-22B's published 21.743 B is 48 * (4 * 6144^2 + 2 * 6144 * 24576) = 21,743,271,936.
         """
         if self.parameter_convention == "block-matrices":
-            return self.layers * self.matmul_parameters_per_layer
+            return self.block_matrices
         return self.parameters_all
 
     @cached_property
-    def matmul_parameters_per_layer(self) -> int:
-        """Weights of one block that multiply every token: QKV, attention output and MLP."""
+    def block_matrices(self) -> int:
+        """Weights of the blocks that multiply every token: QKV, attention output and MLP."""
         return sum(
-            tensor.size_of_one
+            tensor.size
             for tensor in self.tensors
             if tensor.part == "block" and tensor.kind == "matrix"
         )
