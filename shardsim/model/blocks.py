@@ -7,6 +7,7 @@ keeps and emits follows from it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Op
@@ -80,9 +81,23 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
         class_token = model.pooling == "cls"
         x = embed_patches(start, positions=model.positions, class_token=class_token)
     head(end, model, x)
-    layer = Layer("", Block(model, attention).part)
-    stack = Stack(layers=(layer,), rounds=model.layers)
-    return Graph(before=start.part, stacks=(stack,), after=end.part)
+    return Graph(before=start.part, stacks=(layers_of(model, attention),), after=end.part)
+
+
+def layers_of(model: Model, attention: str) -> Stack:
+    """Return the layers: equal ones, or rounds of layers with different windows."""
+    windows = model.windows if len(set(model.windows)) > 1 else (model.windows or (0,))[:1]
+    runs = [(window, len(list(run))) for window, run in groupby(windows)]
+    names = [f"window {window}" if window else "global" for window, _ in runs]
+    layers = [
+        Layer(
+            "" if len(runs) == 1 else name if names.count(name) == 1 else f"{name}, {number}",
+            Block(model, attention, window).part,
+            times,
+        )
+        for number, (name, (window, times)) in enumerate(zip(names, runs, strict=True), 1)
+    ]
+    return Stack(layers=tuple(layers), rounds=model.layers // len(windows))
 
 
 def head(build: Builder, model: Model, x: Array) -> None:
@@ -99,8 +114,9 @@ def head(build: Builder, model: Model, x: Array) -> None:
 class Block(Builder):
     """A block of a Transformer: attention and MLP, in turn or side by side on one norm."""
 
-    def __init__(self, model: Model, attention: str) -> None:
+    def __init__(self, model: Model, attention: str, window: int) -> None:
         super().__init__()
+        self.mask = Mask(causal=model.causal, window=window)
         self.model = model
         self.fused = attention == "flash"
         if model.parallel_block:
@@ -154,7 +170,7 @@ class Block(Builder):
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
-        context = attend(self, *parts, mask=Mask(causal=model.causal), fused=self.fused)
+        context = attend(self, *parts, mask=self.mask, fused=self.fused)
         bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
 

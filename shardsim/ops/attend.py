@@ -40,19 +40,32 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Mask:
-    """Which query-key pairs count: all, or of each query the keys up to itself."""
+    """Which query-key pairs count: all, or of each query the keys up to itself.
+
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150).
+    """
 
     causal: bool
+    window: int = 0
 
     def computed(self, tokens: int) -> float:
-        """Return the share of the pairs that a fused kernel computes."""
+        """Return the share of the pairs that a fused kernel computes, in whole blocks."""
         if not self.causal or tokens <= BLOCK:
             return 1.0
-        return (tokens + BLOCK) / (2.0 * tokens)
+        pairs = (tokens + BLOCK) * tokens / 2.0
+        if self.window:  # blocks of keys that every query of a block is too late for
+            unseen = max(0, tokens // BLOCK - 1 - -(-(self.window - 1) // BLOCK))
+            pairs -= unseen * (unseen + 1) / 2.0 * BLOCK**2
+        return pairs / tokens**2
 
     def counted(self, tokens: int, halved: bool) -> int:
-        """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps."""
-        return tokens * tokens // (2 if halved else 1)
+        """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
+
+        In full a window counts as so many keys of every query; `halved`, what lies in it: w of T
+        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`).
+        """
+        window = min(self.window or tokens, tokens)
+        return window * (2 * tokens - window) // 2 if halved else tokens * window
 
 
 def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: bool) -> Array:
@@ -104,7 +117,8 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
 
 def seen(mask: Any, positions: Any, keys: Any) -> Any:
     """Return which keys a query sees, [queries, keys], by the positions of both."""
-    return positions[:, None] >= keys
+    back = positions[:, None] - keys
+    return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
 
 
 def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
@@ -153,6 +167,8 @@ def kernel_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
         [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
     )
     form = splash.CausalMask if mask["causal"] else splash.FullMask
+    if mask["window"]:
+        form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([form((length, length)) for _ in range(heads)]),
         block_sizes=splash.BlockSizes(**blocks),
