@@ -170,6 +170,7 @@ class Lowering:
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
             purpose=_purpose(transfer),
+            gradient=transfer.gradient and not transfer.weight,
         )
 
 
