@@ -360,7 +360,8 @@ def await_some_gathers(block: Block, where: Where) -> Block:
 
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
-    # What the plan says and nothing else: a bound on what an implementation of it can reach.
+    # What the plan says and nothing else: a bound on what an implementation of it can reach (but
+    # where SparseCores hide what the plan leaves to wait).
     "ideal": (),
     # What the exported code does under the TPU compiler.
     "emitted": (

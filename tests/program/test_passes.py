@@ -133,7 +133,8 @@ def test_the_docs_have_every_rule() -> None:
 def test_what_is_ideal_is_the_plan_and_what_is_done_beyond_it_takes_time(plan: Plan) -> None:
     assert program_as(plan, "ideal") == written(plan)
     ideal, emitted = (predict(plan, implementation=name) for name in ("ideal", "emitted"))
-    assert ideal.step_time_s <= emitted.step_time_s * (1 + 1e-9)
+    if not plan.machine.chip.offloads_collectives:  # those hide what the plan leaves to wait
+        assert ideal.step_time_s <= emitted.step_time_s * (1 + 1e-9)
     assert ideal.hbm["peak_bytes"] <= emitted.hbm["peak_bytes"] * (1 + 1e-9)
     for part in ("parameters_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
         assert ideal.hbm[part] == emitted.hbm[part]
@@ -160,6 +161,7 @@ def test_weights_travel_as_often_as_planned_or_twice_over_a_whole_slice(plan: Pl
     group = Links(plan.machine, layout)["gather"]
     inside = int(layout.gather.size) // int(layout.gather.slices)
     whole = inside > 1 and inside == plan.machine.devices_per_slice
+    whole = whole and not plan.machine.chip.offloads_collectives
 
     def sent(name: str) -> dict[str, float]:
         sums = {"all-gather": 0.0, "other": 0.0}
