@@ -20,7 +20,9 @@ from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
     ATTENTION,
     ATTENTION_GRADIENT,
+    BY_HEAD,
     QUERY_KEY_NORM,
+    QUERY_KEY_NORM_GRADIENT,
     Collective,
     Compute,
 )
@@ -139,7 +141,7 @@ class Lowering:
     def stream(
         self, name: str, op: Op, place: Split, passes: float, ops: float, count: Number = 1
     ) -> list[Compute]:
-        """Return an elementwise operation in units of the result's elements."""
+        """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not passes and not ops:
             return []
         elements = self.elements(op.out, place)
@@ -153,7 +155,7 @@ class Lowering:
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,
-                purpose=QUERY_KEY_NORM if op.stream.by_head else "",
+                purpose=_by_head(op, op.out),
                 pointwise=elements,
             )
         ]
@@ -169,6 +171,7 @@ class Lowering:
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
             purpose=_purpose(transfer),
+            gradient=transfer.gradient and not transfer.weight,
         )
 
 
@@ -236,6 +239,7 @@ class _Pass:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
             task = low.matmul(name, op, place, dims, low.width(op.out), count)
+            task = replace(task, purpose=_by_head(op, op.out))
             if not suffix:
                 self._project(op, "")
             self._add_matmul(task, op.out.name, [array.name for array in op.ins])
@@ -264,7 +268,11 @@ class _Pass:
             elements = low.elements(op.out, place)
             self._fuse("d " + op.out.name, elements, stream.fused_gradient, read)
         passes, ops = stream.gradient_passes, stream.gradient_ops
-        self.tasks += low.stream(f"{op.name} gradient", op, place, passes, ops)
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops)
+        gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT}
+        self.tasks += [
+            replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made
+        ]
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
             self.tasks += low.stream(f"{op.name} bias gradient", op, place, many, many)
@@ -281,6 +289,7 @@ class _Pass:
             name, width = f"{op.name} d {array.name}", low.wire
             read = ["d " + op.out.name]
         task = low.matmul(name, op, place, dims, width)
+        task = replace(task, purpose=_by_head(op, array))
         self._project(op, "dW " if array.weight else "d ")
         self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
@@ -457,6 +466,13 @@ def _purpose(transfer: Transfer) -> str:
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
         return "keys and values"
     return transfer.purpose or "block"
+
+
+def _by_head(op: Op, array: Array) -> str:
+    """Return the purpose of what makes `array`: attention reads queries and the like by head."""
+    if op.stream.by_head:
+        return QUERY_KEY_NORM
+    return BY_HEAD if "head_dim" in array.dims and op.unit != "attention" else ""
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:
