@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Dims, weights_of
+from shardsim.graph.place import logical_axis
 from shardsim.model.blocks import graph_of
 
 if TYPE_CHECKING:
@@ -109,5 +110,4 @@ def axes_of(dims: Dims) -> tuple[str, ...]:
     >>> axes_of(("embed", "kv", "group", "head_dim")), axes_of(("kv", "head_dim"))
     (('embed', 'heads', 'head_dim'), ('kv_heads', 'head_dim'))
     """
-    kv = "heads" if "group" in dims else "kv_heads"
-    return tuple(kv if d == "kv" else d for d in dims if d != "group")
+    return tuple(logical_axis(d, "group" in dims) for d in dims if d != "group")

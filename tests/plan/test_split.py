@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
+from shardsim.graph.place import RULES
 from shardsim.model import load_model
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.plan.optimizer import OPTIMIZERS, state_bytes
-from shardsim.plan.split import RULES, dimension, stored_elements
+from shardsim.plan.split import dimension, stored_elements
 from shardsim.planner.search import search
 
 GIB = 2**30
