@@ -11,7 +11,7 @@ from shardsim.program.kept import kept
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
-from shardsim.program.shapes import Shapes, Workload, shapes
+from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import Collective, Compute, Program
 
@@ -22,12 +22,13 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
     A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it
     keeps in the host's memory.
     """
-    local, sizes = shapes(work, layout), Sizes(work, layout)
+    sizes = Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
     stack = derived.stacks[0]
     layer = Lowering(work, layout, sizes, stack)
     found, shape = policies(work.model, work.attention, 0, layout)
-    trips = local.layers * layout.microbatches
+    layers = work.model.layers / layout.pipeline.size
+    trips = layers * layout.microbatches
     offloaded = frozenset() if remat is None else remat.offload
     kept_bytes, offload_bytes = kept(work, layout, sizes, 0, offloaded)
     weights = [leaf.array for leaf in stack.leaves if leaf.array.weight == "matrix"]
@@ -67,8 +68,8 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
             ends,
             forward,
             backward,
-            *_pipeline_sends(work, layout, local),
-            *gradient_reductions(work, layout, sizes, stack, derived.ends, local.layers),
+            *_pipeline_sends(work, layout, sizes.stored(stack.steps[-1].op.out)),
+            *gradient_reductions(work, layout, sizes, stack, derived.ends, layers),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
@@ -96,8 +97,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
     )
 
 
-def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Block, ...]:
-    """Return the sends between pipeline stages: once forward and once backward a chunk."""
+def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
+    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
     return (
         Block(
             name="stage boundary",
@@ -108,7 +109,7 @@ def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Bloc
                     name="send activations and gradients",
                     kind="permute",
                     role="pipeline",
-                    bytes=local.residual * work.wire_bytes,
+                    bytes=stream * work.wire_bytes,
                     count=2 * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),
