@@ -34,7 +34,7 @@ Shardsim = Callable[..., Result]
 # that does. Where a whole file imports it, the fast tier does not even read the file.
 STARTS_JAX = re.compile(
     r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
-    r"HostDevices|verify_host|TpuCompiler|needs_libtpu"
+    r"HostDevices|verify_host|host_environment|TpuCompiler|needs_libtpu"
 )
 FEWER = 10  # of the examples that a property draws in the whole suite, one in so many
 NO_JAX = Path(__file__).parent / "no_jax"

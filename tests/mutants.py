@@ -1,6 +1,6 @@
 """Mutants: small wrong changes to the modules that hold physics, each of which a test must notice.
 
-    python tests/mutants.py [--count 60] [--seed 0] [--only PATH ...] [--jobs 2] [--list]
+    python tests/mutants.py [--count 60] [--seed 0] [--only PATH ...] [--jobs 2] [--seconds S]
 
 Each mutant is one change of one expression: another constant, operator, comparison, role, kind or
 size, a term or factor or statement left out, a condition turned round. The same seed chooses the
@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -137,9 +138,10 @@ class Copies:
 class Runner:
     """Runs mutants, and ends what runs when it is told to stop."""
 
-    def __init__(self, jobs: int, limit_s: float) -> None:
+    def __init__(self, jobs: int, limit_s: float, seconds: float | None = None) -> None:
         self.copies = Copies(jobs)
         self.limit_s = limit_s
+        self.last_start_s = time.monotonic() + (inf if seconds is None else seconds)
         self.running: set[subprocess.Popen[str]] = set()
         self.lock = threading.Lock()
         self.stopped = False
@@ -183,7 +185,7 @@ class Runner:
         file = tree / mutant.path
         text = file.read_bytes()
         try:
-            if self.stopped:
+            if self.stopped or time.monotonic() > self.last_start_s:
                 return "stopped", ""
             _write(file, text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
             return self.tests(tree, tests_of(mutant.path), first)
@@ -252,20 +254,19 @@ def shown(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def check_unchanged(runner: Runner, sets: set[tuple[str, ...]], kept: set[str]) -> None:
-    """Leave if tests fail without any mutant."""
-    for tests in sorted(sets):
-        key = f"unchanged {digest(tests)}"
-        if key in kept:
-            continue
-        tree = runner.copies.free.get()
-        start = time.monotonic()
-        verdict, by = runner.tests(tree, tests)
-        runner.copies.free.put(tree)
-        print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
-        if verdict != "passed":
-            raise SystemExit(2)
-        keep({"key": key, "digest": digest(tests), "verdict": verdict, "by": ""})
+def check_unchanged(runner: Runner, tests: tuple[str, ...], kept: set[str]) -> None:
+    """Leave if a test fails without any mutant."""
+    key = f"unchanged {digest(tests)}"
+    if key in kept:
+        return
+    tree = runner.copies.free.get()
+    start = time.monotonic()
+    verdict, by = runner.tests(tree, tests)
+    runner.copies.free.put(tree)
+    print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
+    if verdict != "passed":
+        raise SystemExit(2)
+    keep({"key": key, "digest": digest(tests), "verdict": verdict, "by": ""})
 
 
 def keep(answer: dict[str, object]) -> None:
@@ -282,6 +283,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="of these")
     parser.add_argument("--jobs", type=int, default=2, help="how many at the same time")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one mutant")
+    parser.add_argument("--seconds", type=float, help="begin no mutant after so long")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
 
@@ -299,10 +301,11 @@ def main() -> int:
     todo = [mutant for mutant in wanted if mutant not in answers]
     code = 0
     if todo:
-        runner = Runner(options.jobs, options.limit)
+        runner = Runner(options.jobs, options.limit, options.seconds)
         pool = ThreadPoolExecutor(options.jobs)
         try:
-            check_unchanged(runner, {tests_of(mutant.path) for mutant in todo}, set(before))
+            tests = sorted({test for mutant in todo for test in tests_of(mutant.path)})
+            check_unchanged(runner, tuple(tests), set(before))
             futures = {
                 pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
                 for mutant in todo
@@ -310,6 +313,8 @@ def main() -> int:
             for done in as_completed(futures):
                 mutant = futures[done]
                 verdict, by = done.result()
+                if verdict == "stopped":
+                    continue
                 answers[mutant] = {"key": mutant.key, "verdict": verdict, "by": by}
                 answers[mutant]["digest"] = depends_on(mutant, answers[mutant])
                 keep(answers[mutant] | asdict(mutant))
