@@ -40,31 +40,44 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutants.jsonl"
 
 # Which modules are mutated (patterns; the first that matches counts), and the tests that must
-# notice, nearest first.
-PROGRAM_TESTS = (
-    "tests/program/test_op_traffic.py",
-    "tests/cost/test_kept.py",
-    "tests/program",
-    "tests/cost/test_hbm.py",
-    "tests/cost/test_hbm_evidence.py",
-    "tests/cost/test_price.py",
-)
-COST_TESTS = ("tests/cost", "tests/program")
+# notice: files nearest to it, run by themselves first, then whole folders.
+FOLDERS = ("tests/program", "tests/cost")
 REPLAY_TESTS = (
     "tests/cost/test_replay.py",
     "tests/xla/hlo/test_compiled_replay.py",
     "tests/simulate/test_compiled_steps.py",
-    *COST_TESTS,
 )
+PRICE_TESTS = (
+    "tests/cost/test_hiding.py",
+    "tests/cost/test_price.py",
+    "tests/cost/test_warnings.py",
+    "tests/program/test_overlap.py",
+)
+HBM_TESTS = ("tests/cost/test_kept.py", "tests/cost/test_hbm.py", "tests/program/test_liveness.py")
+PROGRAM_TESTS = ("tests/program/test_op_traffic.py", "tests/program/test_program_collectives.py")
+RING_TESTS = ("tests/program/test_rings.py", "tests/program/test_overlap.py")
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("shardsim/program/*.py", PROGRAM_TESTS),
-    ("shardsim/graph/*.py", PROGRAM_TESTS),
     ("shardsim/cost/words.py", ()),  # prints
-    ("shardsim/cost/price.py", ("tests/cost/test_hiding.py", *COST_TESTS)),
+    ("shardsim/program/liveness.py", HBM_TESTS),
+    ("shardsim/program/holds.py", HBM_TESTS),
+    ("shardsim/program/kept.py", HBM_TESTS),
+    ("shardsim/program/passes.py", ("tests/program/test_passes.py", *RING_TESTS)),
+    ("shardsim/program/rings.py", RING_TESTS),
+    ("shardsim/program/overlap.py", RING_TESTS),
+    ("shardsim/program/schedule.py", (*RING_TESTS, *REPLAY_TESTS)),
+    ("shardsim/program/*.py", PROGRAM_TESTS),
+    ("shardsim/graph/*.py", ("tests/program/test_stored.py", *PROGRAM_TESTS)),
+    ("shardsim/cost/collectives.py", ("tests/cost/test_collectives.py", *RING_TESTS)),
+    ("shardsim/cost/network.py", ("tests/cost/test_collectives.py",)),
+    (
+        "shardsim/cost/costs.py",
+        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py"),
+    ),
+    ("shardsim/cost/hbm.py", HBM_TESTS),
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
     ("shardsim/cost/task_times.py", REPLAY_TESTS),
-    ("shardsim/cost/*.py", COST_TESTS),
+    ("shardsim/cost/*.py", PRICE_TESTS),
 )
 
 # Changes that change no result: (file, line with a mark where the change begins, what it becomes,
@@ -78,7 +91,7 @@ def tests_of(path: str) -> tuple[str, ...]:
     """Return the tests that must notice a mutant of `path`."""
     for pattern, tests in MODULES:
         if Path(path).match(pattern):
-            return tuple(test for test in tests if (ROOT / test).exists())
+            return (*tests, *FOLDERS) if tests else ()
     return ()
 
 
@@ -147,12 +160,15 @@ class Runner:
         self.stopped = False
 
     def tests(self, tree: Path, tests: tuple[str, ...], first: str = "") -> tuple[str, str]:
-        """Run `tests` until one fails; return ("passed" | "failed" | "time", that test)."""
+        """Run `first`, then the files of `tests`, then its folders, until a test fails; return
+        ("passed" | "failed" | "time", that test)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"]
         command += ["-p", "no:cacheprovider", "-m", "not jax and not slow", "-rfE"]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
-        order = [first, *tests] if first else list(tests)
-        for batch in ([first], list(tests)) if first else (order,):
+        near = [test for test in tests if test.endswith(".py")]
+        for batch in ([first] if first else [], near, tests[len(near) :]):
+            if not batch:
+                continue
             process = subprocess.Popen(
                 [*command, *batch],
                 cwd=tree,
@@ -304,7 +320,8 @@ def main() -> int:
         runner = Runner(options.jobs, options.limit, options.seconds)
         pool = ThreadPoolExecutor(options.jobs)
         try:
-            tests = sorted({test for mutant in todo for test in tests_of(mutant.path)})
+            tests = {test for mutant in todo for test in tests_of(mutant.path)}
+            tests = sorted(tests, key=lambda test: (not test.endswith(".py"), test))
             check_unchanged(runner, tuple(tests), set(before))
             futures = {
                 pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
