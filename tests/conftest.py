@@ -36,7 +36,7 @@ STARTS_JAX = re.compile(
     r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
     r"HostDevices|verify_host|host_environment|TpuCompiler|needs_libtpu"
 )
-FEWER = 10  # of the examples that a property draws in the whole suite, one in so many
+FEWER = 20  # of the examples that a property draws in the whole suite, one in so many
 NO_JAX = Path(__file__).parent / "no_jax"
 
 collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]

@@ -66,10 +66,10 @@ def test_any_remat_reads_back(save, offload):
 @pytest.mark.parametrize(
     ("slice_name", "model"),
     [
-        ("v4:2x2x4", vit(pooling="map", classes=10)),
-        ("2*v5e:2x2", decoder(kv_heads=2)),
-        ("tpu7x:2x2x1", decoder(kv_heads=2)),
-        ("2*h100:8", vit(pooling="map", classes=10)),
+        ("2*v5e:2x2", vit(pooling="map", classes=10)),
+        ("tpu7x:2x2x1", vit(pooling="map", classes=10)),
+        pytest.param("v4:2x2x4", decoder(kv_heads=2), marks=pytest.mark.slow),
+        pytest.param("2*h100:8", decoder(kv_heads=2), marks=pytest.mark.slow),
     ],
 )
 def test_plans_of_the_search_read_back(slice_name, model, tmp_path):

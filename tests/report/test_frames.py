@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 from building import contends
-from found import searched, validated
+from found import searched, shipped, validated
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.sensitivity import sensitivity
-from shardsim.plan import load_plan, plan_names, resolve
+from shardsim.plan import load_plan, resolve
 from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import frames
 from shardsim.report.links import axis_use
@@ -19,7 +19,7 @@ from shardsim.report.roofline import matmul_points
 from shardsim.report.timeline import layer_timelines
 
 
-@pytest.fixture(scope="module", params=plan_names())
+@pytest.fixture(scope="module", params=shipped())
 def item(request: pytest.FixtureRequest) -> Prediction:
     return predict(load_plan(request.param))
 
