@@ -10,8 +10,10 @@ from building import build, decoder
 
 from shardsim.plan import resolve
 from shardsim.plan.layout import ROLES, AxisLayout, Layout
+from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, implemented
+from shardsim.program.schedule import Work
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Program
 
@@ -45,6 +47,15 @@ def stacked(layouts: list[Layout]) -> Layout:
     return layouts[0].reshaped(**axes, names={})
 
 
+def flops_of_runs(program: Program, layout: Layout) -> Any:
+    """Return the FLOPs of all that a step runs, in the order of its Schedule."""
+    total: Any = 0.0
+    for _, task, times in overlap(program, layout).runs():
+        if isinstance(task, Work):
+            total = total + task.flops * task.count * times
+    return total
+
+
 def figures(program: Program) -> dict[tuple[str, str, str], Any]:
     """Return what tasks of each kind come to in a step, by block and figure."""
     found: dict[tuple[str, str, str], Any] = {}
@@ -67,14 +78,14 @@ def figures(program: Program) -> dict[tuple[str, str, str], Any]:
 @pytest.mark.parametrize("residual", ["", "seq", "embed"])
 def test_many_plans_are_each_alone(name: str, residual: str) -> None:
     model = decoder(sequence=2048)
-    plans = [
-        build(model, "v5e:4x4", 64, where, residual=residual, microbatches=4) for where in MESHES
-    ]
+    options: dict[str, Any] = {"microbatches": 4, "pipeline_interleave": 2}
+    plans = [build(model, "v5e:4x4", 64, where, residual=residual, **options) for where in MESHES]
     layouts = [resolve(plan) for plan in plans]
     work, machine = Workload.of(plans[0]), plans[0].machine
 
     def made(layout: Layout) -> dict[tuple[str, str, str], Any]:
-        return figures(implemented(partition(work, layout), name, machine, layout))
+        program = implemented(partition(work, layout), name, machine, layout)
+        return figures(program) | {("step", "", "flops"): flops_of_runs(program, layout)}
 
     alone = [made(one.reshaped(residual=layouts[2].residual)) for one in layouts]
     together = made(stacked([one.reshaped(residual=layouts[2].residual) for one in layouts]))
