@@ -57,7 +57,7 @@ def sensitivity(
     )
     machine = replace(plan.machine, chip=many)
     made: Any = step_time_s(machine, layout, overlap(program, layout), costs_of(costs, many))
-    times = np.broadcast_to(made, factors[0].size).reshape(factors[0].shape)
+    times = np.broadcast_to(made, len(figures) * len(FACTORS)).reshape(-1, len(FACTORS))
     results = []
     for figure, (above_s, below_s, more_s) in zip(figures, times.tolist(), strict=True):
         mfu = mfu_of(plan, more_s) / (1.1 if figure == "peak_flops" else 1.0)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Dims, weights_of
+from shardsim.graph.place import logical_axis
 from shardsim.model.blocks import graph_of
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def parameters(model: Model) -> tuple[Tensor, ...]:
     layers: dict[str, Tensor] = {}
     for layer, many in graph.layers:  # layers of several kinds share stacks of equal weights
         for tensor in _tensors(model, weights_of(layer.part.ops), "block", many):
-            known = layers.get(tensor.name)
-            layers[tensor.name] = replace(tensor, stack=known.stack + many) if known else tensor
+            same = layers.get(tensor.name)
+            layers[tensor.name] = replace(tensor, stack=same.stack + many) if same else tensor
     made += layers.values()
     known = {tensor.name for tensor in made}
     after = [weight for weight in weights_of(graph.after.ops) if weight.name not in known]
@@ -113,5 +114,4 @@ def axes_of(dims: Dims) -> tuple[str, ...]:
     >>> axes_of(("embed", "kv", "group", "head_dim")), axes_of(("kv", "head_dim"))
     (('embed', 'heads', 'head_dim'), ('kv_heads', 'head_dim'))
     """
-    kv = "heads" if "group" in dims else "kv_heads"
-    return tuple(kv if d == "kv" else d for d in dims if d != "group")
+    return tuple(logical_axis(d, "group" in dims) for d in dims if d != "group")

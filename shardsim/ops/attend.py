@@ -166,7 +166,7 @@ def kernel_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
     blocks: dict[str, Any] = dict.fromkeys(
         [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
     )
-    form = splash.CausalMask if mask["causal"] else splash.FullMask
+    form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
     kernel = splash.make_splash_mha(

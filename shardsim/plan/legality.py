@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from shardsim.errors import PlanError
+from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.plan import Plan
-from shardsim.plan.split import RULES, dimension, lengths, named
+from shardsim.plan.split import dimension, lengths, named
 
 _WHAT = {
     "batch": "sequences",

@@ -73,8 +73,8 @@ def over_policies(layout: Layout, value: Callable[[frozenset[str]], Number]) -> 
     found = {names: np.asarray(value(names)) for names in dict.fromkeys(kept)}
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     whole = np.broadcast_shapes(*(array.shape for array in found.values()))
-    if len(axes) == 1 and (len(whole) < len(shape) or whole[axes[0] - len(shape)] == 1):
-        whole = (1,) * (len(shape) - len(whole)) + whole
+    whole = (1,) * (len(shape) - len(whole)) + whole
+    if len(axes) == 1 and whole[axes[0] - len(shape)] == 1:
         parts = {names: np.broadcast_to(array, whole) for names, array in found.items()}
         return np.concatenate([parts[names] for names in kept], axis=axes[0] - len(shape))
     total: Number = 0.0

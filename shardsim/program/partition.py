@@ -11,7 +11,7 @@ from shardsim.program.kept import kept
 from shardsim.program.lower import Lowering, Task, repeated, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
-from shardsim.program.shapes import Shapes, Workload, shapes
+from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import Collective, Compute, Program
 
@@ -23,10 +23,11 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
     keeps in the host's memory. A trip of "layer forward" and of "layer backward" is a round of the
     model's layers (`model.blocks.Stack`).
     """
-    local, sizes = shapes(work, layout), Sizes(work, layout)
+    sizes = Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
     (stack,) = graph(work.model, work.attention).stacks
     rounds = stack.rounds / layout.pipeline.size
+    last = derived.layers[-1].steps[-1]
     offloaded = frozenset() if remat is None else remat.offload
     forward: list[Task] = []
     backward: list[Task] = []
@@ -68,7 +69,7 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
     return Program(
         blocks=(
             *blocks,
-            *_pipeline_sends(work, layout, local),
+            *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
             *gradient_reductions(work, layout, sizes, stack, derived, rounds),
             update(work, layout),
         ),
@@ -97,8 +98,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
     )
 
 
-def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Block, ...]:
-    """Return the sends between pipeline stages: once forward and once backward a chunk."""
+def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
+    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
     return (
         Block(
             name="stage boundary",
@@ -109,7 +110,7 @@ def _pipeline_sends(work: Workload, layout: Layout, local: Shapes) -> tuple[Bloc
                     name="send activations and gradients",
                     kind="permute",
                     role="pipeline",
-                    bytes=local.residual * work.wire_bytes,
+                    bytes=stream * work.wire_bytes,
                     count=2 * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),

@@ -208,6 +208,21 @@ def test_layers_add_up(layers):
     assert times[2] - times[1] == pytest.approx(times[1] - times[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("layers", [4, 8])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_collectives_are_counted_over_the_whole_step(layers, microbatches):
+    # Weights of a layer are gathered for each pass and its gradients scattered once, together; so
+    # are those of embedding and head, which are gathered once. Vectors are summed at the end.
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    plan = build(decoder(layers=layers), "v5e:4x4", 64, where, microbatches=microbatches)
+    found = {use.kind: use.count for use in predict(plan).collectives if "f" in use.mesh_axes}
+    assert found == {
+        "all-gather": (2 * layers + 1) * microbatches,
+        "reduce-scatter": (layers + 1) * microbatches,
+        "all-reduce": 1,
+    }
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_weights_wait_for_the_tensor_axis_where_they_share_links(shared):
     # 4 x 2 devices for the weights, 2 for the tensor axis, on the same axis or on another.

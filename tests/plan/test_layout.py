@@ -8,7 +8,6 @@ import pytest
 from building import build, decoder
 
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import AxisLayout
 
 
 def members(plan: Plan, roles: str) -> list[list[int]]:
@@ -41,7 +40,7 @@ def members(plan: Plan, roles: str) -> list[list[int]]:
 def test_strides_along_an_axis(where, shards, roles, group):
     model = decoder(embed=2048)
     plan = build(model, "v5e:8x8", 64, where, context_shards=shards)
-    layout: AxisLayout = getattr(resolve(plan), group)
+    layout = resolve(plan).role(group)
     found = members(plan, roles)
     sizes = {len(places) for places in found}
     gaps = {after - before for places in found for before, after in pairwise(places)}

@@ -14,6 +14,7 @@ from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.graph.arrays import Array, Op, backward, einsum, linear, pointwise, weight
 from shardsim.graph.derive import derive
 from shardsim.graph.place import Kind, placed
+from shardsim.machine import override_chip
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.program.holds import Passes
@@ -128,6 +129,36 @@ def test_what_is_born_dies_and_no_moment_is_above_the_peak(plan, name, policy):
         made = {array.name: array for array in trace.arrays if array.name.startswith("d ")}
         assert all(array.last < moments for array in made.values())
         assert first == "x"
+
+
+@pytest.mark.parametrize("ring", ["", "embed", "sequence"])
+@pytest.mark.parametrize("model", [decoder(), vit()], ids=["serial", "parallel"])
+def test_empty_arrays_of_rings_are_there_all_along(model, ring):
+    passes = replace(HOLDS["emitted"], ring_empty=True)
+    trace = layer_trace(model, "flash", 0, Kind(), frozenset(), passes, Mode(ring=ring))
+    empty = {array.name: array for array in trace.arrays if array.name.startswith("empty")}
+    assert all(array.born == 0 for array in empty.values())
+    assert all(array.last == len(trace.labels) - 1 for array in empty.values())
+    # One of the stream, of which a ring over embed has two, and of what attention reads.
+    heads = {"empty, q", "empty, k", "empty, v"}
+    named = {"": set(), "embed": {"empty, whole"}, "sequence": {"empty, whole", *heads}}
+    assert set(empty) == named[ring]
+    if ring:
+        assert empty["empty, whole"].times == (2 if ring == "embed" else 1)
+
+
+@given(plans(), NAMES)
+def test_where_memory_is_scarce_only_what_is_needed_is_held(plan, name):
+    passes = HOLDS[name]
+    chip = override_chip(plan.machine.chip, {"hbm_usable_bytes": 2.0**20})
+    small = replace(plan.machine, chip=chip)
+    work, layout = Workload.of(plan), resolve(plan)
+    least = hbm_use(small, work, layout, passes.least, plan.remat.offload)
+    use = hbm_use(small, work, layout, passes, plan.remat.offload)
+    assert float(use.peak_bytes) == pytest.approx(float(least.peak_bytes), rel=1e-12)
+    plenty = hbm_use(small, work, layout, replace(passes, scarce=None), plan.remat.offload)
+    assert float(least.peak_bytes) <= float(plenty.peak_bytes) * (1 + 1e-12)
+    assert (passes.least == passes) == (passes.scarce is None)
 
 
 @given(plans(), NAMES)
