@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import shardsim
@@ -24,6 +23,20 @@ from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
 
+# What the program reads of a model besides its calls.
+MODEL_OPTIONS = (
+    "name",
+    "embed",
+    "heads",
+    "head_dim",
+    "kv_heads",
+    "vocab",
+    "tied_embeddings",
+    "patch",
+    "image",
+    "channels",
+    "classes",
+)
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 
@@ -105,12 +118,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
 
 
 def _model_data(model: Model) -> dict[str, Any]:
-    skipped = ("biases", "note", "source", "parameter_convention", "sequence")
-    return {
-        entry.name: getattr(model, entry.name)
-        for entry in fields(model)
-        if entry.name not in skipped
-    }
+    return {name: getattr(model, name) for name in MODEL_OPTIONS}
 
 
 def calls_of(plan: Plan) -> dict[str, Any]:
