@@ -171,6 +171,13 @@ def test_the_list_at_the_peak_is_the_peak(plan, name):
 
 
 @given(plans(), NAMES)
+def test_with_room_for_all_the_list_lacks_nothing(plan, name):
+    passes = replace(HOLDS[name], scarce=None)
+    use = hbm_use(plan.machine, Workload.of(plan), resolve(plan), passes, plan.remat.offload)
+    assert not [held.name for held in use.at_peak if held.name.startswith("not there together")]
+
+
+@given(plans(), NAMES)
 def test_a_larger_batch_never_needs_less(plan, name):
     larger = replace(plan, batch=plan.batch * 2)
     assert float(used(larger, name).peak_bytes) >= float(used(plan, name).peak_bytes) * (1 - 1e-12)
