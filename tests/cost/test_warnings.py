@@ -21,6 +21,14 @@ def test_a_ring_that_cannot_be_is_told(matmul, residual, where):
     assert told == (matmul != "off" and residual == "" and "tensor" in where)
 
 
+@pytest.mark.parametrize("twisted", [False, True])
+def test_a_twist_is_told(twisted):
+    machine = "v4:4x4x8_twisted" if twisted else "v4:4x4x8"
+    where = {"fsdp": {"x": 4, "y": 4, "z": 8}}
+    told = predict(build(decoder(), machine, 128, where)).warnings
+    assert ("a twisted torus is priced as a straight one" in told) == twisted
+
+
 @pytest.mark.parametrize("batch", [16, 16384])
 def test_what_does_not_fit_says_by_how_much(batch):
     found = predict(build(decoder(), "v5e:4x4", batch, {"data": {"x": 4, "y": 4}}, remat="none"))

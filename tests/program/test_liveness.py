@@ -15,7 +15,7 @@ from shardsim.graph.arrays import Array, Op, backward, einsum, linear, pointwise
 from shardsim.graph.derive import derive
 from shardsim.graph.place import Kind, placed
 from shardsim.machine import override_chip
-from shardsim.plan import Plan, plan_from_data, resolve
+from shardsim.plan import Overlap, Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.program.holds import Passes
 from shardsim.program.liveness import (
@@ -168,6 +168,19 @@ def test_the_list_at_the_peak_is_the_peak(plan, name):
     largest = [held.size_bytes for held in use.at_peak]
     assert largest == sorted(largest, reverse=True)
     assert float(use.peak_bytes) >= max(map(float, use.at)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(HOLDS))
+@pytest.mark.parametrize("matmul", ["off", "bidirectional"])
+@pytest.mark.parametrize("residual", ["seq", "embed"])
+def test_with_room_for_all_the_list_lacks_nothing(name, matmul, residual):
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    overlap = Overlap(matmul=matmul)
+    plan = build(decoder(), "v5e:4x4", 64, where, residual=residual, overlap=overlap)
+    passes = replace(HOLDS[name], scarce=None)
+    use = hbm_use(plan.machine, Workload.of(plan), resolve(plan), passes)
+    names = {held.name for held in use.at_peak}
+    assert not [held for held in names if held.startswith("not there together")]
 
 
 @given(plans(), NAMES)
