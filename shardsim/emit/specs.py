@@ -26,7 +26,9 @@ Spec = list[list[str]]
 # What the program reads of a model besides its calls.
 MODEL_OPTIONS = (
     "name",
+    "layers",
     "embed",
+    "mlp",
     "heads",
     "head_dim",
     "kv_heads",

@@ -16,7 +16,7 @@ that were gathered and gradients still to be scattered, as in a loop that carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,8 +64,7 @@ class _Draft:
 def overlap(program: Program, layout: Layout) -> Schedule:
     """Return what one device does in a step of `program` under `layout`, and when."""
     drafts = {
-        block.name: _Draft(block=block, tasks=early(rings(block, layout)))
-        for block in program.blocks
+        block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
     }
     forward, head, backward = (_only(drafts, phase) for phase in ("forward", "head", "backward"))
     prefetch(forward, forward, layout, "but last")
@@ -125,23 +124,6 @@ def rings(block: Block, layout: Layout) -> list[Task]:
             placed.append(other)
         tasks = placed
     return [task for task in tasks if not _never(task)]
-
-
-def early(tasks: Iterable[Task]) -> list[Task]:
-    """Return tasks in order, with moves that may be early started behind those before them."""
-    placed: list[Task] = []
-    for task in tasks:
-        if not isinstance(task, Collective) or not task.early:
-            placed.append(task)
-            continue
-        same = [
-            place
-            for place, other in enumerate(placed, 1)
-            if isinstance(other, Collective) and other.role == task.role
-        ]
-        placed.insert(same[-1] if same else 0, Start(task=task))
-        placed.append(Await(name=task.name))
-    return placed
 
 
 def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:

@@ -319,17 +319,16 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
 
 def offload_to_sparse_cores(block: Block, where: Where) -> Block:
     """Gather weights and scatter their gradients beside all else, whatever the plan says, on chips
-    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml); gather gradients of
-    activations as soon as the links are free (plans of llama3-70b in docs/compiled.md)."""
+    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b in
+    docs/compiled.md)."""
     if not where.machine.chip.offloads_collectives:
         return block
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective):
             return [task]
-        if task.purpose in GATHERED_WEIGHTS:
-            return [replace(task, switch="always") if task.switch else task]
-        return [replace(task, early=task.gradient and task.kind == "all-gather")]
+        offloaded = task.purpose in GATHERED_WEIGHTS and task.switch
+        return [replace(task, switch="always") if offloaded else task]
 
     return _changed(block, change)
 

@@ -67,7 +67,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {**_DECODER, "name": "gemma", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 2}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary"},
     # As Gemma 2: every other layer sees a window of the last tokens.
-    "gemma2": {**_DECODER, "name": "gemma2", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 4}
+    "gemma2": {
+        **_DECODER,
+        "name": "gemma2",
+        "layers": 4,
+        "gated_mlp": True,
+        "norm": "rmsnorm",
+        "kv_heads": 4,
+    }
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary", "windows": [6, 0]},
     # As Gemma 3: several local layers for each that sees all.
     "gemma3": {**_DECODER, "name": "gemma3", "qk_norm": True, "norm": "rmsnorm", "layers": 6}

@@ -347,25 +347,3 @@ def test_sparse_cores_move_weights_beside_all_else() -> None:
     waited, moved = (sum(getattr(use, name) for use in weights) for name in ("exposed_s", "time_s"))
     assert waited < 0.03 * moved
     assert sum(use.time_s for use in weights if use.kind == "all-reduce") < 1e-3
-
-
-def test_sparse_cores_gather_gradients_early() -> None:
-    """Started behind the last move over the same links, beside what is recomputed."""
-    plan = replace(OFFLOADED, overlap=replace(OFFLOADED.overlap, matmul="off"))
-    exposed_s = {}
-    for name in ("ideal", "emitted"):
-        item = predict(plan, costs="compiler", implementation=name)
-        exposed_s[name] = {
-            cost.task.name: (float(cost.exposed_s), float(cost.time_s))
-            for cost in item.price.collectives
-            if cost.block == "layer backward" and cost.task.role == "tensor"
-        }
-    early = {
-        task.name
-        for task in program_as(plan, "emitted").block("layer backward").tasks
-        if isinstance(task, Collective) and task.early and task.role == "tensor"
-    }
-    assert len(early) == 1  # that of the block's output, in a parallel block
-    for name, (waits_s, time_s) in exposed_s["emitted"].items():
-        assert exposed_s["ideal"][name][0] == pytest.approx(time_s)
-        assert waits_s < 0.5 * time_s if name in early else waits_s == pytest.approx(time_s)
