@@ -209,11 +209,16 @@ def lay_out_by_head(block: Block, where: Where) -> Block:
     llama3-70b in docs/compiled.md)."""
     by_position = where.ring | where.layout.partitioned
     tasks: list[Task] = []
+    laid: Number = False  # whether what ran last left them so
     for task in block.tasks:
-        before = tasks[-1] if tasks else None
-        if _streams_by_head(task) and not _streams_by_head(before):
+        runs = np.greater(task.count, 0) if isinstance(task, Compute | Collective) else True
+        if _streams_by_head(task):
             size = SUM_BYTES * task.pointwise
-            tasks += _copy(task.name, "copy", size, task.count * by_position)
+            first = task.count * by_position * np.logical_not(laid)
+            tasks += _copy(task.name, "copy", size, first)
+            laid = laid | runs
+        else:
+            laid = laid & np.logical_not(runs)
         tasks.append(task)
     return replace(block, tasks=tuple(tasks))
 
@@ -455,7 +460,7 @@ def _cut_by_gather(task: Task, block: Block) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.ring == "gathered" and block.phase in LAYER_PHASES
 
 
-def _streams_by_head(task: Task | None) -> TypeGuard[Compute]:
+def _streams_by_head(task: Task) -> TypeGuard[Compute]:
     """Return whether it works through queries or keys element by element."""
     purposes = (BY_HEAD, QUERY_KEY_NORM, QUERY_KEY_NORM_GRADIENT)
     return isinstance(task, Compute) and task.purpose in purposes and not np.any(task.matmuls)
