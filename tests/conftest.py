@@ -34,9 +34,10 @@ Shardsim = Callable[..., Result]
 # that does. Where a whole file imports it, the fast tier does not even read the file.
 STARTS_JAX = re.compile(
     r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
-    r"HostDevices|verify_host|TpuCompiler|needs_libtpu"
+    r"HostDevices|verify_host|host_environment|TpuCompiler|needs_libtpu"
 )
-FEWER = 10  # of the examples that a property draws in the whole suite, one in so many
+FEWER = 20  # of the examples that a property draws in the whole suite, one in so many
+_KNOWN: dict[Callable[..., object], bool] = {}  # of each test function: see `starts_jax`
 NO_JAX = Path(__file__).parent / "no_jax"
 
 collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]
@@ -92,16 +93,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def starts_jax(item: pytest.Function) -> bool:
     """Return whether a test, a fixture or function that it uses, or its module starts JAX."""
-    functions = [item.function]
-    functions += [
-        fixture.func
-        for name in item.fixturenames
-        for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ()
-    ]
-    for function in [own(function) for function in functions]:
-        used = (item.module.__dict__.get(name) for name in function.__code__.co_names)
-        functions += [one for one in used if inspect.isfunction(one)]
-    return imports_jax(item.path) or any(names_jax(own(one)) for one in functions)
+    if item.function not in _KNOWN:
+        functions = [item.function]
+        functions += [
+            fixture.func
+            for name in item.fixturenames
+            for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ()
+        ]
+        for function in [own(function) for function in functions]:
+            used = (item.module.__dict__.get(name) for name in function.__code__.co_names)
+            functions += [one for one in used if inspect.isfunction(one)]
+        starts = any(names_jax(own(one)) for one in functions)
+        _KNOWN[item.function] = starts or imports_jax(item.path)
+    return _KNOWN[item.function]
 
 
 def own(function: Any) -> Any:

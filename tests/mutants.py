@@ -1,6 +1,6 @@
 """Mutants: small wrong changes to the modules that hold physics, each of which a test must notice.
 
-    python tests/mutants.py [--count 60] [--seed 0] [--only PATH ...] [--jobs 2] [--list]
+    python tests/mutants.py [--count 60] [--seed 0] [--only PATH ...] [--jobs 2] [--seconds S]
 
 Each mutant is one change of one expression: another constant, operator, comparison, role, kind or
 size, a term or factor or statement left out, a condition turned round. The same seed chooses the
@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -30,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -39,37 +39,77 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutants.jsonl"
 
 # Which modules are mutated (patterns; the first that matches counts), and the tests that must
-# notice, nearest first.
-PROGRAM_TESTS = (
-    "tests/program/test_op_traffic.py",
-    "tests/cost/test_kept.py",
-    "tests/program",
-    "tests/cost/test_hbm.py",
-    "tests/cost/test_hbm_evidence.py",
-    "tests/cost/test_price.py",
-)
-COST_TESTS = ("tests/cost", "tests/program")
+# notice: files nearest to it, run by themselves first, then whole folders.
+FOLDERS = ("tests/program", "tests/cost")
 REPLAY_TESTS = (
     "tests/cost/test_replay.py",
     "tests/xla/hlo/test_compiled_replay.py",
     "tests/simulate/test_compiled_steps.py",
-    *COST_TESTS,
 )
+PRICE_TESTS = (
+    "tests/cost/test_hiding.py",
+    "tests/cost/test_price.py",
+    "tests/cost/test_warnings.py",
+    "tests/program/test_overlap.py",
+)
+HBM_TESTS = ("tests/cost/test_kept.py", "tests/cost/test_hbm.py", "tests/program/test_liveness.py")
+PROGRAM_TESTS = ("tests/program/test_op_traffic.py", "tests/program/test_program_collectives.py")
+RING_TESTS = ("tests/program/test_rings.py", "tests/program/test_overlap.py")
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("shardsim/program/*.py", PROGRAM_TESTS),
-    ("shardsim/graph/*.py", PROGRAM_TESTS),
     ("shardsim/cost/words.py", ()),  # prints
-    ("shardsim/cost/price.py", ("tests/cost/test_hiding.py", *COST_TESTS)),
+    ("shardsim/program/liveness.py", HBM_TESTS),
+    ("shardsim/program/holds.py", HBM_TESTS),
+    ("shardsim/program/kept.py", HBM_TESTS),
+    ("shardsim/program/passes.py", ("tests/program/test_passes.py", *RING_TESTS)),
+    ("shardsim/program/rings.py", RING_TESTS),
+    ("shardsim/program/overlap.py", RING_TESTS),
+    ("shardsim/program/schedule.py", (*RING_TESTS, *REPLAY_TESTS)),
+    ("shardsim/program/*.py", PROGRAM_TESTS),
+    (
+        "shardsim/graph/*.py",
+        ("tests/program/test_stored.py", "tests/plan/test_layout.py", *PROGRAM_TESTS),
+    ),
+    ("shardsim/cost/collectives.py", ("tests/cost/test_collectives.py", *RING_TESTS)),
+    ("shardsim/cost/network.py", ("tests/cost/test_collectives.py",)),
+    (
+        "shardsim/cost/costs.py",
+        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py"),
+    ),
+    ("shardsim/cost/hbm.py", HBM_TESTS),
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
     ("shardsim/cost/task_times.py", REPLAY_TESTS),
-    ("shardsim/cost/*.py", COST_TESTS),
+    ("shardsim/cost/*.py", PRICE_TESTS),
 )
 
 # Changes that change no result: (file, line with a mark where the change begins, what it becomes,
 # why). Never what a test could see.
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ("shardsim/cost/network.py", "whole: Number = |1", "2", "set before it is read"),
+    (
+        "shardsim/cost/price.py",
+        "each_s = clock.layers[usual].value / np.where(np.greater(trips[-1], |0), trips[-1], 1)",
+        "1",
+        "one trip is divided by one either way",
+    ),
+    (
+        "shardsim/cost/meshlinks.py",
+        "stride=|1 if places[torus] == DCN else int(strides[places[torus]]),",
+        "2",
+        "of slices only how many there are is read",
+    ),
+    (
+        "shardsim/program/liveness.py",
+        'found[array.name] = Live(f"{array.name}, for the head", size, 0, |0)',
+        "1",
+        "in no trace: only its size is read",
+    ),
+    (
+        "shardsim/program/lower.py",
+        "read = |low.elements(op.ins[0], place) * low.wire * stream.fused_reads",
+        "(low.elements(op.ins[0], place) * low.wire)",
+        "1 in all ops that there are",
+    ),
 )
 
 
@@ -77,7 +117,7 @@ def tests_of(path: str) -> tuple[str, ...]:
     """Return the tests that must notice a mutant of `path`."""
     for pattern, tests in MODULES:
         if Path(path).match(pattern):
-            return tuple(test for test in tests if (ROOT / test).exists())
+            return (*tests, *FOLDERS) if tests else ()
     return ()
 
 
@@ -93,11 +133,10 @@ def candidates(only: list[str]) -> Iterator[tuple[str, list[Mutant]]]:
 
 def chosen(count: int, seed: int, only: list[str]) -> list[Mutant]:
     """Return `count` mutants, spread over the modules by their number of places to change."""
-    rng = random.Random(seed)
     equal = {(path, around, after) for path, around, after, _ in EQUIVALENT}
     pools = []
     for _, mutants in candidates(only):
-        rng.shuffle(mutants)
+        mutants.sort(key=lambda mutant: _order(seed, mutant))
         # One mutant an expression before a second of the same.
         seen: dict[tuple[int, int], int] = {}
         turns = []
@@ -112,9 +151,14 @@ def chosen(count: int, seed: int, only: list[str]) -> list[Mutant]:
     for pool in pools:
         picked += pool[: max(1, round(count * len(pool) / total))]
     left = [m for pool in pools for m in pool if m not in set(picked)]
-    rng.shuffle(left)
-    rng.shuffle(picked)
+    for some in (picked, left):
+        some.sort(key=lambda mutant: _order(seed, mutant))
     return sorted((picked + left)[:count])
+
+
+def _order(seed: int, mutant: Mutant) -> str:
+    """Return what mutants are sorted by: as if drawn, but the same whatever else changes."""
+    return hashlib.sha256(f"{seed} {mutant.key}".encode()).hexdigest()
 
 
 class Copies:
@@ -137,20 +181,24 @@ class Copies:
 class Runner:
     """Runs mutants, and ends what runs when it is told to stop."""
 
-    def __init__(self, jobs: int, limit_s: float) -> None:
+    def __init__(self, jobs: int, limit_s: float, seconds: float | None = None) -> None:
         self.copies = Copies(jobs)
         self.limit_s = limit_s
+        self.last_start_s = time.monotonic() + (inf if seconds is None else seconds)
         self.running: set[subprocess.Popen[str]] = set()
         self.lock = threading.Lock()
         self.stopped = False
 
     def tests(self, tree: Path, tests: tuple[str, ...], first: str = "") -> tuple[str, str]:
-        """Run `tests` until one fails; return ("passed" | "failed" | "time", that test)."""
+        """Run `first`, then the files of `tests`, then its folders, until a test fails; return
+        ("passed" | "failed" | "time", that test)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"]
         command += ["-p", "no:cacheprovider", "-m", "not jax and not slow", "-rfE"]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
-        order = [first, *tests] if first else list(tests)
-        for batch in ([first], list(tests)) if first else (order,):
+        near = [test for test in tests if test.endswith(".py")]
+        for batch in ([first] if first else [], near, tests[len(near) :]):
+            if not batch:
+                continue
             process = subprocess.Popen(
                 [*command, *batch],
                 cwd=tree,
@@ -183,7 +231,7 @@ class Runner:
         file = tree / mutant.path
         text = file.read_bytes()
         try:
-            if self.stopped:
+            if self.stopped or time.monotonic() > self.last_start_s:
                 return "stopped", ""
             _write(file, text[: mutant.start] + mutant.after.encode() + text[mutant.end :])
             return self.tests(tree, tests_of(mutant.path), first)
@@ -252,20 +300,19 @@ def shown(text: str, width: int = 60) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def check_unchanged(runner: Runner, sets: set[tuple[str, ...]], kept: set[str]) -> None:
-    """Leave if tests fail without any mutant."""
-    for tests in sorted(sets):
-        key = f"unchanged {digest(tests)}"
-        if key in kept:
-            continue
-        tree = runner.copies.free.get()
-        start = time.monotonic()
-        verdict, by = runner.tests(tree, tests)
-        runner.copies.free.put(tree)
-        print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
-        if verdict != "passed":
-            raise SystemExit(2)
-        keep({"key": key, "digest": digest(tests), "verdict": verdict, "by": ""})
+def check_unchanged(runner: Runner, tests: tuple[str, ...], kept: set[str]) -> None:
+    """Leave if a test fails without any mutant."""
+    key = f"unchanged {digest(tests)}"
+    if key in kept:
+        return
+    tree = runner.copies.free.get()
+    start = time.monotonic()
+    verdict, by = runner.tests(tree, tests)
+    runner.copies.free.put(tree)
+    print(f"unchanged: {verdict} in {time.monotonic() - start:.0f} s {by}", flush=True)
+    if verdict != "passed":
+        raise SystemExit(2)
+    keep({"key": key, "digest": digest(tests), "verdict": verdict, "by": ""})
 
 
 def keep(answer: dict[str, object]) -> None:
@@ -282,6 +329,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="PATH", help="of these")
     parser.add_argument("--jobs", type=int, default=2, help="how many at the same time")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one mutant")
+    parser.add_argument("--seconds", type=float, help="begin no mutant after so long")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
 
@@ -299,10 +347,12 @@ def main() -> int:
     todo = [mutant for mutant in wanted if mutant not in answers]
     code = 0
     if todo:
-        runner = Runner(options.jobs, options.limit)
+        runner = Runner(options.jobs, options.limit, options.seconds)
         pool = ThreadPoolExecutor(options.jobs)
         try:
-            check_unchanged(runner, {tests_of(mutant.path) for mutant in todo}, set(before))
+            tests = {test for mutant in todo for test in tests_of(mutant.path)}
+            tests = sorted(tests, key=lambda test: (not test.endswith(".py"), test))
+            check_unchanged(runner, tuple(tests), set(before))
             futures = {
                 pool.submit(runner.mutant, mutant, _killer(before.get(mutant.key))): mutant
                 for mutant in todo
@@ -310,6 +360,8 @@ def main() -> int:
             for done in as_completed(futures):
                 mutant = futures[done]
                 verdict, by = done.result()
+                if verdict == "stopped":
+                    continue
                 answers[mutant] = {"key": mutant.key, "verdict": verdict, "by": by}
                 answers[mutant]["digest"] = depends_on(mutant, answers[mutant])
                 keep(answers[mutant] | asdict(mutant))

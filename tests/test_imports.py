@@ -18,6 +18,7 @@ PACKAGE = Path(shardsim.__file__).parent
 ORDER = (
     ("units", "errors", "files"),
     ("graph",),
+    ("ops",),
     ("machine", "model"),
     ("plan",),
     ("program",),
@@ -41,9 +42,15 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Return a file's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
     """Yield the dotted names that a file imports; with `top_level`, those run on import."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     nodes = tree.body if top_level else list(ast.walk(tree))
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -117,7 +124,7 @@ import shardsim.cli.main
 from click.testing import CliRunner
 run = CliRunner().invoke(
     shardsim.cli.main.main,
-    ["plan", "vit-l-16", "--on", "v4:2x2x4", "--batch", "256", "--json"],
+    ["plan", "vit-l-16", "--on", "v4:2x2x1", "--batch", "256", "--json"],
 )
 assert run.exit_code == 0, run.output
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from shardsim.cli.chosen import load
 from shardsim.cli.output import command_errors, emit_json, json_option, show
-from shardsim.cli.planning import load, op_costs_option
+from shardsim.cli.planning import op_costs_option
 from shardsim.errors import PlanError
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from shardsim.cli.chosen import load, set_option
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
-from shardsim.cli.planning import as_option, load, set_option
+from shardsim.cli.planning import as_option
 
 
 @click.command()

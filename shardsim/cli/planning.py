@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shardsim.cli.catalog import read_model
+from shardsim.cli.chosen import chosen_plan, set_option, words_options
 from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
     command_errors,
@@ -190,27 +191,9 @@ def plan(
         sys.exit(1)
 
 
-def load(path: str, changes: tuple[str, ...] = ()) -> Any:
-    from shardsim.plan import load_plan
-    from shardsim.planner.changes import changed, parse_assignment
-
-    loaded = load_plan(path)
-    if not changes:
-        return loaded
-    return changed(loaded, dict(parse_assignment(text) for text in changes))
-
-
-set_option = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a key of the plan, model.* or chip.*; may be repeated.",
-)
-
-
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
+@words_options
 @set_option
 @op_costs_option
 @as_option
@@ -228,6 +211,7 @@ set_option = click.option(
 @command_errors
 def predict(
     path: str,
+    words: dict[str, Any],
     changes: tuple[str, ...],
     op_costs: str | None,
     implementation: str | None,
@@ -236,13 +220,15 @@ def predict(
     what_ifs: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Predict MFU, step time and HBM of one plan: a file, or the name of a shipped one.
+    """Predict MFU, step time and HBM of one plan: a file, the name of a shipped one, or a model.
 
-    Exit status 1 if the plan does not fit in HBM.
+    A model needs a slice, a batch and a mesh; the rest is as the search has it, unless --set says
+    otherwise. Exit status 1 if the plan does not fit in HBM.
 
     \b
     Examples:
       shardsim predict vit-22b-published-tp8
+      shardsim predict vit-22b --on v4:8x8x16 --batch 65536 --mesh fsdp=128,tensor=8
       shardsim predict plan.yaml --set microbatches=4 --set chip.link_bytes_per_s=90e9
       shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
       shardsim predict plan.yaml --fidelity events --compiled
@@ -253,7 +239,7 @@ def predict(
 
     if op_costs:
         changes = (*changes, f"op_costs={op_costs}")
-    chosen = load(path, changes)
+    chosen = chosen_plan(path, words, changes)
     if implementation and (compiled or fidelity == "compiled"):
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):

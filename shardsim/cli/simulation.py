@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from shardsim.cli.chosen import load, set_option
 from shardsim.cli.output import command_errors, emit_json, json_option, note
-from shardsim.cli.planning import as_option, load, set_option
+from shardsim.cli.planning import as_option
 from shardsim.cli.what_ifs import compiled_option, what_if_options
 from shardsim.errors import PlanError, ShardsimError
 

@@ -16,9 +16,7 @@ from shardsim.plan.layout import Number
 from shardsim.program.schedule import Move
 
 
-def all_gather_s(
-    group: Group, total_bytes: Number, messages: Number = 1, stage: str = "all"
-) -> Number:
+def all_gather_s(group: Group, total_bytes: Number, messages: Number, stage: str) -> Number:
     """Return the time in seconds to gather an array of `total_bytes` onto every member.
 
     The outermost level goes first, while the shards are small. `messages` arrays of together
@@ -38,9 +36,7 @@ def all_gather_s(
     return time + np.greater(size, 1) * messages * group.overhead_s
 
 
-def reduce_scatter_s(
-    group: Group, total_bytes: Number, messages: Number = 1, stage: str = "all"
-) -> Number:
+def reduce_scatter_s(group: Group, total_bytes: Number, messages: Number, stage: str) -> Number:
     """Return the time to sum an array of `total_bytes` and leave a shard on each member.
 
     The same links carry the same bytes as in an all-gather, the other way round.
@@ -48,9 +44,7 @@ def reduce_scatter_s(
     return all_gather_s(group, total_bytes, messages, stage)
 
 
-def all_reduce_s(
-    group: Group, total_bytes: Number, messages: Number = 1, stage: str = "all"
-) -> Number:
+def all_reduce_s(group: Group, total_bytes: Number, messages: Number, stage: str) -> Number:
     """Return the time to sum an array of `total_bytes` onto every member.
 
     Reduce-scatter, then all-gather: 2 (P - 1)/P V/W on one wrapped axis.
@@ -58,7 +52,7 @@ def all_reduce_s(
     return 2.0 * all_gather_s(group, total_bytes, messages, stage)
 
 
-def all_to_all_s(group: Group, held_bytes: Number, messages: Number = 1) -> Number:
+def all_to_all_s(group: Group, held_bytes: Number, messages: Number) -> Number:
     """Return the time to exchange `held_bytes` of each member with every other member.
 
     Across the middle of an axis of P members goes half of what each half holds for the other:
@@ -74,14 +68,14 @@ def all_to_all_s(group: Group, held_bytes: Number, messages: Number = 1) -> Numb
     return time + np.where(many, messages * (latency + group.overhead_s), 0.0)
 
 
-def permute_s(group: Group, held_bytes: Number, messages: Number = 1) -> Number:
+def permute_s(group: Group, held_bytes: Number, messages: Number) -> Number:
     """Return the time to pass `held_bytes` to the next member of the ring."""
     time = held_bytes / group.ring_bytes_per_s + messages * (group.ring_hop_s + group.overhead_s)
     return np.where(np.greater(group.size, 1), time, 0.0)
 
 
 def ring_hop_s(
-    group: Group, held_bytes: Number, ways: int, closing: bool, messages: Number = 1
+    group: Group, held_bytes: Number, ways: int, closing: bool, messages: Number
 ) -> Number:
     """Return the time to pass a piece to the next member of a ring, or one to either side.
 

@@ -176,7 +176,7 @@ class _Clock:
                 continue
             # Trips that start the same are alike, but for what is waited for at once.
             alike: dict[tuple[bool, ...], tuple[Trip, Number]] = {}
-            for number, (trip, times) in enumerate(_kinds(visit)):
+            for trip, times in _kinds(visit):
                 many = times * visit.many
                 if not np.any(many):
                     continue
@@ -186,7 +186,7 @@ class _Clock:
                     for place, part in enumerate(parts)
                     if isinstance(part, Start) and not _is_awaited(parts, place)
                 )
-                key = starts if np.ndim(trip.last) == 0 else (*starts, *[True] * (number + 1))
+                key = starts if np.ndim(trip.last) == 0 else (*starts, True)
                 _, before = alike.get(key, (trip, 0))
                 alike[key] = trip, before + many
             for trip, many in alike.values():

@@ -61,7 +61,7 @@ def sensitivity(
         made = layout, overlap(implemented(program, name, plan.machine, layout), layout)
     machine = replace(plan.machine, chip=many)
     took_s: Any = step_time_s(machine, *made, costs_of(costs, many))
-    times = np.broadcast_to(took_s, factors[0].size).reshape(factors[0].shape)
+    times = np.broadcast_to(took_s, len(figures) * len(FACTORS)).reshape(-1, len(FACTORS))
     results = []
     for figure, (above_s, below_s, more_s) in zip(figures, times.tolist(), strict=True):
         mfu = mfu_of(plan, more_s) / (1.1 if figure == "peak_flops" else 1.0)

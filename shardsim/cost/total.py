@@ -24,11 +24,6 @@ class Total:
         self._by_shape[shape] = value if before is None else before + value
         self._value = None
 
-    def add_total(self, other: Total, times: Number = 1) -> None:
-        """Add another sum, so many times."""
-        for value in other._by_shape.values():
-            self.add(value * times)
-
     @property
     def value(self) -> Number:
         """The sum of all that was added."""

@@ -1,28 +1,80 @@
-"""Where arrays are stored: which of its dimensions each mesh axis splits, one rule for all arrays.
+"""Where arrays are stored: which roles of a mesh split each of their dimensions, one table for all.
 
-| mesh axis | activations | weights |
-| --- | --- | --- |
-| data | batch | |
-| fsdp | batch | embed |
-| context | seq | embed, if it shards parameters |
-| tensor | heads, mlp, vocab; of the residual stream seq or embed | heads, mlp, vocab |
-| tensor2 | heads, mlp; of the residual stream embed | embed |
-
-Vectors are split over tensor as the activations they are added to, and whole else. Heads are two
-dimensions: `kv`, the key-value heads, and `group`, the queries that share each of them. An axis
-that cannot split the key-value heads is two axes: one over as many of them as it can, one
-(`_shared`) over their groups.
+`RULES` says it for weights, what an optimizer keeps of them and activations. `plan.split` reads it
+for the mesh of a plan and `split` here for meshes of a kind, whose sizes come later. Heads of a
+graph are two dimensions: `kv`, the key-value heads, and `group`, the queries that share each of
+them. An axis that cannot split the key-value heads is two axes: one over as many of them as it can,
+one (`_shared`) over their groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from shardsim.graph.arrays import Array, Dims, Op, Split
+import numpy as np
 
+from shardsim.graph.arrays import Array, Op, Split
+
+# How the residual stream lies over the tensor axis between the matmuls.
 REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED = 0, 1, 2
 
+_WEIGHT = {
+    "layers": ("pipeline",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+_MATRIX = _WEIGHT | {"embed": ("tensor2", "gather")}
+
+# Kind of array -> logical axis -> the roles that split it, the outermost first. "state" is what an
+# optimizer keeps of a matrix or table; that of a vector lies as the vector does. "residual" is the
+# stream between a block's branches, "inside" what is in a branch.
+RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "vector": _WEIGHT,
+    "matrix": _MATRIX,
+    "table": _MATRIX,
+    "state": _MATRIX | {"embed": ("tensor2", "gather", "data")},
+    "residual": {"batch": ("data", "fsdp"), "seq": ("tokens",), "embed": ("embed",)},
+    "inside": {
+        "batch": ("data", "fsdp"),
+        "seq": ("context",),
+        "embed": ("tensor2",),
+        "heads": ("tensor", "tensor2"),
+        "kv_heads": ("tensor", "tensor2"),
+        "mlp": ("tensor", "tensor2"),
+        "vocab": ("tensor",),
+    },
+}
+
+# Groups of several roles: see `members`.
+JOINT_ROLES = ("gather", "replicas", "embed", "tokens", "tensor_peers", "stage")
+
+
+def members(role: str, residual: Any, context_shards: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the roles behind a role or a group of several, each with where it belongs to it.
+
+    The arguments are numbers, or arrays of one entry a plan. "gather" is over which weights are
+    gathered, "replicas" the devices that then hold the same, "embed" and "tokens" what holds a
+    token and a sequence of the residual stream, "tensor_peers" the devices of a pipeline stage
+    with the same part of heads, MLP and vocabulary, "stage" all of them.
+    """
+    if role == "gather":
+        return ("fsdp", True), ("context", context_shards)
+    if role == "replicas":
+        return ("data", True), ("context", np.logical_not(context_shards))
+    if role == "embed":
+        return ("tensor2", True), ("tensor", np.equal(residual, EMBED_SHARDED))
+    if role == "tokens":
+        return ("context", True), ("tensor", np.equal(residual, SEQUENCE_SHARDED))
+    peers = ("data", "fsdp", "context", "tensor2")
+    found = {"tensor_peers": peers, "stage": (*peers, "tensor")}.get(role, role.split("+"))
+    return tuple((part, True) for part in found)
+
+
+# The mesh axes of a graph behind each role that is two where it cannot split the key-value heads.
 TENSOR = ("tensor", "tensor_shared")
 TENSOR2 = ("tensor2", "tensor2_shared")
 ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2)}
@@ -40,17 +92,25 @@ class Kind:
     @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes."""
-        return ("data", "fsdp", "context", *self.tensor, *self.tensor2)
+        return tuple(
+            axis
+            for role in ("data", "fsdp", "context", "tensor", "tensor2")
+            for axis in self.axes_of(role)
+        )
 
-    @property
-    def tensor(self) -> tuple[str, ...]:
-        """The axes of tensor."""
-        return TENSOR if self.kv_whole else TENSOR[:1]
+    def axes_of(self, role: str) -> tuple[str, ...]:
+        """Return the mesh axes of one role."""
+        if role == "tensor":
+            return TENSOR if self.kv_whole else TENSOR[:1]
+        if role == "tensor2":
+            return TENSOR2 if self.kv_whole2 else TENSOR2[:1]
+        return (role,)
 
-    @property
-    def tensor2(self) -> tuple[str, ...]:
-        """The axes of tensor2."""
-        return TENSOR2 if self.kv_whole2 else TENSOR2[:1]
+    def roles(self, group: str) -> Iterator[str]:
+        """Yield the roles behind a role or a group of several."""
+        for role, belongs in members(group, self.residual, self.context_shards):
+            if belongs:
+                yield role
 
 
 def placed(ops: Sequence[Op], kind: Kind) -> tuple[Op, ...]:
@@ -72,39 +132,31 @@ def placed(ops: Sequence[Op], kind: Kind) -> tuple[Op, ...]:
 
 
 def split(array: Array, kind: Kind) -> Split:
-    """Return the dimension of an array that each mesh axis splits."""
-    if array.weight:
-        return _weight(array, kind)
-    rules = {"data": "batch", "fsdp": "batch", "context": "seq"}
-    axes = (*kind.tensor, *kind.tensor2)
-    rules |= dict.fromkeys(kind.tensor2, "embed") | _inside(array.dims, kind, axes)
-    if array.stream and kind.residual != REPLICATED:
-        along = "seq" if kind.residual == SEQUENCE_SHARDED else "embed"
-        rules |= dict.fromkeys(kind.tensor, along)
-    return {axis: d for axis, d in rules.items() if d in array.dims}
+    """Return the dimension of an array that each mesh axis splits: what `RULES` says of its kind.
+
+    Key-value heads that an axis cannot split are whole in weights, and in activations over the
+    second tensor axis; of the others a device makes those that its own queries read.
+    """
+    rules = RULES[array.weight or ("residual" if array.stream else "inside")]
+    found: dict[str, str] = {}
+    for d in array.dims:
+        logical = logical_axis(d, "group" in array.dims)
+        for role in (role for group in rules.get(logical, ()) for role in kind.roles(group)):
+            axes = kind.axes_of(role)
+            if d == "kv":
+                whole = {"tensor": kind.kv_whole and array.weight, "tensor2": kind.kv_whole2}
+                axes = () if logical == "kv_heads" and whole[role] else axes[:1]
+            elif d == "group":
+                axes = axes[1:]
+            found |= dict.fromkeys(axes, d)
+    return found
 
 
-def _weight(array: Array, kind: Kind) -> Split:
-    inside = _inside(array.dims, kind, kind.tensor)
-    if "kv" in array.dims and "group" not in array.dims and kind.kv_whole:
-        inside = {}
-    if array.weight == "vector" or "embed" not in array.dims:
-        return inside
-    shards = ("fsdp", "context") if kind.context_shards else ("fsdp",)
-    return inside | dict.fromkeys((*shards, *kind.tensor2), "embed")
+def logical_axis(d: str, grouped: bool) -> str:
+    """Return the logical axis of a dimension: heads are one axis, not `kv` and `group`.
 
-
-def _inside(dims: Dims, kind: Kind, axes: Sequence[str]) -> dict[str, str]:
-    """Return how tensor axes split heads, the MLP or the vocabulary."""
-    if "kv" in dims:
-        shared = "group" in dims
-        own = {"tensor": "kv", "tensor_shared": "group"}
-        own |= {"tensor2": "kv"} if shared or not kind.kv_whole2 else {}
-        own |= {"tensor2_shared": "group"}
-        return {axis: d for axis, d in own.items() if axis in axes and d in dims}
-    wide = next((d for d in dims if d in ("heads", "mlp")), "")
-    if wide:
-        return dict.fromkeys(axes, wide)
-    return (
-        dict.fromkeys([axis for axis in axes if axis in TENSOR], "vocab") if "vocab" in dims else {}
-    )
+    `grouped` says whether the array has both, so is one of queries.
+    """
+    if d == "kv":
+        return "heads" if grouped else "kv_heads"
+    return "heads" if d == "group" else d

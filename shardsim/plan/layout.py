@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")  # outermost to innermost
-# Groups of several roles: see the properties of `Layout`.
-JOINT_ROLES = ("gather", "replicas", "embed", "tokens", "tensor_peers", "stage")
+from shardsim.graph.place import EMBED_SHARDED as EMBED_SHARDED
+from shardsim.graph.place import JOINT_ROLES as JOINT_ROLES
+from shardsim.graph.place import REPLICATED as REPLICATED
+from shardsim.graph.place import SEQUENCE_SHARDED as SEQUENCE_SHARDED
+from shardsim.graph.place import members
 
-# How the residual stream lies over the tensor axis between the matmuls.
-REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED = 0, 1, 2
+ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")  # outermost to innermost
 
 Number = Any  # float, int, bool or numpy array of them; all of a layout's broadcast together
 
@@ -105,6 +106,7 @@ class Layout:
     weights_overlap: Number = True
     gradients_overlap: Number = True
     dcn_overlap: Number = False
+    partitioned: bool = False  # whether the compiler's partitioner writes the collectives
     # Names of the mesh axes behind each role, for reports.
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -113,68 +115,45 @@ class Layout:
         """Dimensions of arrays that `split.dimension` has worked out for this layout."""
         return {}
 
-    @cached_property
-    def joint(self) -> dict[str, AxisLayout]:
-        """Groups of several roles that were asked for, by their names."""
-        return {}
-
     def role(self, name: str) -> AxisLayout:
-        """Return the layout of the role called `name`."""
-        if "+" in name:
-            if name not in self.joint:
-                before, _, last = name.rpartition("+")
-                self.joint[name] = self.role(before).joined(self.role(last))
-            return self.joint[name]
-        axis: AxisLayout = getattr(self, name)
-        return axis
+        """Return the layout of a role, or of a group of several (`graph.place.members`)."""
+        if name not in self._groups:
+            (first, _), *others = members(name, self.residual, self.context_shards_parameters)
+            if first == name:
+                raise KeyError(name)
+            joined = self.role(first)
+            for role, belongs in others:
+                joined = joined.joined(self.role(role), belongs)
+            self._groups[name] = joined
+        return self._groups[name]
+
+    @cached_property
+    def _groups(self) -> dict[str, AxisLayout]:
+        """The roles, and groups of several that were asked for."""
+        return {
+            "data": self.data,
+            "fsdp": self.fsdp,
+            "context": self.context,
+            "tensor": self.tensor,
+            "tensor2": self.tensor2,
+            "pipeline": self.pipeline,
+        }
+
+    @property
+    def gather(self) -> AxisLayout:
+        """The group over which weights are gathered."""
+        return self.role("gather")
 
     def keeps(self, tensor: str) -> Number:
         """Return whether a tensor of `remat.TENSORS` is kept for the backward pass."""
         return getattr(self, f"keep_{tensor}")
 
-    @cached_property
-    def gather(self) -> AxisLayout:
-        """The group over which weights are gathered: fsdp, and context if it splits weights."""
-        return self.fsdp.joined(self.context, self.context_shards_parameters)
-
-    @cached_property
-    def replicas(self) -> AxisLayout:
-        """The group of devices with the same weights after the gather group: all-reduced."""
-        return self.data.joined(self.context, np.logical_not(self.context_shards_parameters))
-
-    @cached_property
-    def embed(self) -> AxisLayout:
-        """The group that holds one token of the residual stream: tensor2, perhaps tensor."""
-        return self.tensor2.joined(self.tensor, np.equal(self.residual, EMBED_SHARDED))
-
-    @cached_property
-    def tokens(self) -> AxisLayout:
-        """The group that holds one sequence of the residual stream: context, perhaps tensor."""
-        return self.context.joined(self.tensor, np.equal(self.residual, SEQUENCE_SHARDED))
-
-    @cached_property
-    def tensor_peers(self) -> AxisLayout:
-        """The devices of a pipeline stage with the same part of heads, mlp and vocab."""
-        return self.data.joined(self.fsdp).joined(self.context).joined(self.tensor2)
-
-    @cached_property
-    def stage(self) -> AxisLayout:
-        """All devices of a pipeline stage."""
-        return self.tensor_peers.joined(self.tensor)
-
     def mesh_axes(self, role: str) -> tuple[str, ...]:
         """Return the names of the mesh axes behind a role or a joint group, of a single plan."""
-        splits = bool(self.context_shards_parameters)
-        tensor_peers = ("data", "fsdp", "context", "tensor2")
-        parts = {
-            "gather": ("fsdp", "context") if splits else ("fsdp",),
-            "replicas": ("data",) if splits else ("data", "context"),
-            "embed": ("tensor2", "tensor") if self.residual == EMBED_SHARDED else ("tensor2",),
-            "tokens": ("context", "tensor") if self.residual == SEQUENCE_SHARDED else ("context",),
-            "tensor_peers": tensor_peers,
-            "stage": (*tensor_peers, "tensor"),
-        }.get(role, role.split("+"))
-        return tuple(name for part in parts for name in self.names.get(part, ()))
+        parts = members(role, self.residual, self.context_shards_parameters)
+        return tuple(
+            name for part, belongs in parts if belongs for name in self.names.get(part, ())
+        )
 
     def reshaped(self, **changes: Any) -> Layout:
         """Return a copy with some fields replaced."""

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from shardsim.errors import PlanError
+from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.plan import Plan
-from shardsim.plan.split import RULES, dimension, lengths, named
+from shardsim.plan.split import dimension, lengths, named
 
 _WHAT = {
     "batch": "sequences",
@@ -42,7 +43,8 @@ def conditions(
 
     They are the dimensions of activations and weights that `dimension` calls exact, each once.
     """
-    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": interleave}
+    rounds = interleave * model.round_layers
+    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": rounds}
     sizes = lengths(model, batch, sequence)
     dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
     for tensor in model.tensors:

@@ -26,9 +26,10 @@ def place(sizes: dict[str, int], machine: Machine) -> tuple[MeshAxis, ...]:
     for size in sizes.values():
         product *= size
     if product != machine.devices:
+        of = f" on {machine.chips} chips" if machine.chips != machine.devices else ""
         raise PlanError(
             f"mesh: its axes multiply to {product}, but {machine.name} has {machine.devices} "
-            "devices"
+            f"devices{of}"
         )
     slices = machine.slices
     torus: dict[str, dict[str, int]] = {name: {} for name in sizes}

@@ -1,8 +1,8 @@
-"""How an array splits over devices: said once, for weights, their optimizer state and activations.
+"""How an array splits over devices: of weights, their optimizer state and activations.
 
 An array has dimensions with logical names, and its kind says which roles of a `Layout` split each
-of them, the outermost first (`RULES`). Stored elements, HBM, legality, emitted specs, exports and
-reports all read `dimension`. A role of several is one of the layout's joint roles.
+of them, the outermost first (`graph.place.RULES`, which the graph's placement reads too). Stored
+elements, HBM, legality, emitted specs, exports and reports all read `dimension`.
 
 What a group of devices does not divide:
 
@@ -23,37 +23,10 @@ from math import prod
 
 import numpy as np
 
+from shardsim.graph.place import RULES
 from shardsim.model import Model, Tensor
+from shardsim.model import tensors as weights
 from shardsim.plan.layout import Layout, Number
-
-_WEIGHT = {
-    "layers": ("pipeline",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-}
-_MATRIX = _WEIGHT | {"embed": ("tensor2", "gather")}
-
-# Kind of array -> logical axis -> the roles that split it. "state" is what an optimizer keeps of
-# a matrix or table; that of a vector lies as the vector does. "residual" is the stream between a
-# block's branches, "inside" what is in a branch.
-RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "vector": _WEIGHT,
-    "matrix": _MATRIX,
-    "table": _MATRIX,
-    "state": _MATRIX | {"embed": ("tensor2", "gather", "data")},
-    "residual": {"batch": ("data", "fsdp"), "seq": ("tokens",), "embed": ("embed",)},
-    "inside": {
-        "batch": ("data", "fsdp"),
-        "seq": ("context",),
-        "embed": ("tensor2",),
-        "heads": ("tensor", "tensor2"),
-        "kv_heads": ("tensor", "tensor2"),
-        "mlp": ("tensor", "tensor2"),
-        "vocab": ("tensor",),
-    },
-}
 
 # Activation -> its kind and axes, [batch, tokens, width] unless noted: the stream between the
 # blocks; a block's normed input, gathered; between the projections; keys and values as projected;
@@ -169,20 +142,25 @@ def activation(
     return split(kind, axes, [sizes[axis] for axis in axes], layout)
 
 
-def lengths(model: Model, batch: int, sequence: int) -> dict[str, int]:
-    """Return the size of each axis of activations."""
+def lengths(model: Model, batch: Number, sequence: int) -> dict[str, Number]:
+    """Return the size of each axis of weights and activations."""
     return {
+        **weights.lengths(model),
         "batch": batch,
         "seq": sequence,
         "keys": sequence,
         "one": 1,
-        "embed": model.embed,
-        "mlp": model.mlp,
-        "heads": model.heads,
-        "kv_heads": model.kv_heads,
-        "head_dim": model.head_dim,
-        "vocab": model.vocab,
     }
+
+
+def heads_whole(model: Model, layout: Layout) -> tuple[Number, Number]:
+    """Return where each tensor axis has several members that cannot split the key-value heads."""
+    heads = dimension("inside", "kv_heads", model.kv_heads, layout)
+    tensor, tensor2 = (
+        np.greater(layout.role(role).size, 1) & np.logical_not(heads.split_by(role))
+        for role in ("tensor", "tensor2")
+    )
+    return tensor, tensor2
 
 
 def state_apart(model: Model, layout: Layout) -> Number:

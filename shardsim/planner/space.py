@@ -34,7 +34,7 @@ from shardsim.plan.layout import (
 )
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.remat import POLICIES, Remat
-from shardsim.plan.split import state_apart
+from shardsim.plan.split import heads_whole, state_apart
 from shardsim.program.rings import BIDIRECTIONAL
 
 Array = np.ndarray[Any, Any]
@@ -257,8 +257,8 @@ def parts(
     mesh, microbatches = mesh[fits], microbatches[fits]
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
-    local = model.kv_heads / np.minimum(tensor, model.kv_heads)
-    split_heads = (model.kv_heads % tensor != 0) + 2 * (np.mod(local, bare.tensor2.size) != 0)
+    whole, whole2 = heads_whole(model, bare)
+    heads_split = whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
     # The sequence first: of plans that take equally long, the first is kept.
@@ -270,8 +270,8 @@ def parts(
             differs &= tensor > 1
         if context_shards:
             differs &= bare.context.size > 1
-        for heads in np.unique(split_heads[differs]):
-            chosen = np.flatnonzero(differs & (split_heads == heads))
+        for heads in np.unique(heads_split[differs]):
+            chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
                 meshes=every,
                 mesh=mesh[chosen],

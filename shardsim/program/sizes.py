@@ -13,20 +13,19 @@ import numpy as np
 from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind
 from shardsim.model import Model
-from shardsim.model.tensors import lengths
 from shardsim.plan.layout import ROLES, Layout, Number
+from shardsim.plan.split import dimension, heads_whole, lengths
 from shardsim.program.shapes import Workload
 
 
 def kind_of(model: Model, layout: Layout) -> Kind:
     """Return how arrays are stored on a layout whose plans all store them alike."""
-    tensor, tensor2 = layout.tensor.size, layout.tensor2.size
-    local = model.kv_heads / np.minimum(tensor, model.kv_heads)
+    whole, whole2 = heads_whole(model, layout)
     return Kind(
         residual=_one(layout.residual),
         context_shards=bool(_one(layout.context_shards_parameters)),
-        kv_whole=bool(_one(np.mod(model.kv_heads, tensor) != 0)),
-        kv_whole2=bool(_one(np.mod(local, tensor2) != 0)),
+        kv_whole=bool(_one(whole)),
+        kv_whole2=bool(_one(whole2)),
     )
 
 
@@ -55,11 +54,8 @@ class Sizes:
             "tensor2_shared": tensor2 / over_kv2,
         }
         self.lengths: Mapping[str, Number] = {
-            **lengths(model),
-            "batch": work.batch / layout.microbatches,
-            "seq": work.sequence,
-            "keys": work.sequence,
-            "vocab": np.ceil(model.vocab / tensor) * tensor,
+            **lengths(model, work.batch / layout.microbatches, work.sequence),
+            "vocab": dimension("inside", "vocab", model.vocab, layout).size,
         }
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}

@@ -47,23 +47,17 @@ def simulate_compiled(
     costs: Costs | None = None,
     unfold: bool = False,
     perturbation: Perturbation | None = None,
-    straggler: tuple[int, float] | None = None,
-    dead_link: tuple[int, int] | None = None,
-    jitter: float | None = None,
-    seed: int = 0,
     watch: Callable[[Span], None] | None = None,
 ) -> CompiledSimulation:
     """Simulate one step of `schedule`, compiled for the mesh of a plan (or layout) on `machine`.
 
-    Operations take `costs`, the plan's if left out. Options are those of `simulate_plan`; `jitter`
-    is of each device's time for each trip through a block of the schedule. Operations and copies
-    take what `replay_schedule` says; moves share the links that they cross instead of queueing for
-    them.
+    Operations take `costs`, the plan's if left out. `unfold` and `watch` are as in
+    `simulate_plan`; jitter is of each device's time for each trip through a block of the schedule.
+    Operations and copies take what `replay_schedule` says; moves share the links that they cross
+    instead of queueing for them.
     """
     began = time.perf_counter()
-    wanted = (perturbation or Perturbation()).also(
-        straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
-    )
+    wanted = perturbation or Perturbation()
     refuse_broken(machine, wanted.broken)
     costs = costs or usual_costs(machine, where)
     times = TaskTimes(costs, MeshLinks(machine, where))

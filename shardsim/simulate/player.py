@@ -15,23 +15,11 @@ from shardsim.cost.replay import Spent
 from shardsim.cost.task_times import Copies, TaskTimes
 from shardsim.machine import Machine
 from shardsim.program.schedule import Schedule, Trip
+from shardsim.simulate import operations
 from shardsim.simulate.chip import Chip, Flight
 from shardsim.simulate.clock import Mark, Steps
 from shardsim.simulate.collective import Span
 from shardsim.simulate.engine import Engine
-from shardsim.simulate.operations import (
-    End,
-    HbmCopy,
-    HostCopy,
-    Launch,
-    Op,
-    Receive,
-    Rounds,
-    Run,
-    Send,
-    Spec,
-    Sync,
-)
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.tape import Entry, TapeWriter
 
@@ -179,24 +167,24 @@ class Player(Chip):
         spent.work(self.engine.tape.fixed[number], slow * self.weight)
         yield from self._ops(self.engine.tape.blocks[number], entry, slow)
 
-    def _ops(self, ops: Iterable[Op], entry: Entry, slow: float) -> Steps:
+    def _ops(self, ops: Iterable[operations.Op], entry: Entry, slow: float) -> Steps:
         for op in ops:
-            if isinstance(op, Run):
+            if isinstance(op, operations.Run):
                 self._work(op, slow)
-            elif isinstance(op, Rounds):
+            elif isinstance(op, operations.Rounds):
                 for _ in range(op.times):
                     yield from self._ops(op.ops, entry, slow)
-            elif isinstance(op, Sync):
+            elif isinstance(op, operations.Sync):
                 yield from self._catch_up()
                 yield from self.wait(*self.start(op.spec))
-            elif isinstance(op, Send):
+            elif isinstance(op, operations.Send):
                 yield from self._send(op, entry.message)
-            elif isinstance(op, Receive):
+            elif isinstance(op, operations.Receive):
                 yield from self._receive(op, entry.message)
             elif op.when == "each" or entry.trip.has(op.when):
                 yield from self._start_or_end(op)
 
-    def _work(self, op: Run, slow: float) -> None:
+    def _work(self, op: operations.Run, slow: float) -> None:
         """Compute; what the operations leave of HBM is for transfers."""
         if self.engine.watch is not None:
             begin = self.now
@@ -206,14 +194,16 @@ class Player(Chip):
         self.ahead_s += op.time.total_s * slow
         self.copies.drain(op.time.spare_s * slow)
 
-    def _start_or_end(self, op: Launch | HbmCopy | HostCopy | End) -> Steps:
+    def _start_or_end(
+        self, op: operations.Launch | operations.HbmCopy | operations.HostCopy | operations.End
+    ) -> Steps:
         """Start a move or a copy, or wait for what was started."""
-        if isinstance(op, Launch):
+        if isinstance(op, operations.Launch):
             yield from self._catch_up()
             self.flights[op.spec.name] = self.start(op.spec)
-        elif isinstance(op, HbmCopy):
+        elif isinstance(op, operations.HbmCopy):
             self.copies.add(op.name, op.hbm_s)
-        elif isinstance(op, HostCopy):
+        elif isinstance(op, operations.HostCopy):
             begin = max(self.now, self.host_free_s)
             self.host_free_s = self.host[op.name] = begin + op.host_s
             self.engine.counts[op.name] += self.weight
@@ -226,7 +216,7 @@ class Player(Chip):
         elif op.name in self.copies:
             self._moved(op.name)
 
-    def _send(self, op: Send, message: int) -> Steps:
+    def _send(self, op: operations.Send, message: int) -> Steps:
         """Send a microbatch to the chip at the same place in another stage."""
         yield from self._catch_up()
         role = op.spec.role
@@ -236,7 +226,7 @@ class Player(Chip):
         self._count(op.spec, done, 1)
         yield from self.wait(op.spec, done)
 
-    def _receive(self, op: Receive, message: int) -> Steps:
+    def _receive(self, op: operations.Receive, message: int) -> Steps:
         """Wait for a microbatch from another stage."""
         yield from self._catch_up()
         before = self.clock.now
@@ -249,11 +239,11 @@ class Player(Chip):
         if ahead > 0:
             yield ahead
 
-    def wait(self, spec: Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
+    def wait(self, spec: operations.Spec | str, done: Mark, flown_s: float | None = None) -> Steps:
         """Wait for a collective."""
         before = self.clock.now
         yield from super().wait(spec, done, flown_s)
-        assert isinstance(spec, Spec)
+        assert isinstance(spec, operations.Spec)
         passed = self.clock.now - before
         self.spent.wait(spec.name, passed * self.weight)
         self.copies.drain(passed)

@@ -22,20 +22,8 @@ from shardsim.program.schedule import (
     When,
     Work,
 )
+from shardsim.simulate import operations
 from shardsim.simulate.groups import Groups
-from shardsim.simulate.operations import (
-    End,
-    HbmCopy,
-    HostCopy,
-    Launch,
-    Op,
-    Receive,
-    Rounds,
-    Run,
-    Send,
-    Spec,
-    Sync,
-)
 from shardsim.simulate.pipeline import Line, script
 from shardsim.simulate.topology import Topology
 from shardsim.simulate.traffic import leg_names
@@ -53,7 +41,7 @@ class Entry:
 class Tape:
     """What every chip plays."""
 
-    blocks: tuple[tuple[Op, ...], ...]
+    blocks: tuple[tuple[operations.Op, ...], ...]
     names: tuple[str, ...]  # of the blocks
     fixed: tuple[WorkTime, ...]  # of all operations in a trip through each block
     scripts: tuple[tuple[Entry, ...], ...]  # of every pipeline stage: one where there are none
@@ -102,25 +90,25 @@ class TapeWriter:
             legs={role: tuple(sorted(names)) for role, names in self.legs.items()},
         )
 
-    def _message(self, schedule: Schedule, arriving: bool, leg: str) -> Op:
+    def _message(self, schedule: Schedule, arriving: bool, leg: str) -> operations.Op:
         boundary = next(block for block in schedule.blocks if block.phase == "boundary")
         spec = self._spec(replace(next(boundary.collectives()), count=1))
         assert spec is not None
         self.legs[spec.role] -= {"shift"}
         if arriving:
-            return Receive(leg=leg)
+            return operations.Receive(leg=leg)
         self.legs[spec.role].add(leg)
-        return Send(spec=spec, leg=leg)
+        return operations.Send(spec=spec, leg=leg)
 
-    def _ops(self, tasks: Iterable[Task]) -> list[Op]:
-        ops: list[Op] = []
+    def _ops(self, tasks: Iterable[Task]) -> list[operations.Op]:
+        ops: list[operations.Op] = []
         run: list[Work] = []
 
         def flush() -> None:
             if run:
                 times = [self.times.work(task) for task in run]
                 parts = [(task.name, time.total_s) for task, time in zip(run, times, strict=True)]
-                ops.append(Run(time=sum(times, WorkTime()), parts=tuple(parts)))
+                ops.append(operations.Run(time=sum(times, WorkTime()), parts=tuple(parts)))
                 run.clear()
 
         for task in tasks:
@@ -130,28 +118,28 @@ class TapeWriter:
             flush()
             if isinstance(task, Move):
                 spec = self._spec(task)
-                ops += [] if spec is None else [Sync(spec=spec)]
+                ops += [] if spec is None else [operations.Sync(spec=spec)]
             elif isinstance(task, Repeat):
-                times = round(float(task.times))
-                ops += [Rounds(times=times, ops=tuple(self._ops(task.tasks)))] if times else []
+                if times := round(float(task.times)):
+                    ops.append(operations.Rounds(times=times, ops=tuple(self._ops(task.tasks))))
             elif isinstance(task, Await):
-                ops.append(End(name=task.name, when=task.when))
+                ops.append(operations.End(name=task.name, when=task.when))
             elif isinstance(task, Start):
                 ops += self._start(task.task, task.when)
             else:
-                ops += [*self._start(task, "each"), End(name=task.name, when="each")]
+                ops += [*self._start(task, "each"), operations.End(name=task.name, when="each")]
         flush()
         return ops
 
-    def _start(self, task: Move | Copy, when: When) -> list[Op]:
+    def _start(self, task: Move | Copy, when: When) -> list[operations.Op]:
         if isinstance(task, Move):
             spec = self._spec(task)
-            return [] if spec is None else [Launch(spec=spec, when=when)]
+            return [] if spec is None else [operations.Launch(spec=spec, when=when)]
         if task.host_bytes:
-            return [HostCopy(name=task.name, host_s=self.times.host_s(task), when=when)]
-        return [HbmCopy(name=task.name, hbm_s=self.times.hbm_s(task), when=when)]
+            return [operations.HostCopy(name=task.name, host_s=self.times.host_s(task), when=when)]
+        return [operations.HbmCopy(name=task.name, hbm_s=self.times.hbm_s(task), when=when)]
 
-    def _spec(self, task: Move) -> Spec | None:
+    def _spec(self, task: Move) -> operations.Spec | None:
         """Return a move as numbers; None where it moves nothing."""
         route = self.times.route(task)
         repeat, sent = int(task.count), self.times.sent_bytes(task)
@@ -167,7 +155,7 @@ class TapeWriter:
             stage = "ring+-" if task.ways == 2 else "closing+" if stage == "closing" else "ring+"
             held /= task.ways
         self.legs[role] |= leg_names(task.kind, self.groups[role], stage, task.shifts)
-        return Spec(
+        return operations.Spec(
             name=task.name,
             kind=task.kind,
             role=role,
@@ -182,13 +170,13 @@ class TapeWriter:
         )
 
 
-def _fixed(ops: Iterable[Op]) -> WorkTime:
+def _fixed(ops: Iterable[operations.Op]) -> WorkTime:
     """Return the time of all operations."""
     total = WorkTime()
     for op in ops:
-        if isinstance(op, Run):
+        if isinstance(op, operations.Run):
             total = total + op.time
-        elif isinstance(op, Rounds):
+        elif isinstance(op, operations.Rounds):
             inside = _fixed(op.ops)
             for _ in range(op.times):
                 total = total + inside

@@ -13,7 +13,9 @@ from click.testing import Result
 from small_plan import PLAN
 
 from shardsim.cli.main import main
+from shardsim.files import read_yaml
 from shardsim.plan import load_plan
+from shardsim.validate.runs import PUBLISHED
 
 Shardsim = Callable[..., Result]
 
@@ -184,9 +186,12 @@ def test_sensitivity(shardsim: Shardsim, plan_file: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_validate(shardsim: Shardsim) -> None:
-    result = shardsim("validate", "--json")
+def test_validate(shardsim: Shardsim, tmp_path: Path) -> None:
+    some = tmp_path / "runs.yaml"
+    some.write_text(json.dumps({"runs": read_yaml(PUBLISHED)["runs"][-5:]}))
+    result = shardsim("validate", "--runs", str(some), "--json")
     data = read(result)
+    assert len(data["rows"]) == 5
     assert result.stderr == ""
     wanted = {
         "id",

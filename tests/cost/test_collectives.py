@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moving import Line
 
-from shardsim.cost.collectives import collective_s, sent_bytes
+from shardsim.cost.collectives import collective_s, move_s, sent_bytes
 from shardsim.cost.network import Group, group_of
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan.layout import AxisLayout
+from shardsim.program.schedule import Move
 
 W = 2e9  # one link, one way
 HOP_S = 3e-6
@@ -136,6 +137,21 @@ def test_all_to_all_over_several_axes(shape, wraps):
     held = SHARD * math.prod(shape)
     expected = all_to_all_load(shape, wraps) * SHARD / W
     assert collective_s("all-to-all", links, held) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "snake"), [((4, 4), True), ((2, 6), True), ((2, 2, 2), True), ((3, 5), False)]
+)
+def test_a_ring_closes_on_a_patch_of_an_even_number(shape, snake):
+    # A way through all members of a grid that ends beside its beginning visits as many black as
+    # white ones. In both directions at once every hop then takes one hop of half the bytes.
+    links = group([(length, False) for length in shape], axis_layout(*shape))
+    closing = Move(name="h", kind="permute", role="tensor", bytes=1e6, ways=2, stage="closing")
+    one_hop_s = 1e6 / 2 / W + HOP_S
+    if snake:
+        assert move_s(links, closing) == pytest.approx(one_hop_s, rel=1e-12)
+    else:
+        assert move_s(links, closing) > 1.5 * one_hop_s
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -80,6 +80,15 @@ def test_streams_take_their_share_of_hbm(kind, share):
     assert compiler(chip).operation(task).total_s == pytest.approx(wanted, rel=1e-12)
 
 
+@pytest.mark.parametrize("vector_ops", [1e6, 1e12])
+def test_a_kernel_takes_the_longer_of_products_and_vector_operations(vector_ops):
+    chip = chip_with()
+    task = matmul(1024, 128, 1024, kind="attention", batch=64, hbm_bytes=0, vector_ops=vector_ops)
+    products_s = 64 * 2.0 * 1024 * 128 * 1024 / (0.5 * chip.peak("bf16"))
+    wanted = max(products_s, vector_ops / chip.vector_flops)
+    assert compiler(chip).operation(task).total_s == pytest.approx(wanted, rel=1e-12)
+
+
 def test_vector_operations_add_to_elementwise_bytes():
     chip = chip_with(fixed_cycles=1000.0)
     task = Compute(name="norm", kind="elementwise", hbm_bytes=1e9, vector_ops=1e9)

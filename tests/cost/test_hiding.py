@@ -124,6 +124,24 @@ def test_a_whole_slice_scatters_as_it_sums(microbatches):
         assert sent("compiler", weights, "reduce-scatter") == 0
 
 
+def test_of_a_whole_slice_sums_of_gradients_hide_and_gathers_that_are_not_ahead_do_not():
+    plan = build(
+        decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}},
+        overlap=replace(NOTHING, gradients=True),
+    )  # fmt: skip
+    moves = [
+        cost
+        for cost in predict_emitted(with_figures(plan, link_bytes_per_s=1e12)).price.collectives
+        if cost.task.name.endswith("all-reduced") and float(cost.count)
+    ]
+    gathers = [cost for cost in moves if "gather" in cost.task.name]
+    assert {cost.block for cost in gathers} >= {"layer forward", "layer backward"}
+    assert all(cost.exposed_s == pytest.approx(cost.time_s) for cost in gathers)
+    layers = [cost for cost in moves if cost not in gathers and cost.block.startswith("layer")]
+    assert layers
+    assert all(float(cost.exposed_s) < float(cost.time_s) / 2 for cost in layers)
+
+
 def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
     model = decoder(layers=4)
     plan = build(model, "v5e:4x4", 64, {"data": {"x": 4, "y": 4}}, overlap=NOTHING)

@@ -9,10 +9,13 @@ import pytest
 from building import build, decoder, vit
 from by_hand import Hand
 
+from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import predict
 from shardsim.model import Model
-from shardsim.plan import Plan, Precision, Remat
+from shardsim.plan import Plan, Precision, Remat, resolve
 from shardsim.plan.remat import POLICIES
+from shardsim.program.passes import HOLDS
+from shardsim.program.shapes import Workload
 
 FSDP_TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
 MODELS = {
@@ -26,7 +29,9 @@ ADAM = 8  # bytes of two float32 moments
 
 
 def kept_bytes(plan: Plan) -> float:
-    return predict(plan).hbm["activations_bytes"]
+    work, layout = Workload.of(plan), resolve(plan)
+    use = hbm_use(plan.machine, work, layout, HOLDS["ideal"], plan.remat.offload)
+    return float(use.activations_bytes)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -34,16 +34,18 @@ def test_the_matrix_unit_works_in_whole_tiles(chip_name, m, k, n):
     assert time.unit_s == pytest.approx(tiles * 2 * 8 * side * side / rate, rel=1e-12)
 
 
+@pytest.mark.parametrize(("name", "devices"), [("v4", 1), ("tpu7x", 2)])
 @pytest.mark.parametrize("flops_a_byte", [0.1, 1.0, 30.0, 1e4])
-def test_hbm_adds_what_streaming_cannot_hide(flops_a_byte):
-    chip = plain_chip("v4", hbm_efficiency=0.5, matmul_efficiency=1.0)
+def test_hbm_adds_what_streaming_cannot_hide(flops_a_byte, name, devices):
+    chip = plain_chip(name, hbm_efficiency=0.5, matmul_efficiency=1.0)
     work = 2.0 * 4096**3
-    unit_s = work / chip.peak_flops["bf16"]
-    moved = unit_s * chip.hbm_bytes_per_s * 0.5 / flops_a_byte
+    unit_s = work / (chip.peak_flops["bf16"] / devices)
+    rate = chip.hbm_bytes_per_s / devices * 0.5
+    moved = unit_s * rate / flops_a_byte
     memory_s = unit_s / flops_a_byte
     time = physical(chip).operation(matmul(4096, 4096, 4096, hbm_bytes=moved))
     # Half of the on-chip memory is filled before the first product, or all there is.
-    first_s = min(memory_s, chip.onchip_bytes / 2 / (chip.hbm_bytes_per_s * 0.5), unit_s)
+    first_s = min(memory_s, chip.onchip_bytes / devices / 2 / rate, unit_s)
     assert time.total_s == pytest.approx(max(unit_s, memory_s) + first_s, rel=1e-12)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,15 @@ from building import NAMES, build, decoder, plans, renamed, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.cost.collectives import move_s
+from shardsim.cost.costs import costs_of
+from shardsim.cost.network import Links
 from shardsim.cost.predict import TIME_PARTS, Prediction, predict
+from shardsim.cost.price import step_time_s
+from shardsim.cost.sensitivity import sensitivity
 from shardsim.machine import override_chip
-from shardsim.plan import Overlap, Plan
+from shardsim.plan import Overlap, Plan, resolve
+from shardsim.program.schedule import Await, Block, Move, Schedule, Start
 
 FASTER = (
     "peak_flops.bf16",
@@ -208,6 +215,21 @@ def test_layers_add_up(layers):
     assert times[2] - times[1] == pytest.approx(times[1] - times[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("layers", [4, 8])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_collectives_are_counted_over_the_whole_step(layers, microbatches):
+    # Weights of a layer are gathered for each pass and its gradients scattered once, together; so
+    # are those of embedding and head, which are gathered once. Vectors are summed at the end.
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    plan = build(decoder(layers=layers), "v5e:4x4", 64, where, microbatches=microbatches)
+    found = {use.kind: use.count for use in predict(plan).collectives if "f" in use.mesh_axes}
+    assert found == {
+        "all-gather": (2 * layers + 1) * microbatches,
+        "reduce-scatter": (layers + 1) * microbatches,
+        "all-reduce": 1,
+    }
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_weights_wait_for_the_tensor_axis_where_they_share_links(shared):
     # 4 x 2 devices for the weights, 2 for the tensor axis, on the same axis or on another.
@@ -234,6 +256,46 @@ def test_weights_wait_for_the_tensor_axis_where_they_share_links(shared):
     # The first layer's gather has nothing to hide behind.
     expected = left_s + (weights_s - left_s) / layers
     assert exposed_s == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_move_in_turn_delays_what_shares_its_links():
+    # The tensor axis is a part of y, weights go over x and y. Behind the start of a gather over
+    # tensor and another of weights, one more over tensor goes before the weights on the links of
+    # both: all three pass one after the other.
+    where = {"fsdp": {"x": 4, "y": 2}, "tensor": {"y": 2}}
+    plan = build(decoder(), "v5e:4x4", 8, where)
+    layout, chip = resolve(plan), plan.machine.chip
+    first, weights, second = (
+        Move(name=name, kind="all-gather", role=role, bytes=size)
+        for name, role, size in (("a", "tensor", 1e7), ("b", "fsdp", 9e7), ("c", "tensor", 3e7))
+    )
+    tasks = (Start(task=first), Start(task=weights), second, Await(name="a"), Await(name="b"))
+    block = Block(name="block", phase="forward", trips=1, tasks=tasks)
+    took_s = step_time_s(
+        plan.machine, layout, Schedule(blocks=(block,), order=(0,)), costs_of("physical", chip)
+    )
+    links = Links(plan.machine, layout)
+    alone = [float(move_s(links[move.role], move)) for move in (first, weights, second)]
+    assert float(took_s) == pytest.approx(sum(alone), rel=1e-9)
+
+
+@given(plans())
+@settings(max_examples=40)
+def test_elasticities_are_those_of_two_predictions(plan):
+    for found in sensitivity(plan)[:3]:
+        figure, now = found.figure, plan.machine.chip
+        name = "peak_flops.bf16" if figure == "peak_flops" else figure
+        value = now.peak("bf16") if figure == "peak_flops" else getattr(now, figure)
+        if figure == "peak_flops" and plan.precision.compute != "bf16":
+            continue
+        if not value or (figure.endswith("efficiency") and value * 1.01 > 1):
+            continue
+        up, down = (
+            predict(with_figures(plan, {name: value * factor})).step_time_s
+            for factor in (1.01, 0.99)
+        )
+        expected = math.log(up / down) / math.log(1.01 / 0.99)
+        assert found.elasticity == pytest.approx(expected, abs=1e-6), figure
 
 
 @pytest.mark.parametrize(("optimizer", "state"), [("adamw", 8), ("momentum", 4), ("sgd", 0)])

@@ -60,6 +60,16 @@ def alone(task: Move | Start) -> float:
     return float(collective_s(task.kind, links[role], task.bytes))
 
 
+def test_a_task_counts_as_often_as_its_block_is_passed() -> None:
+    blocks = [
+        Block(name=name, phase="forward", trips=trips, tasks=(work(name, 1e-3), gather(name, 1e6)))
+        for name, trips in (("a", 2), ("b", 1))
+    ]
+    price = replay_schedule(MACHINE, PLAN, Schedule(blocks=tuple(blocks), order=(0, 1, 0))).price
+    for costs in (price.computes, price.collectives):
+        assert {cost.task.name: cost.count for cost in costs} == {"a": 2, "b": 1}
+
+
 SECONDS = st.floats(1e-6, 1e-2)
 BYTES = st.floats(1e3, 1e9)
 

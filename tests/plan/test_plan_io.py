@@ -63,10 +63,17 @@ def test_any_remat_reads_back(save, offload):
     assert again.remat == remat
 
 
-@pytest.mark.parametrize("slice_name", ["v4:4x4x4", "2*v5e:4x4", "tpu7x:2x2x2", "2*h100:8"])
-@pytest.mark.parametrize("model", [decoder(kv_heads=2), vit(pooling="map", classes=10)])
+@pytest.mark.parametrize(
+    ("slice_name", "model"),
+    [
+        ("2*v5e:2x2", vit(pooling="map", classes=10)),
+        pytest.param("tpu7x:2x2x1", decoder(kv_heads=2), marks=pytest.mark.slow),
+        pytest.param("v4:2x2x4", decoder(kv_heads=2), marks=pytest.mark.slow),
+        pytest.param("2*h100:8", decoder(kv_heads=2), marks=pytest.mark.slow),
+    ],
+)
 def test_plans_of_the_search_read_back(slice_name, model, tmp_path):
-    result = search(model, parse_machine(slice_name), 256, top=10)
+    result = search(model, parse_machine(slice_name), 256, top=10, max_axes=2)
     assert result.predictions
     for index, found in enumerate(result.predictions):
         path = tmp_path / f"{index}.yaml"

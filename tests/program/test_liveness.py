@@ -14,7 +14,8 @@ from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.graph.arrays import Array, Op, backward, einsum, linear, pointwise, weight
 from shardsim.graph.derive import derive
 from shardsim.graph.place import Kind, placed
-from shardsim.plan import Plan, plan_from_data, resolve
+from shardsim.machine import override_chip
+from shardsim.plan import Overlap, Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.program.holds import Passes
 from shardsim.program.liveness import (
@@ -130,6 +131,36 @@ def test_what_is_born_dies_and_no_moment_is_above_the_peak(plan, name, policy):
         assert first == "x"
 
 
+@pytest.mark.parametrize("ring", ["", "embed", "sequence"])
+@pytest.mark.parametrize("model", [decoder(), vit()], ids=["serial", "parallel"])
+def test_empty_arrays_of_rings_are_there_all_along(model, ring):
+    passes = replace(HOLDS["emitted"], ring_empty=True)
+    trace = layer_trace(model, "flash", 0, Kind(), frozenset(), passes, Mode(ring=ring))
+    empty = {array.name: array for array in trace.arrays if array.name.startswith("empty")}
+    assert all(array.born == 0 for array in empty.values())
+    assert all(array.last == len(trace.labels) - 1 for array in empty.values())
+    # One of the stream, of which a ring over embed has two, and of what attention reads.
+    heads = {"empty, q", "empty, k", "empty, v"}
+    named = {"": set(), "embed": {"empty, whole"}, "sequence": {"empty, whole", *heads}}
+    assert set(empty) == named[ring]
+    if ring:
+        assert empty["empty, whole"].times == (2 if ring == "embed" else 1)
+
+
+@given(plans(), NAMES)
+def test_where_memory_is_scarce_only_what_is_needed_is_held(plan, name):
+    passes = HOLDS[name]
+    chip = override_chip(plan.machine.chip, {"hbm_usable_bytes": 2.0**20})
+    small = replace(plan.machine, chip=chip)
+    work, layout = Workload.of(plan), resolve(plan)
+    least = hbm_use(small, work, layout, passes.least, plan.remat.offload)
+    use = hbm_use(small, work, layout, passes, plan.remat.offload)
+    assert float(use.peak_bytes) == pytest.approx(float(least.peak_bytes), rel=1e-12)
+    plenty = hbm_use(small, work, layout, replace(passes, scarce=None), plan.remat.offload)
+    assert float(least.peak_bytes) <= float(plenty.peak_bytes) * (1 + 1e-12)
+    assert (passes.least == passes) == (passes.scarce is None)
+
+
 @given(plans(), NAMES)
 def test_the_list_at_the_peak_is_the_peak(plan, name):
     use = used(plan, name)
@@ -137,6 +168,19 @@ def test_the_list_at_the_peak_is_the_peak(plan, name):
     largest = [held.size_bytes for held in use.at_peak]
     assert largest == sorted(largest, reverse=True)
     assert float(use.peak_bytes) >= max(map(float, use.at)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(HOLDS))
+@pytest.mark.parametrize("matmul", ["off", "bidirectional"])
+@pytest.mark.parametrize("residual", ["seq", "embed"])
+def test_with_room_for_all_the_list_lacks_nothing(name, matmul, residual):
+    where = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    overlap = Overlap(matmul=matmul)
+    plan = build(decoder(), "v5e:4x4", 64, where, residual=residual, overlap=overlap)
+    passes = replace(HOLDS[name], scarce=None)
+    use = hbm_use(plan.machine, Workload.of(plan), resolve(plan), passes)
+    names = {held.name for held in use.at_peak}
+    assert not [held for held in names if held.startswith("not there together")]
 
 
 @given(plans(), NAMES)

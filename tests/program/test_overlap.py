@@ -69,6 +69,31 @@ def test_blocks_run_as_often_as_they_say(plan: Plan) -> None:
     assert times == pytest.approx([float(block.trips) for block in schedule.blocks])
 
 
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_a_stage_runs_each_chunk_of_its_layers_once_a_microbatch(chunks: int) -> None:
+    where = {"pipeline": {"x": 2}, "data": {"y": 4}}
+    plan = build(
+        decoder(layers=16), "v5e:2x4", 64, where, microbatches=8, pipeline_interleave=chunks
+    )
+    _, schedule, _ = both(plan)
+    visited: dict[str, list[float]] = defaultdict(list)
+    for visit in schedule.visits():
+        if schedule.blocks[visit.block].phase in ("forward", "boundary"):
+            phase = schedule.blocks[visit.block].phase
+            visited[phase].append(float(visit.times) * float(visit.many))
+    # Eight layers a stage, in chunks; each sends its result to another stage.
+    assert sum(visited["forward"]) == 8 * 16 / 2
+    assert sum(visited["boundary"]) == 8 * chunks
+
+
+@given(plans())
+@settings(max_examples=60, deadline=None)
+def test_operations_of_a_block_have_names_of_their_own(plan: Plan) -> None:
+    for block in both(plan)[0].blocks:
+        names = [task.name for task in block.computes()]
+        assert len(set(names)) == len(names), block.name
+
+
 @given(plans())
 @settings(max_examples=60, deadline=None)
 def test_what_a_trip_starts_it_awaits(plan: Plan) -> None:

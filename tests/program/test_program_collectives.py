@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.machine import override_chip
-from shardsim.model import Model, load_model
+from shardsim.model import Biases, Model, load_model
 from shardsim.plan import Plan, Precision, resolve
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
@@ -243,6 +243,26 @@ def test_gradients_are_summed_over_context_where_it_holds_the_same_weights(over_
     else:
         expected["d", "c"] += weights * 2 * 2 * 15 / 16
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_of_two_biases_that_are_added_one_gradient_is_made(microbatches, parallel):
+    # A compiler sees that both gradients are the same, unless they add up over microbatches.
+    model = decoder(
+        parallel_block=parallel, biases=Biases(attention_output=True, mlp=True, norm=True)
+    )
+    plan = build(model, "v5e:4x4", 64, {"data": {"x": 4, "y": 4}}, microbatches=microbatches)
+    vectors = sum(tensor.size for tensor in model.tensors if tensor.kind == "vector")
+    if parallel and microbatches == 1:
+        vectors -= model.layers * model.embed
+    found = [
+        float(move.bytes)
+        for block in partition(Workload.of(plan), resolve(plan)).blocks
+        for move in block.collectives()
+        if move.purpose == "small gradients" and move.count
+    ]
+    assert sum(found) == 4 * vectors
 
 
 def test_context_gathers_keys_and_values_and_scatters_their_gradients():

@@ -9,10 +9,11 @@ from building import axis_layout, decoder, vit
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shardsim.model import Model
 from shardsim.plan.layout import Layout
 from shardsim.plan.split import stored_elements
-from shardsim.program.shapes import Workload, shapes
+from shardsim.program.blocks import derived_blocks
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, kind_of
 
 ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
 SIZES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
@@ -69,29 +70,18 @@ def test_data_parallelism_splits_no_weight(model, sizes):
     )
 
 
-@given(MODELS, SIZES, st.sampled_from([1, 2, 4]))
-def test_tokens_of_all_groups_are_the_batch(model, sizes, microbatches):
+@given(MODELS, SIZES, st.sampled_from([1, 2, 4]), st.sampled_from([0, 1, 2]))
+def test_devices_and_microbatches_share_tokens_and_logits(model, sizes, microbatches, residual):
     work = Workload(model=model, batch=2**12, sequence=model.sequence)
-    given_layout = layout(sizes).reshaped(microbatches=microbatches)
-    local = shapes(work, given_layout)
-    groups = math.prod(sizes[role] for role in ("data", "fsdp", "context"))
-    assert local.tokens * groups * microbatches == work.batch * work.sequence
-    assert local.layers * sizes["pipeline"] == model.layers
-
-
-@given(MODELS, SIZES)
-def test_matrices_of_a_layer_are_those_of_the_model(model, sizes):
-    local = shapes(Workload(model=model, batch=64, sequence=model.sequence), layout(sizes))
-    by = sizes["tensor2"] * sizes["tensor"]
-    kv = 2 * model.embed * model.kv_heads * model.head_dim
-    rest = _matrices(model) - kv
-    expected = rest / by + kv / sizes["tensor2"] / min(sizes["tensor"], model.kv_heads)
-    assert local.layer_weights == pytest.approx(expected, rel=1e-12)
-
-
-def _matrices(model: Model) -> int:
-    return sum(
-        math.prod(tensor.shape)
-        for tensor in model.tensors
-        if tensor.part == "block" and tensor.kind == "matrix"
-    )
+    split = layout(sizes).reshaped(microbatches=microbatches, residual=residual)
+    blocks = derived_blocks(model, "flash", kind_of(model, split))
+    local = Sizes(work, split)
+    made = {step.op.out.name: step.op.out for step in (*blocks.layers[0].steps, *blocks.ends.steps)}
+    tokens = work.batch * work.sequence
+    groups = math.prod(sizes[role] for role in ("data", "fsdp", "context")) * microbatches
+    inner = sizes["tensor2"] * sizes["tensor"]
+    stream = sizes["tensor2"] * (sizes["tensor"] if residual else 1)
+    assert local.stored(made["x"]) * groups * stream == tokens * model.embed
+    assert local.stored(made["up"]) * groups * inner == tokens * model.mlp
+    if model.vocab:
+        assert local.stored(made["logits"]) * groups * sizes["tensor"] == tokens * model.vocab

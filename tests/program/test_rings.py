@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from building import plain_chip
+from building import axis_layout, plain_chip
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.costs import physical
-from shardsim.program.rings import ring_block
-from shardsim.program.tasks import Compute
+from shardsim.plan.layout import EMBED_SHARDED, ROLES, SEQUENCE_SHARDED, Layout, whole_axis
+from shardsim.program.rings import BIDIRECTIONAL, UNIDIRECTIONAL, ring, ring_block
+from shardsim.program.schedule import Work, every
+from shardsim.program.tasks import Collective, Compute
 
 SIZES = st.integers(1, 4000)
 MEMBERS = st.sampled_from([2, 4, 8, 16])
@@ -63,6 +67,24 @@ def test_traffic_of_a_scattered_result(members):
     assert rows == pytest.approx(2 * (m * k + members * k * n) + joined)
     columns = members * ring_block(whole, members, True).hbm_bytes
     assert columns == pytest.approx(2 * (members * m * k + k * n) + joined)
+
+
+@pytest.mark.parametrize("residual", [SEQUENCE_SHARDED, EMBED_SHARDED])
+@pytest.mark.parametrize("mode", [UNIDIRECTIONAL, BIDIRECTIONAL])
+def test_a_ring_cuts_what_the_residual_stream_is_split_along(residual, mode):
+    m, k, n, members = 1024.0, 512.0, 256.0, 4
+    axes: dict[str, Any] = {role: whole_axis(1) for role in ROLES}
+    axes["tensor"] = axis_layout(members)
+    layout = Layout(**axes, residual=residual, matmul_overlap=mode)
+    gather = Collective(name="c", kind="all-gather", role="tensor", bytes=1e6, schedule="ring")
+    tasks = ring(gather, [matmul(m, k, n, "gathered")], layout, True)
+    moved = sum(task.hbm_bytes * times for task, times, _ in every(tasks) if isinstance(task, Work))
+    sums = m * n * (4 * (members - 1) + 4 * (members - 1) + 2)
+    pieces = {
+        SEQUENCE_SHARDED: 2 * (m * k + members * k * n + m * n),
+        EMBED_SHARDED: 2 * (m * k + k * n) + sums,
+    }
+    assert moved == pytest.approx(pieces[residual])
 
 
 def test_what_runs_whole_beside_a_ring_is_a_share_of_itself():

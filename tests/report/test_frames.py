@@ -6,21 +6,22 @@ from itertools import pairwise
 
 import pytest
 from building import contends
+from found import searched, shipped
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.sensitivity import sensitivity
-from shardsim.plan import load_plan, plan_names, resolve
-from shardsim.planner.search import search
+from shardsim.files import read_yaml
+from shardsim.plan import load_plan, resolve
 from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import frames
 from shardsim.report.links import axis_use
 from shardsim.report.moments import hbm_moments
 from shardsim.report.roofline import matmul_points
 from shardsim.report.timeline import layer_timelines
-from shardsim.validate.runs import validate
+from shardsim.validate.runs import PUBLISHED, validate_data
 
 
-@pytest.fixture(scope="module", params=plan_names())
+@pytest.fixture(scope="module", params=shipped())
 def item(request: pytest.FixtureRequest) -> Prediction:
     return predict(load_plan(request.param))
 
@@ -79,8 +80,9 @@ def test_frames_of_what_ifs() -> None:
 
 
 def test_frames_of_a_search_and_of_published_runs() -> None:
-    result = search("vit-b-16", "v5e:2x4", 1024, top=3)
+    result = searched("vit-b-16", "v5e:2x2", 1024, top=3)
     assert list(result.frame().step_time_s) == [one.step_time_s for one in result.predictions]
-    assert "v5e:2x4" in result._repr_html_()
-    validation = validate()
+    assert "v5e:2x2" in result._repr_html_()
+    validation = validate_data({"runs": read_yaml(PUBLISHED)["runs"][-3:]}, "some")
+    assert len(validation.rows) == 3
     assert list(frames.validation_frame(validation)["run"]) == [r.id for r in validation.rows]

@@ -276,7 +276,7 @@ def test_a_straggler_makes_nothing_faster(
     body: list[Task], slow: float, data: st.DataObject
 ) -> None:
     device = data.draw(st.integers(0, 63))
-    base, found = play(*body), play(*body, straggler=(device, slow))
+    base, found = play(*body), play(*body, perturbation=Perturbation(slowdowns=((device, slow),)))
     busy = [task for task in body if isinstance(task, Work)]
     assert found.step_time_s >= base.step_time_s * (1 - 0.02 * bool(base.events.contention) - 1e-9)
     if not busy:
@@ -285,7 +285,8 @@ def test_a_straggler_makes_nothing_faster(
 
 def test_a_straggler_costs_its_own_work_and_splits_only_its_groups() -> None:
     body = (work("w", 1e-2), move("g", 1e6))
-    base, slow = play(*body, trips=3), play(*body, trips=3, straggler=(21, 1.5))
+    base = play(*body, trips=3)
+    slow = play(*body, trips=3, perturbation=Perturbation(slowdowns=((21, 1.5),)))
     busy_s = base.replayed.price.compute_s + base.replayed.price.overhead_s
     assert slow.step_time_s - base.step_time_s == pytest.approx(0.5 * busy_s)
     assert base.events.classes["devices"] == 1
@@ -302,7 +303,7 @@ def test_slow_and_dead_links_cost_time() -> None:
     assert half == pytest.approx(base)  # x has no part in it
     slow = Perturbation(faults=(Fault(device=0, port=4, factor=0.5),))
     assert play(task, perturbation=slow).step_time_s == pytest.approx(2 * base, rel=0.01)
-    dead = play(task, dead_link=(0, 4))
+    dead = play(task, perturbation=Perturbation(faults=(Fault(device=0, port=4),)))
     assert dead.step_time_s > base
     assert dead.events.engine is not None
     assert dead.events.engine.topology.dead
@@ -312,7 +313,8 @@ def test_slow_and_dead_links_cost_time() -> None:
 
 def test_same_seed_same_result_to_the_last_bit() -> None:
     body = (work("w", 1e-2), move("g", 1e6), work("v", 1e-3), move("h", 1e6, "data"))
-    runs = [play(*body, trips=4, jitter=0.05, seed=seed).step_time_s for seed in (1, 1, 2)]
+    jitters = [Perturbation(jitter=0.05, seed=seed) for seed in (1, 1, 2)]
+    runs = [play(*body, trips=4, perturbation=wanted).step_time_s for wanted in jitters]
     assert runs[0] == runs[1] != runs[2]
     assert min(runs) > play(*body, trips=4).step_time_s
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
+from found import shipped
 
 from shardsim.errors import HardwareError
-from shardsim.files import data_folder
 from shardsim.plan import Plan, load_plan
 from shardsim.simulate import simulate_plan
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.topology import Fault
 
-PLANS = sorted(data_folder("plans").glob("*.yaml"))
 # Plans whose tensor and weight traffic share links: simulated, they come out slower.
 CONTENDING = ("512b", "tp2", "tp4")
 
@@ -26,9 +24,9 @@ def small(name: str, layers: int = 3) -> Plan:
 
 
 @pytest.mark.parametrize("costs", ["physical", "compiler"])
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_agrees_with_the_closed_form_where_nothing_contends(path: Path, costs: str) -> None:
-    plan = load_plan(path)
+@pytest.mark.parametrize("name", shipped())
+def test_agrees_with_the_closed_form_where_nothing_contends(name: str, costs: str) -> None:
+    plan = load_plan(name)
     layers = min(plan.model.layers, 8)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
     found = simulate_plan(plan, costs=costs)
@@ -36,7 +34,7 @@ def test_agrees_with_the_closed_form_where_nothing_contends(path: Path, costs: s
     if ratio == pytest.approx(1, abs=0.005):
         return
     assert found.events.contention, ratio
-    assert any(word in path.stem for word in CONTENDING) or ratio == pytest.approx(1, abs=0.03)
+    assert any(word in name for word in CONTENDING) or ratio == pytest.approx(1, abs=0.03)
     assert all(row.links and row.lost_s > 0 for row in found.events.contention)
 
 

@@ -18,6 +18,7 @@ from shardsim.errors import HardwareError
 from shardsim.machine import parse_machine
 from shardsim.machine.shapes import is_possible
 from shardsim.plan import load_plan
+from shardsim.planner.changes import changed
 from shardsim.simulate import simulate_plan, what_if
 from shardsim.simulate.spare import largest_part
 from shardsim.simulate.topology import Fault, Topology
@@ -58,9 +59,10 @@ def test_every_wire_can_be_named_from_both_ends(name: str) -> None:
 
 
 def test_options_do_what_the_library_does() -> None:
-    plan = load_plan("vit-22b-published-tp8")
+    plan = changed(load_plan("vit-22b-published-tp8"), {"model.layers": 6})
     options = ["--dead-link", "0,0,0-0,1,0", "--straggler", "5=1.1", "--fidelity", "events"]
-    found = json.loads(shardsim("predict", plan.name, "--json", *options).stdout)
+    options += ["--set", "model.layers=6"]
+    found = json.loads(shardsim("predict", "vit-22b-published-tp8", "--json", *options).stdout)
     same = simulate_plan(plan, straggler=(5, 1.1), dead_link=(0, 2))
     assert found["step_time_s"] == same.step_time_s
     assert found["events"]["perturbation"]["slowdowns"] == [[5, 1.1]]

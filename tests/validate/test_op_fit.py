@@ -9,6 +9,7 @@ from statistics import mean, median
 import numpy as np
 import pytest
 import yaml
+from found import validated
 
 from shardsim.errors import ShardsimError
 from shardsim.machine import chip_names, load_chip, load_chip_file
@@ -28,7 +29,6 @@ from shardsim.validate.op_fit import (
     residuals_lines,
 )
 from shardsim.validate.ops import CLASSES, Op, parse_op, standard_ops
-from shardsim.validate.runs import validate
 
 KNOWN = OpCosts(
     matmul_efficiency=0.9,
@@ -175,11 +175,12 @@ def test_tasks_have_the_flops_and_bytes_of_the_arrays():
     assert softmax.hbm_bytes == 2 * 16 * 256 * 256 * 3 * 2
 
 
+@pytest.mark.slow
 def test_the_page_has_the_errors_under_both_costs():
     page = Path(__file__).parents[2] / "docs" / "accuracy.md"
     text = page.read_text(encoding="utf-8")
     physical, compiler = (
-        {row.id: row for row in validate(op_costs=costs).rows} for costs in ("physical", "compiler")
+        {row.id: row for row in validated(costs).rows} for costs in ("physical", "compiler")
     )
     for family in read_points().cycles:
         pairs = [

@@ -1,0 +1,85 @@
+"""The plan that a command is about: a file, or a model, a slice and a mesh in words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from shardsim.cli.catalog import read_model
+from shardsim.cli.output import note
+
+_OPTIONS = (
+    click.option("--on", metavar="SLICE", help="With MODEL: where it trains, such as v4:8x8x16."),
+    click.option("--batch", type=int, help="With MODEL: sequences (images) per step, all chips."),
+    click.option("--seq", type=int, help="With MODEL: tokens per sequence; else the model's own."),
+    click.option(
+        "--mesh",
+        metavar="ROLE=SIZE,...",
+        help="With MODEL: data, fsdp, context, tensor, tensor2 or pipeline, such as "
+        "fsdp=256,data=4.",
+    ),
+)
+
+
+set_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the plan, model.* or chip.*; may be repeated.",
+)
+
+
+def words_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command gets them as one argument, `words`."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> Any:
+        words = {name: values.pop(name) for name in ("on", "batch", "seq", "mesh")}
+        return function(**values, words=words)
+
+    command: Callable[..., Any] = run
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def load(path: str, changes: Sequence[str] = ()) -> Any:
+    """Return the plan of a file, or a shipped one by its name, with some keys changed."""
+    from shardsim.plan import load_plan
+    from shardsim.planner.changes import changed, parse_assignment
+
+    plan = load_plan(path)
+    return changed(plan, dict(map(parse_assignment, changes))) if changes else plan
+
+
+def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str]) -> Any:
+    """Return the plan of a file or of words, with some keys changed.
+
+    Raises `PlanError` for a model without slice or batch, and for a plan with either.
+    """
+    from shardsim.errors import PlanError
+    from shardsim.machine import explain, parse_machine
+    from shardsim.model import model_names
+    from shardsim.plan import plan_names
+    from shardsim.planner.changes import changed, parse_assignment
+    from shardsim.planner.presets import parse_mesh, plan_of_mesh
+
+    given = [f"--{key}" for key, value in words.items() if value is not None]
+    if not given and name not in model_names():
+        return load(name, changes)
+    if name in plan_names():
+        raise PlanError(f"{given[0]}: {name} is a plan; change it with --set, or name a model")
+    model = read_model(name)
+    for key, example in (("on", "v4:8x8x16"), ("batch", "1024")):
+        if words[key] is None:
+            raise PlanError(f"--{key}: missing; a model needs it, such as --{key} {example}")
+    mesh = None if words["mesh"] is None else parse_mesh(words["mesh"])
+    machine = parse_machine(words["on"])
+    if told := explain(words["on"]):
+        note(told)
+    made = plan_of_mesh(model, machine, words["batch"], mesh, words["seq"])
+    return changed(made, dict(map(parse_assignment, changes)))

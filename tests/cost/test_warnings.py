@@ -1,0 +1,40 @@
+"""What a prediction warns of, and that it does so only there."""
+
+from __future__ import annotations
+
+import pytest
+from building import build, decoder
+
+from shardsim.cost.predict import predict
+from shardsim.plan import Overlap
+
+REPLICATED = "the residual stream is replicated over the tensor axis"
+TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+
+
+@pytest.mark.parametrize("matmul", ["off", "unidirectional", "bidirectional"])
+@pytest.mark.parametrize("residual", ["", "seq", "embed"])
+@pytest.mark.parametrize("where", [TENSOR, {"fsdp": {"x": 4, "y": 4}}], ids=["tensor", "fsdp"])
+def test_a_ring_that_cannot_be_is_told(matmul, residual, where):
+    plan = build(decoder(), "v5e:4x4", 64, where, residual=residual, overlap=Overlap(matmul=matmul))
+    told = any(text.startswith(REPLICATED) for text in predict(plan).warnings)
+    assert told == (matmul != "off" and residual == "" and "tensor" in where)
+
+
+@pytest.mark.parametrize("twisted", [False, True])
+def test_a_twist_is_told(twisted):
+    machine = "v4:4x4x8_twisted" if twisted else "v4:4x4x8"
+    where = {"fsdp": {"x": 4, "y": 4, "z": 8}}
+    told = predict(build(decoder(), machine, 128, where)).warnings
+    assert ("a twisted torus is priced as a straight one" in told) == twisted
+
+
+@pytest.mark.parametrize("batch", [16, 16384])
+def test_what_does_not_fit_says_by_how_much(batch):
+    found = predict(build(decoder(), "v5e:4x4", batch, {"data": {"x": 4, "y": 4}}, remat="none"))
+    short = (found.hbm["peak_bytes"] - found.hbm["capacity_bytes"]) / 2**30
+    told = [text for text in found.warnings if text.startswith("does not fit")]
+    assert found.fits == (short <= 0) == (not told)
+    assert found.fits == (batch == 16)
+    if told:
+        assert told == [f"does not fit: needs {short:.1f} GiB more HBM than a device of v5e offers"]
