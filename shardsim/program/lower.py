@@ -90,9 +90,16 @@ class Lowering:
         return SUM_BYTES if array.wide else self.wire
 
     def matmul(
-        self, name: str, op: Op, place: Split, dims: Matmul, out_bytes: float, count: Number = 1
+        self,
+        name: str,
+        op: Op,
+        place: Split,
+        dims: Matmul,
+        out_bytes: float,
+        made: Array,
+        count: Number = 1,
     ) -> Compute:
-        """Return a product of two arrays in HBM."""
+        """Return a product of two arrays in HBM, which makes an array."""
         m, k, n, batch = (
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
@@ -109,6 +116,7 @@ class Lowering:
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
             dtype="bf16" if attention else self.work.precision.compute,
             count=count,
+            purpose=_by_head(op, made),
         )
 
     def kernel(self, name: str, op: Op, place: Split, gradient: bool, count: Number) -> Compute:
@@ -248,8 +256,7 @@ class _Pass:
         if op.product:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
-            task = low.matmul(name, op, place, dims, low.width(op.out), count)
-            task = replace(task, purpose=_by_head(op, op.out))
+            task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
                 self._project(op, "")
             self._add_matmul(task, op.out.name, [array.name for array in op.ins])
@@ -298,8 +305,7 @@ class _Pass:
         else:
             name, width = f"{op.name} d {array.name}", low.wire
             read = ["d " + op.out.name]
-        task = low.matmul(name, op, place, dims, width)
-        task = replace(task, purpose=_by_head(op, array))
+        task = low.matmul(name, op, place, dims, width, array)
         self._project(op, "dW " if array.weight else "d ")
         self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
@@ -439,6 +445,8 @@ class _Pass:
 
 def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
     """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
+    if not layer.name and layer.times == 1:
+        return [*tasks]
 
     def named(name: str) -> str:
         return f"{name} ({layer.name})" if layer.name else name
