@@ -208,19 +208,14 @@ def lay_out_by_head(block: Block, where: Where) -> Block:
     partitioner left them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and
     llama3-70b in docs/compiled.md)."""
     by_position = where.ring | where.layout.partitioned
-    tasks: list[Task] = []
-    laid: Number = False  # whether what ran last left them so
-    for task in block.tasks:
-        runs = np.greater(task.count, 0) if isinstance(task, Compute | Collective) else True
-        if _streams_by_head(task):
-            size = SUM_BYTES * task.pointwise
-            first = task.count * by_position * np.logical_not(laid)
-            tasks += _copy(task.name, "copy", size, first)
-            laid = laid | runs
-        else:
-            laid = laid & np.logical_not(runs)
-        tasks.append(task)
-    return replace(block, tasks=tuple(tasks))
+
+    def change(task: Task) -> list[Task]:
+        if not (isinstance(task, Compute) and task.turns):
+            return [task]
+        size = SUM_BYTES * task.pointwise
+        return [*_copy(task.name, "copy", size, task.count * by_position), task]
+
+    return _changed(block, change)
 
 
 def norm_by_position(block: Block, where: Where) -> Block:
@@ -458,12 +453,6 @@ def _of_layer_weights(task: Task, kind: str) -> TypeGuard[Collective]:
 def _cut_by_gather(task: Task, block: Block) -> TypeGuard[Compute]:
     """Return whether a matmul of a layer takes its input in pieces where rings run."""
     return isinstance(task, Compute) and task.ring == "gathered" and block.phase in LAYER_PHASES
-
-
-def _streams_by_head(task: Task) -> TypeGuard[Compute]:
-    """Return whether it works through queries or keys element by element."""
-    purposes = (BY_HEAD, QUERY_KEY_NORM, QUERY_KEY_NORM_GRADIENT)
-    return isinstance(task, Compute) and task.purpose in purposes and not np.any(task.matmuls)
 
 
 def _attends(task: Task) -> TypeGuard[Compute]:
