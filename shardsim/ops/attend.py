@@ -70,7 +70,7 @@ class Mask:
 
 def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: bool) -> Array:
     """Add attention of queries to keys and values of the whole sequence."""
-    q_kept, (k, v) = q, (part.view(seq="keys") for part in (k, v))
+    k, v = k.view(seq="keys"), v.view(seq="keys")
     context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
     if fused:
         build.add(_kernel(q, k, v, context, mask))
@@ -80,7 +80,7 @@ def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: b
         chances = Array("probabilities", pairs)
         build.add(Op((scores,), chances, (chances,), unit="attention", stream=SOFTMAX))
         build.add(einsum(chances, v, context, unit="attention"))
-    build.call("attend", [q_kept, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
     return context
 
 
