@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -49,12 +49,17 @@ class CompiledProgram:
         return sum((item.cycles or 0) * item.trips for item in self.operations)
 
 
-def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> CompiledProgram:
+def read_hlo(
+    text: str,
+    mesh: Mapping[str, int],
+    causal: bool | None = None,
+    windows: Iterable[int] = (),
+) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
 
     HLO leaves out the numbers of large constants, among them the masks of attention kernels:
     `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
-    counts as whole, with a warning.
+    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
@@ -65,7 +70,7 @@ def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> 
     if module.partitions not in (None, devices):
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
-    steps = Steps(module, dict(mesh), causal)
+    steps = Steps(module, dict(mesh), causal, tuple(sorted(set(windows) - {0})))
     schedule = Schedule(
         blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
     )

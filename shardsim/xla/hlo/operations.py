@@ -64,9 +64,9 @@ class Operation:
 class Works:
     """Reads operations in their order: one without a name belongs to the phase before it."""
 
-    def __init__(self, module: Module, causal: bool | None) -> None:
+    def __init__(self, module: Module, causal: bool | None, windows: tuple[int, ...]) -> None:
         self.module = module
-        self.costs = Costs(module, causal)
+        self.costs = Costs(module, causal, windows)
         self.phase = "forward"
 
     def read(

@@ -38,6 +38,7 @@ class Steps:
     module: Module
     mesh: Mapping[str, int]
     causal: bool | None  # as `Costs.causal`
+    windows: tuple[int, ...]  # as `Costs.windows`
     blocks: list[Block] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Steps:
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._works = Works(self.module, self.causal)
+        self._works = Works(self.module, self.causal, self.windows)
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         self._chains: dict[tuple[str, str], str] = {}  # computation and number: its start
         self._loops = 0

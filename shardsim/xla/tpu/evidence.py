@@ -48,8 +48,9 @@ class Evidence:
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
         self.costed: Plan = as_compiled(self.plan)
         self.predicted: Prediction = predict(self.costed)
+        model = self.plan.model
         self.compiled: CompiledProgram = read_hlo(
-            compilation.text, mesh, causal=self.plan.model.causal
+            compilation.text, mesh, causal=model.causal, windows=model.windows
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
         self.planned_sums = planned(self.plan)
