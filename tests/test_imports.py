@@ -18,6 +18,7 @@ PACKAGE = Path(shardsim.__file__).parent
 ORDER = (
     ("units", "errors", "files"),
     ("graph",),
+    ("ops",),
     ("machine", "model"),
     ("plan",),
     ("program",),

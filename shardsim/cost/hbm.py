@@ -10,10 +10,11 @@ import numpy as np
 
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
+from shardsim.model.blocks import Layer
 from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
-from shardsim.program.blocks import kept_names, over_policies
+from shardsim.program.blocks import graph, kept_names, over_policies
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
 from shardsim.program.liveness import (
@@ -173,9 +174,11 @@ class Account:
         """Activations of all layers kept for the backward pass, on the device."""
         layout = self.layout
         in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
-        layers = self.work.model.layers / layout.pipeline.size
-        one, _ = kept(self.work, layout, self.sizes, 0, self.offloaded)
-        return one * (layers * in_flight)
+        total: Number = 0.0
+        for number, (_, many) in enumerate(self.layers):
+            one, _ = kept(self.work, layout, self.sizes, number, self.offloaded)
+            total = total + one * (many / layout.pipeline.size)
+        return total * in_flight
 
     @property
     def _several(self) -> Number:
@@ -197,10 +200,25 @@ class Account:
 
         return _where(self.ring, of_ring)
 
-    def layer(self, names: frozenset[str], mode: Mode) -> Trace:
-        """Return the moments of a layer."""
+    @property
+    def layers(self) -> tuple[tuple[Layer, int], ...]:
+        """The kinds of layers, and how many there are of each."""
+        return graph(self.work.model, self.work.attention).layers
+
+    def traces(self, names: frozenset[str], mode: Mode) -> list[Trace]:
+        """Return the moments of a layer of each kind."""
         work = self.work
-        return layer_trace(work.model, work.attention, 0, self.kind, names, self.passes, mode)
+        return [
+            layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
+            for number in range(len(self.layers))
+        ]
+
+    def layers_peak(self, names: frozenset[str], mode: Mode) -> Number:
+        """Return the most that a layer of any kind has at once."""
+        first, *others = (trace.peak(self.measure) for trace in self.traces(names, mode))
+        for peak in others:
+            first = np.maximum(first, peak)
+        return first
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
@@ -213,7 +231,7 @@ class Account:
         layer, head = held
         layer = layer + over_policies(
             self.layout,
-            lambda names: self.by_mode(lambda mode: self.layer(names, mode).peak(self.measure)),
+            lambda names: self.by_mode(lambda mode: self.layers_peak(names, mode)),
         )
         head = head + self.by_mode(lambda mode: self.ends(mode).trace.peak(self.measure))
         return layer, head
@@ -256,7 +274,8 @@ class Account:
         trace = self.ends(mode).trace
         if moment == 0:
             (names,), _ = kept_names(self.layout)
-            trace = self.layer(names, mode)
+            traces = self.traces(names, mode)
+            trace = max(traces, key=lambda trace: float(trace.peak(self.measure)))
         _, there = trace.at_peak(self.measure)
         sizes: dict[str, float] = {}
         for held, size in [*self.held(moment).items(), *there]:

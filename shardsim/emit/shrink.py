@@ -101,7 +101,7 @@ def _model(model: Model, layout: Layout) -> Model:
     square = model.attention_width == model.embed
     small = replace(
         model,
-        layers=max(_LAYERS, int(layout.pipeline.size)),
+        layers=model.round_layers * max(_LAYERS, int(layout.pipeline.size)),
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,

@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import shardsim
 from shardsim.errors import PlanError
+from shardsim.graph.arrays import weights_of
+from shardsim.graph.build import Part
 from shardsim.model import Model, Tensor
+from shardsim.model.blocks import graph_of
+from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
 
+# What the program reads of a model besides its calls.
+MODEL_OPTIONS = (
+    "name",
+    "layers",
+    "embed",
+    "mlp",
+    "heads",
+    "head_dim",
+    "kv_heads",
+    "vocab",
+    "tied_embeddings",
+    "patch",
+    "image",
+    "channels",
+    "classes",
+)
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 
@@ -57,6 +76,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "tpu_options": tpu_options(plan),
         },
         "model": _model_data(plan.model),
+        "calls": calls_of(plan),
         "parameters": parameter_table(plan, layout),
         "activations": activation_specs(plan, layout),
     }
@@ -100,11 +120,31 @@ def _refuse(plan: Plan, layout: Layout) -> None:
 
 
 def _model_data(model: Model) -> dict[str, Any]:
-    skipped = ("biases", "note", "source", "parameter_convention", "sequence")
+    return {name: getattr(model, name) for name in MODEL_OPTIONS}
+
+
+def calls_of(plan: Plan) -> dict[str, Any]:
+    """Return what the program calls before the layers, in each kind of them, and after.
+
+    Kinds of layers come with their weights; `round` lists them as they follow each other.
+    """
+    graph = graph_of(plan.model, plan.attention)
+    (stack,) = graph.stacks
+
+    def calls(part: Part) -> list[dict[str, Any]]:
+        return [call.to_data() for call in together(part.calls)]
+
     return {
-        entry.name: getattr(model, entry.name)
-        for entry in fields(model)
-        if entry.name not in skipped
+        "before": calls(graph.before),
+        "layers": [
+            {
+                "calls": calls(layer.part),
+                "weights": [weight.name for weight in weights_of(layer.part.ops)],
+            }
+            for layer in stack.layers
+        ],
+        "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
+        "after": calls(graph.after),
     }
 
 

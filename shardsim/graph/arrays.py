@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 Dims = tuple[str, ...]
 Split = Mapping[str, str]  # mesh axis -> the dimension that it splits
@@ -102,16 +103,30 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
     )
 
 
+class Pairs(Protocol):
+    """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
+
+    def computed(self, tokens: int) -> float:
+        """Return the share of all pairs that a fused kernel computes."""
+
+    def counted(self, tokens: int, halved: bool) -> int:
+        """Return the pairs that model FLOPs count, in full or `halved` by a causal mask."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A fused attention kernel: products that never leave the chip, operands that do once."""
+    """A fused attention kernel: products that never leave the chip, operands that do once.
+
+    `mask` says which pairs a softmax is over, whose scores the gradient makes again; without one
+    there is no softmax inside.
+    """
 
     shape: Matmul
     products: int
     gradient_products: int
     ops: float  # vector operations of a query-key pair
     gradient_ops: float
-    softmax: bool = True  # over all keys of each query, whose scores a gradient makes again
+    mask: Pairs | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 _IDENTITY = ("name", "title", "kind")
 _NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
-_EXTRA = ("cmem_bytes",)  # figures that only some chips have and that are no field of Chip
+# Figures that only some chips have and that are no field of Chip.
+_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives")
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
 
 

@@ -140,7 +140,20 @@ class Chip:
     @property
     def cmem_bytes(self) -> float | None:
         """Common memory beside VMEM, bytes per chip (v4 only), or None."""
-        figure = self.figures.get("cmem_bytes")
+        return self._extra("cmem_bytes")
+
+    @property
+    def async_permute_chips(self) -> float | None:
+        """The chips of the largest slice on which work may run beside a permute, or None: any."""
+        return self._extra("async_permute_chips")
+
+    @property
+    def offloads_collectives(self) -> bool:
+        """Whether its compiler hands gathers and scatters to another core (a SparseCore)."""
+        return bool(self._extra("offloads_collectives"))
+
+    def _extra(self, name: str) -> float | None:
+        figure = self.figures.get(name)
         return None if figure is None else float(figure["value"])
 
 
@@ -155,7 +168,7 @@ def problem_with(name: str, value: object) -> str | None:
     if name in WORDS:
         words = WORDS[name]
         return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"
-    if name == "twistable":
+    if name in ("twistable", "offloads_collectives"):
         return None if isinstance(value, bool) else f"must be true or false, not {value!r:.40}"
     if name in ("max_slice", "host_shape"):
         good = isinstance(value, (tuple, list)) and value and all(_is_count(item) for item in value)

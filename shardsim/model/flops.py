@@ -59,12 +59,12 @@ def attention_flops_per_token(
     """
     tokens = _sequence(model, sequence)
     whole = sum(
-        stack.layers * flops
-        for stack in graph_of(model).stacks
-        for unit, flops in _products(model, stack.ops, tokens)
+        many * flops
+        for layer, many in graph_of(model).layers
+        for unit, flops in _products(model, layer.part.ops, tokens, halved)
         if unit == "attention"
     )
-    return whole // tokens // (2 if halved else 1)
+    return whole // tokens
 
 
 def forward_matmul_flops_per_token(
@@ -77,14 +77,16 @@ def forward_matmul_flops_per_token(
     """
     tokens = _sequence(model, sequence)
     graph = graph_of(model)
-    total = sum(flops for _, flops in _products(model, graph.ends, tokens))
-    for stack in graph.stacks:
-        for unit, flops in _products(model, stack.ops, tokens):
-            total += stack.layers * flops // (2 if halved and unit == "attention" else 1)
+    total = sum(flops for _, flops in _products(model, graph.ends, tokens, halved))
+    for layer, many in graph.layers:
+        for _, flops in _products(model, layer.part.ops, tokens, halved):
+            total += many * flops
     return total / tokens
 
 
-def _products(model: Model, ops: Iterable[Op], tokens: int) -> Iterator[tuple[str, int]]:
+def _products(
+    model: Model, ops: Iterable[Op], tokens: int, halved: bool
+) -> Iterator[tuple[str, int]]:
     """Yield (unit, FLOPs) of every product of a forward pass over one sequence."""
     sizes = {**lengths(model), "batch": 1, "seq": tokens, "keys": tokens}
     for op in ops:
@@ -94,7 +96,10 @@ def _products(model: Model, ops: Iterable[Op], tokens: int) -> Iterator[tuple[st
         elif op.kernel:
             shape = op.kernel.shape
             dims = {*shape.rows, *shape.inner, *shape.columns, *shape.batch}
-            yield op.unit, 2 * op.kernel.products * math.prod(sizes[d] for d in dims)
+            flops = 2 * op.kernel.products * math.prod(sizes[d] for d in dims)
+            if op.kernel.mask:
+                flops = flops * op.kernel.mask.counted(tokens, halved) // tokens**2
+            yield op.unit, flops
 
 
 def model_flops_per_token(

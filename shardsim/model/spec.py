@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from shardsim.errors import ModelError, nearest
+from shardsim.model.blocks import graph_of
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 
@@ -103,6 +104,8 @@ class Model:
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
     final_norm: bool = True
     positions: str = "learned"  # learned, rotary, fixed or none
+    # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
+    windows: tuple[int, ...] = ()
     biases: Biases = Biases()
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
@@ -122,6 +125,7 @@ class Model:
             _check_count(where, key, getattr(self, key), least=0)
         for key in _FLAGS:
             _check_flag(where, key, getattr(self, key))
+        object.__setattr__(self, "windows", _checked_windows(self, where))
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
@@ -151,6 +155,11 @@ class Model:
         return self.patches + (1 if self.pooling == "cls" else 0)
 
     @cached_property
+    def round_layers(self) -> int:
+        """Layers after which the kinds of layers begin anew: a pipeline stage has whole rounds."""
+        return max(stack.round_layers for stack in graph_of(self).stacks)
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """Every weight of the model, part by part in the order of the forward pass."""
         return _parameters(self)
@@ -168,14 +177,14 @@ class Model:
         ViT-22B's published 21.743 B is 48 * (4 * 6144^2 + 2 * 6144 * 24576) = 21,743,271,936.
         """
         if self.parameter_convention == "block-matrices":
-            return self.layers * self.matmul_parameters_per_layer
+            return self.block_matrices
         return self.parameters_all
 
     @cached_property
-    def matmul_parameters_per_layer(self) -> int:
-        """Weights of one block that multiply every token: QKV, attention output and MLP."""
+    def block_matrices(self) -> int:
+        """Weights of the blocks that multiply every token: QKV, attention output and MLP."""
         return sum(
-            tensor.size_of_one
+            tensor.size
             for tensor in self.tensors
             if tensor.part == "block" and tensor.kind == "matrix"
         )
@@ -189,6 +198,8 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
+            elif isinstance(value, tuple):
+                value = list(value)
             data[field.name] = value
         return data
 
@@ -205,6 +216,24 @@ def _check_words(model: Model, where: str) -> None:
     for key in ("note", "source"):
         if not isinstance(getattr(model, key), str):
             raise ModelError(f"{where}: {key}: expected text, found {getattr(model, key)!r}")
+
+
+def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
+    """Return the windows of a round as whole numbers, or raise `ModelError`."""
+    windows: Any = model.windows
+    if not isinstance(windows, list | tuple):
+        raise ModelError(f"{where}: windows: expected a list, as [4096, 0], found {windows!r}")
+    for window in windows:
+        _check_count(where, "windows", window, least=0)
+    if any(windows) and not model.causal:
+        raise ModelError(f"{where}: windows: need causal attention; use causal: true, or []")
+    if windows and model.layers % len(windows):
+        close = max(1, round(model.layers / len(windows))) * len(windows)
+        raise ModelError(
+            f"{where}: windows: {model.layers} layers are not whole rounds of {len(windows)};"
+            f" the nearest number of layers is {close}"
+        )
+    return tuple(windows)
 
 
 def _check_block(model: Model, where: str) -> None:

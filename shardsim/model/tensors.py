@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -86,11 +86,15 @@ def parameters(model: Model) -> tuple[Tensor, ...]:
     attention_output, another norm's scale, mlp_in (and mlp_gate when gated) and mlp_out.
     """
     graph = graph_of(model)
-    made = _tensors(model, weights_of(graph.before), "input", 1)
-    for stack in graph.stacks:
-        made += _tensors(model, weights_of(stack.ops), "block", stack.layers)
+    made = _tensors(model, weights_of(graph.before.ops), "input", 1)
+    layers: dict[str, Tensor] = {}
+    for layer, many in graph.layers:  # layers of several kinds share stacks of equal weights
+        for tensor in _tensors(model, weights_of(layer.part.ops), "block", many):
+            same = layers.get(tensor.name)
+            layers[tensor.name] = replace(tensor, stack=same.stack + many) if same else tensor
+    made += layers.values()
     known = {tensor.name for tensor in made}
-    after = [weight for weight in weights_of(graph.after) if weight.name not in known]
+    after = [weight for weight in weights_of(graph.after.ops) if weight.name not in known]
     return tuple(made + _tensors(model, after, "output", 1))
 
 

@@ -108,6 +108,7 @@ class Layout:
     weights_overlap: Number = True
     gradients_overlap: Number = True
     dcn_overlap: Number = False
+    partitioned: bool = False  # whether the compiler's partitioner writes the collectives
     # Names of the mesh axes behind each role, for reports.
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -43,7 +43,8 @@ def conditions(
 
     They are the dimensions of activations and weights that `dimension` calls exact, each once.
     """
-    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": interleave}
+    rounds = interleave * model.round_layers
+    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": rounds}
     sizes = lengths(model, batch, sequence)
     dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
     for tensor in model.tensors:

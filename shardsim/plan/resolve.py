@@ -47,6 +47,7 @@ def resolve(plan: Plan) -> Layout:
         weights_overlap=plan.overlap.weights,
         gradients_overlap=plan.overlap.gradients,
         dcn_overlap=plan.overlap.dcn,
+        partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
     return layout.reshaped(**plan.remat.flags())

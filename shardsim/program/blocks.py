@@ -19,9 +19,9 @@ from shardsim.plan.remat import TENSORS
 
 @dataclass(frozen=True)
 class Blocks:
-    """The stacks of a model and its ends on meshes of one kind."""
+    """The kinds of layers of a model (`Graph.layers`) and its ends on meshes of one kind."""
 
-    stacks: tuple[Derived, ...]
+    layers: tuple[Derived, ...]
     ends: Derived
 
 
@@ -35,14 +35,14 @@ def graph(model: Model, attention: str) -> Graph:
 def derived_blocks(model: Model, attention: str, kind: Kind) -> Blocks:
     """Return what one device does for each block of a model, on meshes of a kind."""
     made = graph(model, attention)
-    stacks = tuple(derive(placed(stack.ops, kind), kind.axes) for stack in made.stacks)
-    return Blocks(stacks, derive(placed(made.ends, kind), kind.axes))
+    layers = tuple(derive(placed(layer.part.ops, kind), kind.axes) for layer, _ in made.layers)
+    return Blocks(layers, derive(placed(made.ends, kind), kind.axes))
 
 
 @lru_cache(maxsize=4096)
-def backward_of(model: Model, attention: str, stack: int, kept: frozenset[str]) -> Backward:
-    """Return what the backward pass of a stack finds and makes again if `kept` is kept."""
-    return backward(graph(model, attention).stacks[stack].ops, kept)
+def backward_of(model: Model, attention: str, layer: int, kept: frozenset[str]) -> Backward:
+    """Return what the backward pass of a kind of layer finds and makes again if `kept` is kept."""
+    return backward(graph(model, attention).layers[layer][0].part.ops, kept)
 
 
 def kept_names(layout: Layout) -> tuple[list[frozenset[str]], tuple[int, ...]]:
@@ -57,11 +57,12 @@ def kept_names(layout: Layout) -> tuple[list[frozenset[str]], tuple[int, ...]]:
 
 
 def policies(
-    model: Model, attention: str, stack: int, layout: Layout
+    model: Model, attention: str, layer: int, layout: Layout
 ) -> tuple[list[Backward], tuple[int, ...]]:
-    """Return what each remat policy of a layout does to a stack, and the shape of `kept_names`."""
+    """Return what each remat policy of a layout does to a layer of a kind, and the shape of
+    `kept_names`."""
     kept, shape = kept_names(layout)
-    return [backward_of(model, attention, stack, names) for names in kept], shape
+    return [backward_of(model, attention, layer, names) for names in kept], shape
 
 
 def over_policies(layout: Layout, value: Callable[[frozenset[str]], Number]) -> Number:

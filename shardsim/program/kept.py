@@ -13,14 +13,14 @@ LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts
 
 
 def kept(
-    work: Workload, layout: Layout, sizes: Sizes, stack: int, offloaded: frozenset[str]
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, offloaded: frozenset[str]
 ) -> tuple[Number, Number]:
-    """Return the bytes that one layer of a stack keeps of one microbatch, on the device and, of
+    """Return the bytes that one layer of a kind keeps of one microbatch, on the device and, of
     what `offloaded` names, in the host's memory.
 
     What no gradient reads is not kept, whatever a policy says. The layer's input always is.
     """
-    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).stacks[stack]
+    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
     made = {step.op.out.name: step.op.out for step in derived.steps}
     start = derived.steps[0].op.ins[0]
 
@@ -28,7 +28,7 @@ def kept(
         return sizes.stored(array) * (WIDE if array.wide else float(work.wire_bytes))
 
     def total(names: frozenset[str], host: bool) -> Number:
-        found = backward_of(work.model, work.attention, stack, names).kept
+        found = backward_of(work.model, work.attention, layer, names).kept
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
         return sum(size(array) for keep, array in arrays if (keep in offloaded) == host)
 

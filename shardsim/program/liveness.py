@@ -153,29 +153,29 @@ class Ends:
 def layer_trace(
     model: Model,
     attention: str,
-    stack: int,
+    layer: int,
     kind: Kind,
     kept: frozenset[str],
     passes: Passes,
     mode: Mode,
 ) -> Trace:
-    """Return what is live while a layer of a stack runs again and back, with `kept` kept."""
-    again = backward_of(model, attention, stack, kept).again
-    return _traces(model, attention, stack, kind, again, passes, mode.ring)[mode.prefetch]
+    """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
+    again = backward_of(model, attention, layer, kept).again
+    return _traces(model, attention, layer, kind, again, passes, mode.ring)[mode.prefetch]
 
 
 @lru_cache(maxsize=4096)
 def _traces(
     model: Model,
     attention: str,
-    stack: int,
+    layer: int,
     kind: Kind,
     again: tuple[int, ...],
     passes: Passes,
     ring: str,
 ) -> tuple[Trace, Trace]:
     """Return the traces without and with prefetching: of many policies that run the same again."""
-    tracer = followed(derived_blocks(model, attention, kind).stacks[stack], again, passes, ring)
+    tracer = followed(derived_blocks(model, attention, kind).layers[layer], again, passes, ring)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
@@ -184,7 +184,7 @@ def _traces(
 def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: str = "") -> Ends:
     """Return what is live while the head runs, forward and at once back."""
     ends = derived_blocks(model, attention, kind).ends
-    steps = ends.steps[len(graph(model, attention).before) :]
+    steps = ends.steps[len(graph(model, attention).before.ops) :]
     tracer = Tracer(replace(passes, gradients_waiting=0), ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
@@ -318,7 +318,7 @@ class Tracer:
         if op.product and not op.out.stream:
             self.gather(op.out.name, op.out, place, step.gathers)
         self.make(op.out.name, self.made(op))
-        if op.kernel and op.kernel.softmax:
+        if op.kernel and op.kernel.mask:
             rows = Size(op.out.dims[:-1], _by(op.out, place), WIDE)
             self.named[f"{op.out.name}, statistics"] = self.passing(
                 f"{op.out.name}, statistics", rows, self.passes.lanes

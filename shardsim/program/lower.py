@@ -13,13 +13,16 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.model.blocks import Layer
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
     ATTENTION,
     ATTENTION_GRADIENT,
+    BY_HEAD,
     QUERY_KEY_NORM,
+    QUERY_KEY_NORM_GRADIENT,
     Collective,
     Compute,
 )
@@ -119,7 +122,7 @@ class Lowering:
         )
         io = sum(self.elements(array, place) for array in op.arrays) * self.wire
         ops = kernel.gradient_ops if gradient else kernel.ops
-        share = self.work.attention_fraction
+        share = kernel.mask.computed(self.work.sequence) if kernel.mask else 1.0
         return Compute(
             name=name,
             kind="attention",
@@ -132,13 +135,13 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
-            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.softmax else "",
+            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
     def stream(
         self, name: str, op: Op, place: Split, passes: float, ops: float, count: Number = 1
     ) -> list[Compute]:
-        """Return an elementwise operation in units of the result's elements."""
+        """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not passes and not ops:
             return []
         elements = self.elements(op.out, place)
@@ -152,7 +155,7 @@ class Lowering:
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,
-                purpose=QUERY_KEY_NORM if op.stream.by_head else "",
+                purpose=_by_head(op, op.out),
                 pointwise=elements,
             )
         ]
@@ -168,6 +171,7 @@ class Lowering:
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
             purpose=_purpose(transfer),
+            gradient=transfer.gradient and not transfer.weight,
         )
 
 
@@ -235,6 +239,7 @@ class _Pass:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
             task = low.matmul(name, op, place, dims, low.width(op.out), count)
+            task = replace(task, purpose=_by_head(op, op.out))
             if not suffix:
                 self._project(op, "")
             self._add_matmul(task, op.out.name, [array.name for array in op.ins])
@@ -263,7 +268,11 @@ class _Pass:
             elements = low.elements(op.out, place)
             self._fuse("d " + op.out.name, elements, stream.fused_gradient, read)
         passes, ops = stream.gradient_passes, stream.gradient_ops
-        self.tasks += low.stream(f"{op.name} gradient", op, place, passes, ops)
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops)
+        gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT}
+        self.tasks += [
+            replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made
+        ]
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
             self.tasks += low.stream(f"{op.name} bias gradient", op, place, many, many)
@@ -280,6 +289,7 @@ class _Pass:
             name, width = f"{op.name} d {array.name}", low.wire
             read = ["d " + op.out.name]
         task = low.matmul(name, op, place, dims, width)
+        task = replace(task, purpose=_by_head(op, array))
         self._project(op, "dW " if array.weight else "d ")
         self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
@@ -414,6 +424,20 @@ class _Pass:
         self.tasks.append(replace(task, schedule="behind", switch=switch))
 
 
+def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
+    """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
+
+    def named(name: str) -> str:
+        return f"{name} ({layer.name})" if layer.name else name
+
+    made: list[Task] = []
+    for task in tasks:
+        if isinstance(task, Collective):
+            task = replace(task, partners=tuple(map(named, task.partners)))
+        made.append(replace(task, name=named(task.name), count=task.count * layer.times))
+    return made
+
+
 def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
     """Return one matmul for several that lie side by side in `dim`: "m", "k" or "n".
 
@@ -442,6 +466,13 @@ def _purpose(transfer: Transfer) -> str:
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
         return "keys and values"
     return transfer.purpose or "block"
+
+
+def _by_head(op: Op, array: Array) -> str:
+    """Return the purpose of what makes `array`: attention reads queries and the like by head."""
+    if op.stream.by_head:
+        return QUERY_KEY_NORM
+    return BY_HEAD if "head_dim" in array.dims and op.unit != "attention" else ""
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

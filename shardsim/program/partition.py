@@ -6,9 +6,9 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.remat import Remat
-from shardsim.program.blocks import derived_blocks, policies
+from shardsim.program.blocks import derived_blocks, graph, policies
 from shardsim.program.kept import kept
-from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.lower import Lowering, Task, repeated, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
@@ -20,56 +20,57 @@ def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Pro
     """Return what one device does in a step of `work` under `layout`.
 
     A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it
-    keeps in the host's memory.
+    keeps in the host's memory. A trip of "layer forward" and of "layer backward" is a round of the
+    model's layers (`model.blocks.Stack`).
     """
     sizes = Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
-    stack = derived.stacks[0]
-    layer = Lowering(work, layout, sizes, stack)
-    found, shape = policies(work.model, work.attention, 0, layout)
-    layers = work.model.layers / layout.pipeline.size
-    trips = layers * layout.microbatches
+    (stack,) = graph(work.model, work.attention).stacks
+    rounds = stack.rounds / layout.pipeline.size
+    last = derived.layers[-1].steps[-1]
     offloaded = frozenset() if remat is None else remat.offload
-    kept_bytes, offload_bytes = kept(work, layout, sizes, 0, offloaded)
-    weights = [leaf.array for leaf in stack.leaves if leaf.array.weight == "matrix"]
-    stored: Number = sum(sizes.stored(array) for array in weights)
-    forward = Block(
-        name="layer forward",
-        phase="forward",
-        trips=trips,
-        tasks=(
-            _cast(work, stored),
-            *layer.forward(),
-            Compute(
-                name="keep for backward",
-                kind="elementwise",
-                hbm_bytes=2.0 * kept_bytes,
-            ),
+    forward: list[Task] = []
+    backward: list[Task] = []
+    stored: Number = 0.0
+    kept_bytes: Number = 0.0
+    offload_bytes: Number = 0.0
+    for number, layer in enumerate(stack.layers):
+        low = Lowering(work, layout, sizes, derived.layers[number])
+        found, shape = policies(work.model, work.attention, number, layout)
+        forward += repeated(low.forward(), layer)
+        backward = [*repeated(low.backward(runs_again(found, shape)), layer), *backward]
+        leaves = derived.layers[number].leaves
+        weights = [leaf.array for leaf in leaves if leaf.array.weight == "matrix"]
+        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
+        on_device, on_host = kept(work, layout, sizes, number, offloaded)
+        kept_bytes = kept_bytes + layer.times * on_device
+        offload_bytes = offload_bytes + layer.times * on_host
+    keep = Compute(name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes)
+    blocks = (
+        Block(
+            name="embedding and head",
+            phase="head",
+            trips=layout.microbatches,
+            tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
         ),
-    )
-    backward = Block(
-        name="layer backward",
-        phase="backward",
-        trips=trips,
-        tasks=(
-            _cast(work, stored),
-            *layer.backward(runs_again(found, shape)),
-            _accumulate(work, layout, stored),
+        Block(
+            name="layer forward",
+            phase="forward",
+            trips=rounds * layout.microbatches,
+            tasks=(_cast(work, stored), *forward, keep),
         ),
-    )
-    ends = Block(
-        name="embedding and head",
-        phase="head",
-        trips=layout.microbatches,
-        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+        Block(
+            name="layer backward",
+            phase="backward",
+            trips=rounds * layout.microbatches,
+            tasks=(_cast(work, stored), *backward, _accumulate(work, layout, stored)),
+        ),
     )
     return Program(
         blocks=(
-            ends,
-            forward,
-            backward,
-            *_pipeline_sends(work, layout, sizes.stored(stack.steps[-1].op.out)),
-            *gradient_reductions(work, layout, sizes, stack, derived.ends, layers),
+            *blocks,
+            *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
+            *gradient_reductions(work, layout, sizes, stack, derived, rounds),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,

@@ -21,11 +21,14 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
 from shardsim.plan.plan import DTYPE_BYTES
 from shardsim.program.holds import Passes
+from shardsim.program.rings import SUM_BYTES
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION,
     ATTENTION_GRADIENT,
+    BY_HEAD,
     QUERY_KEY_NORM,
+    QUERY_KEY_NORM_GRADIENT,
     Collective,
     Compute,
     Program,
@@ -45,6 +48,12 @@ AWAITED = {"forward": 0.42, "backward": 0.83}
 BLOCKS_BYTES = 4.0 + 4.0 + 2.0 + 2.0
 BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
 
+# Bytes per element of a norm of queries and keys that has float32 arrays to itself: the mean, the
+# variance and the result read it, the result is written in bf16. The gradient reads and writes
+# eight such arrays, one of them in bf16.
+NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
+NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -62,8 +71,9 @@ class Where:
 
     @property
     def sequence_ring(self) -> Number:
-        """Whether those rings pass pieces of the sequence."""
-        return self.ring & np.equal(self.layout.residual, SEQUENCE_SHARDED)
+        """Whether gathers run as rings that pass pieces of the sequence."""
+        cut = np.equal(self.layout.residual, SEQUENCE_SHARDED) & (not self.layout.partitioned)
+        return self.ring & cut
 
 
 Rule = Callable[[Block, Where], Block]
@@ -72,13 +82,14 @@ Rule = Callable[[Block, Where], Block]
 def lay_out_gathered_weights(block: Block, where: Where) -> Block:
     """Copy a layer's gathered weights into the layout that matmuls read.
 
-    Seen in every fully sharded program that was compiled (docs/compiled.md).
+    Seen in every fully sharded program of docs/compiled.md but the seven left to the partitioner.
     """
 
     def change(task: Task) -> list[Task]:
         if not _of_layer_weights(task, "all-gather"):
             return [task]
-        return [*_copy(task.name, "copy", task.bytes, task.count), task]
+        count = task.count * (not where.layout.partitioned)
+        return [*_copy(task.name, "copy", task.bytes, count), task]
 
     return _changed(block, change)
 
@@ -100,7 +111,8 @@ def lay_out_turned_gradients(block: Block, where: Where) -> Block:
 
 
 def place_ring_results(block: Block, where: Where) -> Block:
-    """Copy the result of a matmul whose input comes in pieces of the sequence into its place.
+    """Copy the result of a matmul whose input comes in pieces of the sequence into its place; what
+    attention reads by head is turned piece by piece first.
 
     Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
     """
@@ -109,13 +121,17 @@ def place_ring_results(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not _cut_by_gather(task, block):
             return [task]
-        return [task, *_copy(task.name, "copy", task.m * task.n * _width(task), task.count * ring)]
+        size = task.m * task.n * _width(task)
+        if task.purpose == BY_HEAD:
+            return [task, *_turned_into_place(task.name, size, task.count * ring)]
+        return [task, *_copy(task.name, "copy", size, task.count * ring)]
 
     return _changed(block, change)
 
 
 def place_ring_operands(block: Block, where: Where) -> Block:
-    """Copy what a ring gathers in the backward pass into one array: weight gradients need it whole.
+    """Turn what a ring gathers in the backward pass, piece by piece, and put it into one array:
+    weight gradients need it whole, with tokens or embed densest as a ring's pieces are not.
 
     Seen in the compiled plans with a tensor axis of docs/compiled.md.
     """
@@ -126,7 +142,44 @@ def place_ring_operands(block: Block, where: Where) -> Block:
             return [task]
         if (task.kind, task.schedule) != ("all-gather", "ring"):
             return [task]
-        return [task, *_copy(task.name, "copy", task.bytes, task.count * ring)]
+        return [task, *_turned_into_place(task.name, task.bytes, task.count * ring)]
+
+    return _changed(block, change)
+
+
+def gather_for_several(block: Block, where: Where) -> Block:
+    """Gather whole what several matmuls read, where the compiler's partitioner writes the
+    collectives: it cuts what one alone reads.
+
+    XLA's partitioner leaves an operand that others need whole (openxla/xla at 0df7454,
+    dot_handler.cc); the partitioned tensor plan of ViT-22B in docs/compiled.md has such gathers.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring":
+            return [task]
+        if task.kind != "all-gather" or len(task.partners) < 2:
+            return [task]
+        return [replace(task, schedule="exposed", partners=())]
+
+    return _changed(block, change) if where.layout.partitioned else block
+
+
+def stop_for_hops(block: Block, where: Where) -> Block:
+    """Stop all work for every hop of a ring, one direction after the other, on slices for which
+    the compiler makes no permute asynchronous.
+
+    Compiled for v5e, larger than 4x4 (`async_permute_chips` in hardware/v5e.yaml; the rings of
+    maxtext-16b in docs/compiled.md).
+    """
+    most, chips = where.machine.chip.async_permute_chips, where.machine.chips_per_slice
+    if most is None or chips <= most:
+        return block
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring":
+            return [task]
+        return [replace(task, hops_wait=True)]
 
     return _changed(block, change)
 
@@ -150,15 +203,40 @@ def apply_activations_apart(block: Block, where: Where) -> Block:
     return _changed(block, change)
 
 
-def lay_out_for_query_key_norm(block: Block, where: Where) -> Block:
-    """Lay queries and keys out by head for their norm and back, in float32, where a ring left them
-    by position: twice the bytes each time (compiled plans of ViT-22B in docs/compiled.md)."""
+def lay_out_by_head(block: Block, where: Where) -> Block:
+    """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring or the
+    partitioner left them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and
+    llama3-70b in docs/compiled.md)."""
+    by_position = where.ring | where.layout.partitioned
+    tasks: list[Task] = []
+    laid: Number = False  # whether what ran last left them so
+    for task in block.tasks:
+        runs = np.greater(task.count, 0) if isinstance(task, Compute | Collective) else True
+        if _streams_by_head(task):
+            size = SUM_BYTES * task.pointwise
+            first = task.count * by_position * np.logical_not(laid)
+            tasks += _copy(task.name, "copy", size, first)
+            laid = laid | runs
+        else:
+            laid = laid & np.logical_not(runs)
+        tasks.append(task)
+    return replace(block, tasks=tuple(tasks))
+
+
+def norm_by_position(block: Block, where: Where) -> Block:
+    """Norm queries and keys in passes of their own over float32 arrays, where a ring or the
+    partitioner left them by position, not in the end of the matmul that makes them.
+
+    Compiled plans of ViT-22B in docs/compiled.md: rings of the sequence and the partitioner's.
+    """
+    by_position = (where.ring | where.layout.partitioned) * 1
+    moved = {QUERY_KEY_NORM: NORM_BYTES, QUERY_KEY_NORM_GRADIENT: NORM_GRADIENT_BYTES}
 
     def change(task: Task) -> list[Task]:
-        if not (isinstance(task, Compute) and task.purpose == QUERY_KEY_NORM):
+        if not (isinstance(task, Compute) and task.purpose in moved):
             return [task]
-        size = 4.0 * task.pointwise * _width(task)
-        return [*_copy(task.name, "copy", size, task.count * where.ring), task]
+        more = np.maximum(moved[task.purpose] * task.pointwise - task.hbm_bytes, 0.0)
+        return [replace(task, hbm_bytes=task.hbm_bytes + more * by_position)]
 
     return _changed(block, change)
 
@@ -168,7 +246,7 @@ def attend_by_blocks(block: Block, where: Where) -> Block:
     queries.
 
     The emitted program's fused kernel needs as many queries as keys; with the sequence split it
-    takes a loop (`shardsim/emit/runtime/attention.py`; plans "context N" of docs/compiled.md).
+    takes a loop (`shardsim/ops/attend.py`; plans "context N" of docs/compiled.md).
     """
 
     def change(task: Task) -> list[Task]:
@@ -216,13 +294,13 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
 
 def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
     """Make an all-reduce of a reduce-scatter of weights over a whole slice, and of an all-gather
-    that is not to overlap: twice the bytes.
+    that is not to overlap: twice the bytes. SparseCores scatter as planned (tpu7x).
 
     Counted in compiled programs (docs/compiled.md, `shardsim/xla/tpu/accounts.py`).
     """
     inside = where.layout.gather.size / where.layout.gather.slices
     whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
-    if not np.any(whole):
+    if where.machine.chip.offloads_collectives or not np.any(whole):
         return block
     waits = whole & np.logical_not(where.layout.weights_overlap)
     becomes = {"reduce-scatter": whole, "all-gather": waits}
@@ -244,13 +322,30 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
     return _changed(block, change)
 
 
+def offload_to_sparse_cores(block: Block, where: Where) -> Block:
+    """Gather weights and scatter their gradients beside all else, whatever the plan says, on chips
+    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b in
+    docs/compiled.md)."""
+    if not where.machine.chip.offloads_collectives:
+        return block
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective):
+            return [task]
+        offloaded = task.purpose in GATHERED_WEIGHTS and task.switch
+        return [replace(task, switch="always") if offloaded else task]
+
+    return _changed(block, change)
+
+
 def await_some_gathers(block: Block, where: Where) -> Block:
     """Let a share of a layer's gathers run beside nothing, once those of the next are on their way.
 
     Of two large and four small matrices one of each waits forward, both large and two small ones
     backward (read off maxtext-22b, fully sharded on v4:4x4x4; within 0.02 s on v4, v5e and v5p).
     """
-    share = AWAITED.get(block.phase, 0.0)
+    offloaded = where.machine.chip.offloads_collectives
+    share = 0.0 if offloaded else AWAITED.get(block.phase, 0.0)
     kept: list[Task] = []
     last: list[Task] = []
     at = 0  # behind the last operation that no reduction waits for
@@ -269,19 +364,24 @@ def await_some_gathers(block: Block, where: Where) -> Block:
 
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
-    # What the plan says and nothing else: a bound on what an implementation of it can reach.
+    # What the plan says and nothing else: a bound on what an implementation of it can reach (but
+    # where SparseCores hide what the plan leaves to wait).
     "ideal": (),
     # What the exported code does under the TPU compiler.
     "emitted": (
+        gather_for_several,
         lay_out_gathered_weights,
         lay_out_turned_gradients,
         place_ring_results,
         place_ring_operands,
+        stop_for_hops,
         apply_activations_apart,
-        lay_out_for_query_key_norm,
+        lay_out_by_head,
+        norm_by_position,
         two_backward_kernels,
         attend_by_blocks,
         all_reduce_over_whole_slices,
+        offload_to_sparse_cores,
         await_some_gathers,
     ),
     # A training library. No rule of one is known yet, so for now it adds nothing.
@@ -360,6 +460,12 @@ def _cut_by_gather(task: Task, block: Block) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.ring == "gathered" and block.phase in LAYER_PHASES
 
 
+def _streams_by_head(task: Task) -> TypeGuard[Compute]:
+    """Return whether it works through queries or keys element by element."""
+    purposes = (BY_HEAD, QUERY_KEY_NORM, QUERY_KEY_NORM_GRADIENT)
+    return isinstance(task, Compute) and task.purpose in purposes and not np.any(task.matmuls)
+
+
 def _attends(task: Task) -> TypeGuard[Compute]:
     """Return whether it is softmax attention, or its gradient, in one kernel."""
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
@@ -374,6 +480,12 @@ def _copy(name: str, kind: str, size: Number, count: Number) -> list[Task]:
     """Return an array of `size` bytes read and written: a "copy", or a "transpose" where another
     axis becomes the densest."""
     return _stream(f"lay out: {name}", kind, 2.0 * size, count)
+
+
+def _turned_into_place(name: str, size: Number, count: Number) -> list[Task]:
+    """Return pieces of an array of `size` bytes turned, then written into the whole."""
+    turned = _copy(f"{name} in pieces", "transpose", size, count)
+    return [*turned, *_stream(f"put together: {name}", "elementwise", 2.0 * size, count)]
 
 
 def _stream(name: str, kind: str, moved: Number, count: Number) -> list[Task]:

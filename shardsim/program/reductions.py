@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from shardsim.graph.arrays import Array
-from shardsim.graph.derive import Derived, Leaf
+from shardsim.graph.derive import Leaf
 from shardsim.model import Model
+from shardsim.model.blocks import Stack
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
-from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task
+from shardsim.program.blocks import Blocks
+from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task, repeated
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -25,24 +27,35 @@ REPLICAS = ("data", "context")  # devices with the same weights and other data
 
 
 def gradient_reductions(
-    work: Workload, layout: Layout, sizes: Sizes, stack: Derived, ends: Derived, layers: Number
+    work: Workload, layout: Layout, sizes: Sizes, stack: Stack, derived: Blocks, rounds: Number
 ) -> tuple[Block, ...]:
     """Return the sums of gradients over devices that hold the same weights.
 
-    They run once a step, after the last microbatch: for each layer, and for what stands before
-    and after the layers. Where the data axis splits the optimizer's state (ZeRO-1) each matrix is
+    They run once a step, after the last microbatch: for each round of layers, and for what stands
+    before and after them. Where the data axis splits the optimizer's state (ZeRO-1) each matrix is
     reduce-scattered over it before the update, and the updated parameters are gathered after it
     in the format in which they are stored.
     """
     writer = _Reductions(work, layout, sizes)
-    vectors = writer.vectors([(stack.leaves, layers), (ends.leaves, 1)])
+    layers = [
+        (layer, found.leaves) for layer, found in zip(stack.layers, derived.layers, strict=True)
+    ]
+    ends = derived.ends
+    vectors = writer.vectors(
+        [*((leaves, rounds * layer.times) for layer, leaves in layers), (ends.leaves, 1)]
+    )
+    # Fused, what goes into a block is one array and what comes out of it another.
+    most = 2 if work.fused_projections else None
     return (
         Block(
             name="gradient reduction",
             phase="reduction",
-            trips=layers,
-            # Fused, what goes into a block is one array and what comes out of it another.
-            tasks=tuple(writer.matrices(stack.leaves, 2 if work.fused_projections else None)),
+            trips=rounds,
+            tasks=tuple(
+                task
+                for layer, leaves in layers
+                for task in repeated(writer.matrices(leaves, most), layer)
+            ),
         ),
         Block(
             name="end gradient reduction",

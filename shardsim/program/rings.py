@@ -72,14 +72,18 @@ def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Numb
             ways=ways,
         )
 
-    def beside(move: Move, times: Number, work: tuple[Task, ...]) -> list[Task]:
-        if not np.any(times):
-            return []
-        return [Repeat(times=times, tasks=(Start(task=move), *work, Await(name=move.name)))]
-
     # On a line the ring closes over the whole way back. In one direction that delays one hop of
     # those behind each other; in both, the two ends wait for each other at every hop.
     pair, single, last = hop(2, "closing"), hop(1, "all"), hop(1, "closing")
+
+    def beside(move: Move, times: Number, work: tuple[Task, ...]) -> list[Task]:
+        if not np.any(times):
+            return []
+        if task.hops_wait:
+            hops = move if move.ways == 1 else Repeat(times=2, tasks=(last,))
+            return [Repeat(times=times, tasks=(hops, *work))]
+        return [Repeat(times=times, tasks=(Start(task=move), *work, Await(name=move.name)))]
+
     order = [
         *beside(pair, both * 1, blocks),
         *beside(pair, both * ((members - 1) // 2 - 1), two),

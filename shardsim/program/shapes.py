@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from shardsim.model import Model
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
-# Flash attention skips the blocks above the diagonal of a causal mask; blocks on it are whole.
-FLASH_BLOCK = 512
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -58,10 +55,3 @@ class Workload:
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]
-
-    @property
-    def attention_fraction(self) -> float:
-        """Share of the query-key pairs that the attention computes."""
-        if not self.model.causal or self.attention != "flash" or self.sequence <= FLASH_BLOCK:
-            return 1.0
-        return (self.sequence + FLASH_BLOCK) / (2.0 * self.sequence)

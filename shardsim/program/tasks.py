@@ -14,6 +14,8 @@ from shardsim.program.schedule import Block, Move, Number, Work
 ATTENTION = "softmax attention"  # in one kernel: `m` queries, `n` keys, `batch` heads
 ATTENTION_GRADIENT = "softmax attention gradient"
 QUERY_KEY_NORM = "query-key norm"
+QUERY_KEY_NORM_GRADIENT = "query-key norm gradient"
+BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Collective(Move):
 
     schedule: str = "exposed"
     partners: tuple[str, ...] = ()
+    gradient: bool = False  # moves the gradient of an activation
+    hops_wait: bool = False  # of a ring: work stops for each of its hops
     switch: str = ""
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from shardsim.errors import ShardsimError, nearest
 from shardsim.machine.catalog import show
-from shardsim.model.blocks import ACTIVATE, ADD, NORM, SOFTMAX
+from shardsim.ops.activate import ACTIVATE
+from shardsim.ops.add import ADD
+from shardsim.ops.attend import SOFTMAX
+from shardsim.ops.norm import NORM
 from shardsim.program.reductions import OPS_UPDATE
 from shardsim.program.tasks import Compute
 

@@ -66,6 +66,19 @@ MODELS: dict[str, dict[str, Any]] = {
     # As Gemma: norms after attention and MLP too.
     "gemma": {**_DECODER, "name": "gemma", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 2}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary"},
+    # As Gemma 2: every other layer sees a window of the last tokens.
+    "gemma2": {
+        **_DECODER,
+        "name": "gemma2",
+        "layers": 4,
+        "gated_mlp": True,
+        "norm": "rmsnorm",
+        "kv_heads": 4,
+    }
+    | {"post_norms": True, "tied_embeddings": True, "positions": "rotary", "windows": [6, 0]},
+    # As Gemma 3: several local layers for each that sees all.
+    "gemma3": {**_DECODER, "name": "gemma3", "qk_norm": True, "norm": "rmsnorm", "layers": 6}
+    | {"positions": "rotary", "windows": [5, 5, 0]},
     # The same side by side, with biases.
     "gemma-parallel": {
         **_DECODER,
@@ -163,6 +176,17 @@ PLANS: dict[str, Plan] = {
     "tensor, replicated residual, decoder": make("gpt", _FM, _FSDP_TENSOR, _B, remat="none"),
     "tensor, one key-value head": make("palm", _FM, _FSDP_TENSOR, _B | _SEQ),
     "tensor, norms after": make("gemma", _DFM, _FSDP_TENSOR, _DB | _SEQ),
+    "windows, fsdp": make("gemma3", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "windows, tensor, unfused": make(
+        "gemma2", _DFM, _FSDP_TENSOR, _DB | _SEQ, attention="unfused", microbatches=2
+    ),
+    "windows, context": make(
+        "gemma2",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+    ),
+    "partitioned windows": make("gemma2", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
     "tensor on two mesh axes": make(
         "gpt-61",
         {"data": 2, "row": 2, "column": 2},

@@ -15,10 +15,10 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from shardsim.emit.runtime import attention
 from shardsim.emit.runtime.collectives import gather_matrix
 from shardsim.emit.runtime.config import Group
-from shardsim.emit.runtime.whole import softmax_attention
+from shardsim.ops import attend as attention
+from shardsim.ops.attend import softmax_attention
 
 BATCH, HEADS = 2, 4
 # (way, keys, queries, key-value heads, head_dim, causal)
@@ -52,7 +52,9 @@ def attend(way: str, keys: int, queries: int, kv: int, depth: int, causal: bool)
     mask = positions[:, None] >= jnp.arange(keys) if causal else None
 
     def ours(q: Any, k: Any, v: Any) -> Any:
-        return attention.flash_attention(q, k, v, positions, "tpu" if way == "kernel" else "cpu")
+        return attention.flash_attention(
+            q, k, v, {"causal": causal, "window": 0}, positions, "tpu" if way == "kernel" else "cpu"
+        )
 
     def plain(q: Any, k: Any, v: Any) -> Any:
         return softmax_attention(q, k, v, mask, lambda x: x)

@@ -187,7 +187,7 @@ def test_layers_count_in_proportion(model: Model, more: int) -> None:
     grown = replace(model, layers=model.layers + more)
     per_layer = two.parameters_all - one.parameters_all
     assert grown.parameters_all - model.parameters_all == more * per_layer
-    assert grown.matmul_parameters_per_layer == model.matmul_parameters_per_layer
+    assert grown.block_matrices * model.layers == model.block_matrices * grown.layers
 
 
 @settings(max_examples=40, deadline=None)
@@ -197,7 +197,7 @@ def test_a_gate_adds_one_more_matrix(model: Model) -> None:
     bias = model.mlp if model.biases.mlp else 0
     added = gated.parameters_all - plain.parameters_all
     assert added == model.layers * (model.embed * model.mlp + bias)
-    per_layer = gated.matmul_parameters_per_layer - plain.matmul_parameters_per_layer
+    per_layer = (gated.block_matrices - plain.block_matrices) // plain.layers
     assert per_layer == model.embed * model.mlp
 
 

@@ -76,7 +76,7 @@ def test_devices_and_microbatches_share_tokens_and_logits(model, sizes, microbat
     split = layout(sizes).reshaped(microbatches=microbatches, residual=residual)
     blocks = derived_blocks(model, "flash", kind_of(model, split))
     local = Sizes(work, split)
-    made = {step.op.out.name: step.op.out for step in (*blocks.stacks[0].steps, *blocks.ends.steps)}
+    made = {step.op.out.name: step.op.out for step in (*blocks.layers[0].steps, *blocks.ends.steps)}
     tokens = work.batch * work.sequence
     groups = math.prod(sizes[role] for role in ("data", "fsdp", "context")) * microbatches
     inner = sizes["tensor2"] * sizes["tensor"]

@@ -25,7 +25,7 @@ def test_a_device_stores_what_the_plan_says(plan: Plan) -> None:
     layout, model = resolve(plan), plan.model
     sizes = Sizes(Workload.of(plan), layout)
     blocks = derived_blocks(model, plan.attention, kind_of(model, layout))
-    derived = [*blocks.stacks, blocks.ends]
+    derived = [*blocks.layers, blocks.ends]
     weights = {leaf.array.name: leaf.array for part in derived for leaf in part.leaves}
     weights = {name: array for name, array in weights.items() if array.weight}
     assert set(weights) == {tensor.name for tensor in model.tensors}

@@ -6,11 +6,44 @@ State and activations are then counted for what the trainer trains, not for what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from shardsim.model import Biases, Model
 
+# What a trainer's file can say of any model; other options have their defaults in it, unless its
+# block fixes them.
+_CARRIED = (
+    "name",
+    "family",
+    "layers",
+    "embed",
+    "mlp",
+    "heads",
+    "head_dim",
+    "kv_heads",
+    "sequence",
+    "vocab",
+    "parallel_block",
+    "gated_mlp",
+    "activation",
+    "causal",
+    "tied_embeddings",
+    "qk_norm",
+    "norm",
+    "post_norms",
+    "final_norm",
+    "positions",
+    "biases",
+    "patch",
+    "image",
+    "channels",
+    "pooling",
+    "classes",
+    "parameter_convention",
+    "note",
+    "source",
+)
 # Options that change what is computed or kept; names, notes and counting conventions do not.
 _SILENT = ("name", "note", "source", "parameter_convention", "sequence")
 ALL_BIASES = Biases(qkv=True, attention_output=True, mlp=True, norm=True)
@@ -43,7 +76,8 @@ def nearest_model(model: Model, blocks: tuple[Block, ...], changes: Mapping[str,
         fixed = {**block.fixed, **changes}
         if fixed.get("kv_heads") == 0:
             fixed["kv_heads"] = model.heads
-        other = replace(model, **fixed)
+        options = {name: getattr(model, name) for name in _CARRIED}
+        other = Model(**{**options, **fixed})
         made.append(Nearest(block.name, other, differences(model, other)))
     return min(made, key=lambda nearest: len(nearest.differences))
 

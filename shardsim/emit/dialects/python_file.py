@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardsim.emit.jax_code import literal, module_text
+from shardsim.emit.jax_code import literal
+from shardsim.emit.source import RUNTIME, module_text
 
 _STANDARD = """from __future__ import annotations
 
@@ -19,7 +20,7 @@ def mesh_module(
     comment: str, imports: Sequence[str], values: Mapping[str, Any], code: str = ""
 ) -> str:
     """Return a module: comment, imports, `values` as literals, `build_mesh`, and `code`."""
-    text = module_text("config")
+    text = module_text(f"{RUNTIME}.config")
     body = text[text.index("# What the plan") :].rstrip()
     assigned = [f"{name} = {literal(value)}" for name, value in values.items()]
     parts = [comment, _STANDARD, "\n".join(imports), *assigned, body, *([code] if code else [])]

@@ -31,7 +31,7 @@ from shardsim.emit.runtime.collectives import (
     total,
 )
 from shardsim.emit.runtime.config import Data, make_group
-from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
+from shardsim.ops.whole import Array, Params, Whole, dtype
 
 
 class Explicit(Whole):
@@ -47,7 +47,7 @@ class Explicit(Whole):
         self.split = plan["residual"]  # "sequence", "embed" or "replicated"
         self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
         self.both = plan["matmul"] == "bidirectional"
-        self.reduce = DTYPES[plan["reduce"]]
+        self.reduce = dtype(plan["reduce"])
         nothing = make_group(plan, [])
         self.on_embed = self.tensor if self.split == "embed" else nothing
         self.on_tokens = self.tensor if self.split == "sequence" else nothing
@@ -120,15 +120,15 @@ class Explicit(Whole):
                 for y, name in zip(ys, names, strict=True)
             ]
 
-    def linear_in(self, x: Array, weights: tuple[Array, ...], dtype: Any) -> tuple[Array, ...]:
+    def linear_in(self, x: Array, weights: tuple[Array, ...], kind: Any) -> tuple[Array, ...]:
         """Gather x over the tensor axis and multiply it by each weight."""
         with jax.named_scope("tensor_input"):
             if self.ring:
-                return gather_linear(x, weights, self.tensor, self.split, self.both, dtype)
+                return gather_linear(x, weights, self.tensor, self.split, self.both, kind)
             if self.split != "replicated":
                 x = gather(x, self.tensor, SLICED[self.split])
             return tuple(
-                jnp.einsum("bsk,kn->bsn", x, w, preferred_element_type=dtype) for w in weights
+                jnp.einsum("bsk,kn->bsn", x, w, preferred_element_type=kind) for w in weights
             )
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:

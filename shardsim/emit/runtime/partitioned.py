@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from shardsim.emit.runtime.attention import flash_attention
 from shardsim.emit.runtime.config import Data
-from shardsim.emit.runtime.whole import Array, Params, Whole
+from shardsim.ops.attend import flash_attention
+from shardsim.ops.whole import Array, Params, Whole
 
 
 def to_spec(dims: list[list[str]]) -> PartitionSpec:
@@ -83,7 +83,7 @@ class Partitioned(Whole):
     def all_keys(self, x: Array) -> Array:
         return self.keep(x, "all_keys")
 
-    def flash(self, q: Array, k: Array, v: Array, positions: Array | None) -> Array:
+    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
         """Run attention by hand: the compiler cannot partition its kernel."""
         batch, context, heads = self.activations["wide"]
         keys = self.activations["all_keys"]
@@ -93,7 +93,7 @@ class Partitioned(Whole):
         specs = [[batch, context, heads, []], keys, keys, *([[context]] * (positions is not None))]
 
         def local(q: Array, k: Array, v: Array, positions: Array | None = None) -> Array:
-            return flash_attention(q, k, v, positions, self.plan["platform"])
+            return flash_attention(q, k, v, mask, positions, self.plan["platform"])
 
         attend = jax.shard_map(
             local,

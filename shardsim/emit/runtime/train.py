@@ -20,7 +20,7 @@ from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
-from shardsim.emit.runtime.whole import DTYPES, Array, Params, Whole
+from shardsim.ops.whole import Array, Params, Whole, dtype
 
 # Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
 # so Adam's epsilon is larger than optax's 1e-8.
@@ -47,6 +47,7 @@ class Trainer:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.plan, self.model = {**data["plan"], "platform": platform}, data["model"]
         self.parameters, self.activations = data["parameters"], data["activations"]
+        self.calls = data["calls"]
         self.mesh = mesh
         self.optimizer = make_optimizer(self.plan["optimizer"], learning_rate)
         batch = self.plan["roles"]["data"] + self.plan["roles"]["fsdp"]
@@ -71,7 +72,7 @@ class Trainer:
         for i, (name, entry) in enumerate(self.parameters.items()):
             noise = jax.random.normal(jax.random.fold_in(key, i), entry["shape"])
             value = entry["start"] * noise if entry["start"] else jnp.ones(entry["shape"])
-            params[name] = value.astype(DTYPES[self.plan["parameters"]])
+            params[name] = value.astype(dtype(self.plan["parameters"]))
         return params
 
     def first_state(self, params: Params) -> Any:
@@ -105,11 +106,11 @@ class Trainer:
 
     def whole_shapes(self) -> tuple[Params, Any, Params]:
         """Return parameters, state and batch as shapes over all devices."""
-        dtype = DTYPES[self.plan["parameters"]]
-        params = {n: jax.ShapeDtypeStruct(e["shape"], dtype) for n, e in self.parameters.items()}
+        kind = dtype(self.plan["parameters"])
+        params = {n: jax.ShapeDtypeStruct(e["shape"], kind) for n, e in self.parameters.items()}
         batch = {
-            name: jax.ShapeDtypeStruct(shape, kind)
-            for name, (shape, kind) in batch_shapes(self.plan, self.model).items()
+            name: jax.ShapeDtypeStruct(shape, integer)
+            for name, (shape, integer) in batch_shapes(self.plan, self.model).items()
         }
         return params, jax.eval_shape(self.first_state, params), batch
 
@@ -170,7 +171,7 @@ class Trainer:
         if "embed" not in entry["axes"] or len(entry["axes"]) == 1:  # a vector
             with jax.named_scope("reduce_small_gradients"):
                 return total(gradient, make_group(self.plan, left))
-        gradient = gradient.astype(DTYPES[self.plan["reduce"]])
+        gradient = gradient.astype(dtype(self.plan["reduce"]))
         replicas = self.plan["roles"]["data"] + self.plan["roles"]["context"]
         with jax.named_scope("reduce_gradients"):
             for dim, (mine, wanted) in enumerate(
@@ -189,7 +190,7 @@ class Trainer:
         count = self.plan["microbatches"]
 
         def loss(params: Params, part: Params) -> Array:
-            return loss_sum(way, params, part) / units
+            return loss_sum(way, self.calls, params, part) / units
 
         def run(params: Params, part: Params) -> tuple[Array, Params]:
             value, gradients = jax.value_and_grad(loss)(params, part)

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from shardsim.model.blocks import SOFTMAX
+from shardsim.ops.attend import SOFTMAX
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.shapes import Shape

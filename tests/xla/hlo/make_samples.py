@@ -29,8 +29,8 @@ from jax.sharding import PartitionSpec as P
 from shardsim.emit.runtime.config import build_mesh
 from shardsim.emit.runtime.data import synthetic_batch
 from shardsim.emit.runtime.train import Trainer
-from shardsim.emit.runtime.whole import DTYPES
 from shardsim.emit.specs import plan_data
+from shardsim.ops.whole import dtype
 
 
 def devices(name: str) -> list[Any]:
@@ -45,7 +45,7 @@ def train_step(name: str) -> str:
     data = plan_data(plan)
     mesh = build_mesh(data["plan"], devices(plan.machine.name))
     trainer = Trainer(data, mesh)
-    kind = DTYPES[data["plan"]["parameters"]]
+    kind = dtype(data["plan"]["parameters"])
     places = trainer.shardings(trainer.specs)
     params = {
         key: jax.ShapeDtypeStruct(tuple(entry["shape"]), kind, sharding=places[key])

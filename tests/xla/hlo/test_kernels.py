@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
-from shardsim.model.blocks import SOFTMAX
+from shardsim.ops.attend import SOFTMAX
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.kernels import Kernel
 from shardsim.xla.hlo.shapes import parse_shape

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from shardsim.emit.runtime.attention import flash_attention
-from shardsim.emit.runtime.config import Data
+from shardsim.ops.attend import flash_attention
+from shardsim.ops.lazy import jnp
 
 Array = Any
 Params = dict[str, Any]
-DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+def dtype(name: str) -> Any:
+    """Return the format that a plan calls "f32" or "bf16"."""
+    return {"f32": jnp.float32, "bf16": jnp.bfloat16}[name]
 
 
 class Whole:
@@ -26,12 +27,14 @@ class Whole:
 
     copies = 1  # devices that compute one and the same loss
 
-    def __init__(self, plan: Data, model: Data, parameters: Data, activations: Data) -> None:
+    def __init__(
+        self, plan: Params, model: Params, parameters: Params, activations: Params
+    ) -> None:
         self.plan = plan
         self.model = model
         self.parameters = parameters
         self.activations = activations
-        self.compute = DTYPES[plan["compute"]]
+        self.compute = dtype(plan["compute"])
 
     def flat(self) -> Whole:
         """Return the way to work on one vector an image (after pooling) instead of tokens."""
@@ -68,6 +71,12 @@ class Whole:
         """Return a matrix [embed, classes] that is applied to one vector an image."""
         return self.matrix(params, name)
 
+    def add_vectors(self, params: Params, y: Array, names: list[str]) -> Array:
+        """Return y with vectors along the residual stream's embed added."""
+        for name in names:
+            y = y + self.vector(params, name).astype(y.dtype)
+        return y
+
     # The two projections of a block's branch.
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
@@ -97,13 +106,17 @@ class Whole:
         """Return this device's part of a last dimension that is embed."""
         return x
 
+    def by_head(self, x: Array) -> Array:
+        """Return a wide array as [batch, tokens, heads, head_dim]."""
+        return x.reshape(*x.shape[:2], -1, self.model["head_dim"])
+
     def all_keys(self, x: Array) -> Array:
         """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""
         return x
 
-    def flash(self, q: Array, k: Array, v: Array, positions: Array | None) -> Array:
+    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
         """Return attention without all scores at once (see `flash_attention`)."""
-        return flash_attention(q, k, v, positions, self.plan["platform"])
+        return flash_attention(q, k, v, mask, positions, self.plan["platform"])
 
     # Sums over what may be split.
 
@@ -155,28 +168,3 @@ class Whole:
     def pool(self, x: Array, share: Array) -> Array:
         """Return the sum over tokens of x * share[token]: [batch, 1, embed]."""
         return jnp.einsum("bse,s->be", x.astype(jnp.float32), share)[:, None]
-
-
-def patchify(images: Array, patch: int) -> Array:
-    """Return images [batch, height, width, channels] as [batch, patches, pixels of a patch]."""
-    b, height, width, channels = images.shape
-    rows, columns = height // patch, width // patch
-    cut = images.reshape(b, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    return cut.reshape(b, rows * columns, patch * patch * channels)
-
-
-def softmax_attention(q: Array, k: Array, v: Array, mask: Array | None, name: Any) -> Array:
-    """Return softmax(q k^T / sqrt(head_dim)) v, computed in float32.
-
-    q [batch, queries, heads, head_dim]; k and v [batch, keys, kv_heads, head_dim], each
-    key-value head serving heads / kv_heads queries in turn; mask [queries, keys]. `name` marks
-    the probabilities for the remat policy.
-    """
-    batch, queries, heads, depth = q.shape
-    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], depth)
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * depth**-0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = name(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
-    return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)

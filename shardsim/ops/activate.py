@@ -1,0 +1,35 @@
+"""The MLP's activation, with or without a gate (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shardsim.graph.arrays import Array, Stream, pointwise
+from shardsim.graph.build import Builder
+from shardsim.ops.lazy import jax
+from shardsim.ops.registry import runs
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
+
+# In the end of the matmul before it; its derivative reads what the activation read.
+ACTIVATE = Stream(fused=12.0, fused_gradient=12.0, fused_reads=1.0)
+# The product with the gate reads the other projection.
+GATE = replace(ACTIVATE, passes=1.0, ops=1.0, gradient_passes=3.0, gradient_ops=4.0)
+
+
+def activate(build: Builder, parts: Sequence[Array], function: str) -> Array:
+    """Add the activation of a hidden layer, or of the second of two, times the first."""
+    out = replace(parts[0], name="hidden", keep="rest")
+    build.add(pointwise(parts, out, stream=GATE if len(parts) > 1 else ACTIVATE))
+    build.call("activate", parts, out, function=function)
+    return out
+
+
+@runs("activate")
+def run_activate(way: Whole, params: Params, call: Any, hidden: Any, gate: Any = None) -> Any:
+    """Return the activated (and gated) hidden layer."""
+    active = getattr(jax.nn, call["function"])
+    return active(hidden) if gate is None else active(gate) * hidden

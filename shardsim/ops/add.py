@@ -1,0 +1,29 @@
+"""Addition to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from shardsim.graph.arrays import Array, Stream, linear
+from shardsim.graph.build import Builder
+from shardsim.ops.registry import runs
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
+
+# It reads the stream and the branch; its result was counted by the matmul.
+ADD = Stream(passes=2.0, ops=1.0)
+
+
+def add(build: Builder, x: Array, branches: Sequence[Array], out: Array) -> Array:
+    """Add what branches add to the residual stream."""
+    build.add(linear([x, *branches], out, stream=ADD))
+    build.call("add", [x, *branches], out)
+    return out
+
+
+@runs("add")
+def run_add(way: Whole, params: Params, call: Any, x: Any, *branches: Any) -> Any:
+    """Return x plus all branches, where the residual stream lies."""
+    return way.residual(sum(branches, x))

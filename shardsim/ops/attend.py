@@ -1,0 +1,269 @@
+"""Softmax attention: its scores in HBM, or in a fused kernel that never holds all of them.
+
+On TPU the kernel is JAX's splash attention, elsewhere a loop over blocks of keys. Both keep for
+their backward pass the output and one logarithm a query, named "context" for the remat policy, and
+compute the probabilities again from them (arXiv 2205.14135; 2307.08691, section 3.1). So memory
+grows with the sequence, not with its square.
+
+Shapes: q [batch, queries, heads, head_dim]; k and v [batch, keys, kv_heads, head_dim], each
+key-value head serving heads / kv_heads queries in turn; positions [queries] of the queries among
+the keys, where a query must not see later keys, or None where it sees all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shardsim.graph.arrays import Array, Dims, Kernel, Matmul, Op, Stream, einsum
+from shardsim.graph.build import TOKENS, Builder
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.registry import runs
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
+
+HEADS: Dims = ("kv", "group", "head_dim")
+KV: Dims = ("kv", "head_dim")
+
+# Softmax: mask, maximum, difference, exponential (about eight multiply-adds), sum, cast. Its
+# gradient: the exponential again, a product and a difference. With the scores in HBM it reads them
+# for the maximum and again for the exponential and its sum, and writes the probabilities; backward
+# reads probabilities and their gradient twice and writes once.
+SOFTMAX = Stream(passes=3.0, ops=13.0, gradient_passes=5.0, gradient_ops=14.0)
+
+# A fused kernel skips the blocks of so many queries and keys that a mask leaves empty; others are
+# whole.
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which query-key pairs count: all, or of each query the keys up to itself.
+
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150).
+    """
+
+    causal: bool
+    window: int = 0
+
+    def computed(self, tokens: int) -> float:
+        """Return the share of the pairs that a fused kernel computes, in whole blocks."""
+        if not self.causal or tokens <= BLOCK:
+            return 1.0
+        pairs = (tokens + BLOCK) * tokens / 2.0
+        if self.window:  # blocks of keys that every query of a block is too late for
+            unseen = max(0, tokens // BLOCK - 1 - -(-(self.window - 1) // BLOCK))
+            pairs -= unseen * (unseen + 1) / 2.0 * BLOCK**2
+        return pairs / tokens**2
+
+    def counted(self, tokens: int, halved: bool) -> int:
+        """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
+
+        In full a window counts as so many keys of every query; `halved`, what lies in it: w of T
+        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`).
+        """
+        window = min(self.window or tokens, tokens)
+        return window * (2 * tokens - window) // 2 if halved else tokens * window
+
+
+def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: bool) -> Array:
+    """Add attention of queries to keys and values of the whole sequence."""
+    q_kept, (k, v) = q, (part.view(seq="keys") for part in (k, v))
+    context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
+    if fused:
+        build.add(_kernel(q, k, v, context, mask))
+    else:
+        pairs = (*TOKENS, "keys", "kv", "group")
+        scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
+        chances = Array("probabilities", pairs)
+        build.add(Op((scores,), chances, (chances,), unit="attention", stream=SOFTMAX))
+        build.add(einsum(chances, v, context, unit="attention"))
+    build.call("attend", [q_kept, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    return context
+
+
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask) -> Op:
+    """Return a fused attention kernel: it computes its scores again in the backward pass."""
+    batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
+    kernel = Kernel(
+        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
+        products=2,
+        gradient_products=5,  # the scores again, and dV, dP, dQ, dK
+        ops=SOFTMAX.ops,
+        gradient_ops=SOFTMAX.gradient_ops,
+        mask=mask,
+    )
+    return Op((q, k, v), out, (q, k, v, out), unit="attention", kernel=kernel)
+
+
+@runs("attend")
+def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
+    """Return the weighted values [batch, tokens, heads * head_dim], before their projection."""
+    q, k, v = (way.by_head(x) for x in (q, k, v))
+    k, v = way.all_keys(k), way.all_keys(v)
+    positions = None
+    mask = call["mask"]
+    if mask["causal"]:
+        positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
+    if call["fused"]:
+        context = way.flash(q, k, v, mask, positions)
+    else:
+        pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+        context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
+    return context.reshape(*context.shape[:2], -1)
+
+
+def seen(mask: Any, positions: Any, keys: Any) -> Any:
+    """Return which keys a query sees, [queries, keys], by the positions of both."""
+    back = positions[:, None] - keys
+    return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
+
+
+def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
+    """Return softmax(q k^T / sqrt(head_dim)) v, computed in float32.
+
+    q [batch, queries, heads, head_dim]; k and v [batch, keys, kv_heads, head_dim], each
+    key-value head serving heads / kv_heads queries in turn; mask [queries, keys]. `name` marks
+    the probabilities for the remat policy.
+    """
+    batch, queries, heads, depth = q.shape
+    grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], depth)
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * depth**-0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    probabilities = name(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)
+
+
+KEYS_AT_ONCE = 512
+KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
+
+
+def flash_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str) -> Any:
+    """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
+
+    The kernel's mask is as long as the queries, and a causal one is fixed when it is compiled, so
+    it needs all queries of a sequence; a part of them takes the blocks of keys.
+    """
+    if platform == "tpu" and q.shape[1] == k.shape[1]:
+        return kernel_attention(q, k, v, mask)
+    return blockwise_attention(q, k, v, mask, positions)
+
+
+def kernel_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    tokens, heads, depth = q.shape[1:]
+    length = -(-tokens // KERNEL_MULTIPLE) * KERNEL_MULTIPLE
+    missing = ((0, 0), (0, length - tokens), (0, 0), (0, -depth % KERNEL_MULTIPLE))
+    q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
+    q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
+    block = next(size for size in (512, 256, KERNEL_MULTIPLE) if length % size == 0)
+    blocks: dict[str, Any] = dict.fromkeys(
+        [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
+    )
+    form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
+    if mask["window"]:
+        form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([form((length, length)) for _ in range(heads)]),
+        block_sizes=splash.BlockSizes(**blocks),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="context",
+    )
+    segments = None
+    if length > tokens and not mask["causal"]:  # tokens see tokens, padding sees padding
+        padding = (jnp.arange(length) >= tokens).astype(jnp.int32)
+        segments = splash.SegmentIds(q=padding, kv=padding)
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
+    return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def blockwise_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:
+    """Return attention, summed over blocks of keys with a running maximum of the scores."""
+    attention = jax.custom_vjp(lambda *inputs: _attend_blocks(mask, *inputs)[0])
+    attention.defvjp(partial(_attend_blocks, mask), partial(_attend_blocks_gradient, mask))
+    return attention(q, k, v, positions)
+
+
+def _attend_blocks(mask: Any, q: Any, k: Any, v: Any, positions: Any) -> tuple[Any, Any]:
+    split = _group(q, k)
+    blocks = _blocks(k), _blocks(v)
+    shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
+
+    def block(carry: Any, inputs: Any) -> tuple[Any, None]:
+        top, norm, sums = carry
+        index, keys, values = inputs
+        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1])
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
+        part = _product("bhgqk,bkhd->bhgqd", weights.astype(q.dtype), values)
+        shrink = jnp.exp(top - new)
+        return (new, norm * shrink + weights.sum(-1), sums * shrink[..., None] + part), None
+
+    start = (
+        jnp.full(shape, jnp.finfo(jnp.float32).min),
+        jnp.zeros(shape),
+        jnp.zeros((*shape, q.shape[-1])),
+    )
+    (top, norm, sums), _ = lax.scan(block, start, (jnp.arange(blocks[0].shape[0]), *blocks))
+    out = jnp.moveaxis(sums / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
+    out = checkpoint_name(out, "context")
+    logs = checkpoint_name(top + jnp.log(norm), "context")
+    return out, (q, k, v, positions, out, logs)
+
+
+def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, Any, Any, None]:
+    q, k, v, positions, out, logs = kept
+    split, d_out = _group(q, k), _group(gradient, k)
+    both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
+    shares = jnp.moveaxis(_group(both, k).sum(-1), 1, 3)
+
+    def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
+        index, keys, values = inputs
+        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1])
+        weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
+        d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
+        d_scores = weights * (d_weights - shares[..., None]) * q.shape[-1] ** -0.5
+        d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
+        dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
+        dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
+        return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
+
+    inputs = (jnp.arange(_blocks(k).shape[0]), _blocks(k), _blocks(v))
+    dq, pieces = lax.scan(block, jnp.zeros(split.shape), inputs)
+    dk, dv = (
+        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *k.shape[2:])[:, : k.shape[1]] for x in pieces
+    )
+    return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+def _product(equation: str, a: Any, b: Any) -> Any:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _group(q: Any, k: Any) -> Any:
+    """Return q as [batch, queries, kv_heads, heads of each, head_dim]."""
+    return q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+
+
+def _blocks(k: Any) -> Any:
+    """Return keys or values as [block, batch, keys of it, kv_heads, head_dim], padded."""
+    size = min(KEYS_AT_ONCE, k.shape[1])
+    k = jnp.pad(k, ((0, 0), (0, -k.shape[1] % size), (0, 0), (0, 0)))
+    return jnp.moveaxis(k.reshape(k.shape[0], -1, size, *k.shape[2:]), 1, 0)
+
+
+def _scores(
+    split: Any, keys: Any, index: Any, mask: Any, positions: Any, total: int
+) -> tuple[Any, Any]:
+    """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
+    scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
+    at = index * keys.shape[1] + jnp.arange(keys.shape[1])
+    pairs = at < total if positions is None else seen(mask, positions, at)
+    return jnp.where(pairs, scores, jnp.finfo(jnp.float32).min), pairs

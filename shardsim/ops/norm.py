@@ -1,0 +1,81 @@
+"""Norms: of the residual stream over embed, and of each head of queries or keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shardsim.graph.arrays import Array, Stream, pointwise, weight
+from shardsim.graph.build import Builder, vector
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.registry import runs
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
+
+# A norm reads its row and writes it; its gradient reads both, and the gradient of the stream.
+NORM = Stream(passes=2.0, ops=8.0, gradient_passes=4.0, gradient_ops=8.0)
+HEAD_NORM = Stream(passes=2.0, ops=8.0, gradient_passes=3.0, gradient_ops=8.0, by_head=True)
+
+
+def norm(build: Builder, name: str, x: Array, out: Array, *, kind: str, bias: bool) -> Array:
+    """Add a norm: "layernorm" sums two statistics over embed in float32, "rmsnorm" one."""
+    dims = tuple(d for d in x.dims if d != "embed")
+    count = ("moments",) if kind == "layernorm" else ()
+    purpose = "norm statistics" if x.stream else x.purpose
+    sums = replace(
+        x, name=f"{out.name} sums", dims=(*dims, *count), keep="rest", wide=True, purpose=purpose
+    )
+    build.add(pointwise([x], sums))
+    vectors = [weight(f"{name}_scale", "norm", kind="vector")]
+    stream = NORM
+    if bias:
+        vectors.append(weight(f"{name}_bias", "norm", kind="vector"))
+        passes, ops = NORM.gradient_passes + 1.0, NORM.gradient_ops + 1.0
+        stream = replace(stream, gradient_passes=passes, gradient_ops=ops)
+    build.add(pointwise([x, sums], out, *vectors, stream=stream))
+    build.call("norm", [x], out, weights=vectors, kind=kind)
+    return out
+
+
+def head_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> Array:
+    """Add a norm of each head."""
+    vectors = [vector(f"{name}_scale", "head_dim")]
+    vectors += [vector(f"{name}_bias", "head_dim")] if bias else []
+    out = replace(x, name=f"{x.name} normed", keep="rest")
+    build.add(pointwise([x], out, *vectors, stream=HEAD_NORM))
+    build.call("head_norm", [x], out, weights=vectors, kind=kind)
+    return out
+
+
+EPSILON = 1e-6
+
+
+@runs("norm")
+def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Normalise over embed in float32; its two sums may have to cross devices."""
+    wide = x.astype(jnp.float32)
+    layer = call["kind"] == "layernorm"
+    sums = [jnp.sum(wide * wide, -1)] + ([jnp.sum(wide, -1)] if layer else [])
+    with jax.named_scope("norm_statistics"):
+        moments = way.embed_sum(jnp.stack(sums, -1)) / way.model["embed"]
+    moments = checkpoint_name(moments, "rest")
+    square = moments[..., :1]
+    if layer:
+        mean = moments[..., 1:]
+        wide, square = wide - mean, square - mean * mean
+    scale, *bias = (way.vector(params, name) for name in call["weights"])
+    y = wide * lax.rsqrt(square + EPSILON) * scale
+    return sum(bias, y).astype(x.dtype)
+
+
+@runs("head_norm")
+def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Normalise each head of queries or keys [batch, tokens, heads, head_dim]."""
+    x = way.by_head(x)
+    wide = x.astype(jnp.float32)
+    if call["kind"] == "layernorm":
+        wide = wide - wide.mean(-1, keepdims=True)
+    scale, *bias = (params[name].astype(jnp.float32) for name in call["weights"])
+    y = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + EPSILON) * scale
+    return sum(bias, y).astype(x.dtype)

@@ -1,0 +1,46 @@
+"""Logits over a vocabulary and their loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardsim.graph.arrays import Array, Stream, einsum, linear, pointwise, weight
+from shardsim.graph.build import TOKENS, Builder
+from shardsim.ops.lazy import jax, jnp, lax
+from shardsim.ops.registry import runs
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
+
+# The loss reads float32 logits for the maximum and for the sum; backward reads them again and
+# writes their gradient in the compute format: 14 bytes an element, 3.5 of four.
+LOSS = Stream(passes=2.0, ops=15.0, gradient_passes=1.5, gradient_ops=15.0)
+
+
+def token_loss(build: Builder, final: Array, *, tied: bool) -> None:
+    """Add logits and loss: the maximum of each row, the sum of its exponentials beside the
+    target's logit."""
+    name = "token_embedding" if tied else "output_head"
+    dims = ("vocab", "embed") if tied else ("embed", "vocab")
+    table = weight(name, *dims, kind="table" if tied else "matrix", purpose="tables")
+    logits = Array("logits", (*TOKENS, "vocab"), wide=True, purpose="vocabulary")
+    build.add(einsum(final, table, logits))
+    build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose="loss statistics")))
+    loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose="loss statistics")
+    build.add(pointwise([logits], loss, stream=LOSS))
+    head, targets = Array("head", ("embed", "vocab")), Array("targets", TOKENS)
+    build.call("token_loss", [final, head, targets], loss)
+
+
+@runs("token_loss")
+def run_token_loss(way: Whole, params: Params, call: Any, x: Any, head: Any, targets: Any) -> Any:
+    """Return the summed cross-entropy of the next tokens; the vocabulary may be split."""
+    logits = way.logits(x, head)
+    columns = jnp.arange(logits.shape[-1]) + way.vocab_start(logits.shape[-1])
+    logits = jnp.where(columns < way.model["vocab"], logits, -1e30)  # padding
+    with jax.named_scope("loss_statistics"):
+        top = way.vocab_max(lax.stop_gradient(logits).max(-1))
+        is_target = columns == way.query_tokens(targets, 1)[..., None]
+        right = jnp.sum(jnp.where(is_target, logits - top[..., None], 0), -1)
+        sums = way.vocab_sum(jnp.stack([jnp.exp(logits - top[..., None]).sum(-1), right]))
+    return jnp.sum(jnp.log(sums[0]) - sums[1]) / way.copies
