@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import lru_cache
 
 from shardsim.errors import ModelError, nearest
 from shardsim.graph.arrays import Op
@@ -48,6 +49,7 @@ def accounting_named(name: str) -> Accounting:
         raise ModelError(f"unknown accounting {name!r}{nearest(name, names)}") from None
 
 
+@lru_cache(maxsize=1024)
 def attention_flops_per_token(
     model: Model, sequence: int | None = None, *, halved: bool = False
 ) -> int:

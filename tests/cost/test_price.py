@@ -280,7 +280,7 @@ def test_a_move_in_turn_delays_what_shares_its_links():
 
 
 @given(plans())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_elasticities_are_those_of_two_predictions(plan):
     for found in sensitivity(plan)[:3]:
         figure, now = found.figure, plan.machine.chip

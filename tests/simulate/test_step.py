@@ -71,7 +71,7 @@ WHAT_IFS: list[dict[str, Any]] = [
         "maxtext-32b-published-v5p-1x64",
         pytest.param("maxtext-32b-published-v5p-2x64", marks=pytest.mark.slow),
         "llama3-8b-published-v6e-1x16",
-        "maxtext-22b-published-v4-1x64",
+        pytest.param("maxtext-22b-published-v4-1x64", marks=pytest.mark.slow),
     ],
 )
 def test_folded_equals_unfolded(name: str, options: dict[str, Any]) -> None:
