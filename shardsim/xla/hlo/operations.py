@@ -8,10 +8,10 @@ from shardsim.program.schedule import Copy, Work
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
+from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
 from shardsim.xla.hlo.sources import named, show_frame, source_line
 
-_UPDATES = ("optimizer_update", "/update/", "/update_")  # scopes of the emitted train step
 NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1, products=0)
 
 
@@ -31,7 +31,6 @@ class Operation:
     vector_ops: float  # each trip, of kernels whose inside is known; others have cycles
     op_name: str
     source: str
-    line: int
 
     @property
     def flops(self) -> float:
@@ -92,7 +91,6 @@ class Works:
             vector_ops=0.0 if kernel is None else kernel.vector_ops,
             op_name=told.op_name,
             source=show_frame(source_line(self.module, told)),
-            line=item.line,
         )
 
     def _kind(self, item: Instruction, matmuls: tuple[Matmul, ...]) -> str:
@@ -120,21 +118,6 @@ def transfer_of(module: Module, computation: Computation, item: Instruction) -> 
         host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
         source=show_frame(source_line(module, item)),
     )
-
-
-def phase_of(op_name: str, before: str) -> str:
-    """Return the phase that JAX's name of an operation says, or the one before it.
-
-    >>> phase_of("jit(step)/transpose(jvp())/while/body/rematted_computation/add", "forward")
-    'recomputation'
-    """
-    if "rematted_computation" in op_name:
-        return "recomputation"
-    if "transpose(" in op_name:
-        return "backward"
-    if any(scope in op_name for scope in _UPDATES):
-        return "update"
-    return "forward" if "jvp(" in op_name else before
 
 
 def _is_number(shape: Shape) -> bool:

@@ -29,13 +29,14 @@ def show_frame(frame: Frame | None) -> str:
 def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:
     """Return the instruction that says where `item` comes from; `item` itself if none does.
 
-    First `item` and what it calls, then what it reads and what reads it, up to `STEPS` away. With
-    `wanted`, one whose op_name holds that word is preferred to nearer ones.
+    First `item` and what it calls. Where these have lost their names, what it reads and what reads
+    it, up to `STEPS` away; with `wanted`, one whose op_name holds that word is preferred to nearer
+    ones.
     """
     computation = module.homes[item]
     found: list[Instruction] = []
     level, seen = [item], {item.name}
-    for _ in range(STEPS + 1):
+    for step in range(STEPS + 1):
         for near in level:
             inside = module.called(near).instructions.values() if near.opcode == "fusion" else ()
             for one in (near, *reversed(list(inside))):
@@ -43,6 +44,8 @@ def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:
                     if wanted in one.op_name:
                         return one
                     found.append(one)
+        if found and step == 0:
+            break
         around = []
         for near in level:
             around += [computation[name] for name in near.operands]
