@@ -126,7 +126,7 @@ def collectives(rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> li
             for one in settled.renamed
         ]
         found.append(f"in another form: {'; '.join(renamed)}")
-    if settled.beyond:
+    if settled.beyond_bytes:
         found.append(f"{100 * settled.share:.2f} % of the bytes sent are planned, in some form")
     return found
 

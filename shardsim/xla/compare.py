@@ -186,64 +186,59 @@ class Renamed:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The traffic of a compiled plan with the compiler's own forms seen as what they stand for.
+    """A table in which what was compiled in another form counts as what it stands for.
 
     The collectives of a plan in the explicit way should leave nothing over.
     """
 
-    compiled_bytes: float
+    accounts: tuple[Account, ...]
     renamed: tuple[Renamed, ...]
-    beyond: tuple[Account, ...]  # compiled, but not planned
-    missing: tuple[Account, ...]  # planned, but not compiled
+    compiled_bytes: float  # as they were compiled
+
+    @cached_property
+    def beyond_bytes(self) -> float:
+        """Bytes that are sent and not planned."""
+        return sum(max(one.beyond_bytes, 0.0) for one in self.accounts if not self._small(one))
+
+    @cached_property
+    def missing_bytes(self) -> float:
+        """Bytes that are planned and not sent."""
+        return sum(max(-one.beyond_bytes, 0.0) for one in self.accounts if not self._small(one))
+
+    def _small(self, account: Account) -> bool:
+        return abs(account.beyond_bytes) <= TOLERANCE * self.compiled_bytes
 
     @property
     def share(self) -> float:
         """The share of the compiled bytes that the plan accounts for."""
-        if not self.compiled_bytes:
-            return 1.0
-        beyond_bytes = sum(one.compiled_bytes for one in self.beyond)
-        return (self.compiled_bytes - beyond_bytes) / self.compiled_bytes
+        return 1.0 - self.beyond_bytes / self.compiled_bytes if self.compiled_bytes else 1.0
 
 
 def settle(table: Iterable[Account]) -> Settled:
-    """Return what is left of a table where known rewrites are taken for what they stand for.
+    """Return a table with all that `REWRITES` explain, as far as planned bytes are missing.
 
     >>> scatter = Account(kind="reduce-scatter", mesh_axes=("fsdp",), planned_bytes=10.0)
     >>> made = Account(kind="all-reduce", mesh_axes=("fsdp",), planned_bytes=8, compiled_bytes=28)
     >>> settle([scatter, made]).share, settle([scatter, made]).renamed[0].planned_bytes
     (1.0, 10.0)
     """
-    accounts = list(table)
-    left = {(one.kind, one.mesh_axes): one.beyond_bytes for one in accounts}
-    total = sum(one.compiled_bytes for one in accounts)
+    left = {(one.kind, one.mesh_axes): one for one in table}
+    total = sum(one.compiled_bytes for one in left.values())
     renamed = []
     for wanted, made, factor in REWRITES:
-        for kind, axes in list(left):
-            if kind != wanted:
+        for kind, axes in left:
+            if kind != wanted or (other := left.get((made, axes))) is None:
                 continue
-            over = max(left.get((made, axes), 0.0), 0.0) / factor
-            moved = min(max(-left[kind, axes], 0.0), over)
+            one = left[kind, axes]
+            moved = min(-one.beyond_bytes, other.beyond_bytes / factor)
             if moved > TOLERANCE * total:
-                left[kind, axes] += moved
-                left[made, axes] -= moved * factor
+                left[kind, axes] = replace(one, compiled_bytes=one.compiled_bytes + moved)
+                rest = other.compiled_bytes - moved * factor
+                left[made, axes] = replace(other, compiled_bytes=rest)
                 renamed.append(
                     Renamed(planned=wanted, compiled=made, mesh_axes=axes, planned_bytes=moved)
                 )
-    rest = sorted(left.items(), key=lambda item: -abs(item[1]))
-    return Settled(
-        compiled_bytes=total,
-        renamed=tuple(renamed),
-        beyond=tuple(
-            Account(kind=kind, mesh_axes=axes, compiled_bytes=size)
-            for (kind, axes), size in rest
-            if size > TOLERANCE * total
-        ),
-        missing=tuple(
-            Account(kind=kind, mesh_axes=axes, planned_bytes=-size)
-            for (kind, axes), size in rest
-            if size < -TOLERANCE * total
-        ),
-    )
+    return Settled(accounts=tuple(left.values()), renamed=tuple(renamed), compiled_bytes=total)
 
 
 # The JSON of `shardsim verify` that every way of verifying has; what one cannot say is null.

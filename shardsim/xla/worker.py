@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,19 +100,16 @@ def _worst(found: dict[str, Any], expected: dict[str, Any]) -> float:
     return float(np.max(errors))
 
 
-def main() -> None:
-    """Answer each line of standard input with one on standard output."""
+def serve(answer: Callable[..., dict[str, Any]]) -> None:
+    """Give what stands in each line of standard input to `answer`; print what it returns."""
     jnp.zeros(())  # start the backend before anything is timed
     for line in sys.stdin:
-        request = json.loads(line)
         try:
-            answer = run(request["data"], request["steps"])
+            found = answer(**json.loads(line))
         except Exception as error:  # the parent reports it
-            if request.get("debug"):
-                raise
-            answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        print(json.dumps(answer), flush=True)
+            found = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(run)

@@ -14,7 +14,7 @@ from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
 from shardsim.xla.hlo.scopes import purpose_of
-from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.sources import named, source_of
 
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ORIGINS = {
@@ -154,7 +154,7 @@ def read_collective(
         array_bytes=array_bytes,
         origin=origin,
         op_name=told.op_name,
-        source=show_frame(source_line(module, told)),
+        source=source_of(module, told),
         block=block,
         count=count,
         asynchronous=asynchronous,

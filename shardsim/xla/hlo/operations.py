@@ -10,7 +10,7 @@ from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
-from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.sources import named, source_of
 
 NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1, products=0)
 
@@ -90,7 +90,7 @@ class Works:
             hbm_bytes=self.costs.hbm_bytes(computation, item),
             vector_ops=0.0 if kernel is None else kernel.vector_ops,
             op_name=told.op_name,
-            source=show_frame(source_line(self.module, told)),
+            source=source_of(self.module, told),
         )
 
     def _kind(self, item: Instruction, matmuls: tuple[Matmul, ...]) -> str:
@@ -116,7 +116,7 @@ def transfer_of(module: Module, computation: Computation, item: Instruction) -> 
         name=item.name,
         hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
         host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
-        source=show_frame(source_line(module, item)),
+        source=source_of(module, item),
     )
 
 

@@ -18,7 +18,7 @@ from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
-from shardsim.xla.hlo.sources import show_frame, source_line
+from shardsim.xla.hlo.sources import source_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
@@ -177,7 +177,7 @@ class Steps:
                 task=Copy(
                     name=item.name,
                     hbm_bytes=self._works.costs.hbm_bytes(home, operation),
-                    source=show_frame(source_line(self.module, item)),
+                    source=source_of(self.module, item),
                 )
             )
         )

@@ -11,8 +11,6 @@ MESH = {"data": 2, "model": 4}
 
 PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
-StackFrames
-
 %add (x: f32[], y: f32[]) -> f32[] {
   %x = f32[] parameter(0)
   %y = f32[] parameter(1)
@@ -48,7 +46,7 @@ ENTRY %main (a: f32[8,4], b: bf16[2,4], c: f32[16]) -> bf16[B,4] {
   %both = (f32[8,4]{1,0}, /*index=1*/f32[16]{0}) all-reduce(%a, %c), channel_id=3, \
 replica_groups={}, to_apply=%add
   %part = f32[2,4]{1,0} reduce-scatter(%a), channel_id=4, replica_groups={{0,1,2,3},{4,5,6,7}}, \
-dimensions={0}, to_apply=%add
+dimensions={0}, to_apply=%add, control-predecessors={%loop, %both}
   ROOT %whole = bf16[B,4]{1,0} all-gather(%b), channel_id=2, GROUPS, dimensions={0}, \
 metadata={op_name="jit(step)/transpose(jvp(gather_weights))/all_gather"}
 }
@@ -72,7 +70,7 @@ def entries(
     groups: str = MODEL_GROUPS[0], members: int = 4, annotation: str = "", step: str = "add"
 ) -> dict[str, CompiledCollective]:
     """Return the collectives of the program by kind."""
-    text = PROGRAM.replace("StackFrames\n\n", "").replace("STEP", step)
+    text = PROGRAM.replace("STEP", step)
     text = text.replace("GROUPS", groups).replace("bf16[B,4]", f"bf16[{2 * members},4]")
     return {
         one.kind: one for one in read_hlo(text.replace(" ANNOTATION", annotation), MESH).collectives
