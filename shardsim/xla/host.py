@@ -132,7 +132,6 @@ class HostRun:
 
     def __init__(self, plan: Plan, told: dict[str, Any]) -> None:
         self.plan = plan
-        self.losses: list[float] = told["losses"]
         self.loss_error: float = told["loss_rel_error"]
         self.gradient_error: float = told["grad_rel_error"]
         self.update_error: float = told["update_rel_error"]

@@ -20,16 +20,13 @@ class Operation:
     """One operation of the compute stream."""
 
     name: str
-    opcode: str
-    block: str
-    trips: int  # of its block, in a step
+    trips: int  # in a step
     phase: str  # "forward", "recomputation", "backward", "update"
     kind: str  # as `Work.kind`
     matmuls: tuple[Matmul, ...]
     cycles: int | None  # as the compiler estimates, each trip
     hbm_bytes: float  # each trip
     vector_ops: float  # each trip, of kernels whose inside is known; others have cycles
-    op_name: str
     source: str
 
     @property
@@ -68,9 +65,7 @@ class Works:
         self.costs = Costs(module, causal)
         self.phase = "forward"
 
-    def read(
-        self, computation: Computation, item: Instruction, block: str, trips: int
-    ) -> Operation | None:
+    def read(self, computation: Computation, item: Instruction, trips: int) -> Operation | None:
         """Return an operation, or None for numbers: the scalar unit does these beside the rest."""
         matmuls = self.costs.matmuls(computation, item)
         if item.cycles is None and not matmuls and _is_number(item.shape):
@@ -80,8 +75,6 @@ class Works:
         self.phase = phase_of(item.op_name or told.op_name, self.phase)
         return Operation(
             name=item.name,
-            opcode=item.opcode,
-            block=block,
             trips=trips,
             phase=self.phase,
             kind="attention" if kernel else self._kind(item, matmuls),
@@ -89,7 +82,6 @@ class Works:
             cycles=item.cycles,
             hbm_bytes=self.costs.hbm_bytes(computation, item),
             vector_ops=0.0 if kernel is None else kernel.vector_ops,
-            op_name=told.op_name,
             source=source_of(self.module, told),
         )
 

@@ -222,7 +222,7 @@ class Steps:
             self._collective(item, draft, started=True)
             return
         if target != "AsyncCollectiveDone" and not any(chains):
-            operation = self._works.read(computation, item, draft.name, draft.trips)
+            operation = self._works.read(computation, item, draft.trips)
             beside = operation is not None and bool(operation.matmuls)
             self._collective(item, draft, started=beside)
             if beside:
@@ -259,7 +259,7 @@ class Steps:
         draft.tasks.append(Start(task=transfer_of(self.module, computation, item)))
 
     def _compute(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
-        operation = self._works.read(computation, item, draft.name, draft.trips)
+        operation = self._works.read(computation, item, draft.trips)
         if operation is None:
             return
         if operation.cycles is None and (operation.matmuls or item.opcode == "custom-call"):
