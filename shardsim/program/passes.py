@@ -291,7 +291,7 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
     """Make an all-reduce of a reduce-scatter of weights over a whole slice, and of an all-gather
     that is not to overlap: twice the bytes. SparseCores scatter as planned (tpu7x).
 
-    Counted in compiled programs (docs/compiled.md, `shardsim/xla/tpu/accounts.py`).
+    Counted in compiled programs (docs/compiled.md, `shardsim/xla/compare.py`).
     """
     inside = where.layout.gather.size / where.layout.gather.slices
     whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)

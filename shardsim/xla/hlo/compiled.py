@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from shardsim.program.schedule import Schedule
-from shardsim.xla.entries import Compiled, sent_bytes
 from shardsim.xla.hlo.check import check_module
+from shardsim.xla.hlo.collect import CompiledCollective
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.module import Module
 from shardsim.xla.hlo.operations import Operation
@@ -23,7 +23,7 @@ class CompiledProgram:
 
     mesh: dict[str, int]
     schedule: Schedule = field(repr=False)
-    collectives: tuple[Compiled, ...] = field(repr=False)
+    collectives: tuple[CompiledCollective, ...] = field(repr=False)
     operations: tuple[Operation, ...] = field(repr=False)
     module: Module = field(repr=False)
 
@@ -74,28 +74,10 @@ def read_hlo(
     schedule = Schedule(
         blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
     )
-    collectives = tuple(
-        Compiled(
-            kind=found.kind,
-            mesh_axes=found.mesh_axes,
-            sent_bytes=sent_bytes(found.kind, found.array_bytes, found.members),
-            count=trips,
-            op_name=found.op_name,
-            name=found.name,
-            array_bytes=found.array_bytes,
-            parts=found.parts,
-            asynchronous=started,
-            algorithm=found.algorithm,
-            source=found.source,
-            origin=found.origin,
-            block=block,
-        )
-        for found, block, trips, started in steps.collectives
-    )
     return CompiledProgram(
         mesh=dict(mesh),
         schedule=schedule,
-        collectives=collectives,
+        collectives=tuple(steps.collectives),
         operations=tuple(steps.operations),
         module=module,
     )
