@@ -171,7 +171,6 @@ class Lowering:
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
             purpose=_purpose(transfer),
-            gradient=transfer.gradient and not transfer.weight,
         )
 
 

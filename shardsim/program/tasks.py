@@ -45,7 +45,6 @@ class Collective(Move):
 
     schedule: str = "exposed"
     partners: tuple[str, ...] = ()
-    gradient: bool = False  # moves the gradient of an activation
     hops_wait: bool = False  # of a ring: work stops for each of its hops
     switch: str = ""
 
