@@ -25,7 +25,8 @@ class Accounting(Enum):
     """How the FLOPs of a training step are counted, per token.
 
     SIX_N: 6N, no attention. (MaxText until 2023-06-05.)
-    PALM: 6N + 12LHQT, attention in full. PaLM, arXiv 2204.02311 appendix B; the project's own.
+    PALM: 6N + 12LHQT, attention in full; where a query sees a window, its tokens in place of T.
+        PaLM, arXiv 2204.02311 appendix B; the project's own.
         (MaxText from 2023-06-06, commit 0e650131c.)
     PALM_CAUSAL: 6N + 6LHQT, attention halved. (MaxText from 2023-11-29, commit 64ee4e938.)
     MAXTEXT_2024: three times the forward matmuls, logits included, the look-up of embeddings
