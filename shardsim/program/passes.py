@@ -379,8 +379,8 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         offload_to_sparse_cores,
         await_some_gathers,
     ),
-    # A training library. No rule of one is known yet, so for now it adds nothing.
-    "trainer": (),
+    # A training library, as MaxText's compiled programs do.
+    "trainer": (all_reduce_over_whole_slices, offload_to_sparse_cores),
 }
 
 # What an implementation holds in HBM beyond the plan.
@@ -411,8 +411,9 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": Passes(cast_ahead=True, tables=1.0, logits_bytes=2.0, ring_sums=0.0),
 }
 
-# How a plan is priced by whoever says nothing else: the compiler's costs hold for what it compiles.
-USUAL: Mapping[str, str] = {"physical": "ideal", "compiler": "emitted"}
+# How a plan is done where nothing else is said: a chip's figures bound what is possible, the other
+# costs hold for what the compiler makes.
+USUAL: Mapping[str, str] = {"calibrated": "emitted", "compiler": "emitted", "physical": "ideal"}
 
 
 def implemented(program: Program, name: str, machine: Machine, layout: Layout) -> Program:
