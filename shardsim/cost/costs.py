@@ -102,8 +102,8 @@ class PhysicalCosts(Costs):
             unit_s = vector_s
             extra_s = np.maximum(memory_s - vector_s, 0.0)
         else:
-            share = min(chip.matmul_efficiency, task.share or 1.0)
-            unit_s = np.maximum(matmul_unit_s(chip, task) / share, vector_s)
+            product_s = matmul_unit_s(chip, task) / chip.matmul_efficiency
+            unit_s = _together(task, product_s, vector_s)
             first_s = np.minimum(memory_s, chip.onchip_bytes / chip.devices_per_chip / 2.0 / hbm)
             extra_s = np.maximum(memory_s - unit_s, 0.0) + np.minimum(first_s, unit_s)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=chip.op_overhead_s)
@@ -150,9 +150,8 @@ class CompilerCosts(Costs):
         }
         memory_s = hbm_s / shares.get(task.kind, fitted.elementwise_hbm_efficiency)
         if task.kind in shares:
-            share = min(fitted.matmul_efficiency, task.share or 1.0)
-            product_s = matmul_unit_s(chip, task) / share
-            unit_s = np.maximum(product_s, self.vector_s(task))
+            product_s = matmul_unit_s(chip, task) / fitted.matmul_efficiency
+            unit_s = _together(task, product_s, self.vector_s(task))
             memory_s = np.maximum(memory_s - unit_s, 0.0)
         else:
             unit_s = task.vector_ops / fitted.vector_ops_per_cycle / second
@@ -183,7 +182,7 @@ class CalibratedCosts(CompilerCosts):
     name = "calibrated"
 
     def estimate(self, task: Work) -> ComputeTime:
-        if self.chip.compiler is None or task.kind == "matmul" or task.share:
+        if self.chip.compiler is None or task.kind == "matmul" or task.fused:
             return PhysicalCosts(self.chip).estimate(task)
         return super().estimate(task)
 
@@ -238,6 +237,11 @@ def matmul_unit_s(chip: Chip, task: Work) -> Number:
         * task.fraction
     )
     return padded / (chip.peak(task.dtype) / chip.devices_per_chip)
+
+
+def _together(task: Work, product_s: Number, vector_s: Number) -> Number:
+    """Return the time of both units, of which one waits for the other in some kernels."""
+    return product_s + vector_s if task.fused == "in turn" else np.maximum(product_s, vector_s)
 
 
 def _tiles(size: Number, tile: int) -> Number:

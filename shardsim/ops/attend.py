@@ -33,12 +33,24 @@ KV: Dims = ("kv", "head_dim")
 # reads probabilities and their gradient twice and writes once.
 SOFTMAX = Stream(passes=3.0, ops=13.0, gradient_passes=5.0, gradient_ops=14.0)
 
-# Fused kernels, by the share of the matrix unit's peak that they reach at most. "flash" is today's
-# (splash attention): its products take what other matmuls do. "flash-2023" is the first one
-# (`pallas.ops.tpu.flash_attention`, blocks of 512): fitted to MaxText's five runs of that year on
-# v5e, whose matmuls otherwise reach 0.83 of the peak where attention is 8 % of the products and
-# 0.88 where it is 4 %; with this share, 0.92 to 0.94.
-KERNELS = {"flash": 1.0, "flash-2023": 0.4}
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused kernel: how many times the operations of a plain softmax it takes, and whether they
+    run beside its products or in turn with them."""
+
+    operations: float
+    beside: bool
+
+
+# "flash" is today's kernel (splash attention). "flash-2023" is the first one
+# (`pallas.ops.tpu.flash_attention`, blocks of 512): fitted to MaxText's runs of that year on v5e,
+# whose matmuls reach the same share of the peak, attention being 8 % of the products or 4 %, with 6
+# times the operations, and no more than a large matmul on its own (0.933) with 5.
+KERNELS = {
+    "flash": Fused(operations=1.0, beside=True),
+    "flash-2023": Fused(operations=5.0, beside=False),
+}
 
 # A fused kernel skips the blocks of so many queries and keys that a mask leaves empty; others are
 # whole.
@@ -95,17 +107,17 @@ def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: 
     return context
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, share: float) -> Op:
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
         shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
-        ops=SOFTMAX.ops,
-        gradient_ops=SOFTMAX.gradient_ops,
+        ops=SOFTMAX.ops * fused.operations,
+        gradient_ops=SOFTMAX.gradient_ops * fused.operations,
         mask=mask,
-        share=share,
+        beside=fused.beside,
     )
     return Op((q, k, v), out, (q, k, v, out), unit="attention", kernel=kernel)
 

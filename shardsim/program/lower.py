@@ -135,7 +135,7 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
-            share=kernel.share,
+            fused="beside" if kernel.beside else "in turn",
             purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 

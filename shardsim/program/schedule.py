@@ -60,7 +60,7 @@ class Work:
     vector_ops: Number = 0
     dtype: str = "bf16"
     count: Number = 1
-    share: float = 0.0  # of the matrix unit's peak that a fused kernel reaches at most; 0: is none
+    fused: str = ""  # of a fused kernel: its vector operations run "beside" products, or "in turn"
     cycles: Number | None = None  # a compiler's estimate; it stands for the units' time
     source: str = ""  # of compiled code: file, line and function
 

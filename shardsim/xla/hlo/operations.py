@@ -50,7 +50,7 @@ class Operation:
                 fraction=one.fraction,
                 hbm_bytes=self.hbm_bytes * share,
                 vector_ops=self.vector_ops * share,
-                share=1.0 if self.kind == "attention" and self.cycles is None else 0.0,
+                fused="beside" if self.kind == "attention" and self.cycles is None else "",
                 cycles=None if self.cycles is None else self.cycles * share,
                 source=self.source,
             )
