@@ -261,7 +261,6 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         raise PlanError("the predicted step takes for ever; check the row's sizes")
     flops = model_flops_per_token(run.model, run.sequence)
     peak = load_chip(run.family).peak(run.compute)
-    share = load_chip(run.family).peak("bf16") / peak
     measured = run.rate()
     if len(ordered) > 1:
         notes = [*notes, f"{len(ordered)} plans: the source leaves sizes open; the median is shown"]
@@ -275,9 +274,9 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         low=ordered[0].tokens_per_s_per_chip,
         high=ordered[-1].tokens_per_s_per_chip,
         measured_mfu=None if measured is None else measured * flops / peak,
-        predicted_mfu=middle.mfu * share,
-        mfu_low=ordered[0].mfu * share,
-        mfu_high=ordered[-1].mfu * share,
+        predicted_mfu=middle.mfu,
+        mfu_low=ordered[0].mfu,
+        mfu_high=ordered[-1].mfu,
         measured_ratio=run.measured.get("speedup_over_one_slice"),
         predicted_ratio=_speedup(run, middle),
         baseline=mean_mfu * peak / flops if mean_mfu and measured is not None else None,
