@@ -115,15 +115,32 @@ class Hand:
         self.stream(
             [elements] * (passes - 1) * rounds, [elements] * rounds, NORM * elements * rounds
         )
-        if model.qk_norm and self.ring:
-            # They come by position and are normed by head: laid out and back, in float32.
-            self.laid_out("copy", 2 * elements)
-            self.laid_out("copy", 2 * elements)
+        if not (self.emitted and self.ring and rounds):
+            return
+        # They come by position and are turned by head: laid out so once, in float32.
+        self.add("copy", 2 * elements, width=4)
+        if model.qk_norm:
+            # A norm of its own reads float32 for the mean, the variance and the result, which is
+            # bf16; its gradient has seven such arrays and a bf16 one.
+            apart = 3 * 4 + 2 if passes == 2 else 7 * 4 + 2
+            self.add("elementwise", elements, width=apart - passes * self.wire)
 
     def laid_out(self, kind: str, elements: float) -> None:
         """What the TPU compiler lays out anew is read and written."""
         if self.emitted:
             self.add(kind, 2 * elements)
+
+    def placed(self, by_head: float, others: float) -> None:
+        """What a ring over the sequence makes in pieces, put into its place: what attention has by
+        head is turned first."""
+        if self.ring == "seq":
+            self.turned_into_place(by_head)
+            self.laid_out("copy", others)
+
+    def turned_into_place(self, elements: float) -> None:
+        """Pieces turned, and read and written once more into the whole."""
+        self.laid_out("transpose", elements)
+        self.laid_out("elementwise", elements)
 
     def activation_apart(self, passes: int) -> None:
         """A matmul in pieces of the sequence has no activation in its end."""
@@ -186,8 +203,7 @@ class Hand:
             self.quantised(self.x)
             for width, acts in ins:
                 self.product(t, self.embed, width, ops=ACTIVATION * self.wide * self.h * acts)
-            if self.ring == "seq":
-                self.laid_out("copy", t * sum(width for width, _ in ins))
+            self.placed(t * (self.q + self.k + self.v) * attention, t * self.ins * mlp)
             if mlp:
                 self.activation_apart(2)
             if attention:
@@ -256,23 +272,21 @@ class Hand:
             # Of norms after a branch only what is added between two branches is needed again.
             self.norms(2 if model.post_norms and attention and not mlp else 1)
         if self.ring:
-            self.laid_out("copy", self.x)
+            self.turned_into_place(self.x)
         if (attention and "qkv" not in saves) or (mlp and "mlp_hidden" not in saves):
             self.quantised(self.x)
         if attention:
             if "qkv" not in saves:
                 for width in (self.q, self.k, self.v):
                     self.product(t, self.embed, width)
-                if self.ring == "seq":
-                    self.laid_out("copy", t * (self.q + self.k + self.v))
+                self.placed(t * (self.q + self.k + self.v), 0)
             if not everything:
                 self.rotary_and_query_norm(2)
             self.attend(not everything, "context" not in saves)
         if mlp and "mlp_hidden" not in saves:
             for width, acts in self.into(False, True):
                 self.product(t, self.embed, width, ops=ACTIVATION * self.wide * self.h * acts)
-            if self.ring == "seq":
-                self.laid_out("copy", t * self.ins)
+            self.placed(0, t * self.ins)
             self.activation_apart(2)
         if mlp and model.gated_mlp and not everything:
             # The weight gradient reads the product with the gate: made again from both.
@@ -300,10 +314,9 @@ class Hand:
                 hidden = self.wide * self.h * acts  # the activation's input, for its derivative
                 self.product(t, self.embed, out, also_reads=hidden, ops=ACTIVATION * hidden)
                 self.product(out, t, self.embed, out=self.reduced)
-            if self.ring == "seq":
-                self.laid_out("copy", t * sum(out for out, _ in outs))
+            self.placed(t * self.q * attention, t * self.h * mlp)
             if self.ring:
-                self.laid_out("copy", self.x)
+                self.turned_into_place(self.x)
             if mlp:
                 self.activation_apart(3)
             if mlp and model.gated_mlp:

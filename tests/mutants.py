@@ -98,11 +98,16 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "2",
         "of slices only how many there are is read",
     ),
-    (
-        "shardsim/program/liveness.py",
-        'found[array.name] = Live(f"{array.name}, for the head", size, 0, |0)',
-        "1",
-        "in no trace: only its size is read",
+    *(
+        ("shardsim/program/liveness.py", around, "1", "in no trace: only its size is read")
+        for around in (
+            'found[array.name] = Live(f"{array.name}, for the head", size, |0, 0)',
+            'found[array.name] = Live(f"{array.name}, for the head", size, 0, |0)',
+            'found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, |0, 0)',
+            'found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, |0)',
+            'sums.append(Live(f"float32 sums of d {array.name}", size, |0, 0))',
+            'sums.append(Live(f"float32 sums of d {array.name}", size, 0, |0))',
+        )
     ),
     (
         "shardsim/program/lower.py",

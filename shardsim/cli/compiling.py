@@ -66,7 +66,7 @@ def evidence_parts(data: dict[str, Any]) -> list[Table | str]:
     if not data["ok"]:
         verdict = "NOT VERIFIED: it compiles and fits, but not as planned"
     found: list[Table | str] = [verdict, f"compiled with {versions}", "", views.figures(data)]
-    found += ["", views.verified(data["collectives"])]
+    found += ["", *views.collectives(data["collectives"])]
     if data["unplanned"]:
         found += ["", views.unplanned(data["unplanned"])]
     return [*found, *(f"warning: {text}" for text in data["warnings"])]

@@ -169,11 +169,11 @@ def need_jax(command: str) -> None:
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
-    from shardsim.views.evidence import timed, verified
+    from shardsim.views.evidence import collectives, timed
 
     verdict = "verified" if result["ok"] else "NOT VERIFIED"
     found: list[Table | str] = [verdict, _errors(result), ""]
-    found.append(verified(result["collectives"], exact=True))
+    found += collectives(result["collectives"], exact=True)
     for use in result["unplanned"]:
         found.append(
             f"unplanned: {use['kind']} over {', '.join(use['mesh_axes']) or '-'}, "

@@ -41,7 +41,7 @@ def verify_against(
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
-    from shardsim.views.evidence import trained
+    from shardsim.views.evidence import collectives, trained
 
     placed = result["parameters"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -59,6 +59,8 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
         lines.append("losses " + ", ".join(f"{loss:.4g}" for loss in result["losses"]))
     if result["state"]["compiled_bytes"] is not None:
         lines += ["", trained(result)]
+    if result["collectives"]:
+        lines += ["", *collectives(result["collectives"])]
     for title, texts in (
         ("the trainer differs", result["differences"]),
         ("beside the plan", result["remarks"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import lru_cache
 
 from shardsim.errors import ModelError, nearest
 from shardsim.graph.arrays import Op
@@ -24,7 +25,8 @@ class Accounting(Enum):
     """How the FLOPs of a training step are counted, per token.
 
     SIX_N: 6N, no attention. (MaxText until 2023-06-05.)
-    PALM: 6N + 12LHQT, attention in full. PaLM, arXiv 2204.02311 appendix B; the project's own.
+    PALM: 6N + 12LHQT, attention in full; where a query sees a window, its tokens in place of T.
+        PaLM, arXiv 2204.02311 appendix B; the project's own.
         (MaxText from 2023-06-06, commit 0e650131c.)
     PALM_CAUSAL: 6N + 6LHQT, attention halved. (MaxText from 2023-11-29, commit 64ee4e938.)
     MAXTEXT_2024: three times the forward matmuls, logits included, the look-up of embeddings
@@ -48,6 +50,7 @@ def accounting_named(name: str) -> Accounting:
         raise ModelError(f"unknown accounting {name!r}{nearest(name, names)}") from None
 
 
+@lru_cache(maxsize=1024)
 def attention_flops_per_token(
     model: Model, sequence: int | None = None, *, halved: bool = False
 ) -> int:

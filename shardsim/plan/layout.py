@@ -51,6 +51,8 @@ class AxisLayout:
 
     def joined(self, other: AxisLayout, where: Number = True) -> AxisLayout:
         """Return the group of both axes together where `where`, else this one alone."""
+        if np.ndim(where) == 0 and not where:
+            return self
         factors = []
         strides = []
         for mine, theirs, a, b in zip(

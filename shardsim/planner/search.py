@@ -23,7 +23,6 @@ from shardsim.plan.plan import (
     Overlap,
     Plan,
     Precision,
-    best_op_costs,
 )
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
@@ -108,7 +107,7 @@ def search(
     attention: str | None = None,
     precision: Precision | None = None,
     max_axes: int = 3,
-    costs: str = "auto",
+    costs: str = "calibrated",
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
@@ -117,17 +116,14 @@ def search(
     'v5e:2x4'
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
-    kind. All are priced alike: with `costs`, as the implementation that goes with them; "auto" is
-    "compiler" if the files of all chips say what their compilers estimate. The plans that are
-    found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
+    kind. All are priced alike: with `costs`, as the implementation that goes with them. The plans
+    that are found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
     interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
-    if costs == "auto":
-        costs = best_op_costs(*(machine.chip for machine in slices))
     sequence = sequence or model.sequence
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),

@@ -143,6 +143,7 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
+            fused="beside" if kernel.beside else "in turn",
             purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
@@ -189,7 +190,6 @@ class Lowering:
             purpose=_purpose(transfer) or purpose,
             schedule=schedule,
             switch=switch,
-            gradient=transfer.gradient and not transfer.weight,
         )
 
 
@@ -265,7 +265,9 @@ class _Pass:
         stream = op.stream
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
-        self.tasks += low.stream(name, op, place, stream.passes, stream.ops, count)
+        made = low.stream(name, op, place, stream.passes, stream.ops, count)
+        read = {array.name for array in op.ins}
+        self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
         self._settle(step.settles, op.out.name, count)
 
     def _backward(self, step: Step) -> None:
@@ -287,12 +289,21 @@ class _Pass:
         passes, ops = stream.gradient_passes, stream.gradient_ops
         made = low.stream(f"{op.name} gradient", op, place, passes, ops)
         gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT}
-        self.tasks += [
-            replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made
-        ]
+        made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
+        readers = [s.op for s in self._steps if op.out.name in {array.name for array in s.op.ins}]
+        self.tasks += self._turning(made, op, readers)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
             self.tasks += low.stream(f"{op.name} bias gradient", op, place, many, many)
+
+    @property
+    def _steps(self) -> list[Step]:
+        return self.low.derived.steps
+
+    def _turning(self, tasks: list[Compute], op: Op, before: Iterable[Op]) -> list[Compute]:
+        """Return tasks of an op that say if they are the first to work by head, `before` them."""
+        first = _works_by_head(op) and not any(map(_works_by_head, before))
+        return [replace(task, turns=first) for task in tasks]
 
     def _gradient_matmul(self, op: Op, place: Split, array: Array, other: Array) -> None:
         """Write the gradient of one operand of a product."""
@@ -488,6 +499,12 @@ def _purpose(transfer: Transfer) -> str:
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
         return "keys and values"
     return transfer.purpose
+
+
+def _works_by_head(op: Op) -> bool:
+    """Return whether an op works through queries or keys element by element."""
+    by_element = not op.product and not op.kernel and bool(op.stream.passes)
+    return by_element and _by_head(op, op.out) != ""
 
 
 def _by_head(op: Op, array: Array) -> str:

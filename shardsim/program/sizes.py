@@ -30,7 +30,9 @@ def kind_of(model: Model, layout: Layout) -> Kind:
 
 
 def _one(value: Number) -> int:
-    found = np.unique(np.asarray(value))
+    if np.ndim(value) == 0:
+        return int(value)
+    found = np.unique(value)
     if len(found) != 1:
         raise ValueError("a layout of several kinds of meshes: take those of one kind at a time")
     return int(found[0])
@@ -59,7 +61,7 @@ class Sizes:
         }
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}
-        self._several: dict[tuple[str, ...], Number] = {}
+        self._several: dict[frozenset[str], Number] = {}
 
     def part(self, d: str, axes: Iterable[str]) -> Number:
         """Return the length of a dimension that `axes` split, on one device."""
@@ -99,10 +101,10 @@ class Sizes:
 
     def several(self, axes: Iterable[str]) -> Number:
         """Return whether a group over `axes` has more than one member."""
-        key = tuple(axes)
+        key = frozenset(axes)
         if key not in self._several:
             many: Number = False
-            for axis in key:
+            for axis in sorted(key):
                 many = many | np.greater(self.axes[axis], 1)
             self._several[key] = many
         return self._several[key]

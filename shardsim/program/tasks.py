@@ -29,6 +29,7 @@ class Compute(Work):
     ring: str = ""
     purpose: str = ""  # one of those above, or nothing
     pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
+    turns: bool = False  # the first to work by head through what a matmul or attention has made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,6 @@ class Collective(Move):
 
     schedule: str = "exposed"
     partners: tuple[str, ...] = ()
-    gradient: bool = False  # moves the gradient of an activation
     hops_wait: bool = False  # of a ring: work stops for each of its hops
     switch: str = ""
 

@@ -97,8 +97,13 @@ def _planned(pair: Pair) -> str:
     return f"{100 * pair.accounted:.2f} % planned"
 
 
-def verified(rows: Iterable[Mapping[str, Any]], *, exact: bool = False) -> Table:
-    """Return planned beside compiled collectives, `exact`ly to the byte or in round figures."""
+def collectives(rows: Sequence[Mapping[str, Any]], *, exact: bool = False) -> list[Table | str]:
+    """Return planned beside compiled collectives, `exact`ly to the byte or in round figures.
+
+    After the table, in words: what the compiler wrote in another form, and how much is planned.
+    """
+    from shardsim.xla.compare import Account, settle
+
     columns = [
         Column("kind", "collective", itemgetter("kind")),
         Column("mesh_axes", "mesh axes", itemgetter("mesh_axes"), show=names),
@@ -112,7 +117,18 @@ def verified(rows: Iterable[Mapping[str, Any]], *, exact: bool = False) -> Table
     for side in ("planned", "compiled"):
         key = f"{side}_count"
         columns.append(Column(key, f"{side} count", itemgetter(key), ",.0f"))
-    return table(columns, rows)
+    found: list[Table | str] = [table(columns, rows)]
+    settled = settle(map(Account.of_data, rows))
+    if settled.renamed:
+        renamed = [
+            f"{one.planned} over {names(one.mesh_axes)} as {one.compiled} "
+            f"({show_bytes(one.planned_bytes)} planned)"
+            for one in settled.renamed
+        ]
+        found.append(f"in another form: {'; '.join(renamed)}")
+    if settled.beyond_bytes:
+        found.append(f"{100 * settled.share:.2f} % of the bytes sent are planned, in some form")
+    return found
 
 
 def figures(data: Mapping[str, Any]) -> Table:

@@ -6,10 +6,8 @@ same time, because on a host they share its cores.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +19,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from shardsim.emit.runtime.config import build_mesh
 from shardsim.emit.runtime.train import Trainer
+from shardsim.xla.worker import serve
 
 
 def seconds(run: Callable[[], Any], least: int = 5, budget_s: float = 0.5) -> float:
@@ -144,17 +143,11 @@ BENCHES: dict[str, Callable[..., float | dict[str, float]]] = {
 }
 
 
-def main() -> None:
-    """Answer each line of standard input with one on standard output."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            found = BENCHES[request.pop("bench")](**request)
-            answer: dict[str, Any] = found if isinstance(found, dict) else {"seconds": found}
-        except Exception as error:  # the parent reports it
-            answer = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        print(json.dumps(answer), flush=True)
+def measure(bench: str, **request: Any) -> dict[str, Any]:
+    """Return what one of `BENCHES` found."""
+    found = BENCHES[bench](**request)
+    return found if isinstance(found, dict) else {"seconds": found}
 
 
 if __name__ == "__main__":
-    main()
+    serve(measure)

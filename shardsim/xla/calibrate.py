@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from shardsim.xla.entries import sent_bytes
+from shardsim.xla.hlo.collect import sent_bytes
 from shardsim.xla.host import HostDevices, Progress
 
 # Rows by contraction by columns: squares, and what layers of a small model have on one device.

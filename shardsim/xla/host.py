@@ -19,8 +19,8 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.plan import Plan
-from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, planned, table
-from shardsim.xla.entries import Compiled
+from shardsim.xla.compare import UNPLANNED, Comparison, answer
+from shardsim.xla.hlo import read_hlo
 
 STEPS = 2
 LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32
@@ -99,10 +99,10 @@ class HostDevices:
         line = self._process.stdout.readline()
         if not line:
             raise ShardsimError(self._why_it_ended())
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise ShardsimError(f"the plan did not run on host devices: {answer['error']}")
-        return answer
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            raise ShardsimError(f"the plan did not run on host devices: {told['error']}")
+        return told
 
     def _why_it_ended(self) -> str:
         """Return one line on a process that gives no more answers, with its last message."""
@@ -122,26 +122,21 @@ class HostDevices:
         )
         return f"the process with host devices {how}{f': {said[-1]}' if said else ''}"
 
-    def compare(self, plan: Plan, steps: int = STEPS) -> Comparison:
+    def compare(self, plan: Plan, steps: int = STEPS) -> HostRun:
         """Run `plan` as it is, and the same model unsharded."""
-        answer = self.ask({"data": plan_data(plan), "steps": steps})
-        return Comparison(plan, answer)
+        return HostRun(plan, self.ask({"data": plan_data(plan), "steps": steps}))
 
 
-class Comparison:
+class HostRun:
     """What came out of running one plan beside the unsharded model."""
 
-    def __init__(self, plan: Plan, answer: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan, told: dict[str, Any]) -> None:
         self.plan = plan
-        self.losses: list[float] = answer["losses"]
-        self.loss_error: float = answer["loss_rel_error"]
-        self.gradient_error: float = answer["grad_rel_error"]
-        self.update_error: float = answer["update_rel_error"]
-        self.planned = planned(plan)
-        self.compiled = compiled(
-            Compiled(**{**entry, "mesh_axes": tuple(entry["mesh_axes"])})
-            for entry in answer["collectives"]
-        )
+        self.loss_error: float = told["loss_rel_error"]
+        self.gradient_error: float = told["grad_rel_error"]
+        self.update_error: float = told["update_rel_error"]
+        mesh = {axis.name: axis.size for axis in plan.mesh}
+        self.collectives = Comparison(plan, read_hlo(told["program"], mesh))
 
     @property
     def same_numbers(self) -> bool:
@@ -150,58 +145,44 @@ class Comparison:
         return all(error <= LARGEST_ERROR for error in errors)
 
     @property
-    def differences(self) -> dict[Key, tuple[float, float]]:
-        """Planned and compiled bytes where they differ, unless no plan covers the purpose."""
-        covered = {key.purpose for key in self.planned}
-        return {
-            key: sides
-            for key, sides in differences(self.planned, self.compiled).items()
-            if key.purpose in covered or key.purpose not in UNPLANNED
-        }
-
-    @property
     def ok(self) -> bool:
         """Whether the numbers are right and, in the explicit way, the collectives as planned."""
-        agreed = self.plan.execution == "partitioned" or not self.differences
+        agreed = self.plan.execution == "partitioned" or not self.collectives.differences
         return self.same_numbers and agreed
 
     def unplanned(self) -> list[dict[str, Any]]:
         """Return what was compiled beyond the plan, with what it is for."""
-        different = self.differences
         rows = []
-        for key, traffic in self.compiled.items():
-            if key in different:
-                wanted, extra = different[key][0], different[key][1] - different[key][0]
-                source = f"{key.purpose}: {traffic.bytes:.0f} bytes where {wanted:.0f} are planned"
-            elif key not in self.planned:
-                extra, source = traffic.bytes, UNPLANNED.get(key.purpose, key.purpose)
-            else:
+        for one in self.collectives.accounts:
+            if one.same or one.beyond_bytes <= 0:
                 continue
-            if extra > 0:
-                rows.append(
-                    {
-                        "kind": key.kind,
-                        "mesh_axes": list(key.mesh_axes),
-                        "bytes": extra,
-                        "time_s": None,
-                        "source": source,
-                    }
+            source = UNPLANNED.get(one.purpose, "")
+            if self.collectives.covered(one):
+                source = (
+                    f"{one.purpose}: {one.compiled_bytes:.0f} bytes where "
+                    f"{one.planned_bytes:.0f} are planned"
                 )
+            rows.append(
+                {
+                    "kind": one.kind,
+                    "mesh_axes": list(one.mesh_axes),
+                    "bytes": one.beyond_bytes,
+                    "time_s": None,
+                    "source": source,
+                }
+            )
         return sorted(rows, key=lambda row: (-row["bytes"], str(row)))
 
     def to_data(self) -> dict[str, Any]:
         """Return the JSON of `shardsim verify`; what host devices cannot say is null."""
-        return {
-            "ok": self.ok,
-            "against": "host",
-            "loss_rel_error": self.loss_error,
-            "grad_rel_error": self.gradient_error,
-            "hbm": {"predicted_peak_bytes": None, "compiled_peak_bytes": None},
-            "compute": {"predicted_s": None, "compiled_s": None},
-            "step": {"predicted_s": None, "replayed_s": None, "measured_s": None},
-            "collectives": table(self.planned, self.compiled),
-            "unplanned": self.unplanned(),
-        }
+        return answer(
+            "host",
+            self.ok,
+            loss_rel_error=self.loss_error,
+            grad_rel_error=self.gradient_error,
+            collectives=[one.to_data() for one in self.collectives.table],
+            unplanned=self.unplanned(),
+        )
 
 
 def verify_host(
@@ -229,7 +210,7 @@ def verify_host(
         f"relative errors: loss {result.loss_error:.1e}, gradients {result.gradient_error:.1e}, "
         f"updated parameters {result.update_error:.1e}"
     )
-    for key, (wanted, got) in result.differences.items():
-        what = f"{key.kind} over {', '.join(key.mesh_axes)} ({key.purpose})"
-        say(f"{what}: {wanted:.0f} bytes planned, {got:.0f} compiled")
+    for one in result.collectives.differences:
+        what = f"{one.kind} over {', '.join(one.mesh_axes)} ({one.purpose})"
+        say(f"{what}: {one.planned_bytes:.0f} bytes planned, {one.compiled_bytes:.0f} compiled")
     return result.to_data()

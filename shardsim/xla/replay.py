@@ -16,13 +16,7 @@ from shardsim.model import model_flops_per_token
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.program.schedule import Move
-from shardsim.xla.compare import compiled_purpose
 from shardsim.xla.hlo import CompiledProgram
-
-# What `compare.SCOPES` calls the traffic of weights and their gradients.
-_PARAMETERS = frozenset(
-    ("weights", "gradient reduction", "small gradients", "ends", "updated parameters")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +65,7 @@ def replay_of(
         time={name: float(getattr(price, name)) for name in TIME_PARTS},
         mfu=mfu,
         hfu=float(price.flops) * chip.devices_per_chip / step_time_s / peak,
-        collectives=_summed(price.collectives, compiled),
+        collectives=_summed(price.collectives),
         blocks=replayed.blocks,
         computes=tuple(price.computes),
         collective_costs=tuple(price.collectives),
@@ -79,21 +73,12 @@ def replay_of(
     )
 
 
-def _summed(costs: list[CollectiveCost], compiled: CompiledProgram) -> tuple[CollectiveUse, ...]:
-    """Return the collectives, summed as in a prediction.
-
-    Gathers and scatters that the compiler made into all-reduces often lose their name; those seen
-    were all of weights.
-    """
-    weights = {
-        entry.name: bool(entry.origin) or compiled_purpose(entry.op_name) in _PARAMETERS
-        for entry in compiled.collectives
-    }
+def _summed(costs: list[CollectiveCost]) -> tuple[CollectiveUse, ...]:
+    """Return the collectives, summed as in a prediction."""
     sums: dict[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]] = {}
     for cost in costs:
         assert isinstance(cost.task, Move), "copies are no collectives"
-        purpose = "parameters" if weights[cost.task.name] else "activations"
-        key = (cost.task.kind, cost.task.mesh_axes, purpose)
+        key = (cost.task.kind, cost.task.mesh_axes, cost.task.moves)
         row = np.array([cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s], dtype=float)
         sums[key] = sums.get(key, np.zeros(4)) + row
     return collective_uses(sums)

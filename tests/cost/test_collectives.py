@@ -235,6 +235,18 @@ def test_slices_exchange_first_then_each_slice_inside(slices, length):
         assert sum(sent[:2]) == pytest.approx(sent[2], rel=1e-12)
 
 
+@pytest.mark.parametrize(("slices", "length"), [(2, 4), (4, 8)])
+def test_what_every_member_sends_to_other_slices_crosses_its_own_network_link(slices, length):
+    rate, latency_s = 5e7, 4e-5
+    layout = axis_layout(length, slices=slices)
+    links = group([(length, True)], layout, dcn_bytes_per_s=rate, dcn_hop_latency_s=latency_s)
+    held = SHARD * slices * length  # one shard for each member
+    inside = group([(length, True)], axis_layout(length))
+    expected = SHARD * length * (slices - 1) / rate + (slices - 1) * latency_s
+    expected += float(collective_s("all-to-all", inside, held))
+    assert collective_s("all-to-all", links, held) == pytest.approx(expected, rel=1e-12)
+
+
 def test_an_all_reduce_between_slices_is_of_one_share():
     # S slices of C chips: 2 (S - 1)/S V/C over the network of each chip.
     chip = plain_chip("v4", dcn_bytes_per_s=1e9, link_bytes_per_s=1e30)

@@ -44,6 +44,15 @@ def test_state_of_fully_sharded_training(model, machine, chips):
     assert hbm["optimizer_bytes"] == pytest.approx(expected / 2)
 
 
+@pytest.mark.parametrize(("stored", "compute", "width"), [("f32", "bf16", 2), ("f32", "f32", 0)])
+def test_a_copy_of_stored_weights_is_as_wide_as_what_is_computed(stored, compute, width):
+    formats = Precision(parameters=stored, compute=compute, reduce="f32")
+    plan = build(decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}}, precision=formats)
+    held = predict(plan, costs="compiler").use.account.held(0)
+    weights = held["parameters"] / 4  # of four bytes each
+    assert held.get("weights cast ahead", 0) == pytest.approx(width * weights, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "stored", "a_weight"),
     [

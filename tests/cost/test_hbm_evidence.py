@@ -9,6 +9,9 @@ import pytest
 
 from shardsim.xla.tpu.agreement import Pair, pairs
 
+# A quicker test of the same rows is that of `test_liveness`.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kept() -> list[Pair]:

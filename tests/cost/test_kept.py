@@ -102,6 +102,19 @@ def test_what_the_host_keeps_is_not_on_the_device_and_crosses_once_each_way(name
     assert sum(use.bytes_per_chip for use in crossed) == pytest.approx(2 * away, rel=1e-12)
 
 
+@pytest.mark.parametrize("windows", [[256, 0], [256, 256, 0, 0]])
+def test_every_layer_of_a_round_is_offloaded(windows):
+    def crossed(windows: list[int]) -> float:
+        plan = build(decoder(windows=windows), "v5e:4x4", 64, FSDP_TENSOR)
+        plan = replace(plan, remat=Remat(save=frozenset(), offload=frozenset({"qkv"})))
+        uses = predict(plan).collectives
+        return sum(use.bytes_per_chip for use in uses if use.kind == "host-transfer")
+
+    plain = crossed([])
+    assert plain > 0
+    assert crossed(windows) == pytest.approx(plain, rel=1e-12)
+
+
 # Workspace.
 
 

@@ -279,8 +279,24 @@ def test_a_move_in_turn_delays_what_shares_its_links():
     assert float(took_s) == pytest.approx(sum(alone), rel=1e-9)
 
 
+def test_what_is_started_on_the_same_links_queues():
+    plan = build(decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}})
+    layout, chip = resolve(plan), plan.machine.chip
+    moves = [
+        Move(name=n, kind="all-gather", role="fsdp", bytes=s) for n, s in (("a", 4e7), ("b", 9e7))
+    ]
+    tasks = (*(Start(task=move) for move in moves), *(Await(name=move.name) for move in moves))
+    schedule = Schedule(
+        blocks=(Block(name="block", phase="forward", trips=1, tasks=tasks),), order=(0,)
+    )
+    took_s = step_time_s(plan.machine, layout, schedule, costs_of("physical", chip))
+    links = Links(plan.machine, layout)
+    alone_s = [float(move_s(links["fsdp"], move)) for move in moves]
+    assert float(took_s) == pytest.approx(sum(alone_s), rel=1e-9)
+
+
 @given(plans())
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_elasticities_are_those_of_two_predictions(plan):
     for found in sensitivity(plan)[:3]:
         figure, now = found.figure, plan.machine.chip

@@ -16,7 +16,7 @@ from shardsim.cost.replay import PARTS, Replayed, replay_schedule
 from shardsim.errors import PlanError
 from shardsim.plan import load_plan
 from shardsim.plan.resolve import resolve
-from shardsim.program.schedule import Await, Block, Copy, Move, Schedule, Start, Task, Work
+from shardsim.program.schedule import Await, Block, Copy, Move, Schedule, Start, Task, Visit, Work
 
 PLAN = load_plan("vit-22b-published-tp8")  # fsdp=128 on x and z, model=8 on y
 MACHINE = replace(PLAN.machine, chip=replace(PLAN.machine.chip, op_overhead_s=0.0))
@@ -68,6 +68,15 @@ def test_a_task_counts_as_often_as_its_block_is_passed() -> None:
     price = replay_schedule(MACHINE, PLAN, Schedule(blocks=tuple(blocks), order=(0, 1, 0))).price
     for costs in (price.computes, price.collectives):
         assert {cost.task.name: cost.count for cost in costs} == {"a": 2, "b": 1}
+
+
+def test_of_several_trips_one_is_the_first_and_one_the_last() -> None:
+    visit = Visit(block=0, times=3, many=1, after=False, before=True)
+    trips = list(visit.each())
+    assert [trip.first for trip in trips] == [True, False, False]
+    assert [trip.last for trip in trips] == [False, False, True]
+    for when in ("each", "but first", "but last", "first", "last"):
+        assert sum(trip.has(when) for trip in trips) == visit.trips(when), when
 
 
 SECONDS = st.floats(1e-6, 1e-2)

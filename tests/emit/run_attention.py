@@ -21,16 +21,20 @@ from shardsim.ops import attend as attention
 from shardsim.ops.attend import softmax_attention
 
 BATCH, HEADS = 2, 4
-# (way, keys, queries, key-value heads, head_dim, causal)
+# (way, keys, queries, key-value heads, head_dim, causal, window)
 ATTENTION = [
-    ("blocks", 16, 16, 4, 8, False),
-    ("blocks", 50, 50, 2, 8, False),
-    ("blocks", 50, 50, 1, 8, True),
-    ("blocks", 64, 24, 4, 8, True),
-    ("kernel", 128, 128, 4, 128, False),
-    ("kernel", 130, 130, 2, 72, False),
-    ("kernel", 130, 130, 1, 72, True),
-    ("kernel", 256, 128, 4, 128, False),  # a part of the queries, as where the sequence is split
+    ("blocks", 16, 16, 4, 8, False, 0),
+    ("blocks", 50, 50, 2, 8, False, 0),
+    ("blocks", 50, 50, 1, 8, True, 0),
+    ("blocks", 64, 24, 4, 8, True, 0),
+    ("blocks", 50, 50, 2, 8, True, 20),  # no whole blocks
+    ("blocks", 64, 24, 4, 8, True, 2),
+    ("kernel", 128, 128, 4, 128, False, 0),
+    ("kernel", 130, 130, 2, 72, False, 0),
+    ("kernel", 130, 130, 1, 72, True, 0),
+    ("kernel", 384, 384, 4, 128, True, 130),  # blocks of keys that no query sees
+    ("kernel", 130, 130, 2, 72, True, 7),
+    ("kernel", 256, 128, 4, 128, False, 0),  # a part of the queries, as where the sequence is split
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 
@@ -41,7 +45,9 @@ def error(found: Any, wanted: Any) -> float:
     return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
 
 
-def attend(way: str, keys: int, queries: int, kv: int, depth: int, causal: bool) -> float:
+def attend(
+    way: str, keys: int, queries: int, kv: int, depth: int, causal: bool, window: int
+) -> float:
     """Compare output and gradients of attention over the last `queries` of `keys` tokens."""
     shapes = (queries, HEADS), (keys, kv), (keys, kv), (queries, HEADS)
     q, k, v, d = (
@@ -50,11 +56,13 @@ def attend(way: str, keys: int, queries: int, kv: int, depth: int, causal: bool)
     )
     positions = jnp.arange(keys - queries, keys) if causal else None
     mask = positions[:, None] >= jnp.arange(keys) if causal else None
+    if window:
+        mask &= positions[:, None] - jnp.arange(keys) < window
 
     def ours(q: Any, k: Any, v: Any) -> Any:
-        return attention.flash_attention(
-            q, k, v, {"causal": causal, "window": 0}, positions, "tpu" if way == "kernel" else "cpu"
-        )
+        options = {"causal": causal, "window": window}
+        platform = "tpu" if way == "kernel" else "cpu"
+        return attention.flash_attention(q, k, v, options, positions, platform)
 
     def plain(q: Any, k: Any, v: Any) -> Any:
         return softmax_attention(q, k, v, mask, lambda x: x)

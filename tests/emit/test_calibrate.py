@@ -26,7 +26,7 @@ from shardsim.xla.calibrate import (
     Measured,
     hardware_file,
 )
-from shardsim.xla.listing import sent_bytes
+from shardsim.xla.hlo.collect import sent_bytes
 from shardsim.xla.measure import measured_plans, measured_result, on_host, rank_correlation
 
 START_S = {"all-gather": 20e-6, "reduce-scatter": 20e-6, "all-reduce": 40e-6}

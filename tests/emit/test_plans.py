@@ -29,10 +29,6 @@ def test_a_plan_gives_the_numbers_of_the_unsharded_model(name: str, host: HostDe
     assert result.gradient_error <= LARGEST_ERROR
     assert result.update_error <= LARGEST_ERROR
     if plan.execution == "explicit":
-        assert result.differences == {}
-        assert {key.purpose for key in result.compiled} - {
-            key.purpose for key in result.planned
-        } <= {
-            "loss",
-            "optimizer",
-        }
+        assert result.collectives.differences == []
+        unplanned = {one.purpose for one in result.collectives.accounts if not one.planned_count}
+        assert unplanned <= {"loss", "optimizer"}

@@ -291,7 +291,7 @@ def test_the_best_plan_is_the_best_of_all(model, machine, batch):
     least = np.inf
     legal = fitting = 0
     for choice in choices(work, machine):
-        prediction = predict(choice.plan(work, machine))
+        prediction = predict(choice.plan(work, machine), costs="physical")
         legal += 1
         least = min(least, prediction.hbm["peak_bytes"])
         if prediction.fits:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shardsim.graph.arrays import Array
-from shardsim.graph.derive import gathered
+from shardsim.graph.arrays import Array, Op
+from shardsim.graph.derive import derive, gathered
+from shardsim.graph.place import SEQUENCE_SHARDED, Kind, placed
 
 X = Array("x", ("batch", "embed"), split={"a": "embed"})
 
@@ -28,3 +29,18 @@ def test_what_an_op_wants_otherwise_is_moved_once(place, kind, by):
 @pytest.mark.parametrize("place", [{"a": "embed"}, {"a": "embed", "b": "batch"}])
 def test_what_lies_as_wanted_is_not_moved(place):
     assert gathered(X, place) == []
+
+
+def test_what_reads_neighbours_takes_their_rim_and_sends_its_gradient_back():
+    x = Array("x", ("batch", "seq", "embed"), stream=True)
+    op = Op((x,), Array("y", x.dims, stream=True), (x,), reach=("seq", "rim"), reached=("x",))
+    kind = Kind(residual=SEQUENCE_SHARDED)
+    (step,) = derive(placed((op,), kind), kind.axes).steps
+    (rim,) = step.gathers
+    assert (rim.kind, rim.axes) == ("permute", {"context", "tensor"})
+    assert rim.dims == ("batch", "rim", "embed")
+    # Backward it is read again, and what the neighbours' results add to it comes back.
+    assert [(move.kind, move.gradient) for move in step.gradient_gathers] == [
+        ("permute", False),
+        ("permute", True),
+    ]

@@ -13,7 +13,7 @@ from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, implemented
-from shardsim.program.schedule import Work
+from shardsim.program.schedule import Move, Work
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Program
 
@@ -47,13 +47,16 @@ def stacked(layouts: list[Layout]) -> Layout:
     return layouts[0].reshaped(**axes, names={})
 
 
-def flops_of_runs(program: Program, layout: Layout) -> Any:
-    """Return the FLOPs of all that a step runs, in the order of its Schedule."""
-    total: Any = 0.0
+def sums_of_runs(program: Program, layout: Layout) -> dict[tuple[str, str, str], Any]:
+    """Return the FLOPs and the moved bytes of all that a step runs, in its Schedule's order."""
+    flops: Any = 0.0
+    moved: Any = 0.0
     for _, task, times in overlap(program, layout).runs():
         if isinstance(task, Work):
-            total = total + task.flops * task.count * times
-    return total
+            flops = flops + task.flops * task.count * times
+        elif isinstance(task, Move):
+            moved = moved + task.bytes * task.count * times
+    return {("step", "", "flops"): flops, ("step", "", "bytes"): moved}
 
 
 def figures(program: Program) -> dict[tuple[str, str, str], Any]:
@@ -85,7 +88,7 @@ def test_many_plans_are_each_alone(name: str, residual: str) -> None:
 
     def made(layout: Layout) -> dict[tuple[str, str, str], Any]:
         program = implemented(partition(work, layout), name, machine, layout)
-        return figures(program) | {("step", "", "flops"): flops_of_runs(program, layout)}
+        return figures(program) | sums_of_runs(program, layout)
 
     alone = [made(one.reshaped(residual=layouts[2].residual)) for one in layouts]
     together = made(stacked([one.reshaped(residual=layouts[2].residual) for one in layouts]))

@@ -119,7 +119,9 @@ def test_a_causal_kernel_does_half_of_the_softmax(sequence):
     ("mesh", "overlap", "ring"),
     [
         ("fsdp", "bidirectional", ""),
+        ("tensor", "bidirectional", "seq"),
         ("tensor", "off", ""),
+        ("tensor over embed, fsdp", "unidirectional", "embed"),
         ("tensor, replicated", "bidirectional", ""),
     ],
 )

@@ -119,8 +119,8 @@ def test_predicted_bytes_are_those_that_verify_plans(plan: Plan) -> None:
     for use in predict(plan).collectives:
         axes = tuple(axis.name for axis in plan.mesh if axis.name in use.mesh_axes)
         sums[use.kind, tuple(a for a in axes if plan.axis(a).size > 1)][0] += use.bytes_per_chip
-    for key, traffic in planned(plan).items():
-        sums[key.kind, key.mesh_axes][1] += traffic.bytes
+    for one in planned(plan):
+        sums[one.kind, one.mesh_axes][1] += one.planned_bytes
     for key, (predicted, wanted) in sums.items():
         assert predicted == pytest.approx(wanted, rel=1e-9), key
 

@@ -19,7 +19,7 @@ CASES = [
 
 @pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])
 @pytest.mark.parametrize(("name", "factors"), CASES)
-@pytest.mark.parametrize("size", [2.0**10, 2.0**18, 2.0**28])
+@pytest.mark.parametrize("size", [2.0**10, pytest.param(2.0**18, marks=pytest.mark.slow), 2.0**28])
 def test_hop_by_hop_takes_as_long(
     name: str, factors: tuple[int, ...], kind: str, size: float
 ) -> None:

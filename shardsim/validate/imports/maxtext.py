@@ -55,6 +55,8 @@ def read_maxtext(
     slices = _machine(config, machine)
     model = _model(config, path, notes)
     plan = _plan(config, model, slices, flags)
+    if old and plan.attention == "flash":
+        plan = replace(plan, attention="flash-2023")
     return replace(plan, activations=_activations(plan, config)), notes
 
 

@@ -2,6 +2,5 @@
 
 from shardsim.xla.hlo.compiled import CompiledProgram, read_hlo
 from shardsim.xla.hlo.errors import HloError
-from shardsim.xla.hlo.sources import source_line
 
-__all__ = ["CompiledProgram", "HloError", "read_hlo", "source_line"]
+__all__ = ["CompiledProgram", "HloError", "read_hlo"]

@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shardsim.program.schedule import PARAMETER_PURPOSES, Move
 from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
-from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.scopes import purpose_of
+from shardsim.xla.hlo.sources import named, source_of
 
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _ORIGINS = {
@@ -21,26 +23,70 @@ _ORIGINS = {
     "all_gather": "all-gather",
 }
 # Words that JAX's names of the collectives of weights hold, for those that lost their own name.
-_SCOPES = {"all-gather": "gather", "reduce-scatter": "scatter"}
+_WANTED = {"all-gather": "gather", "reduce-scatter": "scatter"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """One collective instruction, as numbers."""
+class CompiledCollective:
+    """One collective instruction of a compiled program."""
 
     name: str
     kind: str
     mesh_axes: tuple[str, ...]
     parts: tuple[tuple[str, int, int], ...]  # axes taken in part: name, members, stride
     members: int
-    regular: bool
+    regular: bool  # whether its groups are a grid on the mesh
     shifts: tuple[int, ...]  # of a permute
-    array_bytes: float
-    algorithm: str
-    origin: str
+    array_bytes: float  # the whole array, as `Move.bytes`
+    origin: str  # what an all-reduce stands for: "all-gather", "reduce-scatter"
     op_name: str
-    source: str
-    line: int
+    source: str  # "explicit.py:67 Explicit.whole_weight"
+    block: str
+    count: int  # times in one run of the program
+    asynchronous: bool  # whether something may run meanwhile
+
+    @property
+    def sent_bytes(self) -> float:
+        """What one device sends, each time."""
+        return sent_bytes(self.kind, self.array_bytes, self.members)
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, as far as its name tells."""
+        return purpose_of(self.op_name)
+
+    def move(self) -> Move:
+        """Return it as a task.
+
+        Gathers and scatters that became all-reduces often lose their name; those seen were all of
+        weights.
+        """
+        lost = self.origin and self.purpose not in PARAMETER_PURPOSES
+        return Move(
+            name=self.name,
+            kind=self.kind,
+            bytes=self.array_bytes,
+            purpose="weights" if lost else self.purpose,
+            mesh_axes=self.mesh_axes,
+            parts=self.parts if self.regular else (),
+            shifts=self.shifts,
+            source=self.source,
+        )
+
+
+def sent_bytes(kind: str, array_bytes: float, devices: int) -> float:
+    """Return what one device sends for a collective of a whole array of `array_bytes`.
+
+    V (n - 1)/n for an all-gather, reduce-scatter or all-to-all of V bytes over n devices, twice
+    that for an all-reduce, all of it for a permute or a broadcast.
+
+    >>> sent_bytes("all-reduce", 1024, 4)
+    1536.0
+    """
+    if kind in ("permute", "broadcast"):
+        return float(array_bytes)
+    share = (devices - 1) / devices
+    return array_bytes * share * (2.0 if kind == "all-reduce" else 1.0)
 
 
 def chain_of(item: Instruction) -> str:
@@ -57,10 +103,19 @@ def custom_target(module: Module, item: Instruction) -> str:
     return item.attributes.get("custom_call_target", '""')[1:-1]
 
 
-def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) -> Found | None:
+def read_collective(
+    module: Module,
+    item: Instruction,
+    mesh: Mapping[str, int],
+    *,
+    block: str,
+    count: int,
+    asynchronous: bool,
+) -> CompiledCollective | None:
     """Return a collective of more than one member, or None where it moves nothing.
 
-    `item` is the operation itself, one that is started, or a fusion around one.
+    `item` is the operation itself, one that is started, or a fusion around one. It stands in
+    `block` and runs `count` times.
     """
     inner, holder = _operation(module, item)
     kind = KINDS[inner.opcode.removesuffix("-start")]
@@ -87,8 +142,8 @@ def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) 
     elif kind == "all-reduce" and holder is not None:
         kind = _fused_kind(inner, holder, item, members)
     origin = "" if kind != "all-reduce" else _origin(module, item, inner, members)
-    told = named(module, item, _SCOPES.get(origin or kind, ""))
-    return Found(
+    told = named(module, item, _WANTED.get(origin or kind, ""))
+    return CompiledCollective(
         name=item.name,
         kind=kind,
         mesh_axes=axes,
@@ -97,11 +152,12 @@ def read_collective(module: Module, item: Instruction, mesh: Mapping[str, int]) 
         regular=regular,
         shifts=shifts,
         array_bytes=array_bytes,
-        algorithm=_algorithm(item),
         origin=origin,
         op_name=told.op_name,
-        source=show_frame(source_line(module, told)),
-        line=item.line,
+        source=source_of(module, told),
+        block=block,
+        count=count,
+        asynchronous=asynchronous,
     )
 
 
@@ -139,11 +195,6 @@ def _own_part(inner: Instruction, holder: Computation, part: Instruction, member
     whole = holder.operand(part, 0)
     given = whole if whole.opcode != "get-tuple-element" else holder.operand(whole, 0)
     return given.name == inner.name and part.shape.count * members == whole.shape.count
-
-
-def _algorithm(item: Instruction) -> str:
-    words = (item.config("collective_algorithm_config", key) for key in ("emitter", "strategy"))
-    return " ".join(str(word) for word in words if word)
 
 
 def _origin(module: Module, item: Instruction, inner: Instruction, members: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from shardsim.program.schedule import Schedule
-from shardsim.xla.entries import Compiled, sent_bytes
 from shardsim.xla.hlo.check import check_module
+from shardsim.xla.hlo.collect import CompiledCollective
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.module import Module
 from shardsim.xla.hlo.operations import Operation
@@ -23,7 +23,7 @@ class CompiledProgram:
 
     mesh: dict[str, int]
     schedule: Schedule = field(repr=False)
-    collectives: tuple[Compiled, ...] = field(repr=False)
+    collectives: tuple[CompiledCollective, ...] = field(repr=False)
     operations: tuple[Operation, ...] = field(repr=False)
     module: Module = field(repr=False)
 
@@ -49,12 +49,17 @@ class CompiledProgram:
         return sum((item.cycles or 0) * item.trips for item in self.operations)
 
 
-def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> CompiledProgram:
+def read_hlo(
+    text: str,
+    mesh: Mapping[str, int],
+    causal: bool | None = None,
+    windows: Iterable[int] = (),
+) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
 
     HLO leaves out the numbers of large constants, among them the masks of attention kernels:
     `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
-    counts as whole, with a warning.
+    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
@@ -65,32 +70,14 @@ def read_hlo(text: str, mesh: Mapping[str, int], causal: bool | None = None) -> 
     if module.partitions not in (None, devices):
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
-    steps = Steps(module, dict(mesh), causal)
+    steps = Steps(module, dict(mesh), causal, tuple(sorted(set(windows) - {0})))
     schedule = Schedule(
         blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
-    )
-    collectives = tuple(
-        Compiled(
-            kind=found.kind,
-            mesh_axes=found.mesh_axes,
-            sent_bytes=sent_bytes(found.kind, found.array_bytes, found.members),
-            count=trips,
-            op_name=found.op_name,
-            name=found.name,
-            array_bytes=found.array_bytes,
-            parts=found.parts,
-            asynchronous=started,
-            algorithm=found.algorithm,
-            source=found.source,
-            origin=found.origin,
-            block=block,
-        )
-        for found, block, trips, started in steps.collectives
     )
     return CompiledProgram(
         mesh=dict(mesh),
         schedule=schedule,
-        collectives=collectives,
+        collectives=tuple(steps.collectives),
         operations=tuple(steps.operations),
         module=module,
     )

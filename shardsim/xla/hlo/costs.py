@@ -20,12 +20,13 @@ class Costs:
     """Costs of the instructions of a module; what a computation holds is found once.
 
     `causal` says whether attention kernels whose mask the text leaves out are causal; None: it is
-    not known.
+    not known. Some may have one of the `windows`.
     """
 
-    def __init__(self, module: Module, causal: bool | None) -> None:
+    def __init__(self, module: Module, causal: bool | None, windows: tuple[int, ...]) -> None:
         self.module = module
         self.causal = causal
+        self.windows = windows
         self._matmuls: dict[str, tuple[Matmul, ...]] = {}
         self._kernels: dict[Instruction, Executed | None] = {}
         self._constants = Constants(module)
@@ -44,7 +45,8 @@ class Costs:
             return None
         table = self._constants.behind(computation, computation.operand(item, TABLE))
         try:
-            return kernel.executed(ELIDED if table is None else table.literal, self.causal)
+            literal = ELIDED if table is None else table.literal
+            return kernel.executed(literal, self.causal, self.windows)
         except HloError as error:
             raise error.at(item.line) from None
 

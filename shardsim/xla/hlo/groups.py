@@ -51,19 +51,26 @@ class GroupForm:
         return tuple(part.axis for part in self.parts)
 
 
-def parse_groups(text: str, devices: int) -> Ints | list[Ints]:
-    """Return the groups that `text` writes, one row each; a list if their sizes differ.
+def parse_groups(text: str, devices: int) -> Ints:
+    """Return the groups that `text` writes, one row each; they hold each device once.
 
     Forms: `{{0,1},{2,3}}`; `[2,4]<=[4,2]T(1,0)`, numbers laid out as [4,2] and transposed;
     `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`. Nothing, or `{}`, is one group of all.
     """
+    groups = _written(text, devices)
+    if groups.size != devices or (np.sort(groups, axis=None) != np.arange(devices)).any():
+        raise HloError(f"replica groups do not hold each of {devices} devices once: {text[:60]}")
+    return groups
+
+
+def _written(text: str, devices: int) -> Ints:
     if text in ("", "{}", "{{}}"):
         return np.arange(devices)[None, :]
     if listed := _LISTED.fullmatch(text):
         rows = [np.array(_numbers(row)) for row in _GROUP.findall(listed[1])]
-        if len({len(row) for row in rows}) == 1:
-            return np.stack(rows)
-        return rows
+        if len({len(row) for row in rows}) != 1:
+            raise HloError(f"replica groups of different sizes: {text[:60]}")
+        return np.stack(rows)
     if iota := _IOTA.fullmatch(text):
         shape, dims = _numbers(iota[1]), _numbers(iota[2] or iota[1])
         if not math.prod(shape) == math.prod(dims) == devices:
@@ -72,16 +79,6 @@ def parse_groups(text: str, devices: int) -> Ints | list[Ints]:
     if meshed := _MESH.fullmatch(text):
         return _mesh_groups(meshed[1], meshed[2], meshed[3], meshed[4], devices)
     raise HloError(f"replica groups {text[:60]!r}")
-
-
-def checked_groups(text: str, devices: int) -> Ints:
-    """Return the groups as rows of one size that hold each device once, or raise `HloError`."""
-    groups = parse_groups(text, devices)
-    if isinstance(groups, list):
-        raise HloError(f"replica groups of different sizes: {text[:60]}")
-    if groups.size != devices or (np.sort(groups, axis=None) != np.arange(devices)).any():
-        raise HloError(f"replica groups do not hold each of {devices} devices once: {text[:60]}")
-    return groups
 
 
 def _numbers(text: str) -> list[int]:
@@ -212,7 +209,7 @@ def permute_form(pairs: Ints, mesh: Mapping[str, int]) -> Permute:
 @lru_cache(maxsize=4096)
 def _form_of_text(text: str, mesh: tuple[tuple[str, int], ...]) -> GroupForm:
     sizes = dict(mesh)
-    return group_form(checked_groups(text, math.prod(sizes.values())), sizes)
+    return group_form(parse_groups(text, math.prod(sizes.values())), sizes)
 
 
 @lru_cache(maxsize=4096)
@@ -229,22 +226,3 @@ def form_of(text: str, mesh: Mapping[str, int]) -> GroupForm:
 def permute_of(text: str, mesh: Mapping[str, int]) -> Permute:
     """Return where the pairs written as `text` send on `mesh`; equal texts are read once."""
     return _permute_of_text(text, tuple(mesh.items()))
-
-
-def differing_axes(groups: Ints | list[Ints], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the mesh axes along which the members of some group differ."""
-    rows = groups if isinstance(groups, list) else [groups]
-    found = {part.axis for row in rows for part in group_form(np.atleast_2d(row), mesh).parts}
-    return tuple(axis for axis in mesh if axis in found)
-
-
-_ATTRIBUTE = re.compile(
-    r"\b(replica_groups|source_target_pairs)="
-    r"(mesh\[[^\]]*\](?:, device_ids=\([^ ]*\))? \{[^}]*\}|\[[\d,]+\]\S*?(?=, |$)|\{[\d,{}]*\})"
-)
-
-
-def written_groups(line: str) -> tuple[str, str]:
-    """Return what a line of HLO names groups or pairs by, and how it writes them."""
-    match = _ATTRIBUTE.search(line)
-    return (match[1], match[2]) if match else ("replica_groups", "")

@@ -14,7 +14,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from shardsim.ops.attend import SOFTMAX
 from shardsim.xla.hlo.errors import HloError
@@ -58,27 +62,27 @@ class Kernel:
         """Blocks of queries and of keys."""
         return self.q.dims[-2] // self.block[0], self.k.dims[-2] // self.block[1]
 
-    def executed(self, literal: str, causal: bool | None) -> Executed:
+    def executed(self, literal: str, causal: bool | None, windows: Sequence[int] = ()) -> Executed:
         """Return what the kernel executes.
 
         `literal` is what the module writes for the second table. Where that is elided, the mask
-        is the one that the caller knows: `causal` or none; if nobody knows (None), all blocks are
-        counted, and `problem` says so. Raises `HloError` if the operands belong to another mask.
+        is one that the caller knows: `causal` or none, or of one of the `windows`, whose table is
+        as narrow as it can be; if nobody knows (None), all blocks are counted, and `problem` says
+        so. Raises `HloError` if the operands belong to another mask.
         """
-        usual = self._causal_fraction() if self.positions else 1.0
-        whole = self.table[1:] == self.blocks
+        usual = [fraction for grid, fraction in self._masks(windows) if grid == self.table[1:]]
         problem = ""
         if literal != ELIDED:
             fraction = self._counted(literal)
-            if not whole or fraction != usual:
+            if fraction not in usual:
                 problem = f"its mask leaves {fraction:.4g} of the blocks: neither causal nor whole"
         elif causal is None:
             fraction = math.prod(self.table[1:]) / math.prod(self.blocks)
             problem = "its mask is not in the text; all blocks are counted"
-        elif causal != self.positions or not whole:
+        elif causal != self.positions or not usual:
             raise HloError(f"%{self.name}: its mask is not {'causal' if causal else 'whole'}")
         else:
-            fraction = usual
+            fraction = usual[0]
         return Executed(
             matmuls=self._matmuls(fraction),
             vector_ops=self._vector_ops(fraction),
@@ -86,12 +90,27 @@ class Kernel:
             problem=problem,
         )
 
-    def _causal_fraction(self) -> float:
-        """Return the part of all blocks that have a key no later than some query."""
-        rows, columns = self.blocks
+    def _masks(self, windows: Sequence[int]) -> Iterator[tuple[tuple[int, int], float]]:
+        """Yield the table of each mask that may be expected, and the part of all blocks it has."""
+        if not self.positions:
+            yield self.blocks, 1.0
+            return
+        for window in (0, *windows):
+            has = self._seen(window)
+            rows, columns = self.blocks
+            if window and self.phase == "dkv":
+                rows = int(has.sum(axis=0).max())
+            elif window:
+                columns = int(has.sum(axis=1).max())
+            yield (rows, columns), float(has.mean())
+
+    def _seen(self, window: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which blocks have a key that a query sees: none after it, the last `window`."""
         wide, long = self.block
-        left = sum(min(((row + 1) * wide - 1) // long + 1, columns) for row in range(rows))
-        return left / (rows * columns)
+        rows, columns = (np.arange(many) for many in self.blocks)
+        first, last = columns * long, (columns + 1) * long - 1
+        seen = first <= (rows[:, None] + 1) * wide - 1
+        return seen & (last > rows[:, None] * wide - window) if window else seen
 
     def _counted(self, literal: str) -> float:
         """Return the part of all blocks for which the table that `literal` writes is not 0."""

@@ -8,10 +8,10 @@ from shardsim.program.schedule import Copy, Work
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
+from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.shapes import HBM, HOST, Shape
-from shardsim.xla.hlo.sources import named, show_frame, source_line
+from shardsim.xla.hlo.sources import named, source_of
 
-_UPDATES = ("optimizer_update", "/update/", "/update_")  # scopes of the emitted train step
 NO_MATMUL = Matmul(m=0, k=0, n=0, batch=1, products=0)
 
 
@@ -20,18 +20,14 @@ class Operation:
     """One operation of the compute stream."""
 
     name: str
-    opcode: str
-    block: str
-    trips: int  # of its block, in a step
+    trips: int  # in a step
     phase: str  # "forward", "recomputation", "backward", "update"
     kind: str  # as `Work.kind`
     matmuls: tuple[Matmul, ...]
     cycles: int | None  # as the compiler estimates, each trip
     hbm_bytes: float  # each trip
     vector_ops: float  # each trip, of kernels whose inside is known; others have cycles
-    op_name: str
     source: str
-    line: int
 
     @property
     def flops(self) -> float:
@@ -54,6 +50,7 @@ class Operation:
                 fraction=one.fraction,
                 hbm_bytes=self.hbm_bytes * share,
                 vector_ops=self.vector_ops * share,
+                fused="beside" if self.kind == "attention" and self.cycles is None else "",
                 cycles=None if self.cycles is None else self.cycles * share,
                 source=self.source,
             )
@@ -64,14 +61,12 @@ class Operation:
 class Works:
     """Reads operations in their order: one without a name belongs to the phase before it."""
 
-    def __init__(self, module: Module, causal: bool | None) -> None:
+    def __init__(self, module: Module, causal: bool | None, windows: tuple[int, ...]) -> None:
         self.module = module
-        self.costs = Costs(module, causal)
+        self.costs = Costs(module, causal, windows)
         self.phase = "forward"
 
-    def read(
-        self, computation: Computation, item: Instruction, block: str, trips: int
-    ) -> Operation | None:
+    def read(self, computation: Computation, item: Instruction, trips: int) -> Operation | None:
         """Return an operation, or None for numbers: the scalar unit does these beside the rest."""
         matmuls = self.costs.matmuls(computation, item)
         if item.cycles is None and not matmuls and _is_number(item.shape):
@@ -81,8 +76,6 @@ class Works:
         self.phase = phase_of(item.op_name or told.op_name, self.phase)
         return Operation(
             name=item.name,
-            opcode=item.opcode,
-            block=block,
             trips=trips,
             phase=self.phase,
             kind="attention" if kernel else self._kind(item, matmuls),
@@ -90,9 +83,7 @@ class Works:
             cycles=item.cycles,
             hbm_bytes=self.costs.hbm_bytes(computation, item),
             vector_ops=0.0 if kernel is None else kernel.vector_ops,
-            op_name=told.op_name,
-            source=show_frame(source_line(self.module, told)),
-            line=item.line,
+            source=source_of(self.module, told),
         )
 
     def _kind(self, item: Instruction, matmuls: tuple[Matmul, ...]) -> str:
@@ -118,23 +109,8 @@ def transfer_of(module: Module, computation: Computation, item: Instruction) -> 
         name=item.name,
         hbm_bytes=moved * sum(end.memory_space == HBM for end in ends),
         host_bytes=moved if any(end.memory_space == HOST for end in ends) else 0,
-        source=show_frame(source_line(module, item)),
+        source=source_of(module, item),
     )
-
-
-def phase_of(op_name: str, before: str) -> str:
-    """Return the phase that JAX's name of an operation says, or the one before it.
-
-    >>> phase_of("jit(step)/transpose(jvp())/while/body/rematted_computation/add", "forward")
-    'recomputation'
-    """
-    if "rematted_computation" in op_name:
-        return "recomputation"
-    if "transpose(" in op_name:
-        return "backward"
-    if any(scope in op_name for scope in _UPDATES):
-        return "update"
-    return "forward" if "jvp(" in op_name else before
 
 
 def _is_number(shape: Shape) -> bool:

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import os.path
 
-from shardsim.xla.hlo.frames import Frame
 from shardsim.xla.hlo.module import Instruction, Module
 
 STEPS = 3  # neighbours of an instruction without a source that are asked for theirs
 
 
-def source_line(module: Module, instruction: Instruction) -> Frame | None:
-    """Return the innermost place of the source that an instruction comes from, or None.
+def source_of(module: Module, item: Instruction) -> str:
+    """Return the innermost place that `item` comes from: `explicit.py:67 Explicit.whole_weight`.
 
-    Instructions that the compiler made without saying what for take their neighbours' place.
+    Instructions that the compiler made without saying what for take their neighbours' place; empty
+    where these have none either.
     """
-    stack = module.frames.stack(named(module, instruction).stack_frame_id)
-    return stack[0] if stack else None
-
-
-def show_frame(frame: Frame | None) -> str:
-    """Return a place as `explicit.py:67 Explicit.whole_weight`; empty for None."""
-    if frame is None:
+    stack = module.frames.stack(named(module, item).stack_frame_id)
+    if not stack:
         return ""
-    return f"{os.path.basename(frame.file)}:{frame.line} {frame.function}"
+    return f"{os.path.basename(stack[0].file)}:{stack[0].line} {stack[0].function}"
 
 
 def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:
     """Return the instruction that says where `item` comes from; `item` itself if none does.
 
-    First `item` and what it calls, then what it reads and what reads it, up to `STEPS` away. With
-    `wanted`, one whose op_name holds that word is preferred to nearer ones.
+    First `item` and what it calls. Where these have lost their names, what it reads and what reads
+    it, up to `STEPS` away; with `wanted`, one whose op_name holds that word is preferred to nearer
+    ones.
     """
     computation = module.homes[item]
     found: list[Instruction] = []
     level, seen = [item], {item.name}
-    for _ in range(STEPS + 1):
+    for step in range(STEPS + 1):
         for near in level:
             inside = module.called(near).instructions.values() if near.opcode == "fusion" else ()
             for one in (near, *reversed(list(inside))):
@@ -43,6 +39,8 @@ def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:
                     if wanted in one.op_name:
                         return one
                     found.append(one)
+        if found and step == 0:
+            break
         around = []
         for near in level:
             around += [computation[name] for name in near.operands]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shardsim.program.schedule import Await, Block, Copy, Move, Start, Task
+from shardsim.program.schedule import Await, Block, Copy, Start, Task
 from shardsim.xla.hlo.calls import offloaded
-from shardsim.xla.hlo.collect import Found, chain_of, custom_target, read_collective
+from shardsim.xla.hlo.collect import (
+    CompiledCollective,
+    chain_of,
+    custom_target,
+    read_collective,
+)
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
-from shardsim.xla.hlo.sources import show_frame, source_line
+from shardsim.xla.hlo.sources import source_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
@@ -38,15 +43,15 @@ class Steps:
     module: Module
     mesh: Mapping[str, int]
     causal: bool | None  # as `Costs.causal`
+    windows: tuple[int, ...]  # as `Costs.windows`
     blocks: list[Block] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
-    collectives: list[tuple[Found, str, int, bool]] = field(default_factory=list)
-    # ^ with block, trips, and whether it is started and awaited later
+    collectives: list[CompiledCollective] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._works = Works(self.module, self.causal)
+        self._works = Works(self.module, self.causal, self.windows)
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         self._chains: dict[tuple[str, str], str] = {}  # computation and number: its start
         self._loops = 0
@@ -173,17 +178,23 @@ class Steps:
                 task=Copy(
                     name=item.name,
                     hbm_bytes=self._works.costs.hbm_bytes(home, operation),
-                    source=show_frame(source_line(self.module, item)),
+                    source=source_of(self.module, item),
                 )
             )
         )
 
     def _collective(self, item: Instruction, draft: _Draft, started: bool) -> None:
         """Add a collective; a started one stays open under its name."""
-        found = read_collective(self.module, item, self.mesh)
-        name = "" if found is None else found.name
+        found = read_collective(
+            self.module,
+            item,
+            self.mesh,
+            block=draft.name,
+            count=draft.trips,
+            asynchronous=started,
+        )
         if started:
-            self._open[item.name] = name
+            self._open[item.name] = "" if found is None else found.name
         if found is None:
             return
         if not found.regular:
@@ -191,17 +202,8 @@ class Steps:
                 f"%{found.name}: its groups are no grid on the mesh; priced as whole "
                 f"{', '.join(found.mesh_axes)}"
             ] = None
-        self.collectives.append((found, draft.name, draft.trips, started))
-        move = Move(
-            name=found.name,
-            kind=found.kind,
-            bytes=found.array_bytes,
-            mesh_axes=found.mesh_axes,
-            parts=found.parts if found.regular else (),
-            shifts=found.shifts,
-            source=found.source,
-        )
-        draft.tasks.append(Start(task=move) if started else move)
+        self.collectives.append(found)
+        draft.tasks.append(Start(task=found.move()) if started else found.move())
 
     def _fused(
         self, computation: Computation, item: Instruction, inside: list[Instruction], draft: _Draft
@@ -221,7 +223,7 @@ class Steps:
             self._collective(item, draft, started=True)
             return
         if target != "AsyncCollectiveDone" and not any(chains):
-            operation = self._works.read(computation, item, draft.name, draft.trips)
+            operation = self._works.read(computation, item, draft.trips)
             beside = operation is not None and bool(operation.matmuls)
             self._collective(item, draft, started=beside)
             if beside:
@@ -258,7 +260,7 @@ class Steps:
         draft.tasks.append(Start(task=transfer_of(self.module, computation, item)))
 
     def _compute(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
-        operation = self._works.read(computation, item, draft.name, draft.trips)
+        operation = self._works.read(computation, item, draft.trips)
         if operation is None:
             return
         if operation.cycles is None and (operation.matmuls or item.opcode == "custom-call"):

@@ -19,7 +19,7 @@ _START = re.compile(r"  (ROOT )?%([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+)")
 _OPERANDS = re.compile(r"(?:(?:/\*index=\d+\*/)?%[\w.\-]+(?:, (?:/\*index=\d+\*/)?%[\w.\-]+)*)?")
-_KEY = re.compile(r", ([a-z_]\w*)=")
+_KEY = re.compile(r", ([a-z_][\w-]*)=")
 _METADATA = re.compile(r"(?:^|\s)(\w+)=(\"(?:[^\"\\]|\\.)*\"|[\w.\-]+|\{[^{}]*\})")
 _BRACES = re.compile(r'[{}]|"(?:[^"\\]|\\.)*"')
 _WORD = re.compile(

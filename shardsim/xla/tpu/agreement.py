@@ -14,7 +14,7 @@ import numpy as np
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
-from shardsim.xla.tpu.accounts import account
+from shardsim.xla.compare import Account, settle
 from shardsim.xla.tpu.rows import as_compiled, load_rows
 
 
@@ -42,7 +42,7 @@ class Pair:
     @property
     def accounted(self) -> float:
         """The share of the compiled collectives' bytes that are planned, in whatever form."""
-        return account(self.row["collectives"]).share
+        return settle(map(Account.of_data, self.row["collectives"])).share
 
     @property
     def wrongly_fitting(self) -> bool:

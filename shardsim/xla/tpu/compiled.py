@@ -46,8 +46,7 @@ def predict_compiled(plan: Plan, compiler: TpuCompiler) -> Prediction:
 
     Raises `ShardsimError` if it does not compile, also for want of HBM.
     """
-    evidence = evidence_of(plan, compiler)
-    return as_replayed(evidence, evidence.replayed)
+    return as_replayed(evidence_of(plan, compiler))
 
 
 def evidence_of(plan: Plan, compiler: TpuCompiler) -> Evidence:
@@ -58,17 +57,12 @@ def evidence_of(plan: Plan, compiler: TpuCompiler) -> Evidence:
     return Evidence(made)
 
 
-def from_compilation(made: Compilation) -> Prediction:
-    """Return the prediction from a compilation that succeeded."""
-    evidence = Evidence(made)
-    return as_replayed(evidence, evidence.replayed)
-
-
-def as_replayed(evidence: Evidence, replayed: Replay) -> Prediction:
-    """Return the prediction of a compiled step as it was replayed.
+def as_replayed(evidence: Evidence, replayed: Replay | None = None) -> Prediction:
+    """Return the prediction of a compiled step as it was replayed, in closed form if left out.
 
     Operations, schedule and HBM peak are the compiler's; the other classes of HBM the plan's.
     """
+    replayed = replayed or evidence.replayed
     planned = evidence.predicted
     faster = planned.step_time_s / replayed.step_time_s
     return dataclasses.replace(
@@ -127,7 +121,7 @@ def compile_top(predictions: Sequence[Prediction], compiler: TpuCompiler) -> lis
             replayed, problem = None, made.problem if not made.ok else ""
             if made.ok:
                 try:
-                    replayed = from_compilation(made)
+                    replayed = as_replayed(Evidence(made))
                 except ShardsimError as error:
                     problem = str(error)
             done[index] = Ranked(searched=predictions[index], compiled=replayed, problem=problem)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import Plan
-from shardsim.xla.compare import UNPLANNED, Key, compiled, differences, key_of, planned, table
+from shardsim.xla.compare import Comparison, Key, answer
 from shardsim.xla.hlo import CompiledProgram, read_hlo
 from shardsim.xla.replay import Replay, replay
 from shardsim.xla.tpu.rows import as_compiled
@@ -19,6 +19,12 @@ from shardsim.xla.tpu.service import Compilation, TpuCompiler
 
 _PLACE = re.compile(r"^train\.py:(\d+)")
 LONGEST_LINE = 90  # of code that is shown
+
+Sums = list[float]  # bytes, seconds on their own, seconds that nothing hides
+
+
+def _nothing() -> Sums:
+    return [0.0, 0.0, 0.0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +54,12 @@ class Evidence:
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
         self.costed: Plan = as_compiled(self.plan)
         self.predicted: Prediction = predict(self.costed)
+        model = self.plan.model
         self.compiled: CompiledProgram = read_hlo(
-            compilation.text, mesh, causal=self.plan.model.causal
+            compilation.text, mesh, causal=model.causal, windows=model.windows
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
-        self.planned_sums = planned(self.plan)
-        self.compiled_sums = compiled(self.compiled.collectives)
+        self.collectives = Comparison(self.plan, self.compiled)
 
     @property
     def peak_bytes(self) -> float:
@@ -66,21 +72,11 @@ class Evidence:
         parts = ("compute_s", "hbm_bound_s", "overhead_s")
         return self.predicted.operations_s, sum(self.replayed.time[name] for name in parts)
 
-    @cached_property
-    def differences(self) -> dict[Key, tuple[float, float]]:
-        """Planned and compiled bytes where they differ, unless no plan covers the purpose."""
-        covered = {key.purpose for key in self.planned_sums}
-        return {
-            key: sides
-            for key, sides in differences(self.planned_sums, self.compiled_sums).items()
-            if key.purpose in covered or key.purpose not in UNPLANNED
-        }
-
     @property
     def ok(self) -> bool:
         """Whether, in the explicit way, nothing is sent that is not planned; it does fit."""
         return self.plan.execution == "partitioned" or not any(
-            got > wanted for wanted, got in self.differences.values()
+            one.beyond_bytes > 0 for one in self.collectives.differences
         )
 
     @cached_property
@@ -91,42 +87,39 @@ class Evidence:
 
     def _collectives(self) -> Iterable[Unplanned]:
         costs = {cost.task.name: cost for cost in self.replayed.collective_costs}
-        beyond = {key: (w, got) for key, (w, got) in self.differences.items() if got > w}
-        by_source: dict[tuple[Key, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-        for entry in self.compiled.collectives:
-            key = key_of(entry)
-            if key not in beyond:
+        beyond = {
+            one.key: one.beyond_bytes / one.compiled_bytes
+            for one in self.collectives.differences
+            if one.beyond_bytes > 0
+        }
+        by_source: dict[tuple[Key, str], Sums] = defaultdict(_nothing)
+        for item in self.compiled.collectives:
+            key = item.kind, item.mesh_axes, item.purpose
+            if (share := beyond.get(key)) is None:
                 continue
-            wanted, got = beyond[key]
-            share = 1.0 - wanted / got
-            instead = f", in place of a planned {entry.origin}" if entry.origin else ""
-            sums = by_source[key, self._shown(entry.source) + instead]
-            cost = costs[entry.name]
-            sums[0] += entry.sent_bytes * entry.count * share
+            instead = f", in place of a planned {item.origin}" if item.origin else ""
+            sums = by_source[key, self._shown(item.source) + instead]
+            cost = costs[item.name]
+            sums[0] += item.sent_bytes * item.count * share
             sums[1] += float(cost.time_s) * share
             sums[2] += float(cost.exposed_s) * share
-        for (key, source), (sent_bytes, time_s, exposed_s) in by_source.items():
-            yield self._row(key.kind, key.mesh_axes, sent_bytes, time_s, exposed_s, source)
+        for ((kind, axes, _), source), sums in by_source.items():
+            yield self._row(kind, axes, sums, source)
 
     def _copies(self) -> Iterable[Unplanned]:
         times = {cost.task.name: float(cost.time_s) for cost in self.replayed.computes}
-        by_source: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        by_source: dict[str, Sums] = defaultdict(_nothing)
         for copy in self.compiled.copies:
+            time_s = times.get(copy.name, 0.0)
             sums = by_source[self._shown(copy.source)]
             sums[0] += copy.hbm_bytes * copy.trips
-            sums[1] += times.get(copy.name, 0.0)
-        for source, (copied_bytes, time_s) in by_source.items():
-            yield self._row("copy", (), copied_bytes, time_s, time_s, source)
+            sums[1] += time_s
+            sums[2] += time_s  # nothing hides a copy
+        for source, sums in by_source.items():
+            yield self._row("copy", (), sums, source)
 
-    def _row(
-        self,
-        kind: str,
-        mesh_axes: tuple[str, ...],
-        moved_bytes: float,
-        time_s: float,
-        exposed_s: float,
-        source: str,
-    ) -> Unplanned:
+    def _row(self, kind: str, mesh_axes: tuple[str, ...], sums: Sums, source: str) -> Unplanned:
+        moved_bytes, time_s, exposed_s = sums
         step_s, mfu = self.replayed.step_time_s, self.replayed.mfu or 0.0
         return Unplanned(
             kind=kind,
@@ -150,69 +143,58 @@ class Evidence:
         """Return the JSON of `shardsim verify --against tpu`."""
         memory = self.compilation.result["memory"]
         predicted_s, compiled_s = self.compute_s
-        state_bytes = self.predicted.hbm["parameters_bytes"] + self.predicted.hbm["optimizer_bytes"]
-        return {
-            "ok": self.ok,
-            "against": "tpu",
-            "loss_rel_error": None,
-            "grad_rel_error": None,
-            "hbm": {
-                "predicted_peak_bytes": self.predicted.hbm["peak_bytes"],
+        hbm = self.predicted.hbm
+        return answer(
+            "tpu",
+            self.ok,
+            hbm={
+                "predicted_peak_bytes": hbm["peak_bytes"],
                 "compiled_peak_bytes": self.peak_bytes,
-                "capacity_bytes": self.predicted.hbm["capacity_bytes"],
-                "predicted_state_bytes": state_bytes,
+                "capacity_bytes": hbm["capacity_bytes"],
+                "predicted_state_bytes": hbm["parameters_bytes"] + hbm["optimizer_bytes"],
                 "compiled_state_bytes": float(memory["alias_size"]),
                 "compiled_batch_bytes": float(memory["argument_size"] - memory["alias_size"]),
             },
-            "flops": {
+            flops={
                 "predicted": float(self.predicted.price.flops),
                 "compiled": float(self.compiled.flops),
             },
-            "compute": {"predicted_s": predicted_s, "compiled_s": compiled_s},
-            "step": {
+            compute={"predicted_s": predicted_s, "compiled_s": compiled_s},
+            step={
                 "predicted_s": self.predicted.step_time_s,
                 "replayed_s": self.replayed.step_time_s,
-                "measured_s": None,
             },
-            "mfu": {"predicted": self.predicted.mfu, "replayed": self.replayed.mfu},
-            "exposed_comm": {
+            mfu={"predicted": self.predicted.mfu, "replayed": self.replayed.mfu},
+            exposed_comm={
                 "predicted_s": self.predicted.time["exposed_comm_s"],
                 "replayed_s": self.replayed.time["exposed_comm_s"],
             },
-            "collectives": table(self.planned_sums, self.compiled_sums),
-            "unplanned": [row.to_data() for row in self.unplanned],
-            "versions": self.compilation.versions,
-            "warnings": list(self.replayed.warnings),
-        }
+            collectives=[one.to_data() for one in self.collectives.table],
+            unplanned=[row.to_data() for row in self.unplanned],
+            versions=self.compilation.versions,
+            warnings=list(self.replayed.warnings),
+        )
 
 
 def refused(compilation: Compilation) -> dict[str, Any]:
     """Return the JSON of `shardsim verify --against tpu` for a plan that did not compile."""
     predicted = predict(as_compiled(compilation.plan))
-    return {
-        "ok": False,
-        "against": "tpu",
-        "problem": compilation.problem,
-        "loss_rel_error": None,
-        "grad_rel_error": None,
-        "hbm": {
+    return answer(
+        "tpu",
+        False,
+        problem=compilation.problem,
+        hbm={
             "predicted_peak_bytes": predicted.hbm["peak_bytes"],
             "compiled_peak_bytes": compilation.peak_bytes,
             "capacity_bytes": predicted.hbm["capacity_bytes"],
         },
-        "flops": {"predicted": float(predicted.price.flops), "compiled": None},
-        "compute": {"predicted_s": predicted.operations_s, "compiled_s": None},
-        "step": {
-            "predicted_s": predicted.step_time_s,
-            "replayed_s": None,
-            "measured_s": None,
-        },
-        "mfu": {"predicted": predicted.mfu, "replayed": None},
-        "collectives": [],
-        "unplanned": [],
-        "versions": compilation.versions,
-        "warnings": list(predicted.warnings),
-    }
+        flops={"predicted": float(predicted.price.flops), "compiled": None},
+        compute={"predicted_s": predicted.operations_s},
+        step={"predicted_s": predicted.step_time_s},
+        mfu={"predicted": predicted.mfu, "replayed": None},
+        versions=compilation.versions,
+        warnings=list(predicted.warnings),
+    )
 
 
 def verify_tpu(plan: Plan, compiler: TpuCompiler) -> dict[str, Any]:

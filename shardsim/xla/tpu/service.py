@@ -156,19 +156,24 @@ def check_libtpu() -> None:
         )
 
 
+def without_tpu() -> dict[str, str]:
+    """Return this process's environment, changed so that libtpu compiles without a TPU.
+
+    It must neither look for a machine nor lock it; with a machine's name in the environment its
+    cost analysis aborts the process (see docs/compiler.md).
+    """
+    return {key: value for key, value in os.environ.items() if key != "TPU_ACCELERATOR_TYPE"} | {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+
+
 def compiler_environment(folder: Path) -> dict[str, str]:
-    """Return the environment in which libtpu compiles without a TPU (see docs/compiler.md)."""
-    environment = dict(os.environ)
-    environment.pop("TPU_ACCELERATOR_TYPE", None)
-    environment.update(
-        JAX_PLATFORMS="cpu",
-        TPU_SKIP_MDS_QUERY="1",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TF_CPP_MIN_LOG_LEVEL="2",
-        TMPDIR=str(folder),
-        PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
-    )
-    return environment
+    """Return the environment of a compiling process whose files are in `folder`."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return without_tpu() | {"TMPDIR": str(folder), "PYTHONPATH": path}
 
 
 def _watch(process: subprocess.Popen[bytes], timeout_s: float, memory_bytes: float) -> str:

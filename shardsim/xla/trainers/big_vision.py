@@ -11,7 +11,6 @@ from typing import Any
 
 from shardsim.emit.dialects.big_vision import (
     Export,
-    Weight,
     big_vision_export,
     big_vision_text,
 )
@@ -21,16 +20,15 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
-from shardsim.xla.trainers.collectives import collective_rows
-from shardsim.xla.trainers.process import failure, run, trainer_python, versions
-from shardsim.xla.trainers.result import Placed, TrainerResult
-from shardsim.xla.trainers.tiles import local_shape, tiled_elements
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.xla.tpu.topology import topology_options
+from shardsim.xla.trainers.process import answered, run, trainer_python, versions
+from shardsim.xla.trainers.result import Placed, TrainerResult, spec_of, with_collectives
+from shardsim.xla.trainers.tiles import stored_bytes
 
 STEPS = 3
 _WORKER = str(Path(__file__).with_name("big_vision_worker.py"))
 _PACKAGES = ("jax", "flax", "libtpu", "optax")
-# Bytes of optimizer state per element of a parameter that Adam's moments take.
-_MOMENTS = {"adamw": 8, "adamw-bf16-mu": 6, "momentum": 4, "sgd": 0}
 
 
 def verify_big_vision(
@@ -48,8 +46,11 @@ def verify_big_vision(
         file = Path(folder) / "exported_plan.py"
         file.write_text(big_vision_text(plan, made), encoding="utf-8")
         request = Path(folder) / "request.json"
-        request.write_text(json.dumps(_request(made, str(file), folder)), encoding="utf-8")
         what = "compile" if scale == "full" else "train"
+        asked = _request(made, str(file), folder)
+        if what == "compile":
+            asked["topology"] = topology_options(plan.machine)
+        request.write_text(json.dumps(asked), encoding="utf-8")
         code, text = run(
             [interpreter, "-P", _WORKER, what, str(request)],  # its folder holds a big_vision.py
             folder,
@@ -59,22 +60,14 @@ def verify_big_vision(
         found = versions(interpreter, _PACKAGES, folder)
         program = Path(folder) / "hlo.txt"
         hlo = program.read_text(encoding="utf-8") if program.is_file() else None
-    lines = text.strip().splitlines()
-    if code or not lines or not lines[-1].startswith("{"):
-        raise ShardsimError(f"big_vision did not take the exported file: {failure(text)}")
-    return _result(made, json.loads(lines[-1]), found, hlo)
+    return _result(made, answered("big_vision", code, text), found, hlo)
 
 
 def _request(made: Export, file: str, folder: str) -> dict[str, Any]:
-    machine = made.plan.machine
-    topology = {"topology_name": machine.name}
-    if machine.chip.cores_per_chip > machine.chip.devices_per_chip:
-        topology["chip_config_name"] = "megacore"
     return {
         "plan": file,
         "folder": folder,
         "steps": STEPS,
-        "topology": topology,
         "batch_axes": plan_data(made.plan)["activations"]["residual"][0],
         "options": compiler_options(made.plan),
     }
@@ -86,21 +79,23 @@ def _result(
     sizes = dict(zip(made.mesh.names, made.mesh.sizes, strict=True))
     rows, missing = [], []
     state_bytes = 0.0
+    by_data = int(resolve(made.plan).data.size)
     for weight in made.weights:
-        exported = _exported(weight, f"params/{weight.path}", made, sizes)
-        spec = answer["specs"].get(f"params/{weight.path}")
+        path = f"params/{weight.path}"
+        exported = spec_of(resolve_tactics(path, weight.shape, 4, made.strategy, sizes))
+        spec = answer["specs"].get(path)
         if spec is None:
             missing.append(weight.name)
             continue
-        rows.append(Placed(weight.name, weight.spec, exported, _full(spec, len(weight.shape))))
-        elements = tiled_elements(local_shape(weight.shape, exported, sizes))
-        moments = _MOMENTS.get(made.plan.optimizer)
-        split = int(resolve(made.plan).data.size) if weight.optimizer_spec != weight.spec else 1
-        if moments is not None:
-            state_bytes += elements * (4 + moments / split)
+        # big_vision leaves out the last dimensions where they are whole.
+        found_spec = spec_of(spec, rank=len(weight.shape))
+        rows.append(Placed(weight.name, weight.spec, exported, found_spec))
+        optimizer = made.plan.optimizer
+        if not OPTIMIZERS[optimizer].factored:
+            ways = by_data if weight.optimizer_spec != weight.spec else 1
+            state_bytes += stored_bytes(weight.shape, exported, sizes, optimizer, state_ways=ways)
     compiled = answer["state_bytes"] is not None
-    collectives, unread = collective_rows(made.plan, hlo, sizes) if compiled else ([], ())
-    return TrainerResult(
+    result = TrainerResult(
         against="big_vision",
         plan=made.plan,
         versions=found,
@@ -112,18 +107,6 @@ def _result(
         allocated_bytes=answer["allocated_bytes"],
         losses=answer["losses"],
         differences=made.differences,
-        remarks=(*made.remarks, *unread),
-        collectives=collectives,
+        remarks=made.remarks,
     )
-
-
-def _exported(
-    weight: Weight, path: str, made: Export, sizes: dict[str, int]
-) -> tuple[tuple[str, ...], ...]:
-    found = resolve_tactics(path, weight.shape, 4, made.strategy, sizes)
-    return tuple(map(tuple, found))
-
-
-def _full(spec: list[list[str]], rank: int) -> tuple[tuple[str, ...], ...]:
-    """Return a spec with the dimensions that big_vision leaves out."""
-    return tuple(map(tuple, [*spec, *([[]] * (rank - len(spec)))]))
+    return with_collectives(result, hlo, sizes) if compiled else result

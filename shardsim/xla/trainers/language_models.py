@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from shardsim.emit.dialects.axlearn import axlearn_arrays, axlearn_code
@@ -11,10 +10,9 @@ from shardsim.emit.dialects.rules import resolve_names
 from shardsim.errors import PlanError
 from shardsim.plan import Plan
 from shardsim.xla.trainers.libraries import ask, tiny_copy
-from shardsim.xla.trainers.result import Placed, TrainerResult
+from shardsim.xla.trainers.result import Placed, TrainerResult, spec_of
 
 STEPS = 2
-Spec = tuple[tuple[str, ...], ...]
 
 # Weight of ours -> the end of its path in AXLearn; one path may hold several (fused) weights.
 _AXLEARN = {
@@ -79,7 +77,7 @@ def verify_axlearn(
         # What is of the layers has their dimension first, which nothing splits.
         rank = len(array.spec)
         rows += [
-            Placed(name, array.spec, _tuples(exported), _without_ones(spec, answer["mesh"])[-rank:])
+            Placed(name, array.spec, spec_of(exported), spec_of(spec, answer["mesh"])[-rank:])
             for spec in found
         ]
     return TrainerResult(
@@ -135,7 +133,7 @@ def verify_levanter(
                     f"{array.what} ({path})",
                     tuple(wanted.get(axis, ()) for axis in axes),
                     tuple(made.get(axis, ()) for axis in axes),
-                    _without_ones(entry["spec"], answer["mesh"]),
+                    spec_of(entry["spec"], answer["mesh"]),
                 )
             )
     return TrainerResult(
@@ -155,11 +153,3 @@ def _llama(plan: Plan, trainer: str) -> Plan:
     if model.positions != "rotary" or model.norm != "rmsnorm" or not model.gated_mlp:
         raise PlanError(f"verify: against {trainer} with models as Llama, not {model.name}")
     return plan
-
-
-def _tuples(spec: list[list[str]]) -> Spec:
-    return tuple(map(tuple, spec))
-
-
-def _without_ones(spec: list[list[str]], sizes: Mapping[str, int]) -> Spec:
-    return tuple(tuple(axis for axis in axes if sizes[axis] > 1) for axes in spec)

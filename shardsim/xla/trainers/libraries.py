@@ -14,8 +14,8 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import Spec, plan_data
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.plan import Plan
-from shardsim.xla.trainers.process import failure, run, trainer_python, versions
-from shardsim.xla.trainers.result import Placed, TrainerResult
+from shardsim.xla.trainers.process import answered, run, trainer_python, versions
+from shardsim.xla.trainers.result import Placed, TrainerResult, spec_of
 
 _HERE = Path(__file__).parent
 
@@ -120,18 +120,11 @@ def ask(
             devices=plan.machine.devices,
             more={"KERAS_BACKEND": "jax"},
         )
-    lines = text.strip().splitlines()
-    if exit_code or not lines or not lines[-1].startswith("{"):
-        raise ShardsimError(f"{trainer} did not take the exported file: {failure(text)}")
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer, found
+    return answered(trainer, exit_code, text), found
 
 
 def placed(name: str, wanted: Spec, found: Spec, plan: Plan) -> Placed:
     """Return the row of one array; mesh axes of size one split nothing."""
     sizes = {axis.name: axis.size for axis in plan.mesh}
-
-    def split(spec: Spec) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(axis for axis in axes if sizes[axis] > 1) for axes in spec)
-
-    return Placed(name, split(wanted), split(wanted), split(found))
+    planned = spec_of(wanted, sizes)
+    return Placed(name, planned, planned, spec_of(found, sizes))

@@ -10,7 +10,6 @@ import ast
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from shardsim.emit.dialects.maxtext import Export, maxtext_export
@@ -22,12 +21,9 @@ from shardsim.emit.specs import plan_data
 from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, resolve
 from shardsim.plan.split import state_apart
-from shardsim.xla.trainers.collectives import collective_rows
 from shardsim.xla.trainers.process import failure, run, trainer_python, versions
-from shardsim.xla.trainers.result import Placed, TrainerResult
-from shardsim.xla.trainers.tiles import local_shape, tiled_elements
-
-Spec = tuple[tuple[str, ...], ...]
+from shardsim.xla.trainers.result import Placed, Spec, TrainerResult, spec_of, with_collectives
+from shardsim.xla.trainers.tiles import stored_bytes
 
 STEPS = 3
 _PACKAGES = ("maxtext", "jax", "libtpu", "flax")
@@ -88,8 +84,7 @@ def verify_maxtext(
     if scale == "tiny":
         return result
     sizes = dict(zip(made.mesh.names, made.mesh.inside, strict=True))  # a program is of one slice
-    collectives, unread = collective_rows(made.plan, hlo, sizes)
-    return replace(result, collectives=collectives, remarks=(*result.remarks, *unread))
+    return with_collectives(result, hlo, sizes)
 
 
 def read_output(text: str, made: Export, found: Mapping[str, str]) -> TrainerResult:
@@ -119,7 +114,7 @@ def _placed(text: str, made: Export) -> tuple[list[Placed], list[str]]:
     """Return every parameter and moment that MaxText printed, and the weights it did not."""
     paths = state_paths(made.block)
     wanted = {
-        array.what: (array.spec, _tuples(resolve_names(array.names, made.rules)))
+        array.what: (array.spec, spec_of(resolve_names(array.names, made.rules)))
         for array in made.arrays
         if not array.activation
     }
@@ -136,10 +131,10 @@ def _placed(text: str, made: Export) -> tuple[list[Placed], list[str]]:
             continue
         seen.add(weight)
         planned, exported = (
-            _without_ones(_scanned(one, weight in stacked), sizes) for one in wanted[weight]
+            spec_of(_scanned(one, weight in stacked), sizes) for one in wanted[weight]
         )
         name = f"{weight} ({match['moment']})" if match["moment"] else weight
-        rows.append(Placed(name, planned, exported, _without_ones(spec, sizes)))
+        rows.append(Placed(name, planned, exported, spec_of(spec, sizes)))
     return rows, sorted(set(wanted) - seen)
 
 
@@ -149,7 +144,7 @@ def _shown(text: str) -> Iterator[tuple[str, Spec]]:
         rank = len([size for size in match["shape"].split(",") if size])
         entries = ast.literal_eval(match["spec"])
         spec = [(axis,) if isinstance(axis, str) else tuple(axis or ()) for axis in entries]
-        yield match["path"], tuple(spec + [()] * (rank - len(spec)))
+        yield match["path"], spec_of(spec, rank=rank)
 
 
 def _scanned(spec: Spec, stacked: bool) -> Spec:
@@ -166,26 +161,22 @@ def _axis_sizes(made: Export) -> dict[str, int]:
     }
 
 
-def _without_ones(spec: Spec, sizes: Mapping[str, int]) -> Spec:
-    return tuple(tuple(axis for axis in axes if sizes.get(axis, 1) > 1) for axes in spec)
-
-
-def _tuples(spec: list[list[str]]) -> Spec:
-    return tuple(map(tuple, spec))
-
-
 def _state_bytes(made: Export) -> float:
     """Return the bytes of parameters and moments on one device, as the exported rules lay them."""
     data = plan_data(made.plan)
     sizes = _axis_sizes(made)
     names = {array.what: array.names for array in made.arrays if not array.activation}
-    each = {"f32": 4, "bf16": 2}[made.plan.precision.parameters]
-    moments = {"adamw": 2 * each, "adamw-bf16-mu": 2 + each, "sgd": 0}[made.plan.optimizer]
+    element_bytes = {"f32": 4.0, "bf16": 2.0}[made.plan.precision.parameters]
     layout = resolve(made.plan)
-    by_data = int(layout.data.size) if state_apart(made.plan.model, layout) else 1
-    total = 0.0
-    for name, entry in data["parameters"].items():
-        spec = resolve_names(names[name], made.rules)
-        elements = tiled_elements(local_shape(entry["shape"], spec, sizes))
-        total += elements * (each + moments / by_data)
-    return total
+    ways = int(layout.data.size) if state_apart(made.plan.model, layout) else 1
+    return sum(
+        stored_bytes(
+            entry["shape"],
+            resolve_names(names[name], made.rules),
+            sizes,
+            made.plan.optimizer,
+            element_bytes=element_bytes,
+            state_ways=ways,
+        )
+        for name, entry in data["parameters"].items()
+    )

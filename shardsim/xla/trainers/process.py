@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shardsim.errors import ShardsimError
 from shardsim.xla.host import host_environment
+from shardsim.xla.tpu.service import without_tpu
 
 LONGEST_S = 1800
-# Compiling for a TPU without one: libtpu must neither look for a machine nor lock it.
-_WITHOUT_TPU = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "PYTHONUNBUFFERED": "1",
-}
-# With a machine's name in the environment, libtpu's cost analysis aborts the process.
-_UNSET = ("TPU_ACCELERATOR_TYPE", "PYTHONPATH", "XLA_FLAGS")
+_UNSET = ("PYTHONPATH", "XLA_FLAGS")  # of the trainer's own environment nothing is known
 
 
 def trainer_python(given: str | None) -> str:
@@ -47,8 +41,8 @@ def run(
 
     `devices` host devices are made of the processor; `path` is where Python looks for modules.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _UNSET}
-    environment |= _WITHOUT_TPU | dict(more or {})
+    environment = {key: value for key, value in without_tpu().items() if key not in _UNSET}
+    environment |= {"PYTHONUNBUFFERED": "1", **(more or {})}
     if devices > 1:
         environment |= host_environment(devices)
     if path:
@@ -90,3 +84,12 @@ def failure(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line and not line.startswith(("File", "E0"))]
     return (errors or lines or ["it printed nothing"])[-1][:400]
+
+
+def answered(trainer: str, code: int, text: str) -> dict[str, Any]:
+    """Return the JSON object that a worker printed last; it ended with exit code `code`."""
+    last = text.strip().rpartition("\n")[2]
+    if code or not last.startswith("{"):
+        raise ShardsimError(f"{trainer} did not take the exported file: {failure(text)}")
+    answer: dict[str, Any] = json.loads(last)
+    return answer

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.cost.predict import predict
 from shardsim.plan import Plan
+from shardsim.xla.compare import Account, Comparison, answer
+from shardsim.xla.hlo import HloError, read_hlo
 
 STATE_TOLERANCE = 0.01
+
+
+Spec = tuple[tuple[str, ...], ...]  # of each dimension, the mesh axes that split it
+
+
+def spec_of(
+    dimensions: Iterable[Iterable[str]], sizes: Mapping[str, int] | None = None, rank: int = 0
+) -> Spec:
+    """Return a spec of `rank` dimensions or more.
+
+    With the `sizes` of mesh axes, those of one device or without a size are left out.
+    """
+    spec = tuple(
+        tuple(axis for axis in axes if sizes is None or sizes.get(axis, 1) > 1)
+        for axes in dimensions
+    )
+    return spec + ((),) * (rank - len(spec))
 
 
 @dataclass(frozen=True)
@@ -21,9 +40,9 @@ class Placed:
     """
 
     name: str
-    planned: tuple[tuple[str, ...], ...]
-    exported: tuple[tuple[str, ...], ...]
-    found: tuple[tuple[str, ...], ...]
+    planned: Spec
+    exported: Spec
+    found: Spec
 
     @property
     def as_exported(self) -> bool:
@@ -56,7 +75,11 @@ class TrainerResult:
     losses: Sequence[float] = ()
     differences: Sequence[str] = ()
     remarks: Sequence[str] = ()
-    collectives: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    collectives: Sequence[Account] = ()
+
+    def remarked(self, text: str) -> TrainerResult:
+        """Return the result with one more remark."""
+        return replace(self, remarks=(*self.remarks, text))
 
     @property
     def ok(self) -> bool:
@@ -82,38 +105,51 @@ class TrainerResult:
         beside = None
         if self.peak_bytes is not None and self.state_bytes is not None:
             beside = self.peak_bytes - self.state_bytes
-        return {
-            "ok": self.ok,
-            "against": self.against,
-            "loss_rel_error": None,
-            "grad_rel_error": None,
-            "hbm": {
+        return answer(
+            self.against,
+            self.ok,
+            hbm={
                 "predicted_peak_bytes": predicted["peak_bytes"] if compiled else None,
                 "compiled_peak_bytes": self.peak_bytes,
             },
-            "compute": {"predicted_s": None, "compiled_s": None},
-            "step": {"predicted_s": None, "replayed_s": None, "measured_s": None},
-            "collectives": list(self.collectives),
-            "unplanned": [],
-            "model": self.plan.model.name,
-            "machine": self.plan.machine.name,
-            "mesh": {axis.name: axis.size for axis in self.plan.mesh},
-            "versions": dict(self.versions),
-            "state": {
+            collectives=[one.to_data() for one in self.collectives],
+            model=self.plan.model.name,
+            machine=self.plan.machine.name,
+            mesh={axis.name: axis.size for axis in self.plan.mesh},
+            versions=dict(self.versions),
+            state={
                 "planned_bytes": state if compiled else None,
                 "exported_bytes": self.exported_state_bytes,
                 "compiled_bytes": self.state_bytes,
                 "error": self.state_error,
             },
-            "temporaries": {
+            temporaries={
                 "predicted_bytes": predicted["peak_bytes"] - state if compiled else None,
                 "compiled_bytes": beside,
                 "allocated_bytes": self.allocated_bytes,
             },
-            "losses": list(self.losses),
-            "parameters": [one.to_data() for one in self.parameters],
-            "not_as_exported": [one.name for one in self.parameters if not one.as_exported],
-            "missing": list(self.missing),
-            "differences": list(self.differences),
-            "remarks": list(self.remarks),
-        }
+            losses=list(self.losses),
+            parameters=[one.to_data() for one in self.parameters],
+            not_as_exported=[one.name for one in self.parameters if not one.as_exported],
+            missing=list(self.missing),
+            differences=list(self.differences),
+            remarks=list(self.remarks),
+        )
+
+
+def with_collectives(
+    result: TrainerResult, text: str | None, mesh: Mapping[str, int]
+) -> TrainerResult:
+    """Return a result with the collectives of the compiled program `text`, beside the plan's.
+
+    `mesh` is axis: size, major to minor, with the plan's names. A trainer leaves partitioning to
+    the compiler, so the two need not be the same. What goes over the data-center network is in no
+    plan's row. A program that cannot be read is a remark.
+    """
+    if text is None:
+        return result.remarked("collectives: the compiled program was not left behind")
+    try:
+        program = read_hlo(text, {name: size for name, size in mesh.items() if size > 1})
+    except HloError as error:
+        return result.remarked(f"collectives: the compiled program is not understood: {error}")
+    return replace(result, collectives=Comparison(result.plan, program, purposes=False).table)

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from shardsim.plan.optimizer import OPTIMIZERS
 
 ROWS, LANES = 8, 128  # of a tile of 4-byte elements (OpenXLA, "Tiled layout")
 
 
-def local_shape(
-    shape: Sequence[int], spec: Sequence[Sequence[str]], sizes: dict[str, int]
-) -> tuple[int, ...]:
-    """Return what one device holds of an array; a rest that does not divide counts as a part."""
-    return tuple(
+def stored_bytes(
+    shape: Sequence[int],
+    spec: Sequence[Sequence[str]],
+    sizes: Mapping[str, int],
+    optimizer: str,
+    *,
+    element_bytes: float = 4.0,
+    state_ways: int = 1,
+) -> float:
+    """Return the bytes that one device holds of a weight and its moments.
+
+    A rest that does not divide counts as a part. Moments are no wider than the weight, and lie
+    split `state_ways` further.
+    """
+    local = tuple(
         math.ceil(length / math.prod(sizes[axis] for axis in axes))
         for length, axes in zip(shape, spec, strict=True)
     )
+    moments = sum(min(each, element_bytes) for each in OPTIMIZERS[optimizer].moments)
+    return tiled_elements(local) * (element_bytes + moments / state_ways)
 
 
 def tiled_elements(shape: Sequence[int]) -> int:

@@ -9,8 +9,8 @@ import pytest
 
 from shardsim.cost.predict import predict
 from shardsim.program.schedule import Await, Move, Start, Work
-from shardsim.xla.entries import sent_bytes
 from shardsim.xla.hlo import HloError, read_hlo
+from shardsim.xla.hlo.collect import sent_bytes
 
 PLANS = tuple(samples.DATA)
 

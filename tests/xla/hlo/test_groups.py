@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from shardsim.xla.hlo import HloError
 from shardsim.xla.hlo.groups import (
     AxisPart,
-    checked_groups,
     form_of,
     group_form,
     parse_groups,
@@ -112,7 +111,7 @@ def test_groups_that_are_no_grid_are_not_regular() -> None:
 )
 def test_bad_groups_are_an_error(text: str) -> None:
     with pytest.raises(HloError):
-        checked_groups(text, 4)
+        parse_groups(text, 4)
 
 
 @given(size=st.integers(3, 9), inner=st.integers(1, 3), shift=st.integers(-4, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hlo_samples as samples
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,6 +218,41 @@ def test_causal_blocks_of_any_size_are_counted() -> None:
         assert found.matmuls[0].fraction == sum(pairs) / len(pairs)
         literal = "{ " + ", ".join(str(int(pair)) for pair in pairs) + " }"
         assert whole.executed(literal, causal=None).matmuls == found.matmuls
+
+
+@pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
+@pytest.mark.parametrize(("wide", "long"), [(128, 128), (256, 128), (128, 384)])
+def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> None:
+    tokens, window = 1536, 200
+    at = np.arange(tokens)
+    back = at[:, None] - at
+    shape = (tokens // wide, wide, tokens // long, long)
+    blocks = ((back >= 0) & (back < window)).reshape(shape).any((1, 3))
+    # JAX leaves out of the grid what no row, or column, of it has.
+    rows, columns = blocks.shape
+    if phase == "dkv":
+        rows = int(blocks.sum(0).max())
+    else:
+        columns = int(blocks.sum(1).max())
+    array = parse_shape(f"bf16[1,1,{tokens},64]")
+    kernel = Kernel(
+        name="k",
+        phase=phase,
+        q=array,
+        k=array,
+        v=array,
+        block=(wide, long),
+        table=(1, rows, columns),
+        positions=True,
+        fused=False,
+        streamed_bytes=0.0,
+        other_bytes=0.0,
+    )
+    found = kernel.executed("{...}", causal=True, windows=(200, 1000))
+    assert found.matmuls[0].fraction == pytest.approx(blocks.mean(), rel=1e-12)
+    assert not found.problem
+    with pytest.raises(HloError, match="its mask is not causal"):
+        kernel.executed("{...}", causal=True, windows=(1000,))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hlo_samples as samples
 import pytest
 
-from shardsim.xla.hlo import HloError, read_hlo, source_line
+from shardsim.xla.hlo import HloError, read_hlo
+from shardsim.xla.hlo.sources import source_of
 from shardsim.xla.hlo.text import parse_module
 
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=2
@@ -66,10 +67,12 @@ def test_instructions_know_their_source() -> None:
         ("run.<locals>.step", 7),
     ]
     # The fusion and the copy have no name of their own: what is inside, and what is read, has.
-    for name, line in (("r", 7), ("f", 46), ("c", 46)):
-        found = source_line(module, entry[name])
-        assert found is not None
-        assert (found.file, found.line) == ("/src/model.py", line)
+    for name, place in (
+        ("r", "model.py:7 run.<locals>.step"),
+        ("f", "model.py:46 layer"),
+        ("c", "model.py:46 layer"),
+    ):
+        assert source_of(module, entry[name]) == place
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from shardsim.xla.tpu import Cache, TpuCompiler, service
 from shardsim.xla.tpu.agreement import kendall, pairs, summary
 from shardsim.xla.tpu.cases import GROUPS, cases
 from shardsim.xla.tpu.collect import row_of, todo
-from shardsim.xla.tpu.compiled import compile_top, from_compilation, predict_compiled
+from shardsim.xla.tpu.compiled import as_replayed, compile_top, predict_compiled
 from shardsim.xla.tpu.evidence import Evidence, verify_tpu
 from shardsim.xla.tpu.rows import load_rows
 
@@ -84,7 +84,7 @@ def test_state_takes_what_is_planned(evidence: Evidence) -> None:
 
 @needs_libtpu
 def test_the_compiled_prediction_is_the_replayed_step(evidence: Evidence) -> None:
-    item = from_compilation(evidence.compilation)
+    item = as_replayed(evidence)
     assert item.step_time_s == evidence.replayed.step_time_s
     assert item.hbm["peak_bytes"] == evidence.peak_bytes
     assert sum(item.time.values()) == pytest.approx(item.step_time_s, rel=1e-9)
