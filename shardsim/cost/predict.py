@@ -21,9 +21,10 @@ from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.plan.split import state_apart
+from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
 

@@ -30,10 +30,10 @@ from shardsim.plan.plan import (
 )
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.space import Array, Part, legal_cells, parts
-from shardsim.program.holds import Passes
+from shardsim.program.holds import HOLDS, Passes
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 Cell = tuple[int, int, int]  # pair, remat policy, option

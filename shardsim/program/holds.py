@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +65,32 @@ class Passes:
     def least(self) -> Passes:
         """What is done where memory is scarce."""
         return self.scarce or self
+
+
+# What an implementation holds in HBM beyond the plan.
+_EMITTED_SCARCE = Passes(
+    gathers_ahead=1,
+    gradients_waiting=0,
+    cast_ahead=True,
+    tables=1.0,
+    end_sums=True,
+    head_late=True,
+    scores_bytes=4.0,
+    ring_copies=1.0,
+    ring_results=0.5,
+    ring_empty=True,
+)
+HOLDS: Mapping[str, Passes] = {
+    "ideal": Passes(),
+    "emitted": replace(
+        _EMITTED_SCARCE,
+        gathers_ahead=2,
+        gradients_waiting=2,
+        whole_copies=True,
+        ring_waits=True,
+        ring_results=1.0,
+        scarce=_EMITTED_SCARCE,
+    ),
+    # MaxText: logits in the compute format, and so the pieces of its windowed einsums.
+    "trainer": Passes(cast_ahead=True, tables=1.0, logits_bytes=2.0, ring_sums=0.0),
+}

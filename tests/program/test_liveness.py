@@ -17,7 +17,7 @@ from shardsim.graph.place import Kind, placed
 from shardsim.machine import override_chip
 from shardsim.plan import Overlap, Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
-from shardsim.program.holds import Passes
+from shardsim.program.holds import HOLDS, Passes
 from shardsim.program.liveness import (
     Measure,
     Mode,
@@ -26,7 +26,6 @@ from shardsim.program.liveness import (
     followed,
     layer_trace,
 )
-from shardsim.program.passes import HOLDS
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.xla.tpu.rows import load_rows
