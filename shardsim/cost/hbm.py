@@ -17,17 +17,10 @@ from shardsim.plan.split import stored_elements
 from shardsim.program.blocks import graph, kept_names, over_policies
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
-from shardsim.program.liveness import (
-    RINGS,
-    Ends,
-    Measure,
-    Mode,
-    Trace,
-    ends_trace,
-    layer_trace,
-)
+from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.trace import Measure, Trace
 
 MOMENTS = ("first layer of the backward pass", "output head")
 
@@ -236,6 +229,18 @@ class Account:
         head = head + self.by_mode(lambda mode: self.ends(mode).trace.peak(self.measure))
         return layer, head
 
+    @property
+    def head_is_late(self) -> Number:
+        """Whether the head's gradients of weights are computed after the layers."""
+        if not self.passes.head_late:
+            return False
+        model = self.work.model
+        tensor = np.greater(self.layout.tensor.size, 1)
+        if self.passes.head_late == "synchronous":
+            return tensor | (not self.work.asynchronous)
+        late = tensor | (self.machine.chip.devices_per_chip > 1)
+        return late if model.vocab else late & ~self.ring
+
     def held(self, moment: int) -> dict[str, Number]:
         """Return what is there all through a moment of `MOMENTS`."""
         work, layout, passes = self.work, self.layout, self.passes
@@ -250,17 +255,16 @@ class Account:
             found["gradients"] = self.gradients_bytes * self._several / 2.0
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+        late = self.head_is_late * np.ones(np.shape(gathered)) if moment == 0 else np.zeros(())
         tables = [tensor for tensor in work.model.tensors if "vocab" in tensor.axes][:1]
         if passes.tables and tables and moment == 0:
             whole = stored_elements(tables, layout) * layout.gather.size * work.wire_bytes
-            found["whole vocabulary tables"] = gathered * passes.tables * whole
+            waits = gathered * (1.0 - late * (passes.head_late == "synchronous"))
+            found["whole vocabulary tables"] = waits * passes.tables * whole
         if passes.end_sums:
             sums = self.ends(Mode()).sums
             found["float32 sums of the ends"] = self._several * self.measure.total(sums)
-        if passes.head_late and moment == 0:
-            late = np.greater(layout.tensor.size, 1) | (self.machine.chip.devices_per_chip > 1)
-            if not work.model.vocab:
-                late = late & ~self.ring
+        if np.any(late):
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )

@@ -31,11 +31,20 @@ class Passes:
     # v5p and v6e.
     end_sums: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
-    # waits: with a tensor axis, and on chips whose SparseCores move what is gathered (tpu7x).
-    # Pooled heads do so only without rings. Six programs with logits, three without.
-    head_late: bool = False
-    # Bytes of an element of what a product makes in float32, and of its gradient; None: four.
-    logits_bytes: float | None = None
+    # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
+    # (tpu7x), pooled heads only without rings (six programs with logits, three without).
+    # "synchronous": with a tensor axis, and where gathers are synchronous: the scheduler that hides
+    # latency computes them at once (llama2-70b on v5p with and without its flags, llama2-7b on v5p
+    # and on v5e, llama3-70b on v6e; MaxText 0.2.5, libtpu 0.0.52).
+    head_late: str = ""
+    # Logits, and their gradient, in the compute format: every program of MaxText's.
+    narrow_logits: bool = False
+    # A product's gradient by its weight comes before that by its operand, which may take the place
+    # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
+    # (maxtext-16b, 64b and 22b).
+    weights_first: bool = False
+    # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
+    tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
     # Float32 arrays of all query-key pairs wait for their gradient in ViT-22B and maxtext-16b.
     scores_bytes: float | None = None
@@ -53,6 +62,10 @@ class Passes:
     # All summands of a ring that scatters are made, in float32, before the first one leaves: four
     # in rings of 4, eight in the ring of 8 (ViT-22B, maxtext-16b).
     ring_results: float = 0.0
+    # Pieces of each product's result, in the compute format, that a windowed einsum has beside the
+    # sum: in either direction one that comes and one that is made, until all products that add to
+    # the sum are done (maxtext-32b, llama2-7b and mistral-7b with a tensor axis of 4).
+    ring_pieces: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
     # stream and one of each projection that attention reads, in a ring over embed two of the stream
     # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
@@ -74,7 +87,7 @@ _EMITTED_SCARCE = Passes(
     cast_ahead=True,
     tables=1.0,
     end_sums=True,
-    head_late=True,
+    head_late="tensor",
     scores_bytes=4.0,
     ring_copies=1.0,
     ring_results=0.5,
@@ -91,6 +104,15 @@ HOLDS: Mapping[str, Passes] = {
         ring_results=1.0,
         scarce=_EMITTED_SCARCE,
     ),
-    # MaxText: logits in the compute format, and so the pieces of its windowed einsums.
-    "trainer": Passes(cast_ahead=True, tables=1.0, logits_bytes=2.0, ring_sums=0.0),
+    # MaxText's programs.
+    "trainer": Passes(
+        cast_ahead=True,
+        tables=1.0,
+        head_late="synchronous",
+        narrow_logits=True,
+        weights_first=True,
+        tiles=True,
+        ring_sums=0.0,
+        ring_pieces=4.0,
+    ),
 }

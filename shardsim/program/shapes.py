@@ -8,6 +8,9 @@ from shardsim.model import Model
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
 
+_ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """A model, its batch and formats, and how its implementation computes."""
@@ -20,6 +23,7 @@ class Workload:
     attention: str = "flash"
     fused_projections: bool = False
     pipeline_interleave: int = 1
+    asynchronous: bool = False  # whether a trainer's program gathers weights asynchronously
 
     @classmethod
     def of(cls, plan: Plan) -> Workload:
@@ -33,6 +37,7 @@ class Workload:
             attention=plan.attention,
             fused_projections=plan.fused_projections,
             pipeline_interleave=plan.pipeline_interleave,
+            asynchronous=_asynchronous(plan),
         )
 
     @property
@@ -55,3 +60,13 @@ class Workload:
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]
+
+
+def _asynchronous(plan: Plan) -> bool:
+    """Return whether the TPU compiler gathers weights asynchronously: with its flag, or by itself.
+
+    Counted in MaxText's programs (shardsim/xla/trainers/programs.json).
+    """
+    chip = plan.machine.chip
+    asked = plan.compiler_options.get("xla_enable_async_all_gather") == "true"
+    return asked or chip.name in _ASYNCHRONOUS or chip.offloads_collectives

@@ -31,6 +31,7 @@ _BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "gemma": {},
     "gpt3": {"norm": "layernorm", "positions": "learned", "biases": True},
 }
+_CARRIED = ("xla_enable_async_all_gather",)  # flags that change what a program holds
 _MOST_LAYERS = 10**5
 
 
@@ -218,6 +219,7 @@ def _plan(
         precision=Precision(compute="bf16" if config["dtype"] == "bfloat16" else "f32"),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
+        compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
 
 

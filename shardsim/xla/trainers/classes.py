@@ -35,7 +35,9 @@ class _Shapes:
     def __init__(self, plan: Plan) -> None:
         self.layers = plan.model.layers
         self.vocab = plan.model.vocab
-        self.tensor_ways = int(resolve(plan).tensor.size)
+        layout = resolve(plan)
+        self.tensor_ways = int(layout.tensor.size)
+        self.stored_ways = int(layout.tensor.size * layout.gather.size)
         matrices = [tensor for tensor in plan.model.tensors if len(tensor.shape) > 1]
         self.weights = [tensor.shape for tensor in matrices]
         for tensor in matrices:
@@ -58,11 +60,10 @@ class _Shapes:
             return f"{kind} (vocabulary)" if table else kind
         if self.layers > 1 and self.layers in dims:
             dims.remove(self.layers)
-            ways = self._ways(dims)
-            if not ways:
+            if self.stored_ways not in self._ways(dims):
                 stacked = sizes[0] == self.layers and len(dims) > 1
                 return "kept activations" if stacked else "workspace"
-        if not ways:
+        elif self.stored_ways not in ways:
             return "workspace"
         return "gradients" if match[1] == "f32" else "weights cast ahead"
 
