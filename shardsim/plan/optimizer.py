@@ -41,6 +41,7 @@ class Optimizer:
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw": Optimizer(moments=(4.0, 4.0)),
     "adamw-bf16-mu": Optimizer(moments=(2.0, 4.0)),
+    "adamw-bf16": Optimizer(moments=(2.0, 2.0)),  # as optax keeps it of weights in bf16
     "adafactor": Optimizer(moments=(2.0,), factored=True),
     "adafactor-full": Optimizer(moments=(4.0,)),
     "momentum": Optimizer(moments=(4.0,)),

@@ -70,14 +70,28 @@ class Passes:
     # stream and one of each projection that attention reads, in a ring over embed two of the stream
     # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
     ring_empty: bool = False
-    # Where that would fill more than `share` of HBM the compiler does as `scarce` says.
+    # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
+    # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
+    fetched: float = 0.0
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
+    # `recomputes` drops by itself what layers keep (a GPT of 12 unrolled layers on v3).
     scarce: Passes | None = None
-    share: float = 0.9
+    share: float = 1.0
+    recomputes: bool = False
+    # What it may hold at most where memory is plentiful; reserved are up to `gaps` more, which lie
+    # between buffers (0 to 11 % in MaxText's programs).
+    lavish: Passes | None = None
+    gaps: float = 0.11
 
     @property
     def least(self) -> Passes:
         """What is done where memory is scarce."""
         return self.scarce or self
+
+    @property
+    def most(self) -> Passes:
+        """What is held at most where memory is plentiful."""
+        return self.lavish or self
 
 
 # What an implementation holds in HBM beyond the plan.
@@ -93,8 +107,20 @@ _EMITTED_SCARCE = Passes(
     ring_results=0.5,
     ring_empty=True,
 )
+# MaxText's programs.
+_TRAINER = Passes(
+    cast_ahead=True,
+    tables=1.0,
+    head_late="synchronous",
+    narrow_logits=True,
+    weights_first=True,
+    tiles=True,
+    ring_sums=0.0,
+    ring_pieces=4.0,
+    fetched=1.0,
+)
 HOLDS: Mapping[str, Passes] = {
-    "ideal": Passes(),
+    "ideal": Passes(scarce=Passes(), recomputes=True),
     "emitted": replace(
         _EMITTED_SCARCE,
         gathers_ahead=2,
@@ -103,16 +129,11 @@ HOLDS: Mapping[str, Passes] = {
         ring_waits=True,
         ring_results=1.0,
         scarce=_EMITTED_SCARCE,
+        share=0.9,
     ),
-    # MaxText's programs.
-    "trainer": Passes(
-        cast_ahead=True,
-        tables=1.0,
-        head_late="synchronous",
-        narrow_logits=True,
-        weights_first=True,
-        tiles=True,
-        ring_sums=0.0,
-        ring_pieces=4.0,
+    "trainer": replace(
+        _TRAINER,
+        scarce=replace(_TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0),
+        lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),
 }

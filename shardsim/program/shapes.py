@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from shardsim.model import Model
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
-
 _ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
 
 
@@ -23,6 +22,8 @@ class Workload:
     attention: str = "flash"
     fused_projections: bool = False
     pipeline_interleave: int = 1
+    vocab_tiles: int = 1
+    offload_optimizer: bool = False
     asynchronous: bool = False  # whether a trainer's program gathers weights asynchronously
 
     @classmethod
@@ -37,6 +38,8 @@ class Workload:
             attention=plan.attention,
             fused_projections=plan.fused_projections,
             pipeline_interleave=plan.pipeline_interleave,
+            vocab_tiles=plan.vocab_tiles,
+            offload_optimizer=plan.offload_optimizer,
             asynchronous=_asynchronous(plan),
         )
 
@@ -53,8 +56,13 @@ class Workload:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of one stored parameter, and of its gradient once reduced."""
+        """Bytes of one stored parameter."""
         return DTYPE_BYTES[self.precision.parameters]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one parameter's gradient once reduced."""
+        return DTYPE_BYTES[self.precision.gradients or self.precision.parameters]
 
     @property
     def reduce_bytes(self) -> int:
