@@ -189,7 +189,9 @@ class Account:
     @cached_property
     def state_bytes(self) -> Number:
         """Optimizer state, wherever it lies."""
-        return state_bytes(self.work.optimizer, self.work.model.tensors, self.layout)
+        work = self.work
+        widest = work.state_element_bytes
+        return state_bytes(work.optimizer, work.model.tensors, self.layout, widest)
 
     @property
     def gradients_bytes(self) -> Number:

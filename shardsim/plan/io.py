@@ -286,8 +286,9 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
-    if plan.precision.gradients:
-        data["precision"]["gradients"] = plan.precision.gradients
+    for key in ("gradients", "state"):
+        if value := getattr(plan.precision, key):
+            data["precision"][key] = value
     if plan.vocab_tiles != 1:
         data["vocab_tiles"] = plan.vocab_tiles
     if plan.offload_optimizer:

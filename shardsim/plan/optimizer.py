@@ -41,7 +41,6 @@ class Optimizer:
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw": Optimizer(moments=(4.0, 4.0)),
     "adamw-bf16-mu": Optimizer(moments=(2.0, 4.0)),
-    "adamw-bf16": Optimizer(moments=(2.0, 2.0)),  # as optax keeps it of weights in bf16
     "adafactor": Optimizer(moments=(2.0,), factored=True),
     "adafactor-full": Optimizer(moments=(4.0,)),
     "momentum": Optimizer(moments=(4.0,)),
@@ -49,12 +48,18 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 }
 
 
-def state_bytes(name: str, tensors: Sequence[Tensor], layout: Layout) -> Number:
-    """Return the bytes of optimizer state of `tensors` that one device holds."""
+def state_bytes(
+    name: str, tensors: Sequence[Tensor], layout: Layout, element_bytes: float = 4.0
+) -> Number:
+    """Return the bytes of optimizer state of `tensors` that one device holds.
+
+    No element of a moment takes more than `element_bytes`.
+    """
     optimizer = OPTIMIZERS[name]
     total: Number = 0.0
     if optimizer.moments:
-        total = sum(optimizer.moments) * stored_elements(tensors, layout, state=True)
+        each = sum(min(moment, element_bytes) for moment in optimizer.moments)
+        total = each * stored_elements(tensors, layout, state=True)
     if optimizer.factored:
         for tensor in tensors:
             total = total + _F32_BYTES * _second_moment_elements(tensor, layout)

@@ -57,13 +57,15 @@ class Overlap:
 class Precision:
     """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
 
-    Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are.
+    Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are;
+    moments in that of `state`, or as the optimizer has them.
     """
 
     compute: str = "bf16"
     parameters: str = "f32"
     reduce: str = "bf16"
     gradients: str = ""
+    state: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +136,9 @@ def _check_numbers(plan: Plan) -> None:
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
-    if plan.precision.gradients:
-        _choose(plan.precision.gradients, DTYPE_BYTES, "precision.gradients")
+    for key in ("gradients", "state"):
+        if value := getattr(plan.precision, key):
+            _choose(value, DTYPE_BYTES, f"precision.{key}")
     _choose(plan.op_costs, OP_COSTS, "op_costs")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")

@@ -140,7 +140,17 @@ class Tracer:
     # Of rings that add to one sum: pieces on their way, and the results whose gradients they read.
     pieces: dict[str, list[Live]] = field(default_factory=dict)
     together: dict[str, list[Array]] = field(default_factory=dict)
+    firsts: dict[str, int] = field(default_factory=dict)  # when what is gathered was first read
+    # What the products of now read, they, and those before.
+    rings: tuple[str, ...] = ()
+    current: list[Step] = field(default_factory=list)
+    earlier: list[Step] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether gradients of weights wait for windowed einsums."""
+        return bool(self.ring and self.passes.ring_pieces)
 
     @property
     def now(self) -> int:
@@ -176,12 +186,24 @@ class Tracer:
             if transfer.array == array.name and transfer.gradient == bool(prefix):
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
+                    self.firsts[name] = self.now
+                elif self.waits and self.now > self.firsts.get(name, self.now):
+                    self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
                 if copied and role_of(transfer.axes) == "tensor":
                     self.make(f"{name}, laid out", moved(transfer))
                 return
         self.touch(name, array)
+
+    def still(self, name: str, size: Size) -> None:
+        """Let an array live up to now from where it was first read, if nothing gathers it."""
+        one = self.named.get(f"{name}, still")
+        if one is None:
+            one = Live(f"{name}, still", size, self.firsts[name] + 1, self.now)
+            self.named[f"{name}, still"] = one
+            self.arrays.append(one)
+        one.last = self.now
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
@@ -275,6 +297,8 @@ class Tracer:
         if step.gradient_settles and op.out.stream:
             self.named.pop(self.root(f"{d}, partial"), None)
             self.make(d, stored(op.out))
+        if self.waits and op.product:
+            self.wait(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
         if not (self.signs and op.stream.fused_reads):
@@ -295,6 +319,17 @@ class Tracer:
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
             size = Size(array.dims, _by(array, place), "reduce", summed)
             self.gradients[array.name] = (first, self.now, size)
+
+    def wait(self, step: Step) -> None:
+        """Let what gradients of weights multiply wait for the rings of the next products back."""
+        op = step.op
+        operands = tuple(array.name for array in op.ins if not array.weight)
+        if operands != self.rings:
+            self.rings, self.earlier, self.current = operands, self.current, []
+        for other in self.earlier:
+            self.read(other.op.out, other.gradient_gathers, "d ")
+            self.operands(other.op.needs, other.gradient_gathers)
+        self.current.append(step)
 
     def gradient(self, array: Array, step: Step) -> None:
         """Make the gradient of an operand."""

@@ -65,6 +65,11 @@ class Workload:
         return DTYPE_BYTES[self.precision.gradients or self.precision.parameters]
 
     @property
+    def state_element_bytes(self) -> int:
+        """Bytes that one element of a moment takes at most."""
+        return DTYPE_BYTES[self.precision.state or "f32"]
+
+    @property
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]

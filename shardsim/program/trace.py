@@ -26,6 +26,7 @@ class Size:
     by: tuple[tuple[str, str], ...]
     width: str | float  # "wire", "reduce", or bytes
     several: frozenset[str] = frozenset()  # only where these axes have several members
+    alone: frozenset[str] = frozenset()  # only where none of these has
     # Gathered along a dimension that these axes split: pieces that are no whole tiles are put one
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
@@ -36,7 +37,7 @@ class Size:
 
     @cached_property
     def _hash(self) -> int:  # sizes are looked up more often than anything else
-        return hash((self.dims, self.by, self.width, self.several, self.pieces))
+        return hash((self.dims, self.by, self.width, self.several, self.alone, self.pieces))
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Measure:
             known = self.sizes.moved(size.dims, size.by) * width
             if size.several:
                 known = known * self.sizes.several(size.several)
+            if size.alone:
+                known = known * np.logical_not(self.sizes.several(size.alone))
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
             self.known[size] = known

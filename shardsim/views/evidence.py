@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
@@ -234,9 +235,13 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Print the kept evidence as the tables of docs/compiled.md."""
-    from shardsim.xla.tpu.agreement import headline, pairs
+    """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
+    programs in docs/trainers.md."""
+    from shardsim.xla.tpu.agreement import headline, pairs, trainers
 
+    if sys.argv[1:] == ["trainers"]:
+        print(markdown(hbm(trainers()).without("as")))
+        return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 
 from shardsim.errors import FileError
 from shardsim.xla.hlo.buffers import read_assignment
+from shardsim.xla.tpu.agreement import to_data, trainers
 from shardsim.xla.trainers.classes import classified
 from shardsim.xla.trainers.collect import _collectives, _refused
 from shardsim.xla.trainers.programs import both, compiled, programs
@@ -30,6 +35,77 @@ def test_what_is_kept_adds_up(program, row) -> None:
     flags = {flag.partition("=")[0] for flag in program.flags}
     assert {flag.partition("=")[0] for flag in row["refused_flags"]} <= flags
     assert program.plan.machine == program.machine
+
+
+# What no rule covers, with its cause: libtpu 0.0.52 brings a stack of layers' inputs back from the
+# host whole and lays it out anew; layers that are no loop are not in a plan (import says so).
+NOT_COVERED = {
+    "recipes-v6e-llama31-8b-16",
+    "recipes-v6e-llama31-8b-16-sparsecore",
+    "llama2-7b-v5p-64-unrolled",
+}
+PAIRS = trainers()
+
+
+def errors(apart: bool) -> list[float]:
+    """Return errors of HBM peaks of those programs that rules were, or were not, made from."""
+    kept_apart = {one.id for one in programs() if one.apart}
+    return [
+        abs(pair.peak_error)
+        for pair in PAIRS
+        if pair.row["kind"] not in NOT_COVERED
+        and pair.row["compiled"]
+        and (pair.row["kind"] in kept_apart) == apart
+    ]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_hbm_peaks_of_maxtext_s_programs_are_predicted(apart) -> None:
+    found = np.array(errors(apart))
+    assert len(found) >= 8
+    assert np.mean(found <= 0.05) >= 0.9
+    assert found.max() <= 0.1
+
+
+def test_whether_maxtext_s_programs_fit_is_predicted() -> None:
+    assert [pair.row["kind"] for pair in PAIRS if pair.wrongly_fitting] == []
+    assert [pair.row["kind"] for pair in PAIRS if pair.wrongly_refused] == []
+    assert sum(pair.row["does_not_fit"] for pair in PAIRS) >= 2
+    for pair in PAIRS:
+        hbm = pair.predicted.hbm
+        assert hbm["thrifty_bytes"] <= hbm["peak_bytes"] <= hbm["lavish_bytes"]
+        if pair.row["kind"] not in NOT_COVERED:  # a bound from below and one from above
+            assert (
+                hbm["thrifty_bytes"] <= 1.05 * pair.row["peak_bytes"] <= 1.1 * hbm["lavish_bytes"]
+            )
+
+
+@pytest.mark.parametrize(
+    ("id", "fits"),
+    [
+        ("llama2-70b-v5p-64-batch4", True),
+        ("llama2-13b-v5e-256-batch8", True),
+        ("llama3-70b-v6e-256-optimizer-offload", False),
+        ("llama3-70b-v6e-256", False),
+    ],
+)
+def test_reported_cases_are_judged_as_today_s_compiler_does(id, fits) -> None:
+    (pair,) = (pair for pair in PAIRS if pair.row["kind"] == id)
+    assert pair.row["compiled"] == pair.predicted.fits == fits
+    assert abs(pair.peak_error) < 0.05
+
+
+def test_the_evidence_counts_what_it_shows() -> None:
+    data = to_data([], PAIRS)
+    assert json.loads(json.dumps(data)) == data
+    assert len(data["plans"]) == len(PAIRS)
+    compiled_ones = [plan for plan in data["plans"] if plan["fits"]["compiled"]]
+    within = [abs(plan["hbm_error"]) <= 0.1 for plan in compiled_ones]
+    assert data["hbm"]["within_10"] == pytest.approx(sum(within) / len(within))
+    assert data["hbm"]["within_5"] <= data["hbm"]["within_10"]
+    assert set(data["versions"]) >= {"maxtext", "libtpu"}
+    wrong = dataclasses.replace(PAIRS[0], row={**PAIRS[0].row, "does_not_fit": True})
+    assert to_data([], [wrong])["hbm"]["false_fits"]
 
 
 LOOP = 'metadata={op_name="jit(f)/jvp()/while/body/x"}'

@@ -215,7 +215,7 @@ def _plan(
     weights, gradients = (_format(config, key) for key in ("weight_dtype", "grad_dtype"))
     if optimizer == "adamw":
         mu = _format(config, "mu_dtype") if config["mu_dtype"] else weights
-        optimizer += {("bf16", "bf16"): "-bf16", ("f32", "bf16"): "-bf16-mu"}.get((weights, mu), "")
+        optimizer += "-bf16-mu" if mu == "bf16" else ""
     parameters, activations, _ = rules_by_name([axis.name for axis in mesh])
     return Plan(
         name=model.name,
@@ -234,6 +234,7 @@ def _plan(
         precision=Precision(
             compute="bf16" if config["dtype"] == "bfloat16" else "f32",
             parameters=weights,
+            state="bf16" if weights == "bf16" else "",  # moments are as the weights are
             # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
             gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
         ),
