@@ -132,7 +132,10 @@ def build(
     over_data: bool = False,
     **options: Any,
 ) -> Plan:
-    """Return a plan; `where` gives each role its factors of the torus axes (and of "dcn")."""
+    """Return a plan; `where` gives each role its factors of the torus axes (and of "dcn").
+
+    It is priced by the chip's figures, as they stand, unless `options` say otherwise.
+    """
     if isinstance(machine, str):
         machine = parse_machine(machine)
     mesh = []
@@ -155,6 +158,7 @@ def build(
         "seq": present["context"] + (present["tensor"] if residual == "seq" else ()),
         "embed": present["tensor2"] + (present["tensor"] if residual == "embed" else ()),
     }
+    options.setdefault("op_costs", "physical")
     return Plan(
         name="built",
         model=model,

@@ -41,6 +41,6 @@ def searched(model: str, machine: str, batch: int, **options: Any) -> SearchResu
 
 
 @cache
-def validated(costs: str = "physical") -> Validation:
+def validated(costs: str = "calibrated") -> Validation:
     """Return the published runs beside their predictions."""
     return validate(op_costs=costs)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.planning import OP_COSTS
 from shardsim.units import show_percent
 from shardsim.views.table import Table
 
@@ -20,10 +21,11 @@ from shardsim.views.table import Table
 )
 @click.option(
     "--op-costs",
-    default="physical",
+    default="calibrated",
     show_default=True,
-    type=click.Choice(["physical", "compiler", "both"]),
-    help="What operations take: from the chip's figures, or as its compiler estimates.",
+    type=click.Choice([*OP_COSTS, "both"]),
+    help="What operations take: calibrated to these runs, as the TPU compiler estimates, from the "
+    "chip's figures alone; both: the first two.",
 )
 @json_option
 @command_errors
@@ -38,7 +40,7 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
     """
     from shardsim.validate.runs import validate as run
 
-    result = run(runs, "physical" if op_costs == "both" else op_costs)
+    result = run(runs, "calibrated" if op_costs == "both" else op_costs)
     other = run(runs, "compiler") if op_costs == "both" else None
     if as_json:
         emit_json(result.to_data() | ({"compiler": other.to_data()} if other else {}))
@@ -58,7 +60,9 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
 
 
 COSTS = {
-    "physical": "physical, from the chip's figures and the fitted constants below",
+    "calibrated": "calibrated: matmuls by the fitted constants below, the rest as the TPU compiler "
+    "estimates",
+    "physical": "physical, from the chip's figures alone",
     "compiler": "as the TPU compiler estimates them, fitted to no run",
 }
 

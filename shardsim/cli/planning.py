@@ -21,11 +21,13 @@ from shardsim.cli.output import (
 )
 from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 
+OP_COSTS = ("calibrated", "compiler", "physical")
+
 op_costs_option = click.option(
     "--op-costs",
-    type=click.Choice(["physical", "compiler"]),
-    help="What operations take: from the chip's figures, or as its compiler schedules them; as the "
-    "plan files say if left out.",
+    type=click.Choice(OP_COSTS),
+    help="What operations take: calibrated to published runs, as the TPU compiler estimates, or "
+    "from the chip's figures alone; as the plan files say if left out.",
 )
 
 as_option = click.option(
@@ -33,7 +35,7 @@ as_option = click.option(
     "implementation",
     type=click.Choice(["emitted", "trainer", "ideal"]),
     help="What is done beyond the plan: what the exported code does under the TPU compiler, what a "
-    "training library does, or nothing; if left out, emitted with compiler costs, else ideal.",
+    "training library does, or nothing; if left out, emitted, with physical costs ideal.",
 )
 
 
@@ -67,11 +69,11 @@ as_option = click.option(
 )
 @click.option(
     "--op-costs",
-    default="auto",
+    default="calibrated",
     show_default=True,
-    type=click.Choice(["auto", "physical", "compiler"]),
-    help="What operations take: from the chip's figures, or as its compiler schedules them; auto: "
-    "the compiler's where the files of all chips have them.",
+    type=click.Choice(OP_COSTS),
+    help="What operations take: calibrated to published runs, as the TPU compiler estimates, or "
+    "from the chips' figures alone.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
@@ -167,8 +169,8 @@ def plan(
             f"{wanted.name} on {names}, batch {batch:,}{told}", "", views.found(result.predictions)
         )
     note(
-        f"{result.searched:,} plans considered, {result.priced:,} priced, {result.fit:,} of those "
-        f"fit, in {result.seconds:.2f} s"
+        f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
+        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
         + ("" if result.complete else "; interrupted, so these are the best so far")
     )
     if output and result.predictions:

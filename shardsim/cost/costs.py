@@ -6,6 +6,8 @@ the plan's program, and they never decide which tasks there are (`shardsim/progr
 - `physical`: matrix unit, vector unit and HBM by the chip's figures, whichever is last.
 - `compiler`: what the TPU compiler estimates, with constants fitted to its cycles for single
   operations (`shardsim/machine/op_costs.py`; `shardsim calibrate --against tpu-compiler`).
+- `calibrated`, what is taken where nothing is said: matmuls at the share of the peak that published
+  runs reached, all else as the compiler estimates.
 
 Where a compiler has counted the cycles of an operation, they stand for the units' time in both.
 """
@@ -100,7 +102,8 @@ class PhysicalCosts(Costs):
             unit_s = vector_s
             extra_s = np.maximum(memory_s - vector_s, 0.0)
         else:
-            unit_s = np.maximum(matmul_unit_s(chip, task) / chip.matmul_efficiency, vector_s)
+            product_s = matmul_unit_s(chip, task) / chip.matmul_efficiency
+            unit_s = _together(task, product_s, vector_s)
             first_s = np.minimum(memory_s, chip.onchip_bytes / chip.devices_per_chip / 2.0 / hbm)
             extra_s = np.maximum(memory_s - unit_s, 0.0) + np.minimum(first_s, unit_s)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=chip.op_overhead_s)
@@ -148,7 +151,7 @@ class CompilerCosts(Costs):
         memory_s = hbm_s / shares.get(task.kind, fitted.elementwise_hbm_efficiency)
         if task.kind in shares:
             product_s = matmul_unit_s(chip, task) / fitted.matmul_efficiency
-            unit_s = np.maximum(product_s, self.vector_s(task))
+            unit_s = _together(task, product_s, self.vector_s(task))
             memory_s = np.maximum(memory_s - unit_s, 0.0)
         else:
             unit_s = task.vector_ops / fitted.vector_ops_per_cycle / second
@@ -167,6 +170,23 @@ class CompilerCosts(Costs):
         return np.maximum(unit_s, self.vector_s(task)), hbm_s / fitted.matmul_hbm_efficiency
 
 
+class CalibratedCosts(CompilerCosts):
+    """Rates that published runs reached, and what the compiler estimates for the rest.
+
+    Matmuls, and fused attention kernels, whose inside no compiler counts, go by the chip's figures;
+    what moves through HBM between them takes as long as the compiler says: a share of the peak that
+    depends on what is done (copies, softmax, norms). On a chip of whose compiler nothing is known
+    all goes by its figures.
+    """
+
+    name = "calibrated"
+
+    def estimate(self, task: Work) -> ComputeTime:
+        if self.chip.compiler is None or task.kind == "matmul" or task.fused:
+            return PhysicalCosts(self.chip).estimate(task)
+        return super().estimate(task)
+
+
 def physical(chip: Chip) -> Costs:
     """Return the costs that the figures of `chip` say."""
     return PhysicalCosts(chip)
@@ -178,7 +198,12 @@ def compiler(chip: Chip) -> Costs:
     return CompilerCosts(chip)
 
 
-COSTS = {"physical": physical, "compiler": compiler}
+def calibrated(chip: Chip) -> Costs:
+    """Return the costs that published runs and the compiler of `chip` say together."""
+    return CalibratedCosts(chip)
+
+
+COSTS = {"calibrated": calibrated, "compiler": compiler, "physical": physical}
 
 
 def costs_of(name: str, chip: Chip) -> Costs:
@@ -212,6 +237,11 @@ def matmul_unit_s(chip: Chip, task: Work) -> Number:
         * task.fraction
     )
     return padded / (chip.peak(task.dtype) / chip.devices_per_chip)
+
+
+def _together(task: Work, product_s: Number, vector_s: Number) -> Number:
+    """Return the time of both units, of which one waits for the other in some kernels."""
+    return product_s + vector_s if task.fused == "in turn" else np.maximum(product_s, vector_s)
 
 
 def _tiles(size: Number, tile: int) -> Number:

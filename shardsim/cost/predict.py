@@ -95,7 +95,8 @@ class Prediction:
         Where that is one of the links, also the collective that costs most. It is the closed
         forms' answer at every fidelity, found when it is asked for.
         """
-        first = sensitivity(self.plan, self.implementation, costs=self.costs)[0]
+        made = self.use.account.layout, self.schedule
+        first = sensitivity(self.plan, costs=self.costs, made=made)[0]
         if abs(first.elasticity) < LIMITING:
             return "no figure of the chip"
         if first.figure in NOT_OF_LINKS or not self.collectives:

@@ -18,7 +18,9 @@ import numpy as np
 
 from shardsim.cost.collectives import sent_bytes
 from shardsim.cost.costs import ComputeTime, Costs
-from shardsim.cost.stretch import Durations, Part, Stretch, Wires, spare_s, split
+from shardsim.cost.lines import LayoutLines, Lines, Wires, wires_of
+from shardsim.cost.network import Group
+from shardsim.cost.stretch import Durations, Part, Stretch, spare_s, split
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
@@ -90,22 +92,37 @@ class Price:
 
 def step_time_s(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) -> Number:
     """Return only the seconds of a step, for many plans at once."""
-    clock = _Clock(Durations(machine, layout, costs), schedule)
-    clock.run()
+    clock = _Clock(Durations(costs, LayoutLines(machine, layout)), schedule)
+    return _step_s(clock, _bubble_s(clock))
+
+
+def least_step_s(lines: Lines, schedule: Schedule, costs: Costs) -> Number:
+    """Return seconds that a step takes on no links that are better than `lines`.
+
+    All that runs ends no earlier where a byte or a message takes longer, or where links are shared
+    that were not: ends are sums and maxima of durations. What stages of a pipeline wait for each
+    other is the exception, since it does not count waits for what belongs to the head, and those
+    shorten others. So here it has no waits at all, only work and what is sent between it.
+    """
+    clock = _Clock(Durations(costs, lines), schedule)
+    return _step_s(clock, _bubble_s(clock, waits=False))
+
+
+def _step_s(clock: _Clock, bubble_s: Number) -> Number:
     total = Total()
-    for number, block in enumerate(schedule.blocks):
+    for number, block in enumerate(clock.schedule.blocks):
         for stretch in clock.stretches(number):
             total.add(stretch.total.value * block.trips)
         total.add(clock.waits[number].value)
-    total.add(_bubble_s(clock))
+    total.add(bubble_s)
     return total.value
 
 
 def price(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) -> Price:
     """Return the time of a step by what takes it, down to every task."""
-    clock = _Clock(Durations(machine, layout, costs), schedule)
-    clock.run()
-    computes, collectives = list(_computes(clock)), list(_collectives(clock))
+    lines = LayoutLines(machine, layout)
+    clock = _Clock(Durations(costs, lines), schedule)
+    computes, collectives = list(_computes(clock)), list(_collectives(clock, lines.links))
     return Price(
         compute_s=sum(cost.unit_s for cost in computes),
         hbm_bound_s=sum(cost.memory_s for cost in computes),
@@ -129,7 +146,7 @@ class _Flight:
 
 
 class _Clock:
-    """Runs the trips of a schedule and notes what is waited for."""
+    """Has run the trips of a schedule, and knows what is waited for."""
 
     def __init__(self, durations: Durations, schedule: Schedule) -> None:
         self.durations = durations
@@ -139,6 +156,7 @@ class _Clock:
         # The same by block and identity of the task.
         self.waited: dict[tuple[int, int], Number] = defaultdict(float)
         self._parts: dict[int, list[Part]] = {}
+        self._run()
 
     def parts(self, number: int) -> list[Part]:
         """Return a block as stretches between points at which something may wait."""
@@ -150,7 +168,7 @@ class _Clock:
         """Yield the stretches of a block."""
         return (part for part in self.parts(number) if isinstance(part, Stretch))
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Run all that has something to wait for."""
         for visit in self.schedule.visits():
             parts = self.parts(visit.block)
@@ -214,26 +232,28 @@ class _Clock:
         self, task: Move, trip: Trip, many: Number, flights: Mapping[str, _Flight]
     ) -> None:
         """Run a move behind what is under way on its own links; it goes before others on them."""
-        wires = self.durations.wires(task)
+        wires = wires_of(task)
         same = {name: flight for name, flight in flights.items() if flight.wires == wires}
         flight = self._start(task, True, same)
         self._wait(flight, trip, many, flights)
         alone_s = self.durations.alone_s(task)
         for name, other in flights.items():
-            if name not in same and np.any(shared := self.durations.shared(other.wires, wires)):
+            if name not in same and np.any(
+                shared := self.durations.lines.shared(other.wires, wires)
+            ):
                 other.left_s = other.left_s + alone_s * shared
 
     def _start(self, part: Start | Move, now: Number, flights: Mapping[str, _Flight]) -> _Flight:
         """Put something behind what is under way on its links; it takes no time where not `now`."""
         task = part.task if isinstance(part, Start) else part
         of_head = isinstance(part, Start) and part.when in ("before the head", "after the head")
-        wires = self.durations.wires(task)
+        wires = wires_of(task)
         alone_s = self.durations.alone_s(task)
         if not np.all(now):
             alone_s = alone_s * now
         queue_s: Number = 0.0
         for flight in flights.values():
-            if np.any(shared := self.durations.shared(flight.wires, wires)):
+            if np.any(shared := self.durations.lines.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
         if np.any(queue_s):
             alone_s = np.where(alone_s > 0, queue_s + alone_s, 0.0)
@@ -266,11 +286,11 @@ def _is_awaited(parts: list[Part], place: int) -> bool:
     )
 
 
-def _bubble_s(clock: _Clock) -> Number:
+def _bubble_s(clock: _Clock, waits: bool = True) -> Number:
     """Return how long the stages of a pipeline wait for each other.
 
     What is of the head, and sums over replicas behind the last microbatch, make none wait for
-    another.
+    another. `waits`: whether they wait for what others wait for.
     """
     share = clock.schedule.pipeline.bubble
     if not np.any(share):
@@ -280,21 +300,23 @@ def _bubble_s(clock: _Clock) -> Number:
         blocks = [n for n, block in enumerate(clock.schedule.blocks) if block.phase == phase]
         trips = [clock.schedule.blocks[number].trips for number in blocks]
         usual = blocks[-1]
-        each_s = clock.layers[usual].value / np.where(np.greater(trips[-1], 0), trips[-1], 1)
+        each_s: Number = 0.0
+        if waits:
+            each_s = clock.layers[usual].value / np.where(np.greater(trips[-1], 0), trips[-1], 1)
         for stretch in clock.stretches(usual):
             each_s = each_s + stretch.total.value
         busy.add(each_s * sum(trips))
     return busy.value * share
 
 
-def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
+def _collectives(clock: _Clock, links: Mapping[str, Group]) -> Iterator[CollectiveCost]:
     """Yield every move and every copy to or from the host over a whole step."""
     blocks = clock.schedule.blocks
     for number, block in enumerate(blocks):
         for stretch in clock.stretches(number):
             for move, times, exposed_s in stretch.moves:
                 many = times * block.trips
-                yield _collective(clock.durations, block, move, many, exposed_s * many)
+                yield _collective(clock.durations, links, block, move, many, exposed_s * many)
     counts: dict[tuple[int, int], tuple[Move | Copy, Number]] = {}
     for number, task, times in clock.schedule.runs():
         key = number, id(task)
@@ -302,17 +324,22 @@ def _collectives(clock: _Clock) -> Iterator[CollectiveCost]:
             _, before = counts.get(key, (task, 0))
             counts[key] = task, before + times
     for key, (task, many) in counts.items():
-        yield _collective(clock.durations, blocks[key[0]], task, many, clock.waited[key])
+        yield _collective(clock.durations, links, blocks[key[0]], task, many, clock.waited[key])
 
 
 def _collective(
-    durations: Durations, block: Block, task: Move | Copy, many: Number, exposed_s: Number
+    durations: Durations,
+    links: Mapping[str, Group],
+    block: Block,
+    task: Move | Copy,
+    many: Number,
+    exposed_s: Number,
 ) -> CollectiveCost:
     if isinstance(task, Copy):
         count, sent = many, task.host_bytes
     else:
         count = many * task.count
-        sent = sent_bytes(task.kind, durations.links[task.role], task.bytes, task.stage)
+        sent = sent_bytes(task.kind, links[task.role], task.bytes, task.stage)
     return CollectiveCost(
         task=task,
         block=block.name,

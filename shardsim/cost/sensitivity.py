@@ -11,11 +11,13 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.mfu import mfu_of
 from shardsim.cost.price import step_time_s
 from shardsim.cost.words import FIGURES
+from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
+from shardsim.program.schedule import Schedule
 from shardsim.program.shapes import Workload
 
 NUDGE = 0.01
@@ -33,13 +35,17 @@ class Sensitivity:
 
 
 def sensitivity(
-    plan: Plan, implementation: str | None = None, *, costs: str | None = None
+    plan: Plan,
+    implementation: str | None = None,
+    *,
+    costs: str | None = None,
+    made: tuple[Layout, Schedule] | None = None,
 ) -> list[Sensitivity]:
     """Return the elasticity of the step time to each figure, the largest first.
 
     Central differences of 1 % on the same formulas; -0.8 for the peak means that 1 % more of it
     saves 0.8 % of the step. All changed chips are priced at once, as arrays. `costs` and
-    `implementation` are those of `predict`.
+    `implementation` are those of `predict`; what it `made` of the plan need not be made again.
     """
     costs = costs or plan.op_costs
     chip = plan.machine.chip
@@ -48,16 +54,14 @@ def sensitivity(
     for index in range(len(figures)):
         factors[index, index] = FACTORS
     many = chip.times(dict(zip(figures, factors.reshape(len(figures), -1), strict=True)))
-    layout = resolve(plan)
-    program = implemented(
-        partition(Workload.of(plan), layout, plan.remat),
-        implementation or USUAL.get(costs, "ideal"),
-        plan.machine,
-        layout,
-    )
+    if made is None:
+        name = implementation or USUAL.get(costs, "ideal")
+        layout = resolve(plan)
+        program = partition(Workload.of(plan), layout, plan.remat)
+        made = layout, overlap(implemented(program, name, plan.machine, layout), layout)
     machine = replace(plan.machine, chip=many)
-    made: Any = step_time_s(machine, layout, overlap(program, layout), costs_of(costs, many))
-    times = np.broadcast_to(made, len(figures) * len(FACTORS)).reshape(-1, len(FACTORS))
+    took_s: Any = step_time_s(machine, *made, costs_of(costs, many))
+    times = np.broadcast_to(took_s, len(figures) * len(FACTORS)).reshape(-1, len(FACTORS))
     results = []
     for figure, (above_s, below_s, more_s) in zip(figures, times.tolist(), strict=True):
         mfu = mfu_of(plan, more_s) / (1.1 if figure == "peak_flops" else 1.0)

@@ -6,29 +6,15 @@ with nothing of theirs under way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from shardsim.cost.collectives import move_s
 from shardsim.cost.costs import ComputeTime, Costs
-from shardsim.cost.network import Links
+from shardsim.cost.lines import Lines, Wires, wires_of
 from shardsim.cost.total import Total
-from shardsim.machine import Machine
-from shardsim.plan.layout import AxisLayout, Layout, Number
+from shardsim.plan.layout import Number
 from shardsim.program.schedule import Await, Copy, Move, Repeat, Start, Task, Work
-
-HOST = "host"
-# What is an all-gather, once or twice, in time: see `cost/collectives.py`.
-ONE_WAY = {"reduce-scatter": 1, "all-reduce": 2}
-
-
-@dataclass(frozen=True)
-class Wires:
-    """Links that moves use: those of a role's groups, all of them or a part (`Move.stage`)."""
-
-    role: str
-    stage: str
 
 
 @dataclass(kw_only=True)
@@ -43,17 +29,14 @@ class Stretch:
 
 
 class Durations:
-    """What single tasks of a layout's schedule take on a machine."""
+    """What single tasks of a schedule take."""
 
-    def __init__(self, machine: Machine, layout: Layout, costs: Costs) -> None:
-        self.layout = layout
+    def __init__(self, costs: Costs, lines: Lines) -> None:
         self.costs = costs
-        self.links = Links(machine, layout)
+        self.lines = lines
         # By identity: arrays have no hash. Tasks are kept, so that no number is used again.
         self._works: dict[int, tuple[ComputeTime, Number, Work]] = {}
         self._alone: dict[int, tuple[Number, Move]] = {}
-        self._lines: dict[tuple[str, str, str, int], tuple[Number, Number]] = {}
-        self._shared: dict[tuple[Wires, Wires], Number] = {}
 
     def work(self, task: Work) -> ComputeTime:
         """Return the time of one operation."""
@@ -76,50 +59,11 @@ class Durations:
             return task.host_bytes / self.costs.host_bytes_per_s
         known = self._alone.get(id(task))
         if known is None:
-            per_byte, per_message = self._line(task)
+            per_byte, per_message = self.lines.line(task)
             once_s = task.bytes * per_byte + task.messages * per_message
             alone_s = _many(once_s, task.count)
             known = self._alone[id(task)] = alone_s, task
         return known[0]
-
-    def _line(self, task: Move) -> tuple[Number, Number]:
-        """Return the seconds of a byte and of a message: the time of any move is linear in both."""
-        key = task.role, task.kind, task.stage, task.ways
-        if key not in self._lines:
-            if twice := ONE_WAY.get(task.kind):
-                per_byte, per_message = self._line(replace(task, kind="all-gather"))
-                self._lines[key] = twice * per_byte, twice * per_message
-            else:
-                group = self.links[task.role]
-                byte, message = (replace(task, bytes=many, messages=1 - many) for many in (1, 0))
-                self._lines[key] = move_s(group, byte), move_s(group, message)
-        return self._lines[key]
-
-    def wires(self, task: Move | Copy) -> Wires:
-        """Return what a move keeps busy."""
-        if isinstance(task, Copy):
-            return Wires(HOST, "")
-        return Wires(task.role, task.stage if task.stage in ("torus", "dcn") else "all")
-
-    def shared(self, one: Wires, other: Wires) -> Number:
-        """Return whether some link carries traffic of both."""
-        if (one, other) not in self._shared:
-            self._shared[one, other] = self._sharing(one, other)
-        return self._shared[one, other]
-
-    def _sharing(self, one: Wires, other: Wires) -> Number:
-        if HOST in (one.role, other.role):
-            return one == other
-        if one == other:
-            return True
-        mine, theirs = self.layout.role(one.role), self.layout.role(other.role)
-        stages = {one.stage, other.stage}
-        torus: Number = "dcn" not in stages and mine.shares_links_with(theirs)
-        return torus | ("torus" not in stages and _several(mine) & _several(theirs))
-
-
-def _several(axis: AxisLayout) -> Number:
-    return np.greater(axis.slices, 1)
 
 
 def spare_s(durations: Durations, here: Stretch, wires: Wires) -> Number:
@@ -127,7 +71,7 @@ def spare_s(durations: Durations, here: Stretch, wires: Wires) -> Number:
     if wires not in here.spare:
         busy = Total()
         for task, times, _ in here.moves:
-            if np.any(shared := durations.shared(wires, durations.wires(task))):
+            if np.any(shared := durations.lines.shared(wires, wires_of(task))):
                 busy.add(_many(durations.alone_s(task), times) * shared)
         here.spare[wires] = here.total.value - busy.value
     return here.spare[wires]
@@ -141,11 +85,11 @@ def split(durations: Durations, tasks: tuple[Task, ...]) -> list[Part]:
 
     Those are starts, awaits, and moves over the very links on which something is started.
     """
-    started = {durations.wires(task.task) for task in tasks if isinstance(task, Start)}
+    started = {wires_of(task.task) for task in tasks if isinstance(task, Start)}
     parts: list[Part] = []
     here: Stretch | None = None
     for task in tasks:
-        queues = isinstance(task, Move) and durations.wires(task) in started
+        queues = isinstance(task, Move) and wires_of(task) in started
         if isinstance(task, Start | Await) or (queues and isinstance(task, Move)):
             here = None
             parts.append(task)

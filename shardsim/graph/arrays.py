@@ -118,7 +118,7 @@ class Kernel:
     """A fused attention kernel: products that never leave the chip, operands that do once.
 
     `mask` says which pairs a softmax is over, whose scores the gradient makes again; without one
-    there is no softmax inside.
+    there is no softmax inside. Vector operations run `beside` its products, or in turn with them.
     """
 
     shape: Matmul
@@ -127,6 +127,7 @@ class Kernel:
     ops: float  # vector operations of a query-key pair
     gradient_ops: float
     mask: Pairs | None = None
+    beside: bool = True
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Graph:
 
 
 def graph_of(model: Model, attention: str = "flash") -> Graph:
-    """Return a model's graph; `attention` is "flash" (one fused kernel) or "unfused"."""
+    """Return a model's graph; `attention` is a fused kernel's name or "unfused"."""
     start, end = Builder(), Builder()
     if model.vocab:
         x = embed_tokens(start, positions=model.positions)
@@ -118,7 +118,7 @@ class Block(Builder):
         super().__init__()
         self.mask = Mask(causal=model.causal, window=window)
         self.model = model
-        self.fused = attention == "flash"
+        self.kernel = attention
         if model.parallel_block:
             self.parallel(stream("x"))
         else:
@@ -170,7 +170,7 @@ class Block(Builder):
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
-        context = attend(self, *parts, mask=self.mask, fused=self.fused)
+        context = attend(self, *parts, mask=self.mask, kernel=self.kernel)
         bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
 

@@ -33,6 +33,25 @@ KV: Dims = ("kv", "head_dim")
 # reads probabilities and their gradient twice and writes once.
 SOFTMAX = Stream(passes=3.0, ops=13.0, gradient_passes=5.0, gradient_ops=14.0)
 
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused kernel: how many times the operations of a plain softmax it takes, and whether they
+    run beside its products or in turn with them."""
+
+    operations: float
+    beside: bool
+
+
+# "flash" is today's kernel (splash attention). "flash-2023" is the first one
+# (`pallas.ops.tpu.flash_attention`, blocks of 512): fitted to MaxText's runs of that year on v5e,
+# whose matmuls reach the same share of the peak, attention being 8 % of the products or 4 %, with 6
+# times the operations, and no more than a large matmul on its own (0.933) with 5.
+KERNELS = {
+    "flash": Fused(operations=1.0, beside=True),
+    "flash-2023": Fused(operations=5.0, beside=False),
+}
+
 # A fused kernel skips the blocks of so many queries and keys that a mask leaves empty; others are
 # whole.
 BLOCK = 512
@@ -68,12 +87,16 @@ class Mask:
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
 
-def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: bool) -> Array:
-    """Add attention of queries to keys and values of the whole sequence."""
+def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str) -> Array:
+    """Add attention of queries to keys and values of the whole sequence.
+
+    `kernel` is one of `KERNELS`, or "unfused".
+    """
     k, v = k.view(seq="keys"), v.view(seq="keys")
     context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
+    fused = kernel in KERNELS
     if fused:
-        build.add(_kernel(q, k, v, context, mask))
+        build.add(_kernel(q, k, v, context, mask, KERNELS[kernel]))
     else:
         pairs = (*TOKENS, "keys", "kv", "group")
         scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
@@ -84,16 +107,17 @@ def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, fused: b
     return context
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask) -> Op:
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
         shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
-        ops=SOFTMAX.ops,
-        gradient_ops=SOFTMAX.gradient_ops,
+        ops=SOFTMAX.ops * fused.operations,
+        gradient_ops=SOFTMAX.gradient_ops * fused.operations,
         mask=mask,
+        beside=fused.beside,
     )
     return Op((q, k, v), out, (q, k, v, out), unit="attention", kernel=kernel)
 

@@ -145,7 +145,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         vocab_tiles=_count(data.get("vocab_tiles", 1), "vocab_tiles"),
         **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
-        op_costs=_text(_given(data, "op_costs", "physical"), "op_costs"),
+        op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -297,7 +297,7 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["execution"] = plan.execution
     if plan.compiler_options:
         data["compiler_options"] = dict(plan.compiler_options)
-    if plan.op_costs != "physical":
+    if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from shardsim.errors import PlanError, nearest
-from shardsim.machine import Chip, Machine
+from shardsim.machine import Machine
 from shardsim.model import Model
+from shardsim.ops.attend import KERNELS
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.remat import Remat
 
@@ -19,12 +20,12 @@ ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab")
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
-ATTENTION = ("flash", "unfused")
+ATTENTION = (*KERNELS, "unfused")
 # How an exported plan runs: collectives written out (shard_map), or left to the compiler (jit).
 EXECUTION = ("explicit", "partitioned")
 
 # What operations take: from the chip's figures, or as its compiler estimates them.
-OP_COSTS = ("physical", "compiler")
+OP_COSTS = ("calibrated", "compiler", "physical")
 
 Rules = Mapping[str, tuple[str, ...]]  # logical axis -> mesh axes
 
@@ -93,7 +94,7 @@ class Plan:
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
-    op_costs: str = "physical"  # how the plan is priced by whoever says nothing else: OP_COSTS
+    op_costs: str = "calibrated"  # how the plan is priced by whoever says nothing else: OP_COSTS
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -113,11 +114,6 @@ class Plan:
     def axis(self, name: str) -> MeshAxis:
         """Return the mesh axis called `name`."""
         return next(axis for axis in self.mesh if axis.name == name)
-
-
-def best_op_costs(*chips: Chip) -> str:
-    """Return "compiler" if every chip's file says what its compiler estimates, else "physical"."""
-    return "physical" if any(chip.compiler is None for chip in chips) else "compiler"
 
 
 def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:

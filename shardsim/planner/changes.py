@@ -98,8 +98,9 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     if sizes or (another and not given):
         data["mesh"] = _resized({axis.name: axis.size for axis in plan.mesh}, sizes, machine)
     data["machine"] = machine.name
-    if machine.chip.compiler is None and "op_costs" not in changes:
-        data.pop("op_costs", None)  # of a compiler that nobody has asked
+    unknown = machine.chip.compiler is None and data.get("op_costs") == "compiler"
+    if unknown and "op_costs" not in changes:
+        data.pop("op_costs")  # of a compiler that nobody has asked
     if not model.parallel_block and "fused_projections" not in changes:
         data["fused_projections"] = False
     if model != plan.model and "sequence" not in changes and plan.sequence == plan.model.sequence:

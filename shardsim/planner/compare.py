@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.plan.io import plan_to_data
-from shardsim.plan.plan import Plan, best_op_costs
+from shardsim.plan.plan import Plan
 
 HOW = {
+    "calibrated": "calibrated to published runs",
+    "compiler": "as the TPU compiler estimates",
     "physical": "from the chips' figures",
-    "compiler": "as the TPU compiler schedules plans",
 }
 
 
 def priced_alike(plans: Sequence[Plan], costs: str | None = None) -> tuple[list[Plan], str]:
     """Return plans with the same op costs, and which those are.
 
-    Without `costs` they are those that all plans have, or else the compiler's where every chip's
-    file has them. Raises `PlanError` if a chip has none of its compiler.
+    Without `costs` they are those that all plans have, or else "calibrated". Raises `PlanError` if
+    they are to be the compiler's and a chip has none of its compiler.
     """
     if costs is None:
         said = {plan.op_costs for plan in plans}
-        chips = (plan.machine.chip for plan in plans)
-        costs = said.pop() if len(said) == 1 else best_op_costs(*chips)
+        costs = said.pop() if len(said) == 1 else "calibrated"
     return [replace(plan, op_costs=costs) for plan in plans], costs
 
 

@@ -10,7 +10,7 @@ from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, ROLES, SEQUENCE_SHARDED
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan, best_op_costs
+from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
 from shardsim.planner.search import default_attention
 
@@ -75,7 +75,6 @@ def plan_of_mesh(
         optimizer_rules=optimizer,
         microbatches=mesh.get("pipeline", 1),
         attention=default_attention(model, sequence),
-        op_costs=best_op_costs(machine.chip),
     )
 
 

@@ -1,19 +1,16 @@
-"""Searching the space: memory first, then the price of every plan that could fit."""
+"""Searching the space for the best plans: `search`, and what it finds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from shardsim.cost.costs import costs_of
-from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
-from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
@@ -26,23 +23,23 @@ from shardsim.plan.plan import (
     Overlap,
     Plan,
     Precision,
-    best_op_costs,
 )
 from shardsim.plan.resolve import mesh_of, rules_of
-from shardsim.planner.space import Array, Part, legal_cells, parts
-from shardsim.program.holds import HOLDS, Passes
-from shardsim.program.overlap import overlap
-from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, implemented
+from shardsim.planner.bounds import BestLines
+from shardsim.planner.rank import OBJECTIVES, Cell, Ranking
+from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
-Cell = tuple[int, int, int]  # pair, remat policy, option
-
-OBJECTIVES = ("mfu", "step-time", "cost", "chips")
-
-# Pairs priced at once: a few ten thousand plans, whose arrays stay in the processor's cache.
-CELLS_AT_ONCE = 300000
+WHY = "the best plan that fits, with every role on the best links that any mesh of its sizes has"
 FREED_BYTES = 31 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A lower bound on the step time of all plans that fit."""
+
+    step_time_s: float
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +48,17 @@ class SearchResult:
 
     predictions: tuple[Prediction, ...]
     searched: int  # legal plans considered
-    priced: int  # of those, priced in full: step time and HBM
     fit: int  # of those, fitting in HBM
+    priced: int  # of those, priced in full
     seconds: float
     smallest_peak_bytes: float  # the least HBM that any considered plan needs on a device
+    bound: Bound | None = None  # of an empty or interrupted search none
     complete: bool = True
+
+    @property
+    def pruned(self) -> int:
+        """How many plans that fit were not priced: by their bound none is among the best."""
+        return self.fit - self.priced
 
     @property
     def best(self) -> Prediction:
@@ -82,40 +85,14 @@ class SearchResult:
                 {**item.to_data(), "plan": plan_to_data(item.plan)} for item in self.predictions
             ],
             "searched": self.searched,
-            "priced": self.priced,
             "fit": self.fit,
+            "pruned": self.pruned,
+            "priced": self.priced,
+            "bound": None if self.bound is None else asdict(self.bound),
             "seconds": self.seconds,
             "smallest_peak_bytes": self.smallest_peak_bytes,
             "complete": self.complete,
         }
-
-
-@dataclass(kw_only=True)
-class _Best:
-    """The best plan of each combination of role sizes so far."""
-
-    score: dict[tuple[int, ...], float] = field(default_factory=dict)
-    found: dict[tuple[int, ...], tuple[Machine, Part, Cell, bool]] = field(default_factory=dict)
-
-    def worst_of(self, top: int) -> float:
-        """Return the score that a plan must not exceed to be among the `top` best."""
-        scores = sorted(self.score.values())
-        return scores[top - 1] if len(scores) >= top else np.inf
-
-    def add(
-        self,
-        key: tuple[int, ...],
-        score: float,
-        machine: Machine,
-        part: Part,
-        cell: Cell,
-        prefetch: bool,
-    ) -> None:
-        """Keep a plan if no better one with the same role sizes is known."""
-        if score < self.score.get(key, np.inf):
-            self.score[key] = score
-            one = part.take(slice(cell[0], cell[0] + 1))
-            self.found[key] = (machine, one, (0, cell[1], cell[2]), prefetch)
 
 
 def search(
@@ -130,7 +107,7 @@ def search(
     attention: str | None = None,
     precision: Precision | None = None,
     max_axes: int = 3,
-    costs: str = "auto",
+    costs: str = "calibrated",
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
@@ -139,17 +116,14 @@ def search(
     'v5e:2x4'
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
-    kind. All are priced alike: with `costs`, as the implementation that goes with them; "auto" is
-    "compiler" if the files of all chips say what their compilers estimate. The plans that are
-    found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
+    kind. All are priced alike: with `costs`, as the implementation that goes with them. The plans
+    that are found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
     interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
-    if costs == "auto":
-        costs = best_op_costs(*(machine.chip for machine in slices))
     sequence = sequence or model.sequence
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
@@ -175,42 +149,41 @@ def search(
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
     )
-    best = _Best()
-    counts = {"searched": 0, "priced": 0, "fit": 0}
-    smallest = np.inf
-    complete = True
-    todo = [
-        (machine, part)
-        for machine in slices
-        for part in parts(model, machine, batch, sequence, max_axes)
-    ]
-    total = sum(part.pairs for _, part in todo)
+    ranking = Ranking(work=work, costs=costs, objective=objective, top=top)
+    spaces = [(machine, [*parts(model, machine, batch, sequence, max_axes)]) for machine in slices]
+    total = sum(int(part.many.sum()) for _, found in spaces for part in found)
     done = 0
+    complete = True
     try:
-        for machine, part in todo:
-            cells = part.shape[1] * part.shape[2]
-            step = max(1, CELLS_AT_ONCE // cells)
-            peaks = _Peaks.of(work, machine, part, HOLDS[USUAL[costs]].least)
-            for start in range(0, part.pairs, step):
-                some = slice(start, start + step)
-                chunk, needs = part.take(some), peaks.take(some)
-                found = _chunk(work, machine, chunk, needs, costs, objective, best, top, counts)
-                smallest = min(smallest, found)
-                done += chunk.pairs
+        for machine, found in spaces:
+            lines = BestLines(machine, found[0].meshes) if found else None
+            for part in found:
+                assert lines is not None
+                ranking.look(machine, lines, part)
+                done += int(part.many.sum())
                 if progress is not None:
                     progress(done, total)
     except KeyboardInterrupt:
         complete = False
-    chosen = sorted(best.score, key=lambda key: best.score[key])[:top]
-    predictions = []
-    for key in chosen:
-        predictions.append(predict(plan_at(work, costs, *best.found[key])))
+    try:
+        ranking.settle()
+    except KeyboardInterrupt:
+        complete = False
+    predictions = [
+        predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
+        for item in ranking.best()
+    ]
+    # The best plan may reach the bound, but for rounding.
+    bound_s = min([ranking.bound_s, *(item.step_time_s for item in predictions)])
     return SearchResult(
         predictions=tuple(predictions),
+        searched=ranking.searched,
+        fit=ranking.fit,
+        priced=ranking.priced,
+        bound=Bound(step_time_s=bound_s, why=WHY) if complete and predictions else None,
         seconds=time.perf_counter() - started,
-        smallest_peak_bytes=float(smallest),
+        smallest_peak_bytes=ranking.smallest_peak_bytes,
         complete=complete,
-        **counts,
     )
 
 
@@ -230,105 +203,6 @@ def default_attention(model: Model, sequence: int) -> str:
     At a few hundred tokens the scores are small and a fused kernel gains nothing.
     """
     return "unfused" if model.family == "vit" and sequence <= 1024 else "flash"
-
-
-def _chunk(
-    work: Workload,
-    machine: Machine,
-    part: Part,
-    peaks: _Peaks,
-    costs: str,
-    objective: str,
-    best: _Best,
-    top: int,
-    counts: dict[str, int],
-) -> float:
-    """Price a chunk of the space; return the least peak HBM in it."""
-    layout = part.layout()
-    legal, ways = legal_cells(part, layout, work.model, work.batch, work.sequence)
-    counts["searched"] += int((legal * ways).sum())
-    # Without prefetching there is room for more; with it no plan is slower.
-    capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    least, most = peaks.least[peaks.place], peaks.most[peaks.place]
-    smallest = float(np.min(np.where(legal, least, np.inf)))
-    prefetch = most <= capacity_bytes
-    fits = legal & (least <= capacity_bytes)
-    keep = fits.any(axis=(1, 2))
-    if not keep.any():
-        return smallest
-    if not keep.all():
-        index = np.flatnonzero(keep)
-        part, legal, fits, prefetch = part.take(index), legal[index], fits[index], prefetch[index]
-        layout = part.layout()
-    layout = layout.reshaped(weights_overlap=prefetch)
-    program = implemented(partition(work, layout), USUAL[costs], machine, layout)
-    schedule = overlap(program, layout)
-    counts["priced"] += int(legal.sum())
-    counts["fit"] += int(fits.sum())
-    took_s = step_time_s(machine, layout, schedule, costs_of(costs, machine.chip))
-    step_s = np.broadcast_to(took_s, fits.shape)
-    score = np.where(fits, step_s * _weight(machine, objective), np.inf)
-    flat = score.reshape(part.pairs, -1)
-    cells = flat.argmin(axis=1)
-    scores = flat[np.arange(part.pairs), cells]
-    sizes = np.stack(
-        [part.factors[role].prod(axis=1) * part.slices[role] for role in ROLES], axis=1
-    )
-    if objective == "chips":
-        scores = scores + machine.chips * 1e6
-    # Of equal scores the simplest: fewer microbatches, which come first in the space.
-    worst = best.worst_of(top)
-    for row in np.argsort(scores, kind="stable"):
-        if np.isinf(scores[row]) or scores[row] > worst:
-            break
-        remat, option = divmod(int(cells[row]), fits.shape[2])
-        key = (machine.chips, machine.slices, *machine.shape, *(int(n) for n in sizes[row]))
-        on = bool(prefetch[row, remat, option])
-        best.add(key, float(scores[row]), machine, part, (int(row), remat, option), on)
-    return smallest
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Peaks:
-    """Peak HBM of the plans of a part, in bytes, without and with prefetching.
-
-    It depends on the sizes of roles alone, not on where they lie: each combination is there once,
-    as [combinations, policies, options].
-    """
-
-    least: Array
-    most: Array
-    place: Array  # [pairs]: the combination of each
-
-    @classmethod
-    def of(cls, work: Workload, machine: Machine, part: Part, holds: Passes) -> _Peaks:
-        """Return the peaks of a part where an implementation `holds` so much."""
-        sizes = [part.factors[role].prod(axis=1) * part.slices[role] for role in ROLES]
-        sizes.append(part.microbatches)
-        key = np.ravel_multi_index(sizes, [int(size.max()) + 1 for size in sizes])
-        _, first, place = np.unique(key, return_index=True, return_inverse=True)
-        some = part.take(first)
-        prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
-        layout = some.layout().reshaped(weights_overlap=prefetch)
-        peaks = hbm_use(machine, work, layout, holds).peak_bytes
-        least, most = np.broadcast_to(peaks, (2, *some.shape))
-        return cls(least=least, most=most, place=place)
-
-    def take(self, index: slice) -> _Peaks:
-        """Return those of some pairs."""
-        return replace(self, place=self.place[index])
-
-
-def _weight(machine: Machine, objective: str) -> float:
-    """Return what a second of step time counts on a machine.
-
-    mfu: seconds times the peak of all chips; cost: times chips; step-time and chips: itself.
-    """
-    if objective == "mfu":
-        return machine.chips * machine.chip.peak("bf16")
-    if objective == "cost":
-        return float(machine.chips)
-    return 1.0
 
 
 def plan_at(

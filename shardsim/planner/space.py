@@ -15,8 +15,9 @@ pass, because no published set of compiler options does that; a plan file may.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from shardsim.plan.layout import (
 )
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.remat import POLICIES, Remat
-from shardsim.plan.split import state_apart
+from shardsim.plan.split import heads_whole, state_apart
 from shardsim.program.rings import BIDIRECTIONAL
 
 Array = np.ndarray[Any, Any]
@@ -54,14 +55,73 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of the space in which the same choices make sense: [pairs] x [remat] x [options].
+class Meshes:
+    """Meshes of one slice, and the forms that they have: how large each role is, and which of them
+    lie over slices. Meshes of one form differ only in where roles lie."""
 
-    A pair is a mesh with a number of microbatches.
+    factors: Array  # [meshes, torus axes, roles]
+    slices: Array  # [meshes, roles]
+
+    @cached_property
+    def sizes(self) -> Array:
+        """Sizes of roles: [meshes, roles]."""
+        return np.asarray(self.factors.prod(axis=1) * self.slices)
+
+    @cached_property
+    def form(self) -> Array:
+        """The number of each mesh's form: [meshes]."""
+        number: Array = np.zeros(len(self.slices), dtype=np.int64)
+        for column in (*self.sizes.T, *self.slices.T):
+            values, place = np.unique(column, return_inverse=True)
+            _, number = np.unique(number * len(values) + place, return_inverse=True)
+        return number
+
+    @cached_property
+    def by_form(self) -> Array:
+        """Meshes sorted by form, those of one form in order."""
+        return np.argsort(self.form, kind="stable")
+
+    @cached_property
+    def many(self) -> Array:
+        """How many meshes have a form: [forms]."""
+        return np.bincount(self.form)
+
+    @cached_property
+    def starts(self) -> Array:
+        """Where the meshes of a form start in `by_form`: [forms]."""
+        return np.cumsum(self.many) - self.many
+
+    def take(self, index: Any) -> Meshes:
+        """Return some of them."""
+        return Meshes(factors=self.factors[index], slices=self.slices[index])
+
+    def axes(self, index: Any = slice(None)) -> dict[str, AxisLayout]:
+        """Return the roles of some meshes, as arrays of shape [meshes, 1, 1]."""
+        factors, slices = self.factors[index], self.slices[index]
+        found: dict[str, AxisLayout] = {}
+        reached = np.ones_like(factors[..., 0])
+        for number in reversed(range(len(ROLES))):
+            own = factors[..., number]
+            strides = np.where(own > 1, reached, 1)
+            found[ROLES[number]] = AxisLayout(
+                factors=tuple(column[:, None, None] for column in own.T),
+                strides=tuple(column[:, None, None] for column in strides.T),
+                slices=slices[:, number, None, None],
+            )
+            reached = reached * own
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the space in which arrays are stored alike: [pairs] x [remat] x [options].
+
+    A pair is a mesh with a number of microbatches. `parts` yields one pair for all meshes of a
+    form, since memory, operations and what is sent depend on the form alone.
     """
 
-    factors: dict[str, Array]  # role -> [pairs, torus axes]
-    slices: dict[str, Array]  # role -> [pairs]
+    meshes: Meshes
+    mesh: Array  # [pairs]: numbers of meshes
     microbatches: Array  # [pairs]
     choices: Choices
     remats: tuple[Remat, ...]
@@ -76,40 +136,39 @@ class Part:
         """Pairs, remat policies, options."""
         return self.pairs, len(self.remats), len(self.choices.matmul_overlap)
 
+    @property
+    def form(self) -> Array:
+        """The form of each pair's mesh: [pairs]."""
+        return np.asarray(self.meshes.form[self.mesh])
+
+    @property
+    def many(self) -> Array:
+        """How many meshes have the form of each pair: [pairs]."""
+        return np.asarray(self.meshes.many[self.form])
+
     def take(self, index: Any) -> Part:
         """Return the part with only some of its pairs."""
-        return Part(
-            factors={role: array[index] for role, array in self.factors.items()},
-            slices={role: array[index] for role, array in self.slices.items()},
-            microbatches=self.microbatches[index],
-            choices=self.choices,
-            remats=self.remats,
-        )
+        return replace(self, mesh=self.mesh[index], microbatches=self.microbatches[index])
+
+    def spread(self) -> tuple[Part, Array]:
+        """Return the part with all meshes of the forms that it has, in the order of meshes and
+        microbatches, and which pair of this one each comes from."""
+        many = self.many
+        place = np.repeat(np.arange(self.pairs), many)
+        first = np.repeat(self.meshes.starts[self.form] - (np.cumsum(many) - many), many)
+        mesh = self.meshes.by_form[first + np.arange(len(place))]
+        order = np.lexsort((self.microbatches[place], mesh))
+        place = place[order]
+        part = replace(self, mesh=mesh[order], microbatches=self.microbatches[place])
+        return part, place
 
     def layout(self) -> Layout:
         """Return all plans of the part as one layout; arrays broadcast to `shape`."""
-        inner: dict[str, Array] = {}
-        reached = np.ones_like(next(iter(self.factors.values())))
-        for role in reversed(ROLES):
-            inner[role] = np.where(self.factors[role] > 1, reached, 1)
-            reached = reached * self.factors[role]
-        axes = {
-            role: AxisLayout(
-                factors=tuple(column[:, None, None] for column in self.factors[role].T),
-                strides=tuple(column[:, None, None] for column in inner[role].T),
-                slices=self.slices[role][:, None, None],
-            )
-            for role in ROLES
-        }
         flags = [remat.flags() for remat in self.remats]
         keeps = {name: np.array([flag[name] for flag in flags])[None, :, None] for name in flags[0]}
+        axes: dict[str, Any] = self.meshes.axes(self.mesh)
         return Layout(
-            pipeline=axes["pipeline"],
-            data=axes["data"],
-            fsdp=axes["fsdp"],
-            context=axes["context"],
-            tensor2=axes["tensor2"],
-            tensor=axes["tensor"],
+            **axes,
             context_shards_parameters=self.choices.context_shards_parameters,
             residual=self.choices.residual,
             optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
@@ -137,8 +196,8 @@ def axis_options(axis: TorusAxis) -> Array:
     return np.array(ways if axis.length > 1 else [[1] * len(ROLES)])
 
 
-def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
-    """Return every mesh: factors [meshes, torus axes, roles] and slices [meshes, roles].
+def meshes(machine: Machine, max_axes: int) -> Meshes:
+    """Return every mesh.
 
     Inside a slice at most `max_axes` roles have a size above one.
     """
@@ -168,66 +227,56 @@ def meshes(machine: Machine, max_axes: int) -> tuple[Array, Array]:
             slices[row, ROLES.index(role)] = machine.slices
     many = len(factors)
     factors = np.repeat(factors, len(slices), axis=0)
-    return factors, np.tile(slices, (many, 1))
+    return Meshes(factors=factors, slices=np.tile(slices, (many, 1)))
 
 
-def _choices(tensor: bool, state: bool, context: bool) -> Iterator[Choices]:
-    """Yield the choices that differ on a mesh with or without these roles.
-
-    `state`: whether the data axis can split optimizer state.
-    """
-    # The sequence first: of plans that take equally long, the first is kept.
-    residuals = (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED) if tensor else (REPLICATED,)
-    for residual in residuals:
-        modes = (0, 1, 2) if residual != REPLICATED else (0,)
-        rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
-        for with_context in (False, True) if context else (False,):
-            yield Choices(
-                residual=residual,
-                context_shards_parameters=with_context,
-                matmul_overlap=np.array([mode for mode, _ in rows]),
-                optimizer_over_data=np.array([zero for _, zero in rows]),
-            )
+def _choices(residual: int, context_shards: bool, state: bool) -> Choices:
+    """Return the choices on meshes of a kind; `state`: whether data splits some optimizer state."""
+    modes = (0, 1, 2) if residual != REPLICATED else (0,)
+    rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
+    return Choices(
+        residual=residual,
+        context_shards_parameters=context_shards,
+        matmul_overlap=np.array([mode for mode, _ in rows]),
+        optimizer_over_data=np.array([zero for _, zero in rows]),
+    )
 
 
 def parts(
     model: Model, machine: Machine, batch: int, sequence: int, max_axes: int = 3
 ) -> Iterator[Part]:
-    """Yield the space, in parts, with all pairs that some legal plan has."""
-    factors, slices = meshes(machine, max_axes)
-    sizes = factors.prod(axis=1) * slices
+    """Yield the space, in parts, with all forms of meshes that some legal plan has."""
+    every = meshes(machine, max_axes)
     # What no choice can mend goes first.
-    keep = divides(model, batch, sequence, _bare(sizes))
-    factors, slices, sizes = factors[keep], slices[keep], sizes[keep]
+    every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
+    first = every.by_form[every.starts]
     count = np.array([number for number in MICROBATCHES if number <= batch])
-    mesh = np.repeat(np.arange(len(factors)), len(count))
-    microbatches = np.tile(count, len(factors))
-    fits = legal(model, batch, sequence, _bare(sizes[mesh], microbatches=microbatches))
+    mesh = np.repeat(first, len(count))
+    microbatches = np.tile(count, len(first))
+    fits = legal(model, batch, sequence, _bare(every.sizes[mesh], microbatches=microbatches))
     mesh, microbatches = mesh[fits], microbatches[fits]
-    # Meshes that store arrays alike: with the same roles, and the same ways of splitting heads.
-    bare = _bare(sizes[mesh], optimizer_over_data=True)
+    bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
-    local = model.kv_heads / np.minimum(tensor, model.kv_heads)
-    flags = (
-        tensor > 1,
-        state_apart(model, bare),
-        bare.context.size > 1,
-        model.kv_heads % tensor != 0,
-        np.mod(local, bare.tensor2.size) != 0,
-    )
-    kind = np.zeros(len(mesh), dtype=np.int64)
-    for bit, flag in enumerate(flags):
-        kind |= np.asarray(flag).astype(np.int64) << bit
+    whole, whole2 = heads_whole(model, bare)
+    heads_split = whole + 2 * whole2
+    state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = tuple(Remat(save=kept) for kept in POLICIES.values())
-    for value in np.unique(kind):
-        chosen = np.flatnonzero(kind == value)
-        has = [bool(value >> bit & 1) for bit in range(3)]
-        for choices in _choices(*has):
+    # The sequence first: of plans that take equally long, the first is kept.
+    for residual, context_shards in product(
+        (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True)
+    ):
+        differs = np.full(mesh.shape, True)
+        if residual != REPLICATED:
+            differs &= tensor > 1
+        if context_shards:
+            differs &= bare.context.size > 1
+        for heads in np.unique(heads_split[differs]):
+            chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
-                factors={role: factors[mesh[chosen], :, i] for i, role in enumerate(ROLES)},
-                slices={role: slices[mesh[chosen], i] for i, role in enumerate(ROLES)},
+                meshes=every,
+                mesh=mesh[chosen],
                 microbatches=microbatches[chosen],
-                choices=choices,
+                choices=_choices(residual, context_shards, bool(state[chosen].any())),
                 remats=remats,
             )
 

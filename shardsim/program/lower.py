@@ -90,9 +90,16 @@ class Lowering:
         return SUM_BYTES if array.wide else self.wire
 
     def matmul(
-        self, name: str, op: Op, place: Split, dims: Matmul, out_bytes: float, count: Number = 1
+        self,
+        name: str,
+        op: Op,
+        place: Split,
+        dims: Matmul,
+        out_bytes: float,
+        made: Array,
+        count: Number = 1,
     ) -> Compute:
-        """Return a product of two arrays in HBM."""
+        """Return a product of two arrays in HBM, which makes an array."""
         m, k, n, batch = (
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
@@ -109,6 +116,7 @@ class Lowering:
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
             dtype="bf16" if attention else self.work.precision.compute,
             count=count,
+            purpose=_by_head(op, made),
         )
 
     def kernel(self, name: str, op: Op, place: Split, gradient: bool, count: Number) -> Compute:
@@ -135,6 +143,7 @@ class Lowering:
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
+            fused="beside" if kernel.beside else "in turn",
             purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
@@ -161,16 +170,26 @@ class Lowering:
         ]
 
     def collective(
-        self, transfer: Transfer, name: str, width: float, count: Number = 1
+        self,
+        transfer: Transfer,
+        name: str,
+        width: float,
+        count: Number = 1,
+        *,
+        purpose: str = "block",
+        schedule: str = "exposed",
+        switch: str = "",
     ) -> Collective:
-        """Return a transfer as a collective."""
+        """Return a transfer as a collective, for `purpose` unless it says another."""
         return Collective(
             name=name,
             kind=transfer.kind,
             role=role_of(transfer.axes),
             bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
             count=count * self.sizes.several(transfer.axes),
-            purpose=_purpose(transfer),
+            purpose=_purpose(transfer) or purpose,
+            schedule=schedule,
+            switch=switch,
         )
 
 
@@ -237,8 +256,7 @@ class _Pass:
         if op.product:
             self._quantise(op.ins[0], place, count)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
-            task = low.matmul(name, op, place, dims, low.width(op.out), count)
-            task = replace(task, purpose=_by_head(op, op.out))
+            task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
                 self._project(op, "")
             self._add_matmul(task, op.out.name, [array.name for array in op.ins])
@@ -298,8 +316,7 @@ class _Pass:
         else:
             name, width = f"{op.name} d {array.name}", low.wire
             read = ["d " + op.out.name]
-        task = low.matmul(name, op, place, dims, width)
-        task = replace(task, purpose=_by_head(op, array))
+        task = low.matmul(name, op, place, dims, width, array)
         self._project(op, "dW " if array.weight else "d ")
         self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
@@ -419,9 +436,12 @@ class _Pass:
         key = (transfer.kind, role_of(transfer.axes), purpose)
         what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
         task = self.low.collective(
-            replace(transfer, purpose=purpose),
+            transfer,
             f"{VERBS[transfer.kind]} {what}".strip(),
             width,
+            purpose="weights",
+            schedule="behind",
+            switch=switch,
         )
         if key in self.weights:
             before = self.tasks[self.weights[key]]
@@ -431,11 +451,13 @@ class _Pass:
             )
             return
         self.weights[key] = len(self.tasks)
-        self.tasks.append(replace(task, schedule="behind", switch=switch))
+        self.tasks.append(task)
 
 
 def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
     """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
+    if not layer.name and layer.times == 1:
+        return [*tasks]
 
     def named(name: str) -> str:
         return f"{name} ({layer.name})" if layer.name else name
@@ -472,10 +494,11 @@ def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
 
 
 def _purpose(transfer: Transfer) -> str:
-    """Return what a transfer is for: over context, what lies inside a block is keys and values."""
+    """Return what a transfer is for, if it says so. Over context, what lies inside a block is keys
+    and values."""
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
         return "keys and values"
-    return transfer.purpose or "block"
+    return transfer.purpose
 
 
 def _works_by_head(op: Op) -> bool:

@@ -241,4 +241,7 @@ def _ordered(
 
 def _never(task: Task) -> bool:
     """Return whether a task runs in none of the plans."""
-    return isinstance(task, Compute | Collective) and not np.any(task.count)
+    if not isinstance(task, Compute | Collective):
+        return False
+    count = task.count  # most often a number, and np.any takes its time
+    return not (count if isinstance(count, int) else np.any(count))

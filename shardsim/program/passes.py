@@ -164,6 +164,25 @@ def gather_for_several(block: Block, where: Where) -> Block:
     return _changed(block, change) if where.layout.partitioned else block
 
 
+def gather_for_the_others(block: Block, where: Where) -> Block:
+    """Gather whole, before the ring, what several matmuls read: the partitioner cuts the gather for
+    one of them, and the others take it whole.
+
+    Three a layer in MaxText's programs of 32, 128 and 1,024 billion parameters on v5p, synchronous,
+    beside rings as planned (MaxText 0.2.5, libtpu 0.0.46).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring" or task.kind != "all-gather":
+            return [task]
+        if len(task.partners) < 2 or block.phase not in LAYER_PHASES:
+            return [task]
+        name, count = f"{task.name}, for the others", task.count * where.ring
+        return [replace(task, name=name, schedule="exposed", partners=(), count=count), task]
+
+    return _changed(block, change) if np.any(where.ring) else block
+
+
 def stop_for_hops(block: Block, where: Where) -> Block:
     """Stop all work for every hop of a ring, one direction after the other, on slices for which
     the compiler makes no permute asynchronous.
@@ -378,12 +397,13 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         offload_to_sparse_cores,
         await_some_gathers,
     ),
-    # A training library. No rule of one is known yet, so for now it adds nothing.
-    "trainer": (),
+    # A training library, as MaxText's compiled programs do.
+    "trainer": (gather_for_the_others, all_reduce_over_whole_slices, offload_to_sparse_cores),
 }
 
-# How a plan is priced by whoever says nothing else: the compiler's costs hold for what it compiles.
-USUAL: Mapping[str, str] = {"physical": "ideal", "compiler": "emitted"}
+# How a plan is done where nothing else is said: a chip's figures bound what is possible, the other
+# costs hold for what the compiler makes.
+USUAL: Mapping[str, str] = {"calibrated": "emitted", "compiler": "emitted", "physical": "ideal"}
 
 
 def implemented(program: Program, name: str, machine: Machine, layout: Layout) -> Program:

@@ -60,6 +60,7 @@ class Work:
     vector_ops: Number = 0
     dtype: str = "bf16"
     count: Number = 1
+    fused: str = ""  # of a fused kernel: its vector operations run "beside" products, or "in turn"
     cycles: Number | None = None  # a compiler's estimate; it stands for the units' time
     source: str = ""  # of compiled code: file, line and function
 

@@ -91,7 +91,7 @@ def runners_section(study: Study) -> Section:
         items=[
             Text(
                 text=f"The same model, slice and batch searched anew: {found.searched:,} plans "
-                f"considered, {found.fit:,} of those priced fit. This plan is {how}, "
+                f"considered, {found.fit:,} of them fit. This plan is {how}, "
                 f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. {_ranked(item)} "
                 "Of plans with equal sizes of all mesh axes only the best is listed."
             ),

@@ -68,8 +68,8 @@ def fit_one(run: Run, **constants: float) -> float:
 def fit_v4(runs: Sequence[Run]) -> tuple[float, float]:
     """Return matmul efficiency and DCN latency that fit the v4 rows best."""
     best = (float("inf"), 0.0, 0.0)
-    for step in range(0, 41):
-        latency_s = step * 5e-6
+    for step in range(0, 51):
+        latency_s = step * 2e-6
 
         def mean(value: float, latency_s: float = latency_s) -> float:
             errors = [

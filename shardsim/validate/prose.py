@@ -19,6 +19,7 @@ from shardsim.model import Accounting, Model, accounting_named
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
 from shardsim.validate.dims import model_of, sequence_of
+from shardsim.validate.libraries import kernel_of, library_of
 from shardsim.validate.rows import REST, Run, read_run
 from shardsim.validate.words import (
     PARALLELISM,
@@ -124,13 +125,13 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     batch = _batch(row, machine, split.counts.get("microbatches", 1))
     precision = str(row.get("precision") or "").lower()
-    flash = f"{words or ''} {kernel} {row.get('remat')}".lower()
-    fused = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu" or sequence > 2048
+    library = library_of(str(row.get("source")))
+    attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
         "id": str(row.get("id", "run"))[:200],
         "model": model.to_mapping(),
         "sequence": sequence,
-        "attention": "flash" if fused or "flash" in flash or "splash" in flash else "unfused",
+        "attention": kernel_of(chip, sequence, attention, library),
         "overlap": _overlap(chip.name, words),
         "precision": {"compute": _compute(chip, precision)},
         "optimizer": _optimizer(f"{row.get('optimizer') or ''} {precision}".lower()),
@@ -140,7 +141,10 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
     }
-    if (remat := _remat(row.get("remat"), notes)) is not None:
+    remat = _remat(row.get("remat"), notes)
+    if remat is None and library and "custom" not in str(row.get("remat")):
+        remat = library.remat
+    if remat is not None:
         data["remat"] = remat
     if machine is None:
         slices = [default_slice(chip, count).name for count in _CHIPS]

@@ -21,6 +21,7 @@ from shardsim.plan.legality import check
 from shardsim.validate.prose import from_prose, is_prose
 from shardsim.validate.rows import Run, read_run
 
+TRAINER = "trainer"  # who runs published runs
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
 
 
@@ -65,7 +66,7 @@ class Validation:
     rows: tuple[Row, ...]
     constants: tuple[Constant, ...]
     failed: tuple[tuple[str, str], ...]  # (id, why) of rows that could not be predicted
-    op_costs: str = "physical"  # or "compiler", where a chip has them
+    op_costs: str = "calibrated"
 
     def errors(self, *, fitted: bool | None = None, baseline: bool = False) -> list[float]:
         """Return absolute errors, of all rows or of those (not) used in a fit."""
@@ -174,7 +175,9 @@ def constants() -> tuple[Constant, ...]:
     )
 
 
-def validate(path: str | os.PathLike[str] | None = None, op_costs: str = "physical") -> Validation:
+def validate(
+    path: str | os.PathLike[str] | None = None, op_costs: str = "calibrated"
+) -> Validation:
     """Predict every run of a file (by default the published ones) and compare.
 
     With `op_costs` "compiler" operations take what the chip's compiler estimates. No constant of
@@ -183,7 +186,7 @@ def validate(path: str | os.PathLike[str] | None = None, op_costs: str = "physic
     return _validation(*(_published() if path is None else read_runs(path)), op_costs)
 
 
-def validate_data(data: Any, path: str, op_costs: str = "physical") -> Validation:
+def validate_data(data: Any, path: str, op_costs: str = "calibrated") -> Validation:
     """Predict every run of what a runs file holds and compare."""
     return _validation(*runs_from_data(data, path), op_costs)
 
@@ -246,7 +249,7 @@ def predictions_of(run: Run) -> tuple[list[Prediction], list[str]]:
             check(plan, layout)
         except PlanError as error:
             notes.append(f"uneven: {error}")
-        predictions.append(predict(plan, layout))
+        predictions.append(predict(plan, layout, implementation=TRAINER))
     return predictions, notes
 
 
@@ -258,7 +261,6 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         raise PlanError("the predicted step takes for ever; check the row's sizes")
     flops = model_flops_per_token(run.model, run.sequence)
     peak = load_chip(run.family).peak(run.compute)
-    share = load_chip(run.family).peak("bf16") / peak
     measured = run.rate()
     if len(ordered) > 1:
         notes = [*notes, f"{len(ordered)} plans: the source leaves sizes open; the median is shown"]
@@ -272,9 +274,9 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
         low=ordered[0].tokens_per_s_per_chip,
         high=ordered[-1].tokens_per_s_per_chip,
         measured_mfu=None if measured is None else measured * flops / peak,
-        predicted_mfu=middle.mfu * share,
-        mfu_low=ordered[0].mfu * share,
-        mfu_high=ordered[-1].mfu * share,
+        predicted_mfu=middle.mfu,
+        mfu_low=ordered[0].mfu,
+        mfu_high=ordered[-1].mfu,
         measured_ratio=run.measured.get("speedup_over_one_slice"),
         predicted_ratio=_speedup(run, middle),
         baseline=mean_mfu * peak / flops if mean_mfu and measured is not None else None,
@@ -291,7 +293,7 @@ def _speedup(run: Run, all_slices: Prediction) -> float | None:
     slices = run.plans[0].machine.slices
     if "speedup_over_one_slice" not in run.measured:
         return None
-    single = predict(_on_one_slice(run.plans[0]))
+    single = predict(_on_one_slice(run.plans[0]), implementation=TRAINER)
     return slices * all_slices.tokens_per_s_per_chip / single.tokens_per_s_per_chip
 
 

@@ -57,10 +57,13 @@ REMAT_POLICIES: Mapping[str, Remat] = {
     **dict.fromkeys(("minimal", "minimal_with_quantization", "dots"), _MINIMAL),
     "dots_with_no_batch_dims_saveable": _MINIMAL,
     "checkpoint_dots_with_no_batch_dims": _MINIMAL,
-    **dict.fromkeys(("dots_saveable", "checkpoint_dots", "minimal_flash"), _WITH_CONTEXT),
+    # Products of whole sequences too, but what a fused kernel makes is none of theirs.
+    **dict.fromkeys(("dots_saveable", "checkpoint_dots"), _MINIMAL),
+    "minimal_flash": _WITH_CONTEXT,
     "minimal_with_context": _WITH_CONTEXT,
     "minimal_with_context_and_quantization": _WITH_CONTEXT,
     "selective": _WITH_CONTEXT,
+    "save_dot_except_logits": _MINIMAL,  # those of attention
     "save_dot_except_mlp": Remat(save=frozenset({"qkv", "attention_output"})),
     "save_dot_except_mlpwi": Remat(save=frozenset({"qkv", "attention_output", "mlp_output"})),
     "save_dot_with_context_except_mlp": Remat(

@@ -22,7 +22,7 @@ def shown(item: Any) -> str:
     if isinstance(item, Prediction):
         return html(facts([*_prediction(item), *_plan(item.plan)], item.plan.name))
     counted = (
-        f"{item.searched:,} plans considered, {item.priced:,} priced, {item.fit:,} fit, "
+        f"{item.searched:,} plans considered, {item.fit:,} fit, {item.priced:,} of those priced, "
         f"{item.seconds:.1f} s"
     )
     if not item.predictions:

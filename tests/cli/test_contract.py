@@ -95,8 +95,12 @@ def test_plan(shardsim: Shardsim, tmp_path: Path) -> None:
     words = ("plan", "vit-l", "--on", "v4:2x2x4", "--batch", "256", "--top", "3")
     result = shardsim(*words, "-o", str(out), "--json")
     data = read(result)
-    assert set(data) >= {"plans", "searched", "priced", "fit", "seconds"}
-    assert data["searched"] >= data["priced"] >= data["fit"] >= len(data["plans"]) == 3
+    assert set(data) >= {"plans", "searched", "priced", "fit", "seconds", "bound"}
+    # All that fits is priced, or pruned by a bound that no better plan can beat.
+    assert data["searched"] >= data["fit"] == data["pruned"] + data["priced"]
+    assert data["priced"] >= len(data["plans"]) == 3
+    assert set(data["bound"]) == {"step_time_s", "why"}
+    assert data["bound"]["step_time_s"] <= data["plans"][0]["step_time_s"]
     for item in data["plans"]:
         check_prediction(item)
         assert set(item["plan"]) >= PLAN_KEYS

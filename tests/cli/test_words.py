@@ -33,7 +33,6 @@ rules:
   parameters: {embed: [fsdp], heads: [model], mlp: [model], vocab: [model]}
   activations: {batch: [fsdp], seq: [model], heads: [model], mlp: [model], vocab: [model]}
 attention: unfused
-op_costs: compiler
 """
 
 

@@ -73,6 +73,6 @@ def test_costs_are_the_plans_and_not_the_chips():
     there = changed(plan, {"op_costs": "compiler"})
     assert there.machine == plan.machine
     assert plan_to_data(there) == plan_to_data(plan) | {"op_costs": "compiler"}
-    assert changed(there, {"op_costs": "physical"}) == plan
+    assert changed(there, {"op_costs": "calibrated"}) == plan
     with pytest.raises(HardwareError, match="no figure of a chip"):
         changed(plan, {"chip.op_costs": "compiler"})

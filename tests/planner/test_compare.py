@@ -26,13 +26,12 @@ COMPILER = replace(TP8, op_costs="compiler")
 
 def test_plans_of_different_costs_are_priced_alike() -> None:
     plans, costs = priced_alike([COMPILER, TP8])
-    assert costs == "compiler"
+    assert costs == "calibrated"
     assert predict(plans[0]).step_time_s == predict(plans[1]).step_time_s
-    assert priced_alike([TP8, TP8])[1] == "physical"
-    assert priced_alike([COMPILER, TP8], "physical")[0] == [TP8, TP8]
+    assert priced_alike([COMPILER, COMPILER])[1] == "compiler"
+    assert priced_alike([COMPILER, TP8], "calibrated")[0] == [TP8, TP8]
     gpu = replace(TP8, machine=parse_machine("v4:8x8x16"))
     gpu = replace(gpu, machine=replace(gpu.machine, chip=replace(gpu.machine.chip, compiler=None)))
-    assert priced_alike([COMPILER, gpu])[1] == "physical"
     with pytest.raises(PlanError, match="has none of its compiler"):
         priced_alike([COMPILER, gpu], "compiler")
 
@@ -55,7 +54,7 @@ def test_what_was_changed_is_all_that_differs(key: str, value: object, shown: li
 def test_the_command_says_how_it_prices(tmp_path: object) -> None:
     words = ["compare", "vit-22b-published-tp2", "vit-22b-published-tp8"]
     data = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
-    assert data["costs"] == "physical"
+    assert data["costs"] == "calibrated"
     for name, item in zip(words[1:], data["plans"], strict=True):
         assert item["path"] == name
         assert item["step_time_s"] == predict(load_plan(name)).step_time_s
@@ -63,7 +62,7 @@ def test_the_command_says_how_it_prices(tmp_path: object) -> None:
     assert keys["mesh.model.size"] == [2, 8]
     text = CliRunner().invoke(main, [*words, "--op-costs", "compiler"])
     assert text.exit_code == 0
-    assert text.stdout.startswith("all priced as the TPU compiler schedules plans")
+    assert text.stdout.startswith("all priced as the TPU compiler estimates")
     alone = CliRunner().invoke(main, words[:2])
     assert (alone.exit_code, alone.stderr.count("\n")) == (2, 1)
 
@@ -71,12 +70,12 @@ def test_the_command_says_how_it_prices(tmp_path: object) -> None:
 def test_a_table_of_plans_names_their_costs_where_they_differ() -> None:
     alike, mixed = predict(TP8), predict(COMPILER)
     assert "costs" not in found([alike, alike]).keys
-    assert [row["costs"] for row in found([alike, mixed]).data()] == ["physical", "compiler"]
+    assert [row["costs"] for row in found([alike, mixed]).data()] == ["calibrated", "compiler"]
 
 
 @pytest.mark.parametrize("name", plan_names())
 def test_one_figure_limits_wherever_it_is_said(name: str) -> None:
-    for op_costs in ("physical", "compiler"):
+    for op_costs in ("calibrated", "physical", "compiler"):
         plan = changed(load_plan(name), {"op_costs": op_costs})
         item, first = predict(plan), sensitivity(plan)[0]
         assert item.limited_by.startswith(FIGURES[first.figure])

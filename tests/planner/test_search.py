@@ -87,7 +87,7 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     model, machine = load_model(name), parse_machine(slice_name)
     work = workload(model, batch)
     rng = np.random.default_rng(22)
-    found = list(parts(model, machine, batch, model.sequence))
+    found = [part.spread()[0] for part in parts(model, machine, batch, model.sequence)]
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
     each = -(-1050 // len(found))
@@ -104,7 +104,7 @@ def test_every_plan_of_a_small_space_is_priced_as_alone(model, slice_name):
     machine = parse_machine(slice_name)
     work = workload(model, 4)
     rng = np.random.default_rng(4)
-    found = list(parts(model, machine, 4, model.sequence))
+    found = [part.spread()[0] for part in parts(model, machine, 4, model.sequence)]
     compared = sum(compare(work, machine, part, rng, part.pairs, None) for part in found)
     assert compared > 500
 
@@ -292,7 +292,7 @@ def test_the_best_plan_is_the_best_of_all(model, machine, batch):
     least = np.inf
     legal = fitting = 0
     for choice in choices(work, machine):
-        prediction = predict(choice.plan(work, machine))
+        prediction = predict(choice.plan(work, machine), costs="physical")
         legal += 1
         least = min(least, prediction.hbm["peak_bytes"])
         if prediction.fits:
@@ -305,7 +305,9 @@ def test_the_best_plan_is_the_best_of_all(model, machine, batch):
         assert result.best.fits
         assert result.smallest_peak_bytes == pytest.approx(least, rel=CLOSE)
         assert result.searched == legal
-        assert result.fit < result.priced <= result.searched
+        assert result.priced + result.pruned == result.fit < result.searched
+        assert result.bound is not None
+        assert 0.5 * best < result.bound.step_time_s <= best
         assert result.complete
     times = [item.step_time_s for item in result.predictions]
     assert times == sorted(times)

@@ -246,14 +246,15 @@ def test_plans_on_one_page_are_priced_alike() -> None:
     document, studies = report_document([costed, plan])
     assert studies[0].prediction.step_time_s == studies[1].prediction.step_time_s
     text = to_markdown(document)
-    assert "All plans are priced as the TPU compiler schedules plans" in text
-    assert f"| vit-22b-published-tp8 | {100 * predict(costed).mfu:.1f} |" in text
-    assert "shardsim predict vit-22b-published-tp8 --set op_costs=compiler" in text
+    assert "All plans are priced calibrated to published runs" in text
+    assert f"| mine | {100 * predict(plan).mfu:.1f} |" in text
+    assert "--set op_costs=calibrated" in text
 
 
 @pytest.mark.usefixtures("no_search")
 def test_the_events_stand_beside_the_closed_forms() -> None:
-    document, (one,) = report_document("vit-22b-published-tp2")
+    plan = replace(load_plan("vit-22b-published-tp2"), op_costs="physical")
+    document, (one,) = report_document(plan)
     text = to_markdown(document)
     assert one.simulation.events.contention
     assert f"{100 * one.simulation.mfu:.2f} | {one.simulation.step_time_s:.4g} |" in text

@@ -40,7 +40,8 @@ def test_agrees_with_the_closed_form_where_nothing_contends(name: str, costs: st
 
 def test_contention_names_links_and_collectives() -> None:
     """ViT-22B with the model axis on a part of z; weights travel over all axes."""
-    found = simulate_plan(small("vit-22b-published-tp2", 4))
+    plan = dataclasses.replace(small("vit-22b-published-tp2", 4), op_costs="physical")
+    found = simulate_plan(plan)
     pairs = {(row.collective, row.other) for row in found.events.contention}
     assert ("gather block input, a hop", "gather weights forward") in pairs
     links = {

@@ -166,7 +166,7 @@ def test_two_slices_against_one() -> None:
         ({"mesh": {"fsdp": "rest", "model": 48}}, "mesh: sizes multiply to 48, which does not div"),
         ({"mesh": {"ulysses": 16, "fsdp": 4}}, "what axis 'ulysses' splits must be said in"),
         ({"mesh": {"ring": 16, "fsdp": 4}}, "(context gathers keys and values)"),
-        ({"attention": "ring"}, "attention: 'ring' is not possible; choose from: flash, unfused"),
+        ({"attention": "ring"}, "attention: 'ring' is not possible; choose from: flash, flash-20"),
         ({"remat": "full (one activation kept)"}, "remat: unknown remat policy 'full (one act"),
         ({"precision": "bf16 compute"}, "precision: expected a mapping of keys, found str"),
         ({"measured": {"mfu_pct": 54.9}}, "measured: unknown key 'mfu_pct'; did you mean 'mfu'"),

@@ -128,7 +128,7 @@ def _switches(plan: Plan) -> list[str]:
     found = []
     if plan.fused_projections:
         found.append("fused_projections: false, not true")
-    if plan.attention == "flash":
+    if plan.attention != "unfused":
         found.append("attention: unfused, not flash")
     if plan.precision.reduce != "f32":
         found.append(f"precision.reduce: f32 as the parameters, not {plan.precision.reduce}")

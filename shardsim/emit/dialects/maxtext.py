@@ -85,7 +85,7 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
     if plan.fused_projections:
         found.append("fused_projections: false, not true")
     kept = plan.remat.save | plan.remat.offload
-    unfused = plan.attention != "flash" and chosen.block not in tables.UNFUSED_CONTEXT
+    unfused = plan.attention == "unfused" and chosen.block not in tables.UNFUSED_CONTEXT
     if unfused and "context" in kept:
         found.append(
             f"remat: context computed again: {chosen.block} names it in flash kernels only"

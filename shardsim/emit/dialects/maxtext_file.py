@@ -49,7 +49,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "base_config": "base.yml",
         "decoder_block": made.block,
         "attention_type": "global" if model.causal else "full",
-        "attention": "flash" if plan.attention == "flash" else "dot_product",
+        "attention": "dot_product" if plan.attention == "unfused" else "flash",
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,
         "base_num_query_heads": model.heads,
@@ -136,7 +136,7 @@ def _remat(plan: Plan, block: str) -> dict[str, str]:
             names = tables.REMAT[tensor]
             if tensor == "mlp_hidden" and plan.model.gated_mlp:
                 names = tables.GATED_HIDDEN
-            if tensor == "context" and plan.attention != "flash":
+            if tensor == "context" and plan.attention == "unfused":
                 names = tables.UNFUSED_CONTEXT.get(block, ())
             keys |= dict.fromkeys(names, where)
     return keys

@@ -69,6 +69,8 @@ def read_maxtext(
         for key, (usual, why) in _DROPPED.items()
         if config[key] != usual
     ]
+    if old and plan.attention == "flash":
+        plan = replace(plan, attention="flash-2023")
     return replace(plan, activations=_activations(plan, config)), notes
 
 

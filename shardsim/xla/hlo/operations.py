@@ -50,6 +50,7 @@ class Operation:
                 fraction=one.fraction,
                 hbm_bytes=self.hbm_bytes * share,
                 vector_ops=self.vector_ops * share,
+                fused="beside" if self.kind == "attention" and self.cycles is None else "",
                 cycles=None if self.cycles is None else self.cycles * share,
                 source=self.source,
             )

@@ -107,7 +107,7 @@ DATA: dict[str, dict[str, Any]] = {
 
 def plan_of(name: str) -> Plan:
     """Return the plan of a sample."""
-    return plan_from_data({"name": name, **DATA[name]}, name)
+    return plan_from_data({"name": name, "op_costs": "physical", **DATA[name]}, name)
 
 
 # The program `matmuls`: a few products and every kind of collective, on this mesh of v5e:4x4.

@@ -1,0 +1,263 @@
+"""Ranking plans: memory first, then a bound for all plans of a form, then the price of few.
+
+What depends on the sizes of roles alone is computed once for all meshes of a form: whether plans
+fit in HBM, and how good they can be at best (`planner/bounds.py`). Plans are priced, best bound
+first, until no other can be among the best; all that fit and are not priced are pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shardsim.cost.costs import costs_of
+from shardsim.cost.hbm import hbm_use
+from shardsim.cost.price import least_step_s, step_time_s
+from shardsim.machine import Machine
+from shardsim.plan.layout import Layout
+from shardsim.planner.bounds import BestLines, FormLines
+from shardsim.planner.space import Array, Part, legal_cells
+from shardsim.program.holds import HOLDS
+from shardsim.program.overlap import overlap
+from shardsim.program.partition import partition
+from shardsim.program.passes import USUAL, implemented
+from shardsim.program.schedule import Schedule
+from shardsim.program.shapes import Workload
+
+OBJECTIVES = ("mfu", "step-time", "cost", "chips")
+
+# Plans priced at once: their arrays stay in the processor's cache.
+CELLS_AT_ONCE = 300000
+# Scores are compared in so many bits of their fraction: what differs in the last few is rounding.
+ROUNDED_BITS = 12
+# So much a bound may be above the score of a plan that it is meant to be below, from rounding.
+SLACK = 1e-9
+
+Cell = tuple[int, int, int]  # pair, remat policy, option
+Score = tuple[float, float]  # of two plans that with the smaller one is better
+Key = tuple[int, ...]  # machine and sizes of roles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A plan of the space and its score."""
+
+    score: Score
+    simplicity: tuple[int, ...]  # of equal scores the plan that comes first in the space is better
+    machine: Machine
+    part: Part  # of one pair
+    cell: Cell
+    prefetch: bool
+
+    @property
+    def rank(self) -> tuple[Score, tuple[int, ...]]:
+        """What plans are sorted by."""
+        return self.score, self.simplicity
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitting:
+    """What fits of a part of the space: one pair for all meshes of a form."""
+
+    number: int  # of the part
+    machine: Machine
+    part: Part
+    fits: Array  # of the part's shape
+    prefetch: Array  # of the part's shape: whether HBM has room for weights gathered ahead
+    least: Array  # [pairs]: no plan of the form has a better score
+    priced: Array  # [pairs]: whether all plans of the form are priced
+
+    def key(self, pair: int) -> Key:
+        """Return the machine and the sizes of roles of a pair."""
+        return self.key_of(self.part.mesh[pair])
+
+    def key_of(self, mesh: int) -> Key:
+        """Return the machine and the sizes of roles of a mesh."""
+        sizes = self.part.meshes.sizes[mesh].tolist()
+        return (self.machine.chips, self.machine.slices, *self.machine.shape, *sizes)
+
+
+@dataclass(kw_only=True)
+class Ranking:
+    """The best plan of each combination of role sizes, of all parts that were looked at."""
+
+    work: Workload
+    costs: str
+    objective: str  # of OBJECTIVES
+    top: int  # how many plans are wanted
+    searched: int = 0  # legal plans looked at
+    fit: int = 0  # of those, fitting in HBM
+    priced: int = 0  # of those, priced
+    smallest_peak_bytes: float = np.inf
+    bound_s: float = np.inf  # no plan that fits is faster
+    _found: dict[Key, Found] = field(default_factory=dict)
+    _fitting: list[_Fitting] = field(default_factory=list)
+    _parts: int = 0
+
+    def best(self) -> list[Found]:
+        """Return the best plans, best first."""
+        return sorted(self._found.values(), key=lambda found: found.rank)[: self.top]
+
+    # Looking: memory and bounds.
+
+    def look(self, machine: Machine, lines: BestLines, part: Part) -> None:
+        """Note what fits of a part, and how good it can be."""
+        self._parts += 1
+        layout, many = part.layout(), part.many
+        legal, ways = legal_cells(
+            part, layout, self.work.model, self.work.batch, self.work.sequence
+        )
+        self.searched += int(((legal * ways).sum(axis=(1, 2)) * many).sum())
+        least, most = self._peaks_bytes(machine, part, layout)
+        self.smallest_peak_bytes = min(
+            self.smallest_peak_bytes, float(np.min(least, initial=np.inf, where=legal))
+        )
+        # Without prefetching there is room for more; with it no plan is slower.
+        capacity_bytes = machine.chip.hbm_usable_bytes_per_device
+        fits = legal & (least <= capacity_bytes)
+        some = np.flatnonzero(fits.any(axis=(1, 2)))
+        if not len(some):
+            return
+        part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
+        self.fit += int((fits.sum(axis=(1, 2)) * many[some]).sum())
+        schedule, _ = self._schedule(machine, part, prefetch)
+        costs = costs_of(self.costs, machine.chip)
+        least_s = np.where(fits, least_step_s(FormLines(lines, part.form), schedule, costs), np.inf)
+        least_s = least_s.min(axis=(1, 2))
+        self.bound_s = min(self.bound_s, float(least_s.min()))
+        self._fitting.append(
+            _Fitting(
+                number=self._parts,
+                machine=machine,
+                part=part,
+                fits=fits,
+                prefetch=prefetch,
+                priced=np.zeros(part.pairs, dtype=bool),
+                least=least_s * (1.0 - SLACK) * _weight(machine, self.objective),
+            )
+        )
+
+    def _peaks_bytes(self, machine: Machine, part: Part, layout: Layout) -> Array:
+        """Return peak HBM of a part's plans, without and with prefetching: [2, *part.shape]."""
+        prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
+        holds = HOLDS[USUAL[self.costs]].least
+        use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
+        return np.broadcast_to(use.peak_bytes, (2, *part.shape))
+
+    def _schedule(self, machine: Machine, part: Part, prefetch: Array) -> tuple[Schedule, Layout]:
+        layout = part.layout().reshaped(weights_overlap=prefetch)
+        program = implemented(partition(self.work, layout), USUAL[self.costs], machine, layout)
+        return overlap(program, layout), layout
+
+    # Settling: prices.
+
+    def settle(self) -> None:
+        """Price plans until the best of all that were looked at are known."""
+        # The most promising sizes set the bar for all others.
+        for fitting, pairs in self._promising():
+            self._price(fitting, pairs)
+        for fitting in sorted(self._fitting, key=lambda fitting: float(fitting.least.min())):
+            self._price(fitting, self._contenders(fitting))
+
+    def _promising(self) -> Iterator[tuple[_Fitting, list[int]]]:
+        """Yield the best pair by its bound of each of the `top` best sizes of roles."""
+        place = [
+            (number, n) for number, it in enumerate(self._fitting) for n in range(it.part.pairs)
+        ]
+        if not place:
+            return
+        first = [np.full(it.part.pairs, self._score(it.machine, 0.0)[0]) for it in self._fitting]
+        least = [it.least for it in self._fitting]
+        chosen: dict[Key, tuple[int, int]] = {}
+        for at in np.lexsort((np.concatenate(least), np.concatenate(first))):
+            number, pair = place[at]
+            chosen.setdefault(self._fitting[number].key(pair), place[at])
+            if len(chosen) == self.top:
+                break
+        for number in dict.fromkeys(number for number, _ in chosen.values()):
+            yield (
+                self._fitting[number],
+                sorted(n for other, n in chosen.values() if other == number),
+            )
+
+    def _contenders(self, fitting: _Fitting) -> list[int]:
+        """Return the pairs that are not priced and by their bounds could be among the best."""
+        bar = self._bar()
+        pairs = np.flatnonzero(~fitting.priced & (fitting.least <= bar[1])).tolist()
+
+        def could(pair: int) -> bool:
+            known = self._found.get(fitting.key(pair))
+            score = self._score(fitting.machine, float(fitting.least[pair]))
+            return score <= (bar if known is None else min(bar, known.score))
+
+        return [pair for pair in pairs if could(pair)]
+
+    def _bar(self) -> Score:
+        """Return the score that a plan must not exceed to be among the best."""
+        scores = sorted(found.score for found in self._found.values())
+        return scores[self.top - 1] if len(scores) >= self.top else (np.inf, np.inf)
+
+    def _price(self, fitting: _Fitting, pairs: list[int]) -> None:
+        """Price all plans of some pairs, on all meshes of their forms."""
+        if not pairs:
+            return
+        fitting.priced[pairs] = True
+        part, place = fitting.part.take(pairs).spread()
+        step = max(1, CELLS_AT_ONCE // (part.shape[1] * part.shape[2]))
+        for start in range(0, part.pairs, step):
+            some = slice(start, start + step)
+            origin = np.asarray(pairs)[place[some]]
+            self._add(fitting, part.take(some), fitting.fits[origin], fitting.prefetch[origin])
+
+    def _add(self, fitting: _Fitting, part: Part, fits: Array, prefetch: Array) -> None:
+        """Price plans and keep the best."""
+        machine = fitting.machine
+        schedule, layout = self._schedule(machine, part, prefetch)
+        step_s = step_time_s(machine, layout, schedule, costs_of(self.costs, machine.chip))
+        self.priced += int(fits.sum())
+        scores = np.where(fits, _rounded(step_s * _weight(machine, self.objective)), np.inf)
+        flat = scores.reshape(part.pairs, -1)
+        cells = flat.argmin(axis=1)
+        scores = flat[np.arange(part.pairs), cells]
+        bar = self._bar()
+        for pair in np.argsort(scores, kind="stable").tolist():
+            score = self._score(machine, float(scores[pair]))
+            if np.isinf(scores[pair]) or score > bar:
+                break
+            one = part.take(slice(pair, pair + 1))
+            remat, option = divmod(int(cells[pair]), part.shape[2])
+            found = Found(
+                score=score,
+                simplicity=(fitting.number, int(one.mesh[0]), int(one.microbatches[0])),
+                machine=machine,
+                part=one,
+                cell=(0, remat, option),
+                prefetch=bool(prefetch[pair, remat, option]),
+            )
+            key = fitting.key_of(one.mesh[0])
+            if key not in self._found or found.rank < self._found[key].rank:
+                self._found[key] = found
+
+    def _score(self, machine: Machine, value: float) -> Score:
+        return (float(machine.chips) if self.objective == "chips" else 0.0), value
+
+
+def _weight(machine: Machine, objective: str) -> float:
+    """Return what a second of step time counts on a machine.
+
+    mfu: seconds times the peak of all chips; cost: times chips; step-time and chips: itself.
+    """
+    if objective == "mfu":
+        return machine.chips * machine.chip.peak("bf16")
+    if objective == "cost":
+        return float(machine.chips)
+    return 1.0
+
+
+def _rounded(values: Array) -> Array:
+    """Return numbers without the last few bits of their fractions, rounded."""
+    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
+    rounded: Array = (bits + 2 ** (ROUNDED_BITS - 1)) & -(2**ROUNDED_BITS)
+    return rounded.view(np.float64)
