@@ -10,6 +10,7 @@ from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
 from shardsim.cli.exploring import ablate, sensitivity, sweep
+from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import plan, predict
 from shardsim.cli.reporting import report
@@ -48,6 +49,7 @@ for command in (
     verify,
     import_,
     validate,
+    evidence,
     calibrate,
     hardware,
     models,

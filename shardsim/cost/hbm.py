@@ -13,21 +13,15 @@ from shardsim.machine import Machine
 from shardsim.model.blocks import Layer
 from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.remat import Remat
 from shardsim.plan.split import stored_elements
-from shardsim.program.blocks import graph, kept_names, over_policies
+from shardsim.program.blocks import derived_blocks, graph, kept_names, over_policies
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
-from shardsim.program.liveness import (
-    RINGS,
-    Ends,
-    Measure,
-    Mode,
-    Trace,
-    ends_trace,
-    layer_trace,
-)
+from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.trace import Measure, Trace
 
 MOMENTS = ("first layer of the backward pass", "output head")
 
@@ -55,6 +49,7 @@ class HbmUse:
     gradients_bytes: Number
     activations_bytes: Number
     at: tuple[Number, Number]
+    thrifty_bytes: Number  # what a program that spends as little as it can has at its peak
     account: Account = field(repr=False)
 
     @cached_property
@@ -68,10 +63,26 @@ class HbmUse:
         rest = self.parameters_bytes + self.optimizer_bytes + self.activations_bytes
         return np.maximum(self.peak_bytes - rest - self.gradients_bytes, 0.0)
 
+    @cached_property
+    def lavish_bytes(self) -> Number:
+        """What is reserved where memory is plentiful, gaps between buffers included."""
+        passes = self.account.passes
+        most = np.maximum(*replace(self.account, passes=passes.most).at)
+        return np.maximum(most, self.peak_bytes) * (1.0 + passes.gaps)
+
+    @property
+    def recomputed(self) -> Number:
+        """Whether it fits only as the compiler recomputes by itself what layers keep."""
+        passes = self.account.passes
+        if not passes.recomputes:
+            return False
+        kept = np.maximum(*replace(self.account, passes=passes.least).at)
+        return np.greater(kept, self.capacity_bytes) & self.fits
+
     @property
     def fits(self) -> Number:
-        """Whether the peak is within what the compiler offers."""
-        return np.less_equal(self.peak_bytes, self.capacity_bytes)
+        """Whether what is needed at least is within what the compiler offers."""
+        return np.less_equal(self.thrifty_bytes, self.capacity_bytes)
 
     @property
     def peak_moment(self) -> str:
@@ -99,18 +110,28 @@ def hbm_use(
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
     account = Account(machine, work, layout, passes, offloaded)
-    at = account.at
+    at = least = account.at
+    activations = account.activations_bytes
     if passes.scarce is not None:
-        least = replace(account, passes=passes.scarce).at
+        thrifty = replace(account, passes=passes.scarce)
+        least = thrifty.at
+        if passes.recomputes:
+            dropped = replace(thrifty, layout=layout.reshaped(**Remat().flags()))
+            least = (np.minimum(least[0], dropped.at[0]), np.minimum(least[1], dropped.at[1]))
         room = passes.share * capacity_bytes
         at = (_within(at[0], least[0], room), _within(at[1], least[1], room))
+        if passes.recomputes:
+            state = account.parameters_bytes + account.optimizer_bytes + account.gradients_bytes
+            left = np.maximum(np.maximum(*at) - state, dropped.activations_bytes)
+            activations = np.minimum(activations, left)
     return HbmUse(
         capacity_bytes=capacity_bytes,
         parameters_bytes=account.parameters_bytes,
         optimizer_bytes=account.optimizer_bytes,
         gradients_bytes=account.gradients_bytes,
-        activations_bytes=account.activations_bytes,
+        activations_bytes=activations,
         at=at,
+        thrifty_bytes=np.maximum(*least),
         account=account,
     )
 
@@ -138,7 +159,12 @@ class Account:
     @cached_property
     def measure(self) -> Measure:
         """Bytes on one device."""
-        return Measure(self.sizes, float(self.work.wire_bytes), float(self.work.reduce_bytes))
+        return Measure(self.sizes, *self.widths)
+
+    @property
+    def widths(self) -> tuple[float, float]:
+        """Bytes of an element on the wire, and of a gradient there."""
+        return float(self.work.wire_bytes), float(self.work.reduce_bytes)
 
     @cached_property
     def kind(self) -> Kind:
@@ -157,8 +183,15 @@ class Account:
 
     @property
     def optimizer_bytes(self) -> Number:
-        """Optimizer state."""
-        return state_bytes(self.work.optimizer, self.work.model.tensors, self.layout)
+        """Optimizer state that lies on the device."""
+        return 0.0 if self.work.offload_optimizer else self.state_bytes
+
+    @cached_property
+    def state_bytes(self) -> Number:
+        """Optimizer state, wherever it lies."""
+        work = self.work
+        widest = work.state_element_bytes
+        return state_bytes(work.optimizer, work.model.tensors, self.layout, widest)
 
     @property
     def gradients_bytes(self) -> Number:
@@ -167,7 +200,7 @@ class Account:
         Gradients that the data axis reduce-scatters as they come are never whole.
         """
         own = stored_elements(self.work.model.tensors, self.layout, state=True)
-        return np.where(self._several, 2.0 * self.elements, own) * self.work.parameter_bytes
+        return np.where(self._several, 2.0 * self.elements, own) * self.work.gradient_bytes
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -213,13 +246,6 @@ class Account:
             for number in range(len(self.layers))
         ]
 
-    def layers_peak(self, names: frozenset[str], mode: Mode) -> Number:
-        """Return the most that a layer of any kind has at once."""
-        first, *others = (trace.peak(self.measure) for trace in self.traces(names, mode))
-        for peak in others:
-            first = np.maximum(first, peak)
-        return first
-
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
@@ -227,17 +253,58 @@ class Account:
     @cached_property
     def at(self) -> tuple[Number, Number]:
         """Bytes in use at `MOMENTS`."""
-        held = (sum(self.held(moment).values()) for moment in range(len(MOMENTS)))
-        layer, head = held
-        layer = layer + over_policies(
-            self.layout,
-            lambda names: self.by_mode(lambda mode: self.layers_peak(names, mode)),
-        )
-        head = head + self.by_mode(lambda mode: self.ends(mode).trace.peak(self.measure))
-        return layer, head
+        return sum(self.held(0).values()) + self.of_layers, self.of_head
 
-    def held(self, moment: int) -> dict[str, Number]:
-        """Return what is there all through a moment of `MOMENTS`."""
+    @cached_property
+    def of_head(self) -> Number:
+        """Bytes in use while the head runs.
+
+        In tiles, of as many tokens each, it has the stream of all of them besides, and its
+        gradient.
+        """
+        tiles = self.work.vocab_tiles
+        measure, besides = self.measure, 0.0
+        if tiles > 1:
+            tile = Sizes(self.work, self.layout, tiles)
+            measure = Measure(tile, *self.widths)
+            head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
+            besides = 2.0 * self.measure(stored(head.steps[0].op.out))
+        peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))
+        return sum(self.held(1).values()) + peak + besides
+
+    @cached_property
+    def of_layers(self) -> Number:
+        """The most that a layer of any kind has at once."""
+
+        def peak(names: frozenset[str], mode: Mode) -> Number:
+            first, *others = (trace.peak(self.measure) for trace in self.traces(names, mode))
+            for other in others:
+                first = np.maximum(first, other)
+            return first
+
+        return over_policies(
+            self.layout, lambda names: self.by_mode(lambda mode: peak(names, mode))
+        )
+
+    @cached_property
+    def late(self) -> Number:
+        """Whether the head's gradients of weights are computed after the layers."""
+        rule, model = self.passes.head_late, self.work.model
+        tensor = np.greater(self.layout.tensor.size, 1)
+        if rule == "tensor":
+            late = tensor | (self.machine.chip.devices_per_chip > 1)
+            return late if model.vocab else late & ~self.ring
+        if rule != "synchronous" or not model.vocab:
+            return np.zeros((), dtype=bool)
+        if self.work.vocab_tiles > 1:
+            return np.zeros((), dtype=bool)
+        if self.work.asynchronous or self.work.attention == "unfused":
+            return tensor
+        at_once = sum(self.held(0, np.zeros((), dtype=bool)).values()) + self.of_layers
+        return tensor | np.less_equal(self.of_head, at_once)
+
+    def held(self, moment: int, late: Number | None = None) -> dict[str, Number]:
+        """Return what is there all through a moment of `MOMENTS`, the head being as `late`."""
         work, layout, passes = self.work, self.layout, self.passes
         gathered = np.greater(layout.gather.size, 1)
         found = {
@@ -246,21 +313,23 @@ class Account:
             "kept activations": self.activations_bytes,
             "gradients": self.gradients_bytes,
         }
+        if work.offload_optimizer and moment == 0:
+            found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
             found["gradients"] = self.gradients_bytes * self._several / 2.0
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+        if moment == 0:
+            late = self.late if late is None else late
         tables = [tensor for tensor in work.model.tensors if "vocab" in tensor.axes][:1]
-        if passes.tables and tables and moment == 0:
+        if passes.tables and tables and late is not None and work.vocab_tiles == 1:
             whole = stored_elements(tables, layout) * layout.gather.size * work.wire_bytes
-            found["whole vocabulary tables"] = gathered * passes.tables * whole
+            waits = gathered & ~(late & (passes.head_late == "synchronous"))
+            found["whole vocabulary tables"] = waits * passes.tables * whole
         if passes.end_sums:
             sums = self.ends(Mode()).sums
             found["float32 sums of the ends"] = self._several * self.measure.total(sums)
-        if passes.head_late and moment == 0:
-            late = np.greater(layout.tensor.size, 1) | (self.machine.chip.devices_per_chip > 1)
-            if not work.model.vocab:
-                late = late & ~self.ring
+        if late is not None and np.any(late):
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )

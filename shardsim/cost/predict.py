@@ -21,16 +21,17 @@ from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.plan.split import state_apart
+from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
 
 TIME_PARTS = tuple(PARTS)
 LIMITING = 0.01  # of an elasticity: below it nothing limits
 NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
-HBM_PARTS = ("capacity_bytes", "peak_bytes", *HBM)
+HBM_PARTS = ("capacity_bytes", "peak_bytes", "thrifty_bytes", "lavish_bytes", *HBM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +236,23 @@ def collective_uses(
 
 def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str, ...]:
     warnings = []
+    capacity = use.capacity_bytes / 2**30
     if not fits:
-        short = float(use.peak_bytes) - use.capacity_bytes
+        short = float(use.thrifty_bytes) / 2**30 - capacity
         warnings.append(
-            f"does not fit: needs {short / 2**30:.1f} GiB more HBM than a device of "
+            f"does not fit: needs {short:.1f} GiB more HBM than a device of "
             f"{plan.machine.chip.name} offers"
+        )
+    elif bool(use.recomputed):
+        warnings.append(
+            "fits only as the compiler by itself recomputes what layers keep: the step takes "
+            "longer than predicted"
+        )
+    elif float(use.lavish_bytes) > use.capacity_bytes:
+        warnings.append(
+            f"may not fit: a program that spends HBM freely reserves "
+            f"{float(use.lavish_bytes) / 2**30:.1f} of {capacity:.1f} GiB; the leanest needs "
+            f"{float(use.thrifty_bytes) / 2**30:.1f}"
         )
     tensor = int(layout.tensor.size)
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:

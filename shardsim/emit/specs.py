@@ -95,6 +95,14 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             raise PlanError(
                 f"precision.{key}: export of {value} is not supported; choose f32 or bf16"
             )
+    for key, value, usual in (
+        ("offload_optimizer", plan.offload_optimizer, False),
+        ("vocab_tiles", plan.vocab_tiles, 1),
+        ("precision.gradients", plan.precision.gradients, ""),
+        ("precision.state", plan.precision.state, ""),
+    ):
+        if value != usual:
+            raise PlanError(f"{key}: export of {value} is not supported; leave it out")
     if model.patch and plan.sequence != model.image_tokens:
         raise PlanError(
             f"sequence: {plan.sequence} is not the {model.image_tokens} tokens that an image of "

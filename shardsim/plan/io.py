@@ -42,6 +42,8 @@ KEYS = (
     "attention",
     "fused_projections",
     "pipeline_interleave",
+    "vocab_tiles",
+    "offload_optimizer",
     "execution",
     "compiler_options",
     "op_costs",
@@ -118,9 +120,10 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
             raise PlanError(f"overlap.{name}: must be true or false")
-    fused = data.get("fused_projections", False)
-    if not isinstance(fused, bool):
-        raise PlanError("fused_projections: must be true or false")
+    flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise PlanError(f"{key}: must be true or false")
     return Plan(
         name=_text(_given(data, "name", default_name), "name"),
         note=_text(_given(data, "note", ""), "note"),
@@ -138,8 +141,9 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         precision=switches["precision"],  # type: ignore[arg-type]
         optimizer=_text(data.get("optimizer", "adamw"), "optimizer"),
         attention=_text(data.get("attention", "flash"), "attention"),
-        fused_projections=fused,
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
+        vocab_tiles=_count(data.get("vocab_tiles", 1), "vocab_tiles"),
+        **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
@@ -282,6 +286,13 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
+    for key in ("gradients", "state"):
+        if value := getattr(plan.precision, key):
+            data["precision"][key] = value
+    if plan.vocab_tiles != 1:
+        data["vocab_tiles"] = plan.vocab_tiles
+    if plan.offload_optimizer:
+        data["offload_optimizer"] = True
     if plan.execution != "explicit":
         data["execution"] = plan.execution
     if plan.compiler_options:

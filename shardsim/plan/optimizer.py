@@ -48,12 +48,18 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 }
 
 
-def state_bytes(name: str, tensors: Sequence[Tensor], layout: Layout) -> Number:
-    """Return the bytes of optimizer state of `tensors` that one device holds."""
+def state_bytes(
+    name: str, tensors: Sequence[Tensor], layout: Layout, element_bytes: float = 4.0
+) -> Number:
+    """Return the bytes of optimizer state of `tensors` that one device holds.
+
+    No element of a moment takes more than `element_bytes`.
+    """
     optimizer = OPTIMIZERS[name]
     total: Number = 0.0
     if optimizer.moments:
-        total = sum(optimizer.moments) * stored_elements(tensors, layout, state=True)
+        each = sum(min(moment, element_bytes) for moment in optimizer.moments)
+        total = each * stored_elements(tensors, layout, state=True)
     if optimizer.factored:
         for tensor in tensors:
             total = total + _F32_BYTES * _second_moment_elements(tensor, layout)

@@ -56,11 +56,17 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """Number formats: of matmul inputs, stored parameters, and gradients on the wire."""
+    """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
+
+    Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are;
+    moments in that of `state`, or as the optimizer has them.
+    """
 
     compute: str = "bf16"
     parameters: str = "f32"
     reduce: str = "bf16"
+    gradients: str = ""
+    state: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ class Plan:
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
+    offload_optimizer: bool = False  # optimizer state lies in the host's memory
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
     op_costs: str = "calibrated"  # how the plan is priced by whoever says nothing else: OP_COSTS
@@ -114,7 +122,7 @@ def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key:
 
 
 def _check_numbers(plan: Plan) -> None:
-    for key in ("batch", "sequence", "microbatches", "pipeline_interleave"):
+    for key in ("batch", "sequence", "microbatches", "pipeline_interleave", "vocab_tiles"):
         value = getattr(plan, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
@@ -124,6 +132,9 @@ def _check_numbers(plan: Plan) -> None:
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
+    for key in ("gradients", "state"):
+        if value := getattr(plan.precision, key):
+            _choose(value, DTYPE_BYTES, f"precision.{key}")
     _choose(plan.op_costs, OP_COSTS, "op_costs")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")

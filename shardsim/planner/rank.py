@@ -19,9 +19,10 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.space import Array, Part, legal_cells
+from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Schedule
 from shardsim.program.shapes import Workload
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,20 @@ class Passes:
     # v5p and v6e.
     end_sums: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
-    # waits: with a tensor axis, and on chips whose SparseCores move what is gathered (tpu7x).
-    # Pooled heads do so only without rings. Six programs with logits, three without.
-    head_late: bool = False
-    # Bytes of an element of what a product makes in float32, and of its gradient; None: four.
-    logits_bytes: float | None = None
+    # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
+    # (tpu7x), pooled heads only without rings (six programs with logits, three without).
+    # "synchronous": with a tensor axis, and where gathers are synchronous: the scheduler that hides
+    # latency computes them at once (llama2-70b on v5p with and without its flags, llama2-7b on v5p
+    # and on v5e, llama3-70b on v6e; MaxText 0.2.5, libtpu 0.0.52).
+    head_late: str = ""
+    # Logits, and their gradient, in the compute format: every program of MaxText's.
+    narrow_logits: bool = False
+    # A product's gradient by its weight comes before that by its operand, which may take the place
+    # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
+    # (maxtext-16b, 64b and 22b).
+    weights_first: bool = False
+    # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
+    tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
     # Float32 arrays of all query-key pairs wait for their gradient in ViT-22B and maxtext-16b.
     scores_bytes: float | None = None
@@ -52,15 +62,78 @@ class Passes:
     # All summands of a ring that scatters are made, in float32, before the first one leaves: four
     # in rings of 4, eight in the ring of 8 (ViT-22B, maxtext-16b).
     ring_results: float = 0.0
+    # Pieces of each product's result, in the compute format, that a windowed einsum has beside the
+    # sum: in either direction one that comes and one that is made, until all products that add to
+    # the sum are done (maxtext-32b, llama2-7b and mistral-7b with a tensor axis of 4).
+    ring_pieces: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
     # stream and one of each projection that attention reads, in a ring over embed two of the stream
     # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
     ring_empty: bool = False
-    # Where that would fill more than `share` of HBM the compiler does as `scarce` says.
+    # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
+    # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
+    fetched: float = 0.0
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
+    # `recomputes` drops by itself what layers keep (a GPT of 12 unrolled layers on v3).
     scarce: Passes | None = None
-    share: float = 0.9
+    share: float = 1.0
+    recomputes: bool = False
+    # What it may hold at most where memory is plentiful; reserved are up to `gaps` more, which lie
+    # between buffers (0 to 11 % in MaxText's programs).
+    lavish: Passes | None = None
+    gaps: float = 0.11
 
     @property
     def least(self) -> Passes:
         """What is done where memory is scarce."""
         return self.scarce or self
+
+    @property
+    def most(self) -> Passes:
+        """What is held at most where memory is plentiful."""
+        return self.lavish or self
+
+
+# What an implementation holds in HBM beyond the plan.
+_EMITTED_SCARCE = Passes(
+    gathers_ahead=1,
+    gradients_waiting=0,
+    cast_ahead=True,
+    tables=1.0,
+    end_sums=True,
+    head_late="tensor",
+    scores_bytes=4.0,
+    ring_copies=1.0,
+    ring_results=0.5,
+    ring_empty=True,
+)
+# MaxText's programs.
+_TRAINER = Passes(
+    cast_ahead=True,
+    tables=1.0,
+    head_late="synchronous",
+    narrow_logits=True,
+    weights_first=True,
+    tiles=True,
+    ring_sums=0.0,
+    ring_pieces=4.0,
+    fetched=1.0,
+)
+HOLDS: Mapping[str, Passes] = {
+    "ideal": Passes(scarce=Passes(), recomputes=True),
+    "emitted": replace(
+        _EMITTED_SCARCE,
+        gathers_ahead=2,
+        gradients_waiting=2,
+        whole_copies=True,
+        ring_waits=True,
+        ring_results=1.0,
+        scarce=_EMITTED_SCARCE,
+        share=0.9,
+    ),
+    "trainer": replace(
+        _TRAINER,
+        scarce=replace(_TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0),
+        lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
+    ),
+}

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import lru_cache
 
-import numpy as np
-
-from shardsim.graph.arrays import Array, Dims, Op, Split
+from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
 from shardsim.graph.place import EMBED_SHARDED, SEQUENCE_SHARDED, Kind
 from shardsim.model import Model
-from shardsim.plan.layout import Number
 from shardsim.program.blocks import backward_of, derived_blocks, graph
 from shardsim.program.holds import Passes
-from shardsim.program.sizes import Sizes, role_of
-
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
+from shardsim.program.sizes import role_of
+from shardsim.program.trace import Live, Size, Trace
 
 WIDE = 4.0  # bytes of what is summed, or exponentiated, in float32
 RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
@@ -39,105 +34,6 @@ class Mode:
 
     ring: str = ""  # over "embed" or "sequence", or none
     prefetch: bool = True  # whether gathers of weights may overlap
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes of an array on a device: its dimensions, what splits them, and an element's bytes."""
-
-    dims: Dims
-    by: tuple[tuple[str, str], ...]
-    width: str | float  # "wire", "reduce", or bytes
-    several: frozenset[str] = frozenset()  # only where these axes have several members
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:  # sizes are looked up more often than anything else
-        return hash((self.dims, self.by, self.width, self.several))
-
-
-@dataclass
-class Live:
-    """An array, so many times, and the first and last moment of its life."""
-
-    name: str
-    size: Size
-    born: int
-    last: int
-    times: float = 1.0
-
-
-class Measure:
-    """Bytes of sizes under a layout, each computed once."""
-
-    def __init__(self, sizes: Sizes, wire_bytes: float, reduce_bytes: float) -> None:
-        self.sizes = sizes
-        self.widths = {"wire": wire_bytes, "reduce": reduce_bytes}
-        self.known: dict[Size, Number] = {}
-
-    def __call__(self, size: Size) -> Number:
-        """Return bytes on one device."""
-        known = self.known.get(size)
-        if known is None:
-            width = self.widths[size.width] if isinstance(size.width, str) else size.width
-            known = self.sizes.moved(size.dims, size.by) * width
-            if size.several:
-                known = known * self.sizes.several(size.several)
-            self.known[size] = known
-        return known
-
-    def total(self, arrays: Iterable[Live]) -> Number:
-        """Return the bytes of arrays together."""
-        return sum(self(array.size) * array.times for array in arrays)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The moments of a block, and what is live at each."""
-
-    labels: tuple[str, ...]
-    arrays: tuple[Live, ...]
-
-    @cached_property
-    def matrix(self) -> Matrix:
-        """Moments x arrays: how many times an array is live."""
-        at = np.arange(len(self.labels))[:, None]
-        born = np.array([array.born for array in self.arrays])
-        last = np.array([array.last for array in self.arrays])
-        times = np.array([array.times for array in self.arrays])
-        live: Matrix = ((at >= born) & (at <= last)) * times
-        return live
-
-    @cached_property
-    def sizes(self) -> tuple[Size, ...]:
-        """The sizes of arrays, each once."""
-        return tuple(dict.fromkeys(array.size for array in self.arrays))
-
-    @cached_property
-    def fullest(self) -> Matrix:
-        """Moments x `sizes`: those rows that no other covers. The peak is at one of them."""
-        columns = {size: column for column, size in enumerate(self.sizes)}
-        chosen = np.zeros((len(self.arrays), len(columns)))
-        for row, array in enumerate(self.arrays):
-            chosen[row, columns[array.size]] = 1.0
-        rows = self.matrix @ chosen
-        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2)
-        covers &= ~(covers.T & np.tri(len(rows), dtype=bool).T)  # of equal rows the last stays
-        return rows[~covers.any(axis=0)]
-
-    def peak(self, measure: Measure) -> Number:
-        """Return the bytes at the fullest moment."""
-        each = np.stack(np.broadcast_arrays(*(measure(size) for size in self.sizes)))
-        return np.tensordot(self.fullest, each, axes=1).max(axis=0)
-
-    def at_peak(self, measure: Measure) -> tuple[str, list[tuple[str, float]]]:
-        """Return one plan's fullest moment, and what is there."""
-        each = np.array([float(measure(array.size)) for array in self.arrays])
-        row = int((self.matrix @ each).argmax())
-        there = zip(self.arrays, self.matrix[row] * each, strict=True)
-        return self.labels[row], [(array.name, size) for array, size in there if size > 0]
 
 
 @dataclass(frozen=True)
@@ -175,7 +71,9 @@ def _traces(
     ring: str,
 ) -> tuple[Trace, Trace]:
     """Return the traces without and with prefetching: of many policies that run the same again."""
-    tracer = followed(derived_blocks(model, attention, kind).layers[layer], again, passes, ring)
+    derived = derived_blocks(model, attention, kind).layers[layer]
+    signs = passes.weights_first and model.activation == "relu"
+    tracer = followed(derived, again, passes, ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
@@ -204,9 +102,11 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     return Ends(tracer.trace(0), tuple(late), tuple(sums))
 
 
-def followed(derived: Derived, again: Sequence[int], passes: Passes, ring: str = "") -> Tracer:
+def followed(
+    derived: Derived, again: Sequence[int], passes: Passes, ring: str = "", signs: bool = False
+) -> Tracer:
     """Return the tracer of a derived block that runs back, after the ops in `again` ran again."""
-    tracer = Tracer(passes, ring)
+    tracer = Tracer(passes, ring, signs)
     steps = derived.steps
     tracer.moment("enter")
     tracer.make(steps[0].op.ins[0].name, stored(steps[0].op.ins[0]))
@@ -227,16 +127,30 @@ class Tracer:
 
     passes: Passes
     ring: str  # over "embed" or "sequence", or none
+    signs: bool = False  # whether the activation's derivative needs no more than signs
     labels: list[str] = field(default_factory=list)
     arrays: list[Live] = field(default_factory=list)
     named: dict[str, Live] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)  # array -> the one in whose place it is
     sources: dict[str, tuple[Array, ...]] = field(default_factory=dict)  # of what is never written
     whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
-    gradients: dict[str, tuple[int, Size]] = field(default_factory=dict)
+    gradients: dict[str, tuple[int, int, Size]] = field(default_factory=dict)
     passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
     beside: list[Live] = field(default_factory=list)
+    # Of rings that add to one sum: pieces on their way, and the results whose gradients they read.
+    pieces: dict[str, list[Live]] = field(default_factory=dict)
+    together: dict[str, list[Array]] = field(default_factory=dict)
+    firsts: dict[str, int] = field(default_factory=dict)  # when what is gathered was first read
+    # What the products of now read, they, and those before.
+    rings: tuple[str, ...] = ()
+    current: list[Step] = field(default_factory=list)
+    earlier: list[Step] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether gradients of weights wait for windowed einsums."""
+        return bool(self.ring and self.passes.ring_pieces)
 
     @property
     def now(self) -> int:
@@ -272,12 +186,24 @@ class Tracer:
             if transfer.array == array.name and transfer.gradient == bool(prefix):
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
+                    self.firsts[name] = self.now
+                elif self.waits and self.now > self.firsts.get(name, self.now):
+                    self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
                 if copied and role_of(transfer.axes) == "tensor":
                     self.make(f"{name}, laid out", moved(transfer))
                 return
         self.touch(name, array)
+
+    def still(self, name: str, size: Size) -> None:
+        """Let an array live up to now from where it was first read, if nothing gathers it."""
+        one = self.named.get(f"{name}, still")
+        if one is None:
+            one = Live(f"{name}, still", size, self.firsts[name] + 1, self.now)
+            self.named[f"{name}, still"] = one
+            self.arrays.append(one)
+        one.last = self.now
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
@@ -297,7 +223,8 @@ class Tracer:
             for transfer in transfers:
                 if transfer.array == array.name:
                     first = self.whole.get(array.name, (self.now, 0, None))[0]
-                    self.whole[array.name] = (first, self.now, moved(transfer))
+                    size = _in_tiles(array, transfer) if self.passes.tiles else moved(transfer)
+                    self.whole[array.name] = (first, self.now, size)
 
     def forward(self, step: Step, again: str = "") -> None:
         """Run an op."""
@@ -328,15 +255,21 @@ class Tracer:
         """Return the size of what an op makes."""
         size, passes = stored(op.out), self.passes
         softmax = op.unit == "attention" and not op.product and not op.kernel
-        width = passes.scores_bytes if softmax else None
-        if op.product and op.out.wide:
-            width = passes.logits_bytes
-        return size if width is None else Size(size.dims, size.by, width)
+        if softmax and passes.scores_bytes is not None:
+            return replace(size, width=passes.scores_bytes)
+        if op.product and op.out.wide and passes.narrow_logits:
+            return replace(size, width="wire")
+        return size
 
     def scatter(self, name: str, array: Array, place: Split) -> None:
-        """Note the float32 summands of a ring that scatters."""
+        """Note the float32 summands of a ring that scatters, and pieces on their way."""
         size = Size(array.dims, _by(array, place), WIDE)
         self.passing(f"{name}, summands", size, self.passes.ring_results)
+        if self.passes.ring_pieces:
+            for before in self.pieces.get(name, ()):
+                before.last = self.now
+            one = self.passing(f"{name}, pieces", stored(array), self.passes.ring_pieces)
+            self.pieces.setdefault(name, []).append(one)
 
     def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
         """Note what a ring that gathers has beside the results of all matmuls that read it."""
@@ -364,22 +297,39 @@ class Tracer:
         if step.gradient_settles and op.out.stream:
             self.named.pop(self.root(f"{d}, partial"), None)
             self.make(d, stored(op.out))
+        if self.waits and op.product:
+            self.wait(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
-        self.operands(op.needs, step.gradient_gathers)
+        if not (self.signs and op.stream.fused_reads):
+            self.operands(op.needs, step.gradient_gathers)
         if f"{op.out.name}, statistics" in self.named:
             self.named[f"{op.out.name}, statistics"].last = self.now
-        for array in op.ins:
-            if array.trained and not array.weight:
-                self.gradient(array, step)
+        first = self.now
+        wanted = [array for array in op.ins if array.trained and not array.weight]
+        if op.product and len(wanted) < len(op.ins) and self.passes.weights_first and not self.ring:
+            self.moment(f"{op.name} gradient, of its operand")
+            self.read(op.out, step.gradient_gathers, "d ")
+            self.operands([array for array in op.needs if array.weight], step.gradient_gathers)
+        for array in wanted:
+            self.gradient(array, step)
         matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
         for array in matrices:
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
-            self.gradients[array.name] = (
-                self.now,
-                Size(array.dims, _by(array, place), "reduce", summed),
-            )
+            size = Size(array.dims, _by(array, place), "reduce", summed)
+            self.gradients[array.name] = (first, self.now, size)
+
+    def wait(self, step: Step) -> None:
+        """Let what gradients of weights multiply wait for the rings of the next products back."""
+        op = step.op
+        operands = tuple(array.name for array in op.ins if not array.weight)
+        if operands != self.rings:
+            self.rings, self.earlier, self.current = operands, self.current, []
+        for other in self.earlier:
+            self.read(other.op.out, other.gradient_gathers, "d ")
+            self.operands(other.op.needs, other.gradient_gathers)
+        self.current.append(step)
 
     def gradient(self, array: Array, step: Step) -> None:
         """Make the gradient of an operand."""
@@ -398,6 +348,10 @@ class Tracer:
                 self.touch(target, array)
             if self.ring:
                 self.scatter(target, whole, place)
+                if self.passes.ring_pieces:  # those that add to one sum run side by side
+                    for other in self.together.get(target, ()):
+                        self.touch(f"d {other.name}", other)
+                    self.together.setdefault(target, []).append(op.out)
             else:
                 self.make(f"{target}, partial", Size(whole.dims, _by(whole, place), _width(whole)))
         else:
@@ -441,7 +395,7 @@ class Tracer:
         """Return all of it: whole weights and gradients take their places, round the loop."""
         arrays = list(self.arrays)
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
-        leaving = [(f"d {n}, whole", at, at, size) for n, (at, size) in self.gradients.items()]
+        leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
         for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):
             times = sorted({first for _, first, _, _ in spans})
             for name, first, last, size in spans:
@@ -463,6 +417,16 @@ def stored(array: Array) -> Size:
 def moved(transfer: Transfer) -> Size:
     """Return the size of what a transfer leaves."""
     return Size(transfer.dims, transfer.by, WIDE if transfer.wide else "wire", transfer.axes)
+
+
+def _in_tiles(array: Array, transfer: Transfer) -> Size:
+    """Return the size of a gathered matrix, of two dimensions, in tiles of HBM."""
+    size = moved(transfer)
+    split = [array.split[axis] for axis in transfer.axes if array.split.get(axis) in array.dims]
+    if len(array.dims) != 2 or not split:
+        return size
+    axes = tuple(sorted(axis for axis, d in array.split.items() if d == split[0]))
+    return replace(size, pieces=(split[0], axes))
 
 
 def _by(array: Array, place: Split) -> tuple[tuple[str, str], ...]:

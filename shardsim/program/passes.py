@@ -20,7 +20,6 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
 from shardsim.plan.plan import DTYPE_BYTES
-from shardsim.program.holds import Passes
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
@@ -400,34 +399,6 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     ),
     # A training library, as MaxText's compiled programs do.
     "trainer": (gather_for_the_others, all_reduce_over_whole_slices, offload_to_sparse_cores),
-}
-
-# What an implementation holds in HBM beyond the plan.
-_EMITTED_SCARCE = Passes(
-    gathers_ahead=1,
-    gradients_waiting=0,
-    cast_ahead=True,
-    tables=1.0,
-    end_sums=True,
-    head_late=True,
-    scores_bytes=4.0,
-    ring_copies=1.0,
-    ring_results=0.5,
-    ring_empty=True,
-)
-HOLDS: Mapping[str, Passes] = {
-    "ideal": Passes(),
-    "emitted": replace(
-        _EMITTED_SCARCE,
-        gathers_ahead=2,
-        gradients_waiting=2,
-        whole_copies=True,
-        ring_waits=True,
-        ring_results=1.0,
-        scarce=_EMITTED_SCARCE,
-    ),
-    # MaxText: logits in the compute format, and so the pieces of its windowed einsums.
-    "trainer": Passes(cast_ahead=True, tables=1.0, logits_bytes=2.0, ring_sums=0.0),
 }
 
 # How a plan is done where nothing else is said: a chip's figures bound what is possible, the other

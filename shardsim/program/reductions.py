@@ -15,7 +15,7 @@ from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
 from shardsim.program.blocks import Blocks
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task, repeated
-from shardsim.program.schedule import Block
+from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import Collective, Compute
@@ -202,17 +202,15 @@ def update(work: Workload, layout: Layout) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
     weights = work.model.tensors
     elements = stored_elements(weights, layout, state=True)
-    state = state_bytes(work.optimizer, weights, layout)
-    return Block(
-        name="update",
-        phase="update",
-        trips=1,
-        tasks=(
-            Compute(
-                name="optimizer update",
-                kind="optimizer",
-                hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
-                vector_ops=elements * OPS_UPDATE,
-            ),
-        ),
+    state = state_bytes(work.optimizer, weights, layout, work.state_element_bytes)
+    fetch = Copy(name="fetch and offload optimizer state", host_bytes=2.0 * state)
+    work_of_it = Compute(
+        name="optimizer update",
+        kind="optimizer",
+        hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
+        vector_ops=elements * OPS_UPDATE,
     )
+    ahead, ended = [], []
+    if work.offload_optimizer:  # each array's copies run beside the update of others
+        ahead, ended = [Start(task=fetch)], [Await(name=fetch.name)]
+    return Block(name="update", phase="update", trips=1, tasks=(*ahead, work_of_it, *ended))

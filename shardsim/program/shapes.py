@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from shardsim.model import Model
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
+_ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -20,6 +22,9 @@ class Workload:
     attention: str = "flash"
     fused_projections: bool = False
     pipeline_interleave: int = 1
+    vocab_tiles: int = 1
+    offload_optimizer: bool = False
+    asynchronous: bool = False  # whether a trainer's program gathers weights asynchronously
 
     @classmethod
     def of(cls, plan: Plan) -> Workload:
@@ -33,6 +38,9 @@ class Workload:
             attention=plan.attention,
             fused_projections=plan.fused_projections,
             pipeline_interleave=plan.pipeline_interleave,
+            vocab_tiles=plan.vocab_tiles,
+            offload_optimizer=plan.offload_optimizer,
+            asynchronous=_asynchronous(plan),
         )
 
     @property
@@ -48,10 +56,30 @@ class Workload:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of one stored parameter, and of its gradient once reduced."""
+        """Bytes of one stored parameter."""
         return DTYPE_BYTES[self.precision.parameters]
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of one parameter's gradient once reduced."""
+        return DTYPE_BYTES[self.precision.gradients or self.precision.parameters]
+
+    @property
+    def state_element_bytes(self) -> int:
+        """Bytes that one element of a moment takes at most."""
+        return DTYPE_BYTES[self.precision.state or "f32"]
 
     @property
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]
+
+
+def _asynchronous(plan: Plan) -> bool:
+    """Return whether the TPU compiler gathers weights asynchronously: with its flag, or by itself.
+
+    Counted in MaxText's programs (shardsim/xla/trainers/programs.json).
+    """
+    chip = plan.machine.chip
+    asked = plan.compiler_options.get("xla_enable_async_all_gather") == "true"
+    return asked or chip.name in _ASYNCHRONOUS or chip.offloads_collectives

@@ -39,9 +39,9 @@ def _one(value: Number) -> int:
 
 
 class Sizes:
-    """Sizes on one device under a layout."""
+    """Sizes on one device under a layout, of a microbatch or of one of its `tiles`."""
 
-    def __init__(self, work: Workload, layout: Layout) -> None:
+    def __init__(self, work: Workload, layout: Layout, tiles: int = 1) -> None:
         model = work.model
         tensor, tensor2 = layout.tensor.size, layout.tensor2.size
         over_kv = np.minimum(tensor, model.kv_heads)
@@ -56,7 +56,7 @@ class Sizes:
             "tensor2_shared": tensor2 / over_kv2,
         }
         self.lengths: Mapping[str, Number] = {
-            **lengths(model, work.batch / layout.microbatches, work.sequence),
+            **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
         }
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
@@ -54,6 +55,38 @@ def published(
         Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
     ]
     return table(columns, result.rows)
+
+
+def hbm(pairs: Iterable[Pair]) -> Table:
+    """Return HBM peaks, compiled and predicted, of emitted steps and of trainers' programs."""
+
+    def size(key: str) -> Callable[[Pair], float]:
+        return lambda pair: pair.predicted.hbm[key] / GIB
+
+    def verdict(pair: Pair) -> str:
+        fits = pair.predicted.fits
+        said = "fits" if fits else "does not fit"
+        return said if fits == (not pair.row["does_not_fit"]) else f"{said}: wrong"
+
+    columns = [
+        Column("group", "group", lambda pair: pair.row["group"]),
+        Column("plan", "plan", lambda pair: pair.row["kind"]),
+        Column("as", "as", lambda pair: pair.predicted.implementation),
+        Column("capacity_bytes", "HBM GiB", size("capacity_bytes"), ".1f"),
+        Column(
+            "compiled_bytes",
+            "compiled",
+            lambda pair: (pair.row["peak_bytes"] or 0.0) / GIB or None,
+            ".1f",
+        ),
+        Column("peak_bytes", "predicted", size("peak_bytes"), ".1f"),
+        Column("thrifty_bytes", "thrifty", size("thrifty_bytes"), ".1f"),
+        Column("lavish_bytes", "lavish", size("lavish_bytes"), ".1f"),
+        Column("error", "error", attrgetter("peak_error"), "+.1f", "%"),
+        Column("fits", "predicted", verdict),
+        Column("libtpu", "libtpu", lambda pair: pair.row["versions"].get("libtpu", "")),
+    ]
+    return table(columns, pairs)
 
 
 SECONDS = [replace(one, form=".3g") for one in (OPERATIONS, *pick(STEP_PARTS, "exposed_comm_s"))]
@@ -202,9 +235,13 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Print the kept evidence as the tables of docs/compiled.md."""
-    from shardsim.xla.tpu.agreement import headline, pairs
+    """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
+    programs in docs/trainers.md."""
+    from shardsim.xla.tpu.agreement import headline, pairs, trainers
 
+    if sys.argv[1:] == ["trainers"]:
+        print(markdown(hbm(trainers()).without("as")))
+        return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
 

@@ -36,6 +36,8 @@ PREDICTION = {
 HBM = {
     "capacity_bytes",
     "peak_bytes",
+    "thrifty_bytes",
+    "lavish_bytes",
     "parameters_bytes",
     "optimizer_bytes",
     "gradients_bytes",
@@ -184,6 +186,19 @@ def test_sensitivity(shardsim: Shardsim, plan_file: Path) -> None:
     assert figures["link_bytes_per_s"] <= 1e-9
     sizes = [abs(item["elasticity"]) for item in data["sensitivities"]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_evidence(shardsim: Shardsim) -> None:
+    data = read(shardsim("evidence", "--json"))
+    assert set(data) == {"plans", "groups", "hbm", "operations_median", "versions"}
+    assert set(data["hbm"]) == {"within_5", "within_10", "false_fits", "false_refusals"}
+    assert all(set(group) == {"model", "slice", "plans", "kendall"} for group in data["groups"])
+    assert {plan["as"] for plan in data["plans"]} == {"emitted", "trainer"}
+    assert data["hbm"]["false_fits"] == []
+    assert len(data["hbm"]["false_refusals"]) <= 1
+    table = shardsim("evidence")
+    assert table.exit_code == 0
+    assert "MaxText on v5e:16x16" in table.stdout
 
 
 def test_validate(shardsim: Shardsim, tmp_path: Path) -> None:

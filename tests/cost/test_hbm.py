@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shardsim.cost.predict import predict
 from shardsim.machine import override_chip
 from shardsim.model import Model, load_model
-from shardsim.plan import Plan, Precision
+from shardsim.plan import Plan, Precision, plan_from_data
+from shardsim.plan.io import plan_to_data
 
 STATE = ("parameters_bytes", "optimizer_bytes", "gradients_bytes")
 
@@ -161,6 +162,71 @@ def test_a_published_run_needs_what_arithmetic_says():
     assert 4 * blocks < hbm["parameters_bytes"] < 4 * (blocks * 1.03 + vectors(model))
 
 
+SMALL_GPT = {
+    "model": {
+        "base": "gpt3-175b",
+        "name": "small",
+        "layers": 12,
+        "embed": 768,
+        "mlp": 3072,
+        "heads": 12,
+        "kv_heads": 12,
+        "head_dim": 64,
+        "vocab": 50257,
+    },
+    "machine": "v3:2x2",
+    "sequence": 512,
+    "mesh": {"data": 8},
+    "rules": {"activations": {"batch": ["data"]}},
+    "remat": "none",
+    "precision": {"compute": "f32", "parameters": "f32", "reduce": "f32"},
+    "attention": "unfused",
+}
+
+
+@pytest.mark.parametrize(("each", "fits"), [(64, True), (256, False)])
+def test_a_compiler_recomputes_by_itself_what_would_not_fit(each, fits):
+    # Reported: 64 sequences a device fill 15.48 GiB on v3, 256 need 17.9.
+    plan = plan_from_data({**SMALL_GPT, "batch": 8 * each}, "small")
+    found = predict(plan)
+    assert found.fits == fits
+    assert any("by itself recomputes" in text for text in found.warnings) == fits
+    if fits:
+        assert found.hbm["peak_bytes"] == pytest.approx(found.hbm["capacity_bytes"])
+        assert found.hbm["thrifty_bytes"] < found.hbm["peak_bytes"]
+    # A loop over layers, as in the emitted step, carries what it keeps: nothing can be dropped
+    # there (compiled for v3 with libtpu 0.0.42: refused at 24.9 and 94.5 GiB of 15.48).
+    assert not predict(plan, implementation="emitted").fits
+
+
+@pytest.mark.parametrize("offloaded", [True, False])
+def test_state_that_is_narrow_or_lies_on_the_host(offloaded):
+    plan = build(decoder(), "v5p:2x2x1", 16, {"fsdp": {"x": 2, "y": 2}})
+    whole = predict(plan, implementation="trainer")
+    narrow = Precision(state="" if offloaded else "bf16")
+    plan = replace(plan, precision=narrow, offload_optimizer=offloaded)
+    found = predict(plan, implementation="trainer")
+    moments = whole.hbm["optimizer_bytes"]
+    assert found.hbm["optimizer_bytes"] == (0.0 if offloaded else moments / 2)
+    # What is fetched while layers run back may be all of it; the leanest program waits with it.
+    assert found.hbm["peak_bytes"] <= whole.hbm["peak_bytes"]
+    least = whole.hbm["thrifty_bytes"] - found.hbm["thrifty_bytes"]
+    assert least == pytest.approx(moments if offloaded else moments / 2)
+
+
+@pytest.mark.parametrize("implementation", ["ideal", "emitted", "trainer"])
+def test_logits_in_tiles_and_narrow_gradients_hold_less(implementation):
+    model = decoder(vocab=131072, layers=2)
+    plan = build(model, "v5p:2x2x1", 16, {"fsdp": {"x": 2, "y": 2}})
+    usual = predict(plan, implementation=implementation)
+    tiled = predict(replace(plan, vocab_tiles=8), implementation=implementation)
+    assert tiled.hbm["peak_bytes"] < usual.hbm["peak_bytes"]
+    narrow = replace(plan, precision=Precision(gradients="bf16"))
+    halved = predict(narrow, implementation=implementation)
+    assert halved.hbm["gradients_bytes"] == usual.hbm["gradients_bytes"] / 2
+    assert plan_from_data(plan_to_data(replace(narrow, vocab_tiles=8)), "plan").vocab_tiles == 8
+
+
 @given(plans())
 def test_the_peak_holds_all_its_parts(plan):
     prediction = predict(plan)
@@ -168,7 +234,8 @@ def test_the_peak_holds_all_its_parts(plan):
     assert all(value >= 0 for value in hbm.values())
     parts = [*STATE, "activations_bytes", "workspace_bytes"]
     assert sum(hbm[part] for part in parts) == pytest.approx(hbm["peak_bytes"], rel=1e-12)
-    assert prediction.fits == (hbm["peak_bytes"] <= hbm["capacity_bytes"])
+    assert prediction.fits == (hbm["thrifty_bytes"] <= hbm["capacity_bytes"])
+    assert hbm["thrifty_bytes"] <= hbm["peak_bytes"] * (1 + 1e-12) <= hbm["lavish_bytes"]
     chip = plan.machine.chip
     assert hbm["capacity_bytes"] == chip.hbm_usable_bytes / chip.devices_per_chip
 

@@ -14,7 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.model import Model
 from shardsim.plan import Plan, Precision, Remat, resolve
 from shardsim.plan.remat import POLICIES
-from shardsim.program.passes import HOLDS
+from shardsim.program.holds import HOLDS
 from shardsim.program.shapes import Workload
 
 FSDP_TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}

@@ -22,9 +22,10 @@ from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.rank import OBJECTIVES
 from shardsim.planner.search import default_attention, plan_at, search
 from shardsim.planner.space import Part, legal_cells, meshes, parts
+from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Schedule
 from shardsim.program.shapes import Workload
 

@@ -21,9 +21,10 @@ from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolv
 from shardsim.plan.remat import POLICIES
 from shardsim.planner.search import default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
+from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import HOLDS, USUAL, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 CLOSE = 1e-12

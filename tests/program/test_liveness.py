@@ -17,18 +17,11 @@ from shardsim.graph.place import Kind, placed
 from shardsim.machine import override_chip
 from shardsim.plan import Overlap, Plan, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES, Remat
-from shardsim.program.holds import Passes
-from shardsim.program.liveness import (
-    Measure,
-    Mode,
-    Trace,
-    ends_trace,
-    followed,
-    layer_trace,
-)
-from shardsim.program.passes import HOLDS
+from shardsim.program.holds import HOLDS, Passes
+from shardsim.program.liveness import Mode, ends_trace, followed, layer_trace
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.trace import Measure, Trace
 from shardsim.xla.tpu.rows import load_rows
 
 NAMES = st.sampled_from(sorted(HOLDS))
@@ -155,7 +148,11 @@ def test_where_memory_is_scarce_only_what_is_needed_is_held(plan, name):
     work, layout = Workload.of(plan), resolve(plan)
     least = hbm_use(small, work, layout, passes.least, plan.remat.offload)
     use = hbm_use(small, work, layout, passes, plan.remat.offload)
-    assert float(use.peak_bytes) == pytest.approx(float(least.peak_bytes), rel=1e-12)
+    assert float(use.peak_bytes) == pytest.approx(float(use.thrifty_bytes), rel=1e-12)
+    if passes.recomputes:
+        assert float(use.peak_bytes) <= float(least.peak_bytes) * (1 + 1e-12)
+    else:
+        assert float(use.peak_bytes) == pytest.approx(float(least.peak_bytes), rel=1e-12)
     plenty = hbm_use(small, work, layout, replace(passes, scarce=None), plan.remat.offload)
     assert float(least.peak_bytes) <= float(plenty.peak_bytes) * (1 + 1e-12)
     assert (passes.least == passes) == (passes.scarce is None)

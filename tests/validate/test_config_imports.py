@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cli.main import main
+from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
-from shardsim.errors import ShardsimError
-from shardsim.plan import load_plan, resolve
+from shardsim.errors import PlanError, ShardsimError
+from shardsim.plan import load_plan, plan_from_data, resolve
+from shardsim.plan.io import plan_to_data
 from shardsim.validate.imports import import_config
 from shardsim.validate.rows import Run
 from shardsim.validate.runs import published_runs
@@ -216,3 +218,55 @@ def test_any_text_is_a_plan_or_an_error(
     with contextlib.suppress(ShardsimError):  # and no other error
         plan = import_config(str(file), form, machine="v4:2x2x2", image=224).plan
     assert plan is None or plan.machine.name == "v4:2x2x2"
+
+
+# Options of a MaxText command that change what HBM holds -> what the plan has of them.
+HELD = [
+    (
+        "weight_dtype=bfloat16",
+        lambda plan: (plan.precision.parameters, plan.precision.state),
+        "bf16",
+    ),
+    ("grad_dtype=bfloat16", lambda plan: (plan.precision.gradients,), "bf16"),
+    ("mu_dtype=bfloat16", lambda plan: (plan.optimizer,), "adamw-bf16-mu"),
+    ("optimizer_memory_host_offload=true", lambda plan: (plan.offload_optimizer,), True),
+    ("num_vocab_tiling=8", lambda plan: (plan.vocab_tiles,), 8),
+]
+LLAMA_COMMAND = (
+    "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
+    "per_device_batch_size=4"
+)
+
+
+@pytest.mark.parametrize(("option", "carried", "value"), HELD, ids=[row[0] for row in HELD])
+def test_what_hbm_holds_is_carried(option, carried, value, tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(f"{LLAMA_COMMAND}\n")
+    usual = import_config(str(script), "maxtext", machine="v5p:4x4x4").plan
+    script.write_text(f"{LLAMA_COMMAND} {option}\n")
+    plan = import_config(str(script), "maxtext", machine="v5p:4x4x4").plan
+    assert set(carried(plan)) == {value}
+    assert set(carried(usual)) != {value}
+    less, more = (predict(one, implementation="trainer").hbm for one in (plan, usual))
+    assert less["thrifty_bytes"] < more["thrifty_bytes"]
+    assert plan_from_data(plan_to_data(plan), "again") == plan
+    if option != "mu_dtype=bfloat16":
+        with pytest.raises(PlanError, match="export of"):
+            export_plan(plan, "maxtext")
+
+
+@pytest.mark.parametrize("option", ["scan_layers=false", "parameter_memory_host_offload=true"])
+def test_what_no_plan_has_is_listed(option, tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(f"{LLAMA_COMMAND} {option}\n")
+    notes = import_config(str(script), "maxtext", machine="v5p:4x4x4").notes
+    assert [note for note in notes if note.startswith(f"not carried: {option.split('=')[0]}")]
+
+
+def test_the_flag_of_asynchronous_gathers_is_carried(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(
+        f"export LIBTPU_INIT_ARGS='--xla_enable_async_all_gather=true'\n{LLAMA_COMMAND}\n"
+    )
+    plan = import_config(str(script), "maxtext", machine="v5p:4x4x4").plan
+    assert plan.compiler_options == {"xla_enable_async_all_gather": "true"}

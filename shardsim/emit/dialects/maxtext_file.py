@@ -15,7 +15,7 @@ from shardsim.emit.dialects.options import compiler_options
 from shardsim.emit.dialects.vocabulary import Vocabulary
 from shardsim.emit.jax_code import header
 from shardsim.errors import HardwareError, PlanError, nearest
-from shardsim.machine import parse_machine
+from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, resolve
 from shardsim.plan.split import state_apart
 
@@ -145,15 +145,20 @@ def _remat(plan: Plan, block: str) -> dict[str, str]:
 def compile_topology(plan: Plan, vocabulary: Vocabulary) -> str:
     """Return MaxText's name of one slice of the plan's machine."""
     machine = plan.machine
-    chip = machine.chip
-    each = chip.cores_per_chip if chip.names_count == "cores" else 1
-    name = f"{chip.name}-{machine.chips_per_slice * each}"
+    name = slice_name(machine)
     wanted = replace(machine, slices=1).name
     slices = vocabulary.slices or {name: _default(name)}
     if slices.get(name) != wanted:
         known = f"knows {name} as {slices[name]}" if name in slices else f"has no {name}"
         raise PlanError(f"machine: {vocabulary.source} {known}, not {wanted}; it takes no other")
     return name
+
+
+def slice_name(machine: Machine) -> str:
+    """Return MaxText's name of one slice: its chip, and how many cores or chips it has."""
+    chip = machine.chip
+    each = chip.cores_per_chip if chip.names_count == "cores" else 1
+    return f"{chip.name}-{machine.chips_per_slice * each}"
 
 
 def _default(name: str) -> str:

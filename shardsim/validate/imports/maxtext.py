@@ -31,6 +31,15 @@ _BLOCKS: Mapping[str, Mapping[str, Any]] = {
     "gemma": {},
     "gpt3": {"norm": "layernorm", "positions": "learned", "biases": True},
 }
+_CARRIED = ("xla_enable_async_all_gather",)  # flags that change what a program holds
+# Keys that change what HBM holds and are in no plan: their usual value, and what they would change.
+_DROPPED: Mapping[str, tuple[Any, str]] = {
+    "scan_layers": (
+        True,
+        "layers that are no loop hold gradients of many at once: half as much again",
+    ),
+    "parameter_memory_host_offload": (False, "parameters are taken to lie on the device"),
+}
 _MOST_LAYERS = 10**5
 
 
@@ -55,6 +64,11 @@ def read_maxtext(
     slices = _machine(config, machine)
     model = _model(config, path, notes)
     plan = _plan(config, model, slices, flags)
+    notes += [
+        f"not carried: {key}: {why}"
+        for key, (usual, why) in _DROPPED.items()
+        if config[key] != usual
+    ]
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
     return replace(plan, activations=_activations(plan, config)), notes
@@ -200,8 +214,10 @@ def _plan(
     optimizer = _OPTIMIZERS.get(str(config["opt_type"]))
     if optimizer is None:
         raise FileError(f"opt_type: {config['opt_type']!r} is not modelled")
-    if optimizer == "adamw" and config["mu_dtype"] == "bfloat16":
-        optimizer = "adamw-bf16-mu"
+    weights, gradients = (_format(config, key) for key in ("weight_dtype", "grad_dtype"))
+    if optimizer == "adamw":
+        mu = _format(config, "mu_dtype") if config["mu_dtype"] else weights
+        optimizer += "-bf16-mu" if mu == "bf16" else ""
     parameters, activations, _ = rules_by_name([axis.name for axis in mesh])
     return Plan(
         name=model.name,
@@ -217,10 +233,27 @@ def _plan(
         overlap=Overlap(
             matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
         ),
-        precision=Precision(compute="bf16" if config["dtype"] == "bfloat16" else "f32"),
+        precision=Precision(
+            compute="bf16" if config["dtype"] == "bfloat16" else "f32",
+            parameters=weights,
+            state="bf16" if weights == "bf16" else "",  # moments are as the weights are
+            # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
+            gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
+        ),
+        vocab_tiles=whole(config["num_vocab_tiling"], "num_vocab_tiling"),
+        offload_optimizer=bool(config["optimizer_memory_host_offload"]),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
+        compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
+
+
+def _format(config: Mapping[str, Any], key: str) -> str:
+    """Return the format that a key names."""
+    formats = {"bfloat16": "bf16", "float32": "f32"}
+    if config[key] not in formats:
+        raise FileError(f"{key}: {config[key]!r} is not modelled{nearest(config[key], formats)}")
+    return formats[config[key]]
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:

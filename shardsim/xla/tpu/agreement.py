@@ -16,6 +16,7 @@ from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
 from shardsim.xla.compare import Account, settle
 from shardsim.xla.tpu.rows import as_compiled, load_rows
+from shardsim.xla.trainers.programs import both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,17 @@ def pairs(rows: Sequence[dict[str, Any]] | None = None) -> list[Pair]:
         Pair(row=row, predicted=predict(as_compiled(plan_from_data(row["plan"], "plan"))))
         for row in found
     ]
+
+
+def trainers() -> list[Pair]:
+    """Return the trainers' compiled programs, as `pairs` does, priced as their programs."""
+    found = []
+    for program, row in both():
+        same = {key: row.get(key) for key in ("compiled", "problem", "peak_bytes", "versions")}
+        same |= {"date": row["date"], "does_not_fit": not row["compiled"]}
+        same |= {"group": f"MaxText on {program.slice}", "kind": program.id}
+        found.append(Pair(row=same, predicted=predict(program.plan, implementation="trainer")))
+    return found
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
@@ -112,6 +124,64 @@ def summary(found: Sequence[Pair]) -> dict[str, Any]:
         "accounted_least": min((pair.accounted for pair in explicit), default=None),
         "accounted_whole": sum(pair.accounted == 1.0 for pair in explicit),
         "groups": groups,
+    }
+
+
+def to_data(ours: Sequence[Pair], theirs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the JSON of `shardsim evidence`: our emitted steps, and the trainers' own programs.
+
+    Errors of HBM are of peaks that compiled, as fractions of them; those of what did not fit are
+    verdicts only.
+    """
+    everything = [*ours, *theirs]
+    found = [(pair, abs(e)) for pair in everything if (e := pair.peak_error) is not None]
+    errors = [error for pair, error in found if pair.row["compiled"]]
+    figures = summary(ours)
+    versions = {name for pair in everything for name in pair.row["versions"]}
+    return {
+        "plans": [_plan_data(pair) for pair in everything],
+        "groups": [
+            {
+                "model": name.partition(" on ")[0],
+                "slice": name.partition(" on ")[2],
+                "plans": group["plans"],
+                "kendall": group["rank_correlation"],
+            }
+            for name, group in figures["groups"].items()
+        ],
+        "hbm": {
+            "within_5": float(np.mean([error <= 0.05 for error in errors])) if errors else None,
+            "within_10": float(np.mean([error <= 0.1 for error in errors])) if errors else None,
+            "false_fits": [_name(pair) for pair in everything if pair.wrongly_fitting],
+            "false_refusals": [_name(pair) for pair in everything if pair.wrongly_refused],
+        },
+        "operations_median": figures["operations_median_abs_error"],
+        "versions": {
+            name: sorted({pair.row["versions"].get(name, "") for pair in everything} - {""})
+            for name in sorted(versions)
+        },
+    }
+
+
+def _plan_data(pair: Pair) -> dict[str, Any]:
+    """Return a plan of the evidence: the compiler's figures beside the predicted ones."""
+    row, predicted = pair.row, pair.predicted
+    compiled = {key: row.get(key) for key in ("peak_bytes", "operations_s", "step_time_s", "mfu")}
+    return {
+        "group": row["group"],
+        "plan": row["kind"],
+        "as": predicted.implementation,
+        "fits": {"compiled": not row["does_not_fit"], "predicted": predicted.fits},
+        "compiled": compiled,
+        "predicted": {
+            **{key: predicted.hbm[key] for key in ("peak_bytes", "thrifty_bytes", "lavish_bytes")},
+            "operations_s": predicted.operations_s,
+            "step_time_s": predicted.step_time_s,
+            "mfu": predicted.mfu,
+        },
+        "hbm_error": pair.peak_error,
+        "versions": row["versions"],
+        "date": row["date"],
     }
 
 

@@ -1,0 +1,126 @@
+"""When arrays are live, and how large they are: a trace's peak is a product of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from shardsim.graph.arrays import Dims
+from shardsim.plan.layout import Number
+from shardsim.program.sizes import Sizes
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+ROWS = 8  # of a tile of HBM, whose columns are 128 numbers
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of an array on a device: its dimensions, what splits them, and an element's bytes."""
+
+    dims: Dims
+    by: tuple[tuple[str, str], ...]
+    width: str | float  # "wire", "reduce", or bytes
+    several: frozenset[str] = frozenset()  # only where these axes have several members
+    alone: frozenset[str] = frozenset()  # only where none of these has
+    # Gathered along a dimension that these axes split: pieces that are no whole tiles are put one
+    # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
+    # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
+    pieces: tuple[str, tuple[str, ...]] | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # sizes are looked up more often than anything else
+        return hash((self.dims, self.by, self.width, self.several, self.alone, self.pieces))
+
+
+@dataclass
+class Live:
+    """An array, so many times, and the first and last moment of its life."""
+
+    name: str
+    size: Size
+    born: int
+    last: int
+    times: float = 1.0
+
+
+class Measure:
+    """Bytes of sizes under a layout, each computed once."""
+
+    def __init__(self, sizes: Sizes, wire_bytes: float, reduce_bytes: float) -> None:
+        self.sizes = sizes
+        self.widths = {"wire": wire_bytes, "reduce": reduce_bytes}
+        self.known: dict[Size, Number] = {}
+
+    def __call__(self, size: Size) -> Number:
+        """Return bytes on one device."""
+        known = self.known.get(size)
+        if known is None:
+            width = self.widths[size.width] if isinstance(size.width, str) else size.width
+            known = self.sizes.moved(size.dims, size.by) * width
+            if size.several:
+                known = known * self.sizes.several(size.several)
+            if size.alone:
+                known = known * np.logical_not(self.sizes.several(size.alone))
+            if size.pieces:
+                known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
+            self.known[size] = known
+        return known
+
+    def total(self, arrays: Iterable[Live]) -> Number:
+        """Return the bytes of arrays together."""
+        return sum(self(array.size) * array.times for array in arrays)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The moments of a block, and what is live at each."""
+
+    labels: tuple[str, ...]
+    arrays: tuple[Live, ...]
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """Moments x arrays: how many times an array is live."""
+        at = np.arange(len(self.labels))[:, None]
+        born = np.array([array.born for array in self.arrays])
+        last = np.array([array.last for array in self.arrays])
+        times = np.array([array.times for array in self.arrays])
+        live: Matrix = ((at >= born) & (at <= last)) * times
+        return live
+
+    @cached_property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of arrays, each once."""
+        return tuple(dict.fromkeys(array.size for array in self.arrays))
+
+    @cached_property
+    def fullest(self) -> Matrix:
+        """Moments x `sizes`: those rows that no other covers. The peak is at one of them."""
+        columns = {size: column for column, size in enumerate(self.sizes)}
+        chosen = np.zeros((len(self.arrays), len(columns)))
+        for row, array in enumerate(self.arrays):
+            chosen[row, columns[array.size]] = 1.0
+        rows = self.matrix @ chosen
+        covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2)
+        covers &= ~(covers.T & np.tri(len(rows), dtype=bool).T)  # of equal rows the last stays
+        return rows[~covers.any(axis=0)]
+
+    def peak(self, measure: Measure) -> Number:
+        """Return the bytes at the fullest moment."""
+        each = np.stack(np.broadcast_arrays(*(measure(size) for size in self.sizes)))
+        return np.tensordot(self.fullest, each, axes=1).max(axis=0)
+
+    def at_peak(self, measure: Measure) -> tuple[str, list[tuple[str, float]]]:
+        """Return one plan's fullest moment, and what is there."""
+        each = np.array([float(measure(array.size)) for array in self.arrays])
+        row = int((self.matrix @ each).argmax())
+        there = zip(self.arrays, self.matrix[row] * each, strict=True)
+        return self.labels[row], [(array.name, size) for array, size in there if size > 0]

@@ -1,0 +1,180 @@
+"""MaxText's compiled programs: what is kept of them, and how a value's kind is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from shardsim.errors import FileError
+from shardsim.xla.hlo.buffers import read_assignment
+from shardsim.xla.tpu.agreement import to_data, trainers
+from shardsim.xla.trainers.classes import classified
+from shardsim.xla.trainers.collect import _collectives, _refused
+from shardsim.xla.trainers.programs import both, compiled, programs
+
+BOTH = both()
+
+
+def test_enough_programs_on_every_generation_are_kept() -> None:
+    assert len(BOTH) >= 16
+    assert {one.machine.chip.name for one, _ in BOTH} >= {"v4", "v5e", "v5p", "v6e", "tpu7x"}
+    assert set(compiled()) <= {one.id for one in programs()}
+    apart = sum(one.apart for one, _ in BOTH)
+    assert len(BOTH) / 4 < apart < len(BOTH) / 2
+
+
+@pytest.mark.parametrize(("program", "row"), BOTH, ids=[one.id for one, _ in BOTH])
+def test_what_is_kept_adds_up(program, row) -> None:
+    assert row["versions"].keys() >= {"maxtext", "jax", "libtpu"}
+    assert sum(row["at_peak"].values()) == pytest.approx(row["peak_bytes"], rel=2e-3)
+    assert row["peak_bytes"] <= row["allocated_bytes"] < 1.2 * row["peak_bytes"]
+    assert row["arguments_bytes"] <= row["at_peak"]["state"] * 1.001
+    flags = {flag.partition("=")[0] for flag in program.flags}
+    assert {flag.partition("=")[0] for flag in row["refused_flags"]} <= flags
+    assert program.plan.machine == program.machine
+
+
+# What no rule covers, with its cause: libtpu 0.0.52 brings a stack of layers' inputs back from the
+# host whole and lays it out anew; layers that are no loop are not in a plan (import says so).
+NOT_COVERED = {
+    "recipes-v6e-llama31-8b-16",
+    "recipes-v6e-llama31-8b-16-sparsecore",
+    "llama2-7b-v5p-64-unrolled",
+}
+PAIRS = trainers()
+
+
+def errors(apart: bool) -> list[float]:
+    """Return errors of HBM peaks of those programs that rules were, or were not, made from."""
+    kept_apart = {one.id for one in programs() if one.apart}
+    return [
+        abs(pair.peak_error)
+        for pair in PAIRS
+        if pair.row["kind"] not in NOT_COVERED
+        and pair.row["compiled"]
+        and (pair.row["kind"] in kept_apart) == apart
+    ]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_hbm_peaks_of_maxtext_s_programs_are_predicted(apart) -> None:
+    found = np.array(errors(apart))
+    assert len(found) >= 8
+    assert np.mean(found <= 0.05) >= 0.9
+    assert found.max() <= 0.1
+
+
+def test_whether_maxtext_s_programs_fit_is_predicted() -> None:
+    assert [pair.row["kind"] for pair in PAIRS if pair.wrongly_fitting] == []
+    assert [pair.row["kind"] for pair in PAIRS if pair.wrongly_refused] == []
+    assert sum(pair.row["does_not_fit"] for pair in PAIRS) >= 2
+    for pair in PAIRS:
+        hbm = pair.predicted.hbm
+        assert hbm["thrifty_bytes"] <= hbm["peak_bytes"] <= hbm["lavish_bytes"]
+        if pair.row["kind"] not in NOT_COVERED:  # a bound from below and one from above
+            assert (
+                hbm["thrifty_bytes"] <= 1.05 * pair.row["peak_bytes"] <= 1.1 * hbm["lavish_bytes"]
+            )
+
+
+@pytest.mark.parametrize(
+    ("id", "fits"),
+    [
+        ("llama2-70b-v5p-64-batch4", True),
+        ("llama2-13b-v5e-256-batch8", True),
+        ("llama3-70b-v6e-256-optimizer-offload", False),
+        ("llama3-70b-v6e-256", False),
+    ],
+)
+def test_reported_cases_are_judged_as_today_s_compiler_does(id, fits) -> None:
+    (pair,) = (pair for pair in PAIRS if pair.row["kind"] == id)
+    assert pair.row["compiled"] == pair.predicted.fits == fits
+    assert abs(pair.peak_error) < 0.05
+
+
+def test_the_evidence_counts_what_it_shows() -> None:
+    data = to_data([], PAIRS)
+    assert json.loads(json.dumps(data)) == data
+    assert len(data["plans"]) == len(PAIRS)
+    compiled_ones = [plan for plan in data["plans"] if plan["fits"]["compiled"]]
+    within = [abs(plan["hbm_error"]) <= 0.1 for plan in compiled_ones]
+    assert data["hbm"]["within_10"] == pytest.approx(sum(within) / len(within))
+    assert data["hbm"]["within_5"] <= data["hbm"]["within_10"]
+    assert set(data["versions"]) >= {"maxtext", "libtpu"}
+    wrong = dataclasses.replace(PAIRS[0], row={**PAIRS[0].row, "does_not_fit": True})
+    assert to_data([], [wrong])["hbm"]["false_fits"]
+
+
+LOOP = 'metadata={op_name="jit(f)/jvp()/while/body/x"}'
+BACK = 'metadata={op_name="jit(f)/transpose(jvp())/while/body/dot_general"}'
+WEIGHT, GRADIENT = "bf16[1,4096,11008]{2,1,0}", "bf16[4096,11008]{1,0}"
+START = "(bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%p)"
+TEXT = f"""%fused_computation.1 (p: bf16[1,16,8]) -> bf16[1,4096,11008] {{
+  %all-gather.1 = {WEIGHT} all-gather(%p), channel_id=7, {LOOP}
+}}
+%body (p: bf16[2]) -> bf16[2] {{
+  %all-gather.2 = {WEIGHT} all-gather(%p), channel_id=7, {LOOP}
+  %all-reduce.1 = {GRADIENT} all-reduce(%p), channel_id=8, {BACK}
+  %all-gather-start.1 = {START}, channel_id=9, metadata={{op_name="x"}}
+}}
+ENTRY %main (p: bf16[2]) -> bf16[2] {{
+  %grad.1 = {GRADIENT} convolution(%p), {BACK}
+  %all-reduce.2 = {GRADIENT} all-reduce(%grad.1), channel_id=10
+}}
+"""
+
+
+def test_collectives_of_loops_count_every_layer_and_pieces_once() -> None:
+    found = {(row["kind"], row["how"]): row for row in _collectives(TEXT, 32)}
+    weight = 4096 * 11008 * 2
+    assert found["all-gather", "synchronous"] == {
+        "kind": "all-gather",
+        "how": "synchronous",
+        "count": 32,
+        "array_bytes": 32 * weight,
+    }
+    assert found["all-gather", "asynchronous"]["array_bytes"] == 8 * 4 * 2
+    assert found["all-reduce", "synchronous"]["count"] == 32 + 1
+
+
+def test_kinds_are_told_by_shape_and_by_what_made_a_value() -> None:
+    program = next(one for one in programs() if one.id == "llama2-7b-v5p-64-full")
+    values = [
+        ("stack", "bf16[32,4,4096,4096]{3,2,1,0}", "kept activations"),
+        ("all-gather.1", "bf16[1,4096,11008]{2,1,0}", "gathered weights"),
+        ("all-reduce.2", "bf16[4096,11008]{1,0}", "whole gradients"),
+        ("grad.1", "bf16[4096,32,128]{2,1,0}", "whole gradients"),
+        ("sums", "f32[32,64,11008]{2,1,0}", "gradients"),
+        ("cast", "bf16[64,32,11008]{2,1,0}", "weights cast ahead"),
+        ("mlp", "bf16[4,4096,11008]{2,1,0}", "workspace"),
+    ]
+    lines = ["BufferAssignment:", "allocation 0: size 99999, page 0, preallocated-temp:"]
+    spans = ["HloLiveRange (max 9):", "  BufferLiveRange:"]
+    for number, (name, shape, _) in enumerate(values):
+        lines.append(f" value: <{number} {name} @0> (size=10,offset={10 * number}): {shape}")
+        spans.append(f"    {name}{{}}:1-2")
+    held = read_assignment("\n".join(lines), "\n".join(spans))
+    kinds = {buffer.name: kind for kind, buffer in classified(held, TEXT, program.plan)}
+    assert kinds == {name: kind for name, _, kind in values}
+
+
+def test_a_refused_flag_is_found_in_what_libtpu_says() -> None:
+    flags = [
+        "xla_a=true",
+        "xla_a_b=true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    ]
+    assert _refused("Error: No such compile option: 'xla_a_b'", flags) == "xla_a_b=true"
+    said = "FAILED_PRECONDITION: Continuation fusion for AllGather is enabled on platform x"
+    assert _refused(said, flags) == flags[2]
+    assert _refused("RuntimeError: something else", flags) is None
+
+
+def test_a_damaged_list_is_refused(tmp_path) -> None:
+    path = tmp_path / "programs.yaml"
+    path.write_text("programs: [{id: a}]\n")
+    with pytest.raises(FileError, match="expected flags and programs"):
+        programs(path)
