@@ -13,7 +13,6 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.model.blocks import Layer
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -25,9 +24,9 @@ from shardsim.program.tasks import (
     QUERY_KEY_NORM_GRADIENT,
     Collective,
     Compute,
+    Task,
+    fused,
 )
-
-Task = Compute | Collective
 
 OPS_QUANTISE = 4.0
 QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
@@ -452,45 +451,6 @@ class _Pass:
             return
         self.weights[key] = len(self.tasks)
         self.tasks.append(task)
-
-
-def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
-    """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
-    if not layer.name and layer.times == 1:
-        return [*tasks]
-
-    def named(name: str) -> str:
-        return f"{name} ({layer.name})" if layer.name else name
-
-    made: list[Task] = []
-    for task in tasks:
-        if isinstance(task, Collective):
-            task = replace(task, partners=tuple(map(named, task.partners)))
-        made.append(replace(task, name=named(task.name), count=task.count * layer.times))
-    return made
-
-
-def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
-    """Return one matmul for several that lie side by side in `dim`: "m", "k" or "n".
-
-    What they have in common, an operand or the result, crosses HBM once.
-    """
-    first, *rest = tasks
-    if not rest:
-        return first
-    for task in rest:
-        shared = {"m": task.k * task.n, "k": task.m * task.n, "n": task.m * task.k}[dim]
-        first = replace(
-            first,
-            name=f"{first.name}+{task.name}",
-            m=first.m + task.m * (dim == "m"),
-            k=first.k + task.k * (dim == "k"),
-            n=first.n + task.n * (dim == "n"),
-            hbm_bytes=first.hbm_bytes + task.hbm_bytes - shared * wire,
-            vector_ops=first.vector_ops + task.vector_ops,
-            pointwise=first.pointwise + task.pointwise,
-        )
-    return first
 
 
 def _purpose(transfer: Transfer) -> str:

@@ -8,12 +8,12 @@ from shardsim.plan.layout import Layout, Number
 from shardsim.plan.remat import Remat
 from shardsim.program.blocks import derived_blocks, graph, policies
 from shardsim.program.kept import kept
-from shardsim.program.lower import Lowering, Task, repeated, runs_again
+from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
-from shardsim.program.tasks import Collective, Compute, Program
+from shardsim.program.tasks import Collective, Compute, Program, Task, repeated
 
 
 def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:

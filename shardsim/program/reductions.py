@@ -14,11 +14,11 @@ from shardsim.plan.layout import Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
 from shardsim.program.blocks import Blocks
-from shardsim.program.lower import VECTOR_GRADIENT_BYTES, Task, repeated
+from shardsim.program.lower import VECTOR_GRADIENT_BYTES
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import Collective, Compute, Task, repeated
 
 # Vector operations of one parameter in an update with two moments.
 OPS_UPDATE = 16.0

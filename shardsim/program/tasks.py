@@ -6,8 +6,10 @@ Partitioning writes its blocks from work and moves, with notes on what may run b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+from shardsim.model.blocks import Layer
 from shardsim.program.schedule import Block, Move, Number, Work
 
 # What operations are for, where an implementation may do them in another way.
@@ -60,3 +62,45 @@ class Program:
     def block(self, name: str) -> Block:
         """Return the block called `name`."""
         return next(block for block in self.blocks if block.name == name)
+
+
+Task = Compute | Collective
+
+
+def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
+    """Return the tasks of a layer as they stand in a round: named after it, and so many times."""
+    if not layer.name and layer.times == 1:
+        return [*tasks]
+
+    def named(name: str) -> str:
+        return f"{name} ({layer.name})" if layer.name else name
+
+    made: list[Task] = []
+    for task in tasks:
+        if isinstance(task, Collective):
+            task = replace(task, partners=tuple(map(named, task.partners)))
+        made.append(replace(task, name=named(task.name), count=task.count * layer.times))
+    return made
+
+
+def fused(tasks: Sequence[Compute], dim: str, wire: float) -> Compute:
+    """Return one matmul for several that lie side by side in `dim`: "m", "k" or "n".
+
+    What they have in common, an operand or the result, crosses HBM once.
+    """
+    first, *rest = tasks
+    if not rest:
+        return first
+    for task in rest:
+        shared = {"m": task.k * task.n, "k": task.m * task.n, "n": task.m * task.k}[dim]
+        first = replace(
+            first,
+            name=f"{first.name}+{task.name}",
+            m=first.m + task.m * (dim == "m"),
+            k=first.k + task.k * (dim == "k"),
+            n=first.n + task.n * (dim == "n"),
+            hbm_bytes=first.hbm_bytes + task.hbm_bytes - shared * wire,
+            vector_ops=first.vector_ops + task.vector_ops,
+            pointwise=first.pointwise + task.pointwise,
+        )
+    return first

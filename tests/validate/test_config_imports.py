@@ -74,7 +74,7 @@ COMMAND = "python3 MaxText/train.py MaxText/configs/base.yml run_name=$RUN_NAME\
 
 
 def test_every_published_script_has_its_row() -> None:
-    rows = {name for name in runs() if name.startswith("maxtext-")}
+    rows = {name for name in runs() if name.startswith("maxtext-") and "llama" not in name}
     assert rows == set(PUBLISHED)
 
 
