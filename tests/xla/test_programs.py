@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shardsim.errors import FileError
+from shardsim.views.evidence import hbm
+from shardsim.views.write import markdown
 from shardsim.xla.hlo.buffers import read_assignment
 from shardsim.xla.tpu.agreement import to_data, trainers
 from shardsim.xla.trainers.classes import classified
@@ -16,6 +19,12 @@ from shardsim.xla.trainers.collect import _collectives, _refused
 from shardsim.xla.trainers.programs import both, compiled, programs
 
 BOTH = both()
+PAIRS = trainers()
+
+
+def test_the_page_shows_the_programs() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "trainers.md").read_text("utf-8")
+    assert markdown(hbm(PAIRS).without("as")).strip() in page
 
 
 def test_enough_programs_on_every_generation_are_kept() -> None:
@@ -44,7 +53,6 @@ NOT_COVERED = {
     "recipes-v6e-llama31-8b-16-sparsecore",
     "llama2-7b-v5p-64-unrolled",
 }
-PAIRS = trainers()
 
 
 def errors(apart: bool) -> list[float]:
