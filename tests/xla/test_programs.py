@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardsim.cost.predict import predict
 from shardsim.errors import FileError
+from shardsim.program.schedule import Move
 from shardsim.views.evidence import hbm
 from shardsim.views.write import markdown
 from shardsim.xla.hlo.buffers import read_assignment
@@ -186,3 +188,45 @@ def test_a_damaged_list_is_refused(tmp_path) -> None:
     path.write_text("programs: [{id: a}]\n")
     with pytest.raises(FileError, match="expected flags and programs"):
         programs(path)
+
+
+# Programs without host offload or accumulation, whose counts are of one pass over the layers.
+PLAIN = (
+    "maxtext-v4-22b-1x128",
+    "maxtext-v5e-16b-1x256",
+    "maxtext-v5e-64b-1x256",
+    "llama2-70b-v5p-64-batch4",
+    "llama2-7b-v5p-64-full",
+    "llama2-7b-v5p-64-minimal",
+    "llama2-7b-v5e-64",
+    "llama3-8b-tpu7x-64",
+)
+# Their rings gather for one matmul, and once more for the others that read the same.
+WITH_RINGS = (
+    "maxtext-v5p-32b-1x64c",
+    "maxtext-v5p-128b-1x128c",
+    "maxtext-v5p-1024b-1x1024c",
+    "llama3-70b-v5p-128-tensor-4",
+)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *WITH_RINGS])
+def test_a_trainer_gathers_what_its_compiled_program_gathers(name: str) -> None:
+    ((program, row),) = (pair for pair in BOTH if pair[0].id == name)
+    costs = predict(program.plan, implementation="trainer").price.collectives
+    predicted = {
+        beside: sum(
+            float(cost.task.bytes * cost.count)
+            for cost in costs
+            if isinstance(cost.task, Move)
+            and cost.task.kind == "all-gather"
+            # Only what stands beside rings says that it is for the others.
+            and (beside or "for the others" not in cost.task.name)
+        )
+        for beside in (True, False)
+    }
+    compiled = sum(
+        entry["array_bytes"] for entry in row["collectives"] if entry["kind"] == "all-gather"
+    )
+    assert predicted[True] == pytest.approx(compiled, rel=0.012)
+    assert (predicted[False] < 0.9 * compiled) == (name in WITH_RINGS)
