@@ -66,7 +66,8 @@ class Passes:
     ring_results: float = 0.0
     # Pieces of each product's result, in the compute format, that a windowed einsum has beside the
     # sum: in either direction one that comes and one that is made, until all products that add to
-    # the sum are done (maxtext-32b, llama2-7b and mistral-7b with a tensor axis of 4).
+    # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
+    # mistral-7b agree).
     ring_pieces: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
     # stream and one of each projection that attention reads, in a ring over embed two of the stream
