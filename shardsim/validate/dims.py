@@ -15,7 +15,7 @@ _UNMODELLED = {
     "moe": "mixtures of experts are",
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
-    "window": "attention in a window is",
+    "window": "attention in a window, but of a size and in all but one of so many layers, is",
     "mla": "low-rank attention is",
     "enc_dec": "encoder-decoders are",
     "enc_layers": "encoder-decoders are",
@@ -41,9 +41,25 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
     for key, value in dims.items():
-        if key in _UNMODELLED and value not in (None, False, 0, 1):
+        if key in _UNMODELLED and value not in (None, False, 0, 1) and not _plain_window(value):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
     return {key: value for key, value in dims.items() if value is not None}
+
+
+def _plain_window(value: Any) -> bool:
+    """Return whether a window says its size, and at most how often a layer has none."""
+    return isinstance(value, Mapping) and {"size"} <= set(value) <= {"size", "global_every"}
+
+
+def _windows(dims: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the windows of a round of layers: the last one has none."""
+    if not (window := dims.get("window")):
+        return {}
+    size = whole(window["size"], "dims.window.size")
+    every = window.get("global_every")
+    if every is None:
+        return {"windows": [size]}
+    return {"windows": [size] * (whole(every, "dims.window.global_every") - 1) + [0]}
 
 
 def sequence_of(row: Mapping[str, Any]) -> int | None:
@@ -55,7 +71,15 @@ def sequence_of(row: Mapping[str, Any]) -> int | None:
 def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     """Return the preset that the row names if its dims agree, else a model made of its dims."""
     dims, name = _dims(row), str(row.get("model") or "model")
-    unread = set(dims) - {*_DIMS.values(), "glu", "tied", "parallel_block", "bias", "qk_norm"}
+    unread = set(dims) - {
+        *_DIMS.values(),
+        "glu",
+        "tied",
+        "parallel_block",
+        "bias",
+        "qk_norm",
+        "window",
+    }
     if unread := unread - {"tokens", "params_published", "note", "causal"}:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
@@ -64,7 +88,9 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         preset = load_model(name.strip())
     except ModelError:
         preset = None
-    if preset is not None and all(getattr(preset, key) == size for key, size in sizes.items()):
+    same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
+    windows = _windows(dims).get("windows")
+    if preset is not None and same and windows in (None, list(preset.windows)):
         return _with_tokens(preset, row)
     if not dims:
         raise FileError("missing key 'dims', and 'model' is no preset's name")
@@ -104,6 +130,7 @@ def _made(
     }
     if biases:
         data["biases"] = biases
+    data |= _windows(dims)
     if vision:
         data.pop("vocab", None)
         return load_model(data | _image(sizes, sequence_of(row) or 0))

@@ -3,11 +3,11 @@
 One constant is fitted for each family of TPUs, one for all of them, and none for a model:
 
 - `matmul_efficiency`, what large matmuls sustain inside a real step, of the matrix unit's peak,
-  everything else being as the compiler estimates it (`calibrated` costs, `trainer`). It stands for what
-  the formulas leave out (scalar work, clock), and lies near the rate of a matmul on its own, which
-  the hardware file's note gives. v4 is fitted to its five 22B and 52B rows by least squares of the
-  logarithm of the error; every other family to one row: the one that leaves the smallest largest
-  error over `ROWS` of the family.
+  everything else being as the compiler estimates it (`calibrated` costs, `trainer`). It stands for
+  what the formulas leave out (scalar work, clock), and lies near the rate of a matmul on its own,
+  which the hardware file's note gives. v4 is fitted to its five 22B and 52B rows by least squares
+  of the logarithm of the error; every other family to one row: the one that leaves the smallest
+  largest error over `ROWS` of the family.
 - `dcn_hop_latency_s`, one message between slices, from six pairs of runs on v4, v5e and v5p that
   differ in the number of slices alone: least squares of the logarithm of measured over predicted
   slow-down.

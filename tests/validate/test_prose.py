@@ -211,7 +211,7 @@ CONTEXT = "context 16 x fsdp 4"
         ({"tricks": ["sliding window of 4,096"]}, "attention to some of the tokens only"),
         ({"precision": "fp8"}, "precision: fp8: the v5p multiplies no fp8"),
         ({"optimizer": "Lion"}, "optimizer: lion is not modelled; choose from: adamw"),
-        ({"dims": {"window": {"size": 1024}}}, "dims.window: attention in a window is not"),
+        ({"dims": {"window": {"size": 9, "global_head": 512}}}, "dims.window: attention in a win"),
         ({"dims": {"num_experts": 8}}, "dims.num_experts: mixtures of experts are not modelled"),
         ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention is not mod"),
     ],
@@ -318,6 +318,17 @@ def test_the_parameter_count_says_whether_the_mlp_is_gated() -> None:
     dims = {"layers": 32, "d_model": 4096, "d_ff": 11008, "heads": 32, "vocab": 32000}
     for count, gated in (("6.74B", True), ("5.3B", False)):
         assert run_of(model="x", dims=dims | {"params_published": count}).model.gated_mlp is gated
+
+
+def test_windows_are_those_of_a_round_of_layers() -> None:
+    dims = {"layers": 24, "d_model": 512, "heads": 4, "window": {"size": 1024, "global_every": 6}}
+    found = run_of(model="mine", dims=dims).model
+    assert tuple(found.windows) == (1024,) * 5 + (0,)
+    assert tuple(run_of(model="mine", dims=dims | {"window": {"size": 64}}).model.windows) == (64,)
+    # A preset that has none is not the model of such a row.
+    sizes = {"layers": 32, "d_model": 4096, "d_ff": 11008, "heads": 32}
+    named = run_of(dims=sizes | {"window": {"size": 64}}).model
+    assert tuple(named.windows) == (64,)
 
 
 def test_a_kernel_that_skips_no_blocks_computes_the_whole_square() -> None:
