@@ -45,6 +45,9 @@ class Passes:
     # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
     # (maxtext-16b, 64b and 22b).
     weights_first: bool = False
+    # That of the head comes after it, so that the whole table and its whole gradient are never
+    # there together: no program was seen to, but the leanest may (gemma3-12b ran on v6e).
+    head_last: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
@@ -137,7 +140,9 @@ HOLDS: Mapping[str, Passes] = {
     ),
     "trainer": replace(
         _TRAINER,
-        scarce=replace(_TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0),
+        scarce=replace(
+            _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last=True
+        ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),

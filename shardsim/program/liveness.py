@@ -83,7 +83,8 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     """Return what is live while the head runs, forward and at once back."""
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
-    tracer = Tracer(replace(passes, gradients_waiting=0), ring)
+    order = passes.weights_first and not passes.head_last
+    tracer = Tracer(replace(passes, gradients_waiting=0, weights_first=order), ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
     for step in steps:
@@ -307,12 +308,18 @@ class Tracer:
             self.named[f"{op.out.name}, statistics"].last = self.now
         first = self.now
         wanted = [array for array in op.ins if array.trained and not array.weight]
-        if op.product and len(wanted) < len(op.ins) and self.passes.weights_first and not self.ring:
+        apart = op.product and len(wanted) < len(op.ins) and not self.ring
+        if apart and self.passes.weights_first:
             self.moment(f"{op.name} gradient, of its operand")
             self.read(op.out, step.gradient_gathers, "d ")
             self.operands([array for array in op.needs if array.weight], step.gradient_gathers)
         for array in wanted:
             self.gradient(array, step)
+        if apart and not self.passes.weights_first and self.passes.head_last:
+            self.moment(f"{op.name} gradient, of its weight")
+            first = self.now
+            self.read(op.out, step.gradient_gathers, "d ")
+            self.operands([array for array in op.needs if not array.weight], step.gradient_gathers)
         matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
         for array in matrices:
             place = step.place
