@@ -210,7 +210,7 @@ def published_scatter(result: Validation) -> Figure:
             label=family,
             zorder=3,
         )
-    ticks = [tick for power in range(0, 7) for tick in (10**power, 3 * 10**power)]
+    ticks = [10**power for power in range(0, 7)]
     ticks = [tick for tick in ticks if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -392,14 +392,13 @@ def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
 WORDS = (*LLAMA, "topology", "slices", "per_device_batch", "tricks", "attention", "precision",
          "optimizer", "measured", "accounting", "mfu_formula", "dims")  # fmt: skip
 
-VALUES = st.recursive(
+LEAVES = (
     st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.text(max_size=12)
-    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"]), inner,
-                      max_size=3),
-    max_leaves=6,
+    | st.sampled_from(["v4:4x4x4", "rest", "fsdp 8 x tp 8", "flash", "full", "custom: q, k"])
 )  # fmt: skip
+LISTS = st.lists(LEAVES, max_size=3)
+KEYED = st.sampled_from(["fsdp", "model", "mfu", "layers", "kernel", "x"])
+VALUES = LEAVES | LISTS | st.dictionaries(KEYED, LEAVES | LISTS, max_size=3)
 
 
 @given(changes=st.dictionaries(st.sampled_from(WORDS), VALUES, min_size=1, max_size=3))
