@@ -169,7 +169,7 @@ def build(
         parameters={key: axes for key, axes in parameters.items() if axes},
         activations={key: axes for key, axes in activations.items() if axes},
         optimizer_rules={"embed": present["data"]} if over_data and present["data"] else {},
-        remat=Remat(save=POLICIES[options.pop("remat", "full")]),
+        remat=Remat.of(save=POLICIES[options.pop("remat", "full")]),
         **options,
     )
 

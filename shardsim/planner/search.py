@@ -24,6 +24,7 @@ from shardsim.plan.plan import (
     Plan,
     Precision,
 )
+from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking
@@ -244,7 +245,7 @@ def plan_at(
         parameters=parameters,
         activations=activations,
         optimizer_rules=optimizer,
-        remat=one.remats[remat],
+        remat=Remat.of(save=one.remats[remat]),
         microbatches=scalar(layout.microbatches),
         overlap=Overlap(
             matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],

@@ -212,7 +212,7 @@ def exported(plan: Plan) -> dict:
 MAXTEXT = [
     name
     for name, plan in PLANS.items()
-    if plan.optimizer != "momentum" and "rest" not in plan.remat.save
+    if plan.optimizer != "momentum" and "rest" not in plan.remat.groups[0].save
 ]
 
 

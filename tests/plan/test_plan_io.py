@@ -57,7 +57,7 @@ def test_awkward_names_survive(plan, words, note, name):
 
 @given(st.sets(st.sampled_from(TENSORS)), st.sets(st.sampled_from(["layer_input", *TENSORS])))
 def test_any_remat_reads_back(save, offload):
-    remat = Remat(save=frozenset(save - offload), offload=frozenset(offload))
+    remat = Remat.of(save=frozenset(save - offload), offload=frozenset(offload))
     plan = replace(build(decoder(), "v4:1x1x1", 1, {"data": {}}), remat=remat)
     again = plan_from_data(parse_yaml(dump_plan(plan), "text"), "text")
     assert again.remat == remat

@@ -199,7 +199,7 @@ class Choice:
             parameters=parameters,
             activations=activations,
             optimizer_rules={"embed": ("d",)} if self.over_data else {},
-            remat=Remat(save=POLICIES[self.remat]),
+            remat=Remat.of(save=POLICIES[self.remat]),
             microbatches=self.microbatches,
             overlap=Overlap(matmul=self.matmul, weights=self.prefetch, gradients=False),
             attention=work.attention,
