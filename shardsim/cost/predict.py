@@ -59,7 +59,7 @@ class Part(Protocol):
         """Return it as plain data."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prediction:
     """What one plan is predicted to do, at every level of fidelity."""
 
@@ -104,6 +104,14 @@ class Prediction:
         worst = max(self.collectives, key=lambda use: use.exposed_s)
         over = ", ".join(worst.mesh_axes) or "the host link"
         return f"{FIGURES[first.figure]} ({worst.kind} over {over})"
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"Prediction({plan.name!r} on {plan.machine.name}: {self.step_time_s:.4g} s a step, "
+            f"{100 * self.mfu:.1f} % MFU, {self.hbm['peak_bytes'] / 2**30:.1f} GiB of HBM, "
+            f"{'fits' if self.fits else 'does not fit'})"
+        )
 
     def _repr_html_(self) -> str:
         # Views stand above: looked up only when a notebook asks.

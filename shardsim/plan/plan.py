@@ -69,7 +69,7 @@ class Precision:
     state: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """A model, a machine, a batch, and every choice of how to shard and schedule the step."""
 
@@ -107,6 +107,13 @@ class Plan:
     def tokens(self) -> int:
         """Tokens per optimizer step, over all chips."""
         return self.batch * self.sequence
+
+    def __repr__(self) -> str:
+        mesh = ", ".join(f"{axis.name}={axis.size}" for axis in self.mesh)
+        return (
+            f"Plan({self.name!r}: {self.model.name} on {self.machine.name}, batch {self.batch:,}, "
+            f"{mesh})"
+        )
 
     def _repr_html_(self) -> str:
         # Views stand above: looked up only when a notebook asks.

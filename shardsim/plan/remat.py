@@ -131,8 +131,9 @@ class Remat:
             raise PlanError(f"remat: its groups have {total} layers, the model has {layers}")
 
 
-def parse_remat(data: Any, where: str) -> Remat:
-    """Read a policy's name, `{save: [...], offload: [...]}`, or a list of those with `layers`."""
+def parse_remat(data: Any, where: str, layers: int) -> Remat:
+    """Read what the `layers` of a model keep: a name, `{save: [...], offload: [...]}`, or a list
+    of groups of layers, each `{layers: 2, save: [...], offload: [...]}`."""
     if not isinstance(data, list):
         return Remat((_policy(data, where, ("save", "offload")),))
     if not data:
@@ -142,11 +143,13 @@ def parse_remat(data: Any, where: str) -> Remat:
         here = f"{where}[{number}]"
         if not isinstance(entry, Mapping) or "layers" not in entry:
             raise PlanError(f"{here}: expected a group of layers, such as {{layers: 2, save: []}}")
-        layers = entry["layers"]
-        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-            raise PlanError(f"{here}.layers: must be a positive whole number, not {layers!r:.60}")
+        many = entry["layers"]
+        if isinstance(many, bool) or not isinstance(many, int) or many < 1:
+            raise PlanError(f"{here}.layers: must be a positive whole number, not {many!r:.60}")
         groups.append(_policy(entry, here, ("layers", "save", "offload")))
-    return Remat(tuple(groups))
+    remat = Remat(tuple(groups))
+    first, *others = remat.groups
+    return remat if others or first.layers != layers else Remat.of(first.save, first.offload)
 
 
 def _policy(data: Any, where: str, keys: tuple[str, ...]) -> Policy:

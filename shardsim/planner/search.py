@@ -43,7 +43,7 @@ class Bound:
     why: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SearchResult:
     """The best plans, best first, and how many were looked at."""
 
@@ -67,6 +67,10 @@ class SearchResult:
         if not self.predictions:
             raise PlanError("no plan fits in HBM")
         return self.predictions[0]
+
+    def __repr__(self) -> str:
+        best = f", best {self.best!r}" if self.predictions else ""
+        return f"SearchResult({self.searched:,} plans considered, {self.fit:,} fit{best})"
 
     def frame(self) -> Any:
         """Return the plans as a pandas frame (needs pandas), best first."""

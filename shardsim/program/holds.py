@@ -33,9 +33,11 @@ class Passes:
     # The head's gradients of weights are computed after the layers, so that what they multiply
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x), pooled heads only without rings (six programs with logits, three without).
-    # "synchronous": with a tensor axis, and where gathers are synchronous: the scheduler that hides
-    # latency computes them at once (llama2-70b on v5p with and without its flags, llama2-7b on v5p
-    # and on v5e, llama3-70b on v6e; MaxText 0.2.5, libtpu 0.0.52).
+    # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
+    # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its
+    # flags, llama2-7b on v5p, with qkv offloaded and on v5e, llama3-70b on v6e). They are computed
+    # at once where attention is unfused (llama2-7b, llama3-8b, maxtext-22b), or where the head is
+    # the fullest moment anyway (llama3-8b on v6e, with and without flags; libtpu 0.0.52).
     head_late: str = ""
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
@@ -64,7 +66,8 @@ class Passes:
     ring_results: float = 0.0
     # Pieces of each product's result, in the compute format, that a windowed einsum has beside the
     # sum: in either direction one that comes and one that is made, until all products that add to
-    # the sum are done (maxtext-32b, llama2-7b and mistral-7b with a tensor axis of 4).
+    # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
+    # mistral-7b agree).
     ring_pieces: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
     # stream and one of each projection that attention reads, in a ring over embed two of the stream
@@ -74,7 +77,8 @@ class Passes:
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
     # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
-    # `recomputes` drops by itself what layers keep (a GPT of 12 unrolled layers on v3).
+    # `recomputes`, if nothing is marked for remat, drops by itself what layers keep (reported of a
+    # GPT of 12 layers on v3). In a loop over layers, as emitted code has, it cannot.
     scarce: Passes | None = None
     share: float = 1.0
     recomputes: bool = False
@@ -134,6 +138,7 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": replace(
         _TRAINER,
         scarce=replace(_TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0),
+        recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),
 }

@@ -169,7 +169,7 @@ def gather_for_the_others(block: Block, where: Where) -> Block:
     one of them, and the others take it whole.
 
     Three a layer, synchronous, beside their rings, in MaxText's compiled programs of maxtext-32b,
-    maxtext-128b and maxtext-1024b on v5p (docs/trainers.md).
+    maxtext-128b and maxtext-1024b on v5p; as many bytes in that of llama3-70b (docs/trainers.md).
     """
 
     def change(task: Task) -> list[Task]:
@@ -306,26 +306,44 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
 
 
 def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
-    """Make an all-reduce of a reduce-scatter of weights over a whole slice, and of an all-gather
-    that is not to overlap: twice the bytes. SparseCores scatter as planned (tpu7x).
+    """Make an all-reduce of a reduce-scatter of weights over a whole slice: twice the bytes.
+    SparseCores scatter as planned (tpu7x).
+
+    Counted in compiled programs, emitted ones (docs/compiled.md, `shardsim/xla/compare.py`) and
+    MaxText's (docs/trainers.md).
+    """
+    return _all_reduced(block, "reduce-scatter", _over_a_whole_slice(where))
+
+
+def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
+    """Make an all-reduce of an all-gather of weights over a whole slice that is not to overlap:
+    twice the bytes. SparseCores gather as planned (tpu7x).
 
     Counted in compiled programs (docs/compiled.md, `shardsim/xla/compare.py`).
     """
+    waits = _over_a_whole_slice(where) & np.logical_not(where.layout.weights_overlap)
+    return _all_reduced(block, "all-gather", waits)
+
+
+def _over_a_whole_slice(where: Where) -> Number:
+    """Return whether weights are gathered over all devices of a slice, and no SparseCore does."""
     inside = where.layout.gather.size / where.layout.gather.slices
     whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
-    if where.machine.chip.offloads_collectives or not np.any(whole):
+    return whole & (not where.machine.chip.offloads_collectives)
+
+
+def _all_reduced(block: Block, kind: str, chosen: Number) -> Block:
+    """Return a block with all-reduces for the collectives of weights of a kind, where `chosen`."""
+    if not np.any(chosen):
         return block
-    waits = whole & np.logical_not(where.layout.weights_overlap)
-    becomes = {"reduce-scatter": whole, "all-gather": waits}
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective) or task.purpose not in GATHERED_WEIGHTS:
             return [task]
-        chosen = becomes.get(task.kind, False)
-        if not np.any(chosen):
+        if task.kind != kind:
             return [task]
         summed = replace(task, name=f"{task.name}, all-reduced", kind="all-reduce")
-        if task.kind == "all-gather":
+        if kind == "all-gather":
             summed = replace(summed, schedule="exposed")
         if np.all(chosen):
             return [summed]
@@ -394,6 +412,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         two_backward_kernels,
         attend_by_blocks,
         all_reduce_over_whole_slices,
+        all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
         await_some_gathers,
     ),

@@ -24,7 +24,7 @@ class Workload:
     pipeline_interleave: int = 1
     vocab_tiles: int = 1
     offload_optimizer: bool = False
-    asynchronous: bool = False  # whether a trainer's program gathers weights asynchronously
+    asynchronous: bool = False  # whether a trainer's program is scheduled to hide latencies
 
     @classmethod
     def of(cls, plan: Plan) -> Workload:
@@ -76,10 +76,11 @@ class Workload:
 
 
 def _asynchronous(plan: Plan) -> bool:
-    """Return whether the TPU compiler gathers weights asynchronously: with its flag, or by itself.
+    """Return whether the TPU compiler hides latencies: of gathers with their flag, or by itself, or
+    of copies to and from the host.
 
     Counted in MaxText's programs (shardsim/xla/trainers/programs.json).
     """
     chip = plan.machine.chip
     asked = plan.compiler_options.get("xla_enable_async_all_gather") == "true"
-    return asked or chip.name in _ASYNCHRONOUS or chip.offloads_collectives
+    return asked or chip.name in _ASYNCHRONOUS or any(group.offload for group in plan.remat.groups)

@@ -1,20 +1,23 @@
 """Where the fitted constants come from: `python -m shardsim.validate.fit` prints them anew.
 
-Two constants are fitted for v4, one for each other family of TPUs, and none for a model:
+One constant is fitted for each family of TPUs, one for all of them, and none for a model:
 
-- `matmul_efficiency`, what large matmuls sustain inside a real step, of the matrix unit's peak.
-  It stands for what the formulas leave out (layout copies, scalar work, clock), and lies below
-  the rate of a matmul on its own, which the hardware file's note gives.
-- `dcn_hop_latency_s`, one message between slices, on v4 from the runs on 2 and 8 slices; the
-  other families take it over.
+- `matmul_efficiency`, what large matmuls sustain inside a real step, of the matrix unit's peak,
+  everything else being as the compiler estimates it (`calibrated` costs, `trainer`). It stands for
+  what the formulas leave out (scalar work, clock), and lies near the rate of a matmul on its own,
+  which the hardware file's note gives. v4 is fitted to its five 22B and 52B rows by least squares
+  of the logarithm of the error; every other family to one row: the one that leaves the smallest
+  largest error over `ROWS` of the family.
+- `dcn_hop_latency_s`, one message between slices, from six pairs of runs on v4, v5e and v5p that
+  differ in the number of slices alone: least squares of the logarithm of measured over predicted
+  slow-down.
 
-v4 is fitted to its five 22B and 52B rows by least squares of the logarithm of the error; every
-other family to one row: the one that leaves the smallest largest error over the family's rows.
+The vector operations of the attention kernel of 2023 are in `shardsim/ops/attend.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 
@@ -22,6 +25,32 @@ from shardsim.machine import Chip
 from shardsim.validate.rows import Run
 from shardsim.validate.runs import predictions_of, published_runs
 
+# Runs on one slice, and the same on several.
+PAIRS = (
+    ("maxtext-v4-22b-1x128", "maxtext-v4-22b-2x128"),
+    ("maxtext-v4-22b-1x128", "maxtext-v4-22b-8x128"),
+    ("maxtext-v5e-16b-1x256", "maxtext-v5e-16b-8x256"),
+    ("maxtext-v5e-16b-1x256", "maxtext-v5e-16b-32x256"),
+    ("maxtext-v5e-64b-1x256", "maxtext-v5e-64b-8x256"),
+    ("maxtext-v5p-32b-1x64c", "maxtext-v5p-32b-2x64c"),
+)
+# Rows that a family's constant is chosen from, and held against.
+ROWS = (
+    "maxtext-v5e-16b-1x256",
+    "maxtext-v5e-16b-8x256",
+    "maxtext-v5e-16b-32x256",
+    "maxtext-v5e-64b-1x256",
+    "maxtext-v5e-64b-8x256",
+    "maxtext-v5p-32b-1x64c",
+    "maxtext-v5p-32b-2x64c",
+    "maxtext-v5p-128b-1x128c",
+    "maxtext-v5p-512b-1x512c",
+    "maxtext-v5p-1024b-1x1024c",
+    "recipes-v6e-llama2-70b",
+    "recipes-v6e-llama31-70b-64",
+    "recipes-v6e-llama31-8b-16",
+    "recipes-tpu7x-llama31-70b-64-bf16",
+)
 V4_ROWS = (
     "maxtext-v4-22b-1x128",
     "maxtext-v4-22b-2x128",
@@ -65,29 +94,32 @@ def fit_one(run: Run, **constants: float) -> float:
     )
 
 
-def fit_v4(runs: Sequence[Run]) -> tuple[float, float]:
-    """Return matmul efficiency and DCN latency that fit the v4 rows best."""
-    best = (float("inf"), 0.0, 0.0)
-    for step in range(0, 51):
-        latency_s = step * 2e-6
+def slow_downs(runs: Mapping[str, Run], latency_s: float) -> list[float]:
+    """Return log(predicted / measured) of what several slices cost, for each of `PAIRS`."""
+    errors = {
+        name: log_error(with_constants(runs[name], dcn_hop_latency_s=latency_s))
+        for name in dict.fromkeys(name for pair in PAIRS for name in pair)
+    }
+    return [errors[several] - errors[one] for one, several in PAIRS]
 
-        def mean(value: float, latency_s: float = latency_s) -> float:
-            errors = [
-                log_error(with_constants(run, matmul_efficiency=value, dcn_hop_latency_s=latency_s))
-                for run in runs
-            ]
-            return sum(errors) / len(errors)
 
-        efficiency = solve(mean, 0.5, 1.0)
-        squares = sum(
-            log_error(
-                with_constants(run, matmul_efficiency=efficiency, dcn_hop_latency_s=latency_s)
-            )
-            ** 2
-            for run in runs
-        )
-        best = min(best, (squares, efficiency, latency_s))
-    return best[1], best[2]
+def fit_dcn(runs: Mapping[str, Run]) -> float:
+    """Return the latency of a message between slices that fits `PAIRS` best, to a microsecond."""
+    return min(
+        (step * 1e-6 for step in range(60, 121)),
+        key=lambda latency_s: sum(error**2 for error in slow_downs(runs, latency_s)),
+    )
+
+
+def fit_v4(runs: Sequence[Run], latency_s: float) -> float:
+    """Return the matmul efficiency that fits the v4 rows best."""
+
+    def total(value: float) -> float:
+        constants = {"matmul_efficiency": value, "dcn_hop_latency_s": latency_s}
+        return sum(log_error(with_constants(run, **constants)) for run in runs)
+
+    # The rate is nearly proportional to it, so the sum of squares is least where the sum is zero.
+    return solve(total, 0.5, 1.0)
 
 
 def fit_family(runs: Sequence[Run], **constants: float) -> tuple[float, str]:
@@ -106,13 +138,13 @@ def fit_family(runs: Sequence[Run], **constants: float) -> tuple[float, str]:
 def main() -> None:
     """Fit all constants again and print them."""
     runs = {run.id: run for run in published_runs()}
-    efficiency, latency_s = fit_v4([runs[name] for name in V4_ROWS])
-    print(f"v4 matmul_efficiency {efficiency:.3f} dcn_hop_latency_s {latency_s:.2e}")
-    families = {run.family for run in runs.values()} - {"v4"}
-    for family in sorted(families):
-        rows = [run for run in runs.values() if run.family == family and run.rate()]
-        value, row = fit_family(rows, dcn_hop_latency_s=latency_s)
-        print(f"{family} matmul_efficiency {value:.3f} fitted to {row}")
+    latency_s = fit_dcn(runs)
+    print(f"dcn_hop_latency_s {latency_s:.2e}")
+    print(f"v4 matmul_efficiency {fit_v4([runs[name] for name in V4_ROWS], latency_s):.3f}")
+    for family in ("v5e", "v5p", "v6e", "tpu7x"):
+        rows = [run for name, run in runs.items() if run.family == family and name in ROWS]
+        efficiency, row = fit_family(rows, dcn_hop_latency_s=latency_s)
+        print(f"{family} matmul_efficiency {efficiency:.3f} fitted to {row}")
 
 
 if __name__ == "__main__":

@@ -255,15 +255,19 @@ def predictions_of(run: Run) -> tuple[list[Prediction], list[str]]:
 
 def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
     predictions, notes = predictions_of(run)
+    many = len(predictions)
+    if fitting := [item for item in predictions if item.fits]:
+        predictions = fitting  # of what a source leaves open; the run itself did fit
     ordered = sorted(predictions, key=lambda item: item.tokens_per_s_per_chip)
-    middle = ordered[len(ordered) // 2]
+    middle = ordered[(len(ordered) - 1) // 2]
     if not all(isfinite(item.step_time_s) for item in ordered):
         raise PlanError("the predicted step takes for ever; check the row's sizes")
     flops = model_flops_per_token(run.model, run.sequence)
     peak = load_chip(run.family).peak(run.compute)
     measured = run.rate()
-    if len(ordered) > 1:
-        notes = [*notes, f"{len(ordered)} plans: the source leaves sizes open; the median is shown"]
+    if many > 1:
+        those = f"{len(ordered)} of {many} plans fit" if len(ordered) < many else f"{many} plans"
+        notes = [*notes, f"{those}: the source leaves sizes open; the median is shown"]
     if any(not item.fits for item in ordered):
         notes = [*notes, "does not fit in HBM as predicted"]
     return Row(

@@ -67,6 +67,19 @@ RINGS = rings("vit-22b", "v4:4x4x4", overlap={"weights": False})
 STOPPED = rings("maxtext-16b", "v5e:4x8")
 LEFT = rings("vit-22b", "v4:4x4x4", execution="partitioned")
 OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", "embed", overlap={"gradients": False})
+# Weights over the whole slice, none gathered ahead.
+WAITING = plan_from_data(
+    {
+        "model": "vit-22b",
+        "machine": "v4:4x4x4",
+        "batch": 4096,
+        "mesh": {"fsdp": 64},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "remat": "full",
+        "overlap": {"weights": False},
+    },
+    "waiting",
+)
 
 
 def written(plan: Plan) -> Program:
@@ -116,7 +129,7 @@ def test_rules_do_not_read_names(plan: Plan) -> None:
 def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
     blocks = [
         (block, Where(machine=plan.machine, layout=resolve(plan)))
-        for plan in (*SHIPPED, LONG, RINGS, STOPPED, LEFT, OFFLOADED)
+        for plan in (*SHIPPED, LONG, RINGS, STOPPED, LEFT, OFFLOADED, WAITING)
         for block in written(plan).blocks
     ]
     for rules in IMPLEMENTATIONS.values():

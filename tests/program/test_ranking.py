@@ -16,8 +16,8 @@ FLOORS = {
     "llama3-8b on v6e:8x8": 0.99,
     "maxtext-16b on v5e:16x16": 0.85,
     "maxtext-22b on v4:4x4x4": 0.70,
-    "vit-22b on v4:8x8x16": 0.85,
-    "vit-22b on v5p:4x8x8": 0.70,
+    "vit-22b on v4:8x8x16": 0.8,
+    "vit-22b on v5p:4x8x8": 0.8,
     "vit-22b on v6e:16x16": 0.85,
 }
 

@@ -83,6 +83,9 @@ def test_frames_of_a_search_and_of_published_runs() -> None:
     result = searched("vit-b-16", "v5e:2x2", 1024, top=3)
     assert list(result.frame().step_time_s) == [one.step_time_s for one in result.predictions]
     assert "v5e:2x2" in result._repr_html_()
+    for item in (result, result.best, result.best.plan):
+        assert len(repr(item)) < 250
+        assert "v5e:2x2" in repr(item)
     validation = validate_data({"runs": read_yaml(PUBLISHED)["runs"][-3:]}, "some")
     assert len(validation.rows) == 3
     assert list(frames.validation_frame(validation)["run"]) == [r.id for r in validation.rows]

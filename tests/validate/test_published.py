@@ -15,7 +15,14 @@ from shardsim.files import read_yaml
 from shardsim.machine import load_chip
 from shardsim.model import model_flops_per_token
 from shardsim.plan import load_plan, plan_names
-from shardsim.validate.fit import V4_ROWS, fit_one, log_error, with_constants
+from shardsim.validate.fit import (
+    PAIRS,
+    V4_ROWS,
+    fit_one,
+    log_error,
+    slow_downs,
+    with_constants,
+)
 from shardsim.validate.rows import Run
 from shardsim.validate.runs import PUBLISHED, Row, published_runs
 
@@ -100,7 +107,7 @@ def test_rows_are_within_15_percent_but_those_that_the_page_explains(name: str) 
     error = rows()[name].error
     assert error is not None
     assert (abs(error) < 0.15) == (name not in OFF)
-    assert abs(error) < 0.32
+    assert abs(error) < 0.35
 
 
 @pytest.mark.parametrize("name", ["vit22b-1024v4", "palm540b-6144v4"])
@@ -211,21 +218,30 @@ def test_a_fit_finds_that_constant(family: str) -> None:
     assert fit_one(runs()[row]) == pytest.approx(value, rel=0.01)
 
 
-def test_constants_of_v4_fit_its_rows_best() -> None:
-    """Moving either constant away makes the squares of the errors larger."""
+def test_the_constant_of_v4_fits_its_rows_best() -> None:
+    """Moving it away makes the squares of the errors larger."""
     efficiency, fitted = fitted_to("v4.matmul_efficiency")
-    latency_s, _ = fitted_to("v4.dcn_hop_latency_s")
     assert tuple(fitted) == V4_ROWS
 
-    def squares(efficiency: float, latency_s: float) -> float:
-        constants = {"matmul_efficiency": efficiency, "dcn_hop_latency_s": latency_s}
-        return sum(log_error(with_constants(runs()[name], **constants)) ** 2 for name in V4_ROWS)
+    def squares(efficiency: float) -> float:
+        moved = (with_constants(runs()[name], matmul_efficiency=efficiency) for name in V4_ROWS)
+        return sum(log_error(run) ** 2 for run in moved)
 
-    best = squares(efficiency, latency_s)
     for factor in (0.98, 1.02):
-        assert squares(efficiency * factor, latency_s) > best
+        assert squares(efficiency * factor) > squares(efficiency)
+
+
+def test_one_latency_between_slices_fits_all_pairs() -> None:
+    """Of three chips, 2 to 32 slices: what is predicted of the slow-down is within 2.5 %."""
+    names = [name for _, name in PAIRS]
+    for family in ("v4", "v5e", "v5p"):
+        latency_s, fitted = fitted_to(f"{family}.dcn_hop_latency_s")
+        assert fitted == names
+    best = slow_downs(runs(), latency_s)
+    assert max(map(abs, best)) < 0.025
     for factor in (0.7, 1.3):
-        assert squares(efficiency, latency_s * factor) > best
+        moved = slow_downs(runs(), latency_s * factor)
+        assert sum(error**2 for error in moved) > sum(error**2 for error in best)
 
 
 def test_constants_are_few_and_name_their_rows() -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +26,15 @@ class Pair:
 
     row: dict[str, Any]
     predicted: Prediction
+
+    @cached_property
+    def calibrated_s(self) -> float:
+        """Seconds of a step as `shardsim plan` prices and ranks it: with calibrated costs.
+
+        `predicted` has the compiler's own, to be compared with what it compiled.
+        """
+        plan = replace(self.predicted.plan, op_costs="calibrated")
+        return predict(plan, implementation=self.predicted.implementation).step_time_s
 
     @property
     def peak_error(self) -> float | None:
@@ -109,7 +119,7 @@ def summary(found: Sequence[Pair]) -> dict[str, Any]:
             "plans": sum(p.row["group"] == name for p in found),
             "compiled": len(read),
             "rank_correlation": kendall(
-                [p.predicted.step_time_s for p in read], [p.row["step_time_s"] for p in read]
+                [p.calibrated_s for p in read], [p.row["step_time_s"] for p in read]
             ),
         }
     return {
@@ -177,6 +187,7 @@ def _plan_data(pair: Pair) -> dict[str, Any]:
             **{key: predicted.hbm[key] for key in ("peak_bytes", "thrifty_bytes", "lavish_bytes")},
             "operations_s": predicted.operations_s,
             "step_time_s": predicted.step_time_s,
+            "calibrated_step_time_s": pair.calibrated_s,
             "mfu": predicted.mfu,
         },
         "hbm_error": pair.peak_error,

@@ -33,7 +33,7 @@ class Program:
     slice: str
     options: tuple[str, ...]
     flags: tuple[str, ...] = ()  # "xla_...=true"
-    apart: bool = False  # of the third that no rule was made from
+    apart: bool = False  # of those that no rule was made from
 
     @property
     def machine(self) -> Machine:
