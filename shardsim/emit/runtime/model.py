@@ -58,13 +58,13 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
         mine = kinds[kind]["calls"]
         return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
 
-    def one_round(policy: Any, x: Array, weights: Params) -> tuple[Array, None]:
+    def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):
             mine = {
                 name: weights[name][users[name].index(place)] if len(order) > 1 else weights[name]
                 for name in kinds[kind]["weights"]
             }
-            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=False)
+            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=alone)
             x = step(x, mine)
         return x, None
 
@@ -80,7 +80,9 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
         mine = stacked
         if len(groups) > 1:
             mine = {name: value[first:last] for name, value in stacked.items()}
-        x = lax.scan(partial(one_round, remat_policy(way.plan, group)), x, mine)[0]
+        # One round is no loop to a compiler, which would find what is to run again there already.
+        policy, alone = remat_policy(way.plan, group), last - first == 1
+        x = lax.scan(partial(one_round, policy, alone), x, mine)[0]
         first = last
     return x
 
