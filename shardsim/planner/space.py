@@ -7,6 +7,8 @@ remat policies, how the residual stream lies, collective matmul, prefetch of wei
 the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
 without a tensor axis, for example) are counted once.
 
+What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
+
 One choice is settled without pricing both sides, because it is never slower: weights are prefetched
 wherever HBM has room for it. One is not made at all: gradients are not reduced behind the backward
 pass, because no published set of compiler options does that; a plan file may.
