@@ -18,7 +18,7 @@ from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import MATMUL_OVERLAP
-from shardsim.plan.remat import POLICIES
+from shardsim.plan.remat import POLICIES, Policy
 from shardsim.program.schedule import Move, Schedule, Start
 
 # What the tests call the axes; outermost first, as the roles are.
@@ -169,7 +169,7 @@ def build(
         parameters={key: axes for key, axes in parameters.items() if axes},
         activations={key: axes for key, axes in activations.items() if axes},
         optimizer_rules={"embed": present["data"]} if over_data and present["data"] else {},
-        remat=Remat(save=POLICIES[options.pop("remat", "full")]),
+        remat=Remat.of(save=POLICIES[options.pop("remat", "full")]),
         **options,
     )
 
@@ -214,6 +214,25 @@ def is_legal(plan: Plan) -> bool:
     except PlanError:
         return False
     return True
+
+
+@st.composite
+def in_groups(draw: st.DrawFn, drawn: st.SearchStrategy[Plan], most: int = 3) -> Plan:
+    """Draw a plan without stages whose layers keep different things, in two groups or more."""
+    plan = draw(drawn)
+    assume(int(resolve(plan).pipeline.size) == 1)
+    layers = plan.model.layers
+    ends = draw(st.lists(st.integers(1, layers - 1), min_size=1, max_size=most - 1, unique=True))
+    edges = [0, *sorted(ends), layers]
+    names = draw(
+        st.lists(st.sampled_from(sorted(POLICIES)), min_size=len(ends) + 1, max_size=len(ends) + 1)
+    )
+    groups = tuple(
+        Policy(save=POLICIES[name], layers=end - start)
+        for name, start, end in zip(names, edges, edges[1:], strict=False)
+    )
+    assume(len(Remat(groups).groups) > 1)
+    return replace(plan, remat=Remat(groups))
 
 
 MODELS = (

@@ -63,7 +63,7 @@ class Hand:
         whole = model.kv_heads // min(self.tensor, model.kv_heads) % self.second
         self.keys = (self.t if whole else self.wide) * self.k
         self.pairs = self.sequences * self.heads * plan.sequence**2
-        self.saves = plan.remat.save
+        self.saves = plan.remat.groups[0].save
         on_tokens = self.split and not {"t"} & set(plan.activations.get("embed", ()))
         self.rows = self.t / (self.tensor if on_tokens else 1)  # tokens of the residual stream
 

@@ -24,7 +24,7 @@ def predict_emitted(plan: Plan) -> Prediction:
 def traffic(plan: Plan, as_emitted: bool = False) -> dict[Key, tuple[float, float]]:
     """Return (HBM bytes, vector operations) of one device in a step, by pass and kind."""
     layout, name = resolve(plan), "emitted" if as_emitted else "ideal"
-    written = partition(Workload.of(plan), layout, plan.remat)
+    written = partition(Workload.of(plan), layout)
     program = implemented(written, name, plan.machine, layout)
     sums: dict[Key, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for block in program.blocks:

@@ -75,6 +75,12 @@ as_option = click.option(
     help="What operations take: calibrated to published runs, as the TPU compiler estimates, or "
     "from the chips' figures alone.",
 )
+@click.option(
+    "--one-policy",
+    is_flag=True,
+    help="One remat policy for all layers, as most trainers have; else layers that keep more fill "
+    "HBM.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
     "--compile-top",
@@ -97,6 +103,7 @@ def plan(
     attention: str | None,
     max_axes: int,
     op_costs: str,
+    one_policy: bool,
     output: str | None,
     compile_top: int,
     workers: int,
@@ -142,6 +149,7 @@ def plan(
         attention=attention,
         max_axes=max_axes,
         costs=op_costs,
+        by_layer=not one_policy,
         progress=progress_line("searching"),
     )
     outcomes = None

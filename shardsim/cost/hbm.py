@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
-from shardsim.model.blocks import Layer
-from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.model.blocks import Stack
+from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
 from shardsim.plan.optimizer import state_bytes
-from shardsim.plan.remat import Remat
 from shardsim.plan.split import stored_elements
-from shardsim.program.blocks import derived_blocks, graph, kept_names, over_policies
+from shardsim.program.blocks import derived_blocks, graph, over_policies, rounds_of
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
 from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
@@ -101,27 +100,22 @@ def hbm_use(
     work: Workload,
     layout: Layout,
     passes: Passes,
-    offloaded: frozenset[str] = frozenset(),
 ) -> HbmUse:
     """Return HBM over the step of one device of `machine`, as an implementation with `passes` uses
-    it; `offloaded` names what remat keeps in the host's memory.
+    it.
 
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    account = Account(machine, work, layout, passes, offloaded)
+    account = Account(machine, work, layout, passes)
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:
         thrifty = replace(account, passes=passes.scarce)
         least = thrifty.at
         if passes.recomputes:
-            dropped = replace(thrifty, layout=layout.reshaped(**Remat().flags()))
-            unmarked = np.asarray(layout.keeps("rest"), dtype=bool)
-            least = (
-                np.where(unmarked, np.minimum(least[0], dropped.at[0]), least[0]),
-                np.where(unmarked, np.minimum(least[1], dropped.at[1]), least[1]),
-            )
+            dropped = replace(thrifty, layout=layout.reshaped(kept=_marked(layout)))
+            least = (np.minimum(least[0], dropped.at[0]), np.minimum(least[1], dropped.at[1]))
         room = passes.share * capacity_bytes
         at = (_within(at[0], least[0], room), _within(at[1], least[1], room))
         if passes.recomputes:
@@ -140,6 +134,17 @@ def hbm_use(
     )
 
 
+def _marked(layout: Layout) -> tuple[Kept, ...]:
+    """Return what groups of layers keep at least: nothing, where no policy marks what to keep."""
+    return tuple(
+        replace(
+            group,
+            names=tuple(frozenset() if "rest" in names else names for names in group.names),
+        )
+        for group in layout.kept
+    )
+
+
 def _within(plenty: Number, least: Number, room: float) -> Number:
     """Return what is used: as if memory were plentiful, up to `room`, but what is needed anyway."""
     return np.maximum(least, np.minimum(plenty, room))
@@ -153,7 +158,6 @@ class Account:
     work: Workload
     layout: Layout
     passes: Passes
-    offloaded: frozenset[str]
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -209,13 +213,22 @@ class Account:
     @cached_property
     def activations_bytes(self) -> Number:
         """Activations of all layers kept for the backward pass, on the device."""
+        return sum(self.by_group)
+
+    @cached_property
+    def by_group(self) -> list[Number]:
+        """The same of each group of layers that keeps something else."""
         layout = self.layout
         in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
-        total: Number = 0.0
-        for number, (_, many) in enumerate(self.layers):
-            one, _ = kept(self.work, layout, self.sizes, number, self.offloaded)
-            total = total + one * (many / layout.pipeline.size)
-        return total * in_flight
+        found = []
+        for group in layout.kept:
+            total: Number = 0.0
+            rounds = rounds_of(self.stack, layout, group)
+            for number, layer in enumerate(self.stack.layers):
+                one, _ = kept(self.work, layout, self.sizes, number, group)
+                total = total + one * (rounds * layer.times)
+            found.append(total * in_flight)
+        return found
 
     @property
     def _several(self) -> Number:
@@ -238,16 +251,17 @@ class Account:
         return _where(self.ring, of_ring)
 
     @property
-    def layers(self) -> tuple[tuple[Layer, int], ...]:
-        """The kinds of layers, and how many there are of each."""
-        return graph(self.work.model, self.work.attention).layers
+    def stack(self) -> Stack:
+        """The layers."""
+        (stack,) = graph(self.work.model, self.work.attention).stacks
+        return stack
 
     def traces(self, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work = self.work
         return [
             layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
-            for number in range(len(self.layers))
+            for number in range(len(self.stack.layers))
         ]
 
     def ends(self, mode: Mode) -> Ends:
@@ -302,7 +316,8 @@ class Account:
 
     @cached_property
     def of_layers(self) -> Number:
-        """The most that a layer of any kind has at once."""
+        """The most that a layer of any kind has at once, less what it finds let go: what the groups
+        of layers after its own kept."""
 
         def peak(names: frozenset[str], mode: Mode) -> Number:
             first, *others = (trace.peak(self.measure) for trace in self.traces(names, mode))
@@ -310,9 +325,16 @@ class Account:
                 first = np.maximum(first, other)
             return first
 
-        return over_policies(
-            self.layout, lambda names: self.by_mode(lambda mode: peak(names, mode))
-        )
+        found = [
+            over_policies(group, lambda names: self.by_mode(lambda mode: peak(names, mode))) - later
+            for group, later in zip(self.layout.kept, self.let_go, strict=True)
+        ]
+        return reduce(np.maximum, found)
+
+    @property
+    def let_go(self) -> list[Number]:
+        """What the groups of layers after each group kept."""
+        return [sum(self.by_group[number + 1 :]) for number in range(len(self.by_group))]
 
     @cached_property
     def late(self) -> Number:
@@ -365,22 +387,25 @@ class Account:
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
         mode = Mode(name, bool(self.layout.weights_overlap))
-        trace = self.ends(mode).trace
+        trace, gone = self.ends(mode).trace, 0.0
         if moment == 0:
-            (names,), _ = kept_names(self.layout)
-            traces = self.traces(names, mode)
-            trace = max(traces, key=lambda trace: float(trace.peak(self.measure)))
+            found = [
+                (trace, float(later))
+                for group, later in zip(self.layout.kept, self.let_go, strict=True)
+                for trace in self.traces(group.names[0], mode)
+            ]
+            trace, gone = max(found, key=lambda one: float(one[0].peak(self.measure)) - one[1])
         _, there = trace.at_peak(self.measure)
-        sizes: dict[str, float] = {}
+        sizes = {"kept activations": -gone}
         for held, size in [*self.held(moment).items(), *there]:
             sizes[held] = sizes.get(held, 0.0) + float(size)
         if moment == 1 and self.passes.head_late == "synchronous" and bool(self.late):
             sizes["gradient of logits, for the head"] = float(self.written)
-        found = [Held(name=held, size_bytes=size) for held, size in sizes.items() if size]
-        rest = peak_bytes - sum(held.size_bytes for held in found)
+        listed = [Held(name=held, size_bytes=size) for held, size in sizes.items() if size]
+        rest = peak_bytes - sum(held.size_bytes for held in listed)
         if abs(rest) > 1e-9 * peak_bytes:
-            found.append(Held(name="not there together, for want of room", size_bytes=rest))
-        return found
+            listed.append(Held(name="not there together, for want of room", size_bytes=rest))
+        return listed
 
 
 def _where(flag: Number, value: Callable[[bool], Number]) -> Number:

@@ -175,10 +175,10 @@ def predict(
     costs = costs or plan.op_costs
     implementation = implementation or USUAL.get(costs, "ideal")
     work = Workload.of(plan)
-    program = implemented(partition(work, layout, plan.remat), implementation, machine, layout)
+    program = implemented(partition(work, layout), implementation, machine, layout)
     schedule = overlap(program, layout)
     cost = price(machine, layout, schedule, costs_of(costs, machine.chip))
-    use = hbm_use(machine, work, layout, HOLDS[implementation], plan.remat.offload)
+    use = hbm_use(machine, work, layout, HOLDS[implementation])
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip

@@ -57,7 +57,7 @@ def sensitivity(
     if made is None:
         name = implementation or USUAL.get(costs, "ideal")
         layout = resolve(plan)
-        program = partition(Workload.of(plan), layout, plan.remat)
+        program = partition(Workload.of(plan), layout)
         made = layout, overlap(implemented(program, name, plan.machine, layout), layout)
     machine = replace(plan.machine, chip=many)
     took_s: Any = step_time_s(machine, *made, costs_of(costs, many))

@@ -12,6 +12,7 @@ from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
 from shardsim.plan.plan import Plan, Precision
+from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 
 # Which mesh axes get a second member first when there are devices for some axes only.
@@ -27,8 +28,9 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     """Return a tiny copy of `plan` on at most `devices` devices, and what it could not keep.
 
     Each mesh axis gets two members (the innermost more, if devices are left), the model two
-    narrow layers, and everything is computed in float32, so that a comparison with the unsharded
-    model means something. No axis becomes longer than it was.
+    narrow layers (of each group that keeps something else), and everything is computed in float32,
+    so that a comparison with the unsharded model means something. No axis becomes longer than it
+    was.
     """
     layout = resolve(plan)
     roles = {name: role for role, names in layout.names.items() for name in names}
@@ -54,11 +56,20 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
         sequence=model.sequence,
         batch=groups * microbatches * 2,
         microbatches=microbatches,
+        remat=_remat(plan.remat, model),
         precision=Precision(compute="f32", parameters="f32", reduce="f32"),
         pipeline_interleave=1,
     )
     check(tiny, resolve(tiny))
     return tiny, lost
+
+
+def _remat(remat: Remat, model: Model) -> Remat:
+    """Return the policies of all groups of layers for a model with equally many layers of each."""
+    each = model.layers // len(remat.groups)
+    if len(remat.groups) == 1:
+        return Remat((replace(remat.groups[0], layers=0),))
+    return Remat(tuple(replace(group, layers=each) for group in remat.groups))
 
 
 def _mesh_sizes(plan: Plan, roles: dict[str, str], devices: int) -> dict[str, int]:
@@ -91,7 +102,7 @@ def _machine(plan: Plan, devices: int) -> Machine:
 
 
 def _model(model: Model, layout: Layout) -> Model:
-    """Return the model with two narrow layers that every axis of `layout` divides."""
+    """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
     kv_heads = heads // 2
     if model.kv_heads == model.heads:
@@ -101,7 +112,7 @@ def _model(model: Model, layout: Layout) -> Model:
     square = model.attention_width == model.embed
     small = replace(
         model,
-        layers=model.round_layers * max(_LAYERS, int(layout.pipeline.size)),
+        layers=model.round_layers * max(_LAYERS * len(layout.kept), int(layout.pipeline.size)),
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,

@@ -65,7 +65,14 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "batch": plan.batch,
             "sequence": plan.sequence,
             "microbatches": plan.microbatches,
-            "remat": {"save": sorted(plan.remat.save), "offload": sorted(plan.remat.offload)},
+            "remat": [
+                {
+                    "layers": group.layers or plan.model.layers,
+                    "save": sorted(group.save),
+                    "offload": sorted(group.offload),
+                }
+                for group in plan.remat.groups
+            ],
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,
             "attention": plan.attention,

@@ -135,7 +135,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         parameters=_rules(rules.get("parameters"), "rules.parameters", kv_from_heads=True),
         activations=_rules(rules.get("activations"), "rules.activations", kv_from_heads=True),
         optimizer_rules=_rules(rules.get("optimizer"), "rules.optimizer"),
-        remat=parse_remat(data.get("remat", "full"), "remat"),
+        remat=parse_remat(data.get("remat", "full"), "remat", model.layers),
         microbatches=_count(data.get("microbatches", 1), "microbatches"),
         overlap=switches["overlap"],  # type: ignore[arg-type]
         precision=switches["precision"],  # type: ignore[arg-type]

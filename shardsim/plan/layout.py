@@ -83,6 +83,16 @@ def whole_axis(dims: int) -> AxisLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What layers that follow each other keep for the backward pass, by one policy or by many."""
+
+    names: tuple[frozenset[str], ...] = (frozenset(),)  # of `remat.TENSORS`, for each policy
+    shape: tuple[int, ...] = ()  # of arrays over policies; () where there is one
+    offloaded: frozenset[str] = frozenset()  # of those, what lies in the host's memory
+    layers: Number = 0  # 0: all that the model has
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Sizes and placement of every role, and the choices that go with them."""
 
@@ -96,13 +106,7 @@ class Layout:
     residual: Number = SEQUENCE_SHARDED
     optimizer_over_data: Number = False  # optimizer state split over the data axis (ZeRO-1)
     microbatches: Number = 1
-    # Remat: whether each tensor is kept on the device or on the host (see plan/remat.py).
-    keep_qkv: Number = False
-    keep_context: Number = False
-    keep_attention_output: Number = False
-    keep_mlp_hidden: Number = False
-    keep_mlp_output: Number = False
-    keep_rest: Number = False
+    kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional
     weights_overlap: Number = True
@@ -145,10 +149,6 @@ class Layout:
     def gather(self) -> AxisLayout:
         """The group over which weights are gathered."""
         return self.role("gather")
-
-    def keeps(self, tensor: str) -> Number:
-        """Return whether a tensor of `remat.TENSORS` is kept for the backward pass."""
-        return getattr(self, f"keep_{tensor}")
 
     def mesh_axes(self, role: str) -> tuple[str, ...]:
         """Return the names of the mesh axes behind a role or a joint group, of a single plan."""

@@ -101,6 +101,7 @@ class Plan:
         _check_numbers(self)
         _check_mesh(self)
         _check_rules(self)
+        self.remat.check(self.model.layers, self.model.round_layers)
 
     @property
     def tokens(self) -> int:

@@ -12,13 +12,14 @@ again. The names are those of the block, not of a trainer:
 | mlp_output | the MLP's output projection's result: kept by `dots`, never needed |
 | rest | norms, activated hidden layer, attention probabilities: everything else |
 
-The layer's input is always kept: layers run under a scan, and that is the scan's carry.
+The layer's input is always kept: layers run under a scan, and that is the scan's carry. All layers
+keep the same, or groups of them that follow each other keep something else each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.errors import PlanError, nearest
@@ -41,19 +42,17 @@ POLICIES: Mapping[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remat:
-    """The tensors kept on the device and those kept in the host's memory."""
+class Policy:
+    """The tensors kept on the device and those kept in the host's memory, by layers in a row."""
 
     save: frozenset[str] = frozenset()
     offload: frozenset[str] = frozenset()  # also accepts "layer_input"
+    layers: int = 0  # 0: all that the model has
 
-    def keeps(self, tensor: str) -> bool:
-        """Return whether `tensor` survives to the backward pass, on the device or the host."""
-        return tensor in self.save or tensor in self.offload
-
-    def flags(self) -> dict[str, bool]:
-        """Return the `keep_*` fields of a layout."""
-        return {f"keep_{tensor}": self.keeps(tensor) for tensor in TENSORS}
+    @property
+    def kept(self) -> frozenset[str]:
+        """What survives to the backward pass, on the device or the host."""
+        return (self.save | self.offload) & frozenset(TENSORS)
 
     @property
     def name(self) -> str:
@@ -67,30 +66,107 @@ class Remat:
             parts.append("offload " + "+".join(sorted(self.offload)))
         return ", ".join(parts) or "full"
 
-    def to_data(self) -> Any:
-        """Return what a plan file holds: the policy's name, or its two lists."""
-        if self.name in POLICIES:
-            return self.name
-        data = {"save": sorted(self.save)}
+    def lists(self) -> dict[str, Any]:
+        """Return how many layers keep what, as plain data."""
+        data: dict[str, Any] = {"layers": self.layers} if self.layers else {}
+        data["save"] = sorted(self.save)
         return data | {"offload": sorted(self.offload)} if self.offload else data
 
 
-def parse_remat(data: Any, where: str) -> Remat:
-    """Read a policy's name or `{save: [...], offload: [...]}`."""
+@dataclass(frozen=True)
+class Remat:
+    """What layers keep: groups of them, first to last, no two in a row with the same policy."""
+
+    groups: tuple[Policy, ...] = (Policy(),)
+
+    def __post_init__(self) -> None:
+        joined: list[Policy] = []
+        for group in self.groups:
+            if joined and replace(joined[-1], layers=group.layers) == group:
+                group = replace(group, layers=joined.pop().layers + group.layers)
+            joined.append(group)
+        object.__setattr__(self, "groups", tuple(joined))
+
+    @classmethod
+    def of(cls, save: frozenset[str] = frozenset(), offload: frozenset[str] = frozenset()) -> Remat:
+        """Return one policy for all layers."""
+        return cls((Policy(save=save, offload=offload),))
+
+    @property
+    def name(self) -> str:
+        """The name of the policy; of several how many layers have each."""
+        if len(self.groups) == 1:
+            return self.groups[0].name
+        return ", ".join(f"{group.layers} x {group.name}" for group in self.groups)
+
+    def only(self, what: str) -> Policy:
+        """Return the policy of all layers; raise `PlanError` if they differ, which `what` does not
+        have."""
+        if len(self.groups) > 1:
+            raise PlanError(
+                f"remat: {what} has one policy for all layers, not {len(self.groups)} groups of "
+                "them; give one"
+            )
+        return self.groups[0]
+
+    def to_data(self) -> Any:
+        """Return what a plan file holds: the policy's name, its two lists, or a list of groups."""
+        if len(self.groups) > 1:
+            return [group.lists() for group in self.groups]
+        (policy,) = self.groups
+        return policy.name if policy.name in POLICIES else replace(policy, layers=0).lists()
+
+    def check(self, layers: int, round_layers: int) -> None:
+        """Raise `PlanError` unless groups have all `layers` of a model, in whole rounds."""
+        if self.groups == (replace(self.groups[0], layers=0),):
+            return
+        for number, group in enumerate(self.groups):
+            if group.layers < 1 or group.layers % round_layers:
+                rounds = f" that divides by the {round_layers} of a round"
+                raise PlanError(
+                    f"remat[{number}].layers: must be a positive whole number"
+                    f"{rounds if round_layers > 1 else ''}, not {group.layers}"
+                )
+        if (total := sum(group.layers for group in self.groups)) != layers:
+            raise PlanError(f"remat: its groups have {total} layers, the model has {layers}")
+
+
+def parse_remat(data: Any, where: str, layers: int) -> Remat:
+    """Read what the `layers` of a model keep: a name, `{save: [...], offload: [...]}`, or a list
+    of groups of layers, each `{layers: 2, save: [...], offload: [...]}`."""
+    if not isinstance(data, list):
+        return Remat((_policy(data, where, ("save", "offload")),))
+    if not data:
+        raise PlanError(f"{where}: an empty list; give groups such as {{layers: 2, save: []}}")
+    groups = []
+    for number, entry in enumerate(data):
+        here = f"{where}[{number}]"
+        if not isinstance(entry, Mapping) or "layers" not in entry:
+            raise PlanError(f"{here}: expected a group of layers, such as {{layers: 2, save: []}}")
+        many = entry["layers"]
+        if isinstance(many, bool) or not isinstance(many, int) or many < 1:
+            raise PlanError(f"{here}.layers: must be a positive whole number, not {many!r:.60}")
+        groups.append(_policy(entry, here, ("layers", "save", "offload")))
+    remat = Remat(tuple(groups))
+    first, *others = remat.groups
+    return remat if others or first.layers != layers else Remat.of(first.save, first.offload)
+
+
+def _policy(data: Any, where: str, keys: tuple[str, ...]) -> Policy:
     if isinstance(data, Mapping):
         for key in data:
-            if key not in ("save", "offload"):
-                raise PlanError(f"{where}: unknown key '{key}'{nearest(key, ('save', 'offload'))}")
+            if key not in keys:
+                raise PlanError(f"{where}: unknown key '{key}'{nearest(key, keys)}")
         save = _tensors(data.get("save", []), f"{where}.save", TENSORS)
         offload = _tensors(data.get("offload", []), f"{where}.offload", (*TENSORS, "layer_input"))
         if both := save & offload:
             raise PlanError(f"{where}: '{min(both)}' is both saved and offloaded")
-        return Remat(save=save, offload=offload)
+        return Policy(save=save, offload=offload, layers=data.get("layers", 0))
     if data is None:
         data = "none"
     if not isinstance(data, str) or data not in POLICIES:
         raise PlanError(f"{where}: unknown remat policy '{data}'{nearest(data, POLICIES)}")
-    return Remat(save=POLICIES[data])
+    return Policy(save=POLICIES[data])
 
 
 def _tensors(data: Any, where: str, choices: tuple[str, ...]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from shardsim.plan.layout import (
     ROLES,
     SEQUENCE_SHARDED,
     AxisLayout,
+    Kept,
     Layout,
     whole_axis,
 )
@@ -37,12 +38,17 @@ def resolve(plan: Plan) -> Layout:
     over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
     if len(set(over_data)) > 1:
         raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
+    groups = plan.remat.groups
     layout = Layout(
         **axes,
         context_shards_parameters=bool(context) and all(splits),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
         microbatches=plan.microbatches,
+        kept=tuple(
+            Kept(names=(group.kept,), offloaded=group.offload, layers=group.layers)
+            for group in groups
+        ),
         matmul_overlap=MATMUL_OVERLAP.index(plan.overlap.matmul),
         weights_overlap=plan.overlap.weights,
         gradients_overlap=plan.overlap.gradients,
@@ -50,7 +56,12 @@ def resolve(plan: Plan) -> Layout:
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
-    return layout.reshaped(**plan.remat.flags())
+    if len(groups) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "remat: groups of layers are not spread over pipeline stages; give one policy, or name "
+            "no axis for layers in rules.parameters"
+        )
+    return layout
 
 
 def _role(plan: Plan, name: str) -> str | None:

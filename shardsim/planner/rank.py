@@ -87,6 +87,7 @@ class Ranking:
     costs: str
     objective: str  # of OBJECTIVES
     top: int  # how many plans are wanted
+    by_layer: bool  # whether layers of one plan may keep different things: only the bound tells
     searched: int = 0  # legal plans looked at
     fit: int = 0  # of those, fitting in HBM
     priced: int = 0  # of those, priced
@@ -122,11 +123,16 @@ class Ranking:
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
         self.fit += int((fits.sum(axis=(1, 2)) * many[some]).sum())
-        schedule, _ = self._schedule(machine, part, prefetch)
+        # Layers may keep what not all of them can: then there may be room to prefetch, too.
+        mixed, ahead = fits, prefetch
+        if self.by_layer:
+            mixed = fits.any(axis=1, keepdims=True)
+            ahead = np.broadcast_to(prefetch.any(axis=1, keepdims=True), part.shape)
+        schedule, _ = self._schedule(machine, part, ahead)
         costs = costs_of(self.costs, machine.chip)
-        least_s = np.where(fits, least_step_s(FormLines(lines, part.form), schedule, costs), np.inf)
-        least_s = least_s.min(axis=(1, 2))
-        self.bound_s = min(self.bound_s, float(least_s.min()))
+        bounds_s = least_step_s(FormLines(lines, part.form), schedule, costs)
+        least_s = np.where(fits, bounds_s, np.inf).min(axis=(1, 2))
+        self.bound_s = min(self.bound_s, float(np.where(mixed, bounds_s, np.inf).min()))
         self._fitting.append(
             _Fitting(
                 number=self._parts,
@@ -239,6 +245,11 @@ class Ranking:
             key = fitting.key_of(one.mesh[0])
             if key not in self._found or found.rank < self._found[key].rank:
                 self._found[key] = found
+
+    def score(self, machine: Machine, step_s: float) -> Score:
+        """Return the score of a plan that takes so long."""
+        value = _rounded(np.array([step_s * _weight(machine, self.objective)]))
+        return self._score(machine, float(value[0]))
 
     def _score(self, machine: Machine, value: float) -> Score:
         return (float(machine.chips) if self.objective == "chips" else 0.0), value

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,17 @@ from shardsim.plan.plan import (
     Plan,
     Precision,
 )
+from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
-from shardsim.planner.rank import OBJECTIVES, Cell, Ranking
+from shardsim.planner.layers import filled
+from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
 WHY = "the best plan that fits, with every role on the best links that any mesh of its sizes has"
+WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
+CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
 FREED_BYTES = 31 * 2**20
 
 
@@ -112,6 +117,7 @@ def search(
     precision: Precision | None = None,
     max_axes: int = 3,
     costs: str = "calibrated",
+    by_layer: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
@@ -121,7 +127,8 @@ def search(
 
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
     kind. All are priced alike: with `costs`, as the implementation that goes with them. The plans
-    that are found keep that as their `op_costs`. `progress(done, total)` is called between chunks;
+    that are found keep that as their `op_costs`. `by_layer` gives the HBM that they leave free to
+    layers that keep more (`planner.layers`). `progress(done, total)` is called between chunks;
     interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
     """
     started = time.perf_counter()
@@ -153,7 +160,13 @@ def search(
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
     )
-    ranking = Ranking(work=work, costs=costs, objective=objective, top=top)
+    ranking = Ranking(
+        work=work,
+        costs=costs,
+        objective=objective,
+        top=max(top, CANDIDATES) if by_layer else top,
+        by_layer=by_layer,
+    )
     spaces = [(machine, [*parts(model, machine, batch, sequence, max_axes)]) for machine in slices]
     total = sum(int(part.many.sum()) for _, found in spaces for part in found)
     done = 0
@@ -173,10 +186,14 @@ def search(
         ranking.settle()
     except KeyboardInterrupt:
         complete = False
-    predictions = [
-        predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
-        for item in ranking.best()
-    ]
+    scored: list[tuple[Score, Prediction]] = []
+    for item in ranking.best():
+        one = predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
+        better = filled(one) if by_layer else one
+        score = item.score if better is one else ranking.score(item.machine, better.step_time_s)
+        scored.append((score, better))
+    predictions = [better for _, better in sorted(scored, key=itemgetter(0))][:top]
+    why = WHY_BY_LAYER if by_layer else WHY
     # The best plan may reach the bound, but for rounding.
     bound_s = min([ranking.bound_s, *(item.step_time_s for item in predictions)])
     return SearchResult(
@@ -184,7 +201,7 @@ def search(
         searched=ranking.searched,
         fit=ranking.fit,
         priced=ranking.priced,
-        bound=Bound(step_time_s=bound_s, why=WHY) if complete and predictions else None,
+        bound=Bound(step_time_s=bound_s, why=why) if complete and predictions else None,
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=ranking.smallest_peak_bytes,
         complete=complete,
@@ -248,7 +265,7 @@ def plan_at(
         parameters=parameters,
         activations=activations,
         optimizer_rules=optimizer,
-        remat=one.remats[remat],
+        remat=Remat.of(save=one.remats[remat]),
         microbatches=scalar(layout.microbatches),
         overlap=Overlap(
             matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],

@@ -7,6 +7,8 @@ remat policies, how the residual stream lies, collective matmul, prefetch of wei
 the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
 without a tensor axis, for example) are counted once.
 
+What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
+
 One choice is settled without pricing both sides, because it is never slower: weights are prefetched
 wherever HBM has room for it. One is not made at all: gradients are not reduced behind the backward
 pass, because no published set of compiler options does that; a plan file may.
@@ -30,10 +32,11 @@ from shardsim.plan.layout import (
     ROLES,
     SEQUENCE_SHARDED,
     AxisLayout,
+    Kept,
     Layout,
 )
 from shardsim.plan.legality import divides, legal
-from shardsim.plan.remat import POLICIES, Remat
+from shardsim.plan.remat import POLICIES
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.program.rings import BIDIRECTIONAL
 
@@ -124,7 +127,7 @@ class Part:
     mesh: Array  # [pairs]: numbers of meshes
     microbatches: Array  # [pairs]
     choices: Choices
-    remats: tuple[Remat, ...]
+    remats: tuple[frozenset[str], ...]  # what policies keep
 
     @property
     def pairs(self) -> int:
@@ -164,8 +167,6 @@ class Part:
 
     def layout(self) -> Layout:
         """Return all plans of the part as one layout; arrays broadcast to `shape`."""
-        flags = [remat.flags() for remat in self.remats]
-        keeps = {name: np.array([flag[name] for flag in flags])[None, :, None] for name in flags[0]}
         axes: dict[str, Any] = self.meshes.axes(self.mesh)
         return Layout(
             **axes,
@@ -176,7 +177,8 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
-        ).reshaped(**keeps)
+            kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1)),),
+        )
 
 
 def axis_options(axis: TorusAxis) -> Array:
@@ -260,7 +262,7 @@ def parts(
     whole, whole2 = heads_whole(model, bare)
     heads_split = whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats = tuple(Remat(save=kept) for kept in POLICIES.values())
+    remats = tuple(POLICIES.values())
     # The sequence first: of plans that take equally long, the first is kept.
     for residual, context_shards in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True)

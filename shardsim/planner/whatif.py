@@ -69,9 +69,9 @@ def _no_overlap(plan: Plan) -> Plan:
 
 
 def _no_remat(plan: Plan) -> Plan:
-    if plan.remat.save == POLICIES["none"]:
+    if plan.remat == (kept := Remat.of(save=POLICIES["none"])):
         raise PlanError("nothing is recomputed already")
-    return replace(plan, remat=Remat(save=POLICIES["none"]))
+    return replace(plan, remat=kept)
 
 
 ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (

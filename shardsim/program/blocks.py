@@ -12,9 +12,8 @@ from shardsim.graph.arrays import Backward, backward
 from shardsim.graph.derive import Derived, derive
 from shardsim.graph.place import Kind, placed
 from shardsim.model import Model
-from shardsim.model.blocks import Graph, graph_of
-from shardsim.plan.layout import Layout, Number
-from shardsim.plan.remat import TENSORS
+from shardsim.model.blocks import Graph, Stack, graph_of
+from shardsim.plan.layout import Kept, Layout, Number
 
 
 @dataclass(frozen=True)
@@ -45,39 +44,27 @@ def backward_of(model: Model, attention: str, layer: int, kept: frozenset[str]) 
     return backward(graph(model, attention).layers[layer][0].part.ops, kept)
 
 
-def kept_names(layout: Layout) -> tuple[list[frozenset[str]], tuple[int, ...]]:
-    """Return the names that each remat policy of a layout keeps, and the shape of arrays over
-    policies: () where there is one."""
-    flags = [np.asarray(layout.keeps(name), dtype=bool) for name in TENSORS]
-    shape = np.broadcast_shapes(*(flag.shape for flag in flags))
-    rows = np.stack([np.broadcast_to(flag, shape).reshape(-1) for flag in flags], axis=1)
-    return [
-        frozenset(name for name, on in zip(TENSORS, row, strict=True) if on) for row in rows
-    ], shape
+def rounds_of(stack: Stack, layout: Layout, kept: Kept) -> Number:
+    """Return the rounds of a stack that one stage has of a group of layers."""
+    if len(layout.kept) == 1:
+        return stack.rounds / layout.pipeline.size
+    return kept.layers / stack.round_layers
 
 
-def policies(
-    model: Model, attention: str, layer: int, layout: Layout
-) -> tuple[list[Backward], tuple[int, ...]]:
-    """Return what each remat policy of a layout does to a layer of a kind, and the shape of
-    `kept_names`."""
-    kept, shape = kept_names(layout)
-    return [backward_of(model, attention, layer, names) for names in kept], shape
-
-
-def over_policies(layout: Layout, value: Callable[[frozenset[str]], Number]) -> Number:
-    """Return a value of each remat policy of a layout, as an array that broadcasts with it."""
-    kept, shape = kept_names(layout)
+def over_policies(kept: Kept, value: Callable[[frozenset[str]], Number]) -> Number:
+    """Return a value of each policy of a group of layers, as an array that broadcasts with its
+    layout."""
+    shape = kept.shape
     if not shape:
-        return value(kept[0])
-    found = {names: np.asarray(value(names)) for names in dict.fromkeys(kept)}
+        return value(kept.names[0])
+    found = {names: np.asarray(value(names)) for names in dict.fromkeys(kept.names)}
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     whole = np.broadcast_shapes(*(array.shape for array in found.values()))
     whole = (1,) * (len(shape) - len(whole)) + whole
     if len(axes) == 1 and whole[axes[0] - len(shape)] == 1:
         parts = {names: np.broadcast_to(array, whole) for names, array in found.items()}
-        return np.concatenate([parts[names] for names in kept], axis=axes[0] - len(shape))
+        return np.concatenate([parts[names] for names in kept.names], axis=axes[0] - len(shape))
     total: Number = 0.0
     for names, array in found.items():
-        total = total + np.reshape([names == other for other in kept], shape) * array
+        total = total + np.reshape([names == other for other in kept.names], shape) * array
     return total

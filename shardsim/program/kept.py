@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardsim.graph.arrays import Array
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import Kept, Layout, Number
 from shardsim.program.blocks import backward_of, derived_blocks, over_policies
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
@@ -13,10 +13,10 @@ LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts
 
 
 def kept(
-    work: Workload, layout: Layout, sizes: Sizes, layer: int, offloaded: frozenset[str]
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept
 ) -> tuple[Number, Number]:
-    """Return the bytes that one layer of a kind keeps of one microbatch, on the device and, of
-    what `offloaded` names, in the host's memory.
+    """Return the bytes that one layer of a kind and a group keeps of one microbatch, on the device
+    and in the host's memory.
 
     What no gradient reads is not kept, whatever a policy says. The layer's input always is.
     """
@@ -30,9 +30,9 @@ def kept(
     def total(names: frozenset[str], host: bool) -> Number:
         found = backward_of(work.model, work.attention, layer, names).kept
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
-        return sum(size(array) for keep, array in arrays if (keep in offloaded) == host)
+        return sum(size(array) for keep, array in arrays if (keep in group.offloaded) == host)
 
     on_host: Number = 0.0
-    if offloaded:
-        on_host = over_policies(layout, lambda names: total(names, True))
-    return over_policies(layout, lambda names: total(names, False)), on_host
+    if group.offloaded:
+        on_host = over_policies(group, lambda names: total(names, True))
+    return over_policies(group, lambda names: total(names, False)), on_host

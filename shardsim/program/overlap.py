@@ -16,7 +16,7 @@ that were gathered and gradients still to be scattered, as in a loop that carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,32 +66,39 @@ def overlap(program: Program, layout: Layout) -> Schedule:
     drafts = {
         block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
     }
-    forward, head, backward = (_only(drafts, phase) for phase in ("forward", "head", "backward"))
-    prefetch(forward, forward, layout, "but last")
-    prefetch(head, forward, layout, "before the head")
-    prefetch(backward, backward, layout, "but last")
-    deferred(head, backward, layout, "after the head")
-    deferred(backward, backward, layout, "but first")
-    offload(program.offload_bytes, forward, "offload activations")
-    offload(program.offload_bytes, backward, "fetch activations")
+    forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))
+    for moved, there, back in zip(program.offload_bytes, forward, backward, strict=True):
+        prefetch(there, there, layout, "but last")
+        if there is forward[-1]:
+            prefetch(head, there, layout, "before the head")
+        prefetch(back, back, layout, "but last")
+        if back is backward[-1]:
+            deferred(head, [back], layout, "after the head")
+        deferred(back, [back], layout, "but first")
+        offload(moved, there, "offload activations")
+        offload(moved, back, "fetch activations")
     # The last microbatch completes the gradients.
-    final = replace(
-        backward,
-        ahead=list(backward.ahead),
-        ended=list(backward.ended),
-        closing=list(backward.closing),
-    )
-    for draft in drafts.values():
-        if draft.block.phase == "reduction":
-            of_layers = np.equal(draft.block.trips * layout.microbatches, backward.block.trips)
-            deferred(draft, final, layout, "but first" if np.all(of_layers) else "after the head")
-    several = len(final.ahead) > len(backward.ahead)
-    return _ordered(program, layout, drafts, final if several else None)
+    final = [
+        replace(
+            draft,
+            ahead=list(draft.ahead),
+            ended=list(draft.ended),
+            closing=list(draft.closing),
+        )
+        for draft in backward
+    ]
+    trips = sum(draft.block.trips for draft in backward)
+    for draft in _of(drafts, "reduction"):
+        if np.all(np.equal(draft.block.trips * layout.microbatches, trips)):
+            deferred(draft, final, layout, "but first")
+        else:
+            deferred(draft, final[-1:], layout, "after the head")
+    several = len(final[-1].ahead) > len(backward[-1].ahead)
+    return _ordered(program, layout, drafts, final if several else [])
 
 
-def _only(drafts: dict[str, _Draft], phase: str) -> _Draft:
-    (draft,) = (draft for draft in drafts.values() if draft.block.phase == phase)
-    return draft
+def _of(drafts: dict[str, _Draft], phase: str) -> list[_Draft]:
+    return [draft for draft in drafts.values() if draft.block.phase == phase]
 
 
 def rings(block: Block, layout: Layout) -> list[Task]:
@@ -140,18 +147,19 @@ def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
         where.ended.append(Await(name=gather.name))
 
 
-def deferred(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
-    """Scatter or sum gradients that may overlap in the block `where`, in the trip after theirs."""
+def deferred(draft: _Draft, where: Sequence[_Draft], layout: Layout, when: When) -> None:
+    """Scatter or sum gradients that may overlap in the blocks `where`, in the trip after theirs."""
     here, started = _split(draft, layout, "")
     draft.tasks += here
     for task in started:
         # Layers and head are summed alike, and may be so at the same time.
         name = f"{draft.block.name}: {task.name}" if draft.block.phase == "reduction" else task.name
         one = replace(task, name=name)
-        where.ahead.append(Start(task=one, when=when))
-        where.ended.append(Await(name=one.name))
-        if when == "but first":
-            where.closing += [Start(task=one, when="last"), Await(name=one.name, when="last")]
+        for other in where:
+            other.ahead.append(Start(task=one, when=when))
+            other.ended.append(Await(name=one.name))
+            if when == "but first":
+                other.closing += [Start(task=one, when="last"), Await(name=one.name, when="last")]
 
 
 def offload(moved: Number, draft: _Draft, name: str) -> None:
@@ -182,42 +190,46 @@ def _split(draft: _Draft, layout: Layout, kind: str) -> tuple[list[Collective], 
 
 
 def _ordered(
-    program: Program, layout: Layout, drafts: dict[str, _Draft], final: _Draft | None
+    program: Program, layout: Layout, drafts: dict[str, _Draft], final: Sequence[_Draft]
 ) -> Schedule:
     """Return the blocks and the order of a step, of a stage that has the head."""
     microbatches, stages = layout.microbatches, layout.pipeline.size
     chunks = np.where(np.greater(stages, 1), program.interleave, 1)
     blocks: list[Block] = []
-    place: dict[str, int] = {}
+    place: dict[str, list[int]] = {}  # by phase, those of layers by group
+
+    def put(phase: str, block: Block) -> None:
+        place.setdefault(phase, []).append(len(blocks))
+        blocks.append(block)
+
     for name, draft in drafts.items():
         phase, trips = draft.block.phase, draft.block.trips
         if phase == "boundary" and not np.any(np.greater(stages, 1)):
             continue
-        if phase == "forward":
-            layers = trips / (microbatches * chunks)
-        if phase == "backward" and final is not None:
+        if phase == "backward" and final:
             last_trips = trips / microbatches
             trips = trips - last_trips
-            place["final"] = len(blocks)
             several = bool(np.any(trips))
             title = f"{name}, last microbatch" if several else name
-            blocks.append(final.done(title, last_trips))
+            put("final", final[draft.block.group].done(title, last_trips))
             if not several:
-                place[phase] = place["final"]
+                place.setdefault(phase, []).append(place["final"][-1])
                 continue
-        place[phase] = len(blocks)
-        blocks.append(draft.done(name, trips))
+        put(phase, draft.done(name, trips))
+    layers = [draft.block.trips / (microbatches * chunks) for draft in _of(drafts, "forward")]
 
-    def passes(phase: str) -> Loop:
-        return Loop(times=layers, body=(place[phase],))
+    def passes(phase: str) -> tuple[Loop, ...]:
+        loops = zip(layers, place[phase], strict=True)
+        found = tuple(Loop(times=times, body=(number,)) for times, number in loops)
+        return found if phase == "forward" else found[::-1]
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        steps: list[int | Loop] = [passes("forward"), place["head"], passes(backward)]
+        steps: list[int | Loop] = [*passes("forward"), *place["head"], *passes(backward)]
         if np.any(np.greater(chunks, 1)):
-            without_head = (passes("forward"), passes(backward))
+            without_head = (*passes("forward"), *passes(backward))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
-        if "boundary" in place:
-            steps.append(Loop(times=program.interleave, body=(place["boundary"],)))
+        for number in place.get("boundary", ()):
+            steps.append(Loop(times=program.interleave, body=(number,)))
         return tuple(steps)
 
     afterwards = [
@@ -225,9 +237,8 @@ def _ordered(
         for number, block in enumerate(blocks)
         if block.phase in ("reduction", "update")
     ]
-    if final is None:
-        rounds = [Loop(times=microbatches, body=microbatch("backward"))]
-    else:
+    rounds = [Loop(times=microbatches, body=microbatch("backward"))]
+    if final:
         rounds = [
             Loop(times=microbatches - 1, body=microbatch("backward")),
             Loop(times=1, body=microbatch("final")),

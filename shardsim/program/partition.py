@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardsim.model.blocks import Stack
 from shardsim.plan.layout import Layout, Number
-from shardsim.plan.remat import Remat
-from shardsim.program.blocks import derived_blocks, graph, policies
+from shardsim.program.blocks import Blocks, backward_of, derived_blocks, graph, rounds_of
 from shardsim.program.kept import kept
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
@@ -16,65 +16,81 @@ from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import Collective, Compute, Program, Task, repeated
 
 
-def partition(work: Workload, layout: Layout, remat: Remat | None = None) -> Program:
+def partition(work: Workload, layout: Layout) -> Program:
     """Return what one device does in a step of `work` under `layout`.
 
-    A layout of many plans is of one kind (`sizes.kind_of`). `remat` is needed only for what it
-    keeps in the host's memory. A trip of "layer forward" and of "layer backward" is a round of the
-    model's layers (`model.blocks.Stack`).
+    A layout of many plans is of one kind (`sizes.kind_of`). A trip of a block of layers, forward
+    or backward, is a round of the model's layers (`model.blocks.Stack`); layers that keep
+    different things for the backward pass are in blocks of their own.
     """
     sizes = Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
     (stack,) = graph(work.model, work.attention).stacks
     rounds = stack.rounds / layout.pipeline.size
     last = derived.layers[-1].steps[-1]
-    offloaded = frozenset() if remat is None else remat.offload
-    forward: list[Task] = []
-    backward: list[Task] = []
-    stored: Number = 0.0
-    kept_bytes: Number = 0.0
-    offload_bytes: Number = 0.0
-    for number, layer in enumerate(stack.layers):
-        low = Lowering(work, layout, sizes, derived.layers[number])
-        found, shape = policies(work.model, work.attention, number, layout)
-        forward += repeated(low.forward(), layer)
-        backward = [*repeated(low.backward(runs_again(found, shape)), layer), *backward]
-        leaves = derived.layers[number].leaves
-        weights = [leaf.array for leaf in leaves if leaf.array.weight == "matrix"]
-        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
-        on_device, on_host = kept(work, layout, sizes, number, offloaded)
-        kept_bytes = kept_bytes + layer.times * on_device
-        offload_bytes = offload_bytes + layer.times * on_host
-    keep = Compute(name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes)
-    blocks = (
-        Block(
-            name="embedding and head",
-            phase="head",
-            trips=layout.microbatches,
-            tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
-        ),
-        Block(
-            name="layer forward",
-            phase="forward",
-            trips=rounds * layout.microbatches,
-            tasks=(_cast(work, stored), *forward, keep),
-        ),
-        Block(
-            name="layer backward",
-            phase="backward",
-            trips=rounds * layout.microbatches,
-            tasks=(_cast(work, stored), *backward, _accumulate(work, layout, stored)),
-        ),
+    head = Block(
+        name="embedding and head",
+        phase="head",
+        trips=layout.microbatches,
+        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
     )
+    made = [
+        _layers(work, layout, sizes, stack, derived, number) for number in range(len(layout.kept))
+    ]
     return Program(
         blocks=(
-            *blocks,
+            head,
+            *(forward for forward, _, _ in made),
+            *(backward for _, backward, _ in made),
             *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
             *gradient_reductions(work, layout, sizes, stack, derived, rounds),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=offload_bytes,
+        offload_bytes=tuple(on_host for _, _, on_host in made),
+    )
+
+
+def _layers(
+    work: Workload, layout: Layout, sizes: Sizes, stack: Stack, derived: Blocks, group: int
+) -> tuple[Block, Block, Number]:
+    """Return the passes over a group of layers, and the bytes of a round that its policy keeps in
+    the host's memory."""
+    policy = layout.kept[group]
+    forward: list[Task] = []
+    backward: list[Task] = []
+    stored: Number = 0.0
+    kept_bytes: Number = 0.0
+    offload_bytes: Number = 0.0
+    for number, (layer, one) in enumerate(zip(stack.layers, derived.layers, strict=True)):
+        low = Lowering(work, layout, sizes, one)
+        found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
+        forward += repeated(low.forward(), layer)
+        backward = [*repeated(low.backward(runs_again(found, policy.shape)), layer), *backward]
+        weights = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
+        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
+        on_device, on_host = kept(work, layout, sizes, number, policy)
+        kept_bytes = kept_bytes + layer.times * on_device
+        offload_bytes = offload_bytes + layer.times * on_host
+    keep = Compute(name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes)
+    title = f", group {group + 1}" if len(layout.kept) > 1 else ""
+    trips = rounds_of(stack, layout, policy) * layout.microbatches
+    return (
+        Block(
+            name=f"layer forward{title}",
+            phase="forward",
+            group=group,
+            trips=trips,
+            tasks=(_cast(work, stored), *forward, keep),
+        ),
+        Block(
+            name=f"layer backward{title}",
+            phase="backward",
+            group=group,
+            trips=trips,
+            tasks=(_cast(work, stored), *backward, _accumulate(work, layout, stored)),
+        ),
+        offload_bytes,
     )
 
 

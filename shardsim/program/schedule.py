@@ -154,6 +154,7 @@ class Block:
     phase: str  # of planned programs a `Phase`
     trips: Number
     tasks: tuple[Task, ...]
+    group: int = 0  # of layers, where those of a planned program keep different things
 
     def computes(self) -> Iterator[Work]:
         """Yield the work in order."""

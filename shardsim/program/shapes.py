@@ -83,4 +83,4 @@ def _asynchronous(plan: Plan) -> bool:
     """
     chip = plan.machine.chip
     asked = plan.compiler_options.get("xla_enable_async_all_gather") == "true"
-    return asked or chip.name in _ASYNCHRONOUS or bool(plan.remat.offload)
+    return asked or chip.name in _ASYNCHRONOUS or any(group.offload for group in plan.remat.groups)

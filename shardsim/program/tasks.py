@@ -56,7 +56,7 @@ class Program:
     """All that one device is to do in one step; `trips` of blocks are those of the whole step."""
 
     blocks: tuple[Block, ...]
-    offload_bytes: Number = 0  # to the host and back, per layer and pass
+    offload_bytes: tuple[Number, ...] = ()  # of groups of layers, to the host or back, per round
     interleave: int = 1  # parts of the layers that a pipeline stage has
 
     def block(self, name: str) -> Block:

@@ -50,7 +50,8 @@ class LayerTimeline:
 
 
 def layer_timelines(item: Prediction) -> tuple[LayerTimeline, ...]:
-    """Return a trip through a layer forward, and one backward with recomputation.
+    """Return a trip through a layer forward, and one backward with recomputation, of each group of
+    layers.
 
     They are trips in the middle of a pass over the layers: their weights are on the way when they
     begin, and they start on those of the next layer.
@@ -59,11 +60,11 @@ def layer_timelines(item: Prediction) -> tuple[LayerTimeline, ...]:
     costs = costs_of(item.costs, item.plan.machine.chip)
     times = TaskTimes(costs, RoleLinks(item.plan.machine, layout))
     blocks = item.schedule.blocks
-    numbers = [
-        next(number for number, block in enumerate(blocks) if block.phase == phase)
-        for phase in ("forward", "backward")
-    ]
-    return tuple(_timeline(times, layout, blocks[number], number) for number in numbers)
+    numbers: dict[tuple[str, int], int] = {}
+    for number, block in enumerate(blocks):
+        if block.phase in ("forward", "backward"):
+            numbers.setdefault((block.phase, block.group), number)
+    return tuple(_timeline(times, layout, blocks[number], number) for number in numbers.values())
 
 
 def _timeline(times: TaskTimes, layout: Layout, block: Block, number: int) -> LayerTimeline:

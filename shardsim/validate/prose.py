@@ -370,7 +370,7 @@ def _remat(said: Any, notes: list[str]) -> Any:
 def _remat_data(policy: str, tensors: Mapping[str, str]) -> Any:
     remat = remat_named(policy, tensors)
     assert remat is not None
-    return {"save": sorted(remat.save), "offload": sorted(remat.offload)}
+    return remat.lists()
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float]:

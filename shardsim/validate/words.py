@@ -14,7 +14,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import ROLES
 from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis
-from shardsim.plan.remat import Remat
+from shardsim.plan.remat import Policy
 from shardsim.plan.resolve import AXIS_NAMES
 
 # Words for the axes of parallelism, by the role that they have here.
@@ -48,12 +48,12 @@ TENSORS: Mapping[str, str] = {
     "mlpwo": "mlp_output",
 }
 _DOTS = frozenset({"qkv", "attention_output", "mlp_hidden", "mlp_output"})
-_NONE = Remat(save=_DOTS | {"context", "rest"})
-_MINIMAL = Remat(save=_DOTS)
-_WITH_CONTEXT = Remat(save=_DOTS | {"context"})
-REMAT_POLICIES: Mapping[str, Remat] = {
+_NONE = Policy(save=_DOTS | {"context", "rest"})
+_MINIMAL = Policy(save=_DOTS)
+_WITH_CONTEXT = Policy(save=_DOTS | {"context"})
+REMAT_POLICIES: Mapping[str, Policy] = {
     **dict.fromkeys(("none", "everything_saveable"), _NONE),
-    **dict.fromkeys(("full", "nothing_saveable"), Remat()),
+    **dict.fromkeys(("full", "nothing_saveable"), Policy()),
     **dict.fromkeys(("minimal", "minimal_with_quantization", "dots"), _MINIMAL),
     "dots_with_no_batch_dims_saveable": _MINIMAL,
     "checkpoint_dots_with_no_batch_dims": _MINIMAL,
@@ -64,15 +64,15 @@ REMAT_POLICIES: Mapping[str, Remat] = {
     "minimal_with_context_and_quantization": _WITH_CONTEXT,
     "selective": _WITH_CONTEXT,
     "save_dot_except_logits": _MINIMAL,  # those of attention
-    "save_dot_except_mlp": Remat(save=frozenset({"qkv", "attention_output"})),
-    "save_dot_except_mlpwi": Remat(save=frozenset({"qkv", "attention_output", "mlp_output"})),
-    "save_dot_with_context_except_mlp": Remat(
+    "save_dot_except_mlp": Policy(save=frozenset({"qkv", "attention_output"})),
+    "save_dot_except_mlpwi": Policy(save=frozenset({"qkv", "attention_output", "mlp_output"})),
+    "save_dot_with_context_except_mlp": Policy(
         save=frozenset({"qkv", "context", "attention_output"})
     ),
-    "save_qkv_proj": Remat(save=frozenset({"qkv"})),
-    "save_out_proj": Remat(save=frozenset({"attention_output"})),
-    "qkv_proj_offloaded": Remat(offload=frozenset({"qkv"})),
-    "minimal_offloaded": Remat(offload=_DOTS),
+    "save_qkv_proj": Policy(save=frozenset({"qkv"})),
+    "save_out_proj": Policy(save=frozenset({"attention_output"})),
+    "qkv_proj_offloaded": Policy(offload=frozenset({"qkv"})),
+    "minimal_offloaded": Policy(offload=_DOTS),
 }
 
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -114,7 +114,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def remat_named(policy: str, tensors: Mapping[str, Any]) -> Remat | None:
+def remat_named(policy: str, tensors: Mapping[str, Any]) -> Policy | None:
     """Return a trainer's policy; "custom" keeps `tensors`, each on the "device" or offloaded.
 
     None for a name that is not known.
@@ -125,7 +125,7 @@ def remat_named(policy: str, tensors: Mapping[str, Any]) -> Remat | None:
     for name, where in tensors.items():
         places.get(str(where), set()).add(TENSORS[name])
     saved = places["device"] - places["offload"] - {"layer_input"}  # the scan carries it anyway
-    return Remat(save=frozenset(saved), offload=frozenset(places["offload"]))
+    return Policy(save=frozenset(saved), offload=frozenset(places["offload"]))
 
 
 @dataclass

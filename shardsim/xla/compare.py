@@ -95,7 +95,7 @@ def planned(plan: Plan) -> list[Account]:
     What a schedule does in two stages, inside slices and between them, is one collective.
     """
     layout = resolve(plan)
-    schedule = overlap(partition(Workload.of(plan), layout, plan.remat), layout)
+    schedule = overlap(partition(Workload.of(plan), layout), layout)
     mesh = {axis.name: axis.size for axis in plan.mesh}
     accounts = []
     for _, task, times in schedule.runs():

@@ -31,7 +31,8 @@ def run(data: dict[str, Any], steps: int) -> dict[str, Any]:
     """Run one plan and the same model unsharded from the same start; return the comparison."""
     mesh = build_mesh(data["plan"], jax.devices()[: _devices(data)])
     losses, gradients, params, compiled = _train(data, mesh, steps)
-    plain = {**data["plan"], "microbatches": 1, "remat": {"save": [], "offload": []}}
+    remat = [{"layers": data["model"]["layers"], "save": [], "offload": []}]
+    plain = {**data["plan"], "microbatches": 1, "remat": remat}
     chosen = [plain[name] for name in ("batch", "sequence", "optimizer", "attention")]
     key = json.dumps([data["model"], chosen, steps])
     if key not in _references:

@@ -145,7 +145,7 @@ def test_of_a_whole_slice_sums_of_gradients_hide_and_gathers_that_are_not_ahead_
 def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
     model = decoder(layers=4)
     plan = build(model, "v5e:4x4", 64, {"data": {"x": 4, "y": 4}}, overlap=NOTHING)
-    plan = replace(plan, remat=Remat(save=frozenset(), offload=frozenset({"layer_input"})))
+    plan = replace(plan, remat=Remat.of(save=frozenset(), offload=frozenset({"layer_input"})))
     bytes_of_a_layer = 64 * 512 / 16 * 1024 * 2
 
     def layers(prediction: Prediction) -> dict[str, float]:

@@ -30,7 +30,7 @@ ADAM = 8  # bytes of two float32 moments
 
 def kept_bytes(plan: Plan) -> float:
     work, layout = Workload.of(plan), resolve(plan)
-    use = hbm_use(plan.machine, work, layout, HOLDS["ideal"], plan.remat.offload)
+    use = hbm_use(plan.machine, work, layout, HOLDS["ideal"])
     return float(use.activations_bytes)
 
 
@@ -85,7 +85,7 @@ def test_what_the_host_keeps_is_not_on_the_device_and_crosses_once_each_way(name
     model = MODELS[name]
     both = frozenset({"qkv", "mlp_hidden", "attention_output", "mlp_output"})
     plan = build(model, "v5e:4x4", 64, FSDP_TENSOR)
-    plan = replace(plan, remat=Remat(save=both - offloaded, offload=frozenset(offloaded)))
+    plan = replace(plan, remat=Remat.of(save=both - offloaded, offload=frozenset(offloaded)))
     hand = Hand(plan, tensor=4, fsdp=4)
     parts = {
         "layer_input": hand.r,
@@ -106,7 +106,7 @@ def test_what_the_host_keeps_is_not_on_the_device_and_crosses_once_each_way(name
 def test_every_layer_of_a_round_is_offloaded(windows):
     def crossed(windows: list[int]) -> float:
         plan = build(decoder(windows=windows), "v5e:4x4", 64, FSDP_TENSOR)
-        plan = replace(plan, remat=Remat(save=frozenset(), offload=frozenset({"qkv"})))
+        plan = replace(plan, remat=Remat.of(save=frozenset(), offload=frozenset({"qkv"})))
         uses = predict(plan).collectives
         return sum(use.bytes_per_chip for use in uses if use.kind == "host-transfer")
 

@@ -24,6 +24,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "classes": 16,
         "biases": {"attention_output": True, "mlp": True},
     },
+    "vit-deep": {
+        **_VIT,
+        "name": "vit-deep",
+        "layers": 7,
+        "parallel_block": True,
+        "pooling": "mean",
+        "classes": 16,
+        "biases": {"attention_output": True, "mlp": True},
+    },
     "vit-features": {
         **_VIT,
         "name": "vit-features",
@@ -78,6 +87,8 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary", "windows": [6, 0]},
     # As Gemma 3: several local layers for each that sees all.
     "gemma3": {**_DECODER, "name": "gemma3", "qk_norm": True, "norm": "rmsnorm", "layers": 6}
+    | {"positions": "rotary", "windows": [5, 5, 0]},
+    "gemma3-deep": {**_DECODER, "name": "gemma3-deep", "norm": "rmsnorm", "layers": 12}
     | {"positions": "rotary", "windows": [5, 5, 0]},
     # The same side by side, with biases.
     "gemma-parallel": {
@@ -141,6 +152,11 @@ _B, _DB = {"batch": ["fsdp"]}, {"batch": ["data", "fsdp"]}
 _SEQ, _EMB = {"seq": ["model"]}, {"embed": ["model"]}
 _ZERO = {"optimizer_rules": {"embed": ["data"]}}
 _CUSTOM = {"save": ["context", "mlp_output"]}
+_GROUPS = [
+    {"layers": 2, "save": []},
+    {"layers": 3, "save": ["qkv", "mlp_hidden"]},
+    {"layers": 2, "save": ["qkv"], "offload": ["context"]},
+]
 
 PLANS: dict[str, Plan] = {
     "data": make("vit", _D, {}, {"batch": ["data"]}),
@@ -177,6 +193,19 @@ PLANS: dict[str, Plan] = {
     "tensor, one key-value head": make("palm", _FM, _FSDP_TENSOR, _B | _SEQ),
     "tensor, norms after": make("gemma", _DFM, _FSDP_TENSOR, _DB | _SEQ),
     "windows, fsdp": make("gemma3", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "groups of layers, fsdp, microbatches": make(
+        "vit-deep", _F, {"embed": ["fsdp"]}, _B, microbatches=2, remat=_GROUPS
+    ),
+    "groups of layers, windows, tensor": make(
+        "gemma3-deep",
+        _FM,
+        _FSDP_TENSOR,
+        _B | _SEQ,
+        remat=[{"layers": 6, "save": ["mlp_hidden"]}, {"layers": 6, "save": []}],
+    ),
+    "partitioned groups of layers": make(
+        "vit-deep", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART, remat=_GROUPS
+    ),
     "windows, tensor, unfused": make(
         "gemma2", _DFM, _FSDP_TENSOR, _DB | _SEQ, attention="unfused", microbatches=2
     ),

@@ -29,6 +29,7 @@ from shardsim.emit.dialects.vocabulary import DENSE_AXES, installed
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError
 from shardsim.plan import Plan, load_plan, plan_names, resolve
+from shardsim.plan.remat import POLICIES, Policy, Remat
 
 NAMES, AXES = ("a", "b", "c", "d"), ("x", "y", "z")
 rules_of_names = st.lists(
@@ -212,7 +213,8 @@ def exported(plan: Plan) -> dict:
 MAXTEXT = [
     name
     for name, plan in PLANS.items()
-    if plan.optimizer != "momentum" and "rest" not in plan.remat.save
+    if plan.optimizer != "momentum" and "rest" not in plan.remat.groups[0].save
+    if len(plan.remat.groups) == 1
 ]
 
 
@@ -399,6 +401,21 @@ DECODERS = [name for name, plan in PLANS.items() if plan.model.vocab]
 
 AXLEARN_REASONS = "no axis for|remat:|mesh axes come in|the moments of"
 LEVANTER_REASONS = "no axis for|remat:|would lie as|the moments of|splits queries"
+
+
+@pytest.mark.parametrize("to", ["maxtext", "axlearn", "levanter", "big_vision"])
+def test_trainers_with_one_policy_refuse_groups_of_layers(to: str) -> None:
+    groups = Remat((Policy(layers=1), Policy(save=POLICIES["dots"], layers=1)))
+    if to == "big_vision":
+        plan = PLANS["partitioned fsdp"]
+    else:
+        plan = make("llama", {"data": 8}, {}, {"batch": ["data"]}, remat="full")
+    export_plan(plan, to)
+    with pytest.raises(PlanError) as raised:
+        export_plan(replace(plan, remat=groups), to)
+    assert re.fullmatch(
+        r"remat: \S+ has one policy for all layers, not 2 groups .*", str(raised.value)
+    )
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from building import build, decoder, plans, renamed, vit
+from building import build, decoder, in_groups, plans, renamed, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,10 +57,64 @@ def test_awkward_names_survive(plan, words, note, name):
 
 @given(st.sets(st.sampled_from(TENSORS)), st.sets(st.sampled_from(["layer_input", *TENSORS])))
 def test_any_remat_reads_back(save, offload):
-    remat = Remat(save=frozenset(save - offload), offload=frozenset(offload))
+    remat = Remat.of(save=frozenset(save - offload), offload=frozenset(offload))
     plan = replace(build(decoder(), "v4:1x1x1", 1, {"data": {}}), remat=remat)
     again = plan_from_data(parse_yaml(dump_plan(plan), "text"), "text")
     assert again.remat == remat
+
+
+@given(in_groups(plans()))
+def test_groups_of_layers_read_back(plan):
+    assert plan_from_data(parse_yaml(dump_plan(plan), "text"), "text") == plan
+    assert [entry["layers"] for entry in plan_to_data(plan)["remat"]] == [
+        group.layers for group in plan.remat.groups
+    ]
+
+
+def test_groups_with_one_policy_are_one_group():
+    plan = build(decoder(), "v4:1x1x1", 1, {"data": {}}, remat="save_qkv")
+    halves = [{"layers": 3, "save": ["qkv"]}, {"layers": 5, "save": ["qkv"]}]
+    again = plan_from_data({**plan_to_data(plan), "remat": halves}, "halves")
+    assert again == plan
+    assert predict(again).to_data() == predict(plan).to_data()
+
+
+@pytest.mark.parametrize(
+    ("remat", "message"),
+    [
+        ([], "remat: an empty list"),
+        (["full"], "remat[0]: expected a group of layers, such as {layers: 2, save: []}"),
+        ([{"save": []}], "remat[0]: expected a group of layers"),
+        ([{"layers": 0}, {"layers": 8}], "remat[0].layers: must be a positive whole number"),
+        ([{"layers": True}], "remat[0].layers: must be a positive whole number, not True"),
+        ([{"layers": 8, "kept": []}], "remat[0]: unknown key 'kept'"),
+        ([{"layers": 8, "save": ["qvk"]}], "remat[0].save: unknown tensor 'qvk'"),
+        ([{"layers": 3}], "remat: its groups have 3 layers, the model has 8"),
+        (
+            [{"layers": 3}, {"layers": 4, "save": ["qkv"]}],
+            "remat: its groups have 7 layers, the model has 8",
+        ),
+    ],
+)
+def test_groups_of_layers_that_are_none_say_why(remat, message):
+    data = plan_to_data(build(decoder(), "v4:1x1x1", 1, {"data": {}}))
+    with pytest.raises(PlanError) as raised:
+        plan_from_data({**data, "remat": remat}, "plan")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_groups_are_whole_rounds_of_layers_and_no_stages():
+    halves = [{"layers": 3, "save": []}, {"layers": 5, "save": ["qkv"]}]
+    model = decoder(windows=(128, 0))
+    data = {**plan_to_data(build(model, "v4:1x1x1", 1, {"data": {}})), "remat": halves}
+    with pytest.raises(
+        PlanError, match=r"remat\[0\]\.layers: .* divides by the 2 of a round, not 3"
+    ):
+        plan_from_data(data, "plan", model=model)
+    stages = plan_to_data(build(decoder(), "v4:2x1x1", 2, {"pipeline": {"x": 2}}, microbatches=2))
+    with pytest.raises(PlanError, match="remat: groups of layers are not spread over pipeline"):
+        plan_from_data({**stages, "remat": halves}, "plan")
 
 
 @pytest.mark.parametrize(

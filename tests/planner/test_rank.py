@@ -159,7 +159,14 @@ def priced_all(
 @settings(max_examples=8)
 def test_the_pruned_search_finds_what_pricing_all_plans_finds(question, top):
     best, fit = priced_all(question)
-    found = search(question.model, question.machine, question.batch, top=top, costs=question.costs)
+    found = search(
+        question.model,
+        question.machine,
+        question.batch,
+        top=top,
+        costs=question.costs,
+        by_layer=False,
+    )
     wanted = sorted(best.values(), key=lambda item: item[:2])[:top]
     assert [item.plan for item in found.predictions] == [plan for _, _, plan in wanted]
     steps = [item.step_time_s for item in found.predictions]
@@ -178,8 +185,12 @@ def test_the_pruned_search_finds_what_pricing_all_plans_finds(question, top):
 def test_slices_searched_together_are_ranked_as_alone(objective):
     machines = [parse_machine(name) for name in ("v5e:2x2", "v4:2x2x1", "2*v5e:2x2")]
     model = decoder(layers=2)
-    together = search(model, machines, 16, top=6, objective=objective)
-    alone = [item for one in machines for item in search(model, one, 16, top=6).predictions]
+    together = search(model, machines, 16, top=6, objective=objective, by_layer=False)
+    alone = [
+        item
+        for one in machines
+        for item in search(model, one, 16, top=6, by_layer=False).predictions
+    ]
 
     def score(item: Any) -> tuple[float, float]:
         machine = item.plan.machine
@@ -194,7 +205,7 @@ def test_slices_searched_together_are_ranked_as_alone(objective):
 
 
 def test_pruning_leaves_few_plans_to_price():
-    found = search("vit-22b", "v4:4x4x4", 4096, costs="physical")
+    found = search("vit-22b", "v4:4x4x4", 4096, costs="physical", by_layer=False)
     assert 0 < found.priced < 0.05 * found.fit
     assert found.bound is not None
     assert found.bound.step_time_s > 0.95 * found.best.step_time_s

@@ -29,7 +29,7 @@ NAMES = st.sampled_from(sorted(HOLDS))
 
 def used(plan: Plan, name: str = "emitted") -> HbmUse:
     work, layout = Workload.of(plan), resolve(plan)
-    return hbm_use(plan.machine, work, layout, HOLDS[name], plan.remat.offload)
+    return hbm_use(plan.machine, work, layout, HOLDS[name])
 
 
 def paper_block() -> tuple[Op, ...]:
@@ -146,14 +146,14 @@ def test_where_memory_is_scarce_only_what_is_needed_is_held(plan, name):
     chip = override_chip(plan.machine.chip, {"hbm_usable_bytes": 2.0**20})
     small = replace(plan.machine, chip=chip)
     work, layout = Workload.of(plan), resolve(plan)
-    least = hbm_use(small, work, layout, passes.least, plan.remat.offload)
-    use = hbm_use(small, work, layout, passes, plan.remat.offload)
+    least = hbm_use(small, work, layout, passes.least)
+    use = hbm_use(small, work, layout, passes)
     assert float(use.peak_bytes) == pytest.approx(float(use.thrifty_bytes), rel=1e-12)
     if passes.recomputes:
         assert float(use.peak_bytes) <= float(least.peak_bytes) * (1 + 1e-12)
     else:
         assert float(use.peak_bytes) == pytest.approx(float(least.peak_bytes), rel=1e-12)
-    plenty = hbm_use(small, work, layout, replace(passes, scarce=None), plan.remat.offload)
+    plenty = hbm_use(small, work, layout, replace(passes, scarce=None))
     assert float(least.peak_bytes) <= float(plenty.peak_bytes) * (1 + 1e-12)
     assert (passes.least == passes) == (passes.scarce is None)
 
@@ -189,11 +189,11 @@ def test_a_larger_batch_never_needs_less(plan, name):
 @given(plans(), NAMES, st.sampled_from(sorted(POLICIES)))
 def test_what_else_is_kept_is_there(plan, name, policy):
     full, more = (
-        used(replace(plan, remat=Remat(save=kept)), name).activations_bytes
+        used(replace(plan, remat=Remat.of(save=kept)), name).activations_bytes
         for kept in (POLICIES["full"], POLICIES[policy])
     )
     assert float(more) >= float(full)
-    all_kept = used(replace(plan, remat=Remat(save=POLICIES["none"])), name).activations_bytes
+    all_kept = used(replace(plan, remat=Remat.of(save=POLICIES["none"])), name).activations_bytes
     assert float(all_kept) >= float(more)
 
 
@@ -202,7 +202,7 @@ def test_an_implementation_needs_what_an_ideal_one_does(plan):
     emitted = HOLDS["emitted"]
     assert emitted.scarce is not None
     least, most = (
-        hbm_use(plan.machine, Workload.of(plan), resolve(plan), passes, plan.remat.offload)
+        hbm_use(plan.machine, Workload.of(plan), resolve(plan), passes)
         for passes in (emitted.scarce, replace(emitted, scarce=None))
     )
     use = used(plan)
@@ -217,8 +217,8 @@ def test_an_implementation_needs_what_an_ideal_one_does(plan):
 @pytest.mark.parametrize("model", [decoder(), decoder(gated_mlp=True), vit(), vit(pooling="map")])
 def test_offloaded_activations_are_not_on_the_device(model):
     plan = build(model, "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}})
-    kept = replace(plan, remat=Remat(save=frozenset({"qkv"})))
-    moved = replace(plan, remat=Remat(offload=frozenset({"qkv"})))
+    kept = replace(plan, remat=Remat.of(save=frozenset({"qkv"})))
+    moved = replace(plan, remat=Remat.of(offload=frozenset({"qkv"})))
     none = replace(plan, remat=Remat())
     on_device = [float(used(item).activations_bytes) for item in (kept, moved, none)]
     assert on_device[1] == on_device[2] < on_device[0]

@@ -31,7 +31,7 @@ TPUS = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:8x16", "2*v4:2x2x4", "4*v5e:4x4"
 
 def both(plan: Plan) -> tuple[Program, Schedule, Layout]:
     layout = resolve(plan)
-    program = partition(Workload.of(plan), layout, plan.remat)
+    program = partition(Workload.of(plan), layout)
     return program, overlap(program, layout), layout
 
 

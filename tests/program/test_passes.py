@@ -83,7 +83,7 @@ WAITING = plan_from_data(
 
 
 def written(plan: Plan) -> Program:
-    return partition(Workload.of(plan), resolve(plan), plan.remat)
+    return partition(Workload.of(plan), resolve(plan))
 
 
 def program_as(plan: Plan, name: str) -> Program:
@@ -218,7 +218,7 @@ def test_one_program_of_many_plans_is_each_of_them() -> None:
     both = layout.reshaped(weights_overlap=np.array([True, False]))
 
     def step_s(layout):
-        program = partition(Workload.of(plan), layout, plan.remat)
+        program = partition(Workload.of(plan), layout)
         done = implemented(program, "emitted", plan.machine, layout)
         return step_time_s(plan.machine, layout, overlap(done, layout), costs)
 

@@ -24,7 +24,7 @@ TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
 
 
 def program_of(plan: Plan) -> Program:
-    return partition(Workload.of(plan), resolve(plan), plan.remat)
+    return partition(Workload.of(plan), resolve(plan))
 
 
 def used(program: Program, block: str, role: str) -> list[Collective]:

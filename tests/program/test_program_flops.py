@@ -40,7 +40,7 @@ HEADLESS = (
 
 
 def program_of(plan: Plan) -> Program:
-    return partition(Workload.of(plan), resolve(plan), plan.remat)
+    return partition(Workload.of(plan), resolve(plan))
 
 
 def flops(program: Program) -> float:

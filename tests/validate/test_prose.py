@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shardsim.errors import FileError
 from shardsim.model import Accounting, load_model
-from shardsim.plan.remat import Remat
+from shardsim.plan.remat import Policy, Remat
 from shardsim.validate.prose import accounting_of, from_prose, is_prose
 from shardsim.validate.rows import Run, read_run
 from shardsim.validate.runs import validate_data
@@ -82,10 +82,10 @@ MINIMAL = remat_named("minimal", {})
 @pytest.mark.parametrize(
     ("said", "policy"),
     [
-        ("full", Remat()),
-        ("FULL", Remat()),
-        (True, Remat()),
-        ("save one activation per layer, rematerialise rest", Remat()),
+        ("full", Policy()),
+        ("FULL", Policy()),
+        (True, Policy()),
+        ("save one activation per layer, rematerialise rest", Policy()),
         ("none", remat_named("none", {})),
         (False, remat_named("none", {})),
         ("no recompute", remat_named("none", {})),
@@ -93,27 +93,30 @@ MINIMAL = remat_named("minimal", {})
         ("selective", remat_named("minimal_with_context", {})),
         ("Selective activation checkpointing", remat_named("selective", {})),
         ("dots_saveable with flash", remat_named("dots_saveable", {})),
-        ("save_dot_except_mlp", Remat(save=frozenset({"qkv", "attention_output"}))),
-        ("qkv_proj_offloaded (host offload)", Remat(offload=frozenset({"qkv"}))),
-        ("custom: context,mlpwi kept on device", Remat(save=frozenset({"context", "mlp_hidden"}))),
-        ("custom: layer input, context, q/k/v", Remat(save=frozenset({"context", "qkv"}))),
+        ("save_dot_except_mlp", Policy(save=frozenset({"qkv", "attention_output"}))),
+        ("qkv_proj_offloaded (host offload)", Policy(offload=frozenset({"qkv"}))),
+        (
+            "custom: context,mlpwi kept on device",
+            Policy(save=frozenset({"context", "mlp_hidden"})),
+        ),
+        ("custom: layer input, context, q/k/v", Policy(save=frozenset({"context", "qkv"}))),
         (
             "custom: decoder_layer_input,out_proj,q,k,v offloaded",
-            Remat(offload=frozenset({"layer_input", "attention_output", "qkv"})),
+            Policy(offload=frozenset({"layer_input", "attention_output", "qkv"})),
         ),
         (
             "custom: decoder_layer_input=offload, query_proj=device, out_proj=remat",
-            Remat(save=frozenset({"qkv"}), offload=frozenset({"layer_input"})),
+            Policy(save=frozenset({"qkv"}), offload=frozenset({"layer_input"})),
         ),
         (
             "custom: context on device; mlpwi offloaded",
-            Remat(save=frozenset({"context"}), offload=frozenset({"mlp_hidden"})),
+            Policy(save=frozenset({"context"}), offload=frozenset({"mlp_hidden"})),
         ),
     ],
 )  # fmt: skip
-def test_remat_in_words(said: Any, policy: Remat) -> None:
+def test_remat_in_words(said: Any, policy: Policy) -> None:
     run = run_of(remat=said)
-    assert run.plans[0].remat == policy
+    assert run.plans[0].remat == Remat((policy,))
     assert run.notes == ()
 
 

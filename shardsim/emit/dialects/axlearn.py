@@ -114,10 +114,11 @@ def axlearn_code(plan: Plan) -> str:
     """Return the Python file that makes AXLearn train with `plan`."""
     if plan.model.family != "decoder":
         raise PlanError(f"export to {TRAINER}: only its language models, not {plan.model.name}")
-    if "rest" in plan.remat.save | plan.remat.offload or "layer_input" in plan.remat.offload:
+    remat = plan.remat.only(TRAINER)
+    if "rest" in remat.kept or "layer_input" in remat.offload:
         raise PlanError(
             f"remat: {TRAINER} keeps tensors by name, and has none for all that "
-            f"'{plan.remat.name}' keeps; choose dots_and_context for the most"
+            f"'{remat.name}' keeps; choose dots_and_context for the most"
         )
     own = replace(plan, fused_projections=False)
     mesh = _fixed_mesh(own)
@@ -131,8 +132,8 @@ def axlearn_code(plan: Plan) -> str:
         "BATCH_AXES": tuple(renamed[axis] for axis in data["activations"]["residual"][0]),
         "PARTITION_SPECS": specs,
         "LAYER": _LAYER,
-        "SAVED": [REMAT[name] for name in sorted(plan.remat.save)],
-        "OFFLOADED": [REMAT[name] for name in sorted(plan.remat.offload)],
+        "SAVED": [REMAT[name] for name in sorted(remat.save)],
+        "OFFLOADED": [REMAT[name] for name in sorted(remat.offload)],
         "MICROBATCHES": plan.microbatches,
     }
     head = [header(plan), "#", "#   import THIS; cfg = THIS.apply(cfg)   # a SpmdTrainer.Config"]
@@ -140,7 +141,7 @@ def axlearn_code(plan: Plan) -> str:
     body = "\n".join(f"{key} = {literal(value)}" for key, value in values.items())
     imports, code = _code(
         slices=math.prod(mesh.slices) > 1,
-        named=bool(plan.remat.save | plan.remat.offload),
+        named=bool(remat.save | remat.offload),
         accumulated=plan.microbatches > 1,
     )
     return "\n".join([*head, "", *imports, "", body, code]).rstrip() + "\n"

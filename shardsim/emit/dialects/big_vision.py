@@ -116,10 +116,11 @@ def _refuse(plan: Plan) -> None:
             f"optimizer: {TRAINER} has no '{plan.optimizer}'"
             f"{nearest(plan.optimizer, tables.OPTIMIZERS)}"
         )
-    if plan.remat.offload or plan.remat.save not in tables.REMAT:
+    remat = plan.remat.only(TRAINER)
+    if remat.offload or remat.save not in tables.REMAT:
         raise PlanError(
             f"remat: {TRAINER} takes a policy of jax.checkpoint_policies, and none keeps what "
-            f"'{plan.remat.name}' does; choose full, dots or none"
+            f"'{remat.name}' does; choose full, dots or none"
         )
 
 
@@ -206,7 +207,7 @@ def big_vision_text(plan: Plan, made: Export) -> str:
         "pool_type": tables.POOLINGS[model.pooling],
         "dtype_mm": tables.DTYPES[plan.precision.compute],
         "scan": True,
-        "remat_policy": tables.REMAT[plan.remat.save],
+        "remat_policy": tables.REMAT[plan.remat.only(TRAINER).save],
     }
     flags = " ".join(f"--{key}={value}" for key, value in compiler_options(plan).items())
     head = [

@@ -117,7 +117,7 @@ def _refuse(plan: Plan) -> None:
             f"export to {TRAINER}: its mesh axes come in the order {', '.join(ORDER)}, and the "
             "plan's lie otherwise on the torus"
         )
-    if plan.remat.name not in CHECKPOINTING:
+    if plan.remat.only(TRAINER).name not in CHECKPOINTING:
         raise PlanError(
             f"remat: {TRAINER} keeps all or nothing of a layer, not '{plan.remat.name}'; choose "
             "full or none"

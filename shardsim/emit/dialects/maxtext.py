@@ -84,7 +84,7 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
     found = list(chosen.differences)
     if plan.fused_projections:
         found.append("fused_projections: false, not true")
-    kept = plan.remat.save | plan.remat.offload
+    kept = plan.remat.only("MaxText").kept
     unfused = plan.attention == "unfused" and chosen.block not in tables.UNFUSED_CONTEXT
     if unfused and "context" in kept:
         found.append(

@@ -122,7 +122,7 @@ def _optimizer(made: Export) -> dict[str, Any]:
 
 
 def _remat(plan: Plan, block: str) -> dict[str, str]:
-    remat = plan.remat
+    remat = plan.remat.only("MaxText")
     if "rest" in remat.save | remat.offload:
         raise PlanError(
             f"remat: MaxText cannot keep everything of a scanned layer, as '{remat.name}' does; "

@@ -1,4 +1,4 @@
-"""The model: its calls one after another, layers under one scan.
+"""The model: its calls one after another, layers under scans.
 
 Each call runs an op by name, on arrays by name. Everything that sharding touches is asked of `way`
 (`Whole`, `Explicit` or `Partitioned`), so a model reads the same for one device and for a pod.
@@ -41,13 +41,12 @@ def run(way: Whole, params: Params, calls: Sequence[Data], arrays: Params) -> Pa
 
 
 def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
-    """Run the layers in rounds, all rounds under one scan.
+    """Run the layers in rounds, all rounds of a group of layers under one scan.
 
-    Each layer keeps for its backward pass what the plan says. A weight that several layers of a
-    round have lies in their order, round after round.
+    Each layer keeps for its backward pass what the plan says for its group. A weight that several
+    layers of a round have lies in their order, round after round.
     """
     kinds, order = calls["layers"], calls["round"]
-    policy = remat_policy(way.plan)
     users = {
         name: [place for place, kind in enumerate(order) if name in kinds[kind]["weights"]]
         for kind in kinds
@@ -59,13 +58,13 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
         mine = kinds[kind]["calls"]
         return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
 
-    def one_round(x: Array, weights: Params) -> tuple[Array, None]:
+    def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):
             mine = {
                 name: weights[name][users[name].index(place)] if len(order) > 1 else weights[name]
                 for name in kinds[kind]["weights"]
             }
-            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=False)
+            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=alone)
             x = step(x, mine)
         return x, None
 
@@ -75,17 +74,28 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
             name: value.reshape(-1, len(users[name]), *value.shape[1:])
             for name, value in stacked.items()
         }
-    return lax.scan(one_round, x, stacked)[0]
+    groups, first = way.plan["remat"], 0
+    for group in groups:
+        last = first + group["layers"] // len(order)
+        mine = stacked
+        if len(groups) > 1:
+            mine = {name: value[first:last] for name, value in stacked.items()}
+        # One round is no loop to a compiler, which would find what is to run again there already.
+        policy, alone = remat_policy(way.plan, group), last - first == 1
+        x = lax.scan(partial(one_round, policy, alone), x, mine)[0]
+        first = last
+    return x
 
 
-def remat_policy(plan: Data) -> Any:
-    """Return the checkpoint policy: keep the named tensors of the plan, compute the rest again.
+def remat_policy(plan: Data, group: Data) -> Any:
+    """Return the checkpoint policy: keep the tensors that the plan names for a group of layers,
+    compute the rest again.
 
     Gathered weights and inputs carry no name, so the backward pass always gathers them again.
     Where there is no host memory to offload to (CPU), those tensors are kept.
     """
     policies = jax.checkpoint_policies
-    save, offload = plan["remat"]["save"], plan["remat"]["offload"]
+    save, offload = group["save"], group["offload"]
     if offload and plan["platform"] != "cpu":
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=save,

@@ -232,12 +232,12 @@ def _remat(options: Mapping[str, Any], notes: list[str]) -> Remat:
     names = {theirs: ours for ours, theirs in tables.REMAT.items()}
     everything = names["everything_saveable"]
     if not options.get("scan", False):
-        return Remat(save=everything)
+        return Remat.of(save=everything)
     policy = options.get("remat_policy", "nothing_saveable")
     if policy not in names:
         notes.append(f"remat_policy: {policy!r} is not modelled; taken as nothing_saveable")
         policy = "nothing_saveable"
-    return Remat(save=names[policy])
+    return Remat.of(save=names[policy])
 
 
 def _optimizer(config: Mapping[str, Any]) -> str:

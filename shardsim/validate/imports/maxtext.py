@@ -14,7 +14,7 @@ from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
-from shardsim.plan import Plan
+from shardsim.plan import Plan, Remat
 from shardsim.plan.plan import Overlap, Precision, Rules
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
@@ -236,7 +236,7 @@ def _plan(
         mesh=mesh,
         parameters=parameters,
         activations=activations,
-        remat=remat,
+        remat=Remat((remat,)),
         microbatches=steps,
         overlap=Overlap(
             matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
