@@ -76,10 +76,15 @@ def filled(found: Prediction) -> Prediction:
 
 
 def _step_s(plan: Plan, layout: Layout, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return the step time of plans with `layout`, and whether they fit: arrays of `shape`."""
+    """Return the step time of plans with `layout`, and whether they fit: arrays of `shape`.
+
+    They fit if the compiler need not save memory by itself (`Passes.share` of HBM): near the limit
+    it runs again what layers keep.
+    """
     work, machine, name = Workload.of(plan), plan.machine, USUAL[plan.op_costs]
     program = implemented(partition(work, layout), name, machine, layout)
     costs = costs_of(plan.op_costs, machine.chip)
     step_s = step_time_s(machine, layout, overlap(program, layout), costs)
-    fits = hbm_use(machine, work, layout, HOLDS[name].least).fits
+    use = hbm_use(machine, work, layout, HOLDS[name].least)
+    fits = np.less_equal(use.peak_bytes, HOLDS[name].share * use.capacity_bytes)
     return np.broadcast_to(step_s, shape), np.broadcast_to(fits, shape)
