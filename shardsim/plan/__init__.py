@@ -10,7 +10,7 @@ from shardsim.plan.io import (
 )
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision
-from shardsim.plan.remat import Remat
+from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import resolve
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "MeshAxis",
     "Overlap",
     "Plan",
+    "Policy",
     "Precision",
     "Remat",
     "dump_plan",
