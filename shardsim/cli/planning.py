@@ -76,10 +76,9 @@ as_option = click.option(
     "from the chips' figures alone.",
 )
 @click.option(
-    "--one-policy",
+    "--by-layer",
     is_flag=True,
-    help="One remat policy for all layers, as most trainers have; else layers that keep more fill "
-    "HBM.",
+    help="Give free HBM to layers that keep more; today's compiler may crash on such a step.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here.")
 @click.option(
@@ -103,7 +102,7 @@ def plan(
     attention: str | None,
     max_axes: int,
     op_costs: str,
-    one_policy: bool,
+    by_layer: bool,
     output: str | None,
     compile_top: int,
     workers: int,
@@ -149,7 +148,7 @@ def plan(
         attention=attention,
         max_axes=max_axes,
         costs=op_costs,
-        by_layer=not one_policy,
+        by_layer=by_layer,
         progress=progress_line("searching"),
     )
     outcomes = None

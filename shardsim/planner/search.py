@@ -117,7 +117,7 @@ def search(
     precision: Precision | None = None,
     max_axes: int = 3,
     costs: str = "calibrated",
-    by_layer: bool = True,
+    by_layer: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.

@@ -113,9 +113,9 @@ def test_plan(shardsim: Shardsim, tmp_path: Path) -> None:
     assert load_plan(out).machine.name == "v4:2x2x4"
 
 
-def test_plan_with_one_policy_for_all_layers(shardsim: Shardsim) -> None:
+def test_plan_with_layers_that_keep_more(shardsim: Shardsim) -> None:
     words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--top", "1", "--json")
-    mixed, one = (read(shardsim(*words, *more))["plans"][0] for more in ((), ("--one-policy",)))
+    mixed, one = (read(shardsim(*words, *more))["plans"][0] for more in (("--by-layer",), ()))
     assert len(mixed["plan"]["remat"]) == 2
     assert isinstance(one["plan"]["remat"], str)
     assert mixed["step_time_s"] < one["step_time_s"]

@@ -141,7 +141,7 @@ def test_the_chosen_groups_are_the_fastest_of_all(
     model: Model, machine: Machine, batch: int
 ) -> None:
     found = search(model, machine, batch, top=8, costs="physical", by_layer=False)
-    bound = search(model, machine, batch, top=1, costs="physical").bound
+    bound = search(model, machine, batch, top=1, costs="physical", by_layer=True).bound
     assert bound is not None
     rng = np.random.default_rng(22)
     changed = 0
