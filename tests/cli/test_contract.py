@@ -196,6 +196,7 @@ def test_sensitivity(shardsim: Shardsim, plan_file: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_evidence(shardsim: Shardsim) -> None:
     data = read(shardsim("evidence", "--json"))
     assert set(data) == {"plans", "groups", "hbm", "operations_median", "versions"}

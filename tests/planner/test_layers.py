@@ -88,6 +88,7 @@ def role_sizes(item: Prediction) -> tuple[str, ...]:
     return (item.plan.machine.name, *(f"{axis.name}{axis.size}" for axis in item.plan.mesh))
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(MODELS),
     st.sampled_from(SLICES),
@@ -128,6 +129,7 @@ def test_layers_that_keep_more_make_no_search_worse(
         assert after.bound.step_time_s <= times[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "machine", "batch"),
     [

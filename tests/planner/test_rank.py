@@ -89,6 +89,7 @@ def questions(draw: st.DrawFn) -> Question:
     )
 
 
+@pytest.mark.slow
 @given(questions(), st.data())
 @settings(max_examples=16)
 def test_no_plan_is_faster_than_the_bound_of_its_form(question, data):

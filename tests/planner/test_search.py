@@ -78,7 +78,6 @@ def compare(
 @pytest.mark.parametrize(
     ("name", "slice_name", "batch", "costs"),
     [
-        ("vit-22b", "v4:8x8x16", 65536, "physical"),
         ("llama2-70b", "2*v5p:8x8x8", 2048, "physical"),
         ("vit-22b", "v4:8x8x16", 65536, "compiler"),
     ],
