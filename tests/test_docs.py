@@ -41,7 +41,11 @@ def written_anew(block: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.jax if page.stem == "running" else ()) for page in PAGES],
+    ids=[page.name for page in PAGES],
+)
 def test_documented_commands_print_what_is_written(page: Path) -> None:
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         assert written_anew(block) == block
