@@ -124,7 +124,7 @@ def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) 
 
 @runs("attend")
 def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
-    """Return the weighted values [batch, tokens, heads * head_dim], before their projection."""
+    """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
     q, k, v = (way.by_head(x) for x in (q, k, v))
     k, v = way.all_keys(k), way.all_keys(v)
     positions = None
@@ -132,11 +132,9 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if mask["causal"]:
         positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     if call["fused"]:
-        context = way.flash(q, k, v, mask, positions)
-    else:
-        pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
-        context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
-    return context.reshape(*context.shape[:2], -1)
+        return way.flash(q, k, v, mask, positions)
+    pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    return softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
 
 
 def seen(mask: Any, positions: Any, keys: Any) -> Any:
