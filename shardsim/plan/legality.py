@@ -28,6 +28,7 @@ _OVER = {
     ("data", "fsdp", "expert"): "data, fsdp and microbatches",
     ("data", "fsdp"): "data, fsdp and microbatches",
     ("expert", "by_expert"): "the expert axis",
+    ("expert",): "the expert axis",
     ("tensor2", "by_embed"): "the axes that shard experts' parameters",
     ("tensor2", "tensor"): "the tensor axes",
     ("context",): "the context axis",

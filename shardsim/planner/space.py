@@ -4,8 +4,9 @@ A mesh gives each torus axis whole to one role, or splits it between two (the in
 neighbours, the outer one every n-th device); the axis of slices goes whole to one role. Torus
 axes that are alike (same length, same wrap) are exchanged only once. On every mesh: microbatches,
 remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
-the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
-without a tensor axis, for example) are counted once.
+the data axis splits optimizer state. With experts there is one role more, which splits all other
+weights too where it can, and tokens are exchanged over it, or gathered. Choices that change
+nothing on a mesh (collective matmul without a tensor axis, for example) are counted once.
 
 What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
 
@@ -44,6 +45,9 @@ from shardsim.program.rings import BIDIRECTIONAL
 Array = np.ndarray[Any, Any]
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
+# Experts of a token from which on tokens may be gathered over the expert axis: on a wrapped axis
+# that takes 4 / top_k of the time of an all-to-all (`cost.collectives`).
+RING_TOP = 4
 SLICE_ROLES = ("data", "fsdp", "pipeline")
 
 
@@ -270,9 +274,11 @@ def parts(
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = tuple(POLICIES.values())
     # The sequence first: of plans that take equally long, the first is kept.
-    spreads = [
-        Spread(shards=shards, ring=ring) for shards in (False, True) for ring in (False, True)
-    ]
+    ring = model.experts is not None and model.experts.top_k >= RING_TOP
+    rings = [False, True] if ring else [False]
+    spreads = [Spread(shards=shards, ring=ring) for shards in (True, False) for ring in rings]
+    whole: Array = divides(model, batch, sequence, _bare(every.sizes, spread=spreads[0]))
+    shardable = np.broadcast_to(whole, len(every.sizes))[mesh]
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):
@@ -281,7 +287,8 @@ def parts(
             differs &= tensor > 1
         if context_shards:
             differs &= bare.context.size > 1
-        if spread != Spread():
+        differs &= shardable == spread.shards
+        if spread.ring:
             differs &= bare.expert.size > 1
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
