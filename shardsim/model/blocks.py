@@ -189,10 +189,11 @@ class Block(Builder):
         add(self, x, outs, stream("result", keep=""))
 
     def norm(self, name: str, source: Array) -> Array:
-        """Add a norm of the residual stream."""
-        made = f"{name} result" if name.startswith("post") else name.replace("_norm", " input")
-        bias = self.model.biases.norm
-        return norm(self, name, source, stream(made), kind=self.model.norm, bias=bias)
+        """Add a norm of the residual stream: of what a branch reads, or, "post", of its result."""
+        model, before = self.model, not name.startswith("post")
+        out = stream(name.replace("_norm", " input") if before else f"{name} result")
+        kind, bias = model.norm, model.biases.norm
+        return norm(self, name, source, out, kind=kind, bias=bias, stored=before)
 
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""

@@ -18,8 +18,14 @@ NORM = Stream(passes=2.0, ops=8.0, gradient_passes=4.0, gradient_ops=8.0)
 HEAD_NORM = Stream(passes=2.0, ops=8.0, gradient_passes=3.0, gradient_ops=8.0, by_head=True)
 
 
-def norm(build: Builder, name: str, x: Array, out: Array, *, kind: str, bias: bool) -> Array:
-    """Add a norm: "layernorm" sums two statistics over embed in float32, "rmsnorm" one."""
+def norm(
+    build: Builder, name: str, x: Array, out: Array, *, kind: str, bias: bool, stored: bool = False
+) -> Array:
+    """Add a norm: "layernorm" sums two statistics over embed in float32, "rmsnorm" one.
+
+    `stored`: matmuls read the result, so it is written once. Fused into their operand, the TPU
+    compiler would compute it again for every tile of each of them.
+    """
     dims = tuple(d for d in x.dims if d != "embed")
     count = ("moments",) if kind == "layernorm" else ()
     purpose = "norm statistics" if x.stream else x.purpose
@@ -34,7 +40,7 @@ def norm(build: Builder, name: str, x: Array, out: Array, *, kind: str, bias: bo
         passes, ops = NORM.gradient_passes + 1.0, NORM.gradient_ops + 1.0
         stream = replace(stream, gradient_passes=passes, gradient_ops=ops)
     build.add(pointwise([x, sums], out, *vectors, stream=stream))
-    build.call("norm", [x], out, weights=vectors, kind=kind)
+    build.call("norm", [x], out, weights=vectors, kind=kind, stored=stored)
     return out
 
 
@@ -66,7 +72,8 @@ def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
         wide, square = wide - mean, square - mean * mean
     scale, *bias = (way.vector(params, name) for name in call["weights"])
     y = wide * lax.rsqrt(square + EPSILON) * scale
-    return sum(bias, y).astype(x.dtype)
+    y = sum(bias, y).astype(x.dtype)
+    return lax.optimization_barrier(y) if call["stored"] else y
 
 
 @runs("head_norm")
@@ -74,8 +81,10 @@ def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Normalise each head of queries or keys [batch, tokens, heads, head_dim]."""
     x = way.by_head(x)
     wide = x.astype(jnp.float32)
-    if call["kind"] == "layernorm":
-        wide = wide - wide.mean(-1, keepdims=True)
+    square = jnp.mean(wide * wide, -1, keepdims=True)
+    if call["kind"] == "layernorm":  # both moments in one pass over x
+        mean = wide.mean(-1, keepdims=True)
+        wide, square = wide - mean, square - mean * mean
     scale, *bias = (params[name].astype(jnp.float32) for name in call["weights"])
-    y = wide * lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + EPSILON) * scale
+    y = wide * lax.rsqrt(square + EPSILON) * scale
     return sum(bias, y).astype(x.dtype)

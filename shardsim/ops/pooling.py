@@ -134,7 +134,7 @@ def map_head(way: Whole, params: Params, x: Any) -> Any:
     (q,) = flat.project_in(probe, params, ["pooling_query"])
     k, v = way.project_in(x, params, ["pooling_key", "pooling_value"])
     q, k, v = (
-        way.by_head(y + way.wide_vector(params, f"pooling_{name}_bias"))
+        way.by_head(way.with_bias(y, params, f"pooling_{name}_bias"))
         for y, name in zip((q, k, v), ["query", "key", "value"], strict=True)
     )
     scores = jnp.einsum("bhd,bkhd->bhk", q[:, 0], k, preferred_element_type=jnp.float32)
@@ -145,9 +145,9 @@ def map_head(way: Whole, params: Params, x: Any) -> Any:
     context = context.astype(x.dtype).reshape(x.shape[0], 1, -1)
     y = flat.project_out([context], params, ["pooling_attention_output"])
     y = flat.add_vectors(params, y, ["pooling_attention_output_bias"])
-    names = {"kind": "layernorm", "weights": ["pooling_norm_scale", "pooling_norm_bias"]}
-    h = run_norm(flat, params, names, y)
+    vectors = ["pooling_norm_scale", "pooling_norm_bias"]
+    h = run_norm(flat, params, {"kind": "layernorm", "weights": vectors, "stored": False}, y)
     (h,) = flat.project_in(h, params, ["pooling_mlp_in"])
-    h = jax.nn.gelu(h + flat.wide_vector(params, "pooling_mlp_in_bias"))
+    h = jax.nn.gelu(flat.with_bias(h, params, "pooling_mlp_in_bias"))
     z = flat.project_out([h], params, ["pooling_mlp_out"])
     return y + flat.add_vectors(params, z, ["pooling_mlp_out_bias"])

@@ -82,11 +82,11 @@ def _joined(one: Call, other: Call) -> Call:
 
 @runs("project_in")
 def run_project_in(way: Whole, params: Params, call: Any, x: Any) -> Any:
-    """Return x @ w, [batch, tokens, width], for each weight."""
+    """Return x @ w, [batch, tokens, ...], for each weight."""
     made = []
     for name, y in zip(call["weights"], way.project_in(x, params, call["weights"]), strict=True):
         bias = f"{name}_bias"
-        made.append(y + way.wide_vector(params, bias) if bias in call["biases"] else y)
+        made.append(way.with_bias(y, params, bias) if bias in call["biases"] else y)
     return made
 
 

@@ -3,7 +3,7 @@
 `Whole` is the model without any sharding: the one-device run and the yardstick of the others.
 `Explicit` and `Partitioned` override what sharding changes, and nothing else. The residual
 stream is x [batch, tokens, embed]; between the projections of a block arrays are "wide":
-[batch, tokens, heads * head_dim] or [batch, tokens, mlp].
+[batch, tokens, mlp], [batch, tokens, heads, head_dim] or the last two joined.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ Params = dict[str, Any]
 def dtype(name: str) -> Any:
     """Return the format that a plan calls "f32" or "bf16"."""
     return {"f32": jnp.float32, "bf16": jnp.bfloat16}[name]
+
+
+def linear(x: Array, w: Array, kind: Any = None) -> Array:
+    """Return x [batch, tokens, embed] @ w [embed, ...]; heads stay apart where w has them apart."""
+    return jnp.einsum("bsk,k...->bs...", x, w, preferred_element_type=kind)
 
 
 class Whole:
@@ -42,9 +47,13 @@ class Whole:
 
     # Parameters.
 
+    def weight(self, params: Params, name: str) -> Array:
+        """Return a weight in the compute format, heads and head_dim apart."""
+        return params[name].astype(self.compute)
+
     def matrix(self, params: Params, name: str) -> Array:
-        """Return a matrix in the compute format as [input, output]."""
-        return self.flatten(params[name], name).astype(self.compute)
+        """Return a weight in the compute format as [input, output]."""
+        return self.flatten(self.weight(params, name), name)
 
     def flatten(self, value: Array, name: str) -> Array:
         """Join heads and head_dim, on whichever side of the matrix they are."""
@@ -62,6 +71,10 @@ class Whole:
     def wide_vector(self, params: Params, name: str) -> Array:
         """Return a bias of a wide array, in the compute format."""
         return params[name].reshape(-1).astype(self.compute)
+
+    def with_bias(self, y: Array, params: Params, name: str) -> Array:
+        """Return a wide array with its bias added."""
+        return y + self.wide_vector(params, name).reshape(y.shape[2:])
 
     def end_matrix(self, params: Params, name: str) -> Array:
         """Return a matrix or table [rows, embed] that adds to the residual stream."""
@@ -81,7 +94,7 @@ class Whole:
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
         """Return wide arrays, x @ params[name] for each name."""
-        return [jnp.einsum("bsk,kn->bsn", x, self.matrix(params, name)) for name in names]
+        return [linear(x, self.weight(params, name)) for name in names]
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
         """Return a summand of the residual stream, the sum of h @ params[name]."""
@@ -108,7 +121,7 @@ class Whole:
 
     def by_head(self, x: Array) -> Array:
         """Return a wide array as [batch, tokens, heads, head_dim]."""
-        return x.reshape(*x.shape[:2], -1, self.model["head_dim"])
+        return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, self.model["head_dim"])
 
     def all_keys(self, x: Array) -> Array:
         """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""

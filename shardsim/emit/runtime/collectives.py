@@ -11,6 +11,7 @@ Shapes: x [batch, tokens, embed], its piece either a range of tokens ("sequence"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from shardsim.emit.runtime.config import Group
 
 Array = Any
 SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
-LANES = 128  # the last dimension of a TPU's tile
+SUBLANES, LANES = 8, 128  # the last two dimensions of a TPU's tile
 
 
 def member(group: Group) -> Array:
@@ -37,18 +38,19 @@ def gather(x: Array, group: Group, dim: int) -> Array:
 
 
 def gather_matrix(w: Array, group: Group, dim: int) -> Array:
-    """Return a matrix whole along `dim`, as `gather` does, in a form that a TPU lays out well.
+    """Return a weight whole along `dim`, as `gather` does, in a form that a TPU lays out well.
 
-    In HBM the last two dimensions are tiles of at least 8 x 128, so a shard of 6 rows would travel
-    as 8, and whole rows come out where a matmul does not want them. Cut into lanes, each row is
-    whole tiles, and matmuls read what was gathered without a copy.
+    In HBM the last two dimensions are tiles of at least 8 x 128: shards of whole tiles come out as
+    a matmul reads them. A shard of 6 rows would travel as 8; cut into lanes, each of its rows is
+    whole tiles.
     """
-    if group.size == 1:
-        return w
+    if group.size == 1 or w.shape[dim] % SUBLANES == 0:
+        return gather(w, group, dim)
     rows = jnp.moveaxis(w, dim, 0)
-    width = rows.shape[1]
-    pieces = rows.reshape(len(rows), -1, LANES) if width % LANES == 0 else rows
-    return jnp.moveaxis(gather(pieces, group, 0).reshape(-1, width), 0, dim)
+    shape = rows.shape[1:]
+    if math.prod(shape) % LANES == 0:
+        rows = rows.reshape(len(rows), -1, LANES)
+    return jnp.moveaxis(gather(rows, group, 0).reshape(-1, *shape), 0, dim)
 
 
 def scatter(x: Array, group: Group, dim: int) -> Array:
@@ -103,7 +105,10 @@ def _scatter_gradient(
     group: Group, dim: int, compute: Any, reduce: Any, like: Array, gradient: Array
 ) -> Array:
     with jax.named_scope("scatter_gradients"):
-        return (scatter(gradient.astype(reduce), group, dim).astype(like.dtype),)
+        # As a matrix: of three dimensions the compiler makes an all-reduce.
+        flat = gradient.astype(reduce).reshape(*gradient.shape[:1], -1)
+        piece = scatter(flat, group, dim).astype(like.dtype)
+        return (piece.reshape(-1, *gradient.shape[1:]) if dim == 0 else piece,)
 
 
 gather_weight.defvjp(_gather_weight, _scatter_gradient)

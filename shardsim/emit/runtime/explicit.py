@@ -31,7 +31,7 @@ from shardsim.emit.runtime.collectives import (
     total,
 )
 from shardsim.emit.runtime.config import Data, make_group
-from shardsim.ops.whole import Array, Params, Whole, dtype
+from shardsim.ops.whole import Array, Params, Whole, dtype, linear
 
 
 class Explicit(Whole):
@@ -106,7 +106,9 @@ class Explicit(Whole):
     # The two projections of a block's branch.
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
-        shards = [self.flatten(self.own_heads(params[name], name), name) for name in names]
+        shards = [self.own_heads(params[name], name) for name in names]
+        if self.ring or self.plan["fused"] or self.tensor2.size > 1:
+            shards = [self.flatten(w, name) for w, name in zip(shards, names, strict=True)]
         ends = [sum(w.shape[1] for w in shards[: i + 1]) for i in range(len(shards) - 1)]
         if self.plan["fused"]:
             shards = [jnp.concatenate(shards, 1)]
@@ -127,9 +129,7 @@ class Explicit(Whole):
                 return gather_linear(x, weights, self.tensor, self.split, self.both, kind)
             if self.split != "replicated":
                 x = gather(x, self.tensor, SLICED[self.split])
-            return tuple(
-                jnp.einsum("bsk,kn->bsn", x, w, preferred_element_type=kind) for w in weights
-            )
+            return tuple(linear(x, w, kind) for w in weights)
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
         with jax.named_scope("second_axis"):

@@ -57,14 +57,14 @@ class Partitioned(Whole):
         spec = to_spec(self.activations[f"flat_{kind}" if self.is_flat else kind])
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    def matrix(self, params: Params, name: str) -> Array:
+    def weight(self, params: Params, name: str) -> Array:
         entry = self.parameters[name]
         skip = 1 if entry["part"] == "block" else 0
         shard = entry["spec"][skip:]
         gone = self.plan["gather"]
         whole = [[axis for axis in axes if axis not in gone] for axes in shard]
         places = [NamedSharding(self.mesh, to_spec(spec)) for spec in (whole, shard)]
-        return self.flatten(gathered(params[name].astype(self.compute), *places), name)
+        return gathered(params[name].astype(self.compute), *places)
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
         # Left as it lies, the compiler may fuse the gathering with the matmuls.
