@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
-from shardsim.model import Biases, Model
+from shardsim.model import Biases, Experts, Model
 from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
 from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import MATMUL_OVERLAP
+from shardsim.plan.plan import EXCHANGES, MATMUL_OVERLAP, Routing
 from shardsim.plan.remat import POLICIES, Policy
 from shardsim.program.schedule import Move, Schedule, Start
 
@@ -26,6 +26,7 @@ NAMES = {
     "pipeline": "p",
     "data": "d",
     "fsdp": "f",
+    "expert": "e",
     "context": "c",
     "tensor2": "u",
     "tensor": "t",
@@ -129,6 +130,8 @@ def build(
     *,
     residual: str = "seq",
     context_shards: bool = False,
+    expert_shards: bool = False,
+    by_expert: bool = False,
     over_data: bool = False,
     **options: Any,
 ) -> Plan:
@@ -149,12 +152,17 @@ def build(
     wide = {key: present["tensor"] for key in ("heads", "kv_heads", "mlp", "vocab")}
     parameters = wide | {
         "embed": present["fsdp"]
+        + (present["expert"] if expert_shards else ())
         + (present["context"] if context_shards else ())
         + present["tensor2"],
         "layers": present["pipeline"],
+        "expert": present["expert"],
     }
+    if by_expert:
+        parameters["expert"] += present["fsdp"] + (present["context"] if context_shards else ())
     activations = wide | {
-        "batch": present["data"] + present["fsdp"],
+        "batch": present["data"] + present["fsdp"] + present["expert"],
+        "expert": present["expert"],
         "seq": present["context"] + (present["tensor"] if residual == "seq" else ()),
         "embed": present["tensor2"] + (present["tensor"] if residual == "embed" else ()),
     }
@@ -242,6 +250,16 @@ MODELS = (
     vit(),
     vit(parallel_block=False, pooling="map", classes=1000, qk_norm=False),
 )
+# Experts: sorted tokens, a capacity in sequences or in groups, among dense layers.
+MIXTURES = (
+    decoder(experts=Experts(number=16, top_k=2, mlp=1024)),
+    decoder(gated_mlp=True, experts=Experts(number=16, top_k=2, mlp=1024, capacity=1.25, shared=1)),
+    decoder(
+        kv_heads=2,
+        experts=Experts(number=32, top_k=4, mlp=512, capacity=1.0, group=64, beside=True, every=2),
+    ),
+    decoder(gated_mlp=True, experts=Experts(number=64, top_k=8, mlp=256, shared=2, dense_layers=1)),
+)
 MACHINES = (
     "v4:2x2x1",
     "v4:2x2x4",
@@ -257,6 +275,19 @@ MACHINES = (
 )
 
 
+def _routing(axis: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """Draw how experts are spread, with an expert `axis` or without."""
+    uneven = st.sampled_from([1.0, 1.25])
+    exchange = st.sampled_from(EXCHANGES if axis else EXCHANGES[:1])
+    return st.fixed_dictionaries(
+        {
+            "expert_shards": st.booleans(),
+            "by_expert": st.booleans(),
+            "experts": st.builds(Routing, exchange=exchange, imbalance=uneven, padding=uneven),
+        }
+    )
+
+
 @st.composite
 def plans(
     draw: st.DrawFn,
@@ -267,7 +298,7 @@ def plans(
     """Draw a legal plan: every torus axis whole to one role, or split between two."""
     model = draw(st.sampled_from(models))
     machine = parse_machine(draw(st.sampled_from(machines)))
-    roles = list(NAMES)
+    roles = [role for role in NAMES if model.experts or role != "expert"]
     where: dict[str, dict[str, int]] = {}
     if machine.slices > 1:
         role = draw(st.sampled_from(["data", "fsdp", "pipeline"]))
@@ -285,7 +316,7 @@ def plans(
             where.setdefault(first, {})[axis.name] = axis.length // inner
     microbatches = draw(st.sampled_from([1, 2, 4, 8, 16]))
     groups = 1
-    for role in ("data", "fsdp"):
+    for role in ("data", "fsdp", "expert"):
         for factor in where.get(role, {}).values():
             groups *= factor
     plan = build(
@@ -295,6 +326,7 @@ def plans(
         where or {"data": {}},
         residual=draw(st.sampled_from(["", "seq", "embed"])),
         context_shards=draw(st.booleans()),
+        **(draw(_routing("expert" in where)) if model.experts else {}),
         over_data=draw(st.booleans()),
         remat=draw(st.sampled_from(sorted(POLICIES))),
         microbatches=microbatches,

@@ -10,11 +10,10 @@ import numpy as np
 
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
-from shardsim.model.blocks import Stack
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
-from shardsim.program.blocks import derived_blocks, graph, over_policies, rounds_of
+from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
 from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
@@ -217,16 +216,15 @@ class Account:
 
     @cached_property
     def by_group(self) -> list[Number]:
-        """The same of each group of layers that keeps something else."""
+        """The same of each of `runs`."""
         layout = self.layout
         in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
         found = []
-        for group in layout.kept:
+        for run in self.runs:
             total: Number = 0.0
-            rounds = rounds_of(self.stack, layout, group)
-            for number, layer in enumerate(self.stack.layers):
-                one, _ = kept(self.work, layout, self.sizes, number, group)
-                total = total + one * (rounds * layer.times)
+            for number, layer in run.layers:
+                one, _ = kept(self.work, layout, self.sizes, number, run.kept)
+                total = total + one * (run.rounds * layer.times)
             found.append(total * in_flight)
         return found
 
@@ -250,18 +248,17 @@ class Account:
 
         return _where(self.ring, of_ring)
 
-    @property
-    def stack(self) -> Stack:
-        """The layers."""
-        (stack,) = graph(self.work.model, self.work.attention).stacks
-        return stack
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The layers, in runs of those that are alike."""
+        return runs(self.work.model, self.work.attention, self.layout)
 
-    def traces(self, names: frozenset[str], mode: Mode) -> list[Trace]:
+    def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work = self.work
         return [
             layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
-            for number in range(len(self.stack.layers))
+            for number, _ in run.layers
         ]
 
     def ends(self, mode: Mode) -> Ends:
@@ -319,16 +316,18 @@ class Account:
         """The most that a layer of any kind has at once, less what it finds let go: what the groups
         of layers after its own kept."""
 
-        def peak(names: frozenset[str], mode: Mode) -> Number:
-            first, *others = (trace.peak(self.measure) for trace in self.traces(names, mode))
+        def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
+            first, *others = (trace.peak(self.measure) for trace in self.traces(run, names, mode))
             for other in others:
                 first = np.maximum(first, other)
             return first
 
-        found = [
-            over_policies(group, lambda names: self.by_mode(lambda mode: peak(names, mode))) - later
-            for group, later in zip(self.layout.kept, self.let_go, strict=True)
-        ]
+        def of(run: Run) -> Number:
+            return over_policies(
+                run.kept, lambda names: self.by_mode(lambda mode: peak(run, names, mode))
+            )
+
+        found = [of(run) - later for run, later in zip(self.runs, self.let_go, strict=True)]
         return reduce(np.maximum, found)
 
     @property
@@ -391,8 +390,8 @@ class Account:
         if moment == 0:
             found = [
                 (trace, float(later))
-                for group, later in zip(self.layout.kept, self.let_go, strict=True)
-                for trace in self.traces(group.names[0], mode)
+                for run, later in zip(self.runs, self.let_go, strict=True)
+                for trace in self.traces(run, run.kept.names[0], mode)
             ]
             trace, gone = max(found, key=lambda one: float(one[0].peak(self.measure)) - one[1])
         _, there = trace.at_peak(self.measure)

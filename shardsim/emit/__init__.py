@@ -45,6 +45,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "json": _json,
     "yaml": _yaml,
 }
+OWN_FORMS = ("jax", "json", "yaml")  # of no other trainer
 
 
 def export_plan(plan: Plan, to: str, trainer_path: Path | None = None) -> str:
@@ -54,6 +55,9 @@ def export_plan(plan: Plan, to: str, trainer_path: Path | None = None) -> str:
     """
     if to not in FORMS:
         raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
+    for key in ("experts", "sinks"):
+        if getattr(plan.model, key) and to not in OWN_FORMS:
+            raise PlanError(f"export to {to}: {key} of {plan.model.name} are not supported")
     if trainer_path is None:
         return FORMS[to](plan)
     if to != "maxtext":

@@ -92,6 +92,12 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
     model = plan.model
+    if model.experts:
+        raise PlanError(
+            f"model: export of experts is not supported; {model.name} can be priced and simulated"
+        )
+    if model.sinks:
+        raise PlanError("model: export of attention sinks is not supported; use sinks: false")
     if int(layout.pipeline.size) > 1:
         raise PlanError(
             "export of pipeline plans is not supported; choose a plan whose rules.parameters "

@@ -29,7 +29,8 @@ class Array:
     which a remat policy keeps it ("" for what no policy names: it is always computed again).
     `weight` is "matrix" (multiplies tokens), "table" (looked up or added by row), "vector" (a bias,
     a scale, a probe), or "" for an activation. Sums that cross devices in float32 are `wide`.
-    `purpose` says what moving it is for, where that is not clear from the rest.
+    `purpose` says what moving it is for, where that is not clear from the rest. `lies` is the row
+    of `place.RULES` that says how it is stored, where its kind does not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Array:
     wide: bool = False
     trained: bool = True  # whether it has a gradient
     purpose: str = ""
+    lies: str = ""
     split: Split = field(default_factory=dict)  # where it is stored: see `placed`
     original: Array | None = None  # of a view: the array itself
     renamed: tuple[tuple[str, str], ...] = ()  # of a view: dimensions that have another name
@@ -142,6 +144,10 @@ class Op:
     they sum its gradient too, though all devices hold the same. Ops of one `call` have the
     gradients of their operands summed at once and apart from other calls, though one sum of all
     would do later.
+
+    A `relay` is its operand, where another array is stored. Products of experts have rows in
+    groups, each of which starts a new tile of `tile` rows. Model FLOPs leave out what is not
+    `counted`. `dtype` is a product's format, where it is not the plan's.
     """
 
     ins: tuple[Array, ...]
@@ -156,6 +162,10 @@ class Op:
     reached: tuple[str, ...] = ()
     eager: bool = False
     call: str = ""
+    relay: bool = False
+    tile: int = 0
+    counted: bool = True
+    dtype: str = ""
 
     @property
     def name(self) -> str:

@@ -20,26 +20,53 @@ from shardsim.graph.arrays import Array, Op, Split
 # How the residual stream lies over the tensor axis between the matmuls.
 REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED = 0, 1, 2
 
-_WEIGHT = {
+_WEIGHT: dict[str, tuple[str, ...]] = {
     "layers": ("pipeline",),
+    "expert": ("expert",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
 }
-_MATRIX = _WEIGHT | {"embed": ("tensor2", "gather")}
+_MATRIX: dict[str, tuple[str, ...]] = {**_WEIGHT, "embed": ("tensor2", "gather")}
+_EXPERTS: dict[str, tuple[str, ...]] = {
+    **_WEIGHT,
+    "expert": ("expert", "by_expert"),
+    "embed": ("tensor2", "by_embed"),
+}
+_BATCH = ("data", "fsdp", "expert")
+# What one expert's device has of the tokens that chose it.
+_SLOTS: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "chunk": ("context",),
+    "slot": ("context",),
+    "expert": ("expert",),
+    "embed": ("tensor2",),
+    "mlp": ("tensor", "tensor2"),
+}
+# The same where the tokens are. In a ring of experts they are where the experts are.
+_COPIES: dict[str, tuple[str, ...]] = _SLOTS | {
+    "batch": ("data", "fsdp", "exchanged"),
+    "expert": ("reached",),
+}
 
 # Kind of array -> logical axis -> the roles that split it, the outermost first. "state" is what an
 # optimizer keeps of a matrix or table; that of a vector lies as the vector does. "residual" is the
-# stream between a block's branches, "inside" what is in a branch.
+# stream between a block's branches, "inside" what is in a branch. The weights of "experts", and
+# what is kept of them, have their own rows, and so have tokens on their way: "tokens" that experts
+# choose from, "masks" of which token goes where, "copies" of tokens for each expert that they
+# chose, "slots" of an expert, what it makes of them ("made"), that again where the tokens are
+# ("returned"), and its "sum" for each token.
 RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vector": _WEIGHT,
     "matrix": _MATRIX,
     "table": _MATRIX,
     "state": _MATRIX | {"embed": ("tensor2", "gather", "data")},
-    "residual": {"batch": ("data", "fsdp"), "seq": ("tokens",), "embed": ("embed",)},
+    "experts": _EXPERTS,
+    "experts state": _EXPERTS | {"embed": ("tensor2", "by_embed", "data")},
+    "residual": {"batch": _BATCH, "seq": ("tokens",), "embed": ("embed",)},
     "inside": {
-        "batch": ("data", "fsdp"),
+        "batch": _BATCH,
         "seq": ("context",),
         "embed": ("tensor2",),
         "heads": ("tensor", "tensor2"),
@@ -47,31 +74,79 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "mlp": ("tensor", "tensor2"),
         "vocab": ("tensor",),
     },
+    "tokens": {
+        "batch": ("data", "fsdp", "exchanged"),
+        "seq": ("context",),
+        "embed": ("tensor2",),
+    },
+    "masks": {
+        "batch": ("data", "fsdp", "exchanged"),
+        "seq": ("context",),
+        "chunk": ("context",),
+        "expert": ("reached",),
+    },
+    "copies": _COPIES,
+    "slots": _SLOTS,
+    "made": _SLOTS | {"embed": ("tensor2", "tensor")},
+    "returned": _COPIES | {"embed": ("tensor2", "tensor")},
+    "sum": {
+        "batch": _BATCH,
+        "seq": ("context",),
+        "chunk": ("context",),
+        "embed": ("tensor2", "tensor"),
+    },
 }
 
 # Groups of several roles: see `members`.
 JOINT_ROLES = ("gather", "replicas", "embed", "tokens", "tensor_peers", "stage")
 
 
-def members(role: str, residual: Any, context_shards: Any) -> tuple[tuple[str, Any], ...]:
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How the expert axis and experts' weights are used: numbers, or arrays of one entry a plan."""
+
+    shards: Any = False  # the expert axis splits all other weights too, along embed
+    ring: Any = False  # tokens are gathered over the expert axis, instead of exchanged
+    by_expert: Any = False  # fsdp splits experts' weights by expert, not along embed
+
+
+USUAL = Spread()
+
+
+def members(
+    role: str, residual: Any, context_shards: Any, spread: Spread
+) -> tuple[tuple[str, Any], ...]:
     """Return the roles behind a role or a group of several, each with where it belongs to it.
 
     The arguments are numbers, or arrays of one entry a plan. "gather" is over which weights are
     gathered, "replicas" the devices that then hold the same, "embed" and "tokens" what holds a
     token and a sequence of the residual stream, "tensor_peers" the devices of a pipeline stage
-    with the same part of heads, MLP and vocabulary, "stage" all of them.
+    with the same part of heads, MLP and vocabulary, "stage" all of them. "by_expert" and "by_embed"
+    gather experts' weights, "exchanged" and "reached" are the expert axis, as tokens are exchanged
+    over it or gathered.
     """
     if role == "gather":
-        return ("fsdp", True), ("context", context_shards)
+        return ("fsdp", True), ("expert", spread.shards), ("context", context_shards)
+    if role in ("by_expert", "by_embed"):
+        on = spread.by_expert if role == "by_expert" else _no(spread.by_expert)
+        return ("fsdp", on), ("context", on & np.asarray(context_shards, dtype=bool))
+    if role == "exchanged":
+        return (("expert", _no(spread.ring)),)
+    if role == "reached":
+        return (("expert", spread.ring),)
     if role == "replicas":
-        return ("data", True), ("context", np.logical_not(context_shards))
+        return ("data", True), ("expert", _no(spread.shards)), ("context", _no(context_shards))
     if role == "embed":
         return ("tensor2", True), ("tensor", np.equal(residual, EMBED_SHARDED))
     if role == "tokens":
         return ("context", True), ("tensor", np.equal(residual, SEQUENCE_SHARDED))
-    peers = ("data", "fsdp", "context", "tensor2")
+    peers = ("data", "fsdp", "expert", "context", "tensor2")
     found = {"tensor_peers": peers, "stage": (*peers, "tensor")}.get(role, role.split("+"))
     return tuple((part, True) for part in found)
+
+
+def _no(flag: Any) -> Any:
+    return np.logical_not(flag)
 
 
 # The mesh axes of a graph behind each role that is two where it cannot split the key-value heads.
@@ -88,13 +163,14 @@ class Kind:
     context_shards: bool = False  # context splits weights too
     kv_whole: bool = False  # tensor cannot split the key-value heads: their weights are whole
     kv_whole2: bool = False  # tensor2 cannot split what is left of them: all its members hold them
+    spread: Spread = USUAL
 
     @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes."""
         return tuple(
             axis
-            for role in ("data", "fsdp", "context", "tensor", "tensor2")
+            for role in ("data", "fsdp", "expert", "context", "tensor", "tensor2")
             for axis in self.axes_of(role)
         )
 
@@ -108,7 +184,7 @@ class Kind:
 
     def roles(self, group: str) -> Iterator[str]:
         """Yield the roles behind a role or a group of several."""
-        for role, belongs in members(group, self.residual, self.context_shards):
+        for role, belongs in members(group, self.residual, self.context_shards, self.spread):
             if belongs:
                 yield role
 
@@ -137,7 +213,7 @@ def split(array: Array, kind: Kind) -> Split:
     Key-value heads that an axis cannot split are whole in weights, and in activations over the
     second tensor axis; of the others a device makes those that its own queries read.
     """
-    rules = RULES[array.weight or ("residual" if array.stream else "inside")]
+    rules = RULES[row(array.weight, array.dims) or array.lies or _usual(array)]
     found: dict[str, str] = {}
     for d in array.dims:
         logical = logical_axis(d, "group" in array.dims)
@@ -152,6 +228,22 @@ def split(array: Array, kind: Kind) -> Split:
     return found
 
 
+def row(weight: str, dims: Sequence[str], *, state: bool = False) -> str:
+    """Return the row of `RULES` for a kind of weight with such dimensions, or for the `state` that
+    an optimizer keeps of it; "" for an activation."""
+    if weight in ("matrix", "table") and "expert" in dims:
+        return "experts state" if state else "experts"
+    return "state" if state and weight != "vector" else weight
+
+
+def _usual(array: Array) -> str:
+    return "residual" if array.stream else "inside"
+
+
+# Widths of hidden layers that are split as the MLP's is.
+_MLP = {"expert_mlp": "mlp", "shared_mlp": "mlp"}
+
+
 def logical_axis(d: str, grouped: bool) -> str:
     """Return the logical axis of a dimension: heads are one axis, not `kv` and `group`.
 
@@ -159,4 +251,4 @@ def logical_axis(d: str, grouped: bool) -> str:
     """
     if d == "kv":
         return "heads" if grouped else "kv_heads"
-    return "heads" if d == "group" else d
+    return "heads" if d == "group" else _MLP.get(d, d)

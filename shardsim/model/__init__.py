@@ -7,6 +7,7 @@ from shardsim.model.catalog import (
     model_names,
     override_model,
 )
+from shardsim.model.experts import Experts
 from shardsim.model.flops import (
     Accounting,
     accounting_named,
@@ -22,6 +23,7 @@ from shardsim.model.tensors import Tensor, parameters
 __all__ = [
     "Accounting",
     "Biases",
+    "Experts",
     "Model",
     "Tensor",
     "accounting_named",

@@ -16,10 +16,13 @@ from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import HEADS, KV, Mask, attend
 from shardsim.ops.embed import embed_patches, embed_tokens
+from shardsim.ops.exchange import combine, dispatch, reach
+from shardsim.ops.experts import experts
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
 from shardsim.ops.rotate import rotate
+from shardsim.ops.route import route
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
@@ -81,23 +84,49 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
         class_token = model.pooling == "cls"
         x = embed_patches(start, positions=model.positions, class_token=class_token)
     head(end, model, x)
-    return Graph(before=start.part, stacks=(layers_of(model, attention),), after=end.part)
+    return Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
 
 
-def layers_of(model: Model, attention: str) -> Stack:
-    """Return the layers: equal ones, or rounds of layers with different windows."""
-    windows = model.windows if len(set(model.windows)) > 1 else (model.windows or (0,))[:1]
-    runs = [(window, len(list(run))) for window, run in groupby(windows)]
-    names = [f"window {window}" if window else "global" for window, _ in runs]
+def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
+    """Return the layers: rounds of them that differ in windows or experts, dense ones in front."""
+    windows, experts = model.windows or (0,), model.experts
+    kinds = [
+        (windows[layer % len(windows)], experts is not None and experts.has(layer))
+        for layer in range(model.layers)
+    ]
+    front = experts.dense_layers if experts else 0
+    parts = (kinds[:front], kinds[front:]) if front else (kinds,)
+    return tuple(_stack(model, attention, part) for part in parts)
+
+
+def _stack(model: Model, attention: str, kinds: list[tuple[int, bool]]) -> Stack:
+    """Return layers as rounds, as short as they are."""
+    many = len(kinds)
+    length = next(n for n in range(1, many + 1) if kinds[:n] * (many // n) == kinds)
+    runs = [(kind, len(list(run))) for kind, run in groupby(kinds[:length])]
+    names = [_name(kind, {kind for kind, _ in runs}) for kind, _ in runs]
     layers = [
         Layer(
-            "" if len(runs) == 1 else name if names.count(name) == 1 else f"{name}, {number}",
-            Block(model, attention, window).part,
+            name if names.count(name) == 1 else f"{name}, {number}",
+            Block(model, attention, window=window, experts=experts).part,
             times,
         )
-        for number, (name, (window, times)) in enumerate(zip(names, runs, strict=True), 1)
+        for number, (name, ((window, experts), times)) in enumerate(
+            zip(names, runs, strict=True), 1
+        )
     ]
-    return Stack(layers=tuple(layers), rounds=model.layers // len(windows))
+    return Stack(layers=tuple(layers), rounds=many // length)
+
+
+def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
+    """Return what tells a kind of layer from the others."""
+    window, experts = kind
+    words = []
+    if len({other for other, _ in kinds}) > 1:
+        words.append(f"window {window}" if window else "global")
+    if len({other for _, other in kinds}) > 1:
+        words.append("experts" if experts else "dense")
+    return ", ".join(words)
 
 
 def head(build: Builder, model: Model, x: Array) -> None:
@@ -114,8 +143,9 @@ def head(build: Builder, model: Model, x: Array) -> None:
 class Block(Builder):
     """A block of a Transformer: attention and MLP, in turn or side by side on one norm."""
 
-    def __init__(self, model: Model, attention: str, window: int) -> None:
+    def __init__(self, model: Model, attention: str, *, window: int, experts: bool) -> None:
         super().__init__()
+        self.experts = experts
         self.mask = Mask(causal=model.causal, window=window)
         self.model = model
         self.kernel = attention
@@ -129,11 +159,16 @@ class Block(Builder):
         for name in ("attention", "mlp"):
             out = stream(name, f"{name}_output")
             normed = self.norm(f"{name}_norm", x)
-            branch = self.attention if name == "attention" else self.mlp
-            branch(normed, out)
+            outs = [out]
+            if name == "attention":
+                self.attention(normed, out)
+            elif self.experts:
+                outs = self.mixture(normed, out)
+            else:
+                self.mlp(normed, out)
             if self.model.post_norms:
-                out = self.norm(f"post_{name}_norm", out)
-            x = add(self, x, [out], stream(f"x after {name}", keep=""))
+                outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]
+            x = add(self, x, outs, stream(f"x after {name}", keep=""))
 
     def parallel(self, x: Array) -> None:
         """Add attention and MLP to x at once: as one sum, or each behind its own norm."""
@@ -171,17 +206,46 @@ class Block(Builder):
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
-        context = attend(self, *parts, mask=self.mask, kernel=self.kernel)
+        context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
         bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
 
-    def mlp(self, normed: Array, out: Array) -> None:
-        """Add an MLP, gated or not."""
+    def mlp(self, normed: Array, out: Array, name: str = "mlp") -> None:
+        """Add an MLP, gated or not; `name` is what its weights and its width are called by."""
         model, bias = self.model, self.model.biases.mlp
-        made = {"mlp_in": "up", "mlp_gate": "gate"} if model.gated_mlp else {"mlp_in": "up"}
+        dims = ("mlp",) if name == "mlp" else (f"{name}_mlp",)
+        prefix = "" if name == "mlp" else f"{name} "
+        made = {f"{name}_in": "up"} | ({f"{name}_gate": "gate"} if model.gated_mlp else {})
         parts = [
-            project_in(self, name, normed, part, ("mlp",), keep="mlp_hidden", bias=bias)
-            for name, part in made.items()
+            project_in(self, weight, normed, prefix + part, dims, keep="mlp_hidden", bias=bias)
+            for weight, part in made.items()
         ]
-        hidden = activate(self, parts, model.activation)
-        project_out(self, "mlp_out", hidden, out, ("mlp",), bias=bias)
+        hidden = activate(self, parts, model.activation, f"{prefix}hidden")
+        project_out(self, f"{name}_out", hidden, out, dims, bias=bias)
+
+    def mixture(self, normed: Array, out: Array) -> list[Array]:
+        """Add experts, and beside them shared ones and an MLP; return what each adds to x."""
+        model, made = self.model, self.model.experts
+        assert made is not None
+        grouped, capacity = made.group > 0, made.capacity > 0
+        routed = stream("experts", "mlp_output")
+        chances = route(self, normed, top=made.top_k, kind=made.router, bias=made.router_bias)
+        chances = reach(self, chances, "chances of experts")
+        slots = dispatch(self, normed, chances, grouped=grouped, capacity=capacity)
+        results = experts(
+            self,
+            slots,
+            gated=model.gated_mlp,
+            activation=model.activation,
+            bias=model.biases.mlp,
+            sorted_by=not capacity,
+        )
+        combine(self, results, chances, routed, top=made.top_k, grouped=grouped, capacity=capacity)
+        outs = [routed]
+        if made.shared:
+            outs.append(stream("shared", "mlp_output"))
+            self.mlp(normed, outs[-1], "shared")
+        if made.beside:
+            self.mlp(normed, out)
+            outs.append(out)
+        return outs

@@ -13,12 +13,18 @@ from typing import Any
 
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
+from shardsim.model.experts import KEYS as _EXPERTS
+from shardsim.model.experts import Experts
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
 _BIASES = tuple(field.name for field in fields(Biases))
 _FIELDS = tuple(field.name for field in fields(Model))
-_KEYS = (*_FIELDS, *(f"biases.{name}" for name in _BIASES))
+_KEYS = (
+    *_FIELDS,
+    *(f"biases.{name}" for name in _BIASES),
+    *(f"experts.{name}" for name in _EXPERTS),
+)
 _SIZES_AN_IMAGE = ("image", "patch", "pooling")  # what a vit's default `sequence` follows from
 
 
@@ -85,8 +91,10 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    data.update((key, value) for key, value in changes.items() if "biases" not in key)
+    nested = ("biases", "experts")
+    data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
+    data["experts"] = _merge_experts(model.experts, changes, where)
     changed = _build(data, where)
     silent = ("name", "note", "source")
     made = [
@@ -101,6 +109,8 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
 
 
 def _agrees(model: Model, key: str, value: Any) -> bool:
+    if key.startswith("experts"):
+        return _merge_experts(model.experts, {key: value}, "model") == model.experts
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -128,14 +138,38 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
         raise ModelError(f"{where}: {str(error).removeprefix('model: ')}") from None
 
 
+def _merge_experts(base: Experts | None, data: Mapping[str, Any], where: str) -> Experts | None:
+    """Return `base` with the entries `experts` (a mapping, or nothing for none) and `experts.*`."""
+    known: dict[str, Any] = {}
+    given = data.get("experts", base)
+    if isinstance(given, Experts):
+        known = {name: getattr(given, name) for name in _EXPERTS}
+    elif given is not None:
+        known |= check_keys(given, where=f"{where}: experts", allowed=_EXPERTS, error=ModelError)
+    single = {key: value for key, value in data.items() if key.startswith("experts.")}
+    known |= {key.removeprefix("experts."): value for key, value in single.items()}
+    if given is None and not single:
+        return None
+    for name in ("number", "top_k", "mlp"):
+        if name not in known:
+            raise ModelError(
+                f"{where}: experts: missing key '{name}', as in {{number: 8, top_k: 2, mlp: 14336}}"
+            )
+    try:
+        return Experts(**known)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+
+
 def _build(data: Mapping[str, Any], where: str) -> Model:
     """Make a model of the fields in `data`, deriving those that follow from others.
 
-    head_dim: embed / heads; kv_heads: heads; mlp: 4 * embed; a vit's sequence: its image's
-    tokens.
+    head_dim: embed / heads; kv_heads: heads; mlp: an expert's, or 4 * embed; a vit's sequence: its
+    image's tokens.
     """
-    given = {key: value for key, value in data.items() if key in _FIELDS and key != "biases"}
+    given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
+    given["experts"] = experts = _merge_experts(None, data, where)
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
@@ -148,7 +182,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
         )
     given.setdefault("head_dim", embed // heads if embed and heads else 1)
     given.setdefault("kv_heads", given["heads"])
-    given.setdefault("mlp", 4 * embed)
+    given.setdefault("mlp", experts.mlp if experts else 4 * embed)
     if "sequence" not in given and given.get("family") == "vit":
         image, patch = _whole(given.get("image")), _whole(given.get("patch"))
         tokens = (image // patch) ** 2 if patch else 0

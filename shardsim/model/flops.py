@@ -2,7 +2,8 @@
 
 A multiplication and an addition are two FLOPs. The backward pass costs twice the forward pass;
 what is recomputed does not count (that is HFU). L layers, H heads of width Q, sequences of T
-tokens, N weights (`Model.parameters`).
+tokens, N weights (`Model.active_parameters`: of experts, those that a token goes to). What routing
+does besides is not counted: tokens dispatched by products, places of experts that stay empty.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from fractions import Fraction
 from functools import lru_cache
 
 from shardsim.errors import ModelError, nearest
@@ -89,18 +91,22 @@ def _products(
     model: Model, ops: Iterable[Op], tokens: int, halved: bool
 ) -> Iterator[tuple[str, int]]:
     """Yield (unit, FLOPs) of every product of a forward pass over one sequence."""
-    sizes = {**lengths(model), "batch": 1, "seq": tokens, "keys": tokens}
+    sizes: dict[str, int | Fraction] = dict(lengths(model))
+    sizes |= {"batch": 1, "seq": tokens, "keys": tokens}
+    if model.experts:  # of an expert's tokens what comes, not what it has room for
+        share = model.experts.share(tokens)
+        sizes |= {"slot": share, "place": share, "chunk": model.experts.groups(tokens)}
     for op in ops:
-        if op.product:
+        if op.product and op.counted:
             dims = {d for array in op.arrays for d in array.dims}
-            yield op.unit, 2 * math.prod(sizes[d] for d in dims)
+            yield op.unit, int(2 * math.prod(sizes[d] for d in dims))
         elif op.kernel:
             shape = op.kernel.shape
             dims = {*shape.rows, *shape.inner, *shape.columns, *shape.batch}
             flops = 2 * op.kernel.products * math.prod(sizes[d] for d in dims)
             if op.kernel.mask:
                 flops = flops * op.kernel.mask.counted(tokens, halved) // tokens**2
-            yield op.unit, flops
+            yield op.unit, int(flops)
 
 
 def model_flops_per_token(
@@ -113,11 +119,11 @@ def model_flops_per_token(
     PaLM 540B: 6 * 540.36e9 + 12 * 118 * 48 * 256 * 2048 = 3.278e12.
     """
     if accounting is Accounting.SIX_N:
-        return 6.0 * model.parameters
+        return 6.0 * model.active_parameters
     if accounting in (Accounting.PALM, Accounting.PALM_CAUSAL):
         halved = accounting is Accounting.PALM_CAUSAL
         attention = attention_flops_per_token(model, sequence, halved=halved)
-        return 6.0 * model.parameters + TRAINING * attention
+        return 6.0 * model.active_parameters + TRAINING * attention
     halved = accounting is Accounting.MAXTEXT_2025
     return TRAINING * forward_matmul_flops_per_token(model, sequence, halved=halved)
 

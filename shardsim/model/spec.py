@@ -10,6 +10,7 @@ from typing import Any
 
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
+from shardsim.model.experts import Experts
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 
@@ -41,6 +42,7 @@ _FLAGS = (
     "qk_norm",
     "post_norms",
     "final_norm",
+    "sinks",
 )
 
 
@@ -107,6 +109,8 @@ class Model:
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
+    sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    experts: Experts | None = None  # in place of the MLP
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
     channels: int = 3
@@ -129,6 +133,7 @@ class Model:
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
+        _check_experts(self, where)
         if self.family == "vit":
             _check_vit(self, where)
         else:
@@ -160,6 +165,11 @@ class Model:
         return max(stack.round_layers for stack in graph_of(self).stacks)
 
     @cached_property
+    def stacks(self) -> tuple[tuple[int, int], ...]:
+        """Stacks of layers, each of rounds that are alike: rounds, and layers of a round."""
+        return tuple((stack.rounds, stack.round_layers) for stack in graph_of(self).stacks)
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """Every weight of the model, part by part in the order of the forward pass."""
         return _parameters(self)
@@ -181,6 +191,20 @@ class Model:
         return self.parameters_all
 
     @cached_property
+    def active_parameters(self) -> int:
+        """Number of weights that work on one token, counted as `parameters`: of all experts only
+        those that it goes to."""
+        if self.experts is None:
+            return self.parameters
+        whole = sum(
+            tensor.size
+            for tensor in self.tensors
+            if "expert" in tensor.axes
+            and (self.parameter_convention == "all" or tensor.kind == "matrix")
+        )
+        return self.parameters - whole + whole * self.experts.top_k // self.experts.number
+
+    @cached_property
     def block_matrices(self) -> int:
         """Weights of the blocks that multiply every token: QKV, attention output and MLP."""
         return sum(
@@ -198,6 +222,12 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
+            elif isinstance(value, Experts):
+                value = {
+                    item.name: getattr(value, item.name)
+                    for item in fields(value)
+                    if getattr(value, item.name) != item.default
+                }
             elif isinstance(value, tuple):
                 value = list(value)
             data[field.name] = value
@@ -234,6 +264,21 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
             f" the nearest number of layers is {close}"
         )
     return tuple(windows)
+
+
+def _check_experts(model: Model, where: str) -> None:
+    experts = model.experts
+    if experts is None:
+        return
+    if not isinstance(experts, Experts):
+        raise ModelError(f"{where}: experts: expected Experts, found {experts!r:.40}")
+    if model.parallel_block:
+        raise ModelError(f"{where}: experts: a parallel block has none; use parallel_block: false")
+    if not any(map(experts.has, range(model.layers))):
+        raise ModelError(
+            f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
+            f" {model.layers}, and every of at most {model.layers}"
+        )
 
 
 def _check_block(model: Model, where: str) -> None:

@@ -22,6 +22,8 @@ AXES = (
     "head_dim",
     "mlp",  # the MLP's hidden layer
     "vocab",
+    "expert",
+    "choice",  # experts, of a router's logits
     "patch",  # pixels of a patch: side * side * channels
     "position",
     "classes",
@@ -60,7 +62,18 @@ class Tensor:
 
 def lengths(model: Model) -> Mapping[str, int]:
     """Return the length of every dimension of a model's graph but those of a batch."""
+    experts = model.experts
+    chosen = {}
+    if experts is not None:
+        chosen = {
+            "expert": experts.number,
+            "choice": experts.number,
+            "top": experts.top_k,
+            "expert_mlp": experts.mlp,
+            "shared_mlp": experts.shared_width,
+        }
     return {
+        **chosen,
         "embed": model.embed,
         "norm": model.embed,
         "heads": model.heads,
@@ -103,7 +116,10 @@ def _tensors(model: Model, weights: Iterable[Array], part: str, stack: int) -> l
     made = []
     for weight in weights:
         axes = axes_of(weight.dims)
-        shape = tuple(sizes[axis] for axis in axes)
+        grouped = "group" in weight.dims
+        shape = tuple(
+            sizes["heads" if grouped and d == "kv" else d] for d in weight.dims if d != "group"
+        )
         made.append(Tensor(weight.name, axes, shape, stack, weight.weight, part))
     return made
 

@@ -20,9 +20,9 @@ ACTIVATE = Stream(fused=12.0, fused_gradient=12.0, fused_reads=1.0)
 GATE = replace(ACTIVATE, passes=1.0, ops=1.0, gradient_passes=3.0, gradient_ops=4.0)
 
 
-def activate(build: Builder, parts: Sequence[Array], function: str) -> Array:
+def activate(build: Builder, parts: Sequence[Array], function: str, name: str = "hidden") -> Array:
     """Add the activation of a hidden layer, or of the second of two, times the first."""
-    out = replace(parts[0], name="hidden", keep="rest")
+    out = replace(parts[0], name=name, keep="rest")
     build.add(pointwise(parts, out, stream=GATE if len(parts) > 1 else ACTIVATE))
     build.call("activate", parts, out, function=function)
     return out

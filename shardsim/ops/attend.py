@@ -12,12 +12,12 @@ the keys, where a query must not see later keys, or None where it sees all.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Kernel, Matmul, Op, Stream, einsum
-from shardsim.graph.build import TOKENS, Builder
+from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -87,21 +87,26 @@ class Mask:
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
 
-def attend(build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str) -> Array:
+def attend(
+    build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str, sinks: bool = False
+) -> Array:
     """Add attention of queries to keys and values of the whole sequence.
 
-    `kernel` is one of `KERNELS`, or "unfused".
+    `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
+    softmax counts and no value goes with.
     """
     k, v = k.view(seq="keys"), v.view(seq="keys")
     context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
     fused = kernel in KERNELS
+    logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if fused:
-        build.add(_kernel(q, k, v, context, mask, KERNELS[kernel]))
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel])
+        build.add(replace(one, vectors=logits))
     else:
         pairs = (*TOKENS, "keys", "kv", "group")
         scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
         chances = Array("probabilities", pairs)
-        build.add(Op((scores,), chances, (chances,), unit="attention", stream=SOFTMAX))
+        build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=SOFTMAX))
         build.add(einsum(chances, v, context, unit="attention"))
     build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
     return context

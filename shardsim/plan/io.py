@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
-from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Rules
+from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Routing, Rules
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
@@ -47,6 +48,7 @@ KEYS = (
     "execution",
     "compiler_options",
     "op_costs",
+    "experts",
 )
 
 
@@ -120,6 +122,9 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
             raise PlanError(f"overlap.{name}: must be true or false")
+    routing = _given(data, "experts", {})
+    allowed = tuple(Routing.__dataclass_fields__)
+    check_keys(routing, where="experts", allowed=allowed, error=PlanError)
     flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -146,6 +151,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
+        experts=Routing(**routing),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -297,6 +303,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["execution"] = plan.execution
     if plan.compiler_options:
         data["compiler_options"] = dict(plan.compiler_options)
+    if plan.experts != Routing():
+        data["experts"] = asdict(plan.experts)
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data

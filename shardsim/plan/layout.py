@@ -8,6 +8,7 @@ broadcast against each other, so that one `Layout` is one plan or a million of t
 | --- | --- | --- | --- |
 | data | yes | | no: gradients are all-reduced |
 | fsdp | yes | | yes: gathered before use, gradients reduce-scattered |
+| expert | yes | | yes: by expert; the others only if `spread.shards` |
 | context | | yes, in attention too | only if `context_shards_parameters` |
 | tensor | | (residual, if `residual` says so) | yes: heads, mlp, vocab stay split |
 | tensor2 | | | yes: the embed dimension stays split (2-D tensor parallelism) |
@@ -26,9 +27,12 @@ from shardsim.graph.place import EMBED_SHARDED as EMBED_SHARDED
 from shardsim.graph.place import JOINT_ROLES as JOINT_ROLES
 from shardsim.graph.place import REPLICATED as REPLICATED
 from shardsim.graph.place import SEQUENCE_SHARDED as SEQUENCE_SHARDED
+from shardsim.graph.place import USUAL as USUAL_SPREAD
+from shardsim.graph.place import Spread as Spread
 from shardsim.graph.place import members
 
-ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")  # outermost to innermost
+# Outermost to innermost.
+ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
 
 Number = Any  # float, int, bool or numpy array of them; all of a layout's broadcast together
 
@@ -98,11 +102,13 @@ class Layout:
 
     data: AxisLayout
     fsdp: AxisLayout
+    expert: AxisLayout
     context: AxisLayout
     tensor: AxisLayout
     tensor2: AxisLayout
     pipeline: AxisLayout
     context_shards_parameters: Number = False
+    spread: Spread = USUAL_SPREAD
     residual: Number = SEQUENCE_SHARDED
     optimizer_over_data: Number = False  # optimizer state split over the data axis (ZeRO-1)
     microbatches: Number = 1
@@ -124,14 +130,19 @@ class Layout:
     def role(self, name: str) -> AxisLayout:
         """Return the layout of a role, or of a group of several (`graph.place.members`)."""
         if name not in self._groups:
-            (first, _), *others = members(name, self.residual, self.context_shards_parameters)
+            (first, always), *others = self._members(name)
             if first == name:
                 raise KeyError(name)
             joined = self.role(first)
+            if always is not True:
+                joined = whole_axis(len(joined.factors)).joined(joined, always)
             for role, belongs in others:
                 joined = joined.joined(self.role(role), belongs)
             self._groups[name] = joined
         return self._groups[name]
+
+    def _members(self, name: str) -> tuple[tuple[str, Any], ...]:
+        return members(name, self.residual, self.context_shards_parameters, self.spread)
 
     @cached_property
     def _groups(self) -> dict[str, AxisLayout]:
@@ -139,6 +150,7 @@ class Layout:
         return {
             "data": self.data,
             "fsdp": self.fsdp,
+            "expert": self.expert,
             "context": self.context,
             "tensor": self.tensor,
             "tensor2": self.tensor2,
@@ -152,7 +164,7 @@ class Layout:
 
     def mesh_axes(self, role: str) -> tuple[str, ...]:
         """Return the names of the mesh axes behind a role or a joint group, of a single plan."""
-        parts = members(role, self.residual, self.context_shards_parameters)
+        parts = self._members(role)
         return tuple(
             name for part, belongs in parts if belongs for name in self.names.get(part, ())
         )

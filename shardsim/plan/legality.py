@@ -21,9 +21,16 @@ _WHAT = {
     "mlp": "the MLP's width",
     "embed": "embed",
     "layers": "layers",
+    "expert": "experts",
+    "chunk": "groups of a sequence",
 }
 _OVER = {
+    ("data", "fsdp", "expert"): "data, fsdp and microbatches",
     ("data", "fsdp"): "data, fsdp and microbatches",
+    ("expert", "by_expert"): "the expert axis",
+    ("expert",): "the expert axis",
+    ("tensor2", "by_embed"): "the axes that shard experts' parameters",
+    ("tensor2", "tensor"): "the tensor axes",
     ("context",): "the context axis",
     ("tokens",): "the context and tensor axes",
     ("tensor",): "the tensor axis",
@@ -43,13 +50,14 @@ def conditions(
 
     They are the dimensions of activations and weights that `dimension` calls exact, each once.
     """
-    rounds = interleave * model.round_layers
-    also: Mapping[str, Number] = {"batch": layout.microbatches, "layers": rounds}
+    also: Mapping[str, Number] = {"batch": layout.microbatches}
     sizes = lengths(model, batch, sequence)
     dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
     for tensor in model.tensors:
         kind, axes, shape = named(tensor)
-        dimensions += [(kind, axis, size) for axis, size in zip(axes, shape, strict=True)]
+        stages = tensor.part == "block"  # layers are asked for below, in whole rounds
+        dimensions += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
+    dimensions += _of_experts(model, sequence)
     dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
     seen = set()
     for kind, axis, size in dimensions:
@@ -59,11 +67,32 @@ def conditions(
         seen.add((axis, size, roles))
         found = dimension(kind, axis, size, layout)
         if found.exact:
-            what = f"{_WHAT[axis]} over {_OVER[roles]}"
+            over = _OVER[roles]
+            if axis == "batch" and model.experts:
+                over = over.replace("fsdp", "fsdp, the expert axis")
+            elif axis == "expert" and np.any(layout.spread.by_expert):
+                over = f"{over} and those that shard parameters"
+            what = f"{_WHAT[axis]} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
+    for rounds, layers in model.stacks:
+        ways = layout.pipeline.size * interleave
+        yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
+    if len(model.stacks) > 1:
+        yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
     # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
+
+
+def _of_experts(model: Model, sequence: int) -> list[tuple[str, str, int]]:
+    """Return the dimensions that tokens have on their way to experts: kind, axis, size."""
+    experts = model.experts
+    if experts is None:
+        return []
+    found = [("slots", "mlp", experts.mlp), ("sum", "embed", model.embed)]
+    if experts.shared:
+        found.append(("inside", "mlp", experts.shared_width))
+    return [*found, ("slots", "chunk", experts.groups(sequence))] if experts.group else found
 
 
 def divides(
@@ -86,14 +115,25 @@ def legal(
 
 def check(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for the first division of a single plan that is not exact."""
+    if len(plan.model.stacks) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "mesh: dense layers in front of those with experts are not spread over pipeline "
+            "stages; name no axis for layers in rules.parameters"
+        )
     for key, what, size, by in conditions(
         plan.model, plan.batch, plan.sequence, layout, plan.pipeline_interleave
     ):
         if int(size) % int(by):
             raise PlanError(
                 f"{key}: {what}: {int(size)} does not divide by {int(by)}"
-                f"{_nearest_multiple(key, int(size), int(by))}"
+                f"{_nearest(key, what, int(size), int(by))}"
             )
+    experts = plan.model.experts
+    if experts and experts.group and plan.sequence % experts.group:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
+            f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
+        )
     if plan.microbatches < int(layout.pipeline.size):
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
@@ -101,7 +141,10 @@ def check(plan: Plan, layout: Layout) -> None:
         )
 
 
-def _nearest_multiple(key: str, size: int, by: int) -> str:
+def _nearest(key: str, what: str, size: int, by: int) -> str:
+    if what.startswith("experts"):
+        ways = [number for number in range(1, size + 1) if size % number == 0]
+        return f"; the nearest that does: {min(ways, key=lambda one: abs(one - by))}"
     if key != "batch":
         return ""
     below = size // by * by

@@ -14,8 +14,8 @@ from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.remat import Remat
 
 # The logical axes that a rule may name, by what it shards.
-PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers")
-ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab")
+PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
+ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
 
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
@@ -23,6 +23,8 @@ MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = (*KERNELS, "unfused")
 # How an exported plan runs: collectives written out (shard_map), or left to the compiler (jit).
 EXECUTION = ("explicit", "partitioned")
+
+MOST_UNEVEN = 1000.0  # of experts' tokens
 
 # What operations take: from the chip's figures, or as its compiler estimates them.
 OP_COSTS = ("calibrated", "compiler", "physical")
@@ -69,6 +71,19 @@ class Precision:
     state: str = ""
 
 
+# How tokens reach experts on other devices: exchanged, or all gathered and results scattered.
+EXCHANGES = ("all-to-all", "ring")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """How tokens reach the experts of an expert axis."""
+
+    exchange: str = "all-to-all"
+    imbalance: float = 1.0  # tokens of the fullest device over the mean
+    padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """A model, a machine, a batch, and every choice of how to shard and schedule the step."""
@@ -86,6 +101,7 @@ class Plan:
     microbatches: int = 1
     overlap: Overlap = Overlap()
     precision: Precision = Precision()
+    experts: Routing = Routing()
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
@@ -144,6 +160,16 @@ def _check_numbers(plan: Plan) -> None:
         if value := getattr(plan.precision, key):
             _choose(value, DTYPE_BYTES, f"precision.{key}")
     _choose(plan.op_costs, OP_COSTS, "op_costs")
+    _choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
+    for key in ("imbalance", "padding"):
+        value = getattr(plan.experts, key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 1.0 <= value <= MOST_UNEVEN:
+            raise PlanError(
+                f"experts.{key}: must be a number from 1 to {MOST_UNEVEN:g}, not {value!r:.40}"
+            )
+    if plan.experts != Routing() and plan.model.experts is None:
+        raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
@@ -192,6 +218,8 @@ def _check_rules(plan: Plan) -> None:
     ):
         for logical, axes in rules.items():
             where = f"rules.{kind}.{logical}"
+            if logical == "expert" and plan.model.experts is None:
+                raise PlanError(f"{where}: {plan.model.name} has no experts; leave it out")
             if logical not in choices:
                 raise PlanError(
                     f"rules.{kind}: unknown axis '{logical}'{nearest(logical, choices)}"

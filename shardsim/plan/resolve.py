@@ -15,6 +15,7 @@ from shardsim.plan.layout import (
     AxisLayout,
     Kept,
     Layout,
+    Spread,
     whole_axis,
 )
 from shardsim.plan.plan import MATMUL_OVERLAP, MeshAxis, Plan, Rules
@@ -38,10 +39,31 @@ def resolve(plan: Plan) -> Layout:
     over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
     if len(set(over_data)) > 1:
         raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
+    expert = members["expert"]
+    shards = [name in plan.parameters.get("embed", ()) for name in expert]
+    if len(set(shards)) > 1:
+        raise PlanError("rules.parameters.embed: must name all expert axes or none of them")
+    gathers = [*members["fsdp"], *(context if context and all(splits) else ())]
+    by_expert = [name in plan.parameters.get("expert", ()) for name in gathers]
+    if len(set(by_expert)) > 1:
+        raise PlanError(
+            f"rules.parameters.expert: must name all axes that shard parameters "
+            f"({', '.join(gathers)}) or none of them"
+        )
+    if plan.experts.exchange == "ring" and not expert:
+        raise PlanError(
+            "experts.exchange: a ring needs an expert axis; name one in rules.parameters.expert "
+            "and rules.activations.expert"
+        )
     groups = plan.remat.groups
     layout = Layout(
         **axes,
         context_shards_parameters=bool(context) and all(splits),
+        spread=Spread(
+            shards=bool(expert) and all(shards),
+            ring=plan.experts.exchange == "ring",
+            by_expert=bool(gathers) and all(by_expert),
+        ),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
         microbatches=plan.microbatches,
@@ -56,6 +78,11 @@ def resolve(plan: Plan) -> Layout:
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
+    if len(groups) > 1 and len(plan.model.stacks) > 1:
+        raise PlanError(
+            "remat: groups of layers are not told from dense layers in front of those with "
+            "experts; give one policy"
+        )
     if len(groups) > 1 and int(layout.pipeline.size) > 1:
         raise PlanError(
             "remat: groups of layers are not spread over pipeline stages; give one policy, or name "
@@ -95,6 +122,17 @@ def _role(plan: Plan, name: str) -> str | None:
         return "tensor"
     if parameter("layers"):
         return "pipeline"
+    if activation("expert"):
+        for kind, rules, key in (
+            ("parameters", plan.parameters, "expert"),
+            ("activations", plan.activations, "batch"),
+        ):
+            if name not in rules.get(key, ()):
+                raise PlanError(
+                    f"rules.{kind}.{key}: must name '{name}' too; an expert axis splits experts "
+                    "and the batch"
+                )
+        return "expert"
     if activation("batch"):
         return "fsdp" if parameter("embed") else "data"
     if activation("seq"):
@@ -162,6 +200,7 @@ AXIS_NAMES: Mapping[str, str] = {
     "pipeline": "stage",
     "data": "data",
     "fsdp": "fsdp",
+    "expert": "expert",
     "context": "context",
     "tensor2": "model2",
     "tensor": "model",
@@ -192,6 +231,7 @@ def rules_of(layout: Layout, mesh: tuple[MeshAxis, ...]) -> tuple[Rules, Rules, 
         residual=int(layout.residual),
         optimizer_over_data=bool(layout.optimizer_over_data),
         context_shards_parameters=bool(layout.context_shards_parameters),
+        expert_shards_parameters=bool(layout.spread.shards),
     )
 
 
@@ -201,16 +241,20 @@ def rules_by_name(
     residual: int = EMBED_SHARDED,
     optimizer_over_data: bool = False,
     context_shards_parameters: bool = True,
+    expert_shards_parameters: bool = True,
 ) -> tuple[Rules, Rules, Rules]:
     """Return the rules for parameters, activations and optimizer state of axes in `AXIS_NAMES`."""
 
     def axes(*roles: str) -> tuple[str, ...]:
         return tuple(AXIS_NAMES[role] for role in roles if AXIS_NAMES[role] in present)
 
-    sharding = ("fsdp", "context") if context_shards_parameters else ("fsdp",)
+    also = {"expert": expert_shards_parameters, "context": context_shards_parameters}
+    sharding = ("fsdp", *(role for role, splits in also.items() if splits))
     tensor = axes("tensor")
     inside = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), tensor) if tensor else {}
+    of_experts = {"expert": axes("expert")}
     parameters = {"embed": axes(*sharding, "tensor2"), **inside, "layers": axes("pipeline")}
+    parameters |= of_experts
     sequence = axes("context")
     embed = axes("tensor2")
     if tensor and residual == SEQUENCE_SHARDED:
@@ -218,10 +262,11 @@ def rules_by_name(
     if tensor and residual == EMBED_SHARDED:
         embed += tensor
     activations = {
-        "batch": axes("data", "fsdp") or (("data",) if "data" in present else ()),
+        "batch": axes("data", "fsdp", "expert") or (("data",) if "data" in present else ()),
         "seq": sequence,
         "embed": embed,
         **inside,
+        **of_experts,
     }
     optimizer = {"embed": axes("data")} if optimizer_over_data else {}
     kept = [

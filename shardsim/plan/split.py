@@ -10,7 +10,7 @@ What a group of devices does not divide:
 | --- | --- |
 | key-value heads | whole on all members of that group, and of those after it |
 | vocabulary | padded up to what divides |
-| embed of optimizer state, over data | split as the weight is, no further |
+| embed of optimizer state, over data | split as the weight is, no further; experts' as others' |
 | any other | refused (`legality`) |
 """
 
@@ -23,7 +23,7 @@ from math import prod
 
 import numpy as np
 
-from shardsim.graph.place import RULES
+from shardsim.graph.place import RULES, row
 from shardsim.model import Model, Tensor
 from shardsim.model import tensors as weights
 from shardsim.plan.layout import Layout, Number
@@ -102,8 +102,10 @@ def _dimension(kind: str, axis: str, size: int, layout: Layout) -> Dimension:
         if axis == "kv_heads":
             splits = splits & np.equal(np.mod(size, more), 0)
             ways = np.where(splits, more, ways)
-        elif kind == "state" and role == "data":
+        elif kind in ("state", "experts state") and role == "data":
             splits = layout.optimizer_over_data & np.equal(np.mod(size, more), 0)
+            if kind == "experts state":  # one update for all weights: as of the others
+                splits = splits & dimension("state", axis, size, layout).split_by(role)
             ways = np.where(splits, more, ways)
         else:
             ways = more
@@ -127,7 +129,7 @@ def named(tensor: Tensor, *, state: bool = False) -> tuple[str, tuple[str, ...],
 
     Weights of the blocks are stacked: their first dimension is the layer.
     """
-    kind = "state" if state and tensor.kind != "vector" else tensor.kind
+    kind = row(tensor.kind, tensor.axes, state=state)
     if tensor.part == "block":
         return kind, ("layers", *tensor.axes), (tensor.stack, *tensor.shape)
     return kind, tensor.axes, tensor.shape

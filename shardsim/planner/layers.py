@@ -40,7 +40,7 @@ def filled(found: Prediction) -> Prediction:
     plan = found.plan
     layout, names = resolve(plan), tuple(POLICIES.values())
     rounds = plan.model.layers // plan.model.round_layers
-    if rounds < 2 or int(layout.pipeline.size) > 1:
+    if rounds < 2 or len(plan.model.stacks) > 1 or int(layout.pipeline.size) > 1:
         return found
     gathers = int(layout.gather.size) > 1
     prefetch = np.array([False, True] if gathers else [plan.overlap.weights])

@@ -19,11 +19,13 @@ from shardsim.plan.layout import ROLES, AxisLayout, Layout
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import (
     ATTENTION,
+    EXCHANGES,
     MATMUL_OVERLAP,
     OP_COSTS,
     Overlap,
     Plan,
     Precision,
+    Routing,
 )
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
@@ -251,6 +253,7 @@ def plan_at(
         residual=part.choices.residual,
         optimizer_over_data=scalar(layout.optimizer_over_data),
         context_shards_parameters=part.choices.context_shards_parameters,
+        spread=part.choices.spread,
     )
     mesh = mesh_of(numbers, machine)
     parameters, activations, optimizer = rules_of(numbers, mesh)
@@ -273,6 +276,7 @@ def plan_at(
             gradients=bool(scalar(layout.gradients_overlap)),
         ),
         precision=work.precision,
+        experts=Routing(exchange=EXCHANGES[int(part.choices.spread.ring)]),
         optimizer=work.optimizer,
         attention=work.attention,
         fused_projections=work.fused_projections,

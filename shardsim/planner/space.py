@@ -4,8 +4,9 @@ A mesh gives each torus axis whole to one role, or splits it between two (the in
 neighbours, the outer one every n-th device); the axis of slices goes whole to one role. Torus
 axes that are alike (same length, same wrap) are exchanged only once. On every mesh: microbatches,
 remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
-the data axis splits optimizer state. Choices that change nothing on a mesh (collective matmul
-without a tensor axis, for example) are counted once.
+the data axis splits optimizer state. With experts there is one role more, which splits all other
+weights too where it can, and tokens are exchanged over it, or gathered. Choices that change
+nothing on a mesh (collective matmul without a tensor axis, for example) are counted once.
 
 What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
 
@@ -34,6 +35,7 @@ from shardsim.plan.layout import (
     AxisLayout,
     Kept,
     Layout,
+    Spread,
 )
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.remat import POLICIES
@@ -43,6 +45,9 @@ from shardsim.program.rings import BIDIRECTIONAL
 Array = np.ndarray[Any, Any]
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
+# Experts of a token from which on tokens may be gathered over the expert axis: on a wrapped axis
+# that takes 4 / top_k of the time of an all-to-all (`cost.collectives`).
+RING_TOP = 4
 SLICE_ROLES = ("data", "fsdp", "pipeline")
 
 
@@ -53,6 +58,7 @@ class Choices:
 
     residual: int  # how the residual stream lies over the tensor axis
     context_shards_parameters: bool
+    spread: Spread
     matmul_overlap: Array
     optimizer_over_data: Array
 
@@ -171,6 +177,7 @@ class Part:
         return Layout(
             **axes,
             context_shards_parameters=self.choices.context_shards_parameters,
+            spread=self.choices.spread,
             residual=self.choices.residual,
             optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
             matmul_overlap=self.choices.matmul_overlap[None, None, :],
@@ -181,15 +188,17 @@ class Part:
         )
 
 
-def axis_options(axis: TorusAxis) -> Array:
-    """Return the ways to give one torus axis to roles: [ways, roles], factors of each role."""
+def axis_options(axis: TorusAxis, experts: bool) -> Array:
+    """Return the ways to give one torus axis to roles: [ways, roles], factors of each role; one is
+    only there for models with `experts`."""
     ways = []
-    for role in range(len(ROLES)):
+    roles = [number for number, role in enumerate(ROLES) if experts or role != "expert"]
+    for role in roles:
         row = [1] * len(ROLES)
         row[role] = axis.length
         ways.append(row)
     splits = [size for size in range(2, axis.length) if axis.length % size == 0]
-    for outer, inner in combinations(range(len(ROLES)), 2):
+    for outer, inner in combinations(roles, 2):
         for size in splits:
             row = [1] * len(ROLES)
             row[inner] = size
@@ -198,8 +207,8 @@ def axis_options(axis: TorusAxis) -> Array:
     return np.array(ways if axis.length > 1 else [[1] * len(ROLES)])
 
 
-def meshes(machine: Machine, max_axes: int) -> Meshes:
-    """Return every mesh.
+def meshes(machine: Machine, max_axes: int, experts: bool = False) -> Meshes:
+    """Return every mesh, for a model with `experts` or without.
 
     Inside a slice at most `max_axes` roles have a size above one.
     """
@@ -207,7 +216,7 @@ def meshes(machine: Machine, max_axes: int) -> Meshes:
     last: Array = np.zeros(1, dtype=np.int64)
     before: TorusAxis | None = None
     for axis in machine.axes:
-        ways = axis_options(axis)
+        ways = axis_options(axis, experts)
         count = len(ways)
         old = np.repeat(np.arange(len(factors)), count)
         new = np.tile(np.arange(count), len(factors))
@@ -232,13 +241,14 @@ def meshes(machine: Machine, max_axes: int) -> Meshes:
     return Meshes(factors=factors, slices=np.tile(slices, (many, 1)))
 
 
-def _choices(residual: int, context_shards: bool, state: bool) -> Choices:
+def _choices(residual: int, context_shards: bool, spread: Spread, state: bool) -> Choices:
     """Return the choices on meshes of a kind; `state`: whether data splits some optimizer state."""
     modes = (0, 1, 2) if residual != REPLICATED else (0,)
     rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
     return Choices(
         residual=residual,
         context_shards_parameters=context_shards,
+        spread=spread,
         matmul_overlap=np.array([mode for mode, _ in rows]),
         optimizer_over_data=np.array([zero for _, zero in rows]),
     )
@@ -248,7 +258,7 @@ def parts(
     model: Model, machine: Machine, batch: int, sequence: int, max_axes: int = 3
 ) -> Iterator[Part]:
     """Yield the space, in parts, with all forms of meshes that some legal plan has."""
-    every = meshes(machine, max_axes)
+    every = meshes(machine, max_axes, model.experts is not None)
     # What no choice can mend goes first.
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
@@ -264,21 +274,29 @@ def parts(
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = tuple(POLICIES.values())
     # The sequence first: of plans that take equally long, the first is kept.
-    for residual, context_shards in product(
-        (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True)
+    ring = model.experts is not None and model.experts.top_k >= RING_TOP
+    rings = [False, True] if ring else [False]
+    spreads = [Spread(shards=shards, ring=ring) for shards in (True, False) for ring in rings]
+    whole: Array = divides(model, batch, sequence, _bare(every.sizes, spread=spreads[0]))
+    shardable = np.broadcast_to(whole, len(every.sizes))[mesh]
+    for residual, context_shards, spread in product(
+        (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):
         differs = np.full(mesh.shape, True)
         if residual != REPLICATED:
             differs &= tensor > 1
         if context_shards:
             differs &= bare.context.size > 1
+        differs &= shardable == spread.shards
+        if spread.ring:
+            differs &= bare.expert.size > 1
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
                 meshes=every,
                 mesh=mesh[chosen],
                 microbatches=microbatches[chosen],
-                choices=_choices(residual, context_shards, bool(state[chosen].any())),
+                choices=_choices(residual, context_shards, spread, bool(state[chosen].any())),
                 remats=remats,
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from shardsim.graph.arrays import Backward, backward
 from shardsim.graph.derive import Derived, derive
 from shardsim.graph.place import Kind, placed
 from shardsim.model import Model
-from shardsim.model.blocks import Graph, Stack, graph_of
+from shardsim.model.blocks import Graph, Layer, Stack, graph_of
 from shardsim.plan.layout import Kept, Layout, Number
 
 
@@ -44,11 +44,33 @@ def backward_of(model: Model, attention: str, layer: int, kept: frozenset[str]) 
     return backward(graph(model, attention).layers[layer][0].part.ops, kept)
 
 
-def rounds_of(stack: Stack, layout: Layout, kept: Kept) -> Number:
-    """Return the rounds of a stack that one stage has of a group of layers."""
-    if len(layout.kept) == 1:
-        return stack.rounds / layout.pipeline.size
-    return kept.layers / stack.round_layers
+@dataclass(frozen=True)
+class Run:
+    """Layers that follow each other: rounds of one stack that keep the same."""
+
+    stack: Stack
+    first: int  # of its kinds of layers, among all of the model
+    kept: Kept
+    rounds: Number  # that one stage of a pipeline has
+
+    @property
+    def layers(self) -> Iterator[tuple[int, Layer]]:
+        """The kinds of layers of a round, each with its number among all of the model."""
+        return enumerate(self.stack.layers, self.first)
+
+
+def runs(model: Model, attention: str, layout: Layout) -> tuple[Run, ...]:
+    """Return the layers of a model, first to last: by stack, or by what they keep."""
+    stacks = graph(model, attention).stacks
+    if len(layout.kept) > 1:
+        (stack,) = stacks  # `resolve` refuses others
+        return tuple(Run(stack, 0, kept, kept.layers / stack.round_layers) for kept in layout.kept)
+    found = []
+    first = 0
+    for stack in stacks:
+        found.append(Run(stack, first, layout.kept[0], stack.rounds / layout.pipeline.size))
+        first += len(stack.layers)
+    return tuple(found)
 
 
 def over_policies(kept: Kept, value: Callable[[frozenset[str]], Number]) -> Number:

@@ -19,6 +19,7 @@ from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
 from shardsim.graph.place import EMBED_SHARDED, SEQUENCE_SHARDED, Kind
 from shardsim.model import Model
+from shardsim.ops.exchange import ROUTED
 from shardsim.program.blocks import backward_of, derived_blocks, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sizes import role_of
@@ -96,7 +97,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     products = (array for step in ends.steps if step.op.product for array in step.op.ins)
     sums = []
     for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
-        gathered = frozenset(axis for axis in array.split if axis in ("fsdp", "context"))
+        gathered = frozenset(axis for axis in array.split if axis in ("fsdp", "expert", "context"))
         left = {axis: d for axis, d in array.split.items() if axis not in gathered}
         size = Size(array.dims, _by(array, left), WIDE, gathered)
         sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
@@ -218,7 +219,7 @@ class Tracer:
         transfers = tuple(transfers)
         for array in arrays:
             if not array.weight:
-                if array.trained:
+                if array.trained or array.name in self.named:
                     self.read(array, transfers)
                 continue
             for transfer in transfers:
@@ -232,6 +233,14 @@ class Tracer:
         op, place = step.op, step.place
         self.moment(op.name + again)
         self.operands(op.ins, step.gathers)
+        if op.relay and not _gathers(step):
+            (array,) = op.ins
+            moving = frozenset[str]().union(*(move.axes for move in step.gathers))
+            if moving:
+                arriving = replace(stored(op.out), several=moving)
+                self.passing(f"{op.out.name}, arriving", arriving)
+            self.same[op.out.name] = self.root((array.original or array).name)
+            return
         if op.stream.fused and not op.stream.passes:
             self.sources[op.out.name] = op.ins
             return
@@ -343,7 +352,8 @@ class Tracer:
         op, place, whole = step.op, step.place, array.original or array
         target, d = f"d {whole.name}", f"d {op.out.name}"
         fresh = self.root(target) not in self.named
-        elementwise = not op.product and not op.kernel
+        elementwise = not op.product and not op.kernel and not (op.relay and _gathers(step))
+        elementwise &= array.original is None  # other dimensions may be other sizes
         if elementwise and fresh and array.dims == op.out.dims and self.root(d) in self.named:
             self.same[target] = self.root(d)
             self.touch(d, op.out)
@@ -450,7 +460,13 @@ def _tensor(axes: Iterable[str]) -> bool:
 
 def _gathers_stream(transfer: Transfer) -> bool:
     """Return whether a ring may take the place of a gather."""
-    return transfer.kind == "all-gather" and not transfer.weight and _tensor(transfer.axes)
+    moved = transfer.kind == "all-gather" and not transfer.weight and _tensor(transfer.axes)
+    return moved and transfer.purpose != ROUTED
+
+
+def _gathers(step: Step) -> bool:
+    """Return whether an op gathers what it reads."""
+    return any(move.kind == "all-gather" for move in step.gathers)
 
 
 def _summed_over_tensor(array: Array, place: Split) -> bool:

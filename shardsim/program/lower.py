@@ -13,6 +13,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -103,6 +104,11 @@ class Lowering:
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
         )
+        if op.tile:  # rows in groups, whose last tile is half empty
+            m, k = (
+                size + op.tile / 2.0 * bool({"slot"} & {*part})
+                for size, part in ((m, dims.rows), (k, dims.inner))
+            )
         attention = op.unit == "attention"
         return Compute(
             name=name,
@@ -113,7 +119,7 @@ class Lowering:
             batch=batch,
             matmuls=1,
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
-            dtype="bf16" if attention else self.work.precision.compute,
+            dtype="bf16" if attention else op.dtype or self.work.precision.compute,
             count=count,
             purpose=_by_head(op, made),
         )
@@ -180,11 +186,15 @@ class Lowering:
         switch: str = "",
     ) -> Collective:
         """Return a transfer as a collective, for `purpose` unless it says another."""
+        size = self.sizes.moved(transfer.dims, transfer.by) * width
+        if transfer.kind == "all-to-all" and "expert" in transfer.axes:
+            there = dict(transfer.by).get("expert") == "expert"
+            size = size * self.sizes.room * (1.0 if there else self.sizes.load)
         return Collective(
             name=name,
             kind=transfer.kind,
             role=role_of(transfer.axes),
-            bytes=self.sizes.moved(transfer.dims, transfer.by) * width,
+            bytes=size,
             count=count * self.sizes.several(transfer.axes),
             purpose=_purpose(transfer) or purpose,
             schedule=schedule,
@@ -253,7 +263,7 @@ class _Pass:
         name = op.name + suffix
         self._gather(step.gathers, count)
         if op.product:
-            self._quantise(op.ins[0], place, count)
+            self._quantise(op.ins[0], place, count, op.dtype)
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
             task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
@@ -274,7 +284,7 @@ class _Pass:
         self._settle(step.gradient_settles, "d " + op.out.name, 1)
         self._gather(step.gradient_gathers, 1)
         if op.product:
-            self._quantise(op.out, place, 1, "d ")
+            self._quantise(op.out, place, 1, op.dtype, "d ")
             for array, other in zip(op.ins, reversed(op.ins), strict=True):
                 if array.trained:
                     self._gradient_matmul(op, place, array, other)
@@ -357,10 +367,12 @@ class _Pass:
                 pointwise=task.pointwise + elements,
             )
 
-    def _quantise(self, array: Array, place: Split, count: Number, prefix: str = "") -> None:
-        """Cast a matmul's operand to 8 bits, once a pass."""
+    def _quantise(
+        self, array: Array, place: Split, count: Number, dtype: str, prefix: str = ""
+    ) -> None:
+        """Cast a matmul's operand to 8 bits, once a pass, unless it has a format of its own."""
         low, name = self.low, prefix + array.name
-        if low.work.compute_bytes > 1 or name in self.cast:
+        if low.work.compute_bytes > 1 or name in self.cast or dtype:
             return
         self.cast.add(name)
         elements = low.elements(array, place)
@@ -434,9 +446,16 @@ class _Pass:
         purpose = transfer.purpose or "weights"
         key = (transfer.kind, role_of(transfer.axes), purpose)
         what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
+        name = f"{VERBS[transfer.kind]} {what}".strip()
+        if any(
+            kind == key[0] and known == purpose
+            for kind, role, known in self.weights
+            if role != key[1]
+        ):
+            name = f"{name} over {key[1]}"  # those of experts and all others
         task = self.low.collective(
             transfer,
-            f"{VERBS[transfer.kind]} {what}".strip(),
+            name,
             width,
             purpose="weights",
             schedule="behind",
@@ -476,4 +495,5 @@ def _by_head(op: Op, array: Array) -> str:
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:
     """Return whether a collective matmul may take the place of a collective."""
-    return transfer.kind == kind and role_of(transfer.axes) == "tensor" and not transfer.weight
+    over_tensor = transfer.kind == kind and role_of(transfer.axes) == "tensor"
+    return over_tensor and not transfer.weight and transfer.purpose != ROUTED

@@ -87,10 +87,9 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         )
         for draft in backward
     ]
-    trips = sum(draft.block.trips for draft in backward)
     for draft in _of(drafts, "reduction"):
-        if np.all(np.equal(draft.block.trips * layout.microbatches, trips)):
-            deferred(draft, final, layout, "but first")
+        if draft.block.of:
+            deferred(draft, [final[number] for number in draft.block.of], layout, "but first")
         else:
             deferred(draft, final[-1:], layout, "after the head")
     several = len(final[-1].ahead) > len(backward[-1].ahead)

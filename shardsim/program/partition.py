@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardsim.model.blocks import Stack
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Blocks, backward_of, derived_blocks, graph, rounds_of
+from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
 from shardsim.program.kept import kept
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
@@ -25,8 +24,7 @@ def partition(work: Workload, layout: Layout) -> Program:
     """
     sizes = Sizes(work, layout)
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
-    (stack,) = graph(work.model, work.attention).stacks
-    rounds = stack.rounds / layout.pipeline.size
+    every = runs(work.model, work.attention, layout)
     last = derived.layers[-1].steps[-1]
     head = Block(
         name="embedding and head",
@@ -35,7 +33,8 @@ def partition(work: Workload, layout: Layout) -> Program:
         tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
     )
     made = [
-        _layers(work, layout, sizes, stack, derived, number) for number in range(len(layout.kept))
+        _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
+        for number, run in enumerate(every)
     ]
     return Program(
         blocks=(
@@ -43,7 +42,7 @@ def partition(work: Workload, layout: Layout) -> Program:
             *(forward for forward, _, _ in made),
             *(backward for _, backward, _ in made),
             *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
-            *gradient_reductions(work, layout, sizes, stack, derived, rounds),
+            *gradient_reductions(work, layout, sizes, derived, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
@@ -52,17 +51,18 @@ def partition(work: Workload, layout: Layout) -> Program:
 
 
 def _layers(
-    work: Workload, layout: Layout, sizes: Sizes, stack: Stack, derived: Blocks, group: int
+    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
 ) -> tuple[Block, Block, Number]:
-    """Return the passes over a group of layers, and the bytes of a round that its policy keeps in
-    the host's memory."""
-    policy = layout.kept[group]
+    """Return the passes over layers in a row, one of several groups of them or all, and the bytes
+    of a round that their policy keeps in the host's memory."""
+    policy = run.kept
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     kept_bytes: Number = 0.0
     offload_bytes: Number = 0.0
-    for number, (layer, one) in enumerate(zip(stack.layers, derived.layers, strict=True)):
+    for number, layer in run.layers:
+        one = derived.layers[number]
         low = Lowering(work, layout, sizes, one)
         found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
         forward += repeated(low.forward(), layer)
@@ -73,20 +73,20 @@ def _layers(
         kept_bytes = kept_bytes + layer.times * on_device
         offload_bytes = offload_bytes + layer.times * on_host
     keep = Compute(name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes)
-    title = f", group {group + 1}" if len(layout.kept) > 1 else ""
-    trips = rounds_of(stack, layout, policy) * layout.microbatches
+    title = "" if group is None else f", group {group + 1}"
+    trips = run.rounds * layout.microbatches
     return (
         Block(
             name=f"layer forward{title}",
             phase="forward",
-            group=group,
+            group=group or 0,
             trips=trips,
             tasks=(_cast(work, stored), *forward, keep),
         ),
         Block(
             name=f"layer backward{title}",
             phase="backward",
-            group=group,
+            group=group or 0,
             trips=trips,
             tasks=(_cast(work, stored), *backward, _accumulate(work, layout, stored)),
         ),

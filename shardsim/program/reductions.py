@@ -9,11 +9,10 @@ import numpy as np
 from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Leaf
 from shardsim.model import Model
-from shardsim.model.blocks import Stack
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
-from shardsim.program.blocks import Blocks
+from shardsim.program.blocks import Blocks, Run
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
@@ -23,40 +22,47 @@ from shardsim.program.tasks import Collective, Compute, Task, repeated
 # Vector operations of one parameter in an update with two moments.
 OPS_UPDATE = 16.0
 
-REPLICAS = ("data", "context")  # devices with the same weights and other data
+REPLICAS = ("data", "expert", "context")  # devices with the same weights and other data
 
 
 def gradient_reductions(
-    work: Workload, layout: Layout, sizes: Sizes, stack: Stack, derived: Blocks, rounds: Number
+    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, runs: Sequence[Run]
 ) -> tuple[Block, ...]:
     """Return the sums of gradients over devices that hold the same weights.
 
-    They run once a step, after the last microbatch: for each round of layers, and for what stands
-    before and after them. Where the data axis splits the optimizer's state (ZeRO-1) each matrix is
-    reduce-scattered over it before the update, and the updated parameters are gathered after it
-    in the format in which they are stored.
+    They run once a step, after the last microbatch: for each round of layers of each stack, and for
+    what stands before and after them. Where the data axis splits the optimizer's state (ZeRO-1)
+    each matrix is reduce-scattered over it before the update, and the updated parameters are
+    gathered after it in the format in which they are stored.
     """
     writer = _Reductions(work, layout, sizes)
-    layers = [
-        (layer, found.leaves) for layer, found in zip(stack.layers, derived.layers, strict=True)
-    ]
-    ends = derived.ends
-    vectors = writer.vectors(
-        [*((leaves, rounds * layer.times) for layer, leaves in layers), (ends.leaves, 1)]
-    )
+    stacks: dict[int, list[Run]] = {}
+    for run in runs:
+        stacks.setdefault(run.first, []).append(run)
+    parts: list[tuple[Iterable[Leaf], Number]] = []
+    blocks = []
     # Fused, what goes into a block is one array and what comes out of it another.
     most = 2 if work.fused_projections else None
+    for number, same in enumerate(stacks.values()):
+        rounds, tasks = sum(run.rounds for run in same), []
+        for place, layer in same[0].layers:
+            leaves = derived.layers[place].leaves
+            parts.append((leaves, rounds * layer.times))
+            tasks += repeated(writer.matrices(leaves, most), layer)
+        title = f", stack {number + 1}" if len(stacks) > 1 else ""
+        blocks.append(
+            Block(
+                name=f"gradient reduction{title}",
+                phase="reduction",
+                trips=rounds,
+                tasks=tuple(tasks),
+                of=tuple(number for number, run in enumerate(runs) if run in same),
+            )
+        )
+    ends = derived.ends
+    vectors = writer.vectors([*parts, (ends.leaves, 1)])
     return (
-        Block(
-            name="gradient reduction",
-            phase="reduction",
-            trips=rounds,
-            tasks=tuple(
-                task
-                for layer, leaves in layers
-                for task in repeated(writer.matrices(leaves, most), layer)
-            ),
-        ),
+        *blocks,
         Block(
             name="end gradient reduction",
             phase="reduction",
@@ -71,7 +77,8 @@ class _Reductions:
         self.work = work
         self.layout = layout
         self.sizes = sizes
-        # All matrices have an embed dimension of one width: the state of all is split or of none.
+        # All matrices have an embed dimension of one width: the state of all is split or of none
+        # (`split.dimension` has experts' follow the others').
         self.zero = np.asarray(state_apart(work.model, layout), dtype=bool)
         self.by_data = np.where(self.zero, layout.data.size, 1)
 

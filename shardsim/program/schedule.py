@@ -154,7 +154,8 @@ class Block:
     phase: str  # of planned programs a `Phase`
     trips: Number
     tasks: tuple[Task, ...]
-    group: int = 0  # of layers, where those of a planned program keep different things
+    group: int = 0  # of layers, where those of a planned program differ in a row
+    of: tuple[int, ...] = ()  # of a reduction, the groups of layers whose gradients it sums
 
     def computes(self) -> Iterator[Work]:
         """Yield the work in order."""

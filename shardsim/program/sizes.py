@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.graph.arrays import Array, Dims, Split
-from shardsim.graph.place import ROLE, Kind
+from shardsim.graph.place import ROLE, Kind, Spread
 from shardsim.model import Model
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, lengths
@@ -26,6 +26,11 @@ def kind_of(model: Model, layout: Layout) -> Kind:
         context_shards=bool(_one(layout.context_shards_parameters)),
         kv_whole=bool(_one(whole)),
         kv_whole2=bool(_one(whole2)),
+        spread=Spread(
+            shards=bool(_one(layout.spread.shards)),
+            ring=bool(_one(layout.spread.ring)),
+            by_expert=bool(_one(layout.spread.by_expert)),
+        ),
     )
 
 
@@ -49,6 +54,7 @@ class Sizes:
         self.axes: Mapping[str, Number] = {
             "data": layout.data.size,
             "fsdp": layout.fsdp.size,
+            "expert": layout.expert.size,
             "context": layout.context.size,
             "tensor": over_kv,
             "tensor_shared": tensor / over_kv,
@@ -58,7 +64,13 @@ class Sizes:
         self.lengths: Mapping[str, Number] = {
             **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
+            **_slots(model, work.sequence),
         }
+        several = np.greater(layout.expert.size, 1)
+        # On the fullest device, of tokens that are sorted; and what an all-to-all has room for.
+        dropless = model.experts is not None and not model.experts.capacity
+        self.load: Number = np.where(several, work.imbalance, 1.0) if dropless else 1.0
+        self.room: Number = work.padding if dropless else 1.0
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}
         self._several: dict[frozenset[str], Number] = {}
@@ -84,6 +96,8 @@ class Sizes:
             total: Number = 1.0
             for d in dims:
                 total = total * self.length(d, place)
+            if "slot" in dims and place.get("expert") == "expert":
+                total = total * self.load
             self._elements[key] = total
         return self._elements[key]
 
@@ -108,6 +122,15 @@ class Sizes:
                 many = many | np.greater(self.axes[axis], 1)
             self._several[key] = many
         return self._several[key]
+
+
+def _slots(model: Model, sequence: int) -> dict[str, float]:
+    """Return the lengths of dimensions that tokens have on their way to experts."""
+    experts = model.experts
+    if experts is None:
+        return {}
+    groups, slots = experts.groups(sequence), float(experts.slots(sequence))
+    return {"slot": slots, "place": slots, "chunk": groups, "member": sequence / groups}
 
 
 def role_of(axes: Iterable[str]) -> str:

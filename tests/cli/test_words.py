@@ -110,9 +110,10 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(
 MESHES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
 
 
-@given(MESHES, st.sampled_from(["vit-l-16", "llama2-7b", "gemma-2b"]))
+@given(MESHES, st.sampled_from(["vit-l-16", "llama2-7b", "gemma-2b", "mixtral-8x7b"]))
 @settings(max_examples=40)
 def test_every_role_is_what_it_is_called(mesh: dict[str, int], name: str) -> None:
+    mesh = mesh if load_model(name).experts else mesh | {"expert": 1}
     devices = 1
     for size in mesh.values():
         devices *= size

@@ -110,7 +110,7 @@ def test_hiding_gradients_never_slows_the_step(plan):
 WORDS = st.from_regex(r"[a-z][a-z_0-9]{0,12}", fullmatch=True)
 
 
-@given(plans(), st.lists(WORDS, min_size=6, max_size=6, unique=True))
+@given(plans(), st.lists(WORDS, min_size=len(NAMES), max_size=len(NAMES), unique=True))
 def test_names_of_axes_cost_nothing(plan, words):
     other = renamed(plan, dict(zip(NAMES.values(), words, strict=True)))
     assert figures(predict(other)) == figures(predict(plan))

@@ -33,6 +33,7 @@ def layout(members: int, mode: int) -> Layout:
     return Layout(
         data=alone,
         fsdp=alone,
+        expert=alone,
         context=alone,
         tensor2=alone,
         pipeline=alone,

@@ -31,6 +31,14 @@ EXACT = {
     "mistral-7b": 7_241_732_096,
     "mistral-nemo-12b": 12_247_782_400,
     "mistral-large-123b": 122_610_069_504,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "llama4-scout": 107_769_861_120,
+    "llama4-maverick": 400_711_848_960,
     # arXiv 2302.05442 prints 21,743 M: the matrices of its blocks.
     "vit-22b": 48 * (4 * 6144**2 + 2 * 6144 * 24576),
 }

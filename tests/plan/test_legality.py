@@ -64,11 +64,11 @@ def test_what_divides_is_accepted(model, where, options):
     check(plan, resolve(plan))
 
 
-ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
+ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
 
 
 @given(
-    st.lists(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=6, max_size=6), min_size=1),
+    st.lists(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=7, max_size=7), min_size=1),
     st.sampled_from([12, 16, 96]),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([0, 1, 2]),

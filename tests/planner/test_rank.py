@@ -15,7 +15,7 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.price import least_step_s, step_time_s
 from shardsim.machine import Machine, override_chip, parse_machine
-from shardsim.model import Model
+from shardsim.model import Experts, Model
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.planner.bounds import BestLines, FormLines
@@ -36,6 +36,7 @@ MODELS = (
     decoder(layers=6, heads=12, kv_heads=3, embed=768, mlp=3072),
     vit(layers=4),
     vit(layers=2, pooling="cls", sequence=257),
+    decoder(layers=4, vocab=512, experts=Experts(number=8, top_k=4, mlp=512, dense_layers=1)),
 )
 
 

@@ -16,7 +16,7 @@ from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import predict
 from shardsim.cost.price import step_time_s
 from shardsim.machine import Machine, load_chip, override_chip, parse_machine
-from shardsim.model import Model, load_model
+from shardsim.model import Experts, Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
 from shardsim.plan.remat import POLICIES
 from shardsim.planner.search import default_attention, plan_at, search
@@ -97,7 +97,11 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "slice_name"),
-    [(decoder(kv_heads=2, layers=4), "v5e:2x2"), (vit(layers=4), "2*v4:1x2x1")],
+    [
+        (decoder(kv_heads=2, layers=4), "v5e:2x2"),
+        (vit(layers=4), "2*v4:1x2x1"),
+        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2"),
+    ],
 )
 def test_every_plan_of_a_small_space_is_priced_as_alone(model, slice_name):
     machine = parse_machine(slice_name)

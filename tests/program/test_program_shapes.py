@@ -15,7 +15,7 @@ from shardsim.program.blocks import derived_blocks
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 
-ROLES = ("pipeline", "data", "fsdp", "context", "tensor2", "tensor")
+ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
 SIZES = st.fixed_dictionaries({role: st.sampled_from([1, 2, 4, 8]) for role in ROLES})
 MODELS = st.sampled_from(
     [decoder(), decoder(kv_heads=1, gated_mlp=True), decoder(kv_heads=4), vit(), vit(pooling="map")]
@@ -78,7 +78,7 @@ def test_devices_and_microbatches_share_tokens_and_logits(model, sizes, microbat
     local = Sizes(work, split)
     made = {step.op.out.name: step.op.out for step in (*blocks.layers[0].steps, *blocks.ends.steps)}
     tokens = work.batch * work.sequence
-    groups = math.prod(sizes[role] for role in ("data", "fsdp", "context")) * microbatches
+    groups = math.prod(sizes[role] for role in ("data", "fsdp", "expert", "context")) * microbatches
     inner = sizes["tensor2"] * sizes["tensor"]
     stream = sizes["tensor2"] * (sizes["tensor"] if residual else 1)
     assert local.stored(made["x"]) * groups * stream == tokens * model.embed
