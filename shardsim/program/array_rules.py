@@ -1,4 +1,4 @@
-"""Rules about arrays: what a compiler lays out anew, passes through HBM again or computes otherwise."""
+"""Rules about arrays: what a compiler lays out anew, passes through HBM again or does otherwise."""
 
 from __future__ import annotations
 
@@ -47,32 +47,34 @@ BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
 
 
 def lay_out_gathered_weights(block: Block, where: Where) -> Block:
-    """Copy a layer's gathered weights into the layout that matmuls read.
+    """Copy a layer's gathered weights into the layout that matmuls read: those with heads, and all
+    where pieces are no whole tiles and travel cut into lanes.
 
-    Seen in every fully sharded program of docs/compiled.md but the seven left to the partitioner.
+    Seen in every fully sharded program of docs/compiled.md but those left to the partitioner.
     """
 
     def change(task: Task) -> list[Task]:
         if not of_layer_weights(task, "all-gather"):
             return [task]
         count = task.count * (not where.layout.partitioned)
-        return [*copy(task.name, "copy", task.bytes, count), task]
+        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes)
+        return [*copy(task.name, "copy", size, count), task]
 
     return changed(block, change)
 
 
 def lay_out_turned_gradients(block: Block, where: Where) -> Block:
-    """Transpose half of a layer's gradients before they are scattered, without a tensor axis.
+    """Copy the gradients of queries', keys' and values' weights before they are scattered: as made
+    they are laid out so that the compiler would make an all-reduce.
 
-    The compiler makes them in the other layout (seen in the fully sharded programs of
-    docs/compiled.md).
+    Seen in the fully sharded programs of docs/compiled.md, without rings.
     """
-    whole = np.equal(where.layout.tensor.size, 1)
+    count = np.logical_not(where.ring | where.layout.partitioned)
 
     def change(task: Task) -> list[Task]:
         if not of_layer_weights(task, "reduce-scatter"):
             return [task]
-        return [*copy(task.name, "transpose", task.bytes / 2.0, task.count * whole), task]
+        return [*copy(task.name, "copy", task.by_head_bytes, task.count * count), task]
 
     return changed(block, change)
 

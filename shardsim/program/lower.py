@@ -461,11 +461,19 @@ class _Pass:
             schedule="behind",
             switch=switch,
         )
+        odd = self.low.sizes.odd("embed", transfer.axes)
+        by_head = "head_dim" in transfer.dims
+        by_head &= not transfer.gradient or transfer.dims[0] == "embed"
+        task = replace(task, by_head_bytes=task.bytes * by_head, odd_bytes=task.bytes * odd)
         if key in self.weights:
             before = self.tasks[self.weights[key]]
             assert isinstance(before, Collective)
             self.tasks[self.weights[key]] = replace(
-                before, bytes=before.bytes + task.bytes, messages=before.messages + 1
+                before,
+                bytes=before.bytes + task.bytes,
+                messages=before.messages + 1,
+                by_head_bytes=before.by_head_bytes + task.by_head_bytes,
+                odd_bytes=before.odd_bytes + task.odd_bytes,
             )
             return
         self.weights[key] = len(self.tasks)

@@ -49,6 +49,10 @@ class Collective(Move):
     partners: tuple[str, ...] = ()
     hops_wait: bool = False  # of a ring: work stops for each of its hops
     switch: str = ""
+    by_head_bytes: Number = (
+        0  # of weights with heads; of gradients, those of weights that make them
+    )
+    odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
 
 
 @dataclass(frozen=True, kw_only=True)
