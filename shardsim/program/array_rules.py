@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
     Where,
@@ -168,12 +169,13 @@ def norm_by_position(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-def attend_by_blocks(block: Block, where: Where) -> Block:
-    """Attend by blocks of keys, scores in HBM and none skipped, where a device has few of the
-    queries.
+def attend_with_the_last(block: Block, where: Where) -> Block:
+    """Attend as long as the last part of a split sequence does, which all others wait for: parts
+    follow each other, and the last queries see most keys. Where parts are no whole tiles, by blocks
+    of keys, with scores in HBM and none skipped.
 
-    The emitted program's fused kernel needs as many queries as keys; with the sequence split it
-    takes a loop (`shardsim/ops/attend.py`; plans "context N" of docs/compiled.md).
+    The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
+    "context N" of docs/compiled.md).
     """
 
     def change(task: Task) -> list[Task]:
@@ -183,16 +185,16 @@ def attend_by_blocks(block: Block, where: Where) -> Block:
         if not np.any(split):
             return [task]
         gradient = task.purpose == ATTENTION_GRADIENT
-        pairs = task.m * task.n * task.batch
-        moved = pairs * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
-        skipping = np.where(split, 1.0, task.fraction)
-        blocks = replace(
+        blocks = split & np.not_equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
+        moved = task.m * task.n * task.batch * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
+        fraction = np.where(blocks, 1.0, np.where(split, task.last_fraction, task.fraction))
+        last = replace(
             task,
-            hbm_bytes=task.hbm_bytes + split * moved,
-            vector_ops=task.vector_ops * skipping / task.fraction,
-            fraction=skipping,
+            hbm_bytes=task.hbm_bytes + blocks * moved,
+            vector_ops=task.vector_ops * fraction / task.fraction,
+            fraction=fraction,
         )
-        return [blocks]
+        return [last]
 
     return changed(block, change)
 
@@ -207,7 +209,7 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
-        fused = np.equal(task.m, task.n)
+        fused = np.equal(task.m, task.n) | np.equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
         return [
             replace(
                 task,

@@ -135,7 +135,8 @@ class Lowering:
         )
         io = sum(self.elements(array, place) for array in op.arrays) * self.wire
         ops = kernel.gradient_ops if gradient else kernel.ops
-        share = kernel.mask.computed(self.work.sequence) if kernel.mask else 1.0
+        tokens, mask = self.work.sequence, kernel.mask
+        share = mask.computed(tokens) if mask else 1.0
         return Compute(
             name=name,
             kind="attention",
@@ -145,6 +146,7 @@ class Lowering:
             batch=batch,
             matmuls=kernel.gradient_products if gradient else kernel.products,
             fraction=share,
+            last_fraction=mask.computed(tokens, m) if mask else 1.0,
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,

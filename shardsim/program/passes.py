@@ -18,7 +18,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
     apply_activations_apart,
-    attend_by_blocks,
+    attend_with_the_last,
     lay_out_by_head,
     lay_out_gathered_weights,
     lay_out_turned_gradients,
@@ -55,7 +55,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         lay_out_by_head,
         norm_by_position,
         two_backward_kernels,
-        attend_by_blocks,
+        attend_with_the_last,
         all_reduce_over_whole_slices,
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,

@@ -31,6 +31,7 @@ class Compute(Work):
     ring: str = ""
     purpose: str = ""  # one of those above, or nothing
     pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
+    last_fraction: Number = 1.0  # of attention: `fraction`, of the last queries as many as are here
     turns: bool = False  # the first to work by head through what a matmul or attention has made
 
 

@@ -196,10 +196,10 @@ def test_weights_travel_as_often_as_planned_or_twice_over_a_whole_slice(plan: Pl
         assert emitted["other"] == pytest.approx((2 if whole else 1) * ideal["other"])
 
 
-def test_attention_by_blocks_is_of_the_emitted_program_alone() -> None:
+def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> None:
     emitted = predict(LONG, costs="compiler")
     others = [predict(LONG, costs="compiler", implementation=name) for name in ("trainer", "ideal")]
-    assert all(item.step_time_s < 0.3 * emitted.step_time_s for item in others)
+    assert all(item.step_time_s < 0.8 * emitted.step_time_s for item in others)
     assert all("priced as" in item.warnings[-1] for item in others)
 
     def attention(item: Prediction) -> Compute:
