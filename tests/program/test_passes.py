@@ -207,7 +207,8 @@ def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> Non
         return next(task for task in tasks if task.purpose == "softmax attention")
 
     # The loop skips no block of keys that a causal mask leaves empty.
-    assert attention(emitted).fraction == 1.0
+    # The last 2,048 of 32,768 queries see all keys but half of their own, in blocks of 512.
+    assert attention(emitted).fraction == pytest.approx(1 - (2048 - 512) / 2 / 32768)
     assert attention(others[0]).fraction == pytest.approx(0.5, rel=0.02)
 
 
