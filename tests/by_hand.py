@@ -262,7 +262,10 @@ class Hand:
             self.add("elementwise", own, width=self.stored)
             self.add("elementwise", own)
         if self.fsdp > 1:
-            self.laid_out("copy", self.layer_weights())
+            # Pieces of whole tiles come as matmuls read them, but for those of heads.
+            heads = 0 if self.ring else self.embed * (2 * self.q + self.k + self.v)
+            odd = self.embed // self.fsdp % 8 != 0
+            self.laid_out("copy", self.layer_weights() if odd else heads)
 
     def recompute(self, attention: bool, mlp: bool) -> None:
         """What the backward pass reads and the forward pass did not keep."""
@@ -336,9 +339,8 @@ class Hand:
             self.stream([self.r] * 3 * many, [self.r] * many, NORM * self.r * many)
         # Gradients as they were reduced in; gradients as they are stored out, and in before that
         # if they add to those of other microbatches.
-        if self.fsdp > 1 and self.tensor == 1:
-            # Half of them come out transposed.
-            self.laid_out("transpose", self.layer_weights() / 2)
+        if self.fsdp > 1 and not self.ring:
+            self.laid_out("copy", self.embed * (self.q + self.k + self.v))
         own = self.layer_weights() / self.fsdp
         self.add("elementwise", own, width=self.reduced)
         self.add("elementwise", own, width=self.stored * (2 if self.plan.microbatches > 1 else 1))

@@ -58,17 +58,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files that import JAX where no test of theirs would run."""
+    """Leave out files of which no test would run: they import JAX, or all of them is slow."""
     if is_fast_tier(config) and collection_path.suffix == ".py":
-        return imports_jax(collection_path) or None
+        slow = "not slow" in config.option.markexpr and all_slow(collection_path)
+        return slow or imports_jax(collection_path) or None
     return None
+
+
+@cache
+def statements(path: Path) -> list[ast.stmt]:
+    """Return what stands in a file."""
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def all_slow(path: Path) -> bool:
+    """Return whether a test file says that all its tests are slow."""
+    marks = [node for node in statements(path) if isinstance(node, ast.Assign)]
+    return "pytestmark = pytest.mark.slow" in map(ast.unparse, marks)
 
 
 @cache
 def imports_jax(path: Path) -> bool:
     """Return whether a test file's own imports bring JAX."""
     names = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in statements(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -87,7 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         drawn = getattr(item.function, "_hypothesis_internal_use_settings", None)
         if drawn is not None and is_fast_tier(config):
-            fewer = settings(drawn, max_examples=max(3, drawn.max_examples // FEWER))
+            fewer = settings(drawn, max_examples=max(2, drawn.max_examples // FEWER))
             item.function._hypothesis_internal_use_settings = fewer
 
 

@@ -60,7 +60,7 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/program/liveness.py", HBM_TESTS),
     ("shardsim/program/holds.py", HBM_TESTS),
     ("shardsim/program/kept.py", HBM_TESTS),
-    ("shardsim/program/passes.py", ("tests/program/test_passes.py", *RING_TESTS)),
+    ("shardsim/program/*rules.py", ("tests/program/test_passes.py", *RING_TESTS)),
     ("shardsim/program/rings.py", RING_TESTS),
     ("shardsim/program/overlap.py", RING_TESTS),
     ("shardsim/program/schedule.py", (*RING_TESTS, *REPLAY_TESTS)),

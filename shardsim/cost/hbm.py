@@ -106,7 +106,7 @@ def hbm_use(
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    account = Account(machine, work, layout, passes)
+    account = Account(machine, work, layout, passes, _measure(work, layout))
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:
@@ -133,6 +133,11 @@ def hbm_use(
     )
 
 
+def _measure(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
+    """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
+    return Measure(Sizes(work, layout, tiles), float(work.wire_bytes), float(work.reduce_bytes))
+
+
 def _marked(layout: Layout) -> tuple[Kept, ...]:
     """Return what groups of layers keep at least: nothing, where no policy marks what to keep."""
     return tuple(
@@ -157,21 +162,7 @@ class Account:
     work: Workload
     layout: Layout
     passes: Passes
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        """Sizes on one device."""
-        return Sizes(self.work, self.layout)
-
-    @cached_property
-    def measure(self) -> Measure:
-        """Bytes on one device."""
-        return Measure(self.sizes, *self.widths)
-
-    @property
-    def widths(self) -> tuple[float, float]:
-        """Bytes of an element on the wire, and of a gradient there."""
-        return float(self.work.wire_bytes), float(self.work.reduce_bytes)
+    measure: Measure = field(repr=False)  # of arrays that all ways of using HBM share
 
     @cached_property
     def kind(self) -> Kind:
@@ -200,7 +191,7 @@ class Account:
         widest = work.state_element_bytes
         return state_bytes(work.optimizer, work.model.tensors, self.layout, widest)
 
-    @property
+    @cached_property
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice.
 
@@ -223,7 +214,7 @@ class Account:
         for run in self.runs:
             total: Number = 0.0
             for number, layer in run.layers:
-                one, _ = kept(self.work, layout, self.sizes, number, run.kept)
+                one, _ = kept(self.work, layout, self.measure.sizes, number, run.kept)
                 total = total + one * (run.rounds * layer.times)
             found.append(total * in_flight)
         return found
@@ -287,7 +278,7 @@ class Account:
 
         return self.by_mode(gradients) - np.greater(self.layout.gather.size, 1) * self.table
 
-    @property
+    @cached_property
     def table(self) -> Number:
         """Bytes of a whole vocabulary table, or of its gradient; none without a vocabulary."""
         tables = [tensor for tensor in self.work.model.tensors if "vocab" in tensor.axes][:1]
@@ -304,8 +295,7 @@ class Account:
         tiles = self.work.vocab_tiles
         measure, besides = self.measure, 0.0
         if tiles > 1:
-            tile = Sizes(self.work, self.layout, tiles)
-            measure = Measure(tile, *self.widths)
+            measure = _measure(self.work, self.layout, tiles)
             head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
             besides = 2.0 * self.measure(stored(head.steps[0].op.out))
         peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))

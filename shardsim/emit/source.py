@@ -7,7 +7,7 @@ that the program reaches are taken: from what runs its calls, and from what the 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 
@@ -73,14 +73,21 @@ def _reached(runs: Iterable[str], modules: Iterable[str]) -> dict[str, set[str]]
         if name in reached.setdefault(module, set()):
             continue
         reached[module].add(name)
-        there = dict(_definitions(module))
-        known = {item: origin for origin, item in _imported(module)}
-        for used in _names(there[name]):
-            if used in there:
-                todo.append((module, used))
-            elif used in known and _divided(known[used]):
-                todo.append((known[used], used))
+        todo += _used(module, name)
     return reached
+
+
+@cache
+def _used(module: str, name: str) -> tuple[tuple[str, str], ...]:
+    """Return the (module, definition) of ops that a definition uses."""
+    there = _definitions(module)
+    known = {item: origin for origin, item in _imported(module)}
+    used = _names(there[name])
+    imported = [(known[item], item) for item in sorted(used & known.keys() - there.keys())]
+    return (
+        *((module, item) for item in sorted(used & there.keys())),
+        *((origin, item) for origin, item in imported if _divided(origin)),
+    )
 
 
 @cache
@@ -112,31 +119,37 @@ def _tree(module: str) -> ast.Module:
     return ast.parse(module_text(module))
 
 
-def _definitions(module: str) -> Iterator[tuple[str, ast.stmt]]:
-    """Yield the functions, classes and constants of a module by name."""
+@cache
+def _definitions(module: str) -> Mapping[str, ast.stmt]:
+    """Return the functions, classes and constants of a module by name."""
+    found: dict[str, ast.stmt] = {}
     for node in _tree(module).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name, node
+            found[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            yield node.targets[0].id, node
+            found[node.targets[0].id] = node
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id, node
+            found[node.target.id] = node
+    return found
 
 
 def _runners(module: str) -> Iterator[tuple[str, str]]:
     """Yield (op, function that runs it) of a module."""
-    for name, node in _definitions(module):
+    for name, node in _definitions(module).items():
         for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "runs":
                 yield ast.literal_eval(call.args[0]), name
 
 
-def _imported(module: str) -> Iterator[tuple[str, str]]:
-    """Yield (module, name) of what a module imports from the project."""
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shardsim."):
-            for alias in node.names:
-                yield str(node.module), alias.name
+@cache
+def _imported(module: str) -> tuple[tuple[str, str], ...]:
+    """Return the (module, name) of what a module imports from the project."""
+    return tuple(
+        (str(node.module), alias.name)
+        for node in ast.walk(_tree(module))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shardsim.")
+        for alias in node.names
+    )
 
 
 def _names(node: ast.stmt) -> set[str]:
@@ -171,7 +184,7 @@ def _section(module: str, only: set[str] | None) -> str:
         end = 0
         for node in tree.body:
             start, end = end, node.end_lineno or 0
-            if any(found is node and name in only for name, found in _definitions(module)):
+            if any(found is node and name in only for name, found in _definitions(module).items()):
                 parts.append("\n".join(lines[start:end]).strip("\n"))
         rest = "\n\n\n".join(parts)
     return f"\n# {'-' * 78}\n{banner}\n\n\n{rest}\n"

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
+
+Number = Any  # float, int, bool or a numpy array of them, an entry a plan
 
 Dims = tuple[str, ...]
 Split = Mapping[str, str]  # mesh axis -> the dimension that it splits
@@ -108,7 +110,7 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
 class Pairs(Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
-    def computed(self, tokens: int) -> float:
+    def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 
     def counted(self, tokens: int, halved: bool) -> int:

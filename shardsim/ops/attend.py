@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Dims, Kernel, Matmul, Op, Stream, einsum
+import numpy as np
+
+from shardsim.graph.arrays import Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
@@ -67,15 +69,23 @@ class Mask:
     causal: bool
     window: int = 0
 
-    def computed(self, tokens: int) -> float:
-        """Return the share of the pairs that a fused kernel computes, in whole blocks."""
+    def computed(self, tokens: int, last: Number | None = None) -> Number:
+        """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
+        queries, or of the `last` so many, which see most."""
         if not self.causal or tokens <= BLOCK:
             return 1.0
-        pairs = (tokens + BLOCK) * tokens / 2.0
+        last = tokens if last is None else last
+        pairs = self._in_blocks(tokens) - self._in_blocks(tokens - last)
+        return np.minimum(pairs / (tokens * last), 1.0)
+
+    def _in_blocks(self, queries: Number) -> Number:
+        """Return the pairs that a kernel computes for the first so many queries."""
+        pairs = (queries + BLOCK) * queries / 2.0
         if self.window:  # blocks of keys that every query of a block is too late for
-            unseen = max(0, tokens // BLOCK - 1 - -(-(self.window - 1) // BLOCK))
-            pairs -= unseen * (unseen + 1) / 2.0 * BLOCK**2
-        return pairs / tokens**2
+            seen = 1 + -(-(self.window - 1) // BLOCK)
+            unseen = np.maximum(0, queries // BLOCK - seen)
+            pairs = pairs - unseen * (unseen + 1) / 2.0 * BLOCK**2
+        return pairs
 
     def counted(self, tokens: int, halved: bool) -> int:
         """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
@@ -129,7 +139,7 @@ def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) 
 
 @runs("attend")
 def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
-    """Return the weighted values [batch, tokens, heads * head_dim], before their projection."""
+    """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
     q, k, v = (way.by_head(x) for x in (q, k, v))
     k, v = way.all_keys(k), way.all_keys(v)
     positions = None
@@ -137,11 +147,9 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if mask["causal"]:
         positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     if call["fused"]:
-        context = way.flash(q, k, v, mask, positions)
-    else:
-        pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
-        context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
-    return context.reshape(*context.shape[:2], -1)
+        return way.flash(q, k, v, mask, positions)
+    pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    return softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
 
 
 def seen(mask: Any, positions: Any, keys: Any) -> Any:
@@ -168,29 +176,36 @@ def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
 
 
 KEYS_AT_ONCE = 512
+BLOCKS_OF_MASK = ("data_next", "mask_next", "block_mask")  # the kernel's: [heads, queries, keys]
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 
 
 def flash_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str) -> Any:
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
-    The kernel's mask is as long as the queries, and a causal one is fixed when it is compiled, so
-    it needs all queries of a sequence; a part of them takes the blocks of keys.
+    On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys.
     """
-    if platform == "tpu" and q.shape[1] == k.shape[1]:
-        return kernel_attention(q, k, v, mask)
+    queries, keys = q.shape[1], k.shape[1]
+    whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
+    if platform == "tpu" and whole:
+        return kernel_attention(q, k, v, mask, positions)
     return blockwise_attention(q, k, v, mask, positions)
 
 
-def kernel_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
-    """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it."""
+def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:
+    """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
+
+    Queries are all of a sequence, or one of so many equal parts of it; `positions` says which.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads, depth = q.shape[1:]
-    length = -(-tokens // KERNEL_MULTIPLE) * KERNEL_MULTIPLE
-    missing = ((0, 0), (0, length - tokens), (0, 0), (0, -depth % KERNEL_MULTIPLE))
+    parts = k.shape[1] // tokens
+    more = -tokens % KERNEL_MULTIPLE
+    missing = ((0, 0), (0, more), (0, 0), (0, -depth % KERNEL_MULTIPLE))
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
+    length = tokens + more
     block = next(size for size in (512, 256, KERNEL_MULTIPLE) if length % size == 0)
     blocks: dict[str, Any] = dict.fromkeys(
         [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
@@ -198,19 +213,39 @@ def kernel_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
+    cut = parts if mask["causal"] else 1  # without a mask all parts are alike
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([form((length, length)) for _ in range(heads)]),
+        splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)]),
         block_sizes=splash.BlockSizes(**blocks),
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=cut,
         residual_checkpoint_name="context",
     )
+    if cut > 1:
+        kernel = _part_of_kernel(kernel, cut, positions[0] // tokens)
     segments = None
-    if length > tokens and not mask["causal"]:  # tokens see tokens, padding sees padding
+    if more and not mask["causal"]:  # tokens see tokens, padding sees padding
         padding = (jnp.arange(length) >= tokens).astype(jnp.int32)
         segments = splash.SegmentIds(q=padding, kv=padding)
     out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
+    """Return a splash attention kernel for one part of the queries: with its rows of the mask."""
+
+    def rows(x: Any, dim: int) -> Any:
+        if x is None:
+            return None
+        length = x.shape[dim] // parts
+        return lax.dynamic_slice_in_dim(x, number * length, length, dim)
+
+    def part(info: Any) -> Any:
+        blocks = {name: rows(getattr(info, name), 1) for name in BLOCKS_OF_MASK}
+        return info._replace(q_sequence=rows(info.q_sequence, 0), **blocks)
+
+    infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    return type(kernel)(*map(part, infos), **kernel.kwargs)
 
 
 def blockwise_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:

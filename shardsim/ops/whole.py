@@ -27,6 +27,18 @@ def linear(x: Array, w: Array, kind: Any = None) -> Array:
     return jnp.einsum("bsk,k...->bs...", x, w, preferred_element_type=kind)
 
 
+def linear_out(h: Array, w: Array) -> Array:
+    """Return h [batch, tokens, mlp] or [batch, tokens, heads, head_dim] @ w [wide, embed]."""
+    if h.ndim == 3:
+        return jnp.einsum("bsk,kn->bsn", h, w)
+    return jnp.einsum("bshd,hdn->bsn", h, w.reshape(*h.shape[2:], -1))
+
+
+def joined(h: Array) -> Array:
+    """Return a wide array with heads and head_dim as one dimension."""
+    return h.reshape(*h.shape[:2], -1)
+
+
 class Whole:
     """The operations of the model where nothing is sharded."""
 
@@ -99,7 +111,7 @@ class Whole:
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
         """Return a summand of the residual stream, the sum of h @ params[name]."""
         weights = [self.matrix(params, name) for name in names]
-        return sum(jnp.einsum("bsk,kn->bsn", h, w) for h, w in zip(hs, weights, strict=True))
+        return sum(linear_out(h, w) for h, w in zip(hs, weights, strict=True))
 
     # Where things are.
 

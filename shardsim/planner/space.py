@@ -277,8 +277,8 @@ def parts(
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
     spreads = [Spread(shards=shards, ring=ring) for shards in (True, False) for ring in rings]
-    even: Array = divides(model, batch, sequence, _bare(every.sizes, spread=spreads[0]))
-    shardable = np.broadcast_to(even, len(every.sizes))[mesh]
+    divisible = divides(model, batch, sequence, _bare(every.sizes, spread=spreads[0]))
+    shardable = np.broadcast_to(divisible, len(every.sizes))[mesh]
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):

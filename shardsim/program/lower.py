@@ -135,7 +135,8 @@ class Lowering:
         )
         io = sum(self.elements(array, place) for array in op.arrays) * self.wire
         ops = kernel.gradient_ops if gradient else kernel.ops
-        share = kernel.mask.computed(self.work.sequence) if kernel.mask else 1.0
+        tokens, mask = self.work.sequence, kernel.mask
+        share = mask.computed(tokens) if mask else 1.0
         return Compute(
             name=name,
             kind="attention",
@@ -145,6 +146,7 @@ class Lowering:
             batch=batch,
             matmuls=kernel.gradient_products if gradient else kernel.products,
             fraction=share,
+            last_fraction=mask.computed(tokens, m) if mask else 1.0,
             hbm_bytes=io * (2.0 if gradient else 1.0),
             vector_ops=m * n * batch * share * ops,
             count=count,
@@ -467,11 +469,19 @@ class _Pass:
             schedule="behind",
             switch=switch,
         )
+        odd = self.low.sizes.odd("embed", transfer.axes)
+        by_head = "head_dim" in transfer.dims
+        by_head &= not transfer.gradient or transfer.dims[0] == "embed"
+        task = replace(task, by_head_bytes=task.bytes * by_head, odd_bytes=task.bytes * odd)
         if key in self.weights:
             before = self.tasks[self.weights[key]]
             assert isinstance(before, Collective)
             self.tasks[self.weights[key]] = replace(
-                before, bytes=before.bytes + task.bytes, messages=before.messages + 1
+                before,
+                bytes=before.bytes + task.bytes,
+                messages=before.messages + 1,
+                by_head_bytes=before.by_head_bytes + task.by_head_bytes,
+                odd_bytes=before.odd_bytes + task.odd_bytes,
             )
             return
         self.weights[key] = len(self.tasks)

@@ -17,6 +17,8 @@ from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, lengths
 from shardsim.program.shapes import Workload
 
+SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
+
 
 def kind_of(model: Model, layout: Layout) -> Kind:
     """Return how arrays are stored on a layout whose plans all store them alike."""
@@ -109,6 +111,13 @@ class Sizes:
             if d not in dims:
                 elements = elements / self.axes[axis]
         return elements
+
+    def odd(self, d: str, axes: Iterable[str]) -> Number:
+        """Return whether `axes` cut a dimension into pieces that are no whole tiles.
+
+        In HBM of a TPU the last two dimensions of an array are tiles of at least `SUBLANES` x 128.
+        """
+        return np.not_equal(np.mod(self.part(d, sorted(axes)), SUBLANES), 0)
 
     def stored(self, array: Array) -> Number:
         """Return the elements of an array that one device stores."""

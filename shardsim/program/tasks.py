@@ -31,6 +31,7 @@ class Compute(Work):
     ring: str = ""
     purpose: str = ""  # one of those above, or nothing
     pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
+    last_fraction: Number = 1.0  # of attention: `fraction`, of the last queries as many as are here
     turns: bool = False  # the first to work by head through what a matmul or attention has made
 
 
@@ -49,6 +50,10 @@ class Collective(Move):
     partners: tuple[str, ...] = ()
     hops_wait: bool = False  # of a ring: work stops for each of its hops
     switch: str = ""
+    by_head_bytes: Number = (
+        0  # of weights with heads; of gradients, those of weights that make them
+    )
+    odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
 
 
 @dataclass(frozen=True, kw_only=True)

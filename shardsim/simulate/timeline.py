@@ -157,6 +157,7 @@ def save_trace(simulation: Prediction, spans: Iterable[Span], path: str | os.Pat
 
 def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Prediction:
     """Simulate a step and draw a layer from the middle, forward and backward, as PNG or SVG."""
+    picture_format(path)
     simulation, spans = watched(plan, **options)
     save_layer(simulation, spans, path)
     return simulation
@@ -263,12 +264,17 @@ class _Colours:
         return [Patch(facecolor=colour) for colour in entries.values()], list(entries)
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a picture whole or not at all; the ending of `path` says which format."""
-    target = Path(path)
-    kind = target.suffix.lstrip(".").lower()
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """Return the format that the ending of a picture's name stands for."""
+    kind = Path(path).suffix.lstrip(".").lower()
     if kind not in ("png", "svg", "pdf"):
         raise FileError(f"cannot draw {path}: the name must end in .png, .svg or .pdf")
+    return kind
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a picture whole or not at all; the ending of `path` says which format."""
+    kind = picture_format(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=130)
-    write_bytes(target, buffer.getvalue())
+    write_bytes(Path(path), buffer.getvalue())

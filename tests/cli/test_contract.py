@@ -114,7 +114,7 @@ def test_plan(shardsim: Shardsim, tmp_path: Path) -> None:
 
 
 def test_plan_with_layers_that_keep_more(shardsim: Shardsim) -> None:
-    words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--top", "1", "--json")
+    words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--max-axes", "1", "--json")
     mixed, one = (read(shardsim(*words, *more))["plans"][0] for more in (("--by-layer",), ()))
     assert len(mixed["plan"]["remat"]) == 2
     assert isinstance(one["plan"]["remat"], str)

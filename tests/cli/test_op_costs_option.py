@@ -34,7 +34,7 @@ def test_predict_takes_the_option_or_the_key(shardsim: Shardsim):
 
 
 def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
-    words = ("plan", "vit-l", "--on", "v4:2x2x1", "--batch", "256", "--top", "3", "--json")
+    words = ("plan", "vit-l", "--on", "v4:2x2x1", "--batch", "256", "--max-axes", "1", "--json")
     physical = data(shardsim(*words, "--op-costs", "physical"))["plans"]
     compiler = data(shardsim(*words, "--op-costs", "compiler"))["plans"]
     usual = data(shardsim(*words, "--op-costs", "calibrated"))["plans"]
@@ -43,14 +43,14 @@ def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
         (item["mfu"] for item in compiler), reverse=True
     )
     assert compiler[0]["mfu"] != physical[0]["mfu"]
-    assert [item["plan"].get("op_costs") for item in physical] == ["physical"] * 3
-    assert [item["plan"].get("op_costs") for item in compiler] == ["compiler"] * 3
+    assert [item["plan"].get("op_costs") for item in physical] == ["physical"] * len(physical)
+    assert [item["plan"].get("op_costs") for item in compiler] == ["compiler"] * len(compiler)
 
 
 def test_a_plan_file_says_how_it_is_priced(shardsim: Shardsim, tmp_path: Path):
     out = str(tmp_path / "plan.yaml")
-    words = ("plan", "vit-l", "--on", "v4:2x2x1", "--batch", "256", "--op-costs", "compiler")
-    shardsim(*words, "-o", out)
+    words = ("plan", "vit-l", "--on", "v4:2x2x1", "--batch", "256", "--max-axes", "1")
+    shardsim(*words, "--op-costs", "compiler", "-o", out)
     assert load_plan(out).op_costs == "compiler"
     priced = data(shardsim("predict", out, "--json"))
     assert priced == data(shardsim("predict", out, "--op-costs", "compiler", "--json"))

@@ -6,8 +6,9 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from found import compiled_plans
 
-from shardsim.xla.tpu.agreement import Pair, pairs
+from shardsim.xla.tpu.agreement import Pair
 
 # A quicker test of the same rows is that of `test_liveness`.
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def kept() -> list[Pair]:
-    return pairs()
+    return compiled_plans()
 
 
 def test_peaks_are_those_of_the_compiler(kept):

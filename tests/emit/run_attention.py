@@ -35,6 +35,9 @@ ATTENTION = [
     ("kernel", 384, 384, 4, 128, True, 130),  # blocks of keys that no query sees
     ("kernel", 130, 130, 2, 72, True, 7),
     ("kernel", 256, 128, 4, 128, False, 0),  # a part of the queries, as where the sequence is split
+    ("kernel", 384, 128, 2, 128, True, 0),
+    ("kernel", 384, 128, 2, 128, True, 130),
+    ("kernel", 200, 100, 2, 128, True, 0),  # no whole tiles: by blocks of keys
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.rank import OBJECTIVES
-from shardsim.planner.search import default_attention, plan_at, search
+from shardsim.planner.search import SearchResult, default_attention, plan_at, search
 from shardsim.planner.space import Part, legal_cells, meshes, parts
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
@@ -180,19 +181,24 @@ def test_the_pruned_search_finds_what_pricing_all_plans_finds(question, top):
         assert found.bound.step_time_s <= steps[0]
 
 
+TOGETHER = ("v5e:2x2", "v4:2x2x1", "2*v5e:2x2")
+
+
+@cache
+def alone(name: str) -> SearchResult:
+    """Return the best plans of one slice of `TOGETHER`."""
+    return search(decoder(layers=2), parse_machine(name), 16, top=6, by_layer=False)
+
+
 @pytest.mark.parametrize(
     "objective",
     [pytest.param(name, marks=() if name == "mfu" else pytest.mark.slow) for name in OBJECTIVES],
 )
 def test_slices_searched_together_are_ranked_as_alone(objective):
-    machines = [parse_machine(name) for name in ("v5e:2x2", "v4:2x2x1", "2*v5e:2x2")]
-    model = decoder(layers=2)
-    together = search(model, machines, 16, top=6, objective=objective, by_layer=False)
-    alone = [
-        item
-        for one in machines
-        for item in search(model, one, 16, top=6, by_layer=False).predictions
-    ]
+    machines = [*map(parse_machine, TOGETHER)]
+    together = search(decoder(layers=2), machines, 16, top=6, objective=objective, by_layer=False)
+    apart = [item for name in TOGETHER for item in alone(name).predictions]
+    assert together.searched == sum(alone(name).searched for name in TOGETHER)
 
     def score(item: Any) -> tuple[float, float]:
         machine = item.plan.machine
@@ -200,7 +206,11 @@ def test_slices_searched_together_are_ranked_as_alone(objective):
         first = machine.chips if objective == "chips" else 0
         return first, item.step_time_s * weight.get(objective, 1.0)
 
-    expected = sorted(map(score, alone))[:6]
+    expected = sorted(map(score, apart))[:6]
+    if objective == "mfu":
+        assert together.best.mfu == pytest.approx(max(item.mfu for item in apart), rel=1e-12)
+    if objective == "chips":
+        assert together.best.plan.machine.chips == 4
     assert [score(item) for item in together.predictions] == [
         (first, pytest.approx(rest, rel=1e-9)) for first, rest in expected
     ]

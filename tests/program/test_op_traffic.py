@@ -132,26 +132,31 @@ def test_the_compiler_lays_out_anew_what_its_rings_and_gathers_leave(
     compared(MODELS[name], mesh, emitted=True, ring=ring, **options)
 
 
-def test_a_split_sequence_is_attended_to_by_blocks_of_keys():
-    # The compiled program's loop over blocks of keys has its scores in HBM and skips none.
-    model = replace(SERIAL, sequence=2048)
+@pytest.mark.parametrize(("sequence", "kernel"), [(2048, True), (2368, False)])
+def test_a_split_sequence_is_attended_to_as_long_as_its_last_part_takes(sequence, kernel):
+    # In the kernel; where a part is no whole tiles in a loop over blocks of keys, which has its
+    # scores in HBM and skips none.
+    model = replace(SERIAL, sequence=sequence)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
     plan = build(model, "v5e:4x4", 16, where, remat="none")
     found = traffic(plan), traffic(plan, as_emitted=True)
     layers, sequences = model.layers, 16 / 4
-    pairs = layers * sequences * model.heads * (2048 / 4) * 2048
-    for now, ops, bytes_of_a_pair in (
+    pairs = layers * sequences * model.heads * (sequence / 4) * sequence
+    for now, ops, kernels, bytes_of_a_pair in (
         # Float32 scores written and read, bf16 probabilities written and read.
-        ("forward", SOFTMAX, 4 + 4 + 2 + 2),
+        ("forward", SOFTMAX, 1, 4 + 4 + 2 + 2),
         # That again; float32 gradients of probabilities written and read; bf16 gradients of
-        # scores written, and read for queries and for keys.
-        ("backward", SOFTMAX_GRADIENT, (4 + 4 + 2 + 2) + (4 + 4) + (2 + 2 + 2)),
+        # scores written, and read for queries and for keys. Two kernels make scores for themselves.
+        ("backward", SOFTMAX_GRADIENT, 2, (4 + 4 + 2 + 2) + (4 + 4) + (2 + 2 + 2)),
     ):
-        fused, blocks = (each[now, "attention"] for each in found)
-        assert blocks[0] - fused[0] == pytest.approx(bytes_of_a_pair * pairs, rel=1e-9)
-        assert blocks[1] == pytest.approx(ops * pairs, rel=1e-9)
-        # The fused kernel skips blocks above the diagonal: 10 of 16 are left.
-        assert fused[1] == pytest.approx(ops * pairs * 10 / 16, rel=1e-9)
+        fused, emitted = (each[now, "attention"] for each in found)
+        more = 0 if kernel else bytes_of_a_pair * pairs
+        assert emitted[0] - fused[0] == pytest.approx(more, rel=1e-9)
+        if kernel:  # the last of four rows of blocks sees all; 10 of 16 blocks are below a diagonal
+            assert emitted[1] == pytest.approx(kernels * ops * pairs, rel=1e-9)
+            assert fused[1] == pytest.approx(ops * pairs * 10 / 16, rel=1e-9)
+        else:
+            assert emitted[1] == pytest.approx(ops * pairs, rel=1e-9)
 
 
 def test_a_pooling_query_reads_the_keys_of_its_own_part_of_a_split_sequence():

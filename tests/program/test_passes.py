@@ -196,10 +196,10 @@ def test_weights_travel_as_often_as_planned_or_twice_over_a_whole_slice(plan: Pl
         assert emitted["other"] == pytest.approx((2 if whole else 1) * ideal["other"])
 
 
-def test_attention_by_blocks_is_of_the_emitted_program_alone() -> None:
+def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> None:
     emitted = predict(LONG, costs="compiler")
     others = [predict(LONG, costs="compiler", implementation=name) for name in ("trainer", "ideal")]
-    assert all(item.step_time_s < 0.3 * emitted.step_time_s for item in others)
+    assert all(item.step_time_s < 0.8 * emitted.step_time_s for item in others)
     assert all("priced as" in item.warnings[-1] for item in others)
 
     def attention(item: Prediction) -> Compute:
@@ -207,7 +207,8 @@ def test_attention_by_blocks_is_of_the_emitted_program_alone() -> None:
         return next(task for task in tasks if task.purpose == "softmax attention")
 
     # The loop skips no block of keys that a causal mask leaves empty.
-    assert attention(emitted).fraction == 1.0
+    # The last 2,048 of 32,768 queries see all keys but half of their own, in blocks of 512.
+    assert attention(emitted).fraction == pytest.approx(1 - (2048 - 512) / 2 / 32768)
     assert attention(others[0]).fraction == pytest.approx(0.5, rel=0.02)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from building import build, decoder, plans, vit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.cost.predict import predict
+from shardsim.cost.predict import CollectiveUse, predict
 from shardsim.machine import override_chip
 from shardsim.model import Biases, Model, load_model
 from shardsim.plan import Plan, Precision, resolve
@@ -44,11 +45,11 @@ def kinds(tasks: list[Collective]) -> Counter[str]:
     return counts
 
 
-def sent(plan: Plan, kind: str, axis: str, purpose: str) -> float:
+def sent(uses: Sequence[CollectiveUse], kind: str, axis: str, purpose: str) -> float:
     """Return the bytes that one device sends in a step over the mesh axes with `axis` in them."""
     return sum(
         use.bytes_per_chip
-        for use in predict(plan).collectives
+        for use in uses
         if use.kind == kind and axis in use.mesh_axes and use.purpose == purpose
     )
 
@@ -128,14 +129,16 @@ def test_activation_traffic_of_tensor_parallelism(residual, microbatches):
     assert float(trips) == model.layers * microbatches
 
 
-def started(plan: Plan, kind: str, axis: str) -> float:
-    """Return how many arrays a kind of collective moves over an axis, by what starts cost."""
+def starts(plan: Plan) -> dict[tuple[str, str], float]:
+    """Return how many arrays move, by kind of collective and axis, by what starts cost."""
     slow = override_chip(
         plan.machine.chip,
         {"collective_overhead_s": 1.0, "hop_latency_s": 0.0, "link_bytes_per_s": 1e30},
     )
-    uses = predict(replace(plan, machine=replace(plan.machine, chip=slow))).collectives
-    return sum(use.time_s for use in uses if use.kind == kind and use.mesh_axes == (axis,))
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for use in predict(replace(plan, machine=replace(plan.machine, chip=slow))).collectives:
+        found[use.kind, "+".join(use.mesh_axes)] += use.time_s
+    return found
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -148,21 +151,21 @@ def test_every_array_is_a_message_of_its_own(gated, parallel, fused, microbatche
     model = decoder(gated_mlp=gated, parallel_block=parallel)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
     options: dict[str, Any] = {"fused_projections": fused, "microbatches": microbatches}
-    plan = build(model, "v5e:4x4", 128, where, remat="none", **options)
+    found = starts(build(model, "v5e:4x4", 128, where, remat="none", **options))
     # Query, key, value, output and the MLP's two or three; fused, one into and one out of a block.
     matrices = 2 if fused else 6 + gated
     tables = 2
     trips = model.layers * microbatches
     weights = 2 * trips * matrices + microbatches * tables
-    assert started(plan, "all-gather", "f") == pytest.approx(weights, rel=1e-6)
+    assert found["all-gather", "f"] == pytest.approx(weights, rel=1e-6)
     gradients = trips * matrices + microbatches * tables
-    assert started(plan, "reduce-scatter", "f") == pytest.approx(gradients, rel=1e-6)
+    assert found["reduce-scatter", "f"] == pytest.approx(gradients, rel=1e-6)
     # Keys and values, forward and again for the backward pass; their gradients.
-    assert started(plan, "all-gather", "c") == pytest.approx(2 * 2 * trips, rel=1e-6)
-    assert started(plan, "reduce-scatter", "c") == pytest.approx(2 * trips, rel=1e-6)
+    assert found["all-gather", "c"] == pytest.approx(2 * 2 * trips, rel=1e-6)
+    assert found["reduce-scatter", "c"] == pytest.approx(2 * trips, rel=1e-6)
     # Gradients once a step; an all-reduce is two collectives.
     once = 2 * (model.layers * matrices + tables)
-    assert started(plan, "all-reduce", "c") == pytest.approx(once, rel=1e-6)
+    assert found["all-reduce", "c"] == pytest.approx(once, rel=1e-6)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2, 4])
@@ -172,6 +175,7 @@ def test_weights_are_gathered_twice_and_gradients_scattered_once(microbatches, m
     where = {"fsdp": {"x": 4}, "tensor": {"y": 4}} if tensor > 1 else {"fsdp": {"x": 4, "y": 4}}
     members = 16 // tensor
     plan = build(model, "v5e:4x4", 128, where, microbatches=microbatches)
+    uses = predict(plan).collectives
     weights = model.layers * layer_matrices(model) / tensor
     tables = model.vocab * model.embed * (1 if model.tied_embeddings else 2) / tensor
     rows = model.patch**2 * model.channels  # of the patch embedding
@@ -181,11 +185,11 @@ def test_weights_are_gathered_twice_and_gradients_scattered_once(microbatches, m
     each = (members - 1) / members * microbatches
     # Layers are gathered again for the backward pass; what is before and after them is not.
     gathered, scattered = (2 * weights + ends) * each, (weights + ends) * each
-    assert sent(plan, "all-gather", "f", "parameters") == pytest.approx(2 * gathered, rel=1e-12)
-    assert sent(plan, "reduce-scatter", "f", "parameters") == pytest.approx(
+    assert sent(uses, "all-gather", "f", "parameters") == pytest.approx(2 * gathered, rel=1e-12)
+    assert sent(uses, "reduce-scatter", "f", "parameters") == pytest.approx(
         2 * scattered, rel=1e-12
     )
-    wide = replace(plan, precision=Precision(reduce="f32"))
+    wide = predict(replace(plan, precision=Precision(reduce="f32"))).collectives
     assert sent(wide, "reduce-scatter", "f", "parameters") == pytest.approx(
         4 * scattered, rel=1e-12
     )
@@ -202,19 +206,20 @@ def test_gradients_of_all_matrices_are_summed_over_replicas_once(microbatches, o
     members = 16 // fsdp
     model = decoder()
     plan = build(model, "v5e:4x4", 128, where, microbatches=microbatches, over_data=over_data)
+    uses = predict(plan).collectives
     weights = model.layers * layer_matrices(model) + 2 * model.vocab * model.embed
     elements = weights / fsdp * (members - 1) / members
     # The scales of all norms, in float32, over all devices.
     scales = (2 * model.layers + 1) * model.embed * 4 * 2 * 15 / 16
     if over_data:
-        assert sent(plan, "reduce-scatter", "d", "parameters") == pytest.approx(
+        assert sent(uses, "reduce-scatter", "d", "parameters") == pytest.approx(
             elements * 2, rel=1e-12
         )
         # What comes back are the float32 parameters.
-        assert sent(plan, "all-gather", "d", "parameters") == pytest.approx(elements * 4, rel=1e-12)
-        assert sent(plan, "all-reduce", "d", "parameters") == pytest.approx(scales, rel=1e-12)
+        assert sent(uses, "all-gather", "d", "parameters") == pytest.approx(elements * 4, rel=1e-12)
+        assert sent(uses, "all-reduce", "d", "parameters") == pytest.approx(scales, rel=1e-12)
     else:
-        assert sent(plan, "all-reduce", "d", "parameters") == pytest.approx(
+        assert sent(uses, "all-reduce", "d", "parameters") == pytest.approx(
             elements * 4 + scales, rel=1e-12
         )
 
@@ -269,13 +274,14 @@ def test_context_gathers_keys_and_values_and_scatters_their_gradients():
     model = decoder(kv_heads=4, vocab=1024)
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
     plan = build(model, "v5e:4x4", 16, where, remat="none")
+    uses = predict(plan).collectives
     tokens = plan.batch * plan.sequence / 4  # of one sequence group
     keys = tokens * 2 * model.kv_heads * model.head_dim * 2
     each = keys * 3 / 4 * model.layers
     # Forward, and again for the gradient, whatever is kept: gathered arrays never are.
-    assert sent(plan, "all-gather", "c", "activations") == pytest.approx(2 * each, rel=1e-12)
-    assert sent(plan, "reduce-scatter", "c", "activations") == pytest.approx(each, rel=1e-12)
-    full = build(model, "v5e:4x4", 16, where)
+    assert sent(uses, "all-gather", "c", "activations") == pytest.approx(2 * each, rel=1e-12)
+    assert sent(uses, "reduce-scatter", "c", "activations") == pytest.approx(each, rel=1e-12)
+    full = predict(build(model, "v5e:4x4", 16, where)).collectives
     assert sent(full, "all-gather", "c", "activations") == pytest.approx(2 * each, rel=1e-12)
 
 
@@ -284,9 +290,10 @@ def test_pipeline_stages_pass_activations_and_gradients_once_a_microbatch():
     plan = build(model, "v5e:4x4", 64, {"pipeline": {"x": 4}, "fsdp": {"y": 4}}, microbatches=8)
     tokens = plan.batch * plan.sequence / 4 / 8
     expected = 2 * 8 * tokens * model.embed * 2
-    assert sent(plan, "permute", "p", "activations") == pytest.approx(expected, rel=1e-12)
-    # P - 1 of M + P - 1 slots are idle.
     prediction = predict(plan)
+    found = sent(prediction.collectives, "permute", "p", "activations")
+    assert found == pytest.approx(expected, rel=1e-12)
+    # P - 1 of M + P - 1 slots are idle.
     for phase in ("forward", "backward"):
         blocks = [block for block in prediction.schedule.blocks if block.phase == phase]
         assert sum(float(block.trips) for block in blocks) == 2 * 8
@@ -349,15 +356,16 @@ def test_a_second_tensor_axis_scatters_inputs_and_gathers_outputs(policy, again,
     model = decoder(gated_mlp=gated)
     where = {"tensor2": {"x": 4}, "tensor": {"y": 4}}
     plan = build(model, "v5e:4x4", 64, where, remat=policy)
+    uses = predict(plan).collectives
     width = model.heads * model.head_dim / 4
     mlp_in = model.mlp / 4 * (2 if gated else 1)
     ins, outs = 3 * width + mlp_in, width + model.mlp / 4
     more = {0: 0.0, "mlp": mlp_in, "qkv": 3 * width, "both": ins}[again]
     each = model.layers * plan.tokens * 2 * 3 / 4
-    assert sent(plan, "reduce-scatter", "u", "activations") == pytest.approx(
+    assert sent(uses, "reduce-scatter", "u", "activations") == pytest.approx(
         each * (ins + outs + more), rel=1e-12
     )
-    assert sent(plan, "all-gather", "u", "activations") == pytest.approx(
+    assert sent(uses, "all-gather", "u", "activations") == pytest.approx(
         each * (outs + outs + ins), rel=1e-12
     )
 

@@ -34,6 +34,9 @@ def test_a_kernel_computes_the_blocks_that_have_a_pair(blocks: int, window: int)
     tokens = blocks * BLOCK
     pairs = seen(tokens, window).reshape(blocks, BLOCK, blocks, BLOCK).any((1, 3))
     assert Mask(True, window).computed(tokens) == pytest.approx(pairs.mean(), rel=1e-12)
+    for last in range(1, blocks + 1):
+        share = Mask(True, window).computed(tokens, last * BLOCK)
+        assert share == pytest.approx(pairs[-last:].mean(), rel=1e-12)
 
 
 @given(st.integers(1, 300), st.integers(0, 300))

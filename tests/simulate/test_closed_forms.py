@@ -12,6 +12,7 @@ from shardsim.plan.layout import AxisLayout
 from shardsim.simulate.collective import run_alone
 
 SIZES = [2.0**power for power in (10, 16, 23, 30)]  # 1 KiB to 1 GiB
+SLOW = pytest.mark.slow  # another of the same kind is quick
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "permute")
 
 
@@ -29,28 +30,30 @@ def error(machine: Machine, layout: AxisLayout, kind: str, size: float, **option
     ("name", "layout"),
     [
         pytest.param("v4:4x4x16", group(1, 1, 16), id="ring"),
-        pytest.param("v4:4x4x12", group(1, 1, 12), id="ring of 12"),
+        pytest.param("v4:4x4x12", group(1, 1, 12), id="ring of 12", marks=SLOW),
         pytest.param("v4:4x4x16", group(1, 1, 4), id="line inside a ring"),
         pytest.param("v4:4x4x16", group(1, 1, 4, strides=(1, 1, 4)), id="interleaved rings"),
         pytest.param("v4:4x4x12", group(1, 1, 3, strides=(1, 1, 4)), id="odd ring"),
-        pytest.param("v4:4x4x12", group(1, 1, 3), id="odd line"),
+        pytest.param("v4:4x4x12", group(1, 1, 3), id="odd line", marks=SLOW),
         pytest.param("v5e:4x8", group(1, 8), id="line"),
         pytest.param("v5e:8x8", group(8, 8), id="open 2-D"),
         pytest.param("v5e:16x16", group(16, 16), id="2-D torus"),
         pytest.param("v4:2x2x2", group(2, 2, 2), id="open 3-D"),
         pytest.param("v4:4x4x4", group(4, 4, 4), id="3-D torus"),
-        pytest.param("v4:8x8x16", group(8, 8, 1), id="two of three axes"),
-        pytest.param("v5e:4x8", group(4, 8), id="unequal open 2-D"),
+        pytest.param("v4:8x8x16", group(8, 8, 1), id="two of three axes", marks=SLOW),
+        pytest.param("v5e:4x8", group(4, 8), id="unequal open 2-D", marks=SLOW),
         pytest.param("v5e:8x16", group(8, 16), id="unequal, one axis wrapped"),
-        pytest.param("v4:4x4x8", group(4, 1, 8), id="unequal 2-D torus"),
+        pytest.param("v4:4x4x8", group(4, 1, 8), id="unequal 2-D torus", marks=SLOW),
         pytest.param("v4:8x8x16", group(8, 8, 16), id="unequal 3-D torus"),
-        pytest.param("v4:4x8x12", group(4, 8, 12), id="three lengths"),
+        pytest.param("v4:4x8x12", group(4, 8, 12), id="three lengths", marks=SLOW),
         pytest.param("v4:4x4x16", group(4, 4, 4, strides=(1, 1, 4)), id="a slow axis"),
-        pytest.param("v4:4x4x16", group(4, 4, 2, strides=(1, 1, 8)), id="an axis too slow"),
-        pytest.param("v4:4x8x8", group(2, 4, 8, strides=(2, 2, 1)), id="parts of axes"),
+        pytest.param(
+            "v4:4x4x16", group(4, 4, 2, strides=(1, 1, 8)), id="an axis too slow", marks=SLOW
+        ),
+        pytest.param("v4:4x8x8", group(2, 4, 8, strides=(2, 2, 1)), id="parts of axes", marks=SLOW),
         pytest.param("2*v4:4x4x8", group(4, 4, 8, slices=2), id="two unequal slices"),
         pytest.param("tpu7x:4x4x4", group(4, 4, 4, 2), id="chips of two devices"),
-        pytest.param("2*v4:4x4x4", group(4, 4, 4, slices=2), id="two slices"),
+        pytest.param("2*v4:4x4x4", group(4, 4, 4, slices=2), id="two slices", marks=SLOW),
         pytest.param("4*v4:4x4x4", group(1, 1, 1, slices=4), id="slices only"),
         pytest.param("h100:8", group(8), id="switch"),
     ],

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from shardsim.emit.runtime.config import Group
 
@@ -112,10 +113,10 @@ def _scatter_gradient(
     group: Group, dim: int, compute: Any, reduce: Any, like: Array, gradient: Array
 ) -> Array:
     with jax.named_scope("scatter_gradients"):
-        # As a matrix: of three dimensions the compiler makes an all-reduce.
-        flat = gradient.astype(reduce).reshape(*gradient.shape[:1], -1)
-        piece = scatter(flat, group, dim).astype(like.dtype)
-        return (piece.reshape(-1, *gradient.shape[1:]) if dim == 0 else piece,)
+        gradient = gradient.astype(reduce)
+        if gradient.ndim == 3:  # with embed densest, the TPU compiler would make an all-reduce
+            gradient = with_layout_constraint(gradient, Layout((0, 1, 2)))
+        return (scatter(gradient, group, dim).astype(like.dtype),)
 
 
 gather_weight.defvjp(_gather_weight, _scatter_gradient)

@@ -32,7 +32,7 @@ from shardsim.emit.runtime.collectives import (
     turn,
 )
 from shardsim.emit.runtime.config import Data, make_group
-from shardsim.ops.whole import Array, Params, Whole, dtype, linear
+from shardsim.ops.whole import Array, Params, Whole, dtype, joined, linear, linear_out
 
 
 class Explicit(Whole):
@@ -48,6 +48,8 @@ class Explicit(Whole):
         self.split = plan["residual"]  # "sequence", "embed" or "replicated"
         self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
         self.both = plan["matmul"] == "bidirectional"
+        # Whether the projections take wide arrays with heads and head_dim as one dimension.
+        self.joins = self.ring or plan["fused"] or self.tensor2.size > 1
         self.reduce = dtype(plan["reduce"])
         nothing = make_group(plan, [])
         self.on_embed = self.tensor if self.split == "embed" else nothing
@@ -112,7 +114,7 @@ class Explicit(Whole):
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
         shards = [self.own_heads(params[name], name) for name in names]
-        if self.ring or self.plan["fused"] or self.tensor2.size > 1:
+        if self.joins:
             shards = [self.flatten(w, name) for w, name in zip(shards, names, strict=True)]
         ends = [sum(w.shape[1] for w in shards[: i + 1]) for i in range(len(shards) - 1)]
         if self.plan["fused"]:
@@ -137,6 +139,7 @@ class Explicit(Whole):
             return tuple(linear(x, w, kind) for w in weights)
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
+        hs = [joined(h) for h in hs] if self.joins else hs
         with jax.named_scope("second_axis"):
             hs = [gather(h, self.tensor2, 2) for h in hs]
         shards = [self.flatten(params[name], name) for name in names]
@@ -146,7 +149,7 @@ class Explicit(Whole):
         with jax.named_scope("tensor_output"):
             if self.ring:
                 return scatter_linear(tuple(hs), weights, self.tensor, self.split, self.both)
-            y = sum(jnp.einsum("bsk,kn->bsn", h, w) for h, w in zip(hs, weights, strict=True))
+            y = sum(linear_out(h, w) for h, w in zip(hs, weights, strict=True))
             if self.split == "replicated":
                 return total(y, self.tensor)
             return scatter(y, self.tensor, SLICED[self.split])

@@ -30,10 +30,9 @@ FREE = frozenset(
     " add-dependency optimization-barrier domain get-dimension-size".split()
 )
 # They start a transfer between memories; the one that ends with -done waits for it.
-TRANSFERS = frozenset(("copy-start", "slice-start", "dynamic-slice-start"))
-ASYNC_DONE = frozenset(
-    f"{name}-done" for name in ("copy", "slice", "dynamic-slice", "async", "call", *KINDS)
-)
+MOVES = frozenset(("copy", "slice", "dynamic-slice", "dynamic-update-slice"))
+TRANSFERS = frozenset(f"{name}-start" for name in MOVES)
+ASYNC_DONE = frozenset(f"{name}-done" for name in (*MOVES, "async", "call", *KINDS))
 OTHERS = frozenset(
     "async-start async-update batch-norm-grad batch-norm-inference batch-norm-training"
     " bitcast-convert broadcast call call-start cholesky clamp concatenate conditional"

@@ -97,13 +97,15 @@ class Works:
 
 def transfer_of(module: Module, computation: Computation, item: Instruction) -> Copy:
     """Return a copy between memories that `item` starts."""
-    arrays = item.shape.arrays
-    # copy-start: (to, from, ...); the others: ((from), to, ...), of which only `to` is moved.
-    ends = (
-        arrays[:2]
-        if item.opcode == "copy-start"
-        else (computation.operand(item, 0).shape, arrays[1])
-    )
+    arrays, first = item.shape.arrays, computation.operand(item, 0).shape
+    # copy-start: (to, from, ...). A slice is ((operands), to, ...), an update ((to, piece, ...),
+    # to, ...): the smaller end is what moves.
+    if item.opcode == "copy-start":
+        ends = arrays[:2]
+    elif item.opcode == "dynamic-update-slice-start":
+        ends = (first, computation.operand(item, 1).shape)
+    else:
+        ends = (first, arrays[len(item.operands)])
     moved = min(end.padded_bytes for end in ends)
     return Copy(
         name=item.name,

@@ -16,14 +16,13 @@ from shardsim.xla.hlo.collect import (
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
-from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, TRANSFERS
+from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, MOVES, TRANSFERS
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
 from shardsim.xla.hlo.sources import source_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
 _REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
-_MOVED_ASIDE = frozenset(("copy", "slice", "dynamic-slice"))
 
 
 @dataclass
@@ -54,6 +53,7 @@ class Steps:
         self._works = Works(self.module, self.causal, self.windows)
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         self._chains: dict[tuple[str, str], str] = {}  # computation and number: its start
+        self._ended: set[tuple[str, str]] = set()
         self._loops = 0
         entry = self.module.computations[self.module.entry]
         self.order = self._walk(entry, "entry", 1)
@@ -161,7 +161,7 @@ class Steps:
         wrapped = inner[inner.root].opcode
         if wrapped in KINDS:
             self._collective(item, draft, started=True)
-        elif wrapped in _MOVED_ASIDE:
+        elif wrapped in MOVES:
             self._start_transfer(computation, item, draft)
         else:
             raise HloError(f"%{item.name}: an asynchronous {wrapped} is not understood", item.line)
@@ -232,6 +232,12 @@ class Steps:
                 if name:
                     draft.tasks.append(Await(name=name))
             return
+        ended = {chain for chain in chains if (computation.name, chain) in self._ended}
+        if ended and ended == set(chains):
+            # A part of a chain computed again after its end, by the compiler's rematerialisation.
+            self.warnings[f"%{item.name}: repeats a step of a collective that is done"] = None
+            self._compute(computation, item, draft)
+            return
         for chain, collective in zip(chains, inside, strict=True):
             start = self._chains.get((computation.name, chain))
             if not chain or start is None:
@@ -239,6 +245,7 @@ class Steps:
             self._same_collective(computation[start], collective, item)
         if target == "AsyncCollectiveDone":
             (chain,) = chains
+            self._ended.add((computation.name, chain))
             if name := self._open.pop(self._chains.pop((computation.name, chain))):
                 draft.tasks.append(Await(name=name))
         else:

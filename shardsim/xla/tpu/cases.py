@@ -54,7 +54,7 @@ _BATCH = {"batch": ["fsdp"]}
 
 
 def kinds(devices: int) -> dict[str, dict[str, Any]]:
-    """Return the kinds of plan for a slice of `devices`: name -> keys of a plan."""
+    """Return the kinds of plan for a slice of `devices`, by name, what says most first."""
 
     def sharded(**more: Any) -> dict[str, Any]:
         rules = {"parameters": {"embed": ["fsdp"]}, "activations": _BATCH}
@@ -70,9 +70,6 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
 
     return {
         "fsdp": sharded(),
-        "fsdp, 4 microbatches": sharded(microbatches=4),
-        "fsdp, 4 microbatches, dots": sharded(microbatches=4, remat="dots_and_context"),
-        "fsdp, no prefetch": sharded(overlap={"matmul": "off", "weights": False}),
         "data and fsdp": {
             "mesh": {"data": devices // 32, "fsdp": 32},
             "rules": {
@@ -80,17 +77,26 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
                 "activations": {"batch": ["data", "fsdp"]},
             },
         },
-        "tensor 4, embed": tensor(4, "embed", "bidirectional"),
-        "tensor 8, embed": tensor(8, "embed", "bidirectional"),
-        "tensor 16, embed": tensor(16, "embed", "bidirectional"),
         "tensor 4, sequence": tensor(4, "seq", "bidirectional"),
+        "tensor 4, embed": tensor(4, "embed", "bidirectional"),
+        "partitioned, fsdp": sharded(execution="partitioned"),
+        "context 4": {
+            "mesh": {"fsdp": devices // 4, "context": 4},
+            "rules": {
+                "parameters": {"embed": ["fsdp", "context"]},
+                "activations": {**_BATCH, "seq": ["context"]},
+            },
+        },
+        "fsdp, no prefetch": sharded(overlap={"matmul": "off", "weights": False}),
         "tensor 8, sequence": tensor(8, "seq", "bidirectional"),
-        "tensor 4, sequence, one direction, 2 microbatches": tensor(
-            4, "seq", "unidirectional", microbatches=2
+        "partitioned, tensor 4, embed": tensor(
+            4, "embed", "bidirectional", execution="partitioned"
         ),
         "tensor 4, sequence, no overlap": tensor(4, "seq", "off"),
-        "tensor 4, sequence, 4 microbatches, dots": tensor(
-            4, "seq", "bidirectional", microbatches=4, remat="dots_and_context"
+        "fsdp, 4 microbatches": sharded(microbatches=4),
+        "tensor 8, embed": tensor(8, "embed", "bidirectional"),
+        "tensor 4, sequence, one direction, 2 microbatches": tensor(
+            4, "seq", "unidirectional", microbatches=2
         ),
         "2-D tensor": {
             "mesh": {"fsdp": devices // 16, "model2": 4, "model": 4},
@@ -99,17 +105,11 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
                 "activations": {**_BATCH, "embed": ["model2"], "seq": ["model"]},
             },
         },
-        "context 4": {
-            "mesh": {"fsdp": devices // 4, "context": 4},
-            "rules": {
-                "parameters": {"embed": ["fsdp", "context"]},
-                "activations": {**_BATCH, "seq": ["context"]},
-            },
-        },
-        "partitioned, fsdp": sharded(execution="partitioned"),
-        "partitioned, tensor 4, embed": tensor(
-            4, "embed", "bidirectional", execution="partitioned"
+        "tensor 16, embed": tensor(16, "embed", "bidirectional"),
+        "tensor 4, sequence, 4 microbatches, dots": tensor(
+            4, "seq", "bidirectional", microbatches=4, remat="dots_and_context"
         ),
+        "fsdp, 4 microbatches, dots": sharded(microbatches=4, remat="dots_and_context"),
     }
 
 

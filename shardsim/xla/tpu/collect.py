@@ -64,16 +64,13 @@ def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
 
 
 def todo(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Plan]]:
-    """Yield the plans that are missing: the first group, then each kind over all groups."""
+    """Yield the plans that are missing: one kind after another, each over all groups."""
     known = {(row["group"], row["kind"]) for row in rows}
     plans = {group.name: cases(group) for group in GROUPS}
-    first = GROUPS[0].name
-    wanted = [(first, kind) for kind in plans[first]]
-    kinds = dict.fromkeys(kind for found in plans.values() for kind in found)
-    wanted += [(group, kind) for kind in kinds for group in plans if group != first]
-    for group, kind in wanted:
-        if kind in plans[group] and (group, kind) not in known:
-            yield group, kind, plans[group][kind]
+    for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
+        for group, found in plans.items():
+            if kind in found and (group, kind) not in known:
+                yield group, kind, found[kind]
 
 
 def collect(path: Path, workers: int, most: int | None, cache: Cache | None) -> None:

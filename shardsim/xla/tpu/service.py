@@ -69,7 +69,12 @@ class Compilation:
     def peak_bytes(self) -> float | None:
         """HBM that a device needs at its fullest moment; also where it was too much."""
         if self.ok:
-            return float(self.result["memory"]["peak_memory"])
+            memory = self.result["memory"]
+            if not memory.get("host_temp_size"):
+                return float(memory["peak_memory"])
+            # The compiler's peak is then that of both memories; this is what it reserves in HBM.
+            outputs = memory["output_size"] - memory["alias_size"]
+            return float(memory["argument_size"] + outputs + memory["temp_size"])
         used = hbm_needed(self.result["message"])
         return used[0] if used else None
 

@@ -61,6 +61,7 @@ def compile_step(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
                 "temp_size",
                 "generated_code_size",
                 "peak_memory",
+                "host_temp_size",
             )
         },
         "lower_s": lowered_s,

@@ -143,7 +143,13 @@ def test_one_collective_less_or_more_is_found(name: str, sign: int) -> None:
         assert left_over.beyond_bytes > as_before.beyond_bytes
 
 
-@pytest.mark.parametrize("name", samples.DATA)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "vit-explicit" else pytest.mark.slow)
+        for name in samples.DATA
+    ],
+)
 def test_a_trainers_row_is_the_same_program_with_nothing_left_out(name: str) -> None:
     plan, program = samples.plan_of(name), samples.compiled(name)
     by_purpose = Comparison(plan, program)

@@ -1,0 +1,221 @@
+"""Rules about arrays: what a compiler lays out anew, passes through HBM again or does otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.program.rings import SUM_BYTES
+from shardsim.program.rules import (
+    Where,
+    attends,
+    changed,
+    copy,
+    cut_by_gather,
+    of_layer_weights,
+    stream,
+    turned_into_place,
+    width,
+)
+from shardsim.program.schedule import Block, Task
+from shardsim.program.tasks import (
+    ATTENTION_GRADIENT,
+    BY_HEAD,
+    QUERY_KEY_NORM,
+    QUERY_KEY_NORM_GRADIENT,
+    Collective,
+    Compute,
+)
+
+# Bytes per element of a norm of queries and keys that has float32 arrays to itself: the mean, the
+# variance and the result read it, the result is written in bf16. The gradient reads and writes
+# eight such arrays, one of them in bf16.
+NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
+
+
+NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
+
+
+# Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and
+# read, probabilities written and read in bf16; backward that again, and the gradients of both:
+# probabilities' in float32 written and read, scores' in bf16 written once and read twice.
+BLOCKS_BYTES = 4.0 + 4.0 + 2.0 + 2.0
+
+
+BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
+
+
+def lay_out_gathered_weights(block: Block, where: Where) -> Block:
+    """Copy a layer's gathered weights into the layout that matmuls read: those with heads, and all
+    where pieces are no whole tiles and travel cut into lanes.
+
+    Seen in every fully sharded program of docs/compiled.md but those left to the partitioner.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not of_layer_weights(task, "all-gather"):
+            return [task]
+        count = task.count * (not where.layout.partitioned)
+        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes)
+        return [*copy(task.name, "copy", size, count), task]
+
+    return changed(block, change)
+
+
+def lay_out_turned_gradients(block: Block, where: Where) -> Block:
+    """Copy the gradients of queries', keys' and values' weights before they are scattered: as made
+    they are laid out so that the compiler would make an all-reduce.
+
+    Seen in the fully sharded programs of docs/compiled.md, without rings.
+    """
+    count = np.logical_not(where.ring | where.layout.partitioned)
+
+    def change(task: Task) -> list[Task]:
+        if not of_layer_weights(task, "reduce-scatter"):
+            return [task]
+        return [*copy(task.name, "copy", task.by_head_bytes, task.count * count), task]
+
+    return changed(block, change)
+
+
+def place_ring_results(block: Block, where: Where) -> Block:
+    """Copy the result of a matmul whose input comes in pieces of the sequence into its place; what
+    attention reads by head is turned piece by piece first.
+
+    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
+    """
+    ring = where.sequence_ring
+
+    def change(task: Task) -> list[Task]:
+        if not cut_by_gather(task, block):
+            return [task]
+        size = task.m * task.n * width(task)
+        if task.purpose == BY_HEAD:
+            return [task, *turned_into_place(task.name, size, task.count * ring)]
+        return [task, *copy(task.name, "copy", size, task.count * ring)]
+
+    return changed(block, change)
+
+
+def place_ring_operands(block: Block, where: Where) -> Block:
+    """Turn what a ring gathers in the backward pass, piece by piece, and put it into one array:
+    weight gradients need it whole, with tokens or embed densest as a ring's pieces are not.
+
+    Seen in the compiled plans with a tensor axis of docs/compiled.md.
+    """
+    ring = np.greater(where.layout.matmul_overlap, 0)
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or block.phase != "backward":
+            return [task]
+        if (task.kind, task.schedule) != ("all-gather", "ring"):
+            return [task]
+        return [task, *turned_into_place(task.name, task.bytes, task.count * ring)]
+
+    return changed(block, change)
+
+
+def apply_activations_apart(block: Block, where: Where) -> Block:
+    """Run a pointwise operation on its own where a ring puts its matmul's result in place by piece.
+
+    It reads the result and whatever else was fused in, and writes (compiled plans "tensor N,
+    sequence" of docs/compiled.md).
+    """
+    ring = where.sequence_ring
+
+    def change(task: Task) -> list[Task]:
+        if not (cut_by_gather(task, block) and np.any(task.pointwise)):
+            return [task]
+        m, k, n = task.m, task.k, task.n
+        read = task.hbm_bytes - (m * k + k * n + m * n) * width(task)
+        moved = 2.0 * task.pointwise * width(task) + read
+        return [task, *stream(f"apply after {task.name}", "elementwise", moved, task.count * ring)]
+
+    return changed(block, change)
+
+
+def lay_out_by_head(block: Block, where: Where) -> Block:
+    """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring or the
+    partitioner left them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and
+    llama3-70b in docs/compiled.md)."""
+    by_position = where.ring | where.layout.partitioned
+
+    def change(task: Task) -> list[Task]:
+        if not (isinstance(task, Compute) and task.turns):
+            return [task]
+        size = SUM_BYTES * task.pointwise
+        return [*copy(task.name, "copy", size, task.count * by_position), task]
+
+    return changed(block, change)
+
+
+def norm_by_position(block: Block, where: Where) -> Block:
+    """Norm queries and keys in passes of their own over float32 arrays, where a ring or the
+    partitioner left them by position, not in the end of the matmul that makes them.
+
+    Compiled plans of ViT-22B in docs/compiled.md: rings of the sequence and the partitioner's.
+    """
+    by_position = (where.ring | where.layout.partitioned) * 1
+    moved = {QUERY_KEY_NORM: NORM_BYTES, QUERY_KEY_NORM_GRADIENT: NORM_GRADIENT_BYTES}
+
+    def change(task: Task) -> list[Task]:
+        if not (isinstance(task, Compute) and task.purpose in moved):
+            return [task]
+        more = np.maximum(moved[task.purpose] * task.pointwise - task.hbm_bytes, 0.0)
+        return [replace(task, hbm_bytes=task.hbm_bytes + more * by_position)]
+
+    return changed(block, change)
+
+
+def attend_with_the_last(block: Block, where: Where) -> Block:
+    """Attend as long as the last part of a split sequence does, which all others wait for: parts
+    follow each other, and the last queries see most keys. Where parts are no whole tiles, by blocks
+    of keys, with scores in HBM and none skipped.
+
+    The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
+    "context N" of docs/compiled.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task):
+            return [task]
+        split = np.less(task.m, task.n)
+        if not np.any(split):
+            return [task]
+        gradient = task.purpose == ATTENTION_GRADIENT
+        blocks = split & np.not_equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
+        moved = task.m * task.n * task.batch * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
+        fraction = np.where(blocks, 1.0, np.where(split, task.last_fraction, task.fraction))
+        last = replace(
+            task,
+            hbm_bytes=task.hbm_bytes + blocks * moved,
+            vector_ops=task.vector_ops * fraction / task.fraction,
+            fraction=fraction,
+        )
+        return [last]
+
+    return changed(block, change)
+
+
+def two_backward_kernels(block: Block, where: Where) -> Block:
+    """Compute the gradients of fused attention in two kernels: for keys and values, for queries.
+
+    Each makes scores, softmax and their gradient for itself: seven products instead of five (JAX's
+    splash attention, `splash_mha_dkv` and `splash_mha_dq`, as emitted).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
+            return [task]
+        fused = np.equal(task.m, task.n) | np.equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
+        return [
+            replace(
+                task,
+                matmuls=task.matmuls + 2 * fused,
+                vector_ops=task.vector_ops * (1 + fused),
+            )
+        ]
+
+    return changed(block, change)

@@ -1,0 +1,163 @@
+"""Rules about collectives: what a compiler or a library sends in another form than planned, or lets
+wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from shardsim.plan.layout import Number
+from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
+from shardsim.program.schedule import Block, Task
+from shardsim.program.tasks import Collective
+
+# Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
+# matrices one large and one small forward, both large and two small ones backward (read off
+# maxtext-22b, fully sharded on v4:4x4x4).
+AWAITED = {"forward": 0.42, "backward": 0.83}
+
+
+def gather_for_several(block: Block, where: Where) -> Block:
+    """Gather whole what several matmuls read, where the compiler's partitioner writes the
+    collectives: it cuts what one alone reads.
+
+    XLA's partitioner leaves an operand that others need whole (openxla/xla at 0df7454,
+    dot_handler.cc); the partitioned tensor plan of ViT-22B in docs/compiled.md has such gathers.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring":
+            return [task]
+        if task.kind != "all-gather" or len(task.partners) < 2:
+            return [task]
+        return [replace(task, schedule="exposed", partners=())]
+
+    return changed(block, change) if where.layout.partitioned else block
+
+
+def gather_for_the_others(block: Block, where: Where) -> Block:
+    """Gather whole, before the ring, what several matmuls read: the partitioner cuts the gather for
+    one of them, and the others take it whole.
+
+    Three a layer, synchronous, beside their rings, in MaxText's compiled programs of maxtext-32b,
+    maxtext-128b and maxtext-1024b on v5p; as many bytes in that of llama3-70b (docs/trainers.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring" or task.kind != "all-gather":
+            return [task]
+        if len(task.partners) < 2 or block.phase not in LAYER_PHASES:
+            return [task]
+        name, count = f"{task.name}, for the others", task.count * where.ring
+        return [replace(task, name=name, schedule="exposed", partners=(), count=count), task]
+
+    return changed(block, change) if np.any(where.ring) else block
+
+
+def stop_for_hops(block: Block, where: Where) -> Block:
+    """Stop all work for every hop of a ring, one direction after the other, on slices for which
+    the compiler makes no permute asynchronous.
+
+    Compiled for v5e, larger than 4x4 (`async_permute_chips` in hardware/v5e.yaml; the rings of
+    maxtext-16b in docs/compiled.md).
+    """
+    most, chips = where.machine.chip.async_permute_chips, where.machine.chips_per_slice
+    if most is None or chips <= most:
+        return block
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.schedule != "ring":
+            return [task]
+        return [replace(task, hops_wait=True)]
+
+    return changed(block, change)
+
+
+def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
+    """Make an all-reduce of a reduce-scatter of weights over a whole slice: twice the bytes.
+    SparseCores scatter as planned (tpu7x).
+
+    Counted in compiled programs, emitted ones (docs/compiled.md, `shardsim/xla/compare.py`) and
+    MaxText's (docs/trainers.md).
+    """
+    return _all_reduced(block, "reduce-scatter", _over_a_whole_slice(where))
+
+
+def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
+    """Make an all-reduce of an all-gather of weights over a whole slice that is not to overlap:
+    twice the bytes. SparseCores gather as planned (tpu7x).
+
+    Counted in compiled programs (docs/compiled.md, `shardsim/xla/compare.py`).
+    """
+    waits = _over_a_whole_slice(where) & np.logical_not(where.layout.weights_overlap)
+    return _all_reduced(block, "all-gather", waits)
+
+
+def _over_a_whole_slice(where: Where) -> Number:
+    """Return whether weights are gathered over all devices of a slice, and no SparseCore does."""
+    inside = where.layout.gather.size / where.layout.gather.slices
+    whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
+    return whole & (not where.machine.chip.offloads_collectives)
+
+
+def _all_reduced(block: Block, kind: str, chosen: Number) -> Block:
+    """Return a block with all-reduces for the collectives of weights of a kind, where `chosen`."""
+    if not np.any(chosen):
+        return block
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.purpose not in GATHERED_WEIGHTS:
+            return [task]
+        if task.kind != kind:
+            return [task]
+        summed = replace(task, name=f"{task.name}, all-reduced", kind="all-reduce")
+        if kind == "all-gather":
+            summed = replace(summed, schedule="exposed")
+        if np.all(chosen):
+            return [summed]
+        kept = replace(task, count=task.count * np.logical_not(chosen))
+        return [kept, replace(summed, count=task.count * chosen)]
+
+    return changed(block, change)
+
+
+def offload_to_sparse_cores(block: Block, where: Where) -> Block:
+    """Gather weights and scatter their gradients beside all else, whatever the plan says, on chips
+    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b in
+    docs/compiled.md)."""
+    if not where.machine.chip.offloads_collectives:
+        return block
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective):
+            return [task]
+        offloaded = task.purpose in GATHERED_WEIGHTS and task.switch
+        return [replace(task, switch="always") if offloaded else task]
+
+    return changed(block, change)
+
+
+def await_some_gathers(block: Block, where: Where) -> Block:
+    """Let a share of a layer's gathers run beside nothing, once those of the next are on their way.
+
+    Of two large and four small matrices one of each waits forward, both large and two small ones
+    backward (read off maxtext-22b, fully sharded on v4:4x4x4; within 0.02 s on v4, v5e and v5p).
+    """
+    offloaded = where.machine.chip.offloads_collectives
+    share = 0.0 if offloaded else AWAITED.get(block.phase, 0.0)
+    kept: list[Task] = []
+    last: list[Task] = []
+    at = 0  # behind the last operation that no reduction waits for
+    for task in block.tasks:
+        if share and of_layer_weights(task, "all-gather"):
+            part = {"bytes": task.bytes * share, "messages": task.messages * share}
+            last.append(replace(task, name=f"{task.name}, awaited", schedule="exposed", **part))
+            rest = {"bytes": task.bytes - part["bytes"]}
+            rest["messages"] = task.messages - part["messages"]
+            task = replace(task, **rest)
+        elif isinstance(task, Collective) and task.schedule == "behind" and not at:
+            at = len(kept)
+        kept.append(task)
+    at = at or len(kept)
+    return replace(block, tasks=(*kept[:at], *last, *kept[at:]))

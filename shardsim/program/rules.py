@@ -1,0 +1,88 @@
+"""What rules of an implementation read and write with: where a Program is for, and its tasks.
+
+A rule is `Block -> Block`; it adds or changes tasks by what tasks are (kind, purpose, ring, phase,
+sizes), never by their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeGuard
+
+import numpy as np
+
+from shardsim.machine import Machine
+from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
+from shardsim.plan.plan import DTYPE_BYTES
+from shardsim.program.schedule import Block, Task
+from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Collective, Compute
+
+LAYER_PHASES = ("forward", "backward")
+
+
+GATHERED_WEIGHTS = ("weights", "tables", "ends")  # purposes of what is gathered before its use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The machine and the layout that a Program was written for."""
+
+    machine: Machine
+    layout: Layout
+
+    @property
+    def ring(self) -> Number:
+        """Whether matmuls over the tensor axis may run as rings."""
+        layout = self.layout
+        split = np.not_equal(layout.residual, REPLICATED) & np.greater(layout.tensor.size, 1)
+        return split & np.greater(layout.matmul_overlap, 0)
+
+    @property
+    def sequence_ring(self) -> Number:
+        """Whether gathers run as rings that pass pieces of the sequence."""
+        cut = np.equal(self.layout.residual, SEQUENCE_SHARDED) & (not self.layout.partitioned)
+        return self.ring & cut
+
+
+Rule = Callable[[Block, Where], Block]
+
+
+def changed(block: Block, change: Callable[[Task], Iterable[Task]]) -> Block:
+    """Return `block` with every task replaced by what `change` makes of it."""
+    return replace(block, tasks=tuple(new for task in block.tasks for new in change(task)))
+
+
+def of_layer_weights(task: Task, kind: str) -> TypeGuard[Collective]:
+    return isinstance(task, Collective) and task.purpose == "weights" and task.kind == kind
+
+
+def cut_by_gather(task: Task, block: Block) -> TypeGuard[Compute]:
+    """Return whether a matmul of a layer takes its input in pieces where rings run."""
+    return isinstance(task, Compute) and task.ring == "gathered" and block.phase in LAYER_PHASES
+
+
+def attends(task: Task) -> TypeGuard[Compute]:
+    """Return whether it is softmax attention, or its gradient, in one kernel."""
+    return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
+
+
+def width(task: Compute) -> float:
+    """Return the bytes of an element of its arrays: 8-bit formats are made inside a matmul."""
+    return max(2.0, float(DTYPE_BYTES[task.dtype]))
+
+
+def copy(name: str, kind: str, size: Number, count: Number) -> list[Task]:
+    """Return an array of `size` bytes read and written: a "copy", or a "transpose" where another
+    axis becomes the densest."""
+    return stream(f"lay out: {name}", kind, 2.0 * size, count)
+
+
+def turned_into_place(name: str, size: Number, count: Number) -> list[Task]:
+    """Return pieces of an array of `size` bytes turned, then written into the whole."""
+    turned = copy(f"{name} in pieces", "transpose", size, count)
+    return [*turned, *stream(f"put together: {name}", "elementwise", 2.0 * size, count)]
+
+
+def stream(name: str, kind: str, moved: Number, count: Number) -> list[Task]:
+    return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)] if np.any(count) else []
