@@ -306,6 +306,25 @@ PLANS: dict[str, Plan] = {
         microbatches=2,
         **_ZERO,
     ),
+    "partitioned data": make("vit", _D, {}, {"batch": ["data"]}, **_PART),
+    "partitioned fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, **_PART, remat="none"),
+    "partitioned fsdp, microbatches": make(
+        "vit-serial", _F, {"embed": ["fsdp"]}, _B, **_PART, microbatches=2
+    ),
+    "partitioned tensor, sequence": make("llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
+    "partitioned tensor, embed": make(
+        "vit", _FM, _FSDP_TENSOR, _B | _EMB, **_PART, **_overlap("off"), remat="dots"
+    ),
+    "partitioned 2-D tensor": make(
+        "llama", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}, **_PART
+    ),
+    "partitioned context": make(
+        "gpt", _FCM, _FSDP_TENSOR, _B | {"seq": ["context", "model"]}, **_PART
+    ),
+}
+
+# Of models with experts, which other trainers' exports refuse.
+EXPERTS: dict[str, Plan] = {
     "experts, fsdp": make("mixtral", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "experts, fsdp by expert": make("mixtral", _F, {"embed": ["fsdp"], "expert": ["fsdp"]}, _B),
     "experts, ring": make("mixtral", _FE, _FE_SPLIT, _ON_FE, **_RING),
@@ -342,20 +361,5 @@ PLANS: dict[str, Plan] = {
         {"fsdp": 2, "expert": 2, "context": 2},
         {"embed": ["fsdp"], **_E},
         _ON_FE | {"seq": ["context"]},
-    ),
-    "partitioned data": make("vit", _D, {}, {"batch": ["data"]}, **_PART),
-    "partitioned fsdp": make("vit", _F, {"embed": ["fsdp"]}, _B, **_PART, remat="none"),
-    "partitioned fsdp, microbatches": make(
-        "vit-serial", _F, {"embed": ["fsdp"]}, _B, **_PART, microbatches=2
-    ),
-    "partitioned tensor, sequence": make("llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
-    "partitioned tensor, embed": make(
-        "vit", _FM, _FSDP_TENSOR, _B | _EMB, **_PART, **_overlap("off"), remat="dots"
-    ),
-    "partitioned 2-D tensor": make(
-        "llama", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}, **_PART
-    ),
-    "partitioned context": make(
-        "gpt", _FCM, _FSDP_TENSOR, _B | {"seq": ["context", "model"]}, **_PART
     ),
 }
