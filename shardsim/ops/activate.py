@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Op, Stream, pointwise
 from shardsim.graph.build import Builder
-from shardsim.ops.lazy import jax
+from shardsim.ops.lazy import jax, lax
 from shardsim.ops.registry import runs
+from shardsim.ops.whole import stored_gradient
 
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
@@ -37,4 +38,7 @@ def activation(parts: Sequence[Array], name: str) -> Op:
 def run_activate(way: Whole, params: Params, call: Any, hidden: Any, gate: Any = None) -> Any:
     """Return the activated (and gated) hidden layer."""
     active = getattr(jax.nn, call["function"])
-    return active(hidden) if gate is None else active(gate) * hidden
+    if gate is None:
+        return active(hidden)
+    # Two matmuls read the product, and each gradient: written once, not computed again in them.
+    return lax.optimization_barrier(active(stored_gradient(gate)) * stored_gradient(hidden))

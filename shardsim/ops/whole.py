@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardsim.ops.attend import flash_attention
-from shardsim.ops.lazy import jnp
+from shardsim.ops.lazy import jax, jnp, lax
 
 Array = Any
 Params = dict[str, Any]
@@ -20,6 +20,17 @@ Params = dict[str, Any]
 def dtype(name: str) -> Any:
     """Return the format that a plan calls "f32" or "bf16"."""
     return {"f32": jnp.float32, "bf16": jnp.bfloat16}[name]
+
+
+def stored_gradient(x: Any) -> Any:
+    """Return x, whose gradient is written once.
+
+    Fused into the operand of the matmuls that read it, the TPU compiler would compute it again for
+    every tile of each of them.
+    """
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, gradient: (lax.optimization_barrier(gradient),))
+    return identity(x)
 
 
 def linear(x: Array, w: Array, kind: Any = None) -> Array:
