@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, pointwise
+from shardsim.graph.arrays import Array, Op, Stream, pointwise
 from shardsim.graph.build import Builder
 from shardsim.ops.lazy import jax, lax
 from shardsim.ops.registry import runs
@@ -23,10 +23,15 @@ GATE = replace(ACTIVATE, passes=1.0, ops=1.0, gradient_passes=3.0, gradient_ops=
 
 def activate(build: Builder, parts: Sequence[Array], function: str, name: str = "hidden") -> Array:
     """Add the activation of a hidden layer, or of the second of two, times the first."""
-    out = replace(parts[0], name=name, keep="rest")
-    build.add(pointwise(parts, out, stream=GATE if len(parts) > 1 else ACTIVATE))
+    out = build.add(activation(parts, name))
     build.call("activate", parts, out, function=function)
     return out
+
+
+def activation(parts: Sequence[Array], name: str) -> Op:
+    """Return the op that makes the activated layer `name` of a projection, or of two."""
+    out = replace(parts[0], name=name, keep="rest")
+    return pointwise(parts, out, stream=GATE if len(parts) > 1 else ACTIVATE)
 
 
 @runs("activate")

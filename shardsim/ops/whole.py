@@ -184,6 +184,53 @@ class Whole:
         """Return the first row of the vocabulary that this device has; it has `columns`."""
         return 0
 
+    # Experts.
+
+    exchange_members = 1  # devices among which tokens are exchanged
+    expert_members = 1  # devices that have different experts
+
+    def routing(self, x: Array, whole: Array, params: Params, name: str) -> Array:
+        """Return float32 logits [batch, tokens, experts] of the tokens of the residual stream; in
+        `whole` they are gathered over a tensor axis."""
+        w = self.matrix(params, name).astype(jnp.float32)
+        return jnp.einsum("bsk,kn->bsn", x.astype(jnp.float32), w)
+
+    def over_tensor(self, x: Array, embed: bool) -> Array:
+        """Gather an array of tokens over a tensor axis; its last dimension may be `embed`."""
+        return x
+
+    def over_experts(self, x: Array) -> Array:
+        """Return an array of tokens where experts choose from it."""
+        return x
+
+    def experts_here(self, number: int) -> tuple[Array, int]:
+        """Return the first expert that this device works with before any exchange, and how many."""
+        return 0, number
+
+    def exchange(self, x: Array) -> Array:
+        """Exchange [experts or members, rows, embed]: each device gets the rows of its experts."""
+        return x
+
+    def exchange_back(self, x: Array) -> Array:
+        """Undo `exchange`."""
+        return x
+
+    def expert_matrix(self, params: Params, name: str) -> Array:
+        """Return the matrices of this device's experts, in the compute format."""
+        return params[name].astype(self.compute)
+
+    def expert_vector(self, params: Params, name: str, width: int) -> Array:
+        """Return the biases of this device's experts, its part of `width` of them."""
+        return params[name].astype(self.compute)
+
+    def expert_scatter(self, y: Array) -> Array:
+        """Return the sum of what experts make, this device's part of the last dimension."""
+        return y
+
+    def expert_sum(self, y: Array) -> Array:
+        """Return the sum over experts of other devices, as the residual stream lies."""
+        return y
+
     # The ends.
 
     def tables(self, params: Params) -> tuple[Array, Array]:

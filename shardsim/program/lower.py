@@ -191,7 +191,7 @@ class Lowering:
         size = self.sizes.moved(transfer.dims, transfer.by) * width
         if transfer.kind == "all-to-all" and "expert" in transfer.axes:
             there = dict(transfer.by).get("expert") == "expert"
-            size = size * self.sizes.room * (1.0 if there else self.sizes.load)
+            size = size * (1.0 if there else self.sizes.room)
         return Collective(
             name=name,
             kind=transfer.kind,
@@ -270,7 +270,10 @@ class _Pass:
             task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
                 self._project(op, "")
-            self._add_matmul(task, op.out.name, [array.name for array in op.ins])
+            if op.dtype:  # a router: no ring cuts it
+                self.tasks.append(task)
+            else:
+                self._add_matmul(task, op.out.name, [array.name for array in op.ins])
         elif op.kernel:
             self.tasks.append(low.kernel(name, op, place, False, count))
         stream = op.stream
@@ -329,7 +332,10 @@ class _Pass:
             read = ["d " + op.out.name]
         task = low.matmul(name, op, place, dims, width, array)
         self._project(op, "dW " if array.weight else "d ")
-        self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
+        if op.dtype:
+            self.tasks.append(task)
+        else:
+            self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
     def _project(self, op: Op, prefix: str) -> None:
         """Note what the next matmul of a projection shares with others: its result, where several
