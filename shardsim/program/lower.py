@@ -28,6 +28,7 @@ from shardsim.program.tasks import (
     Task,
     fused,
 )
+from shardsim.program.weights import Weights
 
 OPS_QUANTISE = 4.0
 QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
@@ -214,13 +215,14 @@ class _Pass:
         self.made: dict[str, list[int]] = {}  # array, or "d " array -> matmuls that make it
         self.gathered: dict[Transfer, int] = {}
         self.rings: dict[str, int] = {}  # array, or "d " array -> its gather over tensor
-        self.weights: dict[tuple[str, str, str], int] = {}
+        self.weights = Weights(lowering.sizes)
         self.cast: set[str] = set()  # what is in 8 bits already
         # Matmuls that may be one, by what they share and the dimension in which they lie together.
         self.projections: dict[tuple[str, str], list[int]] = {}
 
     def done(self) -> list[Task]:
         """Return the tasks; with fused projections, matmuls of one operand or result are one."""
+        self.weights.order(self.tasks)
         if not self.low.work.fused_projections:
             return self.tasks
         tasks: list[Task | None] = list(self.tasks)
@@ -452,40 +454,12 @@ class _Pass:
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:
         """Add a weight to what is gathered or scattered in one go."""
         purpose = transfer.purpose or "weights"
-        key = (transfer.kind, role_of(transfer.axes), purpose)
         what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
         name = f"{VERBS[transfer.kind]} {what}".strip()
-        if any(
-            kind == key[0] and known == purpose
-            for kind, role, known in self.weights
-            if role != key[1]
-        ):
-            name = f"{name} over {key[1]}"  # those of experts and all others
         task = self.low.collective(
-            transfer,
-            name,
-            width,
-            purpose="weights",
-            schedule="behind",
-            switch=switch,
+            transfer, name, width, purpose="weights", schedule="behind", switch=switch
         )
-        odd = self.low.sizes.odd("embed", transfer.axes)
-        by_head = "head_dim" in transfer.dims
-        by_head &= not transfer.gradient or transfer.dims[0] == "embed"
-        task = replace(task, by_head_bytes=task.bytes * by_head, odd_bytes=task.bytes * odd)
-        if key in self.weights:
-            before = self.tasks[self.weights[key]]
-            assert isinstance(before, Collective)
-            self.tasks[self.weights[key]] = replace(
-                before,
-                bytes=before.bytes + task.bytes,
-                messages=before.messages + 1,
-                by_head_bytes=before.by_head_bytes + task.by_head_bytes,
-                odd_bytes=before.odd_bytes + task.odd_bytes,
-            )
-            return
-        self.weights[key] = len(self.tasks)
-        self.tasks.append(task)
+        self.weights.add(self.tasks, transfer, task)
 
 
 def _purpose(transfer: Transfer) -> str:
