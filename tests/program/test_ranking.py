@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from found import compiled_plans
 
-from shardsim.xla.tpu.agreement import Pair, summary
+from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
 # Kendall's tau of step times, rounded down; docs/compiled.md has the figures. A group of five plans
 # loses 0.2 with one more pair in the wrong order, one of fifteen 0.02.
@@ -25,7 +24,7 @@ FLOORS = {
 
 @pytest.fixture(scope="module")
 def kept() -> list[Pair]:
-    return compiled_plans()
+    return pairs()
 
 
 def test_plans_are_ranked_as_their_compiled_programs(kept: list[Pair]) -> None:
