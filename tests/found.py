@@ -1,4 +1,4 @@
-"""What several tests look at and none changes: shipped plans, searches and published runs."""
+"""What several tests look at and none changes: shipped plans and searches."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from shardsim.plan import plan_names
 from shardsim.planner.search import SearchResult, search
-from shardsim.validate.runs import Validation, validate
-from shardsim.xla.tpu.agreement import Pair, pairs, trainers
 
 # Of shipped plans the fast tier takes these: every family of chips, several slices, each kind of
 # mesh. The others differ in size.
@@ -39,21 +37,3 @@ def shipped() -> list[Any]:
 def searched(model: str, machine: str, batch: int, **options: Any) -> SearchResult:
     """Return what a search finds."""
     return search(model, machine, batch, **options)
-
-
-@cache
-def validated(costs: str = "calibrated") -> Validation:
-    """Return the published runs beside their predictions."""
-    return validate(op_costs=costs)
-
-
-@cache
-def compiled_plans() -> list[Pair]:
-    """Return the plans of the kept evidence beside their predictions."""
-    return pairs()
-
-
-@cache
-def compiled_trainers() -> list[Pair]:
-    """Return the kept programs of MaxText beside their predictions."""
-    return trainers()

@@ -11,6 +11,12 @@ import click
 from shardsim.cli.output import note
 from shardsim.views.table import Table
 
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run it on the Dask cluster whose scheduler is there, such as tcp://127.0.0.1:8786.",
+)
+
 
 def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of the compile service to a command."""
@@ -19,15 +25,13 @@ def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--no-cache", is_flag=True, help="Compile anew, and keep nothing that is compiled."
         ),
         click.option(
-            "--scheduler", metavar="ADDRESS", help="Compile on a Dask cluster (needs distributed)."
-        ),
-        click.option(
             "--timeout",
             default=1200.0,
             show_default=True,
             type=click.FloatRange(1.0),
             help="Seconds that one compilation may take.",
         ),
+        scheduler_option,
         click.option(
             "--workers",
             default=1,
@@ -43,14 +47,16 @@ def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def compiler(workers: int, timeout: float, scheduler: str | None, no_cache: bool) -> Iterator[Any]:
     """Give a `TpuCompiler` that tells on stderr how far it is."""
+    from shardsim.executors import executor_of
     from shardsim.xla.tpu import Cache, TpuCompiler
-    from shardsim.xla.tpu.executors import dask_executor
 
-    executor = dask_executor(scheduler) if scheduler else None
     cache = None if no_cache else Cache()
-    with TpuCompiler(
-        workers=workers, executor=executor, timeout_s=timeout, cache=cache, progress=note
-    ) as service:
+    with (
+        executor_of(1, scheduler) as executor,
+        TpuCompiler(
+            workers=workers, executor=executor, timeout_s=timeout, cache=cache, progress=note
+        ) as service,
+    ):
         yield service
 
 

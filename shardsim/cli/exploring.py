@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import click
 
 from shardsim.cli.chosen import load, set_option
+from shardsim.cli.compiling import scheduler_option
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import as_option
 
@@ -64,6 +67,21 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
     help="A key and its values; with several keys, all combinations.",
 )
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the table here.")
+@click.option(
+    "--fidelity",
+    default="analytic",
+    show_default=True,
+    type=click.Choice(["analytic", "events"]),
+    help="Closed forms, or every plan's step played on the torus.",
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Processes that predict side by side.",
+)
+@scheduler_option
 @set_option
 @as_option
 @json_option
@@ -72,20 +90,28 @@ def sweep(
     path: str,
     vary: tuple[str, ...],
     csv_path: str | None,
+    fidelity: str,
+    workers: int,
+    scheduler: str | None,
     changes: tuple[str, ...],
     implementation: str | None,
     as_json: bool,
 ) -> None:
     """Predict a plan for every combination of some keys' values.
 
+    An interrupt ends it with what is done.
+
     \b
     Examples:
+      shardsim sweep plan.yaml --vary microbatches=1,2,4 --fidelity events --workers 2
       shardsim sweep vit-22b-published-tp8 --vary batch=16384,32768,65536
       shardsim sweep plan.yaml --vary mesh.model=1,2,4,8 --vary remat=full,dots --csv out.csv
     """
     from dataclasses import replace
 
+    from shardsim.cli.simulation import predictor
     from shardsim.errors import PlanError
+    from shardsim.executors import executor_of
     from shardsim.files import check_writable, write_text
     from shardsim.planner.changes import parse_vary
     from shardsim.planner.whatif import sweep as run
@@ -95,8 +121,12 @@ def sweep(
     if csv_path:
         check_writable(csv_path)
     keys = [parse_vary(text) for text in vary]
-    rows = list(run(load(path, changes), keys, implementation))
-    if all(item is None for _, item, _ in rows):
+    plan = load(path, changes)
+    with executor_of(workers, scheduler) as executor:
+        rows = [*run(plan, keys, implementation, run=predictor(fidelity), executor=executor)]
+    if (every := prod(len(values) for _, values in keys)) > len(rows):
+        note(f"interrupted: {len(rows)} of {every} combinations")
+    if rows and all(item is None for _, item, _ in rows):
         raise PlanError(f"no combination makes a plan: {rows[0][2]}")
     made = views.swept(rows)
     if csv_path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,7 @@ def plan(
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
     from shardsim.errors import PlanError
+    from shardsim.executors import executor_of
     from shardsim.files import check_writable
     from shardsim.machine import explain, parse_machine
     from shardsim.plan import save_plan
@@ -137,20 +139,22 @@ def plan(
     for text in slices.split(","):
         if told := explain(text):
             note(told)
-    result = search(
-        wanted,
-        machines,
-        batch,
-        sequence=seq,
-        top=max(top, compile_top),
-        objective=objective,
-        optimizer=optimizer,
-        attention=attention,
-        max_axes=max_axes,
-        costs=op_costs,
-        by_layer=by_layer,
-        progress=progress_line("searching"),
-    )
+    with executor_of(workers, scheduler) if len(machines) > 1 else nullcontext() as executor:
+        result = search(
+            wanted,
+            machines,
+            batch,
+            sequence=seq,
+            top=max(top, compile_top),
+            objective=objective,
+            optimizer=optimizer,
+            attention=attention,
+            max_axes=max_axes,
+            costs=op_costs,
+            by_layer=by_layer,
+            progress=progress_line("searching"),
+            executor=executor,
+        )
     outcomes = None
     if compile_top and result.predictions:
         from shardsim.cli.compiling import compiler

@@ -42,6 +42,18 @@ def simulated(
     return simulate_evidence(made, perturbation=perturbation, **options)
 
 
+def predictor(fidelity: str) -> Any:
+    """Return the function that predicts a plan with closed forms, or plays its step."""
+    if fidelity == "analytic":
+        from shardsim.cost.predict import predict
+
+        return predict
+    _require("simpy", "networkx")
+    from shardsim.simulate import simulate_plan
+
+    return simulate_plan
+
+
 def _perturbed(plan: Any, what_ifs: dict[str, Any]) -> tuple[Any, Any]:
     """Return the plan and the perturbation that the options ask for."""
     from shardsim.simulate import twisted, what_if

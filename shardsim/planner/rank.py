@@ -246,13 +246,19 @@ class Ranking:
             if key not in self._found or found.rank < self._found[key].rank:
                 self._found[key] = found
 
-    def score(self, machine: Machine, step_s: float) -> Score:
-        """Return the score of a plan that takes so long."""
-        value = _rounded(np.array([step_s * _weight(machine, self.objective)]))
-        return self._score(machine, float(value[0]))
-
     def _score(self, machine: Machine, value: float) -> Score:
-        return (float(machine.chips) if self.objective == "chips" else 0.0), value
+        return _first(machine, self.objective), value
+
+
+def score_of(machine: Machine, objective: str, step_s: float) -> Score:
+    """Return the score of a plan that takes so long."""
+    value = _rounded(np.array([step_s * _weight(machine, objective)]))
+    return _first(machine, objective), float(value[0])
+
+
+def _first(machine: Machine, objective: str) -> float:
+    """Return what counts before the step time: of "chips" their number."""
+    return float(machine.chips) if objective == "chips" else 0.0
 
 
 def _weight(machine: Machine, objective: str) -> float:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError, nearest
+from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.ops.attend import KERNEL_MULTIPLE
@@ -32,7 +35,7 @@ from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.layers import filled
-from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score
+from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
@@ -122,6 +125,7 @@ def search(
     costs: str = "calibrated",
     by_layer: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    executor: Executor | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
 
@@ -133,6 +137,7 @@ def search(
     that are found keep that as their `op_costs`. `by_layer` gives the HBM that they leave free to
     layers that keep more (`planner.layers`). `progress(done, total)` is called between chunks;
     interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
+    With an `executor` each of several slices is searched in a call of its own.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
@@ -154,6 +159,13 @@ def search(
             f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
             "size in the model instead"
         )
+    if executor is not None and len(slices) > 1:
+        options: dict[str, Any] = {
+            **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
+            **{"attention": attention, "precision": precision, "max_axes": max_axes},
+            **{"costs": costs, "by_layer": by_layer},
+        }
+        return _side_by_side(executor, partial(search, **options), model, slices, batch, progress)
     _keep_freed_memory()
     work = Workload(
         model=model,
@@ -193,7 +205,9 @@ def search(
     for item in ranking.best():
         one = predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
         better = filled(one) if by_layer else one
-        score = item.score if better is one else ranking.score(item.machine, better.step_time_s)
+        score = (
+            item.score if better is one else score_of(item.machine, objective, better.step_time_s)
+        )
         scored.append((score, better))
     predictions = [better for _, better in sorted(scored, key=itemgetter(0))][:top]
     why = WHY_BY_LAYER if by_layer else WHY
@@ -207,6 +221,48 @@ def search(
         bound=Bound(step_time_s=bound_s, why=why) if complete and predictions else None,
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=ranking.smallest_peak_bytes,
+        complete=complete,
+    )
+
+
+def _side_by_side(
+    executor: Executor,
+    run: partial[SearchResult],
+    model: Model,
+    slices: Sequence[Machine],
+    batch: int,
+    progress: Callable[[int, int], None] | None,
+) -> SearchResult:
+    """Return the best plans of slices that are each searched in a call of its own.
+
+    They are those of one search over all; only, what one slice has does not prune another's.
+    """
+    started = time.perf_counter()
+    found: dict[int, SearchResult] = {}
+    try:
+        calls = [(model, machine, batch) for machine in slices]
+        for index, result in outcomes(executor, run, calls):
+            found[index] = result
+            if progress is not None:
+                progress(len(found), len(slices))
+    except KeyboardInterrupt:
+        pass
+    results = [found[index] for index in sorted(found)]
+    objective = run.keywords["objective"]
+    predictions = sorted(
+        (item for result in results for item in result.predictions),
+        key=lambda item: score_of(item.plan.machine, objective, item.step_time_s),
+    )
+    complete = len(found) == len(slices) and all(result.complete for result in results)
+    bounds = [result.bound for result in results if result.bound is not None]
+    return SearchResult(
+        predictions=tuple(predictions[: run.keywords["top"]]),
+        searched=sum(result.searched for result in results),
+        fit=sum(result.fit for result in results),
+        priced=sum(result.priced for result in results),
+        bound=min(bounds, key=attrgetter("step_time_s")) if complete and bounds else None,
+        seconds=time.perf_counter() - started,
+        smallest_peak_bytes=min((one.smallest_peak_bytes for one in results), default=np.inf),
         complete=complete,
     )
 

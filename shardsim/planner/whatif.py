@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -11,6 +13,7 @@ from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError, ShardsimError
+from shardsim.executors import outcomes
 from shardsim.model import override_model
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
@@ -121,11 +124,18 @@ def ablate(plan: Plan, implementation: str | None = None) -> list[Ablation]:
 
 
 def sweep(
-    plan: Plan, vary: Sequence[tuple[str, Sequence[Any]]], implementation: str | None = None
+    plan: Plan,
+    vary: Sequence[tuple[str, Sequence[Any]]],
+    implementation: str | None = None,
+    *,
+    run: Callable[..., Prediction] = predict,
+    executor: Executor | None = None,
 ) -> Iterator[tuple[dict[str, Any], Prediction | None, str]]:
     """Yield (changes, prediction, why not) for every combination of the varied keys' values.
 
-    A combination that makes no legal plan comes with the reason; an unknown key is an error.
+    A combination that makes no legal plan comes with the reason; an unknown key is an error. `run`
+    predicts one plan (`simulate_plan` does, too), with an `executor` each in a call of its own. An
+    interrupt ends the sweep with what is done.
     """
     keys = [key for key, _ in vary]
     for key in keys:
@@ -134,9 +144,26 @@ def sweep(
             raise PlanError(f"{key}: varied twice; give all its values at once")
     if (count := prod(len(values) for _, values in vary)) > MOST_COMBINATIONS:
         raise PlanError(f"{count:,} combinations are too many; at most {MOST_COMBINATIONS:,}")
-    for values in product(*(values for _, values in vary)):
-        changes = {key: copy.copy(value) for (key, _), value in zip(vary, values, strict=True)}
-        try:
-            yield changes, predict(changed(plan, changes), implementation=implementation), ""
-        except ShardsimError as error:
-            yield changes, None, str(error).removeprefix(f"{plan.name}: ")
+    every = [
+        {key: copy.copy(value) for (key, _), value in zip(vary, values, strict=True)}
+        for values in product(*(values for _, values in vary))
+    ]
+    calls = [(run, plan, changes, implementation) for changes in every]
+    done: dict[int, tuple[Prediction | None, str]] = {}
+    with contextlib.suppress(KeyboardInterrupt):
+        if executor is not None:
+            done.update(outcomes(executor, _changed_run, calls))
+        for index, call in enumerate(calls if executor is None else ()):
+            done[index] = _changed_run(*call)
+    for index in sorted(done):
+        yield every[index], *done[index]
+
+
+def _changed_run(
+    run: Callable[..., Prediction], plan: Plan, changes: dict[str, Any], implementation: str | None
+) -> tuple[Prediction | None, str]:
+    """Return the prediction of a plan with changes, or why there is none."""
+    try:
+        return run(changed(plan, changes), implementation=implementation), ""
+    except ShardsimError as error:
+        return None, str(error).removeprefix(f"{plan.name}: ")

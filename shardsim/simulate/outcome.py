@@ -28,6 +28,9 @@ class Outcome:
     perturbation: Perturbation = field(default_factory=Perturbation)
     engine: Engine | None = field(default=None, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "engine": None}  # an engine stays in the process where it ran
+
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data: the `events` part of a prediction."""
         return {

@@ -183,7 +183,12 @@ def validate(
     With `op_costs` "compiler" operations take what the chip's compiler estimates. No constant of
     those was fitted to a run; chips without them keep the physical ones, and the row says so.
     """
-    return _validation(*(_published() if path is None else read_runs(path)), op_costs)
+    return _published_with(op_costs) if path is None else _validation(*read_runs(path), op_costs)
+
+
+@cache
+def _published_with(op_costs: str) -> Validation:
+    return _validation(*_published(), op_costs)
 
 
 def validate_data(data: Any, path: str, op_costs: str = "calibrated") -> Validation:

@@ -25,11 +25,13 @@ from shardsim.xla.hlo import read_hlo
 STEPS = 2
 LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32
 
-# Compile fast rather than well: the steps run twice on tiny arrays.
+# Compile fast rather than well: the steps run twice on tiny arrays. (Without fusions written as
+# MLIR, XLA compiles these steps in half the time; small loops would then go into calls.)
 # Combined all-reduces would mix what was planned with what was not.
 _FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_disable_hlo_passes=all-reduce-combiner,cpu-all-reduce-combiner"
+    "--xla_cpu_use_fusion_emitters=false --xla_disable_hlo_passes=all-reduce-combiner,"
+    "cpu-all-reduce-combiner,small-while-loop-hoisting"
 )
 
 # How XLA's log begins its lines: severity and date, time, thread, file and line.

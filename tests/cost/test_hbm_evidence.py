@@ -6,9 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from found import compiled_plans
 
-from shardsim.xla.tpu.agreement import Pair
+from shardsim.xla.tpu.agreement import Pair, pairs
 
 # A quicker test of the same rows is that of `test_liveness`.
 pytestmark = pytest.mark.slow
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def kept() -> list[Pair]:
-    return compiled_plans()
+    return pairs()
 
 
 def test_peaks_are_those_of_the_compiler(kept):

@@ -97,7 +97,7 @@ def role_sizes(item: Prediction) -> tuple[str, ...]:
     st.sampled_from(("physical", "compiler")),
     st.sampled_from(("mfu", "step-time", "cost", "chips")),
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_layers_that_keep_more_make_no_search_worse(
     model: Model, name: str, gigabytes: float, batch: int, costs: str, objective: str
 ) -> None:

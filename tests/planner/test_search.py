@@ -90,27 +90,27 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     found = [part.spread()[0] for part in parts(model, machine, batch, model.sequence)]
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
-    each = -(-1050 // len(found))
+    each = -(-320 // len(found))
     compared = sum(compare(work, machine, part, rng, 30, each, costs) for part in found)
-    assert compared >= 1000
+    assert compared >= 300
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "slice_name"),
+    ("model", "slice_name", "each"),
     [
-        (decoder(kv_heads=2, layers=4), "v5e:2x2"),
-        (vit(layers=4), "2*v4:1x2x1"),
-        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2"),
+        (decoder(kv_heads=2, layers=4), "v5e:2x2", 25),
+        (vit(layers=4), "2*v4:1x2x1", None),
+        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2", 25),
     ],
 )
-def test_every_plan_of_a_small_space_is_priced_as_alone(model, slice_name):
+def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
     machine = parse_machine(slice_name)
     work = workload(model, 4)
     rng = np.random.default_rng(4)
     found = [part.spread()[0] for part in parts(model, machine, 4, model.sequence)]
-    compared = sum(compare(work, machine, part, rng, part.pairs, None) for part in found)
-    assert compared > 500
+    compared = sum(compare(work, machine, part, rng, part.pairs, each) for part in found)
+    assert compared > (200 if each else 500)
 
 
 # The same space, enumerated the slow way.
@@ -287,8 +287,8 @@ def tight(slice_name: str, gigabytes: float) -> Machine:
     ("model", "machine", "batch"),
     [
         (decoder(kv_heads=2, layers=2, vocab=512), tight("v4:2x2x1", 0.22), 2),
-        (vit(layers=2), tight("v5e:2x2", 0.2), 2),
-        (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 4),
+        (vit(layers=2), tight("v5e:2x2", 0.2), 1),
+        (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 2),
     ],
     ids=["decoder", "vit", "slices"],
 )

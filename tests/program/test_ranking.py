@@ -6,16 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from found import compiled_plans
 
-from shardsim.xla.tpu.agreement import Pair, summary
+from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
 FLOOR = 0.7  # of Kendall's tau of step times, of every group with three compiled plans or more
 
 
 @pytest.fixture(scope="module")
 def kept() -> list[Pair]:
-    return compiled_plans()
+    return pairs()
 
 
 def test_plans_are_ranked_as_their_compiled_programs(kept: list[Pair]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import matplotlib
 import pytest
-from found import compiled_plans, validated
 from looking import cut_off, overlapping
 from matplotlib.figure import Figure
 
@@ -24,6 +23,8 @@ from shardsim.report.plots_timeline import layer_timeline
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.style import COLOURS, to_png, to_svg
 from shardsim.simulate import simulate_plan
+from shardsim.validate.runs import validate
+from shardsim.xla.tpu.agreement import pairs
 
 pytestmark = pytest.mark.slow  # draws pictures
 
@@ -112,15 +113,15 @@ def test_sweeps(vary: list[tuple[str, list[object]]], metric: str) -> None:
 
 
 def test_pictures_of_published_runs() -> None:
-    result = validated()
+    result = validate()
     for picture in (plots_evidence.predicted_against_published, plots_evidence.published_scatter):
         figure = picture(result)
         look(figure)
         assert "tokens/s/chip" in figure.axes[0].get_xlabel()
 
 
-def test_pictures_of_compiled_plans() -> None:
-    found = compiled_plans()
+def test_pictures_of_pairs() -> None:
+    found = pairs()
     figure = plots_evidence.predicted_against_compiled(found)
     look(figure)
     drawn = sum(len(dots.get_offsets()) for dots in figure.axes[0].collections)

@@ -9,7 +9,6 @@ from statistics import mean, median
 import numpy as np
 import pytest
 import yaml
-from found import validated
 
 from shardsim.errors import ShardsimError
 from shardsim.machine import chip_names, load_chip, load_chip_file
@@ -29,6 +28,7 @@ from shardsim.validate.op_fit import (
     residuals_lines,
 )
 from shardsim.validate.ops import CLASSES, Op, parse_op, standard_ops
+from shardsim.validate.runs import validate
 
 KNOWN = OpCosts(
     matmul_efficiency=0.9,
@@ -180,7 +180,8 @@ def test_the_page_has_the_errors_under_both_costs():
     page = Path(__file__).parents[2] / "docs" / "accuracy.md"
     text = page.read_text(encoding="utf-8")
     calibrated, compiler = (
-        {row.id: row for row in validated(costs).rows} for costs in ("calibrated", "compiler")
+        {row.id: row for row in validate(op_costs=costs).rows}
+        for costs in ("calibrated", "compiler")
     )
     for family in ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x"):
         pairs = [

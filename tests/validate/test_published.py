@@ -9,7 +9,6 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
-from found import validated
 
 from shardsim.files import read_yaml
 from shardsim.machine import load_chip
@@ -24,7 +23,7 @@ from shardsim.validate.fit import (
     with_constants,
 )
 from shardsim.validate.rows import Run
-from shardsim.validate.runs import PUBLISHED, Row, published_runs
+from shardsim.validate.runs import PUBLISHED, Row, published_runs, validate
 
 DATA: dict[str, dict[str, Any]] = {row["id"]: row for row in read_yaml(PUBLISHED)["runs"]}
 # Rows of which the source printed both: whoever counts FLOPs as it does gets one from the other.
@@ -43,11 +42,11 @@ def runs() -> dict[str, Run]:
 
 @cache
 def rows() -> dict[str, Row]:
-    return {row.id: row for row in validated().rows}
+    return {row.id: row for row in validate().rows}
 
 
 def test_every_row_is_predicted() -> None:
-    assert validated().failed == ()
+    assert validate().failed == ()
     assert set(rows()) == set(runs()) == set(DATA)
     assert COMPARED == sorted(name for name, row in rows().items() if row.error is not None)
     assert len(COMPARED) == len(DATA) - 1  # one row gives a speed-up only
@@ -140,7 +139,7 @@ def test_errors_overall(dense: bool, middle: float, average: float) -> None:
 
 
 def test_errors_are_smaller_than_those_of_one_mean_a_family() -> None:
-    summary = validated().summary()
+    summary = validate().summary()
     for kind in ("median", "mean"):
         ours, baseline = (
             summary[f"{kind}_abs_error_unfitted"],
@@ -195,7 +194,7 @@ def test_order_within_a_family_is_kept(family: str) -> None:
 
 def fitted_to(constant: str) -> tuple[float, list[str]]:
     """Return a constant's value and the rows that it is fitted to."""
-    found = next(item for item in validated().constants if item.name == constant)
+    found = next(item for item in validate().constants if item.name == constant)
     return found.value, found.fitted_to.split(", ")
 
 
@@ -245,8 +244,8 @@ def test_one_latency_between_slices_fits_all_pairs() -> None:
 
 
 def test_constants_are_few_and_name_their_rows() -> None:
-    for item in validated().constants:
+    for item in validate().constants:
         assert set(item.fitted_to.split(", ")) <= set(DATA)
         assert item.name.split(".")[0] == load_chip(item.name.split(".")[0]).name
-    for family in {item.name.split(".")[0] for item in validated().constants}:
-        assert sum(item.name.startswith(f"{family}.") for item in validated().constants) <= 2
+    for family in {item.name.split(".")[0] for item in validate().constants}:
+        assert sum(item.name.startswith(f"{family}.") for item in validate().constants) <= 2

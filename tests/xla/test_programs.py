@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from found import compiled_trainers
 
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError
@@ -16,7 +15,7 @@ from shardsim.program.schedule import Move
 from shardsim.views.evidence import hbm
 from shardsim.views.write import markdown
 from shardsim.xla.hlo.buffers import read_assignment
-from shardsim.xla.tpu.agreement import to_data
+from shardsim.xla.tpu.agreement import to_data, trainers
 from shardsim.xla.trainers.classes import classified
 from shardsim.xla.trainers.collect import _collectives, _refused
 from shardsim.xla.trainers.programs import both, compiled, programs
@@ -26,7 +25,7 @@ BOTH = both()
 
 def test_the_page_shows_the_programs() -> None:
     page = Path(__file__).parents[2].joinpath("docs", "trainers.md").read_text("utf-8")
-    assert markdown(hbm(compiled_trainers()).without("as")).strip() in page
+    assert markdown(hbm(trainers()).without("as")).strip() in page
 
 
 def test_enough_programs_on_every_generation_are_kept() -> None:
@@ -62,7 +61,7 @@ def errors(apart: bool) -> list[float]:
     kept_apart = {one.id for one in programs() if one.apart}
     return [
         abs(pair.peak_error)
-        for pair in compiled_trainers()
+        for pair in trainers()
         if pair.row["kind"] not in NOT_COVERED
         and pair.row["compiled"]
         and (pair.row["kind"] in kept_apart) == apart
@@ -78,10 +77,10 @@ def test_hbm_peaks_of_maxtext_s_programs_are_predicted(apart, share) -> None:
 
 
 def test_whether_maxtext_s_programs_fit_is_predicted() -> None:
-    assert [pair.row["kind"] for pair in compiled_trainers() if pair.wrongly_fitting] == []
-    assert [pair.row["kind"] for pair in compiled_trainers() if pair.wrongly_refused] == []
-    assert sum(pair.row["does_not_fit"] for pair in compiled_trainers()) >= 2
-    for pair in compiled_trainers():
+    assert [pair.row["kind"] for pair in trainers() if pair.wrongly_fitting] == []
+    assert [pair.row["kind"] for pair in trainers() if pair.wrongly_refused] == []
+    assert sum(pair.row["does_not_fit"] for pair in trainers()) >= 2
+    for pair in trainers():
         hbm = pair.predicted.hbm
         assert hbm["thrifty_bytes"] <= hbm["peak_bytes"] <= hbm["lavish_bytes"]
         if pair.row["kind"] not in NOT_COVERED:  # a bound from below and one from above
@@ -100,21 +99,21 @@ def test_whether_maxtext_s_programs_fit_is_predicted() -> None:
     ],
 )
 def test_reported_cases_are_judged_as_today_s_compiler_does(id, fits) -> None:
-    (pair,) = (pair for pair in compiled_trainers() if pair.row["kind"] == id)
+    (pair,) = (pair for pair in trainers() if pair.row["kind"] == id)
     assert pair.row["compiled"] == pair.predicted.fits == fits
     assert abs(pair.peak_error) < 0.05
 
 
 def test_the_evidence_counts_what_it_shows() -> None:
-    data = to_data([], compiled_trainers())
+    data = to_data([], trainers())
     assert json.loads(json.dumps(data)) == data
-    assert len(data["plans"]) == len(compiled_trainers())
+    assert len(data["plans"]) == len(trainers())
     compiled_ones = [plan for plan in data["plans"] if plan["fits"]["compiled"]]
     within = [abs(plan["hbm_error"]) <= 0.1 for plan in compiled_ones]
     assert data["hbm"]["within_10"] == pytest.approx(sum(within) / len(within))
     assert data["hbm"]["within_5"] <= data["hbm"]["within_10"]
     assert set(data["versions"]) >= {"maxtext", "libtpu"}
-    first = compiled_trainers()[0]
+    first = trainers()[0]
     wrong = dataclasses.replace(first, row={**first.row, "does_not_fit": True})
     assert to_data([], [wrong])["hbm"]["false_fits"]
 

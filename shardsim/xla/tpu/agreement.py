@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
@@ -67,15 +67,22 @@ class Pair:
 
 
 def pairs(rows: Sequence[dict[str, Any]] | None = None) -> list[Pair]:
-    """Return the evidence with predictions made now."""
-    found = load_rows() if rows is None else rows
+    """Return rows, by default all of the evidence, with predictions made now."""
+    if rows is None:
+        return list(_kept())
     return [
         Pair(row=row, predicted=predict(as_compiled(plan_from_data(row["plan"], "plan"))))
-        for row in found
+        for row in rows
     ]
 
 
-def trainers() -> list[Pair]:
+@cache
+def _kept() -> tuple[Pair, ...]:
+    return tuple(pairs(load_rows()))
+
+
+@cache
+def trainers() -> tuple[Pair, ...]:
     """Return the trainers' compiled programs, as `pairs` does, priced as their programs."""
     found = []
     for program, row in both():
@@ -83,7 +90,7 @@ def trainers() -> list[Pair]:
         same |= {"date": row["date"], "does_not_fit": not row["compiled"]}
         same |= {"group": f"MaxText on {program.slice}", "kind": program.id}
         found.append(Pair(row=same, predicted=predict(program.plan, implementation="trainer")))
-    return found
+    return tuple(found)
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

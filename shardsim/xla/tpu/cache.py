@@ -2,6 +2,7 @@
 
 An entry is a folder: result.json, and hlo.txt.gz if it compiled. Entries appear whole or not at
 all, so several processes may share a cache, and an interrupted one leaves nothing half-written.
+Of several that want the same compilation at once one compiles, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # raised when entries written before can no longer be read
+POLL_S = 0.2
 
 
 def default_folder() -> Path:
@@ -49,6 +54,35 @@ class Cache:
             return result, gzip.decompress(packed.read_bytes()).decode("utf-8")
         except (OSError, EOFError, ValueError):
             return None
+
+    def __contains__(self, key: str) -> bool:
+        return (self.folder / key / "result.json").exists()
+
+    @contextmanager
+    def alone(self, key: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Wait until no other process or thread is here with `key`; false if `stopped` before.
+
+        The lock is of an open file, so a process that ends, however it ends, lets go of it. Whoever
+        has it removes the file in the end; who waited for that one opens the next.
+        """
+        import fcntl  # not on Windows, where nothing is compiled for TPUs
+
+        path = self.folder / f".lock-{key}"
+        while not stopped():
+            with path.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+                except (BlockingIOError, FileNotFoundError):
+                    mine = False
+                if mine:
+                    try:
+                        yield True
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+            time.sleep(POLL_S)
+        yield False
 
     def put(self, key: str, result: dict[str, Any], text: str | None) -> None:
         """Keep a compilation."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.errors import ShardsimError
+from shardsim.executors import executor_of
 from shardsim.files import write_text
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
@@ -73,7 +74,9 @@ def todo(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Plan]]:
                 yield group, kind, found[kind]
 
 
-def collect(path: Path, workers: int, most: int | None, cache: Cache | None) -> None:
+def collect(
+    path: Path, workers: int, most: int | None, cache: Cache | None, scheduler: str | None = None
+) -> None:
     """Compile what is missing in `path`, at most `most` plans, and keep each as it comes."""
     rows = load_rows(path)
     missing = list(todo(rows))[:most]
@@ -82,7 +85,10 @@ def collect(path: Path, workers: int, most: int | None, cache: Cache | None) -> 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    with TpuCompiler(workers=workers, cache=cache, progress=say) as compiler:
+    with (
+        executor_of(1, scheduler) as executor,
+        TpuCompiler(workers=workers, executor=executor, cache=cache, progress=say) as compiler,
+    ):
         for index, made in compiler.compile_all([plan for _, _, plan in missing]):
             group, kind, _ = missing[index]
             rows.append(row_of(group, kind, made))
@@ -97,10 +103,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="compile no more than so many plans")
     parser.add_argument("--anew", action="store_true", help="forget what is there")
     parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--scheduler", help="compile on the Dask cluster at this address")
     options = parser.parse_args()
     if options.anew:
         options.output.unlink(missing_ok=True)
-    collect(options.output, options.workers, options.most, Cache())
+    collect(options.output, options.workers, options.most, Cache(), options.scheduler)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -29,6 +29,7 @@ from typing import Any
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.specs import tpu_options
 from shardsim.errors import ShardsimError
+from shardsim.executors import outcomes
 from shardsim.plan import Plan
 from shardsim.xla.tpu.cache import Cache, key_of
 from shardsim.xla.tpu.topology import topology_options
@@ -153,6 +154,43 @@ def run_compiler(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def compile_once(
+    request: dict[str, Any],
+    code: str,
+    timeout_s: float,
+    memory_bytes: float,
+    folder: str | None,
+    left: threading.Event | None = None,
+) -> tuple[dict[str, Any], str | None]:
+    """Return what is kept in a cache's `folder`, or compile and keep it, as `run_compiler` does.
+
+    Whoever wants the same at the same time waits, until it is there or `left` is set. It is kept
+    before it is returned: if this process ends in between, nobody compiles it again.
+    """
+    cache, key = Cache(Path(folder)) if folder else None, key_of(request, code, compiler_versions())
+    try:
+        if cache is not None:
+            cache.folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cluster's worker may have no such place
+        cache = None
+    if cache is None:
+        return run_compiler(request, code, timeout_s, memory_bytes)
+    with cache.alone(key, left.is_set if left else lambda: False) as alone:
+        if not alone:
+            return {"error": "stopped", "message": "interrupted"}, None
+        if kept := cache.get(key):
+            return kept
+        result, text = run_compiler(request, code, timeout_s, memory_bytes)
+        if is_answer(result):
+            cache.put(key, result, text)
+        return result, text
+
+
+def is_answer(result: dict[str, Any]) -> bool:
+    """Return whether the compiler said what comes of a plan, so that it would say so again."""
+    return result.get("error") not in ("stopped", "crashed")
+
+
 def check_libtpu() -> None:
     """Raise one line that says what to install if the TPU compiler is missing."""
     if find_spec("libtpu") is None:
@@ -216,7 +254,7 @@ class TpuCompiler:
     """Compiles plans and keeps what came out.
 
     `workers` processes run side by side, or an `executor` decides; `cache` None keeps nothing.
-    Leaving the context ends what is still running.
+    Leaving the context ends what still runs in processes of its own.
     """
 
     def __init__(
@@ -233,6 +271,7 @@ class TpuCompiler:
             check_libtpu()
         self._own = executor is None
         self._executor = executor or ThreadPoolExecutor(max_workers=workers)
+        self._left = threading.Event()
         self._limits = (timeout_s, memory_bytes)
         self._cache = cache
         self._say = progress or (lambda text: None)
@@ -247,6 +286,7 @@ class TpuCompiler:
         trace: TracebackType | None,
     ) -> None:
         if self._own:
+            self._left.set()
             self._executor.shutdown(wait=False, cancel_futures=True)
             with _lock:
                 left = list(_running)
@@ -262,7 +302,10 @@ class TpuCompiler:
         self, plans: Sequence[Plan], options: dict[str, str] | None = None
     ) -> Iterator[tuple[int, Compilation]]:
         """Yield (index, compilation) of each plan as they come; kept ones first."""
-        futures: dict[Future[Any], tuple[int, str, str]] = {}
+        places: list[tuple[int, str, str]] = []
+        calls: list[tuple[Any, ...]] = []
+        folder = str(self._cache.folder) if self._cache else None
+        versions = compiler_versions()
         for index, plan in enumerate(plans):
             try:
                 code = jax_code(replace(plan, name="plan"))
@@ -273,7 +316,7 @@ class TpuCompiler:
                 yield index, _refused(plan, error)
                 continue
             request = {"topology": topology, "options": tpu_options(plan) | (options or {})}
-            key = key_of(request, code, compiler_versions())
+            key = key_of(request, code, versions)
             kept = self._cache.get(key) if self._cache else None
             if kept:
                 yield (
@@ -281,30 +324,24 @@ class TpuCompiler:
                     Compilation(plan=plan, result=kept[0], text=kept[1], code=code, cached=True),
                 )
                 continue
-            future = self._executor.submit(run_compiler, request, code, *self._limits)
-            futures[future] = (index, key, code)
-        for count, future in enumerate(self._until_done(futures), 1):
-            index, key, code = futures[future]
-            result, text = future.result()
-            if self._cache and result.get("error") not in ("stopped", "crashed"):
-                self._cache.put(key, result, text)
+            places.append((index, key, code))
+            calls.append((request, code, *self._limits, folder, *([self._left] * self._own)))
+        done = outcomes(self._executor, compile_once, calls, self._waiting)
+        for count, (place, (result, text)) in enumerate(done, 1):
+            index, key, code = places[place]
+            # Kept where it was compiled, which may be elsewhere.
+            if self._cache and key not in self._cache and is_answer(result):
+                made_with = result.get("versions", {})
+                if all(versions.get(name) == number for name, number in made_with.items()):
+                    self._cache.put(key, result, text)
             made = Compilation(plan=plans[index], result=result, text=text, code=code)
             took = result.get("compile_s", 0) + result.get("lower_s", 0)
             what = f"compiled in {took:.0f} s" if made.ok else made.problem
-            self._say(f"{count} of {len(futures)}: {plans[index].name or 'plan'} {what}")
+            self._say(f"{count} of {len(calls)}: {plans[index].name or 'plan'} {what}")
             yield index, made
 
-    def _until_done(self, futures: dict[Future[Any], Any]) -> Iterator[Future[Any]]:
-        """Yield futures as they are done, saying now and then that it still goes on."""
-        begun = time.monotonic()
-        left = set(futures)
-        while left:
-            try:
-                for future in as_completed(left, timeout=15):
-                    left.discard(future)
-                    yield future
-            except TimeoutError:
-                self._say(f"compiling for {time.monotonic() - begun:.0f} s; {len(left)} to come")
+    def _waiting(self, seconds: float, left: int) -> None:
+        self._say(f"compiling for {seconds:.0f} s; {left} to come")
 
 
 def _refused(plan: Plan, error: ShardsimError) -> Compilation:

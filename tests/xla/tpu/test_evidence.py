@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from found import compiled_plans
 from hypothesis import given
 from hypothesis import strategies as st
 from small_step import small_plan
@@ -151,7 +150,7 @@ def test_an_unknown_scheduler_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kept() -> list[Any]:
-    return compiled_plans()
+    return pairs()
 
 
 def test_compiled_flops_are_the_planned_ones(kept: list[Any]) -> None:
