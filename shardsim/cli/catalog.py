@@ -153,6 +153,8 @@ def models(name: str | None, as_json: bool) -> None:
     click.echo(f"{model.name}: {model.parameters:,} parameters ({model.parameter_convention})")
     if model.parameters != model.parameters_all:
         click.echo(f"every tensor counted: {model.parameters_all:,}")
+    if model.experts:
+        click.echo(f"active, of a token: {model.active_parameters:,}")
     click.echo(
         f"{show_count(model_flops_per_token(model), 'FLOP')} per token in training (6N + 12LHQT)"
     )
@@ -177,4 +179,5 @@ def _model_data(model: Any) -> dict[str, Any]:
         **model.to_mapping(),
         "parameters": model.parameters,
         "parameters_all": model.parameters_all,
+        "parameters_active": model.active_parameters,
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
-from shardsim.model import Model
+from shardsim.model import Experts, Model
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
@@ -16,11 +16,13 @@ from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 
 # Which mesh axes get a second member first when there are devices for some axes only.
-_PRIORITY = ("tensor", "fsdp", "tensor2", "context", "data", "pipeline")
+_PRIORITY = ("tensor", "fsdp", "expert", "tensor2", "context", "data", "pipeline")
 _HEAD_DIM = 8
 _HEADS = 8
 _LAYERS = 2
 _PATCH = 4
+_TOKENS = 32  # of a sequence without images
+_EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
 
@@ -49,7 +51,7 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     microbatches = min(plan.microbatches, 2)
     if int(small.pipeline.size) > 1:
         microbatches = max(microbatches, int(small.pipeline.size))
-    groups = int(small.data.size * small.fsdp.size)
+    groups = int(small.data.size * small.fsdp.size * small.expert.size)
     tiny = replace(
         draft,
         model=model,
@@ -101,6 +103,24 @@ def _machine(plan: Plan, devices: int) -> Machine:
     return Machine(chip=chip, shape=tuple(sorted(shape)))
 
 
+def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | None:
+    """Return few narrow experts of the same kind."""
+    if experts is None:
+        return None
+    number = _EXPERTS * int(layout.expert.size)
+    if layout.spread.by_expert:
+        number *= int(layout.gather.size)
+    return replace(
+        experts,
+        number=number,
+        top_k=min(experts.top_k, _EXPERTS),
+        mlp=mlp,
+        shared_mlp=min(experts.shared_mlp, mlp),
+        group=min(experts.group, _TOKENS // 2),
+        dense_layers=0,
+    )
+
+
 def _model(model: Model, layout: Layout) -> Model:
     """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
@@ -120,7 +140,8 @@ def _model(model: Model, layout: Layout) -> Model:
         head_dim=_HEAD_DIM if square else 2 * _HEAD_DIM,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
-        sequence=32,
+        sequence=_TOKENS,
+        experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
     )
     if not model.patch:
         return small

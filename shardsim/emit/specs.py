@@ -14,7 +14,7 @@ import shardsim
 from shardsim.errors import PlanError
 from shardsim.graph.arrays import weights_of
 from shardsim.graph.build import Part
-from shardsim.model import Model, Tensor
+from shardsim.model import Experts, Model, Tensor
 from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
@@ -47,7 +47,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     """Return all that an emitted program needs: plan, model, parameters and activations."""
     layout = resolve(plan)
     _refuse(plan, layout)
-    names = layout.names
+    names, by_expert = layout.names, bool(layout.spread.by_expert)
     return {
         "plan": {
             "name": plan.name,
@@ -61,6 +61,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "torus": {axis.name: axis.length for axis in plan.machine.axes},
             "roles": {role: list(axes) for role, axes in names.items()},
             "gather": list(layout.mesh_axes("gather")),
+            "experts_gather": list(layout.mesh_axes("by_expert" if by_expert else "by_embed")),
+            "by_expert": by_expert,
+            "exchange": plan.experts.exchange,
+            "padding": plan.experts.padding,
             "residual": RESIDUALS[int(layout.residual)],
             "batch": plan.batch,
             "sequence": plan.sequence,
@@ -93,9 +97,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
     model = plan.model
     if model.experts:
-        raise PlanError(
-            f"model: export of experts is not supported; {model.name} can be priced and simulated"
-        )
+        _refuse_experts(plan, model.experts, layout)
     if model.sinks:
         raise PlanError("model: export of attention sinks is not supported; use sinks: false")
     if int(layout.pipeline.size) > 1:
@@ -137,6 +139,30 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"mesh: {local} key-value heads on a device and a second tensor axis of {tensor2}: "
             "export needs one to divide the other"
+        )
+
+
+def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code of experts cannot do."""
+    if plan.execution != "explicit":
+        raise PlanError(f"execution: export of experts as {plan.execution} is not supported")
+    if int(layout.tensor2.size) > 1:
+        raise PlanError("mesh: export of experts over a second tensor axis is not supported")
+    if len(plan.model.stacks) > 1:
+        raise PlanError(
+            "model: export of dense layers in front of those with experts is not supported; use "
+            "experts.dense_layers: 0"
+        )
+    if experts.capacity and not experts.group and int(layout.context.size) > 1:
+        raise PlanError(
+            "experts.group: export of a capacity in sequences that a context axis splits is not "
+            "supported; give a group of tokens"
+        )
+    members = int(layout.expert.size)
+    if members > 1 and not experts.capacity and plan.experts.padding == 1.0:
+        raise PlanError(
+            "experts.padding: export with exact counts of tokens is not supported; give room for "
+            f"uneven ones ({min(2, members)}; with {members} for all that can come)"
         )
 
 
@@ -205,7 +231,8 @@ def _start(tensor: Tensor) -> float:
     if tensor.kind != "matrix":
         return 0.02
     out = tensor.axes[-1] == "embed" and tensor.axes[0] != "position"
-    fan_in = math.prod(tensor.shape[:-1]) if out else tensor.shape[0]
+    shape = tensor.shape[tensor.axes[0] == "expert" :]
+    fan_in = math.prod(shape[:-1]) if out else shape[0]
     return 1.0 / math.sqrt(fan_in)
 
 

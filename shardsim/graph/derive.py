@@ -56,6 +56,7 @@ class Summand:
     partial: frozenset[str]
     late: frozenset[str] = field(default=NONE, compare=False)
     call: str = ""
+    purpose: str = ""  # what summing it is for, if it is not the array's
 
 
 @dataclass
@@ -144,7 +145,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
                 moved = {axis for axis in array.split if axis not in place}
                 part = replace(part, partial=part.partial | moved)
             if eager and op.call and not array.weight:
-                part = replace(part, call=op.call)
+                part = replace(part, call=op.call, purpose=array.purpose)
             if array.trained and part not in gradients[array.name]:
                 gradients[array.name].append(part)
     made = makers([step.op for step in steps])
@@ -236,7 +237,13 @@ def halos(op: Op, place: Split, arrays: Iterable[Array], gradient: bool = False)
 
 
 def _summed(array: Array, parts: Iterable[Summand], lazy: frozenset[str]) -> list[Transfer]:
-    return [move for part in parts for move in settled(array, part, lazy, gradient=True)]
+    return [
+        move
+        for part in parts
+        for move in settled(
+            replace(array, purpose=part.purpose or array.purpose), part, lazy, gradient=True
+        )
+    ]
 
 
 def _move(

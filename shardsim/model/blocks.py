@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from shardsim.graph.arrays import Array, Op
+from shardsim.graph.arrays import Array, Op, weights_of
 from shardsim.graph.build import Builder, Part, stream
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
@@ -228,19 +228,35 @@ class Block(Builder):
         model, made = self.model, self.model.experts
         assert made is not None
         grouped, capacity = made.group > 0, made.capacity > 0
-        routed = stream("experts", "mlp_output")
-        chances = route(self, normed, top=made.top_k, kind=made.router, bias=made.router_bias)
-        chances = reach(self, chances, "chances of experts")
-        slots = dispatch(self, normed, chances, grouped=grouped, capacity=capacity)
+        routed, first = stream("experts", "mlp_output"), len(self.made)
+        bias = made.router_bias
+        chances, choices = route(self, normed, top=made.top_k, kind=made.router, bias=bias)
+        reached = reach(self, chances, "chances of experts")
+        chosen = reach(self, choices, "choices of experts")
+        slots = dispatch(self, normed, chosen, grouped=grouped, capacity=capacity)
         results = experts(
             self,
             slots,
             gated=model.gated_mlp,
-            activation=model.activation,
             bias=model.biases.mlp,
             sorted_by=not capacity,
         )
-        combine(self, results, chances, routed, top=made.top_k, grouped=grouped, capacity=capacity)
+        combine(self, results, reached, routed, top=made.top_k, grouped=grouped, capacity=capacity)
+        self.call(
+            "experts",
+            [normed],
+            routed,
+            weights=weights_of(self.made[first:]),
+            router=made.router,
+            router_bias=made.router_bias,
+            number=made.number,
+            top=made.top_k,
+            capacity=made.capacity,
+            group=made.group,
+            gated=model.gated_mlp,
+            activation=model.activation,
+            bias=model.biases.mlp,
+        )
         outs = [routed]
         if made.shared:
             outs.append(stream("shared", "mlp_output"))

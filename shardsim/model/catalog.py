@@ -109,8 +109,11 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
 
 
 def _agrees(model: Model, key: str, value: Any) -> bool:
-    if key.startswith("experts"):
-        return _merge_experts(model.experts, {key: value}, "model") == model.experts
+    if key.startswith("experts."):
+        name = key.removeprefix("experts.")
+        return model.experts is not None and bool(getattr(model.experts, name) == value)
+    if key == "experts":
+        return _merge_experts(None, {key: value}, "model") == model.experts
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)

@@ -149,7 +149,11 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if call["fused"]:
         return way.flash(q, k, v, mask, positions)
     pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
-    return softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
+    # Values and result are written once: fused into operands, of the second product and of the
+    # projection, they would be computed again for every tile.
+    v = lax.optimization_barrier(v)
+    context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
+    return lax.optimization_barrier(context)
 
 
 def seen(mask: Any, positions: Any, keys: Any) -> Any:

@@ -13,9 +13,11 @@ experts, and what experts make is scattered as it is summed.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from shardsim.graph.arrays import Array, Dims, Op, Stream, einsum, linear
 from shardsim.graph.build import TOKENS, Builder
+from shardsim.ops.lazy import jax, jnp
 
 # Copies are read and written as they are sorted; so are their gradients, which are summed.
 SORT = Stream(passes=2.0, ops=1.0, gradient_passes=2.0, gradient_ops=1.0)
@@ -28,18 +30,25 @@ ROUTED = "experts"  # the purpose of moving what experts read and make
 
 def reach(build: Builder, x: Array, name: str) -> Array:
     """Add what brings an array of tokens to where experts choose from it."""
-    return relay(build, x, Array(name, x.dims, keep="", lies="tokens", purpose=ROUTED))
+    out = replace(x, name=f"{name} whole", stream=False, keep="", purpose=ROUTED)
+    whole = relay(build, for_experts(x), out, call=ROUTED)
+    return relay(build, whole, replace(out, name=name, lies="tokens"))
 
 
-def relay(build: Builder, x: Array, out: Array) -> Array:
-    """Add what brings an array to where another is stored."""
-    return build.add(replace(linear([x], out), relay=True))
+def for_experts(x: Array) -> Array:
+    """Return an array as experts read it: gathered apart from what an MLP beside them reads."""
+    return replace(x, purpose=ROUTED)
 
 
-def dispatch(build: Builder, x: Array, chances: Array, *, grouped: bool, capacity: bool) -> Array:
+def relay(build: Builder, x: Array, out: Array, *others: Array, call: str = "") -> Array:
+    """Add what brings an array to where another is stored, once `others` are there."""
+    return build.add(replace(linear([x, *others], out), relay=True, call=call))
+
+
+def dispatch(build: Builder, x: Array, choices: Array, *, grouped: bool, capacity: bool) -> Array:
     """Add what brings tokens to experts: [experts, batch, slots, embed].
 
-    `chances` are where `reach` brings them. With a `capacity` that counts in groups of a sequence
+    `choices` are where `reach` brings them. With a `capacity` that counts in groups of a sequence
     those are a dimension of their own.
     """
     tokens = reach(build, x, "tokens")
@@ -47,13 +56,22 @@ def dispatch(build: Builder, x: Array, chances: Array, *, grouped: bool, capacit
     copies = Array("copies", ("expert", *dims, "embed"), keep="", lies="copies", purpose=ROUTED)
     if capacity:
         mask = replace(_mask("dispatch mask", grouped), trained=False)
-        build.add(linear([_grouped(chances, grouped)], mask, stream=MASK))
+        build.add(linear([_grouped(choices, grouped)], mask, stream=MASK))
         product = einsum(mask, _grouped(tokens, grouped), copies)
         build.add(replace(product, counted=False, needs=(mask,)))
     else:
         view = tokens.view("expert", "batch", "slot", "embed", seq="slot")
-        build.add(linear([view], copies, stream=SORT))
-    return relay(build, copies, replace(copies, name="slots", keep="rest", lies="slots"))
+        order = choices.view("batch", "slot", "top", seq="slot")
+        build.add(Op((view, order), copies, (order,), stream=SORT))
+    brought = replace(copies, name="slots", keep="rest", lies="slots")
+    if capacity:
+        return relay(build, copies, brought)
+    # Which expert a copy is for travels with it.
+    names = Array("names", copies.dims[:-1], keep="", wide=True, trained=False, lies="copies")
+    build.add(linear([order], replace(names, purpose=ROUTED)))
+    there = replace(names, name="names of slots", lies="slots", purpose=ROUTED)
+    relay(build, replace(names, purpose=ROUTED), there)
+    return relay(build, copies, brought, there)
 
 
 def combine(
@@ -106,3 +124,53 @@ def _grouped(array: Array, grouped: bool) -> Array:
     if not grouped:
         return array
     return array.view(*_places(grouped), *array.dims[2:], seq="chunk")
+
+
+def masks(chances: Any, choices: Any, number: int, places: int) -> tuple[Any, Any]:
+    """Return which token of a group is in which place of an expert, and how much it counts there:
+    both [groups, tokens, experts, places], for chances and choices [groups, tokens, top].
+
+    First choices come first, then second ones, each in the order of tokens; those that find no
+    place are in neither.
+    """
+    groups, tokens, top = choices.shape
+    chosen = jax.nn.one_hot(choices, number, dtype=jnp.int32)
+    queue = chosen.swapaxes(1, 2).reshape(groups, top * tokens, number)
+    before = (jnp.cumsum(queue, 1) - queue).reshape(groups, top, tokens, number).swapaxes(1, 2)
+    place = jnp.sum(before * chosen, -1)
+    # one_hot of a place beyond the last is 0.
+    there = jax.nn.one_hot(place, places, dtype=chances.dtype)[..., None, :]
+    each = chosen[..., None].astype(chances.dtype) * there
+    return each.sum(2), (each * chances[..., None, None]).sum(2)
+
+
+def rooms(copies: int, members: int, padding: float) -> int:
+    """Return how many of so many copies there is room for where each member gets its share."""
+    return min(copies, int(-(-copies * padding // members)))
+
+
+def copies_of(member: Any, members: int, room: int) -> tuple[Any, Any]:
+    """Return the place of each copy among rooms of equal size, one for the `member` that it goes
+    to, and whether there is one: the others are dropped."""
+    one = jax.nn.one_hot(member, members, dtype=jnp.int32)
+    before = jnp.sum((jnp.cumsum(one, 0) - one) * one, -1)
+    there = before < room
+    return jnp.where(there, member * room + before, members * room), there
+
+
+def delivered(tokens: Any, top: int, place: Any, many: int) -> Any:
+    """Return copies of tokens [tokens, embed] in `many` places; empty ones are 0."""
+    copies = jnp.repeat(tokens, top, 0)
+    return jnp.zeros((many, tokens.shape[1]), tokens.dtype).at[place].set(copies, mode="drop")
+
+
+def in_order(rows: Any, order: Any, many: int) -> Any:
+    """Return rows that were taken in an order out of `many`, where they were; others are 0."""
+    return jnp.zeros((many, rows.shape[1]), rows.dtype).at[order].set(rows)
+
+
+def weighted(copies: Any, there: Any, chances: Any) -> Any:
+    """Return the sum over the copies of a token of each times its chance, of those that are
+    `there`."""
+    kept = jnp.where(there.reshape(chances.shape), chances, 0).reshape(-1, chances.shape[-1])
+    return jnp.einsum("tkd,tk->td", copies.reshape(*kept.shape, -1), kept.astype(copies.dtype))

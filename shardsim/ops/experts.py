@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, einsum, weight
 from shardsim.graph.build import Builder, vector
-from shardsim.ops.activate import activate
-from shardsim.ops.exchange import ROUTED
+from shardsim.ops.activate import activation
+from shardsim.ops.exchange import (
+    ROUTED,
+    copies_of,
+    delivered,
+    in_order,
+    masks,
+    rooms,
+    weighted,
+)
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.registry import runs
+from shardsim.ops.route import chosen
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
 
 # Rows of one tile of a grouped matmul (megablox's default). The last tile of an expert is half
 # empty on average.
 TILE = 512
 
 
-def experts(
-    build: Builder, slots: Array, *, gated: bool, activation: str, bias: bool, sorted_by: bool
-) -> Array:
+def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:
     """Add all experts' MLPs, on arrays [experts, ..., embed].
 
     `sorted_by`: tokens are sorted by expert, as many as there are, so that products have rows in
@@ -32,8 +46,113 @@ def experts(
         vectors = [vector(f"{name}_bias", "expert", "expert_mlp")] if bias else []
         product = einsum(slots, weight(name, "expert", "embed", "expert_mlp"), out, *vectors)
         parts.append(build.add(replace(product, tile=tile)))
-    hidden = activate(build, parts, activation, "expert hidden")
+    hidden = build.add(activation(parts, "expert hidden"))
     made = Array("made", slots.dims, keep="", lies="made", purpose=ROUTED)
     vectors = [vector("expert_out_bias", "expert", "embed")] if bias else []
     product = einsum(hidden, weight("expert_out", "expert", "expert_mlp", "embed"), made, *vectors)
     return build.add(replace(product, tile=tile))
+
+
+@runs("experts")
+def run_experts(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Return what the experts of a token add to it, [batch, tokens, embed].
+
+    Tokens are gathered to where experts choose from, and brought to them; what experts make is
+    brought back, and summed by the chances.
+    """
+    whole = way.over_tensor(x, embed=True)
+    chances, choices = chosen(way, params, call, x, whole)
+    x = way.over_experts(whole)
+    chances, choices = (
+        way.over_experts(way.over_tensor(each, embed=False)) for each in (chances, choices)
+    )
+    run = with_capacity if call["capacity"] else sorted_by_expert
+    return way.expert_sum(run(way, params, call, x, chances, choices))
+
+
+def with_capacity(way: Whole, params: Params, call: Any, x: Any, chances: Any, choices: Any) -> Any:
+    """Dispatch by products with masks: tokens beyond an expert's places are dropped."""
+    batch, tokens, width = x.shape
+    groups = tokens // call["group"] if call["group"] else 1
+    share = call["top"] * (tokens // groups) / call["number"]
+    places = math.ceil(round(share * call["capacity"], 6))
+    x, chances, choices = (
+        each.reshape(batch * groups, tokens // groups, -1) for each in (x, chances, choices)
+    )
+    mask, shares = masks(chances, choices, call["number"], places)
+    first, many = way.experts_here(call["number"])
+    mask, shares = (
+        checkpoint_name(lax.dynamic_slice_in_dim(each, first, many, 2), "rest")
+        for each in (mask.astype(x.dtype), shares)
+    )
+    copies = jnp.einsum("gsec,gsd->egcd", mask, x)
+    rows = way.exchange(copies.reshape(many, -1, width))
+    made = mlps(way, params, call, checkpoint_name(rows, "rest"), None)
+    made = checkpoint_name(way.exchange_back(made), "rest").reshape(*copies.shape[:3], -1)
+    return jnp.einsum("gsec,egcd->gsd", shares, made).reshape(batch, tokens, -1)
+
+
+def sorted_by_expert(
+    way: Whole, params: Params, call: Any, x: Any, chances: Any, choices: Any
+) -> Any:
+    """Copy each token for its experts, sort the copies, and multiply group by group.
+
+    Over an expert axis copies travel in rooms of equal size, one for each member.
+    """
+    number, top = call["number"], call["top"]
+    batch, tokens, width = x.shape
+    flat, mine = x.reshape(-1, width), choices.reshape(-1, top)
+    members = way.exchange_members
+    if members == 1:
+        first, many = way.experts_here(number)
+        which = jnp.where((mine >= first) & (mine < first + many), mine - first, many).reshape(-1)
+        order = jnp.argsort(which)[: rooms(mine.size, way.expert_members, way.plan["padding"])]
+        rows = checkpoint_name(flat[order // top], "rest")
+        made = mlps(way, params, call, rows, which[order])
+        back = checkpoint_name(in_order(made, order, mine.size), "rest")
+        there = which < many
+    else:
+        many = number // members
+        room = rooms(mine.size, members, way.plan["padding"])
+        place, there = copies_of(mine.reshape(-1) // many, members, room)
+        sent = delivered(flat, top, place, members * room)
+        names = jnp.full(members * room, many).at[place].set(mine.reshape(-1) % many, mode="drop")
+        rows = way.exchange(sent.reshape(members, room, width)).reshape(-1, width)
+        names = way.exchange(names.reshape(members, room, 1)).reshape(-1)
+        order = jnp.argsort(names)
+        made = mlps(way, params, call, checkpoint_name(rows[order], "rest"), names[order])
+        back = in_order(made, order, len(order)).reshape(1, members * room, -1)
+        back = checkpoint_name(way.exchange_back(back), "rest").reshape(members * room, -1)
+        back = back[jnp.where(there, place, 0)]
+    return weighted(back, there, chances).reshape(batch, tokens, -1)
+
+
+def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
+    """Return what experts make of rows: [experts, rows, embed], or [rows, embed] in order of
+    `which` expert they are for. Where nothing is for any expert of this device it is 0."""
+    grouped = which is not None
+
+    def product(x: Any, name: str) -> Any:
+        w = way.expert_matrix(params, name)
+        if not grouped:
+            return jnp.einsum("erk,ekn->ern", x, w)
+        sizes = jnp.bincount(which, length=w.shape[0] + 1)[:-1].astype(jnp.int32)
+        return lax.ragged_dot(x, w, sizes)
+
+    def biased(y: Any, name: str) -> Any:
+        if not call["bias"]:
+            return y
+        bias = way.expert_vector(params, f"{name}_bias", y.shape[-1])
+        if not grouped:
+            return y + bias[:, None]
+        return y + bias[jnp.minimum(which, len(bias) - 1)]
+
+    names = ("expert_in", "expert_gate") if call["gated"] else ("expert_in",)
+    parts = [checkpoint_name(biased(product(rows, name), name), "mlp_hidden") for name in names]
+    hidden = getattr(jax.nn, call["activation"])(parts[0])
+    hidden = checkpoint_name(hidden * parts[1] if call["gated"] else hidden, "rest")
+    made = biased(way.expert_scatter(product(hidden, "expert_out")), "expert_out")
+    if not grouped:
+        return made
+    here = which < call["number"] // way.expert_members
+    return jnp.where(here[:, None], made, 0)

@@ -9,6 +9,7 @@ from shardsim.graph.arrays import Array, Stream, pointwise, weight
 from shardsim.graph.build import Builder, vector
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
+from shardsim.ops.whole import stored_gradient
 
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
@@ -88,14 +89,3 @@ def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     scale, *bias = (params[name].astype(jnp.float32) for name in call["weights"])
     y = wide * lax.rsqrt(square + EPSILON) * scale
     return sum(bias, y).astype(x.dtype)
-
-
-def stored_gradient(x: Any) -> Any:
-    """Return x, whose gradient is written once.
-
-    Fused into the operand of the matmuls that read it, the TPU compiler would compute it again for
-    every tile of each of them.
-    """
-    identity = jax.custom_vjp(lambda x: x)
-    identity.defvjp(lambda x: (x, None), lambda _, gradient: (lax.optimization_barrier(gradient),))
-    return identity(x)

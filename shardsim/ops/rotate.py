@@ -9,6 +9,7 @@ from shardsim.graph.arrays import Array, Stream, linear
 from shardsim.graph.build import Builder
 from shardsim.ops.lazy import jnp
 from shardsim.ops.registry import runs
+from shardsim.ops.whole import stored_gradient
 
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
@@ -26,7 +27,7 @@ def rotate(build: Builder, x: Array) -> Array:
 @runs("rotate")
 def run_rotate(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Turn pairs (i, i + head_dim / 2) of heads by position * 10000^(-2i/d)."""
-    x = way.by_head(x)
+    x = stored_gradient(way.by_head(x))
     positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     half = x.shape[-1] // 2
     angle = positions[:, None] * 10000.0 ** (-jnp.arange(half) / half)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardsim.ops.attend import flash_attention
-from shardsim.ops.lazy import jnp
+from shardsim.ops.lazy import jax, jnp, lax
 
 Array = Any
 Params = dict[str, Any]
@@ -20,6 +20,17 @@ Params = dict[str, Any]
 def dtype(name: str) -> Any:
     """Return the format that a plan calls "f32" or "bf16"."""
     return {"f32": jnp.float32, "bf16": jnp.bfloat16}[name]
+
+
+def stored_gradient(x: Any) -> Any:
+    """Return x, whose gradient is written once.
+
+    Fused into the operand of the matmuls that read it, the TPU compiler would compute it again for
+    every tile of each of them.
+    """
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), lambda _, gradient: (lax.optimization_barrier(gradient),))
+    return identity(x)
 
 
 def linear(x: Array, w: Array, kind: Any = None) -> Array:
@@ -172,6 +183,53 @@ class Whole:
     def vocab_start(self, columns: int) -> Array:
         """Return the first row of the vocabulary that this device has; it has `columns`."""
         return 0
+
+    # Experts.
+
+    exchange_members = 1  # devices among which tokens are exchanged
+    expert_members = 1  # devices that have different experts
+
+    def routing(self, x: Array, whole: Array, params: Params, name: str) -> Array:
+        """Return float32 logits [batch, tokens, experts] of the tokens of the residual stream; in
+        `whole` they are gathered over a tensor axis."""
+        w = self.matrix(params, name).astype(jnp.float32)
+        return jnp.einsum("bsk,kn->bsn", x.astype(jnp.float32), w)
+
+    def over_tensor(self, x: Array, embed: bool) -> Array:
+        """Gather an array of tokens over a tensor axis; its last dimension may be `embed`."""
+        return x
+
+    def over_experts(self, x: Array) -> Array:
+        """Return an array of tokens where experts choose from it."""
+        return x
+
+    def experts_here(self, number: int) -> tuple[Array, int]:
+        """Return the first expert that this device works with before any exchange, and how many."""
+        return 0, number
+
+    def exchange(self, x: Array) -> Array:
+        """Exchange [experts or members, rows, embed]: each device gets the rows of its experts."""
+        return x
+
+    def exchange_back(self, x: Array) -> Array:
+        """Undo `exchange`."""
+        return x
+
+    def expert_matrix(self, params: Params, name: str) -> Array:
+        """Return the matrices of this device's experts, in the compute format."""
+        return params[name].astype(self.compute)
+
+    def expert_vector(self, params: Params, name: str, width: int) -> Array:
+        """Return the biases of this device's experts, its part of `width` of them."""
+        return params[name].astype(self.compute)
+
+    def expert_scatter(self, y: Array) -> Array:
+        """Return the sum of what experts make, this device's part of the last dimension."""
+        return y
+
+    def expert_sum(self, y: Array) -> Array:
+        """Return the sum over experts of other devices, as the residual stream lies."""
+        return y
 
     # The ends.
 

@@ -234,7 +234,7 @@ class Tracer:
         self.moment(op.name + again)
         self.operands(op.ins, step.gathers)
         if op.relay and not _gathers(step):
-            (array,) = op.ins
+            array = op.ins[0]
             moving = frozenset[str]().union(*(move.axes for move in step.gathers))
             if moving:
                 arriving = replace(stored(op.out), several=moving)

@@ -28,6 +28,7 @@ from shardsim.program.tasks import (
     Task,
     fused,
 )
+from shardsim.program.weights import Weights
 
 OPS_QUANTISE = 4.0
 QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
@@ -191,7 +192,7 @@ class Lowering:
         size = self.sizes.moved(transfer.dims, transfer.by) * width
         if transfer.kind == "all-to-all" and "expert" in transfer.axes:
             there = dict(transfer.by).get("expert") == "expert"
-            size = size * self.sizes.room * (1.0 if there else self.sizes.load)
+            size = size * (1.0 if there else self.sizes.room)
         return Collective(
             name=name,
             kind=transfer.kind,
@@ -214,13 +215,14 @@ class _Pass:
         self.made: dict[str, list[int]] = {}  # array, or "d " array -> matmuls that make it
         self.gathered: dict[Transfer, int] = {}
         self.rings: dict[str, int] = {}  # array, or "d " array -> its gather over tensor
-        self.weights: dict[tuple[str, str, str], int] = {}
+        self.weights = Weights(lowering.sizes)
         self.cast: set[str] = set()  # what is in 8 bits already
         # Matmuls that may be one, by what they share and the dimension in which they lie together.
         self.projections: dict[tuple[str, str], list[int]] = {}
 
     def done(self) -> list[Task]:
         """Return the tasks; with fused projections, matmuls of one operand or result are one."""
+        self.weights.order(self.tasks)
         if not self.low.work.fused_projections:
             return self.tasks
         tasks: list[Task | None] = list(self.tasks)
@@ -270,7 +272,10 @@ class _Pass:
             task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
                 self._project(op, "")
-            self._add_matmul(task, op.out.name, [array.name for array in op.ins])
+            if op.dtype:  # a router: no ring cuts it
+                self.tasks.append(task)
+            else:
+                self._add_matmul(task, op.out.name, [array.name for array in op.ins])
         elif op.kernel:
             self.tasks.append(low.kernel(name, op, place, False, count))
         stream = op.stream
@@ -329,7 +334,10 @@ class _Pass:
             read = ["d " + op.out.name]
         task = low.matmul(name, op, place, dims, width, array)
         self._project(op, "dW " if array.weight else "d ")
-        self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
+        if op.dtype:
+            self.tasks.append(task)
+        else:
+            self._add_matmul(task, "d " + array.name, read, whole=bool(array.weight))
 
     def _project(self, op: Op, prefix: str) -> None:
         """Note what the next matmul of a projection shares with others: its result, where several
@@ -446,40 +454,12 @@ class _Pass:
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:
         """Add a weight to what is gathered or scattered in one go."""
         purpose = transfer.purpose or "weights"
-        key = (transfer.kind, role_of(transfer.axes), purpose)
         what = f"gradients of {purpose}" if transfer.gradient else f"{purpose} {self.label}"
         name = f"{VERBS[transfer.kind]} {what}".strip()
-        if any(
-            kind == key[0] and known == purpose
-            for kind, role, known in self.weights
-            if role != key[1]
-        ):
-            name = f"{name} over {key[1]}"  # those of experts and all others
         task = self.low.collective(
-            transfer,
-            name,
-            width,
-            purpose="weights",
-            schedule="behind",
-            switch=switch,
+            transfer, name, width, purpose="weights", schedule="behind", switch=switch
         )
-        odd = self.low.sizes.odd("embed", transfer.axes)
-        by_head = "head_dim" in transfer.dims
-        by_head &= not transfer.gradient or transfer.dims[0] == "embed"
-        task = replace(task, by_head_bytes=task.bytes * by_head, odd_bytes=task.bytes * odd)
-        if key in self.weights:
-            before = self.tasks[self.weights[key]]
-            assert isinstance(before, Collective)
-            self.tasks[self.weights[key]] = replace(
-                before,
-                bytes=before.bytes + task.bytes,
-                messages=before.messages + 1,
-                by_head_bytes=before.by_head_bytes + task.by_head_bytes,
-                odd_bytes=before.odd_bytes + task.odd_bytes,
-            )
-            return
-        self.weights[key] = len(self.tasks)
-        self.tasks.append(task)
+        self.weights.add(self.tasks, transfer, task)
 
 
 def _purpose(transfer: Transfer) -> str:

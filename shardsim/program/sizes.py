@@ -69,10 +69,11 @@ class Sizes:
             **_slots(model, work.sequence),
         }
         several = np.greater(layout.expert.size, 1)
-        # On the fullest device, of tokens that are sorted; and what an all-to-all has room for.
+        # Of tokens that are sorted: on the fullest device, and what there is room for.
         dropless = model.experts is not None and not model.experts.capacity
         self.load: Number = np.where(several, work.imbalance, 1.0) if dropless else 1.0
-        self.room: Number = work.padding if dropless else 1.0
+        room = np.minimum(max(work.padding, work.imbalance), layout.expert.size)
+        self.room: Number = np.where(several, room, 1.0) if dropless else 1.0
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}
         self._elements: dict[Any, Number] = {}
         self._several: dict[frozenset[str], Number] = {}
@@ -99,7 +100,7 @@ class Sizes:
             for d in dims:
                 total = total * self.length(d, place)
             if "slot" in dims and place.get("expert") == "expert":
-                total = total * self.load
+                total = total * (self.room if "expert" in dims else self.load)
             self._elements[key] = total
         return self._elements[key]
 

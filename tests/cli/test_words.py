@@ -32,7 +32,7 @@ mesh: {fsdp: {size: 128, torus: [x, z]}, model: {size: 8, torus: [y]}}
 rules:
   parameters: {embed: [fsdp], heads: [model], mlp: [model], vocab: [model]}
   activations: {batch: [fsdp], seq: [model], heads: [model], mlp: [model], vocab: [model]}
-attention: unfused
+attention: flash
 """
 
 

@@ -13,6 +13,9 @@ _DECODER = {**_SIZES, "family": "decoder", "kv_heads": 8, "sequence": 16, "vocab
     "causal": True
 }
 
+_EIGHT = {"number": 8, "top_k": 2, "mlp": 64}
+_MIXED = {"gated_mlp": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary"}
+
 MODELS: dict[str, dict[str, Any]] = {
     # As ViT-22B: parallel layers, QK-norm, attention pooling.
     "vit": {
@@ -75,6 +78,25 @@ MODELS: dict[str, dict[str, Any]] = {
     # As Gemma: norms after attention and MLP too.
     "gemma": {**_DECODER, "name": "gemma", "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 2}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary"},
+    # As Mixtral: two of eight experts a token, none dropped.
+    "mixtral": {**_DECODER, "name": "mixtral", **_MIXED, "experts": _EIGHT},
+    # As Llama 4: every other layer has experts, beside a shared one.
+    "llama4": {
+        **_DECODER,
+        "name": "llama4",
+        **_MIXED,
+        "layers": 4,
+        "experts": {**_EIGHT, "top_k": 1, "shared": 1, "every": 2, "router": "sigmoid"},
+    },
+    # As gpt-oss: biases everywhere; a capacity in sequences.
+    "switch": {
+        **_DECODER,
+        "name": "switch",
+        "biases": {"mlp": True},
+        "experts": {**_EIGHT, "capacity": 1.25, "router_bias": True, "beside": True},
+    },
+    # A capacity in groups of a sequence.
+    "gshard": {**_DECODER, "name": "gshard", "experts": {**_EIGHT, "capacity": 1.0, "group": 8}},
     # As Gemma 2: every other layer sees a window of the last tokens.
     "gemma2": {
         **_DECODER,
@@ -150,6 +172,12 @@ _F2M = {"fsdp": 2, "model2": 2, "model": 2}
 _FCM = {"fsdp": 2, "context": 2, "model": 2}
 _B, _DB = {"batch": ["fsdp"]}, {"batch": ["data", "fsdp"]}
 _SEQ, _EMB = {"seq": ["model"]}, {"embed": ["model"]}
+_FE, _DE = {"fsdp": 2, "expert": 4}, {"data": 2, "expert": 4}
+_FEM = {"fsdp": 2, "expert": 2, "model": 2}
+_E = {"expert": ["expert"]}
+_ON_FE, _ON_DE = {"batch": ["fsdp", "expert"], **_E}, {"batch": ["data", "expert"], **_E}
+_FE_WHOLE, _FE_SPLIT = {"embed": ["fsdp"], **_E}, {"embed": ["fsdp", "expert"], **_E}
+_RING, _ROOM = {"experts": {"exchange": "ring", "padding": 4}}, {"experts": {"padding": 4}}
 _ZERO = {"optimizer_rules": {"embed": ["data"]}}
 _CUSTOM = {"save": ["context", "mlp_output"]}
 _GROUPS = [
@@ -292,5 +320,46 @@ PLANS: dict[str, Plan] = {
     ),
     "partitioned context": make(
         "gpt", _FCM, _FSDP_TENSOR, _B | {"seq": ["context", "model"]}, **_PART
+    ),
+}
+
+# Of models with experts, which other trainers' exports refuse.
+EXPERTS: dict[str, Plan] = {
+    "experts, fsdp": make("mixtral", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "experts, fsdp by expert": make("mixtral", _F, {"embed": ["fsdp"], "expert": ["fsdp"]}, _B),
+    "experts, ring": make("mixtral", _FE, _FE_SPLIT, _ON_FE, **_RING),
+    "experts, ring, everything kept": make(
+        "mixtral", _DE, _E, _ON_DE, **_RING, **_ZERO, remat="none"
+    ),
+    "experts, exchanged": make("mixtral", _FE, _FE_SPLIT, _ON_FE, **_ROOM),
+    "experts, exchanged, replicas": make("llama4", _DE, _E, _ON_DE, **_ROOM, microbatches=2),
+    "experts, tensor, replicated": make("mixtral", _FM, _FSDP_TENSOR, _B),
+    "experts, tensor, sequence": make("llama4", _FM2, _FSDP_TENSOR, _B | _SEQ, remat="dots"),
+    "experts, tensor, embed": make("mixtral", _FM2, _FSDP_TENSOR, _B | _EMB, remat="none"),
+    "experts, ring and tensor": make(
+        "mixtral", _FEM, _FE_SPLIT | _INSIDE, _ON_FE | _SEQ, **_RING, remat="save_mlp"
+    ),
+    "experts, exchanged and tensor": make(
+        "llama4", _FEM, _FE_WHOLE | _INSIDE, _ON_FE | _SEQ, **_ROOM
+    ),
+    "experts, context": make(
+        "mixtral",
+        {"fsdp": 2, "expert": 2, "context": 2},
+        {"embed": ["fsdp", "context"], **_E},
+        _ON_FE | {"seq": ["context"]},
+        **_RING,
+    ),
+    "capacity, fsdp": make("switch", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "capacity, exchanged": make("switch", _FE, _FE_SPLIT, _ON_FE),
+    "capacity, exchanged, sharded optimizer": make("gshard", _DE, _E, _ON_DE, **_ZERO),
+    "capacity, exchanged and tensor": make(
+        "switch", _FEM, _FE_SPLIT | _INSIDE, _ON_FE | _EMB, remat="dots", microbatches=2
+    ),
+    "capacity, ring": make("gshard", _FE, _FE_WHOLE, _ON_FE, **_RING),
+    "capacity in groups, context": make(
+        "gshard",
+        {"fsdp": 2, "expert": 2, "context": 2},
+        {"embed": ["fsdp"], **_E},
+        _ON_FE | {"seq": ["context"]},
     ),
 }

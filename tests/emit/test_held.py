@@ -17,7 +17,7 @@ from building import decoder, vit
 from building import plans as drawn_plans
 from hypothesis import given, settings
 
-from plans import PLANS, make
+from plans import EXPERTS, PLANS, make
 from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
 from shardsim.emit.specs import plan_data
@@ -90,7 +90,9 @@ def held(datas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_predicted_state_is_what_the_emitted_step_holds(generated: list[Plan]) -> None:
     offered = [item.plan for item in search("vit-e", "v4:8x8x8", 16384).predictions]
-    pairs = emitted([*generated, *PLANS.values(), *map(load_plan, plan_names()), *offered])
+    pairs = emitted(
+        [*generated, *PLANS.values(), *EXPERTS.values(), *map(load_plan, plan_names()), *offered]
+    )
     assert len(pairs) > 100
     # Among them is everything that can go wrong.
     assert {plan.optimizer for plan, _ in pairs} == set(OPTIMIZERS)

@@ -133,6 +133,8 @@ def test_a_mapping_and_single_keys_say_the_same() -> None:
     model = load_model({"base": "mixtral-8x7b", "experts.capacity": 1.25, "experts.top_k": 1})
     assert model.experts == Experts(number=8, top_k=1, mlp=14336, capacity=1.25)
     assert load_model(model.to_mapping()) == model
+    both = load_model({"base": "mixtral-8x7b", "experts.capacity": 1.0, "experts.group": 512})
+    assert both.experts == Experts(number=8, top_k=2, mlp=14336, capacity=1.0, group=512)
     plain = load_model({"base": "mixtral-8x7b", "experts": None})
     assert plain.experts is None
     assert isinstance(plain, Model)

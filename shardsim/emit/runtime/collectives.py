@@ -66,6 +66,13 @@ def total(x: Array, group: Group) -> Array:
     return lax.psum(x, group.axes) if group.size > 1 else x
 
 
+def turn(x: Array, group: Group, split: int, joined: int) -> Array:
+    """Send each member its piece along `split`; return theirs side by side along `joined`."""
+    if group.size == 1:
+        return x
+    return lax.all_to_all(x, group.axes, split, joined, tiled=True)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def shared_total(x: Array, group: Group) -> Array:
     """Return the sum over the group, of which all members go on to compute the same.

@@ -29,6 +29,7 @@ from shardsim.emit.runtime.collectives import (
     scatter_linear,
     shared_total,
     total,
+    turn,
 )
 from shardsim.emit.runtime.config import Data, make_group
 from shardsim.ops.whole import Array, Params, Whole, dtype, joined, linear, linear_out
@@ -53,6 +54,10 @@ class Explicit(Whole):
         nothing = make_group(plan, [])
         self.on_embed = self.tensor if self.split == "embed" else nothing
         self.on_tokens = self.tensor if self.split == "sequence" else nothing
+        expert, ring = make_group(plan, roles["expert"]), plan["exchange"] == "ring"
+        self.experts_ring, self.exchanged = (expert, nothing) if ring else (nothing, expert)
+        self.exchange_members, self.expert_members = self.exchanged.size, expert.size
+        self.experts_shards = make_group(plan, plan["experts_gather"])
         self.copies = self.tensor.size * self.tensor2.size
         if not model["vocab"]:
             self.copies *= self.context.size
@@ -187,6 +192,57 @@ class Explicit(Whole):
 
     def vocab_start(self, columns: int) -> Array:
         return member(self.tensor) * columns
+
+    # Experts.
+
+    def routing(self, x: Array, whole: Array, params: Params, name: str) -> Array:
+        w = self.whole_weight(params[name], name, 0).astype(jnp.float32)
+        x = whole if self.split == "embed" else x
+        return jnp.einsum("bsk,kn->bsn", x.astype(jnp.float32), w)
+
+    def over_tensor(self, x: Array, embed: bool) -> Array:
+        with jax.named_scope("experts"):
+            x = gather(x, self.on_tokens, 1)
+            return gather(x, self.on_embed, 2) if embed else x
+
+    def over_experts(self, x: Array) -> Array:
+        with jax.named_scope("experts"):
+            return gather(x, self.experts_ring, 0)
+
+    def experts_here(self, number: int) -> tuple[Array, int]:
+        many = number // self.experts_ring.size
+        return member(self.experts_ring) * many, many
+
+    def exchange(self, x: Array) -> Array:
+        with jax.named_scope("experts"):
+            return turn(x, self.exchanged, 0, 1)
+
+    def exchange_back(self, x: Array) -> Array:
+        with jax.named_scope("experts"):
+            return turn(x, self.exchanged, 1, 0)
+
+    def expert_matrix(self, params: Params, name: str) -> Array:
+        axes = self.parameters[name]["axes"]
+        dim = 0 if self.plan["by_expert"] else axes.index("embed")
+        with jax.named_scope("gather_weights"):
+            first = jnp.moveaxis(params[name], dim, 0)
+            whole = gather_weight(first, self.experts_shards, 0, self.compute, self.reduce)
+            return jnp.moveaxis(whole, 0, dim)
+
+    def expert_vector(self, params: Params, name: str, width: int) -> Array:
+        value = params[name].astype(self.compute)
+        return value if value.shape[1] == width else own(value, self.tensor, 1)
+
+    def expert_scatter(self, y: Array) -> Array:
+        with jax.named_scope("experts"):
+            return scatter(y, self.tensor, y.ndim - 1)
+
+    def expert_sum(self, y: Array) -> Array:
+        with jax.named_scope("experts"):
+            y = scatter(y, self.experts_ring, 0)
+            if self.split == "sequence":
+                return turn(y, self.tensor, 1, 2)
+            return y if self.split == "embed" else gather(y, self.tensor, 2)
 
     # The ends.
 

@@ -50,7 +50,8 @@ class Trainer:
         self.calls = data["calls"]
         self.mesh = mesh
         self.optimizer = make_optimizer(self.plan["optimizer"], learning_rate)
-        batch = self.plan["roles"]["data"] + self.plan["roles"]["fsdp"]
+        roles = self.plan["roles"]
+        batch = roles["data"] + roles["fsdp"] + roles["expert"]
         self.batch_spec = PartitionSpec(tuple(batch) or None)
         self.specs = {name: to_spec(e["spec"]) for name, e in self.parameters.items()}
         self.state_specs = {
@@ -168,11 +169,13 @@ class Trainer:
         entry = self.parameters[name]
         used = {axis for axes in entry["optimizer_spec"] for axis in axes}
         left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
-        if "embed" not in entry["axes"] or len(entry["axes"]) == 1:  # a vector
+        axes = [axis for axis in entry["axes"] if axis != "expert"]
+        if "embed" not in axes or len(axes) == 1:  # a vector
             with jax.named_scope("reduce_small_gradients"):
                 return total(gradient, make_group(self.plan, left))
         gradient = gradient.astype(dtype(self.plan["reduce"]))
-        replicas = self.plan["roles"]["data"] + self.plan["roles"]["context"]
+        roles = self.plan["roles"]
+        replicas = roles["data"] + roles["expert"] + roles["context"]
         with jax.named_scope("reduce_gradients"):
             for dim, (mine, wanted) in enumerate(
                 zip(entry["spec"], entry["optimizer_spec"], strict=True)

@@ -22,6 +22,7 @@ SCOPES: Mapping[str, str] = {
     "head": "vocabulary",
     "keys": "keys and values",
     "second_axis": "second axis",
+    "experts": "experts",
     "output_gradient": "block",
     "input_gradient": "block",
     "tensor_output": "block",

@@ -51,6 +51,7 @@ GROUPS = (
 
 _INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
 _BATCH = {"batch": ["fsdp"]}
+GROUPED = "a quarter of the layers keeps mlp_hidden"
 
 
 def kinds(devices: int) -> dict[str, dict[str, Any]]:
@@ -59,6 +60,13 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
     def sharded(**more: Any) -> dict[str, Any]:
         rules = {"parameters": {"embed": ["fsdp"]}, "activations": _BATCH}
         return {"mesh": {"fsdp": devices}, "rules": rules, **more}
+
+    def over_32(**more: Any) -> dict[str, Any]:
+        rules = {
+            "parameters": {"embed": ["fsdp"]},
+            "activations": {"batch": ["data", "fsdp"]},
+        }
+        return {"mesh": {"data": devices // 32, "fsdp": 32}, "rules": rules, **more}
 
     def tensor(size: int, residual: str, matmul: str, **more: Any) -> dict[str, Any]:
         rules = {
@@ -70,13 +78,11 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
 
     return {
         "fsdp": sharded(),
-        "data and fsdp": {
-            "mesh": {"data": devices // 32, "fsdp": 32},
-            "rules": {
-                "parameters": {"embed": ["fsdp"]},
-                "activations": {"batch": ["data", "fsdp"]},
-            },
-        },
+        "data and fsdp": over_32(),
+        "data and fsdp, fused attention": over_32(attention="flash"),
+        "data and fsdp, fused attention, two groups of layers": over_32(
+            attention="flash", remat=GROUPED
+        ),
         "tensor 4, sequence": tensor(4, "seq", "bidirectional"),
         "tensor 4, embed": tensor(4, "embed", "bidirectional"),
         "partitioned, fsdp": sharded(execution="partitioned"),
@@ -120,9 +126,17 @@ def _overlap(matmul: str) -> dict[str, Any]:
 def cases(group: Group) -> dict[str, Plan]:
     """Return the legal plans of a group, by kind."""
     machine = parse_machine(group.machine)
-    load_model(group.model)
+    layers = load_model(group.model).layers
+    grouped = [
+        {"layers": layers - layers // 4, "save": []},
+        {"layers": layers // 4, "save": ["mlp_hidden"]},
+    ]
     found = {}
     for kind, keys in kinds(machine.devices).items():
+        if keys.get("attention") == group.attention:
+            continue
+        if keys.get("remat") == GROUPED:
+            keys = {**keys, "remat": grouped}
         overlap = {"gradients": False, "dcn": False, **keys.get("overlap", {})}
         data = {
             "name": f"{group.name}: {kind}",
