@@ -84,20 +84,17 @@ def executor_of(workers: int, scheduler: str | None) -> Iterator[Executor | None
 
 @contextmanager
 def processes(workers: int) -> Iterator[Executor]:
-    """Give a pool of processes of this machine; leaving ends what still runs."""
+    """Give a pool of processes of this machine; leaving waits for what has begun."""
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        initializer=signal.signal,  # an interrupt is for the parent, which ends them
+        initializer=signal.signal,  # an interrupt is for the parent
         initargs=(signal.SIGINT, signal.SIG_IGN),
     )
-    others = set(multiprocessing.active_children())
     try:
         yield pool
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -110,9 +107,11 @@ def cluster(address: str) -> Iterator[Executor]:
     if find_spec("distributed") is None:
         raise ShardsimError("--scheduler needs Dask: pip install 'shardsim[cluster]'")
     from distributed import Client
+    from distributed.comm.addressing import resolve_address
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told in a line
+    _quiet("distributed")
     try:
+        resolve_address(address)
         connect: Any = Client
         client = connect(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -128,3 +127,10 @@ def cluster(address: str) -> Iterator[Executor]:
     finally:
         executor.shutdown(wait=False)
         client.close(timeout=CONNECT_S)
+
+
+def _quiet(library: str) -> None:
+    """Let a library's loggers be silent: what goes wrong is told in a line."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == library:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)

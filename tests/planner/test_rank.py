@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -205,6 +206,14 @@ def alone(name: str) -> SearchResult:
 def test_slices_searched_together_are_ranked_as_alone(objective):
     machines = [*map(parse_machine, TOGETHER)]
     together = search(decoder(layers=2), machines, 16, top=6, objective=objective, by_layer=False)
+    with ThreadPoolExecutor(2) as pool:
+        by_calls = search(
+            decoder(layers=2), machines, 16, top=6, objective=objective, executor=pool
+        )
+    assert [item.plan for item in by_calls.predictions] == [
+        item.plan for item in together.predictions
+    ]
+    assert (by_calls.fit, by_calls.bound) == (together.fit, together.bound)
     apart = [item for name in TOGETHER for item in alone(name).predictions]
     assert together.searched == sum(alone(name).searched for name in TOGETHER)
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_step import small_plan
 
+from shardsim import executors
 from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.plan import save_plan
@@ -135,7 +136,8 @@ def test_the_commands(
     assert json.loads(item.stdout)["mfu"] == pytest.approx(evidence.replayed.mfu)
 
 
-def test_an_unknown_scheduler_is_one_line(tmp_path: Path) -> None:
+def test_an_unknown_scheduler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "CONNECT_S", 0.5)
     path = tmp_path / "plan.yaml"
     save_plan(small_plan(), path)
     arguments = ["verify", str(path), "--against", "tpu", "--scheduler", "tcp://127.0.0.1:9"]

@@ -17,8 +17,9 @@ from small_step import small_plan
 from shardsim.errors import HardwareError, ShardsimError
 from shardsim.machine import parse_machine
 from shardsim.xla.tpu import Cache, TpuCompiler, service, topology_options
+from shardsim.xla.tpu import cache as tpu_cache
 from shardsim.xla.tpu.cache import key_of
-from shardsim.xla.tpu.service import hbm_needed, run_compiler
+from shardsim.xla.tpu.service import compile_once, hbm_needed, run_compiler
 
 needs_libtpu = pytest.mark.skipif(
     not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
@@ -183,6 +184,55 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     cache.put("k", {"memory": {}}, "text again")
     assert cache.get("k") == ({"memory": {}}, "text again")
     assert [path.name for path in tmp_path.iterdir()] == ["k"]
+
+
+def test_of_two_that_want_the_same_one_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def fake(request: dict[str, Any], code: str, *limits: float) -> Any:
+        compiled.append(code)
+        time.sleep(0.1)
+        return ({"error": "crashed", "message": ""} if code == "bad" else {"memory": {}}), "text"
+
+    monkeypatch.setattr(service, "run_compiler", fake)
+    monkeypatch.setattr(tpu_cache, "POLL_S", 0.01)
+    with ThreadPoolExecutor(4) as pool:
+        codes = ["a", "b", "a", "bad", "a", "bad"]
+        found = [*pool.map(lambda code: compile_once({}, code, 1, 1, str(tmp_path)), codes)]
+    assert sorted(compiled) == ["a", "b", "bad", "bad"]  # a crash says nothing of the next try
+    assert [text for _, text in found] == ["text"] * 6
+    assert len([*tmp_path.iterdir()]) == 2
+    assert compile_once({}, "c", 1, 1, "/proc/no/such/place") == ({"memory": {}}, "text")
+
+
+def test_a_killed_process_lets_go_of_what_it_compiled(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom shardsim.xla.tpu.cache import Cache\n"
+        "with Cache(Path(sys.argv[1])).alone('k') as alone:\n"
+        "    print(alone, flush=True)\n    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    try:
+        assert holder.stdout.readline() == "True\n"
+        with Cache(tmp_path).alone("k", stopped) as alone:
+            assert not alone
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with Cache(tmp_path).alone("k") as alone:
+        assert alone
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
