@@ -112,7 +112,8 @@ def cluster(address: str) -> Iterator[Executor]:
     _quiet("distributed")
     try:
         resolve_address(address)
-        client: Any = Client(address, timeout=CONNECT_S, set_as_default=False)
+        connect: Any = Client
+        client = connect(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ShardsimError(f"--scheduler {address}: no Dask scheduler there ({reason})") from error
