@@ -37,7 +37,7 @@ def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=1,
             show_default=True,
             type=click.IntRange(1, 256),
-            help="Compilations side by side; each may take 4 GB.",
+            help="Compilations, or searches of slices, side by side; a compilation may take 4 GB.",
         ),
     ):
         function = option(function)
