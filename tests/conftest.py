@@ -7,10 +7,12 @@ import inspect
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from click.testing import CliRunner, Result
@@ -36,11 +38,21 @@ STARTS_JAX = re.compile(
     r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
     r"HostDevices|verify_host|host_environment|TpuCompiler|needs_libtpu"
 )
+LONG, THIRD = 12, 3  # of tables longer than that the fast tier takes a third
 FEWER = 20  # of the examples that a property draws in the whole suite, one in so many
 _KNOWN: dict[Callable[..., object], bool] = {}  # of each test function: see `starts_jax`
 NO_JAX = Path(__file__).parent / "no_jax"
 
 collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let who looks for what no test notices have long tables whole."""
+    parser.addoption(
+        "--all-parameters",
+        action="store_true",
+        help="take all parameters of tests where JAX is left out, too, and not a third of many",
+    )
 
 
 def is_fast_tier(config: pytest.Config) -> bool:
@@ -90,7 +102,13 @@ def imports_jax(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that need JAX or a notebook; in the fast tier, draw fewer examples of others."""
+    """Mark tests that need JAX or a notebook; in the fast tier, take and draw fewer of others."""
+    if is_fast_tier(config) and not config.option.all_parameters:
+        sizes = Counter(map(own_id, items))
+        left_out = [item for item in items if sizes[own_id(item)] > LONG and not taken(item)]
+        out = set(left_out)
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
@@ -102,6 +120,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if drawn is not None and is_fast_tier(config):
             fewer = settings(drawn, max_examples=max(2, drawn.max_examples // FEWER))
             item.function._hypothesis_internal_use_settings = fewer
+
+
+def own_id(item: pytest.Item) -> str:
+    """Return the name of a test without its parameters."""
+    return item.nodeid.partition("[")[0]
+
+
+def taken(item: pytest.Item) -> bool:
+    """Return whether the fast tier takes one of many parameters: always the same third."""
+    return crc32(item.nodeid.encode()) % THIRD == 0
 
 
 def starts_jax(item: pytest.Function) -> bool:

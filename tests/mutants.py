@@ -198,7 +198,8 @@ class Runner:
         """Run `first`, then the files of `tests`, then its folders, until a test fails; return
         ("passed" | "failed" | "time", that test)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"]
-        command += ["-p", "no:cacheprovider", "-m", "not jax and not slow", "-rfE"]
+        command += ["-p", "no:cacheprovider", "-m", "not jax and not slow"]
+        command += ["--all-parameters", "-rfE"]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": ""}
         near = [test for test in tests if test.endswith(".py")]
         for batch in ([first] if first else [], near, tests[len(near) :]):

@@ -165,6 +165,7 @@ def priced_all(
     return best, fit
 
 
+@pytest.mark.slow
 @given(questions(), st.integers(1, 12))
 # Weights of experts and of all others: gathered in one order whatever is computed again.
 @example(Question(MODELS[-1], machine_with("v5e:2x4", 0.1, 3e8), 6, "physical"), 2)
@@ -199,21 +200,11 @@ def alone(name: str) -> SearchResult:
     return search(decoder(layers=2), parse_machine(name), 16, top=6, by_layer=False)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [pytest.param(name, marks=() if name == "mfu" else pytest.mark.slow) for name in OBJECTIVES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_slices_searched_together_are_ranked_as_alone(objective):
     machines = [*map(parse_machine, TOGETHER)]
     together = search(decoder(layers=2), machines, 16, top=6, objective=objective, by_layer=False)
-    with ThreadPoolExecutor(2) as pool:
-        by_calls = search(
-            decoder(layers=2), machines, 16, top=6, objective=objective, executor=pool
-        )
-    assert [item.plan for item in by_calls.predictions] == [
-        item.plan for item in together.predictions
-    ]
-    assert (by_calls.fit, by_calls.bound) == (together.fit, together.bound)
     apart = [item for name in TOGETHER for item in alone(name).predictions]
     assert together.searched == sum(alone(name).searched for name in TOGETHER)
 
@@ -231,6 +222,18 @@ def test_slices_searched_together_are_ranked_as_alone(objective):
     assert [score(item) for item in together.predictions] == [
         (first, pytest.approx(rest, rel=1e-9)) for first, rest in expected
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["mfu", "chips"])
+def test_slices_searched_in_calls_of_their_own_are_ranked_as_together(objective):
+    machines = [*map(parse_machine, TOGETHER)]
+    one = search(decoder(layers=2), machines, 16, top=6, objective=objective)
+    with ThreadPoolExecutor(2) as pool:
+        other = search(decoder(layers=2), machines, 16, top=6, objective=objective, executor=pool)
+    assert [item.plan for item in other.predictions] == [item.plan for item in one.predictions]
+    assert (other.searched, other.fit, other.bound) == (one.searched, one.fit, one.bound)
+    assert other.priced >= one.priced
 
 
 def test_pruning_leaves_few_plans_to_price():

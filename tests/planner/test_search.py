@@ -265,7 +265,12 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
         pytest.param(
             vit(layers=4, pooling="cls", sequence=257), "2*v5e:2x2", 8, marks=pytest.mark.slow
         ),
-        (decoder(embed=1000, heads=10, head_dim=100, kv_heads=10, mlp=4000), "v4:2x2x2", 3),
+        pytest.param(
+            decoder(embed=1000, heads=10, head_dim=100, kv_heads=10, mlp=4000),
+            "v4:2x2x2",
+            3,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["gqa", "six", "vit", "odd-sequence", "thousand"],
 )

@@ -84,7 +84,6 @@ def test_hbm_is_no_more_than_that_of_the_policy_that_keeps_more(plan: Plan) -> N
     assert sum(held.size_bytes for held in mixed.use.at_peak) == pytest.approx(peaks[1], rel=CLOSE)
 
 
-@pytest.mark.slow
 @given(in_groups(plans(machines=MACHINES)), st.sampled_from(["physical", "compiler"]))
 @RELAXED
 def test_events_of_groups_agree_with_the_closed_form(plan: Plan, costs: str) -> None:

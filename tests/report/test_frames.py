@@ -20,6 +20,8 @@ from shardsim.report.roofline import matmul_points
 from shardsim.report.timeline import layer_timelines
 from shardsim.validate.runs import PUBLISHED, validate_data
 
+pytestmark = pytest.mark.slow  # loads pandas
+
 
 @pytest.fixture(scope="module", params=shipped())
 def item(request: pytest.FixtureRequest) -> Prediction:

@@ -136,6 +136,7 @@ def test_the_commands(
     assert json.loads(item.stdout)["mfu"] == pytest.approx(evidence.replayed.mfu)
 
 
+@pytest.mark.slow
 def test_an_unknown_scheduler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "CONNECT_S", 0.5)
     path = tmp_path / "plan.yaml"
