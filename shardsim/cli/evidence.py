@@ -27,9 +27,17 @@ from shardsim.views.table import Table
     help="What operations take: calibrated to these runs, as the TPU compiler estimates, from the "
     "chip's figures alone; both: the first two.",
 )
+@click.option(
+    "--measured",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Steps measured on devices instead: a file of `verify --against device --results`, or "
+    "those that ship with shardsim.",
+)
 @json_option
 @command_errors
-def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
+def validate(runs: str | None, op_costs: str, measured: str | None, as_json: bool) -> None:
     """Predict published runs and compare tokens/s/chip with what was measured.
 
     \b
@@ -37,7 +45,11 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
       shardsim validate
       shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
+      shardsim validate --measured
     """
+    if measured is not None:
+        _measured(measured or None, runs, as_json)
+        return
     from shardsim.validate.runs import validate as run
 
     result = run(runs, "calibrated" if op_costs == "both" else op_costs)
@@ -56,6 +68,29 @@ def validate(runs: str | None, op_costs: str, as_json: bool) -> None:
     for name, why in result.failed:
         note(f"not predicted: {name}: {why}")
     if not result.rows:
+        sys.exit(2)
+
+
+def _measured(path: str | None, runs: str | None, as_json: bool) -> None:
+    """Show steps measured on devices beside their predictions."""
+    from shardsim.errors import ShardsimError
+    from shardsim.validate.measured import measured
+    from shardsim.views.evidence import measured_steps, measured_words
+
+    if runs:
+        raise ShardsimError("validate: --runs and --measured are two files: give one")
+    found = measured(path)
+    if as_json:
+        emit_json(found.to_data())
+    else:
+        other = [(step.id, step.other_program) for step in found.steps if step.other_program]
+        notes = [f"[{n}] {name}: measured with {text}" for n, (name, text) in enumerate(other, 1)]
+        show(measured_steps(found, [name for name, _ in other]), *notes, "")
+        for kind, summary in {"all": found.summary(), **found.by_attention()}.items():
+            click.echo(measured_words(kind, summary))
+    for name, why in found.failed:
+        note(f"not predicted: {name}: {why}")
+    if not found.steps:
         sys.exit(2)
 
 

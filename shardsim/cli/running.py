@@ -65,9 +65,10 @@ def export(
     default="host",
     show_default=True,
     type=click.Choice(
-        ["host", "tpu", "maxtext", "big_vision", "flax", "keras", "axlearn", "levanter"]
+        ["host", "device", "tpu", "maxtext", "big_vision", "flax", "keras", "axlearn", "levanter"]
     ),
-    help="host: run on this machine's processor, as several devices; tpu: compile for the "
+    help="host: run on this machine's processor, as several devices; device: run where JAX finds "
+    "devices, a GPU say; tpu: compile for the "
     "plan's slice with the real TPU compiler, without a TPU; or a trainer, with the exported "
     "file in its own code.",
 )
@@ -86,7 +87,17 @@ def export(
     help="tiny: model and mesh shrunk, every axis and technique kept; with a trainer, full "
     "compiles for the plan's slice.",
 )
-@click.option("--measure", is_flag=True, help="Also time it, and plans of a small ViT, here.")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Also time it, and against host devices plans of a small ViT too.",
+)
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False),
+    help="With --against device --measure: add what was measured to this file, which "
+    "`validate --measured` reads.",
+)
 @click.option(
     "--machine-file",
     type=click.Path(dir_okay=False),
@@ -103,6 +114,7 @@ def verify(
     devices: int,
     scale: str,
     measure: bool,
+    results: str | None,
     machine_file: str | None,
     workers: int,
     timeout: float,
@@ -139,6 +151,11 @@ def verify(
         else:
             show(*evidence_parts(answer))
         sys.exit(0 if answer["ok"] else 1)
+    if against == "device":
+        _on_device(plan, measure, scale, results, as_json)
+        return
+    if results:
+        raise PlanError("verify: --results is for --against device")
     if against != "host":
         from shardsim.cli.trainers import verify_against
 
@@ -159,6 +176,57 @@ def verify(
         show(*_parts(result))
     if not result["ok"]:
         sys.exit(1)
+
+
+def _on_device(plan: Any, measure: bool, scale: str, results: str | None, as_json: bool) -> None:
+    """Run a plan where JAX finds devices, and show what came out."""
+    from shardsim.errors import PlanError
+    from shardsim.files import check_writable
+    from shardsim.xla.device import verify_device
+
+    need_jax("verify")
+    if results:
+        if not measure:
+            raise PlanError("verify: --results needs --measure")
+        check_writable(results)
+    answer = verify_device(plan, measure=measure, scale=scale, results=results, progress=note)
+    if as_json:
+        emit_json(answer)
+    else:
+        show(*_device_parts(answer))
+    sys.exit(0 if answer["ok"] else 1)
+
+
+def _device_parts(answer: dict[str, Any]) -> list[Table | str]:
+    from shardsim.units import show_bytes, show_percent, show_time
+
+    device = answer["device"]
+    parts: list[Table | str] = [
+        "verified" if answer["ok"] else "NOT VERIFIED",
+        f"on {device['count']} x {device['kind']}",
+        _errors(answer),
+    ]
+    if "measured" not in answer:
+        return parts
+    step, measured = answer["step"], answer["measured"]
+    error = step["predicted_s"] / step["measured_s"] - 1.0
+    parts += [
+        "",
+        f"step time: {show_time(step['measured_s'])} measured ({measured['steps']} steps, spread "
+        f"{show_percent(measured['spread'])}), {show_time(step['predicted_s'])} predicted "
+        f"({100 * error:+.1f} %)",
+    ]
+    if measured["peak_bytes"] is not None:
+        error = measured["predicted_peak_bytes"] / measured["peak_bytes"] - 1.0
+        parts.append(
+            f"memory: {show_bytes(measured['peak_bytes'])} measured, "
+            f"{show_bytes(measured['predicted_peak_bytes'])} predicted ({100 * error:+.1f} %)"
+        )
+    if answer["measured_on"] != answer["predicted_for"]:
+        parts.append(
+            f"the prediction is for {answer['predicted_for']}, which {answer['measured_on']} is not"
+        )
+    return parts
 
 
 def need_jax(command: str) -> None:

@@ -7,7 +7,8 @@ the plan's program, and they never decide which tasks there are (`shardsim/progr
 - `compiler`: what the TPU compiler estimates, with constants fitted to its cycles for single
   operations (`shardsim/machine/op_costs.py`; `shardsim calibrate --against tpu-compiler`).
 - `calibrated`, what is taken where nothing is said: matmuls at the share of the peak that published
-  runs reached, all else as the compiler estimates.
+  runs reached, all else as the compiler estimates; on GPUs what kernels were measured to take
+  (`shardsim/machine/kernels.py`).
 
 Where a compiler has counted the cycles of an operation, they stand for the units' time in both.
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from shardsim.errors import HardwareError, PlanError, nearest
 from shardsim.machine import Chip
+from shardsim.machine.kernels import Kernels
 from shardsim.machine.op_costs import OpCosts
 from shardsim.plan.layout import Number
 from shardsim.program.schedule import Work
@@ -187,6 +189,59 @@ class CalibratedCosts(CompilerCosts):
         return super().estimate(task)
 
 
+class KernelCosts(Costs):
+    """What a GPU's kernels were measured to take (`machine.kernels.Kernels`).
+
+    A large matmul runs at what the power limit allows, a short contraction as if it were longer;
+    cuDNN's attention does its softmax in turn with its products, for a head_dim rounded up to 64;
+    all else is a stream through HBM at a share of its peak that depends on what is done.
+    """
+
+    name = "calibrated"
+
+    @property
+    def kernels(self) -> Kernels:
+        """The measured constants of the chip."""
+        if self.chip.kernels is None:
+            raise HardwareError(f"chip {self.chip.name}: its kernels were not measured")
+        return self.chip.kernels
+
+    def estimate(self, task: Work) -> ComputeTime:
+        kernels, chip = self.kernels, self.chip
+        share = {
+            "sum": kernels.sum_hbm_efficiency,
+            "copy": kernels.copy_hbm_efficiency,
+            "transpose": kernels.transpose_hbm_efficiency,
+            "optimizer": kernels.optimizer_hbm_efficiency,
+        }.get(task.kind, kernels.stream_hbm_efficiency)
+        if task.kind == "attention" and task.matmuls == 1:
+            share = kernels.scores_hbm_efficiency
+        memory_s = task.hbm_bytes / (chip.hbm_bytes_per_s * share)
+        if task.fused:
+            return self._attention(task, memory_s)
+        longer = 1.0 + kernels.contraction_start / np.maximum(task.k, 1)
+        unit_s = task.flops * longer / (chip.peak(task.dtype) * kernels.matmul_efficiency)
+        extra_s = np.maximum(memory_s - unit_s, 0.0)
+        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
+
+    def _attention(self, task: Work, memory_s: Number) -> ComputeTime:
+        """Return the time of a kernel that holds no scores; its gradient sums in float32 apart."""
+        kernels = self.kernels
+        share, ops = kernels.attention_efficiency, kernels.softmax_ops
+        gradient = task.matmuls > FORWARD_PRODUCTS
+        if gradient:
+            share, ops = kernels.attention_gradient_efficiency, kernels.softmax_gradient_ops
+        wide = _tiles(task.k, HEAD_DIM_TILE) / task.k
+        unit_s = task.flops * wide / (self.chip.peak(task.dtype) * share)
+        unit_s = unit_s + ops * self.vector_s(task)
+        extra_s = memory_s if gradient else np.maximum(memory_s - unit_s, 0.0)
+        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
+
+
+FORWARD_PRODUCTS = 2  # of fused attention; its gradient has more
+HEAD_DIM_TILE = 64
+
+
 def physical(chip: Chip) -> Costs:
     """Return the costs that the figures of `chip` say."""
     return PhysicalCosts(chip)
@@ -200,7 +255,7 @@ def compiler(chip: Chip) -> Costs:
 
 def calibrated(chip: Chip) -> Costs:
     """Return the costs that published runs and the compiler of `chip` say together."""
-    return CalibratedCosts(chip)
+    return CalibratedCosts(chip) if chip.kernels is None else KernelCosts(chip)
 
 
 COSTS = {"calibrated": calibrated, "compiler": compiler, "physical": physical}

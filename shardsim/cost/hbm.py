@@ -13,6 +13,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
+from shardsim.program.at_once import ends_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
@@ -244,9 +245,22 @@ class Account:
         """The layers, in runs of those that are alike."""
         return runs(self.work.model, self.work.attention, self.layout)
 
+    @property
+    def casts(self) -> bool:
+        """Whether weights are stored in more bytes than products read."""
+        return self.work.parameter_bytes > self.work.wire_bytes
+
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work = self.work
+        if self.passes.at_once:
+            several = run.rounds * sum(layer.times for _, layer in run.layers) > 1
+            return [
+                layer_at_once(
+                    work.model, work.attention, number, self.kind, names, self.casts, several
+                )
+                for number, _ in run.layers
+            ]
         return [
             layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
             for number, _ in run.layers
@@ -254,6 +268,8 @@ class Account:
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
+        if self.passes.at_once:
+            return ends_at_once(self.work.model, self.work.attention, self.kind, self.casts)
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property

@@ -21,7 +21,7 @@ from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.plan.split import state_apart
-from shardsim.program.holds import HOLDS
+from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
@@ -178,7 +178,7 @@ def predict(
     program = implemented(partition(work, layout), implementation, machine, layout)
     schedule = overlap(program, layout)
     cost = price(machine, layout, schedule, costs_of(costs, machine.chip))
-    use = hbm_use(machine, work, layout, HOLDS[implementation])
+    use = hbm_use(machine, work, layout, held_by(implementation, machine.chip))
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
@@ -287,8 +287,10 @@ def _pricing(costs: str, implementation: str, machine: Machine) -> list[str]:
         warnings.append("operations take what the TPU compiler estimates; fitted to no run")
     if implementation != USUAL.get(costs, "ideal"):
         warnings.append(priced_as(costs, implementation))
-    if machine.chip.kind == "gpu":
-        warnings.append("GPU nodes are priced with published figures and checked against no run")
+    if machine.chip.kind == "gpu" and machine.chip.kernels is None:
+        warnings.append(f"{machine.chip.name}'s kernels were not measured: published figures")
+    if machine.chip.kind == "gpu" and machine.devices > 1:
+        warnings.append("links between GPUs have published figures and were checked in no run")
     return warnings
 
 

@@ -253,8 +253,11 @@ def tpu_options(plan: Plan) -> dict[str, str]:
     fused into one matmul (not `multiple_steps`, which lets one gather keep out all others);
     `prefer_async_allgather` keeps gathers over three torus axes, which else become all-reduces
     that nothing hides. No option made reductions of gradients asynchronous. The last ones let the
-    partitioner make collective matmuls by itself, or forbid it.
+    partitioner make collective matmuls by itself, or forbid it. Other machines have none.
     """
+
+    if plan.machine.chip.kind != "tpu":
+        return {}
 
     def flag(on: bool) -> str:
         return "true" if on else "false"

@@ -68,6 +68,19 @@ def weight(name: str, *dims: str, kind: str = "matrix", purpose: str = "") -> Ar
 
 
 @dataclass(frozen=True, kw_only=True)
+class Apart:
+    """What crosses HBM where a compiler fuses nothing into matmuls, as XLA does on GPUs: statistics
+    are passes of their own, and matmuls' results are read again.
+
+    In units of the elements of the result, as `Stream` has them. `sums`: over rows or columns.
+    """
+
+    passes: float
+    gradient_passes: float = 0.0
+    sums: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stream:
     """What an op that is no matmul takes, in units of the elements of its result.
 
@@ -85,6 +98,7 @@ class Stream:
     fused_gradient: float = 0.0
     fused_reads: float = 0.0
     by_head: bool = False  # a norm of each head of queries or keys
+    apart: Apart | None = None  # where nothing is fused into matmuls, if that differs
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from shardsim.machine.chip import (
     Constant,
     problem_with,
 )
+from shardsim.machine.kernels import kernels_from_data
 from shardsim.machine.op_costs import op_costs_from_data
 
 STATUSES = ("published", "measured", "derived", "fitted", "recalled", "assumed")
@@ -54,7 +55,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 _IDENTITY = ("name", "title", "kind")
-_NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "constants", "figures")
+_NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "kernels", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
 # Figures that only some chips have and that are no field of Chip.
 _EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives")
@@ -164,7 +165,7 @@ def _load_shipped(name: str) -> Chip:
 def _build(data: Any, where: str, aliases: tuple[str, ...]) -> Chip:
     """Return the chip that `data` describes; `FileError` naming file and key if it is not one."""
     required = (*_IDENTITY, *(name for name in _FIGURES if name not in OPTIONAL))
-    allowed = (*_IDENTITY, *_FIGURES, *_EXTRA, "compiler")
+    allowed = (*_IDENTITY, *_FIGURES, *_EXTRA, "compiler", "kernels")
     check_keys(data, where=where, allowed=allowed, required=required)
     words = {}
     for key in _IDENTITY:
@@ -197,6 +198,8 @@ def _build(data: Any, where: str, aliases: tuple[str, ...]) -> Chip:
     )
     if "compiler" in data:
         values["compiler"] = op_costs_from_data(data["compiler"], f"{where}: compiler")
+    if "kernels" in data:
+        values["kernels"] = kernels_from_data(data["kernels"], f"{where}: kernels")
     try:
         return Chip(**words, aliases=aliases, **values, constants=constants, figures=figures)
     except HardwareError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import HardwareError
+from shardsim.machine.kernels import Kernels
 from shardsim.machine.op_costs import OpCosts
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Chip:
     collective_overhead_s: float  # start of one collective
 
     compiler: OpCosts | None = None  # learned from a compiler's estimates
+    kernels: Kernels | None = None  # of a GPU: measured
 
     constants: tuple[Constant, ...] = ()  # the fitted ones among the figures above
     figures: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)

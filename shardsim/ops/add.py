@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, linear
+from shardsim.graph.arrays import Apart, Array, Stream, linear
 from shardsim.graph.build import Builder
 from shardsim.ops.registry import runs
 
@@ -18,7 +19,8 @@ ADD = Stream(passes=2.0, ops=1.0)
 
 def add(build: Builder, x: Array, branches: Sequence[Array], out: Array) -> Array:
     """Add what branches add to the residual stream."""
-    build.add(linear([x, *branches], out, stream=ADD))
+    apart = Apart(passes=ADD.passes + len(branches))
+    build.add(linear([x, *branches], out, stream=replace(ADD, apart=apart)))
     build.call("add", [x, *branches], out)
     return out
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardsim.graph.arrays import Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
+from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
@@ -34,6 +34,12 @@ KV: Dims = ("kv", "head_dim")
 # for the maximum and again for the exponential and its sum, and writes the probabilities; backward
 # reads probabilities and their gradient twice and writes once.
 SOFTMAX = Stream(passes=3.0, ops=13.0, gradient_passes=5.0, gradient_ops=14.0)
+# Apart from matmuls, scores of float32 (two passes of bf16) are written and read three times, for
+# maximum, sum and probabilities; the gradient reads them too and has a float32 result that two
+# products read. A mask is an array of its own, read with another of float32, and keeps the gradient
+# from being one kernel: it is made twice, and its sum reads it.
+APART = Apart(passes=8.0, gradient_passes=7.0)
+APART_MASKED = Apart(passes=10.5, gradient_passes=14.0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ def attend(
         pairs = (*TOKENS, "keys", "kv", "group")
         scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
         chances = Array("probabilities", pairs)
-        build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=SOFTMAX))
+        softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
+        build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=softmax))
         build.add(einsum(chances, v, context, unit="attention"))
     build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
     return context
@@ -182,6 +189,7 @@ def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
 KEYS_AT_ONCE = 512
 BLOCKS_OF_MASK = ("data_next", "mask_next", "block_mask")  # the kernel's: [heads, queries, keys]
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
+CUDNN_MULTIPLE = 8  # of cuDNN's sequence
 
 
 def flash_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str) -> Any:
@@ -193,6 +201,8 @@ def flash_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, platform:
     whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
     if platform == "tpu" and whole:
         return kernel_attention(q, k, v, mask, positions)
+    if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16:
+        return cudnn_attention(q, k, v, mask)
     return blockwise_attention(q, k, v, mask, positions)
 
 
@@ -250,6 +260,28 @@ def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
 
     infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
     return type(kernel)(*map(part, infos), **kernel.kwargs)
+
+
+def cudnn_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    """Return attention by cuDNN's kernel, which takes bf16 and even lengths; others are padded."""
+    tokens = q.shape[1]
+    more = -tokens % CUDNN_MULTIPLE
+    lengths = None
+    if more:
+        missing = ((0, 0), (0, more), (0, 0), (0, 0))
+        q, k, v = (jnp.pad(x, missing) for x in (q, k, v))
+        lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=mask["causal"],
+        local_window_size=(mask["window"] - 1, 0) if mask["window"] else None,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return checkpoint_name(out, "context")[:, :tokens]
 
 
 def blockwise_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, pointwise, weight
+from shardsim.graph.arrays import Apart, Array, Stream, pointwise, weight
 from shardsim.graph.build import Builder, vector
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
 # A norm reads its row and writes it; its gradient reads both, and the gradient of the stream.
+# With passes of their own each moment reads the row; so do the two sums of the gradient.
 NORM = Stream(passes=2.0, ops=8.0, gradient_passes=4.0, gradient_ops=8.0)
 HEAD_NORM = Stream(passes=2.0, ops=8.0, gradient_passes=3.0, gradient_ops=8.0, by_head=True)
+GRADIENT_SUMS = 2.0
 
 
 def norm(
@@ -35,7 +37,7 @@ def norm(
     )
     build.add(pointwise([x], sums))
     vectors = [weight(f"{name}_scale", "norm", kind="vector")]
-    stream = NORM
+    stream = replace(NORM, apart=_apart(NORM, kind))
     if bias:
         vectors.append(weight(f"{name}_bias", "norm", kind="vector"))
         passes, ops = NORM.gradient_passes + 1.0, NORM.gradient_ops + 1.0
@@ -50,9 +52,17 @@ def head_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> 
     vectors = [vector(f"{name}_scale", "head_dim")]
     vectors += [vector(f"{name}_bias", "head_dim")] if bias else []
     out = replace(x, name=f"{x.name} normed", keep="rest")
-    build.add(pointwise([x], out, *vectors, stream=HEAD_NORM))
+    stream = replace(HEAD_NORM, apart=_apart(HEAD_NORM, kind))
+    build.add(pointwise([x], out, *vectors, stream=stream))
     build.call("head_norm", [x], out, weights=vectors, kind=kind)
     return out
+
+
+def _apart(stream: Stream, kind: str) -> Apart:
+    """Return what a norm moves where each of its sums is a pass of its own."""
+    moments = 2.0 if kind == "layernorm" else 1.0
+    gradient_passes = stream.gradient_passes + GRADIENT_SUMS
+    return Apart(passes=stream.passes + moments, gradient_passes=gradient_passes, sums=True)
 
 
 EPSILON = 1e-6

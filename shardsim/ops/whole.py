@@ -38,6 +38,28 @@ def linear(x: Array, w: Array, kind: Any = None) -> Array:
     return jnp.einsum("bsk,k...->bs...", x, w, preferred_element_type=kind)
 
 
+def logits_linear(x: Array, w: Array, platform: str) -> Array:
+    """Return x [batch, tokens, embed] @ w [embed, vocab] in float32.
+
+    On GPU its gradient is taken in the format of x: float32 operands would run as TF32, at half of
+    the rate. TPUs take them as bf16 by themselves.
+    """
+    if platform != "gpu":
+        return linear(x, w, jnp.float32)
+
+    def products(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, w = kept
+        gradient = gradient.astype(x.dtype)
+        return (
+            jnp.einsum("bsn,kn->bsk", gradient, w),
+            jnp.einsum("bsk,bsn->kn", x, gradient),
+        )
+
+    product = jax.custom_vjp(lambda x, w: linear(x, w, jnp.float32))
+    product.defvjp(lambda x, w: (linear(x, w, jnp.float32), (x, w)), products)
+    return product(x, w)
+
+
 def linear_out(h: Array, w: Array) -> Array:
     """Return h [batch, tokens, mlp] or [batch, tokens, heads, head_dim] @ w [wide, embed]."""
     if h.ndim == 3:
@@ -246,7 +268,7 @@ class Whole:
 
     def logits(self, x: Array, head: Array) -> Array:
         """Return float32 logits [batch, tokens, vocab]."""
-        return jnp.einsum("bsk,kn->bsn", x, head, preferred_element_type=jnp.float32)
+        return logits_linear(x, head, self.plan["platform"])
 
     def pool(self, x: Array, share: Array) -> Array:
         """Return the sum over tokens of x * share[token]: [batch, 1, embed]."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from shardsim.machine import Chip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
@@ -79,6 +81,8 @@ class Passes:
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
+    # All that a layer's gradient needs is there at once (`program/at_once.py`).
+    at_once: bool = False
     # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
     # `recomputes`, if nothing is marked for remat, drops by itself what layers keep (reported of a
     # GPT of 12 layers on v3). In a loop over layers, as emitted code has, it cannot.
@@ -147,3 +151,11 @@ HOLDS: Mapping[str, Passes] = {
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),
 }
+# XLA on GPUs.
+ON_GPU: Mapping[str, Passes] = {"emitted": Passes(at_once=True, lanes=1.0)}
+
+
+def held_by(implementation: str, chip: Chip) -> Passes:
+    """Return what an implementation holds on a chip."""
+    found = ON_GPU.get(implementation) if chip.kind == "gpu" else None
+    return found or HOLDS[implementation]

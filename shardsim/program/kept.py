@@ -24,15 +24,39 @@ def kept(
     made = {step.op.out.name: step.op.out for step in derived.steps}
     start = derived.steps[0].op.ins[0]
 
-    def size(array: Array) -> Number:
-        return sizes.stored(array) * (WIDE if array.wide else float(work.wire_bytes))
-
     def total(names: frozenset[str], host: bool) -> Number:
         found = backward_of(work.model, work.attention, layer, names).kept
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
-        return sum(size(array) for keep, array in arrays if (keep in group.offloaded) == host)
+        return sum(
+            _size(work, sizes, array) for keep, array in arrays if (keep in group.offloaded) == host
+        )
 
     on_host: Number = 0.0
     if group.offloaded:
         on_host = over_policies(group, lambda names: total(names, True))
     return over_policies(group, lambda names: total(names, False)), on_host
+
+
+def kept_for_products(
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept
+) -> Number:
+    """Return the bytes of `kept` that products or kernels read, wherever they lie."""
+    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
+    read = {
+        (array.original or array).name
+        for step in derived.steps
+        if step.op.product or step.op.kernel
+        for array in step.op.needs
+    }
+
+    def total(names: frozenset[str]) -> Number:
+        found = backward_of(work.model, work.attention, layer, names).kept
+        made = {step.op.out.name: step.op.out for step in derived.steps}
+        arrays = [made[array.name] for array in found if array.name in read]
+        return sum((_size(work, sizes, array) for array in arrays), 0.0)
+
+    return over_policies(group, total)
+
+
+def _size(work: Workload, sizes: Sizes, array: Array) -> Number:
+    return sizes.stored(array) * (WIDE if array.wide else float(work.wire_bytes))

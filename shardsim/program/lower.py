@@ -23,6 +23,8 @@ from shardsim.program.tasks import (
     BY_HEAD,
     QUERY_KEY_NORM,
     QUERY_KEY_NORM_GRADIENT,
+    SOFTMAX,
+    SOFTMAX_GRADIENT,
     Collective,
     Compute,
     Task,
@@ -122,7 +124,7 @@ class Lowering:
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
             dtype="bf16" if attention else op.dtype or self.work.precision.compute,
             count=count,
-            purpose=_by_head(op, made),
+            purpose=_purpose_of(op, made),
         )
 
     def kernel(self, name: str, op: Op, place: Split, gradient: bool, count: Number) -> Compute:
@@ -152,14 +154,22 @@ class Lowering:
             vector_ops=m * n * batch * share * ops,
             count=count,
             fused="beside" if kernel.beside else "in turn",
+            causal=bool(mask and mask.causal),
             purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
     def stream(
-        self, name: str, op: Op, place: Split, passes: float, ops: float, count: Number = 1
+        self,
+        name: str,
+        op: Op,
+        place: Split,
+        passes: float,
+        ops: float,
+        count: Number = 1,
+        apart: float | None = None,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
-        if not passes and not ops:
+        if not passes and not ops and not apart:
             return []
         elements = self.elements(op.out, place)
         widest = op.ins[0] if op.ins and op.ins[0].wide and not op.product else op.out
@@ -172,8 +182,10 @@ class Lowering:
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,
-                purpose=_by_head(op, op.out),
+                purpose=_purpose_of(op, op.out),
                 pointwise=elements,
+                apart_bytes=None if apart is None else elements * apart * self.width(widest),
+                sums=op.stream.apart is not None and op.stream.apart.sums,
             )
         ]
 
@@ -281,7 +293,8 @@ class _Pass:
         stream = op.stream
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
-        made = low.stream(name, op, place, stream.passes, stream.ops, count)
+        apart = stream.apart.passes if stream.apart else None
+        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart)
         read = {array.name for array in op.ins}
         self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
         self._settle(step.settles, op.out.name, count)
@@ -303,10 +316,14 @@ class _Pass:
             elements = low.elements(op.out, place)
             self._fuse("d " + op.out.name, elements, stream.fused_gradient, read)
         passes, ops = stream.gradient_passes, stream.gradient_ops
-        made = low.stream(f"{op.name} gradient", op, place, passes, ops)
-        gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT}
-        made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
+        apart = stream.apart.gradient_passes if stream.apart else None
         readers = [s.op for s in self._steps if op.out.name in {array.name for array in s.op.ins}]
+        products = sum(bool(reader.product) for reader in readers)
+        if apart and products > 1:  # what the gradients of several products add up to
+            apart += products
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart)
+        gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT, SOFTMAX: SOFTMAX_GRADIENT}
+        made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
         self.tasks += self._turning(made, op, readers)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
@@ -473,13 +490,15 @@ def _purpose(transfer: Transfer) -> str:
 def _works_by_head(op: Op) -> bool:
     """Return whether an op works through queries or keys element by element."""
     by_element = not op.product and not op.kernel and bool(op.stream.passes)
-    return by_element and _by_head(op, op.out) != ""
+    return by_element and _purpose_of(op, op.out) in (QUERY_KEY_NORM, BY_HEAD)
 
 
-def _by_head(op: Op, array: Array) -> str:
+def _purpose_of(op: Op, array: Array) -> str:
     """Return the purpose of what makes `array`: attention reads queries and the like by head."""
     if op.stream.by_head:
         return QUERY_KEY_NORM
+    if op.unit == "attention" and not op.product:
+        return SOFTMAX
     return BY_HEAD if "head_dim" in array.dims and op.unit != "attention" else ""
 
 

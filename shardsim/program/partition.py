@@ -6,13 +6,13 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
-from shardsim.program.kept import kept
+from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
-from shardsim.program.tasks import Collective, Compute, Program, Task, repeated
+from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
 
 def partition(work: Workload, layout: Layout) -> Program:
@@ -61,6 +61,7 @@ def _layers(
     stored: Number = 0.0
     kept_bytes: Number = 0.0
     offload_bytes: Number = 0.0
+    taken_bytes: Number = 0.0
     for number, layer in run.layers:
         one = derived.layers[number]
         low = Lowering(work, layout, sizes, one)
@@ -72,7 +73,18 @@ def _layers(
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
         offload_bytes = offload_bytes + layer.times * on_host
-    keep = Compute(name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes)
+        taken = kept_for_products(work, layout, sizes, number, policy)
+        taken_bytes = taken_bytes + layer.times * taken
+    keep = Compute(
+        name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes, purpose=KEEP
+    )
+    take = Compute(
+        name="take what was kept",
+        kind="elementwise",
+        hbm_bytes=2.0 * taken_bytes,
+        count=0,
+        purpose=TAKE,
+    )
     title = "" if group is None else f", group {group + 1}"
     trips = run.rounds * layout.microbatches
     return (
@@ -88,7 +100,7 @@ def _layers(
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *backward, _accumulate(work, layout, stored)),
+            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, stored)),
         ),
         offload_bytes,
     )

@@ -27,6 +27,13 @@ from shardsim.program.array_rules import (
     place_ring_results,
     two_backward_kernels,
 )
+from shardsim.program.gpu_rules import (
+    activate_apart,
+    attend_apart,
+    attend_by_cudnn,
+    copy_in_and_out,
+    pass_sums_apart,
+)
 from shardsim.program.move_rules import (
     all_reduce_instead_of_waiting_gathers,
     all_reduce_over_whole_slices,
@@ -65,6 +72,16 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "trainer": (gather_for_the_others, all_reduce_over_whole_slices, offload_to_sparse_cores),
 }
 
+# What is done otherwise on GPUs.
+ON_GPU: Mapping[str, tuple[Rule, ...]] = {
+    "emitted": (
+        pass_sums_apart,
+        activate_apart,
+        attend_apart,
+        attend_by_cudnn,
+        copy_in_and_out,
+    ),
+}
 
 # How a plan is done where nothing else is said: a chip's figures bound what is possible, the other
 # costs hold for what the compiler makes.
@@ -80,7 +97,8 @@ def implemented(program: Program, name: str, machine: Machine, layout: Layout) -
         raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
     where = Where(machine=machine, layout=layout)
     blocks = program.blocks
-    for rule in IMPLEMENTATIONS[name]:
+    rules = ON_GPU.get(name) if machine.chip.kind == "gpu" else None
+    for rule in IMPLEMENTATIONS[name] if rules is None else rules:
         blocks = tuple(rule(block, where) for block in blocks)
     return replace(program, blocks=blocks)
 
@@ -88,12 +106,16 @@ def implemented(program: Program, name: str, machine: Machine, layout: Layout) -
 def table() -> str:
     """Return the rules of every implementation as a Markdown table."""
     lines = ["| implementation | rule | what it does |", "| --- | --- | --- |"]
-    for name, rules in IMPLEMENTATIONS.items():
+    on_gpu = [(f"`{name}` on GPUs", rules) for name, rules in ON_GPU.items()]
+    for name, rules in (
+        *((f"`{name}`", rules) for name, rules in IMPLEMENTATIONS.items()),
+        *on_gpu,
+    ):
         if not rules:
-            lines.append(f"| `{name}` | | adds nothing |")
+            lines.append(f"| {name} | | adds nothing |")
         for rule in rules:
             words = " ".join((rule.__doc__ or "").split())
-            lines.append(f"| `{name}` | `{rule.__name__}` | {words} |")
+            lines.append(f"| {name} | `{rule.__name__}` | {words} |")
     return "\n".join(lines)
 
 

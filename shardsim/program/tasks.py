@@ -15,8 +15,12 @@ from shardsim.program.schedule import Block, Move, Number, Work
 # What operations are for, where an implementation may do them in another way.
 ATTENTION = "softmax attention"  # in one kernel: `m` queries, `n` keys, `batch` heads
 ATTENTION_GRADIENT = "softmax attention gradient"
+SOFTMAX = "softmax"  # of scores in HBM
+SOFTMAX_GRADIENT = "softmax gradient"
 QUERY_KEY_NORM = "query-key norm"
 QUERY_KEY_NORM_GRADIENT = "query-key norm gradient"
+KEEP = "keep"  # copies what the backward pass needs to where it waits
+TAKE = "take"  # copies from there what products read, where they take no part of an array
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 
 
@@ -32,6 +36,9 @@ class Compute(Work):
     purpose: str = ""  # one of those above, or nothing
     pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
     last_fraction: Number = 1.0  # of attention: `fraction`, of the last queries as many as are here
+    apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
+    sums: bool = False  # over rows or columns, where it does
+    causal: bool = False  # of attention in one kernel
     turns: bool = False  # the first to work by head through what a matmul or attention has made
 
 

@@ -15,6 +15,7 @@ from shardsim.views.table import Column, Table, names, pick, table, yes_no
 from shardsim.views.write import markdown
 
 if TYPE_CHECKING:
+    from shardsim.validate.measured import Measured, Step
     from shardsim.validate.runs import Row, Validation
     from shardsim.xla.tpu.agreement import Pair
 
@@ -55,6 +56,57 @@ def published(
         Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
     ]
     return table(columns, result.rows)
+
+
+def measured_steps(found: Measured, noted: Sequence[str] = ()) -> Table:
+    """Return steps measured on devices beside their predictions; errors are fractions."""
+
+    def size(key: str) -> Callable[[Step], float | None]:
+        def value(step: Step) -> float | None:
+            peak = getattr(step, key)
+            return None if peak is None else float(peak) / GIB
+
+        return value
+
+    columns = [
+        Column("step", "step", attrgetter("id")),
+        Column("measured_s", "measured", attrgetter("measured_s"), ".4f", "s"),
+        Column("predicted_s", "predicted", attrgetter("predicted_s"), ".4f", "s"),
+        Column("error", "error", attrgetter("error"), "+.1f", "%"),
+        Column("measured_peak", "peak", size("measured_peak_bytes"), ".2f", "GiB"),
+        Column("predicted_peak", "predicted", size("predicted_peak_bytes"), ".2f", "GiB"),
+        Column("peak_error", "error", attrgetter("peak_error"), "+.1f", "%"),
+        Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
+    ]
+    return table(columns, found.steps)
+
+
+def measured_words(kind: str, summary: Mapping[str, Any]) -> str:
+    """Return a summary of measured steps in a line."""
+
+    def percent(key: str) -> str:
+        return "-" if summary[key] is None else show_percent(summary[key])
+
+    rank = summary["rank_correlation"]
+    return (
+        f"{kind} ({summary['steps']}): step time median {percent('median_abs_error')}, worst "
+        f"{percent('max_abs_error')}; HBM median {percent('median_abs_peak_error')}, worst "
+        f"{percent('max_abs_peak_error')}; rank correlation "
+        + ("-" if rank is None else f"{rank:.3f}")
+    )
+
+
+def measured_page() -> str:
+    """Return the steps that ship with shardsim as docs/gpu.md has them."""
+    from shardsim.validate.measured import measured
+
+    found = measured()
+    other = [(step.id, step.other_program) for step in found.steps if step.other_program]
+    notes = [f"[{n}] measured with {text}" for n, (_, text) in enumerate(other, 1)]
+    parts = {"all": found.summary(), **found.by_attention()}
+    lines = [measured_words(kind, summary) for kind, summary in parts.items()]
+    shown = markdown(measured_steps(found, [name for name, _ in other]))
+    return "\n\n".join([shown.rstrip(), "  \n".join(notes), "  \n".join(lines)])
 
 
 def hbm(pairs: Iterable[Pair]) -> Table:

@@ -103,13 +103,13 @@ def build_mesh(plan: Data, devices: list[Any] | None = None) -> jax.sharding.Mes
     """Return the plan's mesh over `devices` (all there are, unless given).
 
     TPU devices say where they stand on the torus, so each mesh axis is put on its torus axes;
-    devices without coordinates are taken in order.
+    others are taken in order.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = [axis["size"] for axis in plan["mesh"]]
     if len(devices) != math.prod(shape):
         raise ValueError(f"the mesh has {math.prod(shape)} devices, but there are {len(devices)}")
-    if all(getattr(device, "coords", None) is not None for device in devices):
+    if all(device.platform == "tpu" for device in devices):
         axes = list(plan["torus"])
         at = {}
         for device in devices:

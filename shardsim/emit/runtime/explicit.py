@@ -32,7 +32,16 @@ from shardsim.emit.runtime.collectives import (
     turn,
 )
 from shardsim.emit.runtime.config import Data, make_group
-from shardsim.ops.whole import Array, Params, Whole, dtype, joined, linear, linear_out
+from shardsim.ops.whole import (
+    Array,
+    Params,
+    Whole,
+    dtype,
+    joined,
+    linear,
+    linear_out,
+    logits_linear,
+)
 
 
 class Explicit(Whole):
@@ -263,7 +272,12 @@ class Explicit(Whole):
 
     def logits(self, x: Array, head: Array) -> Array:
         with jax.named_scope("head"):
-            logits = self.linear_in(x, (head,), jnp.float32)[0]
+            if self.plan["platform"] == "gpu" and not self.ring:
+                if self.split != "replicated":
+                    x = gather(x, self.tensor, SLICED[self.split])
+                logits = logits_linear(x, head, "gpu")
+            else:
+                logits = self.linear_in(x, (head,), jnp.float32)[0]
             return shared_total(logits, self.tensor2)
 
     def pool(self, x: Array, share: Array) -> Array:

@@ -96,6 +96,10 @@ def remat_policy(plan: Data, group: Data) -> Any:
     """
     policies = jax.checkpoint_policies
     save, offload = group["save"], group["offload"]
+    if plan["platform"] == "gpu" and "context" in save:
+        return policies.save_from_both_policies(
+            cudnn_results, policies.save_only_these_names(*save)
+        )
     if offload and plan["platform"] != "cpu":
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=save,
@@ -105,3 +109,8 @@ def remat_policy(plan: Data, group: Data) -> Any:
         )
     kept = [name for name in offload if name != "layer_input"]
     return policies.save_only_these_names(*save, *kept)
+
+
+def cudnn_results(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Keep the result of cuDNN's attention and its logarithms, which cannot be named inside it."""
+    return bool(primitive.name.startswith("dot_product_attention_fwd"))

@@ -1,4 +1,4 @@
-"""The plans of the compiled evidence: three model families on five generations of TPU.
+"""The plans of the compiled evidence: models of four families on five generations of TPU.
 
 Each group is one model on one slice with one batch, in a dozen kinds of plan; plans that are not
 legal for a model (heads that do not divide) are left out of its group.
@@ -47,6 +47,8 @@ GROUPS = (
     Group(model="llama3-8b", machine="v6e:8x8", batch=256, sequence=8192, attention="flash"),
     Group(model="vit-22b", machine="v6e:16x16", batch=16384, sequence=256),
     Group(model="llama3-70b", machine="tpu7x:4x4x4", batch=256, sequence=8192, attention="flash"),
+    Group(model="palm-8b", machine="v4:4x4x8", batch=512, sequence=2048),
+    Group(model="vit-bigg", machine="v5e:8x8", batch=4096, sequence=256),
 )
 
 _INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}

@@ -1,0 +1,142 @@
+"""Rules for GPUs: how XLA runs a planned step in cuBLAS, cuDNN and its own fused kernels.
+
+Nothing is fused into a matmul: what a TPU does in its end is a pass of its own, and so is every sum
+of a norm. Read off the compiled steps of a ViT with attention apart, of ViT-22B and of Llama 3 8B
+with cuDNN's attention (jax 0.11.2, H100), and held against the measured steps of docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeGuard
+
+import numpy as np
+
+from shardsim.ops.attend import CUDNN_MULTIPLE
+from shardsim.plan.layout import Number
+from shardsim.program.rings import SUM_BYTES
+from shardsim.program.rules import Where, attends, changed, copy, stream, width
+from shardsim.program.schedule import Block, Task
+from shardsim.program.tasks import ATTENTION_GRADIENT, KEEP, SOFTMAX, TAKE, Compute
+
+CUDNN_BLOCK = 128  # queries and keys that cuDNN's kernel has at a time
+# Arrays of the queries' size that cuDNN's gradient moves: it reads queries, keys, values, the
+# result and its gradient and writes three; the rest is the sum of queries' gradients in float32 and
+# its preparation. Fitted to the micro-measurements of docs/gpu.md.
+CUDNN_GRADIENT_PASSES = 14.5
+
+
+def pass_sums_apart(block: Block, where: Where) -> Block:
+    """Read an array once for each of its sums, and what a matmul made once more to use it."""
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or task.apart_bytes is None:
+            return [task]
+        kind = "sum" if task.sums else task.kind
+        return [replace(task, hbm_bytes=task.apart_bytes, kind=kind)]
+
+    return changed(block, change)
+
+
+def activate_apart(block: Block, where: Where) -> Block:
+    """Run a pointwise operation in a kernel of its own, not in the end of the matmul before it."""
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or task.kind != "matmul" or not np.any(task.pointwise):
+            return [task]
+        m, k, n = task.m, task.k, task.n
+        own = (m * k + k * n + m * n) * task.batch * width(task)
+        read = np.maximum(task.hbm_bytes - own, 0.0)
+        moved = 2.0 * task.pointwise * width(task) + read
+        product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
+        return [product, *stream(f"apply after {task.name}", "elementwise", moved, task.count)]
+
+    return changed(block, change)
+
+
+def attend_apart(block: Block, where: Where) -> Block:
+    """Lay queries, keys, values and the result out by head for products with scores in HBM, and
+    make the scores again for the gradient: what is kept of them is in bf16. Probabilities that are
+    made again are laid out a second time for the gradient of values."""
+    products = [task for task in block.tasks if _scores_product(task)]
+    once_more = block.phase == "backward" and len(products) <= GRADIENT_PRODUCTS
+
+    def change(task: Task) -> list[Task]:
+        if isinstance(task, Compute) and task.purpose == SOFTMAX and block.phase == "backward":
+            size = task.pointwise * width(task)
+            return [task, *copy(task.name, "transpose", 1.5 * size, task.count)]
+        if not _scores_product(task):
+            return [task]
+        made: list[Task] = []
+        if once_more and task is products[0]:
+            wider = task.m * task.n * task.batch * (SUM_BYTES - width(task))
+            made = [replace(task, name="scores, again", hbm_bytes=task.hbm_bytes + wider)]
+        return [*made, *copy(task.name, "transpose", _heads_bytes(task), task.count), task]
+
+    return changed(block, change)
+
+
+GRADIENT_PRODUCTS = 4  # of attention apart: of probabilities, values, queries and keys
+
+
+def attend_by_cudnn(block: Block, where: Where) -> Block:
+    """Attend in cuDNN's kernel: lengths are padded for it, blocks that a mask leaves empty are
+    skipped, and the gradient sums that of queries in float32."""
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task):
+            return [task]
+        gradient = task.purpose == ATTENTION_GRADIENT
+        m, n = _blocks(task.m), _blocks(task.n)
+        fraction = (n + CUDNN_BLOCK) / (2.0 * n) if task.causal else 1.0
+        queries = task.m * task.k * task.batch * width(task)
+        moved = CUDNN_GRADIENT_PASSES * queries if gradient else task.hbm_bytes
+        padded = np.not_equal(np.mod(task.m, CUDNN_MULTIPLE), 0)
+        arrays = 7.0 if gradient else 4.0
+        return [
+            replace(
+                task,
+                m=m,
+                n=n,
+                fraction=fraction,
+                vector_ops=m * n * task.batch * fraction,
+                hbm_bytes=moved,
+            ),
+            *copy(f"pad for {task.name}", "copy", arrays * queries * padded, task.count),
+        ]
+
+    return changed(block, change)
+
+
+def _scores_product(task: Task) -> TypeGuard[Compute]:
+    """Return whether it is one product of attention with scores in HBM."""
+    return isinstance(task, Compute) and task.kind == "attention" and task.matmuls == 1
+
+
+def _heads_bytes(task: Compute) -> Number:
+    """Return the bytes of a product's arrays but the largest, that of pairs."""
+    m, k, n = task.m, task.k, task.n
+    sizes = (m * k, k * n, m * n)
+    pairs = np.maximum(np.maximum(sizes[0], sizes[1]), sizes[2])
+    return (sum(sizes) - pairs) * task.batch * width(task)
+
+
+def _blocks(size: Number) -> Number:
+    return np.ceil(size / CUDNN_BLOCK) * CUDNN_BLOCK
+
+
+def copy_in_and_out(block: Block, where: Where) -> Block:
+    """Fill the stacks of what layers keep with zeros, copy each layer's part in, and copy out what
+    products read: they take no part of an array. One layer has no stack."""
+    several = np.greater(block.trips, 1)
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or task.purpose not in (KEEP, TAKE):
+            return [task]
+        one = replace(task, kind="copy", count=several)
+        if task.purpose == TAKE:
+            return [one]
+        zeros = stream("fill with zeros", "elementwise", task.hbm_bytes / 2.0, one.count)
+        return [one, *zeros]
+
+    return changed(block, change)
