@@ -124,6 +124,10 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
 class Pairs(Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees no later keys."""
+
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 

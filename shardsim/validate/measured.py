@@ -86,7 +86,7 @@ class Measured:
         """Return counts, absolute errors as fractions and the rank correlation."""
         errors = [abs(step.error) for step in self.alike]
         peaks = [abs(step.peak_error) for step in self.alike if step.peak_error is not None]
-        times = [(step.predicted_s, step.measured_s) for step in self.alike]
+        times = [[s.predicted_s for s in self.alike], [s.measured_s for s in self.alike]]
         return {
             "steps": len(self.alike),
             "of_another_program": len(self.steps) - len(self.alike),
@@ -94,7 +94,7 @@ class Measured:
             "max_abs_error": max(errors, default=None),
             "median_abs_peak_error": statistics.median(peaks) if peaks else None,
             "max_abs_peak_error": max(peaks, default=None),
-            "rank_correlation": rank_correlation(times),
+            "rank_correlation": rank_correlation(*times) if len(self.alike) > 1 else None,
         }
 
     def by_attention(self) -> dict[str, dict[str, float | int | None]]:
@@ -115,12 +115,17 @@ class Measured:
         }
 
 
-def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return Spearman's rank correlation of pairs, or None of fewer than three."""
-    if len(pairs) < 3:
-        return None
-    ranks = [np.argsort(np.argsort([pair[side] for pair in pairs])) for side in (0, 1)]
-    return float(np.corrcoef(*ranks)[0, 1])
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two lists without ties.
+
+    >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+    0.5
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ShardsimError("a rank correlation needs two lists of one length, two or more")
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    apart = float(np.sum((ranks[0] - ranks[1]) ** 2))
+    return float(1.0 - 6.0 * apart / (len(a) * (len(a) ** 2 - 1)))
 
 
 def measured(path: str | os.PathLike[str] | None = None) -> Measured:

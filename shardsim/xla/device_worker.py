@@ -76,7 +76,7 @@ def measure(data: dict[str, Any], budget_s: float) -> dict[str, Any]:
             start = time.perf_counter()
             for _ in range(many):
                 params, state, loss = step(params, state, batch)
-            jax.block_until_ready((params, state, loss))
+            jax.tree.map(lambda x: x.block_until_ready(), (params, state, loss))
             return (time.perf_counter() - start) / many
 
         one_s = steps(WARM_UP)

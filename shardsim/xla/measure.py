@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from shardsim.cost.predict import predict
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
-from shardsim.errors import PlanError, ShardsimError
+from shardsim.errors import PlanError
 from shardsim.machine import Machine, chip_from_text, load_chip_file
 from shardsim.plan import Overlap, Plan, plan_from_data
 from shardsim.plan.placement import place
+from shardsim.validate.measured import rank_correlation
 from shardsim.xla.calibrate import calibrate_cpu
 from shardsim.xla.host import HostDevices, Progress
 
@@ -165,16 +163,3 @@ def measured_result(
     own = found.pop("extra")
     times = {key: own[key] for key in ("predicted_s", "measured_s")}
     return {**result, "step": {**result["step"], **times}, "measured": found}
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Spearman's rank correlation of two lists without ties.
-
-    >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
-    0.5
-    """
-    if len(a) != len(b) or len(a) < 2:
-        raise ShardsimError("a rank correlation needs two lists of one length, two or more")
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    apart = float(np.sum((ranks[0] - ranks[1]) ** 2))
-    return float(1.0 - 6.0 * apart / (len(a) * (len(a) ** 2 - 1)))

@@ -16,6 +16,7 @@ from shardsim.files import data_folder
 from shardsim.machine import Machine
 from shardsim.machine.catalog import load_chip_file
 from shardsim.plan import load_plan, resolve
+from shardsim.validate.measured import rank_correlation
 from shardsim.xla import HostDevices, shrink
 from shardsim.xla.calibrate import (
     COLLECTIVE_ELEMENTS,
@@ -27,7 +28,7 @@ from shardsim.xla.calibrate import (
     hardware_file,
 )
 from shardsim.xla.hlo.collect import sent_bytes
-from shardsim.xla.measure import measured_plans, measured_result, on_host, rank_correlation
+from shardsim.xla.measure import measured_plans, measured_result, on_host
 
 START_S = {"all-gather": 20e-6, "reduce-scatter": 20e-6, "all-reduce": 40e-6}
 
