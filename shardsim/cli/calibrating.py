@@ -14,7 +14,11 @@ from shardsim.views.table import Table
 
 
 @click.command()
-@click.option("--device", type=click.Choice(["cpu"]), help="Measure this machine's processor.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    help="Measure this machine's processor, or the GPU that JAX finds.",
+)
 @click.option(
     "--devices",
     default=8,
@@ -28,7 +32,9 @@ from shardsim.views.table import Table
     help="Learn op costs from the TPU compiler; needs no TPU.",
 )
 @click.option(
-    "--chip", metavar="NAME", help="The chip that the compiler compiles for: v4, v5e, ..."
+    "--chip",
+    metavar="NAME",
+    help="The chip that the compiler compiles for (v4, v5e, ...), or that a GPU is like.",
 )
 @click.option(
     "--op",
@@ -69,12 +75,13 @@ def calibrate(
       shardsim calibrate --against tpu-compiler --chip v4 -o v4.yaml
       shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,4096,6144,24576:bf16
       shardsim calibrate --device cpu -o host.yaml
+      shardsim calibrate --device gpu -o h100.yaml
     """
     from shardsim.errors import ShardsimError
     from shardsim.files import check_writable, write_text
 
     if (device is None) == (against is None):
-        raise ShardsimError("calibrate: say either --device cpu or --against tpu-compiler")
+        raise ShardsimError("calibrate: say either --device or --against tpu-compiler")
     for key, path in (("-o", output), ("--points", points)):
         if path:
             if texts:
@@ -87,6 +94,23 @@ def calibrate(
             _estimates(chip, texts, workers, cache, as_json)
             return
         data, text = _from_compiler(chip, workers, cache, points)
+    elif device == "gpu":
+        if texts or points:
+            raise ShardsimError("calibrate: --op and --points go with --against tpu-compiler")
+        need_jax("calibrate")
+        from shardsim.xla.calibrate_gpu import calibrate_gpu
+
+        made = calibrate_gpu(chip, progress=note)
+        text = made.text()
+        data = {
+            "device": device,
+            "chip": made.chip.name,
+            **made.kernels.to_data(),
+            "residuals": dict(made.residuals),
+            "text": None if output else text,
+        }
+        for name, error in made.residuals.items():
+            note(f"{name}: estimated {100 * error:+.1f} %")
     else:
         if chip or texts or points:
             raise ShardsimError(
