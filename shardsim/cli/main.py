@@ -9,6 +9,7 @@ from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
+from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
@@ -39,6 +40,7 @@ def main() -> None:
 for command in (
     plan,
     predict,
+    explain,
     compare,
     ablate,
     sweep,

@@ -1,6 +1,7 @@
 """Plans: mesh, rules, remat and overlap, read from and written to YAML."""
 
 from shardsim.plan.io import (
+    as_plan,
     dump_plan,
     load_plan,
     plan_from_data,
@@ -21,6 +22,7 @@ __all__ = [
     "Policy",
     "Precision",
     "Remat",
+    "as_plan",
     "dump_plan",
     "load_plan",
     "plan_from_data",

@@ -69,6 +69,11 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_data(read_yaml(target), str(path), default_name=target.stem)
 
 
+def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
+    """Return a plan, or the one that a path or the name of a shipped one stands for."""
+    return plan if isinstance(plan, Plan) else load_plan(plan)
+
+
 def plan_names() -> list[str]:
     """Return the names of the plans that ship with shardsim."""
     return sorted(file.stem for file in data_folder("plans").glob("*.yaml"))

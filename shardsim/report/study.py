@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.errors import ShardsimError
-from shardsim.machine import Machine
-from shardsim.machine.names import default_slice
+from shardsim.machine import Machine, scaled
 from shardsim.plan import Plan
 from shardsim.planner.search import SearchResult, search
 from shardsim.planner.whatif import Ablation, ablate
@@ -129,7 +128,7 @@ class Studies:
     def _sizes(self, plan: Plan) -> tuple[Prediction, ...]:
         """Return the best plans for the same question on half and on twice as many chips."""
         found = []
-        for machine in (_scaled(plan.machine, 0.5), plan.machine, _scaled(plan.machine, 2.0)):
+        for machine in (scaled(plan.machine, 0.5), plan.machine, scaled(plan.machine, 2.0)):
             result = None if machine is None else self._search(plan, machine)
             if result is not None:
                 found.append(result.best)
@@ -164,18 +163,10 @@ class Studies:
             except ShardsimError:
                 self.searched[key] = None
             else:
+                if not result.complete:  # an interrupt ends the report, not one search of it
+                    raise KeyboardInterrupt
                 self.searched[key] = result if result.predictions else None
         return self.searched[key]
-
-
-def _scaled(machine: Machine, factor: float) -> Machine | None:
-    """Return more or fewer slices of the same kind, or one larger or smaller; None: no such."""
-    if machine.slices > 1:
-        return replace(machine, slices=round(machine.slices * factor))
-    try:
-        return default_slice(machine.chip, round(machine.chips * factor))
-    except ShardsimError:
-        return None
 
 
 def _simulated(plan: Plan) -> Any:
