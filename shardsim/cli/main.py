@@ -13,9 +13,10 @@ from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
-from shardsim.cli.planning import plan, predict
+from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
+from shardsim.cli.searching import plan
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
@@ -33,7 +34,7 @@ def main() -> None:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
       shardsim predict plan.yaml
 
-    Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input.
+    Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input, 130 interrupted.
     """
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from shardsim.model import Accounting, model_flops_per_token
 from shardsim.plan.plan import Plan
 
+ROUNDING = 1e-3
+
 
 def mfu_of(plan: Plan, step_time_s: float, accounting: Accounting = Accounting.PALM) -> float:
     """Return the MFU of a step that takes `step_time_s`, of the format that the plan uses."""
@@ -23,3 +25,16 @@ def mfu_at_rate(
 def step_at_mfu(plan: Plan, mfu: float, accounting: Accounting = Accounting.PALM) -> float:
     """Return the seconds of a step at an MFU: `mfu_of` inverted, as it is linear in 1/seconds."""
     return mfu_of(plan, 1.0, accounting) / mfu
+
+
+def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
+    """Return what explains an MFU above 100 %, or above HFU, which says what is executed."""
+    mfu = mfu_of(plan, step_time_s)
+    if mfu <= min(1.0, hfu) * (1.0 + ROUNDING):
+        return []
+    halved = mfu_of(plan, step_time_s, Accounting.PALM_CAUSAL)
+    above = "100 %" if mfu > 1.0 else "HFU"
+    return [
+        f"MFU is above {above} because PaLM's count takes attention in full, also what a mask "
+        f"leaves out and nobody computes; with attention halved it is {100 * halved:.1f} %"
+    ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
-from shardsim.cost.mfu import mfu_of
+from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.sensitivity import sensitivity
 from shardsim.cost.words import FIGURES, HBM, PARTS
@@ -195,7 +195,11 @@ def predict(
         fits=fits,
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
-        warnings=(*_warnings(plan, layout, use, fits), *_pricing(costs, implementation, machine)),
+        warnings=(
+            *_warnings(plan, layout, use, fits),
+            *_pricing(costs, implementation, machine),
+            *beyond(plan, step_time_s, flops_per_chip / step_time_s / peak),
+        ),
         costs=costs,
         implementation=implementation,
         use=use,

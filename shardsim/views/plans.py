@@ -71,6 +71,12 @@ FOUND = (
 )
 
 
+def beyond(items: Iterable[Prediction]) -> list[str]:
+    """Return what is said of plans whose MFU is above 100 %, or above HFU."""
+    said = [text for item in items for text in item.warnings if text.startswith("MFU is above")]
+    return said[:1]
+
+
 def several(values: Iterable[Any]) -> bool:
     """Return whether values differ."""
     return len(set(values)) > 1
@@ -81,11 +87,21 @@ def plans(items: Iterable[Prediction]) -> Table:
     return table(PLANS, items)
 
 
-def found(items: Sequence[Prediction], title: str = "") -> Table:
-    """Return the plans of a search, numbered; slices and costs are named where they differ."""
-    more = ["machine"] if several(item.plan.machine.name for item in items) else []
-    more += ["costs"] if several(item.costs for item in items) else []
-    columns = [one.within(itemgetter(1)) for one in pick(PLANS, *more, *FOUND)]
+def found(
+    items: Sequence[Prediction],
+    title: str = "",
+    *,
+    slices: bool = False,
+    more: Sequence[Column] = (),
+) -> Table:
+    """Return the plans of a search, numbered, with `more` columns of predictions.
+
+    Costs are named where they differ, and slices, which `slices` names in any case.
+    """
+    named = slices or several(item.plan.machine.name for item in items)
+    first = ["machine"] if named else []
+    first += ["costs"] if several(item.costs for item in items) else []
+    columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *FOUND), *more)]
     return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
 
 
