@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.amounts import SECONDS, SHARE
+from shardsim.cli.amounts import seconds, share
 from shardsim.cli.chosen import chosen_plan, set_option, words_options
 from shardsim.cli.output import command_errors, emit_json, json_option, show
 from shardsim.cli.planning import as_option, op_costs_option
@@ -15,8 +15,8 @@ from shardsim.cli.planning import as_option, op_costs_option
 
 @click.command()
 @click.argument("path", metavar="PLAN.yaml|MODEL")
-@click.option("--measured-step", type=SECONDS, help="What a step of a real run took: 14.2, 850ms.")
-@click.option("--measured-mfu", type=SHARE, help="Or the MFU that it reached: 0.41, 41%.")
+@click.option("--measured-step", type=seconds, help="What a step of a real run took: 14.2, 850ms.")
+@click.option("--measured-mfu", type=share, help="Or the MFU that it reached: 0.41, 41%.")
 @click.option(
     "--counted",
     default="palm",

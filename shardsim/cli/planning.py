@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.amounts import AMOUNT, PRICES
+from shardsim.cli.amounts import amount, prices
 from shardsim.cli.chosen import chosen_plan, set_option, words_options
 from shardsim.cli.output import command_errors, emit_json, json_option, show
 from shardsim.cli.what_ifs import compiled_option, given, what_if_options
@@ -31,12 +31,12 @@ as_option = click.option(
 
 
 training_options = (
-    click.option("--tokens", type=AMOUNT, help="Tokens to train on, 300B: days and chip-hours."),
-    click.option("--images", type=AMOUNT, help="The same in images (sequences)."),
+    click.option("--tokens", type=amount, help="Tokens to train on, 300B: days and chip-hours."),
+    click.option("--images", type=amount, help="The same in images (sequences)."),
     click.option(
         "--chip-hour-price",
         "prices",
-        type=PRICES,
+        type=prices,
         metavar="PRICES",
         help="What a chip costs for an hour, in any currency: 4.2, or v5p=4.2,v5e=1.2.",
     ),

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.amounts import WHOLE
+from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
 from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
@@ -38,10 +38,10 @@ from shardsim.cli.planning import OP_COSTS, training_options
     help="v4:8x8x16, 2*v5p:8x8x8, v5e-256; several with commas; v5p:* for all its usual sizes.",
 )
 @click.option(
-    "--batch", required=True, type=WHOLE, help="Sequences (images) per step, all chips: 4096, 64k."
+    "--batch", required=True, type=whole, help="Sequences (images) per step, all chips: 4096, 64k."
 )
-@click.option("--seq", type=WHOLE, help="Tokens per sequence; the model's own if left out.")
-@click.option("--top", default=10, show_default=True, type=WHOLE, help="How many plans to show.")
+@click.option("--seq", type=whole, help="Tokens per sequence; the model's own if left out.")
+@click.option("--top", default=10, show_default=True, type=whole, help="How many plans to show.")
 @click.option(
     "--objective",
     default="mfu",

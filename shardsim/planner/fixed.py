@@ -14,8 +14,10 @@ from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
 
 FORMATS = tuple(Precision.__dataclass_fields__)
-KEYS = ("remat", "microbatches", "overlap.matmul", "attention", "optimizer")
-KEYS += tuple(f"precision.{name}" for name in FORMATS)
+KEYS = (
+    *("remat", "microbatches", "overlap.matmul", "attention", "optimizer"),
+    *(f"precision.{name}" for name in FORMATS),
+)
 MOST = 10**9
 
 
