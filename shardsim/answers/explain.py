@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -17,8 +16,7 @@ from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.cost.words import FIGURES
 from shardsim.errors import PlanError
 from shardsim.model import Accounting
-from shardsim.plan.io import as_plan
-from shardsim.plan.plan import Plan
+from shardsim.plan.io import PlanOrPath, as_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ class Explanation:
 
 
 def explain(
-    plan: Plan | str | os.PathLike[str],
+    plan: PlanOrPath,
     *,
     measured_step_s: float | None = None,
     measured_mfu: float | None = None,

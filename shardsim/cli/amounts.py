@@ -35,7 +35,7 @@ def amount(value: str | float) -> float:
     if number is None and text.endswith("B") and (number := read_number(text[:-1])) is not None:
         number *= BILLION
     if number is None or not number > 0:
-        raise click.BadParameter(f"{text[:40]!r} is no number above 0, such as 1e12 or 300B")
+        raise click.BadParameter(f"{text[:40]!r} is no positive number, such as 1e12 or 300B")
     return number
 
 
@@ -69,7 +69,7 @@ def prices(value: str | Mapping[str, float]) -> Mapping[str, float]:
         chip, equals, text = part.rpartition("=")
         price = read_number(text)
         if price is None or not price > 0 or (equals and not chip.strip()):
-            raise click.BadParameter(f"{part[:40]!r} is no price, such as 4.2 or v5p=4.2")
+            raise click.BadParameter(f"{part[:40]!r} is no positive price, such as 4.2 or v5p=4.2")
         try:
             name = load_chip(chip.strip()).name if equals else ""
         except HardwareError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 
 import click
 
 from shardsim.cli.chosen import load, set_option
 from shardsim.cli.compiling import scheduler_option
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import INTERRUPTED, command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import as_option
 
 
@@ -149,6 +150,8 @@ def sweep(
         )
     else:
         show(made)
+    if every > len(rows):
+        sys.exit(INTERRUPTED)
 
 
 @click.command()

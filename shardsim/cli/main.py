@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import shardsim
+from shardsim.cli.caching import cache
 from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
@@ -23,7 +24,11 @@ from shardsim.cli.trainers import import_
 
 @click.group(
     cls=OneLineGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "SHARDSIM",
+    },
 )
 @click.version_option(shardsim.__version__, prog_name="shardsim")
 def main() -> None:
@@ -33,6 +38,8 @@ def main() -> None:
     Start with:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
       shardsim predict plan.yaml
+
+    An option can also be set in the environment: SHARDSIM_PLAN_TOP=3 is plan --top 3.
 
     Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input, 130 interrupted.
     """
@@ -56,6 +63,7 @@ for command in (
     calibrate,
     hardware,
     models,
+    cache,
 ):
     main.add_command(command)
 

@@ -182,7 +182,7 @@ def plan(
     def again(machine: Any, batch: int = batch, **other: Any) -> Any:
         return search(wanted, machine, batch, **{**options, **other})
 
-    outcomes = None
+    outcomes, tried = None, min(compile_top, len(result.predictions))
     if compile_top and result.predictions:
         from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import compile_top as compile_best
@@ -226,7 +226,7 @@ def plan(
         if not result.complete:
             best_plan = replace(best_plan, note="Best so far of a search that was interrupted.")
         write_output(output, dump_plan(best_plan), "best plan")
-    if not result.complete:
+    if not result.complete or (outcomes is not None and len(outcomes) < tried):
         sys.exit(INTERRUPTED)
     if not result.predictions:
         if outcomes is not None:

@@ -1,6 +1,7 @@
 """Plans: mesh, rules, remat and overlap, read from and written to YAML."""
 
 from shardsim.plan.io import (
+    PlanOrPath,
     as_plan,
     dump_plan,
     load_plan,
@@ -19,6 +20,7 @@ __all__ = [
     "MeshAxis",
     "Overlap",
     "Plan",
+    "PlanOrPath",
     "Policy",
     "Precision",
     "Remat",

@@ -69,7 +69,10 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_data(read_yaml(target), str(path), default_name=target.stem)
 
 
-def as_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
+PlanOrPath = Plan | str | os.PathLike[str]  # or the name of a shipped plan
+
+
+def as_plan(plan: PlanOrPath) -> Plan:
     """Return a plan, or the one that a path or the name of a shipped one stands for."""
     return plan if isinstance(plan, Plan) else load_plan(plan)
 

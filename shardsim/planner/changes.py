@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from shardsim.files import parse_yaml
 from shardsim.machine import Chip, Machine, override_chip, parse_machine
 from shardsim.machine.chip import TIMES
 from shardsim.model import load_model, override_model
-from shardsim.plan.io import KEYS, as_plan, plan_from_data, plan_to_data
+from shardsim.plan.io import KEYS, PlanOrPath, as_plan, plan_from_data, plan_to_data
 from shardsim.plan.layout import ROLES
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, resolve, rules_by_name
@@ -77,7 +76,7 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def changed(plan: Plan | str | os.PathLike[str], changes: Mapping[str, Any]) -> Plan:
+def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
     """Return `plan` with some keys changed.
 
     Keys are those of a plan file, with dots into it (`overlap.weights`, `rules.activations.seq`);
