@@ -17,7 +17,6 @@ from shardsim.plan.remat import Remat
 PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
 
-NARROW = ("fp8", "int8")  # formats that only some chips multiply
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
@@ -29,7 +28,7 @@ EXECUTION = ("explicit", "partitioned")
 _OF_WEIGHTS = tuple(("embed", other) for other in ("heads", "kv_heads", "mlp", "vocab"))
 TOGETHER = {
     "parameters": _OF_WEIGHTS,
-    "activations": (("batch", "seq"), ("batch", "embed"), ("seq", "embed")),
+    "activations": (("batch", "seq"), ("batch", "embed")),
     "optimizer": _OF_WEIGHTS,
 }
 
@@ -165,12 +164,6 @@ def _check_numbers(plan: Plan) -> None:
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
-    chip = plan.machine.chip
-    if plan.precision.compute in NARROW and plan.precision.compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
-        raise PlanError(
-            f"precision.compute: {chip.name} has no {plan.precision.compute}; choose from: {own}"
-        )
     for key in ("gradients", "state"):
         if value := getattr(plan.precision, key):
             _choose(value, DTYPE_BYTES, f"precision.{key}")
