@@ -69,6 +69,7 @@ FOUND = (
     *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
     *("hbm_peak_gib", "limited_by"),
 )
+DETAILS = ("collective_matmul", "exposed")  # what gives way to more columns
 
 
 def beyond(items: Iterable[Prediction]) -> list[str]:
@@ -101,7 +102,8 @@ def found(
     named = slices or several(item.plan.machine.name for item in items)
     first = ["machine"] if named else []
     first += ["costs"] if several(item.costs for item in items) else []
-    columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *FOUND), *more)]
+    shown = [key for key in FOUND if not more or key not in DETAILS]
+    columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *shown), *more)]
     return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
 
 

@@ -32,15 +32,17 @@ def trained(training: Training) -> str:
 def best_of_each(items: Sequence[Choice], training: Training | None) -> Table:
     """Return the best plan of each slice, the front and the smallest marked."""
     best = attrgetter("best")
-    shown = pick(PLANS, "mesh", "remat", "mfu", "step_time_s", "hbm_peak_gib")
-    more = [] if training is None else training_columns(training)
+    shown = pick(PLANS, "mesh", "mfu", "step_time_s", "hbm_peak_gib")
+    more = [Column("chip_seconds", "chip-s/step", _chip_seconds, ",.4g")]
+    if training is not None:
+        days, chip_hours, *cost = training_columns(training)
+        more = [days, *(cost or [chip_hours])]
     columns = [
         Column("machine", "slice", lambda one: one.machine.name),
         Column("chips", "chips", lambda one: one.machine.chips, ",d"),
         *(one.within(best) for one in shown),
-        Column("chip_seconds", "chip-s/step", _chip_seconds, ",.4g").within(best),
         *(one.within(best) for one in more),
-        Column("note", "", _note),
+        Column("note", "of all", _note),
     ]
     return table(columns, items)
 
