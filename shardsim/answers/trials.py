@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -131,6 +131,12 @@ def candidates(plan: Plan) -> Iterator[tuple[str, Keys]]:
     for factor in (2.0, 4.0):
         if (machine := scaled(plan.machine, factor)) is not None:
             yield "chips", {"machine": machine.name}
+    two = replace(plan.machine, slices=2 * plan.machine.slices)
+    data = resolve(plan).names["data"]
+    if plan.machine.slices == 1 and len(data) < 2:
+        (name,) = data or (AXIS_NAMES["data"],)
+        now = sum(axis.size for axis in plan.mesh if axis.name == name) or 1
+        yield "chips", {"machine": two.name, f"mesh.{name}": 2 * now}
 
 
 def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:

@@ -91,6 +91,30 @@ def test_a_plan_without_room_is_told_what_makes_it_fit() -> None:
     )
 
 
+# What published runs and reports say helped, as a change that is among the first of its kind.
+HELPED = (
+    # The recipe of Llama 2 70B on v6e keeps queries, keys and values in the host's memory.
+    ("llama2-70b-published-v6e-1x256", {"remat": "full"}, "remat={offload: [qkv]}"),
+    # PaLM and ViT-22B: small images need little of a tensor axis on 1,024 chips.
+    ("vit-22b-published-tp16", {}, "mesh.fsdp=128"),
+    # Two microbatches where one fits only gather weights twice.
+    ("llama2-70b-published-v6e-1x256", {"microbatches": 2}, "microbatches=1"),
+    # Scores of 4,096 tokens written to HBM: the fused kernel does not.
+    ("llama2-70b-published-v6e-1x256", {"attention": "unfused"}, "attention=flash"),
+    # A layer that keeps all results of matmuls does not fit; the attention's alone does.
+    ("llama2-70b-published-v6e-1x256", {"remat": "dots"}, "remat=save_context"),
+)
+
+
+@pytest.mark.parametrize(("name", "changes", "helped"), HELPED)
+def test_what_public_reports_say_helped_is_among_the_first(name, changes, helped) -> None:
+    base = predict(changed(load_plan(name), changes))
+    fit = [one for one in trials(base) if one.prediction.fits]
+    if base.fits:
+        fit = [one for one in fit if one.gain > 0]
+    assert helped in [one.text for one in fit[:4]]
+
+
 def test_limits_are_the_one_definition(plan_file) -> None:
     made = explain(plan_file)
     listed = made.to_data()["limited_by"]
