@@ -132,11 +132,7 @@ def candidates(plan: Plan) -> Iterator[tuple[str, Keys]]:
         if (machine := scaled(plan.machine, factor)) is not None:
             yield "chips", {"machine": machine.name}
     two = replace(plan.machine, slices=2 * plan.machine.slices)
-    data = resolve(plan).names["data"]
-    if plan.machine.slices == 1 and len(data) < 2:
-        (name,) = data or (AXIS_NAMES["data"],)
-        now = sum(axis.size for axis in plan.mesh if axis.name == name) or 1
-        yield "chips", {"machine": two.name, f"mesh.{name}": 2 * now}
+    yield "chips", {"machine": two.name}
 
 
 def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:

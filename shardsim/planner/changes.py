@@ -83,7 +83,8 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
     `model.*` are the model's options, `chip.*` the chip's figures. `mesh.NAME` takes the size of an
     axis, called by its name or its role, or of one that the plan does not have yet: the mesh is
     laid on the torus anew, and the largest axis that was not named takes up what is left. So it is
-    on another slice. `plan` may be a file, or the name of a shipped one.
+    on another slice; the data axis is over what slices there are. `plan` may be a file, or the name
+    of a shipped one.
     """
     plan = as_plan(plan)
     data = plan_to_data(plan)
@@ -114,6 +115,8 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
     given = [key for key in changes if key == "mesh" or re.match(r"mesh\..*\.", key)]
     if sizes and given:
         raise PlanError(f"{given[0]}: cannot be combined with mesh.{min(sizes)}, a new layout")
+    if not sizes and not given and machine.slices != plan.machine.slices:
+        sizes = _data_over_slices(plan, machine)
     if sizes or (another and not given):
         mesh = {axis.name: axis.size for axis in plan.mesh}
         for name in [name for name in sizes if name not in mesh]:
@@ -195,6 +198,18 @@ def _axis_called(plan: Plan, word: str) -> str:
     if not named and AXIS_NAMES[role] in mesh:
         raise PlanError(f"mesh.{word}: '{AXIS_NAMES[role]}' is an axis of another role")
     return named[0] if named else AXIS_NAMES[role]
+
+
+def _data_over_slices(plan: Plan, machine: Machine) -> dict[str, int]:
+    """Return the data axis over more or fewer slices; nothing where that is not so simple."""
+    names = resolve(plan).names["data"]
+    if len(names) > 1 or (not names and plan.machine.slices > 1):
+        return {}
+    name = names[0] if names else _axis_called(plan, "data")
+    size, rest = divmod(
+        machine.slices * (plan.axis(name).size if names else 1), plan.machine.slices
+    )
+    return {} if rest or size < 1 else {name: size}
 
 
 def _with_axis(plan: Plan, mesh: Mapping[str, int], name: str) -> dict[str, int]:

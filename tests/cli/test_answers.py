@@ -312,6 +312,16 @@ def test_axes_by_their_roles_and_new_ones(shardsim: Shardsim, plan_file: Path) -
     assert "1 cannot fill 2 pipeline stages" in said
 
 
+def test_more_slices_are_the_data_axis_s() -> None:
+    plan = ss.changed("llama2-70b-published-v6e-1x256", {"machine": "4*v6e:16x16"})
+    axes = [(axis.name, axis.size, dict(axis.torus)) for axis in plan.mesh]
+    assert axes == [("data", 4, {"dcn": 4}), ("fsdp", 256, {"x": 16, "y": 16})]
+    less = ss.changed(plan, {"machine": "2*v6e:16x16"})
+    assert [axis.size for axis in less.mesh] == [2, 256]
+    smaller = ss.changed(plan, {"machine": "4*v6e:8x16"})
+    assert [axis.size for axis in smaller.mesh] == [4, 128]
+
+
 @pytest.mark.parametrize("role", ["data", "tensor", "context"])
 def test_a_new_axis_does_what_its_role_does(role: str) -> None:
     model, machine = ss.load_model("llama2-7b"), ss.parse_machine("v5p:4x4x4")
