@@ -106,14 +106,14 @@ def calibrate(
 
         text = calibrate_cpu(devices, progress=note)
         data = {"device": device, "devices": devices, "text": None if output else text}
-    if output:
-        write_output(output, text, "hardware file")
     if as_json:
         emit_json({**data, "path": output})
     elif against:
         show(*_parts(data), err=output == STDOUT)
     elif not output:
         click.echo(text, nl=False)
+    if output:
+        write_output(output, text, "hardware file")
 
 
 def _estimates(

@@ -39,7 +39,8 @@ def main() -> None:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
       shardsim predict plan.yaml
 
-    An option can also be set in the environment: SHARDSIM_PLAN_TOP=3 is plan --top 3.
+    An option can also be set in the environment: SHARDSIM_PLAN_TOP=3 is plan --top 3. So it
+    can in ~/.config/shardsim/settings.yaml: "plan: {top: 3}".
 
     Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input, 130 interrupted.
     """

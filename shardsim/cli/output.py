@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from shardsim.cli.settings import read_settings
 from shardsim.errors import ShardsimError
 from shardsim.files import check_writable, write_text
 from shardsim.views.table import Table
@@ -108,13 +109,17 @@ class OneLineGroup(click.Group):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Read a command's options and run it."""
+        """Read a command's options, from settings too, and run it."""
         with _one_line():
             try:
+                ctx.default_map = read_settings(self.commands)
                 return super().invoke(ctx)
             except KeyboardInterrupt:
                 note("interrupted")
                 ctx.exit(INTERRUPTED)
+            except ShardsimError as error:  # of the settings: commands tell of their own
+                complain(error)
+                ctx.exit(error.exit_code)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,18 @@ from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
-from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Routing, Rules
+from shardsim.plan.plan import (
+    MeshAxis,
+    Overlap,
+    Plan,
+    Precision,
+    Routing,
+    Rules,
+    check_multiplied,
+)
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
-NARROW = ("fp8", "int8")  # formats that only some chips multiply
 LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -98,7 +105,7 @@ def plan_from_data(
     """
     try:
         plan = _build(data, default_name, machine, model)
-        _check_multiplied(plan)
+        check_multiplied(plan.machine, plan.precision.compute)
         layout = resolve(plan)
         if not uneven:
             check(plan, layout)
@@ -164,14 +171,6 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         experts=Routing(**routing),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
-
-
-def _check_multiplied(plan: Plan) -> None:
-    """Refuse a format of matmuls that the chip has no unit for: it would run as another."""
-    chip, compute = plan.machine.chip, plan.precision.compute
-    if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
-        raise PlanError(f"precision.compute: {chip.name} has no {compute}; choose from: {own}")
 
 
 def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:

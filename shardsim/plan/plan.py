@@ -17,6 +17,7 @@ from shardsim.plan.remat import Remat
 PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
 
+NARROW = ("fp8", "int8")  # formats that only some chips multiply
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
@@ -146,6 +147,14 @@ class Plan:
     def axis(self, name: str) -> MeshAxis:
         """Return the mesh axis called `name`."""
         return next(axis for axis in self.mesh if axis.name == name)
+
+
+def check_multiplied(machine: Machine, compute: str) -> None:
+    """Refuse a format of matmuls that a chip has no unit for: it would run as another."""
+    chip = machine.chip
+    if compute in NARROW and compute not in chip.peak_flops:
+        own = ", ".join([*chip.peak_flops, "f32"])
+        raise PlanError(f"precision.compute: {chip.name} has no {compute}; choose from: {own}")
 
 
 def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:

@@ -30,6 +30,7 @@ from shardsim.plan.plan import (
     Plan,
     Precision,
     Routing,
+    check_multiplied,
 )
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
@@ -167,6 +168,8 @@ def search(
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
+    for item in slices:
+        check_multiplied(item, fixed.precise(precision or Precision()).compute)
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),

@@ -126,6 +126,8 @@ def test_a_dash_is_stdout(shardsim: Shardsim, plan_file: Path, tmp_path: Path) -
     assert json.loads(exported.stdout)
     trace = shardsim("timeline", str(plan_file), "-o", "-")
     assert json.loads(trace.stdout)["traceEvents"]
+    table = shardsim("sweep", str(plan_file), "--vary", "batch=1k,2k", "--csv", "-").stdout
+    assert [line.split(",")[0] for line in table.splitlines()] == ["batch", "1024", "2048"]
     assert not Path("-").exists()
     message = "-o - and --json would both write to stdout; choose one"
     assert refused(shardsim(*SEARCH, "-o", "-", "--json")) == message
@@ -137,7 +139,7 @@ def test_a_timeline_in_no_form_is_refused(shardsim: Shardsim, plan_file: Path) -
 
 
 def test_a_failing_write_hides_no_result(
-    shardsim: Shardsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shardsim: Shardsim, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise ss.ShardsimError("cannot write p.yaml: No space left on device")
@@ -147,6 +149,8 @@ def test_a_failing_write_hides_no_result(
     assert result.exit_code == 2
     assert "MFU %" in result.stdout
     assert result.stderr.endswith("error: cannot write p.yaml: No space left on device\n")
+    result = shardsim("sweep", str(plan_file), "--vary", "batch=1k", "--csv", str(tmp_path / "c"))
+    assert (result.exit_code, "MFU %" in result.stdout) == (2, True)
 
 
 # Interrupts.
@@ -238,6 +242,31 @@ def test_options_come_from_the_environment(
     assert "is not a whole number" in refused(shardsim(*SEARCH[:-2]))
 
 
+def test_options_come_from_a_file(
+    shardsim: Shardsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "settings.yaml"
+    monkeypatch.setenv("SHARDSIM_SETTINGS", str(path))
+    words = SEARCH[:-2]
+    assert "No such file" in refused(shardsim(*words))
+    path.write_text("plan: {top: 1, fix: remat=full}\nexplain: {as: trainer}\n", encoding="utf-8")
+    (only,) = data(shardsim(*words, "--json"))["plans"]
+    assert only["plan"]["remat"] == "full"
+    monkeypatch.setenv("SHARDSIM_PLAN_TOP", "2")
+    assert len(data(shardsim(*words, "--json"))["plans"]) == 2
+    for text, message in (
+        ("plans: {}", "unknown key 'plans'; did you mean 'plan'?"),
+        ("plan: {tops: 1}", "plan: unknown key 'tops'; did you mean 'top'?"),
+        ("plan: {top: many}", "is not a whole number"),
+        ("plan: {top: {}}", "plan: top: expected a value"),
+        ("- 1", "expected a mapping of keys, found list"),
+        ("plan: [", "not valid YAML"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.delenv("SHARDSIM_PLAN_TOP", raising=False)
+        assert message in refused(shardsim(*words))
+
+
 def test_the_cache_is_listed_measured_and_cleared(
     shardsim: Shardsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +342,8 @@ def test_axes_by_their_roles_and_new_ones(shardsim: Shardsim, plan_file: Path) -
 
 
 def test_more_slices_are_the_data_axis_s() -> None:
-    plan = ss.changed("llama2-70b-published-v6e-1x256", {"machine": "4*v6e:16x16"})
+    name, four = "llama2-70b-published-v6e-1x256", "4*v6e:16x16"
+    plan = ss.changed(name, {"machine": four, "batch": 1024})
     axes = [(axis.name, axis.size, dict(axis.torus)) for axis in plan.mesh]
     assert axes == [("data", 4, {"dcn": 4}), ("fsdp", 256, {"x": 16, "y": 16})]
     less = ss.changed(plan, {"machine": "2*v6e:16x16"})

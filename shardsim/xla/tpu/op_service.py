@@ -56,7 +56,7 @@ class OpCompiler:
         """Read what was kept; a line that an interruption cut is left out."""
         with suppress(OSError):
             for line in self._file.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError, TypeError, ShardsimError):
+                with suppress(ValueError, KeyError, TypeError, AttributeError, ShardsimError):
                     answer = json.loads(line)
                     self.estimates[parse_op(answer["op"])] = int(answer["cycles"])
 
