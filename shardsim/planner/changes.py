@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -100,7 +100,7 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
-            sizes[_axis_called(plan, rest)] = value
+            sizes[_axis_called(plan, rest)] = _size(value, key)
         elif key == "machine":
             machine = parse_machine(_word(value, key))
         elif root == "model":
@@ -184,6 +184,12 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
+def _size(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
+    return value
+
+
 def _axis_called(plan: Plan, word: str) -> str:
     """Return the axis that `mesh.WORD` means: one of that name, of that role, or a new one."""
     mesh = [axis.name for axis in plan.mesh]
@@ -221,23 +227,24 @@ def _with_axis(plan: Plan, mesh: Mapping[str, int], name: str) -> dict[str, int]
     return dict([*sizes[:at], (name, 1), *sizes[at:]])
 
 
-def _add_rules(plan: Plan, data: dict[str, Any], name: str, size: Any) -> None:
+def _add_rules(plan: Plan, data: dict[str, Any], name: str, size: int) -> None:
     """Let a new axis split what one of its role usually does; what other axes do stays."""
     residual = usual_residual(plan.model, plan.sequence, {ROLE_OF[name]: size})
     usual = rules_by_name({name}, residual=residual)
     rules = data.setdefault("rules", {})
     for kind, added in zip(("parameters", "activations"), usual[:2], strict=True):
-        of_kind: dict[str, Sequence[str]] = rules.setdefault(kind, {})
+        of_kind = rules.setdefault(kind, {}) if isinstance(rules, dict) else None
+        if not isinstance(of_kind, dict):
+            return  # something else was set, which is refused where the plan is read
         for logical, axes in added.items():
-            of_kind[logical] = [*of_kind.get(logical, ()), *axes]
+            before = of_kind.get(logical) or []
+            of_kind[logical] = [*(before if isinstance(before, list) else [before]), *axes]
 
 
-def _resized(mesh: Mapping[str, int], sizes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+def _resized(mesh: Mapping[str, int], sizes: Mapping[str, int], machine: Machine) -> dict[str, Any]:
     """Return mesh sizes without their places on the torus, the largest other axis adjusted."""
     new = dict(mesh)
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise PlanError(f"mesh.{name}: must be a positive whole number, not {size!r}")
         new[name] = size
     others = [name for name in new if name not in sizes]
     total = 1

@@ -168,8 +168,8 @@ def search(
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
-    for item in slices:
-        check_multiplied(item, fixed.precise(precision or Precision()).compute)
+    for machine in slices:
+        check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),

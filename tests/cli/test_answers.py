@@ -341,6 +341,17 @@ def test_axes_by_their_roles_and_new_ones(shardsim: Shardsim, plan_file: Path) -
     assert "1 cannot fill 2 pipeline stages" in said
 
 
+@pytest.mark.parametrize("rules", ["5", "[]", "{parameters: 5}", "{parameters: {embed: 5}}", "{}"])
+def test_a_new_axis_beside_rules_that_are_none(
+    shardsim: Shardsim, plan_file: Path, rules: str
+) -> None:
+    words = ("--set", f"rules={rules}", "--set", "mesh.context=2")
+    refused(shardsim("predict", str(plan_file), *words))
+    for size in ("none", "0", "1.5", "true"):
+        said = refused(shardsim("predict", str(plan_file), "--set", f"mesh.context={size}"))
+        assert "mesh.context: must be a positive whole number" in said
+
+
 def test_more_slices_are_the_data_axis_s() -> None:
     name, four = "llama2-70b-published-v6e-1x256", "4*v6e:16x16"
     plan = ss.changed(name, {"machine": four, "batch": 1024})
