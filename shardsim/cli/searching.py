@@ -261,7 +261,8 @@ def _show(
         more = of_slices.training_columns(training) if training else []
         found = views.found(result.predictions, slices=len(best_of) > 1, more=more)
         why = [f"\n1: {text}" for text in views.beyond(result.predictions[:1])]
-        show(f"{model} on {names}, batch {batch:,}{told}", "", found, *why, err=err)
+        head = f"{model} on {names}, batch {batch:,}{told}; MFU as PaLM counts it"
+        show(head, "", found, *why, err=err)
     if len(best_of) > 1:
         each = of_slices.best_of_each(best_of, training)
         show("", "the best of each slice:", "", each, err=err)

@@ -24,7 +24,7 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
         f"mesh: {mesh_text(plan)}",
         f"plan: {techniques(plan)}",
         "",
-        f"MFU {show_percent(item.mfu)}   HFU {show_percent(item.hfu)}   "
+        f"MFU {show_percent(item.mfu)} (PaLM)   HFU {show_percent(item.hfu)}   "
         f"step {show_time(item.step_time_s)}   {item.tokens_per_s_per_chip:,.1f} tokens/s/chip",
         *_healthy(item),
         f"HBM {peak} of {capacity} per device, at the {item.peak_moment}: {verdict}",

@@ -115,7 +115,10 @@ def helping(item: Explanation) -> list[Table | str]:
 
 def _least(item: Explanation) -> list[Table | str]:
     lean = sorted(item.trials, key=lambda one: one.prediction.hbm["thrifty_bytes"])
-    return ["", table(TRIALS, lean[:1])] if lean else ["(there is none)"]
+    plan = item.prediction.plan
+    again = f"shardsim plan {plan.model.name} --on {plan.machine.name} --batch {plan.batch}"
+    found: list[Table | str] = ["", table(TRIALS, lean[:1])] if lean else ["(there is none)"]
+    return [*found, "", f"what fits at all: {again} --seq {plan.sequence}"]
 
 
 def some(trials: Iterable[Trial]) -> list[Trial]:
