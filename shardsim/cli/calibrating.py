@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    show,
+    write_output,
+)
 from shardsim.cli.running import need_jax
 from shardsim.views.table import Table
 
@@ -78,7 +87,7 @@ def calibrate(
       shardsim calibrate --device gpu -o h100.yaml
     """
     from shardsim.errors import ShardsimError
-    from shardsim.files import check_writable, write_text
+    from shardsim.files import check_writable
 
     if (device is None) == (against is None):
         raise ShardsimError("calibrate: say either --device or --against tpu-compiler")
@@ -86,7 +95,7 @@ def calibrate(
         if path:
             if texts:
                 raise ShardsimError(f"calibrate: {key} needs all operations, not those of --op")
-            check_writable(path)
+            check_writable(path) if key == "--points" else check_output(path, as_json)
     if against:
         if chip is None:
             raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
@@ -121,15 +130,14 @@ def calibrate(
 
         text = calibrate_cpu(devices, progress=note)
         data = {"device": device, "devices": devices, "text": None if output else text}
-    if output:
-        write_text(output, text)
-        note(f"hardware file written to {output}")
     if as_json:
         emit_json({**data, "path": output})
     elif against:
-        show(*_parts(data))
+        show(*_parts(data), err=output == STDOUT)
     elif not output:
         click.echo(text, nl=False)
+    if output:
+        write_output(output, text, "hardware file")
 
 
 def _estimates(

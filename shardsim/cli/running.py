@@ -10,7 +10,16 @@ from typing import Any
 import click
 
 from shardsim.cli.compiling import compiler, compiler_options, evidence_parts
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    show,
+    write_output,
+)
 from shardsim.views.table import Table
 
 
@@ -29,7 +38,7 @@ from shardsim.views.table import Table
     type=click.Path(path_type=Path),
     help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here, not to stdout.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here; - is stdout.")
 @json_option
 @command_errors
 def export(
@@ -45,17 +54,13 @@ def export(
       shardsim export maxtext-32b-published-v5p-1x64 --to maxtext -o plan.yml
     """
     from shardsim.emit import export_plan
-    from shardsim.files import write_text
-    from shardsim.plan import load_plan
 
-    text = export_plan(load_plan(path), form, trainer_path)
-    if output:
-        write_text(output, text)
-        note(f"written to {output}")
+    check_output(output, as_json)
+    text = export_plan(path, form, trainer_path)
+    if output or not as_json:
+        write_output(output or STDOUT, text)
     if as_json:
         emit_json({"to": form, "path": output, "text": None if output else text})
-    elif not output:
-        click.echo(text, nl=False)
 
 
 @click.command()

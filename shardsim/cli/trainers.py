@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    show,
+    write_output,
+)
 from shardsim.views.table import Table
 
 if TYPE_CHECKING:
@@ -85,7 +94,9 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="maxtext: the base.yml of the release that the config was written for.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here; - is stdout."
+)
 @json_option
 @command_errors
 def import_(
@@ -104,17 +115,14 @@ def import_(
       shardsim import --from maxtext my_config.yml --on v5p:4x4x4 -o plan.yaml
       shardsim predict plan.yaml
     """
-    from shardsim.files import write_text
     from shardsim.plan.io import dump_plan, plan_to_data
     from shardsim.validate.imports import import_config
 
+    check_output(output, as_json)
     found = import_config(path, form, machine=machine, image=image, base=base)
     for text in found.notes:
         note(text)
-    if output:
-        write_text(output, dump_plan(found.plan))
-        note(f"written to {output}")
+    if output or not as_json:
+        write_output(output or STDOUT, dump_plan(found.plan))
     if as_json:
         emit_json({"plan": plan_to_data(found.plan), "notes": list(found.notes)})
-    elif not output:
-        click.echo(dump_plan(found.plan), nl=False)

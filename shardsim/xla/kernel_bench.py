@@ -18,6 +18,10 @@ from jax import lax
 from shardsim.xla.device_worker import devices
 from shardsim.xla.worker import serve
 
+# Neither is typed in JAX.
+barrier: Any = lax.optimization_barrier
+wait: Any = jax.block_until_ready
+
 BUDGET_S = 1.0  # for each bench: the power of a GPU settles within it
 BLOCKS = 5
 
@@ -29,9 +33,9 @@ def seconds(step: Callable[[Any], Any], start: Any, repeats: int = 8) -> float:
     def many(x: Any) -> Any:
         return lax.fori_loop(0, repeats, lambda _, y: step(y), x)
 
-    x = jax.block_until_ready(many(start))  # type: ignore[no-untyped-call]
+    x = wait(many(start))
     begun = time.perf_counter()
-    x = jax.block_until_ready(many(x))  # type: ignore[no-untyped-call]
+    x = wait(many(x))
     one_s = time.perf_counter() - begun
     rounds = max(1, int(BUDGET_S / BLOCKS / one_s))
     times = []
@@ -39,7 +43,7 @@ def seconds(step: Callable[[Any], Any], start: Any, repeats: int = 8) -> float:
         begun = time.perf_counter()
         for _ in range(rounds):
             x = many(x)
-        jax.block_until_ready(x)  # type: ignore[no-untyped-call]
+        wait(x)
         times.append((time.perf_counter() - begun) / rounds / repeats)
     return statistics.median(times)
 
@@ -65,8 +69,8 @@ def sums(rows: int, columns: int) -> float:
 
     def norm(x: Any) -> Any:
         wide = x.astype(jnp.float32)
-        square = lax.optimization_barrier(jnp.mean(wide * wide, -1, keepdims=True))
-        mean = lax.optimization_barrier(jnp.mean(wide, -1, keepdims=True))
+        square = barrier(jnp.mean(wide * wide, -1, keepdims=True))
+        mean = barrier(jnp.mean(wide, -1, keepdims=True))
         return ((wide - mean) * lax.rsqrt(square - mean * mean + 1e-6)).astype(x.dtype)
 
     return seconds(norm, noise(rows, columns))
@@ -86,7 +90,7 @@ def transpose(rows: int, heads: int, depth: int) -> float:
     """Return the seconds of laying bf16 [rows, heads, depth] out by head, and back."""
 
     def turn(x: Any) -> Any:
-        turned = lax.optimization_barrier(jnp.swapaxes(x, 0, 1) + 1.0)
+        turned = barrier(jnp.swapaxes(x, 0, 1) + 1.0)
         return jnp.swapaxes(turned, 0, 1) - 1.0
 
     return seconds(turn, noise(rows, heads, depth)) / 2.0
@@ -109,8 +113,8 @@ def scores(heads: int, tokens: int, depth: int) -> float:
 
     def product(q: Any) -> Any:
         pairs = jnp.einsum("hqd,hkd->hqk", q, q, preferred_element_type=jnp.float32)
-        pairs = lax.optimization_barrier(pairs).astype(q.dtype)
-        return jnp.einsum("hqk,hkd->hqd", lax.optimization_barrier(pairs), q) * tokens**-0.5
+        pairs = barrier(pairs).astype(q.dtype)
+        return jnp.einsum("hqk,hkd->hqd", barrier(pairs), q) * tokens**-0.5
 
     return seconds(product, noise(heads, tokens, depth))
 
