@@ -151,8 +151,12 @@ HOLDS: Mapping[str, Passes] = {
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),
 }
-# XLA on GPUs.
-ON_GPU: Mapping[str, Passes] = {"emitted": Passes(at_once=True, lanes=1.0)}
+# XLA on GPUs, whose kernels keep one number of each row.
+_GPU = Passes(lanes=1.0)
+ON_GPU: Mapping[str, Passes] = {
+    "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
+    "emitted": replace(_GPU, at_once=True),
+}
 
 
 def held_by(implementation: str, chip: Chip) -> Passes:
