@@ -127,7 +127,7 @@ def test_the_command_gives_the_estimates_that_the_constants_were_fitted_to(tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say either --device cpu or --against tpu-compiler"),
+        ([], "say one of --device cpu, --against tpu-compiler and --profile FILE"),
         (["--against", "tpu-compiler"], "needs --chip"),
         (["--against", "tpu-compiler", "--chip", "v44"], "did you mean 'v4'"),
         (["--device", "cpu", "--chip", "v4"], "go with --against tpu-compiler"),
