@@ -84,7 +84,9 @@ def learn(lined: LinedUp) -> Learned:
     for figure, kinds in LEARNED:
         rows = _both(lined.rows, kinds)
         value, why = _share(chip, figure, rows, lined.prediction.costs)
-        rates.append(Rate(figure=figure, was=getattr(before, figure), value=value, why=why))
+        rates.append(
+            Rate(figure=figure, was=float(before.figures[figure]["value"]), value=value, why=why)
+        )
         if value is not None:
             source = (
                 f"shardsim calibrate --profile, {when}, {lined.prediction.plan.name}: "

@@ -120,7 +120,11 @@ def line_up(plan: Plan, path: str | Path, hlo: str | Path | None = None) -> Line
         warnings += ("no matmul of the plan is in the trace: is it one of this plan's step?",)
     if trace.kind != plan.machine.chip.kind:
         warnings += (f"a trace of {trace.kind} devices, and a plan for {plan.machine.name}",)
-    if fewer := plan.machine.devices - profile.devices:
+    if profile.devices > plan.machine.devices:
+        raise FileError(
+            f"{path}: a step on {profile.devices} devices, but the plan has {plan.machine.devices}"
+        )
+    if fewer := plan.machine.devices - profile.devices:  # those of other hosts
         warnings += (f"the trace has {profile.devices} devices, {fewer} fewer than the plan",)
     return LinedUp(
         path=str(path), prediction=prediction, profile=profile, rows=rows, warnings=warnings

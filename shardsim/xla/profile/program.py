@@ -33,6 +33,8 @@ KEPT, GRADIENTS, CAST = "kept", "gradients", "cast"
 _LOOP = "layers"
 _ROUNDED = "reduce_precision"
 _WEIGHT_FUNCTIONS = frozenset(("weight", "whole_weight", "gather_weight", "expert_matrix"))
+_LOOPS = ("while", "conditional")
+_HOLDERS = (*_LOOPS, "call")
 _CUBLAS = "__cublas$"
 _FMHA = "fmha"
 
@@ -70,20 +72,23 @@ class Program:
             self._items.setdefault(kernel_name(name), found)
 
     def what(self, op: str, kernel: str = "", scope: str = "") -> What:
-        """Return what an instruction is, or what a kernel of its name is, or looks like."""
+        """Return what an instruction is, or what a kernel of its name is, or looks like.
+
+        Kernels that a CUDA graph runs name the call of the graph, not their own instruction.
+        """
         key = op, kernel, scope
         if key not in self._known:
-            place = self._items.get(op) or self._items.get(kernel)
+            place = self._items.get(op)
+            if place is None or (kernel and place[1].opcode in _HOLDERS):
+                place = self._items.get(kernel)
             known = self._read(*place) if place else None
-            if known and known.kind == CONTAINER and kernel in self._items:  # run by a CUDA graph
-                known = self._read(*self._items[kernel])
             self._known[key] = known or by_name(op, kernel, scope)
         return self._known[key]
 
     def _read(self, computation: Computation, item: Instruction) -> What | None:
         """Return what an instruction is; None where nothing in the program says it."""
         assert self.module is not None
-        if item.opcode in ("while", "conditional"):
+        if item.opcode in _LOOPS:
             return What(kind=CONTAINER)
         if item.opcode.endswith(("-done", "-update")) and item.operands:
             return self._read(computation, computation.operand(item, 0))
@@ -203,7 +208,7 @@ def _cublas(item: Instruction, left: tuple[int, ...], right: tuple[int, ...]) ->
 
 def by_name(op: str, kernel: str = "", scope: str = "") -> What:
     """Return what an operation looks like by its names."""
-    if is_container(op) and not (kernel and kernel != op):
+    if not kernel and is_container(op):
         return What(kind=CONTAINER, scope=scope)
     if kind := collective_of(op) or collective_of(kernel):
         return What(kind=COLLECTIVE, collective=kind, scope=scope)
