@@ -145,6 +145,10 @@ def verify(
         raise PlanError("verify: --hlo is only for --profile")
     plan = load_plan(path)
     if profile:
+        if measure or machine_file or against != "host":
+            raise PlanError(
+                "verify: --profile runs nothing: no --against, --measure, --machine-file"
+            )
         compare_profile(plan, profile, hlo, as_json)
         return
     if against == "tpu":

@@ -184,6 +184,9 @@ class _Keys:
         self._layout = resolve(plan)
         self._mesh = {axis.name: axis.size for axis in plan.mesh}
         self._owner = owners(plan.model, plan.attention)
+        self._kinds: dict[str, set[str]] = defaultdict(set)  # of planned work, by op
+        for cost in prediction.price.computes:
+            self._kinds[self._owner(cost.task.name)].add(cost.task.kind)
         # The scores of a fused kernel never leave it: its products are not apart from the rest.
         self._whole = any(
             cost.task.kind == "attention" and cost.task.fused for cost in prediction.price.computes
@@ -225,8 +228,17 @@ class _Keys:
             return key[0], what.run, INSIDE
         return key[0], NOT_LINED_UP
 
+    def _kind(self, what: What) -> str:
+        """Return what a measured operation is: of an op that attends, what is not planned apart."""
+        planned = self._kinds.get(what.run, set())
+        apart = "matmul" if what.matmuls else "elementwise"
+        several = bool(what.matmuls) and what.matmuls[0].batch > 1
+        if what.kind == apart and "attention" in planned and (several or apart not in planned):
+            return "attention"
+        return what.kind
+
     def _measured(self, what: What) -> Key:
-        kind = what.kind
+        kind = self._kind(what)
         if kind == COLLECTIVE:
             return (
                 (kind, what.collective, what.mesh_axes) if self._fine else (kind, what.collective)
@@ -311,5 +323,6 @@ def _title(key: Key, works: Iterable[ComputeCost], ops: Iterable[OpTime]) -> str
     shown = ", ".join(short[:MOST_NAMES]) + (", ..." if len(short) > MOST_NAMES else "")
     sizes = key[1]
     if kind == "matmul" and isinstance(sizes, tuple):
-        return f"{shown} ({' x '.join(map(str, sizes))})"
-    return shown
+        several = f", {key[2]} of them" if key[2] != 1 else ""
+        return f"{shown} ({' x '.join(map(str, sizes))}{several})"
+    return f"{key[1]}: {shown}" if kind == "elementwise" and key[1] not in short else shown

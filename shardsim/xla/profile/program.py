@@ -47,7 +47,6 @@ class What:
     collective: str = ""  # as of `Move.kind`
     mesh_axes: tuple[str, ...] = ()
     matmuls: tuple[Matmul, ...] = ()
-    hbm_bytes: float = 0.0
     run: str = ""  # the op of the emitted program whose function made it
     stack: str = ""  # of what a loop over layers does: `KEPT`, `GRADIENTS` or `CAST`
     scope: str = ""  # JAX's name of it
@@ -97,7 +96,6 @@ class Program:
             if inner := self._collective(item):
                 return self._move(item, inner)
             matmuls = self._matmuls(computation, item)
-            moved = self._costs.hbm_bytes(computation, item)
             only_moves = self._costs.moves_only(item)
             source = source_of(self.module, told)
         except (HloError, ValueError, KeyError, IndexError, TypeError):
@@ -105,22 +103,19 @@ class Program:
         scope = item.op_name or told.op_name
         run = self._run(told)
         target = custom_target(self.module, item)
-        if _FMHA in target or (matmuls and (run == "attend" or matmuls[0].batch > 1)):
+        if _FMHA in target or (matmuls and matmuls[0].batch > 1 and not run):
             kind = "attention"
         elif matmuls:
             kind = "matmul"
         elif only_moves:
             kind = "copy"
-        elif phase_of(scope, "") == "update":
-            kind = "optimizer"
         else:
-            kind = "attention" if run == "attend" else "elementwise"
+            kind = "optimizer" if phase_of(scope, "") == "update" else "elementwise"
         if item.opcode == "call" and not matmuls:
             kind = CONTAINER
         return What(
             kind=kind,
             matmuls=matmuls,
-            hbm_bytes=moved,
             run=run,
             stack=self._stack(told, scope, run),
             scope=scope,
@@ -226,8 +221,7 @@ def program_of(
     warnings: list[str] = []
     mine = text
     if mine is None:
-        module = trace.file.programs().get(name)
-        mine = hlo_text(module) if module else None
+        mine = _own_text(trace, name)
     if mine is None:
         warnings.append(
             f"the HLO of {name or 'the step'} is not in the trace: operations are told apart by "
@@ -248,3 +242,12 @@ def program_of(
             f"plan's mesh has {devices}"
         )
     return Program(parsed, mesh), tuple(warnings)
+
+
+def _own_text(trace: Trace, name: str) -> str | None:
+    """Return the HLO that a trace holds of a program: by number, or of the only one so called."""
+    known = trace.file.programs()
+    plain = name.partition("(")[0]
+    alike = [module for other, module in known.items() if other.partition("(")[0] == plain]
+    module = known.get(name) or (alike[0] if len(alike) == 1 else None)
+    return hlo_text(module) if module else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.emit.runtime.host import use_host_devices
-from shardsim.errors import FileError, ShardsimError
+from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import write_text
 from shardsim.plan import Plan, load_plan
 
@@ -25,13 +25,19 @@ def record(plan: Plan, folder: Path, steps: int = 5) -> Path:
     """Run the plan's step on the devices that there are, record `steps` of them, and return the
     trace's file.
 
-    Steps follow each other without waiting, as in training. JAX must see as many devices as the
-    plan's mesh has.
+    Steps follow each other without waiting, as in training. Raises `PlanError` where JAX sees fewer
+    devices than the plan has.
     """
     import jax
 
     from shardsim.emit import build_mesh, trainer
 
+    if steps < 1:
+        raise PlanError(f"record: at least one step, not {steps}")
+    if plan.machine.devices > jax.device_count():
+        raise PlanError(
+            f"record: the plan needs {plan.machine.devices} devices, JAX sees {jax.device_count()}"
+        )
     mesh = build_mesh(plan, jax.devices()[: plan.machine.devices])
     run = trainer(plan, mesh)
     with jax.set_mesh(mesh):

@@ -163,6 +163,7 @@ def test_options_of_profiles_need_one(shardsim, plan_file):
         ["calibrate", str(plan_file), "--device", "cpu"],
         ["calibrate", "--profile", "x"],
         ["verify", str(plan_file), "--profile", "nowhere.pb"],
+        ["verify", str(plan_file), "--profile", str(plan_file), "--measure"],
     ):
         result = shardsim(*words)
         assert result.exit_code == 2, words
