@@ -8,7 +8,7 @@ lines up with nothing stays in rows of its own, so that the rows add up to the s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,43 +16,14 @@ from pathlib import Path
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.price import ComputeCost
 from shardsim.errors import FileError
-from shardsim.graph.build import Part
-from shardsim.model import Model
-from shardsim.model.blocks import graph_of
-from shardsim.plan import Plan, resolve
-from shardsim.program.schedule import Copy, Move, Work
-from shardsim.xla.profile.program import (
-    CAST,
-    COLLECTIVE,
-    CONTAINER,
-    GRADIENTS,
-    KEPT,
-    What,
-    program_of,
-)
+from shardsim.plan import Plan
+from shardsim.xla.profile.keys import INSIDE, NOT_LINED_UP, Key, Keys
+from shardsim.xla.profile.products import sizes_of
+from shardsim.xla.profile.program import COLLECTIVE, CONTAINER, program_of
 from shardsim.xla.profile.steps import OpTime, Profile, longest_program, profile_of
 from shardsim.xla.profile.trace import read_trace
 
-Key = tuple[object, ...]  # the kind of work, and what tells it from others of its kind
-
 IDLE, OTHERS = "idle", "other programs"
-NOT_LINED_UP = "not lined up"
-INSIDE = "planned inside others"
-# What a layer's loop does, as `program/partition.py` calls it.
-STACKS: Mapping[str, str] = {
-    KEPT: "keep for backward",
-    GRADIENTS: "accumulate gradients",
-    CAST: "cast weights",
-}
-# Work of these kinds is done alike wherever it stands.
-_ALIKE: Mapping[str, str] = {"copy": "copy", "transpose": "copy", "transfer": "copy"}
-# What else a planned collective over the same axes may have been run as, likeliest first.
-_FORMS: Mapping[str, tuple[str, ...]] = {
-    "reduce-scatter": ("all-reduce", "permute"),
-    "all-gather": ("all-reduce", "permute"),
-    "all-reduce": ("reduce-scatter", "all-gather"),
-    "permute": ("all-gather", "reduce-scatter"),
-}
 MOST_NAMES = 4  # of tasks in one row
 
 
@@ -144,7 +115,7 @@ def _rows(prediction: Prediction, profile: Profile, fine: bool) -> Iterable[Row]
     """Yield the rows; `fine`: the program is known, not names alone."""
     works: dict[Key, list[ComputeCost]] = defaultdict(list)
     planned_s: dict[Key, float] = defaultdict(float)
-    keys = _Keys(prediction, fine)
+    keys = Keys(prediction, (op.what for op in profile.ops), fine)
     for cost in prediction.price.computes:
         if float(cost.count):
             key = keys.planned(cost.task)
@@ -175,132 +146,7 @@ def _rows(prediction: Prediction, profile: Profile, fine: bool) -> Iterable[Row]
             )
 
 
-class _Keys:
-    """What tells the parts of a step apart, on both sides."""
-
-    def __init__(self, prediction: Prediction, fine: bool) -> None:
-        plan = prediction.plan
-        self._fine = fine
-        self._layout = resolve(plan)
-        self._mesh = {axis.name: axis.size for axis in plan.mesh}
-        self._owner = owners(plan.model, plan.attention)
-        self._kinds: dict[str, set[str]] = defaultdict(set)  # of planned work, by op
-        for cost in prediction.price.computes:
-            self._kinds[self._owner(cost.task.name)].add(cost.task.kind)
-        # The scores of a fused kernel never leave it: its products are not apart from the rest.
-        self._whole = any(
-            cost.task.kind == "attention" and cost.task.fused for cost in prediction.price.computes
-        )
-
-    def planned(self, task: Work) -> Key:
-        """Return the key of planned work."""
-        kind = _ALIKE.get(task.kind, task.kind)
-        if not self._fine or kind in ("optimizer", "copy"):
-            return (kind,)
-        products = not (isinstance(task.matmuls, int) and task.matmuls == 0)
-        if kind == "attention":
-            return self._attention(products)
-        if kind == "matmul":
-            return self._matmul(task.m, task.k, task.n, task.batch)
-        return kind, self._owner(task.name)
-
-    def moved(self, task: Move | Copy) -> Key:
-        """Return the key of a planned collective, or of a copy to or from the host."""
-        if isinstance(task, Copy):
-            return ("copy",)
-        if not self._fine:
-            return COLLECTIVE, task.kind
-        axes = self._layout.mesh_axes(task.role)
-        return COLLECTIVE, task.kind, tuple(a for a in self._mesh if a in axes)
-
-    def measured(self, what: What, planned: Mapping[Key, float]) -> Key:
-        """Return the key of a measured operation: one of `planned`, or of what has none there.
-
-        What an op of the plan does, though the plan has it inside others, stands on its own.
-        """
-        key = self._measured(what)
-        if key in planned:
-            return key
-        if what.kind == COLLECTIVE:
-            others = ((key[0], kind, *key[2:]) for kind in _FORMS.get(what.collective, ()))
-            return next((other for other in others if other in planned), (key[0], NOT_LINED_UP))
-        if self._fine and what.run and not what.matmuls:
-            return key[0], what.run, INSIDE
-        return key[0], NOT_LINED_UP
-
-    def _kind(self, what: What) -> str:
-        """Return what a measured operation is: of an op that attends, what is not planned apart."""
-        planned = self._kinds.get(what.run, set())
-        apart = "matmul" if what.matmuls else "elementwise"
-        several = bool(what.matmuls) and what.matmuls[0].batch > 1
-        if what.kind == apart and "attention" in planned and (several or apart not in planned):
-            return "attention"
-        return what.kind
-
-    def _measured(self, what: What) -> Key:
-        kind = self._kind(what)
-        if kind == COLLECTIVE:
-            return (
-                (kind, what.collective, what.mesh_axes) if self._fine else (kind, what.collective)
-            )
-        if not self._fine or kind in ("optimizer", "copy", CONTAINER):
-            return (kind,)
-        if kind == "attention":
-            return self._attention(bool(what.matmuls))
-        if what.matmuls:
-            first = what.matmuls[0]
-            return self._matmul(first.m, first.k, first.n, first.batch)
-        return kind, STACKS.get(what.stack, what.run)
-
-    def _attention(self, products: bool) -> Key:
-        part = "whole" if self._whole else ("products" if products else "between")
-        return "attention", part
-
-    @staticmethod
-    def _matmul(m: float, k: float, n: float, batch: float) -> Key:
-        """Return the key of a product and of the gradients of its operands."""
-        return (
-            "matmul",
-            tuple(sorted(round(float(size)) for size in (m, k, n))),
-            round(float(batch)),
-        )
-
-
-def owners(model: Model, attention: str) -> Callable[[str], str]:
-    """Return what says which op of the emitted program a planned task belongs to.
-
-    Tasks are named after what their op makes or multiplies with; those of a layer's loop, which
-    belong to none, keep their name.
-    """
-    graph = graph_of(model, attention)
-    layers = [layer.part for stack in graph.stacks for layer in stack.layers]
-    known: dict[str, str] = {}
-    for part in (graph.before, *layers, graph.after):
-        for name, run in _runs(part):
-            known.setdefault(name, run)
-    longest = sorted(known, key=len, reverse=True)
-
-    def owner(task: str) -> str:
-        mine = (name for name in longest if task == name or task.startswith(f"{name} "))
-        return known.get(next(mine, ""), task)
-
-    return owner
-
-
-def _runs(part: Part) -> Iterable[tuple[str, str]]:
-    """Yield the names of ops and the calls that run them: a call ends with the op that makes its
-    last result."""
-    calls = list(part.calls)
-    for op in part.ops:
-        if not calls:
-            return
-        yield op.name, calls[0].run
-        yield op.out.name, calls[0].run
-        if op.out.name == calls[0].outs[-1]:
-            del calls[0]
-
-
-def _title(key: Key, works: Iterable[ComputeCost], ops: Iterable[OpTime]) -> str:
+def _title(key: Key, works: Sequence[ComputeCost], ops: Iterable[OpTime]) -> str:
     """Return what a row is called."""
     kind = str(key[0])
     if key[-1] == NOT_LINED_UP:
@@ -321,8 +167,7 @@ def _title(key: Key, works: Iterable[ComputeCost], ops: Iterable[OpTime]) -> str
     if len(key) == 1 or not short:
         return kind
     shown = ", ".join(short[:MOST_NAMES]) + (", ..." if len(short) > MOST_NAMES else "")
-    sizes = key[1]
-    if kind == "matmul" and isinstance(sizes, tuple):
-        several = f", {key[2]} of them" if key[2] != 1 else ""
-        return f"{shown} ({' x '.join(map(str, sizes))}{several})"
+    if kind == "matmul":
+        sizes = sorted({sizes_of(cost.task) for cost in works})
+        return f"{shown} ({'; '.join(map(str, sizes))})"
     return f"{key[1]}: {shown}" if kind == "elementwise" and key[1] not in short else shown

@@ -49,6 +49,15 @@ def is_container(name: str) -> bool:
     return name.partition(".")[0] in CONTAINERS
 
 
+def is_started(name: str) -> bool:
+    """Return whether an instruction only starts what runs beside others.
+
+    >>> is_started("fusion-start.7"), is_started("fusion.7")
+    (True, False)
+    """
+    return name.partition(".")[0].endswith("-start")
+
+
 def guess(op: str, kernel: str, scope: str) -> str:
     """Return the kind of work, as of `Work.kind`, that names say an operation is.
 

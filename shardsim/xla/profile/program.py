@@ -19,7 +19,13 @@ from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.sources import named, source_of
 from shardsim.xla.hlo.text import parse_module
 from shardsim.xla.profile.files import hlo_text
-from shardsim.xla.profile.names import collective_of, guess, is_container, kernel_name
+from shardsim.xla.profile.names import (
+    collective_of,
+    guess,
+    is_container,
+    is_started,
+    kernel_name,
+)
 from shardsim.xla.profile.trace import Trace
 
 # The ops that functions of the emitted program run, by the function's name.
@@ -44,6 +50,7 @@ class What:
     """What an operation is, as far as its program or its name tells."""
 
     kind: str  # as of `Work.kind`, or `CONTAINER`, `COLLECTIVE`
+    beside: bool = False  # whether it was started to run beside others
     collective: str = ""  # as of `Move.kind`
     mesh_axes: tuple[str, ...] = ()
     matmuls: tuple[Matmul, ...] = ()
@@ -115,6 +122,7 @@ class Program:
             kind = CONTAINER
         return What(
             kind=kind,
+            beside=item.opcode.endswith("-start"),
             matmuls=matmuls,
             run=run,
             stack=self._stack(told, scope, run),
@@ -207,7 +215,7 @@ def by_name(op: str, kernel: str = "", scope: str = "") -> What:
         return What(kind=CONTAINER, scope=scope)
     if kind := collective_of(op) or collective_of(kernel):
         return What(kind=COLLECTIVE, collective=kind, scope=scope)
-    return What(kind=guess(op, kernel, scope), scope=scope)
+    return What(kind=guess(op, kernel, scope), beside=is_started(op), scope=scope)
 
 
 def program_of(

@@ -1,9 +1,9 @@
 """The steps in a trace: how long one takes, and which operation each instant of it belongs to.
 
 A device may do several things at once. An instant belongs to what computes then; where nothing
-does, to a collective, else to a copy beside the device's work, else to a loop or call that holds
-nothing that runs; several of the same class share it. So the operations of a step and the time in
-which none runs add up to the step.
+does, to a collective, else to what was started to run beside others (copies, as a rule), else to a
+loop or call that holds nothing that runs; several of the same class share it. So the operations of
+a step and the time in which none runs add up to the step.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _rank(span: Span, what: What) -> int:
         return 3
     if what.kind == COLLECTIVE:
         return 1
-    return 2 if span.beside else 0
+    return 2 if span.beside or what.beside else 0
 
 
 def _owners(

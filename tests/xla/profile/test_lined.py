@@ -13,8 +13,9 @@ from shardsim.errors import ShardsimError
 from shardsim.machine import load_chip_file, override_chip
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.plan import Machine
+from shardsim.xla.profile.keys import STACKS, owners
 from shardsim.xla.profile.learn import learn
-from shardsim.xla.profile.lined import STACKS, line_up, owners
+from shardsim.xla.profile.lined import line_up
 
 GPU = "/device:GPU:0"
 # A name of a kernel, and JAX's of an operation, by which each kind of work is known.
