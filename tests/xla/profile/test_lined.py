@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ from making import US, Row, chrome
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
-from shardsim.machine import load_chip_file, override_chip
+from shardsim.machine import Machine, load_chip_file, override_chip
 from shardsim.plan import Plan, plan_from_data
-from shardsim.plan.plan import Machine
 from shardsim.xla.profile.keys import STACKS, owners
 from shardsim.xla.profile.learn import learn
 from shardsim.xla.profile.lined import line_up
@@ -43,6 +43,13 @@ def gpu_plan(**more: object) -> Plan:
         **more,
     }
     return plan_from_data(data, "test")
+
+
+def with_rates(plan: Plan, rates: dict[str, float]) -> Plan:
+    """Return the plan on a chip that has other rates."""
+    machine = plan.machine
+    chip = override_chip(machine.chip, rates)
+    return replace(plan, machine=Machine(chip=chip, shape=machine.shape))
 
 
 def trace_of(prediction: Prediction, path: Path, idle_us: float = 0.0) -> Path:
@@ -82,20 +89,12 @@ def test_a_trace_of_what_is_predicted_differs_nowhere(tmp_path):
 def test_rates_are_learned_back_from_a_chip_that_has_them(tmp_path, hbm, matmul):
     plan = gpu_plan()
     rates = {"hbm_efficiency": hbm, "matmul_efficiency": matmul}
-    machine = plan.machine
-    other = Machine(chip=override_chip(machine.chip, rates), shape=machine.shape)
-    slower = predict(plan_like(plan, other))
+    slower = predict(with_rates(plan, rates))
     learned = learn(line_up(plan, trace_of(slower, tmp_path / "t.json.gz")))
     assert {rate.figure: rate.value for rate in learned.rates} == pytest.approx(rates, abs=2e-4)
     for residual in learned.residuals:
         assert abs(residual.after) < 1e-3
         assert abs(residual.before) >= abs(residual.after)
-
-
-def plan_like(plan: Plan, machine: Machine) -> Plan:
-    from dataclasses import replace
-
-    return replace(plan, machine=machine)
 
 
 def test_what_is_learned_is_a_hardware_file(tmp_path, shardsim):
@@ -114,8 +113,7 @@ def test_what_is_learned_is_a_hardware_file(tmp_path, shardsim):
         )
     )
     plan = gpu_plan(model="vit-l-16", remat="full")
-    other = override_chip(plan.machine.chip, {"matmul_efficiency": 0.5})
-    slower = predict(plan_like(plan, Machine(chip=other, shape=plan.machine.shape)))
+    slower = predict(with_rates(plan, {"matmul_efficiency": 0.5}))
     trace = trace_of(slower, tmp_path / "t.json.gz")
     words = ["calibrate", str(plan_path), "--profile", str(trace), "-o", str(output)]
     result = shardsim(*words)
@@ -138,7 +136,7 @@ def test_nothing_is_learned_from_devices_of_another_kind(tmp_path):
         learn(lined)
 
 
-def test_verify_shows_the_step_by_kind_and_its_data_adds_up(tmp_path, shardsim, monkeypatch):
+def test_verify_shows_the_step_by_kind_and_its_data_adds_up(tmp_path, shardsim):
     plan = gpu_plan(model="vit-l-16")
     path = tmp_path / "plan.json"
     words = {"name": "p", "model": "vit-l-16", "machine": "h100:1", "batch": 64}
