@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,13 @@ class TraceFile:
     def events(self, wanted: Wanted) -> Iterator[Event]:
         """Yield the events of the processes and threads that are wanted."""
         return _xplane(self, wanted) if self.xplane else _chrome(self, wanted)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The spans and names of a Chrome trace, as its JSON has them."""
+        data = json.loads(self.data)
+        rows = data["traceEvents"] if isinstance(data, dict) else data
+        return [row for row in rows if row.get("ph") in ("X", "M")]
 
     def programs(self) -> Mapping[str, bytes]:
         """Return the serialized HLO module of each program by its name and number.
@@ -105,9 +113,7 @@ def _xplane(file: TraceFile, wanted: Wanted) -> Iterator[Event]:
 
 def _chrome(file: TraceFile, wanted: Wanted) -> Iterator[Event]:
     try:
-        data = json.loads(file.data)
-        rows = data["traceEvents"] if isinstance(data, dict) else data
-        rows = [row for row in rows if row.get("ph") in ("X", "M")]
+        rows = file.rows
         names: dict[tuple[str, Any, Any], str] = {}
         for row in rows:
             if row["ph"] == "M" and row["name"] in ("process_name", "thread_name"):

@@ -14,7 +14,7 @@ from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
-from shardsim.xla.hlo.opcodes import KINDS
+from shardsim.xla.hlo.opcodes import KINDS, TRANSFERS
 from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.sources import named, source_of
 from shardsim.xla.hlo.text import parse_module
@@ -27,9 +27,6 @@ from shardsim.xla.profile.names import (
     kernel_name,
 )
 from shardsim.xla.profile.trace import Trace
-
-# The ops that functions of the emitted program run, by the function's name.
-FUNCTIONS: Mapping[str, str] = {run.__name__: name for name, run in RUNS.items()}
 
 CONTAINER, COLLECTIVE = "loops and calls", "collective"
 
@@ -103,18 +100,18 @@ class Program:
             if inner := self._collective(item):
                 return self._move(item, inner)
             matmuls = self._matmuls(computation, item)
-            only_moves = self._costs.moves_only(item)
+            moves = item.opcode in TRANSFERS or self._costs.moves_only(item)
+            target = custom_target(self.module, item)
             source = source_of(self.module, told)
         except (HloError, ValueError, KeyError, IndexError, TypeError):
             return None  # what the reader of TPU programs does not know
         scope = item.op_name or told.op_name
         run = self._run(told)
-        target = custom_target(self.module, item)
         if _FMHA in target or (matmuls and matmuls[0].batch > 1 and not run):
             kind = "attention"
         elif matmuls:
             kind = "matmul"
-        elif only_moves:
+        elif moves:
             kind = "copy"
         else:
             kind = "optimizer" if phase_of(scope, "") == "update" else "elementwise"
@@ -136,7 +133,9 @@ class Program:
         return [frame.function for frame in self.module.frames.stack(item.stack_frame_id)]
 
     def _run(self, told: Instruction) -> str:
-        names = (FUNCTIONS.get(name.partition(".")[0], "") for name in self._functions(told))
+        """Return the op that a function of the emitted program runs, the innermost that is one."""
+        known = {run.__name__: name for name, run in RUNS.items()}
+        names = (known.get(name.partition(".")[0], "") for name in self._functions(told))
         return next(filter(None, names), "")
 
     def _stack(self, told: Instruction, scope: str, run: str) -> str:
