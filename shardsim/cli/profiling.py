@@ -73,6 +73,7 @@ def _data(lined: LinedUp) -> dict[str, Any]:
         "as": predicted.implementation,
         "kinds": views.kinds(lined).data(),
         "rows": views.rows(lined).data(),
+        "operations": views.operations(found.ops).data(),
         "not_lined_up": views.not_lined_up(lined).data(),
         "warnings": list(lined.warnings),
     }

@@ -59,13 +59,13 @@ def shown(parts: Table, whole: Row) -> Table:
 def not_lined_up(lined: LinedUp) -> Table:
     """Return the measured operations that no part of the plan was found for, longest first."""
     ops = [op for row in lined.rows if not row.lined_up for op in row.ops]
-    return operations(sorted(ops, key=lambda op: -op.own_s))
+    return operations(sorted(ops, key=lambda op: -op.own_s), "not lined up")
 
 
-def operations(ops: Iterable[OpTime]) -> Table:
+def operations(ops: Iterable[OpTime], heading: str = "operation") -> Table:
     """Return measured operations, with where they come from as far as the program says it."""
     columns = (
-        Column("op", "not lined up", attrgetter("op")),
+        Column("op", heading, attrgetter("op")),
         Column("kind", "kind", attrgetter("what.kind")),
         Column("own_s", "measured", attrgetter("own_s"), "time"),
         Column("count", "times", attrgetter("count"), ",.0f"),

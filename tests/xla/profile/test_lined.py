@@ -153,6 +153,8 @@ def test_verify_shows_the_step_by_kind_and_its_data_adds_up(tmp_path, shardsim):
         differences = [abs(row["difference_s"]) for row in data[key]]
         assert differences == sorted(differences, reverse=True)
     assert (data["device"], data["devices"], data["steps"]) == ("gpu", 1, 1)
+    busy_s = sum(op["own_s"] for op in data["operations"])
+    assert busy_s == pytest.approx(data["measured_step_s"] - 100.0 * US)
     shown = shardsim("verify", str(path), "--profile", str(trace))
     assert shown.exit_code == 0
     for row in data["kinds"]:
