@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from shardsim.cost.predict import Prediction
+from shardsim.graph.arrays import Op
 from shardsim.graph.build import Part
 from shardsim.model import Model
 from shardsim.model.blocks import graph_of
@@ -18,14 +19,18 @@ Key = tuple[object, ...]  # the kind of work, and what tells it from others of i
 
 NOT_LINED_UP = "not lined up"
 INSIDE = "planned inside others"
-# What a layer's loop does, as `program/partition.py` calls it.
+# What the loop over layers does besides running them, by the names of its tasks.
+LOOP = "loop over layers"
 STACKS: Mapping[str, str] = {
-    KEPT: "keep for backward",
-    GRADIENTS: "accumulate gradients",
-    CAST: "cast weights",
+    "keep for backward": KEPT,
+    "fill with zeros": KEPT,
+    "take what was kept": KEPT,
+    "accumulate gradients": GRADIENTS,
+    "cast weights": CAST,
 }
-# Work of these kinds is done alike wherever it stands.
-_ALIKE: Mapping[str, str] = {"copy": "copy", "transpose": "copy", "transfer": "copy"}
+# Kinds of work that a trace does not tell apart.
+_ALIKE: Mapping[str, str] = {"transpose": "copy", "transfer": "copy", "sum": "elementwise"}
+_AFTER = "after "  # in the name of what a matmul does in its end, where it is apart
 _BY_KIND = ("optimizer", "copy", CONTAINER)
 # What else a planned collective over the same axes may have been run as, likeliest first.
 _FORMS: Mapping[str, tuple[str, ...]] = {
@@ -51,7 +56,7 @@ class Keys:
         tasks = [cost.task for cost in prediction.price.computes if float(cost.count)]
         self._kinds: dict[str, set[str]] = defaultdict(set)  # of planned work, by op
         for task in tasks:
-            self._kinds[self._owner(task.name)].add(task.kind)
+            self._kinds[self._owner(task.name)].add(_ALIKE.get(task.kind, task.kind))
         # The scores of a fused kernel never leave it: its products are not apart from the rest.
         self._whole = any(task.kind == "attention" and task.fused for task in tasks)
         self._products = Products(sizes_of(task) for task in tasks if task.kind == "matmul")
@@ -62,6 +67,8 @@ class Keys:
     def planned(self, task: Work) -> Key:
         """Return the key of planned work."""
         kind = _ALIKE.get(task.kind, task.kind)
+        if task.name in STACKS and self._fine:
+            return LOOP, STACKS[task.name]
         if not self._fine or kind in _BY_KIND:
             return (kind,)
         if kind == "attention":
@@ -96,6 +103,8 @@ class Keys:
 
     def _measured(self, what: What) -> Key:
         kind = self._kind(what)
+        if what.stack and not what.matmuls and self._fine:
+            return LOOP, what.stack
         if kind == COLLECTIVE:
             return kind, what.collective, *((what.mesh_axes,) if self._fine else ())
         if not self._fine or kind in _BY_KIND:
@@ -105,7 +114,7 @@ class Keys:
         if kind == "matmul":
             mine = self._products.alone(what.matmuls[0]) if what.matmuls else None
             return kind, NOT_LINED_UP if mine is None else self._products.group(mine)
-        return kind, STACKS.get(what.stack, what.run)
+        return kind, what.run
 
     def _kind(self, what: What) -> str:
         """Return what a measured operation is: of an op that attends, what is not planned apart."""
@@ -126,32 +135,40 @@ class Keys:
 def owners(model: Model, attention: str) -> Callable[[str], str]:
     """Return what says which op of the emitted program a planned task belongs to.
 
-    Tasks are named after what their op makes or multiplies with; those of a layer's loop, which
-    belong to none, keep their name.
+    Tasks are named after what their op makes or multiplies with, what is done after a matmul after
+    that; those that belong to no op keep their name.
     """
     graph = graph_of(model, attention)
     layers = [layer.part for stack in graph.stacks for layer in stack.layers]
     known: dict[str, str] = {}
+    ends: dict[str, str] = {}  # by matmul: the op that a compiler may run in its end
     for part in (graph.before, *layers, graph.after):
-        for name, run in _runs(part):
-            known.setdefault(name, run)
+        makers: dict[str, str] = {}
+        for op, run in _runs(part):
+            known.setdefault(op.name, run)
+            known.setdefault(op.out.name, run)
+            makers[op.out.name] = op.name
+            if op.stream.fused:
+                ends.setdefault(makers[op.ins[0].name], run)
     longest = sorted(known, key=len, reverse=True)
 
     def owner(task: str) -> str:
         mine = (name for name in longest if task == name or task.startswith(f"{name} "))
-        return known.get(next(mine, ""), task)
+        if name := next(mine, ""):
+            return known[name]
+        matmul = task.partition(_AFTER)[2]
+        made = matmul.partition(" d ")[2]
+        return known.get(made, "") or ends.get(matmul.partition(" ")[0], task)
 
     return owner
 
 
-def _runs(part: Part) -> Iterable[tuple[str, str]]:
-    """Yield the names of ops and the calls that run them: a call ends with the op that makes its
-    last result."""
+def _runs(part: Part) -> Iterable[tuple[Op, str]]:
+    """Yield ops and the calls that run them: a call ends with the op that makes its last result."""
     calls = list(part.calls)
     for op in part.ops:
         if not calls:
             return
-        yield op.name, calls[0].run
-        yield op.out.name, calls[0].run
+        yield op, calls[0].run
         if op.out.name == calls[0].outs[-1]:
             del calls[0]

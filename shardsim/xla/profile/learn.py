@@ -12,11 +12,12 @@ import yaml
 from shardsim.cost.costs import costs_of
 from shardsim.errors import ShardsimError
 from shardsim.machine import Chip, override_chip
+from shardsim.xla.profile.keys import LOOP
 from shardsim.xla.profile.lined import LinedUp, Row
 
 # What is learned, from which kinds of work, in this order: a matmul streams its operands too.
 LEARNED: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("hbm_efficiency", ("elementwise", "optimizer", "copy")),
+    ("hbm_efficiency", ("elementwise", "optimizer", "copy", LOOP)),
     ("matmul_efficiency", ("matmul",)),
 )
 LEAST, MOST = 0.01, 1.0  # shares of a peak

@@ -172,5 +172,5 @@ def test_every_planned_task_belongs_to_an_op_or_to_the_loop(model, attention):
         if cost.task.kind in ("matmul", "attention", "elementwise")
         if owner(cost.task.name) == cost.task.name
     }
-    assert left <= set(STACKS.values()), left
-    assert set(STACKS.values()) <= left
+    assert left <= set(STACKS), left
+    assert left >= {"cast weights", "accumulate gradients"}
