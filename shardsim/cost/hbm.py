@@ -199,7 +199,9 @@ class Account:
         Gradients that the data axis reduce-scatters as they come are never whole.
         """
         own = stored_elements(self.work.model.tensors, self.layout, state=True)
-        return np.where(self._several, 2.0 * self.elements, own) * self.work.gradient_bytes
+        width = self.work.gradient_bytes
+        now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
+        return np.where(self._several, self.elements * (width + now), own * now)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -373,7 +375,7 @@ class Account:
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
-            found["gradients"] = self.gradients_bytes * self._several / 2.0
+            found["gradients"] = self.elements * self.work.gradient_bytes * self._several
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
         if moment == 0:
