@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardsim.carried import NotCarried
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.errors import FileError, nearest
@@ -37,8 +38,8 @@ _UNKNOWN = object()
 
 def read_big_vision(
     path: Path, text: str, machine: str | None, image: int | None
-) -> tuple[Plan, list[str]]:
-    """Return the plan of a big_vision config, and remarks on how it was read."""
+) -> tuple[Plan, list[str], list[NotCarried]]:
+    """Return the plan of a big_vision config, how it was read, and what is not carried."""
     if machine is None:
         raise FileError("a big_vision config names no slice; give it: --on v4:8x8x16")
     slices = parse_machine(machine)
@@ -67,7 +68,7 @@ def read_big_vision(
         "attention": "unfused",
         "execution": "partitioned",
     }
-    return plan_from_data(data, str(path)), notes
+    return plan_from_data(data, str(path)), notes, []
 
 
 def _read(text: str, path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shardsim.carried import NotCarried
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
@@ -48,8 +49,8 @@ _SYNCHRONOUS = ("v5p", "v6e")
 
 def read_maxtext(
     path: Path, text: str, machine: str | None, base: Path | None = None
-) -> tuple[Plan, list[str]]:
-    """Return the plan of a MaxText config, and remarks on how it was read.
+) -> tuple[Plan, list[str], list[NotCarried]]:
+    """Return the plan of a MaxText config, remarks on how it was read, and what is not carried.
 
     `base` is the base.yml of the release that it was written for.
     """
@@ -79,7 +80,7 @@ def read_maxtext(
         notes.append(
             f"overlap: gathers of weights wait, as in MaxText's programs on {slices.chip.name}"
         )
-    return replace(plan, activations=_activations(plan, config)), notes
+    return replace(plan, activations=_activations(plan, config)), notes, []
 
 
 def _given(path: Path, text: str) -> tuple[dict[str, Any], dict[str, str], set[str]]:
