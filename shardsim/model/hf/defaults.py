@@ -14,8 +14,8 @@ VERSION = "transformers 4.57.6"
 
 
 def _decoder(
-    layers: int, embed: int, mlp: int, heads: int, kv_heads: int, vocab: int, **more: Any
-) -> Mapping[str, Any]:
+    layers: int, embed: int, mlp: int, heads: int, kv_heads: int | None, vocab: int, **more: Any
+) -> dict[str, Any]:
     return {
         "num_hidden_layers": layers,
         "hidden_size": embed,
@@ -30,23 +30,27 @@ def _decoder(
     }
 
 
-_ROW = {"attention_bias": False}
-_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-_LAYERED = {"layer_types": None, **_QWEN_WINDOW}
-_GEMMA = {
+_ROW: dict[str, Any] = {"attention_bias": False}
+_QWEN_WINDOW: dict[str, Any] = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_LAYERED: dict[str, Any] = {"layer_types": None, **_QWEN_WINDOW}
+_GEMMA: dict[str, Any] = {
     **_ROW,
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
 }
-_QWEN_EXPERTS = {
+_QWEN_EXPERTS: dict[str, Any] = {
     "num_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 768,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
 }
-_TOWER = {
+_TOWER: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -54,8 +58,8 @@ _TOWER = {
     "num_channels": 3,
     "patch_size": 16,
 }
-_VIT = {**_TOWER, "image_size": 224}
-_OLMO = {**_ROW, "max_position_embeddings": 2048}
+_VIT: dict[str, Any] = {**_TOWER, "image_size": 224}
+_OLMO: dict[str, Any] = {**_ROW, "max_position_embeddings": 2048}
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": _decoder(
@@ -65,7 +69,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         32, 4096, 14336, 32, 8, 32000, sliding_window=4096, max_position_embeddings=131072
     ),
     "mixtral": _decoder(
-        *(32, 4096, 14336, 32, 8, 32000),
+        32,
+        4096,
+        14336,
+        32,
+        8,
+        32000,
         sliding_window=None,
         max_position_embeddings=131072,
         num_local_experts=8,
@@ -73,33 +82,58 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     ),
     "qwen2": _decoder(32, 4096, 22016, 32, 32, 151936, **_LAYERED, max_position_embeddings=32768),
     "qwen3": _decoder(
-        *(32, 4096, 22016, 32, 32, 151936),
+        32,
+        4096,
+        22016,
+        32,
+        32,
+        151936,
         **(_LAYERED | _ROW | {"head_dim": 128}),
         max_position_embeddings=32768,
     ),
     "qwen2_moe": _decoder(
-        *(24, 2048, 5632, 16, 16, 151936),
+        24,
+        2048,
+        5632,
+        16,
+        16,
+        151936,
         **(_QWEN_EXPERTS | _QWEN_WINDOW),
         **{"qkv_bias": True, "shared_expert_intermediate_size": 5632},
         max_position_embeddings=32768,
     )
     | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
     "qwen3_moe": _decoder(
-        *(24, 2048, 6144, 32, 4, 151936),
+        24,
+        2048,
+        6144,
+        32,
+        4,
+        151936,
         **(_QWEN_EXPERTS | _QWEN_WINDOW | _ROW),
         max_position_embeddings=32768,
     ),
     "gemma": _decoder(28, 3072, 24576, 16, 16, 256000, **_GEMMA, max_position_embeddings=8192)
     | {"hidden_activation": None},
     "gemma2": _decoder(
-        *(26, 2304, 9216, 8, 4, 256000),
+        26,
+        2304,
+        9216,
+        8,
+        4,
+        256000,
         **_GEMMA,
         sliding_window=4096,
         layer_types=None,
         max_position_embeddings=8192,
     ),
     "gemma3_text": _decoder(
-        *(26, 2304, 9216, 8, 4, 262208),
+        26,
+        2304,
+        9216,
+        8,
+        4,
+        262208,
         **_GEMMA,
         sliding_window=4096,
         layer_types=None,
@@ -108,7 +142,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         max_position_embeddings=131072,
     ),
     "gpt_oss": _decoder(
-        *(36, 2880, 2880, 64, 8, 201088),
+        36,
+        2880,
+        2880,
+        64,
+        8,
+        201088,
         **{"attention_bias": True, "head_dim": 64},
         num_local_experts=128,
         num_experts_per_tok=4,
@@ -117,7 +156,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         max_position_embeddings=131072,
     ),
     "llama4_text": _decoder(
-        *(48, 5120, 8192, 40, 8, 202048),
+        48,
+        5120,
+        8192,
+        40,
+        8,
+        202048,
         **(_ROW | {"head_dim": 128}),
         intermediate_size_mlp=16384,
         num_local_experts=16,
@@ -132,7 +176,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         32, 4096, 11008, 32, None, 50304, **_OLMO, sliding_window=4096, layer_types=None
     ),
     "phi": _decoder(
-        *(24, 2048, 8192, 32, None, 51200),
+        24,
+        2048,
+        8192,
+        32,
+        None,
+        51200,
         **{"hidden_act": "gelu_new", "qk_layernorm": False},
         max_position_embeddings=2048,
     ),
