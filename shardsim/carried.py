@@ -86,7 +86,7 @@ class Keys(Mapping[str, Any]):
 
     def count(self, key: str, least: int = 1, most: int = 10**9) -> int:
         """Return a whole number within bounds."""
-        value = self[key] if key in self else None
+        value: Any = self[key] if key in self else None
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not least <= value <= most:
             raise FileError(

@@ -27,7 +27,12 @@ _KEYS = (
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
 )
-_SIZES_AN_IMAGE = ("image", "patch", "pooling")  # what a vit's default `sequence` follows from
+_SIZES_AN_IMAGE = (
+    "image",
+    "patch",
+    "pooling",
+    "registers",
+)  # what a vit's default `sequence` follows from
 
 
 def model_names() -> tuple[str, ...]:
@@ -218,7 +223,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     if "sequence" not in given and given.get("family") == "vit":
         image, patch = _whole(given.get("image")), _whole(given.get("patch"))
         tokens = (image // patch) ** 2 if patch else 0
-        given["sequence"] = max(1, tokens + (given.get("pooling") == "cls"))
+        more = (given.get("pooling") == "cls") + _whole(given.get("registers", 0))
+        given["sequence"] = max(1, tokens + more)
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)

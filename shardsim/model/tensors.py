@@ -26,6 +26,7 @@ AXES = (
     "choice",  # experts, of a router's logits
     "patch",  # pixels of a patch: side * side * channels
     "position",
+    "register",
     "classes",
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
@@ -84,7 +85,8 @@ def lengths(model: Model) -> Mapping[str, int]:
         "mlp": model.mlp,
         "vocab": model.vocab,
         "patch": model.patch**2 * model.channels,
-        "position": model.image_tokens if model.patch else model.sequence,
+        "position": model.image_positions if model.patch else model.sequence,
+        "register": model.registers,
         "classes": model.classes,
         "moments": 2,
         "two": 2,

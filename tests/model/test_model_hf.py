@@ -143,6 +143,57 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         20_914_757_184,
     ),
     "gpt-oss-120b": ({"model_type": "gpt_oss"}, 116_829_156_672),
+    "Qwen1.5-MoE-A2.7B": ({"model_type": "qwen2_moe", "num_key_value_heads": 16}, 14_315_784_192),
+    "OLMo-2-1124-7B": ({"model_type": "olmo2", "vocab_size": 100352}, 7_298_617_344),
+    "OLMo-2-1124-13B": (
+        {
+            "model_type": "olmo2",
+            "hidden_size": 5120,
+            "intermediate_size": 13824,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+            "vocab_size": 100352,
+        },
+        13_716_198_400,
+    ),
+    "Olmo-3-1025-7B": ({"model_type": "olmo3", "vocab_size": 100278}, 7_298_011_136),
+    "phi-2": (
+        {
+            "model_type": "phi",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 32,
+        },
+        2_779_683_840,
+    ),
+    "gpt-neox-20b": ({"model_type": "gpt_neox"}, 20_554_567_680),
+    "pythia-6.9b": (
+        {
+            "model_type": "gpt_neox",
+            "hidden_size": 4096,
+            "intermediate_size": 16384,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+        6_857_302_016,
+    ),
+    # Of facebook/dinov2-*, less the token of masked patches.
+    "dinov2-base": ({"model_type": "dinov2", "image_size": 518}, 86_580_480 - 768),
+    "dinov2-giant": (
+        {
+            "model_type": "dinov2",
+            "image_size": 518,
+            "hidden_size": 1536,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 24,
+            "use_swiglu_ffn": True,
+        },
+        1_136_480_768 - 1536,
+    ),
+    "dinov2-with-registers-base": (
+        {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14},
+        86_583_552 - 768,
+    ),
     "vit-base-patch16-224": ({"model_type": "vit", **_CLASSES}, 86_567_656),
     "deit-tiny-patch16-224": (
         {
@@ -310,6 +361,12 @@ def test_windows_are_a_round_of_layers_or_all_of_them(tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention"] * 12
     by_layer = {**PUBLISHED["gpt-oss-20b"][0], "layer_types": kinds}
     assert read(tmp_path, by_layer).model.windows == (0, 128)
+
+
+def test_layers_after_the_last_whole_round_are_a_stack_of_their_own(tmp_path: Path) -> None:
+    model = read(tmp_path, PUBLISHED["gemma-3-1b-pt"][0]).model
+    assert model.stacks == ((4, 6), (2, 1))
+    assert model.round_layers == 6
 
 
 def test_the_text_part_of_a_model_of_several_is_read(tmp_path: Path) -> None:

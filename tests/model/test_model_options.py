@@ -69,6 +69,12 @@ def test_tiny_models_are_valid() -> None:
         ({"name": 3}, ["name", "3"]),
         ({"note": 3}, ["note", "text"]),
         ({"vocab": 0}, ["vocab", "decoder"]),
+        ({"registers": 4}, ["registers", "vit"]),
+        ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),
+        ({"parallel_norms": True}, ["parallel_norms", "serial"]),
+        ({"parallel_block": True, "layer_scale": True}, ["layer_scale", "parallel"]),
+        ({"qk_norm_over": "heads"}, ["qk_norm_over", "qk_norm: true"]),
+        ({"qk_norm_over": "all"}, ["qk_norm_over", "heads"]),
         ({"patch": 4}, ["patch", "vit"]),
         ({"pooling": "map"}, ["pooling", "vit"]),
     ],
@@ -91,6 +97,7 @@ def test_bad_decoder_gives_one_clear_line(changes: dict[str, Any], words: list[s
         ({"vocab": 100}, ["vocab", "classes"]),
         ({"tied_embeddings": True}, ["tied_embeddings"]),
         ({"classes": 10}, ["pooling", "map"]),
+        ({"head_bias": True}, ["head_bias"]),
     ],
 )
 def test_bad_vit_gives_one_clear_line(changes: dict[str, Any], words: list[str]) -> None:

@@ -138,6 +138,7 @@ def models(draw: st.DrawFn) -> Model:
     patch = draw(st.integers(1, 4)) if vit else 0
     norm = draw(st.sampled_from(["layernorm", "rmsnorm"]))
     pooling = draw(st.sampled_from(["none", "mean", "map", "cls"])) if vit else "none"
+    parallel, post_norms, qk_norm = draw(flags), draw(flags), draw(flags)
     return Model(
         name="drawn",
         family="vit" if vit else "decoder",
@@ -149,13 +150,18 @@ def models(draw: st.DrawFn) -> Model:
         kv_heads=kv_heads,
         sequence=draw(small),
         vocab=0 if vit else draw(small),
-        parallel_block=draw(flags),
+        parallel_block=parallel,
+        parallel_norms=parallel and draw(flags),
         gated_mlp=draw(flags),
         causal=draw(flags),
         tied_embeddings=not vit and draw(flags),
-        qk_norm=draw(flags),
+        head_bias=not vit and draw(flags),
+        qk_norm=qk_norm,
+        qk_norm_over=draw(st.sampled_from(["head", "heads"])) if qk_norm else "head",
         norm=norm,
-        post_norms=draw(flags),
+        pre_norms=parallel or not post_norms or draw(flags),
+        post_norms=post_norms,
+        layer_scale=not parallel and draw(flags),
         final_norm=draw(flags),
         positions=draw(st.sampled_from(["learned", "rotary", "fixed", "none"])),
         biases=Biases(
@@ -166,6 +172,7 @@ def models(draw: st.DrawFn) -> Model:
         ),
         patch=patch,
         image=patch * draw(small),
+        registers=draw(st.integers(0, 3)) if vit else 0,
         pooling=pooling,
         classes=0 if pooling == "none" else draw(st.integers(0, 6)),
     )
@@ -216,3 +223,25 @@ def test_block_matrices_are_the_closed_form(model: Model) -> None:
     attention = model.embed * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     mlp = (3 if model.gated_mlp else 2) * model.embed * model.mlp
     assert counted == model.layers * (attention + mlp) <= model.parameters_all
+
+
+@settings(max_examples=60, deadline=None)
+@given(models())
+def test_each_option_adds_its_own_vectors(model: Model) -> None:
+    """What LayerNorm's bias doubles, heads share, and a branch or an image has once."""
+    norm = model.embed * (1 + model.biases.norm)
+    heads = model.head_dim * (model.heads + model.kv_heads - 2) * (1 + model.biases.norm)
+    added = {
+        "parallel_norms": (False, True, model.layers * norm if model.parallel_block else None),
+        "pre_norms": (False, True, 2 * model.layers * norm if model.post_norms else None),
+        "layer_scale": (False, True, 2 * model.layers * model.embed),
+        "head_bias": (False, True, model.vocab or None),
+        "qk_norm_over": ("head", "heads", model.layers * heads if model.qk_norm else None),
+        "registers": (0, 4, 4 * model.embed if model.patch else None),
+    }
+    for key, (without, having, count) in added.items():
+        serial_only = key in ("pre_norms", "layer_scale")
+        if count is None or (serial_only and model.parallel_block):
+            continue
+        plain, more = (replace(model, **{key: value}) for value in (without, having))
+        assert more.parameters_all - plain.parameters_all == count, key

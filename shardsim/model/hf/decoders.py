@@ -256,6 +256,79 @@ def _llama4(keys: Keys) -> dict[str, Any]:
     return {**made, "biases": _attention_biases(keys), "experts": experts}
 
 
+def _qwen2_moe(keys: Keys) -> dict[str, Any]:
+    made = _base(keys)
+    experts = {
+        "number": keys.count("num_experts"),
+        "top_k": keys.count("num_experts_per_tok"),
+        "mlp": keys.count("moe_intermediate_size"),
+        "shared": 1,
+        "shared_mlp": keys.count("shared_expert_intermediate_size"),
+        "shared_gate": True,
+        **_sparse(keys, made["layers"]),
+    }
+    if experts["dense_layers"] or experts["every"] > 1:
+        made["mlp"] = keys.count("intermediate_size")
+    windows = _last_layers(keys, made["layers"])
+    return {
+        **made,
+        "biases": {"qkv": keys.flag("qkv_bias")},
+        "windows": windows,
+        "experts": experts,
+    }
+
+
+def _olmo2(keys: Keys) -> dict[str, Any]:
+    return {
+        **_dense(keys),
+        "biases": _attention_biases(keys),
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_norm": True,
+        "qk_norm_over": "heads",
+    }
+
+
+def _olmo3(keys: Keys) -> dict[str, Any]:
+    made = _olmo2(keys)
+    windows = _layer_windows(keys, made["layers"], lambda layer: (layer + 1) % 4 != 0)
+    return {**made, "windows": windows}
+
+
+def _phi(keys: Keys) -> dict[str, Any]:
+    return {
+        **_dense(keys),
+        "gated_mlp": False,
+        "norm": "layernorm",
+        "biases": True,
+        "parallel_block": True,
+        "head_bias": True,
+        "qk_norm": keys.flag("qk_layernorm"),
+    }
+
+
+def _gpt_neox(keys: Keys) -> dict[str, Any]:
+    parallel = keys.flag("use_parallel_residual")
+    embed, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    return {
+        "family": "decoder",
+        "layers": keys.count("num_hidden_layers", most=MOST_LAYERS),
+        "embed": embed,
+        "heads": heads,
+        "head_dim": head_dim(keys, embed, heads),
+        "mlp": keys.count("intermediate_size"),
+        "vocab": keys.count("vocab_size"),
+        "sequence": min(TOKENS, keys.count("max_position_embeddings")),
+        "activation": activation(keys, "hidden_act"),
+        "causal": True,
+        "tied_embeddings": keys.flag("tie_word_embeddings"),
+        "positions": "rotary",
+        "biases": {**_attention_biases(keys), "mlp": True, "norm": True},
+        "parallel_block": parallel,
+        "parallel_norms": parallel,
+    }
+
+
 def _phi3(keys: Keys) -> dict[str, Any]:
     return {**_dense(keys), "windows": _all_layers(keys)}
 
@@ -297,28 +370,19 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
     "gpt_oss": _gpt_oss,
     "llama4_text": _llama4,
+    "qwen2_moe": _qwen2_moe,
+    "olmo2": _olmo2,
+    "olmo3": _olmo3,
+    "phi": _phi,
+    "gpt_neox": _gpt_neox,
     "phi3": _phi3,
     "gpt2": _gpt2,
 }
 # Kinds that no options of a model can say, and why.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), MLA),
-    "qwen2_moe": (
-        "its shared expert is scaled by a gate of each token (hidden_size weights a layer); a "
-        "model can say shared experts without one"
-    ),
     "olmo": "its norms have no weights; a model's norms have a scale",
-    **dict.fromkeys(
-        ("olmo2", "olmo3"),
-        "norms stand behind attention and MLP alone, and one norm goes over all heads of queries "
-        "or keys; a model can say norms in front (and behind), and a norm of each head",
-    ),
-    "phi": "its output head has a bias for each word; a model's has none",
-    "phimoe": "its output head has a bias for each word; a model's has none",
-    "gpt_neox": (
-        "attention and MLP stand side by side, each on a norm of its own; a model can say one "
-        "norm for both"
-    ),
+    "phimoe": "experts beside norms and an output head with biases, in a router of its own",
     **dict.fromkeys(
         ("t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "whisper", "longt5"),
         "an encoder and a decoder with cross-attention; a model here is one stack of layers",
@@ -342,10 +406,5 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("clip_text_model", "siglip_text_model", "siglip2_text_model"),
         "a tower of text without an output head; a model of tokens has one",
-    ),
-    **dict.fromkeys(
-        ("dinov2", "dinov2_with_registers"),
-        "a learned scale of each channel stands behind attention and MLP (layer scale), and "
-        "registers beside the patches; a model has neither",
     ),
 }

@@ -170,7 +170,6 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         moe_layers=None,
         max_position_embeddings=131072,
     ),
-    "olmo": _decoder(32, 4096, 11008, 32, None, 50304, **_OLMO),
     "olmo2": _decoder(32, 4096, 11008, 32, None, 50304, **_OLMO),
     "olmo3": _decoder(
         32, 4096, 11008, 32, None, 50304, **_OLMO, sliding_window=4096, layer_types=None

@@ -1,6 +1,6 @@
 """Towers of images of transformers as options of a model.
 
-Source: models/vit, models/siglip and models/siglip2 of the transformers named in `defaults`.
+Source: models/vit, dinov2, siglip and siglip2 of the transformers named in `defaults`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
+from shardsim.carried import BOTH, HBM, Keys, NotCarried, shown
 from shardsim.errors import FileError
 from shardsim.model.hf.decoders import MOST_LAYERS, activation, head_dim
 
 Made = tuple[dict[str, Any], list[NotCarried]]
 
 
-def _tower(keys: Keys, image: int, patch: int, qkv_bias: bool) -> dict[str, Any]:
+def _tower(
+    keys: Keys, image: int, patch: int, qkv_bias: bool, mlp: int | None = None
+) -> dict[str, Any]:
     embed, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     return {
         "family": "vit",
@@ -24,7 +26,7 @@ def _tower(keys: Keys, image: int, patch: int, qkv_bias: bool) -> dict[str, Any]
         "embed": embed,
         "heads": heads,
         "head_dim": head_dim(keys, embed, heads),
-        "mlp": keys.count("intermediate_size"),
+        "mlp": mlp or keys.count("intermediate_size"),
         "patch": patch,
         "image": image,
         "channels": keys.count("num_channels"),
@@ -84,6 +86,32 @@ def _vit(keys: Keys, architecture: str) -> Made:
     return made, left
 
 
+def _dinov2(keys: Keys, architecture: str) -> Made:
+    image, patch, left = _pixels(keys)
+    embed, gated = keys.count("hidden_size"), keys.flag("use_swiglu_ffn")
+    mlp = embed * keys.count("mlp_ratio")
+    if gated:  # two thirds of it, in whole eights
+        mlp = (mlp * 2 // 3 + 7) // 8 * 8
+    made = _tower(keys, image, patch, keys.flag("qkv_bias"), mlp)
+    made |= {"pooling": "cls", "layer_scale": True, "gated_mlp": gated}
+    if gated:
+        made["activation"] = "silu"
+    masked = f"the token of masked patches, {embed:,} parameters, is left out"
+    if "num_register_tokens" in keys:
+        made["registers"] = keys.count("num_register_tokens", least=0)
+        left.append(NotCarried("mask_token", True, masked, (HBM,)))
+    elif keys.flag("use_mask_token"):
+        left.append(NotCarried("use_mask_token", True, masked, (HBM,)))
+    if not architecture.endswith("Model"):
+        left.append(_other_head(architecture))
+    return made, left
+
+
+def _other_head(architecture: str) -> NotCarried:
+    why = "what stands behind the layers is not known; taken as features of the class token"
+    return NotCarried("architectures", [architecture], why, BOTH)
+
+
 def _siglip(keys: Keys, architecture: str) -> Made:
     image, patch, left = _pixels(keys)
     return _pooled(keys, _tower(keys, image, patch, True)), left
@@ -103,6 +131,8 @@ def _pooled(keys: Keys, made: dict[str, Any]) -> dict[str, Any]:
 
 TOWERS: Mapping[str, Callable[[Keys, str], Made]] = {
     "vit": _vit,
+    "dinov2": _dinov2,
+    "dinov2_with_registers": _dinov2,
     "siglip_vision_model": _siglip,
     "siglip2_vision_model": _siglip2,
 }
