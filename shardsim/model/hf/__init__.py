@@ -109,7 +109,7 @@ def _config(data: Mapping[str, Any], path: Path) -> Config:
         kind = inner["model_type"]
     if not isinstance(kind, str) or kind not in (*FAMILIES, *TOWERS):
         if isinstance(kind, str) and kind in REFUSED:
-            raise FileError(f"model_type: {kind} can not be said: {REFUSED[kind]}")
+            raise FileError(f"model_type: {kind} is not modelled: {REFUSED[kind]}")
         raise FileError(
             f"model_type: {shown(kind)} is not known{nearest(kind, (*FAMILIES, *TOWERS, *_PARTS))}"
         )
