@@ -33,16 +33,21 @@ def import_config(
 ) -> Imported:
     """Return the plan of a trainer's config.
 
-    `machine` is the slice where the config does not say, `image` the pixels along an image of
-    big_vision's, `base` the base.yml of the MaxText release that the config was written for.
+    `machine` is the slice where the config does not say, `base` the base.yml of the MaxText release
+    that the config was written for, `image` the pixels along an image of big_vision's. Its own
+    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
     """
+    arguments = ""
+    if form == "big_vision" and not Path(path).exists() and ".py:" in path:
+        path, _, arguments = path.partition(".py:")
+        path += ".py"
     file = Path(path)
     text = read_text(file)
     try:
         if form == "maxtext":
             plan, notes, left = read_maxtext(file, text, machine, base)
         else:
-            plan, notes, left = read_big_vision(file, text, machine, image)
+            plan, notes, left = read_big_vision(file, text, machine, image, arguments)
         check(plan, resolve(plan))
     except ShardsimError as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
