@@ -183,6 +183,27 @@ def test_any_program_is_read_or_refused(body: list[str], arguments: str) -> None
         assert isinstance(config, dict)
 
 
+def test_loops_over_what_the_file_says_are_gone_through() -> None:
+    text = """
+NAMES = ('a', 'b')
+def of(config, name):
+  config[name] = name * 1 if False else f'{name}{len(NAMES)}'
+def get_config():
+  config = {}
+  for name in NAMES:
+    of(config, name)
+  for number in range(3):
+    config.last = number
+  for name, value in dict(c=1).items():
+    config[name] = value
+  for one in unknown():
+    config.lost = one
+  return config
+"""
+    made, _ = read_python(text, "")
+    assert made == {"a": "a2", "b": "b2", "last": 2, "c": 1, "lost": Unknown("a loop")}
+
+
 def test_what_depends_on_an_unknown_is_unknown_by_it() -> None:
     text = "config.x = [arg.a + 1, 2]\nconfig.y = f'{config.x[0]}'\nconfig.z = config.x[1]"
     body = text.replace("\n", "\n  ")

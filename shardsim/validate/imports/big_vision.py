@@ -79,6 +79,12 @@ def read_big_vision(
     kind = _known(config, "model_name", "vit")
     if kind != "vit":
         raise FileError(f"model_name: {kind!r} is not modelled; only vit is")
+    if not any(key.startswith("model.") for key in config):
+        _known(config, "model", None)
+        raise FileError("config.model: not a dict of values that can be read")
+    towers = {key.split(".")[1] for key in config if re.match(r"model\.(img|llm|txt|text)", key)}
+    if towers:
+        raise FileError(f"config.model: {', '.join(sorted(towers))}: only one ViT is modelled")
     pixels = image or _known(config, "IMAGE", None) or _image(config, text, notes)
     model, left = _model(config, pixels, path)
     mesh = _mesh(config, slices)
@@ -171,9 +177,6 @@ def _image(config: Keys, text: str, notes: list[str]) -> int:
 
 def _model(config: Keys, image: int, path: Path) -> tuple[dict[str, Any], list[NotCarried]]:
     """Return the options of the model, and what of it no option says."""
-    if not any(key.startswith("model.") for key in config):
-        _known(config, "model", None)
-        raise FileError("config.model: not a dict of values that can be read")
 
     def option(name: str, default: Any) -> Any:
         return _known(config, f"model.{name}", default)

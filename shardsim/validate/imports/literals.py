@@ -46,6 +46,7 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "len": len,
     "min": min,
     "max": max,
+    "range": lambda *args: list(range(*args)[:_LARGEST]),
     "tuple": tuple,
     "list": list,
 }
@@ -160,8 +161,23 @@ class _Reader:
             raise FileError(f"line {node.lineno}: the config raises an error there")
         elif isinstance(node, ast.With):
             self.run(node.body, names, depth)
-        elif isinstance(node, ast.For | ast.While | ast.Try):
+        elif isinstance(node, ast.For):
+            self.loop(node, names, depth)
+        elif isinstance(node, ast.While | ast.Try):
             self.lose([node], Unknown("a loop"), names, depth)
+
+    def loop(self, node: ast.For, names: dict[str, Any], depth: int) -> None:
+        """Go through what the file says to go through; what an early end would leave is lost."""
+        items = self.value(node.iter, names, depth)
+        inner = [one for outer in node.body for one in ast.walk(outer)]
+        ends = any(isinstance(one, ast.Break | ast.Continue) for one in inner)
+        if ends or not isinstance(items, list | tuple | dict):
+            self.lose([node], _first_unknown([items]) or Unknown("a loop"), names, depth)
+            return
+        for item in list(items):
+            self.assign(node.target, item, names, depth)
+            self.run(node.body, names, depth)
+        self.run(node.orelse, names, depth)
 
     def lose(
         self, body: Sequence[ast.stmt], why: Unknown, names: dict[str, Any], depth: int
@@ -325,6 +341,8 @@ class _Reader:
             if isinstance(holder, dict) and name == "update":
                 holder.update(*(arg for arg in args if isinstance(arg, dict)), **keywords)
                 return None
+            if isinstance(holder, dict) and name in ("items", "keys", "values") and not args:
+                return list(getattr(holder, name)())
             if isinstance(holder, dict) and name == "get" and args and isinstance(args[0], str):
                 return holder.get(args[0], args[1] if len(args) > 1 else None)
             if isinstance(holder, str):
