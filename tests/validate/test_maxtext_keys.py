@@ -194,6 +194,44 @@ def test_sizes_of_a_named_model_are_changed_where_maxtext_would(tmp_path: Path) 
         script(tmp_path, "base_emb_dim=2048")
 
 
+# Weights of MaxText's own files of such names.
+NAMED = {
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-4b-thinking-2507": 4_022_468_096,
+    "qwen2.5-7b": 7_615_616_512,
+    "gemma2-9b": 9_242_164_736,
+    "gemma3-4b": 3_880_099_328,
+    "llama3.3-70b": 70_553_706_496,
+    "olmo3-7b-pt": 7_298_011_136,
+    "mixtral-8x22b": 140_630_071_296,
+    "gpt-oss-20b": 20_914_757_184,
+    "llama4-17b-16e": 107_769_861_120,
+    "gpt3-175b": 174_780_997_632,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Path) -> None:
+    model = script(tmp_path, f"model_name={name}").plan.model
+    assert model.parameters_all == NAMED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("deepseek3-671b", "latent attention"),
+        ("kimi-k2-1t", "latent attention"),
+        ("gemma4-31b", "one kind of heads"),
+        ("qwen3-next-80b-a3b", "recurrent state"),
+    ],
+)
+def test_a_named_model_that_cannot_be_said_has_the_reason(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ShardsimError, match=f"model_name: {name} is not modelled: .*{reason}"):
+        script(tmp_path, f"model_name={name}")
+
+
 def test_windows_of_all_layers(tmp_path: Path) -> None:
     plan = script(tmp_path, "attention_type=local_sliding sliding_window_size=1024").plan
     assert plan.model.windows == (1024,)

@@ -172,7 +172,8 @@ class _Reader:
         inner = [one for outer in node.body for one in ast.walk(outer)]
         ends = any(isinstance(one, ast.Break | ast.Continue) for one in inner)
         if ends or not isinstance(items, list | tuple | dict):
-            self.lose([node], _first_unknown([items]) or Unknown("a loop"), names, depth)
+            why = items if isinstance(items, Unknown) and items.by else Unknown("a loop")
+            self.lose([node], why, names, depth)
             return
         for item in list(items):
             self.assign(node.target, item, names, depth)

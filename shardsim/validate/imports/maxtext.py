@@ -17,7 +17,7 @@ from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
 from shardsim.plan.plan import Overlap, Precision, Routing, Rules
 from shardsim.plan.resolve import rules_by_name
-from shardsim.validate.imports.maxtext_blocks import masked, options_of
+from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
@@ -46,8 +46,16 @@ _SIZES: Mapping[str, str] = {
     "num_experts": "experts.number",
     "num_experts_per_tok": "experts.top_k",
 }
-# Words of MaxText's own model files where a published table has another number of rows.
-_VOCABULARIES: Mapping[str, int] = {"gemma-": 256_128, "gemma2-": 256_128, "gemma3-": 262_144}
+# What MaxText's own model files say otherwise than what is published, by what names begin with.
+_OWN: Mapping[str, Mapping[str, int]] = {
+    "gemma-": {"vocab": 256_128},
+    "gemma2-": {"vocab": 256_128},
+    "gemma3-": {"vocab": 262_144},
+    "gpt3-175b": {"vocab": 50_304, "sequence": 16_384},
+    "mixtral-8x22b": {"vocab": 32_768},
+}
+# Trained on, of the same sizes.
+_VARIANT = re.compile(r"-(base|pt|it|thinking-2507|instruct)$")
 _COMPUTE: Mapping[str, str] = {"int8": "int8", "fp8": "fp8", "fp8_full": "fp8", "nanoo_fp8": "fp8"}
 
 
@@ -136,18 +144,22 @@ def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple
         merged.read |= keys.read
         notes.append(f"model_name: {name} read from {own}")
         return merged, load_model(options_of(merged, str(name)))
+    for start, block in NAMES.items():
+        if str(name).startswith(start):
+            raise FileError(f"model_name: {name} is not modelled: {REFUSED[block]}")
     try:
-        model = load_model(str(name))
+        model = load_model(_VARIANT.sub("", str(name)))
     except ModelError as error:
-        raise FileError(f"model_name: {error}") from None
+        raise FileError(f"model_name: {error} (or name its release's base.yml: --base)") from None
     notes.append(f"model_name: {name} taken as {model.name}")
     return keys, override_model(model, _changes(keys, model, str(name)))
 
 
 def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
     """Return what a config, or MaxText's own file of that name, changes of a preset."""
-    words = [words for start, words in _VOCABULARIES.items() if name.startswith(start)]
-    changes: dict[str, Any] = {"vocab": words[0]} if words else {}
+    changes: dict[str, Any] = {}
+    for start, said in _OWN.items():
+        changes |= said if name.startswith(start) else {}
     # A layer of MaxText's Gemma 2 is two.
     times = {"layers": 2 if name.startswith("gemma2-") else 1}
     fields = {

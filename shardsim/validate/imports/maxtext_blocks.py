@@ -256,3 +256,15 @@ REFUSED: Mapping[str, str] = {
     "simple": "a layer for tests of MaxText, without attention",
     "simple_mlp": "a layer for tests of MaxText, without attention",
 }
+# What names of such models begin with, and their block.
+NAMES: Mapping[str, str] = {
+    "deepseek4": "deepseek4",
+    "deepseek": "deepseek",
+    "kimi-k2": "deepseek",
+    "envy": "envy",
+    "gemma4-e": "gemma4_small",
+    "gemma4": "gemma4",
+    "qwen3-next": "qwen3_next",
+    "qwen3.5": "qwen3_5",
+    "qwen3-custom": "qwen3_custom_moe",
+}
