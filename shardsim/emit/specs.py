@@ -50,6 +50,7 @@ UNSUPPORTED: dict[str, Any] = {
     "parallel_norms": False,
     "layer_scale": False,
     "registers": 0,
+    "latent": None,
 }
 
 
@@ -110,8 +111,8 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         _refuse_experts(plan, model.experts, layout)
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
-            told = [f"{key}: {str(each).lower()}" for each in (value, usual)]
-            raise PlanError(f"model: export of {told[0]} is not supported; use {told[1]}")
+            shown = "" if usual is None else f": {str(value).lower()}"
+            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
     if len(model.stacks) > 1:
         raise PlanError(
             "model: export of dense layers in front of those with experts (experts.dense_layers), "

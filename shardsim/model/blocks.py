@@ -19,6 +19,7 @@ from shardsim.ops.attend import HEADS, KV, Mask, attend
 from shardsim.ops.embed import embed_patches, embed_tokens
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
+from shardsim.ops.latent import OUT, latent_heads
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
@@ -231,6 +232,14 @@ class Block(Builder):
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
         model, biases = self.model, self.model.biases
+        if model.latent:
+            parts = list(latent_heads(self, normed, queries=model.latent.queries > 0))
+            width, sinks = model.latent.values / model.head_dim, model.sinks
+            context = attend(
+                self, *parts, mask=self.mask, kernel=self.kernel, sinks=sinks, width=width
+            )
+            project_out(self, "attention_output", context, out, OUT, bias=biases.attention_output)
+            return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
             part = project_in(self, name, normed, name[0], dims, keep="qkv", bias=biases.qkv)

@@ -17,6 +17,7 @@ from shardsim.files import check_keys, read_yaml
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
+from shardsim.model.latent import latent_of
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -207,6 +208,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
+    given["latent"] = latent_of(data.get("latent"), where)
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(

@@ -11,6 +11,7 @@ from typing import Any
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.experts import Experts
+from shardsim.model.latent import Latent
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 
@@ -120,6 +121,7 @@ class Model:
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
+    latent: Latent | None = None  # queries, keys and values from compressed vectors (DeepSeek)
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
     experts: Experts | None = None  # in place of the MLP
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
@@ -146,6 +148,7 @@ class Model:
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
         _check_experts(self, where)
+        _check_latent(self, where)
         if self.family == "vit":
             _check_vit(self, where)
         else:
@@ -239,7 +242,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts):
+            elif isinstance(value, Experts | Latent):
                 value = {
                     item.name: getattr(value, item.name)
                     for item in fields(value)
@@ -295,6 +298,23 @@ def _check_experts(model: Model, where: str) -> None:
         raise ModelError(
             f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
             f" {model.layers}, and every of at most {model.layers}"
+        )
+
+
+def _check_latent(model: Model, where: str) -> None:
+    latent = model.latent
+    if latent is None:
+        return
+    if not isinstance(latent, Latent):
+        raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
+    if model.kv_heads != model.heads or model.qk_norm or model.positions != "rotary":
+        raise ModelError(
+            f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
+            "qk_norm"
+        )
+    if latent.rotary >= model.head_dim:
+        raise ModelError(
+            f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
         )
 
 

@@ -144,6 +144,24 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "gpt-oss-120b": ({"model_type": "gpt_oss"}, 116_829_156_672),
     "Qwen1.5-MoE-A2.7B": ({"model_type": "qwen2_moe", "num_key_value_heads": 16}, 14_315_784_192),
+    "DeepSeek-V2-Lite": (
+        {
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "moe_intermediate_size": 1408,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "num_experts_per_tok": 6,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 1,
+            "vocab_size": 102400,
+        },
+        15_706_484_224,
+    ),
+    # Without the layer of a second prediction, and biases of routers that no gradient reaches.
+    "DeepSeek-V3": ({"model_type": "deepseek_v3"}, 671_026_419_200 - 58 * 256),
     "OLMo-2-1124-7B": ({"model_type": "olmo2", "vocab_size": 100352}, 7_298_617_344),
     "OLMo-2-1124-13B": (
         {
@@ -292,11 +310,12 @@ def test_counts_are_those_of_its_modules(
 
 @pytest.mark.parametrize("kind", [*FAMILIES, *TOWERS])
 def test_every_kind_reads_the_keys_that_it_has_defaults_for(kind: str, tmp_path: Path) -> None:
-    found = read(tmp_path, {**DEFAULTS[kind], "model_type": kind})
+    least = {"num_experts_per_tok": 6} if kind == "deepseek_v2" else {}  # no default
+    found = read(tmp_path, {**DEFAULTS[kind], "model_type": kind, **least})
     listed = {item.key for item in found.not_carried}
     assert not any("not a key" in item.why for item in found.not_carried)
     assert set(DEFAULTS[kind]) <= {*found.carried, *listed}
-    alone = read(tmp_path, {"model_type": kind})
+    alone = read(tmp_path, {"model_type": kind, **least})
     assert alone.model == found.model
 
 
@@ -417,7 +436,8 @@ def test_what_could_change_depends_on_the_value(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ('{"model_type": "deepseek_v3"}', "latent attention"),
+    ('{"model_type": "mamba2"}', "recurrent state"),
+    ('{"model_type": "deepseek_v3", "moe_layer_freq": 2}', "moe_layer_freq: 2 is not modelled"),
     ('{"model_type": "t5"}', "cross-attention"),
     ('{"model_type": "clip"}', "no bias"),
     ('{"model_type": "lama"}', "did you mean 'llama'"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shardsim.errors import ModelError
-from shardsim.model import Biases, Model, load_model
+from shardsim.model import Biases, Latent, Model, load_model
 
 TINY_VIT: dict[str, Any] = {
     "name": "tiny-vit",
@@ -70,6 +70,16 @@ def test_tiny_models_are_valid() -> None:
         ({"note": 3}, ["note", "text"]),
         ({"vocab": 0}, ["vocab", "decoder"]),
         ({"registers": 4}, ["registers", "vit"]),
+        ({"latent": {"keys": 4}}, ["latent"]),
+        ({"latent": Latent(keys=4, rotary=2, values=2)}, ["latent", "as many key-value heads"]),
+        (
+            {
+                "latent": Latent(keys=4, rotary=2, values=2),
+                "kv_heads": 4,
+                "positions": "rotary",
+            },
+            ["latent.rotary", "part of a head's 2"],
+        ),
         ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),
         ({"parallel_norms": True}, ["parallel_norms", "serial"]),
         ({"parallel_block": True, "layer_scale": True}, ["layer_scale", "parallel"]),

@@ -38,6 +38,9 @@ EXACT = {
     "qwen3-235b-a22b": 235_093_634_560,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,  # without the layer of a second prediction
     "llama4-scout": 107_769_861_120,
     "llama4-maverick": 400_711_848_960,
     "deit-ti-16": 5_717_416,

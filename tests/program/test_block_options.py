@@ -10,8 +10,10 @@ from building import build, decoder, vit
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import export_plan
 from shardsim.errors import PlanError
-from shardsim.model import Experts, Model
-from shardsim.plan import Overlap
+from shardsim.model import Experts, Latent, Model
+from shardsim.model.flops import attention_flops_per_token
+from shardsim.plan import Overlap, resolve
+from shardsim.plan.split import stored_elements
 from shardsim.simulate import simulate_plan
 
 WHERE = {"fsdp": {"x": 2, "y": 2}, "tensor": {"z": 2}}
@@ -25,6 +27,12 @@ MODELS: dict[str, Model] = {
     "a bias of each word": decoder(**RMS, head_bias=True),
     "a gate of shared experts": decoder(**RMS, experts=_SHARED),
     "layers after the last round": decoder(**RMS, windows=[512, 512, 0] * 2 + [512, 512]),
+    "latent attention": decoder(
+        **RMS, head_dim=96, latent=Latent(queries=512, keys=256, rotary=32, values=64)
+    ),
+    "latent attention, queries whole": decoder(
+        **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
+    ),
     "registers": vit(parallel_block=False, registers=16, sequence=272),
 }
 
@@ -73,3 +81,24 @@ def test_layers_after_the_last_round_cost_what_they_are() -> None:
     layer = {window: (flops([window], 4) - ends) / 4 for window in (0, 512)}
     found = flops([512, 512, 0] * 2 + [512, 512], 8)
     assert found == pytest.approx(ends + 6 * layer[512] + 2 * layer[0], rel=1e-9)
+
+
+def test_latent_attention_counts_keys_and_values_by_their_own_widths() -> None:
+    model = MODELS["latent attention"]
+    tokens, heads = 2048, 16
+    pairs = 2 * tokens * heads * (96 + 64)  # of a token: scores, and weighted values
+    assert attention_flops_per_token(model, tokens) == 8 * pairs
+    whole = priced(decoder(**RMS, head_dim=96, kv_heads=16), attention="unfused")
+    assert float(whole.price.flops) > float(priced(model, attention="unfused").price.flops)
+
+
+def test_compressed_vectors_are_stored_whole_and_their_weights_split() -> None:
+    """Weights from compressed vectors are gathered as those from the stream are."""
+    plan = build(MODELS["latent attention"], "v4:2x2x2", 16, WHERE)
+    tensors = {tensor.name: tensor for tensor in plan.model.tensors}
+    assert tensors["query_down"].axes == ("embed", "query_rank")
+    assert tensors["query"].axes == ("embed", "heads", "head_dim")
+    layout = resolve(plan)
+    for name, ways in (("query_down", 4), ("query", 8), ("key", 8), ("shared_key", 4)):
+        stored = stored_elements([tensors[name]], layout)
+        assert float(stored) == tensors[name].size / ways, name

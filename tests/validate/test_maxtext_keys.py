@@ -207,6 +207,8 @@ NAMED = {
     "gpt-oss-20b": 20_914_757_184,
     "llama4-17b-16e": 107_769_861_120,
     "gpt3-175b": 174_780_997_632,
+    "deepseek2-236b": 235_741_434_880,
+    "deepseek3-671b": 671_026_419_200,
 }
 
 
@@ -219,8 +221,8 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("deepseek3-671b", "latent attention"),
-        ("kimi-k2-1t", "latent attention"),
+        ("deepseek4-284b", "compressed attention"),
+        ("envy-switch-base", "behind the MLP alone"),
         ("gemma4-31b", "one kind of heads"),
         ("qwen3-next-80b-a3b", "recurrent state"),
     ],
@@ -368,6 +370,25 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
         {**_EXPERTS, "shared_experts": 1, "interleave_moe_layer_step": 2},
         12 * (_ATTENTION + 2 * 64) + 6 * _ONE + 6 * (_MIXED + _ONE),
     ),
+    "deepseek": (
+        {
+            **_EXPERTS,
+            "attention_type": "mla",
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 10,
+            "shared_experts": 2,
+            "first_num_dense_layers": 2,
+            "routed_bias": "true",
+        },
+        # down and up of queries, of keys and values, the part of keys that heads share, output
+        12 * (64 * 24 + 24 + 24 * 4 * 12 + 64 * 32 + 32 + 32 * 4 * (8 + 10) + 64 * 4 + 40 * 64)
+        + 12 * 2 * 64
+        + 2 * _ONE
+        + 10 * (_MIXED + 8 + 2 * _ONE),
+    ),
     "olmo3": (
         {"use_qk_norm": "true", "sliding_window_size": 32},
         12 * (_ATTENTION + 16 * (4 + 2) + _ONE + 2 * 64),
@@ -399,7 +420,17 @@ def test_windows_of_blocks(tmp_path: Path) -> None:
     assert block(tmp_path, "olmo3").windows == (32, 32, 32, 0)
 
 
-@pytest.mark.parametrize("name", ["deepseek", "deepseek4", "envy", "gemma4", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_indexer", "true"), ("mhc_expansion_rate", 4), ("engram_layers", "[1]")]
+)
+def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ShardsimError, match=f"{key}: .* is not modelled"):
+        block(tmp_path, "deepseek", **{key: value})
+
+
+@pytest.mark.parametrize("name", ["deepseek4", "envy", "gemma4", "qwen3_next"])
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)

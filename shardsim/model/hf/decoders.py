@@ -329,6 +329,40 @@ def _gpt_neox(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _deepseek(keys: Keys, router: str) -> dict[str, Any]:
+    made = _dense(keys)
+    heads, rotary = made["heads"], keys.count("qk_rope_head_dim")
+    for key, usual in (("attention_bias", False), ("moe_layer_freq", 1)):
+        if keys[key] != usual:
+            raise FileError(f"{key}: {shown(keys[key])} is not modelled; {usual} is")
+    if made["kv_heads"] != heads:
+        raise FileError(f"num_key_value_heads: latent attention has as many as heads, {heads}")
+    experts = {
+        "number": keys.count("n_routed_experts"),
+        "top_k": keys.count("num_experts_per_tok"),
+        "mlp": keys.count("moe_intermediate_size"),
+        "shared": keys.count_or("n_shared_experts", 0),
+        "dense_layers": keys.count("first_k_dense_replace", least=0),
+        "router": router,
+    }
+    latent = {
+        "queries": keys.count_or("q_lora_rank", 0),
+        "keys": keys.count("kv_lora_rank"),
+        "rotary": rotary,
+        "values": keys.count("v_head_dim"),
+    }
+    width = keys.count("qk_nope_head_dim") + rotary
+    return {**made, "head_dim": width, "latent": latent, "experts": experts}
+
+
+def _deepseek_v2(keys: Keys) -> dict[str, Any]:
+    return _deepseek(keys, "softmax")
+
+
+def _deepseek_v3(keys: Keys) -> dict[str, Any]:
+    return _deepseek(keys, "sigmoid")
+
+
 def _phi3(keys: Keys) -> dict[str, Any]:
     return {**_dense(keys), "windows": _all_layers(keys)}
 
@@ -354,10 +388,6 @@ def _gpt2(keys: Keys) -> dict[str, Any]:
     }
 
 
-MLA = (
-    "multi-head latent attention: queries, keys and values from compressed vectors, heads of two "
-    "widths; a model can say queries, keys and values projected from the residual stream only"
-)
 FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -370,6 +400,9 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "gemma3_text": _gemma3,
     "gpt_oss": _gpt_oss,
     "llama4_text": _llama4,
+    "deepseek_v2": _deepseek_v2,
+    "deepseek_v3": _deepseek_v3,
+    "kimi_k2": _deepseek_v3,
     "qwen2_moe": _qwen2_moe,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
@@ -380,7 +413,6 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
 }
 # Kinds that no options of a model can say, and why.
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), MLA),
     "olmo": "its norms have no weights; a model's norms have a scale",
     "phimoe": "experts beside norms and an output head with biases, in a router of its own",
     **dict.fromkeys(

@@ -59,6 +59,15 @@ _TOWER: dict[str, Any] = {
     "patch_size": 16,
 }
 _VIT: dict[str, Any] = {**_TOWER, "image_size": 224}
+_LATENT: dict[str, Any] = {
+    **_ROW,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "moe_layer_freq": 1,
+}
 _OLMO: dict[str, Any] = {**_ROW, "max_position_embeddings": 2048}
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -170,6 +179,32 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         moe_layers=None,
         max_position_embeddings=131072,
     ),
+    "deepseek_v2": _decoder(
+        32,
+        4096,
+        11008,
+        32,
+        32,
+        32000,
+        **(_LATENT | {"n_routed_experts": 64, "n_shared_experts": 2}),
+        num_experts_per_tok=None,
+        moe_intermediate_size=1407,
+        first_k_dense_replace=0,
+        max_position_embeddings=2048,
+    ),
+    "deepseek_v3": _decoder(
+        61,
+        7168,
+        18432,
+        128,
+        128,
+        129280,
+        **(_LATENT | {"n_routed_experts": 256, "n_shared_experts": 1}),
+        num_experts_per_tok=8,
+        moe_intermediate_size=2048,
+        first_k_dense_replace=3,
+        max_position_embeddings=4096,
+    ),
     "olmo2": _decoder(32, 4096, 11008, 32, None, 50304, **_OLMO),
     "olmo3": _decoder(
         32, 4096, 11008, 32, None, 50304, **_OLMO, sliding_window=4096, layer_types=None
@@ -240,6 +275,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_patches": 256,
     },
 }
+DEFAULTS = {**DEFAULTS, "kimi_k2": DEFAULTS["deepseek_v3"]}
 # Other names of keys that transformers takes as the same (`attribute_map`).
 SAME_KEYS: Mapping[str, Mapping[str, str]] = {
     "gpt2": {

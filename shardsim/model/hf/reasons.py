@@ -72,6 +72,17 @@ REASONS: Mapping[str, Reason] = {
         Reason("a plan's `attention` says how it is computed", BOTH),
     ),
     "gradient_checkpointing": Reason("a plan's `remat` says what is kept", BOTH, usual=(False,)),
+    "head_dim": Reason("its own widths of heads are read: qk_nope_head_dim and qk_rope_head_dim"),
+    "qk_head_dim": Reason("the sum of two widths that are read"),
+    **dict.fromkeys(
+        ("n_group", "topk_group", "topk_method"),
+        Reason("experts are chosen among all, not in groups", (TIME,), (None, 1, "greedy")),
+    ),
+    "num_nextn_predict_layers": Reason(
+        "layers that predict further tokens are not in the model", BOTH, (0, None)
+    ),
+    **dict.fromkeys(("aux_loss_alpha", "seq_aux", "routed_scaling_factor", "scoring_func"), _SCALE),
+    **dict.fromkeys(("ep_size", "rope_interleave"), _LOADING),
     "clip_qkv": Reason("queries, keys and values cut off; a few operations", (TIME,), (None,)),
     **dict.fromkeys(("layerscale_value", "stage_names", "out_features", "out_indices"), _START),
     **dict.fromkeys(("apply_layernorm", "reshape_hidden_states"), _GENERATING),

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardsim.carried import Keys, shown
 from shardsim.errors import FileError, nearest
-from shardsim.model.hf.decoders import MLA, MOST_LAYERS, round_of
+from shardsim.model.hf.decoders import MOST_LAYERS, round_of
 from shardsim.validate.words import whole
 
 _ACTIVATIONS: Mapping[str, str] = {
@@ -86,7 +86,7 @@ def masked(keys: Keys) -> Made:
     """Return which tokens a query sees, where `attention_type` decides it for all layers."""
     kind = keys["attention_type"]
     if kind == "mla":
-        raise FileError(f"attention_type: mla is not modelled: {MLA}")
+        raise FileError("attention_type: mla is modelled of decoder_block deepseek only")
     if kind not in ("global", "full", "local_sliding"):
         raise FileError(
             f"attention_type: {shown(kind)} is not modelled; global, full and local_sliding are"
@@ -201,6 +201,35 @@ def _llama4(keys: Keys, made: Made, name: str) -> Made:
     return {**made, "experts": experts}
 
 
+def _deepseek(keys: Keys, made: Made, name: str) -> Made:
+    if keys["attention_type"] != "mla":
+        raise FileError(
+            f"attention_type: {shown(keys['attention_type'])} is not modelled of the deepseek "
+            "block; mla is"
+        )
+    for key, usual in (("use_indexer", False), ("mhc_expansion_rate", 1), ("engram_layers", [])):
+        if keys[key] != usual:
+            raise FileError(f"{key}: {shown(keys[key])} is not modelled: it adds weights to layers")
+    rotary = whole(keys["qk_rope_head_dim"], "qk_rope_head_dim")
+    experts = _experts(
+        keys,
+        made,
+        shared=keys.count("shared_experts", least=0),
+        dense_layers=keys.count("first_num_dense_layers", least=0),
+        router="sigmoid" if keys["routed_score_func"] == "sigmoid" else "softmax",
+        router_bias=bool(keys["routed_bias"]),
+    )
+    latent = {
+        "queries": keys.count("q_lora_rank", least=0),
+        "keys": whole(keys["kv_lora_rank"], "kv_lora_rank"),
+        "rotary": rotary,
+        "values": whole(keys["v_head_dim"], "v_head_dim"),
+    }
+    width = whole(keys["qk_nope_head_dim"], "qk_nope_head_dim") + rotary
+    heads = {"kv_heads": made["heads"], "head_dim": width}
+    return {**made, **heads, "latent": latent, "experts": experts}
+
+
 def _olmo3(keys: Keys, made: Made, name: str) -> Made:
     window, bias, normed = _window(keys), bool(keys["attention_bias"]), bool(keys["use_qk_norm"])
     # One norm over all heads where model_name says olmo3, as the name of a model's own file does.
@@ -231,10 +260,10 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "gpt_oss": _gpt_oss,
     "llama4": _llama4,
     "olmo3": _olmo3,
+    "deepseek": _deepseek,
 }
 _STATE = "layers that keep a recurrent state (gated delta rule); a model can say attention only"
 REFUSED: Mapping[str, str] = {
-    "deepseek": MLA,
     "deepseek4": (
         "compressed attention, and experts chosen by hashes; a model can say neither, nor "
         "hyper-connections"
@@ -259,8 +288,6 @@ REFUSED: Mapping[str, str] = {
 # What names of such models begin with, and their block.
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
-    "deepseek": "deepseek",
-    "kimi-k2": "deepseek",
     "envy": "envy",
     "gemma4-e": "gemma4_small",
     "gemma4": "gemma4",
