@@ -47,6 +47,7 @@ UNSUPPORTED: dict[str, Any] = {
     "head_bias": False,
     "qk_norm_over": "head",
     "pre_norms": True,
+    "mlp_post_norm": False,
     "parallel_norms": False,
     "layer_scale": False,
     "registers": 0,

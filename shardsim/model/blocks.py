@@ -194,7 +194,7 @@ class Block(Builder):
                 outs = self.mixture(normed, out)
             else:
                 self.mlp(normed, out)
-            if self.model.post_norms:
+            if self.model.post_norms or (self.model.mlp_post_norm and name == "mlp"):
                 outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]
             if self.model.layer_scale:
                 outs = [layer_scale(self, one) for one in outs]

@@ -47,6 +47,7 @@ _FLAGS = (
     "parallel_norms",
     "pre_norms",
     "post_norms",
+    "mlp_post_norm",
     "layer_scale",
     "final_norm",
     "sinks",
@@ -115,6 +116,7 @@ class Model:
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
     pre_norms: bool = True  # a norm in front of attention and of the MLP
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
+    mlp_post_norm: bool = False  # of those two the one after the MLP alone (MaxText's Envy)
     layer_scale: bool = False  # a learned scale of each channel of what a branch adds (DINOv2)
     final_norm: bool = True
     positions: str = "learned"  # learned, rotary, fixed or none
@@ -334,6 +336,10 @@ def _check_block(model: Model, where: str) -> None:
     if model.parallel_norms and not model.parallel_block:
         raise ModelError(
             f"{where}: parallel_norms: serial layers have two norms anyway; leave it out"
+        )
+    if model.mlp_post_norm and (model.parallel_block or model.post_norms):
+        raise ModelError(
+            f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
         )
     if model.layer_scale and model.parallel_block:
         raise ModelError(f"{where}: layer_scale: a parallel block has none; use false")

@@ -81,6 +81,7 @@ def test_tiny_models_are_valid() -> None:
             ["latent.rotary", "part of a head's 2"],
         ),
         ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),
+        ({"post_norms": True, "mlp_post_norm": True}, ["mlp_post_norm"]),
         ({"parallel_norms": True}, ["parallel_norms", "serial"]),
         ({"parallel_block": True, "layer_scale": True}, ["layer_scale", "parallel"]),
         ({"qk_norm_over": "heads"}, ["qk_norm_over", "qk_norm: true"]),

@@ -221,6 +221,7 @@ def models(draw: st.DrawFn) -> Model:
         norm=norm,
         pre_norms=parallel or not post_norms or draw(flags),
         post_norms=post_norms,
+        mlp_post_norm=not parallel and not post_norms and draw(flags),
         layer_scale=not parallel and draw(flags),
         final_norm=draw(flags),
         positions=draw(st.sampled_from(["learned", "rotary", "fixed", "none"])),

@@ -22,6 +22,7 @@ _SHARED = Experts(number=4, top_k=2, mlp=1024, shared=1, shared_gate=True)
 MODELS: dict[str, Model] = {
     "one norm over all heads": decoder(**RMS, qk_norm=True, qk_norm_over="heads"),
     "norms behind alone": decoder(**RMS, pre_norms=False, post_norms=True),
+    "a norm behind the MLP": decoder(**RMS, mlp_post_norm=True),
     "two norms side by side": decoder(parallel_block=True, parallel_norms=True, sequence=2048),
     "scales of branches": decoder(**RMS, layer_scale=True),
     "a bias of each word": decoder(**RMS, head_bias=True),

@@ -222,7 +222,6 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
     ("name", "reason"),
     [
         ("deepseek4-284b", "compressed attention"),
-        ("envy-switch-base", "behind the MLP alone"),
         ("gemma4-31b", "one kind of heads"),
         ("qwen3-next-80b-a3b", "recurrent state"),
     ],
@@ -370,6 +369,15 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
         {**_EXPERTS, "shared_experts": 1, "interleave_moe_layer_step": 2},
         12 * (_ATTENTION + 2 * 64) + 6 * _ONE + 6 * (_MIXED + _ONE),
     ),
+    "envy": (
+        {
+            **_EXPERTS,
+            "use_qk_norm": "true",
+            "use_post_ffw_norm": "true",
+            "interleave_moe_layer_step": 2,
+        },
+        12 * (_ATTENTION + 2 * 16 + 3 * 64) + 6 * _ONE + 6 * _MIXED,
+    ),
     "deepseek": (
         {
             **_EXPERTS,
@@ -430,7 +438,7 @@ def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
         block(tmp_path, "deepseek", **{key: value})
 
 
-@pytest.mark.parametrize("name", ["deepseek4", "envy", "gemma4", "qwen3_next"])
+@pytest.mark.parametrize("name", ["deepseek4", "gemma4", "qwen3_next"])
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)

@@ -201,6 +201,15 @@ def _llama4(keys: Keys, made: Made, name: str) -> Made:
     return {**made, "experts": experts}
 
 
+def _envy(keys: Keys, made: Made, name: str) -> Made:
+    every = whole(keys["interleave_moe_layer_step"], "interleave_moe_layer_step")
+    normed = {
+        "qk_norm": bool(keys["use_qk_norm"]),
+        "mlp_post_norm": bool(keys["use_post_ffw_norm"]),
+    }
+    return {**_plain(keys, made, name), **normed, "experts": _experts(keys, made, every=every)}
+
+
 def _deepseek(keys: Keys, made: Made, name: str) -> Made:
     if keys["attention_type"] != "mla":
         raise FileError(
@@ -261,6 +270,7 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "llama4": _llama4,
     "olmo3": _olmo3,
     "deepseek": _deepseek,
+    "envy": _envy,
 }
 _STATE = "layers that keep a recurrent state (gated delta rule); a model can say attention only"
 REFUSED: Mapping[str, str] = {
@@ -268,7 +278,6 @@ REFUSED: Mapping[str, str] = {
         "compressed attention, and experts chosen by hashes; a model can say neither, nor "
         "hyper-connections"
     ),
-    "envy": "a norm stands behind the MLP alone; a model has them behind attention too, or not",
     "gemma4": (
         "its global layers have heads of another width and number, and share keys and values; a "
         "model has one kind of heads"
@@ -288,7 +297,6 @@ REFUSED: Mapping[str, str] = {
 # What names of such models begin with, and their block.
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
-    "envy": "envy",
     "gemma4-e": "gemma4_small",
     "gemma4": "gemma4",
     "qwen3-next": "qwen3_next",
