@@ -90,7 +90,12 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
             positions=model.positions,
             class_token=class_token,
             registers=model.registers > 0,
+            bias=model.patch_bias,
+            name="embedded" if model.input_norm else "x",
         )
+        if model.input_norm:
+            kind, bias = model.norm, model.biases.norm
+            x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
     head(end, model, x)
     return Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
 

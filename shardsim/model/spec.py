@@ -50,6 +50,8 @@ _FLAGS = (
     "mlp_post_norm",
     "layer_scale",
     "final_norm",
+    "patch_bias",
+    "input_norm",
     "sinks",
 )
 
@@ -129,6 +131,8 @@ class Model:
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
     channels: int = 3
+    patch_bias: bool = True  # of the patch embedding
+    input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
     registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls
     classes: int = 0  # outputs of the classification head; 0: none
@@ -380,12 +384,8 @@ def _check_vit(model: Model, where: str) -> None:
 def _check_decoder(model: Model, where: str) -> None:
     if not model.vocab:
         raise ModelError(f"{where}: vocab: a decoder needs a vocabulary (vocab: 32000)")
-    for key, absent in (
-        ("patch", 0),
-        ("image", 0),
-        ("classes", 0),
-        ("registers", 0),
-        ("pooling", "none"),
-    ):
+    absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
+    absences |= {"pooling": "none", "patch_bias": True, "input_norm": False}
+    for key, absent in absences.items():
         if getattr(model, key) != absent:
             raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

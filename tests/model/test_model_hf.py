@@ -212,6 +212,19 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14},
         86_583_552 - 768,
     ),
+    # The towers of images of openai/clip-*.
+    "clip-vit-base-patch32": ({"model_type": "clip_vision_model"}, 87_456_000),
+    "clip-vit-large-patch14": (
+        {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+        },
+        303_179_776,
+    ),
     "vit-base-patch16-224": ({"model_type": "vit", **_CLASSES}, 86_567_656),
     "deit-tiny-patch16-224": (
         {
@@ -439,7 +452,7 @@ REFUSED = [
     ('{"model_type": "mamba2"}', "recurrent state"),
     ('{"model_type": "deepseek_v3", "moe_layer_freq": 2}', "moe_layer_freq: 2 is not modelled"),
     ('{"model_type": "t5"}', "cross-attention"),
-    ('{"model_type": "clip"}', "no bias"),
+    ('{"model_type": "clip_text_model"}', "without an output head"),
     ('{"model_type": "lama"}', "did you mean 'llama'"),
     ('{"model_type": ["llama"]}', "model_type"),
     ("{}", "model_type"),

@@ -70,6 +70,7 @@ def test_tiny_models_are_valid() -> None:
         ({"note": 3}, ["note", "text"]),
         ({"vocab": 0}, ["vocab", "decoder"]),
         ({"registers": 4}, ["registers", "vit"]),
+        ({"input_norm": True}, ["input_norm", "vit"]),
         ({"latent": {"keys": 4}}, ["latent"]),
         ({"latent": Latent(keys=4, rotary=2, values=2)}, ["latent", "as many key-value heads"]),
         (

@@ -234,6 +234,8 @@ def models(draw: st.DrawFn) -> Model:
         patch=patch,
         image=patch * draw(small),
         registers=draw(st.integers(0, 3)) if vit else 0,
+        patch_bias=not vit or draw(flags),
+        input_norm=vit and draw(flags),
         pooling=pooling,
         classes=0 if pooling == "none" else draw(st.integers(0, 6)),
     )
@@ -299,6 +301,8 @@ def test_each_option_adds_its_own_vectors(model: Model) -> None:
         "head_bias": (False, True, model.vocab or None),
         "qk_norm_over": ("head", "heads", model.layers * heads if model.qk_norm else None),
         "registers": (0, 4, 4 * model.embed if model.patch else None),
+        "patch_bias": (False, True, model.embed if model.patch else None),
+        "input_norm": (False, True, norm if model.patch else None),
     }
     for key, (without, having, count) in added.items():
         serial_only = key in ("pre_norms", "layer_scale")

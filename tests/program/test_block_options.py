@@ -34,6 +34,7 @@ MODELS: dict[str, Model] = {
     "latent attention, queries whole": decoder(
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
     ),
+    "a norm in front": vit(input_norm=True, patch_bias=False),
     "registers": vit(parallel_block=False, registers=16, sequence=272),
 }
 

@@ -431,10 +431,6 @@ REFUSED: Mapping[str, str] = {
         ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
         "embeddings of each layer, and layers that share keys and values; a model has neither",
     ),
-    "clip_vision_model": (
-        "its patch embedding has no bias, and a norm stands in front of the layers; a model's "
-        "patch embedding has one, and none does"
-    ),
     **dict.fromkeys(
         ("clip_text_model", "siglip_text_model", "siglip2_text_model"),
         "a tower of text without an output head; a model of tokens has one",

@@ -263,6 +263,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_swiglu_ffn": False,
         "num_register_tokens": 4,
     },
+    "clip_vision_model": {**_VIT, "patch_size": 32, "hidden_act": "quick_gelu"},
     "siglip_vision_model": {
         **_VIT,
         "hidden_act": "gelu_pytorch_tanh",

@@ -1,6 +1,6 @@
 """Towers of images of transformers as options of a model.
 
-Source: models/vit, dinov2, siglip and siglip2 of the transformers named in `defaults`.
+Source: models/vit, dinov2, clip, siglip and siglip2 of the transformers named in `defaults`.
 """
 
 from __future__ import annotations
@@ -112,6 +112,15 @@ def _other_head(architecture: str) -> NotCarried:
     return NotCarried("architectures", [architecture], why, BOTH)
 
 
+def _clip(keys: Keys, architecture: str) -> Made:
+    image, patch, left = _pixels(keys)
+    made = _tower(keys, image, patch, True)
+    if architecture.endswith(("CLIPModel", "WithProjection")):
+        why = "the projection of the tower's result is left out, and the tower of text"
+        left.append(NotCarried("architectures", [architecture], why, BOTH))
+    return {**made, "pooling": "cls", "patch_bias": False, "input_norm": True}, left
+
+
 def _siglip(keys: Keys, architecture: str) -> Made:
     image, patch, left = _pixels(keys)
     return _pooled(keys, _tower(keys, image, patch, True)), left
@@ -133,6 +142,7 @@ TOWERS: Mapping[str, Callable[[Keys, str], Made]] = {
     "vit": _vit,
     "dinov2": _dinov2,
     "dinov2_with_registers": _dinov2,
+    "clip_vision_model": _clip,
     "siglip_vision_model": _siglip,
     "siglip2_vision_model": _siglip2,
 }
