@@ -144,8 +144,8 @@ class Kernel:
     """
 
     shape: Matmul
-    products: int
-    gradient_products: int
+    products: float  # of this shape, or of as many FLOPs
+    gradient_products: float
     ops: float  # vector operations of a query-key pair
     gradient_ops: float
     mask: Pairs | None = None

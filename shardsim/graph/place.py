@@ -240,8 +240,9 @@ def _usual(array: Array) -> str:
     return "residual" if array.stream else "inside"
 
 
-# Widths of hidden layers that are split as the MLP's is.
-_MLP = {"expert_mlp": "mlp", "shared_mlp": "mlp"}
+# Widths of hidden layers that are split as the MLP's is, and of compressed vectors as the stream's.
+_AS = {"expert_mlp": "mlp", "shared_mlp": "mlp"}
+_AS |= {"query_latent": "embed", "key_value_latent": "embed"}
 
 
 def logical_axis(d: str, grouped: bool) -> str:
@@ -251,4 +252,4 @@ def logical_axis(d: str, grouped: bool) -> str:
     """
     if d == "kv":
         return "heads" if grouped else "kv_heads"
-    return "heads" if d == "group" else _MLP.get(d, d)
+    return "heads" if d == "group" else _AS.get(d, d)

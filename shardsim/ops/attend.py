@@ -104,19 +104,28 @@ class Mask:
 
 
 def attend(
-    build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str, sinks: bool = False
+    build: Builder,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Mask,
+    kernel: str,
+    sinks: bool = False,
+    width: float = 1.0,
 ) -> Array:
     """Add attention of queries to keys and values of the whole sequence.
 
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
-    softmax counts and no value goes with.
+    softmax counts and no value goes with. `width` is that of a head's values over its keys'.
     """
     k, v = k.view(seq="keys"), v.view(seq="keys")
-    context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
+    heads = (*HEADS[:-1], v.dims[-1])
+    context = Array("context", (*TOKENS, *heads), keep="context", purpose="second axis")
     fused = kernel in KERNELS
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if fused:
-        one = _kernel(q, k, v, context, mask, KERNELS[kernel])
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel], width)
         build.add(replace(one, vectors=logits))
     else:
         pairs = (*TOKENS, "keys", "kv", "group")
@@ -129,13 +138,13 @@ def attend(
     return context
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) -> Op:
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, width: float) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
         shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
-        products=2,
-        gradient_products=5,  # the scores again, and dV, dP, dQ, dK
+        products=1 + width,
+        gradient_products=3 + 2 * width,  # the scores again, dQ and dK; dV and dP
         ops=SOFTMAX.ops * fused.operations,
         gradient_ops=SOFTMAX.gradient_ops * fused.operations,
         mask=mask,
