@@ -32,6 +32,8 @@ from shardsim.program.schedule import Work
 SUBLANES = 8
 # How the products of a matmul and its results' way out of the matrix unit overlap, as estimated.
 OVERLAP_POWER = 3.0
+# The contraction, over `resident_contraction`, from which all results wait for the products.
+STREAMED = 2.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ class CompilerCosts(Costs):
 
     A matmul's results leave the matrix unit at a rate of their own: behind the next tile's products
     while the whole contraction stays on the chip (the two overlap as the cube root of the sum of
-    their cubes), after them where the contraction is longer.
+    their cubes), after them where the contraction is much longer, part of each between.
     """
 
     name = "compiler"
@@ -167,8 +169,9 @@ class CompilerCosts(Costs):
         results_s = results / fitted.results_per_cycle / compiler_clock_hz(self.chip)
         power = OVERLAP_POWER
         hidden_s = (product_s**power + results_s**power) ** (1.0 / power)
-        resident = np.less_equal(task.k, fitted.resident_contraction)
-        unit_s = np.where(resident, hidden_s, product_s + results_s)
+        longer = task.k / fitted.resident_contraction - 1.0
+        after = np.clip(longer / (STREAMED - 1.0), 0.0, 1.0)
+        unit_s = hidden_s + after * (product_s + results_s - hidden_s)
         return np.maximum(unit_s, self.vector_s(task)), hbm_s / fitted.matmul_hbm_efficiency
 
 
