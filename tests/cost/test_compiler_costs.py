@@ -62,10 +62,10 @@ def test_results_leave_after_the_products_of_a_long_contraction():
 
 def test_between_results_leave_partly_behind_the_products():
     """From `resident_contraction` on, on a line to 2.25 times that; never a step."""
-    chip = chip_with()
+    chip = chip_with(resident_contraction=1024.0)
     results_s = 4096 * 4096 / 100.0 / chip.clock_hz
     shares = []
-    for k in (1000, 1625, 2250):
+    for k in (1024, 1664, 2304):
         product_s = 2.0 * 4096 * k * 4096 / (0.5 * chip.peak("bf16"))
         hidden_s = (product_s**3 + results_s**3) ** (1 / 3)
         found_s = compiler(chip).operation(matmul(4096, k, 4096, hbm_bytes=0)).total_s
