@@ -55,7 +55,7 @@ def export_plan(plan: Plan, to: str, trainer_path: Path | None = None) -> str:
     """
     if to not in FORMS:
         raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
-    for key in ("experts", "sinks"):
+    for key in ("latent", "experts", "sinks"):
         if getattr(plan.model, key) and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {key} of {plan.model.name} are not supported")
     if trainer_path is None:

@@ -98,6 +98,11 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     model = plan.model
     if model.experts:
         _refuse_experts(plan, model.experts, layout)
+    if model.latent and plan.execution != "explicit":
+        raise PlanError(
+            f"execution: export of latent attention as {plan.execution} is not supported; use "
+            "explicit"
+        )
     if model.sinks:
         raise PlanError("model: export of attention sinks is not supported; use sinks: false")
     if int(layout.pipeline.size) > 1:

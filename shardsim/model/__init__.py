@@ -17,6 +17,7 @@ from shardsim.model.flops import (
     model_flops_per_token,
     tokens_per_s_at_mfu,
 )
+from shardsim.model.latent import Latent
 from shardsim.model.spec import Biases, Model
 from shardsim.model.tensors import Tensor, parameters
 
@@ -24,6 +25,7 @@ __all__ = [
     "Accounting",
     "Biases",
     "Experts",
+    "Latent",
     "Model",
     "Tensor",
     "accounting_named",

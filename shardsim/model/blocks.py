@@ -18,6 +18,14 @@ from shardsim.ops.attend import HEADS, KV, Mask, attend
 from shardsim.ops.embed import embed_patches, embed_tokens
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
+from shardsim.ops.latent import (
+    RESULT,
+    attend_latents,
+    latent_keys,
+    latent_norm,
+    latent_up,
+    rotate_part,
+)
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
@@ -26,6 +34,7 @@ from shardsim.ops.route import route
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
+    from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
 
@@ -198,6 +207,11 @@ class Block(Builder):
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
         model, biases = self.model, self.model.biases
+        bias = biases.attention_output
+        if model.latent:
+            context = self.latent_attention(normed, model.latent)
+            project_out(self, "attention_output", context, out, RESULT, bias=bias)
+            return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
             part = project_in(self, name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
@@ -207,8 +221,30 @@ class Block(Builder):
                 part = rotate(self, part)
             parts.append(part)
         context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
-        bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
+
+    def latent_attention(self, normed: Array, latent: Latent) -> Array:
+        """Add attention out of latents, up to its output projection."""
+        made = {
+            "query_down" if latent.query else "query": ("query_rank",) if latent.query else HEADS,
+            "key_value_down": ("key_value_rank",),
+            "key_rope": ("rope",),
+        }
+        q, both, rope = (
+            project_in(self, name, normed, name.replace("_", " "), dims, keep="qkv", bias=False)
+            for name, dims in made.items()
+        )
+        if latent.query:
+            q = latent_norm(self, "query_latent", q)
+            (q,) = latent_up(self, q, "query_latent", {"query_up": ("q", HEADS)})
+        q = rotate_part(self, q, rope=latent.rope, head_dim=latent.head_dim)
+        both = latent_norm(self, "key_value_latent", both)
+        ups = {"key_up": ("k", ("kv", "nope")), "value_up": ("v", ("kv", "value_dim"))}
+        k, v = latent_up(self, both, "key_value_latent", ups)
+        k = latent_keys(self, k, rope)
+        return attend_latents(
+            self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks
+        )
 
     def mlp(self, normed: Array, out: Array, name: str = "mlp") -> None:
         """Add an MLP, gated or not; `name` is what its weights and its width are called by."""

@@ -11,6 +11,7 @@ from typing import Any
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.experts import Experts
+from shardsim.model.latent import Latent
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 
@@ -110,6 +111,7 @@ class Model:
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
@@ -133,6 +135,7 @@ class Model:
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
+        _check_latent(self, where)
         _check_experts(self, where)
         if self.family == "vit":
             _check_vit(self, where)
@@ -222,7 +225,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts):
+            elif isinstance(value, Experts | Latent):
                 value = {
                     item.name: getattr(value, item.name)
                     for item in fields(value)
@@ -264,6 +267,25 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
             f" the nearest number of layers is {close}"
         )
     return tuple(windows)
+
+
+def _check_latent(model: Model, where: str) -> None:
+    latent = model.latent
+    if latent is None:
+        return
+    if not isinstance(latent, Latent):
+        raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
+    for key, value, needed, why in (
+        ("head_dim", model.head_dim, latent.head_dim, "that of queries is latent.nope + rope"),
+        ("kv_heads", model.kv_heads, model.heads, "each head has keys and values of its own"),
+        ("positions", model.positions, "rotary", "latent.rope is turned by position"),
+        ("qk_norm", model.qk_norm, False, "latents are normed instead"),
+        ("biases.qkv", model.biases.qkv, False, "projections of latents have none"),
+        ("norm", model.norm, "rmsnorm", "latents have that norm"),
+    ):
+        if value != needed:
+            wanted = str(needed).lower()
+            raise ModelError(f"{where}: {key}: with latent attention use {wanted}: {why}")
 
 
 def _check_experts(model: Model, where: str) -> None:

@@ -20,6 +20,11 @@ AXES = (
     "heads",  # query heads
     "kv_heads",  # key-value heads
     "head_dim",
+    "query_rank",  # latents of queries, and of keys and values
+    "key_value_rank",
+    "rope",  # the part of a head that is turned by position, that which is not, and its values'
+    "nope",
+    "value_dim",
     "mlp",  # the MLP's hidden layer
     "vocab",
     "expert",
@@ -63,7 +68,7 @@ class Tensor:
 def lengths(model: Model) -> Mapping[str, int]:
     """Return the length of every dimension of a model's graph but those of a batch."""
     experts = model.experts
-    chosen = {}
+    chosen: dict[str, int] = {}
     if experts is not None:
         chosen = {
             "expert": experts.number,
@@ -71,6 +76,17 @@ def lengths(model: Model) -> Mapping[str, int]:
             "top": experts.top_k,
             "expert_mlp": experts.mlp,
             "shared_mlp": experts.shared_width,
+        }
+    latent = model.latent
+    if latent is not None:
+        chosen |= {
+            "query_rank": latent.query,
+            "query_latent": latent.query,
+            "key_value_rank": latent.key_value,
+            "key_value_latent": latent.key_value,
+            "rope": latent.rope,
+            "nope": latent.nope,
+            "value_dim": latent.value,
         }
     return {
         **chosen,
