@@ -225,14 +225,15 @@ class Block(Builder):
 
     def latent_attention(self, normed: Array, latent: Latent) -> Array:
         """Add attention out of latents, up to its output projection."""
-        made = {
-            "query_down" if latent.query else "query": ("query_rank",) if latent.query else HEADS,
-            "key_value_down": ("key_value_rank",),
-            "key_rope": ("rope",),
-        }
-        q, both, rope = (
-            project_in(self, name, normed, name.replace("_", " "), dims, keep="qkv", bias=False)
-            for name, dims in made.items()
+        query = ("query_down", "query latent", ("query_rank",))
+        made = (
+            query if latent.query else ("query", "q", HEADS),
+            ("key_value_down", "key value latent", ("key_value_rank",)),
+            ("key_rope", "shared key", ("rope",)),
+        )
+        q, both, shared = (
+            project_in(self, name, normed, out, dims, keep="qkv", bias=False)
+            for name, out, dims in made
         )
         if latent.query:
             q = latent_norm(self, "query_latent", q)
@@ -241,7 +242,7 @@ class Block(Builder):
         both = latent_norm(self, "key_value_latent", both)
         ups = {"key_up": ("k", ("kv", "nope")), "value_up": ("v", ("kv", "value_dim"))}
         k, v = latent_up(self, both, "key_value_latent", ups)
-        k = latent_keys(self, k, rope)
+        k = latent_keys(self, k, shared)
         return attend_latents(
             self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks
         )

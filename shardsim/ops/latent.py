@@ -119,7 +119,8 @@ def run_latent_up(way: Whole, params: Params, call: Any, x: Any) -> Any:
 @runs("rotate_part")
 def run_rotate_part(way: Whole, params: Params, call: Any, q: Any) -> Any:
     """Turn the last part of each head by position."""
-    still, turned = jnp.split(way.by_head(q), [-call["rope"]], -1)
+    q = way.by_head(q)
+    still, turned = jnp.split(q, [q.shape[-1] - call["rope"]], -1)
     return jnp.concatenate([still, run_rotate(way, params, call, turned)], -1)
 
 
