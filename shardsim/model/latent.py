@@ -16,7 +16,7 @@ class Latent:
     A token is projected down to a latent of width `key_value`, normed, and projected up to keys
     (`nope` a head) and values (`value` a head). A part of `rope` more, turned by position, is one
     for the keys of all heads. Queries, `nope + rope` a head, come from a latent of width `query`,
-    or straight from the token where that is 0.
+    or straight from the token where that is 0. Values are no wider than keys.
     """
 
     key_value: int
@@ -38,6 +38,11 @@ class Latent:
             raise ModelError(
                 f"latent.rope: rotary positions need an even number, found {self.rope}; the "
                 f"nearest is {self.rope + 1}"
+            )
+        if self.value > self.head_dim:
+            raise ModelError(
+                f"latent.value: {self.value} is more than the {self.head_dim} of keys (nope + "
+                f"rope), to which kernels pad values; the nearest is {self.head_dim}"
             )
 
     @property

@@ -312,7 +312,7 @@ def _check_block(model: Model, where: str) -> None:
         )
     if model.norm == "rmsnorm" and model.biases.norm:
         raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
-    if model.positions == "rotary" and model.head_dim % 2:
+    if model.positions == "rotary" and model.head_dim % 2 and not model.latent:
         raise ModelError(
             f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
             f" the nearest is {model.head_dim + 1}"

@@ -112,13 +112,13 @@ def attend(
     softmax counts and no value goes with.
     """
     context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
-    attention(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
+    attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
     build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
     return context
 
 
-def attention(
+def attention_ops(
     build: Builder,
     q: Array,
     k: Array,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
-from shardsim.ops.attend import KERNELS, Mask, attention, seen
+from shardsim.ops.attend import KERNELS, Mask, attention_ops, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs
@@ -88,10 +88,12 @@ def attend_latents(
         build.add(linear([keys], wide, stream=COPY))
         result = replace(context, name="context wide", dims=(*TOKENS, *WIDE))
         widths = ("head_dim", "value_dim")
-        attention(build, q, k, wide, result, mask=mask, kernel=kernel, sinks=sinks, widths=widths)
+        attention_ops(
+            build, q, k, wide, result, mask=mask, kernel=kernel, sinks=sinks, widths=widths
+        )
         context = build.add(linear([result], replace(context, keep=""), stream=COPY))
     else:
-        attention(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
+        attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     build.call("attend_latents", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
     return context
 

@@ -11,7 +11,7 @@ from shardsim.model import Biases, Model, Tensor, load_model, model_names, param
 from shardsim.model.tensors import AXES, KINDS, PARTS
 
 # Exact counts. Of weights that are published: the sums of the shapes in the files of
-# huggingface.co/<meta-llama, google, mistralai>; of torchvision: `num_params` of
+# huggingface.co/<meta-llama, google, mistralai, deepseek-ai>; of torchvision: `num_params` of
 # torchvision.models.vision_transformer.
 EXACT = {
     "vit-b-16": 86_567_656,
@@ -39,6 +39,9 @@ EXACT = {
     "gpt-oss-120b": 116_829_156_672,
     "llama4-scout": 107_769_861_120,
     "llama4-maverick": 400_711_848_960,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,
     # arXiv 2302.05442 prints 21,743 M: the matrices of its blocks.
     "vit-22b": 48 * (4 * 6144**2 + 2 * 6144 * 24576),
 }
