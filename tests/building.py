@@ -265,13 +265,13 @@ LATENTS = (
     decoder(
         norm="rmsnorm",
         head_dim=64,
-        latent=Latent(query=256, key_value=128, rope=16, nope=48, value=32),
+        latent=Latent(queries=256, keys=128, rotary=16, values=32),
     ),
     decoder(
         norm="rmsnorm",
         head_dim=64,
         gated_mlp=True,
-        latent=Latent(key_value=128, rope=32, nope=32, value=64),
+        latent=Latent(keys=128, rotary=32, values=64),
         experts=Experts(number=64, top_k=8, mlp=256, shared=2, dense_layers=1),
     ),
 )

@@ -22,9 +22,7 @@ _HEADS = 8
 _LAYERS = 2
 _PATCH = 4
 _TOKENS = 32  # of a sequence without images
-_LATENT = Latent(
-    query=4 * _HEAD_DIM, key_value=2 * _HEAD_DIM, rope=4, nope=_HEAD_DIM, value=_HEAD_DIM
-)
+_LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -136,8 +134,8 @@ def _model(model: Model, layout: Layout) -> Model:
     head_dim = _HEAD_DIM if square else 2 * _HEAD_DIM
     latent = model.latent
     if latent:
-        latent = _LATENT if latent.query else replace(_LATENT, query=0)
-        head_dim = latent.head_dim
+        latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
+        head_dim = _HEAD_DIM + _LATENT.rotary
     small = replace(
         model,
         layers=model.round_layers * max(_LAYERS * len(layout.kept), int(layout.pipeline.size)),

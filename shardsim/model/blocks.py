@@ -227,20 +227,20 @@ class Block(Builder):
         """Add attention out of latents, up to its output projection."""
         query = ("query_down", "query latent", ("query_rank",))
         made = (
-            query if latent.query else ("query", "q", HEADS),
+            query if latent.queries else ("query", "q", HEADS),
             ("key_value_down", "key value latent", ("key_value_rank",)),
-            ("key_rope", "shared key", ("rope",)),
+            ("shared_key", "shared key", ("rotary",)),
         )
         q, both, shared = (
             project_in(self, name, normed, out, dims, keep="qkv", bias=False)
             for name, out, dims in made
         )
-        if latent.query:
-            q = latent_norm(self, "query_latent", q)
-            (q,) = latent_up(self, q, "query_latent", {"query_up": ("q", HEADS)})
-        q = rotate_part(self, q, rope=latent.rope, head_dim=latent.head_dim)
-        both = latent_norm(self, "key_value_latent", both)
-        ups = {"key_up": ("k", ("kv", "nope")), "value_up": ("v", ("kv", "value_dim"))}
+        if latent.queries:
+            q = latent_norm(self, "query_down_norm", q)
+            (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
+        q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
+        both = latent_norm(self, "key_value_down_norm", both)
+        ups = {"key": ("k", ("kv", "nope")), "value": ("v", ("kv", "value_dim"))}
         k, v = latent_up(self, both, "key_value_latent", ups)
         k = latent_keys(self, k, shared)
         return attend_latents(

@@ -95,8 +95,6 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    if any(key.split(".")[0] == "latent" for key in changes):
-        del data["head_dim"]
     nested = ("biases", "experts", "latent")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
@@ -159,7 +157,7 @@ def _merge_experts(base: Experts | None, data: Mapping[str, Any], where: str) ->
 
 def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> Latent | None:
     """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
-    example = {"key_value": 512, "rope": 64, "nope": 128, "value": 128}
+    example = {"keys": 512, "rotary": 64, "values": 128}
     return _merge_part("latent", Latent, base, data, example, where)
 
 
@@ -196,20 +194,18 @@ def _merge_part(
 def _build(data: Mapping[str, Any], where: str) -> Model:
     """Make a model of the fields in `data`, deriving those that follow from others.
 
-    head_dim: embed / heads, or what latents say; kv_heads: heads; mlp: an expert's, or 4 * embed; a
-    vit's sequence: its image's tokens.
+    head_dim: embed / heads; kv_heads: heads; mlp: an expert's, or 4 * embed; a vit's sequence: its
+    image's tokens.
     """
     given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
-    given["latent"] = latent = _merge_latent(None, data, where)
+    given["latent"] = _merge_latent(None, data, where)
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
                 f"{where}: missing key '{key}'; or start from a preset: 'base: vit-22b'"
             )
-    if latent:
-        given.setdefault("head_dim", latent.head_dim)
     embed, heads = _whole(given["embed"]), _whole(given["heads"])
     if "head_dim" not in given and embed and heads and embed % heads:
         raise ModelError(

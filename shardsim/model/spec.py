@@ -275,17 +275,22 @@ def _check_latent(model: Model, where: str) -> None:
         return
     if not isinstance(latent, Latent):
         raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
-    for key, value, needed, why in (
-        ("head_dim", model.head_dim, latent.head_dim, "that of queries is latent.nope + rope"),
-        ("kv_heads", model.kv_heads, model.heads, "each head has keys and values of its own"),
-        ("positions", model.positions, "rotary", "latent.rope is turned by position"),
-        ("qk_norm", model.qk_norm, False, "latents are normed instead"),
-        ("biases.qkv", model.biases.qkv, False, "projections of latents have none"),
-        ("norm", model.norm, "rmsnorm", "latents have that norm"),
-    ):
-        if value != needed:
-            wanted = str(needed).lower()
-            raise ModelError(f"{where}: {key}: with latent attention use {wanted}: {why}")
+    if model.kv_heads != model.heads or model.qk_norm or model.positions != "rotary":
+        raise ModelError(
+            f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
+            "qk_norm"
+        )
+    if model.norm != "rmsnorm" or model.biases.qkv:
+        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
+    if latent.rotary >= model.head_dim:
+        raise ModelError(
+            f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
+        )
+    if latent.values > model.head_dim:
+        raise ModelError(
+            f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
+            f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
+        )
 
 
 def _check_experts(model: Model, where: str) -> None:
@@ -312,7 +317,7 @@ def _check_block(model: Model, where: str) -> None:
         )
     if model.norm == "rmsnorm" and model.biases.norm:
         raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
-    if model.positions == "rotary" and model.head_dim % 2 and not model.latent:
+    if model.positions == "rotary" and model.head_dim % 2:
         raise ModelError(
             f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
             f" the nearest is {model.head_dim + 1}"

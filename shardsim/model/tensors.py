@@ -22,7 +22,7 @@ AXES = (
     "head_dim",
     "query_rank",  # latents of queries, and of keys and values
     "key_value_rank",
-    "rope",  # the part of a head that is turned by position, that which is not, and its values'
+    "rotary",  # the part of a head that is turned by position, that which is not, and its values'
     "nope",
     "value_dim",
     "mlp",  # the MLP's hidden layer
@@ -80,13 +80,11 @@ def lengths(model: Model) -> Mapping[str, int]:
     latent = model.latent
     if latent is not None:
         chosen |= {
-            "query_rank": latent.query,
-            "query_latent": latent.query,
-            "key_value_rank": latent.key_value,
-            "key_value_latent": latent.key_value,
-            "rope": latent.rope,
-            "nope": latent.nope,
-            "value_dim": latent.value,
+            **{f"query_{part}": latent.queries for part in ("rank", "latent")},
+            **{f"key_value_{part}": latent.keys for part in ("rank", "latent")},
+            "rotary": latent.rotary,
+            "nope": model.head_dim - latent.rotary,
+            "value_dim": latent.values,
         }
     return {
         **chosen,

@@ -4,9 +4,9 @@ A token is projected down to latents, which every member of a tensor axis has wh
 make of them it has those of its own (DeepSeek-V2, arXiv 2405.04434, section 2.1). A part of each
 head is turned by position; that of keys is one array for all heads.
 
-Shapes: latents [batch, tokens, width]; queries and keys [batch, tokens, heads, nope + rope], values
-and result [batch, tokens, heads, value]. Fused kernels have heads of one width: values are padded
-with zeros to that of the keys, and the result is cut.
+Shapes: latents [batch, tokens, width]; queries and keys [batch, tokens, heads, head_dim], values
+and result [batch, tokens, heads, value_dim]. Fused kernels have heads of one width: values are
+padded with zeros to that of the keys, and the result is cut.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COPY = Stream(passes=2.0, gradient_passes=2.0)
 
 def latent_norm(build: Builder, name: str, x: Array) -> Array:
     """Add an RMS norm of a latent, which no device has a part of."""
-    scale = vector(f"{name}_norm_scale", x.dims[-1])
+    scale = vector(f"{name}_scale", x.dims[-1])
     out = build.add(
         pointwise([x], replace(x, name=f"{x.name} normed", keep="rest"), scale, stream=NORM)
     )
@@ -55,13 +55,13 @@ def latent_up(build: Builder, x: Array, latent: str, made: Mapping[str, tuple[st
     return outs
 
 
-def rotate_part(build: Builder, q: Array, *, rope: int, head_dim: int) -> Array:
-    """Add a rotation of the last `rope` of each head of queries."""
-    share = rope / head_dim
+def rotate_part(build: Builder, q: Array, *, rotary: int, head_dim: int) -> Array:
+    """Add a rotation of the last `rotary` of each head of queries."""
+    share = rotary / head_dim
     stream = replace(ROTATE, ops=ROTATE.ops * share, gradient_ops=ROTATE.gradient_ops * share)
     out = replace(q, name=f"{q.name} turned", keep="rest")
     build.add(linear([q], out, stream=stream))
-    build.call("rotate_part", [q], out, rope=rope)
+    build.call("rotate_part", [q], out, rotary=rotary)
     return out
 
 
@@ -122,13 +122,13 @@ def run_latent_up(way: Whole, params: Params, call: Any, x: Any) -> Any:
 def run_rotate_part(way: Whole, params: Params, call: Any, q: Any) -> Any:
     """Turn the last part of each head by position."""
     q = way.by_head(q)
-    still, turned = jnp.split(q, [q.shape[-1] - call["rope"]], -1)
+    still, turned = jnp.split(q, [q.shape[-1] - call["rotary"]], -1)
     return jnp.concatenate([still, run_rotate(way, params, call, turned)], -1)
 
 
 @runs("latent_keys")
 def run_latent_keys(way: Whole, params: Params, call: Any, keys: Any, shared: Any) -> Any:
-    """Return keys [batch, tokens, heads, nope + rope]: `shared` [batch, tokens, rope], turned by
+    """Return keys [batch, tokens, heads, head_dim]: `shared` [batch, tokens, rotary], turned by
     position, stands behind the keys of each head."""
     turned = run_rotate(way, params, call, shared[:, :, None])
     every = jnp.broadcast_to(turned, (*keys.shape[:3], turned.shape[-1]))
@@ -137,7 +137,7 @@ def run_latent_keys(way: Whole, params: Params, call: Any, keys: Any, shared: An
 
 @runs("attend_latents")
 def run_attend_latents(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
-    """Return the weighted values [batch, tokens, heads, value], before their projection."""
+    """Return the weighted values [batch, tokens, heads, value_dim], before their projection."""
     k, v = way.all_keys(k), way.all_keys(v)
     mask, positions = call["mask"], None
     if mask["causal"]:

@@ -94,7 +94,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **_DECODER,
         **_LATENTS,
         "name": "deepseek",
-        "latent": {"query": 32, "key_value": 16, "rope": 4, "nope": 8, "value": 6},
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
         "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
     },
     # As DeepSeek-V2-Lite, without experts: queries come straight from tokens.
@@ -102,7 +102,15 @@ MODELS: dict[str, dict[str, Any]] = {
         **_DECODER,
         **_LATENTS,
         "name": "deepseek-lite",
-        "latent": {"key_value": 16, "rope": 4, "nope": 8, "value": 10},
+        "latent": {"keys": 16, "rotary": 4, "values": 10},
+    },
+    # The same side by side with the MLP.
+    "latents-parallel": {
+        **_DECODER,
+        **_LATENTS,
+        "name": "latents-parallel",
+        "parallel_block": True,
+        "latent": {"keys": 16, "rotary": 4, "values": 10},
     },
     # As gpt-oss: biases everywhere; a capacity in sequences.
     "switch": {
@@ -384,10 +392,11 @@ EXPERTS: dict[str, Plan] = {
         "deepseek-lite", _DFM, _FSDP_TENSOR, _DB | _EMB, **_ZERO, remat="none"
     ),
     "latents, context, unfused": make(
-        "deepseek-lite",
+        "latents-parallel",
         _FCM,
         {"embed": ["fsdp", "context"], **_INSIDE},
         _B | {"seq": ["context"]},
         attention="unfused",
+        fused_projections=True,
     ),
 }

@@ -22,27 +22,27 @@ from shardsim.model import (
 )
 from shardsim.model.blocks import graph_of
 
+NOPE = 32
 LATENTS = st.builds(
     Latent,
-    query=st.sampled_from([0, 64, 192]),
-    key_value=st.sampled_from([32, 128]),
-    rope=st.sampled_from([2, 16]),
-    nope=st.sampled_from([8, 32]),
-    value=st.sampled_from([2, 9, 10]),
+    queries=st.sampled_from([0, 64, 192]),
+    keys=st.sampled_from([32, 128]),
+    rotary=st.sampled_from([2, 16]),
+    values=st.sampled_from([2, 9, 34]),
 )
 
 
 def small(latent: Latent, **options: Any) -> Model:
-    return decoder(norm="rmsnorm", latent=latent, head_dim=latent.nope + latent.rope, **options)
+    return decoder(norm="rmsnorm", latent=latent, head_dim=NOPE + latent.rotary, **options)
 
 
 def matrices(model: Model, latent: Latent) -> int:
     """Return the weights of one layer's attention but for norms (arXiv 2405.04434, section 2.1)."""
-    d, h, q, c = model.embed, model.heads, latent.query, latent.key_value
-    key = latent.nope + latent.rope
-    queries = d * q + q * h * key if q else d * h * key
-    keys_and_values = d * (c + latent.rope) + c * h * (latent.nope + latent.value)
-    return queries + keys_and_values + h * latent.value * d
+    d, h, q, c = model.embed, model.heads, latent.queries, latent.keys
+    width = NOPE + latent.rotary
+    queries = d * q + q * h * width if q else d * h * width
+    keys_and_values = d * (c + latent.rotary) + c * h * (NOPE + latent.values)
+    return queries + keys_and_values + h * latent.values * d
 
 
 @given(LATENTS, st.booleans(), st.sampled_from(["flash", "unfused"]))
@@ -50,7 +50,7 @@ def test_weights_by_hand(latent: Latent, parallel: bool, attention: str) -> None
     model = small(latent, parallel_block=parallel)
     plain = replace(model, latent=None)
     usual = 4 * model.embed * model.heads * model.head_dim
-    gained = matrices(model, latent) + latent.query + latent.key_value - usual
+    gained = matrices(model, latent) + latent.queries + latent.keys - usual
     assert model.parameters_all - plain.parameters_all == model.layers * gained
     assert model.block_matrices - plain.block_matrices == model.layers * (
         matrices(model, latent) - usual
@@ -64,7 +64,7 @@ def test_weights_by_hand(latent: Latent, parallel: bool, attention: str) -> None
 @given(LATENTS, st.sampled_from([96, 512]), st.booleans())
 def test_flops_by_hand(latent: Latent, tokens: int, halved: bool) -> None:
     model = small(latent)
-    width = latent.nope + latent.rope + latent.value
+    width = NOPE + latent.rotary + latent.values
     scores = 2 * model.layers * model.heads * width * tokens // (2 if halved else 1)
     assert attention_flops_per_token(model, tokens, halved=halved) == scores
     mlp, logits = 2 * model.embed * model.mlp, model.embed * model.vocab
@@ -101,48 +101,43 @@ def test_active_parameters_are_what_a_token_meets(
     assert abs(active / 1e9 - printed) < last
 
 
-SAID = {"key_value": 128, "rope": 16, "nope": 32, "value": 40}
+SAID = {"keys": 128, "rotary": 16, "values": 40}
+
+
+def data_of(**changes: Any) -> dict[str, Any]:
+    return {**decoder(norm="rmsnorm").to_mapping(), "head_dim": 48, "latent": SAID, **changes}
 
 
 def test_a_mapping_and_single_keys_say_the_same() -> None:
-    data = {**decoder(norm="rmsnorm").to_mapping(), "latent": SAID}
-    del data["head_dim"]
-    model = load_model(data)
-    assert (model.latent, model.head_dim) == (Latent(**SAID), 48)
+    model = load_model(data_of())
+    assert model.latent == Latent(**SAID)
     assert load_model(model.to_mapping()) == model
-    wider = override_model(model, {"latent.rope": 32, "latent.query": 256})
-    assert (wider.latent, wider.head_dim) == (Latent(**(SAID | {"query": 256, "rope": 32})), 64)
-    assert "latent.rope=32" in wider.note
+    wider = override_model(model, {"latent.rotary": 32, "latent.queries": 256})
+    assert wider.latent == Latent(**(SAID | {"queries": 256, "rotary": 32}))
+    assert "latent.rotary=32" in wider.note
     assert override_model(wider, {"latent": None}).latent is None
-    with pytest.raises(
-        ModelError, match=r"latent: missing key 'key_value', as in \{key_value: 512"
-    ):
-        override_model(decoder(norm="rmsnorm"), {"latent.rope": 16})
+    with pytest.raises(ModelError, match=r"latent: missing key 'keys', as in \{keys: 512, rotary"):
+        override_model(decoder(norm="rmsnorm"), {"latent.rotary": 16})
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"latent": SAID | {"rope": 15}}, "latent.rope: rotary positions need an even number, found"),
-    ({"latent": SAID | {"value": 0}}, "latent.value: expected a whole number, 1 or more, found 0"),
-    (
-        {"latent": SAID | {"value": 64}},
-        "latent.value: 64 is more than the 48 of keys (nope + rope)",
-    ),
-    ({"latent": SAID | {"nop": 1}}, "latent: unknown key 'nop'"),
-    ({"latent": SAID | {"query": -1}}, "latent.query: expected a whole number, 0 or more, found"),
-    ({"head_dim": 64}, "head_dim: with latent attention use 48: that of queries is latent.nope"),
-    ({"kv_heads": 4}, "kv_heads: with latent attention use 16: each head has keys and values"),
-    ({"positions": "none"}, "positions: with latent attention use rotary: latent.rope is turned"),
-    ({"qk_norm": True}, "qk_norm: with latent attention use false: latents are normed instead"),
-    ({"norm": "layernorm"}, "norm: with latent attention use rmsnorm: latents have that norm"),
-    ({"biases": {"qkv": True}}, "biases.qkv: with latent attention use false: projections of"),
+    ({"latent": SAID | {"rotary": 15}}, "latent.rotary: must be even, not 15; the nearest is 16"),
+    ({"latent": SAID | {"rotary": 48}}, "latent.rotary: a part of a head's 48, not 48"),
+    ({"latent": SAID | {"values": 0}}, "latent.values: expected a whole number, 1 or more, found"),
+    ({"latent": SAID | {"values": 64}}, "latent.values: 64 is more than the 48 of keys (head_dim)"),
+    ({"latent": SAID | {"nope": 1}}, "latent: unknown key 'nope'"),
+    ({"latent": SAID | {"queries": -1}}, "latent.queries: expected a whole number, 0 or more"),
+    ({"kv_heads": 4}, "latent: needs as many key-value heads as heads"),
+    ({"positions": "none"}, "rotary positions"),
+    ({"qk_norm": True}, "no qk_norm"),
+    ({"norm": "layernorm"}, "latent: needs norm: rmsnorm, and no biases.qkv"),
+    ({"biases": {"qkv": True}}, "latent: needs norm: rmsnorm, and no biases.qkv"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "words"), WRONG)
 def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], words: str) -> None:
-    data = {**decoder(norm="rmsnorm").to_mapping(), "latent": SAID}
-    del data["head_dim"]
     with pytest.raises(ModelError) as caught:
-        load_model(data | changes)
+        load_model(data_of(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

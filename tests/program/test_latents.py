@@ -27,9 +27,9 @@ from shardsim.simulate import simulate_plan
 MODEL = LATENTS[0]
 BATCH, TOKENS = 64, MODEL.sequence
 EMBED, HEADS, LAYERS = MODEL.embed, MODEL.heads, MODEL.layers
-QUERY, KEY_VALUE, ROPE, NOPE, VALUE = 256, 128, 16, 48, 32
-UP = QUERY * HEADS * (NOPE + ROPE) + KEY_VALUE * HEADS * (NOPE + VALUE)
-DOWN = EMBED * (QUERY + KEY_VALUE + ROPE)
+QUERY, KEY_VALUE, ROTARY, NOPE, VALUE = 256, 128, 16, 48, 32
+UP = QUERY * HEADS * (NOPE + ROTARY) + KEY_VALUE * HEADS * (NOPE + VALUE)
+DOWN = EMBED * (QUERY + KEY_VALUE + ROTARY)
 FSDP_TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
 
 
@@ -61,11 +61,11 @@ def test_latents_are_whole_over_tensor_and_their_gradients_summed_over_it(residu
     over_tensor = [task for task, _ in moves if task.role == "tensor" and task not in shared]
     assert {float(task.bytes) for task in over_tensor} == {stream}
     rows = {task.name: float(task.m) for task, _ in found if isinstance(task, Work)}
-    for name in ("query_down", "key_value_down", "key_rope", "query_up", "key_up", "value_up"):
+    for name in ("query_down", "key_value_down", "shared_key", "query", "key", "value"):
         assert rows[name] == BATCH / 4 * TOKENS
     columns = {task.name: float(task.n) for task, _ in found if isinstance(task, Work)}
-    assert (columns["query_down"], columns["key_rope"]) == (QUERY, ROPE)
-    assert columns["key_up"] == HEADS / 4 * NOPE
+    assert (columns["query_down"], columns["shared_key"]) == (QUERY, ROTARY)
+    assert columns["key"] == HEADS / 4 * NOPE
 
 
 def test_fsdp_gathers_and_scatters_every_weight() -> None:
@@ -83,7 +83,7 @@ def test_fsdp_gathers_and_scatters_every_weight() -> None:
 
 def test_a_context_axis_gathers_keys_and_values_as_wide_as_they_are() -> None:
     plan = plan_of({"fsdp": {"x": 4}, "context": {"y": 4}}, remat="full")
-    widths = {"keys": NOPE + ROPE, "v": VALUE}
+    widths = {"keys": NOPE + ROTARY, "v": VALUE}
     found = [
         (task.name, float(task.bytes))
         for task, _ in tasks(plan, "forward")
@@ -107,20 +107,20 @@ def test_a_kernel_pads_values_and_nothing_else_is_computed_twice(
         if isinstance(task, Work)
     )
     counted = forward_matmul_flops_per_token(model, halved=False) - 2 * EMBED * model.vocab
-    padding = latents.nope + latents.rope - latents.value if attention == "flash" else 0
+    padding = 64 - latents.values if attention == "flash" else 0
     padded = 2 * LAYERS * TOKENS * HEADS * padding
     assert done * LAYERS * 16 / (BATCH * TOKENS) == pytest.approx(counted + padded, rel=1e-12)
 
 
 WIDTHS = {
     "full": 0,
-    "save_qkv": QUERY + KEY_VALUE + ROPE + HEADS * (NOPE + ROPE + NOPE + VALUE),
-    "save_context": HEADS * (NOPE + ROPE),  # as wide as the kernel makes it
+    "save_qkv": QUERY + KEY_VALUE + ROTARY + HEADS * (NOPE + ROTARY + NOPE + VALUE),
+    "save_context": HEADS * (NOPE + ROTARY),  # as wide as the kernel makes it
     "save_attention": QUERY
     + KEY_VALUE
-    + ROPE
-    + HEADS * (NOPE + ROPE + NOPE + VALUE)
-    + HEADS * (NOPE + ROPE),
+    + ROTARY
+    + HEADS * (NOPE + ROTARY + NOPE + VALUE)
+    + HEADS * (NOPE + ROTARY),
 }
 
 
@@ -169,7 +169,7 @@ def test_search_plans_them_without_a_second_tensor_axis() -> None:
         ),
         (
             {"fsdp": {"x": 4, "y": 4}},
-            {"model": replace(MODEL, latent=replace(MODEL.latent, key_value=24))},
+            {"model": replace(MODEL, latent=replace(MODEL.latent, keys=24))},
             "mesh: width of latents over the axes that shard parameters: 24 does not divide by 16",
         ),
         (
@@ -195,7 +195,7 @@ def test_what_cannot_be_split_is_refused(
 def test_only_the_projects_own_forms_hold_latents(form: str) -> None:
     plan = plan_of({"fsdp": {"x": 4, "y": 4}})
     if form in ("jax", "json", "yaml"):
-        assert "query_up" in export_plan(plan, form)
+        assert "query_down" in export_plan(plan, form)
         with pytest.raises(PlanError, match="latent attention as partitioned is not supported"):
             export_plan(replace(plan, execution="partitioned"), form)
         return
@@ -211,5 +211,5 @@ def test_a_tiny_copy_keeps_its_latents(name: str) -> None:
     latent = small.model.latent
     assert not lost
     assert latent is not None
-    assert bool(latent.query) == bool(model.latent and model.latent.query)
-    assert small.model.head_dim == latent.nope + latent.rope
+    assert bool(latent.queries) == bool(model.latent and model.latent.queries)
+    assert small.model.head_dim > max(latent.rotary, latent.values)
