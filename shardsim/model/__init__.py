@@ -1,6 +1,8 @@
 """Models: what they are made of, their weights, and their FLOPs."""
 
 from shardsim.model.catalog import (
+    HfModel,
+    load_hf,
     load_model,
     load_model_file,
     model_aliases,
@@ -25,12 +27,14 @@ __all__ = [
     "Accounting",
     "Biases",
     "Experts",
+    "HfModel",
     "Latent",
     "Model",
     "Tensor",
     "accounting_named",
     "attention_flops_per_token",
     "forward_matmul_flops_per_token",
+    "load_hf",
     "load_model",
     "load_model_file",
     "mfu",

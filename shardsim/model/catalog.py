@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from shardsim.carried import NotCarried
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
+from shardsim.model.hf import config_path, read_config
 from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
 from shardsim.model.spec import LARGEST, Biases, Model
@@ -29,7 +31,12 @@ _KEYS = (
     *(f"latent.{name}" for name in _LATENT),
 )
 _Part = TypeVar("_Part", Experts, Latent)
-_SIZES_AN_IMAGE = ("image", "patch", "pooling")  # what a vit's default `sequence` follows from
+_SIZES_AN_IMAGE = (
+    "image",
+    "patch",
+    "pooling",
+    "registers",
+)  # what a vit's default `sequence` follows from
 
 
 def model_names() -> tuple[str, ...]:
@@ -47,13 +54,16 @@ def load_model(model: str | Mapping[str, Any]) -> Model:
     """Return the model that a name or a mapping describes.
 
     A name is a preset's, or one of its aliases; case does not matter unless two presets differ
-    in nothing else (ViT-g and ViT-G). A mapping gives the fields of `Model`; with `base:` it
+    in nothing else (ViT-g and ViT-G); or it is the path of a Hugging Face `config.json`, or of a
+    folder that holds one. A mapping gives the fields of `Model`; with `base:` it
     starts from that preset and may give as few as it likes:
 
     >>> load_model({"base": "vit-22b", "layers": 12}).layers
     12
     """
     if isinstance(model, str):
+        if config_path(model):
+            return load_hf(model).model
         path, name = _find(model)
         entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
         return _build({**entry, "name": name}, f"{path.name}: {name}")
@@ -64,6 +74,30 @@ def load_model(model: str | Mapping[str, Any]) -> Model:
     if not isinstance(base, str):
         raise ModelError(f"model: base: expected the name of a preset, found {base!r}")
     return override_model(load_model(base), data)
+
+
+@dataclass(frozen=True)
+class HfModel:
+    """A model of a Hugging Face config, which of its keys are in it, and what is not."""
+
+    model: Model
+    carried: tuple[str, ...]
+    not_carried: tuple[NotCarried, ...]
+
+
+def load_hf(name: str) -> HfModel:
+    """Return the model of a Hugging Face `config.json`, or of the one that a folder holds.
+
+    Raises `FileError` for what is no such file, and with the reason for a model that no options
+    of `Model` can say.
+    """
+    path = config_path(name) or Path(name)
+    found = read_config(path)
+    try:
+        model = _build(found.options, str(path))
+    except ModelError as error:
+        raise ModelError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    return HfModel(model, found.carried, found.not_carried)
 
 
 def load_model_file(path: str | os.PathLike[str]) -> Model:
@@ -217,7 +251,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     if "sequence" not in given and given.get("family") == "vit":
         image, patch = _whole(given.get("image")), _whole(given.get("patch"))
         tokens = (image // patch) ** 2 if patch else 0
-        given["sequence"] = max(1, tokens + (given.get("pooling") == "cls"))
+        more = (given.get("pooling") == "cls") + _whole(given.get("registers", 0))
+        given["sequence"] = max(1, tokens + more)
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)

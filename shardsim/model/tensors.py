@@ -31,6 +31,7 @@ AXES = (
     "choice",  # experts, of a router's logits
     "patch",  # pixels of a patch: side * side * channels
     "position",
+    "register",
     "classes",
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
@@ -67,24 +68,23 @@ class Tensor:
 
 def lengths(model: Model) -> Mapping[str, int]:
     """Return the length of every dimension of a model's graph but those of a batch."""
-    experts = model.experts
+    experts, latent = model.experts, model.latent
     chosen: dict[str, int] = {}
-    if experts is not None:
-        chosen = {
-            "expert": experts.number,
-            "choice": experts.number,
-            "top": experts.top_k,
-            "expert_mlp": experts.mlp,
-            "shared_mlp": experts.shared_width,
-        }
-    latent = model.latent
     if latent is not None:
-        chosen |= {
+        chosen = {
             **{f"query_{part}": latent.queries for part in ("rank", "latent")},
             **{f"key_value_{part}": latent.keys for part in ("rank", "latent")},
             "rotary": latent.rotary,
             "nope": model.head_dim - latent.rotary,
             "value_dim": latent.values,
+        }
+    if experts is not None:
+        chosen |= {
+            "expert": experts.number,
+            "choice": experts.number,
+            "top": experts.top_k,
+            "expert_mlp": experts.mlp,
+            "shared_mlp": experts.shared_width,
         }
     return {
         **chosen,
@@ -98,7 +98,8 @@ def lengths(model: Model) -> Mapping[str, int]:
         "mlp": model.mlp,
         "vocab": model.vocab,
         "patch": model.patch**2 * model.channels,
-        "position": model.image_tokens if model.patch else model.sequence,
+        "position": model.image_positions if model.patch else model.sequence,
+        "register": model.registers,
         "classes": model.classes,
         "moments": 2,
         "two": 2,

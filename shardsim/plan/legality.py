@@ -119,8 +119,10 @@ def legal(
 def check(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for the first division of a single plan that is not exact."""
     if len(plan.model.stacks) > 1 and int(layout.pipeline.size) > 1:
+        front = plan.model.experts is not None and plan.model.experts.dense_layers > 0
+        which = "in front of those with experts" if front else "after the last whole round"
         raise PlanError(
-            "mesh: dense layers in front of those with experts are not spread over pipeline "
+            f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
     if plan.model.latent and int(layout.tensor2.size) > 1:
