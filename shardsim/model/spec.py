@@ -280,12 +280,12 @@ def _check_latent(model: Model, where: str) -> None:
             f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
             "qk_norm"
         )
-    if model.norm != "rmsnorm" or model.biases.qkv:
-        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
     if latent.rotary >= model.head_dim:
         raise ModelError(
             f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
         )
+    if model.norm != "rmsnorm" or model.biases.qkv:
+        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
     if latent.values > model.head_dim:
         raise ModelError(
             f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
