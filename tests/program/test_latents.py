@@ -199,7 +199,7 @@ def test_only_the_projects_own_forms_hold_latents(form: str) -> None:
         with pytest.raises(PlanError, match="latent attention as partitioned is not supported"):
             export_plan(replace(plan, execution="partitioned"), form)
         return
-    with pytest.raises(PlanError, match=f"export to {form}: latent of small-decoder are not"):
+    with pytest.raises(PlanError, match=f"export to {form}: latents of small-decoder are not"):
         export_plan(plan, form)
 
 
