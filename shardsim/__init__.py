@@ -4,9 +4,11 @@
 
     result = ss.search("vit-22b", "v4:8x8x16", batch=65536)
     result.best.mfu, result.best.plan
-    ss.predict(ss.load_plan("vit-22b-published-tp8")).time
+    ss.predict("vit-22b-published-tp8").time
+    ss.explain("plan.yaml", measured_step_s=14.25).trials
 
-Names are loaded when they are first used: `import shardsim` itself costs nothing.
+A plan is given as a `Plan`, a file, or the name of a shipped one. Names are loaded when they are
+first used: `import shardsim` itself costs nothing.
 """
 
 from importlib import import_module
@@ -28,7 +30,10 @@ _HOMES = {
     "plan_names": "shardsim.plan",
     "save_plan": "shardsim.plan",
     "Prediction": "shardsim.cost.predict",
+    "as_plan": "shardsim.plan",
     "predict": "shardsim.cost.predict",
+    "explain": "shardsim.answers.explain",
+    "utilisations": "shardsim.cost.mfus",
     "search": "shardsim.planner.search",
     "ablate": "shardsim.planner.whatif",
     "changed": "shardsim.planner.changes",
@@ -36,6 +41,10 @@ _HOMES = {
     "sweep": "shardsim.planner.whatif",
     "simulate_plan": "shardsim.simulate",
     "twisted": "shardsim.simulate",
+    "compare": "shardsim.planner.compare",
+    "export_plan": "shardsim.emit",
+    "import_config": "shardsim.validate.imports",
+    "verify_host": "shardsim.xla",
     "what_if": "shardsim.simulate",
     "validate_runs": "shardsim.validate.runs:validate",
     "write_report": "shardsim.report",

@@ -25,6 +25,7 @@ ORDER = (
     ("simulate",),
     ("planner",),
     ("emit", "xla", "validate"),
+    ("answers",),
     ("views",),
     ("report",),
     ("cli",),

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
 from shardsim.cli.output import note
 
 _OPTIONS = (
     click.option("--on", metavar="SLICE", help="With MODEL: where it trains, such as v4:8x8x16."),
-    click.option("--batch", type=int, help="With MODEL: sequences (images) per step, all chips."),
-    click.option("--seq", type=int, help="With MODEL: tokens per sequence; else the model's own."),
+    click.option("--batch", type=whole, help="With MODEL: sequences (images) per step, all chips."),
+    click.option("--seq", type=whole, help="With MODEL: tokens per sequence, else its own."),
     click.option(
         "--mesh",
         metavar="ROLE=SIZE,...",

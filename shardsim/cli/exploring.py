@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 
 import click
 
 from shardsim.cli.chosen import load, set_option
 from shardsim.cli.compiling import scheduler_option
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import (
+    INTERRUPTED,
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    show,
+    write_output,
+)
 from shardsim.cli.planning import as_option
 
 
@@ -66,7 +77,9 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
     metavar="KEY=A,B,C",
     help="A key and its values; with several keys, all combinations.",
 )
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the table here.")
+@click.option(
+    "--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the table here; - is stdout."
+)
 @click.option(
     "--fidelity",
     default="analytic",
@@ -112,14 +125,12 @@ def sweep(
     from shardsim.cli.simulation import predictor
     from shardsim.errors import PlanError
     from shardsim.executors import executor_of
-    from shardsim.files import check_writable, write_text
     from shardsim.planner.changes import parse_vary
     from shardsim.planner.whatif import sweep as run
     from shardsim.views import what_ifs as views
     from shardsim.views.write import csv_text
 
-    if csv_path:
-        check_writable(csv_path)
+    check_output(csv_path, as_json)
     keys = [parse_vary(text) for text in vary]
     plan = load(path, changes)
     with executor_of(workers, scheduler) as executor:
@@ -129,11 +140,6 @@ def sweep(
     if rows and all(item is None for _, item, _ in rows):
         raise PlanError(f"no combination makes a plan: {rows[0][2]}")
     made = views.swept(rows)
-    if csv_path:
-        names = {"hbm_peak_gib": "peak_gib", "why_not": "note"}
-        columns = (replace(one, key=names.get(one.key, one.key)) for one in made.columns)
-        write_text(csv_path, csv_text(replace(made, columns=tuple(columns))))
-        note(f"{len(rows)} rows written to {csv_path}")
     if as_json:
         emit_json(
             {
@@ -147,8 +153,15 @@ def sweep(
                 ]
             }
         )
-    else:
+    elif csv_path != STDOUT:
         show(made)
+    if csv_path:
+        names = {"hbm_peak_gib": "peak_gib", "why_not": "note"}
+        columns = (replace(one, key=names.get(one.key, one.key)) for one in made.columns)
+        text = csv_text(replace(made, columns=tuple(columns)))
+        write_output(csv_path, text, f"{len(rows)} rows")
+    if every > len(rows):
+        sys.exit(INTERRUPTED)
 
 
 @click.command()

@@ -5,23 +5,30 @@ from __future__ import annotations
 import click
 
 import shardsim
+from shardsim.cli.caching import cache
 from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
+from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
-from shardsim.cli.planning import plan, predict
+from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
+from shardsim.cli.searching import plan
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
 
 @click.group(
     cls=OneLineGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "SHARDSIM",
+    },
 )
 @click.version_option(shardsim.__version__, prog_name="shardsim")
 def main() -> None:
@@ -32,13 +39,17 @@ def main() -> None:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
       shardsim predict plan.yaml
 
-    Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input.
+    An option can also be set in the environment: SHARDSIM_PLAN_TOP=3 is plan --top 3. So it
+    can in ~/.config/shardsim/settings.yaml: "plan: {top: 3}".
+
+    Exit status: 0 done, 1 the answer is no (does not fit), 2 bad input, 130 interrupted.
     """
 
 
 for command in (
     plan,
     predict,
+    explain,
     compare,
     ablate,
     sweep,
@@ -53,6 +64,7 @@ for command in (
     calibrate,
     hardware,
     models,
+    cache,
 ):
     main.add_command(command)
 

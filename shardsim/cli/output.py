@@ -13,10 +13,13 @@ from typing import Any
 
 import click
 
+from shardsim.cli.settings import read_settings
 from shardsim.errors import ShardsimError
+from shardsim.files import check_writable, write_text
 from shardsim.views.table import Table
 from shardsim.views.write import plain, printable
 
+INTERRUPTED = 130  # the exit status of a shell's command that a Ctrl-C ended
 LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
 
 
@@ -35,21 +38,48 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def show(*parts: Table | str) -> None:
-    """Print tables and lines: fitted to the terminal, or plain where nobody watches."""
-    if not sys.stdout.isatty():
-        click.echo("\n".join(part if isinstance(part, str) else plain(part) for part in parts))
+def show(*parts: Table | str, err: bool = False) -> None:
+    """Print tables and lines: fitted to the terminal, or plain where nobody watches; with `err` to
+    stderr."""
+    if not (sys.stderr if err else sys.stdout).isatty():
+        lines = (part if isinstance(part, str) else plain(part) for part in parts)
+        click.echo("\n".join(lines), err=err)
         return
     from shardsim.views.terminal import fitted
 
     width = shutil.get_terminal_size().columns
     colour = "NO_COLOR" not in os.environ
-    click.echo("\n".join(fitted(part, width, colour) for part in parts))
+    click.echo("\n".join(fitted(part, width, colour) for part in parts), err=err)
 
 
 def note(text: str) -> None:
     """Print one line to stderr."""
     click.echo(printable(text), err=True)
+
+
+STDOUT = "-"
+
+
+def check_output(path: str | None, as_json: bool, endings: tuple[str, ...] = ()) -> None:
+    """Raise `ShardsimError` if -o cannot be written: before the work, not after it.
+
+    "-" is stdout, which --json takes for itself.
+    """
+    if path == STDOUT and as_json:
+        raise ShardsimError("-o - and --json would both write to stdout; choose one")
+    if path and path != STDOUT:
+        if endings and not path.lower().endswith(endings):
+            raise ShardsimError(f"-o {path}: must end with {', '.join(endings)}")
+        check_writable(path)
+
+
+def write_output(path: str, text: str, what: str = "") -> None:
+    """Write text to a file, whole or not at all, and say so on stderr; "-" is stdout."""
+    if path == STDOUT:
+        click.echo(text, nl=False)
+        return
+    write_text(path, text)
+    note(f"{what or 'written'}{' written' if what else ''} to {path}")
 
 
 def complain(text: object) -> None:
@@ -79,9 +109,17 @@ class OneLineGroup(click.Group):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Read a command's options and run it."""
+        """Read a command's options, from settings too, and run it."""
         with _one_line():
-            return super().invoke(ctx)
+            try:
+                ctx.default_map = read_settings(self.commands)
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                note("interrupted")
+                ctx.exit(INTERRUPTED)
+            except ShardsimError as error:  # of the settings: commands tell of their own
+                complain(error)
+                ctx.exit(error.exit_code)
 
 
 @contextlib.contextmanager
@@ -120,6 +158,9 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except ShardsimError as error:
             complain(error)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            note("interrupted")
+            sys.exit(INTERRUPTED)
         except BrokenPipeError:
             # The reader of a pipe went away; Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
+from shardsim.cli.amounts import amount, prices
 from shardsim.cli.output import command_errors, emit_json, json_option, note
 
 
@@ -16,12 +19,14 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note
     type=click.Path(),
     help="report.html: one page; report.md: the same as Markdown, with pictures in report_files.",
 )
-@click.option("--tokens", type=float, help="Tokens to train on, such as 1e12: days, chip-hours.")
-@click.option("--images", type=float, help="The same in images (sequences).")
+@click.option("--tokens", type=amount, help="Tokens to train on, such as 1e12: days, chip-hours.")
+@click.option("--images", type=amount, help="The same in images (sequences).")
 @click.option(
     "--chip-hour-price",
-    type=float,
-    help="What a chip costs for an hour, in any currency: what training costs, on more and fewer.",
+    type=prices,
+    metavar="PRICES",
+    help="What a chip costs for an hour, in any currency: 4.2, or v5p=4.2,v5e=1.2; what training "
+    "costs, on more and fewer.",
 )
 @json_option
 @command_errors
@@ -30,7 +35,7 @@ def report(
     output: str,
     tokens: float | None,
     images: float | None,
-    chip_hour_price: float | None,
+    chip_hour_price: Mapping[str, float] | None,
     as_json: bool,
 ) -> None:
     """Write what is known about one or several plans as one self-contained page.

@@ -24,8 +24,9 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
         f"mesh: {mesh_text(plan)}",
         f"plan: {techniques(plan)}",
         "",
-        f"MFU {show_percent(item.mfu)}   HFU {show_percent(item.hfu)}   "
+        f"MFU {show_percent(item.mfu)} (PaLM)   HFU {show_percent(item.hfu)}   "
         f"step {show_time(item.step_time_s)}   {item.tokens_per_s_per_chip:,.1f} tokens/s/chip",
+        *_healthy(item),
         f"HBM {peak} of {capacity} per device, at the {item.peak_moment}: {verdict}",
         f"limited by: {item.limited_by}",
         "",
@@ -36,3 +37,12 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
     if item.collectives:
         found += ["", collectives(item)]
     return [*found, *(f"warning: {text}" for text in item.warnings)]
+
+
+def _healthy(item: Prediction) -> list[str]:
+    """Return what the step takes with nothing slow or broken, where it was played with that."""
+    data = item.events.to_data() if item.events else {}
+    if not (healthy_s := data.get("healthy_step_time_s")):
+        return []
+    more = item.step_time_s / healthy_s - 1
+    return [f"with nothing slow or broken {show_time(healthy_s)}: this is {100 * more:+.1f} %"]

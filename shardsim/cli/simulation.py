@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from shardsim.cli.chosen import load, set_option
-from shardsim.cli.output import command_errors, emit_json, json_option, note
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    write_output,
+)
 from shardsim.cli.planning import as_option
-from shardsim.cli.what_ifs import compiled_option, what_if_options
+from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 from shardsim.errors import PlanError, ShardsimError
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def simulated(
@@ -23,13 +34,16 @@ def simulated(
 ) -> Any:
     """Return the step as the event simulation plays it: the plan's, or as it is compiled."""
     _require("simpy", "networkx")
-    plan, perturbation = _perturbed(plan, what_ifs)
+    healthy, (plan, perturbation) = plan, _perturbed(plan, what_ifs)
     if not compiled:
         from shardsim.simulate import simulate_plan
 
-        return simulate_plan(
+        result = simulate_plan(
             plan, implementation=implementation, perturbation=perturbation, **options
         )
+        if not given(what_ifs) or options:
+            return result
+        return _beside(result, simulate_plan(healthy, implementation=implementation))
     from shardsim.cli.compiling import compiler
     from shardsim.simulate.spare import refuse_broken
     from shardsim.xla.tpu.compiled import evidence_of
@@ -39,7 +53,16 @@ def simulated(
     refuse_broken(plan.machine, perturbation.broken)  # before it is compiled
     with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
         made = evidence_of(plan, service)
-    return simulate_evidence(made, perturbation=perturbation, **options)
+    result = simulate_evidence(made, perturbation=perturbation, **options)
+    if not given(what_ifs) or options or plan is not healthy:
+        return result
+    return _beside(result, simulate_evidence(made))
+
+
+def _beside(result: Any, healthy: Any) -> Any:
+    """Return a step with something slow or broken, with what it takes without that beside it."""
+    outcome = replace(result.events, healthy_step_time_s=healthy.step_time_s)
+    return replace(result, events=outcome)
 
 
 def predictor(fidelity: str) -> Any:
@@ -82,7 +105,8 @@ def _require(*modules: str) -> None:
     "--output",
     required=True,
     type=click.Path(dir_okay=False),
-    help="trace.json: the step, for Perfetto; layer.png or .svg: one layer as a picture.",
+    help="trace.json or - (stdout): the step, for Perfetto; layer.png or .svg: one layer as a "
+    "picture.",
 )
 @set_option
 @as_option
@@ -112,17 +136,21 @@ def timeline(
     plan = load(path, changes)
     if implementation and compiled:
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
-    picture = output.lower().endswith((".png", ".svg", ".pdf"))
+    check_output(output, as_json, (".json", *PICTURES))
+    picture = output.lower().endswith(PICTURES)
     _require("simpy", "networkx", *(("matplotlib",) if picture else ()))
     from shardsim.simulate.collective import Span
-    from shardsim.simulate.timeline import save_layer, save_trace
+    from shardsim.simulate.timeline import save_layer, trace_text
 
     spans: list[Span] = []
     result = simulated(plan, what_ifs, compiled, implementation, watch=spans.append)
-    save = save_layer if picture else save_trace
-    save(result, spans, output)
-    note(f"written to {output}")
+    if picture:
+        save_layer(result, spans, output)
+        note(f"written to {output}")
+    else:
+        write_output(output, trace_text(result, spans))
     if as_json:
         emit_json({"path": output, "step_time_s": result.step_time_s, "mfu": result.mfu})
     else:
-        click.echo(f"step {result.step_time_s:.4g} s, MFU {100 * result.mfu:.1f} %")
+        told = f"step {result.step_time_s:.4g} s, MFU {100 * result.mfu:.1f} %"
+        click.echo(told, err=output == STDOUT)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    show,
+    write_output,
+)
 from shardsim.views.table import Table
 
 if TYPE_CHECKING:
@@ -90,7 +99,9 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="maxtext: the base.yml of the release that the config was written for.",
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here; - is stdout."
+)
 @json_option
 @command_errors
 def import_(
@@ -115,6 +126,7 @@ def import_(
     from shardsim.plan.io import dump_plan, plan_to_data
     from shardsim.validate.imports import import_config
 
+    check_output(output, as_json)
     if form == "hf":
         for name, value in (("--on", machine), ("--image", image), ("--base", base)):
             if value is not None:
@@ -152,14 +164,9 @@ def _give(
     as_json: bool,
 ) -> None:
     """Write what was imported; say beside it what was not."""
-    from shardsim.files import write_text
-
     for told in (*notes, *map(str, left)):
         note(told)
-    if output:
-        write_text(output, text)
-        note(f"written to {output}")
+    if output or not as_json:
+        write_output(output or STDOUT, text)
     if as_json:
         emit_json({**data, "not_carried": [item.to_data() for item in left]})
-    elif not output:
-        click.echo(text, nl=False)

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from shardsim.model import model_flops_per_token
+from shardsim.model import Accounting, model_flops_per_token
 from shardsim.plan.plan import Plan
 
+VISIBLE = 1.01  # times HFU: a smaller excess is none to a reader
 
-def mfu_of(plan: Plan, step_time_s: float) -> float:
+
+def mfu_of(plan: Plan, step_time_s: float, accounting: Accounting = Accounting.PALM) -> float:
     """Return the MFU of a step that takes `step_time_s`, of the format that the plan uses."""
-    tokens_per_s_per_chip = plan.tokens / step_time_s / plan.machine.chips
-    flops_per_token = model_flops_per_token(plan.model, plan.sequence)
+    rate = plan.tokens / step_time_s / plan.machine.chips
+    return mfu_at_rate(plan, rate, accounting)
+
+
+def mfu_at_rate(
+    plan: Plan, tokens_per_s_per_chip: float, accounting: Accounting = Accounting.PALM
+) -> float:
+    """Return the MFU at which a plan's chips train on so many tokens."""
+    flops_per_token = model_flops_per_token(plan.model, plan.sequence, accounting)
     return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
+
+
+def step_at_mfu(plan: Plan, mfu: float, accounting: Accounting = Accounting.PALM) -> float:
+    """Return the seconds of a step at an MFU: `mfu_of` inverted, as it is linear in 1/seconds."""
+    return mfu_of(plan, 1.0, accounting) / mfu
+
+
+def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
+    """Return what explains an MFU above 100 %, or above HFU, which says what is executed."""
+    mfu = mfu_of(plan, step_time_s)
+    if mfu <= min(1.0, hfu * VISIBLE):
+        return []
+    above = "100 %" if mfu > 1.0 else "HFU"
+    if not plan.model.causal:
+        return [
+            f"MFU is above {above} because PaLM's count has six FLOPs a token for every weight, "
+            "also for those that work once an image or are looked up"
+        ]
+    halved = mfu_of(plan, step_time_s, Accounting.PALM_CAUSAL)
+    return [
+        f"MFU is above {above} because PaLM's count takes attention in full, also what a mask "
+        f"leaves out and nobody computes; with attention halved it is {100 * halved:.1f} %"
+    ]

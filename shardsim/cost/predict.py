@@ -12,11 +12,12 @@ import numpy as np
 
 from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
-from shardsim.cost.mfu import mfu_of
+from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.sensitivity import sensitivity
 from shardsim.cost.words import FIGURES, HBM, PARTS
 from shardsim.machine import Machine
+from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
@@ -154,7 +155,7 @@ class Prediction:
 
 
 def predict(
-    plan: Plan,
+    plan: PlanOrPath,
     layout: Layout | None = None,
     *,
     costs: str | None = None,
@@ -162,14 +163,15 @@ def predict(
 ) -> Prediction:
     """Predict one plan with the closed forms, in some hundredths of a second.
 
-    >>> from shardsim.plan import load_plan
-    >>> predict(load_plan("vit-22b-published-tp8"), costs="compiler").implementation
+    >>> predict("vit-22b-published-tp8", costs="compiler").implementation
     'emitted'
 
-    `layout` replaces the one that the plan's rules resolve to. Operations take `costs`, "physical"
-    or "compiler", or what the plan says; the step is done as `implementation` ("emitted",
-    "trainer", "ideal"), by default as goes with the costs (`program.passes.USUAL`).
+    `plan` may be a file, or the name of a shipped one. `layout` replaces the one that its rules
+    resolve to. Operations take `costs`, "physical" or "compiler", or what the plan says; the step
+    is done as `implementation` ("emitted", "trainer", "ideal"), by default as goes with the costs
+    (`program.passes.USUAL`).
     """
+    plan = as_plan(plan)
     layout = layout or resolve(plan)
     machine = plan.machine
     costs = costs or plan.op_costs
@@ -195,7 +197,11 @@ def predict(
         fits=fits,
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
-        warnings=(*_warnings(plan, layout, use, fits), *_pricing(costs, implementation, machine)),
+        warnings=(
+            *_warnings(plan, layout, use, fits),
+            *_pricing(costs, implementation, machine),
+            *beyond(plan, step_time_s, flops_per_chip / step_time_s / peak),
+        ),
         costs=costs,
         implementation=implementation,
         use=use,

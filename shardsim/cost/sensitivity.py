@@ -11,8 +11,8 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.mfu import mfu_of
 from shardsim.cost.price import step_time_s
 from shardsim.cost.words import FIGURES
+from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
-from shardsim.plan.plan import Plan
 from shardsim.plan.resolve import resolve
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
@@ -35,7 +35,7 @@ class Sensitivity:
 
 
 def sensitivity(
-    plan: Plan,
+    plan: PlanOrPath,
     implementation: str | None = None,
     *,
     costs: str | None = None,
@@ -47,6 +47,7 @@ def sensitivity(
     saves 0.8 % of the step. All changed chips are priced at once, as arrays. `costs` and
     `implementation` are those of `predict`; what it `made` of the plan need not be made again.
     """
+    plan = as_plan(plan)
     costs = costs or plan.op_costs
     chip = plan.machine.chip
     figures = [name for name in FIGURES if name == "peak_flops" or getattr(chip, name)]

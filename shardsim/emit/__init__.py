@@ -19,7 +19,7 @@ from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, nearest
-from shardsim.plan import Plan
+from shardsim.plan import Plan, PlanOrPath, as_plan
 
 __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
 
@@ -48,11 +48,12 @@ FORMS: dict[str, Callable[[Plan], str]] = {
 OWN_FORMS = ("jax", "json", "yaml")  # of no other trainer
 
 
-def export_plan(plan: Plan, to: str, trainer_path: Path | None = None) -> str:
+def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> str:
     """Return the text of `plan` in one of `FORMS`, a form of data or a trainer's own.
 
     `trainer_path` is an installed MaxText, whose words are then used.
     """
+    plan = as_plan(plan)
     if to not in FORMS:
         raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
     model = plan.model

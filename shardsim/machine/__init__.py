@@ -8,7 +8,7 @@ from shardsim.machine.catalog import (
     override_chip,
 )
 from shardsim.machine.chip import Chip, Constant
-from shardsim.machine.names import default_slice, explain, parse_machine, possible_slices
+from shardsim.machine.names import default_slice, explain, parse_machine, possible_slices, scaled
 from shardsim.machine.slices import Machine, TorusAxis
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "override_chip",
     "parse_machine",
     "possible_slices",
+    "scaled",
 ]

@@ -131,7 +131,9 @@ def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
         if key not in choices:
             fixed = key in Chip.__dataclass_fields__ and key != "peak_flops"
             what = "cannot be overridden" if fixed else "is no figure of a chip"
-            raise HardwareError(f"override: {show(key)} {what}{nearest(key, choices)}")
+            inside = [name for name in choices if name.startswith(f"{key}.")]
+            hint = f"; name one of {', '.join(inside)}" if inside else nearest(key, choices)
+            raise HardwareError(f"override: {show(key)} {what}{hint}")
         problem = problem_with(key.partition(".")[0], value)
         if problem:
             raise HardwareError(f"override: {key} {problem}")

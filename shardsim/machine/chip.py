@@ -50,7 +50,7 @@ class Constant:
     fitted_to: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Chip:
     """A chip of one generation. All figures are per chip unless the name says otherwise.
 
@@ -116,6 +116,10 @@ class Chip:
         """Refuse values that no machine can have; the message names chip and field."""
         for name, problem in _problems(self):
             raise HardwareError(f"chip {self.name}: {name} {problem}")
+
+    def __repr__(self) -> str:
+        peak, hbm = self.peak_flops["bf16"] / 1e12, self.hbm_bytes / 2**30
+        return f"Chip({self.name!r}: {peak:g} TFLOP/s bf16, {hbm:.0f} GiB)"
 
     def times(self, factors: Mapping[str, np.ndarray[Any, Any]]) -> Chip:
         """Return the chip with figures times arrays: many chips at once, for the cost formulas."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 from shardsim.errors import HardwareError
 from shardsim.machine.catalog import find_name, load_chip, show
@@ -75,6 +76,21 @@ def default_slice(chip: Chip | str, chips: int) -> Machine:
         return Machine(chip=chip, shape=chip.max_slice, slices=chips // node)
     noun = "node" if chip.interconnect == "switch" else "slice"
     raise HardwareError(f"no {chip.name} {noun} has {chips:,} chips; {_instead(chip, chips)}")
+
+
+def scaled(machine: Machine, factor: float) -> Machine | None:
+    """Return more or fewer slices of the same kind, or one larger or smaller; None: no such.
+
+    >>> [other.name for other in (scaled(parse_machine("v4:8x8x16"), 2.0),) if other]
+    ['v4:8x16x16']
+    """
+    if machine.slices > 1:
+        slices = round(machine.slices * factor)
+        return replace(machine, slices=slices) if slices else None
+    try:
+        return default_slice(machine.chip, round(machine.chips * factor))
+    except HardwareError:
+        return None
 
 
 def _read(text: str, own_chip: Chip | None) -> tuple[Machine, str | None]:

@@ -27,7 +27,7 @@ class TorusAxis:
     switched: bool = False  # all-to-all connected: every device sends at bytes_per_s to any other
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Machine:
     """`slices` equal slices of `chip`s laid out as `shape`."""
 
@@ -49,6 +49,9 @@ class Machine:
                 f"{self.name}: only k x k x 2k and k x 2k x 2k slices (k = 4, 8, ...) of chips with"
                 " optical switches can be twisted, as in v4:8x8x16_twisted"
             )
+
+    def __repr__(self) -> str:
+        return f"Machine({self.name!r}: {self.chips:,} chips)"
 
     @property
     def name(self) -> str:

@@ -20,6 +20,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.model.spec import Model
 from shardsim.model.tensors import lengths
 
+PADDED_VOCAB = 128  # Megatron-LM's make_vocab_size_divisible_by
 TRAINING = 3  # forward once, backward twice as much
 
 
@@ -34,6 +35,9 @@ class Accounting(Enum):
     MAXTEXT_2024: three times the forward matmuls, logits included, the look-up of embeddings
         not, attention in full. (MaxText from 2024-05-09, commit 353fb837c.)
     MAXTEXT_2025: the same, attention halved. (MaxText from 2025-07-22, commit a4c01726e.)
+    MEGATRON: three times the forward matmuls, attention in full, logits of a vocabulary padded to a
+        multiple of 128. (arXiv 2104.04473, appendix, without what is computed again; Megatron-LM's
+        `num_floating_point_operations`, which of late halves attention too, as MAXTEXT_2025.)
     """
 
     SIX_N = "six_n"
@@ -41,6 +45,7 @@ class Accounting(Enum):
     PALM_CAUSAL = "palm_causal"
     MAXTEXT_2024 = "maxtext_2024"
     MAXTEXT_2025 = "maxtext_2025"
+    MEGATRON = "megatron"
 
 
 def accounting_named(name: str) -> Accounting:
@@ -127,7 +132,10 @@ def model_flops_per_token(
         attention = attention_flops_per_token(model, sequence, halved=halved)
         return 6.0 * model.active_parameters + TRAINING * attention
     halved = accounting is Accounting.MAXTEXT_2025
-    return TRAINING * forward_matmul_flops_per_token(model, sequence, halved=halved)
+    forward = forward_matmul_flops_per_token(model, sequence, halved=halved)
+    if accounting is Accounting.MEGATRON and model.vocab:
+        forward += 2.0 * model.embed * (-model.vocab % PADDED_VOCAB)
+    return TRAINING * forward
 
 
 def mfu(

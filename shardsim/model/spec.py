@@ -14,6 +14,7 @@ from shardsim.model.experts import Experts
 from shardsim.model.latent import Latent
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
+from shardsim.units import show_count
 
 FAMILIES = ("vit", "decoder")
 ACTIVATIONS = ("gelu", "relu", "silu")
@@ -89,7 +90,7 @@ class Biases:
             _check_flag("model: biases", field.name, getattr(self, field.name))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Model:
     """A stack of equal Transformer blocks with what stands before and after it.
 
@@ -159,6 +160,10 @@ class Model:
             _check_vit(self, where)
         else:
             _check_decoder(self, where)
+
+    def __repr__(self) -> str:
+        kind = f"{self.family}, {self.layers} layers, embed {self.embed:,}"
+        return f"Model({self.name!r}: {kind}, {show_count(self.parameters_all)} parameters)"
 
     @property
     def attention_width(self) -> int:

@@ -1,6 +1,8 @@
 """Plans: mesh, rules, remat and overlap, read from and written to YAML."""
 
 from shardsim.plan.io import (
+    PlanOrPath,
+    as_plan,
     dump_plan,
     load_plan,
     plan_from_data,
@@ -18,9 +20,11 @@ __all__ = [
     "MeshAxis",
     "Overlap",
     "Plan",
+    "PlanOrPath",
     "Policy",
     "Precision",
     "Remat",
+    "as_plan",
     "dump_plan",
     "load_plan",
     "plan_from_data",

@@ -18,7 +18,15 @@ from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
-from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision, Routing, Rules
+from shardsim.plan.plan import (
+    MeshAxis,
+    Overlap,
+    Plan,
+    Precision,
+    Routing,
+    Rules,
+    check_multiplied,
+)
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
@@ -69,6 +77,14 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     return plan_from_data(read_yaml(target), str(path), default_name=target.stem)
 
 
+PlanOrPath = Plan | str | os.PathLike[str]  # or the name of a shipped plan
+
+
+def as_plan(plan: PlanOrPath) -> Plan:
+    """Return a plan, or the one that a path or the name of a shipped one stands for."""
+    return plan if isinstance(plan, Plan) else load_plan(plan)
+
+
 def plan_names() -> list[str]:
     """Return the names of the plans that ship with shardsim."""
     return sorted(file.stem for file in data_folder("plans").glob("*.yaml"))
@@ -89,6 +105,7 @@ def plan_from_data(
     """
     try:
         plan = _build(data, default_name, machine, model)
+        check_multiplied(plan.machine, plan.precision.compute)
         layout = resolve(plan)
         if not uneven:
             check(plan, layout)

@@ -17,12 +17,21 @@ from shardsim.plan.remat import Remat
 PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
 
+NARROW = ("fp8", "int8")  # formats that only some chips multiply
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = (*KERNELS, "unfused")
 # How an exported plan runs: collectives written out (shard_map), or left to the compiler (jit).
 EXECUTION = ("explicit", "partitioned")
+
+# Logical axes that are dimensions of one array: a mesh axis can split only one of two.
+_OF_WEIGHTS = tuple(("embed", other) for other in ("heads", "kv_heads", "mlp", "vocab"))
+TOGETHER = {
+    "parameters": _OF_WEIGHTS,
+    "activations": (("batch", "seq"), ("batch", "embed")),
+    "optimizer": _OF_WEIGHTS,
+}
 
 MOST_UNEVEN = 1000.0  # of experts' tokens
 
@@ -140,6 +149,14 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
+def check_multiplied(machine: Machine, compute: str) -> None:
+    """Refuse a format of matmuls that a chip has no unit for: it would run as another."""
+    chip = machine.chip
+    if compute in NARROW and compute not in chip.peak_flops:
+        own = ", ".join([*chip.peak_flops, "f32"])
+        raise PlanError(f"precision.compute: {chip.name} has no {compute}; choose from: {own}")
+
+
 def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
     if value not in choices:
         raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
@@ -229,3 +246,11 @@ def _check_rules(plan: Plan) -> None:
                     raise PlanError(f"{where}: no mesh axis '{axis}'{nearest(axis, names)}")
             if len(set(axes)) != len(axes):
                 raise PlanError(f"{where}: a mesh axis appears twice")
+        what = "activation" if kind == "activations" else "weight"
+        for one, other in TOGETHER[kind]:
+            for axis in rules.get(one, ()):
+                if axis in rules.get(other, ()):
+                    raise PlanError(
+                        f"rules.{kind}: '{axis}' splits two dimensions of one {what}, {one} and "
+                        f"{other}; an axis can split only one of them"
+                    )

@@ -205,6 +205,10 @@ AXIS_NAMES: Mapping[str, str] = {
     "tensor2": "model2",
     "tensor": "model",
 }
+# The word for a role, and what the search calls its mesh axis.
+ROLE_OF: Mapping[str, str] = {role: role for role in ROLES} | {
+    name: role for role, name in AXIS_NAMES.items()
+}
 
 
 def mesh_of(layout: Layout, machine: Machine) -> tuple[MeshAxis, ...]:

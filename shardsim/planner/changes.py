@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,12 @@ from shardsim.files import parse_yaml
 from shardsim.machine import Chip, Machine, override_chip, parse_machine
 from shardsim.machine.chip import TIMES
 from shardsim.model import load_model, override_model
-from shardsim.plan.io import KEYS, plan_from_data, plan_to_data
+from shardsim.plan.io import KEYS, PlanOrPath, as_plan, plan_from_data, plan_to_data
+from shardsim.plan.layout import ROLES
 from shardsim.plan.plan import Plan
+from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, resolve, rules_by_name
+from shardsim.planner.presets import usual_residual
+from shardsim.units import measure_of, read_number
 
 ROOTS = (*KEYS, "chip")
 FARTHEST = 1e6  # a figure of the chip may be so many times larger or smaller than it is
@@ -32,10 +37,22 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """Read the value of one key."""
+    """Read the value of one key: YAML, or a number with a prefix and a unit.
+
+    >>> parse_value("batch", "64k"), parse_value("chip.link_bytes_per_s", "90GB/s")
+    (65536, 90000000000.0)
+    """
     if key == "overlap.matmul":
         return text.strip()
-    return parse_yaml(text, key)
+    value = parse_yaml(text, key)
+    if not isinstance(value, str | float):
+        return value
+    of_chip = key.startswith("chip.")
+    units = measure_of(key)[0] if of_chip else ()
+    number = read_number(text, whole=not of_chip, units=units)
+    if number is None or key in ("name", "note"):
+        return value
+    return number if of_chip or not number.is_integer() else int(number)
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
@@ -59,14 +76,17 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
     """Return `plan` with some keys changed.
 
     Keys are those of a plan file, with dots into it (`overlap.weights`, `rules.activations.seq`);
-    `model.*` are the model's options, `chip.*` the chip's figures. `mesh.NAME` takes a size: the
-    mesh is laid on the torus anew, and the largest axis that was not named takes up what is left.
-    So it is on another slice.
+    `model.*` are the model's options, `chip.*` the chip's figures. `mesh.NAME` takes the size of an
+    axis, called by its name or its role, or of one that the plan does not have yet: the mesh is
+    laid on the torus anew, and the largest axis that was not named takes up what is left. So it is
+    on another slice; the data axis is over what slices there are. `plan` may be a file, or the name
+    of a shipped one.
     """
+    plan = as_plan(plan)
     data = plan_to_data(plan)
     model, machine = plan.model, plan.machine
     options: dict[str, Any] = {}
@@ -80,7 +100,7 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
-            sizes[rest] = value
+            sizes[_axis_called(plan, rest)] = _size(value, key)
         elif key == "machine":
             machine = parse_machine(_word(value, key))
         elif root == "model":
@@ -92,11 +112,17 @@ def changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     if options:
         model = override_model(model, options)
     another = machine.shape != plan.machine.shape or machine.slices != plan.machine.slices
-    given = [key for key in changes if key.partition(".")[0] == "mesh" and key[5:] not in sizes]
+    given = [key for key in changes if key == "mesh" or re.match(r"mesh\..*\.", key)]
     if sizes and given:
         raise PlanError(f"{given[0]}: cannot be combined with mesh.{min(sizes)}, a new layout")
+    if not sizes and not given and machine.slices != plan.machine.slices:
+        sizes = _data_over_slices(plan, machine)
     if sizes or (another and not given):
-        data["mesh"] = _resized({axis.name: axis.size for axis in plan.mesh}, sizes, machine)
+        mesh = {axis.name: axis.size for axis in plan.mesh}
+        for name in [name for name in sizes if name not in mesh]:
+            mesh = _with_axis(plan, mesh, name)
+            _add_rules(plan, data, name, sizes[name])
+        data["mesh"] = _resized(mesh, sizes, machine)
     data["machine"] = machine.name
     unknown = machine.chip.compiler is None and data.get("op_costs") == "compiler"
     if unknown and "op_costs" not in changes:
@@ -122,7 +148,12 @@ def _other_chip(chip: Chip, figures: Mapping[str, Any]) -> Chip:
     try:
         changed = override_chip(chip, figures)
     except HardwareError as error:
-        raise HardwareError(f"chip: {str(error).removeprefix('override: ')}") from None
+        asked = next((key for key, value in figures.items() if isinstance(value, str)), "")
+        example = measure_of(asked)[1]
+        raise HardwareError(
+            f"chip: {str(error).removeprefix('override: ')}"
+            f"{f'; such as {example}' if asked in str(error) and example else ''}"
+        ) from None
     for key, value in figures.items():
         root, _, dtype = key.partition(".")
         now = getattr(chip, root)
@@ -153,14 +184,67 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _resized(mesh: Mapping[str, int], sizes: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+def _size(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
+    return value
+
+
+def _axis_called(plan: Plan, word: str) -> str:
+    """Return the axis that `mesh.WORD` means: one of that name, of that role, or a new one."""
+    mesh = [axis.name for axis in plan.mesh]
+    if word in mesh:
+        return word
+    if word not in ROLE_OF:
+        raise PlanError(f"mesh.{word}: no such mesh axis{nearest(word, [*mesh, *ROLE_OF])}")
+    role = ROLE_OF[word]
+    named = resolve(plan).names[role]
+    if len(named) > 1:
+        raise PlanError(f"mesh.{word}: {' and '.join(named)} have that role; name one of them")
+    if not named and AXIS_NAMES[role] in mesh:
+        raise PlanError(f"mesh.{word}: '{AXIS_NAMES[role]}' is an axis of another role")
+    return named[0] if named else AXIS_NAMES[role]
+
+
+def _data_over_slices(plan: Plan, machine: Machine) -> dict[str, int]:
+    """Return the data axis over more or fewer slices; nothing where that is not so simple."""
+    names = resolve(plan).names["data"]
+    if len(names) > 1 or (not names and plan.machine.slices > 1):
+        return {}
+    name = names[0] if names else _axis_called(plan, "data")
+    size, rest = divmod(
+        machine.slices * (plan.axis(name).size if names else 1), plan.machine.slices
+    )
+    return {} if rest or size < 1 else {name: size}
+
+
+def _with_axis(plan: Plan, mesh: Mapping[str, int], name: str) -> dict[str, int]:
+    """Return the mesh with a new axis of size 1, roles in their usual order."""
+    roles = {axis: role for role, axes in resolve(plan).names.items() for axis in axes}
+    inner = ROLES[ROLES.index(ROLE_OF[name]) :]
+    at = next((n for n, axis in enumerate(mesh) if roles.get(axis) in inner), len(mesh))
+    sizes = [*mesh.items()]
+    return dict([*sizes[:at], (name, 1), *sizes[at:]])
+
+
+def _add_rules(plan: Plan, data: dict[str, Any], name: str, size: int) -> None:
+    """Let a new axis split what one of its role usually does; what other axes do stays."""
+    residual = usual_residual(plan.model, plan.sequence, {ROLE_OF[name]: size})
+    usual = rules_by_name({name}, residual=residual)
+    rules = data.setdefault("rules", {})
+    for kind, added in zip(("parameters", "activations"), usual[:2], strict=True):
+        of_kind = rules.setdefault(kind, {}) if isinstance(rules, dict) else None
+        if not isinstance(of_kind, dict):
+            return  # something else was set, which is refused where the plan is read
+        for logical, axes in added.items():
+            before = of_kind.get(logical) or []
+            of_kind[logical] = [*(before if isinstance(before, list) else [before]), *axes]
+
+
+def _resized(mesh: Mapping[str, int], sizes: Mapping[str, int], machine: Machine) -> dict[str, Any]:
     """Return mesh sizes without their places on the torus, the largest other axis adjusted."""
     new = dict(mesh)
     for name, size in sizes.items():
-        if name not in new:
-            raise PlanError(f"mesh.{name}: no such mesh axis{nearest(name, new)}")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise PlanError(f"mesh.{name}: must be a positive whole number, not {size!r}")
         new[name] = size
     others = [name for name in new if name not in sizes]
     total = 1

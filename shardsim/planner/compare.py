@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardsim.plan.io import plan_to_data
+from shardsim.cost.predict import Prediction, predict
+from shardsim.plan.io import PlanOrPath, as_plan, plan_to_data
 from shardsim.plan.plan import Plan
 
 HOW = {
@@ -16,16 +17,26 @@ HOW = {
 }
 
 
-def priced_alike(plans: Sequence[Plan], costs: str | None = None) -> tuple[list[Plan], str]:
+def priced_alike(plans: Sequence[PlanOrPath], costs: str | None = None) -> tuple[list[Plan], str]:
     """Return plans with the same op costs, and which those are.
 
     Without `costs` they are those that all plans have, or else "calibrated". Raises `PlanError` if
     they are to be the compiler's and a chip has none of its compiler.
     """
+    given = [as_plan(plan) for plan in plans]
     if costs is None:
-        said = {plan.op_costs for plan in plans}
+        said = {plan.op_costs for plan in given}
         costs = said.pop() if len(said) == 1 else "calibrated"
-    return [replace(plan, op_costs=costs) for plan in plans], costs
+    return [replace(plan, op_costs=costs) for plan in given], costs
+
+
+def compare(*plans: PlanOrPath, costs: str | None = None) -> list[Prediction]:
+    """Return the predictions of plans, priced alike: `priced_alike` says how.
+
+    >>> [item.costs for item in compare("vit-22b-published-tp2", "vit-22b-published-tp8")]
+    ['calibrated', 'calibrated']
+    """
+    return [predict(plan) for plan in priced_alike(plans, costs)[0]]
 
 
 @dataclass(frozen=True)
@@ -36,12 +47,12 @@ class Difference:
     values: tuple[Any, ...]
 
 
-def differences(plans: Sequence[Plan]) -> list[Difference]:
+def differences(plans: Sequence[PlanOrPath]) -> list[Difference]:
     """Return the keys in which plan files differ, dots into mappings, in the files' order.
 
     What is only said of a plan (its `note`) is no difference.
     """
-    files = [dict(_flat(plan_to_data(plan))) for plan in plans]
+    files = [dict(_flat(plan_to_data(as_plan(plan)))) for plan in plans]
     keys = dict.fromkeys(key for data in files for key in data if key != "note")
     found = [Difference(key, tuple(data.get(key) for data in files)) for key in keys]
     return [one for one in found if any(value != one.values[0] for value in one.values)]

@@ -11,11 +11,8 @@ from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, ROLES, SEQUENCE_SHARDED
 from shardsim.plan.placement import place
 from shardsim.plan.plan import Plan
-from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
+from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
 from shardsim.planner.search import default_attention
-
-# The word for a role, and what the search calls its mesh axis.
-ROLE_OF = {role: role for role in ROLES} | {name: role for role, name in AXIS_NAMES.items()}
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -61,7 +58,7 @@ def plan_of_mesh(
     used = [role for role in ROLES if mesh.get(role, 1) > 1] or ["data"]
     axes = place({AXIS_NAMES[role]: mesh.get(role, 1) for role in used}, machine)
     parameters, activations, optimizer = rules_by_name(
-        {axis.name for axis in axes}, residual=_residual(model, sequence, mesh)
+        {axis.name for axis in axes}, residual=usual_residual(model, sequence, mesh)
     )
     return Plan(
         name="-".join([model.name, *(f"{axis.name}{axis.size}" for axis in axes)]),
@@ -78,7 +75,8 @@ def plan_of_mesh(
     )
 
 
-def _residual(model: Model, sequence: int, mesh: Mapping[str, int]) -> int:
+def usual_residual(model: Model, sequence: int, mesh: Mapping[str, int]) -> int:
+    """Return how the residual stream lies over the tensor axis of a mesh of roles."""
     tensor = mesh.get("tensor", 1)
     if sequence % (mesh.get("context", 1) * tensor) == 0:
         return SEQUENCE_SHARDED

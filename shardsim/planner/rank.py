@@ -250,9 +250,10 @@ class Ranking:
         return _first(machine, self.objective), value
 
 
-def score_of(machine: Machine, objective: str, step_s: float) -> Score:
-    """Return the score of a plan that takes so long."""
-    value = _rounded(np.array([step_s * _weight(machine, objective)]))
+def score_of(machine: Machine, objective: str, step_s: float, price: float = 1.0) -> Score:
+    """Return the score of a plan that takes so long; `price` is that of a chip-hour."""
+    weight = _weight(machine, objective) * (price if objective == "cost" else 1.0)
+    value = _rounded(np.array([step_s * weight]))
     return _first(machine, objective), float(value[0])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,17 +30,21 @@ from shardsim.plan.plan import (
     Plan,
     Precision,
     Routing,
+    check_multiplied,
 )
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
+from shardsim.planner.fixed import fixed_of
 from shardsim.planner.layers import filled
+from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
 WHY = "the best plan that fits, with every role on the best links that any mesh of its sizes has"
 WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
+STEPS = 1000  # of progress on one of several slices
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
 FREED_BYTES = 31 * 2**20
 
@@ -51,6 +55,17 @@ class Bound:
 
     step_time_s: float
     why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfSlice:
+    """What a search found on one slice: its fastest plan, or None where none fits."""
+
+    machine: Machine
+    best: Prediction | None
+    searched: int
+    fit: int
+    smallest_peak_bytes: float
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,6 +80,7 @@ class SearchResult:
     smallest_peak_bytes: float  # the least HBM that any considered plan needs on a device
     bound: Bound | None = None  # of an empty or interrupted search none
     complete: bool = True
+    slices: tuple[OfSlice, ...] = ()  # each that was searched, as they were named
 
     @property
     def pruned(self) -> int:
@@ -124,6 +140,8 @@ def search(
     max_axes: int = 3,
     costs: str = "calibrated",
     by_layer: bool = False,
+    fix: Mapping[str, Any] | None = None,
+    prices: Prices | None = None,
     progress: Callable[[int, int], None] | None = None,
     executor: Executor | None = None,
 ) -> SearchResult:
@@ -135,15 +153,23 @@ def search(
     Of plans with the same role sizes only the best is returned, so that the runners-up differ in
     kind. All are priced alike: with `costs`, as the implementation that goes with them. The plans
     that are found keep that as their `op_costs`. `by_layer` gives the HBM that they leave free to
-    layers that keep more (`planner.layers`). `progress(done, total)` is called between chunks;
-    interrupting it (Ctrl-C) ends the search with what was found so far, and `complete` is false.
-    With an `executor` each of several slices is searched in a call of its own.
+    layers that keep more (`planner.layers`). `fix` holds choices: keys of a plan file with their
+    values (`planner.fixed`). `prices` are those of a chip-hour by the chip's name, for the
+    objective "cost". `progress(done, total)` is called between chunks; interrupting it (Ctrl-C)
+    ends the search with what was found so far, and `complete` is false. Each of several slices is
+    searched for itself, with an `executor` in a call of its own.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
+    fixed = fixed_of(fix or {})
+    optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
+    for chip in {item.chip.name for item in slices} if prices else ():
+        price_of(prices or {}, chip)
+    for machine in slices:
+        check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),
@@ -159,19 +185,21 @@ def search(
             f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
             "size in the model instead"
         )
-    if executor is not None and len(slices) > 1:
+    if len(slices) != 1:
         options: dict[str, Any] = {
             **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
             **{"attention": attention, "precision": precision, "max_axes": max_axes},
-            **{"costs": costs, "by_layer": by_layer},
+            **{"costs": costs, "by_layer": by_layer, "fix": fix},
         }
-        return _side_by_side(executor, partial(search, **options), model, slices, batch, progress)
+        run = partial(search, **options)
+        return _side_by_side(executor, run, model, slices, batch, prices, progress)
+    (machine,) = slices
     _keep_freed_memory()
     work = Workload(
         model=model,
         batch=batch,
         sequence=sequence,
-        precision=precision or Precision(),
+        precision=fixed.precise(precision or Precision()),
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
     )
@@ -182,19 +210,17 @@ def search(
         top=max(top, CANDIDATES) if by_layer else top,
         by_layer=by_layer,
     )
-    spaces = [(machine, [*parts(model, machine, batch, sequence, max_axes)]) for machine in slices]
-    total = sum(int(part.many.sum()) for _, found in spaces for part in found)
+    space = [*parts(model, machine, batch, sequence, max_axes, fixed)]
+    total = sum(int(part.many.sum()) for part in space)
     done = 0
-    complete = True
+    complete, lines = True, None
     try:
-        for machine, found in spaces:
-            lines = BestLines(machine, found[0].meshes) if found else None
-            for part in found:
-                assert lines is not None
-                ranking.look(machine, lines, part)
-                done += int(part.many.sum())
-                if progress is not None:
-                    progress(done, total)
+        for part in space:
+            lines = lines or BestLines(machine, part.meshes)
+            ranking.look(machine, lines, part)
+            done += int(part.many.sum())
+            if progress is not None:
+                progress(done, total)
     except KeyboardInterrupt:
         complete = False
     try:
@@ -222,37 +248,53 @@ def search(
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=ranking.smallest_peak_bytes,
         complete=complete,
+        slices=(
+            OfSlice(
+                machine=machine,
+                best=predictions[0] if predictions else None,
+                searched=ranking.searched,
+                fit=ranking.fit,
+                smallest_peak_bytes=ranking.smallest_peak_bytes,
+            ),
+        ),
     )
 
 
 def _side_by_side(
-    executor: Executor,
+    executor: Executor | None,
     run: partial[SearchResult],
     model: Model,
     slices: Sequence[Machine],
     batch: int,
+    prices: Prices | None,
     progress: Callable[[int, int], None] | None,
 ) -> SearchResult:
-    """Return the best plans of slices that are each searched in a call of its own.
-
-    They are those of one search over all; only, what one slice has does not prune another's.
-    """
+    """Return the best plans of slices that are each searched for itself."""
     started = time.perf_counter()
     found: dict[int, SearchResult] = {}
+    calls = [(model, machine, batch) for machine in slices]
     try:
-        calls = [(model, machine, batch) for machine in slices]
-        for index, result in outcomes(executor, run, calls):
+        if executor is None:
+            every: Iterable[tuple[int, SearchResult]] = _in_turn(run, calls, progress)
+        else:
+            every = outcomes(executor, run, calls)
+        for index, result in every:
             found[index] = result
             if progress is not None:
-                progress(len(found), len(slices))
+                progress(len(found) * STEPS, len(slices) * STEPS)
+            if not result.complete:
+                break
     except KeyboardInterrupt:
         pass
     results = [found[index] for index in sorted(found)]
     objective = run.keywords["objective"]
-    predictions = sorted(
-        (item for result in results for item in result.predictions),
-        key=lambda item: score_of(item.plan.machine, objective, item.step_time_s),
-    )
+
+    def score(item: Prediction) -> Score:
+        machine = item.plan.machine
+        price = price_of(prices, machine.chip.name) if prices else 1.0
+        return score_of(machine, objective, item.step_time_s, price)
+
+    predictions = sorted((item for result in results for item in result.predictions), key=score)
     complete = len(found) == len(slices) and all(result.complete for result in results)
     bounds = [result.bound for result in results if result.bound is not None]
     return SearchResult(
@@ -264,7 +306,24 @@ def _side_by_side(
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=min((one.smallest_peak_bytes for one in results), default=np.inf),
         complete=complete,
+        slices=tuple(of for result in results for of in result.slices),
     )
+
+
+def _in_turn(
+    run: Callable[..., SearchResult],
+    calls: Sequence[tuple[Model, Machine, int]],
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[int, SearchResult]]:
+    """Search one slice after the other, and tell how far it is."""
+    total = len(calls) * STEPS
+    for index, call in enumerate(calls):
+
+        def tell(done: int, of: int, begun: int = index * STEPS) -> None:
+            if progress is not None:
+                progress(begun + done * STEPS // max(of, 1), total)
+
+        yield index, run(*call, progress=tell)
 
 
 def _keep_freed_memory() -> None:
@@ -327,7 +386,7 @@ def plan_at(
         parameters=parameters,
         activations=activations,
         optimizer_rules=optimizer,
-        remat=Remat.of(save=one.remats[remat]),
+        remat=Remat.of(save=one.remats[remat] - part.offload, offload=part.offload),
         microbatches=scalar(layout.microbatches),
         overlap=Overlap(
             matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],

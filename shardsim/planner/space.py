@@ -40,6 +40,7 @@ from shardsim.plan.layout import (
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.remat import POLICIES
 from shardsim.plan.split import heads_whole, state_apart
+from shardsim.planner.fixed import Fixed
 from shardsim.program.rings import BIDIRECTIONAL
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +49,7 @@ MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Experts of a token from which on tokens may be gathered over the expert axis: on a wrapped axis
 # that takes 4 / top_k of the time of an all-to-all (`cost.collectives`).
 RING_TOP = 4
+FREE = Fixed()
 SLICE_ROLES = ("data", "fsdp", "pipeline")
 
 
@@ -133,7 +135,8 @@ class Part:
     mesh: Array  # [pairs]: numbers of meshes
     microbatches: Array  # [pairs]
     choices: Choices
-    remats: tuple[frozenset[str], ...]  # what policies keep
+    remats: tuple[frozenset[str], ...]  # what policies keep, on the device or the host
+    offload: frozenset[str] = frozenset()  # what all of them keep on the host
 
     @property
     def pairs(self) -> int:
@@ -184,7 +187,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
-            kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1)),),
+            kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1), offloaded=self.offload),),
         )
 
 
@@ -241,9 +244,13 @@ def meshes(machine: Machine, max_axes: int, experts: bool = False) -> Meshes:
     return Meshes(factors=factors, slices=np.tile(slices, (many, 1)))
 
 
-def _choices(residual: int, context_shards: bool, spread: Spread, state: bool) -> Choices:
-    """Return the choices on meshes of a kind; `state`: whether data splits some optimizer state."""
+def _choices(
+    residual: int, context_shards: bool, spread: Spread, state: bool, matmul: int | None
+) -> Choices:
+    """Return the choices on meshes of a kind; `state`: whether data splits some optimizer state;
+    `matmul`: the mode of collective matmuls, where it is held."""
     modes = (0, 1, 2) if residual != REPLICATED else (0,)
+    modes = (matmul,) if matmul is not None and residual != REPLICATED else modes
     rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
     return Choices(
         residual=residual,
@@ -255,14 +262,26 @@ def _choices(residual: int, context_shards: bool, spread: Spread, state: bool) -
 
 
 def parts(
-    model: Model, machine: Machine, batch: int, sequence: int, max_axes: int = 3
+    model: Model,
+    machine: Machine,
+    batch: int,
+    sequence: int,
+    max_axes: int = 3,
+    fixed: Fixed = FREE,
 ) -> Iterator[Part]:
-    """Yield the space, in parts, with all forms of meshes that some legal plan has."""
-    every = meshes(machine, max_axes, model.experts is not None)
+    """Yield the space, in parts, with all forms of meshes that some legal plan has.
+
+    Of choices that are `fixed` it has only those.
+    """
+    several = sum(size > 1 for size in fixed.sizes.values())
+    every = meshes(machine, max(max_axes, several), model.experts is not None)
+    for role, size in fixed.sizes.items():
+        every = every.take(every.sizes[:, ROLES.index(role)] == size)
     # What no choice can mend goes first.
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
-    count = np.array([number for number in MICROBATCHES if number <= batch])
+    tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    count = np.array([number for number in tried if number <= batch], dtype=np.int64)
     mesh = np.repeat(first, len(count))
     microbatches = np.tile(count, len(first))
     fits = legal(model, batch, sequence, _bare(every.sizes[mesh], microbatches=microbatches))
@@ -272,7 +291,9 @@ def parts(
     whole, whole2 = heads_whole(model, bare)
     heads_split = whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats = tuple(POLICIES.values())
+    remats, offload = tuple(POLICIES.values()), frozenset[str]()
+    if fixed.remat is not None:
+        remats, offload = (fixed.remat.kept,), fixed.remat.offload
     # The sequence first: of plans that take equally long, the first is kept.
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
@@ -285,6 +306,8 @@ def parts(
         differs = np.full(mesh.shape, True)
         if residual != REPLICATED:
             differs &= tensor > 1
+        elif fixed.matmul:  # what is replicated has no collective matmuls
+            differs &= tensor == 1
         if context_shards:
             differs &= bare.context.size > 1
         differs &= shardable == spread.shards
@@ -296,8 +319,11 @@ def parts(
                 meshes=every,
                 mesh=mesh[chosen],
                 microbatches=microbatches[chosen],
-                choices=_choices(residual, context_shards, spread, bool(state[chosen].any())),
+                choices=_choices(
+                    residual, context_shards, spread, bool(state[chosen].any()), fixed.matmul
+                ),
                 remats=remats,
+                offload=offload,
             )
 
 

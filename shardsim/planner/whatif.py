@@ -15,6 +15,7 @@ from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.executors import outcomes
 from shardsim.model import override_model
+from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.plan import Overlap, Plan
 from shardsim.plan.remat import POLICIES, Remat
 from shardsim.planner.changes import changed, check_root
@@ -101,9 +102,9 @@ ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
 )
 
 
-def ablate(plan: Plan, implementation: str | None = None) -> list[Ablation]:
+def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation]:
     """Return the plan with each technique switched off alone, all done as `implementation`."""
-    results = []
+    plan, results = as_plan(plan), []
     for technique, change, published, switch in ABLATIONS:
         prediction, why = None, ""
         try:
@@ -124,7 +125,7 @@ def ablate(plan: Plan, implementation: str | None = None) -> list[Ablation]:
 
 
 def sweep(
-    plan: Plan,
+    plan: PlanOrPath,
     vary: Sequence[tuple[str, Sequence[Any]]],
     implementation: str | None = None,
     *,
@@ -137,7 +138,7 @@ def sweep(
     predicts one plan (`simulate_plan` does, too), with an `executor` each in a call of its own. An
     interrupt ends the sweep with what is done.
     """
-    keys = [key for key, _ in vary]
+    plan, keys = as_plan(plan), [key for key, _ in vary]
     for key in keys:
         check_root(key)
         if keys.count(key) > 1:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from shardsim.answers.training import Training
 from shardsim.cost.predict import Prediction
 from shardsim.plan.words import mesh_text
 from shardsim.planner.search import SearchResult
@@ -100,12 +101,9 @@ def cost_front(
     found = list(items.predictions if isinstance(items, SearchResult) else items)
     if not found:
         raise ValueError("no plans")
-    steps = [tokens / item.plan.tokens * item.step_time_s for item in found]
-    days = [seconds / 86400.0 for seconds in steps]
-    costs = [
-        seconds / 3600.0 * item.plan.machine.chips * chip_hour_price
-        for seconds, item in zip(steps, found, strict=True)
-    ]
+    training = Training(tokens=tokens, prices={"": chip_hour_price})
+    days = [training.days(item) for item in found]
+    costs = [training.chip_hours(item) * chip_hour_price for item in found]
     points = sorted(zip(days, costs, found, strict=True), key=lambda point: point[:2])
     front: list[tuple[float, float, Prediction]] = []
     for point in points:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shardsim.report.document import Drawing, Section, Text
 from shardsim.report.plots_search import cost_front
-from shardsim.report.study import TRILLION, Study
+from shardsim.report.study import Study
 from shardsim.report.words import count_words, days_words
 from shardsim.views.plans import PLANS, named
 from shardsim.views.table import Column, pick
@@ -12,17 +12,17 @@ from shardsim.views.table import Column, pick
 
 def cost_section(study: Study) -> Section:
     """Return days and cost of this plan, and of the best ones on half and twice as many chips."""
-    price = study.chip_hour_price or 0.0
-    tokens = study.tokens or TRILLION
+    price, training = study.chip_hour_price or 0.0, study.training
+    tokens = training.tokens
     plans = [("this plan", study.prediction)]
     plans += [(f"best on {item.plan.machine.name}", item) for item in study.sizes]
     columns = [
         *pick(PLANS, "chips", "mfu"),
-        Column("days", "training", lambda item: study.hours(item) / 24.0, show=days_words),
+        Column("days", "training", training.days, show=days_words),
         Column(
             "chip_hours",
             "chip-hours",
-            lambda item: study.hours(item) * item.plan.machine.chips,
+            training.chip_hours,
             ",.0f",
         ),
         Column("cost", "cost", study.cost, ",.0f"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import median
 
+from shardsim.answers.why_not import why_lost
 from shardsim.cost.predict import Prediction
 from shardsim.planner.compare import HOW
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Text
@@ -16,7 +17,6 @@ from shardsim.report.words import (
     count_words,
     limits_sentence,
     sensitivity_sentences,
-    why_lost,
 )
 from shardsim.units import show_percent
 from shardsim.views import what_ifs

@@ -58,7 +58,9 @@ def activation_specs(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return the same of the activations inside a block, for one microbatch."""
     model, layout = plan.model, resolve(plan)
     sizes = lengths(model, max(plan.batch // plan.microbatches, 1), plan.sequence)
-    keys = [("keys, values", ("batch", "seq", "kv_heads", "head_dim"))]
+    keys: list[tuple[str, tuple[str, ...]]] = [
+        ("keys, values", ("batch", "seq", "kv_heads", "head_dim"))
+    ]
     if model.latent:
         keys = [
             ("latents of keys, values", ("batch", "seq", "key_value_rank")),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+from shardsim.answers.training import SECONDS_PER_DAY, TRILLION, Training
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.errors import ShardsimError
-from shardsim.machine import Machine
-from shardsim.machine.names import default_slice
+from shardsim.machine import Machine, scaled
 from shardsim.plan import Plan
+from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.search import SearchResult, search
 from shardsim.planner.whatif import Ablation, ablate
 from shardsim.validate.runs import Validation, published_runs, validate
 
 RUNNERS_UP = 6
-SECONDS_PER_DAY = 86400.0
-TRILLION = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +46,22 @@ class Study:
     @property
     def days(self) -> float | None:
         """Days that training on `tokens` takes, without failures and pauses."""
-        return None if self.tokens is None else self.tokens / self.tokens_per_day
+        return None if self.tokens is None else self.training.days(self.prediction)
 
     @property
     def chip_hours(self) -> float | None:
         """Chip-hours of the same."""
-        return None if self.days is None else self.days * 24.0 * self.plan.machine.chips
+        return None if self.tokens is None else self.training.chip_hours(self.prediction)
+
+    @property
+    def training(self) -> Training:
+        """Training on `tokens`, or a trillion."""
+        prices = {"": self.chip_hour_price} if self.chip_hour_price else {}
+        return Training(tokens=self.tokens or TRILLION, prices=prices)
 
     def cost(self, item: Prediction) -> float:
         """Return the price of training on `tokens` (or a trillion) with a plan of this model."""
-        hours = self.hours(item) * item.plan.machine.chips
-        return hours * (self.chip_hour_price or 0.0)
-
-    def hours(self, item: Prediction) -> float:
-        """Return the hours that training on `tokens` (or a trillion) takes with a plan."""
-        steps = (self.tokens or TRILLION) / item.plan.tokens
-        return steps * item.step_time_s / 3600.0
+        return self.training.cost(item) or 0.0
 
     @property
     def images(self) -> bool:
@@ -90,7 +90,7 @@ def headline(study: Study) -> dict[str, Any]:
         "days": study.days,
         "chip_hours": study.chip_hours,
         "chip_hour_price": study.chip_hour_price,
-        "cost": None if study.chip_hour_price is None or study.tokens is None else study.cost(item),
+        "cost": None if study.tokens is None else study.training.cost(item),
         "events_mfu": study.simulation.mfu if study.simulation else None,
         "best_found_mfu": study.search.best.mfu if study.search else None,
     }
@@ -102,7 +102,7 @@ class Studies:
 
     tokens: float | None = None
     images: float | None = None
-    chip_hour_price: float | None = None
+    chip_hour_price: float | Prices | None = None
     searched: dict[Any, SearchResult | None] = field(default_factory=dict)
 
     def of(self, plan: Plan, path: str, page: tuple[str, ...], validation: Validation) -> Study:
@@ -122,14 +122,18 @@ class Studies:
             validation=validation,
             tokens=tokens,
             simulation=_simulated(plan),
-            chip_hour_price=self.chip_hour_price,
+            chip_hour_price=self._price(plan),
             sizes=() if self.chip_hour_price is None else self._sizes(plan),
         )
+
+    def _price(self, plan: Plan) -> float | None:
+        price = self.chip_hour_price
+        return price_of(price, plan.machine.chip.name) if isinstance(price, Mapping) else price
 
     def _sizes(self, plan: Plan) -> tuple[Prediction, ...]:
         """Return the best plans for the same question on half and on twice as many chips."""
         found = []
-        for machine in (_scaled(plan.machine, 0.5), plan.machine, _scaled(plan.machine, 2.0)):
+        for machine in (scaled(plan.machine, 0.5), plan.machine, scaled(plan.machine, 2.0)):
             result = None if machine is None else self._search(plan, machine)
             if result is not None:
                 found.append(result.best)
@@ -139,8 +143,8 @@ class Studies:
         machine = machine or plan.machine
         key = (
             plan.model.name,
-            str(plan.model),
-            str(machine),
+            plan.model,
+            machine,
             plan.batch,
             plan.sequence,
             plan.optimizer,
@@ -164,18 +168,10 @@ class Studies:
             except ShardsimError:
                 self.searched[key] = None
             else:
+                if not result.complete:  # an interrupt ends the report, not one search of it
+                    raise KeyboardInterrupt
                 self.searched[key] = result if result.predictions else None
         return self.searched[key]
-
-
-def _scaled(machine: Machine, factor: float) -> Machine | None:
-    """Return more or fewer slices of the same kind, or one larger or smaller; None: no such."""
-    if machine.slices > 1:
-        return replace(machine, slices=round(machine.slices * factor))
-    try:
-        return default_slice(machine.chip, round(machine.chips * factor))
-    except ShardsimError:
-        return None
 
 
 def _simulated(plan: Plan) -> Any:

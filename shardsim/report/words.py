@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shardsim.answers.why_not import VISIBLE
 from shardsim.cost.predict import Prediction
 from shardsim.cost.sensitivity import Sensitivity
-from shardsim.cost.words import FIGURES, PARTS
+from shardsim.cost.words import FIGURES
 from shardsim.units import show_percent, show_time
-
-# A change of the step time smaller than this is none to a reader.
-VISIBLE = 5e-4
 
 
 def count_words(count: float) -> str:
@@ -63,35 +61,3 @@ def sensitivity_sentences(item: Prediction, figures: Sequence[Sensitivity]) -> l
     if idle:
         lines.append(f"10 % more or less of these changes nothing: {', '.join(idle)}.")
     return lines
-
-
-def why_lost(winner: Prediction, loser: Prediction) -> str:
-    """Return why one plan is slower than another: the parts of the step that grew most.
-
-    Two plans of the same model, machine and batch.
-    """
-    more = loser.step_time_s / winner.step_time_s - 1
-    if abs(more) < VISIBLE:
-        return "as fast"
-    growth = {part: loser.time[part] - winner.time[part] for part in PARTS}
-    against = {part: value for part, value in growth.items() if value * more > 0}
-    reasons = []
-    for part in sorted(against, key=lambda part: -abs(against[part])):
-        if abs(against[part]) < 0.15 * max(map(abs, against.values())):
-            continue
-        sign = "+" if against[part] > 0 else "-"
-        text = f"{PARTS[part]} {sign}{show_time(abs(against[part]))}"
-        if part == "exposed_comm_s" and loser.collectives and against[part] > 0:
-            worst = max(loser.collectives, key=lambda use: use.exposed_s)
-            where = ", ".join(worst.mesh_axes) or "the host link"
-            text += f" (most in the {worst.kind} over {where})"
-        if part == "compute_s" and (work := loser.price.flops / winner.price.flops) > 1.01:
-            text += f" (it executes {100 * (float(work) - 1):.0f} % more FLOP: {_remat(loser)})"
-        reasons.append(text)
-    way = "slower" if more > 0 else "faster"
-    return f"{100 * abs(more):.1f} % {way}: {', '.join(reasons)}"
-
-
-def _remat(item: Prediction) -> str:
-    name = item.plan.remat.name
-    return "nothing is recomputed" if name == "none" else f"remat {name}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardsim.errors import FileError, ShardsimError
 from shardsim.files import write_bytes, write_text
-from shardsim.plan import Plan, load_plan, plan_names
+from shardsim.plan import Plan, PlanOrPath, as_plan, plan_names
 from shardsim.planner.compare import priced_alike
+from shardsim.planner.prices import Prices
 from shardsim.report import sections, sections_evidence, sections_step
 from shardsim.report.document import Chapter, Document, Section
 from shardsim.report.markdown import with_pictures
@@ -21,8 +22,6 @@ from shardsim.report.style import to_png
 
 HTML = (".html", ".htm")
 MARKDOWN = (".md", ".markdown")
-
-PlanOrPath = Plan | str | os.PathLike[str]
 
 
 def check_target(path: str | os.PathLike[str]) -> str:
@@ -46,12 +45,13 @@ def write_report(
     *,
     tokens: float | None = None,
     images: float | None = None,
-    chip_hour_price: float | None = None,
+    chip_hour_price: float | Prices | None = None,
 ) -> list[Study]:
     """Write what is known about `plans` to `path` (.html or .md), each file whole or not at all.
 
     `plans` are plans, plan files or names of shipped plans. With `tokens` (or `images`) to train
-    on, days and chip-hours are given, with `chip_hour_price` (in any currency) what they cost.
+    on, days and chip-hours are given, with `chip_hour_price` (in any currency) what they cost
+    (or a price by the chip's name).
     The pictures of report.md go into the folder report_files. Returns the studies behind it.
 
         write_report(["vit-22b-published-tp8", "plan.yaml"], "report.html", images=4e9)
@@ -85,19 +85,21 @@ def report_document(
     *,
     tokens: float | None = None,
     images: float | None = None,
-    chip_hour_price: float | None = None,
+    chip_hour_price: float | Prices | None = None,
 ) -> tuple[Document, list[Study]]:
     """Return a report as a document, and the studies behind it."""
     given = [plans] if isinstance(plans, (Plan, str, os.PathLike)) else list(plans)
     if not given:
         raise ShardsimError("a report needs at least one plan")
-    wanted = (("tokens", tokens), ("images", images), ("chip_hour_price", chip_hour_price))
+    by_chip = chip_hour_price if isinstance(chip_hour_price, Mapping) else {"": chip_hour_price}
+    wanted = [("tokens", tokens), ("images", images)]
+    wanted += [("chip_hour_price", price) for price in by_chip.values()]
     for name, value in wanted:
         if value is not None and not 0 < value < float("inf"):
             raise ShardsimError(f"{name}: must be a positive number, not {value:g}")
     if tokens is not None and images is not None:
         raise ShardsimError("give tokens or images to train on, not both")
-    plans, costs = priced_alike([_load(one) for one in given])
+    plans, costs = priced_alike([as_plan(one) for one in given])
     paths = tuple(_path(one) for one in given)
     makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
     validation = validated()
@@ -105,10 +107,6 @@ def report_document(
         makes.of(plan, path, paths, validation) for plan, path in zip(plans, paths, strict=True)
     ]
     return _document(studies, costs), studies
-
-
-def _load(plan: PlanOrPath) -> Plan:
-    return plan if isinstance(plan, Plan) else load_plan(plan)
 
 
 def _path(plan: PlanOrPath) -> str:

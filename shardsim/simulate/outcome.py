@@ -25,6 +25,7 @@ class Outcome:
     transfers: int = 0
     seconds: float = 0.0  # of simulating
     analytic_step_time_s: float = 0.0
+    healthy_step_time_s: float | None = None  # of the same step with nothing slow or broken
     perturbation: Perturbation = field(default_factory=Perturbation)
     engine: Engine | None = field(default=None, repr=False, compare=False)
 
@@ -35,6 +36,7 @@ class Outcome:
         """Return it as plain data: the `events` part of a prediction."""
         return {
             "analytic_step_time_s": self.analytic_step_time_s,
+            "healthy_step_time_s": self.healthy_step_time_s,
             "perturbation": dataclasses.asdict(self.perturbation),
             "contention": [dataclasses.asdict(item) for item in self.contention],
             "link_utilisation": dict(self.utilisation),

@@ -14,6 +14,7 @@ import numpy as np
 
 from shardsim.errors import HardwareError
 from shardsim.machine import Machine
+from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.plan import Plan
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.topology import Fault, Topology
@@ -71,8 +72,9 @@ def what_if(
     )
 
 
-def twisted(plan: Plan) -> Plan:
+def twisted(plan: PlanOrPath) -> Plan:
     """Return `plan` on the twisted torus of the same shape."""
+    plan = as_plan(plan)
     return replace(plan, machine=replace(plan.machine, twisted=True))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan.plan import Plan
+from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
 from shardsim.simulate.outcome import outcome, straight
@@ -17,7 +17,7 @@ from shardsim.simulate.spare import refuse_broken
 
 
 def simulate_plan(
-    plan: Plan,
+    plan: PlanOrPath,
     *,
     costs: str | None = None,
     implementation: str | None = None,
@@ -37,7 +37,7 @@ def simulate_plan(
     these and more; `what_if` reads one from words. `unfold` simulates every chip and every link
     for itself. `watch` is told of every collective and operation of one chip of each class.
     """
-    began = time.perf_counter()
+    began, plan = time.perf_counter(), as_plan(plan)
     wanted = (perturbation or Perturbation()).also(
         straggler=straggler, dead_link=dead_link, jitter=jitter, seed=seed
     )

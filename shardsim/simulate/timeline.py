@@ -13,7 +13,7 @@ from typing import Any
 from shardsim.cost.predict import Prediction
 from shardsim.errors import FileError
 from shardsim.files import write_bytes, write_text
-from shardsim.plan.plan import Plan
+from shardsim.plan.io import PlanOrPath
 from shardsim.simulate.collective import Span
 from shardsim.simulate.outcome import engine_of
 from shardsim.simulate.step import simulate_plan
@@ -30,7 +30,7 @@ class Track:
     spans: tuple[Span, ...]
 
 
-def watched(plan: Plan, **options: Any) -> tuple[Prediction, list[Span]]:
+def watched(plan: PlanOrPath, **options: Any) -> tuple[Prediction, list[Span]]:
     """Simulate `plan` and return what was seen too."""
     spans: list[Span] = []
     return simulate_plan(plan, watch=spans.append, **options), spans
@@ -127,7 +127,7 @@ def trace_events(simulation: Prediction, spans: Iterable[Span]) -> list[dict[str
     return events
 
 
-def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Prediction:
+def write_trace(plan: PlanOrPath, path: str | os.PathLike[str], **options: Any) -> Prediction:
     """Simulate a step of `plan` and write it for Perfetto or chrome://tracing.
 
     Rows: what one chip of each class computes, the collectives of each kind of group, and each
@@ -140,6 +140,11 @@ def write_trace(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Pre
 
 def save_trace(simulation: Prediction, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
     """Write what was seen of a step as trace events."""
+    write_text(path, trace_text(simulation, spans))
+
+
+def trace_text(simulation: Prediction, spans: Iterable[Span]) -> str:
+    """Return what was seen of a step as trace events, in JSON."""
     plan = simulation.plan
     data = {
         "displayTimeUnit": "ms",
@@ -152,10 +157,10 @@ def save_trace(simulation: Prediction, spans: Iterable[Span], path: str | os.Pat
         },
         "traceEvents": trace_events(simulation, spans),
     }
-    write_text(path, json.dumps(data))
+    return json.dumps(data)
 
 
-def draw_layer(plan: Plan, path: str | os.PathLike[str], **options: Any) -> Prediction:
+def draw_layer(plan: PlanOrPath, path: str | os.PathLike[str], **options: Any) -> Prediction:
     """Simulate a step and draw a layer from the middle, forward and backward, as PNG or SVG."""
     picture_format(path)
     simulation, spans = watched(plan, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import attrgetter, itemgetter
+from time import localtime, strftime
 from typing import TYPE_CHECKING, Any
 
 from shardsim.views.table import Column, Table, table
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from shardsim.machine import Chip
     from shardsim.model import Model
     from shardsim.model.tensors import Tensor
+    from shardsim.xla.tpu.cache import Entry
 
 
 def chips(items: Iterable[Chip]) -> Table:
@@ -99,5 +101,16 @@ def tensors(items: Iterable[Tensor]) -> Table:
             "shape", "shape", attrgetter("shape"), show=lambda sizes: " x ".join(map(str, sizes))
         ),
         Column("stack", "copies", attrgetter("stack"), "d"),
+    ]
+    return table(columns, items)
+
+
+def kept(items: Iterable[Entry]) -> Table:
+    """Return what a cache holds."""
+    columns = [
+        Column("kind", "kind", attrgetter("kind")),
+        Column("name", "name", lambda one: one.path.name),
+        Column("bytes", "size", attrgetter("size_bytes"), "bytes"),
+        Column("time", "written", lambda one: strftime("%Y-%m-%d %H:%M", localtime(one.time_s))),
     ]
     return table(columns, items)

@@ -69,6 +69,13 @@ FOUND = (
     *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
     *("hbm_peak_gib", "limited_by"),
 )
+DETAILS = ("collective_matmul", "exposed")  # what gives way to more columns
+
+
+def beyond(items: Iterable[Prediction]) -> list[str]:
+    """Return what is said of plans whose MFU is above 100 %, or above HFU."""
+    said = [text for item in items for text in item.warnings if text.startswith("MFU is above")]
+    return said[:1]
 
 
 def several(values: Iterable[Any]) -> bool:
@@ -81,11 +88,22 @@ def plans(items: Iterable[Prediction]) -> Table:
     return table(PLANS, items)
 
 
-def found(items: Sequence[Prediction], title: str = "") -> Table:
-    """Return the plans of a search, numbered; slices and costs are named where they differ."""
-    more = ["machine"] if several(item.plan.machine.name for item in items) else []
-    more += ["costs"] if several(item.costs for item in items) else []
-    columns = [one.within(itemgetter(1)) for one in pick(PLANS, *more, *FOUND)]
+def found(
+    items: Sequence[Prediction],
+    title: str = "",
+    *,
+    slices: bool = False,
+    more: Sequence[Column] = (),
+) -> Table:
+    """Return the plans of a search, numbered, with `more` columns of predictions.
+
+    Costs are named where they differ, and slices, which `slices` names in any case.
+    """
+    named = slices or several(item.plan.machine.name for item in items)
+    first = ["machine"] if named else []
+    first += ["costs"] if several(item.costs for item in items) else []
+    shown = [key for key in FOUND if not more or key not in DETAILS]
+    columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *shown), *more)]
     return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
 
 
@@ -125,18 +143,43 @@ SIDE_BY_SIDE = (
 )
 
 
-def side_by_side(items: Sequence[Prediction], names: Sequence[str]) -> Table:
-    """Return plans as columns under their `names`, their figures as rows."""
-    change = Column(
-        "change", "step +%", lambda item: item.step_time_s / items[0].step_time_s - 1, "+.1f", "%"
+def side_by_side(
+    items: Sequence[Prediction], names: Sequence[str], more: Sequence[Column] = ()
+) -> Table:
+    """Return plans as columns under their `names`, their figures as rows, and `more` of them.
+
+    Steps of different batches are compared by what a token takes, the first plan's beside others'.
+    """
+    batches = several(item.plan.tokens for item in items)
+
+    def change(item: Prediction) -> float:
+        return _per_token(item) / _per_token(items[0]) - 1
+
+    rows = [*pick(PLANS, *SIDE_BY_SIDE)]
+    rows.append(
+        Column("change", f"{'time per token' if batches else 'step'} +%", change, "+.1f", "%")
     )
-    rows = [*pick(PLANS, *SIDE_BY_SIDE), change]
+    if several(item.plan.machine.chips for item in items):
+        rows.append(Column("chips", "chips", lambda item: item.plan.machine.chips, ",d"))
+        rows.append(Column("chip_time", "chip-time per token +%", _chip_time(items), "+.1f", "%"))
+    rows += more
     rows += [one for one in step_columns(items) if any(one.get(item) for item in items)]
     rows += pick(PLANS, "hbm_peak_gib", "hbm_free_gib", "fits", "limited_by")
     columns = [Column("figure", "", lambda row: row.label)]
     both = zip(names, items, strict=True)
     columns += [Column(name, name, _shown(item)) for name, item in both]
     return table(columns, rows)
+
+
+def _per_token(item: Prediction) -> float:
+    return item.step_time_s / item.plan.tokens
+
+
+def _chip_time(items: Sequence[Prediction]) -> Callable[[Prediction], float]:
+    def of(item: Prediction) -> float:
+        return _per_token(item) * item.plan.machine.chips
+
+    return lambda item: of(item) / of(items[0]) - 1
 
 
 def _shown(item: Prediction) -> Callable[[Column], str]:

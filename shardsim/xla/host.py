@@ -18,7 +18,7 @@ from shardsim.emit.runtime.host import thread_variables
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, ShardsimError
-from shardsim.plan import Plan
+from shardsim.plan import Plan, PlanOrPath, as_plan
 from shardsim.xla.compare import UNPLANNED, Comparison, answer
 from shardsim.xla.hlo import read_hlo
 
@@ -188,14 +188,14 @@ class HostRun:
 
 
 def verify_host(
-    plan: Plan, devices: int = 8, scale: str = "tiny", progress: Progress | None = None
+    plan: PlanOrPath, devices: int = 8, scale: str = "tiny", progress: Progress | None = None
 ) -> dict[str, Any]:
     """Run a plan on host devices and compare it with the unsharded model.
 
     `scale` "tiny" shrinks model and mesh first (see `shardsim.xla.shrink`), "full" runs the plan
     as it is, in its own precision. The result has the keys of `shardsim verify --json`.
     """
-    say = progress or (lambda text: None)
+    plan, say = as_plan(plan), progress or (lambda text: None)
     if scale not in ("tiny", "full"):
         raise PlanError(f"verify: scale: {scale!r} is not possible; choose from: tiny, full")
     if scale == "tiny":

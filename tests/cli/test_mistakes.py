@@ -62,7 +62,8 @@ def refused(result: Result) -> str:
         ),
         (
             ["plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "1.5"],
-            "invalid value for '--batch': '1.5' is not a valid integer (see shardsim plan --help)",
+            "invalid value for '--batch': '1.5' is not a whole number, such as 65536 or 64k "
+            "(see shardsim plan --help)",
         ),
         (["plan", "vit-22b"], "missing option '--on' (see shardsim plan --help)"),
         (["hardware", "v9"], "unknown chip 'v9'; choose from: a100, h100, h200, h800, tpu7x, "

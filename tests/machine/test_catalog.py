@@ -326,7 +326,7 @@ def test_usable_hbm_follows_hbm():
     ("key", "value", "message"),
     [
         ("hbm_byte_per_s", 1e12, "did you mean 'hbm_bytes_per_s'"),
-        ("peak_flops", 1e15, "did you mean 'peak_flops."),
+        ("peak_flops", 1e15, "name one of peak_flops.bf16, peak_flops.int8"),
         ("peak_flops.fp4", 1e15, "did you mean 'peak_flops."),
         ("devices_per_chip", 2, "cannot be overridden"),
         ("name", "x", "cannot be overridden"),

@@ -93,9 +93,20 @@ def test_closed_forms() -> None:
         Accounting.PALM_CAUSAL: 6 * 8_030_261_248 + 6 * heads_and_tokens,
         Accounting.MAXTEXT_2024: 3 * forward,
         Accounting.MAXTEXT_2025: 3 * (forward - 2 * heads_and_tokens),
+        Accounting.MEGATRON: 3 * forward,  # 128,256 are 1,002 times 128
     }
     for accounting, flops in expected.items():
         assert model_flops_per_token(model, 1000, accounting) == flops
+
+
+def test_megatron_counts_as_its_paper_does_on_a_padded_vocabulary() -> None:
+    """arXiv 2104.04473, appendix: 96 B s l h^2 (1 + s/6h + V/16lh), of which a fourth is recomputed
+    (but for the logits: with 72 in place of 96, V/12lh)."""
+    model = override_model(load_model("gpt3-175b"), {"vocab": 50257})
+    tokens, layers, width, padded = 2048, model.layers, model.embed, 50304
+    per_token = 72 * layers * width**2 * (1 + tokens / (6 * width) + padded / (12 * layers * width))
+    counted = model_flops_per_token(model, tokens, Accounting.MEGATRON)
+    assert counted == pytest.approx(per_token, rel=1e-9)
 
 
 def test_a_pooling_head_works_once_per_image() -> None:

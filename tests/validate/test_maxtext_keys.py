@@ -124,6 +124,7 @@ HARMLESS = {
     "enable_goodput_recording": "true",
     "init_weights_seed": "7",
     "gdn_chunk_size": "32",
+    "mesh_axes": "['data','fsdp']",
     "kv_lora_rank": "256",
     "num_experts_per_tok": "2",
     "shard_optimizer_over_data": "true",

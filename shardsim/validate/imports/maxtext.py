@@ -314,10 +314,9 @@ def _parallelism(keys: Keys) -> dict[str, Any]:
         if _PARALLELISM.fullmatch(key)
     }
     sizes = {key: size for key, size in sizes.items() if size not in (1, "1")}
-    axes = keys["mesh_axes"]
     for over in ("ici", "dcn"):
         values = keys.get(f"{over}_parallelism")
-        if isinstance(values, list) and isinstance(axes, list):
+        if isinstance(values, list) and isinstance(axes := keys["mesh_axes"], list):
             if len(values) != len(axes):
                 raise FileError(f"{over}_parallelism: one size for each of mesh_axes")
             sizes |= {

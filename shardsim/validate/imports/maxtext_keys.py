@@ -85,6 +85,7 @@ MATTERS: Mapping[str, Reason] = {
     "routed_score_func": Reason("chances of experts cost alike", (TIME,), ("",)),
     "use_random_routing": Reason("experts are taken to have equal shares", (TIME,), _OFF),
     "shard_exp_on_fsdp": Reason("experts' weights lie along embed here", BOTH, _OFF),
+    "mesh_axes": Reason("the sizes that are given name their axes"),
     "compile_topology": Reason("the slice is said beside the config"),
     "compile_topology_num_slices": Reason("the slice is said beside the config"),
     "context_parallel_strategy": Reason("no axis splits the sequence"),

@@ -1,12 +1,14 @@
 """Compilations kept on disk, by everything that they depend on.
 
-An entry is a folder: result.json, and hlo.txt.gz if it compiled. Entries appear whole or not at
-all, so several processes may share a cache, and an interrupted one leaves nothing half-written.
+An entry is a folder: result.json, hlo.txt.gz if it compiled, and a sum over both. Entries appear
+whole or not at all, so several processes may share a cache, and an interrupted one leaves nothing
+half-written; one that is damaged is none.
 Of several that want the same compilation at once one compiles, and the others wait for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -14,11 +16,14 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RESULT, HLO, SUM, OPS = "result.json", "hlo.txt.gz", "sha256", "ops"
 FORMAT = 1  # raised when entries written before can no longer be read
 POLL_S = 0.2
 
@@ -47,16 +52,19 @@ class Cache:
         """Return result and HLO text of an entry, or None if there is none that can be read."""
         entry = self.folder / key
         try:
-            result: dict[str, Any] = json.loads((entry / "result.json").read_text("utf-8"))
-            packed = entry / "hlo.txt.gz"
-            if "error" in result:
-                return result, None
-            return result, gzip.decompress(packed.read_bytes()).decode("utf-8")
-        except (OSError, EOFError, ValueError):
+            written = (entry / RESULT).read_bytes()
+            result: dict[str, Any] = json.loads(written)
+            if not _is_result(result):
+                return None
+            packed = b"" if "error" in result else (entry / HLO).read_bytes()
+            if (entry / SUM).exists() and (entry / SUM).read_text() != _sum(written, packed):
+                return None
+            return result, gzip.decompress(packed).decode("utf-8") if packed else None
+        except (OSError, EOFError, ValueError, zlib.error, RecursionError):
             return None
 
     def __contains__(self, key: str) -> bool:
-        return (self.folder / key / "result.json").exists()
+        return self.get(key) is not None
 
     @contextmanager
     def alone(self, key: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
@@ -89,15 +97,68 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
         try:
-            (new / "result.json").write_text(json.dumps(result), encoding="utf-8")
-            if text is not None:
-                (new / "hlo.txt.gz").write_bytes(gzip.compress(text.encode(), 6, mtime=0))
+            written = json.dumps(result).encode()
+            packed = b"" if text is None else gzip.compress(text.encode(), 6, mtime=0)
+            (new / RESULT).write_bytes(written)
+            if packed:
+                (new / HLO).write_bytes(packed)
+            (new / SUM).write_text(_sum(written, packed))
             if (self.folder / key).exists():
                 shutil.rmtree(self.folder / key)
             new.rename(self.folder / key)
         except OSError:
             # Another process was quicker; its entry is as good.
-            if not (self.folder / key / "result.json").exists():
+            if not (self.folder / key / RESULT).exists():
                 raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+    def entries(self) -> list[Entry]:
+        """Return what is kept, the newest first: compilations and estimates of operations."""
+        found = []
+        for kind, paths in (
+            ("compilation", self.folder.glob("[!.]*")),
+            ("estimates", (self.folder / OPS).glob("*.jsonl")),
+        ):
+            for path in paths:
+                with contextlib.suppress(OSError):  # another process removed it
+                    if path.name != OPS and path.is_dir() == (kind == "compilation"):
+                        files = [*path.iterdir()] if path.is_dir() else [path]
+                        stats = [file.stat() for file in files]
+                        size = sum(stat.st_size for stat in stats)
+                        newest = max((stat.st_mtime for stat in stats), default=0.0)
+                        found.append(Entry(kind=kind, path=path, size_bytes=size, time_s=newest))
+        return sorted(found, key=lambda entry: -entry.time_s)
+
+    def clear(self) -> list[Entry]:
+        """Remove what is kept; return it. What a process compiles now is kept after that."""
+        entries = self.entries()
+        for entry in entries:
+            if entry.path.is_dir():
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                entry.path.unlink(missing_ok=True)
+        return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Something kept in a cache."""
+
+    kind: str  # compilation, estimates
+    path: Path
+    size_bytes: int
+    time_s: float  # when it was written, in seconds of the epoch
+
+
+def _is_result(result: object) -> bool:
+    """Return whether this is what a compiling process answers."""
+    if not isinstance(result, dict):
+        return False
+    if "error" in result:
+        return isinstance(result["error"], str) and isinstance(result.get("message"), str)
+    return isinstance(result.get("memory"), dict)
+
+
+def _sum(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 from shardsim.errors import ShardsimError
 from shardsim.machine import Chip, Machine
 from shardsim.validate.ops import Op, parse_op
-from shardsim.xla.tpu.cache import default_folder, key_of
+from shardsim.xla.tpu.cache import OPS, default_folder, key_of
 from shardsim.xla.tpu.service import check_libtpu, compiler_environment, compiler_versions
 from shardsim.xla.tpu.topology import topology_options
 
@@ -47,7 +47,7 @@ class OpCompiler:
         self._lock = threading.Lock()
         self.versions = {name: compiler_versions()[name] for name in ("jax", "libtpu")}
         name = f"{chip.name}-{key_of(self._request, '', self.versions)}"
-        self._file = (folder or default_folder() / "ops") / f"{name}.jsonl"
+        self._file = (folder or default_folder() / OPS) / f"{name}.jsonl"
         self.estimates: dict[Op, int] = {}
         self.failed: dict[Op, str] = {}
         self._read()
@@ -56,7 +56,7 @@ class OpCompiler:
         """Read what was kept; a line that an interruption cut is left out."""
         with suppress(OSError):
             for line in self._file.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError, ShardsimError):
+                with suppress(ValueError, KeyError, TypeError, AttributeError, ShardsimError):
                     answer = json.loads(line)
                     self.estimates[parse_op(answer["op"])] = int(answer["cycles"])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shardsim.errors import PlanError, nearest
-from shardsim.plan import Plan
+from shardsim.plan import PlanOrPath, as_plan
 from shardsim.xla.trainers.big_vision import verify_big_vision
 from shardsim.xla.trainers.language_models import verify_axlearn, verify_levanter
 from shardsim.xla.trainers.libraries import verify_flax, verify_keras
@@ -26,7 +26,7 @@ TRAINERS: dict[str, Callable[..., TrainerResult]] = {
 
 
 def verify_trainer(
-    plan: Plan,
+    plan: PlanOrPath,
     against: str,
     *,
     python: str | None = None,
@@ -41,4 +41,4 @@ def verify_trainer(
     """
     if against not in TRAINERS:
         raise PlanError(f"verify: against {against!r} is not possible{nearest(against, TRAINERS)}")
-    return TRAINERS[against](plan, python=python, path=path, scale=scale, devices=devices)
+    return TRAINERS[against](as_plan(plan), python=python, path=path, scale=scale, devices=devices)

@@ -186,6 +186,46 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["k"]
 
 
+@pytest.mark.parametrize("text", ["null", "{}", "[]", "{", '{"error": 1}', '{"memory": 5}', ""])
+def test_an_entry_with_another_result_is_none(tmp_path: Path, text: str) -> None:
+    cache = Cache(tmp_path)
+    cache.put("k", {"memory": {}}, "text")
+    (tmp_path / "k" / "sha256").unlink()
+    (tmp_path / "k" / "result.json").write_text(text, encoding="utf-8")
+    assert cache.get("k") is None
+    assert "k" not in cache
+
+
+def test_any_flipped_byte_makes_an_entry_none(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("k", {"memory": {"peak_memory": 123456}}, "text " * 20)
+    for name in ("result.json", "hlo.txt.gz"):
+        path = tmp_path / "k" / name
+        whole = path.read_bytes()
+        for at in range(len(whole)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert cache.get("k") is None, (name, at)
+        path.write_bytes(whole)
+    assert cache.get("k") is not None
+
+
+def test_what_is_kept_is_listed_and_cleared(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for key in ("a", "b"):
+        cache.put(key, {"memory": {}}, "text")
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "ops" / "v4-1.jsonl").write_text("{}\n", encoding="utf-8")
+    with cache.alone("c"):
+        kinds = [entry.kind for entry in cache.entries()]
+        assert sorted(kinds) == ["compilation", "compilation", "estimates"]
+        assert sum(entry.size_bytes for entry in cache.entries()) == sum(
+            path.stat().st_size for path in tmp_path.rglob("[!.]*") if path.is_file()
+        )
+        assert len(cache.clear()) == 3
+        assert cache.entries() == []
+        assert (tmp_path / ".lock-c").exists()
+
+
 def test_of_two_that_want_the_same_one_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,139 @@
+"""Why a plan fits or not, what limits it, what would help, and what a measured step says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from shardsim.answers.gap import Cause, causes
+from shardsim.answers.nearest import NearestRun, nearest_runs
+from shardsim.answers.trials import Trial, trials
+from shardsim.cost.hbm import Held
+from shardsim.cost.mfu import mfu_of, step_at_mfu
+from shardsim.cost.predict import LIMITING, Prediction, predict
+from shardsim.cost.sensitivity import Sensitivity, sensitivity
+from shardsim.cost.words import FIGURES
+from shardsim.errors import PlanError
+from shardsim.model import Accounting
+from shardsim.plan.io import PlanOrPath, as_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A measured step beside the predicted one."""
+
+    step_time_s: float
+    mfu: float  # as PaLM counts it
+    ratio: float  # measured over predicted
+    causes: tuple[Cause, ...]  # that which explains most first
+    runs: tuple[NearestRun, ...]  # the most like first
+
+    @property
+    def usual_error(self) -> float | None:
+        """The median absolute error of the predicted rate over `runs`; None where there are none.
+
+        A gap that is smaller says nothing about the run.
+        """
+        errors = [abs(run.error) for run in self.runs]
+        return median(errors) if errors else None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation:
+    """What is to know about one plan."""
+
+    prediction: Prediction
+    limits: tuple[Sensitivity, ...]  # that whose elasticity is largest first
+    trials: tuple[Trial, ...]  # that fit first, cheapest first
+    measured: Measured | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan fits in HBM."""
+        return self.prediction.fits
+
+    @property
+    def at_peak(self) -> tuple[Held, ...]:
+        """What HBM of a device holds at its peak, largest first."""
+        return self.prediction.use.at_peak
+
+    def __repr__(self) -> str:
+        best = next((one for one in self.trials if one.prediction.fits), None)
+        helps = f"; {best.text} saves {100 * best.gain:.1f} %" if best and best.gain > 0 else ""
+        return f"Explanation({self.prediction!r}, limited by {self.prediction.limited_by}{helps})"
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the JSON of `shardsim explain`."""
+        item, measured = self.prediction, self.measured
+        data: dict[str, Any] = {
+            "fits": item.fits,
+            "limited_by": [
+                {
+                    "what": FIGURES[limit.figure],
+                    "figure": limit.figure,
+                    "elasticity": limit.elasticity,
+                }
+                for limit in self.limits
+            ],
+            "changes": [trial.to_data() for trial in self.trials],
+            "gap": [cause.to_data() for cause in measured.causes] if measured else [],
+            "at_peak": [{"what": held.name, "bytes": held.size_bytes} for held in self.at_peak],
+            "prediction": item.to_data(),
+        }
+        if measured is not None:
+            data["measured"] = {
+                "step_time_s": measured.step_time_s,
+                "mfu": measured.mfu,
+                "ratio": measured.ratio,
+                "usual_error": measured.usual_error,
+                "nearest_runs": [run.to_data() for run in measured.runs],
+            }
+        return data
+
+
+def explain(
+    plan: PlanOrPath,
+    *,
+    measured_step_s: float | None = None,
+    measured_mfu: float | None = None,
+    accounting: Accounting = Accounting.PALM,
+    costs: str | None = None,
+    implementation: str | None = None,
+) -> Explanation:
+    """Explain one plan: what limits it, and the cheapest single changes.
+
+        explain("vit-22b-published-tp8").trials[0].text  # "mesh.fsdp=512"
+
+    `measured_step_s` (or `measured_mfu`, a fraction counted by `accounting`) is what a real run of
+    it took: then also what may explain the gap, and the published runs most like it. `costs` and
+    `implementation` are those of `predict`. Raises `PlanError` for a measurement that is none.
+    """
+    plan = as_plan(plan)
+    item = predict(plan, costs=costs, implementation=implementation)
+    made = item.use.account.layout, item.schedule
+    limits = sensitivity(plan, costs=item.costs, made=made)
+    if measured_mfu is not None:
+        if measured_step_s is not None:
+            raise PlanError("measured: give a step or an MFU, not both")
+        if not 0 < measured_mfu <= 2:
+            raise PlanError(f"measured MFU: expected a fraction above 0, found {measured_mfu:g}")
+        measured_step_s = step_at_mfu(plan, measured_mfu, accounting)
+    if measured_step_s is not None and not 0 < measured_step_s < float("inf"):
+        raise PlanError(f"measured step: expected seconds above 0, found {measured_step_s:g}")
+    return Explanation(
+        prediction=item,
+        limits=tuple(one for one in limits if abs(one.elasticity) >= LIMITING),
+        trials=tuple(trials(item)),
+        measured=None if measured_step_s is None else _measured(item, measured_step_s),
+    )
+
+
+def _measured(item: Prediction, step_s: float) -> Measured:
+    return Measured(
+        step_time_s=step_s,
+        mfu=mfu_of(item.plan, step_s),
+        ratio=step_s / item.step_time_s,
+        causes=tuple(causes(item, step_s)),
+        runs=tuple(nearest_runs(item.plan)),
+    )

@@ -1,0 +1,190 @@
+"""Single changes of a plan that people try: what layers keep, where it lies, sizes, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from shardsim.cost.predict import Prediction, predict
+from shardsim.errors import ShardsimError
+from shardsim.machine import scaled
+from shardsim.plan.plan import MATMUL_OVERLAP, Plan
+from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
+from shardsim.plan.resolve import AXIS_NAMES, resolve
+from shardsim.planner.changes import changed
+
+MOST_MICROBATCHES = 64
+TILES = 8  # of the vocabulary's logits
+NOTHING = 5e-4  # a change of time and of HBM by less is none
+NARROW = ("precision.gradients", "precision.state", "precision.parameters")
+Keys = Mapping[str, Any]  # of plan files, with their values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A plan with one thing changed, and what is predicted of it beside the plan itself."""
+
+    kind: str  # remat, offload, microbatches, mesh, chips, batch, overlap, precision, ...
+    changes: Keys  # as `changed` and --set take them
+    base: Prediction
+    prediction: Prediction
+
+    @property
+    def text(self) -> str:
+        """The change as --set takes it."""
+        return set_text(self.changes)
+
+    @cached_property
+    def gain(self) -> float:
+        """The share of the time per token that it saves; below zero it costs time."""
+        return 1.0 - _per_token(self.prediction) / _per_token(self.base)
+
+    @property
+    def chip_seconds(self) -> float:
+        """Chip-seconds per token."""
+        return _per_token(self.prediction) * self.prediction.plan.machine.chips
+
+    @property
+    def freed_bytes(self) -> float:
+        """HBM of a device that it frees at the peak."""
+        return self.base.hbm["peak_bytes"] - self.prediction.hbm["peak_bytes"]
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "set": self.text,
+            "kind": self.kind,
+            "step_time_s": self.prediction.step_time_s,
+            "hbm_peak_bytes": self.prediction.hbm["peak_bytes"],
+            "gain": self.gain,
+            "fits": self.prediction.fits,
+            "mfu": self.prediction.mfu,
+            "chips": self.prediction.plan.machine.chips,
+        }
+
+
+def set_text(changes: Keys) -> str:
+    """Return changes as --set takes them, one after the other.
+
+    >>> set_text({"remat": {"save": ["qkv"]}, "microbatches": 2})
+    'remat={save: [qkv]} microbatches=2'
+    """
+    return " ".join(f"{key}={_flow(value)}" for key, value in changes.items())
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _per_token(item: Prediction) -> float:
+    return item.step_time_s / item.plan.tokens
+
+
+def trials(base: Prediction) -> list[Trial]:
+    """Return all single changes that make a legal plan, those that fit first, cheapest first.
+
+    Cheapest is in chip-seconds per token. All are priced as the plan itself; what changes neither
+    its time nor its HBM is left out.
+    """
+    found, seen = [], {_identity(base.plan)}
+    for kind, changes in candidates(base.plan):
+        try:
+            other = changed(base.plan, changes)
+            if _identity(other) in seen:
+                continue
+            seen.add(_identity(other))
+            item = predict(other, costs=base.costs, implementation=base.implementation)
+        except ShardsimError:
+            continue
+        one = Trial(kind=kind, changes=changes, base=base, prediction=item)
+        if abs(one.gain) > NOTHING or abs(one.freed_bytes) > NOTHING * base.hbm["peak_bytes"]:
+            found.append(one)
+    return sorted(found, key=lambda one: (not one.prediction.fits, one.chip_seconds))
+
+
+def _identity(plan: Plan) -> str:
+    return repr([getattr(plan, name) for name in plan.__dataclass_fields__ if name != "name"])
+
+
+def candidates(plan: Plan) -> Iterator[tuple[str, Keys]]:
+    """Yield (kind, changes) of everything that is tried, legal or not."""
+    yield from _kept(plan)
+    for number in (1, 2, 4):
+        for many in (plan.microbatches * number, plan.microbatches // number):
+            if 1 <= many <= max(MOST_MICROBATCHES, plan.microbatches):
+                yield "microbatches", {"microbatches": many}
+    yield "microbatches", {"microbatches": 1}
+    yield from _meshes(plan)
+    yield from _switches(plan)
+    for key in NARROW:
+        yield "precision", {key: "bf16"}
+    for part in (0.25, 0.5, 0.75, 2.0):
+        if (plan.batch * part).is_integer():
+            yield "batch", {"batch": int(plan.batch * part)}
+    for factor in (2.0, 4.0):
+        if (machine := scaled(plan.machine, factor)) is not None:
+            yield "chips", {"machine": machine.name}
+    two = replace(plan.machine, slices=2 * plan.machine.slices)
+    yield "chips", {"machine": two.name}
+
+
+def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:
+    """Yield other remat policies: one tensor kept, computed again or moved to the host, and those
+    that have a name."""
+    if len(plan.remat.groups) == 1:
+        policy = plan.remat.groups[0]
+        device = {*policy.save} - {*policy.offload}
+        for name in (*TENSORS, "layer_input"):
+            save, host = device - {name}, policy.offload - {name}
+            if name != "layer_input" and name not in device:
+                yield "remat", _policy(save | {name}, host)
+            if name not in policy.offload:
+                yield "offload", _policy(save, host | {name})
+            yield "remat", _policy(save, host)
+    for kept in POLICIES.values():
+        yield "remat", _policy(kept, frozenset())
+    yield "offload", {"offload_optimizer": not plan.offload_optimizer}
+
+
+def _policy(save: set[str] | frozenset[str], offload: set[str] | frozenset[str]) -> Keys:
+    group = Policy(save=frozenset(save), offload=frozenset(offload))
+    data = Remat((group,)).to_data()
+    if isinstance(data, dict):
+        data = {key: names for key, names in data.items() if names}
+    return {"remat": data}
+
+
+def _meshes(plan: Plan) -> Iterator[tuple[str, Keys]]:
+    """Yield meshes with one axis longer or shorter, or with one more."""
+    for axis in plan.mesh:
+        for factor in (2, 4):
+            yield "mesh", {f"mesh.{axis.name}": axis.size * factor}
+            if axis.size % factor == 0:
+                yield "mesh", {f"mesh.{axis.name}": axis.size // factor}
+    names = resolve(plan).names
+    for role in ("data", "fsdp", "tensor", "context"):
+        if not names[role]:
+            yield from (("mesh", {f"mesh.{AXIS_NAMES[role]}": size}) for size in (2, 4, 8))
+
+
+def _switches(plan: Plan) -> Iterator[tuple[str, Keys]]:
+    """Yield how attention and logits are computed, what overlaps, where optimizer state lies."""
+    names = resolve(plan).names
+    yield "attention", {"attention": "flash" if plan.attention == "unfused" else "unfused"}
+    if plan.model.vocab:
+        yield "logits", {"vocab_tiles": TILES if plan.vocab_tiles == 1 else 1}
+    if names["tensor"]:
+        for mode in MATMUL_OVERLAP:
+            yield "overlap", {"overlap.matmul": mode}
+    yield "overlap", {"overlap.weights": not plan.overlap.weights}
+    if plan.overlap.gradients:  # on is for plan files to say: no compiler options do it
+        yield "overlap", {"overlap.gradients": False}
+    if data := list(names["data"]):
+        yield "optimizer", {"rules.optimizer.embed": data if not plan.optimizer_rules else []}

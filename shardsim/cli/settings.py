@@ -1,0 +1,61 @@
+"""Settings from a file: what options are where the command line does not say, by command.
+
+    plan: {top: 5, op-costs: compiler}
+    explain: {as: trainer}
+
+The file is $SHARDSIM_SETTINGS, else ~/.config/shardsim/settings.yaml, if there is one. What the
+environment says of an option (SHARDSIM_PLAN_TOP) counts more, what the command line says most.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardsim.errors import FileError
+from shardsim.files import check_keys, read_yaml
+
+VARIABLE = "SHARDSIM_SETTINGS"
+
+
+def settings_file() -> Path | None:
+    """Return the file of settings; None if there is none."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    usual = (Path(base) if base else Path.home() / ".config") / "shardsim" / "settings.yaml"
+    return usual if usual.is_file() else None
+
+
+def read_settings(commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
+    """Return options by command as `click` takes them; raise `FileError` for what is none."""
+    path = settings_file()
+    if path is None:
+        return {}
+    data = check_keys(read_yaml(path) or {}, where=str(path), allowed=commands)
+    return {
+        name: _options(commands[name], given or {}, f"{path}: {name}")
+        for name, given in data.items()
+    }
+
+
+def _options(command: click.Command, given: Any, where: str) -> dict[str, Any]:
+    names = {
+        option.removeprefix("--"): item
+        for item in command.params
+        if isinstance(item, click.Option)
+        for option in item.opts
+        if option.startswith("--") and item.name
+    }
+    found: dict[str, Any] = {}
+    for key, value in check_keys(given, where=where, allowed=names).items():
+        if isinstance(value, Mapping) or value is None:
+            raise FileError(f"{where}: {key}: expected a value")
+        item = names[key]
+        many = item.multiple and not isinstance(value, list)
+        found[str(item.name)] = [str(value)] if many else value
+    return found

@@ -1,0 +1,85 @@
+"""Choices that a search holds: `mesh.model=4`, `remat=full`, as a plan file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shardsim.errors import PlanError, nearest
+from shardsim.plan.layout import ROLES
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.plan import ATTENTION, DTYPE_BYTES, MATMUL_OVERLAP, Precision
+from shardsim.plan.remat import Policy, parse_remat
+from shardsim.plan.resolve import ROLE_OF
+
+FORMATS = tuple(Precision.__dataclass_fields__)
+KEYS = (
+    *("remat", "microbatches", "overlap.matmul", "attention", "optimizer"),
+    *(f"precision.{name}" for name in FORMATS),
+)
+MOST = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """What plans of a search have in common; None and what is left out is free."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)  # by role
+    remat: Policy | None = None
+    microbatches: int | None = None
+    matmul: int | None = None  # index in MATMUL_OVERLAP
+    attention: str | None = None
+    optimizer: str | None = None
+    precision: Mapping[str, str] = field(default_factory=dict)
+
+    def precise(self, precision: Precision) -> Precision:
+        """Return the formats with those that are held."""
+        return replace(precision, **self.precision)
+
+
+def fixed_of(choices: Mapping[str, Any]) -> Fixed:
+    """Return what keys of a plan file and their values hold; raise `PlanError` for other keys.
+
+    `mesh.WORD` is the size of a role (data, fsdp, tensor, ...) or of the axis that the search calls
+    so (model, stage, ...); 1 means that no axis has it.
+
+    >>> fixed_of({"mesh.model": 4, "remat": "full"}).sizes
+    {'tensor': 4}
+    """
+    sizes: dict[str, int] = {}
+    plain: dict[str, Any] = {}
+    precision: dict[str, str] = {}
+    for key, value in choices.items():
+        root, _, rest = key.partition(".")
+        if root == "mesh" and rest:
+            if rest not in ROLE_OF:
+                raise PlanError(f"fix: {key}: no role '{rest[:40]}'{nearest(rest, ROLE_OF)}")
+            sizes[ROLE_OF[rest]] = _count(value, key)
+        elif key not in KEYS:
+            words = [*KEYS, *(f"mesh.{role}" for role in ROLES)]
+            raise PlanError(f"fix: a search cannot hold '{key[:40]}'{nearest(key, words)}")
+        elif key == "remat":
+            plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
+        elif key == "microbatches":
+            plain[key] = _count(value, key)
+        elif root == "precision":
+            precision[rest] = _one_of(value, tuple(DTYPE_BYTES), key)
+        elif root == "overlap":
+            plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
+        else:
+            every = ATTENTION if key == "attention" else tuple(OPTIMIZERS)
+            plain[key] = _one_of(value, every, key)
+    return Fixed(sizes=sizes, precision=precision, **plain)
+
+
+def _count(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
+        raise PlanError(f"fix: {key}: must be a positive whole number, not {value!r:.40}")
+    return value
+
+
+def _one_of(value: Any, choices: tuple[str, ...], key: str) -> str:
+    if value not in choices:
+        raise PlanError(f"fix: {key}: {value!r:.40} is not possible{nearest(value, choices)}")
+    return str(value)

@@ -1,0 +1,189 @@
+"""`explain`: single changes are what predicting them says, and known limits come out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.answers.explain import explain
+from shardsim.answers.gap import causes
+from shardsim.answers.nearest import distance, nearest_runs
+from shardsim.answers.trials import candidates, set_text, trials
+from shardsim.cost.mfu import mfu_of, step_at_mfu
+from shardsim.cost.predict import predict
+from shardsim.cost.sensitivity import sensitivity
+from shardsim.errors import PlanError, ShardsimError
+from shardsim.model import Accounting
+from shardsim.plan import load_plan, plan_names
+from shardsim.planner.changes import changed, parse_assignment
+
+Shardsim = Callable[..., Result]
+TP8 = "vit-22b-published-tp8"
+
+
+def data(result: Result, code: int = 0):
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_change_is_what_predict_says_of_it(shardsim: Shardsim, plan_file) -> None:
+    found = data(shardsim("explain", str(plan_file), "--json"))
+    assert found["fits"] is True
+    base = found["prediction"]
+    assert len({row["kind"] for row in found["changes"]}) >= 5
+    for row in found["changes"][::6]:
+        words = [word for one in row["set"].split(" ") for word in ("--set", one)]
+        if "{" in row["set"]:
+            words = ["--set", row["set"]]
+        code = 0 if row["fits"] else 1
+        alone = data(shardsim("predict", str(plan_file), *words, "--json"), code)
+        assert alone["step_time_s"] == pytest.approx(row["step_time_s"], rel=1e-12)
+        assert alone["hbm"]["peak_bytes"] == pytest.approx(row["hbm_peak_bytes"], rel=1e-12)
+        rate = alone["tokens_per_s_per_chip"] * alone["chips"]
+        before = base["tokens_per_s_per_chip"] * base["chips"]
+        assert row["gain"] == pytest.approx(1 - before / rate, rel=1e-9, abs=1e-12)
+
+
+@given(st.sampled_from(plan_names()), st.data())
+@settings(max_examples=30)
+def test_changes_as_they_are_written_are_the_changes_themselves(name: str, drawn) -> None:
+    plan = load_plan(name)
+    _, changes = drawn.draw(st.sampled_from([*candidates(plan)]))
+    (key,) = changes
+    read = dict([parse_assignment(set_text(changes))])
+    try:
+        expected = changed(plan, changes)
+    except ShardsimError:
+        with pytest.raises(ShardsimError):
+            changed(plan, read)
+        return
+    assert changed(plan, read) == expected
+    assert key in read
+
+
+def test_what_fits_comes_first_and_cheapest_first() -> None:
+    base = predict(load_plan(TP8))
+    found = trials(base)
+    assert [one.prediction.fits for one in found] == sorted(
+        (one.prediction.fits for one in found), reverse=True
+    )
+    fit = [one.chip_seconds for one in found if one.prediction.fits]
+    assert fit == sorted(fit)
+    assert all(one.prediction.costs == base.costs for one in found)
+
+
+def test_a_plan_without_room_is_told_what_makes_it_fit() -> None:
+    plan = changed(load_plan("llama2-70b-published-v6e-1x256"), {"remat": "dots"})
+    made = explain(plan)
+    assert not made.fits
+    assert made.at_peak[0].name == "kept activations"
+    first = made.trials[0]
+    assert first.prediction.fits
+    assert first.kind in ("remat", "offload")
+    assert sum(held.size_bytes for held in made.at_peak) == pytest.approx(
+        made.prediction.hbm["peak_bytes"], rel=1e-9
+    )
+
+
+# What published runs and reports say helped, as a change that is among the first of its kind.
+HELPED = (
+    # The recipe of Llama 2 70B on v6e keeps queries, keys and values in the host's memory.
+    ("llama2-70b-published-v6e-1x256", {"remat": "full"}, "remat={offload: [qkv]}"),
+    # PaLM and ViT-22B: small images need little of a tensor axis on 1,024 chips.
+    ("vit-22b-published-tp16", {}, "mesh.fsdp=128"),
+    # Two microbatches where one fits only gather weights twice.
+    ("llama2-70b-published-v6e-1x256", {"microbatches": 2}, "microbatches=1"),
+    # Scores of 4,096 tokens written to HBM: the fused kernel does not.
+    ("llama2-70b-published-v6e-1x256", {"attention": "unfused"}, "attention=flash"),
+    # A layer that keeps all results of matmuls does not fit; the attention's alone does.
+    ("llama2-70b-published-v6e-1x256", {"remat": "dots"}, "remat=save_context"),
+)
+
+
+@pytest.mark.parametrize(("name", "changes", "helped"), HELPED)
+def test_what_public_reports_say_helped_is_among_the_first(name, changes, helped) -> None:
+    base = predict(changed(load_plan(name), changes))
+    fit = [one for one in trials(base) if one.prediction.fits]
+    if base.fits:
+        fit = [one for one in fit if one.gain > 0]
+    assert helped in [one.text for one in fit[:4]]
+
+
+def test_limits_are_the_one_definition(plan_file) -> None:
+    made = explain(plan_file)
+    listed = made.to_data()["limited_by"]
+    assert made.prediction.limited_by.startswith(listed[0]["what"])
+    sizes = [abs(one["elasticity"]) for one in listed]
+    assert sizes == sorted(sizes, reverse=True)
+    # What is no latency scales with rates alone: all of them 1 % up is a step 1 % shorter.
+    assert sum(one.elasticity for one in sensitivity(load_plan(TP8))) == pytest.approx(-1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"overlap.weights": False}, {"attention": "unfused"}, {"chip.link_bytes_per_s": 45e9}],
+)
+def test_a_step_with_one_thing_otherwise_is_explained_by_that(changes) -> None:
+    item = predict(load_plan("llama2-70b-published-v6e-1x256"))
+    real = predict(changed(item.plan, changes))
+    first = causes(item, real.step_time_s)[0]
+    assert first.changes == changes
+    assert first.explains == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_step_as_predicted_has_no_causes() -> None:
+    item = predict(load_plan(TP8))
+    assert causes(item, item.step_time_s) == []
+
+
+def test_a_measured_mfu_is_a_measured_step(shardsim: Shardsim, plan_file) -> None:
+    words = ("explain", str(plan_file), "--measured-mfu", "41%", "--counted", "six_n", "--json")
+    found = data(shardsim(*words))["measured"]
+    plan = load_plan(plan_file)
+    step_s = step_at_mfu(plan, 0.41, Accounting.SIX_N)
+    assert found["step_time_s"] == pytest.approx(step_s, rel=1e-12)
+    assert mfu_of(plan, step_s, Accounting.SIX_N) == pytest.approx(0.41, rel=1e-12)
+    assert len(found["nearest_runs"]) == 3
+
+
+def test_the_nearest_run_of_a_published_plan_is_itself() -> None:
+    for name in ("llama3-8b-published-v6e-1x16", "maxtext-128b-published-v5p-1x128"):
+        plan = load_plan(name)
+        (first,) = nearest_runs(plan, many=1)
+        assert distance(plan, first.run.plans[0]) == 0
+        assert distance(plan, plan) == 0
+        assert distance(replace(plan, sequence=2 * plan.sequence), plan) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--measured-step", "14", "--measured-mfu", "41%"), "give a step or an MFU, not both"),
+        (("--measured-mfu", "41"), "is no fraction, such as 0.41 or 41%"),
+        (("--measured-step", "0"), "is no time, such as 14.2 or 850ms"),
+        (("--measured-mfu", "0.4", "--counted", "mine"), "unknown accounting 'mine'"),
+    ],
+)
+def test_measurements_that_are_none(shardsim: Shardsim, words, message) -> None:
+    result = shardsim("explain", TP8, *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_measurement_below_zero_is_refused() -> None:
+    with pytest.raises(PlanError, match="expected seconds above 0"):
+        explain(TP8, measured_step_s=-1.0)
+
+
+def test_an_explanation_shows_itself_in_one_line(shardsim: Shardsim, plan_file) -> None:
+    assert "\n" not in repr(explain(plan_file))
+    shown = shardsim("explain", str(plan_file), "--measured-step", "1s").stdout
+    for text in ("HBM at the peak", "limited by: ", "what would", "nearest published run"):
+        assert text in shown

@@ -1,0 +1,112 @@
+"""Choices that a search holds: it finds the best of what is left, and says what it cannot hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from building import decoder, vit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.errors import PlanError
+from shardsim.machine import parse_machine
+from shardsim.plan import Plan, Remat, resolve
+from shardsim.plan.io import parse_remat
+from shardsim.plan.layout import ROLES
+from shardsim.planner.fixed import fixed_of
+from shardsim.planner.search import search
+
+MACHINE = parse_machine("v5e:4x4")
+MODEL = decoder(layers=4)
+
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "mesh.model": st.sampled_from([1, 2, 4]),
+        "mesh.fsdp": st.sampled_from([1, 4, 16]),
+        "mesh.context": st.just(1),
+        "remat": st.sampled_from(["full", "none", {"save": ["qkv"], "offload": ["context"]}]),
+        "microbatches": st.sampled_from([1, 2, 3]),
+        "overlap.matmul": st.sampled_from(["off", "unidirectional"]),
+        "attention": st.sampled_from(["flash", "unfused"]),
+        "precision.state": st.just("bf16"),
+    },
+)
+
+
+def has(plan: Plan, choices: dict[str, Any]) -> bool:
+    """Return whether a plan is as the choices say."""
+    layout = resolve(plan)
+    sizes = {"model": "tensor"}
+    for key, value in choices.items():
+        root, _, rest = key.partition(".")
+        if root == "mesh" and int(layout.role(sizes.get(rest, rest)).size) != value:
+            return False
+        if key == "remat" and plan.remat != parse_remat(value, "", 4):
+            return False
+        if key in ("microbatches", "attention") and getattr(plan, key) != value:
+            return False
+        if key == "overlap.matmul" and int(layout.tensor.size) > 1 and plan.overlap.matmul != value:
+            return False
+        if key == "precision.state" and plan.precision.state != value:
+            return False
+    return True
+
+
+@given(CHOICES)
+@settings(max_examples=20)
+def test_every_plan_has_what_is_held(choices: dict[str, Any]) -> None:
+    for item in search(MODEL, MACHINE, 48, top=6, max_axes=2, fix=choices).predictions:
+        assert has(item.plan, choices), item.plan
+
+
+@pytest.mark.parametrize("role", ["model", "fsdp", "data"])
+def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
+    whole = search(MODEL, MACHINE, 64, top=1)
+    parts = [
+        search(MODEL, MACHINE, 64, top=1, fix={f"mesh.{role}": size}) for size in (1, 2, 4, 8, 16)
+    ]
+    assert sum(part.searched for part in parts) == whole.searched
+    assert sum(part.fit for part in parts) == whole.fit
+    best = min(part.best.step_time_s for part in parts if part.predictions)
+    assert best == pytest.approx(whole.best.step_time_s, rel=1e-12)
+
+
+def test_more_axes_may_be_held_than_are_searched() -> None:
+    fix = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2, "mesh.context": 2}
+    item = search(MODEL, MACHINE, 64, top=1, max_axes=2, fix=fix).best
+    assert [axis.size for axis in item.plan.mesh] == [2, 2, 2, 2]
+
+
+def test_what_is_kept_in_the_host_is_held_too() -> None:
+    remat = {"save": ["context"], "offload": ["qkv", "layer_input"]}
+    item = search(vit(layers=4), MACHINE, 64, top=1, fix={"remat": remat}).best
+    assert item.plan.remat == Remat.of(frozenset({"context"}), frozenset({"qkv", "layer_input"}))
+
+
+def test_every_role_can_be_held_by_either_name() -> None:
+    for role in ROLES:
+        assert fixed_of({f"mesh.{role}": 2}).sizes == {role: 2}
+    assert fixed_of({"mesh.stage": 2}).sizes == {"pipeline": 2}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("mesh.modl", 4, "fix: mesh.modl: no role 'modl'; did you mean 'model'?"),
+        ("mesh.model", 0, "fix: mesh.model: must be a positive whole number, not 0"),
+        ("batch", 8, "fix: a search cannot hold 'batch'"),
+        ("microbatch", 8, "fix: a search cannot hold 'microbatch'; did you mean 'microbatches'?"),
+        ("remat", "ful", "fix: remat: unknown remat policy 'ful'; did you mean 'full'?"),
+        ("remat", [{"layers": 2, "save": []}, {"layers": 2, "save": ["qkv"]}], "one policy"),
+        ("attention", "flush", "fix: attention: 'flush' is not possible; did you mean 'flash'?"),
+        ("overlap.matmul", False, "fix: overlap.matmul: False is not possible"),
+        ("precision.compute", "fp8", "precision.compute: v5e has no fp8; choose from: bf16, int8"),
+        ("precision.state", "f16", "fix: precision.state: 'f16' is not possible"),
+    ],
+)
+def test_what_cannot_be_held(key: str, value: Any, message: str) -> None:
+    with pytest.raises(PlanError) as raised:
+        search(MODEL, MACHINE, 48, fix={key: value})
+    assert message in str(raised.value)

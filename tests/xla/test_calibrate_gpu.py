@@ -1,0 +1,109 @@
+"""Constants of a GPU: found again in times that they made."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.cost.costs import HEAD_DIM_TILE
+from shardsim.machine import chip_from_text, load_chip
+from shardsim.machine.kernels import CONSTANTS, Kernels
+from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
+from shardsim.xla.calibrate_gpu import Sizes, _Bench, calibrated, matmul_constants
+
+CHIP = load_chip("h100")
+PEAK, HBM = CHIP.peak("bf16"), CHIP.hbm_bytes_per_s
+
+
+def device(kernels: Kernels) -> Any:
+    """Return a device whose kernels take what constants say."""
+
+    def attention(batch: int, tokens: int, heads: int, depth: int, gradient: bool) -> float:
+        pairs = batch * heads * tokens**2
+        wide = -(-depth // HEAD_DIM_TILE) * HEAD_DIM_TILE
+
+        def kernel_s(products: int, share: float, ops: float) -> float:
+            return pairs * (2.0 * products * wide / PEAK / share + ops / CHIP.vector_flops)
+
+        forward_s = kernel_s(2, kernels.attention_efficiency, kernels.softmax_ops)
+        if not gradient:
+            return forward_s
+        moved = 2.0 * batch * tokens * heads * depth * CUDNN_GRADIENT_PASSES
+        share, ops = kernels.attention_gradient_efficiency, kernels.softmax_gradient_ops
+        return forward_s + moved / HBM + kernel_s(5, share, ops)
+
+    def ask(bench: str, **size: Any) -> float:
+        if bench == "attention":
+            return attention(**size)
+        if bench == "matmul":
+            m, k, n = size["m"], size["k"], size["n"]
+            flops = 2.0 * m * k * n * (1.0 + kernels.contraction_start / k)
+            return flops / PEAK / kernels.matmul_efficiency + kernels.start_s
+        if bench == "scores":
+            pairs = size["heads"] * size["tokens"] ** 2
+            moved = 8.0 * pairs + 8.0 * size["heads"] * size["tokens"] * size["depth"]
+            return moved / HBM / kernels.scores_hbm_efficiency
+        elements = size.get("elements") or size["rows"] * size.get("columns", 1)
+        elements = elements * size.get("heads", 1) * size.get("depth", 1)
+        passes = {"sums": 8.0, "optimizer": 28.0}.get(bench, 4.0)
+        name = {"sums": "sum"}.get(bench, bench)
+        return passes * elements / HBM / float(getattr(kernels, f"{name}_hbm_efficiency"))
+
+    return ask
+
+
+@given(
+    shares=st.lists(st.floats(0.3, 0.95), min_size=9, max_size=9),
+    start=st.floats(10, 300),
+    ops=st.floats(5, 60),
+)
+@settings(max_examples=30)
+def test_constants_are_found_again(shares: list[float], start: float, ops: float) -> None:
+    values = dict.fromkeys(CONSTANTS, ops) | {"contraction_start": start, "start_s": 3e-6}
+    names = [name for name in CONSTANTS if name.endswith("_efficiency")]
+    kernels = Kernels(**(values | dict(zip(names, shares, strict=True))))
+    found = calibrated(CHIP, device(kernels), {}, Sizes()).kernels
+    for item in fields(Kernels):
+        if item.name in CONSTANTS:
+            expected = getattr(kernels, item.name)
+            assert getattr(found, item.name) == pytest.approx(expected, rel=1e-3), item.name
+
+
+def test_the_file_is_one_that_can_be_read() -> None:
+    kernels = CHIP.kernels
+    assert kernels is not None
+    made = calibrated(CHIP, device(kernels), {"jax": "0.11.2"}, Sizes())
+    chip = chip_from_text(made.text(), "made")
+    assert chip.kernels == made.kernels
+    assert chip.hbm_bytes == CHIP.hbm_bytes
+    assert max(abs(error) for error in made.residuals.values()) < 0.35
+
+
+def test_nothing_becomes_negative() -> None:
+    """Times of which a line would start below zero."""
+    times = {(1024, 1024, 1024): 1e-6, (8192, 8192, 8192): 2e-3}
+    share, start, start_s = matmul_constants(times, PEAK)
+    assert 0.0 < share <= 1.0
+    assert start >= 0.0 <= start_s
+
+
+@pytest.mark.slow
+def test_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr("shardsim.xla.kernel_bench.BUDGET_S", 0.01)
+    with _Bench() as bench:
+        assert bench.ask(bench="devices")["platform"] == "cpu"
+        for request in (
+            {"bench": "matmul", "m": 64, "k": 32, "n": 64},
+            {"bench": "stream", "elements": 1024},
+            {"bench": "sums", "rows": 16, "columns": 64},
+            {"bench": "copy", "elements": 1024},
+            {"bench": "transpose", "rows": 16, "heads": 4, "depth": 8},
+            {"bench": "optimizer", "elements": 1024},
+            {"bench": "scores", "heads": 2, "tokens": 16, "depth": 8},
+        ):
+            assert bench.ask(**request)["seconds"] > 0.0
