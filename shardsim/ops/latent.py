@@ -42,7 +42,9 @@ def latent_norm(build: Builder, name: str, x: Array) -> Array:
     return out
 
 
-def latent_up(build: Builder, x: Array, latent: str, made: Mapping[str, tuple[str, Dims]]) -> Any:
+def latent_up(
+    build: Builder, x: Array, latent: str, made: Mapping[str, tuple[str, Dims]]
+) -> list[Array]:
     """Add projections of a latent, each to an array by heads: `made` has by weight the name and
     the dimensions of what it makes. `latent` is the dimension that weights are stored by."""
     view = x.view(**{x.dims[-1]: latent})
