@@ -72,6 +72,8 @@ def test_flops_by_hand(latent: Latent, tokens: int, halved: bool) -> None:
     maxtext = Accounting.MAXTEXT_2025 if halved else Accounting.MAXTEXT_2024
     counted = model_flops_per_token(model, tokens, maxtext)
     assert counted == pytest.approx(3 * (products + scores), rel=1e-12)
+    if not halved:  # its vocabulary is padded already
+        assert model_flops_per_token(model, tokens, Accounting.MEGATRON) == counted
     palm = Accounting.PALM_CAUSAL if halved else Accounting.PALM
     counted = model_flops_per_token(model, tokens, palm)
     assert counted == 6 * model.parameters + 3 * scores
