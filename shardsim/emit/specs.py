@@ -53,7 +53,6 @@ UNSUPPORTED: dict[str, Any] = {
     "registers": 0,
     "patch_bias": True,
     "input_norm": False,
-    "latent": None,
 }
 
 
@@ -112,6 +111,11 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     model = plan.model
     if model.experts:
         _refuse_experts(plan, model.experts, layout)
+    if model.latent and plan.execution != "explicit":
+        raise PlanError(
+            f"execution: export of latent attention as {plan.execution} is not supported; use "
+            "explicit"
+        )
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"

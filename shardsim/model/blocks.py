@@ -19,7 +19,14 @@ from shardsim.ops.attend import HEADS, KV, Mask, attend
 from shardsim.ops.embed import embed_patches, embed_tokens
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
-from shardsim.ops.latent import OUT, latent_heads
+from shardsim.ops.latent import (
+    RESULT,
+    attend_latents,
+    latent_keys,
+    latent_norm,
+    latent_up,
+    rotate_part,
+)
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
@@ -29,6 +36,7 @@ from shardsim.ops.scale import heads_norm, layer_scale, token_gate
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
+    from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
 
@@ -237,13 +245,10 @@ class Block(Builder):
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
         model, biases = self.model, self.model.biases
+        bias = biases.attention_output
         if model.latent:
-            parts = list(latent_heads(self, normed, queries=model.latent.queries > 0))
-            width, sinks = model.latent.values / model.head_dim, model.sinks
-            context = attend(
-                self, *parts, mask=self.mask, kernel=self.kernel, sinks=sinks, width=width
-            )
-            project_out(self, "attention_output", context, out, OUT, bias=biases.attention_output)
+            context = self.latent_attention(normed, model.latent)
+            project_out(self, "attention_output", context, out, RESULT, bias=bias)
             return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
@@ -255,8 +260,31 @@ class Block(Builder):
                 part = rotate(self, part)
             parts.append(part)
         context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
-        bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
+
+    def latent_attention(self, normed: Array, latent: Latent) -> Array:
+        """Add attention out of latents, up to its output projection."""
+        query = ("query_down", "query latent", ("query_rank",))
+        made = (
+            query if latent.queries else ("query", "q", HEADS),
+            ("key_value_down", "key value latent", ("key_value_rank",)),
+            ("shared_key", "shared key", ("rotary",)),
+        )
+        q, both, shared = (
+            project_in(self, name, normed, out, dims, keep="qkv", bias=False)
+            for name, out, dims in made
+        )
+        if latent.queries:
+            q = latent_norm(self, "query_down_norm", q)
+            (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
+        q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
+        both = latent_norm(self, "key_value_down_norm", both)
+        ups = {"key": ("k", ("kv", "nope")), "value": ("v", ("kv", "value_dim"))}
+        k, v = latent_up(self, both, "key_value_latent", ups)
+        k = latent_keys(self, k, shared)
+        return attend_latents(
+            self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks
+        )
 
     def mlp(self, normed: Array, out: Array, name: str = "mlp") -> None:
         """Add an MLP, gated or not; `name` is what its weights and its width are called by."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from shardsim.carried import NotCarried
 from shardsim.errors import ModelError, nearest
@@ -17,7 +17,8 @@ from shardsim.files import check_keys, read_yaml
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
-from shardsim.model.latent import latent_of
+from shardsim.model.latent import KEYS as _LATENT
+from shardsim.model.latent import Latent
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -27,7 +28,9 @@ _KEYS = (
     *_FIELDS,
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
+    *(f"latent.{name}" for name in _LATENT),
 )
+_Part = TypeVar("_Part", Experts, Latent)
 _SIZES_AN_IMAGE = (
     "image",
     "patch",
@@ -126,10 +129,11 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts")
+    nested = ("biases", "experts", "latent")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
     data["experts"] = _merge_experts(model.experts, changes, where)
+    data["latent"] = _merge_latent(model.latent, changes, where)
     changed = _build(data, where)
     silent = ("name", "note", "source")
     made = [
@@ -144,11 +148,14 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
 
 
 def _agrees(model: Model, key: str, value: Any) -> bool:
-    if key.startswith("experts."):
-        name = key.removeprefix("experts.")
-        return model.experts is not None and bool(getattr(model.experts, name) == value)
+    whole, _, name = key.partition(".")
+    part = {"experts": model.experts, "latent": model.latent}.get(whole)
+    if whole in ("experts", "latent") and name:
+        return part is not None and bool(getattr(part, name) == value)
     if key == "experts":
         return _merge_experts(None, {key: value}, "model") == model.experts
+    if key == "latent":
+        return _merge_latent(None, {key: value}, "model") == model.latent
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -178,23 +185,42 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
 
 def _merge_experts(base: Experts | None, data: Mapping[str, Any], where: str) -> Experts | None:
     """Return `base` with the entries `experts` (a mapping, or nothing for none) and `experts.*`."""
+    example = {"number": 8, "top_k": 2, "mlp": 14336}
+    return _merge_part("experts", Experts, base, data, example, where)
+
+
+def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> Latent | None:
+    """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
+    example = {"keys": 512, "rotary": 64, "values": 128}
+    return _merge_part("latent", Latent, base, data, example, where)
+
+
+def _merge_part(
+    key: str,
+    kind: type[_Part],
+    base: _Part | None,
+    data: Mapping[str, Any],
+    example: Mapping[str, int],
+    where: str,
+) -> _Part | None:
+    """Return a part of a model with the entries `key` and `key.*`; it needs those of `example`."""
+    names = [field.name for field in fields(kind)]
     known: dict[str, Any] = {}
-    given = data.get("experts", base)
-    if isinstance(given, Experts):
-        known = {name: getattr(given, name) for name in _EXPERTS}
+    given = data.get(key, base)
+    if isinstance(given, kind):
+        known = {name: getattr(given, name) for name in names}
     elif given is not None:
-        known |= check_keys(given, where=f"{where}: experts", allowed=_EXPERTS, error=ModelError)
-    single = {key: value for key, value in data.items() if key.startswith("experts.")}
-    known |= {key.removeprefix("experts."): value for key, value in single.items()}
+        known |= check_keys(given, where=f"{where}: {key}", allowed=names, error=ModelError)
+    single = {name: value for name, value in data.items() if name.startswith(f"{key}.")}
+    known |= {name.removeprefix(f"{key}."): value for name, value in single.items()}
     if given is None and not single:
         return None
-    for name in ("number", "top_k", "mlp"):
+    for name in example:
         if name not in known:
-            raise ModelError(
-                f"{where}: experts: missing key '{name}', as in {{number: 8, top_k: 2, mlp: 14336}}"
-            )
+            shown = ", ".join(f"{one}: {value}" for one, value in example.items())
+            raise ModelError(f"{where}: {key}: missing key '{name}', as in {{{shown}}}")
     try:
-        return Experts(**known)
+        return kind(**known)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
 
@@ -208,7 +234,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
-    given["latent"] = latent_of(data.get("latent"), where)
+    given["latent"] = _merge_latent(None, data, where)
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(

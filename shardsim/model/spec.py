@@ -126,8 +126,8 @@ class Model:
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
-    latent: Latent | None = None  # queries, keys and values from compressed vectors (DeepSeek)
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
@@ -154,8 +154,8 @@ class Model:
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
-        _check_experts(self, where)
         _check_latent(self, where)
+        _check_experts(self, where)
         if self.family == "vit":
             _check_vit(self, where)
         else:
@@ -297,21 +297,6 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
     return tuple(windows)
 
 
-def _check_experts(model: Model, where: str) -> None:
-    experts = model.experts
-    if experts is None:
-        return
-    if not isinstance(experts, Experts):
-        raise ModelError(f"{where}: experts: expected Experts, found {experts!r:.40}")
-    if model.parallel_block:
-        raise ModelError(f"{where}: experts: a parallel block has none; use parallel_block: false")
-    if not any(map(experts.has, range(model.layers))):
-        raise ModelError(
-            f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
-            f" {model.layers}, and every of at most {model.layers}"
-        )
-
-
 def _check_latent(model: Model, where: str) -> None:
     latent = model.latent
     if latent is None:
@@ -326,6 +311,28 @@ def _check_latent(model: Model, where: str) -> None:
     if latent.rotary >= model.head_dim:
         raise ModelError(
             f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
+        )
+    if model.norm != "rmsnorm" or model.biases.qkv:
+        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
+    if latent.values > model.head_dim:
+        raise ModelError(
+            f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
+            f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
+        )
+
+
+def _check_experts(model: Model, where: str) -> None:
+    experts = model.experts
+    if experts is None:
+        return
+    if not isinstance(experts, Experts):
+        raise ModelError(f"{where}: experts: expected Experts, found {experts!r:.40}")
+    if model.parallel_block:
+        raise ModelError(f"{where}: experts: a parallel block has none; use parallel_block: false")
+    if not any(map(experts.has, range(model.layers))):
+        raise ModelError(
+            f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
+            f" {model.layers}, and every of at most {model.layers}"
         )
 
 

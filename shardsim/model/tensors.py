@@ -20,6 +20,11 @@ AXES = (
     "heads",  # query heads
     "kv_heads",  # key-value heads
     "head_dim",
+    "query_rank",  # latents of queries, and of keys and values
+    "key_value_rank",
+    "rotary",  # the part of a head that is turned by position, that which is not, and its values'
+    "nope",
+    "value_dim",
     "mlp",  # the MLP's hidden layer
     "vocab",
     "expert",
@@ -28,11 +33,6 @@ AXES = (
     "position",
     "register",
     "classes",
-    "query_rank",  # of latent attention: compressed queries
-    "key_value_rank",  # and keys and values
-    "rotary",  # the part of a key that all heads share
-    "nope",  # the part that is each head's own
-    "value_dim",
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
 KINDS = ("matrix", "vector", "table")
@@ -69,7 +69,7 @@ class Tensor:
 def lengths(model: Model) -> Mapping[str, int]:
     """Return the length of every dimension of a model's graph but those of a batch."""
     experts, latent = model.experts, model.latent
-    chosen = {}
+    chosen: dict[str, int] = {}
     if latent is not None:
         chosen = {
             **{f"query_{part}": latent.queries for part in ("rank", "latent")},

@@ -104,28 +104,37 @@ class Mask:
 
 
 def attend(
-    build: Builder,
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    mask: Mask,
-    kernel: str,
-    sinks: bool = False,
-    width: float = 1.0,
+    build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str, sinks: bool = False
 ) -> Array:
     """Add attention of queries to keys and values of the whole sequence.
 
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
-    softmax counts and no value goes with. `width` is that of a head's values over its keys'.
+    softmax counts and no value goes with.
     """
-    k, v = k.view(seq="keys"), v.view(seq="keys")
-    heads = (*HEADS[:-1], v.dims[-1])
-    context = Array("context", (*TOKENS, *heads), keep="context", purpose="second axis")
+    context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
+    attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    return context
+
+
+def attention_ops(
+    build: Builder,
+    q: Array,
+    k: Array,
+    v: Array,
+    context: Array,
+    *,
+    mask: Mask,
+    kernel: str,
+    sinks: bool,
+    widths: Dims = (),
+) -> None:
+    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`."""
+    k, v = k.view(seq="keys"), v.view(seq="keys")
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
-    if fused:
-        one = _kernel(q, k, v, context, mask, KERNELS[kernel], width)
+    if kernel in KERNELS:
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
         build.add(replace(one, vectors=logits))
     else:
         pairs = (*TOKENS, "keys", "kv", "group")
@@ -134,21 +143,20 @@ def attend(
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
         build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=softmax))
         build.add(einsum(chances, v, context, unit="attention"))
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
-    return context
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, width: float) -> Op:
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
         shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
-        products=1 + width,
-        gradient_products=3 + 2 * width,  # the scores again, dQ and dK; dV and dP
+        products=2,
+        gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
         gradient_ops=SOFTMAX.gradient_ops * fused.operations,
         mask=mask,
         beside=fused.beside,
+        widths=widths,
     )
     return Op((q, k, v), out, (q, k, v, out), unit="attention", kernel=kernel)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.shapes import Workload
@@ -499,7 +500,7 @@ def _purpose_of(op: Op, array: Array) -> str:
         return QUERY_KEY_NORM
     if op.unit == "attention" and not op.product:
         return SOFTMAX
-    return BY_HEAD if "head_dim" in array.dims and op.unit != "attention" else ""
+    return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

@@ -11,7 +11,8 @@ from shardsim.model import Biases, Model, Tensor, load_model, model_names, param
 from shardsim.model.tensors import AXES, KINDS, PARTS
 
 # Exact counts. Of weights that are published: the sums of the shapes in the files of
-# huggingface.co/<meta-llama, google, mistralai, Qwen, allenai, microsoft, EleutherAI, facebook>,
+# huggingface.co/<meta-llama, google, mistralai, Qwen, allenai, microsoft, EleutherAI, facebook,
+# deepseek-ai>,
 # or of their modules, as transformers makes them; of torchvision: `num_params` of
 # torchvision.models.vision_transformer.
 EXACT = {
