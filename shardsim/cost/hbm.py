@@ -260,7 +260,8 @@ class Account:
             for number, _ in run.layers
         ]
         if self.passes.at_once:
-            several = run.rounds * sum(layer.times for _, layer in run.layers) > 1
+            layers = run.rounds * sum(layer.times for _, layer in run.layers)
+            several = bool(np.any(np.greater(layers, 1)))
             found += [
                 layer_at_once(
                     work.model, work.attention, number, self.kind, names, self.casts, several
