@@ -234,13 +234,20 @@ class KernelCosts(Costs):
         gradient = task.matmuls > FORWARD_PRODUCTS
         if gradient:
             share, ops = kernels.attention_gradient_efficiency, kernels.softmax_gradient_ops
+        if task.fused == "in turn":
+            share, ops = share * FLASH_2[0], ops * FLASH_2[1]
         wide = _tiles(task.k, HEAD_DIM_TILE) / task.k
         unit_s = task.flops * wide / (self.chip.peak(task.dtype) * share)
-        unit_s = unit_s + ops * self.vector_s(task)
+        pairs = task.m * task.n * task.batch * task.fraction
+        unit_s = unit_s + ops * pairs / self.chip.vector_flops
         extra_s = memory_s if gradient else np.maximum(memory_s - unit_s, 0.0)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
 
 
+# FlashAttention-2 (arXiv 2307.08691) as PyTorch has it, beside cuDNN's kernel: the share of its
+# products' rate, and of its vector operations (heads of 64 and 128 at 4,096 and 8,192 tokens on an
+# H100: shardsim/validate/data/gpu_micro.csv).
+FLASH_2 = (0.47, 0.76)
 FORWARD_PRODUCTS = 2  # of fused attention; its gradient has more
 HEAD_DIM_TILE = 64
 

@@ -118,7 +118,7 @@ def attend_by_cudnn(block: Block, where: Where) -> Block:
                 m=m,
                 n=n,
                 fraction=fraction,
-                vector_ops=m * n * task.batch * fraction,
+                vector_ops=task.vector_ops * fraction / task.fraction,
                 hbm_bytes=moved,
             ),
             *copy(f"pad for {task.name}", "copy", arrays * queries * padded, task.count),
@@ -157,5 +157,16 @@ def copy_in_and_out(block: Block, where: Where) -> Block:
             return [one]
         zeros = stream("fill with zeros", "elementwise", task.hbm_bytes / 2.0, one.count)
         return [one, *zeros]
+
+    return changed(block, change)
+
+
+def keep_in_place(block: Block, where: Where) -> Block:
+    """Keep what the backward pass needs where it was made: PyTorch's autograd has no loop over
+    layers and so no stacks (docs/gpu.md)."""
+
+    def change(task: Task) -> list[Task]:
+        kept = isinstance(task, Compute) and task.purpose == KEEP
+        return [] if kept else [task]
 
     return changed(block, change)

@@ -103,7 +103,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
-    chip = load_chip(str(row["chip"])[:200])
+    chip = load_chip(_chip_name(row))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -178,6 +178,13 @@ class _Said:
             return None
         gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
         return "data" if "data" in inside or gpu else "fsdp"
+
+
+def _chip_name(row: Mapping[str, Any]) -> str:
+    """Return the chip of a row; its notes may say that it is another of the same name."""
+    name, notes = str(row["chip"])[:200], str(row.get("notes") or "").lower()
+    slower = "hbm2e" in notes or "500 w limit" in notes
+    return "h100-500w" if name.lower() == "h100" and slower else name
 
 
 def _split(said: Any, experts: bool) -> _Said:
