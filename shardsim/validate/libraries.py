@@ -38,6 +38,11 @@ LIBRARIES = (
         remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
         attention="flash-2023",
     ),
+    # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py).
+    Library(
+        words="megatron|nemo",
+        remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
+    ),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml).
     Library(words="maxtext|tpu-recipes", remat=FULL),
 )

@@ -152,7 +152,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         slices = [default_slice(chip, count).name for count in _CHIPS]
         rest = split.rest(chip) or "data"
         data |= {"machine": slices, "batch": batch or list(_BATCHES)}
-        data |= {"mesh": {AXIS_NAMES[rest]: REST}} | _rules(split, {AXIS_NAMES[rest]})
+        data |= {"mesh": {AXIS_NAMES[rest]: REST}} | _rules(split, {AXIS_NAMES[rest]}, chip)
         return data
     if batch is None:
         raise FileError("global_batch: missing, and no per_device_batch either")
@@ -232,24 +232,30 @@ def _mesh(split: _Said, machine: Machine, batch: int, model: Model) -> dict[str,
     found = {axis.name: axis.size for axis in mesh}
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
-        **_rules(split, set(found)),
+        **_rules(split, set(found), machine.chip),
     }
     stages = found.get("stage", 1)
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
     elif each := split.counts.get("microbatch"):
-        groups = found.get("data", 1) * found.get("fsdp", 1)
+        groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = 4 * stages
     return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
 
 
-def _rules(split: _Said, names: set[str]) -> dict[str, Any]:
-    """Return rules where they are not the usual ones."""
-    if not split.replicated:
+def _rules(split: _Said, names: set[str], chip: Chip) -> dict[str, Any]:
+    """Return rules where they are not the usual ones: of data parallelism only, and of Megatron's
+    expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3)."""
+    if not split.replicated and not (chip.kind == "gpu" and "expert" in names):
         return {}
-    rules = rules_by_name(names, optimizer_over_data=True, context_shards_parameters=False)
+    rules = rules_by_name(
+        names,
+        optimizer_over_data=True,
+        context_shards_parameters=False,
+        expert_shards_parameters=False,
+    )
     return {
         "rules": {
             kind: {logical: list(axes) for logical, axes in each.items()}
