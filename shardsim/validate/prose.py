@@ -135,7 +135,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "sequence": sequence,
         "attention": kernel_of(chip, sequence, attention, library),
         "overlap": _overlap(chip.name, words),
-        "precision": {"compute": _compute(chip, precision)},
+        "precision": _precision(chip, precision, f"{precision} {words or ''}"),
         "optimizer": _optimizer(f"{row.get('optimizer') or ''} {precision}".lower()),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
         "measured": _measured(row),
@@ -341,6 +341,12 @@ def _optimizer(words: str) -> str:
             f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
         )
     return "adamw"
+
+
+def _precision(chip: Chip, precision: str, words: str) -> dict[str, str]:
+    """Return formats: of products, and of stored weights where a row says that they are bf16."""
+    narrow = re.search(r"\b(bf16|bfloat16)[- ](weights|parameters|params)\b", words)
+    return {"compute": _compute(chip, precision)} | ({"parameters": "bf16"} if narrow else {})
 
 
 def _compute(chip: Chip, words: str) -> str:
