@@ -19,6 +19,7 @@ from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
 from shardsim.plan.plan import (
+    Context,
     MeshAxis,
     Overlap,
     Plan,
@@ -57,6 +58,7 @@ KEYS = (
     "compiler_options",
     "op_costs",
     "experts",
+    "context",
 )
 
 
@@ -139,9 +141,11 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
             raise PlanError(f"overlap.{name}: must be true or false")
-    routing = _given(data, "experts", {})
-    allowed = tuple(Routing.__dataclass_fields__)
-    check_keys(routing, where="experts", allowed=allowed, error=PlanError)
+    apart = {}
+    for key, form in (("experts", Routing), ("context", Context)):
+        apart[key] = _given(data, key, {})
+        allowed = tuple(form.__dataclass_fields__)
+        check_keys(apart[key], where=key, allowed=allowed, error=PlanError)
     flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -168,7 +172,8 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
-        experts=Routing(**routing),
+        experts=Routing(**apart["experts"]),
+        context=Context(**apart["context"]),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -322,6 +327,10 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["compiler_options"] = dict(plan.compiler_options)
     if plan.experts != Routing():
         data["experts"] = asdict(plan.experts)
+    if plan.context != Context():
+        usual = asdict(Context())
+        chosen = asdict(plan.context).items()
+        data["context"] = {key: value for key, value in chosen if value != usual[key]}
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data
