@@ -210,13 +210,16 @@ def gathered(array: Array, place: Split, gradient: bool = False) -> list[Transfe
     turned = frozenset(axis for axis in moved if place.get(axis) in array.dims)
     after = {axis: d for axis, d in have.items() if axis not in moved}
     after |= {axis: place[axis] for axis in turned}
+    held = dict(have)
     if turned & OVER_HEADS:  # members that share a head are each sent it
         turned |= moved & OVER_HEADS
+        there = {axis: d for axis, d in after.items() if axis in OVER_HEADS}
+        held = {axis: d for axis, d in have.items() if axis not in OVER_HEADS} | there
     # What an op wants only a slice of is sliced first, unless along a dimension that is moved.
     whole = set(array.dims) - {have[axis] for axis in moved}
     after |= {axis: d for axis, d in place.items() if axis not in have and d in whole}
     return [
-        *_move("all-to-all", turned, array, have, gradient),
+        *_move("all-to-all", turned, array, held, gradient),
         *_move("all-gather", moved - turned, array, after, gradient),
     ]
 
