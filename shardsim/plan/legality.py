@@ -33,7 +33,7 @@ _OVER = {
     ("tensor2", "tensor"): "the tensor axes",
     ("context",): "the context axis",
     ("by_token",): "the context axis",
-    ("tensor", "tensor2", "by_head"): "the tensor axes and those of ulysses",
+    ("tensor", "tensor2", "by_head"): "the tensor axes and the context axis of ulysses",
     ("tokens",): "the context and tensor axes",
     ("tensor",): "the tensor axis",
     ("tensor", "tensor2"): "the tensor axes",
@@ -87,12 +87,13 @@ def conditions(
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
     if np.any(layout.spread.by_head):
-        left = kv_left(model, layout)
-        over = np.minimum(layout.context.size, left)
-        what = "key-value heads of a device over the context axis of ulysses"
-        yield "mesh", what, left, over
+        members, left = layout.context.size, kv_left(model, layout)
+        over = np.minimum(members, np.maximum(np.floor(left), 1))
+        what = "key-value heads over the tensor axes and the context axis of ulysses"
+        ways = np.where(np.greater(members, 1), model.kv_heads / left * over, 1)
+        yield "mesh", what, model.kv_heads, ways
         what = "the context axis of ulysses over the key-value heads of a device"
-        yield "mesh", what, layout.context.size, over
+        yield "mesh", what, members, over
     if np.any(layout.striped):
         parts = layout.context.size * np.where(layout.striped, 2, 1)
         yield "sequence", "tokens over two parts a member of the context axis", sequence, parts

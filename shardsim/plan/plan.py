@@ -240,11 +240,6 @@ def _check_context(plan: Plan) -> None:
         raise PlanError(
             f"context.overlap: only a ring has hops to hide, and keys are {context.keys}"
         )
-    if context != Context() and plan.execution == "partitioned":
-        raise PlanError(
-            "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
-            "out, or use execution: explicit"
-        )
 
 
 def _check_mesh(plan: Plan) -> None:

@@ -60,6 +60,11 @@ def resolve(plan: Plan) -> Layout:
             "context: no mesh axis splits the sequence in attention; name one in "
             "rules.activations.seq alone, or leave the key out"
         )
+    if plan.context != Context() and plan.execution == "partitioned":
+        raise PlanError(
+            "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
+            "out, or use execution: explicit"
+        )
     groups = plan.remat.groups
     layout = Layout(
         **axes,

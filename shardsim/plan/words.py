@@ -29,4 +29,11 @@ def techniques(plan: Plan) -> str:
         parts.append("weights prefetched" if plan.overlap.weights else "weights not prefetched")
     if state_apart(plan.model, resolve(plan)):
         parts.append("optimizer state split over data")
+    context = plan.context
+    if context.keys == "ring":
+        parts.append("keys pass round" + ("" if context.overlap else ", not overlapped"))
+    elif context.keys == "ulysses":
+        parts.append("heads for tokens in attention")
+    if context.order == "striped":
+        parts.append("striped tokens")
     return ", ".join(parts)
