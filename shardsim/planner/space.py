@@ -5,10 +5,10 @@ neighbours, the outer one every n-th device); the axis of slices goes whole to o
 axes that are alike (same length, same wrap) are exchanged only once. On every mesh: microbatches,
 remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
 the data axis splits optimizer state. With experts there is one role more, which splits all other
-weights too where it can, and tokens are exchanged over it, or gathered. Where attention is
-one kernel keys are gathered over a context axis, pass round it, or heads are split over it instead.
-Choices that change nothing on a mesh (collective matmul without a tensor axis, for example) are
-counted once.
+weights too where it can, and tokens are exchanged over it, or gathered. Keys are gathered over a
+context axis; where attention is one kernel and sequences could not be split over that axis as well,
+they also pass round it, or heads are split over it instead. Choices that change nothing on a mesh
+(collective matmul without a tensor axis, for example) are counted once.
 
 What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
 
@@ -317,6 +317,8 @@ def parts(
         np.broadcast_to(divides(model, batch, sequence, _bare(every.sizes, spread=spread)), many)
         for spread in (Spread(shards=True), Spread(by_head=True))
     )
+    groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
+    needed = (batch % (groups * microbatches) > 0) | (fixed.keys is not None)
     striped = model.causal & _stripes(sequence, bare.context.size)
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
@@ -332,7 +334,7 @@ def parts(
         if spread.ring:
             differs &= bare.expert.size > 1
         if spread.passed or spread.by_head:
-            differs &= (bare.context.size > 1) & (by_head[mesh] | spread.passed)
+            differs &= (bare.context.size > 1) & (by_head[mesh] | spread.passed) & needed
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(

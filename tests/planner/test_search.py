@@ -268,7 +268,8 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
                     for context in [False, True] if "c" in mesh else [False]:
                         gathers = "f" in mesh or context
                         prefetches = [False, True] if gathers else [False]
-                        for prefetch, keys in product(prefetches, ways(work, mesh)):
+                        every = ways(work, mesh, microbatches)
+                        for prefetch, keys in product(prefetches, every):
                             choice = Choice(
                                 mesh, microbatches, remat, residual, matmul,
                                 over_data, context, prefetch, keys,
@@ -277,9 +278,13 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
                                 yield choice
 
 
-def ways(work: Workload, mesh: dict[str, dict[str, int]]) -> tuple[str, ...]:
-    """Return the ways in which keys reach other members of a context axis."""
-    return CONTEXT_KEYS if "c" in mesh and work.attention == "flash" else CONTEXT_KEYS[:1]
+def ways(work: Workload, mesh: dict[str, dict[str, int]], microbatches: int) -> tuple[str, ...]:
+    """Return the ways in which keys reach other members of a context axis, if sequences could not
+    be split over it as well."""
+    sizes = [np.prod(list(mesh.get(role, {}).values())) for role in ("d", "f", "c")]
+    needed = work.batch % (int(np.prod(sizes)) * microbatches)
+    other = "c" in mesh and needed and work.attention == "flash"
+    return CONTEXT_KEYS if other else CONTEXT_KEYS[:1]
 
 
 @pytest.mark.parametrize(
