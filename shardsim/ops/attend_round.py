@@ -19,6 +19,7 @@ from shardsim.ops.attend import _blocks, _group, _product, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 
 NOT_THERE = -1  # the place of a key that pads a block
+QUERIES = (1, 1, 3, 3, 0)  # their dimension in queries, d result, logarithms, shares and places
 
 
 @dataclass(frozen=True)
@@ -61,32 +62,13 @@ def _forward(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     )
     keys, values = k, v
     for hops in range(ring.members):
-        here = keys, values
+        here = keys, values, ring.places(hops)
         if hops + 1 < ring.members:
             keys, values = _passed(ring, (keys, values), sums)
-        if not hops or not (ring.striped and mask["causal"]):
-            sums = _attend(mask, sums, split, own, *here, ring.places(hops))
-            continue
-        # Pairs of halves: of the queries that see them with the early keys, of the late queries
-        # with what they see besides.
-        later = ring.later(hops)
-        parts = [_halves(x, 3) for x in sums]
-        early, late = (tuple(part[half] for part in parts) for half in (0, 1))
-        rows, at, halves = _halves(split, 1), _halves(own, 0), [_halves(x, 1) for x in here]
-        found = _halves(ring.places(hops), 0)
-        start = [x[0] for x in halves]
-        made = _attend(
-            mask,
-            _either(later, late, early),
-            _either(later, rows[1], rows[0]),
-            _either(later, at[1], at[0]),
-            *start,
-            found[0],
-        )
-        early, late = _either(later, early, made), _either(later, made, late)
-        other = [_either(later, x[1], x[0]) for x in halves]
-        late = _attend(mask, late, rows[1], at[1], *other, _either(later, found[1], found[0]))
-        sums = tuple(jnp.concatenate(pair, 3) for pair in zip(early, late, strict=True))
+        if hops and ring.striped and mask["causal"]:
+            sums = _attend_striped(mask, ring.later(hops), sums, (split, own), here)
+        else:
+            sums = _attend(mask, sums, (split, own), here)
     top, norm, total = sums
     out = jnp.moveaxis(total / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
     out = checkpoint_name(out, "context")
@@ -96,52 +78,61 @@ def _forward(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
 
 def _backward(mask: Any, ring: Round, kept: Any, gradient: Any) -> tuple[Any, Any, Any]:
     q, k, v, out, logs = kept
-    split, d_out, own = _group(q, k), _group(gradient, k), ring.places(0)
+    split, d_out = _group(q, k), _group(gradient, k)
     both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
-    shares = jnp.moveaxis(_group(both, k).sum(-1), 1, 3)
+    rows = split, d_out, logs, jnp.moveaxis(_group(both, k).sum(-1), 1, 3), ring.places(0)
     # They come round again: what came forward, or as that runs again, does not stay. Host devices
     # know no barriers, but take arrays of another shape for others.
     (keys, values), _ = lax.optimization_barrier(((k[None], v[None]), gradient))
-    dq, mine, carried = jnp.zeros(split.shape), None, None
+    dq: Any = jnp.zeros(split.shape)
+    mine: Any = ()
+    carried: Any = ()  # gradients of what came, on their way
     for hops in range(ring.members):
-        here = keys[0], values[0]
+        here = keys[0], values[0], ring.places(hops)
         if hops + 1 < ring.members:
             keys, values = _passed(ring, (keys, values), dq)
-        if carried is not None:
-            carried = tuple(map(ring.send, carried))
-        if not hops or not (ring.striped and mask["causal"]):
-            places = ring.places(hops)
-            more, *made = _gradients(mask, split, d_out, logs, shares, own, *here, places)
-            dq = dq + more
+        carried = tuple(map(ring.send, carried))
+        if hops and ring.striped and mask["causal"]:
+            more, *made = _gradients_striped(mask, ring.later(hops), rows, here)
         else:
-            later = ring.later(hops)
-            rows = [_halves(x, 1) for x in (split, d_out)]
-            marks = [_halves(x, 3) for x in (logs, shares)]
-            late = [x[1] for x in (*rows, *marks, _halves(own, 0))]
-            early = [x[0] for x in (*rows, *marks, _halves(own, 0))]
-            found, halves = _halves(ring.places(hops), 0), [_halves(x, 1) for x in here]
-            start = [x[0] for x in halves]
-            first, *made = _gradients(mask, *_either(later, late, early), *start, found[0])
-            other = [_either(later, x[1], x[0]) for x in halves]
-            at = _either(later, found[1], found[0])
-            second, *rest = _gradients(mask, *late, *other, at)
-            none = jnp.zeros_like(first)
-            dq = dq + jnp.concatenate(
-                [jnp.where(later, none, first), jnp.where(later, first, none) + second], 1
-            )
-            made = [
-                jnp.concatenate([one + jnp.where(later, 0, two), jnp.where(later, two, 0)], 1)
-                for one, two in zip(made, rest, strict=True)
-            ]
+            more, *made = _gradients(mask, rows, here)
+        dq = dq + more
         if not hops:
             mine = made
-        elif carried is None:
-            carried = tuple(x.astype(k.dtype) for x in made)
-        else:
-            pairs = zip(carried, made, strict=True)
-            carried = tuple((x.astype(jnp.float32) + y).astype(k.dtype) for x, y in pairs)
-    dk, dv = (x + ring.send(y).astype(jnp.float32) for x, y in zip(mine, carried, strict=True))
+        elif carried:
+            made = [x.astype(jnp.float32) + y for x, y in zip(carried, made, strict=True)]
+        carried = tuple(x.astype(k.dtype) for x in made) if hops else ()
+    home = [ring.send(x).astype(jnp.float32) for x in carried]
+    dk, dv = (x + y for x, y in zip(mine, home, strict=True))
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _attend_striped(mask: Any, later: Any, sums: Any, rows: Any, here: Any) -> Any:
+    """Add what the keys of another member give: those pairs of halves that a causal mask leaves."""
+    early, late = zip(*(_halves(x, 3) for x in sums), strict=True)
+    (first, at), (last, end) = zip(*(_halves(x, 1 - n) for n, x in enumerate(rows)), strict=True)
+    start, rest = _half_keys(here)
+    # The early keys with the queries that see them, then what else the late queries see.
+    made = _attend(
+        mask, _either(later, late, early), _either(later, (last, end), (first, at)), start
+    )
+    early, late = _either(later, early, made), _either(later, made, late)
+    late = _attend(mask, late, (last, end), _either(later, rest, start))
+    return tuple(jnp.concatenate(pair, 3) for pair in zip(early, late, strict=True))
+
+
+def _gradients_striped(mask: Any, later: Any, rows: Any, here: Any) -> Any:
+    """Return the gradients of the same: of all queries, and of all keys and values."""
+    early, late = zip(*(_halves(x, dim) for x, dim in zip(rows, QUERIES, strict=True)), strict=True)
+    start, rest = _half_keys(here)
+    one, *made = _gradients(mask, _either(later, late, early), start)
+    two, *more = _gradients(mask, late, _either(later, rest, start))
+    dq = jnp.concatenate([jnp.where(later, 0, one), jnp.where(later, one, 0) + two], 1)
+    halves = (
+        (x + jnp.where(later, 0, y), jnp.where(later, y, 0))
+        for x, y in zip(made, more, strict=True)
+    )
+    return dq, *(jnp.concatenate(pair, 1) for pair in halves)
 
 
 def _passed(ring: Round, pieces: Any, beside: Any) -> Any:
@@ -159,8 +150,16 @@ def _either(later: Any, one: Any, other: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(later, x, y), one, other)
 
 
-def _in_blocks(keys: Any, values: Any, places: Any) -> tuple[Any, Any, Any]:
+def _half_keys(here: Any) -> Any:
+    """Return the early and the late half of keys, values and their places."""
+    keys, values, places = here
+    halves = _halves(keys, 1), _halves(values, 1), _halves(places, 0)
+    return tuple(x[0] for x in halves), tuple(x[1] for x in halves)
+
+
+def _in_blocks(here: Any) -> tuple[Any, Any, Any]:
     """Return keys, values and their places in blocks of some keys, the last one padded."""
+    keys, values, places = here
     blocks = _blocks(keys), _blocks(values)
     missing = blocks[0].shape[0] * blocks[0].shape[2] - places.shape[0]
     padded = jnp.pad(places, (0, missing), constant_values=NOT_THERE)
@@ -174,8 +173,9 @@ def _pairs(mask: Any, split: Any, keys: Any, own: Any, places: Any) -> tuple[Any
     return scores, there & seen(mask, own, places) if mask["causal"] else there
 
 
-def _attend(mask: Any, sums: Any, split: Any, own: Any, keys: Any, values: Any, places: Any) -> Any:
-    """Add to the running (maximum, norm, sums) what some keys give."""
+def _attend(mask: Any, sums: Any, rows: Any, here: Any) -> Any:
+    """Add to the running (maximum, norm, sums) of queries at their places what some keys give."""
+    split, own = rows
 
     def block(carry: Any, inputs: Any) -> tuple[Any, None]:
         top, norm, total = carry
@@ -188,21 +188,12 @@ def _attend(mask: Any, sums: Any, split: Any, own: Any, keys: Any, values: Any, 
         shrink = jnp.exp(top - new)
         return (new, norm * shrink + weights.sum(-1), total * shrink[..., None] + part), None
 
-    return lax.scan(block, sums, _in_blocks(keys, values, places))[0]
+    return lax.scan(block, sums, _in_blocks(here))[0]
 
 
-def _gradients(
-    mask: Any,
-    split: Any,
-    d_out: Any,
-    logs: Any,
-    shares: Any,
-    own: Any,
-    keys: Any,
-    values: Any,
-    places: Any,
-) -> tuple[Any, Any, Any]:
-    """Return float32 gradients of the queries, and of some keys and values."""
+def _gradients(mask: Any, rows: Any, here: Any) -> tuple[Any, Any, Any]:
+    """Return float32 gradients of queries (`rows`: see `QUERIES`), and of some keys and values."""
+    split, d_out, logs, shares, own = rows
 
     def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
         keys, values, places = inputs
@@ -215,8 +206,8 @@ def _gradients(
         dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
         return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
 
-    inputs = _in_blocks(keys, values, places)
-    dq, pieces = lax.scan(block, jnp.zeros(split.shape), inputs)
+    keys = here[0]
+    dq, pieces = lax.scan(block, jnp.zeros(split.shape), _in_blocks(here))
     dk, dv = (
         jnp.moveaxis(x, 0, 1).reshape(keys.shape[0], -1, *keys.shape[2:])[:, : keys.shape[1]]
         for x in pieces

@@ -141,11 +141,10 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
             raise PlanError(f"overlap.{name}: must be true or false")
-    apart = {}
-    for key, form in (("experts", Routing), ("context", Context)):
-        apart[key] = _given(data, key, {})
-        allowed = tuple(form.__dataclass_fields__)
-        check_keys(apart[key], where=key, allowed=allowed, error=PlanError)
+    apart = {"experts": Routing.__dataclass_fields__, "context": Context.__dataclass_fields__}
+    routing, context = (_given(data, key, {}) for key in apart)
+    for given, (key, fields) in zip((routing, context), apart.items(), strict=True):
+        check_keys(given, where=key, allowed=tuple(fields), error=PlanError)
     flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -172,8 +171,8 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
-        experts=Routing(**apart["experts"]),
-        context=Context(**apart["context"]),
+        experts=Routing(**routing),
+        context=Context(**context),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 

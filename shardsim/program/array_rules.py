@@ -195,18 +195,17 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
             done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
         moved = done * task.m * task.n * task.batch
         moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
-        last = split & np.logical_not(striped)
-        fraction = np.where(last, task.last_fraction, task.fraction)
+        alone = split & np.logical_not(striped)
+        fraction: Number = np.where(alone, task.last_fraction, task.fraction)
         fraction = np.where(blocks, done, fraction)
-        changes = {"own_fraction": np.where(blocks, 1.0, task.own_fraction)} if passed else {}
-        changed_task = replace(
+        last = replace(
             task,
             hbm_bytes=task.hbm_bytes + blocks * moved,
             vector_ops=task.vector_ops * fraction / task.fraction,
             fraction=fraction,
-            **changes,
+            own_fraction=np.where(blocks, 1.0, task.own_fraction),
         )
-        return [changed_task]
+        return [last]
 
     return changed(block, change)
 
