@@ -17,13 +17,16 @@ from shardsim.ops.attend import Mask
 from shardsim.plan import Overlap, Plan, dump_plan, load_plan, resolve
 from shardsim.plan.legality import check
 from shardsim.plan.plan import CONTEXT_KEYS, Context
+from shardsim.plan.words import techniques
 from shardsim.program.holds import HOLDS
 from shardsim.program.liveness import Mode, layer_trace
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
+from shardsim.program.passes import implemented
 from shardsim.program.schedule import Move, every
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.tasks import Compute
 from shardsim.program.trace import Measure
 from shardsim.simulate import simulate_plan
 
@@ -99,6 +102,51 @@ def test_a_ring_has_a_block_for_each_member_and_hops_between(members, context) -
         assert done == pytest.approx(float(kernel.flops / kernel.fraction * share))
         vector = sum(float(task.vector_ops * times) for task, times in blocks)
         assert vector == pytest.approx(float(kernel.vector_ops / kernel.fraction * share))
+
+
+def attention_of(plan: Plan, name: str, implementation: str) -> Compute:
+    """Return attention, or its gradient, before a ring cuts it."""
+    layout = resolve(plan)
+    written = partition(Workload.of(plan), layout)
+    program = implemented(written, implementation, plan.machine, layout)
+    (found,) = (task for task in program.block(name).computes() if task.kind == "attention")
+    assert isinstance(found, Compute)
+    return found
+
+
+@pytest.mark.parametrize(("members", "kv_heads"), [(2, 16), (4, 16), (8, 4)])
+def test_a_block_reads_its_queries_and_adds_to_float32_sums(members: int, kv_heads: int) -> None:
+    plan = plan_of(members, RING, kv_heads)
+    queries = BATCH * TOKENS / members * HEADS * DEPTH
+    keys = 2 * BATCH * TOKENS * kv_heads * DEPTH
+    sums = (members - 1) * queries * (4 + 4)
+    forward = attention_of(plan, "layer forward", "ideal")
+    assert forward.hbm_bytes == pytest.approx(2 * (members * queries + keys + queries) + sums)
+    # The gradient of the result as often as the queries, the result once; of keys and values what
+    # is made, and sums that arrive and leave.
+    backward = attention_of(plan, "layer backward", "ideal")
+    read = 2 * members * queries + keys + queries
+    assert backward.hbm_bytes == pytest.approx(2 * (read + queries + 3 * keys) + sums)
+    # One member passes nothing round.
+    alone = plan_of(members, Context(), kv_heads)
+    whole = attention_of(alone, "layer forward", "ideal")
+    assert whole.hbm_bytes == pytest.approx(2 * (2 * queries + keys))
+
+
+@pytest.mark.parametrize("members", [2, 4, 8])
+def test_the_emitted_ring_has_its_scores_in_hbm_and_skips_what_a_striped_order_does(
+    members,
+) -> None:
+    for context, share in ((RING, 1.0), (STRIPED, (1 + 1 / members) / 2)):
+        plan = plan_of(members, context)
+        for name, passes in (("layer forward", 12), ("layer backward", 26)):
+            ideal, emitted = (attention_of(plan, name, how) for how in ("ideal", "emitted"))
+            assert float(emitted.fraction) == pytest.approx(share)
+            assert float(emitted.own_fraction) == 1.0
+            assert emitted.matmuls == ideal.matmuls  # one loop, not two kernels
+            scores = BATCH * HEADS * TOKENS**2 / members * share
+            assert emitted.hbm_bytes - ideal.hbm_bytes == pytest.approx(passes * scores)
+            assert emitted.vector_ops / ideal.vector_ops == pytest.approx(share / ideal.fraction)
 
 
 def pairs(mask: Mask, queries: range, keys: range) -> float:
@@ -277,4 +325,8 @@ def test_plan_files_say_it(context: Context, tmp_path) -> None:
     plan = plan_of(4, context)
     (tmp_path / "plan.yaml").write_text(dump_plan(plan))
     assert load_plan(tmp_path / "plan.yaml") == plan
+    words = {"ring": "keys pass round", "ulysses": "heads for tokens", "gathered": ""}
+    assert words[context.keys] in techniques(plan)
+    assert ("striped" in techniques(plan)) == (context.order == "striped")
+    assert ("not overlapped" in techniques(plan)) == (not context.overlap)
     assert ("context:" in dump_plan(plan).split("remat:")[1]) == (context != Context())
