@@ -109,6 +109,11 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read one YAML document from `path`."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text file of at most `MAX_FILE_BYTES`."""
     try:
         with open(path, encoding="utf-8") as handle:
             text = handle.read(MAX_FILE_BYTES + 1)
@@ -118,7 +123,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise FileError(f"{path}: not a text file (UTF-8)") from None
     except ValueError:
         raise FileError(f"{path!r}: not the name of a file") from None
-    return parse_yaml(text, str(path))
+    if len(text) > MAX_FILE_BYTES:
+        raise FileError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+    return text
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

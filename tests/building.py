@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
-from shardsim.model import Biases, Experts, Model
+from shardsim.model import Biases, Experts, Latent, Model
 from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
 from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
@@ -259,6 +259,21 @@ MIXTURES = (
         experts=Experts(number=32, top_k=4, mlp=512, capacity=1.0, group=64, beside=True, every=2),
     ),
     decoder(gated_mlp=True, experts=Experts(number=64, top_k=8, mlp=256, shared=2, dense_layers=1)),
+)
+# Latents: of queries too, or of keys and values alone, with experts.
+LATENTS = (
+    decoder(
+        norm="rmsnorm",
+        head_dim=64,
+        latent=Latent(queries=256, keys=128, rotary=16, values=32),
+    ),
+    decoder(
+        norm="rmsnorm",
+        head_dim=64,
+        gated_mlp=True,
+        latent=Latent(keys=128, rotary=32, values=64),
+        experts=Experts(number=64, top_k=8, mlp=256, shared=2, dense_layers=1),
+    ),
 )
 MACHINES = (
     "v4:2x2x1",

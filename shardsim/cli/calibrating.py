@@ -18,11 +18,13 @@ from shardsim.cli.output import (
     show,
     write_output,
 )
+from shardsim.cli.profiling import hlo_option, learn_from_profile
 from shardsim.cli.running import need_jax
 from shardsim.views.table import Table
 
 
 @click.command()
+@click.argument("plan", metavar="[PLAN.yaml]", required=False)
 @click.option(
     "--device",
     type=click.Choice(["cpu", "gpu"]),
@@ -59,10 +61,17 @@ from shardsim.views.table import Table
     type=click.Path(dir_okay=False, exists=True),
     help="Put the estimates into this file too, as shardsim/validate/data/op_cycles.csv is.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(dir_okay=False),
+    help="Learn rates from this trace (xplane.pb or trace.json.gz) of a step of PLAN.",
+)
+@hlo_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
 @json_option
 @command_errors
 def calibrate(
+    plan: str | None,
     device: str | None,
     devices: int,
     against: str | None,
@@ -71,13 +80,16 @@ def calibrate(
     workers: int,
     cache: str | None,
     points: str | None,
+    profile: str | None,
+    hlo: str | None,
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Make a hardware file: measure this machine, or ask the TPU compiler what operations cost.
+    """Make a hardware file: measure this machine, ask the TPU compiler, or read a trace.
 
-    The compiler is asked for a few hundred operations, which takes some minutes; what it said is
-    kept, so that an interrupted run goes on where it stopped.
+    A trace of a plan's real step (--profile) gives the shares of its chip's peaks at which matmuls
+    and streams through HBM ran. The compiler is asked for a few hundred operations, which takes
+    some minutes; what it said is kept, so that an interrupted run goes on where it stopped.
 
     \b
     Examples:
@@ -85,17 +97,28 @@ def calibrate(
       shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,4096,6144,24576:bf16
       shardsim calibrate --device cpu -o host.yaml
       shardsim calibrate --device gpu -o h100.yaml
+      shardsim calibrate plan.yaml --profile host.xplane.pb -o h100.yaml
     """
     from shardsim.errors import ShardsimError
     from shardsim.files import check_writable
+    from shardsim.plan import load_plan
 
-    if (device is None) == (against is None):
-        raise ShardsimError("calibrate: say either --device or --against tpu-compiler")
+    if sum(way is not None for way in (device, against, profile)) != 1:
+        raise ShardsimError(
+            "calibrate: say one of --device, --against tpu-compiler and --profile FILE"
+        )
+    if (plan is None) != (profile is None) or (hlo and not profile):
+        raise ShardsimError("calibrate: --profile needs a plan; a plan and --hlo go with it alone")
     for key, path in (("-o", output), ("--points", points)):
         if path:
             if texts:
                 raise ShardsimError(f"calibrate: {key} needs all operations, not those of --op")
             check_writable(path) if key == "--points" else check_output(path, as_json)
+    if profile and plan:
+        if chip or texts or points:
+            raise ShardsimError("calibrate: --chip, --op and --points do not go with --profile")
+        learn_from_profile(load_plan(plan), profile, hlo, output, as_json)
+        return
     if against:
         if chip is None:
             raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, show
+from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 
 
 @click.command()
@@ -120,7 +120,7 @@ def _chip_data(chip: Any) -> dict[str, Any]:
 @json_option
 @command_errors
 def models(name: str | None, as_json: bool) -> None:
-    """List models; with NAME (a preset or a YAML file), one with all its weights.
+    """List models; with NAME (a preset, a YAML file, a config.json), one with all its weights.
 
     \b
     Examples:
@@ -164,11 +164,20 @@ def models(name: str | None, as_json: bool) -> None:
 
 
 def read_model(name: str) -> Any:
-    """Return the model that a preset's name or a file's path names."""
+    """Return the model of a preset's name or a file's path: YAML, or a Hugging Face config.
+
+    Keys of a config that are not carried and could change a step are named in a note.
+    """
     import os
 
-    from shardsim.model import load_model, load_model_file
+    from shardsim.model import load_hf, load_model, load_model_file
+    from shardsim.model.hf import config_path
 
+    if config_path(name):
+        found = load_hf(name)
+        if left := [item.key for item in found.not_carried if item.could_change]:
+            note(f"{name}: not carried: {', '.join(left)}; why: shardsim import --from hf")
+        return found.model
     if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
         return load_model_file(name)
     return load_model(name)

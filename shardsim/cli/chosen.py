@@ -65,12 +65,13 @@ def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str]) -> Any
     from shardsim.errors import PlanError
     from shardsim.machine import explain, parse_machine
     from shardsim.model import model_names
+    from shardsim.model.hf import config_path
     from shardsim.plan import plan_names
     from shardsim.planner.changes import changed, parse_assignment
     from shardsim.planner.presets import parse_mesh, plan_of_mesh
 
     given = [f"--{key}" for key, value in words.items() if value is not None]
-    if not given and name not in model_names():
+    if not given and name not in model_names() and not config_path(name):
         return load(name, changes)
     if name in plan_names():
         raise PlanError(f"{given[0]}: {name} is a plan; change it with --set, or name a model")

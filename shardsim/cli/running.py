@@ -20,6 +20,7 @@ from shardsim.cli.output import (
     show,
     write_output,
 )
+from shardsim.cli.profiling import compare_profile, hlo_option
 from shardsim.views.table import Table
 
 
@@ -108,6 +109,12 @@ def export(
     type=click.Path(dir_okay=False),
     help="With --measure: what `shardsim calibrate` wrote; without it this machine is measured.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(dir_okay=False),
+    help="Run nothing: read this trace (xplane.pb or trace.json.gz) of the plan's step.",
+)
+@hlo_option
 @compiler_options
 @json_option
 @command_errors
@@ -121,6 +128,8 @@ def verify(
     measure: bool,
     results: str | None,
     machine_file: str | None,
+    profile: str | None,
+    hlo: str | None,
     workers: int,
     timeout: float,
     scheduler: str | None,
@@ -135,17 +144,30 @@ def verify(
     are compared, and what was not planned is priced and traced to its line of the emitted program
     (needs `pip install shardsim[tpu]`). Exit status 1 if it is not as planned, or does not fit.
 
+    With --profile a trace of a real step, of TPUs, GPUs or host devices, is laid beside the
+    prediction: where measured and predicted differ, most first.
+
     \b
     Examples:
       shardsim verify vit-22b-published-tp8 --against host
       shardsim verify vit-22b-published-tp8 --against tpu
       shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
       shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
+      shardsim verify plan.yaml --profile plugins/profile/2026_11_27/host.xplane.pb
     """
     from shardsim.errors import PlanError
     from shardsim.plan import load_plan
 
+    if hlo and not profile:
+        raise PlanError("verify: --hlo is only for --profile")
     plan = load_plan(path)
+    if profile:
+        if measure or machine_file or against != "host":
+            raise PlanError(
+                "verify: --profile runs nothing: no --against, --measure, --machine-file"
+            )
+        compare_profile(plan, profile, hlo, as_json)
+        return
     if against == "tpu":
         from shardsim.xla.tpu.evidence import verify_tpu
 

@@ -21,6 +21,9 @@ from shardsim.cli.output import (
 from shardsim.views.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardsim.carried import NotCarried
     from shardsim.plan import Plan
 
 
@@ -84,8 +87,10 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     "--from",
     "form",
     required=True,
-    type=click.Choice(["maxtext", "big_vision"]),
-    help="maxtext: YAML, or a script or command line with key=value; big_vision: a config.",
+    type=click.Choice(["maxtext", "big_vision", "hf"]),
+    help="maxtext: YAML, or a script or command line with key=value; big_vision: a config, as "
+    "vit_i1k.py:variant=L/16; "
+    "hf: a config.json, or a folder with one, as a model.",
 )
 @click.option("--on", "machine", help="The slice, where the config does not say: v5p:4x4x4.")
 @click.option("--image", type=click.IntRange(1, 10_000), help="big_vision: pixels of an image.")
@@ -108,21 +113,60 @@ def import_(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Read someone's trainer config as a plan. Nothing in the config is executed.
+    """Read someone's trainer config as a plan, or a model. Nothing in the config is executed.
+
+    Each key is in what comes out, refused with the reason, or listed as not carried.
 
     \b
-    Example:
+    Examples:
       shardsim import --from maxtext my_config.yml --on v5p:4x4x4 -o plan.yaml
       shardsim predict plan.yaml
+      shardsim import --from hf Llama-3.1-8B/config.json -o model.yaml
     """
     from shardsim.plan.io import dump_plan, plan_to_data
     from shardsim.validate.imports import import_config
 
     check_output(output, as_json)
+    if form == "hf":
+        for name, value in (("--on", machine), ("--image", image), ("--base", base)):
+            if value is not None:
+                raise click.UsageError(f"{name}: a config.json is a model, not a run")
+        _model(path, output, as_json)
+        return
     found = import_config(path, form, machine=machine, image=image, base=base)
-    for text in found.notes:
-        note(text)
+    data = {"plan": plan_to_data(found.plan), "notes": list(found.notes)}
+    _give(data, dump_plan(found.plan), found.notes, found.not_carried, output, as_json)
+
+
+def _model(path: str, output: str | None, as_json: bool) -> None:
+    """Write the model of a Hugging Face config."""
+    from shardsim.model import load_hf
+    from shardsim.plan.io import dump_yaml
+
+    found = load_hf(path)
+    mapping = found.model.to_mapping()
+    counted = f"{found.model.parameters_all:,} parameters"
+    data = {
+        "model": mapping,
+        "parameters": found.model.parameters_all,
+        "carried": list(found.carried),
+        "notes": [counted],
+    }
+    _give(data, dump_yaml(mapping), [counted], found.not_carried, output, as_json)
+
+
+def _give(
+    data: dict[str, Any],
+    text: str,
+    notes: Sequence[str],
+    left: Sequence[NotCarried],
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Write what was imported; say beside it what was not."""
+    for told in (*notes, *map(str, left)):
+        note(told)
     if output or not as_json:
-        write_output(output or STDOUT, dump_plan(found.plan))
+        write_output(output or STDOUT, text)
     if as_json:
-        emit_json({"plan": plan_to_data(found.plan), "notes": list(found.notes)})
+        emit_json({**data, "not_carried": [item.to_data() for item in left]})

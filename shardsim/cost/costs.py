@@ -32,6 +32,8 @@ from shardsim.program.schedule import Work
 SUBLANES = 8
 # How the products of a matmul and its results' way out of the matrix unit overlap, as estimated.
 OVERLAP_POWER = 3.0
+# The contraction, over `resident_contraction`, from which all results wait for the products.
+STREAMED = 2.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ class CompilerCosts(Costs):
 
     A matmul's results leave the matrix unit at a rate of their own: behind the next tile's products
     while the whole contraction stays on the chip (the two overlap as the cube root of the sum of
-    their cubes), after them where the contraction is longer.
+    their cubes), after them where the contraction is much longer, part of each between.
     """
 
     name = "compiler"
@@ -167,8 +169,9 @@ class CompilerCosts(Costs):
         results_s = results / fitted.results_per_cycle / compiler_clock_hz(self.chip)
         power = OVERLAP_POWER
         hidden_s = (product_s**power + results_s**power) ** (1.0 / power)
-        resident = np.less_equal(task.k, fitted.resident_contraction)
-        unit_s = np.where(resident, hidden_s, product_s + results_s)
+        longer = task.k / fitted.resident_contraction - 1.0
+        after = np.clip(longer / (STREAMED - 1.0), 0.0, 1.0)
+        unit_s = hidden_s + after * (product_s + results_s - hidden_s)
         return np.maximum(unit_s, self.vector_s(task)), hbm_s / fitted.matmul_hbm_efficiency
 
 
@@ -231,13 +234,20 @@ class KernelCosts(Costs):
         gradient = task.matmuls > FORWARD_PRODUCTS
         if gradient:
             share, ops = kernels.attention_gradient_efficiency, kernels.softmax_gradient_ops
+        if task.fused == "in turn":
+            share, ops = share * FLASH_2[0], ops * FLASH_2[1]
         wide = _tiles(task.k, HEAD_DIM_TILE) / task.k
         unit_s = task.flops * wide / (self.chip.peak(task.dtype) * share)
-        unit_s = unit_s + ops * self.vector_s(task)
+        pairs = task.m * task.n * task.batch * task.fraction
+        unit_s = unit_s + ops * pairs / self.chip.vector_flops
         extra_s = memory_s if gradient else np.maximum(memory_s - unit_s, 0.0)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
 
 
+# FlashAttention-2 (arXiv 2307.08691) as PyTorch has it, beside cuDNN's kernel: the share of its
+# products' rate, and of its vector operations (heads of 64 and 128 at 4,096 and 8,192 tokens on an
+# H100: shardsim/validate/data/gpu_micro.csv).
+FLASH_2 = (0.47, 0.76)
 FORWARD_PRODUCTS = 2  # of fused attention; its gradient has more
 HEAD_DIM_TILE = 64
 

@@ -13,7 +13,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
-from shardsim.program.at_once import ends_at_once, layer_at_once
+from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
@@ -199,7 +199,9 @@ class Account:
         Gradients that the data axis reduce-scatters as they come are never whole.
         """
         own = stored_elements(self.work.model.tensors, self.layout, state=True)
-        return np.where(self._several, 2.0 * self.elements, own) * self.work.gradient_bytes
+        width = self.work.gradient_bytes
+        now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
+        return np.where(self._several, self.elements * (width + now), own * now)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -253,23 +255,23 @@ class Account:
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work = self.work
+        found = [
+            layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
+            for number, _ in run.layers
+        ]
         if self.passes.at_once:
-            several = run.rounds * sum(layer.times for _, layer in run.layers) > 1
-            return [
+            layers = run.rounds * sum(layer.times for _, layer in run.layers)
+            several = bool(np.any(np.greater(layers, 1)))
+            found += [
                 layer_at_once(
                     work.model, work.attention, number, self.kind, names, self.casts, several
                 )
                 for number, _ in run.layers
             ]
-        return [
-            layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
-            for number, _ in run.layers
-        ]
+        return found
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
-        if self.passes.at_once:
-            return ends_at_once(self.work.model, self.work.attention, self.kind, self.casts)
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
@@ -315,6 +317,10 @@ class Account:
             head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
             besides = 2.0 * self.measure(stored(head.steps[0].op.out))
         peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))
+        if self.passes.at_once:
+            work = self.work
+            there = head_at_once(work.model, work.attention, self.kind, self.casts)
+            peak = np.maximum(peak, there.peak(measure))
         return sum(self.held(1).values()) + peak + besides
 
     @cached_property
@@ -370,7 +376,7 @@ class Account:
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
-            found["gradients"] = self.gradients_bytes * self._several / 2.0
+            found["gradients"] = self.elements * self.work.gradient_bytes * self._several
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
         if moment == 0:

@@ -58,9 +58,14 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
     plan = as_plan(plan)
     if to not in FORMS:
         raise PlanError(f"export: cannot write {to!r}{nearest(to, FORMS)}")
-    for key in ("experts", "sinks"):
-        if getattr(plan.model, key) and to not in OWN_FORMS:
-            raise PlanError(f"export to {to}: {key} of {plan.model.name} are not supported")
+    model = plan.model
+    for what, has in (
+        ("latents", model.latent),
+        ("experts", model.experts),
+        ("sinks", model.sinks),
+    ):
+        if has and to not in OWN_FORMS:
+            raise PlanError(f"export to {to}: {what} of {model.name} are not supported")
     if plan.context != Context() and to not in CONTEXT_FORMS:
         raise PlanError(
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "

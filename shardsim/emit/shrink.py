@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
-from shardsim.model import Experts, Model
+from shardsim.model import Experts, Latent, Model
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
@@ -22,6 +22,7 @@ _HEADS = 8
 _LAYERS = 2
 _PATCH = 4
 _TOKENS = 32  # of a sequence without images
+_LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -132,6 +133,11 @@ def _model(model: Model, layout: Layout) -> Model:
     elif model.kv_heads == 1:
         kv_heads = 1
     square = model.attention_width == model.embed
+    head_dim = _HEAD_DIM if square else 2 * _HEAD_DIM
+    latent = model.latent
+    if latent:
+        latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
+        head_dim = _HEAD_DIM + _LATENT.rotary
     small = replace(
         model,
         layers=model.round_layers * max(_LAYERS * len(layout.kept), int(layout.pipeline.size)),
@@ -139,7 +145,8 @@ def _model(model: Model, layout: Layout) -> Model:
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=_HEAD_DIM if square else 2 * _HEAD_DIM,
+        head_dim=head_dim,
+        latent=latent,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
         sequence=_TOKENS,

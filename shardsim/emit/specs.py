@@ -41,6 +41,19 @@ MODEL_OPTIONS = (
 )
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
+# Options of a model that the emitted code has only as they are here.
+UNSUPPORTED: dict[str, Any] = {
+    "sinks": False,
+    "head_bias": False,
+    "qk_norm_over": "head",
+    "pre_norms": True,
+    "mlp_post_norm": False,
+    "parallel_norms": False,
+    "layer_scale": False,
+    "registers": 0,
+    "patch_bias": True,
+    "input_norm": False,
+}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -101,8 +114,20 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     model = plan.model
     if model.experts:
         _refuse_experts(plan, model.experts, layout)
-    if model.sinks:
-        raise PlanError("model: export of attention sinks is not supported; use sinks: false")
+    if model.latent and plan.execution != "explicit":
+        raise PlanError(
+            f"execution: export of latent attention as {plan.execution} is not supported; use "
+            "explicit"
+        )
+    for key, usual in UNSUPPORTED.items():
+        if (value := getattr(model, key)) != usual:
+            shown = "" if usual is None else f": {str(value).lower()}"
+            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
+    if len(model.stacks) > 1:
+        raise PlanError(
+            "model: export of dense layers in front of those with experts (experts.dense_layers), "
+            "or of layers after the last whole round (windows), is not supported"
+        )
     if int(layout.pipeline.size) > 1:
         raise PlanError(
             "export of pipeline plans is not supported; choose a plan whose rules.parameters "
@@ -147,15 +172,12 @@ def _refuse(plan: Plan, layout: Layout) -> None:
 
 def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of experts cannot do."""
+    if experts.shared_gate:
+        raise PlanError("model: export of experts.shared_gate is not supported; use false")
     if plan.execution != "explicit":
         raise PlanError(f"execution: export of experts as {plan.execution} is not supported")
     if int(layout.tensor2.size) > 1:
         raise PlanError("mesh: export of experts over a second tensor axis is not supported")
-    if len(plan.model.stacks) > 1:
-        raise PlanError(
-            "model: export of dense layers in front of those with experts is not supported; use "
-            "experts.dense_layers: 0"
-        )
     if experts.capacity and not experts.group and int(layout.context.size) > 1:
         raise PlanError(
             "experts.group: export of a capacity in sequences that a context axis splits is not "

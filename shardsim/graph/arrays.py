@@ -144,6 +144,8 @@ class Kernel:
 
     `mask` says which pairs a softmax is over, whose scores the gradient makes again; without one
     there is no softmax inside. Vector operations run `beside` its products, or in turn with them.
+    `widths` are the dimensions that model FLOPs count instead of the inner one, product by product:
+    of operands that were padded to be as wide as the widest.
     """
 
     shape: Matmul
@@ -153,6 +155,7 @@ class Kernel:
     gradient_ops: float
     mask: Pairs | None = None
     beside: bool = True
+    widths: Dims = ()
 
 
 @dataclass(frozen=True)

@@ -265,8 +265,16 @@ def _usual(array: Array) -> str:
     return "residual" if array.stream else "inside"
 
 
-# Widths of hidden layers that are split as the MLP's is.
-_MLP = {"expert_mlp": "mlp", "shared_mlp": "mlp"}
+# Dimensions that are split as others are: widths of hidden layers as the MLP's, and what a latent's
+# up-projection reads as embed, which it does not have.
+_ALIKE = {
+    "expert_mlp": "mlp",
+    "shared_mlp": "mlp",
+    "query_latent": "embed",
+    "key_value_latent": "embed",
+}
+# Widths of a head's part of queries, keys and values.
+HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})
 
 
 def logical_axis(d: str, grouped: bool) -> str:
@@ -276,4 +284,4 @@ def logical_axis(d: str, grouped: bool) -> str:
     """
     if d == "kv":
         return "heads" if grouped else "kv_heads"
-    return "heads" if d == "group" else _MLP.get(d, d)
+    return "heads" if d == "group" else _ALIKE.get(d, d)

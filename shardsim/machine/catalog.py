@@ -49,6 +49,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "tpu7x": ("ironwood", "v7x", "TPU v7x", "7x"),
     "a100": ("NVIDIA A100-SXM4-80GB", "a100 80gb"),
     "h100": ("NVIDIA H100 80GB HBM3", "h100 80gb"),
+    "h100-500w": ("NVIDIA H100 96GB HBM2e", "h100 hbm2e"),
     "h200": ("NVIDIA H200",),
     "h800": ("NVIDIA H800",),
     "v100": ("Tesla V100-SXM2-32GB", "NVIDIA V100"),

@@ -1,6 +1,8 @@
 """Models: what they are made of, their weights, and their FLOPs."""
 
 from shardsim.model.catalog import (
+    HfModel,
+    load_hf,
     load_model,
     load_model_file,
     model_aliases,
@@ -17,6 +19,7 @@ from shardsim.model.flops import (
     model_flops_per_token,
     tokens_per_s_at_mfu,
 )
+from shardsim.model.latent import Latent
 from shardsim.model.spec import Biases, Model
 from shardsim.model.tensors import Tensor, parameters
 
@@ -24,11 +27,14 @@ __all__ = [
     "Accounting",
     "Biases",
     "Experts",
+    "HfModel",
+    "Latent",
     "Model",
     "Tensor",
     "accounting_named",
     "attention_flops_per_token",
     "forward_matmul_flops_per_token",
+    "load_hf",
     "load_model",
     "load_model_file",
     "mfu",

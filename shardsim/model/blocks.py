@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import eq
 from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Op, weights_of
@@ -18,14 +19,24 @@ from shardsim.ops.attend import HEADS, KV, Mask, attend
 from shardsim.ops.embed import embed_patches, embed_tokens
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
+from shardsim.ops.latent import (
+    RESULT,
+    attend_latents,
+    latent_keys,
+    latent_norm,
+    latent_up,
+    rotate_part,
+)
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
+from shardsim.ops.scale import heads_norm, layer_scale, token_gate
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
+    from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
 
@@ -82,21 +93,51 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
         x = embed_tokens(start, positions=model.positions)
     else:
         class_token = model.pooling == "cls"
-        x = embed_patches(start, positions=model.positions, class_token=class_token)
+        x = embed_patches(
+            start,
+            positions=model.positions,
+            class_token=class_token,
+            registers=model.registers > 0,
+            bias=model.patch_bias,
+            name="embedded" if model.input_norm else "x",
+        )
+        if model.input_norm:
+            kind, bias = model.norm, model.biases.norm
+            x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
     head(end, model, x)
     return Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
 
 
 def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
-    """Return the layers: rounds of them that differ in windows or experts, dense ones in front."""
+    """Return the layers: rounds of them that differ in windows or experts, dense ones in front.
+
+    Layers after the last whole round are a stack of their own.
+    """
     windows, experts = model.windows or (0,), model.experts
     kinds = [
         (windows[layer % len(windows)], experts is not None and experts.has(layer))
         for layer in range(model.layers)
     ]
     front = experts.dense_layers if experts else 0
-    parts = (kinds[:front], kinds[front:]) if front else (kinds,)
+    parts = [kinds[:front]] if front else []
+    rest = kinds[front:]
+    after = len(rest) % _period(rest)
+    parts += [rest[:-after], rest[-after:]] if after else [rest]
     return tuple(_stack(model, attention, part) for part in parts)
+
+
+def _period(kinds: list[tuple[int, bool]]) -> int:
+    """Return after how many layers their kinds begin anew, twice or more; else their number.
+
+    >>> local, whole = (512, False), (0, False)
+    >>> _period([local, local, whole, local, local, whole, local])
+    3
+    """
+    many = len(kinds)
+    return next(
+        (n for n in range(1, many // 2 + 1) if all(map(eq, kinds, kinds[n:]))),
+        many,
+    )
 
 
 def _stack(model: Model, attention: str, kinds: list[tuple[int, bool]]) -> Stack:
@@ -135,7 +176,7 @@ def head(build: Builder, model: Model, x: Array) -> None:
         out = stream("final", purpose="vocabulary" if model.vocab else "pooling")
         x = norm(build, "final_norm", x, out, kind=model.norm, bias=model.biases.norm)
     if model.vocab:
-        token_loss(build, x, tied=model.tied_embeddings)
+        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias)
     else:
         image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
 
@@ -158,7 +199,7 @@ class Block(Builder):
         """Add attention to x, then the MLP."""
         for name in ("attention", "mlp"):
             out = stream(name, f"{name}_output")
-            normed = self.norm(f"{name}_norm", x)
+            normed = self.norm(f"{name}_norm", x) if self.model.pre_norms else x
             outs = [out]
             if name == "attention":
                 self.attention(normed, out)
@@ -166,23 +207,29 @@ class Block(Builder):
                 outs = self.mixture(normed, out)
             else:
                 self.mlp(normed, out)
-            if self.model.post_norms:
+            if self.model.post_norms or (self.model.mlp_post_norm and name == "mlp"):
                 outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]
+            if self.model.layer_scale:
+                outs = [layer_scale(self, one) for one in outs]
             x = add(self, x, outs, stream(f"x after {name}", keep=""))
 
     def parallel(self, x: Array) -> None:
         """Add attention and MLP to x at once: as one sum, or each behind its own norm."""
-        normed = self.norm("block_norm", x)
+        if self.model.parallel_norms:
+            normed, second = (self.norm(f"{name}_norm", x) for name in ("attention", "mlp"))
+        else:
+            normed = second = self.norm("block_norm", x)
         if not self.model.post_norms:
             out = stream("y", "attention_output")
             self.attention(normed, out)
-            self.mlp(normed, out)
+            self.mlp(second, out)
             add(self, x, [out], stream("result", keep=""))
             return
         outs = [stream(name, f"{name}_output") for name in ("attention", "mlp")]
         first = 0
-        for branch, out in zip((self.attention, self.mlp), outs, strict=True):
-            branch(normed, out)
+        branches = ((self.attention, normed), (self.mlp, second))
+        for (branch, read), out in zip(branches, outs, strict=True):
+            branch(read, out)
             self.made[first:] = [replace(op, call=out.name) for op in self.made[first:]]
             first = len(self.made)
         outs = [self.norm(f"post_{out.name}_norm", out) for out in outs]
@@ -198,17 +245,46 @@ class Block(Builder):
     def attention(self, normed: Array, out: Array) -> None:
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
         model, biases = self.model, self.model.biases
+        bias = biases.attention_output
+        if model.latent:
+            context = self.latent_attention(normed, model.latent)
+            project_out(self, "attention_output", context, out, RESULT, bias=bias)
+            return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
             part = project_in(self, name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
             if model.qk_norm and name != "value":
-                part = head_norm(self, f"{name}_norm", part, kind=model.norm, bias=biases.norm)
+                normalise = head_norm if model.qk_norm_over == "head" else heads_norm
+                part = normalise(self, f"{name}_norm", part, kind=model.norm, bias=biases.norm)
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
         context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
-        bias = biases.attention_output
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
+
+    def latent_attention(self, normed: Array, latent: Latent) -> Array:
+        """Add attention out of latents, up to its output projection."""
+        query = ("query_down", "query latent", ("query_rank",))
+        made = (
+            query if latent.queries else ("query", "q", HEADS),
+            ("key_value_down", "key value latent", ("key_value_rank",)),
+            ("shared_key", "shared key", ("rotary",)),
+        )
+        q, both, shared = (
+            project_in(self, name, normed, out, dims, keep="qkv", bias=False)
+            for name, out, dims in made
+        )
+        if latent.queries:
+            q = latent_norm(self, "query_down_norm", q)
+            (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
+        q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
+        both = latent_norm(self, "key_value_down_norm", both)
+        ups = {"key": ("k", ("kv", "nope")), "value": ("v", ("kv", "value_dim"))}
+        k, v = latent_up(self, both, "key_value_latent", ups)
+        k = latent_keys(self, k, shared)
+        return attend_latents(
+            self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks
+        )
 
     def mlp(self, normed: Array, out: Array, name: str = "mlp") -> None:
         """Add an MLP, gated or not; `name` is what its weights and its width are called by."""
@@ -261,6 +337,8 @@ class Block(Builder):
         if made.shared:
             outs.append(stream("shared", "mlp_output"))
             self.mlp(normed, outs[-1], "shared")
+            if made.shared_gate:
+                outs[-1] = token_gate(self, normed, outs[-1])
         if made.beside:
             self.mlp(normed, out)
             outs.append(out)

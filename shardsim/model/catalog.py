@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
+from shardsim.carried import NotCarried
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
+from shardsim.model.hf import config_path, read_config
+from shardsim.model.latent import KEYS as _LATENT
+from shardsim.model.latent import Latent
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -24,8 +28,15 @@ _KEYS = (
     *_FIELDS,
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
+    *(f"latent.{name}" for name in _LATENT),
 )
-_SIZES_AN_IMAGE = ("image", "patch", "pooling")  # what a vit's default `sequence` follows from
+_Part = TypeVar("_Part", Experts, Latent)
+_SIZES_AN_IMAGE = (
+    "image",
+    "patch",
+    "pooling",
+    "registers",
+)  # what a vit's default `sequence` follows from
 
 
 def model_names() -> tuple[str, ...]:
@@ -43,13 +54,16 @@ def load_model(model: str | Mapping[str, Any]) -> Model:
     """Return the model that a name or a mapping describes.
 
     A name is a preset's, or one of its aliases; case does not matter unless two presets differ
-    in nothing else (ViT-g and ViT-G). A mapping gives the fields of `Model`; with `base:` it
+    in nothing else (ViT-g and ViT-G); or it is the path of a Hugging Face `config.json`, or of a
+    folder that holds one. A mapping gives the fields of `Model`; with `base:` it
     starts from that preset and may give as few as it likes:
 
     >>> load_model({"base": "vit-22b", "layers": 12}).layers
     12
     """
     if isinstance(model, str):
+        if config_path(model):
+            return load_hf(model).model
         path, name = _find(model)
         entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
         return _build({**entry, "name": name}, f"{path.name}: {name}")
@@ -60,6 +74,30 @@ def load_model(model: str | Mapping[str, Any]) -> Model:
     if not isinstance(base, str):
         raise ModelError(f"model: base: expected the name of a preset, found {base!r}")
     return override_model(load_model(base), data)
+
+
+@dataclass(frozen=True)
+class HfModel:
+    """A model of a Hugging Face config, which of its keys are in it, and what is not."""
+
+    model: Model
+    carried: tuple[str, ...]
+    not_carried: tuple[NotCarried, ...]
+
+
+def load_hf(name: str) -> HfModel:
+    """Return the model of a Hugging Face `config.json`, or of the one that a folder holds.
+
+    Raises `FileError` for what is no such file, and with the reason for a model that no options
+    of `Model` can say.
+    """
+    path = config_path(name) or Path(name)
+    found = read_config(path)
+    try:
+        model = _build(found.options, str(path))
+    except ModelError as error:
+        raise ModelError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    return HfModel(model, found.carried, found.not_carried)
 
 
 def load_model_file(path: str | os.PathLike[str]) -> Model:
@@ -91,10 +129,11 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts")
+    nested = ("biases", "experts", "latent")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
     data["experts"] = _merge_experts(model.experts, changes, where)
+    data["latent"] = _merge_latent(model.latent, changes, where)
     changed = _build(data, where)
     silent = ("name", "note", "source")
     made = [
@@ -109,11 +148,14 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
 
 
 def _agrees(model: Model, key: str, value: Any) -> bool:
-    if key.startswith("experts."):
-        name = key.removeprefix("experts.")
-        return model.experts is not None and bool(getattr(model.experts, name) == value)
+    whole, _, name = key.partition(".")
+    part = {"experts": model.experts, "latent": model.latent}.get(whole)
+    if whole in ("experts", "latent") and name:
+        return part is not None and bool(getattr(part, name) == value)
     if key == "experts":
         return _merge_experts(None, {key: value}, "model") == model.experts
+    if key == "latent":
+        return _merge_latent(None, {key: value}, "model") == model.latent
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -143,23 +185,42 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
 
 def _merge_experts(base: Experts | None, data: Mapping[str, Any], where: str) -> Experts | None:
     """Return `base` with the entries `experts` (a mapping, or nothing for none) and `experts.*`."""
+    example = {"number": 8, "top_k": 2, "mlp": 14336}
+    return _merge_part("experts", Experts, base, data, example, where)
+
+
+def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> Latent | None:
+    """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
+    example = {"keys": 512, "rotary": 64, "values": 128}
+    return _merge_part("latent", Latent, base, data, example, where)
+
+
+def _merge_part(
+    key: str,
+    kind: type[_Part],
+    base: _Part | None,
+    data: Mapping[str, Any],
+    example: Mapping[str, int],
+    where: str,
+) -> _Part | None:
+    """Return a part of a model with the entries `key` and `key.*`; it needs those of `example`."""
+    names = [field.name for field in fields(kind)]
     known: dict[str, Any] = {}
-    given = data.get("experts", base)
-    if isinstance(given, Experts):
-        known = {name: getattr(given, name) for name in _EXPERTS}
+    given = data.get(key, base)
+    if isinstance(given, kind):
+        known = {name: getattr(given, name) for name in names}
     elif given is not None:
-        known |= check_keys(given, where=f"{where}: experts", allowed=_EXPERTS, error=ModelError)
-    single = {key: value for key, value in data.items() if key.startswith("experts.")}
-    known |= {key.removeprefix("experts."): value for key, value in single.items()}
+        known |= check_keys(given, where=f"{where}: {key}", allowed=names, error=ModelError)
+    single = {name: value for name, value in data.items() if name.startswith(f"{key}.")}
+    known |= {name.removeprefix(f"{key}."): value for name, value in single.items()}
     if given is None and not single:
         return None
-    for name in ("number", "top_k", "mlp"):
+    for name in example:
         if name not in known:
-            raise ModelError(
-                f"{where}: experts: missing key '{name}', as in {{number: 8, top_k: 2, mlp: 14336}}"
-            )
+            shown = ", ".join(f"{one}: {value}" for one, value in example.items())
+            raise ModelError(f"{where}: {key}: missing key '{name}', as in {{{shown}}}")
     try:
-        return Experts(**known)
+        return kind(**known)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
 
@@ -173,6 +234,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
+    given["latent"] = _merge_latent(None, data, where)
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
@@ -189,7 +251,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     if "sequence" not in given and given.get("family") == "vit":
         image, patch = _whole(given.get("image")), _whole(given.get("patch"))
         tokens = (image // patch) ** 2 if patch else 0
-        given["sequence"] = max(1, tokens + (given.get("pooling") == "cls"))
+        more = (given.get("pooling") == "cls") + _whole(given.get("registers", 0))
+        given["sequence"] = max(1, tokens + more)
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)

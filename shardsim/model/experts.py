@@ -11,7 +11,7 @@ from shardsim.errors import ModelError, nearest
 ROUTERS = ("softmax", "sigmoid")
 _COUNTS = {"number": 2, "top_k": 1, "mlp": 1, "shared": 0, "shared_mlp": 0, "dense_layers": 0}
 _COUNTS |= {"every": 1, "group": 0}
-_FLAGS = ("beside", "router_bias")
+_FLAGS = ("beside", "router_bias", "shared_gate")
 _LARGEST = 10**9
 
 
@@ -29,6 +29,7 @@ class Experts:
     mlp: int  # width of one expert's hidden layer
     shared: int = 0  # experts that every token goes to, besides
     shared_mlp: int = 0  # width of one of those; 0: as the others
+    shared_gate: bool = False  # those are scaled by a gate of each token (Qwen 1.5)
     dense_layers: int = 0  # layers in front that have an MLP instead
     every: int = 1  # of so many layers in turn the last has experts, the others an MLP
     beside: bool = False  # an MLP beside the experts
@@ -67,6 +68,8 @@ class Experts:
                 f"experts.top_k: a token cannot go to {self.top_k} of {self.number} experts; the "
                 f"nearest is {self.number}"
             )
+        if self.shared_gate and not self.shared:
+            raise ModelError("experts.shared_gate: there are no shared experts; leave it out")
         if self.group and not self.capacity:
             raise ModelError("experts.group: only a capacity counts in groups; leave it out")
 

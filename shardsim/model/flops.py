@@ -107,8 +107,10 @@ def _products(
             yield op.unit, int(2 * math.prod(sizes[d] for d in dims))
         elif op.kernel:
             shape = op.kernel.shape
-            dims = {*shape.rows, *shape.inner, *shape.columns, *shape.batch}
-            flops = 2 * op.kernel.products * math.prod(sizes[d] for d in dims)
+            pairs = math.prod(sizes[d] for d in {*shape.rows, *shape.columns, *shape.batch})
+            widths = [sizes[d] for d in op.kernel.widths]
+            inner = widths or [math.prod(sizes[d] for d in shape.inner)] * op.kernel.products
+            flops = 2 * pairs * sum(inner)
             if op.kernel.mask:
                 flops = flops * op.kernel.mask.counted(tokens, halved) // tokens**2
             yield op.unit, int(flops)

@@ -11,6 +11,7 @@ from typing import Any
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.experts import Experts
+from shardsim.model.latent import Latent
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 from shardsim.units import show_count
@@ -19,6 +20,7 @@ FAMILIES = ("vit", "decoder")
 ACTIVATIONS = ("gelu", "relu", "silu")
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "fixed", "none")
+QK_NORMS = ("head", "heads")
 POOLINGS = ("none", "mean", "map", "cls")
 CONVENTIONS = ("all", "block-matrices")
 
@@ -30,19 +32,27 @@ _CHOICES = {
     "activation": ACTIVATIONS,
     "norm": NORMS,
     "positions": POSITIONS,
+    "qk_norm_over": QK_NORMS,
     "pooling": POOLINGS,
     "parameter_convention": CONVENTIONS,
 }
 _POSITIVE = ("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels")
-_NOT_NEGATIVE = ("vocab", "patch", "image", "classes")
+_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers")
 _FLAGS = (
     "parallel_block",
     "gated_mlp",
     "causal",
     "tied_embeddings",
+    "head_bias",
     "qk_norm",
+    "parallel_norms",
+    "pre_norms",
     "post_norms",
+    "mlp_post_norm",
+    "layer_scale",
     "final_norm",
+    "patch_bias",
+    "input_norm",
     "sinks",
 )
 
@@ -98,23 +108,33 @@ class Model:
     sequence: int  # tokens per sequence (image) when the plan does not say
     vocab: int = 0  # size of the token vocabulary; 0: none
     parallel_block: bool = False  # attention and MLP side by side, on one norm
+    parallel_norms: bool = False  # there, each on a norm of its own (GPT-NeoX)
     gated_mlp: bool = False
     activation: str = "gelu"  # gelu, relu, silu
     causal: bool = False
     tied_embeddings: bool = False
+    head_bias: bool = False  # of each word, in the output head (Phi 2)
     qk_norm: bool = False
+    qk_norm_over: str = "head"  # each head, or all "heads" of a token at once (OLMo 2)
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
+    pre_norms: bool = True  # a norm in front of attention and of the MLP
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
+    mlp_post_norm: bool = False  # of those two the one after the MLP alone (MaxText's Envy)
+    layer_scale: bool = False  # a learned scale of each channel of what a branch adds (DINOv2)
     final_norm: bool = True
     positions: str = "learned"  # learned, rotary, fixed or none
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
     channels: int = 3
+    patch_bias: bool = True  # of the patch embedding
+    input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
+    registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls
     classes: int = 0  # outputs of the classification head; 0: none
     parameter_convention: str = "all"  # "all", or "block-matrices" as ViT-22B's 21.743 B counts
@@ -134,6 +154,7 @@ class Model:
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         _check_block(self, where)
+        _check_latent(self, where)
         _check_experts(self, where)
         if self.family == "vit":
             _check_vit(self, where)
@@ -161,7 +182,12 @@ class Model:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens per image: the patches, and the class token if there is one."""
+        """Tokens per image: the patches, the class token if there is one, and registers."""
+        return self.image_positions + self.registers
+
+    @property
+    def image_positions(self) -> int:
+        """Tokens per image that have a position: the patches, and the class token."""
         return self.patches + (1 if self.pooling == "cls" else 0)
 
     @cached_property
@@ -227,7 +253,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts):
+            elif isinstance(value, Experts | Latent):
                 value = {
                     item.name: getattr(value, item.name)
                     for item in fields(value)
@@ -271,6 +297,30 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
     return tuple(windows)
 
 
+def _check_latent(model: Model, where: str) -> None:
+    latent = model.latent
+    if latent is None:
+        return
+    if not isinstance(latent, Latent):
+        raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
+    if model.kv_heads != model.heads or model.qk_norm or model.positions != "rotary":
+        raise ModelError(
+            f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
+            "qk_norm"
+        )
+    if latent.rotary >= model.head_dim:
+        raise ModelError(
+            f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
+        )
+    if model.norm != "rmsnorm" or model.biases.qkv:
+        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
+    if latent.values > model.head_dim:
+        raise ModelError(
+            f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
+            f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
+        )
+
+
 def _check_experts(model: Model, where: str) -> None:
     experts = model.experts
     if experts is None:
@@ -295,6 +345,22 @@ def _check_block(model: Model, where: str) -> None:
         )
     if model.norm == "rmsnorm" and model.biases.norm:
         raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
+    if not model.pre_norms and (model.parallel_block or not model.post_norms):
+        raise ModelError(
+            f"{where}: pre_norms: serial layers may leave them out, for post_norms: true; use true"
+        )
+    if model.parallel_norms and not model.parallel_block:
+        raise ModelError(
+            f"{where}: parallel_norms: serial layers have two norms anyway; leave it out"
+        )
+    if model.mlp_post_norm and (model.parallel_block or model.post_norms):
+        raise ModelError(
+            f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
+        )
+    if model.layer_scale and model.parallel_block:
+        raise ModelError(f"{where}: layer_scale: a parallel block has none; use false")
+    if model.qk_norm_over != "head" and not model.qk_norm:
+        raise ModelError(f"{where}: qk_norm_over: needs qk_norm: true")
     if model.positions == "rotary" and model.head_dim % 2:
         raise ModelError(
             f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
@@ -314,6 +380,8 @@ def _check_vit(model: Model, where: str) -> None:
         )
     if model.vocab:
         raise ModelError(f"{where}: vocab: a vit has none; use classes for its head, or 0")
+    if model.head_bias:
+        raise ModelError(f"{where}: head_bias: a vit has no vocabulary; use false")
     if model.tied_embeddings:
         raise ModelError(
             f"{where}: tied_embeddings: a vit has no token embedding to tie; use false"
@@ -328,6 +396,8 @@ def _check_vit(model: Model, where: str) -> None:
 def _check_decoder(model: Model, where: str) -> None:
     if not model.vocab:
         raise ModelError(f"{where}: vocab: a decoder needs a vocabulary (vocab: 32000)")
-    for key, absent in (("patch", 0), ("image", 0), ("classes", 0), ("pooling", "none")):
+    absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
+    absences |= {"pooling": "none", "patch_bias": True, "input_norm": False}
+    for key, absent in absences.items():
         if getattr(model, key) != absent:
             raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

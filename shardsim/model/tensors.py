@@ -20,12 +20,18 @@ AXES = (
     "heads",  # query heads
     "kv_heads",  # key-value heads
     "head_dim",
+    "query_rank",  # latents of queries, and of keys and values
+    "key_value_rank",
+    "rotary",  # the part of a head that is turned by position, that which is not, and its values'
+    "nope",
+    "value_dim",
     "mlp",  # the MLP's hidden layer
     "vocab",
     "expert",
     "choice",  # experts, of a router's logits
     "patch",  # pixels of a patch: side * side * channels
     "position",
+    "register",
     "classes",
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
@@ -62,10 +68,18 @@ class Tensor:
 
 def lengths(model: Model) -> Mapping[str, int]:
     """Return the length of every dimension of a model's graph but those of a batch."""
-    experts = model.experts
-    chosen = {}
-    if experts is not None:
+    experts, latent = model.experts, model.latent
+    chosen: dict[str, int] = {}
+    if latent is not None:
         chosen = {
+            **{f"query_{part}": latent.queries for part in ("rank", "latent")},
+            **{f"key_value_{part}": latent.keys for part in ("rank", "latent")},
+            "rotary": latent.rotary,
+            "nope": model.head_dim - latent.rotary,
+            "value_dim": latent.values,
+        }
+    if experts is not None:
+        chosen |= {
             "expert": experts.number,
             "choice": experts.number,
             "top": experts.top_k,
@@ -84,7 +98,8 @@ def lengths(model: Model) -> Mapping[str, int]:
         "mlp": model.mlp,
         "vocab": model.vocab,
         "patch": model.patch**2 * model.channels,
-        "position": model.image_tokens if model.patch else model.sequence,
+        "position": model.image_positions if model.patch else model.sequence,
+        "register": model.registers,
         "classes": model.classes,
         "moments": 2,
         "two": 2,

@@ -121,13 +121,31 @@ def attend(
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
     softmax counts and no value goes with.
     """
-    k, v = k.view(seq="keys"), v.view(seq="keys")
     dims = (*TOKENS, *HEADS)
     context = Array("context", dims, keep="context", purpose="second axis", lies="attended")
+    attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    return context
+
+
+def attention_ops(
+    build: Builder,
+    q: Array,
+    k: Array,
+    v: Array,
+    context: Array,
+    *,
+    mask: Mask,
+    kernel: str,
+    sinks: bool,
+    widths: Dims = (),
+) -> None:
+    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`."""
+    k, v = k.view(seq="keys"), v.view(seq="keys")
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
-    if fused:
-        one = _kernel(q, k, v, context, mask, KERNELS[kernel])
+    if kernel in KERNELS:
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
         build.add(replace(one, vectors=logits))
     else:
         pairs = (*TOKENS, "keys", "kv", "group")
@@ -136,11 +154,9 @@ def attend(
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
         build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=softmax))
         build.add(einsum(chances, v, context, unit="attention"))
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
-    return context
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) -> Op:
+def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
@@ -151,6 +167,7 @@ def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused) 
         gradient_ops=SOFTMAX.gradient_ops * fused.operations,
         mask=mask,
         beside=fused.beside,
+        widths=widths,
     )
     return Op((q, k, v), out, (q, k, v, out), unit="attention", kernel=kernel)
 

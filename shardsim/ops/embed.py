@@ -32,14 +32,25 @@ def embed_tokens(build: Builder, *, positions: str) -> Array:
     return out
 
 
-def embed_patches(build: Builder, *, positions: str, class_token: bool) -> Array:
-    """Add the patch embedding and the positions."""
+def embed_patches(
+    build: Builder,
+    *,
+    positions: str,
+    class_token: bool,
+    registers: bool = False,
+    bias: bool = True,
+    name: str = "x",
+) -> Array:
+    """Add the patch embedding, the positions, and tokens that are learned as they are; the result
+    is called `name`."""
     pixels = Array("pixels", (*TOKENS, "patch"), trained=False)
     table = weight("patch_embedding", "patch", "embed", purpose="ends")
-    x = build.add(einsum(pixels, table, stream("patches"), vector("patch_embedding_bias", "embed")))
+    biases = [vector("patch_embedding_bias", "embed")] if bias else []
+    x = build.add(einsum(pixels, table, stream("patches"), *biases))
     vectors = [vector("cls_token", "embed")] if class_token else []
+    vectors += [vector("register_tokens", "register", "embed")] if registers else []
     learned = [_positions()] if positions == "learned" else []
-    out = build.add(linear([x, *learned], stream("x"), *vectors))
+    out = build.add(linear([x, *learned], stream(name), *vectors))
     images = Array("images", ("batch",))
     build.call("embed_patches", [images], out, positions=positions, class_token=class_token)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, linear, pointwise, weight
-from shardsim.graph.build import TOKENS, Builder
+from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.lazy import jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 LOSS = Stream(passes=2.0, ops=15.0, gradient_passes=1.5, gradient_ops=15.0)
 
 
-def token_loss(build: Builder, final: Array, *, tied: bool) -> None:
-    """Add logits and loss: the maximum of each row, the sum of its exponentials beside the
-    target's logit."""
+def token_loss(build: Builder, final: Array, *, tied: bool, bias: bool = False) -> None:
+    """Add logits, with a `bias` of each word or without, and loss: the maximum of each row, the
+    sum of its exponentials beside the target's logit."""
     name = "token_embedding" if tied else "output_head"
     dims = ("vocab", "embed") if tied else ("embed", "vocab")
     table = weight(name, *dims, kind="table" if tied else "matrix", purpose="tables")
     logits = Array("logits", (*TOKENS, "vocab"), wide=True, purpose="vocabulary")
-    build.add(einsum(final, table, logits))
+    vectors = [vector(f"{name}_bias", "vocab")] if bias else []
+    build.add(einsum(final, table, logits, *vectors))
     build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose="loss statistics")))
     loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose="loss statistics")
     build.add(pointwise([logits], loss, stream=LOSS))

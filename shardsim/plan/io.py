@@ -365,7 +365,12 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_FLOAT, list("-
 
 def dump_plan(plan: Plan) -> str:
     """Return the text of a plan file."""
-    text: str = yaml.dump(plan_to_data(plan), Dumper=_Dumper, sort_keys=False, width=96)
+    return dump_yaml(plan_to_data(plan))
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Return plain data as the YAML of a plan's or a model's file."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=96)
     return text
 
 

@@ -76,13 +76,16 @@ def conditions(
                 over = over.replace("fsdp", "fsdp, the expert axis")
             elif axis == "expert" and np.any(layout.spread.by_expert):
                 over = f"{over} and those that shard parameters"
-            what = f"{_WHAT[axis]} over {over}"
+            latent = axis == "embed" and size != model.embed
+            what = f"{'width of latents' if latent else _WHAT[axis]} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
     for rounds, layers in model.stacks:
         ways = layout.pipeline.size * interleave
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
         yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
+    if model.latent:
+        yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
     # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
@@ -131,9 +134,16 @@ def legal(
 def check(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for the first division of a single plan that is not exact."""
     if len(plan.model.stacks) > 1 and int(layout.pipeline.size) > 1:
+        front = plan.model.experts is not None and plan.model.experts.dense_layers > 0
+        which = "in front of those with experts" if front else "after the last whole round"
         raise PlanError(
-            "mesh: dense layers in front of those with experts are not spread over pipeline "
+            f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
+        )
+    if plan.model.latent and int(layout.tensor2.size) > 1:
+        raise PlanError(
+            "mesh: latent attention is not spread over a second tensor axis; name one axis for "
+            "heads or embed in rules.activations"
         )
     for key, what, size, by in conditions(
         plan.model, plan.batch, plan.sequence, layout, plan.pipeline_interleave

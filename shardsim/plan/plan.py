@@ -232,6 +232,10 @@ def _check_context(plan: Plan) -> None:
             f"context.keys: {context.keys} needs attention in blocks or one kernel; use "
             "attention: flash"
         )
+    if context.keys != "gathered" and plan.model.latent:
+        raise PlanError(
+            f"context.keys: {context.keys} of latent attention is not modelled; use gathered"
+        )
     if context.keys == "ulysses" and context.order == "striped":
         raise PlanError(
             "context.order: with ulysses every member attends to all tokens; leave it out"

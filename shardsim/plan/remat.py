@@ -5,7 +5,7 @@ again. The names are those of the block, not of a trainer:
 
 | tensor | what it is |
 | --- | --- |
-| qkv | queries, keys and values |
+| qkv | queries, keys and values, and latents that they come from |
 | context | the attention's result before its output projection |
 | attention_output | the output projection's result (a serial block adds it to the residual) |
 | mlp_hidden | the MLP's input projection(s) |

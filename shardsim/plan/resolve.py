@@ -95,7 +95,7 @@ def resolve(plan: Plan) -> Layout:
     if len(groups) > 1 and len(plan.model.stacks) > 1:
         raise PlanError(
             "remat: groups of layers are not told from dense layers in front of those with "
-            "experts; give one policy"
+            "experts, or from layers after the last whole round; give one policy"
         )
     if len(groups) > 1 and int(layout.pipeline.size) > 1:
         raise PlanError(

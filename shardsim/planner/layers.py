@@ -21,7 +21,7 @@ from shardsim.plan.plan import Plan
 from shardsim.plan.remat import POLICIES, Policy, Remat
 from shardsim.plan.resolve import resolve
 from shardsim.planner.space import Array
-from shardsim.program.holds import HOLDS
+from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
@@ -85,6 +85,7 @@ def _step_s(plan: Plan, layout: Layout, shape: tuple[int, ...]) -> tuple[Array, 
     program = implemented(partition(work, layout), name, machine, layout)
     costs = costs_of(plan.op_costs, machine.chip)
     step_s = step_time_s(machine, layout, overlap(program, layout), costs)
-    use = hbm_use(machine, work, layout, HOLDS[name].least)
-    fits = np.less_equal(use.peak_bytes, HOLDS[name].share * use.capacity_bytes)
+    holds = held_by(name, machine.chip)
+    use = hbm_use(machine, work, layout, holds.least)
+    fits = np.less_equal(use.peak_bytes, holds.share * use.capacity_bytes)
     return np.broadcast_to(step_s, shape), np.broadcast_to(fits, shape)

@@ -19,7 +19,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.space import Array, Part, legal_cells
-from shardsim.program.holds import HOLDS
+from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
@@ -148,7 +148,7 @@ class Ranking:
     def _peaks_bytes(self, machine: Machine, part: Part, layout: Layout) -> Array:
         """Return peak HBM of a part's plans, without and with prefetching: [2, *part.shape]."""
         prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
-        holds = HOLDS[USUAL[self.costs]].least
+        holds = held_by(USUAL[self.costs], machine.chip).least
         use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
         return np.broadcast_to(use.peak_bytes, (2, *part.shape))
 

@@ -308,7 +308,7 @@ def parts(
     rings = [False, True] if ring else [False]
     spreads = [
         Spread(shards=shards, ring=ring, passed=keys == "ring", by_head=keys == "ulysses")
-        for keys in _keys(attention, fixed)
+        for keys in _keys(model, attention, fixed)
         for shards in (True, False)
         for ring in rings
     ]
@@ -350,11 +350,11 @@ def parts(
             )
 
 
-def _keys(attention: str, fixed: Fixed) -> tuple[str, ...]:
+def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     """Return the ways in which keys reach the queries of other members of a context axis."""
     if fixed.keys is not None:
         return (fixed.keys,)
-    return CONTEXT_KEYS[:1] if attention == "unfused" else CONTEXT_KEYS
+    return CONTEXT_KEYS[:1] if attention == "unfused" or model.latent else CONTEXT_KEYS
 
 
 def _stripes(sequence: int, members: Array) -> Array:

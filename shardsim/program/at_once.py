@@ -15,8 +15,10 @@ from shardsim.graph.derive import Derived
 from shardsim.graph.place import Kind
 from shardsim.model import Model
 from shardsim.program.blocks import backward_of, derived_blocks, graph
-from shardsim.program.liveness import WIDE, Ends, stored
+from shardsim.program.liveness import WIDE, stored
 from shardsim.program.trace import Live, Size, Trace
+
+GATHERED = ("fsdp", "expert", "context")  # axes whose shards of a weight are gathered before use
 
 
 @lru_cache(maxsize=4096)
@@ -26,14 +28,14 @@ def layer_at_once(
     layer: int,
     kind: Kind,
     kept: frozenset[str],
-    tables: bool,
+    casts: bool,
     stacked: bool,
 ) -> Trace:
     """Return what is there while a layer of a kind runs back, with `kept` kept.
 
     A moment is a branch between the block's input and its result: a serial block has one, a
-    parallel block two. `tables`: with the layer's weights in the compute format. `stacked`: what is
-    kept lies in stacks of several layers.
+    parallel block two. `casts`: weights are stored in another format than products read. `stacked`:
+    what is kept lies in stacks of several layers.
     """
     derived = derived_blocks(model, attention, kind).layers[layer]
     waiting = {array.name for array in backward_of(model, attention, layer, kept).kept}
@@ -70,7 +72,7 @@ def layer_at_once(
         copied = stacked and name in products
         if name != first.ins[0].name and not array.weight and (name not in waiting or copied):
             there(name, stored(array))
-    for name, size in _cast(derived).items() if tables else ():
+    for name, size in _weights(derived, casts).items():
         there(name, size)
     labels = tuple(f"backward pass, branch {number + 1}" for number in range(len(moments)))
     return Trace(labels, tuple(found))
@@ -92,7 +94,7 @@ def _branches(derived: Derived, ends: tuple[str, ...]) -> dict[str, int]:
 
 
 @lru_cache(maxsize=1024)
-def ends_at_once(model: Model, attention: str, kind: Kind, tables: bool) -> Ends:
+def head_at_once(model: Model, attention: str, kind: Kind, casts: bool) -> Trace:
     """Return what is there while the head runs: logits, and their gradient beside them."""
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
@@ -101,9 +103,8 @@ def ends_at_once(model: Model, attention: str, kind: Kind, tables: bool) -> Ends
         found[step.op.out.name] = stored(step.op.out)
         if step.op.product:
             found[f"d {step.op.out.name}"] = replace(stored(step.op.out), width="wire")
-    if tables:
-        found |= _cast(replace(ends, steps=steps))
-    return Ends(Trace(("head",), _live(found)), (), ())
+    found |= _weights(replace(ends, steps=steps), casts)
+    return Trace(("head",), _live(found))
 
 
 def _read_by_products(derived: Derived) -> set[str]:
@@ -115,13 +116,19 @@ def _read_by_products(derived: Derived) -> set[str]:
     }
 
 
-def _cast(derived: Derived) -> dict[str, Size]:
-    """Return the matrices that products read, in the compute format."""
-    return {f"{a.name}, cast": stored(a) for step in derived.steps for a in _matrices(step.op.ins)}
-
-
-def _matrices(arrays: tuple[Array, ...]) -> list[Array]:
-    return [array for array in arrays if array.weight == "matrix"]
+def _weights(derived: Derived, casts: bool) -> dict[str, Size]:
+    """Return the matrices that products read, whole, in the compute format: gathered, or cast."""
+    found = {}
+    for step in derived.steps:
+        for array in step.op.ins:
+            if array.weight == "matrix":
+                gathered = frozenset(axis for axis in array.split if axis in GATHERED)
+                left = {axis: d for axis, d in array.split.items() if axis not in gathered}
+                size = stored(replace(array, split=left))
+                if casts or gathered:
+                    several = frozenset() if casts else gathered
+                    found[f"{array.name}, whole"] = replace(size, several=several)
+    return found
 
 
 def _live(found: dict[str, Size]) -> tuple[Live, ...]:

@@ -12,12 +12,19 @@ from typing import TypeGuard
 
 import numpy as np
 
-from shardsim.ops.attend import CUDNN_MULTIPLE
+from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import Where, attends, changed, copy, stream, width
 from shardsim.program.schedule import Block, Task
-from shardsim.program.tasks import ATTENTION_GRADIENT, KEEP, SOFTMAX, TAKE, Compute
+from shardsim.program.tasks import (
+    ATTENTION_GRADIENT,
+    KEEP,
+    SOFTMAX,
+    SOFTMAX_GRADIENT,
+    TAKE,
+    Compute,
+)
 
 CUDNN_BLOCK = 128  # queries and keys that cuDNN's kernel has at a time
 # Arrays of the queries' size that cuDNN's gradient moves: it reads queries, keys, values, the
@@ -57,14 +64,25 @@ def activate_apart(block: Block, where: Where) -> Block:
 def attend_apart(block: Block, where: Where) -> Block:
     """Lay queries, keys, values and the result out by head for products with scores in HBM, and
     make the scores again for the gradient: what is kept of them is in bf16. Probabilities that are
-    made again are laid out a second time for the gradient of values."""
+    made again are laid out a second time for the gradient of values, and their own gradient is no
+    longer one kernel; nor is that of more than 256 keys."""
     products = [task for task in block.tasks if _scores_product(task)]
+    remade = any(
+        isinstance(task, Compute) and task.purpose == SOFTMAX and np.any(task.count)
+        for task in block.tasks
+    )
+    keys = max((float(np.max(task.n)) for task in products), default=0.0)
     once_more = block.phase == "backward" and len(products) <= GRADIENT_PRODUCTS
 
     def change(task: Task) -> list[Task]:
         if isinstance(task, Compute) and task.purpose == SOFTMAX and block.phase == "backward":
             size = task.pointwise * width(task)
             return [task, *copy(task.name, "transpose", 1.5 * size, task.count)]
+        if isinstance(task, Compute) and task.purpose == SOFTMAX_GRADIENT:
+            several = np.logical_or(remade, keys > ONE_KERNEL)
+            moved = APART_MASKED.gradient_passes * task.pointwise * width(task)
+            more = np.maximum(moved - task.hbm_bytes, 0.0) * several
+            return [replace(task, hbm_bytes=task.hbm_bytes + more)]
         if not _scores_product(task):
             return [task]
         made: list[Task] = []
@@ -76,6 +94,7 @@ def attend_apart(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+ONE_KERNEL = 256  # keys of a row whose softmax and gradient XLA makes in one kernel
 GRADIENT_PRODUCTS = 4  # of attention apart: of probabilities, values, queries and keys
 
 
@@ -99,7 +118,7 @@ def attend_by_cudnn(block: Block, where: Where) -> Block:
                 m=m,
                 n=n,
                 fraction=fraction,
-                vector_ops=m * n * task.batch * fraction,
+                vector_ops=task.vector_ops * fraction / task.fraction,
                 hbm_bytes=moved,
             ),
             *copy(f"pad for {task.name}", "copy", arrays * queries * padded, task.count),
@@ -138,5 +157,16 @@ def copy_in_and_out(block: Block, where: Where) -> Block:
             return [one]
         zeros = stream("fill with zeros", "elementwise", task.hbm_bytes / 2.0, one.count)
         return [one, *zeros]
+
+    return changed(block, change)
+
+
+def keep_in_place(block: Block, where: Where) -> Block:
+    """Keep what the backward pass needs where it was made: PyTorch's autograd has no loop over
+    layers and so no stacks (docs/gpu.md)."""
+
+    def change(task: Task) -> list[Task]:
+        kept = isinstance(task, Compute) and task.purpose == KEEP
+        return [] if kept else [task]
 
     return changed(block, change)

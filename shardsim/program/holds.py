@@ -26,6 +26,10 @@ class Passes:
     # Shards of weights are cast to the compute format once a step, for all layers: MaxText's
     # programs on v5e, v6e and v5p (half of their float32 parameters), emitted ones as well.
     cast_ahead: bool = False
+    # Gradients lie in the format in which they are summed over devices until the optimizer reads
+    # them: the stacks of all seven emitted steps that were looked at (ViT-22B on v4 and v5p with 32
+    # shards and on v4 with a tensor axis, llama2-70b on v5p, maxtext-22b and palm-8b on v4).
+    narrow_gradients: bool = True
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
@@ -48,7 +52,8 @@ class Passes:
     # (maxtext-16b, 64b and 22b).
     weights_first: bool = False
     # That of the head comes after it, so that the whole table and its whole gradient are never
-    # there together: no program was seen to, but the leanest may (gemma3-12b ran on v6e).
+    # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
+    # programs the leanest may (gemma3-12b ran on v6e).
     head_last: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
@@ -113,6 +118,7 @@ _EMITTED_SCARCE = Passes(
     tables=1.0,
     end_sums=True,
     head_late="tensor",
+    head_last=True,
     scores_bytes=4.0,
     ring_copies=1.0,
     ring_results=0.5,
@@ -120,6 +126,7 @@ _EMITTED_SCARCE = Passes(
 )
 # MaxText's programs.
 _TRAINER = Passes(
+    narrow_gradients=False,
     cast_ahead=True,
     tables=1.0,
     head_late="synchronous",
@@ -151,8 +158,12 @@ HOLDS: Mapping[str, Passes] = {
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
     ),
 }
-# XLA on GPUs.
-ON_GPU: Mapping[str, Passes] = {"emitted": Passes(at_once=True, lanes=1.0)}
+# XLA on GPUs, whose kernels keep one number of each row.
+_GPU = Passes(lanes=1.0, narrow_gradients=False)
+ON_GPU: Mapping[str, Passes] = {
+    "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
+    "emitted": replace(_GPU, at_once=True),
+}
 
 
 def held_by(implementation: str, chip: Chip) -> Passes:

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.graph.place import CONTEXT, EMBED_SHARDED, SEQUENCE_SHARDED, Kind
+from shardsim.graph.place import CONTEXT, EMBED_SHARDED, HEAD_WIDTHS, SEQUENCE_SHARDED, Kind
 from shardsim.model import Model
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.blocks import backward_of, derived_blocks, graph
@@ -74,7 +74,7 @@ def _traces(
     """Return the traces without and with prefetching: of many policies that run the same again."""
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
-    tracer = followed(derived, again, passes, ring, signs)
+    tracer = followed(derived, again, replace(passes, head_last=False), ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
@@ -424,7 +424,7 @@ class Tracer:
         if self.ring == "embed":
             return
         for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
-            if "head_dim" in out.dims:
+            if HEAD_WIDTHS & {*out.dims}:
                 size = Size(out.dims, _by(out, place), "wire")
                 self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import OVER_HEADS, Derived, Step, Transfer
+from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.kernels import kernel
@@ -419,7 +420,7 @@ class _Pass:
     ) -> dict[str, str]:
         """Let operands of an op come round; return each with the task that reads it."""
         found: dict[str, str] = {}
-        for transfer in (transfer for transfer in transfers if transfer.passed):
+        for transfer in (one for one in transfers if one.passed):
             name = self._named(transfer, transfer.array)
             task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
             self.tasks.append(replace(task, partners=(reader,)))
@@ -491,7 +492,7 @@ def _purpose_of(op: Op, array: Array) -> str:
         return QUERY_KEY_NORM
     if op.unit == "attention" and not op.product:
         return SOFTMAX
-    return BY_HEAD if "head_dim" in array.dims and op.unit != "attention" else ""
+    return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
 
 
 def _over_tensor(transfer: Transfer, kind: str) -> bool:

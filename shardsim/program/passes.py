@@ -32,6 +32,7 @@ from shardsim.program.gpu_rules import (
     attend_apart,
     attend_by_cudnn,
     copy_in_and_out,
+    keep_in_place,
     pass_sums_apart,
 )
 from shardsim.program.move_rules import (
@@ -81,6 +82,9 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         attend_by_cudnn,
         copy_in_and_out,
     ),
+    # PyTorch's libraries: kernels fuse no more into matmuls, layers are no loop, and reductions
+    # stay what they are (one of another kind is the TPU compiler's choice).
+    "trainer": (pass_sums_apart, activate_apart, attend_by_cudnn, keep_in_place),
 }
 
 # How a plan is done where nothing else is said: a chip's figures bound what is possible, the other

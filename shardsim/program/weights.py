@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shardsim.graph.derive import Transfer
+from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.program.sizes import Sizes
 from shardsim.program.tasks import Collective, Task
 
@@ -21,9 +22,10 @@ class Weights:
 
     def add(self, tasks: list[Task], transfer: Transfer, moved: Collective) -> None:
         """Add a weight to its group's collective in `tasks`, or `moved` as the first of a group."""
-        by_head = "head_dim" in transfer.dims
-        by_head &= not transfer.gradient or transfer.dims[0] == "embed"
-        odd = self._sizes.odd("embed", transfer.axes)
+        along = next((d for d in transfer.dims if logical_axis(d, False) == "embed"), "embed")
+        by_head = bool(HEAD_WIDTHS & {*transfer.dims})
+        by_head &= not transfer.gradient or transfer.dims[0] == along
+        odd = self._sizes.odd(along, transfer.axes)
         moved = replace(moved, by_head_bytes=moved.bytes * by_head, odd_bytes=moved.bytes * odd)
         places = self._places.setdefault((moved.kind, moved.name), {})
         if moved.role not in places:

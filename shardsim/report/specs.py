@@ -58,12 +58,21 @@ def activation_specs(plan: Plan) -> list[tuple[str, str, str, str]]:
     """Return the same of the activations inside a block, for one microbatch."""
     model, layout = plan.model, resolve(plan)
     sizes = lengths(model, max(plan.batch // plan.microbatches, 1), plan.sequence)
+    keys: list[tuple[str, tuple[str, ...]]] = [
+        ("keys, values", ("batch", "seq", "kv_heads", "head_dim"))
+    ]
+    if model.latent:
+        keys = [
+            ("latents of keys, values", ("batch", "seq", "key_value_rank")),
+            ("keys", ("batch", "seq", "kv_heads", "head_dim")),
+            ("values", ("batch", "seq", "kv_heads", "value_dim")),
+        ]
     return [
         _row(name, kind, axes, [sizes[axis] for axis in axes], layout)
         for name, kind, axes in (
             ("residual stream", "residual", ("batch", "seq", "embed")),
             ("queries", "inside", ("batch", "seq", "heads", "head_dim")),
-            ("keys, values", "inside", ("batch", "seq", "kv_heads", "head_dim")),
+            *((name, "inside", axes) for name, axes in keys),
             ("hidden layer", "inside", ("batch", "seq", "mlp")),
         )
     ]

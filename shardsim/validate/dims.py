@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from shardsim.errors import FileError, ModelError
@@ -12,11 +13,9 @@ from shardsim.model import Model, load_model
 from shardsim.validate.words import number, shown, whole
 
 _UNMODELLED = {
-    "moe": "mixtures of experts are",
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
     "window": "attention in a window, but of a size and in all but one of so many layers, is",
-    "mla": "low-rank attention is",
     "enc_dec": "encoder-decoders are",
     "enc_layers": "encoder-decoders are",
     "cross_attention": "cross-attention is",
@@ -33,6 +32,18 @@ _DIMS = {
     "image": "image",
     "patch": "patch",
 }
+# Keys of experts, by the row's keys for them inside `moe`; others of a row say nothing of a model.
+_EXPERTS = {
+    "number": ("experts", "num_experts"),
+    "top_k": ("top_k",),
+    "mlp": ("d_ff_expert",),
+    "shared": ("shared",),
+    "shared_mlp": ("d_ff_shared",),
+    "dense_layers": ("dense_layers", "first_dense"),
+    "every": ("every",),
+    "group": ("group",),
+}
+_LATENT = {"queries": "q_lora", "keys": "kv_lora", "rotary": "rope", "values": "v"}
 _GATED = ("llama", "fuji", "mistral", "gemma", "qwen", "palm", "olmo")
 
 
@@ -41,7 +52,9 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
     for key, value in dims.items():
-        if key in _UNMODELLED and value not in (None, False, 0, 1) and not _plain_window(value):
+        if key == "window":  # a preset may have it
+            continue
+        if key in _UNMODELLED and value not in (None, False, 0, 1):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
     return {key: value for key, value in dims.items() if value is not None}
 
@@ -62,6 +75,64 @@ def _windows(dims: Mapping[str, Any]) -> dict[str, list[int]]:
     return {"windows": [size] * (whole(every, "dims.window.global_every") - 1) + [0]}
 
 
+def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
+    """Return what a row says of its experts, or None of a model without."""
+    said = dims.get("moe")
+    if said in (None, False, 0, 1):
+        return None
+    if not isinstance(said, Mapping):
+        raise FileError(f"dims.moe: expected a mapping of keys, found {shown(said)}")
+    if said.get("kind") not in (None, "sparse", "token choice"):
+        raise FileError(f"dims.moe.kind: {shown(said['kind'])} experts are not modelled")
+    found: dict[str, Any] = {}
+    for key, words in _EXPERTS.items():
+        for word in words:
+            if said.get(word):
+                found[key] = whole(said[word], f"dims.moe.{word}")
+    for key, word in (("number", "experts"), ("top_k", "top_k"), ("mlp", "d_ff_expert")):
+        if key not in found:
+            raise FileError(f"dims.moe: missing key '{word}'")
+    if said.get("moe_layers") and "dense_layers" not in found and "every" not in found:
+        found["dense_layers"] = max(0, layers - whole(said["moe_layers"], "dims.moe.moe_layers"))
+    if said.get("capacity"):
+        found["capacity"] = number(said["capacity"], "dims.moe.capacity")
+    if "sigmoid" in str(said.get("router", "")).lower():
+        found["router"] = "sigmoid"
+    return found
+
+
+def _alike(experts: Mapping[str, Any], preset: Model) -> bool:
+    """Return whether a preset has the experts that a row says."""
+    if preset.experts is None:
+        return False
+    return all(experts[key] == getattr(preset.experts, key) for key in ("number", "top_k", "mlp"))
+
+
+def _routed(preset: Model, experts: Mapping[str, Any]) -> Model:
+    """Return a preset with the capacity of a row: what a run chooses, not the model."""
+    assert preset.experts is not None
+    capacity = float(experts.get("capacity", 0.0))
+    return replace(preset, experts=replace(preset.experts, capacity=capacity))
+
+
+def _latent(dims: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the latents of attention that a row says, and the width of a head."""
+    said = dims.get("mla")
+    if said in (None, False, 0):
+        return {}
+    if not isinstance(said, Mapping):
+        raise FileError(f"dims.mla: expected a mapping of keys, found {shown(said)}")
+    for word in ("kv_lora", "rope", "nope", "v"):
+        if not said.get(word):
+            raise FileError(f"dims.mla: missing key '{word}'")
+    latent = {
+        key: whole(said[word], f"dims.mla.{word}")
+        for key, word in _LATENT.items()
+        if said.get(word)
+    }
+    return {"latent": latent, "head_dim": whole(said["nope"], "dims.mla.nope") + latent["rotary"]}
+
+
 def sequence_of(row: Mapping[str, Any]) -> int | None:
     """Return the tokens per sequence that a row states, or None."""
     said = row.get("seq") or _dims(row).get("tokens")
@@ -70,7 +141,10 @@ def sequence_of(row: Mapping[str, Any]) -> int | None:
 
 def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     """Return the preset that the row names if its dims agree, else a model made of its dims."""
-    dims, name = _dims(row), str(row.get("model") or "model")
+    dims, name = {**_dims(row)}, str(row.get("model") or "model")
+    if isinstance(window := dims.get("window"), Mapping) and "chunk" in window:
+        if whole(window["chunk"], "dims.window.chunk") >= (sequence_of(row) or math.inf):
+            del dims["window"]  # a chunk is the whole sequence
     unread = set(dims) - {
         *_DIMS.values(),
         "glu",
@@ -79,6 +153,8 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "bias",
         "qk_norm",
         "window",
+        "moe",
+        "mla",
     }
     if unread := unread - {"tokens", "params_published", "note", "causal"}:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
@@ -89,9 +165,16 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     except ModelError:
         preset = None
     same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
-    windows = _windows(dims).get("windows")
-    if preset is not None and same and windows in (None, list(preset.windows)):
-        return _with_tokens(preset, row)
+    windows = _windows(dims).get("windows") if _plain_window(dims.get("window")) else None
+    experts = _experts(dims, sizes.get("layers", 0))
+    known = _plain_window(dims.get("window") or {"size": 0}) or (preset and preset.windows)
+    if preset is not None and same and known and windows in (None, list(preset.windows)):
+        if experts is None and preset.experts is None:
+            return _with_tokens(preset, row)
+        if experts is not None and _alike(experts, preset):
+            return _routed(preset, experts)
+    if dims.get("window") and not _plain_window(dims["window"]):
+        raise FileError(f"dims.window: {_UNMODELLED['window']} not modelled")
     if not dims:
         raise FileError("missing key 'dims', and 'model' is no preset's name")
     for key in ("layers", "embed", "heads"):
@@ -130,7 +213,9 @@ def _made(
     }
     if biases:
         data["biases"] = biases
-    data |= _windows(dims)
+    data |= _windows(dims) | _latent(dims)
+    if experts := _experts(dims, sizes["layers"]):
+        data["experts"] = experts
     if vision:
         data.pop("vocab", None)
         return load_model(data | _image(sizes, sequence_of(row) or 0))

@@ -31,6 +31,13 @@ LIBRARIES = (
     ),
     # `gradient_checkpointing` is true (stanford-crfm/levanter at 0096e24f, models/gpt2.py).
     Library(words="levanter", remat=FULL),
+    # `scaled_dot_product_attention`, whose fused kernel is FlashAttention-2; activations are kept
+    # unless a row says otherwise (pytorch/torchtitan at b5bcd76c).
+    Library(
+        words="torchtitan",
+        remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
+        attention="flash-2023",
+    ),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml).
     Library(words="maxtext|tpu-recipes", remat=FULL),
 )

@@ -42,7 +42,6 @@ _UNMODELLED = (
     (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring attention; a context axis "
      "gathers keys"),
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
-    (r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d", "experts on an axis of their own"),
     (r"zero[- _]?[12]\b", "ZeRO over some of the state only"),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
@@ -50,6 +49,7 @@ _UNMODELLED = (
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
      "attention to some of the tokens only"),
 )  # fmt: skip
+_EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
 _MEASURED = {
     "tokens_s_chip": "tokens_per_s_per_chip",
     "tokens_s_gpu": "tokens_per_s_per_chip",
@@ -103,7 +103,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
-    chip = load_chip(str(row["chip"])[:200])
+    chip = load_chip(_chip_name(row))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -111,8 +111,10 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
-    split = _split(row.get("parallelism"))
+    split = _split(row.get("parallelism"), model.experts is not None)
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
+    if model.experts is None and re.search(_EXPERTS, split.text):
+        raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
             if re.search(pattern, text):
@@ -178,12 +180,19 @@ class _Said:
         return "data" if "data" in inside or gpu else "fsdp"
 
 
-def _split(said: Any) -> _Said:
+def _chip_name(row: Mapping[str, Any]) -> str:
+    """Return the chip of a row; its notes may say that it is another of the same name."""
+    name, notes = str(row["chip"])[:200], str(row.get("notes") or "").lower()
+    slower = "hbm2e" in notes or "500 w limit" in notes
+    return "h100-500w" if name.lower() == "h100" and slower else name
+
+
+def _split(said: Any, experts: bool) -> _Said:
     """Read a row's `parallelism`: sizes by key, or a text such as "fsdp 64, tp 4"."""
     entries = dict(said) if isinstance(said, Mapping) else {}
     text = " ".join(map(str, entries.values())) if entries else str(said or "")
     text = text[:2000].lower()
-    sizes, counts = Split(), {}
+    sizes, counts = Split(experts=experts), {}
     for key, size in entries.items():
         if key in _COUNTS:
             counts[key] = whole(size, f"parallelism.{key}")

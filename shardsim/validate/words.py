@@ -37,6 +37,8 @@ UNMODELLED_AXES: Mapping[str, str] = {
     **dict.fromkeys(("autoregressive", "track"), "this axis"),
 }  # fmt: skip
 
+EXPERT_AXES = ("ep", "expert", "experts")
+
 # MaxText's and others' names of tensors that a remat policy keeps.
 TENSORS: Mapping[str, str] = {
     **dict.fromkeys(("decoder_layer_input", "layer_input"), "layer_input"),
@@ -134,6 +136,7 @@ class Split:
 
     inside: dict[str, int] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=dict)
+    experts: bool = False  # whether the model has any, which may lie on an axis of their own
     rest: str | None = None  # the role that takes what the sizes leave over, where it is said
 
     def add(self, key: str, size: Any) -> None:
@@ -142,11 +145,12 @@ class Split:
         name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
         if size in (0, 1, "0", "1"):
             return
-        if name in UNMODELLED_AXES:
+        of_experts = self.experts and name in EXPERT_AXES
+        if name in UNMODELLED_AXES and not of_experts:
             raise FileError(f"parallelism.{key}: not modelled: {UNMODELLED_AXES[name]}")
-        if name not in PARALLELISM:
+        if name not in PARALLELISM and not of_experts:
             raise FileError(f"parallelism: unknown key '{key}'{nearest(key, PARALLELISM)}")
-        role = PARALLELISM[name]
+        role = "expert" if of_experts else PARALLELISM[name]
         if size in (-1, "-1", "rest", "auto"):
             self.rest = self.rest if over_slices else role
             return

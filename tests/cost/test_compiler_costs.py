@@ -54,10 +54,23 @@ def test_results_leave_behind_the_products_of_a_short_contraction():
 
 def test_results_leave_after_the_products_of_a_long_contraction():
     chip = chip_with()
-    task = matmul(4096, 2048, 4096, hbm_bytes=0)
-    product_s = 2.0 * 4096 * 2048 * 4096 / (0.5 * chip.peak("bf16"))
+    task = matmul(4096, 4096, 4096, hbm_bytes=0)
+    product_s = 2.0 * 4096 * 4096 * 4096 / (0.5 * chip.peak("bf16"))
     results_s = 4096 * 4096 / 100.0 / chip.clock_hz
     assert compiler(chip).operation(task).total_s == pytest.approx(product_s + results_s, rel=1e-12)
+
+
+def test_between_results_leave_partly_behind_the_products():
+    """From `resident_contraction` on, on a line to 2.25 times that; never a step."""
+    chip = chip_with(resident_contraction=1024.0)
+    results_s = 4096 * 4096 / 100.0 / chip.clock_hz
+    shares = []
+    for k in (1024, 1664, 2304):
+        product_s = 2.0 * 4096 * k * 4096 / (0.5 * chip.peak("bf16"))
+        hidden_s = (product_s**3 + results_s**3) ** (1 / 3)
+        found_s = compiler(chip).operation(matmul(4096, k, 4096, hbm_bytes=0)).total_s
+        shares.append((found_s - hidden_s) / (product_s + results_s - hidden_s))
+    assert shares == pytest.approx([0.0, 0.5, 1.0], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["v4", "tpu7x"])

@@ -15,6 +15,7 @@ _DECODER = {**_SIZES, "family": "decoder", "kv_heads": 8, "sequence": 16, "vocab
 
 _EIGHT = {"number": 8, "top_k": 2, "mlp": 64}
 _MIXED = {"gated_mlp": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary"}
+_LATENTS = {**_MIXED, "head_dim": 12}
 
 MODELS: dict[str, dict[str, Any]] = {
     # As ViT-22B: parallel layers, QK-norm, attention pooling.
@@ -87,6 +88,29 @@ MODELS: dict[str, dict[str, Any]] = {
         **_MIXED,
         "layers": 4,
         "experts": {**_EIGHT, "top_k": 1, "shared": 1, "every": 2, "router": "sigmoid"},
+    },
+    # As DeepSeek-V3: latents, of queries too; experts beside a shared one.
+    "deepseek": {
+        **_DECODER,
+        **_LATENTS,
+        "name": "deepseek",
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
+        "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
+    },
+    # As DeepSeek-V2-Lite, without experts: queries come straight from tokens.
+    "deepseek-lite": {
+        **_DECODER,
+        **_LATENTS,
+        "name": "deepseek-lite",
+        "latent": {"keys": 16, "rotary": 4, "values": 10},
+    },
+    # The same side by side with the MLP.
+    "latents-parallel": {
+        **_DECODER,
+        **_LATENTS,
+        "name": "latents-parallel",
+        "parallel_block": True,
+        "latent": {"keys": 16, "rotary": 4, "values": 10},
     },
     # As gpt-oss: biases everywhere; a capacity in sequences.
     "switch": {
@@ -323,7 +347,7 @@ PLANS: dict[str, Plan] = {
     ),
 }
 
-# Of models with experts, which other trainers' exports refuse.
+# Of models with experts or latents, which other trainers' exports refuse.
 EXPERTS: dict[str, Plan] = {
     "experts, fsdp": make("mixtral", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "experts, fsdp by expert": make("mixtral", _F, {"embed": ["fsdp"], "expert": ["fsdp"]}, _B),
@@ -362,6 +386,19 @@ EXPERTS: dict[str, Plan] = {
         {"embed": ["fsdp"], **_E},
         _ON_FE | {"seq": ["context"]},
     ),
+    "latents, fsdp, experts": make("deepseek", _F, {"embed": ["fsdp"]}, _B, remat="save_qkv"),
+    "latents, tensor, sequence": make("deepseek", _FM, _FSDP_TENSOR, _B | _SEQ, microbatches=2),
+    "latents, data, tensor, embed": make(
+        "deepseek-lite", _DFM, _FSDP_TENSOR, _DB | _EMB, **_ZERO, remat="none"
+    ),
+    "latents, context, unfused": make(
+        "latents-parallel",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context"]},
+        attention="unfused",
+        fused_projections=True,
+    ),
 }
 
 _C4, _ON_C4 = {"data": 2, "context": 4}, {"batch": ["data"], "seq": ["context"]}
@@ -399,6 +436,7 @@ CONTEXTS: dict[str, Plan] = {
         attention="unfused",
     ),
     "striped, windows": make("gemma2", _C4, {}, _ON_C4, **_context(order="striped")),
+    "latents, striped": make("latents-parallel", _C4, {}, _ON_C4, **_context(order="striped")),
     "ulysses, weights over context": make(
         "gemma", _C4, {"embed": ["context"]}, _ON_C4, **_context(keys="ulysses"), remat="none"
     ),

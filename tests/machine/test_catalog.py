@@ -30,7 +30,7 @@ from shardsim.machine.catalog import ALIASES, STATUSES
 from shardsim.units import GIB
 
 TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-GPUS = ("a100", "h100", "h200", "h800", "v100")
+GPUS = ("a100", "h100", "h100-500w", "h200", "h800", "v100")
 
 
 @pytest.fixture

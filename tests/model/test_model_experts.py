@@ -115,6 +115,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"router": "softmix"}, "experts.router: unknown choice 'softmix', did you mean 'softmax'?"),
     ({"group": 64}, "experts.group: only a capacity counts in groups; leave it out"),
     ({"dense_layers": 8}, "experts: no layer of 8 has any; use fewer dense_layers than 8"),
+    ({"shared_gate": True}, "experts.shared_gate: there are no shared experts; leave it out"),
     ({"topk": 2}, "experts: unknown key 'topk'"),
 ]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shardsim.errors import ModelError
-from shardsim.model import Biases, Model, load_model
+from shardsim.model import Biases, Latent, Model, load_model
 
 TINY_VIT: dict[str, Any] = {
     "name": "tiny-vit",
@@ -69,6 +69,24 @@ def test_tiny_models_are_valid() -> None:
         ({"name": 3}, ["name", "3"]),
         ({"note": 3}, ["note", "text"]),
         ({"vocab": 0}, ["vocab", "decoder"]),
+        ({"registers": 4}, ["registers", "vit"]),
+        ({"input_norm": True}, ["input_norm", "vit"]),
+        ({"latent": {"keys": 4}}, ["latent"]),
+        ({"latent": Latent(keys=4, rotary=2, values=2)}, ["latent", "as many key-value heads"]),
+        (
+            {
+                "latent": Latent(keys=4, rotary=2, values=2),
+                "kv_heads": 4,
+                "positions": "rotary",
+            },
+            ["latent.rotary", "part of a head's 2"],
+        ),
+        ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),
+        ({"post_norms": True, "mlp_post_norm": True}, ["mlp_post_norm"]),
+        ({"parallel_norms": True}, ["parallel_norms", "serial"]),
+        ({"parallel_block": True, "layer_scale": True}, ["layer_scale", "parallel"]),
+        ({"qk_norm_over": "heads"}, ["qk_norm_over", "qk_norm: true"]),
+        ({"qk_norm_over": "all"}, ["qk_norm_over", "heads"]),
         ({"patch": 4}, ["patch", "vit"]),
         ({"pooling": "map"}, ["pooling", "vit"]),
     ],
@@ -91,6 +109,7 @@ def test_bad_decoder_gives_one_clear_line(changes: dict[str, Any], words: list[s
         ({"vocab": 100}, ["vocab", "classes"]),
         ({"tied_embeddings": True}, ["tied_embeddings"]),
         ({"classes": 10}, ["pooling", "map"]),
+        ({"head_bias": True}, ["head_bias"]),
     ],
 )
 def test_bad_vit_gives_one_clear_line(changes: dict[str, Any], words: list[str]) -> None:

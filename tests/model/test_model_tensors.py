@@ -11,7 +11,9 @@ from shardsim.model import Biases, Model, Tensor, load_model, model_names, param
 from shardsim.model.tensors import AXES, KINDS, PARTS
 
 # Exact counts. Of weights that are published: the sums of the shapes in the files of
-# huggingface.co/<meta-llama, google, mistralai>; of torchvision: `num_params` of
+# huggingface.co/<meta-llama, google, mistralai, Qwen, allenai, microsoft, EleutherAI, facebook,
+# deepseek-ai>,
+# or of their modules, as transformers makes them; of torchvision: `num_params` of
 # torchvision.models.vision_transformer.
 EXACT = {
     "vit-b-16": 86_567_656,
@@ -37,8 +39,67 @@ EXACT = {
     "qwen3-235b-a22b": 235_093_634_560,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,  # without the layer of a second prediction
     "llama4-scout": 107_769_861_120,
     "llama4-maverick": 400_711_848_960,
+    "deit-ti-16": 5_717_416,
+    "deit-s-16": 22_050_664,
+    "gemma3-1b": 999_885_952,
+    "gemma3-4b": 3_880_263_168,
+    "gemma3-12b": 11_766_034_176,
+    "gemma3-27b": 27_009_346_304,
+    "gpt-neox-20b": 20_554_567_680,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "olmo2-1b": 1_484_916_736,
+    "olmo2-7b": 7_298_617_344,
+    "olmo2-13b": 13_716_198_400,
+    "olmo2-32b": 32_234_279_936,
+    "olmo3-7b": 7_298_011_136,
+    "olmo3-32b": 32_233_522_176,
+    "phi-2": 2_779_683_840,
+    "phi-3-mini": 3_821_079_552,
+    "phi-3-medium": 13_960_238_080,
+    "phi-4": 14_659_507_200,
+    "phi-4-mini": 3_836_021_760,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-6.9b": 6_857_302_016,
+    "pythia-12b": 11_846_072_320,
+    "qwen3-coder-480b-a35b": 480_154_875_392,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-14b": 14_770_033_664,
+    "qwen2.5-32b": 32_763_876_352,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "siglip-b-16": 92_884_224,
+    "siglip-l-16": 315_956_224,
+    "siglip-so400m-14": 427_680_704,
+    "siglip-so400m-14-384": 428_225_600,
+    "vit-ti-16": 5_717_416,
+    "vit-s-16": 22_050_664,
+    # Less the token of masked patches, which no step has.
+    "dinov2-s-14": 22_056_576 - 384,
+    "dinov2-s-14-reg4": 22_058_112 - 384,
+    "dinov2-b-14": 86_580_480 - 768,
+    "dinov2-b-14-reg4": 86_583_552 - 768,
+    "dinov2-l-14": 304_368_640 - 1024,
+    "dinov2-l-14-reg4": 304_372_736 - 1024,
+    "dinov2-g-14": 1_136_480_768 - 1536,
+    "dinov2-g-14-reg4": 1_136_486_912 - 1536,
     # arXiv 2302.05442 prints 21,743 M: the matrices of its blocks.
     "vit-22b": 48 * (4 * 6144**2 + 2 * 6144 * 24576),
 }
@@ -138,6 +199,7 @@ def models(draw: st.DrawFn) -> Model:
     patch = draw(st.integers(1, 4)) if vit else 0
     norm = draw(st.sampled_from(["layernorm", "rmsnorm"]))
     pooling = draw(st.sampled_from(["none", "mean", "map", "cls"])) if vit else "none"
+    parallel, post_norms, qk_norm = draw(flags), draw(flags), draw(flags)
     return Model(
         name="drawn",
         family="vit" if vit else "decoder",
@@ -149,13 +211,19 @@ def models(draw: st.DrawFn) -> Model:
         kv_heads=kv_heads,
         sequence=draw(small),
         vocab=0 if vit else draw(small),
-        parallel_block=draw(flags),
+        parallel_block=parallel,
+        parallel_norms=parallel and draw(flags),
         gated_mlp=draw(flags),
         causal=draw(flags),
         tied_embeddings=not vit and draw(flags),
-        qk_norm=draw(flags),
+        head_bias=not vit and draw(flags),
+        qk_norm=qk_norm,
+        qk_norm_over=draw(st.sampled_from(["head", "heads"])) if qk_norm else "head",
         norm=norm,
-        post_norms=draw(flags),
+        pre_norms=parallel or not post_norms or draw(flags),
+        post_norms=post_norms,
+        mlp_post_norm=not parallel and not post_norms and draw(flags),
+        layer_scale=not parallel and draw(flags),
         final_norm=draw(flags),
         positions=draw(st.sampled_from(["learned", "rotary", "fixed", "none"])),
         biases=Biases(
@@ -166,6 +234,9 @@ def models(draw: st.DrawFn) -> Model:
         ),
         patch=patch,
         image=patch * draw(small),
+        registers=draw(st.integers(0, 3)) if vit else 0,
+        patch_bias=not vit or draw(flags),
+        input_norm=vit and draw(flags),
         pooling=pooling,
         classes=0 if pooling == "none" else draw(st.integers(0, 6)),
     )
@@ -216,3 +287,27 @@ def test_block_matrices_are_the_closed_form(model: Model) -> None:
     attention = model.embed * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
     mlp = (3 if model.gated_mlp else 2) * model.embed * model.mlp
     assert counted == model.layers * (attention + mlp) <= model.parameters_all
+
+
+@settings(max_examples=60, deadline=None)
+@given(models())
+def test_each_option_adds_its_own_vectors(model: Model) -> None:
+    """What LayerNorm's bias doubles, heads share, and a branch or an image has once."""
+    norm = model.embed * (1 + model.biases.norm)
+    heads = model.head_dim * (model.heads + model.kv_heads - 2) * (1 + model.biases.norm)
+    added = {
+        "parallel_norms": (False, True, model.layers * norm if model.parallel_block else None),
+        "pre_norms": (False, True, 2 * model.layers * norm if model.post_norms else None),
+        "layer_scale": (False, True, 2 * model.layers * model.embed),
+        "head_bias": (False, True, model.vocab or None),
+        "qk_norm_over": ("head", "heads", model.layers * heads if model.qk_norm else None),
+        "registers": (0, 4, 4 * model.embed if model.patch else None),
+        "patch_bias": (False, True, model.embed if model.patch else None),
+        "input_norm": (False, True, norm if model.patch else None),
+    }
+    for key, (without, having, count) in added.items():
+        serial_only = key in ("pre_norms", "layer_scale")
+        if count is None or (serial_only and model.parallel_block):
+            continue
+        plain, more = (replace(model, **{key: value}) for value in (without, having))
+        assert more.parameters_all - plain.parameters_all == count, key

@@ -23,7 +23,7 @@ from shardsim.plan.plan import CONTEXT_KEYS, Context
 from shardsim.plan.remat import POLICIES
 from shardsim.planner.search import SearchResult, default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
-from shardsim.program.holds import HOLDS
+from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
@@ -59,7 +59,7 @@ def compare(
     program = implemented(partition(work, layout), USUAL[costs], machine, layout)
     took_s = step_time_s(machine, layout, overlap(program, layout), costs_of(costs, machine.chip))
     step_s = np.broadcast_to(took_s, some.shape)
-    use = hbm_use(machine, work, layout, HOLDS[USUAL[costs]])
+    use = hbm_use(machine, work, layout, held_by(USUAL[costs], machine.chip))
     peak = np.broadcast_to(use.peak_bytes, some.shape)
     fits = np.broadcast_to(use.fits, some.shape)
     mask, _ = legal_cells(some, layout, work.model, work.batch, work.sequence)

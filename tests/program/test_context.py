@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
+from shardsim.model import Latent
 from shardsim.ops.attend import Mask
 from shardsim.plan import Overlap, Plan, dump_plan, load_plan, resolve
 from shardsim.plan.legality import check
@@ -313,6 +314,14 @@ def test_striped_parts_divide_the_sequence() -> None:
 def test_what_has_no_meaning_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         resolve(plan_of(4, **options))
+
+
+@pytest.mark.parametrize("keys", ["ring", "ulysses"])
+def test_latents_are_gathered(keys: str) -> None:
+    latent = Latent(queries=512, keys=256, rotary=32, values=64)
+    machine, where = SLICES[4]
+    with pytest.raises(PlanError, match="of latent attention is not modelled; use gathered"):
+        build(decoder(latent=latent), machine, 4, where, context=Context(keys=keys))
 
 
 def test_a_plan_without_a_context_axis_cannot_say_how_it_attends() -> None:

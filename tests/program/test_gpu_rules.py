@@ -16,6 +16,7 @@ from shardsim.errors import FileError
 from shardsim.machine import chip_names, load_chip
 from shardsim.machine.kernels import CONSTANTS, kernels_from_data
 from shardsim.plan import Plan, plan_from_data, resolve
+from shardsim.planner.search import search
 from shardsim.program.partition import partition
 from shardsim.program.passes import ON_GPU, implemented
 from shardsim.program.rules import Where
@@ -201,3 +202,13 @@ def test_wrong_kernels_are_refused() -> None:
         kernels_from_data(
             {**good, "constants": {**good["constants"], "matmul_efficiency": 1.5}}, "x"
         )
+
+
+def test_the_search_takes_only_what_the_prediction_says_fits() -> None:
+    found = search("vit-h-14", "h100:4", 512, top=40).predictions
+    assert found
+    for item in found:
+        again = predict(item.plan)
+        assert again.fits
+        assert again.step_time_s == pytest.approx(item.step_time_s)
+        assert again.hbm["peak_bytes"] <= again.hbm["capacity_bytes"]

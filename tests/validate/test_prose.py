@@ -408,3 +408,62 @@ VALUES = LEAVES | LISTS | st.dictionaries(KEYED, LEAVES | LISTS, max_size=3)
 def test_any_row_is_a_run_or_one_line(changes: dict[str, Any]) -> None:
     with contextlib.suppress(FileError):  # and no other error
         from_prose(LLAMA | changes, "runs.yaml: runs[0]")
+
+
+MIXTRAL: dict[str, Any] = {
+    "id": "row",
+    "model": "mixtral-8x7b",
+    "dims": {
+        **{"layers": 32, "d_model": 4096, "d_ff": 14336, "heads": 32, "d_head": 128},
+        **{"kv_heads": 8, "vocab": 32000, "glu": True},
+        "moe": {"experts": 8, "top_k": 2, "d_ff_expert": 14336, "shared": 0, "capacity": 1.25},
+    },
+    **{"chip": "v6e", "chips": 256, "slices": 1, "topology": "16x16"},
+    **{"parallelism": "fsdp 32 x expert 8", "global_batch": 3072, "seq": 4096},
+    "measured": {"step_s": 13.484},
+}
+
+
+def test_experts_of_a_row_are_the_presets_with_the_capacity_of_the_run() -> None:
+    plan = from_prose(MIXTRAL, "runs.yaml").plans[0]
+    experts = plan.model.experts
+    assert experts is not None
+    assert (experts.number, experts.top_k, experts.capacity) == (8, 2, 1.25)
+    assert {axis.name: axis.size for axis in plan.mesh} == {"fsdp": 32, "expert": 8}
+
+
+def test_experts_that_no_preset_has_are_made_of_dims() -> None:
+    moe = {"experts": 16, "top_k": 4, "d_ff_expert": 2048, "shared": 1, "d_ff_shared": 1024}
+    moe |= {"moe_layers": 30, "router": "sigmoid + bias"}
+    dims = {**MIXTRAL["dims"], "moe": moe}
+    plan = from_prose(MIXTRAL | {"model": "mine", "dims": dims}, "runs.yaml").plans[0]
+    experts = plan.model.experts
+    assert experts is not None
+    assert (experts.dense_layers, experts.router, experts.shared_width) == (2, "sigmoid", 1024)
+
+
+def test_latents_of_a_row() -> None:
+    mla = {"q_lora": 0, "kv_lora": 512, "nope": 128, "rope": 64, "v": 128}
+    dims = {**MIXTRAL["dims"], "moe": None, "mla": mla, "kv_heads": 32, "d_head": 192}
+    changes = {"model": "mine", "dims": dims, "parallelism": "fsdp 256"}
+    plan = from_prose(MIXTRAL | changes, "runs.yaml").plans[0]
+    latent = plan.model.latent
+    assert latent is not None
+    assert (latent.keys, latent.rotary, latent.values, latent.queries) == (512, 64, 128, 0)
+    assert plan.model.head_dim == 192
+
+
+@pytest.mark.parametrize(
+    ("moe", "why"),
+    [
+        ({"kind": "soft", "experts": 8, "top_k": 1, "d_ff_expert": 8}, "'soft' experts are not"),
+        ({"experts": 8, "top_k": 2}, "dims.moe: missing key 'd_ff_expert'"),
+        ("yes", "dims.moe: expected a mapping"),
+        ({"experts": "many", "top_k": 2, "d_ff_expert": 8}, "dims.moe.experts"),
+    ],
+)  # fmt: skip
+def test_wrong_experts_are_named(moe: Any, why: str) -> None:
+    wrong = MIXTRAL | {"model": "mine", "dims": {**MIXTRAL["dims"], "moe": moe}}
+    result = validate_data([MIXTRAL | {"id": "good"}, wrong], "runs.yaml")
+    assert [each.id for each in result.rows] == ["good"]
+    assert why in result.failed[0][1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardsim.errors import FileError, ShardsimError
-from shardsim.files import MAX_FILE_BYTES
+from shardsim.carried import NotCarried
+from shardsim.errors import ShardsimError
+from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.validate.imports.big_vision import read_big_vision
@@ -15,10 +16,11 @@ from shardsim.validate.imports.maxtext import read_maxtext
 
 @dataclass(frozen=True)
 class Imported:
-    """A plan made of a config, and remarks on how it was read."""
+    """A plan made of a config, remarks on how it was read, and what of it is in no plan."""
 
     plan: Plan
     notes: tuple[str, ...]
+    not_carried: tuple[NotCarried, ...]
 
 
 def import_config(
@@ -31,24 +33,22 @@ def import_config(
 ) -> Imported:
     """Return the plan of a trainer's config.
 
-    `machine` is the slice where the config does not say, `image` the pixels along an image of
-    big_vision's, `base` the base.yml of the MaxText release that the config was written for.
+    `machine` is the slice where the config does not say, `base` the base.yml of the MaxText release
+    that the config was written for, `image` the pixels along an image of big_vision's. Its own
+    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
     """
+    arguments = ""
+    if form == "big_vision" and not Path(path).exists() and ".py:" in path:
+        path, _, arguments = path.partition(".py:")
+        path += ".py"
     file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise FileError(f"{path}: not a text file (UTF-8)") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise FileError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+    text = read_text(file)
     try:
         if form == "maxtext":
-            plan, notes = read_maxtext(file, text, machine, base)
+            plan, notes, left = read_maxtext(file, text, machine, base)
         else:
-            plan, notes = read_big_vision(file, text, machine, image)
+            plan, notes, left = read_big_vision(file, text, machine, image, arguments)
         check(plan, resolve(plan))
     except ShardsimError as error:
         raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    return Imported(plan, tuple(notes))
+    return Imported(plan, tuple(notes), tuple(left))

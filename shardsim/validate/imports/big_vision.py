@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.errors import FileError, nearest
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.remat import Remat
+from shardsim.validate.imports.literals import Unknown, read_python
 
 # Sizes by letter (models/vit.py, decode_variant): width, depth, mlp, heads.
 VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
@@ -31,151 +32,204 @@ VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
     "G-opt": (1536, 48, 8192, 16),
     "e": (1792, 56, 15360, 16),
 }
+_OFF = (False, None, 0, 0.0)
 _IMAGE = re.compile(r"(?:inception_crop|central_crop|random_crop|resize)\((\d{1,4})\b")
-_UNKNOWN = object()
+_MOST_KEYS = 2_000
+# Parts of a config that are in no plan: their names, why, and what they could change.
+_LEFT: tuple[tuple[str, Reason], ...] = (
+    (
+        r"model\.rep_size",
+        Reason("a dense layer in front of the classifier is not modelled", BOTH, _OFF),
+    ),
+    (r"model\.dropout", Reason("dropout is not modelled", BOTH, (0, 0.0))),
+    (r"model\.head_zeroinit", Reason("what weights begin as; no work")),
+    (r"model\..*", Reason("an option of the model that is not read", BOTH)),
+    (r"(ema|ema_decay|polyak\w*)", Reason("a second copy of the weights", (HBM,), _OFF)),
+    (r"(evals|fewshot|eval_\w+)(\..*)?", Reason("evaluation between steps is not modelled")),
+    (r"(model_init|model_load|init_\w+)(\..*)?", Reason("what weights begin as; no work")),
+    (
+        r"(lr|wd|wd_mults|lr_mults|optax|schedule|grad_clip_norm|loss|mixup|label_smoothing|seed|"
+        r"total_\w+|num_epochs|trial|weight_decay\w*|cooldown\w*|warmup\w*)(\..*)?",
+        Reason("numbers of the optimizer and of losses; no work worth counting"),
+    ),
+    (
+        r"(input\.)?(pp|data|cache|shuffle|prefetch|dataset|keep_only|pp_\w+|\w+_split|cache_\w+|"
+        r"shuffle_\w+|prefetch_\w+|dataset_\w+|num_parallel_calls|pp_modules)(\..*)?",
+        Reason("where images come from; of preprocessing the size of an image is read"),
+    ),
+    (
+        r"(log|ckpt|checkpoint|keep_ckpt|keep_checkpoint|save_ckpt|profile|debug|wandb)\w*(\..*)?",
+        Reason("for logs, profiles and checkpoints"),
+    ),
+)
 
 
 def read_big_vision(
-    path: Path, text: str, machine: str | None, image: int | None
-) -> tuple[Plan, list[str]]:
-    """Return the plan of a big_vision config, and remarks on how it was read."""
+    path: Path, text: str, machine: str | None, image: int | None, arguments: str = ""
+) -> tuple[Plan, list[str], list[NotCarried]]:
+    """Return the plan of a big_vision config, how it was read, and what is not carried.
+
+    `arguments` are the config's own, as after the colon of `vit_i1k.py:variant=L/16`.
+    """
     if machine is None:
         raise FileError("a big_vision config names no slice; give it: --on v4:8x8x16")
     slices = parse_machine(machine)
-    config, strings = _read(text, path)
+    config = _read(text, path, arguments)
     notes: list[str] = []
-    if config.get("model_name", "vit") != "vit":
-        raise FileError(f"model_name: {config['model_name']!r} is not modelled; only vit is")
-    pixels = image or config.get("IMAGE") or _image(strings, notes)
-    model = _model(config, pixels, path)
+    kind = _known(config, "model_name", "vit")
+    if kind != "vit":
+        raise FileError(f"model_name: {kind!r} is not modelled; only vit is")
+    if not any(key.startswith("model.") for key in config):
+        _known(config, "model", None)
+        raise FileError("config.model: not a dict of values that can be read")
+    towers = {key.split(".")[1] for key in config if re.match(r"model\.(img|llm|txt|text)", key)}
+    if towers:
+        raise FileError(f"config.model: {', '.join(sorted(towers))}: only one ViT is modelled")
+    pixels = image or _known(config, "IMAGE", None) or _image(config, text, notes)
+    model, left = _model(config, pixels, path)
     mesh = _mesh(config, slices)
     parameters, activations = _rules(config, model, mesh)
-    options = config.get("model", {})
-    batch = config.get("input.batch_size")
-    if not isinstance(batch, int):
-        raise FileError("config.input.batch_size: not a number that can be read")
     data = {
         "name": model["name"],
         "model": model,
         "machine": slices.name,
-        "batch": batch,
+        "batch": _batch(config),
         "mesh": {name: {"size": size} for name, size in mesh.items()},
         "rules": {"parameters": parameters, "activations": activations},
-        "remat": _remat(options, notes).to_data(),
-        "precision": {"compute": "bf16" if options.get("dtype_mm") == "bfloat16" else "f32"},
+        "remat": _remat(config, notes).to_data(),
+        "microbatches": _known(config, "grad_accum_steps", None) or 1,
+        "precision": {
+            "compute": "bf16" if _known(config, "model.dtype_mm", None) == "bfloat16" else "f32"
+        },
         "optimizer": _optimizer(config),
         "attention": "unfused",
         "execution": "partitioned",
     }
-    return plan_from_data(data, str(path)), notes
+    return plan_from_data(data, str(path)), notes, left + _left(config)
 
 
-def _read(text: str, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what the file assigns to `config` by dotted name, and every string in it."""
+def _read(text: str, path: Path, arguments: str) -> Keys:
+    """Return what the config says by dotted name: `model.width` for `config.model.width`."""
     try:
-        tree = ast.parse(text)
-        constants = {
-            node.targets[0].id: _value(node.value, {})
-            for node in tree.body
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-        }
-        found = {name: value for name, value in constants.items() if value is not _UNKNOWN}
-        config: dict[str, Any] = dict(found)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and len(node.targets) == 1:
-                name = _dotted(node.targets[0])
-                value = _value(node.value, found)
-                if name and value is not _UNKNOWN:
-                    config[name] = value
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                name = _dotted(node.func.value)
-                if name and node.func.attr == "update" and isinstance(config.get(name), dict):
-                    config[name] = {**config[name], **_keywords(node, found)}
+        nested, module = read_python(text, arguments)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise FileError(f"{path}: not a Python file that can be read") from None
-    strings = [
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    return config, strings
+    flat: dict[str, Any] = {"IMAGE": module["IMAGE"]} if "IMAGE" in module else {}
+    waiting = [("", nested, 0)]
+    while waiting:
+        prefix, values, depth = waiting.pop()
+        for name, value in values.items():
+            if isinstance(value, dict) and value and depth < 8:
+                waiting.append((f"{prefix}{name}.", value, depth + 1))
+            else:
+                flat[f"{prefix}{name}"] = value
+            if len(flat) + len(waiting) > _MOST_KEYS:
+                raise FileError(f"{path}: too long to be a config")
+    return Keys(flat, {})
 
 
-def _dotted(node: ast.expr) -> str | None:
-    """Return `model` for `config.model`, `input.batch_size` for `config.input.batch_size`."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.insert(0, node.attr)
-        node = node.value
-    return ".".join(parts) if parts and isinstance(node, ast.Name) and node.id == "config" else None
+def _known(config: Keys, key: str, default: Any) -> Any:
+    """Return a value; raise `FileError` where something decides it that the file does not say."""
+    value = config.get(key, default)
+    if isinstance(value, Unknown):
+        asked = value.by.startswith("arg.")
+        why = f"decided by {value.by}" if value.by else "not a value that can be read"
+        more = f"; say it behind the file's name, as FILE.py:{value.by[4:]}=..." if asked else ""
+        raise FileError(f"config.{key}: {why}{more}")
+    return value
 
 
-def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Return the value of a literal, a `dict(...)` of literals, or a name known to be one."""
-    if isinstance(node, ast.Name) and node.id in names:
-        return names[node.id]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return _keywords(node, names)
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
-        return _UNKNOWN
+def _batch(config: Keys) -> int:
+    """Return the images of a step; older configs have them outside `input`."""
+    key = "input.batch_size" if "input.batch_size" in config else "batch_size"
+    batch = _known(config, key, None)
+    if not isinstance(batch, int) or isinstance(batch, bool):
+        raise FileError("config.input.batch_size: not a number that can be read")
+    return batch
 
 
-def _keywords(call: ast.Call, names: Mapping[str, Any]) -> dict[str, Any]:
-    values = {word.arg: _value(word.value, names) for word in call.keywords if word.arg}
-    return {name: value for name, value in values.items() if value is not _UNKNOWN}
+def _left(config: Keys) -> list[NotCarried]:
+    """Return what of a config nothing has read."""
+    left = []
+    for key in config.unread():
+        value = config.given[key]
+        shown = None if isinstance(value, Unknown) else value
+        reason = next(
+            (reason for pattern, reason in _LEFT if re.fullmatch(pattern, key)),
+            Reason("not a key that is read", BOTH),
+        )
+        left.append(reason.of(key, shown))
+    return left
 
 
-def _image(strings: list[str], notes: list[str]) -> int:
-    sizes = [int(size) for text in strings for size in _IMAGE.findall(text)]
+def _image(config: Keys, text: str, notes: list[str]) -> int:
+    """Return the pixels along an image: those of the training data, else of the first crop."""
+    told = [config.given.get(key) for key in ("input.pp", "pp_train")]
+    texts = [value for value in told if isinstance(value, str)]
+    sizes = [int(size) for one in (*texts, text) for size in _IMAGE.findall(one)]
     if not sizes:
         raise FileError("no preprocessing says how large an image is; give it: --image 224")
-    notes.append(f"images of {sizes[0]} pixels, from the preprocessing")
-    return sizes[0]
+    last = [int(size) for one in texts for size in _IMAGE.findall(one)][-1:]
+    size = (last or sizes)[0]
+    notes.append(f"images of {size} pixels, from the preprocessing")
+    return size
 
 
-def _model(config: Mapping[str, Any], image: int, path: Path) -> dict[str, Any]:
-    given = config.get("model")
-    if not isinstance(given, Mapping):
-        raise FileError("config.model: not a dict of values that can be read")
-    options = dict(given)
-    variant = str(options.get("variant") or "")
-    letter, _, patch = variant.partition("/")
+def _model(config: Keys, image: int, path: Path) -> tuple[dict[str, Any], list[NotCarried]]:
+    """Return the options of the model, and what of it no option says."""
+
+    def option(name: str, default: Any) -> Any:
+        return _known(config, f"model.{name}", default)
+
+    variant = str(option("variant", None) or "")
+    letter, _, cut = variant.partition("/")
+    sizes: tuple[int | None, ...] = (768, 12, None, 12)
     if letter:
         if letter not in VARIANTS:
             raise FileError(f"config.model.variant: {variant!r}{nearest(letter, VARIANTS)}")
-        names = ("width", "depth", "mlp_dim", "num_heads")
-        options = {**dict(zip(names, VARIANTS[letter], strict=True)), **options}
-    if patch.isdigit():
-        options.setdefault("patch_size", (int(patch), int(patch)))
-    size = options.get("patch_size", (16, 16))
-    if not isinstance(size, (tuple, list)) or len(set(size)) != 1:
+        sizes = VARIANTS[letter]
+    names = ("width", "depth", "mlp_dim", "num_heads")
+    width, depth, mlp, heads = (option(*each) for each in zip(names, sizes, strict=True))
+    usual = int(cut) if cut.isdigit() and len(cut) < 6 else 16
+    size = option("patch_size", (usual, usual))
+    if not isinstance(size, (tuple, list)) or len(set(map(str, size))) != 1:
         raise FileError(f"config.model.patch_size: {size!r}: only square patches are modelled")
+    patch = size[0]
+    if not isinstance(patch, int) or not 0 < patch <= image:
+        raise FileError(f"config.model.patch_size: an image of {image} pixels has no {patch!r}")
     pools = {theirs: ours for ours, theirs in tables.POOLINGS.items()}
-    pool = options.get("pool_type", "gap")
+    pool = option("pool_type", "gap")
     if pool not in pools:
         raise FileError(f"config.model.pool_type: {pool!r} is not modelled{nearest(pool, pools)}")
     positions = {theirs: ours for ours, theirs in tables.POSITIONS.items()}
-    classes = config.get("num_classes") or 0
+    posemb = option("posemb", "learn")
+    if posemb not in positions:
+        raise FileError(f"config.model.posemb: {posemb!r}{nearest(str(posemb), positions)}")
+    classes = _known(config, "num_classes", None) or 0
+    left = []
+    if image % patch:
+        side = image // patch * patch
+        why = f"{side // patch} patches of {patch} pixels a side: {side} pixels are read"
+        left.append(NotCarried("image", image, why))
+        image = side
     return {
         "name": re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "vit",
         "family": "vit",
-        "layers": options.get("depth", 12),
-        "embed": options.get("width", 768),
-        "mlp": options.get("mlp_dim") or 4 * options.get("width", 768),
-        "heads": options.get("num_heads", 12),
-        "patch": size[0],
+        "layers": depth,
+        "embed": width,
+        "mlp": mlp or 4 * width,
+        "heads": heads,
+        "patch": patch,
         "image": image,
         "pooling": pools[pool],
         "classes": classes if pool != "none" else 0,
-        "positions": positions.get(options.get("posemb", "learn"), "learned"),
+        "positions": positions[posemb],
         "biases": True,
-    }
+    }, left
 
 
-def _mesh(config: Mapping[str, Any], machine: Machine) -> dict[str, int]:
-    given = config.get("mesh", [("data", machine.devices)])
+def _mesh(config: Keys, machine: Machine) -> dict[str, int]:
+    given = _known(config, "mesh", [("data", machine.devices)])
     try:
         sizes = {str(name): int(size) for name, size in given}
     except (TypeError, ValueError):
@@ -188,12 +242,13 @@ def _mesh(config: Mapping[str, Any], machine: Machine) -> dict[str, int]:
 
 
 def _rules(
-    config: Mapping[str, Any], model: Mapping[str, Any], mesh: Mapping[str, int]
+    config: Keys, model: Mapping[str, Any], mesh: Mapping[str, int]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return the plan's rules: what the strategy does to the large weights of a block."""
-    given = dict(config.get("sharding_rules") or [("act_batch", "data")])
+    given = dict(_known(config, "sharding_rules", None) or [("act_batch", "data")])
     by = {name: _axes(given.get(name)) for name in ("act_batch", "act_len", "act_emb")}
-    strategy = [tuple(row) for row in config.get("sharding_strategy") or [(".*", "replicate")]]
+    rows = _known(config, "sharding_strategy", None) or [(".*", "replicate")]
+    strategy = [tuple(row) for row in rows]
     width, mlp, heads = model["embed"], model["mlp"], model["heads"]
     layers = model["layers"]
     query = resolve_tactics(
@@ -227,24 +282,24 @@ def _axes(given: Any) -> list[str]:
     return [given] if isinstance(given, str) else [str(axis) for axis in given or ()]
 
 
-def _remat(options: Mapping[str, Any], notes: list[str]) -> Remat:
+def _remat(config: Keys, notes: list[str]) -> Remat:
     """Return the policy; big_vision keeps everything of layers that it does not scan."""
     names = {theirs: ours for ours, theirs in tables.REMAT.items()}
     everything = names["everything_saveable"]
-    if not options.get("scan", False):
+    if not _known(config, "model.scan", False):
         return Remat.of(save=everything)
-    policy = options.get("remat_policy", "nothing_saveable")
+    policy = _known(config, "model.remat_policy", "nothing_saveable")
     if policy not in names:
         notes.append(f"remat_policy: {policy!r} is not modelled; taken as nothing_saveable")
         policy = "nothing_saveable"
     return Remat.of(save=names[policy])
 
 
-def _optimizer(config: Mapping[str, Any]) -> str:
-    name = config.get("optax_name", "scale_by_adam")
-    options = config.get("optax") or {}
+def _optimizer(config: Keys) -> str:
+    name = _known(config, "optax_name", "scale_by_adam")
     if name == "scale_by_adam":
-        return "adamw-bf16-mu" if options.get("mu_dtype") == "bfloat16" else "adamw"
+        mu = _known(config, "optax.mu_dtype", None)
+        return "adamw-bf16-mu" if mu == "bfloat16" else "adamw"
     found = [ours for ours, (theirs, _) in tables.OPTIMIZERS.items() if theirs == name]
     if not found:
         raise FileError(f"config.optax_name: {name!r} is not modelled")

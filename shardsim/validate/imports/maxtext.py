@@ -4,57 +4,72 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shardsim.carried import BOTH, Keys, NotCarried, shown
 from shardsim.errors import FileError, ModelError, nearest
-from shardsim.files import parse_yaml, read_yaml
+from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Precision, Rules
+from shardsim.plan.plan import Overlap, Precision, Routing, Rules
 from shardsim.plan.resolve import rules_by_name
+from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
-from shardsim.validate.words import TENSORS, Split, number, remat_named, shown, whole
+from shardsim.validate.imports.maxtext_given import Given, read_given
+from shardsim.validate.imports.maxtext_keys import known, left_of
+from shardsim.validate.words import TENSORS, Split, number, remat_named, whole
 
-_COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")
-_WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_FLAGS = re.compile(r"--(xla_[a-z0-9_]+)=(\w+)")
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
-_BLOCKS: Mapping[str, Mapping[str, Any]] = {
-    "default": {"parallel_block": True},
-    "llama2": {},
-    "mistral": {},
-    "gemma": {},
-    "gpt3": {"norm": "layernorm", "positions": "learned", "biases": True},
-}
-_CARRIED = ("xla_enable_async_all_gather",)  # flags that change what a program holds
-# Keys that change what HBM holds and are in no plan: their usual value, and what they would change.
-_DROPPED: Mapping[str, tuple[Any, str]] = {
-    "scan_layers": (
-        True,
-        "layers that are no loop hold gradients of many at once: half as much again",
-    ),
-    "parameter_memory_host_offload": (False, "parameters are taken to lie on the device"),
-}
-_MOST_LAYERS = 10**5
+# Flags that change what a program holds, and one that is in a plan's overlap.
+_CARRIED = ("xla_enable_async_all_gather",)
+_OVERLAP = "xla_enable_async_collective_permute"
 # Chips for which today's compiler gathers no weights asynchronously, asked to or not: all twenty
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
+_PARALLELISM = re.compile(r"(ici|dcn)_\w+_parallelism")
+# What a preset calls a size that a model's own file says, and MaxText takes from elsewhere only
+# where it is told to.
+_SIZES: Mapping[str, str] = {
+    "base_num_decoder_layers": "layers",
+    "base_emb_dim": "embed",
+    "base_mlp_dim": "mlp",
+    "base_num_query_heads": "heads",
+    "base_num_kv_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+    "logits_via_embedding": "tied_embeddings",
+    "base_moe_mlp_dim": "experts.mlp",
+    "num_experts": "experts.number",
+    "num_experts_per_tok": "experts.top_k",
+}
+# What MaxText's own model files say otherwise than what is published, by what names begin with.
+_OWN: Mapping[str, Mapping[str, int]] = {
+    "gemma-": {"vocab": 256_128},
+    "gemma2-": {"vocab": 256_128},
+    "gemma3-": {"vocab": 262_144},
+    "gpt3-175b": {"vocab": 50_304, "sequence": 16_384},
+    "mixtral-8x22b": {"vocab": 32_768},
+}
+# Trained on, of the same sizes.
+_VARIANT = re.compile(r"-(base|pt|it|thinking-2507|instruct)$")
+_COMPUTE: Mapping[str, str] = {"int8": "int8", "fp8": "fp8", "fp8_full": "fp8", "nanoo_fp8": "fp8"}
 
 
 def read_maxtext(
     path: Path, text: str, machine: str | None, base: Path | None = None
-) -> tuple[Plan, list[str]]:
-    """Return the plan of a MaxText config, and remarks on how it was read.
+) -> tuple[Plan, list[str], list[NotCarried]]:
+    """Return the plan of a MaxText config, remarks on how it was read, and what is not carried.
 
-    `base` is the base.yml of the release that it was written for.
+    `base` is the base.yml of the release that it was written for; the models beside it are its own.
     """
-    given, flags, names = _given(path, text)
-    old = any(key in names for key in KEYS_OF_2023) and not any(key in names for key in KEYS_SINCE)
+    given = read_given(path, text)
+    old = any(key in given.names for key in KEYS_OF_2023) and not any(
+        key in given.names for key in KEYS_SINCE
+    )
     notes = ["read with the defaults of MaxText " + ("of December 2023" if old else "0.2.5")]
     defaults = OF_2023 if old else CURRENT
     if base is not None:
@@ -63,15 +78,11 @@ def read_maxtext(
             raise FileError(f"{base}: expected MaxText's keys")
         defaults = {**defaults, **release}
         notes = [f"read with the defaults in {base}"]
-    config = {**defaults, **given}
-    slices = _machine(config, machine)
-    model = _model(config, path, notes)
-    plan = _plan(config, model, slices, flags)
-    notes += [
-        f"not carried: {key}: {why}"
-        for key, (usual, why) in _DROPPED.items()
-        if config[key] != usual
-    ]
+    _recognised(given, defaults)
+    keys = Keys(given.values, defaults)
+    slices = _machine(keys, machine)
+    keys, model = _model(keys, path, base, notes)
+    plan = _plan(keys, model, slices, given.flags)
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
     elif not old and slices.chip.name in _SYNCHRONOUS:
@@ -79,202 +90,233 @@ def read_maxtext(
         notes.append(
             f"overlap: gathers of weights wait, as in MaxText's programs on {slices.chip.name}"
         )
-    return replace(plan, activations=_activations(plan, config)), notes
-
-
-def _given(path: Path, text: str) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """Return what a config sets, the compiler's flags beside it, and the names of all its keys.
-
-    A value that a script takes from a variable of the shell is not known.
-    """
-    flags = dict(_FLAGS.findall(text))
-    joined = re.sub(r"\\\r?\n", " ", text)
-    commands = [
-        line
-        for line in joined.splitlines()
-        if _COMMAND.search(line) and not line.lstrip().startswith("#")
+    plan = replace(plan, activations=_activations(plan, keys))
+    for key, written in given.unset.items():
+        if key in keys.read:
+            raise FileError(f"{key}: {written} is set outside this script; write its value")
+    left = left_of(keys) + [
+        NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
+        for key, value in given.flags.items()
+        if key not in (*_CARRIED, _OVERLAP)
     ]
-    if path.suffix in (".yml", ".yaml") or not commands:
-        data = parse_yaml(text, str(path))
-        if not isinstance(data, Mapping):
-            raise FileError(f"{path}: expected MaxText's keys, or a command with key=value words")
-        given = dict(data)
-        base = path.parent / str(given.get("base_config", ""))
-        if base.is_file() and base != path:
-            inherited = read_yaml(base)
-            given = {**(inherited if isinstance(inherited, Mapping) else {}), **given}
-        return given, flags, set(given)
-    given = {}
-    names = set()
-    try:
-        words = shlex.split(commands[-1])
-    except ValueError as error:
-        raise FileError(f"{path}: the command is not whole: {error}") from None
-    for word in words:
-        match = _WORD.fullmatch(word)
-        if match:
-            names.add(match[1])
-        if match and "$" not in match[2]:
-            given[match[1]] = parse_yaml(match[2], f"{path}: {match[1]}") if match[2] else ""
-    if not given:
-        raise FileError(f"{path}: its command sets no key=value")
-    return given, flags, names
+    left += [item for key, written in given.unset.items() for item in left_of(_one(key, written))]
+    return plan, notes, left
 
 
-def _machine(config: Mapping[str, Any], machine: str | None) -> Machine:
+def _one(key: str, value: Any) -> Keys:
+    return Keys({key: value}, {})
+
+
+def _recognised(given: Given, defaults: Mapping[str, Any]) -> None:
+    """Raise `FileError` where a file is not MaxText's: most of its keys are none of MaxText's."""
+    own = (*KEYS_OF_2023, *KEYS_SINCE, *TENSORS)
+    strange = [key for key in given.names if not (key in defaults or key in own or known(key))]
+    if given.names and 2 * len(strange) > len(given.names):
+        raise FileError(
+            f"no config of MaxText: {shown(sorted(strange)[0])} and {len(strange) - 1} more of "
+            f"{len(given.names)} keys are none of its own"
+        )
+
+
+def _machine(keys: Keys, machine: str | None) -> Machine:
     if machine is not None:
         return parse_machine(machine)
-    name = config["compile_topology"]
+    name, slices = keys["compile_topology"], keys["compile_topology_num_slices"]
     if not name:
         raise FileError("the config names no slice (compile_topology); give it: --on v5p:4x4x4")
-    slices = config["compile_topology_num_slices"]
     count = slices if isinstance(slices, int) and slices > 0 else 1
     return parse_machine(f"{count}*{name}")
 
 
-def _model(config: Mapping[str, Any], path: Path, notes: list[str]) -> Model:
-    name = config.get("model_name")
-    if name not in (None, "", "default"):
-        try:
-            model = load_model(
-                str(name).replace("llama3.1", "llama3").replace("llama3.3", "llama3")
+def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple[Keys, Model]:
+    """Return the model, and the keys with what is read so far: a model's own file may add some."""
+    name = keys["model_name"]
+    if name in (None, "", "default"):
+        stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "maxtext"
+        return keys, load_model(options_of(keys, stem))
+    own = base.parent / "models" / f"{name}.yml" if base is not None else None
+    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and own.is_file():
+        sizes = read_yaml(own)
+        if not isinstance(sizes, Mapping):
+            raise FileError(f"{own}: expected MaxText's keys")
+        _no_two(keys, sizes)
+        merged = Keys(keys.given, {**keys.defaults, **sizes})
+        merged.read |= keys.read
+        notes.append(f"model_name: {name} read from {own}")
+        return merged, load_model(options_of(merged, str(name)))
+    for start, block in NAMES.items():
+        if str(name).startswith(start):
+            raise FileError(f"model_name: {name} is not modelled: {REFUSED[block]}")
+    try:
+        model = load_model(_VARIANT.sub("", str(name)))
+    except ModelError as error:
+        raise FileError(f"model_name: {error} (or name its release's base.yml: --base)") from None
+    notes.append(f"model_name: {name} taken as {model.name}")
+    return keys, override_model(model, _changes(keys, model, str(name)))
+
+
+def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
+    """Return what a config, or MaxText's own file of that name, changes of a preset."""
+    changes: dict[str, Any] = {}
+    for start, said in _OWN.items():
+        changes |= said if name.startswith(start) else {}
+    # A layer of MaxText's Gemma 2 is two.
+    times = {"layers": 2 if name.startswith("gemma2-") else 1}
+    fields = {
+        key: field for key, field in _SIZES.items() if model.experts or "experts." not in field
+    }
+    own = {}
+    for key, field in fields.items():
+        first, _, inner = field.partition(".")
+        value = changes.get(field, getattr(model, first))
+        own[key] = getattr(value, inner) if inner else value
+    own["base_num_decoder_layers"] //= times["layers"]
+    _no_two(keys, own)
+    changes |= {
+        field: keys[key] * times[field] if field in times else keys[key]
+        for key, field in fields.items()
+        if key in keys.given
+    }
+    if not model.windows and keys["attention_type"] != "global":
+        changes |= masked(keys)
+    if model.positions != "learned":
+        changes["sequence"] = whole(keys["max_target_length"], "sequence")
+    return changes
+
+
+def _no_two(keys: Keys, sizes: Mapping[str, Any]) -> None:
+    """Raise `FileError` where a config says another size than its model, as MaxText does."""
+    if keys["override_model_config"]:
+        return
+    for key, value in sizes.items():
+        if key in keys.given and keys[key] != value:
+            raise FileError(
+                f"{key}: {shown(keys[key])}, but model_name says {shown(value)}; MaxText takes "
+                "another with override_model_config=true only"
             )
-        except ModelError as error:
-            raise FileError(f"model_name: {error}") from None
-        notes.append(f"model_name: {name} taken as {model.name}")
-        return override_model(model, {"sequence": whole(config["max_target_length"], "sequence")})
-    # Releases before August 2023 have no key for the block; theirs is the default one.
-    block = config["decoder_block"]
-    if block not in _BLOCKS:
-        raise FileError(f"decoder_block: {block!r} is not modelled{nearest(block, _BLOCKS)}")
-    words = config["mlp_activations"]
-    if not isinstance(words, list) or not words:
-        raise FileError("mlp_activations: expected a list, such as [silu, linear]")
-    scales = _scales(whole(config["global_parameter_scale"], "global_parameter_scale"))
-    heads = config.get("base_num_heads", config["base_num_query_heads"])
-
-    def size(key: str, scale: int, value: Any = None) -> int:
-        return whole(config[key] if value is None else value, key) * scale
-
-    made = {
-        "name": re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "maxtext",
-        "family": "decoder",
-        "layers": size("base_num_decoder_layers", scales["layers"]),
-        "embed": size("base_emb_dim", scales["embed"]),
-        "mlp": size("base_mlp_dim", scales["heads"]),
-        "heads": size("base_num_query_heads", scales["heads"], heads),
-        "kv_heads": size(
-            "base_num_kv_heads", scales["heads"], config.get("base_num_kv_heads", heads)
-        ),
-        "head_dim": size("head_dim", 1),
-        "vocab": size("vocab_size", 1),
-        "sequence": size("max_target_length", 1),
-        "activation": str(words[0]),
-        "gated_mlp": len(words) > 1,
-        "causal": config["attention_type"] != "full",
-        "tied_embeddings": bool(config["logits_via_embedding"]),
-        "norm": "rmsnorm",
-        "positions": "rotary",
-        **_BLOCKS[block],
-    }
-    if made["positions"] == "learned" and config["trainable_position_size"] == -1:
-        made["positions"] = "none"
-    return load_model(made)
 
 
-def _scales(scale: int) -> dict[str, int]:
-    """Return how MaxText spreads `global_parameter_scale`, a power of two, over the sizes.
-
-    Source: MaxText/pyconfig.py, get_individual_scales: heads and MLP first, then width.
-    """
-    log = scale.bit_length() - 1
-    if 2**log != scale:
-        raise FileError(f"global_parameter_scale: must be a power of two, not {scale}")
-    base, rest = divmod(log, 3)
-    return {
-        "heads": 2 ** (base + (rest > 0)),
-        "embed": 2 ** (base + (rest > 1)),
-        "layers": 2**base,
-    }
-
-
-def _plan(
-    config: Mapping[str, Any], model: Model, machine: Machine, flags: Mapping[str, str]
-) -> Plan:
+def _plan(keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str]) -> Plan:
     split = Split()
-    for key, size in _sizes(config).items():
-        split.add(key, size)
+    for key, size in _parallelism(keys).items():
+        if model.experts and key.endswith("_expert_parallelism"):
+            sizes = split.inside if key.startswith("ici") else split.outside
+            sizes["expert"] = whole(size, key)
+        else:
+            split.add(key, size)
     mesh = split.mesh(machine, split.rest or "data")
-    strategy = config.get("context_parallel_strategy", "all_gather")
-    if strategy != "all_gather" and any(axis.name == "context" for axis in mesh):
+    names = [axis.name for axis in mesh]
+    if "context" in names and (strategy := keys["context_parallel_strategy"]) != "all_gather":
         raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
-    steps = whole(config["gradient_accumulation_steps"], "gradient_accumulation_steps")
-    each = number(config["per_device_batch_size"], "per_device_batch_size")
-    remat = remat_named(
-        str(config["remat_policy"]), {key: config[key] for key in TENSORS if key in config}
-    )
+    steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
+    each = number(keys["per_device_batch_size"], "per_device_batch_size")
+    policy = str(keys["remat_policy"])
+    tensors = {key: keys[key] for key in TENSORS if key in keys} if policy == "custom" else {}
+    remat = remat_named(policy, tensors)
     if remat is None:
-        raise FileError(f"remat_policy: {shown(config['remat_policy'])} is not known")
-    flash = config["attention"] in ("flash", "autoselected")
+        raise FileError(f"remat_policy: {shown(keys['remat_policy'])} is not known")
+    flash = keys["attention"] in ("flash", "autoselected")
     old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
     gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
-    permutes = not old or flags.get("xla_enable_async_collective_permute") == "true"
-    optimizer = _OPTIMIZERS.get(str(config["opt_type"]))
+    permutes = not old or flags.get(_OVERLAP) == "true"
+    optimizer = _OPTIMIZERS.get(str(keys["opt_type"]))
     if optimizer is None:
-        raise FileError(f"opt_type: {config['opt_type']!r} is not modelled")
-    weights, gradients = (_format(config, key) for key in ("weight_dtype", "grad_dtype"))
+        raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
+    weights, gradients = (_format(keys, key) for key in ("weight_dtype", "grad_dtype"))
     if optimizer == "adamw":
-        mu = _format(config, "mu_dtype") if config["mu_dtype"] else weights
+        mu = _format(keys, "mu_dtype") if keys["mu_dtype"] else weights
         optimizer += "-bf16-mu" if mu == "bf16" else ""
-    parameters, activations, _ = rules_by_name([axis.name for axis in mesh])
+    over_data = "data" in names and bool(keys["shard_optimizer_over_data"])
+    parameters, activations, state = rules_by_name(names, optimizer_over_data=over_data)
+    microbatches, interleave = _pipeline(keys, model, mesh, steps)
+    ring = model.experts is not None and "expert" in names and bool(keys["use_ring_of_experts"])
     return Plan(
         name=model.name,
         model=model,
         machine=machine,
         batch=max(1, math.floor(each * machine.devices)) * steps,
-        sequence=whole(config["max_target_length"], "max_target_length"),
+        sequence=whole(keys["max_target_length"], "max_target_length"),
         mesh=mesh,
         parameters=parameters,
         activations=activations,
+        optimizer_rules=state,
         remat=Remat((remat,)),
-        microbatches=steps,
+        microbatches=microbatches,
+        pipeline_interleave=interleave,
         overlap=Overlap(
             matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
         ),
         precision=Precision(
-            compute="bf16" if config["dtype"] == "bfloat16" else "f32",
+            compute=_compute(keys, machine),
             parameters=weights,
             state="bf16" if weights == "bf16" else "",  # moments are as the weights are
             # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
             gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
         ),
-        vocab_tiles=whole(config["num_vocab_tiling"], "num_vocab_tiling"),
-        offload_optimizer=bool(config["optimizer_memory_host_offload"]),
+        experts=Routing(exchange="ring") if ring else Routing(),
+        vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
+        offload_optimizer=bool(keys["optimizer_memory_host_offload"]),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
         compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
 
 
-def _format(config: Mapping[str, Any], key: str) -> str:
+def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:
+    """Return the microbatches of a step, and the chunks of layers of a pipeline stage.
+
+    Source: MaxText's configs/types.py: without numbers of their own as many microbatches as stages,
+    and as many repeats as the layers need.
+    """
+    stages = next((axis.size for axis in mesh if axis.name == "stage"), 1)
+    if stages == 1:
+        return steps, 1
+    if steps > 1:
+        raise FileError(
+            "gradient_accumulation_steps: with a pipeline it is not modelled; use 1, and "
+            "num_pipeline_microbatches"
+        )
+    many, repeats = keys["num_pipeline_microbatches"], keys["num_pipeline_repeats"]
+    layers = whole(keys["num_layers_per_pipeline_stage"], "num_layers_per_pipeline_stage")
+    many = stages if many == -1 else whole(many, "num_pipeline_microbatches")
+    if repeats == -1:
+        repeats = max(1, model.layers // (stages * layers))
+    return many, whole(repeats, "num_pipeline_repeats")
+
+
+def _compute(keys: Keys, machine: Machine) -> str:
+    """Return the format of matmuls."""
+    usual = "bf16" if keys["dtype"] == "bfloat16" else "f32"
+    asked = keys["quantization"] or ("int8" if keys.get("int8_training") is True else "")
+    if not asked:
+        return usual
+    if asked not in _COMPUTE:
+        raise FileError(f"quantization: {shown(asked)} is not modelled{nearest(asked, _COMPUTE)}")
+    compute = _COMPUTE[asked]
+    if compute not in machine.chip.peak_flops:
+        raise FileError(f"quantization: {machine.chip.name} multiplies no {compute}")
+    return compute
+
+
+def _format(keys: Keys, key: str) -> str:
     """Return the format that a key names."""
     formats = {"bfloat16": "bf16", "float32": "f32"}
-    if config[key] not in formats:
-        raise FileError(f"{key}: {config[key]!r} is not modelled{nearest(config[key], formats)}")
-    return formats[config[key]]
+    if keys[key] not in formats:
+        raise FileError(f"{key}: {keys[key]!r} is not modelled{nearest(keys[key], formats)}")
+    return formats[keys[key]]
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+def _parallelism(keys: Keys) -> dict[str, Any]:
     """Return the sizes of the mesh by MaxText's keys; lists go with `mesh_axes`."""
-    axes = config["mesh_axes"]
     sizes = {
-        re.sub("^(ici|dcn)_sequence_", r"\1_context_", key): value  # both gather keys and values
-        for key, value in config.items()
-        if re.fullmatch(r"(ici|dcn)_\w+_parallelism", key) and value not in (1, "1")
+        re.sub("^(ici|dcn)_sequence_", r"\1_context_", key): keys[key]  # both gather keys
+        for key in keys
+        if _PARALLELISM.fullmatch(key)
     }
+    sizes = {key: size for key, size in sizes.items() if size not in (1, "1")}
     for over in ("ici", "dcn"):
-        values = config.get(f"{over}_parallelism")
-        if isinstance(values, list) and isinstance(axes, list):
+        values = keys.get(f"{over}_parallelism")
+        if isinstance(values, list) and isinstance(axes := keys["mesh_axes"], list):
             if len(values) != len(axes):
                 raise FileError(f"{over}_parallelism: one size for each of mesh_axes")
             sizes |= {
@@ -288,10 +330,10 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _activations(plan: Plan, config: Mapping[str, Any]) -> Rules:
+def _activations(plan: Plan, keys: Keys) -> Rules:
     """Return the activation rules with the residual split as the config's logical rules do."""
     tensor = plan.parameters.get("heads", ())
-    rules = config["logical_axis_rules"]
+    rules = keys["logical_axis_rules"]
     if not tensor or not isinstance(rules, list):
         return plan.activations
     by: dict[str, set[str]] = {}
@@ -299,9 +341,12 @@ def _activations(plan: Plan, config: Mapping[str, Any]) -> Rules:
         if isinstance(rule, list) and len(rule) == 2:
             axes = [rule[1]] if isinstance(rule[1], str) else rule[1] or []
             by.setdefault(str(rule[0]), set()).update(map(str, axes))
+    asked = {key[4:].removesuffix("_parallelism") for key in _parallelism(keys)}
+    by_sequence = "tensor_sequence" in asked and "tensor" not in asked
     split = {
-        "embed": "tensor" in by.get("activation_embed", ()),
-        "seq": bool({"tensor", "tensor_sequence"} & by.get("activation_norm_length", set())),
+        "embed": "tensor" in by.get("activation_embed", ()) and not by_sequence,
+        "seq": by_sequence
+        or bool({"tensor", "tensor_sequence"} & by.get("activation_norm_length", set())),
     }
     changed = dict(plan.activations)
     for logical in ("embed", "seq"):

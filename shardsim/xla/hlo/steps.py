@@ -22,7 +22,10 @@ from shardsim.xla.hlo.sources import source_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
-_REFUSED = frozenset("conditional send send-done recv recv-done infeed outfeed".split())
+_REFUSED = frozenset(
+    "conditional send send-done recv recv-done infeed outfeed"
+    " fusion-start fusion-done custom-call-start custom-call-done".split()
+)
 
 
 @dataclass

@@ -1,0 +1,289 @@
+"""What a `config.json` means where a key is missing: transformers' defaults, by model_type.
+
+From the configuration classes of transformers 4.57.6 (models/*/configuration_*.py), the last
+release of the series that most published files were written with. Only keys that decide what a
+model is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+VERSION = "transformers 4.57.6"
+
+
+def _decoder(
+    layers: int, embed: int, mlp: int, heads: int, kv_heads: int | None, vocab: int, **more: Any
+) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": embed,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "head_dim": None,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+_ROW: dict[str, Any] = {"attention_bias": False}
+_QWEN_WINDOW: dict[str, Any] = {
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_LAYERED: dict[str, Any] = {"layer_types": None, **_QWEN_WINDOW}
+_GEMMA: dict[str, Any] = {
+    **_ROW,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
+_QWEN_EXPERTS: dict[str, Any] = {
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "num_channels": 3,
+    "patch_size": 16,
+}
+_VIT: dict[str, Any] = {**_TOWER, "image_size": 224}
+_LATENT: dict[str, Any] = {
+    **_ROW,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "moe_layer_freq": 1,
+}
+_OLMO: dict[str, Any] = {**_ROW, "max_position_embeddings": 2048}
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": _decoder(
+        32, 4096, 11008, 32, None, 32000, **_ROW, mlp_bias=False, max_position_embeddings=2048
+    ),
+    "mistral": _decoder(
+        32, 4096, 14336, 32, 8, 32000, sliding_window=4096, max_position_embeddings=131072
+    ),
+    "mixtral": _decoder(
+        32,
+        4096,
+        14336,
+        32,
+        8,
+        32000,
+        sliding_window=None,
+        max_position_embeddings=131072,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
+    "qwen2": _decoder(32, 4096, 22016, 32, 32, 151936, **_LAYERED, max_position_embeddings=32768),
+    "qwen3": _decoder(
+        32,
+        4096,
+        22016,
+        32,
+        32,
+        151936,
+        **(_LAYERED | _ROW | {"head_dim": 128}),
+        max_position_embeddings=32768,
+    ),
+    "qwen2_moe": _decoder(
+        24,
+        2048,
+        5632,
+        16,
+        16,
+        151936,
+        **(_QWEN_EXPERTS | _QWEN_WINDOW),
+        **{"qkv_bias": True, "shared_expert_intermediate_size": 5632},
+        max_position_embeddings=32768,
+    )
+    | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
+    "qwen3_moe": _decoder(
+        24,
+        2048,
+        6144,
+        32,
+        4,
+        151936,
+        **(_QWEN_EXPERTS | _QWEN_WINDOW | _ROW),
+        max_position_embeddings=32768,
+    ),
+    "gemma": _decoder(28, 3072, 24576, 16, 16, 256000, **_GEMMA, max_position_embeddings=8192)
+    | {"hidden_activation": None},
+    "gemma2": _decoder(
+        26,
+        2304,
+        9216,
+        8,
+        4,
+        256000,
+        **_GEMMA,
+        sliding_window=4096,
+        layer_types=None,
+        max_position_embeddings=8192,
+    ),
+    "gemma3_text": _decoder(
+        26,
+        2304,
+        9216,
+        8,
+        4,
+        262208,
+        **_GEMMA,
+        sliding_window=4096,
+        layer_types=None,
+        sliding_window_pattern=6,
+        use_bidirectional_attention=False,
+        max_position_embeddings=131072,
+    ),
+    "gpt_oss": _decoder(
+        36,
+        2880,
+        2880,
+        64,
+        8,
+        201088,
+        **{"attention_bias": True, "head_dim": 64},
+        num_local_experts=128,
+        num_experts_per_tok=4,
+        sliding_window=128,
+        layer_types=None,
+        max_position_embeddings=131072,
+    ),
+    "llama4_text": _decoder(
+        48,
+        5120,
+        8192,
+        40,
+        8,
+        202048,
+        **(_ROW | {"head_dim": 128}),
+        intermediate_size_mlp=16384,
+        num_local_experts=16,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
+        moe_layers=None,
+        max_position_embeddings=131072,
+    ),
+    "deepseek_v2": _decoder(
+        32,
+        4096,
+        11008,
+        32,
+        32,
+        32000,
+        **(_LATENT | {"n_routed_experts": 64, "n_shared_experts": 2}),
+        num_experts_per_tok=None,
+        moe_intermediate_size=1407,
+        first_k_dense_replace=0,
+        max_position_embeddings=2048,
+    ),
+    "deepseek_v3": _decoder(
+        61,
+        7168,
+        18432,
+        128,
+        128,
+        129280,
+        **(_LATENT | {"n_routed_experts": 256, "n_shared_experts": 1}),
+        num_experts_per_tok=8,
+        moe_intermediate_size=2048,
+        first_k_dense_replace=3,
+        max_position_embeddings=4096,
+    ),
+    "olmo2": _decoder(32, 4096, 11008, 32, None, 50304, **_OLMO),
+    "olmo3": _decoder(
+        32, 4096, 11008, 32, None, 50304, **_OLMO, sliding_window=4096, layer_types=None
+    ),
+    "phi": _decoder(
+        24,
+        2048,
+        8192,
+        32,
+        None,
+        51200,
+        **{"hidden_act": "gelu_new", "qk_layernorm": False},
+        max_position_embeddings=2048,
+    ),
+    "phi3": _decoder(
+        32, 3072, 8192, 32, None, 32064, sliding_window=None, max_position_embeddings=4096
+    ),
+    "gpt2": {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": True,
+        "add_cross_attention": False,
+    },
+    "gpt_neox": {
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 2048,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "vit": {**_VIT, "hidden_act": "gelu", "qkv_bias": True, "pooler_output_size": None},
+    "dinov2": {
+        **_VIT,
+        "patch_size": 14,
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        "use_mask_token": True,
+    },
+    "dinov2_with_registers": {
+        **_VIT,
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        "num_register_tokens": 4,
+    },
+    "clip_vision_model": {**_VIT, "patch_size": 32, "hidden_act": "quick_gelu"},
+    "siglip_vision_model": {
+        **_VIT,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": True,
+    },
+    "siglip2_vision_model": {
+        **_TOWER,
+        "hidden_act": "gelu_pytorch_tanh",
+        "vision_use_head": True,
+        "num_patches": 256,
+    },
+}
+DEFAULTS = {**DEFAULTS, "kimi_k2": DEFAULTS["deepseek_v3"]}
+# Other names of keys that transformers takes as the same (`attribute_map`).
+SAME_KEYS: Mapping[str, Mapping[str, str]] = {
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    "mixtral": {"num_experts": "num_local_experts"},
+}

@@ -1,0 +1,212 @@
+"""big_vision's configs are read without running them, by the branches that arguments take."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.errors import ShardsimError
+from shardsim.validate.imports import Imported, import_config
+from shardsim.validate.imports.literals import Unknown, read_python
+
+CONFIG = """
+import big_vision.configs.common as bvcc
+import ml_collections as mlc
+
+def _set_task(config, size, classes=10, *, suffix='|keep("image")'):
+  pp = f'decode|resize_small({size + 64})|random_crop({size})'
+  pp += suffix
+  config.input.pp = pp
+  config.num_classes = classes
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, variant='B/16', res=224, runlocal=False, batch=(1024, int))
+  config = mlc.ConfigDict()
+  config.input = {}
+  config.input.batch_size = arg.batch if not arg.runlocal else 8
+  config.input.data = dict(name='imagenet2012', split='train[:99%]')
+  _set_task(config, arg.res, classes=1000)
+  config.model_name = 'vit'
+  config.model = dict(variant='S/16', pool_type='gap')
+  config.model.variant = arg.variant
+  config.optax = dict(mu_dtype='bfloat16')
+  config.total_epochs = 2 * 45
+  config.evals = {**dict(type='classification'), 'log_steps': 10 ** 3}
+  if arg.runlocal:
+    config.input.data.split = 'train[:16]'
+  elif arg.res > 300:
+    config.grad_accum_steps = 4
+  return config
+"""
+
+
+def read(folder: Path, text: str, arguments: str = "", **more: Any) -> Imported:
+    """Return the import of a config's text."""
+    file = folder / "config.py"
+    file.write_text(text, encoding="utf-8")
+    name = f"{file}:{arguments}" if arguments else str(file)
+    return import_config(name, "big_vision", machine="v4:4x4x4", **more)
+
+
+def test_arguments_decide_what_branches_and_functions_make(tmp_path: Path) -> None:
+    plan = read(tmp_path, CONFIG).plan
+    assert (plan.batch, plan.model.image, plan.model.embed) == (1024, 224, 768)
+    assert (plan.model.classes, plan.microbatches, plan.optimizer) == (1000, 1, "adamw-bf16-mu")
+    plan = read(tmp_path, CONFIG, "variant=L/16,res=384,batch=2048").plan
+    assert (plan.batch, plan.model.image, plan.model.embed) == (2048, 384, 1024)
+    assert plan.microbatches == 4
+    with pytest.raises(ShardsimError, match="8"):  # does not divide by 64 devices
+        read(tmp_path, CONFIG, "runlocal")
+    with pytest.raises(ShardsimError, match="argument 'size': the config does not read it"):
+        read(tmp_path, CONFIG, "size=384")
+
+
+def test_every_key_is_in_the_plan_or_listed(tmp_path: Path) -> None:
+    more = "\n  config.model.rep_size = True\n  config.model.own = 3\n  config.more = 1\n  return"
+    text = CONFIG.replace("\n  return config", f"{more} config")
+    left = {item.key: item.could_change for item in read(tmp_path, text).not_carried}
+    assert left == {
+        "input.pp": (),
+        "input.data.name": (),
+        "input.data.split": (),
+        "total_epochs": (),
+        "evals.type": (),
+        "evals.log_steps": (),
+        "model.rep_size": ("time", "hbm"),
+        "model.own": ("time", "hbm"),
+        "more": ("time", "hbm"),
+    }
+
+
+def test_the_last_of_several_values_counts_and_a_local_run_does_not(tmp_path: Path) -> None:
+    text = """
+def get_config(arg=None):
+  config = ml_collections.ConfigDict()
+  config.input = {}
+  config.input.batch_size = 1024
+  config.input.pp = 'decode|resize(224)|value_range(-1, 1)'
+  config.model = dict(variant='B/16', pool_type='gap')
+  config.model.variant = 'L/16'
+  if arg.runlocal:
+    config.input.batch_size = 64
+  return config
+"""
+    plan = read(tmp_path, text).plan
+    assert (plan.batch, plan.model.layers, plan.model.embed) == (1024, 24, 1024)
+    assert read(tmp_path, text, "runlocal=True").plan.batch == 64
+
+
+DECIDED = {
+    "input.batch_size": "config.input.batch_size = arg.size",
+    "model.depth": "config.model.depth = 2 * arg.size",
+    "model.scan": "if arg.size:\n    config.model.scan = True",
+    "mesh": "if not arg.size == 3:\n    pass\n  else:\n    config.mesh = [('data', 64)]",
+    "model.pool_type": "config.model.update(pool_type='map' if arg.size else 'gap')",
+}
+
+
+@pytest.mark.parametrize("key", DECIDED)
+def test_what_an_argument_decides_is_asked_for(key: str, tmp_path: Path) -> None:
+    text = CONFIG.replace("\n  return config", f"\n  {DECIDED[key]}\n  return config")
+    with pytest.raises(ShardsimError, match=rf"config\.{key}: decided by arg\.size; say it"):
+        read(tmp_path, text)
+    assert read(tmp_path, text, "size=64").plan.batch in (64, 1024)
+
+
+def test_an_image_of_no_whole_patches_is_cut(tmp_path: Path) -> None:
+    found = read(tmp_path, CONFIG, "variant=So400m/14,res=384")
+    assert (found.plan.sequence, found.plan.model.patches) == (729, 729)
+    assert "image" in {item.key for item in found.not_carried}
+
+
+HOSTILE = [
+    "config = config.a.b.c",
+    "config.a = config\nconfig.b = config\nconfig.a.c = config",
+    "x = [1]\n" + "x = [x, x, x, x]\n" * 40 + "config.x = x",
+    "x = 'a' * 10\n" + "x = x + x\n" * 60 + "config.x = x",
+    "x = 9\n" + "x = x * x\n" * 60 + "config.x = x ** x",
+    "config.x = '{:>999999999999}'.format(1)",
+    "config.x = '{0.__class__.__mro__}'.format(1)",
+    "config.x = (0) ** -1 + (-8) ** 0.5",
+    "def f(): return f() + f()\nconfig.x = f()",
+    "def f(c):\n  f(c)\n  f(c)\nf(config)",
+    "while True: config.x = 1",
+    "raise ValueError('no')",
+    "def get_config(arg): return [1]",
+    "def get_config(arg):\n  for i in [1]:\n    config.model = dict(variant='B/16')",
+    "config.model = {'variant': {'a': 1}}\nconfig.input.batch_size = True",
+    "config.x = " + "(" * 500 + "1" + ")" * 500,
+    "import os\nos.remove('/nothing')\nconfig.x = open('/etc/passwd').read()",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_files_are_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardsimError) as caught:
+        read(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+_NAMES = st.sampled_from(["a", "b", "config", "arg", "config.model", "config.input"])
+_EXPRESSIONS = st.recursive(
+    st.one_of(
+        _NAMES, st.integers(0, 99).map(str), st.sampled_from(["'x'", "None", "True", "arg.b"])
+    ),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-*/%"), inner).map(" ".join),
+        st.tuples(inner, inner).map(lambda two: f"[{two[0]}, {two[1]}]"),
+        inner.map(lambda one: f"dict(a={one})"),
+        inner.map(lambda one: f"f({one})"),
+        st.tuples(inner, inner, inner).map(lambda three: "({} if {} else {})".format(*three)),
+    ),
+    max_leaves=8,
+)
+_STATEMENTS = st.one_of(
+    st.tuples(_NAMES, _EXPRESSIONS).map(lambda two: f"{two[0]} = {two[1]}"),
+    st.tuples(_NAMES, _EXPRESSIONS).map(lambda two: f"{two[0]}.b = {two[1]}"),
+    st.tuples(_EXPRESSIONS, _NAMES).map(lambda two: f"if {two[0]}:\n    {two[1]} = 1"),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(body=st.lists(_STATEMENTS, max_size=8), arguments=st.sampled_from(["", "b=3", "b"]))
+def test_any_program_is_read_or_refused(body: list[str], arguments: str) -> None:
+    lines = "".join(f"  {line}\n" for line in body)
+    text = f"def f(x):\n  return x\ndef get_config(arg):\n  config = {{}}\n{lines}  return config\n"
+    with contextlib.suppress(ShardsimError, RecursionError):
+        config, _ = read_python(text, arguments)
+        assert isinstance(config, dict)
+
+
+def test_loops_over_what_the_file_says_are_gone_through() -> None:
+    text = """
+NAMES = ('a', 'b')
+def of(config, name):
+  config[name] = name * 1 if False else f'{name}{len(NAMES)}'
+def get_config():
+  config = {}
+  for name in NAMES:
+    of(config, name)
+  for number in range(3):
+    config.last = number
+  for name, value in dict(c=1).items():
+    config[name] = value
+  for one in unknown():
+    config.lost = one
+  return config
+"""
+    made, _ = read_python(text, "")
+    assert made == {"a": "a2", "b": "b2", "last": 2, "c": 1, "lost": Unknown("a loop")}
+
+
+def test_what_depends_on_an_unknown_is_unknown_by_it() -> None:
+    text = "config.x = [arg.a + 1, 2]\nconfig.y = f'{config.x[0]}'\nconfig.z = config.x[1]"
+    body = text.replace("\n", "\n  ")
+    made, _ = read_python(f"def get_config(arg):\n  config = {{}}\n  {body}\n  return config", "")
+    assert made["y"] == Unknown("arg.a")
+    assert made["z"] == 2

@@ -1,0 +1,460 @@
+"""MaxText's keys: each is in the plan, refused, or listed; blocks have the weights they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import predict
+from shardsim.errors import ShardsimError
+from shardsim.model import Model
+from shardsim.plan import resolve
+from shardsim.validate.imports import Imported, import_config
+
+COMMAND = (
+    "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
+    "per_device_batch_size=4"
+)
+
+
+def script(folder: Path, words: str = "", *, before: str = "", on: str = "v5p:4x4x4") -> Imported:
+    """Return the import of a script of one command."""
+    file = folder / "run.sh"
+    file.write_text(f"#!/bin/bash\n{before}\n{COMMAND} {words}\n", encoding="utf-8")
+    return import_config(str(file), "maxtext", machine=on)
+
+
+# A value of each key that is not its usual one, from every part of base.yml.
+CHANGED = {
+    # in the plan
+    "per_device_batch_size": "2",
+    "max_target_length": "1024",
+    "gradient_accumulation_steps": "2",
+    "remat_policy": "minimal",
+    "dtype": "float32",
+    "weight_dtype": "bfloat16",
+    "grad_dtype": "bfloat16",
+    "mu_dtype": "bfloat16",
+    "opt_type": "sgd",
+    "quantization": "int8",
+    "num_vocab_tiling": "8",
+    "optimizer_memory_host_offload": "true",
+    "attention": "dot_product",
+    "attention_type": "full",
+    "ici_tensor_parallelism": "4",
+    "ici_tensor_sequence_parallelism": "4",
+    "ici_context_parallelism": "4",
+    "ici_pipeline_parallelism": "4",
+    "ici_data_parallelism": "4",
+    # refused
+    "ici_expert_parallelism": "4",
+    "ici_autoregressive_parallelism": "4",
+    "ici_diloco_parallelism": "4",
+    "ici_context_usp_ulysses_parallelism": "4",
+    "base_num_decoder_layers": "8",
+    "vocab_size": "32003",
+    "head_dim": "64",
+    # listed, and could change a step
+    "scan_layers": "false",
+    "parameter_memory_host_offload": "true",
+    "matmul_precision": "highest",
+    "use_dpo": "true",
+    "lora_rank": "16",
+    "use_multimodal": "true",
+    "use_audio": "true",
+    "dropout_rate": "0.1",
+    "custom_mesh_and_rule": "pure-fsdp",
+    "custom_mesh": "hybrid_ring_64x4",
+    "mtp_num_layers": "1",
+    "trainable_parameters_mask": "['.*norm.*']",
+    "enable_diloco": "true",
+    "enable_rampup_batch_size": "true",
+    "fused_qkv": "true",
+    "fused_mlp": "true",
+    "attn_logits_soft_cap": "50.0",
+    "float32_logits": "true",
+    "cast_logits_to_fp32": "false",
+    "activations_in_float32": "true",
+    "use_qwix_quantization": "true",
+    "sa_block_q": "2048",
+    "local_sa_block_kv": "1024",
+    "use_tokamax_splash": "true",
+    "wi_tile_fwd_mlp_dim": "512",
+    "megablox": "false",
+    "shard_mode": "explicit",
+    "context_parallel_load_balance": "false",
+    "allow_split_physical_axes": "true",
+    "moba": "true",
+    "use_indexer": "true",
+    "engram_layers": "[1,4]",
+    "training_objective": "block_diffusion",
+    "no_such_key": "7",
+}
+REFUSED = {f"ici_{axis}_parallelism" for axis in ("expert", "autoregressive", "diloco")}
+REFUSED |= {"ici_context_usp_ulysses_parallelism", "base_num_decoder_layers", "vocab_size"}
+REFUSED |= {"head_dim"}
+HARMLESS = {
+    "run_name": "mine",
+    "base_output_directory": "gs://bucket",
+    "enable_checkpointing": "false",
+    "checkpoint_period": "100",
+    "dataset_type": "synthetic",
+    "dataset_path": "$DATASET",
+    "tokenizer_path": "assets/tokenizer",
+    "packing": "false",
+    "steps": "30",
+    "learning_rate": "1e-4",
+    "adam_b2": "0.99",
+    "eval_interval": "10",
+    "profiler": "xplane",
+    "enable_tensorboard": "false",
+    "dump_hlo": "true",
+    "rope_max_timescale": "500000",
+    "normalization_layer_epsilon": "1e-6",
+    "enable_dropout": "true",
+    "freeze_vision_encoder_params": "false",
+    "image_size_for_vit": "448",
+    "max_prefill_predict_length": "128",
+    "decode_sampling_strategy": "topk",
+    "jax_distributed_initialization_timeout": "600",
+    "enable_goodput_recording": "true",
+    "init_weights_seed": "7",
+    "gdn_chunk_size": "32",
+    "mesh_axes": "['data','fsdp']",
+    "kv_lora_rank": "256",
+    "num_experts_per_tok": "2",
+    "shard_optimizer_over_data": "true",
+    "compile_xla_flags": "--xla_enable_async_collective_permute=true",
+}
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_key_changes_the_plan_is_refused_or_listed(key: str, tmp_path: Path) -> None:
+    usual = script(tmp_path)
+    assert usual.not_carried == ()
+    if key in REFUSED:
+        with pytest.raises(ShardsimError, match=key):
+            script(tmp_path, f"{key}={CHANGED[key]}")
+        return
+    found = script(tmp_path, f"{key}={CHANGED[key]}")
+    could = {item.key for item in found.not_carried if item.could_change}
+    assert could == (set() if found.plan != usual.plan else {key})
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+def test_a_key_that_changes_no_step_is_listed_as_such(key: str, tmp_path: Path) -> None:
+    usual, found = script(tmp_path), script(tmp_path, f"{key}={HARMLESS[key]}")
+    assert found.plan == usual.plan
+    ((left),) = found.not_carried
+    assert (left.key, left.could_change) == (key, ())
+    assert "known" not in left.why
+
+
+_VALUES = st.sampled_from(["true", "false", "0", "4", "-1", "1.5", "bfloat16", "''", "[1]", "x y"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.dictionaries(
+        st.one_of(
+            st.sampled_from(sorted({**CHANGED, **HARMLESS})),
+            st.text("abc_", min_size=3),
+        ),
+        _VALUES,
+        max_size=4,
+    )
+)
+def test_of_any_words_none_is_lost(
+    words: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    usual = script(folder)
+    try:
+        found = script(folder, " ".join(f'{key}="{value}"' for key, value in words.items()))
+    except ShardsimError:  # and no other error
+        return
+    listed = {item.key for item in found.not_carried}
+    if not set(words) - listed:
+        assert found.plan == usual.plan
+
+
+def listed(found: Imported) -> dict[str, tuple[str, ...]]:
+    """Return what is not carried, and what it could change."""
+    return {item.key: item.could_change for item in found.not_carried}
+
+
+def test_sizes_of_a_named_model_are_changed_where_maxtext_would(tmp_path: Path) -> None:
+    found = script(tmp_path, "override_model_config=true base_num_decoder_layers=8")
+    assert (found.plan.model.layers, found.plan.model.embed) == (8, 4096)
+    assert script(tmp_path, "base_emb_dim=4096").plan.model.embed == 4096
+    with pytest.raises(ShardsimError, match="override_model_config"):
+        script(tmp_path, "base_emb_dim=2048")
+
+
+# Weights of MaxText's own files of such names.
+NAMED = {
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-4b-thinking-2507": 4_022_468_096,
+    "qwen2.5-7b": 7_615_616_512,
+    "gemma2-9b": 9_242_164_736,
+    "gemma3-4b": 3_880_099_328,
+    "llama3.3-70b": 70_553_706_496,
+    "olmo3-7b-pt": 7_298_011_136,
+    "mixtral-8x22b": 140_630_071_296,
+    "gpt-oss-20b": 20_914_757_184,
+    "llama4-17b-16e": 107_769_861_120,
+    "gpt3-175b": 174_780_997_632,
+    "deepseek2-236b": 235_741_434_880,
+    "deepseek3-671b": 671_026_419_200,
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Path) -> None:
+    model = script(tmp_path, f"model_name={name}").plan.model
+    assert model.parameters_all == NAMED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("deepseek4-284b", "compressed attention"),
+        ("gemma4-31b", "one kind of heads"),
+        ("qwen3-next-80b-a3b", "recurrent state"),
+    ],
+)
+def test_a_named_model_that_cannot_be_said_has_the_reason(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ShardsimError, match=f"model_name: {name} is not modelled: .*{reason}"):
+        script(tmp_path, f"model_name={name}")
+
+
+def test_windows_of_all_layers(tmp_path: Path) -> None:
+    plan = script(tmp_path, "attention_type=local_sliding sliding_window_size=1024").plan
+    assert plan.model.windows == (1024,)
+
+
+def test_pipelines_have_the_microbatches_and_repeats_of_maxtext(tmp_path: Path) -> None:
+    def of(words: str) -> tuple[int, int]:
+        plan = script(tmp_path, words).plan
+        assert int(resolve(plan).pipeline.size) == 4
+        return plan.microbatches, plan.pipeline_interleave
+
+    assert of("ici_pipeline_parallelism=4 num_pipeline_microbatches=8") == (8, 8)
+    assert of("ici_pipeline_parallelism=4 num_layers_per_pipeline_stage=8") == (4, 1)
+    assert of("ici_pipeline_parallelism=4 num_pipeline_repeats=2") == (4, 2)
+
+
+def test_a_tensor_sequence_axis_splits_the_sequence(tmp_path: Path) -> None:
+    plan = script(tmp_path, "ici_tensor_sequence_parallelism=4").plan
+    assert plan.activations["seq"] == plan.parameters["heads"] == ("model",)
+    assert "embed" not in plan.activations
+    plan = script(tmp_path, "ici_tensor_parallelism=4").plan
+    assert plan.activations["embed"] == ("model",)
+
+
+def test_optimizer_state_is_split_over_data(tmp_path: Path) -> None:
+    words = "ici_data_parallelism=4 shard_optimizer_over_data=true"
+    assert script(tmp_path, words).plan.optimizer_rules == {"embed": ("data",)}
+
+
+def test_quantized_products_take_the_chips_format_or_are_refused(tmp_path: Path) -> None:
+    assert script(tmp_path, "quantization=int8").plan.precision.compute == "int8"
+    assert script(tmp_path, "quantization=fp8", on="v6e:8x8").plan.precision.compute == "fp8"
+    with pytest.raises(ShardsimError, match="v5p multiplies no fp8"):
+        script(tmp_path, "quantization=fp8")
+    with pytest.raises(ShardsimError, match="not modelled"):
+        script(tmp_path, "quantization=intmp")
+
+
+def test_experts_lie_on_an_axis_of_their_own(tmp_path: Path) -> None:
+    words = "model_name=mixtral-8x7b ici_expert_parallelism=4"
+    plan = script(tmp_path, words).plan
+    assert int(resolve(plan).expert.size) == 4
+    ring = script(tmp_path, f"{words} use_ring_of_experts=true").plan
+    assert (plan.experts.exchange, ring.experts.exchange) == ("all-to-all", "ring")
+    assert predict(ring).step_time_s > 0
+
+
+def test_variables_that_a_script_sets_count(tmp_path: Path) -> None:
+    before = 'export BATCH=2\nSEQ="1024"\nexport M_REMAT_POLICY=minimal'
+    words = "per_device_batch_size=$BATCH max_target_length=${SEQ} steps=${STEPS:-30}"
+    found = script(tmp_path, words, before=before)
+    assert (found.plan.batch, found.plan.sequence) == (128, 1024)
+    assert found.plan.remat == script(tmp_path, "remat_policy=minimal").plan.remat
+    assert listed(found) == {"steps": ()}
+    with pytest.raises(ShardsimError, match=r"per_device_batch_size: \$1 is set outside"):
+        script(tmp_path, "per_device_batch_size=$1")
+    assert listed(script(tmp_path, "run_name=$RUN_NAME")) == {"run_name": ()}
+
+
+def test_a_command_in_another_commands_words_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(f'xpk workload create --command "{COMMAND} remat_policy=minimal"\n')
+    found = import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert found.plan == script(tmp_path, "remat_policy=minimal").plan
+
+
+def test_flags_of_the_compiler_are_listed(tmp_path: Path) -> None:
+    before = "export LIBTPU_INIT_ARGS='--xla_tpu_scoped_vmem_limit_kib=98304'"
+    assert listed(script(tmp_path, before=before)) == {
+        "xla_tpu_scoped_vmem_limit_kib": ("time", "hbm")
+    }
+
+
+NOT_MAXTEXT = [
+    ("#!/bin/bash\nexport A=1\nbash other.sh --fast\n", "no training command in this script"),
+    ("export A=1\n./train_all.sh\n", "no training command in this script"),
+    (
+        "model: llama2-7b\nmachine: v5p:4x4x4\nbatch: 64\nmesh: {fsdp: 64}\nattention: flash\n",
+        "no config of MaxText: 'batch' and 3 more of 5 keys",
+    ),
+    ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "no config of MaxText"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), NOT_MAXTEXT, ids=range(len(NOT_MAXTEXT)))
+def test_a_file_of_another_kind_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text(text)
+    with pytest.raises(ShardsimError, match=words):
+        import_config(str(file), "maxtext", machine="v5p:4x4x4")
+
+
+# Small models of each block: what its file says, and its weights beside those of a plain block.
+_PLAIN = {
+    "base_emb_dim": 64,
+    "base_num_query_heads": 4,
+    "base_num_kv_heads": 2,
+    "base_mlp_dim": 96,
+    "base_num_decoder_layers": 12,
+    "head_dim": 16,
+    "vocab_size": 256,
+    "max_target_length": 128,
+    "mlp_activations": "[silu, linear]",
+}
+_ATTENTION = 2 * 64 * 16 * (4 + 2)  # q and output, k and v
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "base_moe_mlp_dim": 96}
+_ONE = 3 * 64 * 96
+_MIXED = 8 * _ONE + 64 * 8
+_POST = {"use_post_attn_norm": "true", "use_post_ffw_norm": "true"}
+BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
+    "llama2": ({}, 12 * (_ATTENTION + _ONE + 2 * 64)),
+    "mixtral": (_EXPERTS, 12 * (_ATTENTION + _MIXED + 2 * 64)),
+    "qwen2": ({"attention_bias": "true"}, 12 * (_ATTENTION + 16 * 8 + _ONE + 2 * 64)),
+    "qwen3": ({"use_qk_norm": "true"}, 12 * (_ATTENTION + 2 * 16 + _ONE + 2 * 64)),
+    "qwen3_moe": (
+        {**_EXPERTS, "use_qk_norm": "true"},
+        12 * (_ATTENTION + 2 * 16 + _MIXED + 2 * 64),
+    ),
+    "gemma2": ({**_POST, "sliding_window_size": 32}, 24 * (_ATTENTION + _ONE + 4 * 64)),
+    "gemma3": ({**_POST, "sliding_window_size": 32}, 12 * (_ATTENTION + 32 + _ONE + 4 * 64)),
+    "gpt_oss": (
+        {
+            **_EXPERTS,
+            "sliding_window_size": 32,
+            "attention_bias": "true",
+            "attention_sink": "true",
+            "mlp_bias": "true",
+            "routed_bias": "true",
+        },
+        # biases of q, k, v, output, experts and router, and a sink of each head
+        12 * (_ATTENTION + 16 * 8 + 64 + 4 + _MIXED + 8 * (2 * 96 + 64) + 8 + 2 * 64),
+    ),
+    "llama4": (
+        {**_EXPERTS, "shared_experts": 1, "interleave_moe_layer_step": 2},
+        12 * (_ATTENTION + 2 * 64) + 6 * _ONE + 6 * (_MIXED + _ONE),
+    ),
+    "envy": (
+        {
+            **_EXPERTS,
+            "use_qk_norm": "true",
+            "use_post_ffw_norm": "true",
+            "interleave_moe_layer_step": 2,
+        },
+        12 * (_ATTENTION + 2 * 16 + 3 * 64) + 6 * _ONE + 6 * _MIXED,
+    ),
+    "deepseek": (
+        {
+            **_EXPERTS,
+            "attention_type": "mla",
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 10,
+            "shared_experts": 2,
+            "first_num_dense_layers": 2,
+            "routed_bias": "true",
+        },
+        # down and up of queries, of keys and values, the part of keys that heads share, output
+        12 * (64 * 24 + 24 + 24 * 4 * 12 + 64 * 32 + 32 + 32 * 4 * (8 + 10) + 64 * 4 + 40 * 64)
+        + 12 * 2 * 64
+        + 2 * _ONE
+        + 10 * (_MIXED + 8 + 2 * _ONE),
+    ),
+    "olmo3": (
+        {"use_qk_norm": "true", "sliding_window_size": 32},
+        12 * (_ATTENTION + 16 * (4 + 2) + _ONE + 2 * 64),
+    ),
+}
+
+
+def block(folder: Path, name: str, **more: Any) -> Model:
+    """Return the model of a small file of one block, called by the block's name."""
+    file = folder / f"{name}-small.yml"
+    lines = {"decoder_block": name, **_PLAIN, **BLOCKS.get(name, ({}, 0))[0], **more}
+    file.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    found = import_config(str(file), "maxtext", machine="v5e:2x2")
+    assert not any(item.could_change for item in found.not_carried)
+    return found.plan.model
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_has_the_weights_of_maxtexts(name: str, tmp_path: Path) -> None:
+    ends = 64 * (2 * 256 + 1)
+    assert block(tmp_path, name).parameters_all == BLOCKS[name][1] + ends
+
+
+def test_windows_of_blocks(tmp_path: Path) -> None:
+    assert block(tmp_path, "gemma2").windows == (32, 0)
+    assert block(tmp_path, "gemma3").windows == (32, 32, 32, 32, 32, 0)
+    assert len(block(tmp_path, "gemma3", base_num_decoder_layers=10).windows) == 10
+    assert block(tmp_path, "gpt_oss").windows == (32, 0)
+    assert block(tmp_path, "olmo3").windows == (32, 32, 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("use_indexer", "true"), ("mhc_expansion_rate", 4), ("engram_layers", "[1]")]
+)
+def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ShardsimError, match=f"{key}: .* is not modelled"):
+        block(tmp_path, "deepseek", **{key: value})
+
+
+@pytest.mark.parametrize("name", ["deepseek4", "gemma4", "qwen3_next"])
+def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
+        block(tmp_path, name)
+
+
+def test_a_model_is_read_from_its_own_file_beside_base_yml(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    block(tmp_path / "models", "qwen3")
+    (tmp_path / "models" / "qwen3-small.yml").rename(tmp_path / "models" / "mine-1b.yml")
+    (tmp_path / "base.yml").write_text("per_device_batch_size: 1\n")
+    file = tmp_path / "run.yml"
+    file.write_text("model_name: mine-1b\nper_device_batch_size: 2\n")
+    base = tmp_path / "base.yml"
+    found = import_config(str(file), "maxtext", machine="v5e:2x2", base=base)
+    assert found.plan.model.parameters_all == BLOCKS["qwen3"][1] + 64 * (2 * 256 + 1)
+    file.write_text("model_name: mine-1b\nvocab_size: 512\n")
+    with pytest.raises(ShardsimError, match="vocab_size: 512, but model_name says 256"):
+        import_config(str(file), "maxtext", machine="v5e:2x2", base=base)
