@@ -415,12 +415,10 @@ class _Pass:
             width = SUM_BYTES if transfer.wide else low.wire
             self.tasks.append(low.collective(transfer, self._named(transfer, name), width, count))
 
-    def _pass_round(
-        self, transfers: Iterable[Transfer], reader: str, count: Number
-    ) -> dict[str, str]:
+    def _pass_round(self, moves: Iterable[Transfer], reader: str, count: Number) -> dict[str, str]:
         """Let operands of an op come round; return each with the task that reads it."""
         found: dict[str, str] = {}
-        for transfer in (one for one in transfers if one.passed):
+        for transfer in (move for move in moves if move.passed):
             name = self._named(transfer, transfer.array)
             task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
             self.tasks.append(replace(task, partners=(reader,)))

@@ -307,7 +307,7 @@ def test_maxtext_stripes_tokens_and_says_why_it_has_no_ring() -> None:
 
 @pytest.mark.parametrize("to", ["flax", "big_vision", "keras", "axlearn", "levanter"])
 def test_other_trainers_refuse_other_ways_to_attend(to: str) -> None:
-    for plan in CONTEXTS.values():
+    for plan in (plan for plan in CONTEXTS.values() if not plan.model.latent):
         with pytest.raises(PlanError, match="cannot say how a context axis attends"):
             export_plan(plan, to)
 

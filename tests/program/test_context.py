@@ -321,7 +321,7 @@ def test_latents_are_gathered(keys: str) -> None:
     latent = Latent(queries=512, keys=256, rotary=32, values=64)
     machine, where = SLICES[4]
     with pytest.raises(PlanError, match="of latent attention is not modelled; use gathered"):
-        build(decoder(latent=latent), machine, 4, where, context=Context(keys=keys))
+        build(decoder(latent=latent, norm="rmsnorm"), machine, 4, where, context=Context(keys=keys))
 
 
 def test_a_plan_without_a_context_axis_cannot_say_how_it_attends() -> None:
