@@ -37,8 +37,8 @@ def kernel(
     last = mask.computed(tokens, m) if mask else 1.0
     own: Number = 1.0
     if mask and op.passed:  # all wait at every hop for the member with most to do
-        share = np.where(layout.striped, share, last)
         own = mask.own(m, layout.striped)
+        share = np.where(layout.striped, _of_halves(share, own, layout, mask.causal), last)
         moved = np.where(
             np.greater(layout.context.size, 1),
             _in_blocks(work, sizes, op, place, layout.context.size, gradient),
@@ -64,6 +64,14 @@ def kernel(
         ring="passed" if op.passed else "",
         purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if mask else "",
     )
+
+
+def _of_halves(share: Number, own: Number, layout: Layout, causal: bool) -> Number:
+    """Return the share of the pairs that a member of a ring computes of striped tokens: under a
+    causal mask half of every piece but its own, however short, and what a window leaves of it."""
+    members = layout.context.size
+    halves = (own + (members - 1) / 2.0) / members
+    return np.where(causal & np.greater(members, 1), np.minimum(halves, share), share)
 
 
 def _in_blocks(

@@ -105,6 +105,20 @@ def test_a_ring_has_a_block_for_each_member_and_hops_between(members, context) -
         assert vector == pytest.approx(float(kernel.vector_ops / kernel.fraction * share))
 
 
+@pytest.mark.parametrize("tokens", [512, 1024, 4096])
+def test_a_block_is_never_more_than_whole_however_short(tokens: int) -> None:
+    model, (machine, where) = decoder(layers=1, sequence=tokens), SLICES[4]
+    for context, most in ((RING, 1.0), (STRIPED, 0.5)):
+        plan = build(model, machine, 16, where, context=context, remat="save_context")
+        (own, *others) = (
+            float(task.fraction)
+            for task in schedule_of(plan).block("layer forward").computes()
+            if task.kind == "attention" and np.any(task.count)
+        )
+        assert 0.5 < own <= 1.0
+        assert others == pytest.approx([most] * len(others))
+
+
 def attention_of(plan: Plan, name: str, implementation: str) -> Compute:
     """Return attention, or its gradient, before a ring cuts it."""
     layout = resolve(plan)
