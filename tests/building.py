@@ -17,7 +17,7 @@ from shardsim.plan import MeshAxis, Overlap, Plan, Precision, Remat, resolve
 from shardsim.plan.layout import AxisLayout, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import EXCHANGES, MATMUL_OVERLAP, Routing
+from shardsim.plan.plan import CONTEXT_KEYS, EXCHANGES, MATMUL_OVERLAP, Context, Routing
 from shardsim.plan.remat import POLICIES, Policy
 from shardsim.program.schedule import Move, Schedule, Start
 
@@ -303,6 +303,15 @@ def _routing(axis: bool) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+# Every way in which a context axis attends.
+CONTEXTS = tuple(
+    Context(keys=keys, order=order, overlap=overlap)
+    for keys in CONTEXT_KEYS
+    for order in (("contiguous", "striped") if keys != "ulysses" else ("contiguous",))
+    for overlap in ((True, False) if keys == "ring" else (True,))
+)
+
+
 @st.composite
 def plans(
     draw: st.DrawFn,
@@ -331,6 +340,8 @@ def plans(
         if inner < axis.length:
             where.setdefault(first, {})[axis.name] = axis.length // inner
     microbatches = draw(st.sampled_from([1, 2, 4, 8, 16]))
+    attention = draw(st.sampled_from(["flash", "unfused"]))
+    attends = [one for one in CONTEXTS if attention == "flash" or one.keys == "gathered"]
     groups = 1
     for role in ("data", "fsdp", "expert"):
         for factor in where.get(role, {}).values():
@@ -358,7 +369,8 @@ def plans(
             reduce=draw(st.sampled_from(["f32", "bf16"])),
         ),
         optimizer=draw(st.sampled_from(sorted(OPTIMIZERS))),
-        attention=draw(st.sampled_from(["flash", "unfused"])),
+        attention=attention,
+        context=draw(st.sampled_from(attends)) if "context" in where else Context(),
         fused_projections=model.parallel_block and draw(st.booleans()),
     )
     assume(is_legal(plan))

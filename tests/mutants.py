@@ -62,6 +62,8 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/program/kept.py", HBM_TESTS),
     ("shardsim/program/*rules.py", ("tests/program/test_passes.py", *RING_TESTS)),
     ("shardsim/program/rings.py", RING_TESTS),
+    ("shardsim/program/rounds.py", ("tests/program/test_context.py",)),
+    ("shardsim/program/kernels.py", ("tests/program/test_context.py", *PROGRAM_TESTS)),
     ("shardsim/program/overlap.py", RING_TESTS),
     ("shardsim/program/schedule.py", (*RING_TESTS, *REPLAY_TESTS)),
     ("shardsim/program/*.py", PROGRAM_TESTS),

@@ -12,7 +12,7 @@ import yaml
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
 from shardsim.machine import scaled
-from shardsim.plan.plan import MATMUL_OVERLAP, Plan
+from shardsim.plan.plan import CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, Plan
 from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.changes import changed
@@ -180,6 +180,10 @@ def _switches(plan: Plan) -> Iterator[tuple[str, Keys]]:
     yield "attention", {"attention": "flash" if plan.attention == "unfused" else "unfused"}
     if plan.model.vocab:
         yield "logits", {"vocab_tiles": TILES if plan.vocab_tiles == 1 else 1}
+    if names["context"]:
+        for keys in CONTEXT_KEYS:
+            for order in CONTEXT_ORDERS:
+                yield "context", {"context": {"keys": keys, "order": order}}
     if names["tensor"]:
         for mode in MATMUL_OVERLAP:
             yield "overlap", {"overlap.matmul": mode}

@@ -20,6 +20,7 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, PlanOrPath, as_plan
+from shardsim.plan.plan import Context
 
 __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
 
@@ -46,6 +47,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "yaml": _yaml,
 }
 OWN_FORMS = ("jax", "json", "yaml")  # of no other trainer
+CONTEXT_FORMS = (*OWN_FORMS, "maxtext")  # that can say how a context axis attends
 
 
 def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> str:
@@ -64,6 +66,11 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")
+    if plan.context != Context() and to not in CONTEXT_FORMS:
+        raise PlanError(
+            f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
+            "of contiguous tokens; leave the key out"
+        )
     if trainer_path is None:
         return FORMS[to](plan)
     if to != "maxtext":

@@ -125,6 +125,8 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
 def _model(model: Model, layout: Layout) -> Model:
     """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
+    if layout.spread.by_head:
+        heads *= int(layout.context.size)
     kv_heads = heads // 2
     if model.kv_heads == model.heads:
         kv_heads = heads
@@ -152,7 +154,7 @@ def _model(model: Model, layout: Layout) -> Model:
     )
     if not model.patch:
         return small
-    split = int(layout.context.size)
+    split = int(layout.context.size) * (2 if layout.striped else 1)
     if int(layout.residual) == SEQUENCE_SHARDED:
         split *= int(layout.tensor.size)
     for side in _SIDES:

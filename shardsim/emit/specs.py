@@ -90,6 +90,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
                 }
                 for group in plan.remat.groups
             ],
+            "keys": plan.context.keys,
+            "order": plan.context.order,
+            "keys_overlap": plan.context.overlap,
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,
             "attention": plan.attention,
@@ -284,6 +287,7 @@ def tpu_options(plan: Plan) -> dict[str, str]:
     def flag(on: bool) -> str:
         return "true" if on else "false"
 
+    hops = plan.context.keys == "ring" and plan.context.overlap
     weights = flag(plan.overlap.weights)
     options = {
         "xla_tpu_enable_async_collective_fusion": weights,
@@ -293,7 +297,7 @@ def tpu_options(plan: Plan) -> dict[str, str]:
         "xla_enable_async_all_gather": weights,
         "xla_tpu_enable_ici_ag_pipelining": weights,
         "xla_tpu_prefer_async_allgather_to_allreduce": weights,
-        "xla_enable_async_collective_permute": flag(plan.overlap.matmul != "off"),
+        "xla_enable_async_collective_permute": flag(plan.overlap.matmul != "off" or hops),
     }
     if plan.overlap.weights:
         options["xla_max_concurrent_async_all_gathers"] = "2"

@@ -131,6 +131,9 @@ class Pairs(Protocol):
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 
+    def own(self, queries: Number, striped: Number) -> Number:
+        """Return the share of the pairs of queries and keys of the same tokens."""
+
     def counted(self, tokens: int, halved: bool) -> int:
         """Return the pairs that model FLOPs count, in full or `halved` by a causal mask."""
 
@@ -171,6 +174,9 @@ class Op:
     A `relay` is its operand, where another array is stored. Products of experts have rows in
     groups, each of which starts a new tile of `tile` rows. Model FLOPs leave out what is not
     `counted`. `dtype` is a product's format, where it is not the plan's.
+
+    What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
+    wants whole over axes in `passed` come round them piece by piece.
     """
 
     ins: tuple[Array, ...]
@@ -189,6 +195,8 @@ class Op:
     tile: int = 0
     counted: bool = True
     dtype: str = ""
+    over: Split = field(default_factory=dict)
+    passed: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

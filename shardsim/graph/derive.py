@@ -17,8 +17,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from shardsim.graph.arrays import Array, Dims, Op, Split, makers
+from shardsim.graph.place import CONTEXT
 
 NONE: frozenset[str] = frozenset()
+OVER_HEADS = frozenset(CONTEXT)  # an axis that may split heads in attention and tokens elsewhere
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Transfer:
     """A collective over `axes` of an array: `dims`, of which the axes in `by` leave a part.
 
     Bytes are those of the whole array that the group holds together. A gather is `shared` by all
-    ops of a pass that want the same array whole.
+    ops of a pass that want the same array whole. One that is `passed` never leaves an array whole:
+    its pieces come round, for one op.
     """
 
     kind: str
@@ -38,11 +41,12 @@ class Transfer:
     weight: str = ""
     wide: bool = False
     purpose: str = ""
+    passed: bool = False
 
     @property
     def shared(self) -> bool:
         """Whether one serves all ops of a pass."""
-        return self.kind in ("all-gather", "all-to-all", "permute")
+        return self.kind in ("all-gather", "all-to-all", "permute") and not self.passed
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def derive(ops: Sequence[Op], axes: Iterable[str], eager: bool = True) -> Derive
     for number, op in enumerate(ops):
         place = where(op)
         step = Step(op, place)
-        step.gathers = [t for array in op.ins for t in gathered(array, place)]
+        step.gathers = brought(op, op.ins, place)
         step.gathers += halos(op, place, op.ins)
         if number in last:
             inside = {axis: d for axis, d in place.items() if d in op.out.dims}
@@ -136,7 +140,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             gradients[op.out.name] = [Summand(op.out.split, lazy)]
         lazy = gradients[op.out.name][0].partial
         step.gradient_gathers = gathered(op.out, place, gradient=True)
-        step.gradient_gathers += [t for array in op.needs for t in gathered(array, place)]
+        step.gradient_gathers += brought(op, op.needs, place)
         step.gradient_gathers += halos(op, place, op.needs)
         step.gradient_gathers += halos(op, place, op.ins, gradient=True)
         for array in (*op.ins, *op.vectors):
@@ -185,7 +189,18 @@ def where(op: Op) -> dict[str, str]:
         best = max(votes, key=lambda d: votes[d])
         if votes[best] > 0:
             chosen[axis] = best
-    return chosen
+    return chosen | dict(op.over)
+
+
+def brought(op: Op, arrays: Iterable[Array], place: Split) -> list[Transfer]:
+    """Return what brings arrays that an op reads to where it wants them."""
+    moves = [move for array in arrays for move in gathered(array, place)]
+    if not op.passed:
+        return moves
+    return [
+        replace(move, passed=True) if move.kind == "all-gather" and move.axes <= op.passed else move
+        for move in moves
+    ]
 
 
 def gathered(array: Array, place: Split, gradient: bool = False) -> list[Transfer]:
@@ -195,11 +210,16 @@ def gathered(array: Array, place: Split, gradient: bool = False) -> list[Transfe
     turned = frozenset(axis for axis in moved if place.get(axis) in array.dims)
     after = {axis: d for axis, d in have.items() if axis not in moved}
     after |= {axis: place[axis] for axis in turned}
+    held = dict(have)
+    if turned & OVER_HEADS:  # members that share a head are each sent it
+        turned |= moved & OVER_HEADS
+        there = {axis: d for axis, d in after.items() if axis in OVER_HEADS}
+        held = {axis: d for axis, d in have.items() if axis not in OVER_HEADS} | there
     # What an op wants only a slice of is sliced first, unless along a dimension that is moved.
     whole = set(array.dims) - {have[axis] for axis in moved}
     after |= {axis: d for axis, d in place.items() if axis not in have and d in whole}
     return [
-        *_move("all-to-all", turned, array, have, gradient),
+        *_move("all-to-all", turned, array, held, gradient),
         *_move("all-gather", moved - turned, array, after, gradient),
     ]
 
@@ -211,6 +231,9 @@ def settled(
     lies, partial = sums.lies, sums.partial - lazy
     scattered = frozenset(axis for axis in partial if axis in array.split)
     turned = frozenset(a for a, d in lies.items() if array.split.get(a, d) != d) - partial
+    if turned & OVER_HEADS:  # what members that share a head have made is summed on arrival
+        shared = scattered & OVER_HEADS
+        scattered, partial, turned = scattered - shared, partial - shared, turned | shared
     padded = {array.split[axis] for axis in scattered}  # along these a slice is padded first
     sliced = {a: d for a, d in lies.items() if a not in sums.partial or d not in padded}
     left = {a: d for a, d in lies.items() if a not in partial}

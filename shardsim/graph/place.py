@@ -52,7 +52,8 @@ _COPIES: dict[str, tuple[str, ...]] = _SLOTS | {
 
 # Kind of array -> logical axis -> the roles that split it, the outermost first. "state" is what an
 # optimizer keeps of a matrix or table; that of a vector lies as the vector does. "residual" is the
-# stream between a block's branches, "inside" what is in a branch. The weights of "experts", and
+# stream between a block's branches, "inside" what is in a branch, "attended" the result of
+# attention where its kernel makes it. The weights of "experts", and
 # what is kept of them, have their own rows, and so have tokens on their way: "tokens" that experts
 # choose from, "masks" of which token goes where, "copies" of tokens for each expert that they
 # chose, "slots" of an expert, what it makes of them ("made"), that again where the tokens are
@@ -73,6 +74,11 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "kv_heads": ("tensor", "tensor2"),
         "mlp": ("tensor", "tensor2"),
         "vocab": ("tensor",),
+    },
+    "attended": {
+        "batch": _BATCH,
+        "seq": ("by_token",),
+        "heads": ("tensor", "tensor2", "by_head"),
     },
     "tokens": {
         "batch": ("data", "fsdp", "exchanged"),
@@ -103,11 +109,14 @@ JOINT_ROLES = ("gather", "replicas", "embed", "tokens", "tensor_peers", "stage")
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How the expert axis and experts' weights are used: numbers, or arrays of one entry a plan."""
+    """How the expert axis, experts' weights and the context axis are used: numbers, or arrays of
+    one entry a plan."""
 
     shards: Any = False  # the expert axis splits all other weights too, along embed
     ring: Any = False  # tokens are gathered over the expert axis, instead of exchanged
     by_expert: Any = False  # fsdp splits experts' weights by expert, not along embed
+    passed: Any = False  # keys and values pass round the context axis, instead of being gathered
+    by_head: Any = False  # in attention the context axis splits heads, not tokens
 
 
 USUAL = Spread()
@@ -123,7 +132,8 @@ def members(
     token and a sequence of the residual stream, "tensor_peers" the devices of a pipeline stage
     with the same part of heads, MLP and vocabulary, "stage" all of them. "by_expert" and "by_embed"
     gather experts' weights, "exchanged" and "reached" are the expert axis, as tokens are exchanged
-    over it or gathered.
+    over it or gathered; "by_token" and "by_head" the context axis, as attention splits tokens over
+    it or heads.
     """
     if role == "gather":
         return ("fsdp", True), ("expert", spread.shards), ("context", context_shards)
@@ -134,6 +144,10 @@ def members(
         return (("expert", _no(spread.ring)),)
     if role == "reached":
         return (("expert", spread.ring),)
+    if role == "by_token":
+        return (("context", _no(spread.by_head)),)
+    if role == "by_head":
+        return (("context", spread.by_head),)
     if role == "replicas":
         return ("data", True), ("expert", _no(spread.shards)), ("context", _no(context_shards))
     if role == "embed":
@@ -152,7 +166,8 @@ def _no(flag: Any) -> Any:
 # The mesh axes of a graph behind each role that is two where it cannot split the key-value heads.
 TENSOR = ("tensor", "tensor_shared")
 TENSOR2 = ("tensor2", "tensor2_shared")
-ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2)}
+CONTEXT = ("context", "context_shared")
+ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2, *CONTEXT)}
 
 
 @dataclass(frozen=True)
@@ -180,7 +195,17 @@ class Kind:
             return TENSOR if self.kv_whole else TENSOR[:1]
         if role == "tensor2":
             return TENSOR2 if self.kv_whole2 else TENSOR2[:1]
+        if role == "context":
+            return CONTEXT if self.spread.by_head else CONTEXT[:1]
         return (role,)
+
+    def attending(self, op: Op) -> Op:
+        """Return an op that says, if it is attention in one kernel, what the context axis does."""
+        if not (op.kernel and op.kernel.mask):
+            return op
+        if self.spread.by_head:
+            return replace(op, over=dict(zip(CONTEXT, ("kv", "group"), strict=True)))
+        return replace(op, passed=frozenset(CONTEXT[:1])) if self.spread.passed else op
 
     def roles(self, group: str) -> Iterator[str]:
         """Yield the roles behind a role or a group of several."""
@@ -197,7 +222,7 @@ def placed(ops: Sequence[Op], kind: Kind) -> tuple[Op, ...]:
 
     return tuple(
         replace(
-            op,
+            kind.attending(op),
             ins=tuple(map(place, op.ins)),
             out=place(op.out),
             needs=tuple(map(place, op.needs)),

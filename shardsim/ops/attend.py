@@ -93,6 +93,16 @@ class Mask:
             pairs = pairs - unseen * (unseen + 1) / 2.0 * BLOCK**2
         return pairs
 
+    def own(self, queries: Number, striped: Number) -> Number:
+        """Return the share of the pairs of so many queries with the keys of the same tokens that a
+        kernel computes: of tokens in a row, or `striped`, of two parts that lie apart."""
+        if not self.causal:
+            return 1.0
+        alone, half = (self._in_blocks(q) / q**2 for q in (queries, queries / 2.0))
+        # Two halves, each alone, and all of the later one's pairs with the earlier.
+        apart = (2.0 * np.minimum(half, 1.0) + (not self.window)) / 4.0
+        return np.where(striped, apart, np.minimum(alone, 1.0))
+
     def counted(self, tokens: int, halved: bool) -> int:
         """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
 
@@ -111,7 +121,8 @@ def attend(
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
     softmax counts and no value goes with.
     """
-    context = Array("context", (*TOKENS, *HEADS), keep="context", purpose="second axis")
+    dims = (*TOKENS, *HEADS)
+    context = Array("context", dims, keep="context", purpose="second axis", lies="attended")
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
     build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))

@@ -19,6 +19,7 @@ from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
 from shardsim.plan.plan import (
+    Context,
     MeshAxis,
     Overlap,
     Plan,
@@ -57,6 +58,7 @@ KEYS = (
     "compiler_options",
     "op_costs",
     "experts",
+    "context",
 )
 
 
@@ -139,9 +141,10 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
             raise PlanError(f"overlap.{name}: must be true or false")
-    routing = _given(data, "experts", {})
-    allowed = tuple(Routing.__dataclass_fields__)
-    check_keys(routing, where="experts", allowed=allowed, error=PlanError)
+    apart = {"experts": Routing.__dataclass_fields__, "context": Context.__dataclass_fields__}
+    routing, context = (_given(data, key, {}) for key in apart)
+    for given, (key, fields) in zip((routing, context), apart.items(), strict=True):
+        check_keys(given, where=key, allowed=tuple(fields), error=PlanError)
     flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
     for key, value in flags.items():
         if not isinstance(value, bool):
@@ -169,6 +172,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         execution=_text(data.get("execution", "explicit"), "execution"),
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
         experts=Routing(**routing),
+        context=Context(**context),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -322,6 +326,10 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["compiler_options"] = dict(plan.compiler_options)
     if plan.experts != Routing():
         data["experts"] = asdict(plan.experts)
+    if plan.context != Context():
+        usual = asdict(Context())
+        chosen = asdict(plan.context).items()
+        data["context"] = {key: value for key, value in chosen if value != usual[key]}
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data

@@ -118,6 +118,9 @@ class Layout:
     weights_overlap: Number = True
     gradients_overlap: Number = True
     dcn_overlap: Number = False
+    keys_overlap: Number = True  # of keys that pass round: each hop beside the block that is there
+    # Whether a member of the context axis has an early and a late part of the tokens, not the next.
+    striped: Number = False
     partitioned: bool = False  # whether the compiler's partitioner writes the collectives
     # Names of the mesh axes behind each role, for reports.
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.plan import Plan
-from shardsim.plan.split import dimension, lengths, named
+from shardsim.plan.split import dimension, kv_left, lengths, named
 
 _WHAT = {
     "batch": "sequences",
@@ -32,6 +32,8 @@ _OVER = {
     ("tensor2", "by_embed"): "the axes that shard experts' parameters",
     ("tensor2", "tensor"): "the tensor axes",
     ("context",): "the context axis",
+    ("by_token",): "the context axis",
+    ("tensor", "tensor2", "by_head"): "the tensor axes and the context axis of ulysses",
     ("tokens",): "the context and tensor axes",
     ("tensor",): "the tensor axis",
     ("tensor", "tensor2"): "the tensor axes",
@@ -59,6 +61,8 @@ def conditions(
         dimensions += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
     dimensions += _of_experts(model, sequence)
     dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
+    if np.any(layout.spread.by_head):
+        dimensions.append(("attended", "heads", sizes["heads"]))
     seen = set()
     for kind, axis, size in dimensions:
         roles = RULES[kind].get(axis, ())
@@ -85,6 +89,17 @@ def conditions(
     # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
+    if np.any(layout.spread.by_head):
+        members, left = layout.context.size, kv_left(model, layout)
+        over = np.minimum(members, np.maximum(np.floor(left), 1))
+        what = "key-value heads over the tensor axes and the context axis of ulysses"
+        ways = np.where(np.greater(members, 1), model.kv_heads / left * over, 1)
+        yield "mesh", what, model.kv_heads, ways
+        what = "the context axis of ulysses over the key-value heads of a device"
+        yield "mesh", what, members, over
+    if np.any(layout.striped):
+        parts = layout.context.size * np.where(layout.striped, 2, 1)
+        yield "sequence", "tokens over two parts a member of the context axis", sequence, parts
 
 
 def _of_experts(model: Model, sequence: int) -> list[tuple[str, str, int]]:

@@ -93,6 +93,29 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
+# How keys and values reach the queries of other members of a context axis, and which tokens a
+# member has: see `Context`.
+CONTEXT_KEYS = ("gathered", "ring", "ulysses")
+CONTEXT_ORDERS = ("contiguous", "striped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """How a context axis attends.
+
+    `keys` are gathered, or pass round a ring (arXiv 2310.01889), or an all-to-all turns queries,
+    keys and values so that a member has some heads of all tokens (arXiv 2309.14509). Of N members
+    each has the next N-th of the tokens, or "striped" one of the first N of 2 N parts and its
+    counterpart from the end, so that a causal mask leaves all of them the same work (after arXiv
+    2311.09431). A ring's hops run beside the attention of the piece that is there, or with no
+    `overlap` between it and the next.
+    """
+
+    keys: str = "gathered"
+    order: str = "contiguous"
+    overlap: bool = True
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """A model, a machine, a batch, and every choice of how to shard and schedule the step."""
@@ -111,6 +134,7 @@ class Plan:
     overlap: Overlap = Overlap()
     precision: Precision = Precision()
     experts: Routing = Routing()
+    context: Context = Context()
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
@@ -187,12 +211,38 @@ def _check_numbers(plan: Plan) -> None:
             )
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
+    _check_context(plan)
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
         raise PlanError(
             "fused_projections: only a parallel block can fuse QKV with the MLP's input; "
             f"{plan.model.name} has serial layers, so leave it out or set it to false"
+        )
+
+
+def _check_context(plan: Plan) -> None:
+    context = plan.context
+    _choose(context.keys, CONTEXT_KEYS, "context.keys")
+    _choose(context.order, CONTEXT_ORDERS, "context.order")
+    if not isinstance(context.overlap, bool):
+        raise PlanError("context.overlap: must be true or false")
+    if context.keys != "gathered" and plan.attention == "unfused":
+        raise PlanError(
+            f"context.keys: {context.keys} needs attention in blocks or one kernel; use "
+            "attention: flash"
+        )
+    if context.keys != "gathered" and plan.model.latent:
+        raise PlanError(
+            f"context.keys: {context.keys} of latent attention is not modelled; use gathered"
+        )
+    if context.keys == "ulysses" and context.order == "striped":
+        raise PlanError(
+            "context.order: with ulysses every member attends to all tokens; leave it out"
+        )
+    if context.keys != "ring" and not context.overlap:
+        raise PlanError(
+            f"context.overlap: only a ring has hops to hide, and keys are {context.keys}"
         )
 
 

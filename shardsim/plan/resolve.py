@@ -18,7 +18,7 @@ from shardsim.plan.layout import (
     Spread,
     whole_axis,
 )
-from shardsim.plan.plan import MATMUL_OVERLAP, MeshAxis, Plan, Rules
+from shardsim.plan.plan import MATMUL_OVERLAP, Context, MeshAxis, Plan, Rules
 
 TENSOR_AXES = ("heads", "mlp")
 
@@ -55,6 +55,16 @@ def resolve(plan: Plan) -> Layout:
             "experts.exchange: a ring needs an expert axis; name one in rules.parameters.expert "
             "and rules.activations.expert"
         )
+    if plan.context != Context() and not context:
+        raise PlanError(
+            "context: no mesh axis splits the sequence in attention; name one in "
+            "rules.activations.seq alone, or leave the key out"
+        )
+    if plan.context != Context() and plan.execution == "partitioned":
+        raise PlanError(
+            "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
+            "out, or use execution: explicit"
+        )
     groups = plan.remat.groups
     layout = Layout(
         **axes,
@@ -63,6 +73,8 @@ def resolve(plan: Plan) -> Layout:
             shards=bool(expert) and all(shards),
             ring=plan.experts.exchange == "ring",
             by_expert=bool(gathers) and all(by_expert),
+            passed=plan.context.keys == "ring",
+            by_head=plan.context.keys == "ulysses",
         ),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
@@ -75,6 +87,8 @@ def resolve(plan: Plan) -> Layout:
         weights_overlap=plan.overlap.weights,
         gradients_overlap=plan.overlap.gradients,
         dcn_overlap=plan.overlap.dcn,
+        keys_overlap=plan.context.overlap,
+        striped=plan.context.order == "striped",
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )

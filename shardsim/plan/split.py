@@ -165,6 +165,12 @@ def heads_whole(model: Model, layout: Layout) -> tuple[Number, Number]:
     return tensor, tensor2
 
 
+def kv_left(model: Model, layout: Layout) -> Number:
+    """Return the key-value heads of a device, of those that the tensor axes split among them."""
+    over = np.minimum(layout.tensor.size, model.kv_heads)
+    return model.kv_heads / over / np.minimum(layout.tensor2.size, model.kv_heads / over)
+
+
 def state_apart(model: Model, layout: Layout) -> Number:
     """Return where the data axis splits the optimizer state of some weight further than it."""
     apart: Number = False

@@ -29,4 +29,15 @@ def techniques(plan: Plan) -> str:
         parts.append("weights prefetched" if plan.overlap.weights else "weights not prefetched")
     if state_apart(plan.model, resolve(plan)):
         parts.append("optimizer state split over data")
+    if context := context_text(plan):
+        parts.append(context)
     return ", ".join(parts)
+
+
+def context_text(plan: Plan) -> str:
+    """Return how a context axis attends, unless keys of contiguous tokens are gathered."""
+    context = plan.context
+    words = {"ring": "keys pass round", "ulysses": "heads for tokens"}.get(context.keys, "")
+    words += "" if context.overlap else ", not overlapped"
+    striped = "striped tokens" if context.order == "striped" else ""
+    return ", ".join(filter(None, (words, striped)))

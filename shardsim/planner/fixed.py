@@ -9,13 +9,13 @@ from typing import Any
 from shardsim.errors import PlanError, nearest
 from shardsim.plan.layout import ROLES
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import ATTENTION, DTYPE_BYTES, MATMUL_OVERLAP, Precision
+from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, DTYPE_BYTES, MATMUL_OVERLAP, Precision
 from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
 
 FORMATS = tuple(Precision.__dataclass_fields__)
 KEYS = (
-    *("remat", "microbatches", "overlap.matmul", "attention", "optimizer"),
+    *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     *(f"precision.{name}" for name in FORMATS),
 )
 MOST = 10**9
@@ -31,6 +31,7 @@ class Fixed:
     matmul: int | None = None  # index in MATMUL_OVERLAP
     attention: str | None = None
     optimizer: str | None = None
+    keys: str | None = None  # of CONTEXT_KEYS
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -67,6 +68,8 @@ def fixed_of(choices: Mapping[str, Any]) -> Fixed:
             precision[rest] = _one_of(value, tuple(DTYPE_BYTES), key)
         elif root == "overlap":
             plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
+        elif root == "context":
+            plain["keys"] = _one_of(value, CONTEXT_KEYS, key)
         else:
             every = ATTENTION if key == "attention" else tuple(OPTIMIZERS)
             plain[key] = _one_of(value, every, key)

@@ -19,13 +19,15 @@ from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.ops.attend import KERNEL_MULTIPLE
-from shardsim.plan.layout import ROLES, AxisLayout, Layout
+from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import (
     ATTENTION,
+    CONTEXT_ORDERS,
     EXCHANGES,
     MATMUL_OVERLAP,
     OP_COSTS,
+    Context,
     Overlap,
     Plan,
     Precision,
@@ -210,7 +212,7 @@ def search(
         top=max(top, CANDIDATES) if by_layer else top,
         by_layer=by_layer,
     )
-    space = [*parts(model, machine, batch, sequence, max_axes, fixed)]
+    space = [*parts(model, machine, batch, sequence, max_axes, fixed, work.attention)]
     total = sum(int(part.many.sum()) for part in space)
     done = 0
     complete, lines = True, None
@@ -346,6 +348,12 @@ def default_attention(model: Model, sequence: int) -> str:
     return "unfused" if narrow and model.family == "vit" and sequence <= 1024 else "flash"
 
 
+def _context(spread: Spread, striped: bool) -> Context:
+    """Return how a context axis attends, if there is one."""
+    keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
+    return Context(keys=keys, order=CONTEXT_ORDERS[striped])
+
+
 def plan_at(
     work: Workload, costs: str, machine: Machine, part: Part, cell: Cell, prefetch: bool
 ) -> Plan:
@@ -395,6 +403,7 @@ def plan_at(
         ),
         precision=work.precision,
         experts=Routing(exchange=EXCHANGES[int(part.choices.spread.ring)]),
+        context=_context(part.choices.spread, bool(one.striped[0])),
         optimizer=work.optimizer,
         attention=work.attention,
         fused_projections=work.fused_projections,

@@ -5,14 +5,18 @@ neighbours, the outer one every n-th device); the axis of slices goes whole to o
 axes that are alike (same length, same wrap) are exchanged only once. On every mesh: microbatches,
 remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
 the data axis splits optimizer state. With experts there is one role more, which splits all other
-weights too where it can, and tokens are exchanged over it, or gathered. Choices that change
-nothing on a mesh (collective matmul without a tensor axis, for example) are counted once.
+weights too where it can, and tokens are exchanged over it, or gathered. Keys are gathered over a
+context axis; where attention is one kernel and sequences could not be split over that axis as well,
+they also pass round it, or heads are split over it instead. Choices that change nothing on a mesh
+(collective matmul without a tensor axis, for example) are counted once.
 
 What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
 
-One choice is settled without pricing both sides, because it is never slower: weights are prefetched
-wherever HBM has room for it. One is not made at all: gradients are not reduced behind the backward
-pass, because no published set of compiler options does that; a plan file may.
+Two choices are settled without pricing both sides, because they are never slower: weights are
+prefetched wherever HBM has room for it, and under a causal mask tokens are striped over a context
+axis, unless that makes parts that are no whole tiles of those that are. One is not made at all:
+gradients are not reduced behind the backward pass, because no published set of compiler options
+does that; a plan file may.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import numpy as np
 
 from shardsim.machine import Machine, TorusAxis
 from shardsim.model import Model
+from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
     EMBED_SHARDED,
     REPLICATED,
@@ -38,6 +43,7 @@ from shardsim.plan.layout import (
     Spread,
 )
 from shardsim.plan.legality import divides, legal
+from shardsim.plan.plan import CONTEXT_KEYS
 from shardsim.plan.remat import POLICIES
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
@@ -134,6 +140,7 @@ class Part:
     meshes: Meshes
     mesh: Array  # [pairs]: numbers of meshes
     microbatches: Array  # [pairs]
+    striped: Array  # [pairs]: whether tokens are striped over the context axis
     choices: Choices
     remats: tuple[frozenset[str], ...]  # what policies keep, on the device or the host
     offload: frozenset[str] = frozenset()  # what all of them keep on the host
@@ -160,7 +167,8 @@ class Part:
 
     def take(self, index: Any) -> Part:
         """Return the part with only some of its pairs."""
-        return replace(self, mesh=self.mesh[index], microbatches=self.microbatches[index])
+        chosen = {"mesh": self.mesh, "microbatches": self.microbatches, "striped": self.striped}
+        return replace(self, **{name: values[index] for name, values in chosen.items()})
 
     def spread(self) -> tuple[Part, Array]:
         """Return the part with all meshes of the forms that it has, in the order of meshes and
@@ -171,8 +179,7 @@ class Part:
         mesh = self.meshes.by_form[first + np.arange(len(place))]
         order = np.lexsort((self.microbatches[place], mesh))
         place = place[order]
-        part = replace(self, mesh=mesh[order], microbatches=self.microbatches[place])
-        return part, place
+        return replace(self.take(place), mesh=mesh[order]), place
 
     def layout(self) -> Layout:
         """Return all plans of the part as one layout; arrays broadcast to `shape`."""
@@ -187,6 +194,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
+            striped=self.striped[:, None, None],
             kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1), offloaded=self.offload),),
         )
 
@@ -268,10 +276,11 @@ def parts(
     sequence: int,
     max_axes: int = 3,
     fixed: Fixed = FREE,
+    attention: str = "flash",
 ) -> Iterator[Part]:
     """Yield the space, in parts, with all forms of meshes that some legal plan has.
 
-    Of choices that are `fixed` it has only those.
+    Of choices that are `fixed` it has only those. `attention` is the plans'.
     """
     several = sum(size > 1 for size in fixed.sizes.values())
     every = meshes(machine, max(max_axes, several), model.experts is not None)
@@ -297,9 +306,20 @@ def parts(
     # The sequence first: of plans that take equally long, the first is kept.
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
-    spreads = [Spread(shards=shards, ring=ring) for shards in (True, False) for ring in rings]
-    divisible = divides(model, batch, sequence, _bare(every.sizes, spread=spreads[0]))
-    shardable = np.broadcast_to(divisible, len(every.sizes))[mesh]
+    spreads = [
+        Spread(shards=shards, ring=ring, passed=keys == "ring", by_head=keys == "ulysses")
+        for keys in _keys(model, attention, fixed)
+        for shards in (True, False)
+        for ring in rings
+    ]
+    many = len(every.sizes)
+    shardable, by_head = (
+        np.broadcast_to(divides(model, batch, sequence, _bare(every.sizes, spread=spread)), many)
+        for spread in (Spread(shards=True), Spread(by_head=True))
+    )
+    groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
+    needed = (batch % (groups * microbatches) > 0) | (fixed.keys is not None)
+    striped = model.causal & _stripes(sequence, bare.context.size)
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):
@@ -310,21 +330,39 @@ def parts(
             differs &= tensor == 1
         if context_shards:
             differs &= bare.context.size > 1
-        differs &= shardable == spread.shards
+        differs &= shardable[mesh] == spread.shards
         if spread.ring:
             differs &= bare.expert.size > 1
+        if spread.passed or spread.by_head:
+            differs &= (bare.context.size > 1) & (by_head[mesh] | spread.passed) & needed
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
                 meshes=every,
                 mesh=mesh[chosen],
                 microbatches=microbatches[chosen],
+                striped=striped[chosen] & (not spread.by_head),
                 choices=_choices(
                     residual, context_shards, spread, bool(state[chosen].any()), fixed.matmul
                 ),
                 remats=remats,
                 offload=offload,
             )
+
+
+def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
+    """Return the ways in which keys reach the queries of other members of a context axis."""
+    if fixed.keys is not None:
+        return (fixed.keys,)
+    return CONTEXT_KEYS[:1] if attention == "unfused" or model.latent else CONTEXT_KEYS
+
+
+def _stripes(sequence: int, members: Array) -> Array:
+    """Return where tokens are striped over a context axis: in parts that are whole tiles of the
+    kernel, or where larger ones are none either."""
+    whole = sequence // members
+    tiles = (whole // 2 % KERNEL_MULTIPLE == 0) | (whole % KERNEL_MULTIPLE != 0)
+    return np.asarray((members > 1) & (sequence % (2 * members) == 0) & tiles)
 
 
 def _bare(sizes: Array, **choices: Any) -> Layout:

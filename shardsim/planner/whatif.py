@@ -67,9 +67,11 @@ def _biases(plan: Plan) -> Plan:
 
 def _no_overlap(plan: Plan) -> Plan:
     off = Overlap(matmul="off", weights=False, gradients=False, dcn=False)
-    if plan.overlap == off:
+    hops = plan.context.keys == "ring" and plan.context.overlap
+    if plan.overlap == off and not hops:
         raise PlanError("nothing overlaps already")
-    return replace(plan, overlap=off)
+    context = replace(plan.context, overlap=False) if hops else plan.context
+    return replace(plan, overlap=off, context=context)
 
 
 def _no_remat(plan: Plan) -> Plan:

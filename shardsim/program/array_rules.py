@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
     Where,
@@ -171,8 +172,9 @@ def norm_by_position(block: Block, where: Where) -> Block:
 
 def attend_with_the_last(block: Block, where: Where) -> Block:
     """Attend as long as the last part of a split sequence does, which all others wait for: parts
-    follow each other, and the last queries see most keys. Where parts are no whole tiles, by blocks
-    of keys, with scores in HBM and none skipped.
+    follow each other, unless they are striped, and the last queries see most keys. Where parts are
+    no whole tiles, and where keys pass round, by blocks of keys, with scores in HBM and none
+    skipped but those that a striped order leaves out.
 
     The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
     "context N" of docs/compiled.md).
@@ -184,15 +186,24 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
         split = np.less(task.m, task.n)
         if not np.any(split):
             return [task]
-        gradient = task.purpose == ATTENTION_GRADIENT
-        blocks = split & np.not_equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
-        moved = task.m * task.n * task.batch * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
-        fraction = np.where(blocks, 1.0, np.where(split, task.last_fraction, task.fraction))
+        gradient, striped = task.purpose == ATTENTION_GRADIENT, where.layout.striped
+        part = task.m / np.where(striped, 2, 1)
+        passed = task.ring == "passed"
+        blocks = split & (np.not_equal(np.mod(part, KERNEL_MULTIPLE), 0) | passed)
+        done: Number = 1.0  # of the pairs, by blocks
+        if passed and task.causal:  # of all keys but its own a member takes half
+            done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
+        moved = done * task.m * task.n * task.batch
+        moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
+        alone = split & np.logical_not(striped)
+        fraction: Number = np.where(alone, task.last_fraction, task.fraction)
+        fraction = np.where(blocks, done, fraction)
         last = replace(
             task,
             hbm_bytes=task.hbm_bytes + blocks * moved,
             vector_ops=task.vector_ops * fraction / task.fraction,
             fraction=fraction,
+            own_fraction=np.where(blocks, 1.0, task.own_fraction),
         )
         return [last]
 
@@ -209,7 +220,9 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
-        fused = np.equal(task.m, task.n) | np.equal(np.mod(task.m, KERNEL_MULTIPLE), 0)
+        part = task.m / np.where(where.layout.striped, 2, 1)
+        tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
+        fused = np.equal(task.m, task.n) | tiles
         return [
             replace(
                 task,

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.graph.place import EMBED_SHARDED, HEAD_WIDTHS, SEQUENCE_SHARDED, Kind
+from shardsim.graph.place import CONTEXT, EMBED_SHARDED, HEAD_WIDTHS, SEQUENCE_SHARDED, Kind
 from shardsim.model import Model
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.blocks import backward_of, derived_blocks, graph
@@ -97,7 +97,8 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     products = (array for step in ends.steps if step.op.product for array in step.op.ins)
     sums = []
     for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
-        gathered = frozenset(axis for axis in array.split if axis in ("fsdp", "expert", "context"))
+        over = ("fsdp", "expert", *CONTEXT)
+        gathered = frozenset(axis for axis in array.split if axis in over)
         left = {axis: d for axis, d in array.split.items() if axis not in gathered}
         size = Size(array.dims, _by(array, left), WIDE, gathered)
         sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
@@ -186,6 +187,10 @@ class Tracer:
         name = prefix + (array.original or array).name
         for transfer in transfers:
             if transfer.array == array.name and transfer.gradient == bool(prefix):
+                if transfer.passed:
+                    self.touch(name, array)
+                    self.coming_round(name, array, transfer.axes)
+                    return
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
                     self.firsts[name] = self.now
@@ -197,6 +202,11 @@ class Tracer:
                     self.make(f"{name}, laid out", moved(transfer))
                 return
         self.touch(name, array)
+
+    def coming_round(self, name: str, array: Array, axes: frozenset[str]) -> None:
+        """Note two pieces of what passes round: the one that is read, or made, and the next."""
+        size = replace(stored(array.original or array), several=axes)
+        self.passing(f"{name}, coming round", size, 2.0)
 
     def still(self, name: str, size: Size) -> None:
         """Let an array live up to now from where it was first read, if nothing gathers it."""
@@ -260,6 +270,12 @@ class Tracer:
             self.named[f"{op.out.name}, statistics"] = self.passing(
                 f"{op.out.name}, statistics", rows, self.passes.lanes
             )
+        if op.passed:
+            self.passing(f"{op.out.name}, sums", self.sums(op.out, place, op.passed))
+
+    def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
+        """Return the size of float32 sums over what passes round `axes`."""
+        return Size(array.dims, _by(array, place), WIDE, axes)
 
     def made(self, op: Op) -> Size:
         """Return the size of what an op makes."""
@@ -373,6 +389,10 @@ class Tracer:
                 self.make(f"{target}, partial", Size(whole.dims, _by(whole, place), _width(whole)))
         else:
             self.make(target, stored(whole))
+            if op.passed and array.original:
+                self.coming_round(target, array, op.passed)
+            elif op.passed:
+                self.passing(f"{target}, sums", self.sums(whole, place, op.passed))
             if op.product and not array.stream:
                 inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
                 if inner:

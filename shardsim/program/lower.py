@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
-from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.graph.derive import OVER_HEADS, Derived, Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
+from shardsim.program.kernels import kernel
+from shardsim.program.rounds import ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
     BY_HEAD,
     QUERY_KEY_NORM,
     QUERY_KEY_NORM_GRADIENT,
@@ -65,6 +66,7 @@ class Lowering:
         self.sizes = sizes
         self.derived = derived
         self.wire = float(work.wire_bytes)
+        self.kernel = partial(kernel, work, layout, sizes)
 
     # Passes.
 
@@ -126,37 +128,6 @@ class Lowering:
             dtype="bf16" if attention else op.dtype or self.work.precision.compute,
             count=count,
             purpose=_purpose_of(op, made),
-        )
-
-    def kernel(self, name: str, op: Op, place: Split, gradient: bool, count: Number) -> Compute:
-        """Return a fused attention kernel, or its gradient."""
-        kernel = op.kernel
-        assert kernel is not None
-        shape = kernel.shape
-        m, k, n, batch = (
-            self.sizes.product(part, place)
-            for part in (shape.rows, shape.inner, shape.columns, shape.batch)
-        )
-        io = sum(self.elements(array, place) for array in op.arrays) * self.wire
-        ops = kernel.gradient_ops if gradient else kernel.ops
-        tokens, mask = self.work.sequence, kernel.mask
-        share = mask.computed(tokens) if mask else 1.0
-        return Compute(
-            name=name,
-            kind="attention",
-            m=m,
-            k=k,
-            n=n,
-            batch=batch,
-            matmuls=kernel.gradient_products if gradient else kernel.products,
-            fraction=share,
-            last_fraction=mask.computed(tokens, m) if mask else 1.0,
-            hbm_bytes=io * (2.0 if gradient else 1.0),
-            vector_ops=m * n * batch * share * ops,
-            count=count,
-            fused="beside" if kernel.beside else "in turn",
-            causal=bool(mask and mask.causal),
-            purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if kernel.mask else "",
         )
 
     def stream(
@@ -229,6 +200,7 @@ class _Pass:
         self.gathered: dict[Transfer, int] = {}
         self.rings: dict[str, int] = {}  # array, or "d " array -> its gather over tensor
         self.weights = Weights(lowering.sizes)
+        self.rounds: dict[str, str] = {}  # what comes round backward -> the gradient that reads it
         self.cast: set[str] = set()  # what is in 8 bits already
         # Matmuls that may be one, by what they share and the dimension in which they lie together.
         self.projections: dict[tuple[str, str], list[int]] = {}
@@ -278,6 +250,7 @@ class _Pass:
     def _forward(self, step: Step, suffix: str, count: Number) -> None:
         low, op, place = self.low, step.op, step.place
         name = op.name + suffix
+        self._pass_round(step.gathers, name, count)
         self._gather(step.gathers, count)
         if op.product:
             self._quantise(op.ins[0], place, count, op.dtype)
@@ -290,7 +263,7 @@ class _Pass:
             else:
                 self._add_matmul(task, op.out.name, [array.name for array in op.ins])
         elif op.kernel:
-            self.tasks.append(low.kernel(name, op, place, False, count))
+            self.tasks.append(low.kernel(name, op, place, gradient=False, count=count))
         stream = op.stream
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
@@ -303,6 +276,7 @@ class _Pass:
     def _backward(self, step: Step) -> None:
         low, op, place = self.low, step.op, step.place
         self._settle(step.gradient_settles, "d " + op.out.name, 1)
+        self.rounds |= self._pass_round(step.gradient_gathers, f"{op.name} gradient", 1)
         self._gather(step.gradient_gathers, 1)
         if op.product:
             self._quantise(op.out, place, 1, op.dtype, "d ")
@@ -310,7 +284,8 @@ class _Pass:
                 if array.trained:
                     self._gradient_matmul(op, place, array, other)
         elif op.kernel:
-            self.tasks.append(low.kernel(f"{op.name} gradient", op, place, True, 1))
+            name = f"{op.name} gradient"
+            self.tasks.append(low.kernel(name, op, place, gradient=True))
         stream = op.stream
         if stream.fused_gradient:
             read = low.elements(op.ins[0], place) * low.wire * stream.fused_reads
@@ -420,6 +395,8 @@ class _Pass:
         """Bring operands to where an op wants them, unless an op before has done so."""
         low = self.low
         for transfer in transfers:
+            if transfer.passed:
+                continue
             if transfer.weight in ("matrix", "table"):
                 if transfer not in self.gathered:
                     self.gathered[transfer] = -1
@@ -437,6 +414,16 @@ class _Pass:
                 self.rings[name] = len(self.tasks)
             width = SUM_BYTES if transfer.wide else low.wire
             self.tasks.append(low.collective(transfer, self._named(transfer, name), width, count))
+
+    def _pass_round(self, moves: Iterable[Transfer], reader: str, count: Number) -> dict[str, str]:
+        """Let operands of an op come round; return each with the task that reads it."""
+        found: dict[str, str] = {}
+        for transfer in (move for move in moves if move.passed):
+            name = self._named(transfer, transfer.array)
+            task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
+            self.tasks.append(replace(task, partners=(reader,)))
+            found[transfer.array] = reader
+        return found
 
     def _named(self, transfer: Transfer, array: str) -> str:
         """Return a name that no other task of the pass has."""
@@ -467,6 +454,9 @@ class _Pass:
                     self.tasks[number] = replace(work, ring="scattered")
                 names = tuple(self.tasks[number].name for number in partners)
                 task = replace(task, schedule="ring", partners=names)
+            reader = self.rounds.get(transfer.array)
+            if reader and transfer.kind == "reduce-scatter" and transfer.axes <= OVER_HEADS:
+                task = replace(task, schedule=ROUND, partners=(reader,))
             self.tasks.append(task)
 
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.plan.layout import Number
+from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import Collective
@@ -67,7 +68,7 @@ def stop_for_hops(block: Block, where: Where) -> Block:
         return block
 
     def change(task: Task) -> list[Task]:
-        if not isinstance(task, Collective) or task.schedule != "ring":
+        if not isinstance(task, Collective) or task.schedule not in ("ring", ROUND):
             return [task]
         return [replace(task, hops_wait=True)]
 

@@ -5,7 +5,7 @@ number or an array, and leaves a task both waited for and started, each for some
 a trip through a layer starts ends with it: what crosses from one trip to the next is data, weights
 that were gathered and gradients still to be scattered, as in a loop that carries them.
 
-- `rings`: collective matmul, see `program/rings.py`.
+- `rings`: collective matmul, see `program/rings.py`, and ring attention, see `program/rounds.py`.
 - `prefetch`: a trip gathers the weights of the next one, the last forward those of the head. Those
   of the first trip of a pass over the layers, forward or backward, nothing hides.
 - `deferred`: a trip scatters the gradients of the one before, the first backward those of the
@@ -23,6 +23,7 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.rings import ring, runs_as_ring
+from shardsim.program.rounds import rounds
 from shardsim.program.schedule import (
     Await,
     Block,
@@ -105,10 +106,10 @@ def rings(block: Block, layout: Layout) -> list[Task]:
 
     A gather's ring runs where its first matmul was, a scatter's where its last was.
     """
-    tasks: list[Task] = list(block.tasks)
+    tasks = rounds(block.tasks, layout)
     wanted = [
         (task, on)
-        for task in block.tasks
+        for task in tasks
         if isinstance(task, Collective) and np.any(on := runs_as_ring(task, layout))
     ]
     for task, on in wanted:

@@ -8,6 +8,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Leaf
+from shardsim.graph.place import CONTEXT
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.optimizer import state_bytes
@@ -22,7 +23,7 @@ from shardsim.program.tasks import Collective, Compute, Task, repeated
 # Vector operations of one parameter in an update with two moments.
 OPS_UPDATE = 16.0
 
-REPLICAS = ("data", "expert", "context")  # devices with the same weights and other data
+REPLICAS = ("data", "expert", *CONTEXT)  # devices with the same weights and other data
 
 
 def gradient_reductions(

@@ -14,7 +14,7 @@ from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind, Spread
 from shardsim.model import Model
 from shardsim.plan.layout import ROLES, Layout, Number
-from shardsim.plan.split import dimension, heads_whole, lengths
+from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
 from shardsim.program.shapes import Workload
 
 SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
@@ -32,6 +32,8 @@ def kind_of(model: Model, layout: Layout) -> Kind:
             shards=bool(_one(layout.spread.shards)),
             ring=bool(_one(layout.spread.ring)),
             by_expert=bool(_one(layout.spread.by_expert)),
+            passed=bool(_one(layout.spread.passed)),
+            by_head=bool(_one(layout.spread.by_head)),
         ),
     )
 
@@ -53,11 +55,15 @@ class Sizes:
         tensor, tensor2 = layout.tensor.size, layout.tensor2.size
         over_kv = np.minimum(tensor, model.kv_heads)
         over_kv2 = np.minimum(tensor2, model.kv_heads / over_kv)
+        context = layout.context.size
+        if _one(layout.spread.by_head):
+            context = np.minimum(context, kv_left(model, layout))
         self.axes: Mapping[str, Number] = {
             "data": layout.data.size,
             "fsdp": layout.fsdp.size,
             "expert": layout.expert.size,
-            "context": layout.context.size,
+            "context": context,
+            "context_shared": layout.context.size / context,
             "tensor": over_kv,
             "tensor_shared": tensor / over_kv,
             "tensor2": over_kv2,

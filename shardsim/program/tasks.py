@@ -29,13 +29,15 @@ class Compute(Work):
     """Work of a plan, and how a ring over the tensor axis cuts it.
 
     `ring` is "gathered" if the input of a matmul comes in pieces, "scattered" if its result leaves
-    in pieces; else it runs whole beside the ring.
+    in pieces; else it runs whole beside the ring. Of attention it is "passed" if keys and values
+    come round the context axis.
     """
 
     ring: str = ""
     purpose: str = ""  # one of those above, or nothing
     pointwise: Number = 0  # elements of what it does by element, or of what is fused into its end
     last_fraction: Number = 1.0  # of attention: `fraction`, of the last queries as many as are here
+    own_fraction: Number = 1.0  # of attention: `fraction`, of the keys that belong to its queries
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
@@ -49,6 +51,7 @@ class Collective(Move):
     - "exposed": nothing;
     - "ring": the matmuls named in `partners`, cut into blocks (collective matmul), as
       `Layout.matmul_overlap` says;
+    - "round": the attention that is its partner, as keys and values pass round (`rounds.py`);
     - "behind": the rest of the block that it is in (weights of the next layer, gradients of the
       last one), if the layout's switch for it is on: `switch` names one of `overlap.SWITCHES`.
     """

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.plan.words import mesh_text
+from shardsim.plan.words import context_text, mesh_text
 from shardsim.units import GIB
 from shardsim.views.step import OPERATIONS, STEP_PARTS, step_columns
 from shardsim.views.table import Column, Table, pick, table, yes_no
@@ -35,6 +35,7 @@ PLANS = (
         "collective matmul",
         lambda item: item.plan.overlap.matmul if item.plan.parameters.get("heads") else None,
     ),
+    Column("context", "context", lambda item: context_text(item.plan) or None),
     Column("costs", "priced", attrgetter("costs")),
     MFU,
     Column("hfu", "HFU", lambda item: item.hfu, ".1f", "%"),
@@ -103,6 +104,8 @@ def found(
     first = ["machine"] if named else []
     first += ["costs"] if several(item.costs for item in items) else []
     shown = [key for key in FOUND if not more or key not in DETAILS]
+    if any(context_text(item.plan) for item in items):
+        shown.insert(1, "context")
     columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *shown), *more)]
     return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
 
@@ -138,7 +141,7 @@ def both(
 
 
 SIDE_BY_SIDE = (
-    *("machine", "mesh", "remat", "microbatches", "collective_matmul", "mfu", "hfu"),
+    *("machine", "mesh", "context", "remat", "microbatches", "collective_matmul", "mfu", "hfu"),
     *("step_time_s", "tokens_per_s_per_chip"),
 )
 
@@ -155,7 +158,8 @@ def side_by_side(
     def change(item: Prediction) -> float:
         return _per_token(item) / _per_token(items[0]) - 1
 
-    rows = [*pick(PLANS, *SIDE_BY_SIDE)]
+    context = any(context_text(item.plan) for item in items)
+    rows = [*pick(PLANS, *(key for key in SIDE_BY_SIDE if context or key != "context"))]
     rows.append(
         Column("change", f"{'time per token' if batches else 'step'} +%", change, "+.1f", "%")
     )

@@ -102,7 +102,7 @@ def planned(plan: Plan) -> list[Account]:
         if not isinstance(task, Move) or task.stage == "dcn":
             continue
         axes = tuple(a for a in mesh if a in layout.mesh_axes(task.role) and mesh[a] > 1)
-        arrays = task.ways or float(task.messages)
+        arrays = max(task.ways, 1) * float(task.messages)
         count = float(task.count) * float(times) * arrays
         if count == 0 or not axes:
             continue

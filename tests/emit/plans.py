@@ -400,3 +400,63 @@ EXPERTS: dict[str, Plan] = {
         fused_projections=True,
     ),
 }
+
+_C4, _ON_C4 = {"data": 2, "context": 4}, {"batch": ["data"], "seq": ["context"]}
+_FCM_SPLIT = {"embed": ["fsdp", "context"], **_INSIDE}
+
+
+def _context(**choices: Any) -> dict[str, Any]:
+    return {"context": choices}
+
+
+# With other ways to attend over a context axis, which other trainers' exports refuse.
+CONTEXTS: dict[str, Plan] = {
+    "ring, striped, tensor": make(
+        "llama",
+        _FCM,
+        _FCM_SPLIT,
+        _B | {"seq": ["context", "model"]},
+        **_context(keys="ring", order="striped"),
+    ),
+    "ring, striped, windows": make(
+        "gemma2", _C4, {}, _ON_C4, **_context(keys="ring", order="striped"), remat="save_context"
+    ),
+    "ring, contiguous, no overlap": make(
+        "gpt", _C4, {}, _ON_C4, **_context(keys="ring", overlap=False), remat="dots"
+    ),
+    "ring, not causal": make(
+        "vit-serial", _C4, {}, _ON_C4, **_context(keys="ring", order="striped"), microbatches=2
+    ),
+    "striped, unfused": make(
+        "llama",
+        _FCM,
+        _FCM_SPLIT,
+        _B | {"seq": ["context", "model"]},
+        **_context(order="striped"),
+        attention="unfused",
+    ),
+    "striped, windows": make("gemma2", _C4, {}, _ON_C4, **_context(order="striped")),
+    "latents, striped": make("latents-parallel", _C4, {}, _ON_C4, **_context(order="striped")),
+    "ulysses, weights over context": make(
+        "gemma", _C4, {"embed": ["context"]}, _ON_C4, **_context(keys="ulysses"), remat="none"
+    ),
+    "ulysses, one key-value head": make(
+        "palm",
+        {"context": 4, "model": 2},
+        _INSIDE,
+        {"seq": ["context"]},
+        **_context(keys="ulysses"),
+        remat="save_context",
+    ),
+    "ulysses, 2-D tensor": make(
+        "llama",
+        {"context": 2, "model2": 2, "model": 2},
+        {"embed": ["model2"], **_INSIDE},
+        {"embed": ["model2"], "seq": ["context", "model"]},
+        **_context(keys="ulysses"),
+        remat="dots",
+    ),
+    "ulysses and attention pooling": make(
+        "vit", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"], **_EMB}, **_context(keys="ulysses")
+    ),
+}

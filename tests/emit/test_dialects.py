@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans import PLANS, make
+from plans import CONTEXTS, PLANS, make
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.big_vision import big_vision_export
 from shardsim.emit.dialects.keras import keras_layout, resolve_layout, variable_path
@@ -29,6 +29,7 @@ from shardsim.emit.dialects.vocabulary import DENSE_AXES, installed
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError
 from shardsim.plan import Plan, load_plan, plan_names, resolve
+from shardsim.plan.plan import Context
 from shardsim.plan.remat import POLICIES, Policy, Remat
 
 NAMES, AXES = ("a", "b", "c", "d"), ("x", "y", "z")
@@ -293,6 +294,22 @@ def test_maxtext_refuses_with_the_reason(more: dict, words: str) -> None:
     batch = [name for name in mesh]
     with pytest.raises(PlanError, match=words):
         export_plan(make("gpt", mesh, {"embed": ["fsdp"]}, {"batch": batch}, **more), "maxtext")
+
+
+def test_maxtext_stripes_tokens_and_says_why_it_has_no_ring() -> None:
+    plan = replace(CONTEXTS["ring, contiguous, no overlap"], context=Context(order="striped"))
+    assert exported(plan)["context_parallel_load_balance"] is True
+    assert "context_parallel_load_balance" not in exported(replace(plan, context=Context()))
+    for keys, words in (("ring", "on GPUs only"), ("ulysses", "does not exchange heads")):
+        with pytest.raises(PlanError, match=words):
+            export_plan(replace(plan, context=Context(keys=keys)), "maxtext")
+
+
+@pytest.mark.parametrize("to", ["flax", "big_vision", "keras", "axlearn", "levanter"])
+def test_other_trainers_refuse_other_ways_to_attend(to: str) -> None:
+    for plan in (plan for plan in CONTEXTS.values() if not plan.model.latent):
+        with pytest.raises(PlanError, match="cannot say how a context axis attends"):
+            export_plan(plan, to)
 
 
 def test_a_placement_that_jax_would_not_choose_is_refused() -> None:

@@ -14,6 +14,7 @@ from shardsim.machine import parse_machine
 from shardsim.plan import Plan, Remat, resolve
 from shardsim.plan.io import parse_remat
 from shardsim.plan.layout import ROLES
+from shardsim.plan.plan import CONTEXT_KEYS
 from shardsim.planner.fixed import fixed_of
 from shardsim.planner.search import search
 
@@ -73,6 +74,26 @@ def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
     assert best == pytest.approx(whole.best.step_time_s, rel=1e-12)
 
 
+@pytest.mark.parametrize("keys", CONTEXT_KEYS)
+def test_how_a_context_axis_attends_is_held(keys: str) -> None:
+    # Four sequences on sixteen chips: some axis has to split more than the batch.
+    whole = search(MODEL, MACHINE, 4, top=1).best.step_time_s
+    found = search(MODEL, MACHINE, 4, top=4, fix={"context.keys": keys, "mesh.context": 4})
+    for item in found.predictions:
+        assert item.plan.context.keys == keys
+        # Parts of whole tiles, or none: 128 tokens a member are striped only where halves are too.
+        assert item.plan.context.order == "contiguous"
+        assert item.step_time_s >= whole * (1 - 1e-12)
+
+
+def test_tokens_are_striped_under_a_causal_mask() -> None:
+    model = decoder(layers=4, sequence=4096)
+    fix = {"mesh.context": 4, "context.keys": "gathered"}
+    assert search(model, MACHINE, 4, top=1, fix=fix).best.plan.context.order == "striped"
+    unmasked = decoder(layers=4, sequence=4096, causal=False)
+    assert search(unmasked, MACHINE, 4, top=1, fix=fix).best.plan.context.order == "contiguous"
+
+
 def test_more_axes_may_be_held_than_are_searched() -> None:
     fix = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.model": 2, "mesh.context": 2}
     item = search(MODEL, MACHINE, 64, top=1, max_axes=2, fix=fix).best
@@ -100,6 +121,11 @@ def test_every_role_can_be_held_by_either_name() -> None:
         ("microbatch", 8, "fix: a search cannot hold 'microbatch'; did you mean 'microbatches'?"),
         ("remat", "ful", "fix: remat: unknown remat policy 'ful'; did you mean 'full'?"),
         ("remat", [{"layers": 2, "save": []}, {"layers": 2, "save": ["qkv"]}], "one policy"),
+        (
+            "context.keys",
+            "rings",
+            "fix: context.keys: 'rings' is not possible; did you mean 'ring'?",
+        ),
         ("attention", "flush", "fix: attention: 'flush' is not possible; did you mean 'flash'?"),
         ("overlap.matmul", False, "fix: overlap.matmul: False is not possible"),
         ("precision.compute", "fp8", "precision.compute: v5e has no fp8; choose from: bf16, int8"),

@@ -63,7 +63,8 @@ class Question:
 
     def parts(self) -> list[Part]:
         """Return the space."""
-        return [*parts(self.model, self.machine, self.batch, self.model.sequence)]
+        model, attention = self.model, self.work.attention
+        return [*parts(model, self.machine, self.batch, model.sequence, attention=attention)]
 
     def schedule(self, layout: Layout) -> Schedule:
         """Return the schedule of some plans."""

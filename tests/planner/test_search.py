@@ -19,6 +19,7 @@ from shardsim.cost.price import step_time_s
 from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
+from shardsim.plan.plan import CONTEXT_KEYS, Context
 from shardsim.plan.remat import POLICIES
 from shardsim.planner.search import SearchResult, default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
@@ -87,7 +88,10 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     model, machine = load_model(name), parse_machine(slice_name)
     work = workload(model, batch)
     rng = np.random.default_rng(22)
-    found = [part.spread()[0] for part in parts(model, machine, batch, model.sequence)]
+    found = [
+        part.spread()[0]
+        for part in parts(model, machine, batch, model.sequence, attention=work.attention)
+    ]
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
     each = -(-320 // len(found))
@@ -108,7 +112,10 @@ def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
     machine = parse_machine(slice_name)
     work = workload(model, 4)
     rng = np.random.default_rng(4)
-    found = [part.spread()[0] for part in parts(model, machine, 4, model.sequence)]
+    found = [
+        part.spread()[0]
+        for part in parts(model, machine, 4, model.sequence, attention=work.attention)
+    ]
     compared = sum(compare(work, machine, part, rng, part.pairs, each) for part in found)
     assert compared > (200 if each else 500)
 
@@ -171,6 +178,15 @@ class Choice:
     over_data: bool
     context_shards: bool
     prefetch: bool
+    keys: str = "gathered"
+
+    def striped(self, work: Workload) -> bool:
+        """Return whether members of the context axis have two parts of the tokens each."""
+        members = int(np.prod(list(self.mesh.get("c", {}).values())))
+        if not work.model.causal or self.keys == "ulysses" or work.sequence % (2 * members):
+            return False
+        part = work.sequence // members
+        return members > 1 and (part % 256 == 0 or part % 128 != 0)
 
     def plan(self, work: Workload, machine: Machine) -> Plan:
         """Return it as a plan, its rules written from what the roles mean."""
@@ -207,6 +223,9 @@ class Choice:
             microbatches=self.microbatches,
             overlap=Overlap(matmul=self.matmul, weights=self.prefetch, gradients=False),
             attention=work.attention,
+            context=Context(
+                keys=self.keys, order="striped" if self.striped(work) else "contiguous"
+            ),
             fused_projections=work.fused_projections,
         )
 
@@ -216,13 +235,19 @@ def divides(work: Workload, choice: Choice) -> bool:
     size = {role: int(np.prod(list(choice.mesh.get(role, {}).values()))) for role in ROLES}
     model = work.model
     inner = size["t"] * size["u"]
+    left = model.kv_heads // min(size["t"], model.kv_heads)
+    left //= min(size["u"], left)
+    heads = inner * (size["c"] if choice.keys == "ulysses" else 1)
+    shared = min(size["c"], left) if choice.keys == "ulysses" else 1
     gather = size["f"] * (size["c"] if choice.context_shards else 1)
     tokens = size["c"] * (size["t"] if choice.residual == "seq" else 1)
     embed = size["u"] * (size["t"] if choice.residual == "embed" else 1)
     return not (
         work.batch % (size["d"] * size["f"] * choice.microbatches)
         or work.sequence % tokens
-        or model.heads % inner
+        or model.heads % heads
+        or left % shared
+        or size["c"] % shared
         or model.mlp % inner
         or model.kv_heads % min(size["t"], model.kv_heads)
         or model.embed % (gather * size["u"])
@@ -242,13 +267,24 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
                 for over_data in [False, True] if "d" in mesh else [False]:
                     for context in [False, True] if "c" in mesh else [False]:
                         gathers = "f" in mesh or context
-                        for prefetch in [False, True] if gathers else [False]:
+                        prefetches = [False, True] if gathers else [False]
+                        every = ways(work, mesh, microbatches)
+                        for prefetch, keys in product(prefetches, every):
                             choice = Choice(
                                 mesh, microbatches, remat, residual, matmul,
-                                over_data, context, prefetch,
+                                over_data, context, prefetch, keys,
                             )  # fmt: skip
                             if divides(work, choice):
                                 yield choice
+
+
+def ways(work: Workload, mesh: dict[str, dict[str, int]], microbatches: int) -> tuple[str, ...]:
+    """Return the ways in which keys reach other members of a context axis, if sequences could not
+    be split over it as well."""
+    sizes = [np.prod(list(mesh.get(role, {}).values())) for role in ("d", "f", "c")]
+    needed = work.batch % (int(np.prod(sizes)) * microbatches)
+    other = "c" in mesh and needed and work.attention == "flash"
+    return CONTEXT_KEYS if other else CONTEXT_KEYS[:1]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ class Export:
 def maxtext_export(plan: Plan, trainer_path: Path | None = None) -> Export:
     """Return what an export to MaxText holds; raise `PlanError` for what it cannot hold."""
     vocabulary = installed(trainer_path) if trainer_path else table()
+    if plan.context.keys in tables.NO_KEYS:
+        raise PlanError(f"export to {TRAINER}: context.keys: {tables.NO_KEYS[plan.context.keys]}")
     chosen = nearest_model(plan.model, tables.BLOCKS, _only(plan))
     own = replace(plan, model=chosen.model, fused_projections=False)
     mesh = mesh_shape(own, TRAINER, several_slices=True)

@@ -50,6 +50,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "decoder_block": made.block,
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
+        **({"context_parallel_load_balance": True} if plan.context.order == "striped" else {}),
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,
         "base_num_query_heads": model.heads,

@@ -153,6 +153,12 @@ UNFUSED_CONTEXT: Mapping[str, tuple[str, ...]] = {
     "default": ("attention_out",),
 }
 
+# Why MaxText does not attend over a context axis in other ways than by gathering keys.
+NO_KEYS: Mapping[str, str] = {
+    "ring": "MaxText passes keys round on GPUs only (context_parallel_strategy); use gathered",
+    "ulysses": "MaxText gathers keys and does not exchange heads for tokens; use gathered",
+}
+
 # Optimizers that MaxText has, with the keys that choose them.
 OPTIMIZERS: Mapping[str, Mapping[str, str]] = {
     "adamw": {"opt_type": "adamw"},

@@ -288,3 +288,32 @@ def _scatter_linear_gradient(group: Group, split: str, both: bool, kept: Any, dy
 
 
 scatter_linear.defvjp(_scatter_linear, _scatter_linear_gradient)
+
+
+# A context axis, of whose ring and order attention must know.
+
+
+def next_member(x: Array, group: Group) -> Array:
+    """Send x to the next member of the ring; return what the one before has sent."""
+    return _send(x, group, 1)
+
+
+def member_before(group: Group, hops: int) -> Array:
+    """Return the member that stands so many hops before this device on the ring."""
+    return _member_at(group, -hops)
+
+
+def tokens_of(x: Array, who: Array, group: Group, dim: int, striped: bool) -> Array:
+    """Return a member's part of x: the next tokens along `dim`, or "striped" two shorter parts, as
+    far from the start as from the end."""
+    if not striped:
+        return _part(x, who, group.size, dim)
+    many = 2 * group.size
+    return jnp.concatenate([_part(x, one, many, dim) for one in (who, many - 1 - who)], dim)
+
+
+def in_order(x: Array, group: Group) -> Array:
+    """Return [batch, tokens, ...] in order that was gathered of striped parts."""
+    parts = x.reshape(x.shape[0], group.size, 2, -1, *x.shape[2:])
+    early, late = parts[:, :, 0], parts[:, ::-1, 1]
+    return jnp.concatenate([early, late], 1).reshape(x.shape)

@@ -75,6 +75,7 @@ def device_places(plan: Data) -> list[tuple[int, ...]]:
     """
     names = ["dcn", *plan["torus"]]
     rings = plan["roles"]["tensor"] + plan["roles"]["tensor2"]
+    rings += plan["roles"]["context"] if plan["keys"] == "ring" else []
     steps: list[
         list[tuple[int, ...]]
     ] = []  # for each mesh axis, what each of its steps adds to the place

@@ -2,9 +2,9 @@
 
 Arrays are what one device holds. Roles of the mesh axes: `tensor` splits heads, mlp and vocab;
 `tensor2` splits embed of weights and activations (2-D tensor parallelism, arXiv 2211.05102,
-section 3.2.2); `context` splits the sequence, in attention too; `gather` splits embed of weights
-that are gathered before use. The residual stream lies over `tensor` by sequence, by embed, or
-whole on every member.
+section 3.2.2); `context` splits the sequence, in attention too, where keys are gathered or pass
+round a ring, or heads there ("ulysses"); `gather` splits embed of weights that are gathered before
+use. The residual stream lies over `tensor` by sequence, by embed, or whole on every member.
 
 Gradients: the loss is the sum of all devices' shares, and every collective's gradient is its
 transpose (all-gather and reduce-scatter are each other's, a sum is its own).
@@ -23,15 +23,20 @@ from shardsim.emit.runtime.collectives import (
     gather,
     gather_linear,
     gather_weight,
+    in_order,
     member,
+    member_before,
+    next_member,
     own,
     scatter,
     scatter_linear,
     shared_total,
+    tokens_of,
     total,
     turn,
 )
 from shardsim.emit.runtime.config import Data, make_group
+from shardsim.ops.attend_round import Round, round_attention
 from shardsim.ops.whole import (
     Array,
     Params,
@@ -67,6 +72,8 @@ class Explicit(Whole):
         self.experts_ring, self.exchanged = (expert, nothing) if ring else (nothing, expert)
         self.exchange_members, self.expert_members = self.exchanged.size, expert.size
         self.experts_shards = make_group(plan, plan["experts_gather"])
+        self.keys = plan["keys"] if self.context.size > 1 else "gathered"
+        self.striped = plan["order"] == "striped" and self.context.size > 1
         self.copies = self.tensor.size * self.tensor2.size
         if not model["vocab"]:
             self.copies *= self.context.size
@@ -166,9 +173,11 @@ class Explicit(Whole):
     # Where things are.
 
     def own_tokens(self, x: Array, dim: int) -> Array:
-        return own(own(x, self.context, dim), self.on_tokens, dim)
+        return own(self.query_tokens(x, dim), self.on_tokens, dim)
 
     def query_tokens(self, x: Array, dim: int) -> Array:
+        if self.striped:
+            return tokens_of(x, member(self.context), self.context, dim, True)
         return own(x, self.context, dim)
 
     def own_embed(self, x: Array) -> Array:
@@ -177,7 +186,58 @@ class Explicit(Whole):
 
     def all_keys(self, x: Array) -> Array:
         with jax.named_scope("keys"):
-            return gather(x, self.context, 1)
+            if self.keys != "gathered":
+                return x
+            x = gather(x, self.context, 1)
+            return in_order(x, self.context) if self.striped else x
+
+    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
+        if self.keys == "ring":
+            return self.pass_round(q, k, v, mask)
+        if self.keys == "ulysses":
+            return self.turn_to_heads(q, k, v, mask, positions)
+        if not self.striped or positions is None:
+            return super().flash(q, k, v, mask, positions)
+        parts = zip(jnp.split(q, 2, 1), jnp.split(positions, 2), strict=True)
+        made = [super(Explicit, self).flash(rows, k, v, mask, at) for rows, at in parts]
+        return jnp.concatenate(made, 1)
+
+    def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
+        """Attend to keys and values that pass round the context axis."""
+        group, striped, tokens = self.context, self.striped, self.plan["sequence"]
+
+        def places(hops: int) -> Array:
+            who = member_before(group, hops)
+            return tokens_of(jnp.arange(tokens), who, group, 0, striped)
+
+        def send(x: Array) -> Array:
+            with jax.named_scope("keys"):
+                return next_member(x, group)
+
+        ring = Round(
+            members=group.size,
+            send=send,
+            places=places,
+            later=lambda hops: member_before(group, hops) > member(group),
+            striped=striped,
+            overlap=self.plan["keys_overlap"],
+        )
+        return round_attention(q, k, v, mask, ring)
+
+    def turn_to_heads(
+        self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None
+    ) -> Array:
+        """Attend to all tokens with some of the heads; key-value heads of several members are sent
+        to each."""
+        size = self.context.size
+        with jax.named_scope("keys"):
+            if k.shape[2] % size:
+                k, v = (jnp.repeat(x, size // x.shape[2], 2) for x in (k, v))
+            q, k, v = (turn(x, self.context, 2, 1) for x in (q, k, v))
+        at = None if positions is None else jnp.arange(self.plan["sequence"])
+        out = super().flash(q, k, v, mask, at)
+        with jax.named_scope("keys"):
+            return turn(out, self.context, 1, 2)
 
     # Sums over what is split.
 

@@ -1,0 +1,215 @@
+"""Ring attention: keys and values pass round the members of a context axis (arXiv 2310.01889).
+
+Each member attends to its own keys, then to those that came, and sums what they give with a running
+maximum of the scores, as `attend._attend_blocks` does. Backward the gradients of what came travel
+on with it and end where it is stored.
+
+Of a striped order (after arXiv 2311.09431) a member has an early part of the tokens and a late one.
+Under a causal mask its queries then see of the keys of an earlier member only the early part, and
+only its late queries see those of a later member, all of them: two quarters of the pairs each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from shardsim.ops.attend import _blocks, _group, _product, seen
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+
+NOT_THERE = -1  # the place of a key that pads a block
+QUERIES = (1, 1, 3, 3, 0)  # their dimension in queries, d result, logarithms, shares and places
+
+
+@dataclass(frozen=True)
+class Round:
+    """The members of a context axis as a ring: of one device, all arrays are its own.
+
+    `places(n)` are the positions [tokens] in the sequence of the tokens of the member n hops
+    before this one, `later(n)` says whether that member's number is larger than its own.
+    """
+
+    members: int
+    send: Callable[[Any], Any]  # to the next member
+    places: Callable[[int], Any]
+    later: Callable[[int], Any]
+    striped: bool
+    overlap: bool
+
+
+def round_attention(q: Any, k: Any, v: Any, mask: Any, ring: Round) -> Any:
+    """Return attention of a member's queries to the keys of all members.
+
+    q [batch, tokens, heads, head_dim]; k and v [batch, tokens, kv_heads, head_dim]; every member
+    has equally many tokens.
+    """
+    attention = jax.custom_vjp(lambda *inputs: _forward(mask, ring, *inputs)[0])
+    attention.defvjp(
+        lambda *inputs: _forward(mask, ring, *inputs),
+        lambda kept, gradient: _backward(mask, ring, kept, gradient),
+    )
+    return attention(q, k, v)
+
+
+def _forward(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    split, own = _group(q, k), ring.places(0)
+    shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
+    sums: Any = (
+        jnp.full(shape, jnp.finfo(jnp.float32).min),
+        jnp.zeros(shape),
+        jnp.zeros((*shape, q.shape[-1])),
+    )
+    keys, values = k, v
+    for hops in range(ring.members):
+        here = keys, values, ring.places(hops)
+        if hops + 1 < ring.members:
+            keys, values = _passed(ring, (keys, values), sums)
+        if hops and ring.striped and mask["causal"]:
+            sums = _attend_striped(mask, ring.later(hops), sums, (split, own), here)
+        else:
+            sums = _attend(mask, sums, (split, own), here)
+    top, norm, total = sums
+    out = jnp.moveaxis(total / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
+    out = checkpoint_name(out, "context")
+    logs = checkpoint_name(top + jnp.log(norm), "context")
+    return out, (q, k, v, out, logs)
+
+
+def _backward(mask: Any, ring: Round, kept: Any, gradient: Any) -> tuple[Any, Any, Any]:
+    q, k, v, out, logs = kept
+    split, d_out = _group(q, k), _group(gradient, k)
+    both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
+    rows = split, d_out, logs, jnp.moveaxis(_group(both, k).sum(-1), 1, 3), ring.places(0)
+    # They come round again: what came forward, or as that runs again, does not stay. Host devices
+    # know no barriers, but take arrays of another shape for others.
+    (keys, values), _ = lax.optimization_barrier(((k[None], v[None]), gradient))
+    dq: Any = jnp.zeros(split.shape)
+    mine: Any = ()
+    carried: Any = ()  # gradients of what came, on their way
+    for hops in range(ring.members):
+        here = keys[0], values[0], ring.places(hops)
+        if hops + 1 < ring.members:
+            keys, values = _passed(ring, (keys, values), dq)
+        carried = tuple(map(ring.send, carried))
+        if hops and ring.striped and mask["causal"]:
+            more, *made = _gradients_striped(mask, ring.later(hops), rows, here)
+        else:
+            more, *made = _gradients(mask, rows, here)
+        dq = dq + more
+        if not hops:
+            mine = made
+        elif carried:
+            made = [x.astype(jnp.float32) + y for x, y in zip(carried, made, strict=True)]
+        carried = tuple(x.astype(k.dtype) for x in made) if hops else ()
+    home = [ring.send(x).astype(jnp.float32) for x in carried]
+    dk, dv = (x + y for x, y in zip(mine, home, strict=True))
+    return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _attend_striped(mask: Any, later: Any, sums: Any, rows: Any, here: Any) -> Any:
+    """Add what the keys of another member give: those pairs of halves that a causal mask leaves."""
+    early, late = zip(*(_halves(x, 3) for x in sums), strict=True)
+    (first, at), (last, end) = zip(*(_halves(x, 1 - n) for n, x in enumerate(rows)), strict=True)
+    start, rest = _half_keys(here)
+    # The early keys with the queries that see them, then what else the late queries see.
+    made = _attend(
+        mask, _either(later, late, early), _either(later, (last, end), (first, at)), start
+    )
+    early, late = _either(later, early, made), _either(later, made, late)
+    late = _attend(mask, late, (last, end), _either(later, rest, start))
+    return tuple(jnp.concatenate(pair, 3) for pair in zip(early, late, strict=True))
+
+
+def _gradients_striped(mask: Any, later: Any, rows: Any, here: Any) -> Any:
+    """Return the gradients of the same: of all queries, and of all keys and values."""
+    early, late = zip(*(_halves(x, dim) for x, dim in zip(rows, QUERIES, strict=True)), strict=True)
+    start, rest = _half_keys(here)
+    one, *made = _gradients(mask, _either(later, late, early), start)
+    two, *more = _gradients(mask, late, _either(later, rest, start))
+    dq = jnp.concatenate([jnp.where(later, 0, one), jnp.where(later, one, 0) + two], 1)
+    halves = (
+        (x + jnp.where(later, 0, y), jnp.where(later, y, 0))
+        for x, y in zip(made, more, strict=True)
+    )
+    return dq, *(jnp.concatenate(pair, 1) for pair in halves)
+
+
+def _passed(ring: Round, pieces: Any, beside: Any) -> Any:
+    """Send pieces on: beside the attention to them, or after all that is done by now."""
+    if not ring.overlap:
+        pieces, _ = lax.optimization_barrier((pieces, beside))
+    return tuple(map(ring.send, pieces))
+
+
+def _halves(x: Any, dim: int) -> Any:
+    return jnp.split(x, 2, dim)
+
+
+def _either(later: Any, one: Any, other: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(later, x, y), one, other)
+
+
+def _half_keys(here: Any) -> Any:
+    """Return the early and the late half of keys, values and their places."""
+    keys, values, places = here
+    halves = _halves(keys, 1), _halves(values, 1), _halves(places, 0)
+    return tuple(x[0] for x in halves), tuple(x[1] for x in halves)
+
+
+def _in_blocks(here: Any) -> tuple[Any, Any, Any]:
+    """Return keys, values and their places in blocks of some keys, the last one padded."""
+    keys, values, places = here
+    blocks = _blocks(keys), _blocks(values)
+    missing = blocks[0].shape[0] * blocks[0].shape[2] - places.shape[0]
+    padded = jnp.pad(places, (0, missing), constant_values=NOT_THERE)
+    return *blocks, padded.reshape(blocks[0].shape[0], -1)
+
+
+def _pairs(mask: Any, split: Any, keys: Any, own: Any, places: Any) -> tuple[Any, Any]:
+    """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
+    scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
+    there = places != NOT_THERE
+    return scores, there & seen(mask, own, places) if mask["causal"] else there
+
+
+def _attend(mask: Any, sums: Any, rows: Any, here: Any) -> Any:
+    """Add to the running (maximum, norm, sums) of queries at their places what some keys give."""
+    split, own = rows
+
+    def block(carry: Any, inputs: Any) -> tuple[Any, None]:
+        top, norm, total = carry
+        keys, values, places = inputs
+        scores, pairs = _pairs(mask, split, keys, own, places)
+        scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
+        part = _product("bhgqk,bkhd->bhgqd", weights.astype(split.dtype), values)
+        shrink = jnp.exp(top - new)
+        return (new, norm * shrink + weights.sum(-1), total * shrink[..., None] + part), None
+
+    return lax.scan(block, sums, _in_blocks(here))[0]
+
+
+def _gradients(mask: Any, rows: Any, here: Any) -> tuple[Any, Any, Any]:
+    """Return float32 gradients of queries (`rows`: see `QUERIES`), and of some keys and values."""
+    split, d_out, logs, shares, own = rows
+
+    def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
+        keys, values, places = inputs
+        scores, pairs = _pairs(mask, split, keys, own, places)
+        weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
+        d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
+        d_scores = weights * (d_weights - shares[..., None]) * split.shape[-1] ** -0.5
+        d_scores, weights = d_scores.astype(split.dtype), weights.astype(split.dtype)
+        dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
+        dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
+        return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
+
+    keys = here[0]
+    dq, pieces = lax.scan(block, jnp.zeros(split.shape), _in_blocks(here))
+    dk, dv = (
+        jnp.moveaxis(x, 0, 1).reshape(keys.shape[0], -1, *keys.shape[2:])[:, : keys.shape[1]]
+        for x in pieces
+    )
+    return dq, dk, dv

@@ -1,0 +1,108 @@
+"""Ring attention: keys and values pass round the context axis, beside the attention of the block
+that is there (arXiv 2310.01889).
+
+Of N members each attends to its own keys first, then to those that came. Forward N - 1 hops take
+keys and values round. Backward they come round again; the gradients of what came start where it is
+attended to first, take up a product at every stop and end, after N - 1 hops, where it is stored. So
+a ring sends what the all-gathers and reduce-scatters send that it stands for.
+
+| pass | blocks, each beside a hop of | at last |
+| --- | --- | --- |
+| forward | keys and values: N - 1 | 1 block |
+| backward | keys and values: 2; those and gradients: N - 3; gradients: 1 | 1 hop |
+
+Of two members, backward, the block of the other's keys runs beside nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
+from shardsim.program.tasks import Collective, Compute
+
+ROUND = "round"
+
+
+def rounds(tasks: Sequence[Task], layout: Layout) -> list[Task]:
+    """Return the tasks of a block with its rings of keys as hops beside blocks of attention."""
+    moves: dict[str, list[Collective]] = {}
+    for task in tasks:
+        if isinstance(task, Collective) and task.schedule == ROUND:
+            moves.setdefault(task.partners[0], []).append(task)
+    if not moves:
+        return [*tasks]
+    on = np.greater(layout.context.size, 1)
+    made: list[Task] = []
+    for task in tasks:
+        if isinstance(task, Collective) and task.schedule == ROUND:
+            continue
+        if isinstance(task, Compute) and task.name in moves:
+            made += _round(task, moves[task.name], layout, on)
+            task = replace(task, count=task.count * np.logical_not(on))
+        made.append(task)
+    return made
+
+
+def _round(task: Compute, moves: Sequence[Collective], layout: Layout, on: Number) -> list[Task]:
+    """Return attention, or its gradient, as blocks beside hops of its `moves`, where `on`."""
+    members = layout.context.size
+    beyond = np.maximum(members - 1, 1)
+    own = _block(task, members, task.own_fraction)
+    other = _block(task, members, (task.fraction * members - task.own_fraction) / beyond)
+    keys = [move for move in moves if move.kind == "all-gather"]
+    sums = [move for move in moves if move.kind == "reduce-scatter"]
+
+    def hop(what: str, of: Sequence[Collective], stage: str = "all") -> Move:
+        return Move(
+            name=f"{task.name}, a hop of {what}",
+            kind="permute",
+            role=of[0].role,
+            bytes=sum(move.bytes for move in of) / members,
+            count=of[0].count,
+            messages=len(of),
+            purpose=of[0].purpose,
+            stage=stage,
+            ways=1,
+        )
+
+    def beside(move: Move, times: Number, block: Work) -> list[Task]:
+        if not np.any(times):
+            return []
+        if not layout.keys_overlap or any(one.hops_wait for one in moves):
+            return [Repeat(times=times, tasks=(move, block))]
+        run = (Start(task=move), block, Await(name=move.name))
+        return [Repeat(times=times, tasks=run)]
+
+    # On a line one of the hops behind each other goes all the way back.
+    first = beside(hop("keys", keys, "closing"), on * 1, own)
+    if not sums:
+        return [
+            *first,
+            *beside(hop("keys", keys), on * (members - 2), other),
+            Repeat(times=on * 1, tasks=(other,)),
+        ]
+    several = on & np.greater(members, 2)
+    return [
+        *first,
+        *beside(hop("keys", keys), several * 1, other),
+        *beside(hop("keys and gradients", moves), several * (members - 3), other),
+        *beside(hop("gradients", sums), several * 1, other),
+        *([] if np.all(several) else [Repeat(times=(on & ~several) * 1, tasks=(other,))]),
+        Repeat(times=on * 1, tasks=(hop("gradients", sums, "closing"),)),
+    ]
+
+
+def _block(task: Compute, members: Number, fraction: Number) -> Work:
+    """Return attention to the keys of one of `members`, of which it computes a `fraction`."""
+    return replace(
+        task,
+        n=task.n / members,
+        fraction=fraction,
+        hbm_bytes=task.hbm_bytes / members,
+        vector_ops=task.vector_ops * fraction / (task.fraction * members),
+    )
