@@ -38,9 +38,6 @@ FILLED = "a row in the words of its source: what it leaves open is filled as doc
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
-    (r"ulysses|all[- ]to[- ]all", "Ulysses (all-to-all of heads); a context axis gathers keys"),
-    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring attention; a context axis "
-     "gathers keys"),
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
     (r"zero[- _]?[12]\b", "ZeRO over some of the state only"),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
@@ -49,6 +46,11 @@ _UNMODELLED = (
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
      "attention to some of the tokens only"),
 )  # fmt: skip
+# How a context axis attends, by the words for it; without such an axis nothing is known of it.
+_ATTENDS = (
+    (r"ulysses|all[- ]to[- ]all", "ulysses", "Ulysses (all-to-all of heads)"),
+    (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring", "ring attention"),
+)
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
 _MEASURED = {
     "tokens_s_chip": "tokens_per_s_per_chip",
@@ -119,6 +121,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         for pattern, what in _UNMODELLED:
             if re.search(pattern, text):
                 raise FileError(f"{key}: not modelled: {what}")
+    context = _context(said, split, model)
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
@@ -142,6 +145,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "accounting": accounting_of(row).value,
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
+        **context,
     }
     remat = _remat(row.get("remat"), notes)
     if remat is None and library and "custom" not in str(row.get("remat")):
@@ -178,6 +182,21 @@ class _Said:
             return None
         gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
         return "data" if "data" in inside or gpu else "fsdp"
+
+
+def _context(said: Mapping[str, str], split: _Said, model: Model) -> dict[str, Any]:
+    """Return how a context axis attends; raise `FileError` where a row says how and has none."""
+    for pattern, keys, what in _ATTENDS:
+        for key, text in said.items():
+            if not re.search(pattern, text):
+                continue
+            if "context" in split.sizes.inside:
+                striped = re.search(r"striped|zig-?zag|load[- ]balanc", " ".join(said.values()))
+                order = {"order": "striped"} if striped else {}
+                return {"context": {"keys": keys, **order}}
+            if keys == "ring" or model.experts is None:  # experts' tokens are exchanged too
+                raise FileError(f"{key}: not modelled: {what} without a context axis")
+    return {}
 
 
 def _chip_name(row: Mapping[str, Any]) -> str:

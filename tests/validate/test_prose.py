@@ -189,19 +189,30 @@ CONTEXT = "context 16 x fsdp 4"
 
 
 @pytest.mark.parametrize(
+    ("changes", "keys", "order"),
+    [
+        ({"parallelism": f"{CONTEXT}, context parallel strategy ulysses"}, "ulysses", "contiguous"),
+        ({"parallelism": {"cp": 16, "note": "all-to-all over heads"}}, "ulysses", "contiguous"),
+        ({"parallelism": CONTEXT, "tricks": ["Ulysses"]}, "ulysses", "contiguous"),
+        ({"parallelism": CONTEXT, "attention": "ulysses"}, "ulysses", "contiguous"),
+        ({"parallelism": f"{CONTEXT}, context parallel strategy ring"}, "ring", "contiguous"),
+        ({"parallelism": CONTEXT, "tricks": ["RingAttention"]}, "ring", "contiguous"),
+        ({"parallelism": CONTEXT, "attention": {"kernel": "ring_attention"}}, "ring", "contiguous"),
+        ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring", "striped"),
+        ({"parallelism": CONTEXT}, "gathered", "contiguous"),
+    ],
+)  # fmt: skip
+def test_how_a_context_axis_attends(changes: dict[str, Any], keys: str, order: str) -> None:
+    (plan,) = run_of(seq=32768, **changes).plans
+    assert (plan.context.keys, plan.context.order) == (keys, order)
+
+
+@pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"parallelism": f"{CONTEXT}, context parallel strategy ulysses"}, "Ulysses (all-to-all"),
         ({"parallelism": "ulysses 16 x fsdp 4"}, "Ulysses (all-to-all of heads)"),
         ({"parallelism": {"ulysses": 16, "fsdp": 4}}, "Ulysses (all-to-all of heads)"),
-        ({"parallelism": {"cp": 16, "note": "all-to-all over heads"}}, "Ulysses (all-to-all of"),
-        ({"parallelism": CONTEXT, "tricks": ["Ulysses"]}, "Ulysses (all-to-all of heads)"),
-        ({"parallelism": CONTEXT, "attention": "ulysses"}, "Ulysses (all-to-all of heads)"),
-        ({"parallelism": f"{CONTEXT}, context parallel strategy ring"}, "ring attention"),
-        ({"parallelism": CONTEXT, "tricks": ["RingAttention"]}, "ring attention"),
-        ({"parallelism": CONTEXT, "attention": {"kernel": "ring_attention"}}, "ring attention"),
         ({"parallelism": {"ring": 4, "fsdp": 16}}, "ring attention"),
-        ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring attention"),
         ({"parallelism": {"sp": 4, "fsdp": 16}}, "an axis over the sequence"),
         ({"parallelism": "sequence parallel 4 x fsdp 16"}, "an axis over the sequence"),
         ({"parallelism": "HSDP 8x8"}, "HSDP without the sizes of its two axes"),
