@@ -13,7 +13,7 @@ from shardsim.cost.hbm import Held
 from shardsim.cost.mfu import mfu_of, step_at_mfu
 from shardsim.cost.predict import LIMITING, Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity, sensitivity
-from shardsim.cost.words import FIGURES
+from shardsim.cost.words import figure_words
 from shardsim.errors import PlanError
 from shardsim.model import Accounting
 from shardsim.plan.io import PlanOrPath, as_plan
@@ -70,7 +70,7 @@ class Explanation:
             "fits": item.fits,
             "limited_by": [
                 {
-                    "what": FIGURES[limit.figure],
+                    "what": figure_words(limit.figure, item.plan.machine.chip),
                     "figure": limit.figure,
                     "elasticity": limit.elasticity,
                 }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardsim.cost.predict import Prediction
+from shardsim.errors import PlanError
 from shardsim.planner.prices import Prices, price_of
 
 SECONDS_PER_DAY = 86400.0
@@ -50,6 +51,8 @@ def training_of(
 
     Images count `sequence` tokens each. With prices alone it is a trillion tokens.
     """
+    if images is not None and tokens is not None:
+        raise PlanError("--tokens and --images: two sizes of one training; give one")
     if images is not None:
         tokens = images * sequence
     if tokens is None and not prices:

@@ -154,13 +154,19 @@ def plan(
             raise PlanError(f"{key}: must be a whole number from 1 to {LARGEST:,}, not {value}")
     check_output(output, as_json)
     for text in asked:
-        parse_mesh(text)
+        parse_mesh(text, "--why-not")
     wanted = read_model(model)
     machines = slices_named(slices)
     for text in slices.split(","):
         if not text.strip().endswith("*") and (told := explain(text)):
             note(told)
-    held = dict(map(parse_assignment, fix))
+    held: dict[str, Any] = {}
+    for key, value in map(parse_assignment, fix):
+        if key in held:
+            raise PlanError(f"--fix: {key} appears twice; hold it once")
+        held[key] = value
+    if attention is not None and "attention" in held:
+        raise PlanError("--attention and --fix attention: give one")
     training = training_of(tokens, images, seq or wanted.sequence, prices)
     options: dict[str, Any] = {
         **{"sequence": seq, "optimizer": optimizer, "attention": attention, "costs": op_costs},

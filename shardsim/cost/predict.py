@@ -15,7 +15,7 @@ from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.sensitivity import sensitivity
-from shardsim.cost.words import FIGURES, HBM, PARTS
+from shardsim.cost.words import HBM, PARTS, figure_words
 from shardsim.machine import Machine
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
@@ -101,10 +101,11 @@ class Prediction:
         if abs(first.elasticity) < LIMITING:
             return "no figure of the chip"
         if first.figure in NOT_OF_LINKS or not self.collectives:
-            return FIGURES[first.figure]
+            return figure_words(first.figure, self.plan.machine.chip)
         worst = max(self.collectives, key=lambda use: use.exposed_s)
         over = ", ".join(worst.mesh_axes) or "the host link"
-        return f"{FIGURES[first.figure]} ({worst.kind} over {over})"
+        words = figure_words(first.figure, self.plan.machine.chip)
+        return f"{words} ({worst.kind} over {over})"
 
     def __repr__(self) -> str:
         plan = self.plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shardsim.machine import Chip
+
 PARTS = {
     "compute_s": "matrix and vector units",
     "hbm_bound_s": "waiting for HBM",
@@ -27,3 +29,9 @@ FIGURES = {
     "dcn_hop_latency_s": "DCN latency",
     "pcie_bytes_per_s": "host link bandwidth",
 }
+
+
+def figure_words(figure: str, chip: Chip) -> str:
+    """Return what a figure of a chip is called: links behind a switch are NVLink."""
+    words = FIGURES[figure]
+    return words.replace("ICI", "NVLink") if chip.interconnect == "switch" else words

@@ -107,7 +107,8 @@ def plan_from_data(
     """
     try:
         plan = _build(data, default_name, machine, model)
-        check_multiplied(plan.machine, plan.precision.compute)
+        for key in ("compute", "parameters", "reduce"):
+            check_multiplied(plan.machine, getattr(plan.precision, key), key)
         layout = resolve(plan)
         if not uneven:
             check(plan, layout)

@@ -173,12 +173,12 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
-def check_multiplied(machine: Machine, compute: str) -> None:
-    """Refuse a format of matmuls that a chip has no unit for: it would run as another."""
+def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> None:
+    """Refuse a format that a chip has no unit for: it would run as another."""
     chip = machine.chip
     if compute in NARROW and compute not in chip.peak_flops:
         own = ", ".join([*chip.peak_flops, "f32"])
-        raise PlanError(f"precision.compute: {chip.name} has no {compute}; choose from: {own}")
+        raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")
 
 
 def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:

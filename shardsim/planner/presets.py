@@ -15,8 +15,8 @@ from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
 from shardsim.planner.search import default_attention
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """Read a mesh: the size of each role that has one.
+def parse_mesh(text: str, option: str = "--mesh") -> dict[str, int]:
+    """Read a mesh: the size of each role that has one; `option` begins every message.
 
     >>> parse_mesh("fsdp=256, model=4")
     {'fsdp': 256, 'tensor': 4}
@@ -25,11 +25,11 @@ def parse_mesh(text: str) -> dict[str, int]:
     for part in text.split(","):
         word, _, size = (piece.strip() for piece in part.partition("="))
         if not (word and re.fullmatch("[0-9]{1,9}", size) and int(size)):
-            raise PlanError(f"--mesh: '{part[:40]}': expected role=size, such as fsdp=256,data=4")
+            raise PlanError(f"{option}: '{part[:40]}': expected role=size, such as fsdp=256,data=4")
         if word not in ROLE_OF:
-            raise PlanError(f"--mesh: no role '{word[:40]}'{nearest(word, ROLE_OF)}")
+            raise PlanError(f"{option}: no role '{word[:40]}'{nearest(word, ROLE_OF)}")
         if ROLE_OF[word] in sizes:
-            raise PlanError(f"--mesh: role '{ROLE_OF[word]}' appears twice")
+            raise PlanError(f"{option}: role '{ROLE_OF[word]}' appears twice")
         sizes[ROLE_OF[word]] = int(size)
     return sizes
 

@@ -6,9 +6,9 @@ axes that are alike (same length, same wrap) are exchanged only once. On every m
 remat policies, how the residual stream lies, collective matmul, prefetch of weights, and whether
 the data axis splits optimizer state. With experts there is one role more, which splits all other
 weights too where it can, and tokens are exchanged over it, or gathered. Keys are gathered over a
-context axis; where attention is one kernel and sequences could not be split over that axis as well,
-they also pass round it, or heads are split over it instead. Choices that change nothing on a mesh
-(collective matmul without a tensor axis, for example) are counted once.
+context axis; where attention is one kernel and there are too few sequences to split over that axis
+as well, they also pass round it, or heads are split over it instead. Choices that change nothing on
+a mesh (collective matmul without a tensor axis, for example) are counted once.
 
 What layers keep is the same for all of them here; `planner/layers.py` mixes policies.
 
@@ -318,7 +318,7 @@ def parts(
         for spread in (Spread(shards=True), Spread(by_head=True))
     )
     groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
-    needed = (batch % (groups * microbatches) > 0) | (fixed.keys is not None)
+    needed = (batch < groups * microbatches) | (fixed.keys is not None)
     striped = model.causal & _stripes(sequence, bare.context.size)
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
