@@ -341,7 +341,8 @@ def plans(
             where.setdefault(first, {})[axis.name] = axis.length // inner
     microbatches = draw(st.sampled_from([1, 2, 4, 8, 16]))
     attention = draw(st.sampled_from(["flash", "unfused"]))
-    attends = [one for one in CONTEXTS if attention == "flash" or one.keys == "gathered"]
+    other = attention == "flash" and model.latent is None
+    attends = [one for one in CONTEXTS if other or one.keys == "gathered"]
     groups = 1
     for role in ("data", "fsdp", "expert"):
         for factor in where.get(role, {}).values():

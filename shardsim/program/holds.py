@@ -54,7 +54,7 @@ class Passes:
     # That of the head comes after it, so that the whole table and its whole gradient are never
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
-    head_last: bool = False
+    head_last: str = ""  # of the "head", or of "all" products
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
@@ -118,7 +118,7 @@ _EMITTED_SCARCE = Passes(
     tables=1.0,
     end_sums=True,
     head_late="tensor",
-    head_last=True,
+    head_last="head",
     scores_bytes=4.0,
     ring_copies=1.0,
     ring_results=0.5,
@@ -152,7 +152,7 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": replace(
         _TRAINER,
         scarce=replace(
-            _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last=True
+            _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last="all"
         ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),

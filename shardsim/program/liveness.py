@@ -74,7 +74,8 @@ def _traces(
     """Return the traces without and with prefetching: of many policies that run the same again."""
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
-    tracer = followed(derived, again, replace(passes, head_last=False), ring, signs)
+    last = passes.head_last if passes.head_last == "all" else ""
+    tracer = followed(derived, again, replace(passes, head_last=last), ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 

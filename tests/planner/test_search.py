@@ -279,10 +279,10 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
 
 
 def ways(work: Workload, mesh: dict[str, dict[str, int]], microbatches: int) -> tuple[str, ...]:
-    """Return the ways in which keys reach other members of a context axis, if sequences could not
-    be split over it as well."""
+    """Return the ways in which keys reach other members of a context axis, if there are too few
+    sequences to split over it as well."""
     sizes = [np.prod(list(mesh.get(role, {}).values())) for role in ("d", "f", "c")]
-    needed = work.batch % (int(np.prod(sizes)) * microbatches)
+    needed = work.batch < int(np.prod(sizes)) * microbatches
     other = "c" in mesh and needed and work.attention == "flash"
     return CONTEXT_KEYS if other else CONTEXT_KEYS[:1]
 
