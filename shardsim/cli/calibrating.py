@@ -137,7 +137,7 @@ def calibrate(
         data = {
             "device": device,
             "chip": made.chip.name,
-            **made.kernels.to_data(),
+            **({} if made.chip.kernels is None else made.chip.kernels.to_data()),
             "residuals": dict(made.residuals),
             "text": None if output else text,
         }

@@ -216,16 +216,16 @@ class KernelCosts(Costs):
             "copy": kernels.copy_hbm_efficiency,
             "transpose": kernels.transpose_hbm_efficiency,
             "optimizer": kernels.optimizer_hbm_efficiency,
-        }.get(task.kind, kernels.stream_hbm_efficiency)
+        }.get(task.kind, chip.hbm_efficiency)
         if task.kind == "attention" and task.matmuls == 1:
             share = kernels.scores_hbm_efficiency
         memory_s = task.hbm_bytes / (chip.hbm_bytes_per_s * share)
         if task.fused:
             return self._attention(task, memory_s)
         longer = 1.0 + kernels.contraction_start / np.maximum(task.k, 1)
-        unit_s = task.flops * longer / (chip.peak(task.dtype) * kernels.matmul_efficiency)
+        unit_s = task.flops * longer / (chip.peak(task.dtype) * chip.matmul_efficiency)
         extra_s = np.maximum(memory_s - unit_s, 0.0)
-        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
+        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=self.chip.op_overhead_s)
 
     def _attention(self, task: Work, memory_s: Number) -> ComputeTime:
         """Return the time of a kernel that holds no scores; its gradient sums in float32 apart."""
@@ -241,7 +241,7 @@ class KernelCosts(Costs):
         pairs = task.m * task.n * task.batch * task.fraction
         unit_s = unit_s + ops * pairs / self.chip.vector_flops
         extra_s = memory_s if gradient else np.maximum(memory_s - unit_s, 0.0)
-        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=kernels.start_s)
+        return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=self.chip.op_overhead_s)
 
 
 # FlashAttention-2 (arXiv 2307.08691) as PyTorch has it, beside cuDNN's kernel: the share of its

@@ -12,13 +12,15 @@ from shardsim.files import check_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """The constants of one GPU; `shardsim.cost.costs.KernelCosts` has the formulas."""
+    """The constants of one GPU beside its chip's figures: the chip's `matmul_efficiency` is that of
+    long matmuls, `hbm_efficiency` that of streams, `op_overhead_s` the start of every kernel.
 
-    matmul_efficiency: float  # of the peak: what power allows, with long contractions
+    `shardsim.cost.costs.KernelCosts` has the formulas.
+    """
+
     contraction_start: float  # as many more of the contraction a matmul takes as long as
-    stream_hbm_efficiency: float  # of HBM's peak, reading and writing
     scores_hbm_efficiency: float  # products of attention with scores in HBM
-    sum_hbm_efficiency: float  # reading for sums, as norms do
+    sum_hbm_efficiency: float  # of HBM's peak, reading for sums, as norms do
     copy_hbm_efficiency: float  # copies of whole arrays
     transpose_hbm_efficiency: float  # another axis densest
     optimizer_hbm_efficiency: float
@@ -26,8 +28,8 @@ class Kernels:
     attention_gradient_efficiency: float
     softmax_ops: float  # vector operations for each pair, in turn with the products
     softmax_gradient_ops: float
-    start_s: float  # of every kernel
 
+    status: str = "fitted"  # or "assumed": of another GPU
     fitted_to: str = ""
     date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
@@ -35,7 +37,7 @@ class Kernels:
     def to_data(self) -> dict[str, Any]:
         """Return the section `kernels` of a hardware file."""
         return {
-            "status": "fitted",
+            "status": self.status,
             "fitted_to": self.fitted_to,
             "versions": dict(self.versions),
             "date": self.date,
@@ -48,7 +50,7 @@ CONSTANTS = tuple(
     for item in fields(Kernels)
     if item.default is MISSING and item.default_factory is MISSING
 )
-MAY_BE_ZERO = ("contraction_start", "start_s")
+MAY_BE_ZERO = ("contraction_start",)
 
 
 def kernels_from_data(data: Any, where: str) -> Kernels:
@@ -76,4 +78,10 @@ def kernels_from_data(data: Any, where: str) -> Kernels:
     if not isinstance(data["versions"], Mapping):
         raise FileError(f"{where}: versions must be a mapping")
     versions = {str(name)[:40]: str(value)[:80] for name, value in data["versions"].items()}
-    return Kernels(**values, fitted_to=data["fitted_to"], date=data["date"], versions=versions)
+    return Kernels(
+        **values,
+        status=data["status"],
+        fitted_to=data["fitted_to"],
+        date=data["date"],
+        versions=versions,
+    )

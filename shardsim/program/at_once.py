@@ -15,10 +15,9 @@ from shardsim.graph.derive import Derived
 from shardsim.graph.place import Kind
 from shardsim.model import Model
 from shardsim.program.blocks import backward_of, derived_blocks, graph
-from shardsim.program.liveness import WIDE, stored
+from shardsim.program.kept import read_by_products
+from shardsim.program.liveness import GATHERED, WIDE, stored
 from shardsim.program.trace import Live, Size, Trace
-
-GATHERED = ("fsdp", "expert", "context")  # axes whose shards of a weight are gathered before use
 
 
 @lru_cache(maxsize=4096)
@@ -39,7 +38,7 @@ def layer_at_once(
     """
     derived = derived_blocks(model, attention, kind).layers[layer]
     waiting = {array.name for array in backward_of(model, attention, layer, kept).kept}
-    products = _read_by_products(derived)
+    products = read_by_products(derived)
     first, last = derived.steps[0].op, derived.steps[-1].op
     start = next(number for number, step in enumerate(derived.steps) if step.op.product)
     made = [step.op.out.name for step in derived.steps]
@@ -105,15 +104,6 @@ def head_at_once(model: Model, attention: str, kind: Kind, casts: bool) -> Trace
             found[f"d {step.op.out.name}"] = replace(stored(step.op.out), width="wire")
     found |= _weights(replace(ends, steps=steps), casts)
     return Trace(("head",), _live(found))
-
-
-def _read_by_products(derived: Derived) -> set[str]:
-    return {
-        (array.original or array).name
-        for step in derived.steps
-        if step.op.product or step.op.kernel
-        for array in step.op.needs
-    }
 
 
 def _weights(derived: Derived, casts: bool) -> dict[str, Size]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shardsim.graph.arrays import Array
+from shardsim.graph.derive import Derived
 from shardsim.plan.layout import Kept, Layout, Number
 from shardsim.program.blocks import backward_of, derived_blocks, over_policies
 from shardsim.program.shapes import Workload
@@ -42,12 +43,7 @@ def kept_for_products(
 ) -> Number:
     """Return the bytes of `kept` that products or kernels read, wherever they lie."""
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
-    read = {
-        (array.original or array).name
-        for step in derived.steps
-        if step.op.product or step.op.kernel
-        for array in step.op.needs
-    }
+    read = read_by_products(derived)
 
     def total(names: frozenset[str]) -> Number:
         found = backward_of(work.model, work.attention, layer, names).kept
@@ -56,6 +52,16 @@ def kept_for_products(
         return sum((_size(work, sizes, array) for array in arrays), 0.0)
 
     return over_policies(group, total)
+
+
+def read_by_products(derived: Derived) -> set[str]:
+    """Return the arrays that gradients of products and of attention kernels read."""
+    return {
+        (array.original or array).name
+        for step in derived.steps
+        if step.op.product or step.op.kernel
+        for array in step.op.needs
+    }
 
 
 def _size(work: Workload, sizes: Sizes, array: Array) -> Number:

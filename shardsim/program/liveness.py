@@ -26,6 +26,7 @@ from shardsim.program.sizes import role_of
 from shardsim.program.trace import Live, Size, Trace
 
 WIDE = 4.0  # bytes of what is summed, or exponentiated, in float32
+GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
 RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
 
 
@@ -98,8 +99,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     products = (array for step in ends.steps if step.op.product for array in step.op.ins)
     sums = []
     for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
-        over = ("fsdp", "expert", *CONTEXT)
-        gathered = frozenset(axis for axis in array.split if axis in over)
+        gathered = frozenset(axis for axis in array.split if axis in GATHERED)
         left = {axis: d for axis, d in array.split.items() if axis not in gathered}
         size = Size(array.dims, _by(array, left), WIDE, gathered)
         sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))

@@ -13,19 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from shardsim.cost.costs import HEAD_DIM_TILE, KernelCosts
 from shardsim.errors import HardwareError, ShardsimError
-from shardsim.machine import Chip, load_chip
+from shardsim.machine import Chip, load_chip, override_chip
 from shardsim.machine.catalog import find_name
 from shardsim.machine.kernels import Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
 from shardsim.program.schedule import Work
-from shardsim.validate.op_file import hardware_path
 from shardsim.xla.host import Progress
+from shardsim.xla.profile.learn import hardware_file
 
-MARK = "\n# What kernels sustain"
+SOURCE = "kernels on their own, by shardsim calibrate --device gpu"
 Ask = Callable[..., float]
 
 
@@ -55,18 +54,12 @@ class Sizes:
 class Calibration:
     """What was measured on one device."""
 
-    chip: Chip
-    kernels: Kernels
+    chip: Chip  # with what was measured
     residuals: Mapping[str, float]  # by bench: estimated over measured, less one
 
     def text(self) -> str:
-        """Return the chip's hardware file with its section `kernels` made anew."""
-        head = hardware_path(self.chip.name).read_text("utf-8").partition(MARK)[0].rstrip("\n")
-        head = head.partition("\nkernels:")[0].rstrip("\n")
-        section = yaml.safe_dump({"kernels": self.kernels.to_data()}, sort_keys=False, width=96)
-        return (
-            f"{head}\n{MARK}; made by `shardsim calibrate --device gpu` (docs/gpu.md).\n{section}"
-        )
+        """Return the hardware file of the chip."""
+        return hardware_file(self.chip)
 
 
 def calibrate_gpu(
@@ -95,6 +88,7 @@ def calibrate_gpu(
 def calibrated(chip: Chip, ask: Ask, versions: Mapping[str, str], sizes: Sizes) -> Calibration:
     """Return what `ask` (a bench and its sizes to seconds) says of a chip."""
     peak, hbm = chip.peak("bf16"), chip.hbm_bytes_per_s
+    when = datetime.datetime.now(datetime.UTC).date().isoformat()
 
     def share(moved: float, taken_s: float) -> float:
         return min(1.0, moved / taken_s / hbm)
@@ -112,10 +106,13 @@ def calibrated(chip: Chip, ask: Ask, versions: Mapping[str, str], sizes: Sizes) 
     products, ops = attention_constants(sizes.attention, forward, 2, chip)
     gradient_products, gradient_ops = attention_constants(sizes.attention, backward, 5, chip)
     elements = sizes.elements
+    figures = {
+        "matmul_efficiency": efficiency,
+        "hbm_efficiency": share(4.0 * elements, ask(bench="stream", elements=elements)),
+        "op_overhead_s": start_s,
+    }
     kernels = Kernels(
-        matmul_efficiency=efficiency,
         contraction_start=start,
-        stream_hbm_efficiency=share(4.0 * elements, ask(bench="stream", elements=elements)),
         scores_hbm_efficiency=share(
             8.0 * pairs + 8.0 * arrays, ask(bench="scores", heads=heads, tokens=tokens, depth=depth)
         ),
@@ -134,12 +131,17 @@ def calibrated(chip: Chip, ask: Ask, versions: Mapping[str, str], sizes: Sizes) 
         attention_gradient_efficiency=gradient_products,
         softmax_ops=ops,
         softmax_gradient_ops=gradient_ops,
-        start_s=start_s,
-        fitted_to="kernels on their own, by `shardsim calibrate --device gpu`",
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        fitted_to=SOURCE,
+        date=when,
         versions=dict(versions),
     )
-    costs = KernelCosts(replace(chip, kernels=kernels))
+    told = {
+        name: {"value": value, "source": f"{SOURCE}, {when}", "status": "measured"}
+        for name, value in figures.items()
+    }
+    chip = override_chip(chip, figures)
+    chip = replace(chip, kernels=kernels, figures={**chip.figures, **told})
+    costs = KernelCosts(chip)
     residuals = {}
     for (m, k, n), taken_s in times.items():
         task = Work(
@@ -152,7 +154,7 @@ def calibrated(chip: Chip, ask: Ask, versions: Mapping[str, str], sizes: Sizes) 
             hbm_bytes=2.0 * (m * k + k * n + m * n),
         )
         residuals[f"matmul {m} x {k} x {n}"] = float(costs.estimate(task).total_s) / taken_s - 1.0
-    return Calibration(chip=chip, kernels=kernels, residuals=residuals)
+    return Calibration(chip=chip, residuals=residuals)
 
 
 def matmul_constants(

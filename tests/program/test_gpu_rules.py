@@ -148,7 +148,7 @@ def test_a_tpu_is_not_touched() -> None:
 def test_matmuls_are_between_the_cap_of_power_and_the_peak(name: str, size: int, k: int) -> None:
     chip = load_chip(name)
     task = Work(name="m", kind="matmul", m=size, k=k, n=size, matmuls=1)
-    least_s = task.flops / (chip.peak("bf16") * chip.kernels.matmul_efficiency)  # type: ignore[union-attr]
+    least_s = task.flops / (chip.peak("bf16") * chip.matmul_efficiency)
     costs = KernelCosts(chip)
     assert costs.estimate(task).total_s > least_s
     doubled = replace(task, k=2 * k)
@@ -192,7 +192,7 @@ def test_one_layer_holds_no_copies_of_what_it_keeps() -> None:
 
 def test_wrong_kernels_are_refused() -> None:
     good = load_chip("h100").kernels.to_data()  # type: ignore[union-attr]
-    assert kernels_from_data(good, "x").matmul_efficiency == good["constants"]["matmul_efficiency"]
+    assert kernels_from_data(good, "x").to_data() == good
     for name in CONSTANTS:
         for value in (-1, "fast", True, None):
             wrong = {**good, "constants": {**good["constants"], name: value}}
@@ -200,7 +200,7 @@ def test_wrong_kernels_are_refused() -> None:
                 kernels_from_data(wrong, "x")
     with pytest.raises(FileError, match="at most 1"):
         kernels_from_data(
-            {**good, "constants": {**good["constants"], "matmul_efficiency": 1.5}}, "x"
+            {**good, "constants": {**good["constants"], "copy_hbm_efficiency": 1.5}}, "x"
         )
 
 

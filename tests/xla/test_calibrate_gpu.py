@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.costs import HEAD_DIM_TILE
-from shardsim.machine import chip_from_text, load_chip
+from shardsim.machine import Chip, chip_from_text, load_chip, override_chip
 from shardsim.machine.kernels import CONSTANTS, Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
 from shardsim.xla.calibrate_gpu import Sizes, _Bench, calibrated, matmul_constants
@@ -19,8 +19,10 @@ CHIP = load_chip("h100")
 PEAK, HBM = CHIP.peak("bf16"), CHIP.hbm_bytes_per_s
 
 
-def device(kernels: Kernels) -> Any:
-    """Return a device whose kernels take what constants say."""
+def device(chip: Chip) -> Any:
+    """Return a device whose kernels take what a chip says."""
+    kernels = chip.kernels
+    assert kernels is not None
 
     def attention(batch: int, tokens: int, heads: int, depth: int, gradient: bool) -> float:
         pairs = batch * heads * tokens**2
@@ -42,7 +44,7 @@ def device(kernels: Kernels) -> Any:
         if bench == "matmul":
             m, k, n = size["m"], size["k"], size["n"]
             flops = 2.0 * m * k * n * (1.0 + kernels.contraction_start / k)
-            return flops / PEAK / kernels.matmul_efficiency + kernels.start_s
+            return flops / PEAK / chip.matmul_efficiency + chip.op_overhead_s
         if bench == "scores":
             pairs = size["heads"] * size["tokens"] ** 2
             moved = 8.0 * pairs + 8.0 * size["heads"] * size["tokens"] * size["depth"]
@@ -50,6 +52,8 @@ def device(kernels: Kernels) -> Any:
         elements = size.get("elements") or size["rows"] * size.get("columns", 1)
         elements = elements * size.get("heads", 1) * size.get("depth", 1)
         passes = {"sums": 8.0, "optimizer": 28.0}.get(bench, 4.0)
+        if bench == "stream":
+            return passes * elements / HBM / chip.hbm_efficiency
         name = {"sums": "sum"}.get(bench, bench)
         return passes * elements / HBM / float(getattr(kernels, f"{name}_hbm_efficiency"))
 
@@ -63,22 +67,23 @@ def device(kernels: Kernels) -> Any:
 )
 @settings(max_examples=30)
 def test_constants_are_found_again(shares: list[float], start: float, ops: float) -> None:
-    values = dict.fromkeys(CONSTANTS, ops) | {"contraction_start": start, "start_s": 3e-6}
+    values = dict.fromkeys(CONSTANTS, ops) | {"contraction_start": start}
     names = [name for name in CONSTANTS if name.endswith("_efficiency")]
-    kernels = Kernels(**(values | dict(zip(names, shares, strict=True))))
-    found = calibrated(CHIP, device(kernels), {}, Sizes()).kernels
-    for item in fields(Kernels):
-        if item.name in CONSTANTS:
-            expected = getattr(kernels, item.name)
-            assert getattr(found, item.name) == pytest.approx(expected, rel=1e-3), item.name
+    kernels = Kernels(**(values | dict(zip(names, shares, strict=False))))
+    rates = {"matmul_efficiency": shares[-1], "hbm_efficiency": shares[-2], "op_overhead_s": 3e-6}
+    chip = replace(override_chip(CHIP, rates), kernels=kernels)
+    found = calibrated(CHIP, device(chip), {}, Sizes()).chip
+    for name in CONSTANTS:
+        assert getattr(found.kernels, name) == pytest.approx(getattr(kernels, name), rel=1e-3), name
+    for name, value in rates.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-3), name
 
 
 def test_the_file_is_one_that_can_be_read() -> None:
-    kernels = CHIP.kernels
-    assert kernels is not None
-    made = calibrated(CHIP, device(kernels), {"jax": "0.11.2"}, Sizes())
+    made = calibrated(CHIP, device(CHIP), {"jax": "0.11.2"}, Sizes())
     chip = chip_from_text(made.text(), "made")
-    assert chip.kernels == made.kernels
+    assert chip.kernels == made.chip.kernels
+    assert chip.matmul_efficiency == made.chip.matmul_efficiency
     assert chip.hbm_bytes == CHIP.hbm_bytes
     assert max(abs(error) for error in made.residuals.values()) < 0.35
 

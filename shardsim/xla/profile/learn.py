@@ -175,5 +175,7 @@ def hardware_file(chip: Chip) -> str:
             data[outer] = dict(figure)
     if chip.compiler is not None:
         data["compiler"] = chip.compiler.to_data()
+    if chip.kernels is not None:
+        data["kernels"] = chip.kernels.to_data()
     text: str = yaml.safe_dump(data, sort_keys=False, width=96)
     return text

@@ -85,9 +85,10 @@ def test_a_trace_of_what_is_predicted_differs_nowhere(tmp_path):
     assert any("operations are told apart by name alone" in text for text in lined.warnings)
 
 
+@pytest.mark.parametrize("costs", ["physical", "calibrated"])
 @pytest.mark.parametrize(("hbm", "matmul"), [(0.5, 0.6), (0.95, 0.4), (0.7, 0.9)])
-def test_rates_are_learned_back_from_a_chip_that_has_them(tmp_path, hbm, matmul):
-    plan = gpu_plan()
+def test_rates_are_learned_back_from_a_chip_that_has_them(tmp_path, hbm, matmul, costs):
+    plan = gpu_plan(op_costs=costs)
     rates = {"hbm_efficiency": hbm, "matmul_efficiency": matmul}
     slower = predict(with_rates(plan, rates))
     learned = learn(line_up(plan, trace_of(slower, tmp_path / "t.json.gz")))
