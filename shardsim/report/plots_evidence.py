@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from shardsim.cost.predict import Prediction
 from shardsim.cost.sensitivity import Sensitivity
-from shardsim.cost.words import FIGURES
+from shardsim.cost.words import figure_words
 from shardsim.planner.whatif import Ablation
 from shardsim.report.published import PUBLISHED_EFFECTS
 from shardsim.report.style import (
@@ -31,7 +31,8 @@ from shardsim.xla.tpu.agreement import Pair
 @styled
 def sensitivity_bars(base: Prediction, items: Sequence[Sensitivity]) -> Figure:
     """Return how much shorter the step is with 10 % more of each figure of the chip, in %."""
-    shown = [(FIGURES[item.figure], 100 * _saving(base, item)) for item in items]
+    chip = base.plan.machine.chip
+    shown = [(figure_words(item.figure, chip), 100 * _saving(base, item)) for item in items]
     some = [pair for pair in shown if abs(pair[1]) >= 0.005] or shown[:1]
     figure = picture(1.0 + 0.32 * len(some))
     axes = figure.add_subplot()

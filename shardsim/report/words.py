@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shardsim.answers.why_not import VISIBLE
 from shardsim.cost.predict import Prediction
 from shardsim.cost.sensitivity import Sensitivity
-from shardsim.cost.words import FIGURES
+from shardsim.cost.words import figure_words
 from shardsim.units import show_percent, show_time
 
 
@@ -47,7 +47,7 @@ def sensitivity_sentences(item: Prediction, figures: Sequence[Sensitivity]) -> l
     lines = []
     idle = []
     for figure in figures:
-        word = FIGURES[figure.figure]
+        word = figure_words(figure.figure, item.plan.machine.chip)
         change = figure.step_time_s_at_110 / item.step_time_s - 1
         if abs(change) < VISIBLE:
             idle.append(word)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from shardsim.cost.words import FIGURES
+from shardsim.cost.words import figure_words
 from shardsim.plan.words import mesh_text
 from shardsim.units import GIB, show_bytes, show_percent, show_time
 from shardsim.views.plans import FITS, MFU, PEAK, STEP
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardsim.answers.trials import Trial
     from shardsim.cost.hbm import Held
     from shardsim.cost.sensitivity import Sensitivity
+    from shardsim.machine import Chip
 
 SHOWN = 8  # rows of a table; JSON has all
 OF_A_KIND = 3  # of changes that gain most
@@ -40,7 +41,7 @@ def explained(item: Explanation) -> list[Table | str]:
         "",
         f"limited by: {made.limited_by}",
         "",
-        limits(item.limits),
+        limits(item.limits, plan.machine.chip),
         "",
         *helping(item),
     ]
@@ -72,10 +73,10 @@ def held(items: Sequence[Held], peak_bytes: float) -> Table:
     return table(columns, [one for one in items[:SHOWN] if abs(one.size_bytes) > VISIBLE * GIB])
 
 
-def limits(items: Iterable[Sensitivity]) -> Table:
+def limits(items: Iterable[Sensitivity], chip: Chip) -> Table:
     """Return the figures of the chip that the step time answers to."""
     columns = [
-        Column("what", "figure of the chip", lambda one: FIGURES[one.figure]),
+        Column("what", "figure of the chip", lambda one: figure_words(one.figure, chip)),
         Column("elasticity", "elasticity of the step", attrgetter("elasticity"), "+.3f"),
     ]
     return table(columns, items)

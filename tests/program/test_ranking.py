@@ -36,7 +36,7 @@ def test_plans_are_ranked_as_their_compiled_programs(kept: list[Pair]) -> None:
 def test_operations_agree(kept: list[Pair]) -> None:
     figures = summary(kept)
     assert figures["operations_median_abs_error"] < 0.055
-    assert figures["peak_within_10_percent"] >= 0.88
+    assert figures["peak_within_10_percent"] >= 0.9
 
 
 def test_rings_on_v5e_wait_as_compiled(kept: list[Pair]) -> None:

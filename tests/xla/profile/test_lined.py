@@ -24,6 +24,7 @@ NAMES = {
     "attention": ("cudnn_fmha_fprop", "attend"),
     "elementwise": ("loop_add_fusion", "add"),
     "optimizer": ("loop_multiply_fusion", "optimizer_update/mul"),
+    "sum": ("input_reduce_fusion", "reduce_sum"),
     "copy": ("MemcpyD2D", "copy"),
     "transpose": ("input_transpose_fusion", "transpose"),
 }
