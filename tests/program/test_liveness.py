@@ -243,6 +243,6 @@ def test_agrees_with_what_the_compiler_needed():
             errors.append(abs(float(use.peak_bytes) / row["peak_bytes"] - 1))
         elif row["does_not_fit"]:
             assert float(use.thrifty_bytes) > 0.95 * use.capacity_bytes, row["kind"]
-    assert np.median(errors) <= 0.04
-    assert np.mean(errors) <= 0.055
-    assert np.mean(np.array(errors) <= 0.1) >= 0.88
+    assert np.median(errors) <= 0.033
+    assert np.mean(errors) <= 0.047
+    assert np.mean(np.array(errors) <= 0.1) >= 0.92
