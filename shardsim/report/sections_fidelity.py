@@ -81,6 +81,8 @@ def _kept(group: str) -> tuple[Pair, ...]:
 
 def same_plan(plan: Plan, found: list[Pair]) -> Pair | None:
     """Return the compilation of this plan, whatever it is called and however its rules say it."""
+    if not found:
+        return None  # a chip's file may have no costs of a compiler to price it by
     wanted = _essence(as_compiled(plan))
     for pair in found:
         if "mfu" in pair.row and _essence(pair.predicted.plan) == wanted:
@@ -99,8 +101,8 @@ def compiled_items(plan: Plan, found: list[Pair]) -> list[Item]:
     if found:
         words = _words(found, f"Of {plan.model.name} on {plan.machine.name}")
         return [words, compiled(found).only(*COLUMNS)]
-    everything = pairs()
-    if not everything:
+    everything = pairs() if plan.machine.chip.compiler is not None else []
+    if not everything:  # or of a chip that the compiler is not for
         return []
     text = f"No plan of {plan.model.name} on {plan.machine.name} was compiled. Of other models"
     return [_words(everything, text)]

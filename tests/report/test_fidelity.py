@@ -10,6 +10,7 @@ import pytest
 from shardsim.cost.predict import predict
 from shardsim.model import override_model
 from shardsim.plan import load_plan, plan_from_data
+from shardsim.planner.changes import changed
 from shardsim.report import sections_fidelity
 from shardsim.report.document import Text
 from shardsim.report.sections_fidelity import compiled_items, compiled_pairs, same_plan
@@ -74,3 +75,10 @@ def test_a_plan_is_known_by_what_it_does() -> None:
     assert same_plan(replace(plan, batch=2 * plan.batch), found) is None
     refused = [pair for pair in found if "mfu" not in pair.row]
     assert all(same_plan(pair.predicted.plan, [pair]) is None for pair in refused)
+
+
+def test_a_gpu_is_not_judged_by_the_tpu_compiler() -> None:
+    plan = changed(load_plan("vit-22b-published-tp8"), {"machine": "h100:8", "mesh.data": 1})
+    assert compiled_pairs(plan) == []
+    assert same_plan(plan, []) is None
+    assert compiled_items(plan, []) == []
