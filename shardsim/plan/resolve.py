@@ -80,7 +80,7 @@ def resolve(plan: Plan) -> Layout:
         optimizer_over_data=bool(data) and all(over_data),
         microbatches=plan.microbatches,
         kept=tuple(
-            Kept(names=(group.kept,), offloaded=group.offload, layers=group.layers)
+            Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups
         ),
         matmul_overlap=MATMUL_OVERLAP.index(plan.overlap.matmul),

@@ -56,6 +56,7 @@ def kernel(
         fraction=share,
         last_fraction=last,
         own_fraction=own,
+        makes=op.out.keep,
         hbm_bytes=moved,
         vector_ops=m * n * batch * share * ops,
         count=count,

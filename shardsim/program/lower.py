@@ -6,13 +6,13 @@ HBM. Every weight of a pass is gathered in one go, and so are its gradients scat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
+from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import OVER_HEADS, Derived, Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.ops.exchange import ROUTED
@@ -23,6 +23,7 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
     BY_HEAD,
+    KEYS,
     QUERY_KEY_NORM,
     QUERY_KEY_NORM_GRADIENT,
     SOFTMAX,
@@ -46,15 +47,6 @@ VERBS = {
     "all-to-all": "turn",
     "permute": "pass on",
 }
-
-
-def runs_again(policies: Sequence[Backward], shape: tuple[int, ...]) -> dict[int, Number]:
-    """Return how often each op runs again: an array of `shape` over policies, or a number if ()."""
-    counts: dict[int, Number] = {}
-    for number in dict.fromkeys(number for policy in policies for number in policy.again):
-        runs = np.array([int(number in policy.again) for policy in policies])
-        counts[number] = runs.reshape(shape) if shape else int(runs[0])
-    return counts
 
 
 class Lowering:
@@ -115,7 +107,6 @@ class Lowering:
                 size + op.tile / 2.0 * bool({"slot"} & {*part})
                 for size, part in ((m, dims.rows), (k, dims.inner))
             )
-        attention = op.unit == "attention"
         return Compute(
             name=name,
             kind=op.unit,
@@ -125,9 +116,10 @@ class Lowering:
             batch=batch,
             matmuls=1,
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
-            dtype="bf16" if attention else op.dtype or self.work.precision.compute,
+            dtype="bf16" if op.unit == "attention" else op.dtype or self.work.precision.compute,
             count=count,
             purpose=_purpose_of(op, made),
+            makes=made.keep,
         )
 
     def stream(
@@ -474,7 +466,7 @@ def _purpose(transfer: Transfer) -> str:
     """Return what a transfer is for, if it says so. Over context, what lies inside a block is keys
     and values."""
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
-        return "keys and values"
+        return KEYS
     return transfer.purpose
 
 

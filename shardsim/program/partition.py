@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
+from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs, runs_again
 from shardsim.program.kept import kept, kept_for_products
-from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.lower import Lowering
 from shardsim.program.reductions import gradient_reductions, update
-from shardsim.program.schedule import Block
+from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
@@ -39,28 +41,30 @@ def partition(work: Workload, layout: Layout) -> Program:
     return Program(
         blocks=(
             head,
-            *(forward for forward, _, _ in made),
-            *(backward for _, backward, _ in made),
+            *(forward for forward, _ in made),
+            *(backward for _, backward in made),
             *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
             *gradient_reductions(work, layout, sizes, derived, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=tuple(on_host for _, _, on_host in made),
     )
 
 
 def _layers(
     work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
-) -> tuple[Block, Block, Number]:
-    """Return the passes over layers in a row, one of several groups of them or all, and the bytes
-    of a round that their policy keeps in the host's memory."""
+) -> tuple[Block, Block]:
+    """Return the passes over layers in a row, one of several groups of them or all.
+
+    What their policy keeps in the host's memory is copied there and back beside the layer that it
+    is of.
+    """
     policy = run.kept
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     kept_bytes: Number = 0.0
-    offload_bytes: Number = 0.0
+    away: dict[str, Number] = {}
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
         one = derived.layers[number]
@@ -72,7 +76,8 @@ def _layers(
         stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
-        offload_bytes = offload_bytes + layer.times * on_host
+        for name, size in on_host.items():
+            away[name] = away.get(name, 0.0) + layer.times * size
         taken = kept_for_products(work, layout, sizes, number, policy)
         taken_bytes = taken_bytes + layer.times * taken
     keep = Compute(
@@ -85,6 +90,8 @@ def _layers(
         count=0,
         purpose=TAKE,
     )
+    there = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
+    back = [_copy("fetch activations", sum(away.values()))]
     title = "" if group is None else f", group {group + 1}"
     trips = run.rounds * layout.microbatches
     return (
@@ -93,17 +100,29 @@ def _layers(
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward, keep),
+            tasks=_beside(there, _cast(work, stored), *forward, keep),
         ),
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, stored)),
+            tasks=_beside(
+                back, _cast(work, stored), take, *backward, _accumulate(work, layout, stored)
+            ),
         ),
-        offload_bytes,
     )
+
+
+def _copy(name: str, size: Number, keeps: str = "") -> Copy:
+    return Copy(name=name, host_bytes=size, keeps=keeps)
+
+
+def _beside(copies: Sequence[Copy], *tasks: Task) -> tuple[Task | Start | Await, ...]:
+    """Return tasks beside which something is copied to or from the host."""
+    copies = [copy for copy in copies if np.any(copy.host_bytes)]
+    begun = (Start(task=copy) for copy in copies)
+    return (*begun, *tasks, *(Await(name=copy.name) for copy in copies))
 
 
 def _cast(work: Workload, stored: Number) -> Compute:
