@@ -163,7 +163,7 @@ def read_collective(
 
 def _operation(module: Module, item: Instruction) -> tuple[Instruction, Computation | None]:
     """Return the collective in `item`, and the computation that holds it if `item` is a fusion."""
-    if item.opcode == "call-start":
+    if item.opcode == "call-start" or "async_execution_thread" in item.attributes:
         return offloaded(module, item)[1], None
     if item.opcode not in ("fusion", "async-start"):
         return item, None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
-from shardsim.xla.hlo.calls import offloaded
+from shardsim.xla.hlo.calls import is_prepared, offloaded
 from shardsim.xla.hlo.collect import (
     CompiledCollective,
     chain_of,
@@ -134,6 +134,9 @@ class Steps:
             self._collective(item, draft, started=False)
         elif code in TRANSFERS:
             self._start_transfer(computation, item, draft)
+        elif code == "async-update" and len(item.operands) > 1:
+            self._opened(computation, item)
+            self._call_start(computation.operand(item, 0), item.name, draft)
         elif code == "async-update":
             self._open[item.name] = self._opened(computation, item)
         elif code in ASYNC_DONE:
@@ -142,7 +145,7 @@ class Steps:
         elif code == "async-start":
             self._async_start(computation, item, draft)
         elif code == "call-start":
-            self._call_start(item, draft)
+            self._call_start(item, item.name, draft)
         elif code.endswith("-start"):
             self._collective(item, draft, started=True)
         elif code == "fusion" and (inside := self._works.costs.collectives_inside(item)):
@@ -160,26 +163,31 @@ class Steps:
         raise HloError(f"%{item.name}: {item.opcode} of nothing that was started", item.line)
 
     def _async_start(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        if is_prepared(item):
+            self._open[item.name] = ""
+            return
         inner = self.module.called(item)
         wrapped = inner[inner.root].opcode
         if wrapped in KINDS:
             self._collective(item, draft, started=True)
         elif wrapped in MOVES:
             self._start_transfer(computation, item, draft)
+        elif "async_execution_thread" in item.attributes:
+            self._call_start(item, item.name, draft)
         else:
             raise HloError(f"%{item.name}: an asynchronous {wrapped} is not understood", item.line)
 
-    def _call_start(self, item: Instruction, draft: _Draft) -> None:
-        """Start what another core does: a collective, or moving data through HBM."""
+    def _call_start(self, item: Instruction, name: str, draft: _Draft) -> None:
+        """Start what another core does, as `name`: a collective, or moving data through HBM."""
         home, operation = offloaded(self.module, item)
         if operation.opcode in KINDS:
             self._collective(item, draft, started=True)
             return
-        self._open[item.name] = item.name
+        self._open[name] = name
         draft.tasks.append(
             Start(
                 task=Copy(
-                    name=item.name,
+                    name=name,
                     hbm_bytes=self._works.costs.hbm_bytes(home, operation),
                     source=source_of(self.module, item),
                 )

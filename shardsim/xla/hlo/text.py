@@ -17,8 +17,9 @@ _HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(")
 _PARAMETER = re.compile(r"(?:, )?(?:/\*index=\d+\*/)?%?([\w.\-]+): ")
 _START = re.compile(r"  (ROOT )?%([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
-_OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+)")
-_OPERANDS = re.compile(r"(?:(?:/\*index=\d+\*/)?%[\w.\-]+(?:, (?:/\*index=\d+\*/)?%[\w.\-]+)*)?")
+# Dumps write an element of a tuple as `%tuple#2`.
+_OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+(?:#\d+)*)")
+_OPERANDS = re.compile(rf"(?:{_OPERAND.pattern}(?:, {_OPERAND.pattern})*)?")
 _KEY = re.compile(r", ([a-z_][\w-]*)=")
 _METADATA = re.compile(r"(?:^|\s)(\w+)=(\"(?:[^\"\\]|\\.)*\"|[\w.\-]+|\{[^{}]*\})")
 _BRACES = re.compile(r'[{}]|"(?:[^"\\]|\\.)*"')
@@ -109,6 +110,8 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         if instruction.name in instructions:
             raise HloError(f"%{instruction.name} is defined twice", place)
         for operand in instruction.operands:
+            if "#" in operand:
+                _take_elements(operand, instructions, place)
             if operand not in instructions:
                 raise HloError(f"operand %{operand} is not defined before it is used", place)
         if instruction.stack_frame_id > len(frames):
@@ -131,6 +134,32 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         line=start + 1,
     )
     return computation, bool(header[1]), place
+
+
+def _take_elements(operand: str, instructions: dict[str, Instruction], line: int) -> None:
+    """Add the get-tuple-elements for which `%tuple#2` stands."""
+    source, *places = operand.split("#")
+    for place in places:
+        name = f"{source}#{place}"
+        if name not in instructions and source in instructions:
+            shape = instructions[source].shape
+            index = small_number(place, len(shape.elements))
+            if not shape.is_tuple or index >= len(shape.elements):
+                raise HloError(f"%{source} has no element {place}", line)
+            instructions[name] = Instruction(
+                name=name,
+                opcode="get-tuple-element",
+                shape=shape.elements[index],
+                operands=(source,),
+                literal="",
+                attributes={"index": str(index)},
+                op_name="",
+                stack_frame_id=0,
+                backend_config={},
+                is_root=False,
+                line=line,
+            )
+        source = name
 
 
 def _joined(lines: list[str], place: int) -> tuple[str, int]:
