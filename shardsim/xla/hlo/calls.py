@@ -1,9 +1,9 @@
 """Calls that another core of the chip runs beside the compute stream.
 
-`call-start` hands a computation to the SparseCore, `call-done` waits for it; dumps write the same as
-an `async-start` of a computation that is one `call`. The computation is one operation on its
-parameters, or a call of one in turn; a parameter may be a token, which orders the call and holds
-nothing.
+`call-start` hands a computation to the SparseCore, `call-done` waits for it; dumps write the
+same as an `async-start` of a computation that is one `call`. The computation is one operation on
+its parameters, or a call of one in turn; a parameter may be a token, which orders the call and
+holds nothing.
 """
 
 from __future__ import annotations

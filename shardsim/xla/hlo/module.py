@@ -117,6 +117,7 @@ class Module:
     name: str
     is_scheduled: bool
     partitions: int | None  # devices that run it, where the text says so
+    replicas: int
     computations: dict[str, Computation]
     entry: str
     frames: Frames = field(repr=False)

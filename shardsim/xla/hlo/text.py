@@ -44,6 +44,7 @@ def parse_module(text: str) -> Module:
         raise HloError("the text does not begin with 'HloModule NAME'", first + 1)
     rest = match[2] or ""
     partitions = re.search(r", num_partitions=(\d+)", rest)
+    replicas = re.search(r", replica_count=(\d+)", rest)
     frames, place = read_frames(lines, first + 1)
     computations: dict[str, Computation] = {}
     entry = ""
@@ -65,6 +66,7 @@ def parse_module(text: str) -> Module:
         name=match[1],
         is_scheduled=", is_scheduled=true" in rest,
         partitions=small_number(partitions[1], 0) if partitions else None,
+        replicas=small_number(replicas[1], 0) if replicas else 1,
         computations=computations,
         entry=entry,
         frames=frames,
@@ -104,7 +106,7 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         if line == "}" or line.startswith("}, execution_thread="):
             break
         try:
-            instruction = _instruction(line, place)
+            instruction = _instruction(line, place, frames)
         except HloError as error:
             raise error.at(place) from None
         if instruction.name in instructions:
@@ -199,7 +201,7 @@ def _check_parameters(
             raise HloError(f"%{item.name} is not what the header of %{name} says", item.line)
 
 
-def _instruction(line: str, number: int) -> Instruction:
+def _instruction(line: str, number: int, frames: Frames) -> Instruction:
     start = _START.match(line)
     if not start:
         raise HloError(f"not an instruction: {line[:60]!r}")
@@ -238,7 +240,7 @@ def _instruction(line: str, number: int) -> Instruction:
             continue
         value, close = _value(line, key.end())
         if key[1] == "metadata":
-            op_name, frame = _metadata(value)
+            op_name, frame = _metadata(value, frames)
         else:
             attributes[key[1]] = value
     return Instruction(
@@ -273,10 +275,16 @@ def _value(line: str, start: int) -> tuple[str, int]:
     return word[0], word.end()
 
 
-def _metadata(text: str) -> tuple[str, int]:
-    """Return op_name and stack_frame_id of `{op_name="..." stack_frame_id=12}`."""
+def _metadata(text: str, frames: Frames) -> tuple[str, int]:
+    """Return op_name and stack frame of `{op_name="..." stack_frame_id=12}`.
+
+    XLA before 2025 wrote `source_file="..." source_line=7` instead: such a place becomes a frame.
+    """
     found = dict(_METADATA.findall(text[1:-1]))
     frame = small_number(found.get("stack_frame_id", "0"), -1)
-    if frame < 0:
+    line = small_number(found.get("source_line", "0"), -1)
+    if frame < 0 or line < 0:
         raise HloError(f"metadata {text[:60]!r}")
+    if not frame and "source_file" in found:
+        frame = frames.add(found["source_file"].strip('"'), line)
     return found.get("op_name", '""')[1:-1], frame
