@@ -23,7 +23,7 @@ from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis
 from shardsim.plan.resolve import axis_layout
 from shardsim.xla.hlo.errors import HloError, small_number
-from shardsim.xla.hlo.groups import parse_groups, parse_pairs
+from shardsim.xla.hlo.groups import parse_groups, parse_pairs, permute_of
 from shardsim.xla.hlo.module import Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
 
@@ -84,18 +84,26 @@ def _written(module: Module, devices: int) -> dict[str, int]:
 
 
 def _of_groups(module: Module, devices: int) -> dict[str, int]:
-    points: set[int] = set()
-    seen: set[str] = set()
+    """Return the coarsest mesh on which groups are grids and permutes stay on one axis."""
+    texts: dict[str, dict[str, None]] = {"replica_groups": {}, "source_target_pairs": {}}
     for item in _items(module):
-        if item.opcode.removesuffix("-start") not in KINDS:
-            continue
-        groups = item.attributes.get("replica_groups", "")
-        pairs = item.attributes.get("source_target_pairs", "")
-        for text, of in ((groups, _group_points), (pairs, _pair_points)):
-            if text and text not in seen:
-                seen.add(text)
-                with contextlib.suppress(HloError):  # told with its line when it is read
-                    points.update(of(text, devices))
+        if item.opcode.removesuffix("-start") in KINDS:
+            for key, known in texts.items():
+                known[item.attributes.get(key, "")] = None
+    points: set[int] = set()
+    for text in filter(None, texts["replica_groups"]):
+        with contextlib.suppress(HloError):  # told with its line when it is read
+            points.update(_group_points(text, devices))
+    mesh = _mesh_of_points(points, devices)
+    for text in filter(None, texts["source_target_pairs"]):
+        with contextlib.suppress(HloError):
+            if len(permute_of(text, mesh).axes) > 1:
+                points.update(_pair_points(text, devices))
+    return _mesh_of_points(points, devices)
+
+
+def _mesh_of_points(points: set[int], devices: int) -> dict[str, int]:
+    """Return the mesh whose minor axes multiply to each of `points` that divides the next."""
     chain = [1]
     for point in sorted(points | {devices}):
         if point > chain[-1] and point % chain[-1] == 0 and devices % point == 0:
