@@ -25,10 +25,8 @@ def with_short_elements(text: str) -> str:
     for part in re.split(r"(?<=\n)(?=\}|ENTRY |%)", text):
         short = {name: f"{source}#{place}" for name, source, place in _ELEMENT.findall(part)}
         lines = [line for line in part.splitlines(True) if not _ELEMENT.match(line)]
-        shortened = re.sub(
-            r"%[\w.\-]+(?=[,)])", lambda match: short.get(match[0], match[0]), "".join(lines)
-        )
-        parts.append(shortened)
+        words = re.split(r"(%[\w.\-]+(?=[,)]))", "".join(lines))
+        parts.append("".join(short.get(word, word) for word in words))
     return "".join(parts)
 
 
@@ -55,7 +53,9 @@ def with_async_calls(text: str) -> str:
             for number, (name, shape) in enumerate(given):
                 lines.append(f"  %{name} = {shape} parameter({number})")
             names = ", ".join(f"%{name}" for name, _ in given)
-            lines.append(f"  ROOT %{found[1]}.call = {found[3]} call({names}), to_apply=%{found[1]}")
+            lines.append(
+                f"  ROOT %{found[1]}.call = {found[3]} call({names}), to_apply=%{found[1]}"
+            )
             lines.append('}, execution_thread="sparsecore"')
             header = ""
     return "\n".join(lines) + "\n"
