@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_damage import LETTERS
-from test_dumps import BRANCHES
+from test_dumps import BRANCHES, OFFLOAD
 
 from shardsim.cli.main import main
 from shardsim.errors import PlanError, ShardsimError
@@ -154,6 +154,15 @@ def test_a_kernel_that_is_not_known_is_priced_by_bytes_and_named() -> None:
     assert without is not None
     rate = parse_machine("v5e:1x1").chip.hbm_bytes_per_s
     assert found.step_time_s - without >= 2 * 8 * 128 * 4 / rate
+
+
+def test_transfers_to_the_host_have_their_price() -> None:
+    machine = parse_machine("v5e:1x1")
+    (row,) = (row for row in inspect_hlo(OFFLOAD, machine).rows if row.kind == "host-transfer")
+    assert (row.bytes, row.count) == (2 * 64 * 128 * 2, 2)
+    assert row.time_s == row.exposed_s  # nothing else runs
+    assert row.time_s is not None
+    assert row.time_s > 0
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
