@@ -15,19 +15,12 @@ from shardsim.report.document import (
     Section,
     Text,
 )
-from shardsim.report.style import COLOURS, to_svg
+from shardsim.report.style import to_svg
+from shardsim.views.colours import root_css
 from shardsim.views.write import html
 
-
-def _variables(which: int) -> str:
-    return "".join(f"--{name}:{pair[which]};" for name, pair in COLOURS.items())
-
-
 CSS = f"""
-:root{{color-scheme:light dark;{_variables(0)}--soft:#f1f3f6;--warn:#a33b12}}
-@media screen and (prefers-color-scheme:dark){{
-:root{{{_variables(1)}--soft:#1f242b;--warn:#ff9d73}}}}
-*{{box-sizing:border-box}}
+{root_css()}*{{box-sizing:border-box}}
 body{{margin:0 auto;padding:1.2rem 1rem 4rem;max-width:70rem;background:var(--paper);
 color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}}
 h1{{font-size:1.6rem;line-height:1.2;margin:.4rem 0;overflow-wrap:anywhere}}
