@@ -129,12 +129,14 @@ def _machine(base: Plan, changes: Mapping[str, Any]) -> Machine:
 
 def _filled(base: Plan, changes: Mapping[str, Any], rest: str) -> dict[str, Any]:
     """Return the size of the axis `rest` for which the mesh fills the slice; none if none does."""
-    sizes: dict[str, Any] = {axis.name: axis.size for axis in base.mesh}
+    named: dict[str, Any] = {}
     for key, value in changes.items():
         root, _, axis = key.partition(".")
         if root == "mesh" and axis and "." not in axis:
-            sizes[axis_called(base, axis)] = value
-    sizes.pop(axis_called(base, rest), None)
+            named[axis_called(base, axis)] = value
+    if (taker := axis_called(base, rest)) in named:
+        return {}
+    sizes = {axis.name: axis.size for axis in base.mesh if axis.name != taker} | named
     whole = [size for size in sizes.values() if isinstance(size, int) and size > 0]
     left, over = divmod(_machine(base, changes).devices, prod(whole))
     return {} if over or len(whole) < len(sizes) else {f"mesh.{rest}": left}

@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         hosts = self.headers.get_all("Host") or [""]
-        if len(hosts) > 1 or hosts[0].rpartition(":")[0] not in HOSTS and hosts[0] not in HOSTS:
+        if len(hosts) > 1 or (hosts[0].rpartition(":")[0] not in HOSTS and hosts[0] not in HOSTS):
             why = f"this page is served to {' and '.join(HOSTS)} alone"
             raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, why)
 

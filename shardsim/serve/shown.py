@@ -14,7 +14,7 @@ from shardsim.cost.words import figure_words
 from shardsim.machine import Chip
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES
-from shardsim.plan.resolve import resolve
+from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.compare import differences
 from shardsim.serve.asked import FIGURES, figure_of
 from shardsim.units import GIB, show_bytes, show_count, show_percent, show_time
@@ -64,16 +64,15 @@ def _slices(chip_name: str) -> list[str]:
 def _mesh(plan: Plan) -> list[dict[str, Any]]:
     """Return the axes of a mesh in their usual order, and roles that it does not use with 1."""
     names = resolve(plan).names
+    taken = {axis.name for axis in plan.mesh}
     found = []
     for role in ROLES:
-        if role == "expert" and plan.model.experts is None and not names[role]:
-            continue
-        if role in RARE and not names[role]:
-            continue
-        for axis in names[role] or [role]:
-            size = plan.axis(axis).size if names[role] else 1
-            there = bool(names[role])
-            found.append({"axis": axis, "role": role, "size": size, "there": there})
+        for axis in names[role]:
+            size = plan.axis(axis).size
+            found.append({"axis": axis, "role": role, "size": size, "there": True})
+        possible = role not in RARE and (role != "expert" or plan.model.experts is not None)
+        if not names[role] and possible and not taken & {role, AXIS_NAMES[role]}:
+            found.append({"axis": role, "role": role, "size": 1, "there": False})
     return found
 
 

@@ -22,9 +22,9 @@ from shardsim.report.plots_roofline import roofline
 from shardsim.report.plots_timeline import layer_timeline
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.style import to_png, to_svg
-from shardsim.views.colours import COLOURS
 from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
+from shardsim.views.colours import COLOURS
 from shardsim.xla.tpu.agreement import pairs
 
 pytestmark = pytest.mark.slow  # draws pictures
