@@ -8,7 +8,6 @@ from typing import Any
 
 from shardsim.answers.slices import ALL, slices_named
 from shardsim.cost.predict import LIMITING, Prediction
-from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.cost.words import FIGURES as FIGURE_WORDS
 from shardsim.cost.words import figure_words
 from shardsim.machine import Chip
@@ -95,7 +94,7 @@ def figures(chip: Chip, slices: int) -> list[dict[str, str]]:
 def tables(items: Sequence[Prediction]) -> dict[str, Any]:
     """Return the tables of the last prediction, and of both where there is a pinned one."""
     item = items[-1]
-    limits = limiting(item)
+    limits = [one for one in item.elasticities if abs(one.elasticity) >= LIMITING]
     found = {
         "parts": parts(item),
         "hbm": hbm(item),
@@ -110,13 +109,6 @@ def tables(items: Sequence[Prediction]) -> dict[str, Any]:
         **{name: cells(table) for name, table in found.items()},
         "elasticities": [one.elasticity for one in limits],
     }
-
-
-def limiting(item: Prediction) -> list[Sensitivity]:
-    """Return the figures of the chip that the step time answers to, most first."""
-    made = item.use.account.layout, item.schedule
-    every = sensitivity(item.plan, costs=item.costs, made=made)
-    return [one for one in every if abs(one.elasticity) >= LIMITING]
 
 
 def headline(items: Sequence[Prediction]) -> list[dict[str, str]]:

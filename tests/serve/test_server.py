@@ -118,8 +118,9 @@ def test_unknown_calls_are_refused(server: PageServer) -> None:
     assert send(server, "/../../etc/passwd", method="GET")[0] == 404
     assert send(server, "/", method="DELETE")[0] == 501
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as link:
-        link.sendall(b"POST /api/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                     b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")  # fmt: skip
+        head = ["POST /api/predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+        head += ["Transfer-Encoding: chunked", "", ""]
+        link.sendall("\r\n".join(head).encode())
         assert b" 411 " in link.recv(1000)
 
 

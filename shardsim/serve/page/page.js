@@ -148,12 +148,13 @@ function request() {
 
 const priced = () => ({ costs: $("costs").value, as: $("as").value });
 
+// Without a body nothing is asked: `start` tells.
 async function call(name, body) {
   let data;
+  const headers = { "Content-Type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   try {
-    const options = { method: "POST", headers: { "Content-Type": "application/json" } };
-    const response = await fetch(`/api/${name}`, { ...options, body: JSON.stringify(body) });
-    data = await response.json();
+    data = await (await fetch(`/api/${name}`, options)).json();
   } catch {
     throw new Error("shardsim does not answer: was the command ended?");
   }
@@ -461,9 +462,9 @@ function build() {
 
 async function begin() {
   try {
-    start = await (await fetch("/api/start")).json();
-  } catch {
-    fail("shardsim does not answer: was the command ended?");
+    start = await call("start");
+  } catch (error) {
+    fail(error.message);
     return;
   }
   build();
