@@ -18,6 +18,7 @@ from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan
+from shardsim.cli.serving import serve
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
@@ -56,6 +57,7 @@ for command in (
     sensitivity,
     timeline,
     report,
+    serve,
     export,
     verify,
     import_,
