@@ -16,7 +16,8 @@ from shardsim.graph.build import Builder, Part, stream
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import HEADS, KV, Mask, attend
-from shardsim.ops.embed import embed_patches, embed_tokens
+from shardsim.ops.cross import cross_attend, cross_keys, hand_on, memory
+from shardsim.ops.embed import embed_patches, embed_shared, embed_tokens, put_in_front
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
 from shardsim.ops.latent import (
@@ -30,6 +31,7 @@ from shardsim.ops.latent import (
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import project_in, project_out
+from shardsim.ops.relative import attend_biased, position_bias, relative_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, token_gate
@@ -87,10 +89,13 @@ class Graph:
 
 
 def graph_of(model: Model, attention: str = "flash") -> Graph:
-    """Return a model's graph; `attention` is a fused kernel's name or "unfused"."""
+    """Return the graph of a model, or of a part of one; `attention` is a fused kernel's name or
+    "unfused"."""
     start, end = Builder(), Builder()
     if model.vocab:
-        x = embed_tokens(start, positions=model.positions)
+        if model.positions == "relative":
+            relative_bias(start, causal=model.causal, buckets=model.buckets)
+        x = embedded(start, model)
     else:
         class_token = model.pooling == "cls"
         x = embed_patches(
@@ -105,7 +110,50 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
             kind, bias = model.norm, model.biases.norm
             x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
     head(end, model, x)
-    return Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
+    graph = Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
+    return still(graph) if model.frozen else graph
+
+
+def embedded(build: Builder, model: Model) -> Array:
+    """Add what makes the residual stream out of tokens."""
+    if model.shared_embeddings:
+        x = embed_shared(build, positions=model.positions)
+    else:
+        shared = model.encoder is not None and model.encoder.shared_embeddings
+        x = embed_tokens(build, positions=model.positions, shared=shared)
+    if model.images is None:
+        return x
+    build.made[-1] = replace(build.made[-1], out=replace(x, name="words"))
+    build.calls[-1] = replace(build.calls[-1], outs=("words", *build.calls[-1].outs[1:]))
+    return put_in_front(build, replace(x, name="words"), trained=not model.images.frozen)
+
+
+def still(graph: Graph) -> Graph:
+    """Return a graph nothing of which is trained."""
+
+    def arrays(found: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(replace(array, trained=False) for array in found)
+
+    def part(moving: Part) -> Part:
+        ops = (
+            replace(
+                op,
+                ins=arrays(op.ins),
+                out=replace(op.out, trained=False),
+                needs=arrays(op.needs),
+                vectors=arrays(op.vectors),
+            )
+            for op in moving.ops
+        )
+        return replace(moving, ops=tuple(ops))
+
+    stacks = tuple(
+        replace(
+            stack, layers=tuple(replace(layer, part=part(layer.part)) for layer in stack.layers)
+        )
+        for stack in graph.stacks
+    )
+    return Graph(before=part(graph.before), stacks=stacks, after=part(graph.after))
 
 
 def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
@@ -173,9 +221,14 @@ def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
 def head(build: Builder, model: Model, x: Array) -> None:
     """Add final norm, head and loss."""
     if model.final_norm:
-        out = stream("final", purpose="vocabulary" if model.vocab else "pooling")
+        purpose = "vocabulary" if model.vocab else "pooling"
+        out = stream("final", purpose=purpose if model.gives == "loss" else "memory")
         x = norm(build, "final_norm", x, out, kind=model.norm, bias=model.biases.norm)
-    if model.vocab:
+    if model.gives == "memory":
+        hand_on(build, x, "memory")
+    elif model.gives == "tokens":
+        hand_on(build, x, "image tokens", whole=True)
+    elif model.vocab:
         token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias)
     else:
         image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
@@ -197,12 +250,14 @@ class Block(Builder):
 
     def serial(self, x: Array) -> None:
         """Add attention to x, then the MLP."""
-        for name in ("attention", "mlp"):
-            out = stream(name, f"{name}_output")
+        for name in ("attention", "cross", "mlp") if self.model.encoder else ("attention", "mlp"):
+            out = stream(name, "mlp_output" if name == "mlp" else "attention_output")
             normed = self.norm(f"{name}_norm", x) if self.model.pre_norms else x
             outs = [out]
             if name == "attention":
                 self.attention(normed, out)
+            elif name == "cross":
+                self.cross_attention(normed, out)
             elif self.experts:
                 outs = self.mixture(normed, out)
             else:
@@ -259,8 +314,21 @@ class Block(Builder):
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
-        context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
+        if model.positions == "relative":
+            context = attend_biased(self, *parts, position_bias(), self.mask)
+        else:
+            context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
         project_out(self, "attention_output", context, out, HEADS, bias=bias)
+
+    def cross_attention(self, normed: Array, out: Array) -> None:
+        """Add attention to the tokens of the encoder."""
+        model, biases = self.model, self.model.biases
+        assert model.encoder is not None
+        q = project_in(self, "cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
+        k, v = cross_keys(self, memory(trained=not model.encoder.frozen), bias=biases.qkv)
+        context = cross_attend(self, q, k, v, kernel=self.kernel)
+        bias = biases.attention_output
+        project_out(self, "cross_attention_output", context, out, HEADS, bias=bias)
 
     def latent_attention(self, normed: Array, latent: Latent) -> Array:
         """Add attention out of latents, up to its output projection."""

@@ -19,6 +19,7 @@ from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
 from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
+from shardsim.model.parts import KEYS as _PARTS
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -119,8 +120,10 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     True
     """
     where = f"model {model.name!r}"
+    inside = {key: value for key, value in changes.items() if _part_of(key)}
+    changes = {key: value for key, value in changes.items() if key not in inside}
     changes = check_keys(changes, where=where, allowed=_KEYS, error=ModelError)
-    data = model.to_mapping()
+    data = {**model.to_mapping(), **_changed_parts(model, inside, where)}
     if (
         model.family == "vit"
         and model.sequence == model.image_tokens
@@ -135,6 +138,7 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     data["experts"] = _merge_experts(model.experts, changes, where)
     data["latent"] = _merge_latent(model.latent, changes, where)
     changed = _build(data, where)
+    changes = {**changes, **inside}
     silent = ("name", "note", "source")
     made = [
         f"{key}={_show(value)}"
@@ -147,8 +151,33 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     return _build({**changed.to_mapping(), "note": f"{note}Changed: {', '.join(made)}."}, where)
 
 
+def _part_of(key: str) -> str:
+    """Return the part of a model that a key reaches into, or nothing."""
+    part, dot, _ = key.partition(".")
+    return part if dot and part in _PARTS else ""
+
+
+def _changed_parts(model: Model, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the parts of a model that `changes` reach into, with them."""
+    found: dict[str, Any] = {}
+    for part in dict.fromkeys(map(_part_of, changes)):
+        own = getattr(model, part)
+        if own is None:
+            raise ModelError(f"{where}: {part}: {model.name} has none")
+        inner = {
+            key.removeprefix(f"{part}."): value
+            for key, value in changes.items()
+            if _part_of(key) == part
+        }
+        found[part] = override_model(own, inner)
+    return found
+
+
 def _agrees(model: Model, key: str, value: Any) -> bool:
     whole, _, name = key.partition(".")
+    if whole in _PARTS:
+        own = getattr(model, whole)
+        return bool(own is not None and name and _agrees(own, name, value))
     part = {"experts": model.experts, "latent": model.latent}.get(whole)
     if whole in ("experts", "latent") and name:
         return part is not None and bool(getattr(part, name) == value)
@@ -235,6 +264,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
     given["latent"] = _merge_latent(None, data, where)
+    given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
@@ -256,6 +286,29 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)
+
+
+def _read(data: Mapping[str, Any], key: str, where: str) -> Model:
+    """Return a model that another reads: of a preset, of its own, or as its reader but for some.
+
+    An encoder as its reader sees all of its tokens, and has as many as that unless it says.
+    """
+    own = data[key]
+    if isinstance(own, Model):
+        return own
+    if isinstance(own, str):
+        own = {"base": own}
+    keys = ("base", *_KEYS)
+    own = dict(check_keys(own, where=f"{where}: {key}", allowed=keys, error=ModelError))
+    try:
+        if "base" in own or "family" in own:
+            own.setdefault("name", f"{data.get('name')}.{key}"[:80])
+            return load_model(own)
+        same = {name: value for name, value in data.items() if name not in (*_PARTS, "source")}
+        same |= {"family": "encoder", "causal": False, "tied_embeddings": True, "note": ""}
+        return _build({**same, **own, "name": f"{data.get('name')}.{key}"[:80]}, where)
+    except ModelError as error:
+        raise ModelError(f"{where}: {key}: {error}") from None
 
 
 def _whole(value: Any) -> int:

@@ -90,6 +90,22 @@ class Whole:
         """Return the way to work on one vector an image (after pooling) instead of tokens."""
         return self
 
+    def part(self, part: Params) -> Whole:
+        """Return the way of a stack that the model reads."""
+        name = f"{part['name']}/"
+        own = {
+            key.removeprefix(name): entry
+            for key, entry in self.parameters.items()
+            if key.startswith(name)
+        }
+        remat = [{**group, "layers": part["model"]["layers"]} for group in self.plan["remat"]]
+        plan = {**self.plan, "sequence": part["sequence"], "remat": remat}
+        return self.of(plan, part["model"], own)
+
+    def of(self, plan: Params, model: Params, parameters: Params) -> Whole:
+        """Return the same way of another plan and model."""
+        return type(self)(plan, model, parameters, self.activations)
+
     # Parameters.
 
     def weight(self, params: Params, name: str) -> Array:
@@ -175,6 +191,14 @@ class Whole:
     def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
         """Return attention without all scores at once (see `flash_attention`)."""
         return flash_attention(q, k, v, mask, positions, self.plan["platform"])
+
+    def own_queries(self, x: Array) -> Array:
+        """Return this device's heads, in the last dimension, of those of its tensor axis."""
+        return x
+
+    def handed(self, x: Array, whole: bool) -> Array:
+        """Return the residual stream gathered over a tensor axis, or over all that split it."""
+        return x
 
     # Sums over what may be split.
 

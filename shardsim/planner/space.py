@@ -297,8 +297,10 @@ def parts(
     mesh, microbatches = mesh[fits], microbatches[fits]
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
-    whole, whole2 = heads_whole(model, bare)
-    heads_split = whole + 2 * whole2
+    heads_split = np.zeros((), dtype=np.int64)
+    for one in model.parts:  # each may have heads of its own
+        whole, whole2 = heads_whole(one.model, bare)
+        heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats, offload = tuple(POLICIES.values()), frozenset[str]()
     if fixed.remat is not None:
@@ -354,7 +356,8 @@ def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     """Return the ways in which keys reach the queries of other members of a context axis."""
     if fixed.keys is not None:
         return (fixed.keys,)
-    return CONTEXT_KEYS[:1] if attention == "unfused" or model.latent else CONTEXT_KEYS
+    plain = attention == "unfused" or model.latent or len(model.parts) > 1
+    return CONTEXT_KEYS[:1] if plain else CONTEXT_KEYS
 
 
 def _stripes(sequence: int, members: Array) -> Array:

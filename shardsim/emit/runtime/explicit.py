@@ -239,6 +239,16 @@ class Explicit(Whole):
         with jax.named_scope("keys"):
             return turn(out, self.context, 1, 2)
 
+    def own_queries(self, x: Array) -> Array:
+        return own(x, self.tensor2, x.ndim - 1)
+
+    def handed(self, x: Array, whole: bool) -> Array:
+        x = gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
+        if not whole:
+            return x
+        x = gather(gather(x, self.context, 1), self.tensor2, 2)
+        return in_order(x, self.context) if self.striped else x
+
     # Sums over what is split.
 
     def embed_sum(self, x: Array) -> Array:

@@ -23,6 +23,7 @@ SCOPES: Mapping[str, str] = {
     "keys": "keys and values",
     "second_axis": "second axis",
     "experts": "experts",
+    "memory": "memory",
     "output_gradient": "block",
     "input_gradient": "block",
     "tensor_output": "block",
