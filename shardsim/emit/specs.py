@@ -51,8 +51,6 @@ UNSUPPORTED: dict[str, Any] = {
     "parallel_norms": False,
     "layer_scale": False,
     "registers": 0,
-    "patch_bias": True,
-    "input_norm": False,
 }
 
 

@@ -35,6 +35,7 @@ from shardsim.ops.relative import attend_biased, position_bias, relative_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, token_gate
+from shardsim.ops.towers import contrastive_loss, embedding
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
@@ -221,11 +222,24 @@ def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
 def head(build: Builder, model: Model, x: Array) -> None:
     """Add final norm, head and loss."""
     if model.final_norm:
-        purpose = "vocabulary" if model.vocab else "pooling"
-        out = stream("final", purpose=purpose if model.gives == "loss" else "memory")
+        purpose = "vocabulary" if model.vocab and model.gives == "loss" else "pooling"
+        handed = model.gives in ("memory", "tokens")
+        out = stream("final", purpose="memory" if handed else purpose)
         x = norm(build, "final_norm", x, out, kind=model.norm, bias=model.biases.norm)
     if model.gives == "memory":
         hand_on(build, x, "memory")
+    elif model.gives == "features" or model.text:
+        name = "image features" if model.text else "text features"
+        made = embedding(
+            build,
+            x,
+            name,
+            pooling=model.pooling,
+            projected=model.features > 0,
+            bias=model.features_bias,
+        )
+        if model.text:
+            contrastive_loss(build, made, kind=model.contrast, trained=not model.text.frozen)
     elif model.gives == "tokens":
         hand_on(build, x, "image tokens", whole=True)
     elif model.vocab:

@@ -32,6 +32,9 @@ _KEYS = (
     *(f"latent.{name}" for name in _LATENT),
 )
 _Part = TypeVar("_Part", Experts, Latent)
+# What a model that another reads does not have of its reader.
+_OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
+_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts")
 _SIZES_AN_IMAGE = (
     "image",
     "patch",
@@ -289,10 +292,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
 
 
 def _read(data: Mapping[str, Any], key: str, where: str) -> Model:
-    """Return a model that another reads: of a preset, of its own, or as its reader but for some.
-
-    An encoder as its reader sees all of its tokens, and has as many as that unless it says.
-    """
+    """Return a model that another reads: of a preset, of its own, or an encoder as its reader but
+    for what it says. Its tokens see all others, unless it says."""
     own = data[key]
     if isinstance(own, Model):
         return own
@@ -304,7 +305,7 @@ def _read(data: Mapping[str, Any], key: str, where: str) -> Model:
         if "base" in own or "family" in own:
             own.setdefault("name", f"{data.get('name')}.{key}"[:80])
             return load_model(own)
-        same = {name: value for name, value in data.items() if name not in (*_PARTS, "source")}
+        same = {name: value for name, value in data.items() if name not in (*_PARTS, *_OF_READER)}
         same |= {"family": "encoder", "causal": False, "tied_embeddings": True, "note": ""}
         return _build({**same, **own, "name": f"{data.get('name')}.{key}"[:80]}, where)
     except ModelError as error:

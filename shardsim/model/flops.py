@@ -154,7 +154,8 @@ def _products(
 ) -> Iterator[tuple[str, int]]:
     """Yield (unit, FLOPs) of every product of a forward pass over one sequence."""
     sizes: dict[str, int | Fraction] = dict(lengths(model))
-    sizes |= {"batch": 1, "seq": tokens, "keys": tokens}
+    # Comparing an embedding with those of others is not counted: it depends on the batch.
+    sizes |= {"batch": 1, "seq": tokens, "keys": tokens, "others": 0}
     if model.experts:  # of an expert's tokens what comes, not what it has room for
         share = model.experts.share(tokens)
         sizes |= {"slot": share, "place": share, "chunk": model.experts.groups(tokens)}

@@ -1,8 +1,9 @@
 """Models of several stacks: which models a model reads, and what they must have for it.
 
 A stack with its ends is a `Model`. One that reads others names them: the `encoder` that all of its
-layers attend to, the `images` whose tokens stand in front of its own. They run before it, and each
-has widths, heads, layers and a sequence of its own.
+layers attend to, the `images` whose tokens stand in front of its own, the tower of `text` whose
+embeddings its own are compared with. They run before it, and each has widths, heads, layers and a
+sequence of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 READS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     ("images", ("encoder",), ("vit",), "tokens"),
     ("encoder", ("decoder",), ("encoder", "vit"), "memory"),
+    ("text", ("vit",), ("encoder",), "features"),
 )
 KEYS = tuple(key for key, *_ in READS)
 
@@ -79,6 +81,14 @@ def _check_block(model: Model, where: str) -> None:
         raise ModelError(
             f"{where}: encoder: a parallel block attends to none; use parallel_block: false"
         )
+    text = model.text
+    if text and text.feature_width != model.feature_width:
+        raise ModelError(
+            f"{where}: text.features: embeddings of {text.feature_width} are not as wide as the "
+            f"images', {model.feature_width}"
+        )
+    if text and (model.classes or "none" in (model.pooling, text.pooling)):
+        raise ModelError(f"{where}: text: towers need pooling, and no classes; use pooling: map")
     if model.images and model.images.sequence >= model.sequence:
         raise ModelError(
             f"{where}: sequence: {model.sequence} tokens, of which the images' are "

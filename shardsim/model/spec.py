@@ -22,9 +22,10 @@ ACTIVATIONS = ("gelu", "relu", "silu")
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "fixed", "relative", "none")
 QK_NORMS = ("head", "heads")
-POOLINGS = ("none", "mean", "map", "cls")
+POOLINGS = ("none", "mean", "map", "cls", "last")
+CONTRASTS = ("softmax", "sigmoid")
 CONVENTIONS = ("all", "block-matrices")
-GIVES = ("loss", "memory", "tokens")
+GIVES = ("loss", "memory", "tokens", "features")
 
 LARGEST = 10**9  # far above any dimension of a model; keeps every product within a float
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -38,11 +39,12 @@ _CHOICES = {
     "pooling": POOLINGS,
     "parameter_convention": CONVENTIONS,
     "gives": GIVES,
+    "contrast": CONTRASTS,
 }
 _POSITIVE = ("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels")
 _POSITIVE += ("buckets",)
 _A = {"decoder": "a decoder", "encoder": "an encoder"}
-_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers")
+_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers", "features")
 _FLAGS = (
     "parallel_block",
     "gated_mlp",
@@ -60,6 +62,7 @@ _FLAGS = (
     "input_norm",
     "sinks",
     "shared_embeddings",
+    "features_bias",
     "frozen",
 )
 
@@ -144,10 +147,14 @@ class Model:
     patch_bias: bool = True  # of the patch embedding
     input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
     registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
-    pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls
+    pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last
     classes: int = 0  # outputs of the classification head; 0: none
     encoder: Model | None = None  # whose tokens every layer attends to, besides its own
     images: Model | None = None  # whose tokens stand in front of an encoder's own
+    text: Model | None = None  # a tower of texts, whose embeddings images' are compared with
+    contrast: str = "softmax"  # of all pairs of a batch, or sigmoid of each
+    features: int = 0  # width of a tower's embedding, projected; 0: its own
+    features_bias: bool = False
     shared_embeddings: bool = False  # of an encoder: its tokens are in its reader's table
     frozen: bool = False  # of what another model reads: not trained
     gives: str = "loss"  # or what it is to the model that reads it
@@ -189,6 +196,11 @@ class Model:
     def kv_width(self) -> int:
         """Width of the merged key (or value) heads, kv_heads * head_dim."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a tower's embedding."""
+        return self.features or self.embed
 
     @property
     def patches(self) -> int:
@@ -440,7 +452,9 @@ def _check_tokens(model: Model, where: str) -> None:
     if not model.vocab:
         raise ModelError(f"{where}: vocab: {_A[model.family]} needs a vocabulary (vocab: 32000)")
     absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
-    absences |= {"pooling": "none", "patch_bias": True, "input_norm": False}
+    absences |= {"patch_bias": True, "input_norm": False}
+    if model.family == "decoder":
+        absences |= {"pooling": "none", "features": 0}
     for key, absent in absences.items():
         if getattr(model, key) != absent:
             raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

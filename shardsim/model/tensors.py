@@ -34,6 +34,7 @@ AXES = (
     "register",
     "bucket",  # of relative positions
     "classes",
+    "feature",  # of a tower's embedding
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
 KINDS = ("matrix", "vector", "table")
@@ -115,6 +116,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "moments": 2,
         "two": 2,
         "bucket": model.buckets,
+        "feature": model.feature_width,
     }
 
 

@@ -84,7 +84,8 @@ def embed_patches(
     learned = [_positions()] if positions == "learned" else []
     out = build.add(linear([x, *learned], stream(name), *vectors))
     images = Array("images", ("batch",))
-    build.call("embed_patches", [images], out, positions=positions, class_token=class_token)
+    more = {} if bias else {"bias": False}
+    build.call("embed_patches", [images], out, positions=positions, class_token=class_token, **more)
     return out
 
 
@@ -130,7 +131,8 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any) -> Any
         pixels = jnp.pad(pixels, ((0, 0), (1, 0), (0, 0)))
     pixels = way.own_tokens(pixels, 1).astype(way.compute)
     x = jnp.einsum("bsp,pe->bse", pixels, way.end_matrix(params, "patch_embedding"))
-    x = way.add_vectors(params, x, ["patch_embedding_bias"])
+    if call.get("bias", True):
+        x = way.add_vectors(params, x, ["patch_embedding_bias"])
     if call["class_token"]:
         first = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) == 0
         x = jnp.where(first[:, None], way.vector(params, "cls_token").astype(x.dtype), x)

@@ -230,6 +230,22 @@ class Whole:
         """Return the first row of the vocabulary that this device has; it has `columns`."""
         return 0
 
+    # Embeddings of a batch.
+
+    row_members = 1  # devices that have different examples
+
+    def first_row(self, rows: int) -> Array:
+        """Return the first example of this device; it has so many `rows`."""
+        return 0
+
+    def all_rows(self, x: Array) -> Array:
+        """Return embeddings [batch, width] of the whole batch."""
+        return x
+
+    def next_rows(self, x: Array) -> Array:
+        """Send embeddings to the next device; return those of the one before."""
+        return x
+
     # Experts.
 
     exchange_members = 1  # devices among which tokens are exchanged

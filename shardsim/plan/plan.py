@@ -254,6 +254,11 @@ def _check_parts(plan: Plan) -> None:
         raise PlanError(
             f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
         )
+    if model.text and plan.microbatches > 1:
+        raise PlanError(
+            f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "
+            "batch; use 1"
+        )
     if len(model.parts) > 1 and plan.context.keys != "gathered":
         raise PlanError(
             f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "

@@ -73,6 +73,7 @@ class Sizes:
             **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
             **_slots(model, work.sequence),
+            "others": work.batch / layout.microbatches,
         }
         several = np.greater(layout.expert.size, 1)
         # Of tokens that are sorted: on the fullest device, and what there is room for.

@@ -74,6 +74,8 @@ class Explicit(Whole):
         self.experts_shards = make_group(plan, plan["experts_gather"])
         self.keys = plan["keys"] if self.context.size > 1 else "gathered"
         self.striped = plan["order"] == "striped" and self.context.size > 1
+        self.rows = make_group(plan, roles["data"] + roles["fsdp"] + roles["expert"])
+        self.row_members = self.rows.size
         self.copies = self.tensor.size * self.tensor2.size
         if not model["vocab"]:
             self.copies *= self.context.size
@@ -271,6 +273,17 @@ class Explicit(Whole):
 
     def vocab_start(self, columns: int) -> Array:
         return member(self.tensor) * columns
+
+    # Embeddings of a batch.
+
+    def first_row(self, rows: int) -> Array:
+        return member(self.rows) * rows
+
+    def all_rows(self, x: Array) -> Array:
+        return gather(x, self.rows, 0)
+
+    def next_rows(self, x: Array) -> Array:
+        return next_member(x, self.rows)
 
     # Experts.
 
