@@ -24,6 +24,7 @@ _LAYERS = 2
 _PATCH = 4
 _TOKENS = 32  # of a sequence without images
 _LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
+_RANK = 4
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -150,6 +151,7 @@ def _model(model: Model, layout: Layout) -> Model:
         kv_heads=kv_heads,
         head_dim=head_dim,
         latent=latent,
+        lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,

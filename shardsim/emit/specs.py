@@ -172,6 +172,10 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
+    if model.lora and (plan.execution != "explicit" or int(layout.tensor2.size) > 1):
+        raise PlanError(
+            "model: export of lora is supported as explicit, without a second tensor axis"
+        )
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"

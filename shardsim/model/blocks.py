@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import eq
 from typing import TYPE_CHECKING
 
-from shardsim.graph.arrays import Array, Op, weights_of
+from shardsim.graph.arrays import Array, Dims, Op, weights_of
 from shardsim.graph.build import Builder, Part, stream
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
@@ -30,7 +30,7 @@ from shardsim.ops.latent import (
 )
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
-from shardsim.ops.project import project_in, project_out
+from shardsim.ops.project import BACK, INTO, project_in, project_out
 from shardsim.ops.relative import attend_biased, position_bias, relative_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
@@ -112,7 +112,9 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
             x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
     head(end, model, x)
     graph = Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
-    return still(graph) if model.frozen else graph
+    if model.frozen:
+        return still(graph, whole=True)
+    return still(graph, whole=False) if model.lora else graph
 
 
 def embedded(build: Builder, model: Model) -> Array:
@@ -129,18 +131,22 @@ def embedded(build: Builder, model: Model) -> Array:
     return put_in_front(build, replace(x, name="words"), trained=not model.images.frozen)
 
 
-def still(graph: Graph) -> Graph:
-    """Return a graph nothing of which is trained."""
+def still(graph: Graph, *, whole: bool) -> Graph:
+    """Return a graph nothing of which is trained: a `whole` one, or only adapters are."""
+
+    def one(array: Array) -> Array:
+        kept = array.name.endswith((INTO, BACK)) or not array.weight
+        return replace(array, trained=array.trained and kept and not whole)
 
     def arrays(found: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(replace(array, trained=False) for array in found)
+        return tuple(map(one, found))
 
     def part(moving: Part) -> Part:
         ops = (
             replace(
                 op,
                 ins=arrays(op.ins),
-                out=replace(op.out, trained=False),
+                out=one(op.out),
                 needs=arrays(op.needs),
                 vectors=arrays(op.vectors),
             )
@@ -321,7 +327,7 @@ class Block(Builder):
             return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
-            part = project_in(self, name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
+            part = self.into(name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
             if model.qk_norm and name != "value":
                 normalise = head_norm if model.qk_norm_over == "head" else heads_norm
                 part = normalise(self, f"{name}_norm", part, kind=model.norm, bias=biases.norm)
@@ -332,17 +338,30 @@ class Block(Builder):
             context = attend_biased(self, *parts, position_bias(), self.mask)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
-        project_out(self, "attention_output", context, out, HEADS, bias=bias)
+        self.back("attention_output", context, out, HEADS, bias=bias)
+
+    def into(self, name: str, x: Array, out: str, dims: Dims, *, keep: str, bias: bool) -> Array:
+        """Add a projection out of the residual stream."""
+        adapted = self.adapts(name)
+        return project_in(self, name, x, out, dims, keep=keep, bias=bias, adapted=adapted)
+
+    def back(self, name: str, x: Array, out: Array, dims: Dims, *, bias: bool) -> None:
+        """Add a projection that adds to the residual stream."""
+        project_out(self, name, x, out, dims, bias=bias, adapted=self.adapts(name))
+
+    def adapts(self, name: str) -> bool:
+        """Return whether a projection has an adapter."""
+        return self.model.lora is not None and name in self.model.lora.on
 
     def cross_attention(self, normed: Array, out: Array) -> None:
         """Add attention to the tokens of the encoder."""
         model, biases = self.model, self.model.biases
         assert model.encoder is not None
-        q = project_in(self, "cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
+        q = self.into("cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
         k, v = cross_keys(self, memory(trained=not model.encoder.frozen), bias=biases.qkv)
         context = cross_attend(self, q, k, v, kernel=self.kernel)
         bias = biases.attention_output
-        project_out(self, "cross_attention_output", context, out, HEADS, bias=bias)
+        self.back("cross_attention_output", context, out, HEADS, bias=bias)
 
     def latent_attention(self, normed: Array, latent: Latent) -> Array:
         """Add attention out of latents, up to its output projection."""
@@ -375,11 +394,11 @@ class Block(Builder):
         prefix = "" if name == "mlp" else f"{name} "
         made = {f"{name}_in": "up"} | ({f"{name}_gate": "gate"} if model.gated_mlp else {})
         parts = [
-            project_in(self, weight, normed, prefix + part, dims, keep="mlp_hidden", bias=bias)
+            self.into(weight, normed, prefix + part, dims, keep="mlp_hidden", bias=bias)
             for weight, part in made.items()
         ]
         hidden = activate(self, parts, model.activation, f"{prefix}hidden")
-        project_out(self, f"{name}_out", hidden, out, dims, bias=bias)
+        self.back(f"{name}_out", hidden, out, dims, bias=bias)
 
     def mixture(self, normed: Array, out: Array) -> list[Array]:
         """Add experts, and beside them shared ones and an MLP; return what each adds to x."""

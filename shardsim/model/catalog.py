@@ -19,6 +19,8 @@ from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
 from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
+from shardsim.model.lora import KEYS as _LORA
+from shardsim.model.lora import Lora
 from shardsim.model.parts import KEYS as _PARTS
 from shardsim.model.spec import LARGEST, Biases, Model
 
@@ -30,11 +32,12 @@ _KEYS = (
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
     *(f"latent.{name}" for name in _LATENT),
+    *(f"lora.{name}" for name in _LORA),
 )
-_Part = TypeVar("_Part", Experts, Latent)
+_Part = TypeVar("_Part", Experts, Latent, Lora)
 # What a model that another reads does not have of its reader.
 _OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
-_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts")
+_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts", "lora")
 _SIZES_AN_IMAGE = (
     "image",
     "patch",
@@ -135,11 +138,12 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts", "latent")
+    nested = ("biases", "experts", "latent", "lora")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
     data["experts"] = _merge_experts(model.experts, changes, where)
     data["latent"] = _merge_latent(model.latent, changes, where)
+    data["lora"] = _merge_lora(model.lora, changes, where)
     changed = _build(data, where)
     changes = {**changes, **inside}
     silent = ("name", "note", "source")
@@ -181,13 +185,15 @@ def _agrees(model: Model, key: str, value: Any) -> bool:
     if whole in _PARTS:
         own = getattr(model, whole)
         return bool(own is not None and name and _agrees(own, name, value))
-    part = {"experts": model.experts, "latent": model.latent}.get(whole)
-    if whole in ("experts", "latent") and name:
+    part = {"experts": model.experts, "latent": model.latent, "lora": model.lora}.get(whole)
+    if whole in ("experts", "latent", "lora") and name:
         return part is not None and bool(getattr(part, name) == value)
     if key == "experts":
         return _merge_experts(None, {key: value}, "model") == model.experts
     if key == "latent":
         return _merge_latent(None, {key: value}, "model") == model.latent
+    if key == "lora":
+        return _merge_lora(None, {key: value}, "model") == model.lora
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -225,6 +231,11 @@ def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> L
     """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
     example = {"keys": 512, "rotary": 64, "values": 128}
     return _merge_part("latent", Latent, base, data, example, where)
+
+
+def _merge_lora(base: Lora | None, data: Mapping[str, Any], where: str) -> Lora | None:
+    """Return `base` with the entries `lora` (a mapping, or nothing for none) and `lora.*`."""
+    return _merge_part("lora", Lora, base, data, {"rank": 16}, where)
 
 
 def _merge_part(
@@ -267,6 +278,7 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
     given["latent"] = _merge_latent(None, data, where)
+    given["lora"] = _merge_lora(None, data, where)
     given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:

@@ -8,6 +8,7 @@ does besides is not counted: tokens dispatched by products, places of experts th
 Of a model of several stacks each has N, L and T of its own; keys and values of cross-attention
 work on the tokens that are attended to. Their sum is that of one example, and is counted per token
 of the last stack. What is frozen runs forward only: 2N in place of 6N, a third of its attention.
+Under adapters it has gradients of operands too, 4N; the adapters themselves have 6N.
 """
 
 from __future__ import annotations
@@ -101,19 +102,29 @@ def _attention_flops(part: Model, tokens: int, halved: bool) -> int:
     )
 
 
-def _forward_flops(part: Model, tokens: int, halved: bool) -> int:
-    """Return the FLOPs of every product of a part's forward pass over an example."""
+def _forward_flops(part: Model, tokens: int, halved: bool, training: bool = False) -> int:
+    """Return the FLOPs of every product of a part's forward pass over an example; in `training`
+    with those of the gradients of its operands."""
     graph = graph_of(part)
-    total = sum(flops for _, flops in _products(part, graph.ends, tokens, halved))
-    for layer, many in graph.layers:
-        for _, flops in _products(part, layer.part.ops, tokens, halved):
-            total += many * flops
+    total = 0
+    for ops, many in ((graph.ends, 1), *((layer.part.ops, many) for layer, many in graph.layers)):
+        for op in ops:
+            for _, flops in _products(part, [op], tokens, halved):
+                gradients = TRAINING - FORWARD
+                if op.product:
+                    gradients = sum(array.trained for array in op.ins)
+                elif not op.out.trained:
+                    gradients = 0
+                total += many * flops * (FORWARD + gradients * training)
     return total
 
 
-def _weight_tokens(part: Model, tokens: int) -> int:
-    """Return the sum over a part's weights of the tokens of an example that each works on."""
-    total = part.own_active_parameters * tokens
+def _weight_flops(part: Model, tokens: int) -> int:
+    """Return the FLOPs that 6N counts of a part: for each token of an example that a weight works
+    on two forward, two by operand and, if it is trained, two by weight."""
+    still = sum(tensor.size for tensor in part.own_tensors if not tensor.trained)
+    backward = 0 if part.frozen else 2 * part.own_active_parameters - still
+    total = (part.own_active_parameters + backward) * tokens
     if part.encoder is not None:
         sizes = lengths(part)
         read = sum(
@@ -122,13 +133,9 @@ def _weight_tokens(part: Model, tokens: int) -> int:
             for weight in weights_of(layer.part.ops)
             if "memory_embed" in weight.dims
         )
-        total += read * (part.encoder.sequence - tokens)
-    return total
-
-
-def _passes(part: Model) -> int:
-    """Return the FLOPs of a training step over those of its forward pass."""
-    return FORWARD if part.frozen else TRAINING
+        passes = TRAINING - (part.lora is not None)
+        total += passes * read * (part.encoder.sequence - tokens)
+    return 2 * total
 
 
 def forward_matmul_flops_per_token(
@@ -183,7 +190,7 @@ def model_flops_per_token(
 
     PaLM 540B: 6 * 540.36e9 + 12 * 118 * 48 * 256 * 2048 = 3.278e12.
     """
-    if len(model.parts) > 1:
+    if len(model.parts) > 1 or model.lora:
         return _flops_of_parts(model, _sequence(model, sequence), accounting)
     if accounting is Accounting.SIX_N:
         return 6.0 * model.active_parameters
@@ -206,14 +213,16 @@ def _flops_of_parts(model: Model, tokens: int, accounting: Accounting) -> float:
     for part, own in _parts(model, tokens):
         halved = causal and part.causal
         if accounting in (Accounting.SIX_N, Accounting.PALM, Accounting.PALM_CAUSAL):
-            forward = 2.0 * _weight_tokens(part, own)
+            total += _weight_flops(part, own)
             if accounting is not Accounting.SIX_N:
-                forward += _attention_flops(part, own, halved)
+                total += (FORWARD if part.frozen else TRAINING) * _attention_flops(
+                    part, own, halved
+                )
         else:
-            forward = _forward_flops(part, own, halved)
+            total += _forward_flops(part, own, halved, training=True)
             if accounting is Accounting.MEGATRON and part is model:
-                forward += 2.0 * model.embed * (-model.vocab % PADDED_VOCAB) * own
-        total += _passes(part) * forward
+                padding = 2.0 * model.embed * (-model.vocab % PADDED_VOCAB) * own
+                total += (TRAINING - (model.lora is not None)) * padding
     return total / tokens
 
 

@@ -12,6 +12,7 @@ from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.experts import Experts
 from shardsim.model.latent import Latent
+from shardsim.model.lora import Lora
 from shardsim.model.parts import Part, check_parts, parts_of
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
@@ -141,6 +142,7 @@ class Model:
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
+    lora: Lora | None = None  # adapters, which alone are trained
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
     channels: int = 3
@@ -177,6 +179,7 @@ class Model:
         _check_block(self, where)
         _check_latent(self, where)
         _check_experts(self, where)
+        _check_lora(self, where)
         if self.family == "vit":
             _check_vit(self, where)
         else:
@@ -306,9 +309,9 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts | Latent):
+            elif isinstance(value, Experts | Latent | Lora):
                 value = {
-                    item.name: getattr(value, item.name)
+                    item.name: _plain(getattr(value, item.name))
                     for item in fields(value)
                     if getattr(value, item.name) != item.default
                 }
@@ -318,6 +321,10 @@ class Model:
                 value = value.to_mapping()
             data[field.name] = value
         return data
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_words(model: Model, where: str) -> None:
@@ -389,6 +396,17 @@ def _check_experts(model: Model, where: str) -> None:
             f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
             f" {model.layers}, and every of at most {model.layers}"
         )
+
+
+def _check_lora(model: Model, where: str) -> None:
+    if model.lora is None:
+        return
+    if not isinstance(model.lora, Lora):
+        raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
+    if model.experts or model.latent or model.patch:
+        raise ModelError(f"{where}: lora: of experts, latents and images is not modelled")
+    if model.frozen:
+        raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")
 
 
 def _check_block(model: Model, where: str) -> None:

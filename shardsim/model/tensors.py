@@ -34,6 +34,7 @@ AXES = (
     "register",
     "bucket",  # of relative positions
     "classes",
+    "rank",  # of an adapter
     "feature",  # of a tower's embedding
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
@@ -117,6 +118,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "two": 2,
         "bucket": model.buckets,
         "feature": model.feature_width,
+        "rank": model.lora.rank if model.lora else 0,
     }
 
 

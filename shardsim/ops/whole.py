@@ -121,7 +121,7 @@ class Whole:
         axes = self.parameters[name]["axes"]
         if len(axes) == 2:
             return value
-        if axes[0] == "embed":
+        if axes[0] in ("embed", "rank"):
             return value.reshape(value.shape[0], -1)
         return value.reshape(-1, value.shape[-1])
 
@@ -204,6 +204,14 @@ class Whole:
 
     def embed_sum(self, x: Array) -> Array:
         """Return the sum over devices that hold other parts of embed."""
+        return x
+
+    def tensor_sum(self, x: Array) -> Array:
+        """Return the sum over devices that hold other parts of heads or of the MLP's width."""
+        return x
+
+    def residual_tokens(self, x: Array) -> Array:
+        """Return the tokens of the residual stream, of those between the projections."""
         return x
 
     def second_sum(self, x: Array) -> Array:

@@ -254,6 +254,8 @@ def _check_parts(plan: Plan) -> None:
         raise PlanError(
             f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
         )
+    if model.lora and plan.fused_projections:
+        raise PlanError("fused_projections: adapters are not fused; leave the key out")
     if model.text and plan.microbatches > 1:
         raise PlanError(
             f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "

@@ -256,6 +256,12 @@ class Explicit(Whole):
     def embed_sum(self, x: Array) -> Array:
         return total(x, self.tensor2 + self.on_embed)
 
+    def tensor_sum(self, x: Array) -> Array:
+        return total(x, self.tensor)
+
+    def residual_tokens(self, x: Array) -> Array:
+        return own(x, self.on_tokens, 1)
+
     def second_sum(self, x: Array) -> Array:
         return total(x, self.tensor2)
 

@@ -25,6 +25,7 @@ SCOPES: Mapping[str, str] = {
     "second_axis": "second axis",
     "experts": "experts",
     "memory": "memory",
+    "adapters": "adapters",
     "output_gradient": "block",
     "input_gradient": "block",
     "tensor_output": "block",
