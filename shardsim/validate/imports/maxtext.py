@@ -21,6 +21,7 @@ from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, opt
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
+from shardsim.validate.imports.maxtext_lora import adapted
 from shardsim.validate.words import TENSORS, Split, number, remat_named, whole
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
@@ -82,6 +83,7 @@ def read_maxtext(
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
     keys, model = _model(keys, path, base, notes)
+    model = adapted(keys, model)
     plan = _plan(keys, model, slices, given.flags)
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
