@@ -182,7 +182,8 @@ class Op:
     `counted`. `dtype` is a product's format, where it is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
-    wants whole over axes in `passed` come round them piece by piece.
+    wants whole over axes in `passed` come round them piece by piece. A product of scores, or with
+    them, says in `mask` which pairs model FLOPs count.
     """
 
     ins: tuple[Array, ...]
@@ -203,6 +204,7 @@ class Op:
     dtype: str = ""
     over: Split = field(default_factory=dict)
     passed: frozenset[str] = frozenset()
+    mask: Pairs | None = None
 
     @property
     def name(self) -> str:

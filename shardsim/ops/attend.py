@@ -155,12 +155,13 @@ def attention_ops(
         build.add(replace(one, vectors=logits))
     else:
         pairs = (*TOKENS, of[1], "kv", "group")
-        scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
+        product = einsum(q, k, Array("scores", pairs), unit="attention")
+        scores = build.add(replace(product, mask=mask))
         chances = Array("probabilities", pairs)
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
         read = (scores, bias) if bias else (scores,)
         build.add(Op(read, chances, (chances,), logits, unit="attention", stream=softmax))
-        build.add(einsum(chances, v, context, unit="attention"))
+        build.add(replace(einsum(chances, v, context, unit="attention"), mask=mask))
 
 
 def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
