@@ -213,7 +213,7 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
             "supported; give a group of tokens"
         )
     members = int(layout.expert.size)
-    if members > 1 and not experts.capacity and plan.experts.padding == 1.0:
+    if members > 1 and experts.dropless and plan.experts.padding == 1.0:
         raise PlanError(
             "experts.padding: export with exact counts of tokens is not supported; give room for "
             f"uneven ones ({min(2, members)}; with {members} for all that can come)"

@@ -35,10 +35,12 @@ from shardsim.ops.relative import attend_biased, position_bias, relative_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, token_gate
+from shardsim.ops.soft import soft_experts
 from shardsim.ops.towers import contrastive_loss, embedding
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
+    from shardsim.model.experts import Experts
     from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
@@ -400,10 +402,29 @@ class Block(Builder):
         hidden = activate(self, parts, model.activation, f"{prefix}hidden")
         self.back(f"{name}_out", hidden, out, dims, bias=bias)
 
+    def soft_mixture(self, normed: Array, made: Experts) -> Array:
+        """Add experts on slots that are means of tokens; return what they add to x."""
+        model, out, first = self.model, stream("experts", "mlp_output"), len(self.made)
+        bias = model.biases.mlp
+        soft_experts(self, normed, out, gated=model.gated_mlp, bias=bias)
+        self.call(
+            "soft_experts",
+            [normed],
+            out,
+            weights=weights_of(self.made[first:]),
+            number=made.number,
+            gated=model.gated_mlp,
+            activation=model.activation,
+            bias=bias,
+        )
+        return out
+
     def mixture(self, normed: Array, out: Array) -> list[Array]:
         """Add experts, and beside them shared ones and an MLP; return what each adds to x."""
         model, made = self.model, self.model.experts
         assert made is not None
+        if made.soft_slots:
+            return [self.soft_mixture(normed, made)]
         grouped, capacity = made.group > 0, made.capacity > 0
         routed, first = stream("experts", "mlp_output"), len(self.made)
         bias = made.router_bias

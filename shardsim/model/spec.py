@@ -289,7 +289,7 @@ class Model:
         if self.experts is None:
             return total
         of_experts = sum(tensor.size for tensor in counted if "expert" in tensor.axes)
-        return total - of_experts + of_experts * self.experts.top_k // self.experts.number
+        return total - of_experts + int(of_experts * self.experts.active(self.sequence))
 
     @cached_property
     def block_matrices(self) -> int:

@@ -91,6 +91,7 @@ def lengths(model: Model) -> Mapping[str, int]:
             "expert": experts.number,
             "choice": experts.number,
             "top": experts.top_k,
+            **({"slot": experts.soft_slots} if experts.soft_slots else {}),
             "expert_mlp": experts.mlp,
             "shared_mlp": experts.shared_width,
         }

@@ -97,6 +97,9 @@ def _of_part(
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
         yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
+    if model.experts and model.experts.soft_slots:
+        yield "mesh", "tokens of soft experts over a context axis", 1, layout.context.size
+        yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
     if model.latent:
         yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
     # Where each device has the key-value heads of its own queries.

@@ -213,6 +213,8 @@ def _check_numbers(plan: Plan) -> None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)
     _check_parts(plan)
+    if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
+        raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:

@@ -442,8 +442,16 @@ MODELS |= {
     | {"lora": {"rank": 4, "on": ["query", "mlp_out"]}},
 }
 _UNFUSED = {"attention": "unfused"}
+MODELS["soft"] = {
+    **_VIT,
+    "name": "soft",
+    "pooling": "mean",
+    "classes": 16,
+    "biases": _ALL_BIASES,
+    "experts": {"number": 8, "top_k": 1, "mlp": 64, "soft_slots": 2},
+}
 
-# Of models of several stacks, or with adapters, which other trainers' exports refuse.
+# Of models of several stacks, with adapters or soft experts, which other exports refuse.
 STACKS: dict[str, Plan] = {
     "encoder, fsdp": make("t5", _F, {"embed": ["fsdp"]}, _B, **_UNFUSED, remat="none"),
     "encoder, tensor, sequence": make("t5", _FM, _FSDP_TENSOR, _B | _SEQ, **_UNFUSED),
@@ -471,6 +479,11 @@ STACKS: dict[str, Plan] = {
     "towers, sigmoid, fsdp": make("siglip", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "towers, sigmoid, tensor": make("siglip", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED),
     "towers, softmax": make("clip", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"),
+    "soft experts, fsdp": make("soft", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "soft experts, exchanged": make("soft", _FE, _FE_SPLIT, _ON_FE),
+    "soft experts, exchanged and tensor": make(
+        "soft", _FEM, _FE_WHOLE | _INSIDE, _ON_FE | _SEQ, microbatches=2
+    ),
     "adapters, fsdp": make("lora", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
     "adapters, tensor, sequence": make("lora", _FM2, _FSDP_TENSOR, _B | _SEQ, microbatches=2),
     "adapters, tensor, embed": make(

@@ -71,6 +71,17 @@ def test_adapters_alone_are_trained_and_the_rest_has_gradients_of_operands() -> 
     assert model_flops_per_token(model, 8192, _PALM) == pytest.approx(expected + attention)
 
 
+# GFLOP of an image as arXiv 2308.00951 prints them, heads included.
+SOFT = {"vit-s-16": 9.2, "vit-l-16": 122.9, "softmoe-s-16-128e": 8.6, "softmoe-l-16-128e": 111.1}
+
+
+@pytest.mark.parametrize(("name", "printed"), SOFT.items())
+def test_soft_experts_take_the_printed_flops(name: str, printed: float) -> None:
+    model = load_model(name)
+    forward = model_flops_per_token(model, None, Accounting.MAXTEXT_2024) * model.sequence / 3
+    assert forward / 1e9 == pytest.approx(printed, rel=0.01)
+
+
 def test_an_option_of_a_stack_that_is_read_changes_by_its_path() -> None:
     model = override_model(load_model("t5-small"), {"encoder.sequence": 1024})
     assert model.encoder is not None

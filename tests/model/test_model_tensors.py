@@ -135,6 +135,10 @@ PRINTED_MILLIONS = {
     "palm-62b": (62_500, 10),
     "palm-540b": (540_350, 10),
     "gpt3-175b": (174_600, 100),  # arXiv 2005.14165 table D.1
+    # arXiv 2308.00951, less a head of 29,593 classes.
+    "softmoe-s-16-128e": (933 - 11.4, 1),
+    "softmoe-b-16-128e": (3_700, 50),
+    "softmoe-l-16-128e": (13_100, 50),
     "ul2-20b": (19_500, 100),  # as its weights are listed
     "pali-17b": (16_900 - 121, 100),  # arXiv 2209.06794, less the pooling head and classes
     "pali-x-55b": (55_000, 1000),  # arXiv 2305.18565
