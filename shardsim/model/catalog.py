@@ -126,8 +126,10 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     True
     """
     where = f"model {model.name!r}"
-    inside = {key: value for key, value in changes.items() if _part_of(key)}
-    changes = {key: value for key, value in changes.items() if key not in inside}
+    inside: Mapping[str, Any] = {}
+    if isinstance(changes, Mapping):
+        inside = {key: value for key, value in changes.items() if _part_of(key)}
+        changes = {key: value for key, value in changes.items() if key not in inside}
     changes = check_keys(changes, where=where, allowed=_KEYS, error=ModelError)
     data = {**model.to_mapping(), **_changed_parts(model, inside, where)}
     if (
@@ -160,7 +162,7 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
 
 def _part_of(key: str) -> str:
     """Return the part of a model that a key reaches into, or nothing."""
-    part, dot, _ = key.partition(".")
+    part, dot, _ = str(key).partition(".")
     return part if dot and part in _PARTS else ""
 
 
