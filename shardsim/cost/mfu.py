@@ -41,7 +41,7 @@ def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
     if mfu <= min(1.0, hfu * VISIBLE):
         return []
     above = "100 %" if mfu > 1.0 else "HFU"
-    if not plan.model.causal:
+    if not plan.model.causal or len(plan.model.parts) > 1:
         return [
             f"MFU is above {above} because PaLM's count has six FLOPs a token for every weight, "
             "also for those that work once an image or are looked up"
