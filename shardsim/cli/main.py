@@ -19,6 +19,7 @@ from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan
+from shardsim.cli.serving import serve
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
@@ -57,6 +58,7 @@ for command in (
     sensitivity,
     timeline,
     report,
+    serve,
     export,
     inspect,
     verify,

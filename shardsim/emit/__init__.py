@@ -65,6 +65,8 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("latents", model.latent),
         ("experts", model.experts),
         ("sinks", model.sinks),
+        ("several stacks", len(model.parts) > 1),
+        ("adapters", model.lora),
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")

@@ -94,7 +94,7 @@ def resolve(plan: Plan) -> Layout:
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
-    if len(groups) > 1 and len(plan.model.stacks) > 1:
+    if len(groups) > 1 and (len(plan.model.stacks) > 1 or len(plan.model.parts) > 1):
         raise PlanError(
             "remat: groups of layers are not told from dense layers in front of those with "
             "experts, or from layers after the last whole round; give one policy"
