@@ -134,6 +134,16 @@ def test_what_cannot_be_read_is_refused_with_the_reason(
     assert "\n" not in str(error.value)
 
 
+def test_an_option_that_is_not_known_could_change_time_and_memory(tmp_path: Path) -> None:
+    data = changed(trainer__axis_mapping={"mlp": "model"}, trainer__new=3, model__window=128)
+    left = {item.key: item.could_change for item in imported(tmp_path, data).not_carried}
+    for key in ("trainer.axis_mapping.mlp", "trainer.new", "model.window"):
+        assert left[key] == ("time", "hbm")
+    data = changed(trainer__batch_axis="batch", model__attn_pdrop=0.0)
+    left = {item.key: item.could_change for item in imported(tmp_path, data).not_carried}
+    assert left["trainer.batch_axis"] == left["model.attn_pdrop"] == ()
+
+
 values = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 10**12), st.floats(allow_nan=False), st.text()
 )

@@ -71,7 +71,7 @@ _OPTIMIZERS = {"adam": "adamw", "adamw": "adamw"}
 _MOST_KEYS = 2_000
 _LEFT: tuple[tuple[str, Reason], ...] = (
     (
-        r"trainer\.(axis_resources|parameter_axis_resources|batch_axis)(\..*)?",
+        r"trainer\.(axis_resources|parameter_axis_resources|axis_mapping)(\..*)?",
         Reason("rules of single Haliax axes are not read", BOTH),
     ),
     (r"trainer\.(model_averaging|ema\w*)(\..*)?", Reason("a second copy of the weights", (HBM,))),
@@ -79,7 +79,23 @@ _LEFT: tuple[tuple[str, Reason], ...] = (
         r"trainer\.(quantization|fp8)(\..*)?",
         Reason("narrow formats of Levanter are not read", BOTH),
     ),
-    (r"trainer\..*", Reason("for logs, checkpoints, evaluation and the start of a run")),
+    (r"trainer\.batch_axis", Reason("the axis of the batch is not read", BOTH, ("batch",))),
+    (
+        r"trainer\.(tracker|wandb|id|seed|num_train_steps|steps_per_eval|max_eval\w*|checkpointer|"
+        r"load_\w+|initialize_from\w*|jax_config|distributed|ray|require_accelerator|log_\w+|"
+        r"shutdown_at_exit|run_base_dir|profiler\w*|watch|per_device_eval_parallelism|crash_\w+|"
+        r"allow_\w+|hooks)(\..*)?",
+        Reason("for logs, checkpoints, evaluation and the start of a run"),
+    ),
+    (r"trainer\..*", Reason("an option of the trainer that is not read", BOTH)),
+    (
+        r"use_hf_model_config",
+        Reason("sizes of a checkpoint are not fetched: write them in model", BOTH, (False,)),
+    ),
+    (
+        r"model\.(\w+_pdrop|scale_attn_by_inverse_layer_idx|use_layer_norm_weight)",
+        Reason("dropout and the scale of scores are not modelled", ("time",), (0, 0.0, True)),
+    ),
     (
         r"model\.(rope|rope_scaling|rope_theta)(\..*)?",
         Reason("angles of rotary positions; no work"),
