@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from small_plan import PLAN
 
 from shardsim.cli.main import main
-from shardsim.errors import ShardsimError, one_line
+from shardsim.errors import ShardsimError
 from shardsim.files import parse_yaml
 from shardsim.machine import load_chip, parse_machine
 from shardsim.plan import load_plan, plan_from_data, plan_names
@@ -215,17 +216,15 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
+FUZZED = Desk({"small": SMALL})
+
+
 @settings(max_examples=150)
 @given(request=st.one_of(REQUESTS, ANYTHING))
 def test_whatever_is_asked_is_answered_or_refused(request: Any) -> None:
     for call in (FUZZED.predict, FUZZED.export):
-        try:
+        with suppress(ShardsimError):
             json_text(call(request))
-        except ShardsimError as error:
-            assert "\n" not in one_line(error)
-
-
-FUZZED = Desk({"small": SMALL})
 
 
 @pytest.mark.slow
