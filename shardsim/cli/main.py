@@ -12,6 +12,7 @@ from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
 from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
+from shardsim.cli.inspecting import inspect
 from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import predict
@@ -59,6 +60,7 @@ for command in (
     report,
     serve,
     export,
+    inspect,
     verify,
     import_,
     validate,
