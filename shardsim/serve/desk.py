@@ -32,12 +32,14 @@ from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
 from shardsim.serve.asked import Asked, read, word
 from shardsim.views.explain import TRIALS, fitting, some
-from shardsim.views.plans import found
+from shardsim.views.plans import DETAILS, found
 from shardsim.views.table import table
 from shardsim.views.write import cells
 
 FOUND_KEPT = 50  # plans of searches, for whoever goes back to one
 FOUND_SHOWN = 5
+FIRST = ("number", "mfu", "step_time_s", "hbm_peak_gib")  # columns of plans that were found
+LEFT_OUT = (*FIRST, *DETAILS, "limited_by")  # a plan that is taken says so
 REMEMBERED = 64  # predictions
 PLAN_FORM = "plan"
 ENDINGS = {"json": "json", "yaml": "yaml", "maxtext": "yml", "levanter": "yaml"}  # else Python
@@ -144,12 +146,13 @@ class Desk:
             if not result.predictions:
                 why = none_found(result, plan.model, plan.machine, plan.batch, {}, again)
                 raise PlanError(why)
+        made = found(result.predictions)
         usual = USUAL[costs]
         ranked = f"; ranked as {usual}" if implementation not in (None, usual) else ""
         counted = f"{result.searched:,} plans considered, {result.fit:,} fit"
         return {
             "says": f"{counted}, in {result.seconds:.1f} s{ranked}",
-            "table": cells(found(result.predictions)),
+            "table": cells(made.only(*FIRST, *(key for key in made.keys if key not in LEFT_OUT))),
             "plans": [self._keep(item.plan, asked.machine(base)) for item in result.predictions],
         }
 
