@@ -26,7 +26,7 @@ from shardsim.plan.io import dump_plan
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, OP_COSTS
 from shardsim.plan.remat import POLICIES
-from shardsim.planner.compare import HOW, priced_alike
+from shardsim.planner.compare import how_priced, priced_alike
 from shardsim.planner.search import SearchResult, search
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
@@ -108,7 +108,7 @@ class Desk:
             "pinned": items[0].to_data() if len(items) > 1 else None,
             "headline": shown.headline(items),
             "says": shown.said(item),
-            "priced": f"priced {HOW[costs]}, done as {item.implementation}",
+            "priced": f"priced {how_priced(plans, costs)}, done as {item.implementation}",
             "tables": shown.tables(items),
             "command": asked[-1].command(path, costs, implementation),
             "seconds": time.perf_counter() - started,
