@@ -19,6 +19,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
+from shardsim.plan.lengths import rows_of
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
@@ -39,6 +40,7 @@ MODEL_OPTIONS = (
     "channels",
     "classes",
 )
+ROWS = 64  # whose sequences the emitted program has; then they come again
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
@@ -101,6 +103,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "reduce": plan.precision.reduce,
             "optimizer": plan.optimizer,
             "tpu_options": tpu_options(plan),
+            **_rows(plan),
         },
         "model": _model_data(plan.model),
         "calls": calls_of(plan),
@@ -109,9 +112,39 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _rows(plan: Plan) -> dict[str, Any]:
+    """Return the sequences of some rows, where rows hold several or padding."""
+    if plan.lengths is None:
+        return {}
+    return {"rows": [list(row) for row in rows_of(plan.lengths, plan.sequence)[:ROWS]]}
+
+
+def _refuse_lengths(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do with sequences of many lengths."""
+    if plan.lengths is None:
+        return
+    if plan.lengths.unpadded:
+        raise PlanError(
+            "lengths.as: export of unpadded is not supported, as arrays have fixed shapes; use "
+            "packed"
+        )
+    if not plan.model.vocab or plan.model.positions not in ("rotary", "none"):
+        raise PlanError(
+            "lengths: export is supported for decoders with rotary positions or none, whose "
+            "attention has only distances; leave lengths out"
+        )
+    if plan.execution != "explicit" or int(layout.context.size) > 1:
+        raise PlanError(
+            "lengths: export is supported for execution: explicit without a context axis"
+        )
+    if plan.machine.chip.kind == "gpu":
+        raise PlanError("lengths: export for GPUs is not supported; leave lengths out")
+
+
 def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
     model = plan.model
+    _refuse_lengths(plan, layout)
     if model.experts:
         _refuse_experts(plan, model.experts, layout)
     if model.latent and plan.execution != "explicit":

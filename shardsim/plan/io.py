@@ -17,6 +17,7 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
+from shardsim.plan.lengths import parse_lengths
 from shardsim.plan.placement import place
 from shardsim.plan.plan import (
     Context,
@@ -59,6 +60,7 @@ KEYS = (
     "op_costs",
     "experts",
     "context",
+    "lengths",
 )
 
 
@@ -106,7 +108,7 @@ def plan_from_data(
     `uneven` accepts sizes that do not divide, which some trainers pad.
     """
     try:
-        plan = _build(data, default_name, machine, model)
+        plan = _build(data, default_name, machine, model, where)
         for key in ("compute", "parameters", "reduce"):
             check_multiplied(plan.machine, getattr(plan.precision, key), key)
         layout = resolve(plan)
@@ -117,7 +119,9 @@ def plan_from_data(
     return plan
 
 
-def _build(data: Any, default_name: str, machine: Machine | None, model: Model | None) -> Plan:
+def _build(
+    data: Any, default_name: str, machine: Machine | None, model: Model | None, where: str
+) -> Plan:
     check_keys(
         data,
         where="plan",
@@ -174,6 +178,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
         experts=Routing(**routing),
         context=Context(**context),
+        lengths=parse_lengths(data.get("lengths"), where, model.patch),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -331,6 +336,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         usual = asdict(Context())
         chosen = asdict(plan.context).items()
         data["context"] = {key: value for key, value in chosen if value != usual[key]}
+    if plan.lengths is not None:
+        data["lengths"] = plan.lengths.to_data()
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data

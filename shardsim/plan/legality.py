@@ -11,6 +11,7 @@ from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
 from shardsim.plan.split import dimension, kv_left, lengths, named
 
@@ -139,6 +140,11 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
+        )
+    if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
+        raise PlanError(
+            f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
+            "packed_masked, or name no axis for seq in rules.activations"
         )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(

@@ -10,6 +10,7 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.ops.attend import KERNELS
+from shardsim.plan.lengths import BY_SEQUENCE, Lengths, row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.remat import Remat
 
@@ -135,6 +136,7 @@ class Plan:
     precision: Precision = Precision()
     experts: Routing = Routing()
     context: Context = Context()
+    lengths: Lengths | None = None  # of sequences, where they are not all `sequence` long
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
@@ -154,8 +156,13 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens per optimizer step, over all chips."""
-        return self.batch * self.sequence
+        """Tokens per optimizer step, over all chips: padding too, where there is any."""
+        return self.batch * self.row
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row, or where sequences lie without rows, of a sequence on average."""
+        return row_tokens(self.lengths, self.sequence)
 
     def __repr__(self) -> str:
         mesh = ", ".join(f"{axis.name}={axis.size}" for axis in self.mesh)
@@ -212,6 +219,7 @@ def _check_numbers(plan: Plan) -> None:
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)
+    _check_lengths(plan)
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
@@ -243,6 +251,22 @@ def _check_context(plan: Plan) -> None:
     if context.keys != "ring" and not context.overlap:
         raise PlanError(
             f"context.overlap: only a ring has hops to hide, and keys are {context.keys}"
+        )
+
+
+def _check_lengths(plan: Plan) -> None:
+    lengths = plan.lengths
+    if lengths is None or lengths.held not in BY_SEQUENCE:
+        return
+    if plan.attention == "unfused":
+        raise PlanError(
+            f"lengths.as: {lengths.held} needs attention in a kernel, by sequence; use attention: "
+            "flash"
+        )
+    if lengths.unpadded and plan.model.experts and plan.model.experts.capacity:
+        raise PlanError(
+            "lengths.as: the places of an expert are a share of a row (experts.capacity), and "
+            "unpadded sequences have none; use packed"
         )
 
 

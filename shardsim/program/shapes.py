@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shardsim.model import Model
+from shardsim.plan.lengths import Lengths
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
 
 _ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
@@ -16,7 +17,9 @@ class Workload:
 
     model: Model
     batch: int  # sequences per step, over all chips
-    sequence: int  # tokens per sequence
+    sequence: int  # tokens per row, or where there are no rows, of a sequence on average
+    lengths: Lengths | None = None  # of sequences, which are at most `longest`
+    longest: int = 0
     precision: Precision = Precision()
     optimizer: str = "adamw"
     attention: str = "flash"
@@ -34,7 +37,9 @@ class Workload:
         return cls(
             model=plan.model,
             batch=plan.batch,
-            sequence=plan.sequence,
+            sequence=plan.row,
+            lengths=plan.lengths,
+            longest=plan.sequence,
             precision=plan.precision,
             optimizer=plan.optimizer,
             attention=plan.attention,

@@ -25,6 +25,7 @@ def loss_sum(way: Whole, calls: Data, params: Params, batch: Params) -> Array:
     The shares of all devices add up to the whole: where several compute the same loss, each
     counts for its part, so that gradients are sums over devices whatever the sharding.
     """
+    way.segments, way.counts = batch.get("segments"), batch.get("counts")
     arrays = run(way, params, calls["before"], dict(batch))
     arrays["x"] = layers(way, calls, params, arrays["x"])
     return run(way, params, calls["after"], arrays)[calls["after"][-1]["outs"][0]]
