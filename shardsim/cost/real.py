@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from shardsim.model import Accounting, Model, model_flops_per_token
+from shardsim.model.flops import TRAINING
 from shardsim.plan.layout import Layout
 from shardsim.plan.lengths import Lengths, real_tokens, sampled, sequences_of_row
 from shardsim.plan.plan import Plan
@@ -42,10 +43,11 @@ class RealTokens:
 
 def flops_per_token(plan: Plan, accounting: Accounting) -> float:
     """Return the model FLOPs of a token of a step, as MFU counts them: of full rows, or where
-    sequences lie without rows, of the sequences."""
+    sequences lie without rows, of the sequences; of a forward pass alone a third."""
+    share = 1.0 / TRAINING if plan.forward_only else 1.0
     if plan.lengths is None or not plan.lengths.unpadded:
-        return model_flops_per_token(plan.model, plan.sequence, accounting)
-    return real_flops_per_token(plan.model, plan.lengths, plan.sequence, accounting)
+        return share * model_flops_per_token(plan.model, plan.sequence, accounting)
+    return share * real_flops_per_token(plan.model, plan.lengths, plan.sequence, accounting)
 
 
 @lru_cache(maxsize=256)
@@ -74,6 +76,7 @@ def real_tokens_of(
         real = float(plan.tokens)
     rate = real / step_time_s / plan.machine.chips
     flops = real_flops_per_token(plan.model, lengths, plan.sequence, Accounting.PALM)
+    flops = flops / TRAINING if plan.forward_only else flops
     every, kept = (sampled(lengths, longest).sum() for longest in (LONG, plan.sequence))
     return RealTokens(
         real_tokens_per_s_per_chip=rate,

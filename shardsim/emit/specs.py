@@ -173,6 +173,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             )
     for key, value, usual in (
         ("offload_optimizer", plan.offload_optimizer, False),
+        ("forward_only", plan.forward_only, False),
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
         ("precision.state", plan.precision.state, ""),

@@ -52,6 +52,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "h100-500w": ("NVIDIA H100 96GB HBM2e", "h100 hbm2e"),
     "h200": ("NVIDIA H200",),
     "h800": ("NVIDIA H800",),
+    "rpi4": ("Raspberry Pi 4", "Raspberry Pi 4B"),
     "v100": ("Tesla V100-SXM2-32GB", "NVIDIA V100"),
 }
 

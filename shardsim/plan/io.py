@@ -36,6 +36,7 @@ LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
+FLAGS = ("fused_projections", "offload_optimizer", "forward_only")
 KEYS = (
     "name",
     "note",
@@ -61,6 +62,7 @@ KEYS = (
     "experts",
     "context",
     "lengths",
+    "forward_only",
 )
 
 
@@ -150,7 +152,7 @@ def _build(
     routing, context = (_given(data, key, {}) for key in apart)
     for given, (key, fields) in zip((routing, context), apart.items(), strict=True):
         check_keys(given, where=key, allowed=tuple(fields), error=PlanError)
-    flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
+    flags = {key: data.get(key, False) for key in FLAGS}
     for key, value in flags.items():
         if not isinstance(value, bool):
             raise PlanError(f"{key}: must be true or false")
@@ -326,6 +328,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["vocab_tiles"] = plan.vocab_tiles
     if plan.offload_optimizer:
         data["offload_optimizer"] = True
+    if plan.forward_only:
+        data["forward_only"] = True
     if plan.execution != "explicit":
         data["execution"] = plan.execution
     if plan.compiler_options:

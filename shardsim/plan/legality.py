@@ -165,7 +165,7 @@ def check(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
         )
-    if plan.microbatches < int(layout.pipeline.size):
+    if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"

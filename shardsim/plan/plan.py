@@ -142,6 +142,7 @@ class Plan:
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
+    forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones

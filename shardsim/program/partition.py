@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
@@ -30,12 +32,16 @@ def partition(work: Workload, layout: Layout) -> Program:
         name="embedding and head",
         phase="head",
         trips=layout.microbatches,
-        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+        tasks=tuple(_ends(work, Lowering(work, layout, sizes, derived.ends))),
     )
     made = [
         _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
+    if work.forward_only:
+        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        sends = _pipeline_sends(work, layout, sizes.stored(last.op.out))
+        return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
         blocks=(
             head,
@@ -48,6 +54,18 @@ def partition(work: Workload, layout: Layout) -> Program:
         interleave=work.pipeline_interleave,
         offload_bytes=tuple(on_host for _, _, on_host in made),
     )
+
+
+def _ends(work: Workload, low: Lowering) -> list[Task]:
+    return low.forward() if work.forward_only else low.together()
+
+
+def _forward_only(block: Block) -> Block:
+    """Return a forward pass that nothing follows: nothing is kept for it."""
+    kept = (
+        task for task in block.tasks if not (isinstance(task, Compute) and task.purpose == KEEP)
+    )
+    return replace(block, tasks=tuple(kept))
 
 
 def _layers(
@@ -127,7 +145,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
 
 
 def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
-    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
+    """Return the sends of the residual `stream`: once forward and once backward a chunk, or where
+    there is no backward pass once."""
     return (
         Block(
             name="stage boundary",
@@ -139,7 +158,7 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
                     kind="permute",
                     role="pipeline",
                     bytes=stream * work.wire_bytes,
-                    count=2 * (layout.pipeline.size > 1),
+                    count=(1 if work.forward_only else 2) * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),
             ),
