@@ -149,7 +149,8 @@ def hbm_use(
 
 def _measure(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    return Measure(Sizes(work, layout, tiles), float(work.wire_bytes), float(work.reduce_bytes))
+    widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
+    return Measure(Sizes(work, layout, tiles), *map(float, widths))
 
 
 def _marked(layout: Layout) -> tuple[Kept, ...]:
@@ -404,8 +405,8 @@ class Account:
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             found["gradients"] = self.elements * self.work.gradient_bytes * several
-        if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
-            found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+        if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
+            found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
         if moment == 0:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:

@@ -21,6 +21,7 @@ from shardsim.machine import Machine
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
+from shardsim.plan.precision import NARROW
 from shardsim.plan.resolve import resolve
 from shardsim.plan.split import state_apart
 from shardsim.program.holds import held_by
@@ -208,6 +209,7 @@ def predict(
             *_warnings(plan, layout, use, fits),
             *_pricing(costs, implementation, machine),
             *_of_lengths(plan, real),
+            *_of_precision(plan),
             *beyond(plan, step_time_s, flops_per_chip / step_time_s / peak),
         ),
         costs=costs,
@@ -293,6 +295,27 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str,
     if plan.machine.twisted:
         warnings.append("a twisted torus is priced as a straight one")
     return tuple(warnings)
+
+
+def _of_precision(plan: Plan) -> list[str]:
+    """Return what formats gain nothing, and why."""
+    precision, chip = plan.precision, plan.machine.chip
+    warnings = []
+    if precision.sparsity and chip.sparse_gain == 1.0:
+        warnings.append(
+            f"sparsity {precision.sparsity} gains nothing: {chip.name} multiplies zeros as it does "
+            "other numbers, and masters are stored whole"
+        )
+    elif precision.sparsity not in ("", "2:4"):
+        warnings.append(
+            f"sparsity {precision.sparsity} gains nothing: {chip.name} skips zeros of 2:4 alone"
+        )
+    if precision.compute in NARROW and chip.peak(precision.compute) <= chip.peak("bf16"):
+        warnings.append(
+            f"{precision.compute} multiplies no faster than bf16 on {chip.name}: casts cost, and "
+            "only bytes that travel may shrink (precision.weights)"
+        )
+    return warnings
 
 
 def _by_sequence(plan: Plan, program: Program) -> bool:

@@ -12,7 +12,8 @@ from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.lengths import Lengths
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan, Precision
+from shardsim.plan.plan import Plan
+from shardsim.plan.precision import Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 

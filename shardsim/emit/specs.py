@@ -177,6 +177,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
         ("precision.state", plan.precision.state, ""),
+        ("precision.sparsity", plan.precision.sparsity, ""),
     ):
         if value != usual:
             raise PlanError(f"{key}: export of {value} is not supported; leave it out")

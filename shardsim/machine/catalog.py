@@ -60,7 +60,7 @@ _IDENTITY = ("name", "title", "kind")
 _NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "kernels", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
 # Figures that only some chips have and that are no field of Chip.
-_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives")
+_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives", "sparse_gain")
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
 
 

@@ -24,11 +24,10 @@ from shardsim.plan.plan import (
     MeshAxis,
     Overlap,
     Plan,
-    Precision,
     Routing,
     Rules,
-    check_multiplied,
 )
+from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
@@ -195,9 +194,17 @@ def _switch(value: Any, where: str) -> Any:
     # YAML 1.1 reads a bare `off` as false.
     if where == "overlap.matmul" and value is False:
         return "off"
+    if where == "precision.bf16":
+        return _words(value, where)
     if not isinstance(value, (str, bool)):
         raise PlanError(f"{where}: {_show(value)} is not possible")
     return value
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise PlanError(f"{where}: expected a list of words, found {_show(value)}")
+    return tuple(value)
 
 
 def _text(value: Any, where: str) -> str:
@@ -321,9 +328,10 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     }
     if plan.pipeline_interleave != 1:
         data["pipeline_interleave"] = plan.pipeline_interleave
-    for key in ("gradients", "state"):
-        if value := getattr(plan.precision, key):
-            data["precision"][key] = value
+    for key, usual in asdict(Precision()).items():
+        value = getattr(plan.precision, key)
+        if value != usual:
+            data["precision"][key] = list(value) if isinstance(value, tuple) else value
     if plan.vocab_tiles != 1:
         data["vocab_tiles"] = plan.vocab_tiles
     if plan.offload_optimizer:

@@ -12,14 +12,12 @@ from shardsim.model import Model
 from shardsim.ops.attend import KERNELS
 from shardsim.plan.lengths import BY_SEQUENCE, Lengths, row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.precision import Precision, choose
 from shardsim.plan.remat import Remat
 
 # The logical axes that a rule may name, by what it shards.
 PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
-
-NARROW = ("fp8", "int8")  # formats that only some chips multiply
-DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = (*KERNELS, "unfused")
@@ -64,21 +62,6 @@ class Overlap:
     weights: bool = True  # gather the next layer's weights while this one computes
     gradients: bool = True  # reduce a layer's gradients while the next one computes
     dcn: bool = False  # reduce gradients between slices behind the backward pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
-
-    Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are;
-    moments in that of `state`, or as the optimizer has them.
-    """
-
-    compute: str = "bf16"
-    parameters: str = "f32"
-    reduce: str = "bf16"
-    gradients: str = ""
-    state: str = ""
 
 
 # How tokens reach experts on other devices: exchanged, or all gathered and results scattered.
@@ -181,35 +164,18 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
-def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> None:
-    """Refuse a format that a chip has no unit for: it would run as another."""
-    chip = machine.chip
-    if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
-        raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")
-
-
-def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
-    if value not in choices:
-        raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
-
-
 def _check_numbers(plan: Plan) -> None:
     for key in ("batch", "sequence", "microbatches", "pipeline_interleave", "vocab_tiles"):
         value = getattr(plan, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
-    _choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
-    _choose(plan.attention, ATTENTION, "attention")
-    _choose(plan.execution, EXECUTION, "execution")
-    _choose(plan.optimizer, OPTIMIZERS, "optimizer")
-    for key in ("compute", "parameters", "reduce"):
-        _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
-    for key in ("gradients", "state"):
-        if value := getattr(plan.precision, key):
-            _choose(value, DTYPE_BYTES, f"precision.{key}")
-    _choose(plan.op_costs, OP_COSTS, "op_costs")
-    _choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
+    choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
+    choose(plan.attention, ATTENTION, "attention")
+    choose(plan.execution, EXECUTION, "execution")
+    choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    plan.precision.check()
+    choose(plan.op_costs, OP_COSTS, "op_costs")
+    choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
     for key in ("imbalance", "padding"):
         value = getattr(plan.experts, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -232,8 +198,8 @@ def _check_numbers(plan: Plan) -> None:
 
 def _check_context(plan: Plan) -> None:
     context = plan.context
-    _choose(context.keys, CONTEXT_KEYS, "context.keys")
-    _choose(context.order, CONTEXT_ORDERS, "context.order")
+    choose(context.keys, CONTEXT_KEYS, "context.keys")
+    choose(context.order, CONTEXT_ORDERS, "context.order")
     if not isinstance(context.overlap, bool):
         raise PlanError("context.overlap: must be true or false")
     if context.keys != "gathered" and plan.attention == "unfused":

@@ -10,11 +10,13 @@ from shardsim.errors import PlanError, nearest
 from shardsim.plan.layout import ROLES
 from shardsim.plan.lengths import BY_SEQUENCE, Lengths, parse_lengths
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, DTYPE_BYTES, MATMUL_OVERLAP, Precision
+from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, MATMUL_OVERLAP
+from shardsim.plan.precision import DTYPE_BYTES, SCALES, Precision
 from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
 
-FORMATS = tuple(Precision.__dataclass_fields__)
+SCALED = "scales"
+FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in ("bf16", "sparsity"))
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     "lengths",
@@ -70,7 +72,8 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
         elif root == "precision":
-            precision[rest] = _one_of(value, tuple(DTYPE_BYTES), key)
+            choices = SCALES if rest == SCALED else tuple(DTYPE_BYTES)
+            precision[rest] = _one_of(value, choices, key)
         elif root == "overlap":
             plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
         elif root == "context":

@@ -31,10 +31,9 @@ from shardsim.plan.plan import (
     Context,
     Overlap,
     Plan,
-    Precision,
     Routing,
-    check_multiplied,
 )
+from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
@@ -173,6 +172,7 @@ def search(
         price_of(prices or {}, chip)
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
+    fixed.precise(precision or Precision()).check()
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),

@@ -470,7 +470,9 @@ def stored(array: Array) -> Size:
 
 def moved(transfer: Transfer) -> Size:
     """Return the size of what a transfer leaves."""
-    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else "wire", transfer.axes)
+    of_layer = transfer.weight == "matrix" and not transfer.gradient and not transfer.purpose
+    width = "weights" if of_layer else "wire"
+    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else width, transfer.axes)
 
 
 def _in_tiles(array: Array, transfer: Transfer) -> Size:

@@ -126,12 +126,18 @@ def _layers(
 
 def _cast(work: Workload, stored: Number) -> Compute:
     """Return the cast of a layer's stored weights to the compute format."""
+    read = work.parameter_bytes * (2 if work.precision.weights and _scaled(work) else 1)
     return Compute(
         name="cast weights",
         kind="elementwise",
-        hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
-        count=work.parameter_bytes != work.wire_bytes,
+        hbm_bytes=stored * (read + work.weight_wire_bytes),
+        count=work.parameter_bytes != work.weight_wire_bytes,
     )
+
+
+def _scaled(work: Workload) -> bool:
+    """Return whether what is cast is read for its scale first."""
+    return work.precision.scales == "dynamic"
 
 
 def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from shardsim.model import Model
 from shardsim.plan.lengths import Lengths
-from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
+from shardsim.plan.plan import Plan
+from shardsim.plan.precision import DTYPE_BYTES, Precision
 
 _ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
 
@@ -64,6 +65,11 @@ class Workload:
         """Bytes of one element of a gathered weight or an activation: 8-bit formats are made
         inside the matmul, so what travels has 16 bits."""
         return max(2, self.compute_bytes)
+
+    @property
+    def weight_wire_bytes(self) -> int:
+        """Bytes of one element of a layer's weight as it is gathered."""
+        return DTYPE_BYTES[self.precision.weights] if self.precision.weights else self.wire_bytes
 
     @property
     def parameter_bytes(self) -> int:
