@@ -75,6 +75,11 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
             "of contiguous tokens; leave the key out"
         )
+    if plan.lengths is not None and to not in OWN_FORMS:
+        raise PlanError(
+            f"export to {to}: lengths are not supported: how rows are filled is for its input; "
+            "leave the key out"
+        )
     if trainer_path is None:
         return FORMS[to](plan)
     if to != "maxtext":

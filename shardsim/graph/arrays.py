@@ -137,6 +137,12 @@ class Pairs(Protocol):
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 
+    def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the share of the pairs of each row of several sequences."""
+
+    def alone(self, lengths: Sequence[int]) -> list[float]:
+        """Return the pairs that a kernel computes of each sequence by itself."""
+
     def own(self, queries: Number, striped: Number) -> Number:
         """Return the share of the pairs of queries and keys of the same tokens."""
 

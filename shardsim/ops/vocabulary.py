@@ -44,4 +44,7 @@ def run_token_loss(way: Whole, params: Params, call: Any, x: Any, head: Any, tar
         is_target = columns == way.query_tokens(targets, 1)[..., None]
         right = jnp.sum(jnp.where(is_target, logits - top[..., None], 0), -1)
         sums = way.vocab_sum(jnp.stack([jnp.exp(logits - top[..., None]).sum(-1), right]))
-    return jnp.sum(jnp.log(sums[0]) - sums[1]) / way.copies
+    losses = jnp.log(sums[0]) - sums[1]
+    if way.counts is not None:
+        losses = losses * way.query_tokens(way.counts, 1)
+    return jnp.sum(losses) / way.copies

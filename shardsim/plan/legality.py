@@ -11,6 +11,7 @@ from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
 from shardsim.plan.split import dimension, kv_left, lengths, named
 
@@ -161,6 +162,11 @@ def check(plan: Plan, layout: Layout) -> None:
             f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
             "axis for layers in rules.parameters"
         )
+    if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
+        raise PlanError(
+            f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
+            "packed_masked, or name no axis for seq in rules.activations"
+        )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(
             "mesh: latent attention is not spread over a second tensor axis; name one axis for "
@@ -180,7 +186,7 @@ def check(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
         )
-    if plan.microbatches < int(layout.pipeline.size):
+    if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"

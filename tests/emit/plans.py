@@ -500,6 +500,24 @@ def _context(**choices: Any) -> dict[str, Any]:
 
 
 # With other ways to attend over a context axis, which other trainers' exports refuse.
+_LENGTHS = {"histogram": [[3, 2], [5, 1], [9, 1]]}
+
+
+def _held(held: str) -> dict[str, Any]:
+    return {"lengths": {**_LENGTHS, "as": held}}
+
+
+# Rows of several sequences, or padded.
+LENGTHS: dict[str, Plan] = {
+    "packed, fsdp, tensor, sequence": make(
+        "llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_held("packed"), microbatches=2
+    ),
+    "padded, data": make("palm", _D, {}, {"batch": ["data"]}, **_held("padded")),
+    "packed, unfused, windows": make(
+        "gemma2", _F, {"embed": ["fsdp"]}, _B, **_held("packed_masked"), attention="unfused"
+    ),
+}
+
 CONTEXTS: dict[str, Plan] = {
     "ring, striped, tensor": make(
         "llama",

@@ -294,7 +294,7 @@ def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels() -> None:
         assert word not in page.words
     for word in ("2 of the 2 chips of a node", "2 nodes over the network between nodes"):
         assert word in page.words
-    assert "priced as this plan is, calibrated" in page.words
+    assert "priced as this plan is, from kernels measured on the chip" in page.words
 
 
 def test_long_tables_are_folded_and_whole(both: tuple[str, str]) -> None:

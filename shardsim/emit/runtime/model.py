@@ -28,6 +28,7 @@ def loss_sum(
     counts for its part, so that gradients are sums over devices whatever the sharding. The stacks
     that the model reads are `parts`, in order: each may read what those before have made.
     """
+    way.segments, way.counts = batch.get("segments"), batch.get("counts")
     arrays = run(way, params, calls["before"], dict(batch))
     for part in parts:
         name = f"{part['name']}/"

@@ -15,7 +15,8 @@ from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Precision, Routing, Rules
+from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
