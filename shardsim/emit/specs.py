@@ -7,7 +7,7 @@ what `jax.sharding.PartitionSpec` takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import shardsim
@@ -302,7 +302,13 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
     does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
     that does not divide over the tensor axis is padded up to one that does.
     """
-    return {tensor.name: _parameter(tensor, layout) for tensor in plan.model.tensors}
+    return dict(parameter_entries(plan, layout))
+
+
+def parameter_entries(plan: Plan, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and entry of every weight, as `parameter_table`; kinds of layers share names."""
+    for tensor in plan.model.tensors:
+        yield tensor.name, _parameter(tensor, layout)
 
 
 def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
