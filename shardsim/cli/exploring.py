@@ -10,6 +10,7 @@ import click
 from shardsim.cli.chosen import load, set_option
 from shardsim.cli.compiling import scheduler_option
 from shardsim.cli.output import (
+    CSV,
     INTERRUPTED,
     STDOUT,
     check_output,
@@ -130,7 +131,7 @@ def sweep(
     from shardsim.views import what_ifs as views
     from shardsim.views.write import csv_text
 
-    check_output(csv_path, as_json)
+    check_output(csv_path, as_json, text=CSV)
     keys = [parse_vary(text) for text in vary]
     plan = load(path, changes)
     with executor_of(workers, scheduler) as executor:

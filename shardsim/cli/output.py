@@ -60,16 +60,30 @@ def note(text: str) -> None:
 STDOUT = "-"
 
 
-def check_output(path: str | None, as_json: bool, endings: tuple[str, ...] = ()) -> None:
+# How files of text are called; who asks for another kind would find the wrong thing in it.
+YAML, JSON, PYTHON, CSV = (".yaml", ".yml"), (".json",), (".py",), (".csv",)
+KNOWN = (*YAML, *JSON, *PYTHON, *CSV, ".html", ".png", ".svg", ".pdf")
+
+
+def check_output(
+    path: str | None, as_json: bool, endings: tuple[str, ...] = (), text: tuple[str, ...] = ()
+) -> None:
     """Raise `ShardsimError` if -o cannot be written: before the work, not after it.
 
-    "-" is stdout, which --json takes for itself.
+    "-" is stdout, which --json takes for itself. A name must end with one of `endings`, if any are
+    given; of what is `text`, only not as other kinds of files do.
     """
     if path == STDOUT and as_json:
         raise ShardsimError("-o - and --json would both write to stdout; choose one")
     if path and path != STDOUT:
         if endings and not path.lower().endswith(endings):
             raise ShardsimError(f"-o {path}: must end with {', '.join(endings)}")
+        ending = os.path.splitext(path)[1].lower()
+        if text and ending in KNOWN and ending not in text:
+            raise ShardsimError(
+                f"-o {path}: what is written is no {ending}; name it "
+                f"{os.path.basename(path)[: -len(ending)]}{text[0]}"
+            )
         check_writable(path)
 
 
@@ -165,8 +179,22 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             # The reader of a pipe went away; Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except Exception as error:
+            if not _of_interrupt(error):
+                raise
+            note("interrupted")
+            sys.exit(INTERRUPTED)
 
     return run
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Return whether a Ctrl-C lies behind an exception: an import that it ends says another."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")

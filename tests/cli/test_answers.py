@@ -138,6 +138,24 @@ def test_a_timeline_in_no_form_is_refused(shardsim: Shardsim, plan_file: Path) -
     assert said == "-o t.txt: must end with .json, .png, .svg, .pdf"
 
 
+@pytest.mark.parametrize(
+    ("words", "written", "name"),
+    [
+        ((*SEARCH, "-o", "best.json"), ".json", "best.yaml"),
+        (("export", "PLAN", "-o", "train.json"), ".json", "train.py"),
+        (("export", "PLAN", "--to", "json", "-o", "a.b.yaml"), ".yaml", "a.b.json"),
+        (("sweep", "PLAN", "--vary", "batch=1k,2k", "--csv", "t.json"), ".json", "t.csv"),
+        (("import", "PLAN", "--from", "maxtext", "-o", "p.py"), ".py", "p.yaml"),
+    ],
+)
+def test_a_file_is_not_called_what_it_is_not(
+    shardsim: Shardsim, plan_file: Path, words: tuple[str, ...], written: str, name: str
+) -> None:
+    named = [word.replace("PLAN", str(plan_file)) for word in words]
+    said = refused(shardsim(*named))
+    assert said == f"-o {named[-1]}: what is written is no {written}; name it {name}"
+
+
 def test_a_failing_write_hides_no_result(
     shardsim: Shardsim, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +237,20 @@ def test_an_interrupt_ends_any_command_with_130(
     assert list(out.iterdir()) == []
 
 
+def test_an_interrupt_inside_an_import_is_one_too(
+    shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as Python does where a class is being made
+            raise RuntimeError("Error calling __set_name__ on 'x' instance") from error
+
+    monkeypatch.setattr("shardsim.cost.predict.predict", stop)
+    result = shardsim("predict", str(plan_file))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_an_interrupted_sweep_shows_what_is_done(
     shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +291,9 @@ def test_options_come_from_a_file(
         ("plan: {tops: 1}", "plan: unknown key 'tops'; did you mean 'top'?"),
         ("plan: {top: many}", "is not a whole number"),
         ("plan: {top: {}}", "plan: top: expected a value"),
+        ("plan: {top: [1, 2]}", "plan: top: expected one value, found [1, 2]"),
+        ("plan: {json: 3.5}", "plan: json: expected true or false, found 3.5"),
+        ("plan: {by-layer: 'yes'}", "plan: by-layer: expected true or false, found 'yes'"),
         ("- 1", "expected a mapping of keys, found list"),
         ("plan: [", "not valid YAML"),
     ):
