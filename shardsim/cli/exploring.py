@@ -18,6 +18,7 @@ from shardsim.cli.output import (
     emit_json,
     json_option,
     note,
+    progress_line,
     show,
     write_output,
 )
@@ -135,7 +136,8 @@ def sweep(
     keys = [parse_vary(text) for text in vary]
     plan = load(path, changes)
     with executor_of(workers, scheduler) as executor:
-        rows = [*run(plan, keys, implementation, run=predictor(fidelity), executor=executor)]
+        options = {"executor": executor, "progress": progress_line("sweeping")}
+        rows = [*run(plan, keys, implementation, run=predictor(fidelity), **options)]
     if (every := prod(len(values) for _, values in keys)) > len(rows):
         note(f"interrupted: {len(rows)} of {every} combinations")
     if rows and all(item is None for _, item, _ in rows):

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,11 +55,17 @@ def show(*parts: Table | str, err: bool = False) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line to stderr."""
-    click.echo(printable(text), err=True)
+    """Print one line to stderr; where a person watches, broken between words."""
+    line = printable(text)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(line, err=True)
 
 
 STDOUT = "-"
+SOON_S, EVERY_S = 1.0, 0.1  # when progress is shown first, and how often
+LONG_S = 100  # what is longer is told in minutes
 
 
 # How files of text are called; who asks for another kind would find the wrong thing in it.
@@ -150,14 +158,26 @@ def _one_line() -> Iterator[None]:
 
 
 def progress_line(what: str) -> Callable[[int, int], None]:
-    """Return a callback that shows `done / total` on stderr, if a person is watching it."""
+    """Return a callback that shows on stderr how much of a whole is done and how long the rest may
+    take, if a person is watching it; a second after it began, and then ten times a second."""
     if not sys.stderr.isatty():
         return lambda done, total: None
+    began = time.monotonic()
+    shown = [began + SOON_S, 0.0]  # when it was shown last, and how long the line was
 
     def show(done: int, total: int) -> None:
-        text = f"\r{what}: {100 * done // max(total, 1)} %"
-        end = "\r" + " " * len(text) + "\r" if done >= total else ""
-        print(text, end=end, file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if done >= total:
+            print(f"\r{' ' * int(shown[1])}\r", end="", file=sys.stderr, flush=True)
+            shown[1] = 0.0
+        elif now - shown[0] > EVERY_S:
+            text = f"{what}: {100 * done // max(total, 1)} %"
+            if 100 * done >= total:  # of less there is no telling
+                left_s = (now - began) * (total - done) / done
+                text += f", about {left_s:.0f} s left" if left_s < LONG_S else ""
+                text += f", about {left_s / 60:.0f} min left" if left_s >= LONG_S else ""
+            print(f"\r{text:{int(shown[1])}}", end="", file=sys.stderr, flush=True)
+            shown[:] = [now, max(shown[1], float(len(text)))]
 
     return show
 

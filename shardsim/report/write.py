@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shardsim.errors import FileError, ShardsimError
@@ -46,6 +46,7 @@ def write_report(
     tokens: float | None = None,
     images: float | None = None,
     chip_hour_price: float | Prices | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Study]:
     """Write what is known about `plans` to `path` (.html or .md), each file whole or not at all.
 
@@ -58,7 +59,7 @@ def write_report(
     """
     kind = check_target(path)
     document, studies = report_document(
-        plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price
+        plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price, progress=progress
     )
     if kind == "html":
         write_text(path, to_html(document))
@@ -86,6 +87,7 @@ def report_document(
     tokens: float | None = None,
     images: float | None = None,
     chip_hour_price: float | Prices | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Document, list[Study]]:
     """Return a report as a document, and the studies behind it."""
     given = [plans] if isinstance(plans, (Plan, str, os.PathLike)) else list(plans)
@@ -102,11 +104,28 @@ def report_document(
     plans, costs = priced_alike([as_plan(one) for one in given])
     paths = tuple(_path(one) for one in given)
     makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
+    tell = _Steps(2 + 2 * len(plans), progress)
     validation = validated()
-    studies = [
-        makes.of(plan, path, paths, validation) for plan, path in zip(plans, paths, strict=True)
-    ]
-    return _document(studies, costs), studies
+    tell()
+    studies = []
+    for plan, path in zip(plans, paths, strict=True):
+        studies.append(makes.of(plan, path, paths, validation))
+        tell()
+    document = _document(studies, costs, tell)
+    tell()
+    return document, studies
+
+
+class _Steps:
+    """Counts steps of a report, and tells whoever wants to know."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def _path(plan: PlanOrPath) -> str:
@@ -116,7 +135,7 @@ def _path(plan: PlanOrPath) -> str:
     return shlex.quote(plan.name if plan.name in plan_names() else "plan.yaml")
 
 
-def _document(studies: list[Study], costs: str) -> Document:
+def _document(studies: list[Study], costs: str, tell: Callable[[], None]) -> Document:
     first = studies[0]
     several = len(studies) > 1
     chapters = []
@@ -127,6 +146,7 @@ def _document(studies: list[Study], costs: str) -> Document:
         chapters.append(
             Chapter(title=study.plan.name if several else "", sections=_sections(study))
         )
+        tell()
     title = (
         f"{len(studies)} sharding plans for {first.plan.model.name}"
         if several
