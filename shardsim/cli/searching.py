@@ -169,7 +169,9 @@ def plan(
         held[key] = value
     if attention is not None and "attention" in held:
         raise PlanError("--attention and --fix attention: give one")
-    training = training_of(tokens, images, seq or wanted.sequence, prices)
+    training = training_of(
+        tokens, images, seq or wanted.sequence, prices, [one.chip.name for one in machines]
+    )
     options: dict[str, Any] = {
         **{"sequence": seq, "optimizer": optimizer, "attention": attention, "costs": op_costs},
         **{"max_axes": max_axes, "by_layer": by_layer, "fix": held},

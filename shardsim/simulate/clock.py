@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 
 import simpy
 
-TOLD_EVERY = 2000  # calls, where somebody wants to know the time
+TOLD_EVERY = 100  # calls, where somebody wants to know the time
 
 Call = Callable[[], None]
 

@@ -38,6 +38,9 @@ FOUND = {
         ("predict", "plan.yaml", "--set", "model.experts.number=999999937"),
         {"plan.yaml": EXPERTS.encode()},
     ),
+    "a price of another chip": Case(
+        ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1"),
+    ),
     "a runs file without runs": Case(("validate", "--runs", "r.yaml"), {"r.yaml": b"runs: []"}),
 }
 
