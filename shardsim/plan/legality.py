@@ -10,6 +10,7 @@ import numpy as np
 from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
+from shardsim.model.spec import nearest_divisor
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
@@ -195,8 +196,7 @@ def check(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        ways = [number for number in range(1, size + 1) if size % number == 0]
-        return f"; the nearest that does: {min(ways, key=lambda one: abs(one - by))}"
+        return f"; the nearest that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by
