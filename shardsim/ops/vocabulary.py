@@ -30,13 +30,16 @@ def token_loss(build: Builder, final: Array, *, tied: bool, bias: bool = False) 
     loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose="loss statistics")
     build.add(pointwise([logits], loss, stream=LOSS))
     head, targets = Array("head", ("embed", "vocab")), Array("targets", TOKENS)
-    build.call("token_loss", [final, head, targets], loss)
+    named = {"bias": f"{name}_bias"} if bias else {}
+    build.call("token_loss", [final, head, targets], loss, **named)
 
 
 @runs("token_loss")
 def run_token_loss(way: Whole, params: Params, call: Any, x: Any, head: Any, targets: Any) -> Any:
     """Return the summed cross-entropy of the next tokens; the vocabulary may be split."""
     logits = way.logits(x, head)
+    if "bias" in call:
+        logits = logits + params[call["bias"]].astype(jnp.float32)
     columns = jnp.arange(logits.shape[-1]) + way.vocab_start(logits.shape[-1])
     logits = jnp.where(columns < way.model["vocab"], logits, -1e30)  # padding
     with jax.named_scope("loss_statistics"):

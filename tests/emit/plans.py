@@ -414,7 +414,13 @@ MODELS |= {
         "encoder": {"sequence": 32, "images": {**_SMALL, "frozen": True}},
     },
     # A decoder of captions: it attends to the narrower tower of an image.
-    "captions": {**_DECODER, "name": "captions", "biases": _ALL_BIASES, "encoder": _SMALL},
+    "captions": {
+        **_DECODER,
+        "name": "captions",
+        "biases": _ALL_BIASES,
+        "head_bias": True,
+        "encoder": _SMALL,
+    },
     "siglip": {
         **_VIT,
         "name": "siglip",
