@@ -251,7 +251,8 @@ def head(build: Builder, model: Model, x: Array) -> None:
     elif model.gives == "tokens":
         hand_on(build, x, "image tokens", whole=True)
     elif model.vocab:
-        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias)
+        before = model.images.sequence if model.images else 0
+        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias, images=before)
     else:
         image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
 

@@ -33,12 +33,14 @@ def embedding(
     build: Builder, final: Array, name: str, *, pooling: str, projected: bool, bias: bool
 ) -> Array:
     """Add one vector of an image or a text: pooled, and `projected` or as wide as the tower."""
-    out = Array(name, FEATURES, keep="", purpose="pooling", handed=name != "image features")
+    out = Array(name, FEATURES, keep="", purpose=COMPARED, handed=name != "image features")
     x = pooled(build, final, pooling)
     if projected:
         matrix = weight("feature_projection", "embed", "feature", purpose="ends")
         biases = [vector("feature_projection_bias", "feature")] if bias else []
-        build.add(replace(einsum(x, matrix, out, *biases), eager=True))
+        made = replace(x, name="projected", dims=FEATURES, wide=True)
+        build.add(replace(einsum(x, matrix, made, *biases), eager=True))
+        build.add(linear([made], out))
     else:
         build.add(linear([x.view(embed="feature")], out))
     build.call("embedding", [final], out, pooling=pooling, projected=projected, bias=bias)
