@@ -275,7 +275,6 @@ _ALIKE = {
     "key_value_latent": "embed",
     "memory": "seq",
     "memory_embed": "embed",
-    "image_embed": "embed",
 }
 # Widths of a head's part of queries, keys and values.
 HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})

@@ -143,13 +143,20 @@ def still(graph: Graph, *, whole: bool) -> Graph:
     def arrays(found: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(map(one, found))
 
+    def needed(op: Op) -> tuple[Array, ...]:
+        """Return what gradients of those operands read that have some: of a product, the other."""
+        if not op.product:
+            return op.needs
+        others = zip(op.ins, reversed(op.ins), strict=True)
+        return tuple(other for array, other in others if one(array).trained)
+
     def part(moving: Part) -> Part:
         ops = (
             replace(
                 op,
                 ins=arrays(op.ins),
                 out=one(op.out),
-                needs=arrays(op.needs),
+                needs=arrays(needed(op)),
                 vectors=arrays(op.vectors),
             )
             for op in moving.ops
