@@ -18,7 +18,7 @@ from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.kernels import kernel
-from shardsim.program.rounds import ROUND
+from shardsim.program.rounds import ROUND, in_hops
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
@@ -187,12 +187,6 @@ class Lowering:
             schedule=schedule,
             switch=switch,
         )
-
-    def hops(self, task: Collective) -> Collective:
-        """Return a gather, or a scatter, as pieces that neighbours pass on, one after another."""
-        members = self.layout.role(task.role).size
-        beyond = np.maximum(members - 1, 1)
-        return replace(task, kind="permute", bytes=task.bytes * beyond / members, messages=beyond)
 
 
 class _Pass:
@@ -431,7 +425,7 @@ class _Pass:
                 self.tasks.append(replace(task, partners=(reader,)))
             else:
                 task = self.low.collective(transfer, name, SUM_BYTES, count)
-                self.tasks.append(self.low.hops(task))
+                self.tasks.append(in_hops(task, self.low.layout))
             found[transfer.array] = reader
         return found
 
@@ -468,7 +462,7 @@ class _Pass:
             if reader and transfer.kind == "reduce-scatter" and transfer.axes <= OVER_HEADS:
                 task = replace(task, schedule=ROUND, partners=(reader,))
             elif reader and transfer.kind == "reduce-scatter":
-                task = self.low.hops(task)
+                task = in_hops(task, low.layout)
             self.tasks.append(task)
 
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:

@@ -28,6 +28,14 @@ from shardsim.program.tasks import Collective, Compute
 ROUND = "round"
 
 
+def in_hops(task: Collective, layout: Layout) -> Collective:
+    """Return a gather, or a scatter, as pieces that neighbours pass on, one after another, with
+    nothing beside them."""
+    members = layout.role(task.role).size
+    beyond = np.maximum(members - 1, 1)
+    return replace(task, kind="permute", bytes=task.bytes * beyond / members, messages=beyond)
+
+
 def rounds(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     """Return the tasks of a block with its rings of keys as hops beside blocks of attention."""
     moves: dict[str, list[Collective]] = {}
