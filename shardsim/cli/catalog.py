@@ -168,9 +168,7 @@ def read_model(name: str) -> Any:
 
     Keys of a config that are not carried and could change a step are named in a note.
     """
-    import os
-
-    from shardsim.model import load_hf, load_model, load_model_file
+    from shardsim.model import load_hf, load_model
     from shardsim.model.hf import config_path
 
     if config_path(name):
@@ -178,8 +176,6 @@ def read_model(name: str) -> Any:
         if left := [item.key for item in found.not_carried if item.could_change]:
             note(f"{name}: not carried: {', '.join(left)}; why: shardsim import --from hf")
         return found.model
-    if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
-        return load_model_file(name)
     return load_model(name)
 
 

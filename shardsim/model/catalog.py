@@ -11,9 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from shardsim.carried import NotCarried
+from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
+from shardsim.kinds import MODEL, other_kind
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
@@ -34,6 +35,7 @@ _KEYS = (
     *(f"latent.{name}" for name in _LATENT),
     *(f"lora.{name}" for name in _LORA),
 )
+_YAML = (".yaml", ".yml")
 _Part = TypeVar("_Part", Experts, Latent, Lora)
 # What a model that another reads does not have of its reader.
 _OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
@@ -53,34 +55,63 @@ def model_names() -> tuple[str, ...]:
 
 def model_aliases(name: str) -> tuple[str, ...]:
     """Return the other names under which the preset `name` is known."""
-    path, found = _find(name)
-    return tuple(_read_family(path)[found].get("aliases", ()))
+    found = _find(name)
+    return tuple(_read_family(found[0])[found[1]].get("aliases", ())) if found else ()
 
 
-def load_model(model: str | Mapping[str, Any]) -> Model:
-    """Return the model that a name or a mapping describes.
+def load_model(model: str | os.PathLike[str] | Mapping[str, Any]) -> Model:
+    """Return the model that a name, a file or a mapping describes.
 
     A name is a preset's, or one of its aliases; case does not matter unless two presets differ
-    in nothing else (ViT-g and ViT-G); or it is the path of a Hugging Face `config.json`, or of a
-    folder that holds one. A mapping gives the fields of `Model`; with `base:` it
-    starts from that preset and may give as few as it likes:
+    in nothing else (ViT-g and ViT-G). A file is a Hugging Face `config.json`, or a folder that
+    holds one, or YAML that holds a name or a mapping. A mapping gives the fields of `Model`; with
+    `base:` it starts from that preset and may give as few as it likes:
 
     >>> load_model({"base": "vit-22b", "layers": 12}).layers
     12
     """
-    if isinstance(model, str):
-        if config_path(model):
-            return load_hf(model).model
-        path, name = _find(model)
-        entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
-        return _build({**entry, "name": name}, f"{path.name}: {name}")
+    if isinstance(model, os.PathLike) or (isinstance(model, str) and model.endswith(_YAML)):
+        named = os.fspath(model)
+        return load_hf(named).model if config_path(named) else load_model_file(model)
+    return _named(model) if isinstance(model, str) else _mapped(model)
+
+
+def _named(model: str, files: bool = True) -> Model:
+    """Return the model of a preset's name, a Hugging Face config or, with `files`, a YAML file.
+
+    Files name no files: they could go round for ever.
+    """
+    if config_path(model):
+        return load_hf(model).model
+    if (found := _find(model)) is None:
+        if files and _is_file(model):
+            return load_model_file(model)
+        if os.path.isdir(model):
+            raise ModelError(f"{model}: a folder without a Hugging Face config.json")
+        near = nearest(model, model_names(), listed="shardsim models")
+        raise ModelError(f"unknown model {shown(model)}{near}")
+    path, name = found
+    entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
+    return _build({**entry, "name": name}, f"{path.name}: {name}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return os.path.isfile(name)
+    except ValueError:
+        return False
+
+
+def _mapped(model: Any) -> Model:
+    if other := other_kind(model, MODEL):
+        raise ModelError(f"model: {other}")
     data = dict(check_keys(model, where="model", allowed=("base", *_KEYS), error=ModelError))
     if "base" not in data:
         return _build(data, "model")
     base = data.pop("base")
     if not isinstance(base, str):
-        raise ModelError(f"model: base: expected the name of a preset, found {base!r}")
-    return override_model(load_model(base), data)
+        raise ModelError(f"model: base: expected the name of a preset, found {shown(base)}")
+    return override_model(_named(base, files=False), data)
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,7 @@ def load_model_file(path: str | os.PathLike[str]) -> Model:
     """Return the model that a YAML file describes; the file holds what `load_model` takes."""
     data = read_yaml(path)
     try:
-        return load_model(data)
+        return _named(data, files=False) if isinstance(data, str) else _mapped(data)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 
@@ -337,7 +368,7 @@ def _family_word(name: str) -> str:
     return match.group() if match else ""
 
 
-def _find(name: str) -> tuple[Path, str]:
+def _find(name: str) -> tuple[Path, str] | None:
     """Return the file and the preset's name for a name or alias; read no other family's file."""
     word = _family_word(name)
     for path in sorted(_PRESETS.glob("*.yaml")):
@@ -351,7 +382,7 @@ def _find(name: str) -> tuple[Path, str]:
             raise ModelError(f"model {name!r}: could be any of {', '.join(sorted(alike))}")
         if alike:
             return path, alike.pop()
-    raise ModelError(f"unknown model {name!r}{nearest(name, model_names())}")
+    return None
 
 
 def _known_as(family: Mapping[str, Mapping[str, Any]], preset: str) -> tuple[str, ...]:

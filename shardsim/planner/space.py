@@ -395,3 +395,20 @@ def legal_cells(
     # Prefetching is a choice where weights are gathered.
     ways = np.where(np.greater(layout.gather.size, 1), 2, 1)
     return mask, np.broadcast_to(ways, shape)
+
+
+def any_legal(
+    model: Model,
+    machine: Machine,
+    batch: int,
+    sequence: int,
+    max_axes: int,
+    fixed: Fixed,
+    attention: str,
+) -> bool:
+    """Return whether the space of `parts` has any legal plan, fitting or not."""
+    return any(
+        legal_cells(part, part.layout(), model, batch, sequence)[0].any()
+        for part in parts(model, machine, batch, sequence, max_axes, fixed, attention)
+        if part.pairs
+    )

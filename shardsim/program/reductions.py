@@ -80,6 +80,10 @@ def gradient_reductions(
     )
 
 
+# What the parts of a reduction are called: inside a slice (or node), and between them.
+WHERE = {"all": "all", "torus": "inside", "dcn": "between"}
+
+
 class _Reductions:
     def __init__(self, work: Workload, layout: Layout, sizes: Sizes) -> None:
         self.work = work
@@ -162,7 +166,7 @@ class _Reductions:
         switch: str = "gradients_overlap",
     ) -> Collective:
         return Collective(
-            name=f"{kind} {purpose} over {role}, {stage}",
+            name=f"{kind} {purpose} over {role}, {WHERE[stage]}",
             kind=kind,
             role=role,
             bytes=elements * self.work.reduce_bytes,

@@ -13,6 +13,7 @@ from typing import Any
 from shardsim.carried import BOTH, Keys, NotCarried, shown
 from shardsim.errors import FileError, nearest
 from shardsim.files import read_text
+from shardsim.kinds import CONFIG, other_kind
 from shardsim.model.hf.decoders import FAMILIES, REFUSED, TOKENS
 from shardsim.model.hf.defaults import DEFAULTS, SAME_KEYS, VERSION
 from shardsim.model.hf.encoders import ENCODERS, t5
@@ -89,6 +90,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _config(data: Mapping[str, Any], path: Path) -> Config:
     kind = data.get("model_type")
+    if other := other_kind(data, CONFIG):
+        raise FileError(other)
     if not isinstance(kind, str):
         raise FileError(
             "model_type: no Hugging Face config without it; a plan or a model is a YAML file"
