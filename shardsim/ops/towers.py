@@ -33,7 +33,8 @@ def embedding(
     build: Builder, final: Array, name: str, *, pooling: str, projected: bool, bias: bool
 ) -> Array:
     """Add one vector of an image or a text: pooled, and `projected` or as wide as the tower."""
-    out = Array(name, FEATURES, keep="", purpose=COMPARED, handed=name != "image features")
+    out = Array(name, FEATURES, keep="", wide=True, purpose=COMPARED)
+    out = replace(out, handed=name != "image features")
     x = pooled(build, final, pooling)
     if projected:
         matrix = weight("feature_projection", "embed", "feature", purpose="ends")
@@ -49,9 +50,8 @@ def embedding(
 
 def contrastive_loss(build: Builder, images: Array, *, kind: str, trained: bool) -> None:
     """Add the comparison of images with the texts of a batch; `kind` is softmax or sigmoid."""
-    texts = Array("text features", FEATURES, keep="", purpose=COMPARED)
+    texts = Array("text features", FEATURES, keep="", wide=True, purpose=COMPARED)
     texts = replace(texts, handed=True, trained=trained)
-    images = replace(images, purpose=COMPARED)
     scales = [vector("logit_scale")] + ([vector("logit_bias")] if kind == "sigmoid" else [])
     sides = [(images, texts)] + ([(texts, images)] if kind == "softmax" else [])
     losses = []
