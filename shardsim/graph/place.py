@@ -168,6 +168,7 @@ def _no(flag: Any) -> Any:
 TENSOR = ("tensor", "tensor_shared")
 TENSOR2 = ("tensor2", "tensor2_shared")
 CONTEXT = ("context", "context_shared")
+EVERY = ("data", "fsdp", "expert", *CONTEXT, *TENSOR, *TENSOR2)
 ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2, *CONTEXT)}
 
 

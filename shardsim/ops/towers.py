@@ -51,7 +51,9 @@ def embedding(
 def contrastive_loss(build: Builder, images: Array, *, kind: str, trained: bool) -> None:
     """Add the comparison of images with the texts of a batch; `kind` is softmax or sigmoid."""
     texts = Array("text features", FEATURES, keep="", wide=True, purpose=COMPARED)
-    texts = replace(texts, handed=True, trained=trained)
+    # Texts that came round are kept; their gradients come round instead, as often as they would.
+    owed = tuple(BATCH) if kind == "sigmoid" else ()
+    texts = replace(texts, handed=True, owed=owed, trained=trained)
     scales = [vector("logit_scale")] + ([vector("logit_bias")] if kind == "sigmoid" else [])
     sides = [(images, texts)] + ([(texts, images)] if kind == "softmax" else [])
     losses = []

@@ -494,7 +494,7 @@ STACKS: dict[str, Plan] = {
     ),
     "towers, sigmoid, fsdp": make("siglip", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "towers, sigmoid, tensor": make("siglip", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED),
-    "towers, softmax": make("clip", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"),
+    "towers, softmax": make("clip", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
     "soft experts, fsdp": make("soft", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "soft experts, exchanged": make("soft", _FE, _FE_SPLIT, _ON_FE),
     "soft experts, exchanged and tensor": make(
