@@ -46,7 +46,6 @@ FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "head_bias": False,
     "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,

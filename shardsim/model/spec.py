@@ -153,7 +153,7 @@ class Model:
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last
     classes: int = 0  # outputs of the classification head; 0: none
     encoder: Model | None = None  # whose tokens every layer attends to, besides its own
-    images: Model | None = None  # whose tokens stand in front of an encoder's own
+    images: Model | None = None  # whose tokens stand in front of its own
     text: Model | None = None  # a tower of texts, whose embeddings images' are compared with
     contrast: str = "softmax"  # of all pairs of a batch, or sigmoid of each
     features: int = 0  # width of a tower's embedding, projected; 0: its own

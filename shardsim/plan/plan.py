@@ -231,6 +231,11 @@ def _check_parts(plan: Plan) -> None:
         raise PlanError(
             f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
         )
+    if model.images and plan.sequence <= model.images.sequence:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens, of which the images' are {model.images.sequence}; "
+            "use more"
+        )
     if model.lora and plan.fused_projections:
         raise PlanError("fused_projections: adapters are not fused; leave the key out")
     if model.text and plan.microbatches > 1:
