@@ -13,7 +13,7 @@ Matmul(rows=('batch', 'seq'), inner=('embed',), columns=('heads', 'head_dim'), b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -127,7 +127,7 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
     )
 
 
-class Pairs(Protocol):
+class Pairs(Hashable, Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
     @property

@@ -158,15 +158,15 @@ def check(plan: Plan, layout: Layout) -> None:
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
-    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
-        raise PlanError(
-            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
-            "axis for layers in rules.parameters"
-        )
     if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
         raise PlanError(
             f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
             "packed_masked, or name no axis for seq in rules.activations"
+        )
+    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
+            "axis for layers in rules.parameters"
         )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(
