@@ -10,6 +10,7 @@ import click
 
 from shardsim.cli.output import (
     STDOUT,
+    YAML,
     check_output,
     command_errors,
     emit_json,
@@ -126,7 +127,7 @@ def import_(
     from shardsim.plan.io import dump_plan, plan_to_data
     from shardsim.validate.imports import import_config
 
-    check_output(output, as_json)
+    check_output(output, as_json, text=YAML)
     if form == "hf":
         for name, value in (("--on", machine), ("--image", image), ("--base", base)):
             if value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def import_config(
     arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
     """
     arguments = ""
-    if form == "big_vision" and not Path(path).exists() and ".py:" in path:
+    if form == "big_vision" and not os.path.exists(path) and ".py:" in path:
         path, _, arguments = path.partition(".py:")
         path += ".py"
     file = Path(path)
