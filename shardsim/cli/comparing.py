@@ -51,7 +51,9 @@ def compare(
     plans, costs = priced_alike(given, op_costs)
     items = [predict(plan) for plan in plans]
     rows = differences(given)
-    training = training_of(tokens, images, given[0].sequence, prices)
+    training = training_of(
+        tokens, images, given[0].sequence, prices, [plan.machine.chip.name for plan in given]
+    )
     if len({plan.model.name for plan in given}) > 1:
         note("these are different models: their steps and tokens are not alike")
     if as_json:

@@ -281,7 +281,8 @@ class Account:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The layers, in runs of those that are alike."""
-        return tuple(run for run in runs(self.work, self.layout) if run.trained)
+        every = self.work.forward_only
+        return tuple(run for run in runs(self.work, self.layout) if run.trained or every)
 
     @property
     def casts(self) -> bool:

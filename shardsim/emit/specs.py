@@ -7,7 +7,7 @@ what `jax.sharding.PartitionSpec` takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import shardsim
@@ -46,7 +46,6 @@ FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "head_bias": False,
     "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,
@@ -111,21 +110,6 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _parts_data(plan: Plan) -> dict[str, Any]:
-    """Return what the program runs before the model's own stack: those that it reads, in order."""
-    *read, _ = plan.model.parts
-    made = [
-        {
-            "name": part.name,
-            "model": _model_data(part.model),
-            "sequence": part.model.sequence,
-            "calls": calls_of(part.model, plan.attention),
-        }
-        for part in read
-    ]
-    return {"parts": made} if made else {}
-
-
 def _rows(plan: Plan) -> dict[str, Any]:
     """Return the sequences of some rows, where rows hold several or padding."""
     if plan.lengths is None:
@@ -153,6 +137,21 @@ def _refuse_lengths(plan: Plan, layout: Layout) -> None:
         )
     if plan.machine.chip.kind == "gpu":
         raise PlanError("lengths: export for GPUs is not supported; leave lengths out")
+
+
+def _parts_data(plan: Plan) -> dict[str, Any]:
+    """Return what the program runs before the model's own stack: those that it reads, in order."""
+    *read, _ = plan.model.parts
+    made = [
+        {
+            "name": part.name,
+            "model": _model_data(part.model),
+            "sequence": part.model.sequence,
+            "calls": calls_of(part.model, plan.attention),
+        }
+        for part in read
+    ]
+    return {"parts": made} if made else {}
 
 
 def _refuse(plan: Plan, layout: Layout) -> None:
@@ -302,7 +301,13 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
     does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
     that does not divide over the tensor axis is padded up to one that does.
     """
-    return {tensor.name: _parameter(tensor, layout) for tensor in plan.model.tensors}
+    return dict(parameter_entries(plan, layout))
+
+
+def parameter_entries(plan: Plan, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and entry of every weight, as `parameter_table`; kinds of layers share names."""
+    for tensor in plan.model.tensors:
+        yield tensor.name, _parameter(tensor, layout)
 
 
 def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
+from shardsim.model.spec import nearest_divisor
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
@@ -157,15 +158,15 @@ def check(plan: Plan, layout: Layout) -> None:
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
-    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
-        raise PlanError(
-            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
-            "axis for layers in rules.parameters"
-        )
     if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
         raise PlanError(
             f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
             "packed_masked, or name no axis for seq in rules.activations"
+        )
+    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
+            "axis for layers in rules.parameters"
         )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(
@@ -195,8 +196,7 @@ def check(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        ways = [number for number in range(1, size + 1) if size % number == 0]
-        return f"; the nearest that does: {min(ways, key=lambda one: abs(one - by))}"
+        return f"; the nearest that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by

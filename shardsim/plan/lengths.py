@@ -111,8 +111,7 @@ class Lengths:
 
 
 def _number(value: object) -> bool:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    return good and isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 @lru_cache(maxsize=64)
@@ -223,7 +222,8 @@ def _fullest(values: tuple[float, ...], each: int, members: int) -> float:
 def _sums(values: tuple[float, ...], summands: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return drawn sums of so many values over their mean, the smallest first."""
     drawn = np.random.default_rng(SEED).choice(np.array(values), (SUMS, summands)).sum(1)
-    return np.sort(drawn) / drawn.mean()
+    drawn = np.sort(drawn) / drawn.mean()
+    return np.asarray(drawn, np.float64)
 
 
 # Reading.

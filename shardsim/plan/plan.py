@@ -186,10 +186,10 @@ def _check_numbers(plan: Plan) -> None:
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)
+    _check_lengths(plan)
     _check_parts(plan)
     if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
         raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
-    _check_lengths(plan)
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
@@ -224,12 +224,35 @@ def _check_context(plan: Plan) -> None:
         )
 
 
+def _check_lengths(plan: Plan) -> None:
+    lengths = plan.lengths
+    if lengths is not None and len(plan.model.parts) > 1:
+        raise PlanError("lengths: of a model of several stacks they are not modelled; leave it out")
+    if lengths is None or lengths.held not in BY_SEQUENCE:
+        return
+    if plan.attention == "unfused":
+        raise PlanError(
+            f"lengths.as: {lengths.held} needs attention in a kernel, by sequence; use attention: "
+            "flash"
+        )
+    if lengths.unpadded and plan.model.experts and plan.model.experts.capacity:
+        raise PlanError(
+            "lengths.as: the places of an expert are a share of a row (experts.capacity), and "
+            "unpadded sequences have none; use packed"
+        )
+
+
 def _check_parts(plan: Plan) -> None:
     """Refuse what models of several stacks do not train with."""
     model = plan.model
     if model.family == "encoder" or model.frozen:
         raise PlanError(
             f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
+        )
+    if model.images and plan.sequence <= model.images.sequence:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens, of which the images' are {model.images.sequence}; "
+            "use more"
         )
     if model.lora and plan.fused_projections:
         raise PlanError("fused_projections: adapters are not fused; leave the key out")
@@ -248,29 +271,6 @@ def _check_parts(plan: Plan) -> None:
         raise PlanError(
             f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "
             "are; use unfused"
-        )
-
-
-def _check_lengths(plan: Plan) -> None:
-    lengths = plan.lengths
-    if lengths is None:
-        return
-    if len(plan.model.parts) > 1:
-        raise PlanError(
-            f"lengths: {plan.model.name} has several stacks, each with its own sequence; leave "
-            "lengths out"
-        )
-    if lengths.held not in BY_SEQUENCE:
-        return
-    if plan.attention == "unfused":
-        raise PlanError(
-            f"lengths.as: {lengths.held} needs attention in a kernel, by sequence; use attention: "
-            "flash"
-        )
-    if lengths.unpadded and plan.model.experts and plan.model.experts.capacity:
-        raise PlanError(
-            "lengths.as: the places of an expert are a share of a row (experts.capacity), and "
-            "unpadded sequences have none; use packed"
         )
 
 

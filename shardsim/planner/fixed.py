@@ -16,6 +16,7 @@ from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
 
 SCALED = "scales"
+FORMATS_OF = tuple(DTYPE_BYTES)
 FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in ("bf16", "sparsity"))
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
@@ -41,7 +42,8 @@ class Fixed:
 
     def precise(self, precision: Precision) -> Precision:
         """Return the formats with those that are held."""
-        return replace(precision, **self.precision)
+        changes: dict[str, Any] = dict(self.precision)
+        return replace(precision, **changes)
 
 
 def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
@@ -72,8 +74,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
         elif root == "precision":
-            choices = SCALES if rest == SCALED else tuple(DTYPE_BYTES)
-            precision[rest] = _one_of(value, choices, key)
+            precision[rest] = _one_of(value, SCALES if rest == SCALED else FORMATS_OF, key)
         elif root == "overlap":
             plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
         elif root == "context":

@@ -13,13 +13,13 @@ from functools import partial
 import numpy as np
 
 from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
-from shardsim.graph.derive import OVER_HEADS, Derived, Step, Transfer
+from shardsim.graph.derive import Derived, Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
-from shardsim.program.rounds import ROUND
+from shardsim.program.rounds import PASSED, ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
@@ -232,12 +232,6 @@ class Lowering:
             schedule=schedule,
             switch=switch,
         )
-
-    def hops(self, task: Collective) -> Collective:
-        """Return a gather, or a scatter, as pieces that neighbours pass on, one after another."""
-        members = self.layout.role(task.role).size
-        beyond = np.maximum(members - 1, 1)
-        return replace(task, kind="permute", bytes=task.bytes * beyond / members, messages=beyond)
 
 
 class _Pass:
@@ -453,8 +447,7 @@ class _Pass:
                     self.gathered[transfer] = -1
                     self._weights(transfer, low.weight_width(transfer), "weights_overlap")
                 continue
-            known = self.gathered.get(transfer)
-            if known is not None:
+            if (known := self.gathered.get(transfer)) is not None:
                 task = self.tasks[known]
                 again = np.maximum(task.count, count * low.sizes.several(transfer.axes))
                 self.tasks[known] = replace(task, count=again)
@@ -471,12 +464,9 @@ class _Pass:
         found: dict[str, str] = {}
         for transfer in (move for move in moves if move.passed):
             name = self._named(transfer, transfer.array)
-            if transfer.axes <= OVER_HEADS:
-                task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
-                self.tasks.append(replace(task, partners=(reader,)))
-            else:
-                task = self.low.collective(transfer, name, SUM_BYTES, count)
-                self.tasks.append(self.low.hops(task))
+            width = SUM_BYTES if transfer.wide else self.low.wire
+            task = self.low.collective(transfer, name, width, count, schedule=ROUND)
+            self.tasks.append(replace(task, partners=(reader,)))
             found[transfer.array] = reader
         return found
 
@@ -510,10 +500,8 @@ class _Pass:
                 names = tuple(self.tasks[number].name for number in partners)
                 task = replace(task, schedule="ring", partners=names)
             reader = self.rounds.get(transfer.array)
-            if reader and transfer.kind == "reduce-scatter" and transfer.axes <= OVER_HEADS:
+            if reader and transfer.kind == "reduce-scatter" and transfer.axes <= PASSED:
                 task = replace(task, schedule=ROUND, partners=(reader,))
-            elif reader and transfer.kind == "reduce-scatter":
-                task = self.low.hops(task)
             self.tasks.append(task)
 
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:

@@ -31,7 +31,7 @@ def partition(work: Workload, layout: Layout) -> Program:
         task
         for part in parts
         for task in repeated(
-            _ends(work, Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
+            _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
         )
     ]
     head = Block(
@@ -59,8 +59,8 @@ def partition(work: Workload, layout: Layout) -> Program:
     )
 
 
-def _ends(work: Workload, low: Lowering) -> list[Task]:
-    return low.forward() if work.forward_only else low.together()
+def _ends(low: Lowering) -> list[Task]:
+    return low.forward() if low.work.forward_only else low.together()
 
 
 def _forward_only(block: Block) -> Block:

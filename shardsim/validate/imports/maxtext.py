@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -140,7 +141,7 @@ def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "maxtext"
         return keys, load_model(options_of(keys, stem))
     own = base.parent / "models" / f"{name}.yml" if base is not None else None
-    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and own.is_file():
+    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and os.path.isfile(own):
         sizes = read_yaml(own)
         if not isinstance(sizes, Mapping):
             raise FileError(f"{own}: expected MaxText's keys")
