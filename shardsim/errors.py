@@ -33,6 +33,17 @@ class PlanError(ShardsimError):
     """A plan is inconsistent, or does not suit its model or its machine."""
 
 
+LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
+
+
+def one_line(text: object) -> str:
+    """Return a message as one line, its middle left out if it is very long."""
+    line = " ".join(str(text).split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
+    return line
+
+
 def nearest(word: object, choices: Iterable[str], listed: str = "") -> str:
     """Return `; did you mean 'x'?` for the choice closest to `word`, or the choices themselves.
 

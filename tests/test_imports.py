@@ -27,7 +27,7 @@ ORDER = (
     ("emit", "xla", "validate"),
     ("answers",),
     ("views",),
-    ("report",),
+    ("report", "serve"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

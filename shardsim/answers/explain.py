@@ -13,7 +13,7 @@ from shardsim.answers.trials import Trial, trials
 from shardsim.cost.hbm import Held
 from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import LIMITING, Prediction, predict
-from shardsim.cost.sensitivity import Sensitivity, sensitivity
+from shardsim.cost.sensitivity import Sensitivity
 from shardsim.cost.words import figure_words
 from shardsim.errors import PlanError
 from shardsim.model import Accounting
@@ -117,8 +117,6 @@ def explain(
     """
     plan = as_plan(plan)
     item = predict(plan, costs=costs, implementation=implementation)
-    made = item.use.account.layout, item.schedule
-    limits = sensitivity(plan, costs=item.costs, made=made)
     if measured_mfu is not None:
         if measured_step_s is not None:
             raise PlanError("measured: give a step or an MFU, not both")
@@ -136,7 +134,7 @@ def explain(
             )
     return Explanation(
         prediction=item,
-        limits=tuple(one for one in limits if abs(one.elasticity) >= LIMITING),
+        limits=tuple(one for one in item.elasticities if abs(one.elasticity) >= LIMITING),
         trials=tuple(trials(item, progress)),
         measured=None if measured_step_s is None else _measured(item, measured_step_s),
     )

@@ -127,7 +127,7 @@ def models(name: str | None, as_json: bool) -> None:
       shardsim models
       shardsim models vit-22b
     """
-    from shardsim.model import load_model, model_flops_per_token, model_names, parameters
+    from shardsim.model import load_model, model_flops_per_token, model_names
     from shardsim.plan.io import dump_yaml
     from shardsim.units import show_count
     from shardsim.views import catalog as views
@@ -147,7 +147,7 @@ def models(name: str | None, as_json: bool) -> None:
                 "shape": list(tensor.shape),
                 "stack": tensor.stack,
             }
-            for tensor in parameters(model)
+            for tensor in model.tensors
         ]
         emit_json({**_model_data(model), "tensors": tensors})
         return
@@ -160,7 +160,7 @@ def models(name: str | None, as_json: bool) -> None:
         f"{show_count(model_flops_per_token(model), 'FLOP')} per token in training (6N + 12LHQT)"
     )
     lines = dump_yaml(model.to_mapping()).splitlines()
-    show(*(f"  {line}" for line in lines), "", views.tensors(parameters(model)))
+    show(*(f"  {line}" for line in lines), "", views.tensors(model.tensors))
 
 
 def read_model(name: str) -> Any:

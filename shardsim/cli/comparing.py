@@ -41,7 +41,7 @@ def compare(
     """
     from shardsim.answers.training import training_of
     from shardsim.cost.predict import predict
-    from shardsim.planner.compare import HOW, differences, priced_alike
+    from shardsim.planner.compare import differences, how_priced, priced_alike
     from shardsim.views import slices as views
     from shardsim.views.plans import differing, side_by_side
 
@@ -69,7 +69,7 @@ def compare(
         )
         return
     more = views.training_columns(training) if training else []
-    show(f"all priced {HOW[costs]}\n", side_by_side(items, paths, more))
+    show(f"all priced {how_priced(plans, costs)}\n", side_by_side(items, paths, more))
     show("", differing(rows, paths) if rows else "their files say the same")
     if training:
         show("", views.trained(training))

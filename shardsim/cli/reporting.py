@@ -57,7 +57,7 @@ def report(
         tokens=tokens,
         images=images,
         chip_hour_price=chip_hour_price,
-        progress=progress_line("reporting"),
+        progress=progress_line("report"),
     )
     if as_json:
         emit_json({"path": output, "plans": [headline(study) for study in studies]})

@@ -20,6 +20,9 @@ from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
 from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
+from shardsim.model.lora import KEYS as _LORA
+from shardsim.model.lora import Lora
+from shardsim.model.parts import KEYS as _PARTS
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -30,9 +33,13 @@ _KEYS = (
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
     *(f"latent.{name}" for name in _LATENT),
+    *(f"lora.{name}" for name in _LORA),
 )
 _YAML = (".yaml", ".yml")
-_Part = TypeVar("_Part", Experts, Latent)
+_Part = TypeVar("_Part", Experts, Latent, Lora)
+# What a model that another reads does not have of its reader.
+_OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
+_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts", "lora")
 _SIZES_AN_IMAGE = (
     "image",
     "patch",
@@ -143,8 +150,12 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     True
     """
     where = f"model {model.name!r}"
+    inside: Mapping[str, Any] = {}
+    if isinstance(changes, Mapping):
+        inside = {key: value for key, value in changes.items() if _part_of(key)}
+        changes = {key: value for key, value in changes.items() if key not in inside}
     changes = check_keys(changes, where=where, allowed=_KEYS, error=ModelError)
-    data = model.to_mapping()
+    data = {**model.to_mapping(), **_changed_parts(model, inside, where)}
     if (
         model.family == "vit"
         and model.sequence == model.image_tokens
@@ -153,12 +164,14 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts", "latent")
+    nested = ("biases", "experts", "latent", "lora")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
     data["experts"] = _merge_experts(model.experts, changes, where)
     data["latent"] = _merge_latent(model.latent, changes, where)
+    data["lora"] = _merge_lora(model.lora, changes, where)
     changed = _build(data, where)
+    changes = {**changes, **inside}
     silent = ("name", "note", "source")
     made = [
         f"{key}={_show(value)}"
@@ -171,15 +184,42 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     return _build({**changed.to_mapping(), "note": f"{note}Changed: {', '.join(made)}."}, where)
 
 
+def _part_of(key: str) -> str:
+    """Return the part of a model that a key reaches into, or nothing."""
+    part, dot, _ = str(key).partition(".")
+    return part if dot and part in _PARTS else ""
+
+
+def _changed_parts(model: Model, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the parts of a model that `changes` reach into, with them."""
+    found: dict[str, Any] = {}
+    for part in dict.fromkeys(map(_part_of, changes)):
+        own = getattr(model, part)
+        if own is None:
+            raise ModelError(f"{where}: {part}: {model.name} has none")
+        inner = {
+            key.removeprefix(f"{part}."): value
+            for key, value in changes.items()
+            if _part_of(key) == part
+        }
+        found[part] = override_model(own, inner)
+    return found
+
+
 def _agrees(model: Model, key: str, value: Any) -> bool:
     whole, _, name = key.partition(".")
-    part = {"experts": model.experts, "latent": model.latent}.get(whole)
-    if whole in ("experts", "latent") and name:
+    if whole in _PARTS:
+        own = getattr(model, whole)
+        return bool(own is not None and name and _agrees(own, name, value))
+    part = {"experts": model.experts, "latent": model.latent, "lora": model.lora}.get(whole)
+    if whole in ("experts", "latent", "lora") and name:
         return part is not None and bool(getattr(part, name) == value)
     if key == "experts":
         return _merge_experts(None, {key: value}, "model") == model.experts
     if key == "latent":
         return _merge_latent(None, {key: value}, "model") == model.latent
+    if key == "lora":
+        return _merge_lora(None, {key: value}, "model") == model.lora
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -217,6 +257,11 @@ def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> L
     """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
     example = {"keys": 512, "rotary": 64, "values": 128}
     return _merge_part("latent", Latent, base, data, example, where)
+
+
+def _merge_lora(base: Lora | None, data: Mapping[str, Any], where: str) -> Lora | None:
+    """Return `base` with the entries `lora` (a mapping, or nothing for none) and `lora.*`."""
+    return _merge_part("lora", Lora, base, data, {"rank": 16}, where)
 
 
 def _merge_part(
@@ -259,6 +304,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
     given["latent"] = _merge_latent(None, data, where)
+    given["lora"] = _merge_lora(None, data, where)
+    given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
@@ -280,6 +327,27 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     if "sequence" not in given:
         raise ModelError(f"{where}: missing key 'sequence', the tokens per sequence")
     return Model(**given)
+
+
+def _read(data: Mapping[str, Any], key: str, where: str) -> Model:
+    """Return a model that another reads: of a preset, of its own, or an encoder as its reader but
+    for what it says. Its tokens see all others, unless it says."""
+    own = data[key]
+    if isinstance(own, Model):
+        return own
+    if isinstance(own, str):
+        own = {"base": own}
+    keys = ("base", *_KEYS)
+    own = dict(check_keys(own, where=f"{where}: {key}", allowed=keys, error=ModelError))
+    try:
+        if "base" in own or "family" in own:
+            own.setdefault("name", f"{data.get('name')}.{key}"[:80])
+            return load_model(own)
+        same = {name: value for name, value in data.items() if name not in (*_PARTS, *_OF_READER)}
+        same |= {"family": "encoder", "causal": False, "tied_embeddings": True, "note": ""}
+        return _build({**same, **own, "name": f"{data.get('name')}.{key}"[:80]}, where)
+    except ModelError as error:
+        raise ModelError(f"{where}: {key}: {error}") from None
 
 
 def _whole(value: Any) -> int:

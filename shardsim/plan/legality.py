@@ -12,6 +12,7 @@ from shardsim.graph.place import RULES
 from shardsim.model import Model
 from shardsim.model.spec import nearest_divisor
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
 from shardsim.plan.split import dimension, kv_left, lengths, named
 
@@ -51,12 +52,25 @@ def conditions(
 ) -> Iterator[tuple[str, str, Number, Number]]:
     """Yield (key, what is divided, its size, by what) for each division that must be exact.
 
-    They are the dimensions of activations and weights that `dimension` calls exact, each once.
+    They are the dimensions of activations and weights that `dimension` calls exact, each once, of
+    every part of the model.
     """
+    *read, _ = model.parts
+    for part in read:
+        yield from _of_part(part.model, batch, part.model.sequence, layout, interleave)
+    yield from _of_part(model, batch, sequence, layout, interleave)
+    if read:
+        yield "mesh", "models of several stacks over pipeline stages", 1, layout.pipeline.size
+
+
+def _of_part(
+    model: Model, batch: int, sequence: int, layout: Layout, interleave: int
+) -> Iterator[tuple[str, str, Number, Number]]:
+    """Yield the conditions of one stack and its ends."""
     also: Mapping[str, Number] = {"batch": layout.microbatches}
     sizes = lengths(model, batch, sequence)
     dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
-    for tensor in model.tensors:
+    for tensor in model.own_tensors:
         kind, axes, shape = named(tensor)
         stages = tensor.part == "block"  # layers are asked for below, in whole rounds
         dimensions += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
@@ -85,6 +99,9 @@ def conditions(
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
         yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
+    if model.experts and model.experts.soft_slots:
+        yield "mesh", "tokens of soft experts over a context axis", 1, layout.context.size
+        yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
     if model.latent:
         yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
     # Where each device has the key-value heads of its own queries.
@@ -141,6 +158,16 @@ def check(plan: Plan, layout: Layout) -> None:
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
+    if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
+        raise PlanError(
+            f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
+            "packed_masked, or name no axis for seq in rules.activations"
+        )
+    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
+            "axis for layers in rules.parameters"
+        )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(
             "mesh: latent attention is not spread over a second tensor axis; name one axis for "
@@ -160,7 +187,7 @@ def check(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
         )
-    if plan.microbatches < int(layout.pipeline.size):
+    if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"

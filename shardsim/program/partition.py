@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
+from shardsim.program.blocks import Run, backward_of, runs
 from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.members import PartOf, parts_of
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
-from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
 
@@ -22,27 +24,34 @@ def partition(work: Workload, layout: Layout) -> Program:
     or backward, is a round of the model's layers (`model.blocks.Stack`); layers that keep
     different things for the backward pass are in blocks of their own.
     """
-    sizes = Sizes(work, layout)
-    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
-    every = runs(work.model, work.attention, layout)
-    last = derived.layers[-1].steps[-1]
+    parts = parts_of(work, layout)
+    every = runs(work, layout)
+    last = parts[-1].derived.layers[-1].steps[-1]
+    ends = [
+        task
+        for part in parts
+        for task in repeated(
+            _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
+        )
+    ]
     head = Block(
-        name="embedding and head",
-        phase="head",
-        trips=layout.microbatches,
-        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+        name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
     )
     made = [
-        _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
+        _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
+    if work.forward_only:
+        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
+        return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
         blocks=(
             head,
             *(forward for forward, _, _ in made),
             *(backward for _, backward, _ in made),
-            *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
-            *gradient_reductions(work, layout, sizes, derived, every),
+            *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
+            *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
@@ -50,26 +59,45 @@ def partition(work: Workload, layout: Layout) -> Program:
     )
 
 
+def _ends(low: Lowering) -> list[Task]:
+    return low.forward() if low.work.forward_only else low.together()
+
+
+def _forward_only(block: Block) -> Block:
+    """Return a forward pass that nothing follows: nothing is kept for it."""
+    kept = (
+        task for task in block.tasks if not (isinstance(task, Compute) and task.purpose == KEEP)
+    )
+    return replace(block, tasks=tuple(kept))
+
+
 def _layers(
-    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
+    layout: Layout, part: PartOf, run: Run, group: int | None
 ) -> tuple[Block, Block, Number]:
     """Return the passes over layers in a row, one of several groups of them or all, and the bytes
     of a round that their policy keeps in the host's memory."""
-    policy = run.kept
+    policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
+    trained: Number = 0.0
     kept_bytes: Number = 0.0
     offload_bytes: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
-        one = derived.layers[number]
+        one = part.derived.layers[number]
         low = Lowering(work, layout, sizes, one)
         found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
         forward += repeated(low.forward(), layer)
-        backward = [*repeated(low.backward(runs_again(found, policy.shape)), layer), *backward]
-        weights = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
-        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
+        if run.trained:
+            again = runs_again(found, policy.shape)
+            backward = [*repeated(low.backward(again), layer), *backward]
+        matrices = [array for array in one.weights if array.weight == "matrix"]
+        stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
+        matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
+        trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
+        if not run.trained:
+            continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
         offload_bytes = offload_bytes + layer.times * on_host
@@ -93,14 +121,16 @@ def _layers(
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward, keep),
+            tasks=(_cast(work, stored), *forward, *([keep] if run.trained else [])),
         ),
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, stored)),
+            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, trained))
+            if run.trained
+            else (),
         ),
         offload_bytes,
     )
@@ -108,12 +138,18 @@ def _layers(
 
 def _cast(work: Workload, stored: Number) -> Compute:
     """Return the cast of a layer's stored weights to the compute format."""
+    read = work.parameter_bytes * (2 if work.precision.weights and _scaled(work) else 1)
     return Compute(
         name="cast weights",
         kind="elementwise",
-        hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
-        count=work.parameter_bytes != work.wire_bytes,
+        hbm_bytes=stored * (read + work.weight_wire_bytes),
+        count=work.parameter_bytes != work.weight_wire_bytes,
     )
+
+
+def _scaled(work: Workload) -> bool:
+    """Return whether what is cast is read for its scale first."""
+    return work.precision.scales == "dynamic"
 
 
 def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
@@ -127,7 +163,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
 
 
 def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
-    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
+    """Return the sends of the residual `stream`: once forward and once backward a chunk, or where
+    there is no backward pass once."""
     return (
         Block(
             name="stage boundary",
@@ -139,7 +176,7 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
                     kind="permute",
                     role="pipeline",
                     bytes=stream * work.wire_bytes,
-                    count=2 * (layout.pipeline.size > 1),
+                    count=(1 if work.forward_only else 2) * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),
             ),

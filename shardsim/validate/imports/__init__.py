@@ -12,6 +12,7 @@ from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.validate.imports.big_vision import read_big_vision
+from shardsim.validate.imports.levanter import read_levanter
 from shardsim.validate.imports.maxtext import read_maxtext
 
 
@@ -47,6 +48,8 @@ def import_config(
     try:
         if form == "maxtext":
             plan, notes, left = read_maxtext(file, text, machine, base)
+        elif form == "levanter":
+            plan, notes, left = read_levanter(file, text, machine)
         else:
             plan, notes, left = read_big_vision(file, text, machine, image, arguments)
         check(plan, resolve(plan))

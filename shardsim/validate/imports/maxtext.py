@@ -16,12 +16,14 @@ from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Precision, Routing, Rules
+from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
+from shardsim.validate.imports.maxtext_lora import adapted
 from shardsim.validate.imports.maxtext_remat import custom_policy
 from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
@@ -84,6 +86,7 @@ def read_maxtext(
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
     keys, model = _model(keys, path, base, notes)
+    model = adapted(keys, model)
     partly: list[NotCarried] = []
     plan = _plan(keys, model, slices, given.flags, partly)
     if old and plan.attention == "flash":
