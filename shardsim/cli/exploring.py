@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from math import prod
+from typing import Any
 
 import click
 
