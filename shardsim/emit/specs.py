@@ -82,6 +82,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "batch": plan.batch,
             "sequence": plan.sequence,
             "microbatches": plan.microbatches,
+            "accumulation": plan.accumulation,
+            "stages": int(layout.pipeline.size),
+            "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
                     "layers": group.layers or plan.model.layers,
@@ -128,10 +131,10 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             "model: export of dense layers in front of those with experts (experts.dense_layers), "
             "or of layers after the last whole round (windows), is not supported"
         )
-    if int(layout.pipeline.size) > 1:
+    if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
         raise PlanError(
-            "export of pipeline plans is not supported; choose a plan whose rules.parameters "
-            "name no axis for layers"
+            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
+            "a loop come after all that it has done forward; use gpipe"
         )
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:

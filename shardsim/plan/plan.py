@@ -93,6 +93,15 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
+# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then all
+# backward, in a loop of ticks that all stages run alike.
+PIPELINE_SCHEDULES = ("1f1b", "gpipe")
+
+# How gradients add up over microbatches: weights are gathered, and their gradients scattered, in
+# each ("repeated") or once a step, whole meanwhile ("gathered"); or every layer runs all
+# microbatches before the next layer does ("layered").
+ACCUMULATION = ("repeated", "gathered", "layered")
+
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
 CONTEXT_KEYS = ("gathered", "ring", "ulysses")
@@ -138,7 +147,9 @@ class Plan:
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
     execution: str = "explicit"  # or "partitioned": see EXECUTION
@@ -195,6 +206,8 @@ def _check_numbers(plan: Plan) -> None:
     _choose(plan.attention, ATTENTION, "attention")
     _choose(plan.execution, EXECUTION, "execution")
     _choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    _choose(plan.pipeline_schedule, PIPELINE_SCHEDULES, "pipeline_schedule")
+    _choose(plan.accumulation, ACCUMULATION, "accumulation")
     for key in ("compute", "parameters", "reduce"):
         _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
     for key in ("gradients", "state"):

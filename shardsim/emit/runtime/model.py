@@ -68,7 +68,7 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
             x = step(x, mine)
         return x, None
 
-    stacked = {name: params[name] for name in users}
+    stacked = {name: way.in_layer_order(params[name]) for name in users}
     if len(order) > 1:
         stacked = {
             name: value.reshape(-1, len(users[name]), *value.shape[1:])
