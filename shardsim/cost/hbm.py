@@ -18,6 +18,7 @@ from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
 from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
+from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
@@ -196,12 +197,56 @@ class Account:
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice.
 
-        Gradients that the data axis reduce-scatters as they come are never whole.
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
         """
         own = stored_elements(self.work.model.tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
-        return np.where(self._several, self.elements * (width + now), own * now)
+        layout = self.layout
+        both = self._summed * (width + now)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.elements * width, found)
+
+    @cached_property
+    def _summed(self) -> Number:
+        """Elements of gradients that are summed over microbatches."""
+        if not np.any(self.layout.gathered):
+            return self.elements
+        return np.where(self.layout.gathered, sum(self.whole), self.elements)
+
+    @cached_property
+    def whole(self) -> tuple[Number, Number]:
+        """Parameters of one device once they are gathered: of the layers, and of the ends."""
+        derived = derived_blocks(self.work.model, self.work.attention, self.kind)
+        gathered = self.measure.sizes.gathered
+        layers: Number = 0.0
+        for run in self.runs:
+            for number, layer in run.layers:
+                one = sum(gathered(leaf.array) for leaf in derived.layers[number].leaves)
+                layers = layers + one * (run.rounds * layer.times)
+        return layers, sum(gathered(leaf.array) for leaf in derived.ends.leaves)
+
+    @cached_property
+    def _stream(self) -> Number:
+        """Bytes of the residual stream of a microbatch."""
+        ends = derived_blocks(self.work.model, self.work.attention, self.kind).ends
+        return self.measure(stored(ends.steps[0].op.out))
+
+    @property
+    def _in_flight(self) -> Number:
+        """Microbatches of which a layer keeps something, the most there are at once.
+
+        Of several chunks a stage has more under way until the first gradient comes back (arXiv
+        2104.04473, section 2.2). In a loop of ticks all are, and those that it runs on nothing.
+        """
+        layout, chunks = self.layout, self.work.pipeline_interleave
+        stages, many = layout.pipeline.size, layout.microbatches
+        more = (stages - 1) / chunks
+        found = np.minimum(stages + more * (chunks > 1), many)
+        found = np.where(layout.lockstep, many + more, found)
+        return np.where(layout.layered, many, found)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -212,7 +257,7 @@ class Account:
     def by_group(self) -> list[Number]:
         """The same of each of `runs`."""
         layout = self.layout
-        in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+        in_flight = self._in_flight
         found = []
         for run in self.runs:
             total: Number = 0.0
@@ -376,7 +421,9 @@ class Account:
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
-            found["gradients"] = self.elements * self.work.gradient_bytes * self._several
+            sums = self._several & np.logical_not(in_phases(layout))
+            found["gradients"] = self._summed * self.work.gradient_bytes * sums
+        found |= self._of_phases(moment)
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
         if moment == 0:
@@ -391,6 +438,28 @@ class Account:
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )
+        return found
+
+    def _of_phases(self, moment: int) -> dict[str, Number]:
+        """Return what is there all through a moment because a step does not run one microbatch
+        after another."""
+        layout, found = self.layout, {}
+        phases, gathered = in_phases(layout), np.greater(layout.gather.size, 1)
+        if not np.any(phases | layout.gathered):
+            return {}
+        layers, ends = self.whole
+        wire, several = self.work.wire_bytes, np.greater(layout.microbatches, 1)
+        once = np.where(layout.gathered, layers + ends, phases * ends)
+        found["weights gathered for the step"] = gathered * once * wire
+        if np.any(phases):
+            # Of a layer that runs all microbatches, what it reads and what it makes.
+            streams = np.where(layout.layered & (moment == 0), 2, 1) * layout.microbatches
+            found["boundaries of all microbatches"] = phases * several * streams * self._stream
+            found["sums of the ends' gradients"] = phases * ends * self.work.gradient_bytes
+        if moment == 0 and np.any(layout.layered):
+            rounds = sum(run.rounds for run in self.runs)
+            sums = several * layout.layered * layers / rounds * self.work.gradient_bytes
+            found["sums of a layer's gradients"] = sums
         return found
 
     def listed(self, moment: int, peak_bytes: float) -> list[Held]:

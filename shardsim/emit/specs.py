@@ -136,6 +136,16 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
             "a loop come after all that it has done forward; use gpipe"
         )
+    if plan.execution != "explicit":
+        for what, there in (
+            ("pipeline stages", int(layout.pipeline.size) > 1),
+            (f"accumulation: {plan.accumulation}", plan.accumulation != "repeated"),
+        ):
+            if there:
+                raise PlanError(
+                    f"execution: export of {what} as {plan.execution} is not supported; use "
+                    "explicit"
+                )
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:
             raise PlanError(

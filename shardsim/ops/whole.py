@@ -98,7 +98,9 @@ class Whole:
         stages, chunks = self.plan["stages"], self.plan["chunks"]
         if chunks == 1:
             return stack
-        return stack.reshape(stages, chunks, -1, *stack.shape[1:]).swapaxes(0, 1).reshape(stack.shape)
+        return (
+            stack.reshape(stages, chunks, -1, *stack.shape[1:]).swapaxes(0, 1).reshape(stack.shape)
+        )
 
     def weight(self, params: Params, name: str) -> Array:
         """Return a weight in the compute format, heads and head_dim apart."""

@@ -112,6 +112,9 @@ class Layout:
     residual: Number = SEQUENCE_SHARDED
     optimizer_over_data: Number = False  # optimizer state split over the data axis (ZeRO-1)
     microbatches: Number = 1
+    gathered: Number = False  # weights are gathered, and gradients scattered, once a step
+    layered: Number = False  # a layer runs all microbatches before the next one does
+    lockstep: Number = False  # stages run all microbatches forward, then all backward, tick by tick
     kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional

@@ -128,7 +128,9 @@ def legal(
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return where `layout` can be run: every division exact, and every pipeline stage filled."""
     exact = divides(model, batch, sequence, layout, interleave)
-    return np.asarray(exact & (layout.microbatches >= layout.pipeline.size))
+    staged = np.greater(layout.pipeline.size, 1)
+    filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
+    return np.asarray(exact & filled & np.logical_not(staged & layout.layered))
 
 
 def check(plan: Plan, layout: Layout) -> None:
@@ -158,6 +160,11 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
+        )
+    if layout.layered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: layered is not possible over pipeline stages, where a layer passes each "
+            "microbatch on; use gathered, and pipeline_schedule: gpipe with a pipeline_interleave"
         )
     if plan.microbatches < int(layout.pipeline.size):
         raise PlanError(

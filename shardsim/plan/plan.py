@@ -93,8 +93,8 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
-# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then all
-# backward, in a loop of ticks that all stages run alike.
+# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then
+# all backward, in a loop of ticks that all stages run alike.
 PIPELINE_SCHEDULES = ("1f1b", "gpipe")
 
 # How gradients add up over microbatches: weights are gathered, and their gradients scattered, in

@@ -8,6 +8,7 @@ from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
 from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
@@ -26,11 +27,15 @@ def partition(work: Workload, layout: Layout) -> Program:
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
     every = runs(work.model, work.attention, layout)
     last = derived.layers[-1].steps[-1]
-    head = Block(
-        name="embedding and head",
-        phase="head",
-        trips=layout.microbatches,
-        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+    head, ends_apart = once(
+        Block(
+            name="embedding and head",
+            phase="head",
+            trips=layout.microbatches,
+            tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+        ),
+        ends_once(layout),
+        1,
     )
     made = [
         _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
@@ -39,27 +44,30 @@ def partition(work: Workload, layout: Layout) -> Program:
     return Program(
         blocks=(
             head,
-            *(forward for forward, _, _ in made),
-            *(backward for _, backward, _ in made),
+            *(forward for forward, _, _, _ in made),
+            *(backward for _, backward, _, _ in made),
             *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
+            *ends_apart,
+            *(block for _, _, _, apart in made for block in apart),
             *gradient_reductions(work, layout, sizes, derived, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=tuple(on_host for _, _, on_host in made),
+        offload_bytes=tuple(on_host for _, _, on_host, _ in made),
     )
 
 
 def _layers(
     work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
-) -> tuple[Block, Block, Number]:
-    """Return the passes over layers in a row, one of several groups of them or all, and the bytes
-    of a round that their policy keeps in the host's memory."""
+) -> tuple[Block, Block, Number, tuple[Block, ...]]:
+    """Return the passes over layers in a row, one of several groups of them or all, the bytes of a
+    round that their policy keeps in the host's memory, and what they do once a step."""
     policy = run.kept
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     kept_bytes: Number = 0.0
+    whole: Number = 0.0
     offload_bytes: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
@@ -70,6 +78,7 @@ def _layers(
         backward = [*repeated(low.backward(runs_again(found, policy.shape)), layer), *backward]
         weights = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
         stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
+        whole = whole + layer.times * sum(sizes.gathered(array) for array in weights)
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
         offload_bytes = offload_bytes + layer.times * on_host
@@ -86,24 +95,33 @@ def _layers(
         purpose=TAKE,
     )
     title = "" if group is None else f", group {group + 1}"
-    trips = run.rounds * layout.microbatches
-    return (
+    many = np.where(layout.layered, layout.microbatches, 1)
+    trips = run.rounds * layout.microbatches / many
+    forward = repeated_work([*forward, keep], many)
+    backward = repeated_work([take, *backward, _accumulate(work, layout, stored, whole)], many)
+    there, of_forward = once(
         Block(
             name=f"layer forward{title}",
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward, keep),
+            tasks=(_cast(work, stored), *forward),
         ),
+        layout.gathered,
+        run.rounds,
+    )
+    back, of_backward = once(
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, stored)),
+            tasks=(_cast(work, stored), *backward),
         ),
-        offload_bytes,
+        layout.gathered,
+        run.rounds,
     )
+    return there, back, offload_bytes * many, (*of_forward, *of_backward)
 
 
 def _cast(work: Workload, stored: Number) -> Compute:
@@ -116,9 +134,14 @@ def _cast(work: Workload, stored: Number) -> Compute:
     )
 
 
-def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
-    """Return the writing of gradients: once, or added to those of the microbatches before."""
+def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -> Compute:
+    """Return the writing of gradients: once, or added to those of the microbatches before.
+
+    `stored` are a device's elements of weights, `whole` those that are summed where they are
+    scattered only after the last microbatch.
+    """
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    stored = np.where(layout.gathered | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
         kind="elementwise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
 from shardsim.program.blocks import Blocks, Run
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES
+from shardsim.program.once import awaited
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -56,19 +58,21 @@ def gradient_reductions(
                 name=f"gradient reduction{title}",
                 phase="reduction",
                 trips=rounds,
-                tasks=tuple(tasks),
+                tasks=tuple(awaited(tasks, layout)),
                 of=tuple(number for number, run in enumerate(runs) if run in same),
             )
         )
-    ends = derived.ends
-    vectors = writer.vectors([*parts, (ends.leaves, 1)])
+    ends = derived.ends.leaves
+    if np.any(layout.lockstep):  # all stages have the ends, and one of them their gradients
+        ends = [replace(leaf, partial=leaf.partial | {"pipeline"}) for leaf in ends]
+    vectors = writer.vectors([*parts, (ends, 1)])
     return (
         *blocks,
         Block(
             name="end gradient reduction",
             phase="reduction",
             trips=1,
-            tasks=(*writer.matrices(ends.leaves), *vectors),
+            tasks=tuple(awaited((*writer.matrices(ends), *vectors), layout)),
         ),
     )
 

@@ -170,6 +170,8 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
         queue, arrived = carry
         chunk = jnp.clip((now - stage) // many, 0, chunks - 1)
         weights = {n: v[0] if chunks == 1 else v[chunk] for n, v in cut.items()}
+        # Tied to its tick, so that weights gathered for one need not stay for the next.
+        weights, arrived = lax.optimization_barrier((weights, arrived))
         x = jnp.where(stage == 0, queue[now % many], arrived)
         x = layers(inside, calls, weights, x)
         with jax.named_scope("stage_boundary"):
@@ -211,7 +213,9 @@ def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) ->
         def cut(params: Params, first: int = first, last: int = last) -> Params:
             found = {}
             for name, value in params.items():
-                by_round = value.reshape(sum(g["layers"] for g in groups) // length, -1, *value.shape[1:])
+                by_round = value.reshape(
+                    sum(g["layers"] for g in groups) // length, -1, *value.shape[1:]
+                )
                 found[name] = by_round[first:last]
             return found
 
