@@ -212,9 +212,9 @@ class Account:
     @cached_property
     def _summed(self) -> Number:
         """Elements of gradients that are summed over microbatches."""
-        if not np.any(self.layout.gathered):
+        if not np.any(self.layout.summed_whole):
             return self.elements
-        return np.where(self.layout.gathered, sum(self.whole), self.elements)
+        return np.where(self.layout.summed_whole, sum(self.whole), self.elements)
 
     @cached_property
     def whole(self) -> tuple[Number, Number]:

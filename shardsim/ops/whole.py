@@ -102,6 +102,10 @@ class Whole:
             stack.reshape(stages, chunks, -1, *stack.shape[1:]).swapaxes(0, 1).reshape(stack.shape)
         )
 
+    def of_layer(self, weights: Params) -> Params:
+        """Return the weights of a layer as its calls read them."""
+        return weights
+
     def weight(self, params: Params, name: str) -> Array:
         """Return a weight in the compute format, heads and head_dim apart."""
         return params[name].astype(self.compute)

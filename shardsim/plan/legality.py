@@ -130,7 +130,7 @@ def legal(
     exact = divides(model, batch, sequence, layout, interleave)
     staged = np.greater(layout.pipeline.size, 1)
     filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
-    return np.asarray(exact & filled & np.logical_not(staged & layout.layered))
+    return np.asarray(exact & filled & np.logical_not(staged & (layout.layered | layout.scattered)))
 
 
 def check(plan: Plan, layout: Layout) -> None:
@@ -165,6 +165,10 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "
             "microbatch on; use gathered, and pipeline_schedule: gpipe with a pipeline_interleave"
+        )
+    if layout.scattered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: scattered is not possible over pipeline stages; use repeated or gathered"
         )
     if plan.microbatches < int(layout.pipeline.size):
         raise PlanError(

@@ -97,10 +97,11 @@ class Routing:
 # all backward, in a loop of ticks that all stages run alike.
 PIPELINE_SCHEDULES = ("1f1b", "gpipe")
 
-# How gradients add up over microbatches: weights are gathered, and their gradients scattered, in
-# each ("repeated") or once a step, whole meanwhile ("gathered"); or every layer runs all
-# microbatches before the next layer does ("layered").
-ACCUMULATION = ("repeated", "gathered", "layered")
+# How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
+# each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
+# gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
+# ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
+ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.

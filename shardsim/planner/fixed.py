@@ -9,16 +9,31 @@ from typing import Any
 from shardsim.errors import PlanError, nearest
 from shardsim.plan.layout import ROLES
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, DTYPE_BYTES, MATMUL_OVERLAP, Precision
+from shardsim.plan.plan import (
+    ACCUMULATION,
+    ATTENTION,
+    CONTEXT_KEYS,
+    DTYPE_BYTES,
+    MATMUL_OVERLAP,
+    PIPELINE_SCHEDULES,
+    Precision,
+)
 from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
 
 FORMATS = tuple(Precision.__dataclass_fields__)
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
+    *("accumulation", "pipeline_schedule", "pipeline_interleave"),
     *(f"precision.{name}" for name in FORMATS),
 )
 MOST = 10**9
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "optimizer": tuple(OPTIMIZERS),
+    "accumulation": ACCUMULATION,
+    "pipeline_schedule": PIPELINE_SCHEDULES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,9 @@ class Fixed:
     attention: str | None = None
     optimizer: str | None = None
     keys: str | None = None  # of CONTEXT_KEYS
+    accumulation: str = "repeated"  # of ACCUMULATION
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
+    pipeline_interleave: int = 1
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -62,7 +80,7 @@ def fixed_of(choices: Mapping[str, Any]) -> Fixed:
             raise PlanError(f"fix: a search cannot hold '{key[:40]}'{nearest(key, words)}")
         elif key == "remat":
             plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
-        elif key == "microbatches":
+        elif key in ("microbatches", "pipeline_interleave"):
             plain[key] = _count(value, key)
         elif root == "precision":
             precision[rest] = _one_of(value, tuple(DTYPE_BYTES), key)
@@ -71,8 +89,7 @@ def fixed_of(choices: Mapping[str, Any]) -> Fixed:
         elif root == "context":
             plain["keys"] = _one_of(value, CONTEXT_KEYS, key)
         else:
-            every = ATTENTION if key == "attention" else tuple(OPTIMIZERS)
-            plain[key] = _one_of(value, every, key)
+            plain[key] = _one_of(value, _WORDS[key], key)
     return Fixed(sizes=sizes, precision=precision, **plain)
 
 

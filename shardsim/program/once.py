@@ -28,13 +28,16 @@ def ends_once(layout: Layout) -> Number:
     return layout.gathered | in_phases(layout)
 
 
-def once(block: Block, chosen: Number, trips: Number) -> tuple[Block, tuple[Block, ...]]:
-    """Return a block without its gathers and scatters of weights where `chosen`, and the blocks
-    that do them instead, of `trips`: gathers before all microbatches, scatters after them.
+def once(
+    block: Block, gathers: Number, scatters: Number, trips: Number
+) -> tuple[Block, tuple[Block, ...]]:
+    """Return a block without the gathers of weights where `gathers`, and without the scatters of
+    their gradients where `scatters`; and the blocks that do them instead, of `trips`: gathers
+    before all microbatches, scatters after them.
 
     What is gathered again backward was whole all the time.
     """
-    if not np.any(chosen):
+    if not np.any(gathers):
         return block, ()
     ahead: list[Task] = []
     after: list[Task] = []
@@ -44,10 +47,11 @@ def once(block: Block, chosen: Number, trips: Number) -> tuple[Block, tuple[Bloc
         if not isinstance(task, Collective) or task.purpose not in PARAMETER_PURPOSES:
             tasks.append(task)
             continue
+        chosen = gathers if task.kind == "all-gather" else scatters
         apart = replace(task, count=task.count * chosen, schedule="exposed", partners=(), switch="")
         if task.kind == "all-gather":
             ahead += [apart] if block.phase != "backward" else []
-        else:
+        elif np.any(chosen):
             after.append(apart)
         if not np.all(chosen):
             tasks.append(replace(task, count=task.count * np.logical_not(chosen)))
@@ -66,7 +70,7 @@ def _apart(name: str, phase: str, trips: Number, tasks: list[Task]) -> Block:
 def awaited(tasks: Iterable[Task], layout: Layout) -> list[Task]:
     """Return sums of gradients that wait until all microbatches are over, where their loop is not
     the last microbatch's own."""
-    chosen = layout.gathered | layout.lockstep
+    chosen = layout.summed_whole | layout.lockstep
     if not np.any(chosen):
         return [*tasks]
     made: list[Task] = []

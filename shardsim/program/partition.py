@@ -35,6 +35,7 @@ def partition(work: Workload, layout: Layout) -> Program:
             tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
         ),
         ends_once(layout),
+        ends_once(layout) & np.logical_not(layout.scattered),
         1,
     )
     made = [
@@ -108,6 +109,7 @@ def _layers(
             tasks=(_cast(work, stored), *forward),
         ),
         layout.gathered,
+        layout.summed_whole,
         run.rounds,
     )
     back, of_backward = once(
@@ -119,6 +121,7 @@ def _layers(
             tasks=(_cast(work, stored), *backward),
         ),
         layout.gathered,
+        layout.summed_whole,
         run.rounds,
     )
     return there, back, offload_bytes * many, (*of_forward, *of_backward)
@@ -141,7 +144,7 @@ def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -
     scattered only after the last microbatch.
     """
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
-    stored = np.where(layout.gathered | layout.layered, whole, stored)
+    stored = np.where(layout.summed_whole | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
         kind="elementwise",

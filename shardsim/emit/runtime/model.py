@@ -56,7 +56,7 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
     def layer(kind: int, x: Array, weights: Params) -> Array:
         arrays = {"x": way.residual(checkpoint_name(x, "layer_input"))}
         mine = kinds[kind]["calls"]
-        return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
+        return run(way, way.of_layer(weights), mine, arrays)[mine[-1]["outs"][0]]
 
     def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):

@@ -1,9 +1,9 @@
 """Steps that do not run one microbatch after another through the whole model.
 
-`gathered` holds weights whole over all microbatches. Where layers lie on stages, or each layer runs
-all microbatches before the next, embedding, layers and head are phases of their own: the step goes
-through each with all microbatches, then back. The head computes its gradients at once, so that
-logits of one microbatch are there at a time.
+`gathered` and `scattered` hold weights whole over all microbatches. Where layers lie on stages, or
+each layer runs all microbatches before the next, embedding, layers and head are phases of their
+own: the step goes through each with all microbatches, then back. The head computes its gradients
+at once, so that logits of one microbatch are there at a time.
 
 The weights of the embedding and the head are then gathered once a step, and their gradients, summed
 in float32 over microbatches, scattered once.
@@ -22,7 +22,7 @@ from jax import lax
 from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
 from shardsim.emit.runtime.config import Data, Group, make_group
 from shardsim.emit.runtime.explicit import Explicit
-from shardsim.emit.runtime.model import layers, run
+from shardsim.emit.runtime.model import layers, loss_sum, run
 from shardsim.ops.whole import Array, Params
 
 
@@ -100,6 +100,74 @@ def gathered(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> A
     """Return loss and gradients of `accumulate` with weights that stay whole over a step."""
     loss, gradients = accumulate(opened(way), whole(way, params))
     return loss, own_gradients(way, gradients)
+
+
+SUMS = " sums"  # what a layer's calls do not name, beside each weight that they do
+
+
+class Lending(Explicit):
+    """Weights that are whole, of which a layer scatters the gradients as it makes them."""
+
+    def __init__(self, way: Explicit) -> None:
+        plan = {**way.plan, "gather": [], "experts_gather": []}
+        super().__init__(plan, way.model, way.parameters, way.activations)
+        self.way = way
+
+    def flat(self) -> Explicit:
+        return opened(self.way).flat()
+
+    def of_layer(self, weights: Params) -> Params:
+        found = {}
+        for name in [name for name in weights if name + SUMS in weights]:
+            group, dim = shards_of(self.way, name, weights[name].ndim)
+            found[name] = lent_by(weights[name], weights[name + SUMS], group, dim, self.reduce)
+        return found
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def lent_by(value: Array, sums: Array, group: Group, dim: int, reduce: Any) -> Array:
+    """Return a whole weight, whose gradient is summed over the group, scattered, and that of the
+    shards `sums`."""
+    return value
+
+
+def _scatter_lent(group: Group, dim: int, reduce: Any, _: None, gradient: Array) -> Any:
+    with jax.named_scope("gather_weights"):
+        if group.size > 1:
+            gradient = scatter_gradient(gradient, group, dim, reduce)
+    return None, gradient.astype(jnp.float32)
+
+
+lent_by.defvjp(lambda value, sums, group, dim, reduce: (value, None), _scatter_lent)
+
+
+def scattered(
+    way: Explicit, calls: Data, params: Params, parts: Params, units: int
+) -> tuple[Array, Params]:
+    """Return this device's share of the loss, and float32 gradients, with weights that stay whole
+    over a step, and gradients that are scattered in every microbatch.
+
+    `parts` are the batch as [microbatch, ...].
+    """
+    kinds = [
+        {**kind, "weights": [*kind["weights"], *(name + SUMS for name in kind["weights"])]}
+        for kind in calls["layers"]
+    ]
+    of_layers = {name for kind in calls["layers"] for name in kind["weights"]}
+    held, inside = whole(way, params), Lending(way)
+    ends = {name: value for name, value in held.items() if name not in of_layers}
+    nothing = zeros({name: value for name, value in params.items() if name in of_layers})
+
+    def loss(sums: Params, ends: Params, part: Params) -> Array:
+        every = {**held, **ends, **{name + SUMS: value for name, value in sums.items()}}
+        return loss_sum(inside, {**calls, "layers": kinds}, every, part) / units
+
+    def body(before: Any, part: Params) -> tuple[Any, None]:
+        value, (mine, others) = jax.value_and_grad(loss, (0, 1))(nothing, ends, part)
+        gradients = {**mine, **own_gradients(way, in_sums(others))}
+        return jax.tree.map(jnp.add, before, (value, gradients)), None
+
+    return lax.scan(body, (jnp.zeros(()), zeros(params)), parts)[0]
 
 
 def in_phases(
