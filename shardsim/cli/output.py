@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
@@ -14,28 +13,17 @@ from typing import Any
 import click
 
 from shardsim.cli.settings import read_settings
-from shardsim.errors import ShardsimError
+from shardsim.errors import ShardsimError, one_line
 from shardsim.files import check_writable, write_text
 from shardsim.views.table import Table
-from shardsim.views.write import plain, printable
+from shardsim.views.write import json_text, plain, printable
 
 INTERRUPTED = 130  # the exit status of a shell's command that a Ctrl-C ended
-LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
 
 
 def emit_json(data: Any) -> None:
     """Print one JSON document to stdout; not-a-number and infinity become null."""
-    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
-        return None
-    return data
+    click.echo(json_text(data, indent=2))
 
 
 def show(*parts: Table | str, err: bool = False) -> None:
@@ -84,10 +72,7 @@ def write_output(path: str, text: str, what: str = "") -> None:
 
 def complain(text: object) -> None:
     """Print what is wrong as one line on stderr, its middle left out if it is very long."""
-    line = " ".join(str(text).split())
-    if len(line) > LONGEST_LINE:
-        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
-    note(f"error: {line}")
+    note(f"error: {one_line(text)}")
 
 
 class OneLineUsageError(click.ClickException):

@@ -31,7 +31,8 @@ from shardsim.views.table import Table
     "form",
     default="jax",
     show_default=True,
-    help="jax: a train step to run or import; json, yaml: plain data; flax, flax-linen, maxtext, "
+    help="jax: a train step to run or import; specs: mesh, specs by path, constraints and remat, "
+    "to import; json, yaml: plain data; flax, flax-linen, maxtext, "
     "big_vision, keras, axlearn, levanter: for that trainer.",
 )
 @click.option(

@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from shardsim.cost.microbatches import Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
@@ -108,7 +109,8 @@ def hbm_use(
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    account = Account(machine, work, layout, passes, _measure(work, layout))
+    measures = tuple(_measure(part, layout) for part in work.parts)
+    account = Account(machine, work, layout, passes, measures)
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:
@@ -164,17 +166,33 @@ class Account:
     work: Workload
     layout: Layout
     passes: Passes
-    measure: Measure = field(repr=False)  # of arrays that all ways of using HBM share
+    # Of arrays that all ways of using HBM share, of each part of the model.
+    measures: tuple[Measure, ...] = field(repr=False)
+
+    @property
+    def measure(self) -> Measure:
+        """Of arrays of the last part, which has the head."""
+        return self.measures[-1]
 
     @cached_property
     def kind(self) -> Kind:
-        """How arrays are stored."""
-        return kind_of(self.work.model, self.layout)
+        """How arrays of the last part are stored."""
+        return self.kinds[-1]
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How arrays of each part are stored."""
+        return tuple(kind_of(part.model, self.layout) for part in self.work.parts)
 
     @cached_property
     def elements(self) -> Number:
         """Parameters of one device."""
         return stored_elements(self.work.model.tensors, self.layout)
+
+    @cached_property
+    def trained(self) -> Number:
+        """Those of them that have gradients."""
+        return stored_elements(self.work.model.trained_tensors, self.layout)
 
     @property
     def parameters_bytes(self) -> Number:
@@ -191,7 +209,7 @@ class Account:
         """Optimizer state, wherever it lies."""
         work = self.work
         widest = work.state_element_bytes
-        return state_bytes(work.optimizer, work.model.tensors, self.layout, widest)
+        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, widest)
 
     @cached_property
     def gradients_bytes(self) -> Number:
@@ -201,52 +219,19 @@ class Account:
         stay gathered both are of whole weights; where a layer runs all microbatches before the
         next its sum is scattered at once.
         """
-        own = stored_elements(self.work.model.tensors, self.layout, state=True)
+        own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
-        both = self._summed * (width + now)
+        both = self.microbatches.summed(self.trained) * (width + now)
         found = np.where(self._several, both, own * now)
-        return np.where(layout.layered & self._several, self.elements * width, found)
+        return np.where(layout.layered & self._several, self.trained * width, found)
 
     @cached_property
-    def _summed(self) -> Number:
-        """Elements of gradients that are summed over microbatches."""
-        if not np.any(self.layout.summed_whole):
-            return self.elements
-        return np.where(self.layout.summed_whole, sum(self.whole), self.elements)
-
-    @cached_property
-    def whole(self) -> tuple[Number, Number]:
-        """Parameters of one device once they are gathered: of the layers, and of the ends."""
-        derived = derived_blocks(self.work.model, self.work.attention, self.kind)
-        gathered = self.measure.sizes.gathered
-        layers: Number = 0.0
-        for run in self.runs:
-            for number, layer in run.layers:
-                one = sum(gathered(leaf.array) for leaf in derived.layers[number].leaves)
-                layers = layers + one * (run.rounds * layer.times)
-        return layers, sum(gathered(leaf.array) for leaf in derived.ends.leaves)
-
-    @cached_property
-    def _stream(self) -> Number:
-        """Bytes of the residual stream of a microbatch."""
-        ends = derived_blocks(self.work.model, self.work.attention, self.kind).ends
-        return self.measure(stored(ends.steps[0].op.out))
-
-    @property
-    def _in_flight(self) -> Number:
-        """Microbatches of which a layer keeps something, the most there are at once.
-
-        Of several chunks a stage has more under way until the first gradient comes back (arXiv
-        2104.04473, section 2.2). In a loop of ticks all are, and those that it runs on nothing.
-        """
-        layout, chunks = self.layout, self.work.pipeline_interleave
-        stages, many = layout.pipeline.size, layout.microbatches
-        more = (stages - 1) / chunks
-        found = np.minimum(stages + more * (chunks > 1), many)
-        found = np.where(layout.lockstep, many + more, found)
-        return np.where(layout.layered, many, found)
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -257,12 +242,13 @@ class Account:
     def by_group(self) -> list[Number]:
         """The same of each of `runs`."""
         layout = self.layout
-        in_flight = self._in_flight
+        in_flight = self.microbatches.in_flight
         found = []
         for run in self.runs:
             total: Number = 0.0
             for number, layer in run.layers:
-                one, _ = kept(self.work, layout, self.measure.sizes, number, run.kept)
+                sizes = self.measures[run.part].sizes
+                one, _ = kept(run.work, layout, sizes, number, run.kept)
                 total = total + one * (run.rounds * layer.times)
             found.append(total * in_flight)
         return found
@@ -290,7 +276,7 @@ class Account:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The layers, in runs of those that are alike."""
-        return runs(self.work.model, self.work.attention, self.layout)
+        return tuple(run for run in runs(self.work, self.layout) if run.trained)
 
     @property
     def casts(self) -> bool:
@@ -299,18 +285,16 @@ class Account:
 
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
-        work = self.work
+        work, kind = run.work, self.kinds[run.part]
         found = [
-            layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
+            layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
             for number, _ in run.layers
         ]
         if self.passes.at_once:
             layers = run.rounds * sum(layer.times for _, layer in run.layers)
             several = bool(np.any(np.greater(layers, 1)))
             found += [
-                layer_at_once(
-                    work.model, work.attention, number, self.kind, names, self.casts, several
-                )
+                layer_at_once(work.model, work.attention, number, kind, names, self.casts, several)
                 for number, _ in run.layers
             ]
         return found
@@ -374,7 +358,8 @@ class Account:
         of layers after its own kept."""
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
-            first, *others = (trace.peak(self.measure) for trace in self.traces(run, names, mode))
+            measure = self.measures[run.part]
+            first, *others = (trace.peak(measure) for trace in self.traces(run, names, mode))
             for other in others:
                 first = np.maximum(first, other)
             return first
@@ -422,8 +407,9 @@ class Account:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
             sums = self._several & np.logical_not(in_phases(layout))
-            found["gradients"] = self._summed * self.work.gradient_bytes * sums
-        found |= self._of_phases(moment)
+            summed = self.microbatches.summed(self.trained)
+            found["gradients"] = summed * self.work.gradient_bytes * sums
+        found |= self.microbatches.held(moment)
         if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
         if moment == 0:
@@ -434,48 +420,35 @@ class Account:
         if passes.end_sums:
             sums = self.ends(Mode()).sums
             found["float32 sums of the ends"] = self._several * self.measure.total(sums)
+        if len(self.measures) > 1 and moment == 1:
+            found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
         if late is not None and np.any(late):
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )
         return found
 
-    def _of_phases(self, moment: int) -> dict[str, Number]:
-        """Return what is there all through a moment because a step does not run one microbatch
-        after another."""
-        layout, found = self.layout, {}
-        phases, gathered = in_phases(layout), np.greater(layout.gather.size, 1)
-        if not np.any(phases | layout.gathered):
-            return {}
-        layers, ends = self.whole
-        wire, several = self.work.wire_bytes, np.greater(layout.microbatches, 1)
-        once = np.where(layout.gathered, layers + ends, phases * ends)
-        found["weights gathered for the step"] = gathered * once * wire
-        if np.any(phases):
-            # Of a layer that runs all microbatches, what it reads and what it makes.
-            streams = np.where(layout.layered & (moment == 0), 2, 1) * layout.microbatches
-            found["boundaries of all microbatches"] = phases * several * streams * self._stream
-            found["sums of the ends' gradients"] = phases * ends * self.work.gradient_bytes
-        if moment == 0 and np.any(layout.layered):
-            rounds = sum(run.rounds for run in self.runs)
-            sums = several * layout.layered * layers / rounds * self.work.gradient_bytes
-            found["sums of a layer's gradients"] = sums
-        return found
+    def _handed(self, part: int) -> Number:
+        """Return the bytes of what a part hands to others."""
+        work = self.work.parts[part]
+        steps = derived_blocks(work.model, work.attention, self.kinds[part]).ends.steps
+        arrays = [step.op.out for step in steps if step.op.out.handed]
+        return sum(self.measures[part](stored(array)) for array in arrays)
 
     def listed(self, moment: int, peak_bytes: float) -> list[Held]:
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
         mode = Mode(name, bool(self.layout.weights_overlap))
-        trace, gone = self.ends(mode).trace, 0.0
+        trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [
-                (trace, float(later))
+                (trace, float(later), self.measures[run.part])
                 for run, later in zip(self.runs, self.let_go, strict=True)
                 for trace in self.traces(run, run.kept.names[0], mode)
             ]
-            trace, gone = max(found, key=lambda one: float(one[0].peak(self.measure)) - one[1])
-        _, there = trace.at_peak(self.measure)
+            trace, gone, measure = max(found, key=lambda one: float(one[0].peak(one[2])) - one[1])
+        _, there = trace.at_peak(measure)
         sizes = {"kept activations": -gone}
         for held, size in [*self.held(moment).items(), *there]:
             sizes[held] = sizes.get(held, 0.0) + float(size)

@@ -141,7 +141,7 @@ def _of_plan(plan: Plan) -> dict[str, tuple[_Stretch, ...]]:
     places = {axis.name: place for place, axis in enumerate(plan.machine.axes)} | {"dcn": DCN}
     axes = {}
     for axis in plan.mesh:
-        strides = axis_layout(plan, [axis.name]).strides
+        strides = axis_layout(plan.machine, plan.mesh, [axis.name]).strides
         axes[axis.name] = tuple(
             _Stretch(
                 torus=places[torus],

@@ -27,13 +27,21 @@ def step_at_mfu(plan: Plan, mfu: float, accounting: Accounting = Accounting.PALM
     return mfu_of(plan, 1.0, accounting) / mfu
 
 
+def least_step_s(plan: Plan) -> float:
+    """Return the time below which no step of the plan's model and batch is: the matmuls that every
+    way to count finds, at the peak of the fastest format that the chip multiplies."""
+    chip = plan.machine.chip
+    fastest = max(chip.peak_flops.values()) / chip.peak(plan.precision.compute)
+    return min(mfu_of(plan, 1.0, accounting) for accounting in Accounting) / fastest
+
+
 def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
     """Return what explains an MFU above 100 %, or above HFU, which says what is executed."""
     mfu = mfu_of(plan, step_time_s)
     if mfu <= min(1.0, hfu * VISIBLE):
         return []
     above = "100 %" if mfu > 1.0 else "HFU"
-    if not plan.model.causal:
+    if not plan.model.causal or len(plan.model.parts) > 1:
         return [
             f"MFU is above {above} because PaLM's count has six FLOPs a token for every weight, "
             "also for those that work once an image or are looked up"

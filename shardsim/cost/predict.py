@@ -14,7 +14,7 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
-from shardsim.cost.sensitivity import sensitivity
+from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.cost.words import HBM, PARTS, figure_words
 from shardsim.machine import Machine
 from shardsim.plan.io import PlanOrPath, as_plan
@@ -90,14 +90,19 @@ class Prediction:
         return self.time["compute_s"] + self.time["hbm_bound_s"] + self.time["overhead_s"]
 
     @cached_property
+    def elasticities(self) -> tuple[Sensitivity, ...]:
+        """How the step time answers to each figure of the chip, that which counts most first."""
+        made = self.use.account.layout, self.schedule
+        return tuple(sensitivity(self.plan, costs=self.costs, made=made))
+
+    @cached_property
     def limited_by(self) -> str:
-        """The figure of the chip that the plan's step time answers to most (`sensitivity`).
+        """The figure of the chip that the plan's step time answers to most (`elasticities`).
 
         Where that is one of the links, also the collective that costs most. It is the closed
         forms' answer at every fidelity, found when it is asked for.
         """
-        made = self.use.account.layout, self.schedule
-        first = sensitivity(self.plan, costs=self.costs, made=made)[0]
+        first = self.elasticities[0]
         if abs(first.elasticity) < LIMITING:
             return "no figure of the chip"
         if first.figure in NOT_OF_LINKS or not self.collectives:

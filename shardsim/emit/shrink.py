@@ -8,6 +8,7 @@ from dataclasses import replace
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import Experts, Latent, Model
+from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
 from shardsim.plan.placement import place
@@ -23,6 +24,7 @@ _LAYERS = 2
 _PATCH = 4
 _TOKENS = 32  # of a sequence without images
 _LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
+_RANK = 4
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -142,8 +144,10 @@ def _model(model: Model, layout: Layout, chunks: int) -> Model:
     if latent:
         latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
         head_dim = _HEAD_DIM + _LATENT.rotary
+    read = _read(model, layout)
     small = replace(
         model,
+        **read,
         layers=model.round_layers
         * max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks),
         embed=heads * _HEAD_DIM,
@@ -152,9 +156,10 @@ def _model(model: Model, layout: Layout, chunks: int) -> Model:
         kv_heads=kv_heads,
         head_dim=head_dim,
         latent=latent,
+        lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
-        sequence=_TOKENS,
+        sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
         experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
     )
     if not model.patch:
@@ -167,3 +172,14 @@ def _model(model: Model, layout: Layout, chunks: int) -> Model:
         if tokens % split == 0:
             return replace(small, patch=_PATCH, image=side * _PATCH, sequence=tokens)
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
+
+
+def _read(model: Model, layout: Layout) -> dict[str, Model]:
+    """Return the models that a model reads, as small; an encoder has more tokens than images."""
+    found: dict[str, Model] = {}
+    for key in PARTS:
+        read = getattr(model, key)
+        if read is not None:
+            one = _model(read, layout)
+            found[key] = replace(one, sequence=2 * one.sequence) if one.vocab else one
+    return found

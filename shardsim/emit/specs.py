@@ -51,8 +51,6 @@ UNSUPPORTED: dict[str, Any] = {
     "parallel_norms": False,
     "layer_scale": False,
     "registers": 0,
-    "patch_bias": True,
-    "input_norm": False,
 }
 
 
@@ -106,30 +104,36 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "tpu_options": tpu_options(plan),
         },
         "model": _model_data(plan.model),
-        "calls": calls_of(plan),
+        "calls": calls_of(plan.model, plan.attention),
         "parameters": parameter_table(plan, layout),
         "activations": activation_specs(plan, layout),
+        **_parts_data(plan),
     }
+
+
+def _parts_data(plan: Plan) -> dict[str, Any]:
+    """Return what the program runs before the model's own stack: those that it reads, in order."""
+    *read, _ = plan.model.parts
+    made = [
+        {
+            "name": part.name,
+            "model": _model_data(part.model),
+            "sequence": part.model.sequence,
+            "calls": calls_of(part.model, plan.attention),
+        }
+        for part in read
+    ]
+    return {"parts": made} if made else {}
 
 
 def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
-    model = plan.model
-    if model.experts:
-        _refuse_experts(plan, model.experts, layout)
-    if model.latent and plan.execution != "explicit":
+    for part in plan.model.parts:
+        _refuse_part(plan, part.model, layout)
+    if len(plan.model.parts) > 1 and plan.execution != "explicit":
         raise PlanError(
-            f"execution: export of latent attention as {plan.execution} is not supported; use "
-            "explicit"
-        )
-    for key, usual in UNSUPPORTED.items():
-        if (value := getattr(model, key)) != usual:
-            shown = "" if usual is None else f": {str(value).lower()}"
-            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
-    if len(model.stacks) > 1:
-        raise PlanError(
-            "model: export of dense layers in front of those with experts (experts.dense_layers), "
-            "or of layers after the last whole round (windows), is not supported"
+            f"execution: export of a model of several stacks as {plan.execution} is not supported; "
+            "use explicit"
         )
     if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
         raise PlanError(
@@ -159,6 +163,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     ):
         if value != usual:
             raise PlanError(f"{key}: export of {value} is not supported; leave it out")
+    model = plan.model
     if model.patch and plan.sequence != model.image_tokens:
         raise PlanError(
             f"sequence: {plan.sequence} is not the {model.image_tokens} tokens that an image of "
@@ -168,6 +173,30 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"sequence: {plan.sequence} is longer than the {model.sequence} learned positions of "
             f"{model.name}"
+        )
+
+
+def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do of one stack."""
+    if model.experts:
+        _refuse_experts(plan, model.experts, layout)
+    if model.latent and plan.execution != "explicit":
+        raise PlanError(
+            f"execution: export of latent attention as {plan.execution} is not supported; use "
+            "explicit"
+        )
+    if model.lora and (plan.execution != "explicit" or int(layout.tensor2.size) > 1):
+        raise PlanError(
+            "model: export of lora is supported as explicit, without a second tensor axis"
+        )
+    for key, usual in UNSUPPORTED.items():
+        if (value := getattr(model, key)) != usual:
+            shown = "" if usual is None else f": {str(value).lower()}"
+            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
+    if len(model.stacks) > 1:
+        raise PlanError(
+            "model: export of dense layers in front of those with experts (experts.dense_layers), "
+            "or of layers after the last whole round (windows), is not supported"
         )
     tensor, tensor2 = int(layout.tensor.size), int(layout.tensor2.size)
     local = model.kv_heads // min(model.kv_heads, tensor)
@@ -197,7 +226,7 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
             "supported; give a group of tokens"
         )
     members = int(layout.expert.size)
-    if members > 1 and not experts.capacity and plan.experts.padding == 1.0:
+    if members > 1 and experts.dropless and plan.experts.padding == 1.0:
         raise PlanError(
             "experts.padding: export with exact counts of tokens is not supported; give room for "
             f"uneven ones ({min(2, members)}; with {members} for all that can come)"
@@ -205,16 +234,26 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
 
 
 def _model_data(model: Model) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in MODEL_OPTIONS}
+    options = {name: getattr(model, name) for name in MODEL_OPTIONS}
+    # An encoder has one table: where it is not another's, there is no output head beside it.
+    return options | ({"tied_embeddings": True} if model.family == "encoder" else {})
 
 
-def calls_of(plan: Plan) -> dict[str, Any]:
+def calls_of(model: Model, attention: str) -> dict[str, Any]:
     """Return what the program calls before the layers, in each kind of them, and after.
 
-    Kinds of layers come with their weights; `round` lists them as they follow each other.
+    Kinds of layers come with their weights; `round` lists them as they follow each other, and
+    `shared` the arrays that all of them read besides.
     """
-    graph = graph_of(plan.model, plan.attention)
+    graph = graph_of(model, attention)
     (stack,) = graph.stacks
+    shared = {
+        array.name
+        for layer in stack.layers
+        for op in layer.part.ops
+        for array in op.ins
+        if array.handed
+    }
 
     def calls(part: Part) -> list[dict[str, Any]]:
         return [call.to_data() for call in together(part.calls)]
@@ -230,6 +269,7 @@ def calls_of(plan: Plan) -> dict[str, Any]:
         ],
         "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
         "after": calls(graph.after),
+        **({"shared": sorted(shared)} if shared else {}),
     }
 
 
@@ -252,6 +292,7 @@ def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
         "spec": _spec(dimensions, layout),
         "optimizer_spec": _spec(split(*named(tensor, state=True), layout), layout),
         "start": _start(tensor),
+        **({} if tensor.trained else {"trained": False}),
     }
 
 

@@ -33,6 +33,10 @@ class Array:
     a scale, a probe), or "" for an activation. Sums that cross devices in float32 are `wide`.
     `purpose` says what moving it is for, where that is not clear from the rest. `lies` is the row
     of `place.RULES` that says how it is stored, where its kind does not.
+
+    What is `handed` is made in one list of ops and read in others: where it is read its gradient
+    adds up, over layers too, and where it is made that sum begins a backward pass, still partial
+    over the axes that are `owed`.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Array:
     trained: bool = True  # whether it has a gradient
     purpose: str = ""
     lies: str = ""
+    handed: bool = False
+    owed: Dims = ()
     split: Split = field(default_factory=dict)  # where it is stored: see `placed`
     original: Array | None = None  # of a view: the array itself
     renamed: tuple[tuple[str, str], ...] = ()  # of a view: dimensions that have another name
@@ -176,7 +182,8 @@ class Op:
     `counted`. `dtype` is a product's format, where it is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
-    wants whole over axes in `passed` come round them piece by piece.
+    wants whole over axes in `passed` come round them piece by piece. A product of scores, or with
+    them, says in `mask` which pairs model FLOPs count.
     """
 
     ins: tuple[Array, ...]
@@ -197,6 +204,7 @@ class Op:
     dtype: str = ""
     over: Split = field(default_factory=dict)
     passed: frozenset[str] = frozenset()
+    mask: Pairs | None = None
 
     @property
     def name(self) -> str:

@@ -140,27 +140,35 @@ def attention_ops(
     kernel: str,
     sinks: bool,
     widths: Dims = (),
+    of: tuple[str, str] = ("seq", "keys"),
+    bias: Array | None = None,
 ) -> None:
-    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`."""
-    k, v = k.view(seq="keys"), v.view(seq="keys")
+    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`.
+
+    `of` is the dimension of keys that are attended to, and its name where all of them are there. A
+    `bias` of scores is added to them in HBM.
+    """
+    k, v = (x.view(**dict([of])) for x in (k, v))
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if kernel in KERNELS:
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*TOKENS, "keys", "kv", "group")
-        scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
+        pairs = (*TOKENS, of[1], "kv", "group")
+        product = einsum(q, k, Array("scores", pairs), unit="attention")
+        scores = build.add(replace(product, mask=mask))
         chances = Array("probabilities", pairs)
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
-        build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=softmax))
-        build.add(einsum(chances, v, context, unit="attention"))
+        read = (scores, bias) if bias else (scores,)
+        build.add(Op(read, chances, (chances,), logits, unit="attention", stream=softmax))
+        build.add(replace(einsum(chances, v, context, unit="attention"), mask=mask))
 
 
 def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
-        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
+        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=k.dims[1:2], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,

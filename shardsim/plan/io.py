@@ -13,6 +13,7 @@ import yaml
 
 from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
+from shardsim.kinds import PLAN, other_kind
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
@@ -107,6 +108,8 @@ def plan_from_data(
     `machine` and `model` replace those that the file names (they may have been overridden).
     `uneven` accepts sizes that do not divide, which some trainers pad.
     """
+    if other := other_kind(data, PLAN):
+        raise PlanError(f"{where}: {other}")
     try:
         plan = _build(data, default_name, machine, model)
         for key in ("compute", "parameters", "reduce"):

@@ -226,6 +226,9 @@ def _check_numbers(plan: Plan) -> None:
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)
+    _check_parts(plan)
+    if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
+        raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
@@ -257,6 +260,33 @@ def _check_context(plan: Plan) -> None:
     if context.keys != "ring" and not context.overlap:
         raise PlanError(
             f"context.overlap: only a ring has hops to hide, and keys are {context.keys}"
+        )
+
+
+def _check_parts(plan: Plan) -> None:
+    """Refuse what models of several stacks do not train with."""
+    model = plan.model
+    if model.family == "encoder" or model.frozen:
+        raise PlanError(
+            f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
+        )
+    if model.lora and plan.fused_projections:
+        raise PlanError("fused_projections: adapters are not fused; leave the key out")
+    if model.text and plan.microbatches > 1:
+        raise PlanError(
+            f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "
+            "batch; use 1"
+        )
+    if len(model.parts) > 1 and plan.context.keys != "gathered":
+        raise PlanError(
+            f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "
+            "gathered"
+        )
+    relative = any(part.model.positions == "relative" for part in model.parts)
+    if relative and plan.attention != "unfused":
+        raise PlanError(
+            f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "
+            "are; use unfused"
         )
 
 

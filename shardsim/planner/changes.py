@@ -100,7 +100,7 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
-            sizes[_axis_called(plan, rest)] = _size(value, key)
+            sizes[axis_called(plan, rest)] = _size(value, key)
         elif key == "machine":
             machine = parse_machine(_word(value, key))
         elif root == "model":
@@ -190,7 +190,7 @@ def _size(value: Any, key: str) -> int:
     return value
 
 
-def _axis_called(plan: Plan, word: str) -> str:
+def axis_called(plan: Plan, word: str) -> str:
     """Return the axis that `mesh.WORD` means: one of that name, of that role, or a new one."""
     mesh = [axis.name for axis in plan.mesh]
     if word in mesh:
@@ -211,7 +211,7 @@ def _data_over_slices(plan: Plan, machine: Machine) -> dict[str, int]:
     names = resolve(plan).names["data"]
     if len(names) > 1 or (not names and plan.machine.slices > 1):
         return {}
-    name = names[0] if names else _axis_called(plan, "data")
+    name = names[0] if names else axis_called(plan, "data")
     size, rest = divmod(
         machine.slices * (plan.axis(name).size if names else 1), plan.machine.slices
     )

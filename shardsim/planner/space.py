@@ -292,6 +292,8 @@ def parts(
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
     tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    if model.text:  # embeddings are compared with those of the whole batch
+        tried = tuple(number for number in tried if number == 1)
     count = np.array([number for number in tried if number <= batch], dtype=np.int64)
     mesh = np.repeat(first, len(count))
     microbatches = np.tile(count, len(first))
@@ -301,8 +303,10 @@ def parts(
     mesh, microbatches = mesh[fits], microbatches[fits]
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
-    whole, whole2 = heads_whole(model, bare)
-    heads_split = whole + 2 * whole2
+    heads_split = np.zeros((), dtype=np.int64)
+    for one in model.parts:  # each may have heads of its own
+        whole, whole2 = heads_whole(one.model, bare)
+        heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats, offload = tuple(POLICIES.values()), frozenset[str]()
     if fixed.remat is not None:
@@ -369,7 +373,8 @@ def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     """Return the ways in which keys reach the queries of other members of a context axis."""
     if fixed.keys is not None:
         return (fixed.keys,)
-    return CONTEXT_KEYS[:1] if attention == "unfused" or model.latent else CONTEXT_KEYS
+    plain = attention == "unfused" or model.latent or len(model.parts) > 1
+    return CONTEXT_KEYS[:1] if plain else CONTEXT_KEYS
 
 
 def _stripes(sequence: int, members: Array) -> Array:
@@ -406,3 +411,20 @@ def legal_cells(
     # Prefetching is a choice where weights are gathered.
     ways = np.where(np.greater(layout.gather.size, 1), 2, 1)
     return mask, np.broadcast_to(ways, shape)
+
+
+def any_legal(
+    model: Model,
+    machine: Machine,
+    batch: int,
+    sequence: int,
+    max_axes: int,
+    fixed: Fixed,
+    attention: str,
+) -> bool:
+    """Return whether the space of `parts` has any legal plan, fitting or not."""
+    return any(
+        legal_cells(part, part.layout(), model, batch, sequence)[0].any()
+        for part in parts(model, machine, batch, sequence, max_axes, fixed, attention)
+        if part.pairs
+    )

@@ -188,6 +188,12 @@ class Lowering:
             switch=switch,
         )
 
+    def hops(self, task: Collective) -> Collective:
+        """Return a gather, or a scatter, as pieces that neighbours pass on, one after another."""
+        members = self.layout.role(task.role).size
+        beyond = np.maximum(members - 1, 1)
+        return replace(task, kind="permute", bytes=task.bytes * beyond / members, messages=beyond)
+
 
 class _Pass:
     """The tasks of one pass, in order: what is gathered once serves all of its ops."""
@@ -420,8 +426,12 @@ class _Pass:
         found: dict[str, str] = {}
         for transfer in (move for move in moves if move.passed):
             name = self._named(transfer, transfer.array)
-            task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
-            self.tasks.append(replace(task, partners=(reader,)))
+            if transfer.axes <= OVER_HEADS:
+                task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
+                self.tasks.append(replace(task, partners=(reader,)))
+            else:
+                task = self.low.collective(transfer, name, SUM_BYTES, count)
+                self.tasks.append(self.low.hops(task))
             found[transfer.array] = reader
         return found
 
@@ -457,6 +467,8 @@ class _Pass:
             reader = self.rounds.get(transfer.array)
             if reader and transfer.kind == "reduce-scatter" and transfer.axes <= OVER_HEADS:
                 task = replace(task, schedule=ROUND, partners=(reader,))
+            elif reader and transfer.kind == "reduce-scatter":
+                task = self.low.hops(task)
             self.tasks.append(task)
 
     def _weights(self, transfer: Transfer, width: float, switch: str) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs
+from shardsim.program.blocks import Run, backward_of, runs
 from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.members import PartOf, parts_of
 from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
-from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
 
@@ -23,23 +23,26 @@ def partition(work: Workload, layout: Layout) -> Program:
     or backward, is a round of the model's layers (`model.blocks.Stack`); layers that keep
     different things for the backward pass are in blocks of their own.
     """
-    sizes = Sizes(work, layout)
-    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
-    every = runs(work.model, work.attention, layout)
-    last = derived.layers[-1].steps[-1]
+    parts = parts_of(work, layout)
+    every = runs(work, layout)
+    last = parts[-1].derived.layers[-1].steps[-1]
+    ends = [
+        task
+        for part in parts
+        for task in repeated(
+            Lowering(part.work, layout, part.sizes, part.derived.ends).together(), part.as_layer
+        )
+    ]
     head, ends_apart = once(
         Block(
-            name="embedding and head",
-            phase="head",
-            trips=layout.microbatches,
-            tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+            name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
         ),
         ends_once(layout),
         ends_once(layout) & np.logical_not(layout.scattered),
         1,
     )
     made = [
-        _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
+        _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
     return Program(
@@ -47,10 +50,10 @@ def partition(work: Workload, layout: Layout) -> Program:
             head,
             *(forward for forward, _, _, _ in made),
             *(backward for _, backward, _, _ in made),
-            *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
+            *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
             *ends_apart,
             *(block for _, _, _, apart in made for block in apart),
-            *gradient_reductions(work, layout, sizes, derived, every),
+            *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
@@ -59,27 +62,34 @@ def partition(work: Workload, layout: Layout) -> Program:
 
 
 def _layers(
-    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
+    layout: Layout, part: PartOf, run: Run, group: int | None
 ) -> tuple[Block, Block, Number, tuple[Block, ...]]:
     """Return the passes over layers in a row, one of several groups of them or all, the bytes of a
     round that their policy keeps in the host's memory, and what they do once a step."""
-    policy = run.kept
+    policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
+    trained: Number = 0.0
     kept_bytes: Number = 0.0
     whole: Number = 0.0
     offload_bytes: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
-        one = derived.layers[number]
+        one = part.derived.layers[number]
         low = Lowering(work, layout, sizes, one)
         found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
         forward += repeated(low.forward(), layer)
-        backward = [*repeated(low.backward(runs_again(found, policy.shape)), layer), *backward]
-        weights = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
-        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
-        whole = whole + layer.times * sum(sizes.gathered(array) for array in weights)
+        if run.trained:
+            again = runs_again(found, policy.shape)
+            backward = [*repeated(low.backward(again), layer), *backward]
+        matrices = [array for array in one.weights if array.weight == "matrix"]
+        stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
+        matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
+        trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
+        whole = whole + layer.times * sum(sizes.gathered(array) for array in matrices)
+        if not run.trained:
+            continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
         offload_bytes = offload_bytes + layer.times * on_host
@@ -98,8 +108,8 @@ def _layers(
     title = "" if group is None else f", group {group + 1}"
     many = np.where(layout.layered, layout.microbatches, 1)
     trips = run.rounds * layout.microbatches / many
-    forward = repeated_work([*forward, keep], many)
-    backward = repeated_work([take, *backward, _accumulate(work, layout, stored, whole)], many)
+    forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
+    backward = repeated_work([take, *backward, _accumulate(work, layout, trained, whole)], many)
     there, of_forward = once(
         Block(
             name=f"layer forward{title}",
@@ -118,7 +128,7 @@ def _layers(
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *backward),
+            tasks=(_cast(work, stored), *backward) if run.trained else (),
         ),
         layout.gathered,
         layout.summed_whole,

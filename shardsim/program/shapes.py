@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardsim.model import Model
 from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
@@ -46,6 +46,14 @@ class Workload:
             padding=plan.experts.padding,
             asynchronous=_asynchronous(plan),
         )
+
+    @property
+    def parts(self) -> tuple[Workload, ...]:
+        """The work of each stack of the model, in order: all but the last have sequences of their
+        own."""
+        *read, _ = self.model.parts
+        own = (replace(self, model=one.model, sequence=one.model.sequence) for one in read)
+        return (*own, self)
 
     @property
     def compute_bytes(self) -> int:

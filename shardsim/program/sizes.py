@@ -74,10 +74,11 @@ class Sizes:
             **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
             **_slots(model, work.sequence),
+            "others": work.batch / layout.microbatches,
         }
         several = np.greater(layout.expert.size, 1)
         # Of tokens that are sorted: on the fullest device, and what there is room for.
-        dropless = model.experts is not None and not model.experts.capacity
+        dropless = model.experts is not None and model.experts.dropless
         self.load: Number = np.where(several, work.imbalance, 1.0) if dropless else 1.0
         room = np.minimum(max(work.padding, work.imbalance), layout.expert.size)
         self.room: Number = np.where(several, room, 1.0) if dropless else 1.0

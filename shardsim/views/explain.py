@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # rows of a table; JSON has all
 OF_A_KIND = 3  # of changes that gain most
+ANOTHER = 5.0  # times the prediction: that is no gap, but another run
 VISIBLE = 1e-3  # a gain, a share
 VISIBLE_BYTES = 0.02  # of the peak
 
@@ -141,11 +142,17 @@ CAUSES = (
 def measured(item: Measured) -> list[Table | str]:
     """Return what a measured step says."""
     more = item.ratio - 1.0
-    way = "longer" if more > 0 else "shorter"
+    way = f"{show_percent(abs(more))} {'longer' if more > 0 else 'shorter'} than predicted"
+    if item.ratio > ANOTHER:
+        way = f"{item.ratio:,.3g} times what is predicted: is it of one step, and of this plan?"
     found: list[Table | str] = [
-        f"measured: {show_time(item.step_time_s)}, MFU {show_percent(item.mfu)}: "
-        f"{show_percent(abs(more))} {way} than predicted"
+        f"measured: {show_time(item.step_time_s)}, MFU {show_percent(item.mfu)}: {way}"
     ]
+    if item.step_time_s < item.at_peak_s:
+        found.append(
+            f"this plan cannot be so fast: what it executes takes {show_time(item.at_peak_s)} at "
+            "the chip's peak; the run computes less again, another batch, or in another format"
+        )
     usual = item.usual_error
     if usual is not None:
         within = abs(more) <= usual

@@ -15,13 +15,14 @@ from shardsim.answers.explain import explain
 from shardsim.answers.gap import causes
 from shardsim.answers.nearest import distance, nearest_runs
 from shardsim.answers.trials import candidates, set_text, trials
-from shardsim.cost.mfu import mfu_of, step_at_mfu
+from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import predict
 from shardsim.cost.sensitivity import sensitivity
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import Accounting
 from shardsim.plan import load_plan, plan_names
 from shardsim.planner.changes import changed, parse_assignment
+from shardsim.views.explain import measured
 
 Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
@@ -167,6 +168,11 @@ def test_the_nearest_run_of_a_published_plan_is_itself() -> None:
         (("--measured-step", "14", "--measured-mfu", "41%"), "give a step or an MFU, not both"),
         (("--measured-mfu", "41"), "is no fraction, such as 0.41 or 41%"),
         (("--measured-step", "0"), "is no time, such as 14.2 or 850ms"),
+        (
+            ("--measured-step", "1ms"),
+            "a step of 1 ms cannot be: vit-22b's matmuls for 65,536 x 256",
+        ),
+        (("--measured-mfu", "150%"), "at the peak of v4:8x8x16; is it of this batch, in seconds?"),
         (("--measured-mfu", "0.4", "--counted", "mine"), "unknown accounting 'mine'"),
     ],
 )
@@ -175,6 +181,21 @@ def test_measurements_that_are_none(shardsim: Shardsim, words, message) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [TP8, "llama2-70b-published-v6e-1x256"])
+def test_what_a_measured_step_cannot_be(name: str) -> None:
+    plan = load_plan(name)
+    least_s = least_step_s(plan)
+    executed_s = explain(name, measured_step_s=60.0).measured.at_peak_s
+    # The plans compute again; nothing is faster than the model's own matmuls at the peak.
+    assert least_s < executed_s < predict(plan).step_time_s
+    with pytest.raises(PlanError, match="cannot be"):
+        explain(name, measured_step_s=0.999 * least_s)
+    fast = "\n".join(map(str, measured(explain(name, measured_step_s=0.99 * executed_s).measured)))
+    assert "this plan cannot be so fast" in fast
+    slow = "\n".join(map(str, measured(explain(name, measured_step_s=100 * executed_s).measured)))
+    assert "times what is predicted: is it of one step" in slow
 
 
 def test_a_measurement_below_zero_is_refused() -> None:

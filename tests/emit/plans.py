@@ -403,6 +403,96 @@ EXPERTS: dict[str, Plan] = {
     ),
 }
 
+_TEXT = {"vocab": 61, "sequence": 8, "pooling": "last"}
+_T5 = {**_DECODER, "positions": "relative", "norm": "rmsnorm", "gated_mlp": True}
+_SMALL = {**_VIT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "biases": _ALL_BIASES}
+MODELS |= {
+    # As T5: a decoder that attends to an encoder, which has more tokens; one table.
+    "t5": {**_T5, "name": "t5", "encoder": {"sequence": 32, "shared_embeddings": True}},
+    # As PaLI: tokens of a frozen tower in front of the encoder's.
+    "pali": {
+        **_T5,
+        "name": "pali",
+        "encoder": {"sequence": 32, "images": {**_SMALL, "frozen": True}},
+    },
+    # A decoder of captions: it attends to the narrower tower of an image.
+    "captions": {**_DECODER, "name": "captions", "biases": _ALL_BIASES, "encoder": _SMALL},
+    "siglip": {
+        **_VIT,
+        "name": "siglip",
+        "pooling": "map",
+        "biases": _ALL_BIASES,
+        "contrast": "sigmoid",
+        "text": {**_TEXT, "features": 64, "features_bias": True},
+    },
+    # Fifty tokens of an image, sixteen of a text, and embeddings narrower than either.
+    "clip": {
+        **_VIT,
+        "name": "clip",
+        "image": 28,
+        "sequence": 50,
+        "pooling": "cls",
+        "biases": _ALL_BIASES,
+        "features": 32,
+        "patch_bias": False,
+        "input_norm": True,
+        "text": {**_TEXT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "causal": True}
+        | {"features": 32, "sequence": 16},
+    },
+    "lora": {**MODELS["llama"], "name": "lora", "lora": {"rank": 4}},
+    "lora-gpt": {**MODELS["gpt"], "name": "lora-gpt"}
+    | {"lora": {"rank": 4, "on": ["query", "mlp_out"]}},
+}
+_UNFUSED = {"attention": "unfused"}
+MODELS["soft"] = {
+    **_VIT,
+    "name": "soft",
+    "pooling": "mean",
+    "classes": 16,
+    "biases": _ALL_BIASES,
+    "experts": {"number": 8, "top_k": 1, "mlp": 64, "soft_slots": 2},
+}
+
+# Of models of several stacks, with adapters or soft experts, which other exports refuse.
+STACKS: dict[str, Plan] = {
+    "encoder, fsdp": make("t5", _F, {"embed": ["fsdp"]}, _B, **_UNFUSED, remat="none"),
+    "encoder, tensor, sequence": make("t5", _FM, _FSDP_TENSOR, _B | _SEQ, **_UNFUSED),
+    "encoder, tensor, embed": make(
+        "t5", _FM2, _FSDP_TENSOR, _B | _EMB, **_UNFUSED, **_overlap("off"), remat="dots"
+    ),
+    "encoder, tensor, replicated": make("t5", _FM, _FSDP_TENSOR, _B, **_UNFUSED),
+    "encoder, sharded optimizer, microbatches": make(
+        "t5", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED, **_ZERO, microbatches=2
+    ),
+    "encoder, context": make(
+        "t5",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        **_UNFUSED,
+    ),
+    "encoder of images, striped context": make(
+        "captions", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"]}, context={"order": "striped"}
+    ),
+    "frozen images, fsdp": make("pali", _F, {"embed": ["fsdp"]}, _B, **_UNFUSED, remat="none"),
+    "frozen images, tensor": make(
+        "pali", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED, microbatches=2
+    ),
+    "towers, sigmoid, fsdp": make("siglip", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "towers, sigmoid, tensor": make("siglip", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED),
+    "towers, softmax": make("clip", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"),
+    "soft experts, fsdp": make("soft", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "soft experts, exchanged": make("soft", _FE, _FE_SPLIT, _ON_FE),
+    "soft experts, exchanged and tensor": make(
+        "soft", _FEM, _FE_WHOLE | _INSIDE, _ON_FE | _SEQ, microbatches=2
+    ),
+    "adapters, fsdp": make("lora", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "adapters, tensor, sequence": make("lora", _FM2, _FSDP_TENSOR, _B | _SEQ, microbatches=2),
+    "adapters, tensor, embed": make(
+        "lora-gpt", _FM, _FSDP_TENSOR, _B | _EMB, **_overlap("off"), remat="none"
+    ),
+}
+
 _C4, _ON_C4 = {"data": 2, "context": 4}, {"batch": ["data"], "seq": ["context"]}
 _FCM_SPLIT = {"embed": ["fsdp", "context"], **_INSIDE}
 

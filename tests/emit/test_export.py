@@ -25,7 +25,7 @@ from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
 
-FORMS = ("jax", "flax", "json", "yaml")
+FORMS = ("jax", "specs", "flax", "json", "yaml")
 
 
 def plan_called(name: str, axis: str = "model") -> Plan:
@@ -81,7 +81,7 @@ hostile = st.one_of(
 @given(name=hostile)
 def test_a_name_is_only_ever_text(name: str) -> None:
     plan = plan_called(name)
-    for to in ("jax", "flax"):
+    for to in ("jax", "specs", "flax"):
         code = export_plan(plan, to)
         assert code.isascii()
         tree = ast.parse(code)
@@ -116,7 +116,7 @@ def test_every_form_says_where_it_comes_from(name: str, to: str) -> None:
         assert word in text
 
 
-@pytest.mark.parametrize("to", ["jax", "flax"])
+@pytest.mark.parametrize("to", ["jax", "specs", "flax"])
 def test_the_emitted_code_imports_only_what_it_says(to: str) -> None:
     code = export_plan(PLANS["2-D tensor, sequence"], to)
     imported = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,21 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
     return {"images": images, "features": features}
 
 
-def batch_shapes(plan: Data, model: Data) -> dict[str, tuple[tuple[int, ...], str]]:
+def whole_batch(plan: Data, model: Data, parts: Sequence[Data], index: int) -> dict[str, Any]:
+    """Return batch `index` of a model and of the stacks that it reads, named after those."""
+    arrays = synthetic_batch(plan, model, index)
+    for number, part in enumerate(parts, 1):
+        own = synthetic_batch({**plan, "sequence": part["sequence"]}, part["model"], index + number)
+        read = {name for call in part["calls"]["before"] for name in call["ins"]}
+        arrays |= {f"{part['name']}/{name}": own[name] for name in own if name in read}
+    return arrays
+
+
+def batch_shapes(
+    plan: Data, model: Data, parts: Sequence[Data] = ()
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and format of each array of a batch, without making one."""
-    arrays = synthetic_batch({**plan, "batch": 1}, model, 0)
+    arrays = whole_batch({**plan, "batch": 1}, model, parts, 0)
     return {
         name: ((plan["batch"], *value.shape[1:]), str(value.dtype))
         for name, value in arrays.items()

@@ -241,7 +241,7 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
         # Tied to its tick, so that weights gathered for one need not stay for the next.
         weights, arrived = lax.optimization_barrier((weights, arrived))
         x = jnp.where(stage == 0, queue[now % many], arrived)
-        x = layers(inside, calls, weights, x)
+        x = layers(inside, calls, weights, x, {})
         with jax.named_scope("stage_boundary"):
             arrived = lax.ppermute(x, way.stages.axes, ring)
         place = (now - stages + 1) % many
@@ -274,7 +274,7 @@ def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) ->
             wide = {name: value.astype(jnp.float32) for name, value in mine.items()}
 
             def each(_: None, part: Array) -> tuple[None, Array]:
-                return None, layers(inside, calls, wide, part)
+                return None, layers(inside, calls, wide, part, {})
 
             return lax.scan(each, None, x)[1], None
 

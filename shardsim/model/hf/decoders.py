@@ -416,8 +416,8 @@ REFUSED: Mapping[str, str] = {
     "olmo": "its norms have no weights; a model's norms have a scale",
     "phimoe": "experts beside norms and an output head with biases, in a router of its own",
     **dict.fromkeys(
-        ("t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "whisper", "longt5"),
-        "an encoder and a decoder with cross-attention; a model here is one stack of layers",
+        ("umt5", "bart", "mbart", "marian", "pegasus", "whisper", "longt5"),
+        "an encoder and a decoder with positions or norms of another kind than T5's",
     ),
     **dict.fromkeys(
         ("bert", "roberta", "deberta", "deberta-v2", "modernbert", "distilbert", "electra"),

@@ -21,7 +21,9 @@ from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, opt
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
-from shardsim.validate.words import TENSORS, Split, number, remat_named, whole
+from shardsim.validate.imports.maxtext_lora import adapted
+from shardsim.validate.imports.maxtext_remat import custom_policy
+from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
 # Flags that change what a program holds, and one that is in a plan's overlap.
@@ -82,7 +84,9 @@ def read_maxtext(
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
     keys, model = _model(keys, path, base, notes)
-    plan = _plan(keys, model, slices, given.flags)
+    model = adapted(keys, model)
+    partly: list[NotCarried] = []
+    plan = _plan(keys, model, slices, given.flags, partly)
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
     elif not old and slices.chip.name in _SYNCHRONOUS:
@@ -94,7 +98,7 @@ def read_maxtext(
     for key, written in given.unset.items():
         if key in keys.read:
             raise FileError(f"{key}: {written} is set outside this script; write its value")
-    left = left_of(keys) + [
+    left = [*partly, *left_of(keys)] + [
         NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
         for key, value in given.flags.items()
         if key not in (*_CARRIED, _OVERLAP)
@@ -196,7 +200,10 @@ def _no_two(keys: Keys, sizes: Mapping[str, Any]) -> None:
             )
 
 
-def _plan(keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str]) -> Plan:
+def _plan(
+    keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str], left: list[NotCarried]
+) -> Plan:
+    """Return the plan; what of a key is not in it goes to `left`."""
     split = Split()
     for key, size in _parallelism(keys).items():
         if model.experts and key.endswith("_expert_parallelism"):
@@ -210,12 +217,16 @@ def _plan(keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str]) 
         raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
-    policy = str(keys["remat_policy"])
-    tensors = {key: keys[key] for key in TENSORS if key in keys} if policy == "custom" else {}
-    remat = remat_named(policy, tensors)
-    if remat is None:
-        raise FileError(f"remat_policy: {shown(keys['remat_policy'])} is not known")
     flash = keys["attention"] in ("flash", "autoselected")
+    policy = str(keys["remat_policy"])
+    if policy == "custom":
+        remat, partly = custom_policy(keys, model, flash)
+        left += partly
+    elif (named := remat_named(policy, {})) is not None:
+        remat = named
+    else:
+        near = nearest(policy, [*REMAT_POLICIES, "custom"])
+        raise FileError(f"remat_policy: {shown(policy)} is not known{near}")
     old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
     gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
     permutes = not old or flags.get(_OVERLAP) == "true"

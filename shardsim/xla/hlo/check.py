@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from shardsim.xla.hlo.calls import call_fits, check_callers
+from shardsim.xla.hlo.calls import call_fits, check_callers, is_prepared, update_fits
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.matmul import matmul_of
@@ -60,9 +60,13 @@ def _calls_fit(module: Module, item: Instruction, given: list[Shape]) -> bool:
         inner = module.called(item)
         takes = [inner[name].shape.form for name in inner.parameters]
         gives = inner[inner.root].shape.form
+        if is_prepared(item):
+            return [item.shape.elements[place].form for place in (0, 1)] == ["()", "()"]
         if item.opcode == "async-start":
             return takes == forms and item.shape.elements[1].form == gives
         return takes == forms and gives == item.shape.form
+    if item.opcode == "async-update" and len(given) > 1:
+        return update_fits(module, item, given)
     if item.opcode == "call-start":
         return call_fits(module, item, given)
     if item.opcode == "while":

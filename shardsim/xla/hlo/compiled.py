@@ -63,7 +63,16 @@ def read_hlo(
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
-    module = parse_module(text)
+    return read_module(parse_module(text), mesh, causal, windows)
+
+
+def read_module(
+    module: Module,
+    mesh: Mapping[str, int],
+    causal: bool | None = None,
+    windows: Iterable[int] = (),
+) -> CompiledProgram:
+    """Read a parsed module, as `read_hlo` does."""
     if not module.is_scheduled:
         raise HloError("the module is not scheduled: its lines are not in the order of execution")
     devices = math.prod(mesh.values())
