@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from shardsim.graph.derive import Derived
 from shardsim.graph.place import Kind
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Blocks, Run, derived_blocks
@@ -34,12 +35,17 @@ class Microbatches:
     @cached_property
     def whole(self) -> tuple[Number, Number]:
         """Parameters of one device once they are gathered: of the layers, and of the ends."""
-        gathered, layers = self.measure.sizes.gathered, 0.0
-        for run in self.runs:
-            for number, layer in run.layers:
-                one = sum(gathered(leaf.array) for leaf in self._blocks.layers[number].leaves)
-                layers = layers + one * (run.rounds * layer.times)
-        return layers, sum(gathered(leaf.array) for leaf in self._blocks.ends.leaves)
+
+        def of(block: Derived) -> Number:
+            weights = [leaf.array for leaf in block.leaves if leaf.array.weight]
+            return sum(self.measure.sizes.gathered(array) for array in weights)
+
+        layers = sum(
+            of(self._blocks.layers[number]) * (run.rounds * layer.times)
+            for run in self.runs
+            for number, layer in run.layers
+        )
+        return layers, of(self._blocks.ends)
 
     def summed(self, own: Number) -> Number:
         """Return the elements of gradients that are summed over microbatches; a device's `own`,
