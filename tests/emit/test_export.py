@@ -204,9 +204,7 @@ def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> Non
 def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
     mesh, more = {"stage": 2, "data": 4}, {"microbatches": 2}
     plan = make("vit", mesh, {"layers": ["stage"]}, {"batch": ["data"]}, **more)
-    with pytest.raises(
-        PlanError, match="pipeline_schedule: export of 1f1b is not supported.*gpipe"
-    ):
+    with pytest.raises(PlanError, match="pipeline_schedule: export of 1f1b is not supported"):
         export_plan(plan, "jax")
     ticks = replace(plan, pipeline_schedule="gpipe")
     compile(export_plan(ticks, "jax"), "ticks", "exec")
@@ -214,7 +212,7 @@ def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
         export_plan(replace(ticks, execution="partitioned"), "jax")
     layered = replace(PLANS["fsdp, serial, microbatches"], accumulation="layered")
     for other in (ticks, layered):
-        with pytest.raises(PlanError, match="export to flax: (pipeline stages|accumulation)"):
+        with pytest.raises(PlanError, match=r"export to flax: (pipeline stages|accumulation)"):
             export_plan(other, "flax")
 
 
