@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -103,6 +104,7 @@ def explain(
     accounting: Accounting = Accounting.PALM,
     costs: str | None = None,
     implementation: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
     """Explain one plan: what limits it, and the cheapest single changes.
 
@@ -110,7 +112,8 @@ def explain(
 
     `measured_step_s` (or `measured_mfu`, a fraction counted by `accounting`) is what a real run of
     it took: then also what may explain the gap, and the published runs most like it. `costs` and
-    `implementation` are those of `predict`. Raises `PlanError` for a measurement that is none.
+    `implementation` are those of `predict`; `progress(done, total)` is told of changes tried.
+    Raises `PlanError` for a measurement that is none.
     """
     plan = as_plan(plan)
     item = predict(plan, costs=costs, implementation=implementation)
@@ -132,7 +135,7 @@ def explain(
     return Explanation(
         prediction=item,
         limits=tuple(one for one in item.elasticities if abs(one.elasticity) >= LIMITING),
-        trials=tuple(trials(item)),
+        trials=tuple(trials(item, progress)),
         measured=None if measured_step_s is None else _measured(item, measured_step_s),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -87,14 +87,17 @@ def _per_token(item: Prediction) -> float:
     return item.step_time_s / item.plan.tokens
 
 
-def trials(base: Prediction) -> list[Trial]:
+def trials(base: Prediction, progress: Callable[[int, int], None] | None = None) -> list[Trial]:
     """Return all single changes that make a legal plan, those that fit first, cheapest first.
 
     Cheapest is in chip-seconds per token. All are priced as the plan itself; what changes neither
-    its time nor its HBM is left out.
+    its time nor its HBM is left out. `progress(done, total)` is called after each.
     """
     found, seen = [], {_identity(base.plan)}
-    for kind, changes in candidates(base.plan):
+    every = list(candidates(base.plan))
+    for number, (kind, changes) in enumerate(every):
+        if progress is not None:
+            progress(number + 1, len(every))
         try:
             other = changed(base.plan, changes)
             if _identity(other) in seen:

@@ -128,6 +128,7 @@ def models(name: str | None, as_json: bool) -> None:
       shardsim models vit-22b
     """
     from shardsim.model import load_model, model_flops_per_token, model_names
+    from shardsim.plan.io import dump_yaml
     from shardsim.units import show_count
     from shardsim.views import catalog as views
 
@@ -158,9 +159,8 @@ def models(name: str | None, as_json: bool) -> None:
     click.echo(
         f"{show_count(model_flops_per_token(model), 'FLOP')} per token in training (6N + 12LHQT)"
     )
-    for key, value in model.to_mapping().items():
-        click.echo(f"  {key}: {value}")
-    show("", views.tensors(model.tensors))
+    lines = dump_yaml(model.to_mapping()).splitlines()
+    show(*(f"  {line}" for line in lines), "", views.tensors(model.tensors))
 
 
 def read_model(name: str) -> Any:

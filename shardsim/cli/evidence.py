@@ -35,9 +35,19 @@ from shardsim.views.table import Table
     help="Steps measured on devices instead: a file of `verify --against device --results`, or "
     "those that ship with shardsim.",
 )
+@click.option(
+    "--effects",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="What single changes did to measured steps instead: a file of such pairs, or those that "
+    "ship with shardsim.",
+)
 @json_option
 @command_errors
-def validate(runs: str | None, op_costs: str, measured: str | None, as_json: bool) -> None:
+def validate(
+    runs: str | None, op_costs: str, measured: str | None, effects: str | None, as_json: bool
+) -> None:
     """Predict published runs and compare tokens/s/chip with what was measured.
 
     \b
@@ -46,7 +56,11 @@ def validate(runs: str | None, op_costs: str, measured: str | None, as_json: boo
       shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
       shardsim validate --measured
+      shardsim validate --effects
     """
+    if effects is not None:
+        _effects(effects or None, as_json)
+        return
     if measured is not None:
         _measured(measured or None, runs, as_json)
         return
@@ -77,6 +91,18 @@ def _none(path: str | None, what: str, failed: int) -> NoReturn:
     """Raise `ShardsimError` for a file of which nothing could be predicted."""
     why = f"none of its {failed} {what} can be predicted" if failed else f"holds no {what}"
     raise ShardsimError(f"{path or 'validate'}: {why}")
+
+
+def _effects(path: str | None, as_json: bool) -> None:
+    """Show published effects of single changes beside their predictions."""
+    from shardsim.validate.effects import effects
+    from shardsim.views.evidence import changes, changes_words
+
+    found = effects(path)
+    if as_json:
+        emit_json({"effects": [one.to_data() for one in found]})
+    else:
+        show(changes(found), "", *changes_words(found))
 
 
 def _measured(path: str | None, runs: str | None, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
+    YAML,
     check_output,
     command_errors,
     emit_json,
@@ -153,7 +154,7 @@ def plan(
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:
             raise PlanError(f"{key}: must be a whole number from 1 to {LARGEST:,}, not {value}")
-    check_output(output, as_json)
+    check_output(output, as_json, text=YAML)
     for text in asked:
         parse_mesh(text, "--why-not")
     wanted = read_model(model)
@@ -168,7 +169,9 @@ def plan(
         held[key] = value
     if attention is not None and "attention" in held:
         raise PlanError("--attention and --fix attention: give one")
-    training = training_of(tokens, images, seq or wanted.sequence, prices)
+    training = training_of(
+        tokens, images, seq or wanted.sequence, prices, [one.chip.name for one in machines]
+    )
     options: dict[str, Any] = {
         **{"sequence": seq, "optimizer": optimizer, "attention": attention, "costs": op_costs},
         **{"max_axes": max_axes, "by_layer": by_layer, "fix": held},

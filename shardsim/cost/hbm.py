@@ -18,13 +18,22 @@ from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
-from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
+from shardsim.program.liveness import (
+    RINGS,
+    Ends,
+    Mode,
+    ends_trace,
+    forward_trace,
+    layer_trace,
+    stored,
+)
 from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
 
 MOMENTS = ("first layer of the backward pass", "output head")
+FORWARD_MOMENTS = ("layers", "output head")  # where there is no backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +97,14 @@ class HbmUse:
     @property
     def peak_moment(self) -> str:
         """When a single plan's HBM peaks."""
-        return MOMENTS[int(np.argmax([float(use) for use in self.at]))]
+        moments = FORWARD_MOMENTS if self.account.work.forward_only else MOMENTS
+        return moments[int(np.argmax([float(use) for use in self.at]))]
 
     @property
     def at_peak(self) -> tuple[Held, ...]:
         """What a single plan's HBM holds at its peak, largest first; their sum is `peak_bytes`."""
-        found = self.account.listed(MOMENTS.index(self.peak_moment), float(self.peak_bytes))
+        moment = int(np.argmax([float(use) for use in self.at]))
+        found = self.account.listed(moment, float(self.peak_bytes))
         return tuple(sorted(found, key=lambda held: -held.size_bytes))
 
 
@@ -109,6 +120,8 @@ def hbm_use(
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
+    if work.forward_only:  # the least: what else is held, is held for a backward pass
+        passes = Passes()
     measures = tuple(_measure(part, layout) for part in work.parts)
     account = Account(machine, work, layout, passes, measures)
     at = least = account.at
@@ -139,7 +152,8 @@ def hbm_use(
 
 def _measure(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    return Measure(Sizes(work, layout, tiles), float(work.wire_bytes), float(work.reduce_bytes))
+    widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
+    return Measure(Sizes(work, layout, tiles), *map(float, widths))
 
 
 def _marked(layout: Layout) -> tuple[Kept, ...]:
@@ -202,7 +216,7 @@ class Account:
     @property
     def optimizer_bytes(self) -> Number:
         """Optimizer state that lies on the device."""
-        return 0.0 if self.work.offload_optimizer else self.state_bytes
+        return 0.0 if self.work.offload_optimizer or self.work.forward_only else self.state_bytes
 
     @cached_property
     def state_bytes(self) -> Number:
@@ -219,6 +233,8 @@ class Account:
         stay gathered both are of whole weights; where a layer runs all microbatches before the
         next its sum is scattered at once.
         """
+        if self.work.forward_only:
+            return 0.0
         own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
@@ -242,6 +258,8 @@ class Account:
     def by_group(self) -> list[Number]:
         """The same of each of `runs`."""
         layout = self.layout
+        if self.work.forward_only:
+            return [0.0 for _ in self.runs]
         in_flight = self.microbatches.in_flight
         found = []
         for run in self.runs:
@@ -276,7 +294,8 @@ class Account:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The layers, in runs of those that are alike."""
-        return tuple(run for run in runs(self.work, self.layout) if run.trained)
+        every = self.work.forward_only
+        return tuple(run for run in runs(self.work, self.layout) if run.trained or every)
 
     @property
     def casts(self) -> bool:
@@ -286,6 +305,11 @@ class Account:
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work, kind = run.work, self.kinds[run.part]
+        if work.forward_only:
+            return [
+                forward_trace(work.model, work.attention, number, kind, self.passes, mode)
+                for number, _ in run.layers
+            ]
         found = [
             layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
             for number, _ in run.layers
@@ -301,6 +325,10 @@ class Account:
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
+        if self.work.forward_only:
+            model, attention = self.work.model, self.work.attention
+            trace = forward_trace(model, attention, None, self.kind, self.passes, mode)
+            return Ends(trace=trace, late=(), sums=())
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
@@ -406,12 +434,12 @@ class Account:
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
-            sums = self._several & np.logical_not(in_phases(layout))
-            summed = self.microbatches.summed(self.trained)
-            found["gradients"] = summed * self.work.gradient_bytes * sums
+            several = self._several & (not self.work.forward_only)
+            summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
+            found["gradients"] = summed * self.work.gradient_bytes * several
         found |= self.microbatches.held(moment)
-        if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
-            found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+        if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
+            found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
         if moment == 0:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:

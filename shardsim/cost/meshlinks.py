@@ -184,7 +184,8 @@ def _part(
         taken = min(members, room)
         if rest or room % taken or members % taken:
             break
-        found.append(_Stretch(torus=item.torus, factor=taken, stride=item.stride * stride))
+        if taken > 1:
+            found.append(_Stretch(torus=item.torus, factor=taken, stride=item.stride * stride))
         members //= taken
         stride = 1
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shardsim.model import Accounting, model_flops_per_token
+from shardsim.cost.real import flops_per_token
+from shardsim.model import Accounting
 from shardsim.plan.plan import Plan
 
 VISIBLE = 1.01  # times HFU: a smaller excess is none to a reader
@@ -18,8 +19,8 @@ def mfu_at_rate(
     plan: Plan, tokens_per_s_per_chip: float, accounting: Accounting = Accounting.PALM
 ) -> float:
     """Return the MFU at which a plan's chips train on so many tokens."""
-    flops_per_token = model_flops_per_token(plan.model, plan.sequence, accounting)
-    return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
+    peak = plan.machine.chip.peak(plan.precision.compute)
+    return tokens_per_s_per_chip * flops_per_token(plan, accounting) / peak
 
 
 def step_at_mfu(plan: Plan, mfu: float, accounting: Accounting = Accounting.PALM) -> float:

@@ -303,6 +303,8 @@ def _bubble_s(clock: _Clock, waits: bool = True) -> Number:
                 busy.add(stretch.total.value * block.trips * pipeline.lockstep)
     for phase in LAYERS:
         blocks = [n for n, block in enumerate(clock.schedule.blocks) if block.phase == phase]
+        if not blocks:
+            continue
         trips = [clock.schedule.blocks[number].trips for number in blocks]
         usual = blocks[-1]
         each_s: Number = 0.0

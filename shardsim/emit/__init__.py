@@ -84,6 +84,11 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
             f"export to {to}: pipeline stages are not supported; name no axis for layers in "
             "rules.parameters"
         )
+    if plan.lengths is not None and to not in OWN_FORMS:
+        raise PlanError(
+            f"export to {to}: lengths are not supported: how rows are filled is for its input; "
+            "leave the key out"
+        )
     if trainer_path is None:
         return FORMS[to](plan)
     if to != "maxtext":

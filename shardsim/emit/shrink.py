@@ -11,8 +11,10 @@ from shardsim.model import Experts, Latent, Model
 from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
+from shardsim.plan.lengths import Lengths
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan, Precision
+from shardsim.plan.plan import Plan
+from shardsim.plan.precision import Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 
@@ -58,6 +60,7 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
         draft,
         model=model,
         sequence=model.sequence,
+        lengths=plan.lengths and _lengths(plan.lengths, plan.sequence, model.sequence),
         batch=groups * microbatches * 2,
         microbatches=microbatches,
         remat=_remat(plan.remat, model),
@@ -66,6 +69,20 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     )
     check(tiny, resolve(tiny))
     return tiny, lost
+
+
+def _lengths(lengths: Lengths, longest: int, tokens: int) -> Lengths:
+    """Return a distribution of the same form for sequences of so many `tokens` at most."""
+    share = tokens / longest
+    lines = tuple((max(1, round(one * share)), often) for one, often in lengths.histogram)
+    return replace(
+        lengths,
+        mean=lengths.mean * share,
+        deviation=lengths.deviation * share,
+        least=lengths.least and max(1, round(lengths.least * share)),
+        most=lengths.most and max(1, round(lengths.most * share)),
+        histogram=lines,
+    )
 
 
 def _remat(remat: Remat, model: Model) -> Remat:

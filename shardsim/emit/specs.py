@@ -7,7 +7,7 @@ what `jax.sharding.PartitionSpec` takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import shardsim
@@ -19,6 +19,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
+from shardsim.plan.lengths import rows_of
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
@@ -39,12 +40,12 @@ MODEL_OPTIONS = (
     "channels",
     "classes",
 )
+ROWS = 64  # whose sequences the emitted program has; then they come again
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "head_bias": False,
     "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,
@@ -102,6 +103,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "reduce": plan.precision.reduce,
             "optimizer": plan.optimizer,
             "tpu_options": tpu_options(plan),
+            **_rows(plan),
         },
         "model": _model_data(plan.model),
         "calls": calls_of(plan.model, plan.attention),
@@ -109,6 +111,35 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "activations": activation_specs(plan, layout),
         **_parts_data(plan),
     }
+
+
+def _rows(plan: Plan) -> dict[str, Any]:
+    """Return the sequences of some rows, where rows hold several or padding."""
+    if plan.lengths is None:
+        return {}
+    return {"rows": [list(row) for row in rows_of(plan.lengths, plan.sequence)[:ROWS]]}
+
+
+def _refuse_lengths(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do with sequences of many lengths."""
+    if plan.lengths is None:
+        return
+    if plan.lengths.unpadded:
+        raise PlanError(
+            "lengths.as: export of unpadded is not supported, as arrays have fixed shapes; use "
+            "packed"
+        )
+    if not plan.model.vocab or plan.model.positions not in ("rotary", "none"):
+        raise PlanError(
+            "lengths: export is supported for decoders with rotary positions or none, whose "
+            "attention has only distances; leave lengths out"
+        )
+    if plan.execution != "explicit" or int(layout.context.size) > 1:
+        raise PlanError(
+            "lengths: export is supported for execution: explicit without a context axis"
+        )
+    if plan.machine.chip.kind == "gpu":
+        raise PlanError("lengths: export for GPUs is not supported; leave lengths out")
 
 
 def _parts_data(plan: Plan) -> dict[str, Any]:
@@ -128,6 +159,7 @@ def _parts_data(plan: Plan) -> dict[str, Any]:
 
 def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
+    _refuse_lengths(plan, layout)
     for part in plan.model.parts:
         _refuse_part(plan, part.model, layout)
     if len(plan.model.parts) > 1 and plan.execution != "explicit":
@@ -157,9 +189,11 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             )
     for key, value, usual in (
         ("offload_optimizer", plan.offload_optimizer, False),
+        ("forward_only", plan.forward_only, False),
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
         ("precision.state", plan.precision.state, ""),
+        ("precision.sparsity", plan.precision.sparsity, ""),
     ):
         if value != usual:
             raise PlanError(f"{key}: export of {value} is not supported; leave it out")
@@ -280,7 +314,13 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
     does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
     that does not divide over the tensor axis is padded up to one that does.
     """
-    return {tensor.name: _parameter(tensor, layout) for tensor in plan.model.tensors}
+    return dict(parameter_entries(plan, layout))
+
+
+def parameter_entries(plan: Plan, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and entry of every weight, as `parameter_table`; kinds of layers share names."""
+    for tensor in plan.model.tensors:
+        yield tensor.name, _parameter(tensor, layout)
 
 
 def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Matmul(rows=('batch', 'seq'), inner=('embed',), columns=('heads', 'head_dim'), b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -35,8 +35,8 @@ class Array:
     of `place.RULES` that says how it is stored, where its kind does not.
 
     What is `handed` is made in one list of ops and read in others: where it is read its gradient
-    adds up, over layers too, and where it is made that sum begins a backward pass, still partial
-    over the axes that are `owed`.
+    adds up, over layers too, and stays partial over the axes that are `owed`; where it is made that
+    sum begins a backward pass.
     """
 
     name: str
@@ -127,7 +127,7 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
     )
 
 
-class Pairs(Protocol):
+class Pairs(Hashable, Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
     @property
@@ -136,6 +136,12 @@ class Pairs(Protocol):
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
+
+    def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the share of the pairs of each row of several sequences."""
+
+    def alone(self, lengths: Sequence[int]) -> list[float]:
+        """Return the pairs that a kernel computes of each sequence by itself."""
 
     def own(self, queries: Number, striped: Number) -> Number:
         """Return the share of the pairs of queries and keys of the same tokens."""
@@ -277,5 +283,5 @@ def backward(ops: Sequence[Op], policy: frozenset[str]) -> Backward:
 
 def weights_of(ops: Sequence[Op]) -> tuple[Array, ...]:
     """Return the weights that ops use, each once, in order."""
-    found = {a.name: a for op in ops for a in (*op.ins, *op.vectors) if a.weight}
+    found = {a.name: a.original or a for op in ops for a in (*op.ins, *op.vectors) if a.weight}
     return tuple(found.values())

@@ -126,7 +126,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
     final = steps[-1].op.out
     gradients[final.name] = [Summand(final.split, NONE)]
     for out in (step.op.out for step in steps if step.op.out.handed):
-        owed = frozenset(out.owed) & axes
+        owed = (frozenset(out.owed) & axes) - set(out.split)
         gradients[out.name] = [Summand(out.split, owed, owed)]
     for number in reversed(range(len(steps))):
         step = steps[number]
@@ -173,7 +173,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             if eager:  # whether or not members have computed the same
                 rest = axes - set(array.split)
         elif array.handed:
-            rest = frozenset().union(*(part.partial for part in parts))
+            rest = frozenset(array.owed)
         late = rest if array.weight else NONE
         result.leaves.append(Leaf(array, _summed(array, parts, rest), late))
 

@@ -168,6 +168,7 @@ def _no(flag: Any) -> Any:
 TENSOR = ("tensor", "tensor_shared")
 TENSOR2 = ("tensor2", "tensor2_shared")
 CONTEXT = ("context", "context_shared")
+EVERY = ("data", "fsdp", "expert", *CONTEXT, *TENSOR, *TENSOR2)
 ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2, *CONTEXT)}
 
 
@@ -275,7 +276,6 @@ _ALIKE = {
     "key_value_latent": "embed",
     "memory": "seq",
     "memory_embed": "embed",
-    "image_embed": "embed",
 }
 # Widths of a head's part of queries, keys and values.
 HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})

@@ -143,13 +143,20 @@ def still(graph: Graph, *, whole: bool) -> Graph:
     def arrays(found: tuple[Array, ...]) -> tuple[Array, ...]:
         return tuple(map(one, found))
 
+    def needed(op: Op) -> tuple[Array, ...]:
+        """Return what gradients of those operands read that have some: of a product, the other."""
+        if not op.product:
+            return op.needs
+        others = zip(op.ins, reversed(op.ins), strict=True)
+        return tuple(other for array, other in others if one(array).trained)
+
     def part(moving: Part) -> Part:
         ops = (
             replace(
                 op,
                 ins=arrays(op.ins),
                 out=one(op.out),
-                needs=arrays(op.needs),
+                needs=arrays(needed(op)),
                 vectors=arrays(op.vectors),
             )
             for op in moving.ops
@@ -251,7 +258,8 @@ def head(build: Builder, model: Model, x: Array) -> None:
     elif model.gives == "tokens":
         hand_on(build, x, "image tokens", whole=True)
     elif model.vocab:
-        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias)
+        before = model.images.sequence if model.images else 0
+        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias, images=before)
     else:
         image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
 

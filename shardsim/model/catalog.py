@@ -84,7 +84,7 @@ def _named(model: str, files: bool = True) -> Model:
     if config_path(model):
         return load_hf(model).model
     if (found := _find(model)) is None:
-        if files and _is_file(model):
+        if files and os.path.isfile(model):
             return load_model_file(model)
         if os.path.isdir(model):
             raise ModelError(f"{model}: a folder without a Hugging Face config.json")
@@ -93,13 +93,6 @@ def _named(model: str, files: bool = True) -> Model:
     path, name = found
     entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
     return _build({**entry, "name": name}, f"{path.name}: {name}")
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return os.path.isfile(name)
-    except ValueError:
-        return False
 
 
 def _mapped(model: Any) -> Model:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # What a model may read: its key, the families of who reads and of what is read, what that gives.
 READS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
-    ("images", ("encoder",), ("vit",), "tokens"),
+    ("images", ("encoder", "decoder"), ("vit",), "tokens"),
     ("encoder", ("decoder",), ("encoder", "vit"), "memory"),
     ("text", ("vit",), ("encoder",), "features"),
 )

@@ -28,6 +28,7 @@ CONTRASTS = ("softmax", "sigmoid")
 CONVENTIONS = ("all", "block-matrices")
 GIVES = ("loss", "memory", "tokens", "features")
 
+MOST_LAYERS = 10**5  # each is looked at on its own; far above any model's
 LARGEST = 10**9  # far above any dimension of a model; keeps every product within a float
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 
@@ -81,7 +82,7 @@ def _check_flag(where: str, key: str, value: Any) -> None:
         raise ModelError(f"{where}: {key}: expected true or false, found {value!r}")
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def nearest_divisor(number: int, wanted: int) -> int:
     """Return the divisor of `number` closest to `wanted` (the smaller one of two equally close)."""
     small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
     return min([*small, *(number // i for i in small)], key=lambda i: (abs(i - wanted), i))
@@ -152,7 +153,7 @@ class Model:
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last
     classes: int = 0  # outputs of the classification head; 0: none
     encoder: Model | None = None  # whose tokens every layer attends to, besides its own
-    images: Model | None = None  # whose tokens stand in front of an encoder's own
+    images: Model | None = None  # whose tokens stand in front of its own
     text: Model | None = None  # a tower of texts, whose embeddings images' are compared with
     contrast: str = "softmax"  # of all pairs of a batch, or sigmoid of each
     features: int = 0  # width of a tower's embedding, projected; 0: its own
@@ -169,6 +170,8 @@ class Model:
         _check_words(self, where)
         for key in _POSITIVE:
             _check_count(where, key, getattr(self, key), least=1)
+        if self.layers > MOST_LAYERS:
+            raise ModelError(f"{where}: layers: at most {MOST_LAYERS:,}, found {self.layers:,}")
         for key in _NOT_NEGATIVE:
             _check_count(where, key, getattr(self, key), least=0)
         for key in _FLAGS:
@@ -411,7 +414,7 @@ def _check_lora(model: Model, where: str) -> None:
 
 def _check_block(model: Model, where: str) -> None:
     if model.kv_heads > model.heads or model.heads % model.kv_heads:
-        close = _nearest_divisor(model.heads, model.kv_heads)
+        close = nearest_divisor(model.heads, model.kv_heads)
         raise ModelError(
             f"{where}: kv_heads: {model.heads} heads cannot share {model.kv_heads} key-value heads"
             f" evenly; the nearest valid number is {close}"

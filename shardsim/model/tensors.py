@@ -35,6 +35,7 @@ AXES = (
     "bucket",  # of relative positions
     "classes",
     "rank",  # of an adapter
+    "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )

@@ -49,7 +49,8 @@ def hand_on(build: Builder, final: Array, name: str, *, whole: bool = False) -> 
 def memory(trained: bool) -> Array:
     """Return the tokens of another stack, as layers read them."""
     dims = (*MEMORY, "memory_embed")
-    return Array("memory", dims, keep="", handed=True, trained=trained, purpose="memory")
+    found = Array("memory", dims, keep="", handed=True, owed=TENSOR, purpose="memory")
+    return replace(found, trained=trained)
 
 
 def cross_keys(build: Builder, read: Array, *, bias: bool) -> tuple[Array, Array]:

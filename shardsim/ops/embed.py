@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, linear, weight
 from shardsim.graph.build import TOKENS, Builder, stream, vector
+from shardsim.graph.place import CONTEXT, EVERY, TENSOR
 from shardsim.ops.lazy import jnp
 from shardsim.ops.registry import runs
 
@@ -48,18 +49,19 @@ def embed_shared(build: Builder, *, positions: str) -> Array:
 
 
 def _shared() -> Array:
-    return Array("table", ("vocab", "embed"), keep="", handed=True)
+    return Array("table", ("vocab", "embed"), keep="", handed=True, owed=EVERY)
 
 
 def put_in_front(build: Builder, x: Array, *, trained: bool) -> Array:
     """Add the tokens of images, projected, in front of those of words, which leave room."""
     read = Array("image tokens", ("batch", "image_seq", "image_embed"), keep="", lies="handed")
-    read = replace(read, handed=True, trained=trained, purpose="memory")
+    owed = (*TENSOR, *CONTEXT)
+    read = replace(read, handed=True, owed=owed, trained=trained, purpose="memory")
     table = weight("image_projection", "image_embed", "embed", purpose="ends")
     bias = vector("image_projection_bias", "embed")
     seen = read.view(image_seq="seq")
     projected = build.add(einsum(seen, table, stream("projected images"), bias))
-    out = build.add(linear([x, projected], stream("x with images", purpose="vocabulary")))
+    out = build.add(linear([x, projected], stream("x", purpose="vocabulary")))
     build.call("put_in_front", [x, read], out)
     return out
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, einsum, weight
 from shardsim.graph.build import TOKENS, Builder, Call, vector
-from shardsim.ops.lazy import jax, jnp
+from shardsim.ops.lazy import checkpoint_name, jax, jnp
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ def project_out(
     narrow one if it is `adapted`."""
     vectors = [vector(f"{name}_bias", "embed")] if bias else []
     matrix = weight(name, *dims, "embed")
-    build.add(einsum(x, matrix, out, *vectors))
     weights, more = [matrix], {}
-    if adapted:
+    if adapted:  # first: where the sum goes the other one says
         into, back = (
             vector(f"{name}{INTO}", *dims, "rank"),
             weight(f"{name}{BACK}", "rank", "embed"),
@@ -71,6 +70,7 @@ def project_out(
         low = build.add(einsum(x, into, narrow))
         build.add(einsum(low, back, out))
         weights, more = [matrix, into, back], {"adapted": [name]}
+    build.add(einsum(x, matrix, out, *vectors))
     biases = [v.name for v in vectors]
     build.call("project_out", [x], out, weights=weights, biases=biases, **more)
     return out
@@ -152,12 +152,14 @@ def adapted_in(way: Whole, params: Params, call: Any, x: Any) -> Any:
     names = [name for name in call["weights"] if not name.endswith(BACK)]
     found = dict(zip(names, way.project_in(x, params, names), strict=True))
     made = []
-    for name in (name for name in names if not name.endswith(INTO)):
+    bases = [name for name in names if not name.endswith(INTO)]
+    for name, keep in zip(bases, call["keeps"], strict=True):
         y, bias = found[name], f"{name}_bias"
         y = way.with_bias(y, params, bias) if bias in call["biases"] else y
         if name in call["adapted"]:
             back = way.matrix(params, f"{name}{BACK}")
-            more = jnp.einsum("bsr,rn->bsn", found[f"{name}{INTO}"], back)
+            low = checkpoint_name(found[f"{name}{INTO}"], keep)
+            more = jnp.einsum("bsr,rn->bsn", low, back)
             y = y + more.reshape(y.shape)
         made.append(y)
     return made
@@ -172,7 +174,7 @@ def adapted_out(way: Whole, params: Params, call: Any, *hs: Any) -> Any:
             flat = h.reshape(*h.shape[:2], -1)
             low = flat @ way.matrix(params, f"{name}{INTO}")
             with jax.named_scope("adapters"):
-                low = way.tensor_sum(low)
+                low = checkpoint_name(way.tensor_sum(low), "rest")
             low = way.residual_tokens(low)
             y = y + low @ way.end_matrix(params, f"{name}{BACK}")
     return y

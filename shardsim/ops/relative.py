@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Op, Stream
 from shardsim.graph.build import TOKENS, Builder, vector
+from shardsim.graph.place import EVERY
 from shardsim.ops.attend import HEADS, Mask, attention_ops, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
@@ -27,7 +28,7 @@ FARTHEST = 128  # tokens; beyond them all distances are in the last bucket
 def position_bias(trained: bool = True) -> Array:
     """Return the bias of scores, as layers read it."""
     dims = ("kv", "group", "seq", "keys")
-    return Array("position bias", dims, keep="", handed=True, trained=trained)
+    return Array("position bias", dims, keep="", handed=True, owed=EVERY, trained=trained)
 
 
 def relative_bias(build: Builder, *, causal: bool, buckets: int) -> Array:

@@ -33,12 +33,15 @@ def embedding(
     build: Builder, final: Array, name: str, *, pooling: str, projected: bool, bias: bool
 ) -> Array:
     """Add one vector of an image or a text: pooled, and `projected` or as wide as the tower."""
-    out = Array(name, FEATURES, keep="", purpose="pooling", handed=name != "image features")
+    out = Array(name, FEATURES, keep="", wide=True, purpose=COMPARED)
+    out = replace(out, handed=name != "image features")
     x = pooled(build, final, pooling)
     if projected:
         matrix = weight("feature_projection", "embed", "feature", purpose="ends")
         biases = [vector("feature_projection_bias", "feature")] if bias else []
-        build.add(replace(einsum(x, matrix, out, *biases), eager=True))
+        made = replace(x, name="projected", dims=FEATURES, wide=True)
+        build.add(replace(einsum(x, matrix, made, *biases), eager=True))
+        build.add(linear([made], out))
     else:
         build.add(linear([x.view(embed="feature")], out))
     build.call("embedding", [final], out, pooling=pooling, projected=projected, bias=bias)
@@ -47,9 +50,10 @@ def embedding(
 
 def contrastive_loss(build: Builder, images: Array, *, kind: str, trained: bool) -> None:
     """Add the comparison of images with the texts of a batch; `kind` is softmax or sigmoid."""
-    texts = Array("text features", FEATURES, keep="", purpose=COMPARED)
-    texts = replace(texts, handed=True, trained=trained)
-    images = replace(images, purpose=COMPARED)
+    texts = Array("text features", FEATURES, keep="", wide=True, purpose=COMPARED)
+    # Texts that came round are kept; their gradients come round instead, as often as they would.
+    owed = tuple(BATCH) if kind == "sigmoid" else ()
+    texts = replace(texts, handed=True, owed=owed, trained=trained)
     scales = [vector("logit_scale")] + ([vector("logit_bias")] if kind == "sigmoid" else [])
     sides = [(images, texts)] + ([(texts, images)] if kind == "softmax" else [])
     losses = []

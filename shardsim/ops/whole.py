@@ -76,6 +76,10 @@ class Whole:
     """The operations of the model where nothing is sharded."""
 
     copies = 1  # devices that compute one and the same loss
+    # Of rows that hold several sequences or padding: which one a token is of [batch, tokens], 0 for
+    # none, and what its loss counts.
+    segments: Array | None = None
+    counts: Array | None = None
 
     def __init__(
         self, plan: Params, model: Params, parameters: Params, activations: Params
@@ -204,7 +208,7 @@ class Whole:
 
     def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
         """Return attention without all scores at once (see `flash_attention`)."""
-        return flash_attention(q, k, v, mask, positions, self.plan["platform"])
+        return flash_attention(q, k, v, mask, positions, self.plan["platform"], self.segments)
 
     def own_queries(self, x: Array) -> Array:
         """Return this device's heads, in the last dimension, of those of its tensor axis."""

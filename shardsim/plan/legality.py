@@ -10,7 +10,9 @@ import numpy as np
 from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
+from shardsim.model.spec import nearest_divisor
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
 from shardsim.plan.split import dimension, kv_left, lengths, named
 
@@ -167,6 +169,11 @@ def check(plan: Plan, layout: Layout) -> None:
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
+    if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
+        raise PlanError(
+            f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
+            "packed_masked, or name no axis for seq in rules.activations"
+        )
     if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
         raise PlanError(
             f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
@@ -197,6 +204,8 @@ def check(plan: Plan, layout: Layout) -> None:
     ):
         if value != usual and (what := _untrained(plan.model)):
             raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
+        if value != usual and plan.forward_only:
+            raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
     if layout.layered and int(layout.pipeline.size) > 1:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "
@@ -206,7 +215,7 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             "accumulation: scattered is not possible over pipeline stages; use repeated or gathered"
         )
-    if plan.microbatches < int(layout.pipeline.size):
+    if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"
@@ -215,8 +224,7 @@ def check(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        ways = [number for number in range(1, size + 1) if size % number == 0]
-        return f"; the nearest that does: {min(ways, key=lambda one: abs(one - by))}"
+        return f"; the nearest that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by

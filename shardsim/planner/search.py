@@ -20,6 +20,7 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
+from shardsim.plan.lengths import row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import (
     ATTENTION,
@@ -30,10 +31,9 @@ from shardsim.plan.plan import (
     Context,
     Overlap,
     Plan,
-    Precision,
     Routing,
-    check_multiplied,
 )
+from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
@@ -166,12 +166,13 @@ def search(
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
-    fixed = fixed_of(fix or {})
+    fixed = fixed_of(fix or {}, model.patch)
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
+    fixed.precise(precision or Precision()).check()
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),
@@ -182,7 +183,7 @@ def search(
             raise PlanError(f"{what}: '{value}' is not possible{nearest(value, choices)}")
     if batch < 1 or sequence < 1:
         raise PlanError("batch and sequence must be positive")
-    if model.family == "vit" and sequence != model.sequence:
+    if model.family == "vit" and sequence != model.sequence and fixed.lengths is None:
         raise PlanError(
             f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
             "size in the model instead"
@@ -200,7 +201,9 @@ def search(
     work = Workload(
         model=model,
         batch=batch,
-        sequence=sequence,
+        sequence=row_tokens(fixed.lengths, sequence),
+        lengths=fixed.lengths,
+        longest=sequence,
         precision=fixed.precise(precision or Precision()),
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
@@ -393,7 +396,8 @@ def plan_at(
         model=work.model,
         machine=machine,
         batch=work.batch,
-        sequence=work.sequence,
+        sequence=work.longest,
+        lengths=work.lengths,
         mesh=mesh,
         parameters=parameters,
         activations=activations,

@@ -68,7 +68,12 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
     }
     forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))
-    for moved, there, back in zip(program.offload_bytes, forward, backward, strict=True):
+    if not backward:
+        for there in forward:
+            prefetch(there, there, layout, "but last")
+        prefetch(head, forward[-1], layout, "before the head")
+    pairs = zip(forward, backward, strict=True) if backward else ()
+    for moved, (there, back) in zip(program.offload_bytes, pairs, strict=True):
         prefetch(there, there, layout, "but last")
         if there is forward[-1]:
             prefetch(head, there, layout, "before the head")
@@ -93,7 +98,7 @@ def overlap(program: Program, layout: Layout) -> Schedule:
             deferred(draft, [final[number] for number in draft.block.of], layout, "but first")
         else:
             deferred(draft, final[-1:], layout, "after the head")
-    several = len(final[-1].ahead) > len(backward[-1].ahead)
+    several = bool(final) and len(final[-1].ahead) > len(backward[-1].ahead)
     return _ordered(program, layout, drafts, final if several else [])
 
 
@@ -224,7 +229,7 @@ def _ordered(
     layers = [draft.block.trips / (microbatches * chunks) for draft in _of(drafts, "forward")]
 
     def passes(phase: str) -> tuple[Loop, ...]:
-        loops = zip(layers, place[phase], strict=True)
+        loops = zip(layers, place.get(phase, ()), strict=phase in place)
         found = tuple(Loop(times=times, body=(number,)) for times, number in loops)
         return found if phase == "forward" else found[::-1]
 

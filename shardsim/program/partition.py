@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
@@ -30,7 +32,7 @@ def partition(work: Workload, layout: Layout) -> Program:
         task
         for part in parts
         for task in repeated(
-            Lowering(part.work, layout, part.sizes, part.derived.ends).together(), part.as_layer
+            _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
         )
     ]
     head, ends_apart = once(
@@ -45,6 +47,10 @@ def partition(work: Workload, layout: Layout) -> Program:
         _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
+    if work.forward_only:
+        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
+        return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
         blocks=(
             head,
@@ -59,6 +65,18 @@ def partition(work: Workload, layout: Layout) -> Program:
         interleave=work.pipeline_interleave,
         offload_bytes=tuple(on_host for _, _, on_host, _ in made),
     )
+
+
+def _ends(low: Lowering) -> list[Task]:
+    return low.forward() if low.work.forward_only else low.together()
+
+
+def _forward_only(block: Block) -> Block:
+    """Return a forward pass that nothing follows: nothing is kept for it."""
+    kept = (
+        task for task in block.tasks if not (isinstance(task, Compute) and task.purpose == KEEP)
+    )
+    return replace(block, tasks=tuple(kept))
 
 
 def _layers(
@@ -139,12 +157,18 @@ def _layers(
 
 def _cast(work: Workload, stored: Number) -> Compute:
     """Return the cast of a layer's stored weights to the compute format."""
+    read = work.parameter_bytes * (2 if work.precision.weights and _scaled(work) else 1)
     return Compute(
         name="cast weights",
         kind="elementwise",
-        hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
-        count=work.parameter_bytes != work.wire_bytes,
+        hbm_bytes=stored * (read + work.weight_wire_bytes),
+        count=work.parameter_bytes != work.weight_wire_bytes,
     )
+
+
+def _scaled(work: Workload) -> bool:
+    """Return whether what is cast is read for its scale first."""
+    return work.precision.scales == "dynamic"
 
 
 def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -> Compute:
@@ -163,7 +187,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -
 
 
 def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
-    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
+    """Return the sends of the residual `stream`: once forward and once backward a chunk, or where
+    there is no backward pass once."""
     return (
         Block(
             name="stage boundary",
@@ -175,7 +200,7 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
                     kind="permute",
                     role="pipeline",
                     bytes=stream * work.wire_bytes,
-                    count=2 * (layout.pipeline.size > 1),
+                    count=(1 if work.forward_only else 2) * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),
             ),

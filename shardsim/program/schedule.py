@@ -59,6 +59,7 @@ class Work:
     hbm_bytes: Number = 0
     vector_ops: Number = 0
     dtype: str = "bf16"
+    sparse: bool = False  # one operand has two zeros in four numbers
     count: Number = 1
     fused: str = ""  # of a fused kernel: its vector operations run "beside" products, or "in turn"
     cycles: Number | None = None  # a compiler's estimate; it stands for the units' time

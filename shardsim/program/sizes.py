@@ -16,6 +16,7 @@ from shardsim.model import Model
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
 from shardsim.program.shapes import Workload
+from shardsim.program.uneven import tokens_load
 
 SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
 
@@ -70,12 +71,14 @@ class Sizes:
             "tensor2": over_kv2,
             "tensor2_shared": tensor2 / over_kv2,
         }
-        self.lengths: Mapping[str, Number] = {
+        self.lengths: dict[str, Number] = {
             **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
             **_slots(model, work.sequence),
             "others": work.batch / layout.microbatches,
         }
+        if work.lengths and work.lengths.unpadded:  # the fullest device is waited for
+            self.lengths |= {"batch": self.lengths["batch"] * tokens_load(work, layout)}
         several = np.greater(layout.expert.size, 1)
         # Of tokens that are sorted: on the fullest device, and what there is room for.
         dropless = model.experts is not None and model.experts.dropless

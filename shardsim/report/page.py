@@ -61,6 +61,7 @@ figure{{margin:.9rem 0;max-width:38rem}}
 figure svg{{display:block;width:100%;height:auto}}
 summary{{cursor:pointer;color:var(--muted);font-weight:600;margin:.6rem 0}}
 figcaption{{color:var(--muted);font-size:.84rem;margin-top:.2rem}}
+@media (max-width:30rem){{pre{{white-space:pre-wrap;overflow-wrap:anywhere}}}}
 @media (max-width:30rem){{body{{padding-left:.7rem;padding-right:.7rem}}ul{{padding-left:1.2rem}}}}
 @media print{{body{{max-width:none;padding:0;font-size:10pt}}nav{{display:none}}
 h2{{break-before:page}}h2.first{{break-before:auto}}h3{{break-after:avoid}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shardsim.plan import dump_plan
 from shardsim.plan.words import mesh_text, techniques
-from shardsim.planner.compare import HOW
+from shardsim.planner.compare import how_priced
 from shardsim.report.document import Bullets, Code, Drawing, Facts, Item, Section, Text
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.specs import activation_specs, axis_sentences, specs, weight_specs
@@ -61,8 +61,8 @@ def answer(study: Study) -> Section:
     items.append(Text(text=_days(study)))
     items.append(
         Text(
-            text=f"Priced {HOW[item.costs]}, done as {item.implementation}: so is all on this page "
-            "but published runs and what compilers made."
+            text=f"Priced {how_priced([study.plan], item.costs)}, done as {item.implementation}: "
+            "so is all on this page but published runs and what compilers made."
         )
     )
     return Section(title="Answer", items=items)

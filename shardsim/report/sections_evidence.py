@@ -8,7 +8,7 @@ from statistics import median
 from shardsim.answers.why_not import why_lost
 from shardsim.cost.predict import Prediction
 from shardsim.machine import Chip
-from shardsim.planner.compare import HOW
+from shardsim.planner.compare import how_priced
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
@@ -96,7 +96,7 @@ def runners_section(study: Study) -> Section:
                 text=f"The same model, slice and batch searched anew: {found.searched:,} plans "
                 f"considered, {found.fit:,} of them fit. This plan is {how}, "
                 f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. All are "
-                f"priced as this plan is, {HOW[item.costs]}. "
+                f"priced as this plan is, {how_priced([item.plan], item.costs)}. "
                 "Of plans with equal sizes of all mesh axes only the best is listed."
             ),
             named([("this plan", item), *numbered], columns),
@@ -192,6 +192,7 @@ def _range(study: Study) -> Text:
 def comparison_section(studies: list[Study], costs: str) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
+    how = how_priced((study.plan for study in studies), costs)
     studied = {id(study.prediction): study for study in studies}
 
     def against(item: Prediction) -> str:
@@ -210,7 +211,7 @@ def comparison_section(studies: list[Study], costs: str) -> Section:
     return Section(
         title="Side by side",
         items=[
-            Text(text=f"All plans are priced {HOW[costs]}, whatever their files say."),
+            Text(text=f"All plans are priced {how}, whatever their files say."),
             named(items, columns),
             Drawing(
                 figure=step_breakdown(

@@ -34,7 +34,7 @@ def check_target(path: str | os.PathLike[str]) -> str:
     )
     if kind is None:
         raise FileError(f"{path}: a report ends with .html or .md")
-    if target.is_dir() or not target.parent.is_dir():
+    if os.path.isdir(target) or not os.path.isdir(target.parent):
         raise FileError(f"cannot write {path}: {target.parent} is not a folder")
     if not os.access(target.parent, os.W_OK):
         raise FileError(f"cannot write {path}: Permission denied")

@@ -26,18 +26,20 @@ from shardsim.plan.io import dump_plan
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, OP_COSTS
 from shardsim.plan.remat import POLICIES
-from shardsim.planner.compare import HOW, priced_alike
+from shardsim.planner.compare import how_priced, priced_alike
 from shardsim.planner.search import SearchResult, search
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
 from shardsim.serve.asked import Asked, read, word
 from shardsim.views.explain import TRIALS, fitting, some
-from shardsim.views.plans import found
+from shardsim.views.plans import DETAILS, found
 from shardsim.views.table import table
 from shardsim.views.write import cells
 
 FOUND_KEPT = 50  # plans of searches, for whoever goes back to one
 FOUND_SHOWN = 5
+FIRST = ("number", "mfu", "step_time_s", "hbm_peak_gib")  # columns of plans that were found
+LEFT_OUT = (*FIRST, *DETAILS, "limited_by")  # a plan that is taken says so
 REMEMBERED = 64  # predictions
 PLAN_FORM = "plan"
 ENDINGS = {"json": "json", "yaml": "yaml", "maxtext": "yml", "levanter": "yaml"}  # else Python
@@ -106,7 +108,7 @@ class Desk:
             "pinned": items[0].to_data() if len(items) > 1 else None,
             "headline": shown.headline(items),
             "says": shown.said(item),
-            "priced": f"priced {HOW[costs]}, done as {item.implementation}",
+            "priced": f"priced {how_priced(plans, costs)}, done as {item.implementation}",
             "tables": shown.tables(items),
             "command": asked[-1].command(path, costs, implementation),
             "seconds": time.perf_counter() - started,
@@ -144,12 +146,13 @@ class Desk:
             if not result.predictions:
                 why = none_found(result, plan.model, plan.machine, plan.batch, {}, again)
                 raise PlanError(why)
+        made = found(result.predictions)
         usual = USUAL[costs]
         ranked = f"; ranked as {usual}" if implementation not in (None, usual) else ""
         counted = f"{result.searched:,} plans considered, {result.fit:,} fit"
         return {
             "says": f"{counted}, in {result.seconds:.1f} s{ranked}",
-            "table": cells(found(result.predictions)),
+            "table": cells(made.only(*FIRST, *(key for key in made.keys if key not in LEFT_OUT))),
             "plans": [self._keep(item.plan, asked.machine(base)) for item in result.predictions],
         }
 

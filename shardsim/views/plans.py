@@ -67,6 +67,23 @@ PLANS = (
     FITS,
     Column("limited_by", "limited by", lambda item: item.limited_by),
 )
+# What steps are worth whose sequences have many lengths.
+REAL = (
+    Column(
+        "mfu_over_real_tokens",
+        "MFU over real tokens",
+        lambda item: item.real and item.real.mfu_over_real_tokens,
+        ".1f",
+        "%",
+    ),
+    Column("padding", "padding", lambda item: item.real and item.real.padding_share, ".1f", "%"),
+    Column(
+        "real_tokens_per_s_per_chip",
+        "real tokens/s/chip",
+        lambda item: item.real and item.real.real_tokens_per_s_per_chip,
+        ",.1f",
+    ),
+)
 ON_NODES = "mesh (node, dcn between nodes)"  # GPUs lie on no torus
 FOUND = (
     *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
@@ -172,6 +189,7 @@ def side_by_side(
 
     context = any(context_text(item.plan) for item in items)
     rows = columns(items, *(key for key in SIDE_BY_SIDE if context or key != "context"))
+    rows += REAL if any(item.real for item in items) else ()
     rows.append(
         Column("change", f"{'time per token' if batches else 'step'} +%", change, "+.1f", "%")
     )

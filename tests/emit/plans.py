@@ -403,7 +403,7 @@ EXPERTS: dict[str, Plan] = {
     ),
 }
 
-_TEXT = {"vocab": 61, "sequence": 8, "pooling": "last"}
+_TEXT = {"vocab": 64, "sequence": 8, "pooling": "last"}
 _T5 = {**_DECODER, "positions": "relative", "norm": "rmsnorm", "gated_mlp": True}
 _SMALL = {**_VIT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "biases": _ALL_BIASES}
 MODELS |= {
@@ -416,7 +416,15 @@ MODELS |= {
         "encoder": {"sequence": 32, "images": {**_SMALL, "frozen": True}},
     },
     # A decoder of captions: it attends to the narrower tower of an image.
-    "captions": {**_DECODER, "name": "captions", "biases": _ALL_BIASES, "encoder": _SMALL},
+    "captions": {
+        **_DECODER,
+        "name": "captions",
+        "biases": _ALL_BIASES,
+        "head_bias": True,
+        "encoder": _SMALL,
+    },
+    # As PaliGemma: a trained tower in front of a decoder's tokens.
+    "pictures": {**MODELS["palm"], "name": "pictures", "sequence": 32, "images": _SMALL},
     "siglip": {
         **_VIT,
         "name": "siglip",
@@ -478,9 +486,17 @@ STACKS: dict[str, Plan] = {
     "frozen images, tensor": make(
         "pali", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED, microbatches=2
     ),
+    "images of a decoder, fsdp": make("pictures", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "images of a decoder, tensor, context": make(
+        "pictures",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        context={"order": "striped"},
+    ),
     "towers, sigmoid, fsdp": make("siglip", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "towers, sigmoid, tensor": make("siglip", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED),
-    "towers, softmax": make("clip", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"),
+    "towers, softmax": make("clip", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
     "soft experts, fsdp": make("soft", _F, {"embed": ["fsdp"]}, _B, remat="none"),
     "soft experts, exchanged": make("soft", _FE, _FE_SPLIT, _ON_FE),
     "soft experts, exchanged and tensor": make(
@@ -502,6 +518,24 @@ def _context(**choices: Any) -> dict[str, Any]:
 
 
 # With other ways to attend over a context axis, which other trainers' exports refuse.
+_LENGTHS = {"histogram": [[3, 2], [5, 1], [9, 1]]}
+
+
+def _held(held: str) -> dict[str, Any]:
+    return {"lengths": {**_LENGTHS, "as": held}}
+
+
+# Rows of several sequences, or padded.
+LENGTHS: dict[str, Plan] = {
+    "packed, fsdp, tensor, sequence": make(
+        "llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_held("packed"), microbatches=2
+    ),
+    "padded, data": make("palm", _D, {}, {"batch": ["data"]}, **_held("padded")),
+    "packed, unfused, windows": make(
+        "gemma2", _F, {"embed": ["fsdp"]}, _B, **_held("packed_masked"), attention="unfused"
+    ),
+}
+
 CONTEXTS: dict[str, Plan] = {
     "ring, striped, tensor": make(
         "llama",

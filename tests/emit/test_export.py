@@ -192,9 +192,16 @@ def test_an_exported_file_says_how_many_devices_it_needs(tmp_path: Path) -> None
 def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> None:
     plan = load_plan(name)
     formats = {plan.precision.compute, plan.precision.parameters, plan.precision.reduce}
-    if formats & {"fp8", "int8"}:
-        with pytest.raises(PlanError, match="not supported"):
-            export_plan(plan, "jax")
+    stages = int(resolve(plan).pipeline.size) > 1
+    refused = bool(formats & {"fp8", "int8"}) or (stages and plan.pipeline_schedule != "gpipe")
+    if refused or not ("published" in name or name == "vit-e-data-parallel"):
+        try:
+            text = export_plan(plan, "jax")
+        except PlanError as error:
+            assert "not supported" in str(error) or "is supported for" in str(error)  # noqa: PT017
+            return
+        assert not refused
+        compile(text, name, "exec")
         return
     compile(export_plan(plan, "jax"), name, "exec")
     if plan.accumulation == "repeated" and int(resolve(plan).pipeline.size) == 1:

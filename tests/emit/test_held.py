@@ -39,6 +39,8 @@ REFUSALS = (
     "export of 1f1b is not supported",
     "is not supported; choose f32 or bf16",
     "export needs one to divide the other",
+    "forward_only: export of True is not supported",
+    "lengths",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -16,7 +17,6 @@ from test_export import environment
 from plans import PLANS, make
 from shardsim.emit import export_plan
 from shardsim.emit.specs import activation_specs, parameter_table
-from shardsim.errors import PlanError
 from shardsim.plan import load_plan, resolve
 from shardsim.planner.search import search
 
@@ -141,7 +141,15 @@ def test_a_module_is_short_and_says_the_options(name: str) -> None:
     assert "xla_enable_async_all_gather" in text
 
 
-def test_stacks_of_their_own_are_refused() -> None:
+def test_kinds_of_layers_are_told_apart_by_their_sizes() -> None:
+    """Dense layers before those with experts have an MLP of the same name and other sizes."""
     plan = search("deepseek-v2-lite", "v5p:4x4x4", batch=256).best.plan
-    with pytest.raises(PlanError, match="stacks"):
-        export_plan(plan, "specs")
+    text = export_plan(plan, "specs")
+    values: dict[str, Any] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if node.targets[0].id.isupper():
+                values[node.targets[0].id] = ast.literal_eval(node.value)
+    sizes = [tuple(sizes) for name, sizes, *_ in values["WEIGHTS"] if name == "mlp_out"]
+    assert sizes == [t.shape for t in plan.model.tensors if t.name == "mlp_out"]
+    assert values["LAYERS"] == [1, 26, 27]  # dense, with experts, attention of all

@@ -97,7 +97,8 @@ _LLAMA = {"base": "llama2-7b"}
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({**_LLAMA, "images": _VIT}, "images: only a model of family encoder reads it"),
+        ({**_VIT, "images": _VIT}, "images: only a model of family encoder or decoder"),
+        ({**_LLAMA, "sequence": 197, "images": _VIT}, "197 tokens, of which the images' are 197"),
         ({**_LLAMA, "encoder": {"base": "llama2-7b"}}, "must be of family encoder or vit"),
         ({**_LLAMA, "encoder": {"base": "vit-b-16"}}, "encoder: has no loss of its own"),
         ({**_T5, "encoder": {"embed": 256, "shared_embeddings": True}}, "same vocab and embed"),

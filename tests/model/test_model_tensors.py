@@ -85,6 +85,17 @@ EXACT = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    # big_vision's module: the tower without its class token, tables, six layers, and the head.
+    "cappa-b-16": 86_567_656
+    - 769_000  # its classes
+    - 2 * 768  # class token and position
+    + (32_001 + 64) * 768
+    + 6 * (3 * 768 + 8 * 768**2 + 2 * 768 * 3072)
+    + 2 * 768
+    + 769 * 32_000
+    - 2 * 768,  # what the note says
+    "paligemma-3b-224": 2_923_335_408,
+    "paligemma-3b-448": 2_924_220_144,
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
     "t5-large": 737_668_096,

@@ -201,7 +201,9 @@ def test_mistakes_are_told_in_one_line(
 
 def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "a report (1).md"
-    write_report("llama3-8b-published-v6e-1x16", target)
+    told: list[tuple[int, int]] = []
+    write_report("llama3-8b-published-v6e-1x16", target, progress=lambda *done: told.append(done))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     named = re.findall(r"!\[.+?\]\((.+?)\)", target.read_text(encoding="utf-8"))
     folder = tmp_path / "a report (1)_files"
     files = sorted(path.name for path in folder.iterdir())
@@ -294,7 +296,7 @@ def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels() -> None:
         assert word not in page.words
     for word in ("2 of the 2 chips of a node", "2 nodes over the network between nodes"):
         assert word in page.words
-    assert "priced as this plan is, calibrated" in page.words
+    assert "priced as this plan is, from kernels measured on the chip" in page.words
 
 
 def test_long_tables_are_folded_and_whole(both: tuple[str, str]) -> None:

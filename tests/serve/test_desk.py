@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,11 @@ from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.files import parse_yaml
 from shardsim.machine import load_chip, parse_machine
-from shardsim.plan import load_plan, plan_from_data
+from shardsim.plan import load_plan, plan_from_data, plan_names
+from shardsim.plan.io import KEYS as KEYS_OF_PLANS
 from shardsim.serve.asked import read
 from shardsim.serve.desk import Desk
+from shardsim.views.write import json_text
 
 SMALL = plan_from_data(parse_yaml(PLAN, "small"), "small")
 
@@ -43,8 +48,6 @@ def test_a_prediction_is_that_of_the_command_that_it_names(desk: Desk, tmp_path:
             "as": "trainer",
         }
     )
-    import shlex
-
     words = shlex.split(answer["command"])
     said = CliRunner().invoke(main, [*words[1:], "--json"])
     assert json.loads(said.stdout) == answer["prediction"]
@@ -166,3 +169,72 @@ def test_no_file_is_read(desk: Desk, tmp_path: Path, key: str) -> None:
                 with pytest.raises(ShardsimError) as caught:
                     call(asked)
                 assert SECRET not in str(caught.value)
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=12)
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PAIRS = st.builds(
+    lambda key, value: f"{key}={value}",
+    st.sampled_from(
+        [
+            *KEYS_OF_PLANS,
+            "mesh.data",
+            "mesh.context",
+            "chip.hbm_bytes",
+            "model.layers",
+            "remat.save",
+        ]
+    ),
+    st.one_of(
+        ANYTHING.map(str), st.sampled_from(["full", "64k", "v5p:2x2x2", "{a: [b]}", "1e400"])
+    ),
+)
+REQUESTS = st.fixed_dictionaries(
+    {"plan": st.just("small")},
+    optional={
+        "set": st.one_of(st.lists(PAIRS, max_size=3), ANYTHING),
+        "mesh": st.one_of(
+            st.dictionaries(st.sampled_from(["data", "model", "tensor", "x"]), ANYTHING), ANYTHING
+        ),
+        "rest": st.one_of(st.sampled_from(["data", "stage", "x"]), ANYTHING),
+        "chip": st.one_of(
+            st.dictionaries(st.sampled_from(["hbm_bytes", "peak_flops"]), ANYTHING), ANYTHING
+        ),
+        "costs": st.one_of(st.sampled_from(["physical", "compiler"]), ANYTHING),
+        "as": st.one_of(st.sampled_from(["ideal", "trainer"]), ANYTHING),
+        "form": ANYTHING,
+        "pinned": ANYTHING,
+    },
+)
+
+
+FUZZED = Desk({"small": SMALL})
+
+
+@settings(max_examples=150)
+@given(request=st.one_of(REQUESTS, ANYTHING))
+def test_whatever_is_asked_is_answered_or_refused(request: Any) -> None:
+    for call in (FUZZED.predict, FUZZED.export):
+        with suppress(ShardsimError):
+            json_text(call(request))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plan_names())
+def test_every_shipped_plan_is_shown_as_it_is(name: str) -> None:
+    desk = Desk({})
+    answer = desk.predict({"plan": name})
+    assert answer["controls"] == answer["base"]
+    assert prod(one["size"] for one in answer["controls"]["mesh"]) == answer["controls"]["devices"]
+    same = [f"{key}={value}" for key, value in answer["controls"]["values"].items()
+            if key not in ("model", "remat")]  # fmt: skip
+    again = desk.predict({"plan": name, "set": same})
+    assert again["prediction"] == answer["prediction"]

@@ -12,8 +12,7 @@ from typing import Any
 
 from shardsim.emit.jax_code import header, literal
 from shardsim.emit.source import RUNTIME, module_text
-from shardsim.emit.specs import activation_specs, parameter_table, tpu_options
-from shardsim.errors import PlanError
+from shardsim.emit.specs import activation_specs, parameter_entries, tpu_options
 from shardsim.plan import Plan, resolve
 
 _Axis = tuple[str, int, list[tuple[str, int, int]]]
@@ -66,12 +65,8 @@ Spec = list[list[str]]"""
 def specs_code(plan: Plan) -> str:
     """Return the module of a plan. What differs between plans is data, written as literals."""
     layout = resolve(plan)
-    if len(plan.model.stacks) > 1:
-        raise PlanError(
-            "export to specs: kinds of layers of their own stacks (experts.dense_layers, windows) "
-            "are not supported"
-        )
-    table = parameter_table(plan, layout)
+    weights = list(parameter_entries(plan, layout))
+    called = {name.rpartition("/")[2] for name, _ in weights}
     rings = layout.mesh_axes("tensor") + layout.mesh_axes("tensor2")
     rings += layout.mesh_axes("context") if plan.context.keys == "ring" else ()
     axes = list(_axes(plan, rings))
@@ -81,11 +76,13 @@ def specs_code(plan: Plan) -> str:
         _assigned("AXES", axes),
         _assigned("RINGS", [name for name, _, parts in axes if name in rings and len(parts) > 1]),
         _assigned("TORUS", [axis.name for axis in plan.machine.axes]),
-        "\n# Weights: sizes, mesh axes that split each, those of optimizer state, and of layers.",
-        _assigned("LAYERS", plan.model.layers),
-        _assigned("WEIGHTS", {name: _weight(one) for name, one in table.items()}),
+        "\n# Weights: name, sizes, mesh axes that split each, those of optimizer state, of layers.",
+        _assigned(
+            "LAYERS", sorted({one["shape"][0] for _, one in weights if one["part"] == "block"})
+        ),
+        _assigned("WEIGHTS", [(name, *_weight(one)) for name, one in weights]),
         "\n# What else a weight is called: a word before it in the path, and its names.",
-        _assigned("NAMES", {name: words for name, words in NAMES.items() if name in table}),
+        _assigned("NAMES", {name: words for name, words in NAMES.items() if name in called}),
         "\n# Mesh axes that split each dimension of an activation.",
         _assigned(
             "ACTIVATIONS",

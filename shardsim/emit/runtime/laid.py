@@ -20,8 +20,8 @@ Spec = list[list[str]]
 AXES: list[tuple[str, int, list[tuple[str, int, int]]]] = []
 RINGS: list[str] = []
 TORUS: list[str] = []
-LAYERS = 1
-WEIGHTS: dict[str, tuple[list[int], Spec, Spec, list[str]]] = {}
+LAYERS: list[int] = []
+WEIGHTS: list[tuple[str, list[int], Spec, Spec, list[str]]] = []
 NAMES: dict[str, tuple[str, str]] = {}
 ACTIVATIONS: dict[str, Spec] = {}
 REMAT: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def shardings(tree: Any, mesh: Mesh | None = None, *, state: bool = False) -> An
 def check(params: Any, mesh: Mesh | None = None, *, state: bool = False) -> list[str]:
     """Return a line for each array that does not lie as planned, or that nothing names."""
     mesh = mesh or build_mesh()
-    least = min((math.prod(w[0]) for w in WEIGHTS.values() if len(w[0]) > 1), default=1)
+    least = min((math.prod(weight[1]) for weight in WEIGHTS if len(weight[1]) > 1), default=1)
     wrong = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, shape = _name(path), np.shape(leaf)
@@ -140,12 +140,14 @@ def _planned(name: str, shape: tuple[int, ...], state: bool) -> PartitionSpec | 
 
     Where no path does, its shape decides, if all weights that it fits lie alike.
     """
-    named = [part for part in reversed(name.split("/")) if part in WEIGHTS]
-    for weight in [*named, *(weight for weight in NAMES if _is_called(name, *NAMES[weight]))]:
-        if (spec := _laid(shape, weight, state)) is not None:
+    fits = [(one[0], spec) for one in WEIGHTS if (spec := _laid(shape, one, state)) is not None]
+    for weight, spec in fits:
+        if f"/{name}/".find(f"/{weight}/") >= 0:
             return _partition(spec)
-    fits = [spec for weight in WEIGHTS if (spec := _laid(shape, weight, state)) is not None]
-    return _partition(fits[0]) if fits and all(spec == fits[0] for spec in fits) else None
+    for weight, spec in fits:
+        if _is_called(name, *NAMES.get(weight.rpartition("/")[2], ("", "$."))):
+            return _partition(spec)
+    return _partition(fits[0][1]) if fits and all(s == fits[0][1] for _, s in fits) else None
 
 
 def _is_called(name: str, before: str, words: str) -> bool:
@@ -154,17 +156,17 @@ def _is_called(name: str, before: str, words: str) -> bool:
     return bool(re.search(rf"{within}({words})(/(kernel|weight|w|value|embedding))*$", name))
 
 
-def _laid(shape: tuple[int, ...], weight: str, state: bool) -> Spec | None:
+def _laid(shape: tuple[int, ...], weight: Any, state: bool) -> Spec | None:
     """Return where the dimensions of a weight stand in a shape: in any order, some as one, layers
     anywhere; None where they do not."""
-    whole, *ways, of_layers = WEIGHTS[weight]
+    _, whole, *ways, of_layers = weight
     for sizes, spec in _forms(whole, ways[state]):
         for order in itertools.permutations(range(len(sizes))):
             left, laid, layers = list(order), [], 0
             for size in shape:
                 if left and size == sizes[left[0]]:
                     laid.append(spec[left.pop(0)])
-                elif size == LAYERS:
+                elif size in LAYERS:
                     laid.append(of_layers)
                     layers += 1
             if not left and layers < 2 and len(laid) == len(shape):

@@ -28,15 +28,20 @@ def loss_sum(
     counts for its part, so that gradients are sums over devices whatever the sharding. The stacks
     that the model reads are `parts`, in order: each may read what those before have made.
     """
-    arrays = run(way, params, calls["before"], dict(batch))
+    way.segments, way.counts = batch.get("segments"), batch.get("counts")
+    arrays, before = dict(batch), list(calls["before"])
+    while before and all(name in arrays for name in before[0]["ins"]):
+        run(way, params, [before.pop(0)], arrays)
     for part in parts:
         name = f"{part['name']}/"
         mine = {key.removeprefix(name): params[key] for key in params if key.startswith(name)}
         own = {key.removeprefix(name): batch[key] for key in batch if key.startswith(name)}
         there, steps = way.part(part), part["calls"]
-        found = run(there, mine, steps["before"], arrays | own)
+        read = {name for call in steps["before"] for name in call["ins"]}
+        found = {name: arrays[name] for name in read & arrays.keys() - own.keys()} | own
+        found = run(there, mine, steps["before"], found)
         arrays[steps["after"][-1]["outs"][0]] = stack(there, steps, mine, found)
-    return stack(way, calls, params, arrays)
+    return stack(way, calls, params, run(way, params, before, arrays))
 
 
 def stack(way: Whole, calls: Data, params: Params, arrays: Params) -> Array:

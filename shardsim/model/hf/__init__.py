@@ -50,10 +50,7 @@ def config_path(name: str) -> Path | None:
     if name.endswith(".json"):
         return Path(name)
     inside = os.path.join(name, "config.json")
-    try:
-        return Path(inside) if name and os.path.isfile(inside) else None
-    except ValueError:
-        return None
+    return Path(inside) if name and os.path.isfile(inside) else None
 
 
 def read_config(path: Path) -> Config:

@@ -11,10 +11,10 @@ from typing import Any
 
 from shardsim.carried import Keys, shown
 from shardsim.errors import FileError, nearest
+from shardsim.model.spec import MOST_LAYERS
 
 # Tokens of a plan's sequence where positions are rotary: a model takes any number.
 TOKENS = 8192
-MOST_LAYERS = 10**5  # far above any model's
 _ACTIVATIONS: Mapping[str, str] = {
     **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python"), "gelu"),
     **dict.fromkeys(("quick_gelu", "gelu_accurate"), "gelu"),

@@ -81,6 +81,7 @@ function table(cells, more = {}) {
   const head = make("tr", {}, ...cells.columns.map((column, index) =>
     make("th", { scope: "col", className: kinds[index], textContent: column.label })));
   if (more.after) head.append(make("td"));
+  if (more.before) head.prepend(make("td"));
   const body = make("tbody");
   cells.rows.forEach((texts, number) => {
     const line = make("tr", {}, ...texts.map((text, index) =>
@@ -88,6 +89,7 @@ function table(cells, more = {}) {
     line.firstChild.scope = "row";
     if (more.swatch) line.firstChild.prepend(make("span", { className: `swatch s${number}` }));
     if (more.after) line.append(make("td", {}, more.after(number)));
+    if (more.before) line.prepend(make("td", {}, more.before(number)));
     body.append(line);
   });
   return make("table", {}, make("thead", {}, head), body);
@@ -370,8 +372,10 @@ function take(name) {
   }
   $("plan").value = name;
   const { chip } = state;
+  const best = name.startsWith("best "); // of a search, for the chip as the sliders have it
   state = fresh(name);
-  state.chip = name.startsWith("best ") ? chip : {};
+  state.chip = best ? chip : {};
+  $("found").hidden = !best;
   $("text").value = "";
   return predict();
 }
@@ -400,7 +404,7 @@ function found(title, data, label, press) {
   };
   const close = make("button", { type: "button", textContent: "Close" });
   close.addEventListener("click", () => { $("found").hidden = true; });
-  const region = make("div", { className: "scroll", tabIndex: 0 }, table(data.table, { after: button }));
+  const region = make("div", { className: "scroll", tabIndex: 0 }, table(data.table, { before: button }));
   region.setAttribute("role", "region");
   region.setAttribute("aria-label", title);
   $("found").replaceChildren(make("h2", { textContent: title }),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,8 @@ from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Precision, Routing, Rules
+from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
@@ -139,7 +141,7 @@ def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "maxtext"
         return keys, load_model(options_of(keys, stem))
     own = base.parent / "models" / f"{name}.yml" if base is not None else None
-    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and own.is_file():
+    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and os.path.isfile(own):
         sizes = read_yaml(own)
         if not isinstance(sizes, Mapping):
             raise FileError(f"{own}: expected MaxText's keys")

@@ -174,6 +174,18 @@ def _dynamic_update_slice(item: Instruction, given: list[Shape]) -> bool:
     return fits and given[0].form == item.shape.form and len(given) == 2 + len(given[0].dims)
 
 
+def _dynamic_slice_start(item: Instruction, given: list[Shape]) -> bool:
+    sizes = item.numbers("dynamic_slice_sizes")
+    fits = all(a <= b for a, b in zip(sizes, given[0].dims, strict=True))
+    return fits and item.shape.elements[1].dims == sizes and len(given) == 1 + len(sizes)
+
+
+def _dynamic_update_slice_start(item: Instruction, given: list[Shape]) -> bool:
+    fits = all(a <= b for a, b in zip(given[1].dims, given[0].dims, strict=True))
+    whole = item.shape.elements[1].form == given[0].form
+    return fits and whole and len(given) == 2 + len(given[0].dims)
+
+
 def _pad(item: Instruction, given: list[Shape]) -> bool:
     sizes = []
     for text, size in zip(item.attribute("padding").split("x"), given[0].dims, strict=True):
@@ -275,9 +287,19 @@ _RULES: dict[str, Rule] = {
     "slice-start": _slice_start,
     "copy-start": _copy_start,
     **dict.fromkeys(
-        ("slice-done", "collective-permute-done", "all-gather-done", "async-done", "call-done"),
+        (
+            "slice-done",
+            "dynamic-slice-done",
+            "dynamic-update-slice-done",
+            "collective-permute-done",
+            "all-gather-done",
+            "async-done",
+            "call-done",
+        ),
         _second,
     ),
+    "dynamic-slice-start": _dynamic_slice_start,
+    "dynamic-update-slice-start": _dynamic_update_slice_start,
     "copy-done": lambda item, given: given[0].elements[0].form == item.shape.form,
     "all-reduce-done": _same_form,
     "dynamic-slice": _dynamic_slice,

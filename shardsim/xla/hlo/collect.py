@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardsim.program.schedule import PARAMETER_PURPOSES, Move
+from shardsim.xla.hlo.between import Part
 from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
@@ -112,11 +113,13 @@ def read_collective(
     count: int,
     asynchronous: bool,
     inside: Instruction | None = None,
+    slices: Sequence[Part] = (),
 ) -> CompiledCollective | None:
     """Return a collective of more than one member, or None where it moves nothing.
 
     `item` is the operation itself, one that is started, or a fusion around one; `inside` says which
-    one where a fusion holds more. It stands in `block` and runs `count` times.
+    one where a fusion holds more. It stands in `block` and runs `count` times. Of axes that go over
+    `slices` too the mesh has what is inside of one.
     """
     inner, holder = _operation(module, item) if inside is None else (inside, None)
     kind = KINDS[inner.opcode.removesuffix("-start")]
@@ -125,6 +128,7 @@ def read_collective(
     parts: tuple[tuple[str, int, int], ...] = ()
     shifts: tuple[int, ...] = ()
     regular = True
+    over = {axis for axis, _, _ in slices}
     if kind == "permute":
         permute = permute_of(inner.attribute("source_target_pairs"), mesh)
         axes, shifts, members = permute.axes, permute.shifts, 2 if permute.axes else 1
@@ -134,7 +138,7 @@ def read_collective(
         parts = tuple(
             (part.axis, part.members, part.stride)
             for part in form.parts
-            if part.members != mesh[part.axis]
+            if part.members != mesh[part.axis] or part.axis in over
         )
     if members == 1:
         return None

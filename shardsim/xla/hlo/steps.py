@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
+from shardsim.xla.hlo.between import Part, array_bytes, kind_of, rendezvous_of
 from shardsim.xla.hlo.calls import is_prepared, offloaded
 from shardsim.xla.hlo.collect import (
     CompiledCollective,
@@ -18,7 +20,7 @@ from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, MOVES, TRANSFERS
 from shardsim.xla.hlo.operations import Operation, Works, transfer_of
-from shardsim.xla.hlo.sources import source_of
+from shardsim.xla.hlo.sources import named, source_of
 from shardsim.xla.hlo.stacks import stack_sizes
 
 MOST_TRIPS = 10**6  # through all blocks inside a loop
@@ -52,6 +54,7 @@ class Steps:
     mesh: Mapping[str, int]
     causal: bool | None  # as `Costs.causal`
     windows: tuple[int, ...]  # as `Costs.windows`
+    slices: tuple[Part, ...] = ()  # what mesh axes have of several slices
     blocks: list[Block] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -63,6 +66,7 @@ class Steps:
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         # Computation and number: the fusion that starts it, and the collective in that.
         self._chains: dict[tuple[str, str], tuple[str, Instruction]] = {}
+        self._between: dict[str, str] = {}  # rendezvous of slices -> what is awaited
         self._ended: set[tuple[str, str]] = set()
         self._loops = self._calls = 0
         self._lengths: dict[str, tuple[int, int]] = {}
@@ -170,9 +174,7 @@ class Steps:
         ):
             return
         if code in _HOST:
-            self.warnings[f"%{item.name}: {code}, a transfer to or from the host, has no price"] = (
-                None
-            )
+            self._transfer(computation, item, draft)
         elif code in KINDS:
             self._collective(item, draft, started=False)
         elif code in TRANSFERS:
@@ -195,6 +197,37 @@ class Steps:
             self._fused(computation, item, inside, draft)
         else:
             self._compute(computation, item, draft)
+
+    def _transfer(self, computation: Computation, item: Instruction, draft: _Draft) -> None:
+        """Read half of a collective between slices; other transfers by hosts have no price."""
+        first = computation.operand(item, 0) if item.opcode.endswith("-done") else item
+        kind = kind_of(first)
+        if not kind or not self.slices:
+            what = "a transfer to or from the host"
+            self.warnings[f"%{item.name}: {item.opcode}, {what}, has no price"] = None
+        elif item.opcode == "send":
+            told = named(self.module, computation.operand(item, 0))
+            found = CompiledCollective(
+                name=item.name,
+                kind=kind,
+                mesh_axes=tuple(axis for axis, _, _ in self.slices),
+                parts=tuple(part for part in self.slices if part[2] > 1),
+                members=math.prod(members for _, members, _ in self.slices),
+                regular=True,
+                shifts=(),
+                array_bytes=array_bytes(computation, item),
+                origin="",
+                op_name=told.op_name,
+                source=source_of(self.module, told),
+                block=draft.name,
+                count=draft.trips,
+                asynchronous=True,
+            )
+            self.collectives.append(found)
+            self._between[rendezvous_of(item)] = item.name
+            draft.tasks.append(Start(task=found.move()))
+        elif item.opcode == "recv-done" and (name := self._between.pop(rendezvous_of(first), "")):
+            draft.tasks.append(Await(name=name))
 
     def _opened(self, computation: Computation, item: Instruction) -> str:
         """Return what an -update or -done goes on with, and close it."""
@@ -249,6 +282,7 @@ class Steps:
             count=draft.trips,
             asynchronous=started,
             inside=inside,
+            slices=self.slices,
         )
         if started:
             opened = item.name if inside is None else _opened_as(item.name, inside)

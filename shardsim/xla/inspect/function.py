@@ -64,7 +64,15 @@ def inspect(
     import jax
 
     jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
-    text = jitted.trace(*shapes).lower(lowering_platforms=("tpu",)).as_text(debug_info=True)
+    traced = jitted.trace(*shapes)
+    try:
+        text = traced.lower(lowering_platforms=("tpu",)).as_text(debug_info=True)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise ShardsimError(
+            f"inspect: the function cannot be lowered for a TPU from here (callbacks, such as "
+            f"jax.debug.print, cannot): {why}"
+        ) from error
     axes = placed(dict(mesh) if mesh else _mesh(text, machine), machine)
     request = {
         "worker": _WORKER,

@@ -234,14 +234,16 @@ def inspect_module(
     """Inspect a parsed program, as `inspect_hlo` does."""
     try:
         named = bool(mesh) or bool(axes)
+        slices = machine.slices if machine is not None and _is_of_slices(module, machine) else 1
         if axes:
             mesh = {axis.name: axis.size for axis in axes}
         if mesh is None:
             mesh, named = mesh_of(module)
-        if _product(mesh.values()) != devices_of(module):
+            mesh = {"slices": slices, **mesh} if slices > 1 else mesh
+        if _product(mesh.values()) != devices_of(module) * slices:
             raise PlanError(
                 f"mesh: its axes multiply to {_product(mesh.values())}, but the program is for "
-                f"{devices_of(module)} devices"
+                f"{devices_of(module) * slices} devices"
             )
         if machine is not None:
             axes = axes or placed(dict(mesh), machine)
@@ -266,7 +268,11 @@ class _Reader:
         self.module = module
         self.machine = machine
         self.axes = axes
-        self.mesh = {axis.name: axis.size for axis in axes}
+        over = {axis.name: axis.torus.get("dcn", 1) for axis in axes}
+        if machine is None or not _is_of_slices(module, machine):
+            over = dict.fromkeys(over, 1)
+        self.mesh = {axis.name: axis.size // over[axis.name] for axis in axes}
+        self.slices = [(name, n, self.mesh[name]) for name, n in over.items() if n > 1]
         self.links = None
         if machine is not None:
             self.layout = layout_of(machine, axes)
@@ -283,7 +289,7 @@ class _Reader:
         return Inspected(
             name=self.module.name,
             machine=self.machine,
-            devices=max(1, _product(self.mesh.values())),
+            devices=max(1, _product(axis.size for axis in self.axes)),
             mesh=self.axes,
             mesh_named=False,
             step_time_s=replayed.step_time_s if replayed else None,
@@ -307,7 +313,7 @@ class _Reader:
                 " and copies are listed with what they take alone"
             )
             return None, None
-        compiled = read_module(self.module, self.mesh)
+        compiled = read_module(self.module, self.mesh, slices=self.slices)
         self.warnings.update(dict.fromkeys(compiled.schedule.warnings))
         if self.machine is None:
             self.not_said.append("any time: name the slice or the chip with --on")
@@ -416,6 +422,11 @@ class _Reader:
         torus = self.machine.axes
         order = self.links.route_of(move).order
         return tuple("dcn" if place == DCN else torus[place].name for place in order)
+
+
+def _is_of_slices(module: Module, machine: Machine) -> bool:
+    """Return whether a program of several slices is written as that of one."""
+    return devices_of(module) * machine.slices == machine.devices
 
 
 def _capacity(machine: Machine | None) -> float | None:

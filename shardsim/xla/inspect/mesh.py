@@ -28,6 +28,8 @@ from shardsim.xla.hlo.module import Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
 
 _WRITTEN = re.compile(r"mesh\[([^\]]*)\](?!, device_ids)")
+_LISTED = re.compile(r"\{(?:\{\d+(?:,\d+)*\},?)+\}")
+_ID = re.compile(r"\d+")
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _MADE = re.compile(r"axis_\d+")  # the compiler's own names
 _GIVEN = re.compile(r"([A-Za-z_]\w*)=(\d{1,9})")
@@ -38,7 +40,19 @@ def devices_of(module: Module) -> int:
     partitions = module.partitions or 1
     if partitions > 1 and module.replicas > 1:
         raise HloError(f"{module.replicas} replicas of {partitions} partitions are not understood")
+    if module.partitions is None and module.replicas == 1:
+        return _most_listed(module)
     return max(partitions, module.replicas, 1)
+
+
+def _most_listed(module: Module) -> int:
+    """Return how many devices the listed groups of a text are of that says nothing else."""
+    most = 1
+    for item in _items(module):
+        for key in ("replica_groups", "source_target_pairs"):
+            if _LISTED.fullmatch(text := item.attributes.get(key, "")):
+                most = max(most, *(small_number(number, 0) + 1 for number in _ID.findall(text)))
+    return most
 
 
 def read_mesh(text: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ import hlo_samples as samples
 import pytest
 from test_damage import totals, transfers
 
-from shardsim.program.schedule import Move, Start, Work
+from shardsim.program.schedule import Copy, Move, Start, Work
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.text import parse_module
 from shardsim.xla.replay import replay
@@ -214,3 +214,34 @@ def test_each_collective_is_one_move_and_has_one_price() -> None:
     plan, found = samples.plan_of(name), samples.compiled(name)
     assert moves(found) == len(found.collectives)
     assert len(replay(plan.machine, plan, found).collective_costs) == len(found.collectives)
+
+
+OFFLOAD = """HloModule offload, is_scheduled=true
+
+ENTRY %main (h: bf16[4,64,128], p: bf16[1,64,128], i: s32[]) -> bf16[1,64,128] {
+  %h = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} parameter(0)
+  %p = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %out = ((bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,64,128]{2,1,0:T(8,128)(2,1)}, s32[], \
+s32[], s32[]), bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, u32[]) \
+dynamic-update-slice-start(%h, %p, %i, %i, %i)
+  %kept = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} dynamic-update-slice-done(%out)
+  %in = ((bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, s32[], s32[], s32[]), \
+bf16[1,64,128]{2,1,0:T(8,128)(2,1)}, u32[]) dynamic-slice-start(%kept, %i, %i, %i), \
+dynamic_slice_sizes={1,64,128}
+  ROOT %back = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} dynamic-slice-done(%in)
+}
+"""
+
+
+def test_pieces_go_to_the_host_and_come_back() -> None:
+    tasks = read_hlo(OFFLOAD, {"a": 1}).schedule.blocks[0].tasks
+    started = [task.task for task in tasks if isinstance(task, Start)]
+    assert [type(task).__name__ for task in tasks] == ["Start", "Await"] * 2
+    assert [task.host_bytes for task in started if isinstance(task, Copy)] == [64 * 128 * 2] * 2
+
+
+@pytest.mark.parametrize("size", ["bf16[9,64,128]", "bf16[1,64,256]"])
+def test_a_piece_that_does_not_fit_is_an_error(size: str) -> None:
+    with pytest.raises(HloError, match="does not fit its operands"):
+        read_hlo(OFFLOAD.replace("bf16[1,64,128]", size), {"a": 1})

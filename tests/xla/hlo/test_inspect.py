@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_damage import LETTERS
-from test_dumps import BRANCHES
+from test_dumps import BRANCHES, OFFLOAD
 
 from shardsim.cli.main import main
 from shardsim.errors import PlanError, ShardsimError
@@ -154,6 +154,80 @@ def test_a_kernel_that_is_not_known_is_priced_by_bytes_and_named() -> None:
     assert without is not None
     rate = parse_machine("v5e:1x1").chip.hbm_bytes_per_s
     assert found.step_time_s - without >= 2 * 8 * 128 * 4 / rate
+
+
+def test_transfers_to_the_host_have_their_price() -> None:
+    machine = parse_machine("v5e:1x1")
+    (row,) = (row for row in inspect_hlo(OFFLOAD, machine).rows if row.kind == "host-transfer")
+    assert (row.bytes, row.count) == (2 * 64 * 128 * 2, 2)
+    assert row.time_s == row.exposed_s  # nothing else runs
+    assert row.time_s is not None
+    assert row.time_s > 0
+
+
+_MARKS = (
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+)
+SLICES = f"""HloModule slices, is_scheduled=true, num_partitions=4
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {{
+  %x = bf16[] parameter(0)
+  %y = bf16[] parameter(1)
+  ROOT %s = bf16[] add(%x, %y)
+}}
+
+ENTRY %main (a: bf16[256,1024]) -> (bf16[256,1024], token[]) {{
+  %a = bf16[256,1024]{{1,0:T(8,128)(2,1)}} parameter(0)
+  %inside = bf16[256,1024]{{1,0:T(8,128)(2,1)}} all-reduce(%a), replica_groups={{{{0,1,2,3}}}}, \
+to_apply=%add, metadata={{op_name="jit(step)/psum"}}
+  %t = token[] after-all()
+  %send = (bf16[256,1024]{{1,0:T(8,128)(2,1)}}, u32[], token[]) send(%inside, %t), channel_id=2, \
+is_host_transfer=true, {_MARKS}
+  %recv = (bf16[256,1024]{{1,0:T(8,128)(2,1)}}, u32[], token[]) recv(%t), channel_id=1, \
+is_host_transfer=true, {_MARKS}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  ROOT %got = (bf16[256,1024]{{1,0:T(8,128)(2,1)}}, token[]) recv-done(%recv), channel_id=1, \
+is_host_transfer=true
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("mesh", "inside", "over"),
+    [
+        ({"replica": 2, "data": 4}, "data", "replica"),
+        ({"data": 8}, "data", "data"),  # one axis over both slices and all of their devices
+        (None, "devices", "slices"),
+    ],
+)
+def test_what_slices_send_each_other_is_a_collective(
+    mesh: dict[str, int] | None, inside: str, over: str
+) -> None:
+    machine = parse_machine("2*v5e:2x2")
+    found = inspect_hlo(SLICES, machine, mesh)
+    rows = {row.torus_axes: row for row in found.rows}
+    assert set(rows) == {("x", "y"), ("dcn",)}
+    assert rows["x", "y"].mesh_axes == (inside,)
+    assert rows["dcn",].mesh_axes == (over,)
+    size = 256 * 1024 * 2
+    assert rows["x", "y"].bytes == pytest.approx(2 * size * 3 / 4)
+    assert rows["dcn",].bytes == pytest.approx(2 * size * 1 / 2)
+    assert not found.unexpected
+    assert found.time is not None
+    exposed = sum(row.exposed_s or 0.0 for row in found.rows)
+    assert exposed == pytest.approx(found.time["exposed_comm_s"])
+    # Half of the array to and from the other slice, by all four chips of a host at once.
+    least = size / (machine.chip.dcn_bytes_per_s / machine.chip.devices_per_chip)
+    assert rows["dcn",].time_s is not None
+    assert rows["dcn",].time_s >= 0.99 * least
+
+
+def test_without_its_slices_a_program_says_what_has_no_price() -> None:
+    found = inspect_hlo(SLICES, parse_machine("v5e:2x2"))
+    assert [row.kind for row in found.rows] == ["all-reduce"]
+    assert sum("has no price" in text for text in found.warnings) == 4
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
