@@ -145,7 +145,7 @@ def _chunks(plan: Plan, small: Layout) -> int:
     return min(plan.pipeline_interleave, 2) if int(small.pipeline.size) > 1 else 1
 
 
-def _model(model: Model, layout: Layout, chunks: int) -> Model:
+def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
     if layout.spread.by_head:

@@ -134,6 +134,11 @@ def _refuse_lengths(plan: Plan, layout: Layout) -> None:
             "lengths: export is supported for decoders with rotary positions or none, whose "
             "attention has only distances; leave lengths out"
         )
+    if layout.layered or layout.lockstep:
+        raise PlanError(
+            "lengths: export of layers that run all microbatches before the next, or lie on stages, "
+            "is not supported; leave lengths out"
+        )
     if plan.execution != "explicit" or int(layout.context.size) > 1:
         raise PlanError(
             "lengths: export is supported for execution: explicit without a context axis"

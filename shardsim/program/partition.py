@@ -48,7 +48,7 @@ def partition(work: Workload, layout: Layout) -> Program:
         for number, run in enumerate(every)
     ]
     if work.forward_only:
-        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        forwards = tuple(_forward_only(forward) for forward, *_ in made)
         sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
         return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(

@@ -65,7 +65,7 @@ class Trainer:
     @property
     def units(self) -> int:
         """What the loss is a mean over: tokens, or images."""
-        return self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1)
+        return int(self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1))
 
     def shardings(self, specs: Any) -> Any:
         """Return specs as shardings on the mesh, or nothing without one."""
