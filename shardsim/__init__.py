@@ -44,6 +44,7 @@ _HOMES = {
     "compare": "shardsim.planner.compare",
     "export_plan": "shardsim.emit",
     "import_config": "shardsim.validate.imports",
+    "inspect": "shardsim.xla.inspect",
     "verify_host": "shardsim.xla",
     "what_if": "shardsim.simulate",
     "validate_runs": "shardsim.validate.runs:validate",

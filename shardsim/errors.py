@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_CHOICES = 24  # in one line
+
 
 class ShardsimError(Exception):
     """Something in the input is wrong; the message is one line that says what and where.
@@ -31,8 +33,21 @@ class PlanError(ShardsimError):
     """A plan is inconsistent, or does not suit its model or its machine."""
 
 
-def nearest(word: object, choices: Iterable[str]) -> str:
+LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
+
+
+def one_line(text: object) -> str:
+    """Return a message as one line, its middle left out if it is very long."""
+    line = " ".join(str(text).split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
+    return line
+
+
+def nearest(word: object, choices: Iterable[str], listed: str = "") -> str:
     """Return `; did you mean 'x'?` for the choice closest to `word`, or the choices themselves.
+
+    Of many it shows some, or what `listed` says to call for all of them.
 
     >>> nearest("vit22b", ["vit-22b", "palm-540b"])
     "; did you mean 'vit-22b'?"
@@ -44,5 +59,7 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word).lower(), list(lowered), n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{lowered[close[0]]}'?"
-    shown = ", ".join(names[:24]) + (", ..." if len(names) > 24 else "")
+    if listed and len(names) > MOST_CHOICES:
+        return f"; {listed} shows all {len(names)}"
+    shown = ", ".join(names[:MOST_CHOICES]) + (", ..." if len(names) > MOST_CHOICES else "")
     return f"; choose from: {shown}" if names else ""

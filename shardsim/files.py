@@ -180,7 +180,8 @@ def check_keys(
 ) -> Mapping[str, Any]:
     """Return `data` if it is a mapping with all `required` and only `allowed` keys."""
     if not isinstance(data, Mapping):
-        raise error(f"{where}: expected a mapping of keys, found {type(data).__name__}")
+        found = "nothing" if data is None else type(data).__name__
+        raise error(f"{where}: expected a mapping of keys, found {found}")
     allowed = list(allowed)
     for key in data:
         if key not in allowed:

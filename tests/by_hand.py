@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shardsim.model import Model
 from shardsim.plan import Plan
-from shardsim.plan.plan import DTYPE_BYTES
+from shardsim.plan.precision import DTYPE_BYTES
 
 FLASH_BLOCK = 512  # queries and keys of one block of the fused kernel
 

@@ -43,7 +43,8 @@ FEWER = 20  # of the examples that a property draws in the whole suite, one in s
 _KNOWN: dict[Callable[..., object], bool] = {}  # of each test function: see `starts_jax`
 NO_JAX = Path(__file__).parent / "no_jax"
 
-collect_ignore = [NO_JAX.name, "benchmarks", "mutants.py", "mutations.py"]
+collect_ignore = [NO_JAX.name, "benchmarks", "fuzz.py", "fuzz_cases.py"]
+collect_ignore += ["mutants.py", "mutations.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

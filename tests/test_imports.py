@@ -15,7 +15,7 @@ import shardsim
 PACKAGE = Path(shardsim.__file__).parent
 # Lowest first; a part may import from its own level's others only if that makes no circle.
 ORDER = (
-    ("units", "errors", "files", "executors", "carried"),
+    ("units", "errors", "files", "executors", "carried", "kinds"),
     ("graph",),
     ("ops",),
     ("machine", "model"),
@@ -27,7 +27,7 @@ ORDER = (
     ("emit", "xla", "validate"),
     ("answers",),
     ("views",),
-    ("report",),
+    ("report", "serve"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

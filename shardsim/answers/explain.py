@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -10,13 +11,14 @@ from shardsim.answers.gap import Cause, causes
 from shardsim.answers.nearest import NearestRun, nearest_runs
 from shardsim.answers.trials import Trial, trials
 from shardsim.cost.hbm import Held
-from shardsim.cost.mfu import mfu_of, step_at_mfu
+from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import LIMITING, Prediction, predict
-from shardsim.cost.sensitivity import Sensitivity, sensitivity
+from shardsim.cost.sensitivity import Sensitivity
 from shardsim.cost.words import figure_words
 from shardsim.errors import PlanError
 from shardsim.model import Accounting
 from shardsim.plan.io import PlanOrPath, as_plan
+from shardsim.units import show_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Measured:
     step_time_s: float
     mfu: float  # as PaLM counts it
     ratio: float  # measured over predicted
+    at_peak_s: float  # what the predicted program executes, at the chip's peak
     causes: tuple[Cause, ...]  # that which explains most first
     runs: tuple[NearestRun, ...]  # the most like first
 
@@ -59,7 +62,7 @@ class Explanation:
         return self.prediction.use.at_peak
 
     def __repr__(self) -> str:
-        best = next((one for one in self.trials if one.prediction.fits), None)
+        best = next((one for one in self.trials if one.has_room), None)
         helps = f"; {best.text} saves {100 * best.gain:.1f} %" if best and best.gain > 0 else ""
         return f"Explanation({self.prediction!r}, limited by {self.prediction.limited_by}{helps})"
 
@@ -86,6 +89,7 @@ class Explanation:
                 "step_time_s": measured.step_time_s,
                 "mfu": measured.mfu,
                 "ratio": measured.ratio,
+                "at_peak_s": measured.at_peak_s,
                 "usual_error": measured.usual_error,
                 "nearest_runs": [run.to_data() for run in measured.runs],
             }
@@ -100,6 +104,7 @@ def explain(
     accounting: Accounting = Accounting.PALM,
     costs: str | None = None,
     implementation: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Explanation:
     """Explain one plan: what limits it, and the cheapest single changes.
 
@@ -107,24 +112,30 @@ def explain(
 
     `measured_step_s` (or `measured_mfu`, a fraction counted by `accounting`) is what a real run of
     it took: then also what may explain the gap, and the published runs most like it. `costs` and
-    `implementation` are those of `predict`. Raises `PlanError` for a measurement that is none.
+    `implementation` are those of `predict`; `progress(done, total)` is told of changes tried.
+    Raises `PlanError` for a measurement that is none.
     """
     plan = as_plan(plan)
     item = predict(plan, costs=costs, implementation=implementation)
-    made = item.use.account.layout, item.schedule
-    limits = sensitivity(plan, costs=item.costs, made=made)
     if measured_mfu is not None:
         if measured_step_s is not None:
             raise PlanError("measured: give a step or an MFU, not both")
         if not 0 < measured_mfu <= 2:
             raise PlanError(f"measured MFU: expected a fraction above 0, found {measured_mfu:g}")
         measured_step_s = step_at_mfu(plan, measured_mfu, accounting)
-    if measured_step_s is not None and not 0 < measured_step_s < float("inf"):
-        raise PlanError(f"measured step: expected seconds above 0, found {measured_step_s:g}")
+    if measured_step_s is not None:
+        if not 0 < measured_step_s < float("inf"):
+            raise PlanError(f"measured step: expected seconds above 0, found {measured_step_s:g}")
+        if measured_step_s < (least_s := least_step_s(plan)):
+            raise PlanError(
+                f"measured: a step of {show_time(measured_step_s)} cannot be: {plan.model.name}'s "
+                f"matmuls for {plan.batch:,} x {plan.sequence:,} tokens take {show_time(least_s)} "
+                f"at the peak of {plan.machine.name}; is it of this batch, in seconds?"
+            )
     return Explanation(
         prediction=item,
-        limits=tuple(one for one in limits if abs(one.elasticity) >= LIMITING),
-        trials=tuple(trials(item)),
+        limits=tuple(one for one in item.elasticities if abs(one.elasticity) >= LIMITING),
+        trials=tuple(trials(item, progress)),
         measured=None if measured_step_s is None else _measured(item, measured_step_s),
     )
 
@@ -134,6 +145,7 @@ def _measured(item: Prediction, step_s: float) -> Measured:
         step_time_s=step_s,
         mfu=mfu_of(item.plan, step_s),
         ratio=step_s / item.step_time_s,
+        at_peak_s=item.hfu * item.step_time_s,
         causes=tuple(causes(item, step_s)),
         runs=tuple(nearest_runs(item.plan)),
     )

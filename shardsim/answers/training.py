@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,12 +46,19 @@ class Training:
 
 
 def training_of(
-    tokens: float | None, images: float | None, sequence: int, prices: Prices | None
+    tokens: float | None,
+    images: float | None,
+    sequence: int,
+    prices: Prices | None,
+    chips: Iterable[str] = (),
 ) -> Training | None:
     """Return the training that was asked for; None if nothing was.
 
-    Images count `sequence` tokens each. With prices alone it is a trillion tokens.
+    Images count `sequence` tokens each. With prices alone it is a trillion tokens. Raises
+    `PlanError` where one of the `chips` has no price.
     """
+    for chip in chips if prices else ():
+        price_of(prices or {}, chip)
     if images is not None and tokens is not None:
         raise PlanError("--tokens and --images: two sizes of one training; give one")
     if images is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardsim.answers.illegal import Question, why_illegal
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.words import PARTS
 from shardsim.errors import PlanError
@@ -15,7 +16,7 @@ from shardsim.plan.layout import ROLES
 from shardsim.plan.legality import check
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.presets import parse_mesh, plan_of_mesh
-from shardsim.planner.search import SearchResult
+from shardsim.planner.search import OfSlice, SearchResult
 from shardsim.units import show_bytes, show_time
 
 # A change of the step time smaller than this is none to a reader.
@@ -127,19 +128,15 @@ def _remat(item: Prediction) -> str:
     return "nothing is recomputed" if name == "none" else f"remat {name}"
 
 
-def none_found(
-    result: SearchResult,
-    model: Model,
-    machine: Machine,
-    batch: int,
-    fix: Mapping[str, Any],
-    again: Again,
-) -> str:
+def none_found(result: OfSlice, asked: Question, fix: Mapping[str, Any], again: Again) -> str:
     """Return in one line why a search on one machine found no plan: what is held, what does not
     divide, or memory, and what would do instead."""
-    if fix and again(machine, fix=None, top=1).predictions:
+    model, machine, batch = asked.model, asked.machine, asked.batch
+    if fix and result.searched == 0 and asked.legal({}):
+        return f"no plan: {why_illegal(asked, fix)}"
+    if fix and result.searched and again(machine, fix=None, top=1).predictions:
         held = ", ".join(f"{key}={value}" for key, value in fix.items())
-        how = "none is legal" if result.searched == 0 else f"none fits: {_needs(result, machine)}"
+        how = f"none fits: {_needs(result, machine)}"
         return f"of the plans with {held} {how}; without it there are plans"
     if (said := _batch(model, machine, batch, again)) is not None:
         return said
@@ -155,7 +152,7 @@ def none_found(
     return f"no plan fits in HBM: {_needs(result, machine)}; {advice}, or a smaller batch"
 
 
-def _needs(result: SearchResult, machine: Machine) -> str:
+def _needs(result: OfSlice, machine: Machine) -> str:
     device = show_bytes(machine.chip.hbm_usable_bytes_per_device)
     return f"the leanest needs {show_bytes(result.smallest_peak_bytes)} of {device} on a device"
 

@@ -127,7 +127,8 @@ def models(name: str | None, as_json: bool) -> None:
       shardsim models
       shardsim models vit-22b
     """
-    from shardsim.model import load_model, model_flops_per_token, model_names, parameters
+    from shardsim.model import load_model, model_flops_per_token, model_names
+    from shardsim.plan.io import dump_yaml
     from shardsim.units import show_count
     from shardsim.views import catalog as views
 
@@ -146,7 +147,7 @@ def models(name: str | None, as_json: bool) -> None:
                 "shape": list(tensor.shape),
                 "stack": tensor.stack,
             }
-            for tensor in parameters(model)
+            for tensor in model.tensors
         ]
         emit_json({**_model_data(model), "tensors": tensors})
         return
@@ -158,9 +159,8 @@ def models(name: str | None, as_json: bool) -> None:
     click.echo(
         f"{show_count(model_flops_per_token(model), 'FLOP')} per token in training (6N + 12LHQT)"
     )
-    for key, value in model.to_mapping().items():
-        click.echo(f"  {key}: {value}")
-    show("", views.tensors(parameters(model)))
+    lines = dump_yaml(model.to_mapping()).splitlines()
+    show(*(f"  {line}" for line in lines), "", views.tensors(model.tensors))
 
 
 def read_model(name: str) -> Any:
@@ -168,9 +168,7 @@ def read_model(name: str) -> Any:
 
     Keys of a config that are not carried and could change a step are named in a note.
     """
-    import os
-
-    from shardsim.model import load_hf, load_model, load_model_file
+    from shardsim.model import load_hf, load_model
     from shardsim.model.hf import config_path
 
     if config_path(name):
@@ -178,8 +176,6 @@ def read_model(name: str) -> Any:
         if left := [item.key for item in found.not_carried if item.could_change]:
             note(f"{name}: not carried: {', '.join(left)}; why: shardsim import --from hf")
         return found.model
-    if name.endswith((".yaml", ".yml")) or os.path.isfile(name):
-        return load_model_file(name)
     return load_model(name)
 
 

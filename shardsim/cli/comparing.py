@@ -41,7 +41,7 @@ def compare(
     """
     from shardsim.answers.training import training_of
     from shardsim.cost.predict import predict
-    from shardsim.planner.compare import HOW, differences, priced_alike
+    from shardsim.planner.compare import differences, how_priced, priced_alike
     from shardsim.views import slices as views
     from shardsim.views.plans import differing, side_by_side
 
@@ -51,7 +51,9 @@ def compare(
     plans, costs = priced_alike(given, op_costs)
     items = [predict(plan) for plan in plans]
     rows = differences(given)
-    training = training_of(tokens, images, given[0].sequence, prices)
+    training = training_of(
+        tokens, images, given[0].sequence, prices, [plan.machine.chip.name for plan in given]
+    )
     if len({plan.model.name for plan in given}) > 1:
         note("these are different models: their steps and tokens are not alike")
     if as_json:
@@ -67,7 +69,7 @@ def compare(
         )
         return
     more = views.training_columns(training) if training else []
-    show(f"all priced {HOW[costs]}\n", side_by_side(items, paths, more))
+    show(f"all priced {how_priced(plans, costs)}\n", side_by_side(items, paths, more))
     show("", differing(rows, paths) if rows else "their files say the same")
     if training:
         show("", views.trained(training))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import OP_COSTS
+from shardsim.errors import ShardsimError
 from shardsim.units import show_percent
 from shardsim.views.table import Table
 
@@ -35,9 +35,19 @@ from shardsim.views.table import Table
     help="Steps measured on devices instead: a file of `verify --against device --results`, or "
     "those that ship with shardsim.",
 )
+@click.option(
+    "--effects",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="What single changes did to measured steps instead: a file of such pairs, or those that "
+    "ship with shardsim.",
+)
 @json_option
 @command_errors
-def validate(runs: str | None, op_costs: str, measured: str | None, as_json: bool) -> None:
+def validate(
+    runs: str | None, op_costs: str, measured: str | None, effects: str | None, as_json: bool
+) -> None:
     """Predict published runs and compare tokens/s/chip with what was measured.
 
     \b
@@ -46,7 +56,11 @@ def validate(runs: str | None, op_costs: str, measured: str | None, as_json: boo
       shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
       shardsim validate --measured
+      shardsim validate --effects
     """
+    if effects is not None:
+        _effects(effects or None, as_json)
+        return
     if measured is not None:
         _measured(measured or None, runs, as_json)
         return
@@ -54,7 +68,9 @@ def validate(runs: str | None, op_costs: str, measured: str | None, as_json: boo
 
     result = run(runs, "calibrated" if op_costs == "both" else op_costs)
     other = run(runs, "compiler") if op_costs == "both" else None
-    if as_json:
+    if not result.rows:
+        pass
+    elif as_json:
         emit_json(result.to_data() | ({"compiler": other.to_data()} if other else {}))
     else:
         show(*_rows(result, other))
@@ -68,19 +84,38 @@ def validate(runs: str | None, op_costs: str, measured: str | None, as_json: boo
     for name, why in result.failed:
         note(f"not predicted: {name}: {why}")
     if not result.rows:
-        sys.exit(2)
+        _none(runs, "runs", len(result.failed))
+
+
+def _none(path: str | None, what: str, failed: int) -> NoReturn:
+    """Raise `ShardsimError` for a file of which nothing could be predicted."""
+    why = f"none of its {failed} {what} can be predicted" if failed else f"holds no {what}"
+    raise ShardsimError(f"{path or 'validate'}: {why}")
+
+
+def _effects(path: str | None, as_json: bool) -> None:
+    """Show published effects of single changes beside their predictions."""
+    from shardsim.validate.effects import effects
+    from shardsim.views.evidence import changes, changes_words
+
+    found = effects(path)
+    if as_json:
+        emit_json({"effects": [one.to_data() for one in found]})
+    else:
+        show(changes(found), "", *changes_words(found))
 
 
 def _measured(path: str | None, runs: str | None, as_json: bool) -> None:
     """Show steps measured on devices beside their predictions."""
-    from shardsim.errors import ShardsimError
     from shardsim.validate.measured import measured
     from shardsim.views.evidence import measured_steps, measured_words
 
     if runs:
         raise ShardsimError("validate: --runs and --measured are two files: give one")
     found = measured(path)
-    if as_json:
+    if not found.steps:
+        pass
+    elif as_json:
         emit_json(found.to_data())
     else:
         other = [(step.id, step.other_program) for step in found.steps if step.other_program]
@@ -91,7 +126,7 @@ def _measured(path: str | None, runs: str | None, as_json: bool) -> None:
     for name, why in found.failed:
         note(f"not predicted: {name}: {why}")
     if not found.steps:
-        sys.exit(2)
+        _none(path, "steps", len(found.failed))
 
 
 COSTS = {

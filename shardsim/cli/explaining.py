@@ -9,7 +9,7 @@ import click
 
 from shardsim.cli.amounts import seconds, share
 from shardsim.cli.chosen import chosen_plan, set_option, words_options
-from shardsim.cli.output import command_errors, emit_json, json_option, show
+from shardsim.cli.output import command_errors, emit_json, json_option, progress_line, show
 from shardsim.cli.planning import as_option, op_costs_option
 
 
@@ -63,6 +63,7 @@ def explain(
         accounting=accounting_named(counted),
         costs=op_costs,
         implementation=implementation,
+        progress=progress_line("trying changes"),
     )
     if as_json:
         emit_json(made.to_data())

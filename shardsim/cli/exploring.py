@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from math import prod
+from typing import Any
 
 import click
 
 from shardsim.cli.chosen import load, set_option
 from shardsim.cli.compiling import scheduler_option
 from shardsim.cli.output import (
+    CSV,
     INTERRUPTED,
     STDOUT,
     check_output,
@@ -17,6 +19,7 @@ from shardsim.cli.output import (
     emit_json,
     json_option,
     note,
+    progress_line,
     show,
     write_output,
 )
@@ -130,11 +133,12 @@ def sweep(
     from shardsim.views import what_ifs as views
     from shardsim.views.write import csv_text
 
-    check_output(csv_path, as_json)
+    check_output(csv_path, as_json, text=CSV)
     keys = [parse_vary(text) for text in vary]
     plan = load(path, changes)
     with executor_of(workers, scheduler) as executor:
-        rows = [*run(plan, keys, implementation, run=predictor(fidelity), executor=executor)]
+        options: dict[str, Any] = {"executor": executor, "progress": progress_line("sweeping")}
+        rows = [*run(plan, keys, implementation, run=predictor(fidelity), **options)]
     if (every := prod(len(values) for _, values in keys)) > len(rows):
         note(f"interrupted: {len(rows)} of {every} combinations")
     if rows and all(item is None for _, item, _ in rows):

@@ -12,12 +12,14 @@ from shardsim.cli.comparing import compare
 from shardsim.cli.evidence import validate
 from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
+from shardsim.cli.inspecting import inspect
 from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan
+from shardsim.cli.serving import serve
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
@@ -56,7 +58,9 @@ for command in (
     sensitivity,
     timeline,
     report,
+    serve,
     export,
+    inspect,
     verify,
     import_,
     validate,

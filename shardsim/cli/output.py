@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from shardsim.cli.settings import read_settings
-from shardsim.errors import ShardsimError
+from shardsim.errors import ShardsimError, one_line
 from shardsim.files import check_writable, write_text
 from shardsim.views.table import Table
-from shardsim.views.write import plain, printable
+from shardsim.views.write import json_text, plain, printable
 
 INTERRUPTED = 130  # the exit status of a shell's command that a Ctrl-C ended
-LONGEST_LINE = 1000  # of an error message; a file's own text may be in it
 
 
 def emit_json(data: Any) -> None:
     """Print one JSON document to stdout; not-a-number and infinity become null."""
-    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
-        return None
-    return data
+    click.echo(json_text(data, indent=2))
 
 
 def show(*parts: Table | str, err: bool = False) -> None:
@@ -53,23 +43,43 @@ def show(*parts: Table | str, err: bool = False) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line to stderr."""
-    click.echo(printable(text), err=True)
+    """Print one line to stderr; where a person watches, broken between words."""
+    line = printable(text)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(line, err=True)
 
 
 STDOUT = "-"
+SOON_S, EVERY_S = 1.0, 0.1  # when progress is shown first, and how often
+LONG_S = 100  # what is longer is told in minutes
 
 
-def check_output(path: str | None, as_json: bool, endings: tuple[str, ...] = ()) -> None:
+# How files of text are called; who asks for another kind would find the wrong thing in it.
+YAML, JSON, PYTHON, CSV = (".yaml", ".yml"), (".json",), (".py",), (".csv",)
+KNOWN = (*YAML, *JSON, *PYTHON, *CSV, ".html", ".png", ".svg", ".pdf")
+
+
+def check_output(
+    path: str | None, as_json: bool, endings: tuple[str, ...] = (), text: tuple[str, ...] = ()
+) -> None:
     """Raise `ShardsimError` if -o cannot be written: before the work, not after it.
 
-    "-" is stdout, which --json takes for itself.
+    "-" is stdout, which --json takes for itself. A name must end with one of `endings`, if any are
+    given; of what is `text`, only not as other kinds of files do.
     """
     if path == STDOUT and as_json:
         raise ShardsimError("-o - and --json would both write to stdout; choose one")
     if path and path != STDOUT:
         if endings and not path.lower().endswith(endings):
             raise ShardsimError(f"-o {path}: must end with {', '.join(endings)}")
+        ending = os.path.splitext(path)[1].lower()
+        if text and ending in KNOWN and ending not in text:
+            raise ShardsimError(
+                f"-o {path}: what is written is no {ending}; name it "
+                f"{os.path.basename(path)[: -len(ending)]}{text[0]}"
+            )
         check_writable(path)
 
 
@@ -84,10 +94,7 @@ def write_output(path: str, text: str, what: str = "") -> None:
 
 def complain(text: object) -> None:
     """Print what is wrong as one line on stderr, its middle left out if it is very long."""
-    line = " ".join(str(text).split())
-    if len(line) > LONGEST_LINE:
-        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
-    note(f"error: {line}")
+    note(f"error: {one_line(text)}")
 
 
 class OneLineUsageError(click.ClickException):
@@ -136,14 +143,26 @@ def _one_line() -> Iterator[None]:
 
 
 def progress_line(what: str) -> Callable[[int, int], None]:
-    """Return a callback that shows `done / total` on stderr, if a person is watching it."""
+    """Return a callback that shows on stderr how much of a whole is done and how long the rest may
+    take, if a person is watching it; a second after it began, and then ten times a second."""
     if not sys.stderr.isatty():
         return lambda done, total: None
+    began = time.monotonic()
+    shown = [began + SOON_S, 0.0]  # when it was shown last, and how long the line was
 
     def show(done: int, total: int) -> None:
-        text = f"\r{what}: {100 * done // max(total, 1)} %"
-        end = "\r" + " " * len(text) + "\r" if done >= total else ""
-        print(text, end=end, file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if done >= total:
+            print(f"\r{' ' * int(shown[1])}\r", end="", file=sys.stderr, flush=True)
+            shown[1] = 0.0
+        elif now - shown[0] > EVERY_S:
+            text = f"{what}: {100 * done // max(total, 1)} %"
+            if 100 * done >= total:  # of less there is no telling
+                left_s = (now - began) * (total - done) / done
+                text += f", about {left_s:.0f} s left" if left_s < LONG_S else ""
+                text += f", about {left_s / 60:.0f} min left" if left_s >= LONG_S else ""
+            print(f"\r{text:{int(shown[1])}}", end="", file=sys.stderr, flush=True)
+            shown[:] = [now, max(shown[1], float(len(text)))]
 
     return show
 
@@ -165,8 +184,22 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             # The reader of a pipe went away; Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except Exception as error:
+            if not _of_interrupt(error):
+                raise
+            note("interrupted")
+            sys.exit(INTERRUPTED)
 
     return run
+
+
+def _of_interrupt(error: BaseException | None) -> bool:
+    """Return whether a Ctrl-C lies behind an exception: an import that it ends says another."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")

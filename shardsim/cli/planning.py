@@ -110,6 +110,8 @@ def predict(
     if op_costs:
         changes = (*changes, f"op_costs={op_costs}")
     chosen = chosen_plan(path, words, changes)
+    chips = [chosen.machine.chip.name]
+    training = training_of(tokens, images, chosen.sequence, prices, chips)
     if implementation and (compiled or fidelity == "compiled"):
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):
@@ -130,7 +132,6 @@ def predict(
             item = predict_compiled(chosen, service)
     else:
         item = run(chosen, implementation=implementation)
-    training = training_of(tokens, images, item.plan.sequence, prices)
     rows = utilisations(item) if counted else []
     if as_json:
         more: dict[str, Any] = {"training": training.to_data(item)} if training else {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import click
 
 from shardsim.cli.amounts import amount, prices
-from shardsim.cli.output import command_errors, emit_json, json_option, note
+from shardsim.cli.output import command_errors, emit_json, json_option, note, progress_line
 
 
 @click.command()
@@ -52,7 +52,12 @@ def report(
     from shardsim.report.write import write_report
 
     studies = write_report(
-        list(paths), output, tokens=tokens, images=images, chip_hour_price=chip_hour_price
+        list(paths),
+        output,
+        tokens=tokens,
+        images=images,
+        chip_hour_price=chip_hour_price,
+        progress=progress_line("report"),
     )
     if as_json:
         emit_json({"path": output, "plans": [headline(study) for study in studies]})

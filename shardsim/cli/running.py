@@ -11,7 +11,10 @@ import click
 
 from shardsim.cli.compiling import compiler, compiler_options, evidence_parts
 from shardsim.cli.output import (
+    JSON,
+    PYTHON,
     STDOUT,
+    YAML,
     check_output,
     command_errors,
     emit_json,
@@ -31,7 +34,8 @@ from shardsim.views.table import Table
     "form",
     default="jax",
     show_default=True,
-    help="jax: a train step to run or import; json, yaml: plain data; flax, flax-linen, maxtext, "
+    help="jax: a train step to run or import; specs: mesh, specs by path, constraints and remat, "
+    "to import; json, yaml: plain data; flax, flax-linen, maxtext, "
     "big_vision, keras, axlearn, levanter: for that trainer.",
 )
 @click.option(
@@ -56,7 +60,8 @@ def export(
     """
     from shardsim.emit import export_plan
 
-    check_output(output, as_json)
+    written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
+    check_output(output, as_json, text=written.get(form, PYTHON))
     text = export_plan(path, form, trainer_path)
     if output or not as_json:
         write_output(output or STDOUT, text)

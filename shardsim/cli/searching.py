@@ -16,6 +16,7 @@ from shardsim.cli.compiling import compiler_options
 from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
+    YAML,
     check_output,
     command_errors,
     emit_json,
@@ -138,6 +139,7 @@ def plan(
       shardsim plan llama3-8b --on v5p:*,v6e:* --batch 1024 --chip-hour-price v5p=4.2,v6e=2.7
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
+    from shardsim.answers.illegal import Question
     from shardsim.answers.slices import choices, slices_named
     from shardsim.answers.training import training_of
     from shardsim.answers.why_not import none_found, why_not
@@ -147,12 +149,12 @@ def plan(
     from shardsim.plan.io import LARGEST, dump_plan
     from shardsim.planner.changes import parse_assignment
     from shardsim.planner.presets import parse_mesh
-    from shardsim.planner.search import search
+    from shardsim.planner.search import default_attention, search
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:
             raise PlanError(f"{key}: must be a whole number from 1 to {LARGEST:,}, not {value}")
-    check_output(output, as_json)
+    check_output(output, as_json, text=YAML)
     for text in asked:
         parse_mesh(text, "--why-not")
     wanted = read_model(model)
@@ -167,7 +169,9 @@ def plan(
         held[key] = value
     if attention is not None and "attention" in held:
         raise PlanError("--attention and --fix attention: give one")
-    training = training_of(tokens, images, seq or wanted.sequence, prices)
+    training = training_of(
+        tokens, images, seq or wanted.sequence, prices, [one.chip.name for one in machines]
+    )
     options: dict[str, Any] = {
         **{"sequence": seq, "optimizer": optimizer, "attention": attention, "costs": op_costs},
         **{"max_axes": max_axes, "by_layer": by_layer, "fix": held},
@@ -237,10 +241,18 @@ def plan(
     if not result.predictions:
         if outcomes is not None:
             note("none of the plans compiled; try more of them, or see the reasons above")
-        elif len(machines) > 1:
-            note("no plan fits on any of these slices")
         else:
-            note(none_found(result, wanted, machines[0], batch, held, again))
+            of = max(result.slices, key=lambda one: one.machine.devices)
+            question = Question(
+                model=wanted,
+                machine=of.machine,
+                batch=batch,
+                sequence=seq or wanted.sequence,
+                attention=attention or default_attention(wanted, seq or wanted.sequence),
+                max_axes=max_axes,
+            )
+            several = f"none on these slices; on {of.machine.name}: " if len(machines) > 1 else ""
+            note(several + none_found(of, question, held, again))
         sys.exit(1)
 
 

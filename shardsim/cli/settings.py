@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from shardsim.carried import shown
 from shardsim.errors import FileError
 from shardsim.files import check_keys, read_yaml
 
@@ -56,6 +57,10 @@ def _options(command: click.Command, given: Any, where: str) -> dict[str, Any]:
         if isinstance(value, Mapping) or value is None:
             raise FileError(f"{where}: {key}: expected a value")
         item = names[key]
-        many = item.multiple and not isinstance(value, list)
-        found[str(item.name)] = [str(value)] if many else value
+        if item.is_flag and not isinstance(value, bool):
+            raise FileError(f"{where}: {key}: expected true or false, found {shown(value)}")
+        several = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        if len(several) > 1 and not item.multiple:
+            raise FileError(f"{where}: {key}: expected one value, found {shown(value)}")
+        found[str(item.name)] = value if item.is_flag else several if item.multiple else several[0]
     return found

@@ -26,6 +26,7 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
         "",
         f"MFU {show_percent(item.mfu)} (PaLM)   HFU {show_percent(item.hfu)}   "
         f"step {show_time(item.step_time_s)}   {item.tokens_per_s_per_chip:,.1f} tokens/s/chip",
+        *_real(item),
         *_healthy(item),
         f"HBM {peak} of {capacity} per device, at the {item.peak_moment}: {verdict}",
         f"limited by: {item.limited_by}",
@@ -37,6 +38,20 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
     if item.collectives:
         found += ["", collectives(item)]
     return [*found, *(f"warning: {text}" for text in item.warnings)]
+
+
+def _real(item: Prediction) -> list[str]:
+    """Return what the step is worth without padding, where sequences have many lengths."""
+    real = item.real
+    if real is None:
+        return []
+    return [
+        f"MFU over real tokens {show_percent(real.mfu_over_real_tokens)}   "
+        f"padding {show_percent(real.padding_share)}   "
+        f"{real.real_tokens_per_s_per_chip:,.1f} real tokens/s/chip   "
+        f"{real.sequences_per_s:,.1f} sequences/s",
+        *([f"the fullest device has {real.load:.2f} of the mean"] if real.load > 1 else []),
+    ]
 
 
 def _healthy(item: Prediction) -> list[str]:

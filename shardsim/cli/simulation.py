@@ -16,6 +16,7 @@ from shardsim.cli.output import (
     emit_json,
     json_option,
     note,
+    progress_line,
     write_output,
 )
 from shardsim.cli.planning import as_option
@@ -39,7 +40,11 @@ def simulated(
         from shardsim.simulate import simulate_plan
 
         result = simulate_plan(
-            plan, implementation=implementation, perturbation=perturbation, **options
+            plan,
+            implementation=implementation,
+            perturbation=perturbation,
+            progress=progress_line("simulating"),
+            **options,
         )
         if not given(what_ifs) or options:
             return result

@@ -10,6 +10,7 @@ import click
 
 from shardsim.cli.output import (
     STDOUT,
+    YAML,
     check_output,
     command_errors,
     emit_json,
@@ -87,9 +88,9 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     "--from",
     "form",
     required=True,
-    type=click.Choice(["maxtext", "big_vision", "hf"]),
+    type=click.Choice(["maxtext", "big_vision", "levanter", "hf"]),
     help="maxtext: YAML, or a script or command line with key=value; big_vision: a config, as "
-    "vit_i1k.py:variant=L/16; "
+    "vit_i1k.py:variant=L/16; levanter: YAML; "
     "hf: a config.json, or a folder with one, as a model.",
 )
 @click.option("--on", "machine", help="The slice, where the config does not say: v5p:4x4x4.")
@@ -126,7 +127,7 @@ def import_(
     from shardsim.plan.io import dump_plan, plan_to_data
     from shardsim.validate.imports import import_config
 
-    check_output(output, as_json)
+    check_output(output, as_json, text=YAML)
     if form == "hf":
         for name, value in (("--on", machine), ("--image", image), ("--base", base)):
             if value is not None:

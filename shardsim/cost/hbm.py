@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from shardsim.cost.microbatches import Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
@@ -17,12 +18,22 @@ from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept
-from shardsim.program.liveness import RINGS, Ends, Mode, ends_trace, layer_trace, stored
+from shardsim.program.liveness import (
+    RINGS,
+    Ends,
+    Mode,
+    ends_trace,
+    forward_trace,
+    layer_trace,
+    stored,
+)
+from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
 
 MOMENTS = ("first layer of the backward pass", "output head")
+FORWARD_MOMENTS = ("layers", "output head")  # where there is no backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +104,14 @@ class HbmUse:
     @property
     def peak_moment(self) -> str:
         """When a single plan's HBM peaks."""
-        return MOMENTS[int(np.argmax([float(use) for use in self.at]))]
+        moments = FORWARD_MOMENTS if self.account.work.forward_only else MOMENTS
+        return moments[int(np.argmax([float(use) for use in self.at]))]
 
     @property
     def at_peak(self) -> tuple[Held, ...]:
         """What a single plan's HBM holds at its peak, largest first; their sum is `peak_bytes`."""
-        found = self.account.listed(MOMENTS.index(self.peak_moment), float(self.peak_bytes))
+        moment = int(np.argmax([float(use) for use in self.at]))
+        found = self.account.listed(moment, float(self.peak_bytes))
         return tuple(sorted(found, key=lambda held: -held.size_bytes))
 
 
@@ -114,7 +127,10 @@ def hbm_use(
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    account = Account(machine, work, layout, passes, _measure(work, layout))
+    if work.forward_only:  # the least: what else is held, is held for a backward pass
+        passes = Passes()
+    measures = tuple(_measure(part, layout) for part in work.parts)
+    account = Account(machine, work, layout, passes, measures)
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:
@@ -145,7 +161,8 @@ def hbm_use(
 
 def _measure(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    return Measure(Sizes(work, layout, tiles), float(work.wire_bytes), float(work.reduce_bytes))
+    widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
+    return Measure(Sizes(work, layout, tiles), *map(float, widths))
 
 
 def _marked(layout: Layout) -> tuple[Kept, ...]:
@@ -172,17 +189,33 @@ class Account:
     work: Workload
     layout: Layout
     passes: Passes
-    measure: Measure = field(repr=False)  # of arrays that all ways of using HBM share
+    # Of arrays that all ways of using HBM share, of each part of the model.
+    measures: tuple[Measure, ...] = field(repr=False)
+
+    @property
+    def measure(self) -> Measure:
+        """Of arrays of the last part, which has the head."""
+        return self.measures[-1]
 
     @cached_property
     def kind(self) -> Kind:
-        """How arrays are stored."""
-        return kind_of(self.work.model, self.layout)
+        """How arrays of the last part are stored."""
+        return self.kinds[-1]
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How arrays of each part are stored."""
+        return tuple(kind_of(part.model, self.layout) for part in self.work.parts)
 
     @cached_property
     def elements(self) -> Number:
         """Parameters of one device."""
         return stored_elements(self.work.model.tensors, self.layout)
+
+    @cached_property
+    def trained(self) -> Number:
+        """Those of them that have gradients."""
+        return stored_elements(self.work.model.trained_tensors, self.layout)
 
     @property
     def parameters_bytes(self) -> Number:
@@ -192,25 +225,38 @@ class Account:
     @property
     def optimizer_bytes(self) -> Number:
         """Optimizer state that lies on the device."""
-        return 0.0 if self.work.offload_optimizer else self.state_bytes
+        return 0.0 if self.work.offload_optimizer or self.work.forward_only else self.state_bytes
 
     @cached_property
     def state_bytes(self) -> Number:
         """Optimizer state, wherever it lies."""
         work = self.work
         widest = work.state_element_bytes
-        return state_bytes(work.optimizer, work.model.tensors, self.layout, widest)
+        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, widest)
 
     @cached_property
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice.
 
-        Gradients that the data axis reduce-scatters as they come are never whole.
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
         """
-        own = stored_elements(self.work.model.tensors, self.layout, state=True)
+        if self.work.forward_only:
+            return 0.0
+        own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
-        return np.where(self._several, self.elements * (width + now), own * now)
+        layout = self.layout
+        both = self.microbatches.summed(self.trained) * (width + now)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.trained * width, found)
+
+    @cached_property
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -232,16 +278,17 @@ class Account:
     def _stored(self) -> list[tuple[Number, Number]]:
         """Kept activations of each of `runs`, on the device and in the host's memory."""
         layout = self.layout
-        in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+        if self.work.forward_only:
+            return [(0.0, 0.0) for _ in self.runs]
+        in_flight = self.microbatches.in_flight
         found = []
         for run in self.runs:
             here: Number = 0.0
             away: Number = 0.0
             for number, layer in run.layers:
-                times = run.rounds * layer.times
-                device, host = kept(
-                    self.work, layout, self.measure.sizes, number, run.kept, self.passes.narrow_kept
-                )
+                sizes, times = self.measures[run.part].sizes, run.rounds * layer.times
+                narrow = self.passes.narrow_kept
+                device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
                 here, away = here + device * times, away + sum(host.values(), 0.0) * times
             found.append((here * in_flight, away * in_flight))
         return found
@@ -249,7 +296,7 @@ class Account:
     @property
     def of_one_layer(self) -> Number:
         """The most that a round of layers keeps in the host's memory."""
-        in_flight = np.minimum(self.layout.pipeline.size, self.layout.microbatches)
+        in_flight = self.microbatches.in_flight
         pairs = zip(self._stored, self.runs, strict=True)
         return reduce(np.maximum, (away / in_flight / run.rounds for (_, away), run in pairs))
 
@@ -276,7 +323,8 @@ class Account:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The layers, in runs of those that are alike."""
-        return runs(self.work.model, self.work.attention, self.layout)
+        every = self.work.forward_only
+        return tuple(run for run in runs(self.work, self.layout) if run.trained or every)
 
     @property
     def casts(self) -> bool:
@@ -285,24 +333,31 @@ class Account:
 
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
-        work = self.work
+        work, kind = run.work, self.kinds[run.part]
+        if work.forward_only:
+            return [
+                forward_trace(work.model, work.attention, number, kind, self.passes, mode)
+                for number, _ in run.layers
+            ]
         found = [
-            layer_trace(work.model, work.attention, number, self.kind, names, self.passes, mode)
+            layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
             for number, _ in run.layers
         ]
         if self.passes.at_once:
             layers = run.rounds * sum(layer.times for _, layer in run.layers)
             several = bool(np.any(np.greater(layers, 1)))
             found += [
-                layer_at_once(
-                    work.model, work.attention, number, self.kind, names, self.casts, several
-                )
+                layer_at_once(work.model, work.attention, number, kind, names, self.casts, several)
                 for number, _ in run.layers
             ]
         return found
 
     def ends(self, mode: Mode) -> Ends:
         """Return the moments of the head."""
+        if self.work.forward_only:
+            model, attention = self.work.model, self.work.attention
+            trace = forward_trace(model, attention, None, self.kind, self.passes, mode)
+            return Ends(trace=trace, late=(), sums=())
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
@@ -360,7 +415,8 @@ class Account:
         of layers after its own kept."""
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
-            first, *others = (trace.peak(self.measure) for trace in self.traces(run, names, mode))
+            measure = self.measures[run.part]
+            first, *others = (trace.peak(measure) for trace in self.traces(run, names, mode))
             for other in others:
                 first = np.maximum(first, other)
             return first
@@ -409,9 +465,12 @@ class Account:
         if passes.ahead_from_host and moment == 0:
             found["fetched ahead from the host"] = self.of_one_layer
         if moment == 1:  # the sums of the microbatches before
-            found["gradients"] = self.elements * self.work.gradient_bytes * self._several
-        if passes.cast_ahead and work.parameter_bytes > work.wire_bytes:
-            found["weights cast ahead"] = gathered * self.elements * work.wire_bytes
+            several = self._several & (not self.work.forward_only)
+            summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
+            found["gradients"] = summed * self.work.gradient_bytes * several
+        found |= self.microbatches.held(moment)
+        if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
+            found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
         if moment == 0:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
@@ -420,26 +479,35 @@ class Account:
         if passes.end_sums:
             sums = self.ends(Mode()).sums
             found["float32 sums of the ends"] = self._several * self.measure.total(sums)
+        if len(self.measures) > 1 and moment == 1:
+            found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
         if late is not None and np.any(late):
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )
         return found
 
+    def _handed(self, part: int) -> Number:
+        """Return the bytes of what a part hands to others."""
+        work = self.work.parts[part]
+        steps = derived_blocks(work.model, work.attention, self.kinds[part]).ends.steps
+        arrays = [step.op.out for step in steps if step.op.out.handed]
+        return sum(self.measures[part](stored(array)) for array in arrays)
+
     def listed(self, moment: int, peak_bytes: float) -> list[Held]:
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
         mode = Mode(name, bool(self.layout.weights_overlap))
-        trace, gone = self.ends(mode).trace, 0.0
+        trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [
-                (trace, float(later))
+                (trace, float(later), self.measures[run.part])
                 for run, later in zip(self.runs, self.let_go, strict=True)
                 for trace in self.traces(run, run.kept.names[0], mode)
             ]
-            trace, gone = max(found, key=lambda one: float(one[0].peak(self.measure)) - one[1])
-        _, there = trace.at_peak(self.measure)
+            trace, gone, measure = max(found, key=lambda one: float(one[0].peak(one[2])) - one[1])
+        _, there = trace.at_peak(measure)
         sizes = {"kept activations": -gone}
         for held, size in [*self.held(moment).items(), *there]:
             sizes[held] = sizes.get(held, 0.0) + float(size)

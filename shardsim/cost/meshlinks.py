@@ -141,7 +141,7 @@ def _of_plan(plan: Plan) -> dict[str, tuple[_Stretch, ...]]:
     places = {axis.name: place for place, axis in enumerate(plan.machine.axes)} | {"dcn": DCN}
     axes = {}
     for axis in plan.mesh:
-        strides = axis_layout(plan, [axis.name]).strides
+        strides = axis_layout(plan.machine, plan.mesh, [axis.name]).strides
         axes[axis.name] = tuple(
             _Stretch(
                 torus=places[torus],
@@ -184,7 +184,8 @@ def _part(
         taken = min(members, room)
         if rest or room % taken or members % taken:
             break
-        found.append(_Stretch(torus=item.torus, factor=taken, stride=item.stride * stride))
+        if taken > 1:
+            found.append(_Stretch(torus=item.torus, factor=taken, stride=item.stride * stride))
         members //= taken
         stride = 1
     else:

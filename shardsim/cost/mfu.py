@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shardsim.model import Accounting, model_flops_per_token
+from shardsim.cost.real import flops_per_token
+from shardsim.model import Accounting
 from shardsim.plan.plan import Plan
 
 VISIBLE = 1.01  # times HFU: a smaller excess is none to a reader
@@ -18,13 +19,21 @@ def mfu_at_rate(
     plan: Plan, tokens_per_s_per_chip: float, accounting: Accounting = Accounting.PALM
 ) -> float:
     """Return the MFU at which a plan's chips train on so many tokens."""
-    flops_per_token = model_flops_per_token(plan.model, plan.sequence, accounting)
-    return tokens_per_s_per_chip * flops_per_token / plan.machine.chip.peak(plan.precision.compute)
+    peak = plan.machine.chip.peak(plan.precision.compute)
+    return tokens_per_s_per_chip * flops_per_token(plan, accounting) / peak
 
 
 def step_at_mfu(plan: Plan, mfu: float, accounting: Accounting = Accounting.PALM) -> float:
     """Return the seconds of a step at an MFU: `mfu_of` inverted, as it is linear in 1/seconds."""
     return mfu_of(plan, 1.0, accounting) / mfu
+
+
+def least_step_s(plan: Plan) -> float:
+    """Return the time below which no step of the plan's model and batch is: the matmuls that every
+    way to count finds, at the peak of the fastest format that the chip multiplies."""
+    chip = plan.machine.chip
+    fastest = max(chip.peak_flops.values()) / chip.peak(plan.precision.compute)
+    return min(mfu_of(plan, 1.0, accounting) for accounting in Accounting) / fastest
 
 
 def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
@@ -33,7 +42,7 @@ def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
     if mfu <= min(1.0, hfu * VISIBLE):
         return []
     above = "100 %" if mfu > 1.0 else "HFU"
-    if not plan.model.causal:
+    if not plan.model.causal or len(plan.model.parts) > 1:
         return [
             f"MFU is above {above} because PaLM's count has six FLOPs a token for every weight, "
             "also for those that work once an image or are looked up"

@@ -7,7 +7,8 @@ from typing import Any
 
 from shardsim.cost.mfu import mfu_of
 from shardsim.cost.predict import Prediction
-from shardsim.model import Accounting, model_flops_per_token
+from shardsim.cost.real import flops_per_token
+from shardsim.model import Accounting
 
 COUNTS = {
     Accounting.SIX_N: "6N: weights alone, no attention",
@@ -50,7 +51,7 @@ def utilisations(item: Prediction) -> list[Utilisation]:
         Utilisation(
             name=accounting.value,
             counts=COUNTS[accounting],
-            flops_per_token=model_flops_per_token(plan.model, plan.sequence, accounting),
+            flops_per_token=flops_per_token(plan, accounting),
             utilisation=mfu_of(plan, item.step_time_s, accounting),
         )
         for accounting in Accounting

@@ -14,12 +14,14 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
-from shardsim.cost.sensitivity import sensitivity
+from shardsim.cost.real import RealTokens, real_tokens_of
+from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.cost.words import HBM, PARTS, figure_words
 from shardsim.machine import Machine
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
+from shardsim.plan.precision import NARROW
 from shardsim.plan.resolve import resolve
 from shardsim.plan.split import state_apart
 from shardsim.program.holds import held_by
@@ -28,8 +30,10 @@ from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Compute, Program
 
 TIME_PARTS = tuple(PARTS)
+CUT = 0.01  # of the tokens: less is not worth a word
 LIMITING = 0.01  # of an elasticity: below it nothing limits
 NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
 HBM_PARTS = ("capacity_bytes", "peak_bytes", "thrifty_bytes", "lavish_bytes", *HBM)
@@ -80,6 +84,7 @@ class Prediction:
     use: HbmUse = field(repr=False)
     schedule: Schedule = field(repr=False)
     price: Price = field(repr=False)
+    real: RealTokens | None = None  # where the plan says how long sequences are
     fidelity: str = "analytic"  # or "events", "compiled"
     events: Part | None = field(default=None, repr=False)  # a `simulate.Outcome`
     compiled: Part | None = field(default=None, repr=False)  # a `xla.tpu.compiled.Compiled`
@@ -90,14 +95,19 @@ class Prediction:
         return self.time["compute_s"] + self.time["hbm_bound_s"] + self.time["overhead_s"]
 
     @cached_property
+    def elasticities(self) -> tuple[Sensitivity, ...]:
+        """How the step time answers to each figure of the chip, that which counts most first."""
+        made = self.use.account.layout, self.schedule
+        return tuple(sensitivity(self.plan, costs=self.costs, made=made))
+
+    @cached_property
     def limited_by(self) -> str:
-        """The figure of the chip that the plan's step time answers to most (`sensitivity`).
+        """The figure of the chip that the plan's step time answers to most (`elasticities`).
 
         Where that is one of the links, also the collective that costs most. It is the closed
         forms' answer at every fidelity, found when it is asked for.
         """
-        made = self.use.account.layout, self.schedule
-        first = sensitivity(self.plan, costs=self.costs, made=made)[0]
+        first = self.elasticities[0]
         if abs(first.elasticity) < LIMITING:
             return "no figure of the chip"
         if first.figure in NOT_OF_LINKS or not self.collectives:
@@ -157,6 +167,7 @@ class Prediction:
             "as": self.implementation,
             "fidelity": self.fidelity,
             **({"host": self._host()} if float(self.use.host_bytes) else {}),
+            **({"real": self.real.to_data()} if self.real else {}),
             **({"compiled": self.compiled.to_data()} if self.compiled else {}),
             **({"events": self.events.to_data()} if self.events else {}),
         }
@@ -194,6 +205,7 @@ def predict(
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
     hbm = {name: float(getattr(use, name)) for name in HBM_PARTS}
     fits = bool(use.fits)
+    real = real_tokens_of(plan, layout, step_time_s, by_sequence=_by_sequence(plan, program))
     return Prediction(
         plan=plan,
         step_time_s=step_time_s,
@@ -208,6 +220,8 @@ def predict(
         warnings=(
             *_warnings(plan, layout, use),
             *_pricing(costs, implementation, machine),
+            *_of_lengths(plan, real),
+            *_of_precision(plan),
             *beyond(plan, step_time_s, flops_per_chip / step_time_s / peak),
         ),
         costs=costs,
@@ -215,6 +229,7 @@ def predict(
         use=use,
         schedule=schedule,
         price=cost,
+        real=real,
     )
 
 
@@ -297,6 +312,55 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
     if plan.machine.twisted:
         warnings.append("a twisted torus is priced as a straight one")
     return tuple(warnings)
+
+
+def _of_precision(plan: Plan) -> list[str]:
+    """Return what formats gain nothing, and why."""
+    precision, chip = plan.precision, plan.machine.chip
+    warnings = []
+    if precision.sparsity and chip.sparse_gain == 1.0:
+        warnings.append(
+            f"sparsity {precision.sparsity} gains nothing: {chip.name} multiplies zeros as it does "
+            "other numbers, and masters are stored whole"
+        )
+    elif precision.sparsity not in ("", "2:4"):
+        warnings.append(
+            f"sparsity {precision.sparsity} gains nothing: {chip.name} skips zeros of 2:4 alone"
+        )
+    if precision.compute in NARROW and chip.peak(precision.compute) <= chip.peak("bf16"):
+        warnings.append(
+            f"{precision.compute} multiplies no faster than bf16 on {chip.name}: casts cost, and "
+            "only bytes that travel may shrink (precision.weights)"
+        )
+    return warnings
+
+
+def _by_sequence(plan: Plan, program: Program) -> bool:
+    """Return whether attention leaves out what no sequence of a row reaches."""
+    if plan.lengths is None or plan.lengths.unpadded:
+        return plan.lengths is not None
+    tasks = (task for block in program.blocks for task in block.tasks)
+    return any(
+        isinstance(task, Compute) and bool(np.any(np.less(task.fraction, task.whole_fraction)))
+        for task in tasks
+    )
+
+
+def _of_lengths(plan: Plan, real: RealTokens | None) -> list[str]:
+    """Return what to know about sequences of many lengths."""
+    warnings: list[str] = []
+    if real is None or plan.lengths is None:
+        return warnings
+    if real.cut_share > CUT:
+        warnings.append(
+            f"{100 * real.cut_share:.1f} % of the sequences' tokens are beyond the longest, "
+            f"{plan.sequence:,}, and cut"
+        )
+    if plan.lengths.unpadded and plan.machine.chip.kind == "tpu":
+        warnings.append(
+            "unpadded: a TPU program has arrays of fixed shapes; packed rows are what comes near"
+        )
+    return warnings
 
 
 def _pricing(costs: str, implementation: str, machine: Machine) -> list[str]:

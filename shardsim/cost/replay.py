@@ -150,6 +150,17 @@ def summed(times: TaskTimes, schedule: Schedule, sums: Sequence[Spent]) -> Repla
                     exposed_s=exposed[task.name],
                 )
             )
+        elif task.host_bytes:
+            collectives.append(
+                CollectiveCost(
+                    task=task,
+                    block=name,
+                    count=many,
+                    sent_bytes=task.host_bytes * many,
+                    time_s=times.host_s(task) * many,
+                    exposed_s=exposed[task.name],
+                )
+            )
     total = {name: sum(spent.parts[name] for spent in sums) for name in PARTS}
     price = Price(
         **total,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from shardsim.machine import Chip
+import re
+
+from shardsim.machine import Chip, Machine
+
+DCN = "dcn"  # the axis over slices, or nodes
 
 PARTS = {
     "compute_s": "matrix and vector units",
@@ -32,6 +36,17 @@ FIGURES = {
 
 
 def figure_words(figure: str, chip: Chip) -> str:
-    """Return what a figure of a chip is called: links behind a switch are NVLink."""
+    """Return what a figure of a chip is called: behind a switch NVLink, and nodes for slices."""
     words = FIGURES[figure]
-    return words.replace("ICI", "NVLink") if chip.interconnect == "switch" else words
+    if chip.interconnect != "switch":
+        return words
+    return re.sub(r"DCN (\w+)", r"\1 between nodes", words.replace("ICI", "NVLink"))
+
+
+def links_words(machine: Machine, axis: str) -> str:
+    """Return what the links of a machine's axis are called: of a torus, or those of nodes."""
+    if axis == DCN:
+        switched = machine.chip.interconnect == "switch"
+        return "the network between nodes" if switched else "the data-centre network"
+    named = {"node": "NVLink in a node", "core": "the dies of a chip"}
+    return named.get(axis, f"torus axis {axis}")

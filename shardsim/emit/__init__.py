@@ -15,11 +15,12 @@ from shardsim.emit.dialects.flax import flax_code
 from shardsim.emit.dialects.keras import keras_code
 from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.emit.dialects.maxtext_file import maxtext_code
+from shardsim.emit.dialects.specs import specs_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, nearest
-from shardsim.plan import Plan, PlanOrPath, as_plan
+from shardsim.plan import Plan, PlanOrPath, as_plan, resolve
 from shardsim.plan.plan import Context
 
 __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
@@ -36,6 +37,7 @@ def _yaml(plan: Plan) -> str:
 
 FORMS: dict[str, Callable[[Plan], str]] = {
     "jax": jax_code,
+    "specs": specs_code,
     "flax": flax_code,
     "flax-linen": lambda plan: flax_code(plan, "flax-linen"),
     "maxtext": maxtext_code,
@@ -46,7 +48,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
     "json": _json,
     "yaml": _yaml,
 }
-OWN_FORMS = ("jax", "json", "yaml")  # of no other trainer
+OWN_FORMS = ("jax", "specs", "json", "yaml")  # of no other trainer
 CONTEXT_FORMS = (*OWN_FORMS, "maxtext")  # that can say how a context axis attends
 
 
@@ -63,6 +65,8 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("latents", model.latent),
         ("experts", model.experts),
         ("sinks", model.sinks),
+        ("several stacks", len(model.parts) > 1),
+        ("adapters", model.lora),
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")
@@ -70,6 +74,20 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         raise PlanError(
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
             "of contiguous tokens; leave the key out"
+        )
+    if plan.accumulation != "repeated" and to not in OWN_FORMS:
+        raise PlanError(
+            f"export to {to}: accumulation: it has no {plan.accumulation} one; leave the key out"
+        )
+    if to not in OWN_FORMS and int(resolve(plan).pipeline.size) > 1:
+        raise PlanError(
+            f"export to {to}: pipeline stages are not supported; name no axis for layers in "
+            "rules.parameters"
+        )
+    if plan.lengths is not None and to not in OWN_FORMS:
+        raise PlanError(
+            f"export to {to}: lengths are not supported: how rows are filled is for its input; "
+            "leave the key out"
         )
     if trainer_path is None:
         return FORMS[to](plan)

@@ -59,8 +59,13 @@ def jax_code(plan: Plan) -> str:
     except PlanError:
         tiny = None
     calls = full["calls"]
-    parts = [calls["before"], *(layer["calls"] for layer in calls["layers"]), calls["after"]]
-    runs = [call["run"] for part in parts for call in part]
+    several = [calls, *(part["calls"] for part in full.get("parts", ()))]
+    runs = [
+        call["run"]
+        for calls in several
+        for part in (calls["before"], *(one["calls"] for one in calls["layers"]), calls["after"])
+        for call in part
+    ]
     imports, bodies = program_text(runs)
     texts = [
         header(plan) + "\n#\n"
@@ -89,13 +94,19 @@ def jax_code(plan: Plan) -> str:
             "ACTIVATIONS",
             full["activations"],
         ),
+        *(
+            [_assign("The stacks that run before it.", "PARTS", full["parts"])]
+            if "parts" in full
+            else []
+        ),
         "FULL = {\n"
         '    "plan": PLAN,\n'
         '    "model": MODEL,\n'
         '    "calls": CALLS,\n'
         '    "parameters": PARAMETERS,\n'
         '    "activations": ACTIVATIONS,\n'
-        "}",
+        + ('    "parts": PARTS,\n' if "parts" in full else "")
+        + "}",
         _assign("A tiny copy with every axis and technique, to try the code on.", "TINY", tiny),
         *bodies,
         'if __name__ == "__main__":\n    main(FULL, TINY)',

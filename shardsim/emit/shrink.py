@@ -8,10 +8,13 @@ from dataclasses import replace
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import Experts, Latent, Model
+from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
+from shardsim.plan.lengths import Lengths
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan, Precision
+from shardsim.plan.plan import Plan
+from shardsim.plan.precision import Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 
@@ -23,6 +26,7 @@ _LAYERS = 2
 _PATCH = 4
 _TOKENS = 32  # of a sequence without images
 _LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
+_RANK = 4
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -48,23 +52,37 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     machine = _machine(plan, used)
     draft = replace(plan, machine=machine, mesh=place(sizes, machine))
     small = resolve(draft)
-    model = _model(plan.model, small)
-    microbatches = min(plan.microbatches, 2)
-    if int(small.pipeline.size) > 1:
-        microbatches = max(microbatches, int(small.pipeline.size))
+    model = _model(plan.model, small, _chunks(plan, small))
+    stages = int(small.pipeline.size)
+    microbatches = min(plan.microbatches, 2 * stages) if stages > 1 else min(plan.microbatches, 2)
     groups = int(small.data.size * small.fsdp.size * small.expert.size)
     tiny = replace(
         draft,
         model=model,
         sequence=model.sequence,
+        lengths=plan.lengths and _lengths(plan.lengths, plan.sequence, model.sequence),
         batch=groups * microbatches * 2,
         microbatches=microbatches,
         remat=_remat(plan.remat, model),
         precision=Precision(compute="f32", parameters="f32", reduce="f32"),
-        pipeline_interleave=1,
+        pipeline_interleave=_chunks(plan, small),
     )
     check(tiny, resolve(tiny))
     return tiny, lost
+
+
+def _lengths(lengths: Lengths, longest: int, tokens: int) -> Lengths:
+    """Return a distribution of the same form for sequences of so many `tokens` at most."""
+    share = tokens / longest
+    lines = tuple((max(1, round(one * share)), often) for one, often in lengths.histogram)
+    return replace(
+        lengths,
+        mean=lengths.mean * share,
+        deviation=lengths.deviation * share,
+        least=lengths.least and max(1, round(lengths.least * share)),
+        most=lengths.most and max(1, round(lengths.most * share)),
+        histogram=lines,
+    )
 
 
 def _remat(remat: Remat, model: Model) -> Remat:
@@ -122,7 +140,12 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
     )
 
 
-def _model(model: Model, layout: Layout) -> Model:
+def _chunks(plan: Plan, small: Layout) -> int:
+    """Return how many chunks of layers a stage has."""
+    return min(plan.pipeline_interleave, 2) if int(small.pipeline.size) > 1 else 1
+
+
+def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
     if layout.spread.by_head:
@@ -138,18 +161,22 @@ def _model(model: Model, layout: Layout) -> Model:
     if latent:
         latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
         head_dim = _HEAD_DIM + _LATENT.rotary
+    read = _read(model, layout)
     small = replace(
         model,
-        layers=model.round_layers * max(_LAYERS * len(layout.kept), int(layout.pipeline.size)),
+        **read,
+        layers=model.round_layers
+        * max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks),
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         latent=latent,
+        lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
-        sequence=_TOKENS,
+        sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
         experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
     )
     if not model.patch:
@@ -162,3 +189,14 @@ def _model(model: Model, layout: Layout) -> Model:
         if tokens % split == 0:
             return replace(small, patch=_PATCH, image=side * _PATCH, sequence=tokens)
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
+
+
+def _read(model: Model, layout: Layout) -> dict[str, Model]:
+    """Return the models that a model reads, as small; an encoder has more tokens than images."""
+    found: dict[str, Model] = {}
+    for key in PARTS:
+        read = getattr(model, key)
+        if read is not None:
+            one = _model(read, layout)
+            found[key] = replace(one, sequence=2 * one.sequence) if one.vocab else one
+    return found

@@ -7,7 +7,7 @@ what `jax.sharding.PartitionSpec` takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import shardsim
@@ -19,6 +19,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout
+from shardsim.plan.lengths import rows_of
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
 Spec = list[list[str]]
@@ -39,20 +40,18 @@ MODEL_OPTIONS = (
     "channels",
     "classes",
 )
+ROWS = 64  # whose sequences the emitted program has; then they come again
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "head_bias": False,
     "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
     "layer_scale": False,
     "registers": 0,
-    "patch_bias": True,
-    "input_norm": False,
 }
 
 
@@ -82,6 +81,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "batch": plan.batch,
             "sequence": plan.sequence,
             "microbatches": plan.microbatches,
+            "accumulation": plan.accumulation,
+            "stages": int(layout.pipeline.size),
+            "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
                     "layers": group.layers or plan.model.layers,
@@ -101,38 +103,90 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "reduce": plan.precision.reduce,
             "optimizer": plan.optimizer,
             "tpu_options": tpu_options(plan),
+            **_rows(plan),
         },
         "model": _model_data(plan.model),
-        "calls": calls_of(plan),
+        "calls": calls_of(plan.model, plan.attention),
         "parameters": parameter_table(plan, layout),
         "activations": activation_specs(plan, layout),
+        **_parts_data(plan),
     }
+
+
+def _rows(plan: Plan) -> dict[str, Any]:
+    """Return the sequences of some rows, where rows hold several or padding."""
+    if plan.lengths is None:
+        return {}
+    return {"rows": [list(row) for row in rows_of(plan.lengths, plan.sequence)[:ROWS]]}
+
+
+def _refuse_lengths(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do with sequences of many lengths."""
+    if plan.lengths is None:
+        return
+    if plan.lengths.unpadded:
+        raise PlanError(
+            "lengths.as: export of unpadded is not supported, as arrays have fixed shapes; use "
+            "packed"
+        )
+    if not plan.model.vocab or plan.model.positions not in ("rotary", "none"):
+        raise PlanError(
+            "lengths: export is supported for decoders with rotary positions or none, whose "
+            "attention has only distances; leave lengths out"
+        )
+    if layout.layered or layout.lockstep:
+        raise PlanError(
+            "lengths: export of layers that run all microbatches before the next, or lie on stages, "
+            "is not supported; leave lengths out"
+        )
+    if plan.execution != "explicit" or int(layout.context.size) > 1:
+        raise PlanError(
+            "lengths: export is supported for execution: explicit without a context axis"
+        )
+    if plan.machine.chip.kind == "gpu":
+        raise PlanError("lengths: export for GPUs is not supported; leave lengths out")
+
+
+def _parts_data(plan: Plan) -> dict[str, Any]:
+    """Return what the program runs before the model's own stack: those that it reads, in order."""
+    *read, _ = plan.model.parts
+    made = [
+        {
+            "name": part.name,
+            "model": _model_data(part.model),
+            "sequence": part.model.sequence,
+            "calls": calls_of(part.model, plan.attention),
+        }
+        for part in read
+    ]
+    return {"parts": made} if made else {}
 
 
 def _refuse(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code cannot do."""
-    model = plan.model
-    if model.experts:
-        _refuse_experts(plan, model.experts, layout)
-    if model.latent and plan.execution != "explicit":
+    _refuse_lengths(plan, layout)
+    for part in plan.model.parts:
+        _refuse_part(plan, part.model, layout)
+    if len(plan.model.parts) > 1 and plan.execution != "explicit":
         raise PlanError(
-            f"execution: export of latent attention as {plan.execution} is not supported; use "
-            "explicit"
+            f"execution: export of a model of several stacks as {plan.execution} is not supported; "
+            "use explicit"
         )
-    for key, usual in UNSUPPORTED.items():
-        if (value := getattr(model, key)) != usual:
-            shown = "" if usual is None else f": {str(value).lower()}"
-            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
-    if len(model.stacks) > 1:
+    if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
         raise PlanError(
-            "model: export of dense layers in front of those with experts (experts.dense_layers), "
-            "or of layers after the last whole round (windows), is not supported"
+            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
+            "a loop come after all that it has done forward; use gpipe"
         )
-    if int(layout.pipeline.size) > 1:
-        raise PlanError(
-            "export of pipeline plans is not supported; choose a plan whose rules.parameters "
-            "name no axis for layers"
-        )
+    if plan.execution != "explicit":
+        for what, there in (
+            ("pipeline stages", int(layout.pipeline.size) > 1),
+            (f"accumulation: {plan.accumulation}", plan.accumulation != "repeated"),
+        ):
+            if there:
+                raise PlanError(
+                    f"execution: export of {what} as {plan.execution} is not supported; use "
+                    "explicit"
+                )
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:
             raise PlanError(
@@ -140,12 +194,15 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             )
     for key, value, usual in (
         ("offload_optimizer", plan.offload_optimizer, False),
+        ("forward_only", plan.forward_only, False),
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
         ("precision.state", plan.precision.state, ""),
+        ("precision.sparsity", plan.precision.sparsity, ""),
     ):
         if value != usual:
             raise PlanError(f"{key}: export of {value} is not supported; leave it out")
+    model = plan.model
     if model.patch and plan.sequence != model.image_tokens:
         raise PlanError(
             f"sequence: {plan.sequence} is not the {model.image_tokens} tokens that an image of "
@@ -155,6 +212,30 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"sequence: {plan.sequence} is longer than the {model.sequence} learned positions of "
             f"{model.name}"
+        )
+
+
+def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot do of one stack."""
+    if model.experts:
+        _refuse_experts(plan, model.experts, layout)
+    if model.latent and plan.execution != "explicit":
+        raise PlanError(
+            f"execution: export of latent attention as {plan.execution} is not supported; use "
+            "explicit"
+        )
+    if model.lora and (plan.execution != "explicit" or int(layout.tensor2.size) > 1):
+        raise PlanError(
+            "model: export of lora is supported as explicit, without a second tensor axis"
+        )
+    for key, usual in UNSUPPORTED.items():
+        if (value := getattr(model, key)) != usual:
+            shown = "" if usual is None else f": {str(value).lower()}"
+            raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
+    if len(model.stacks) > 1:
+        raise PlanError(
+            "model: export of dense layers in front of those with experts (experts.dense_layers), "
+            "or of layers after the last whole round (windows), is not supported"
         )
     tensor, tensor2 = int(layout.tensor.size), int(layout.tensor2.size)
     local = model.kv_heads // min(model.kv_heads, tensor)
@@ -184,7 +265,7 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
             "supported; give a group of tokens"
         )
     members = int(layout.expert.size)
-    if members > 1 and not experts.capacity and plan.experts.padding == 1.0:
+    if members > 1 and experts.dropless and plan.experts.padding == 1.0:
         raise PlanError(
             "experts.padding: export with exact counts of tokens is not supported; give room for "
             f"uneven ones ({min(2, members)}; with {members} for all that can come)"
@@ -192,16 +273,26 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
 
 
 def _model_data(model: Model) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in MODEL_OPTIONS}
+    options = {name: getattr(model, name) for name in MODEL_OPTIONS}
+    # An encoder has one table: where it is not another's, there is no output head beside it.
+    return options | ({"tied_embeddings": True} if model.family == "encoder" else {})
 
 
-def calls_of(plan: Plan) -> dict[str, Any]:
+def calls_of(model: Model, attention: str) -> dict[str, Any]:
     """Return what the program calls before the layers, in each kind of them, and after.
 
-    Kinds of layers come with their weights; `round` lists them as they follow each other.
+    Kinds of layers come with their weights; `round` lists them as they follow each other, and
+    `shared` the arrays that all of them read besides.
     """
-    graph = graph_of(plan.model, plan.attention)
+    graph = graph_of(model, attention)
     (stack,) = graph.stacks
+    shared = {
+        array.name
+        for layer in stack.layers
+        for op in layer.part.ops
+        for array in op.ins
+        if array.handed
+    }
 
     def calls(part: Part) -> list[dict[str, Any]]:
         return [call.to_data() for call in together(part.calls)]
@@ -217,6 +308,7 @@ def calls_of(plan: Plan) -> dict[str, Any]:
         ],
         "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
         "after": calls(graph.after),
+        **({"shared": sorted(shared)} if shared else {}),
     }
 
 
@@ -227,7 +319,13 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
     does. Weights of the blocks are stacked: their first dimension is the layer. A vocabulary
     that does not divide over the tensor axis is padded up to one that does.
     """
-    return {tensor.name: _parameter(tensor, layout) for tensor in plan.model.tensors}
+    return dict(parameter_entries(plan, layout))
+
+
+def parameter_entries(plan: Plan, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and entry of every weight, as `parameter_table`; kinds of layers share names."""
+    for tensor in plan.model.tensors:
+        yield tensor.name, _parameter(tensor, layout)
 
 
 def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
@@ -239,6 +337,7 @@ def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
         "spec": _spec(dimensions, layout),
         "optimizer_spec": _spec(split(*named(tensor, state=True), layout), layout),
         "start": _start(tensor),
+        **({} if tensor.trained else {"trained": False}),
     }
 
 

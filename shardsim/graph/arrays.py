@@ -13,7 +13,7 @@ Matmul(rows=('batch', 'seq'), inner=('embed',), columns=('heads', 'head_dim'), b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -33,6 +33,10 @@ class Array:
     a scale, a probe), or "" for an activation. Sums that cross devices in float32 are `wide`.
     `purpose` says what moving it is for, where that is not clear from the rest. `lies` is the row
     of `place.RULES` that says how it is stored, where its kind does not.
+
+    What is `handed` is made in one list of ops and read in others: where it is read its gradient
+    adds up, over layers too, and stays partial over the axes that are `owed`; where it is made that
+    sum begins a backward pass.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Array:
     trained: bool = True  # whether it has a gradient
     purpose: str = ""
     lies: str = ""
+    handed: bool = False
+    owed: Dims = ()
     split: Split = field(default_factory=dict)  # where it is stored: see `placed`
     original: Array | None = None  # of a view: the array itself
     renamed: tuple[tuple[str, str], ...] = ()  # of a view: dimensions that have another name
@@ -121,7 +127,7 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
     )
 
 
-class Pairs(Protocol):
+class Pairs(Hashable, Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
     @property
@@ -130,6 +136,12 @@ class Pairs(Protocol):
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
+
+    def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the share of the pairs of each row of several sequences."""
+
+    def alone(self, lengths: Sequence[int]) -> list[float]:
+        """Return the pairs that a kernel computes of each sequence by itself."""
 
     def own(self, queries: Number, striped: Number) -> Number:
         """Return the share of the pairs of queries and keys of the same tokens."""
@@ -176,7 +188,8 @@ class Op:
     `counted`. `dtype` is a product's format, where it is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
-    wants whole over axes in `passed` come round them piece by piece.
+    wants whole over axes in `passed` come round them piece by piece. A product of scores, or with
+    them, says in `mask` which pairs model FLOPs count.
     """
 
     ins: tuple[Array, ...]
@@ -197,6 +210,7 @@ class Op:
     dtype: str = ""
     over: Split = field(default_factory=dict)
     passed: frozenset[str] = frozenset()
+    mask: Pairs | None = None
 
     @property
     def name(self) -> str:
@@ -269,5 +283,5 @@ def backward(ops: Sequence[Op], policy: frozenset[str]) -> Backward:
 
 def weights_of(ops: Sequence[Op]) -> tuple[Array, ...]:
     """Return the weights that ops use, each once, in order."""
-    found = {a.name: a for op in ops for a in (*op.ins, *op.vectors) if a.weight}
+    found = {a.name: a.original or a for op in ops for a in (*op.ins, *op.vectors) if a.weight}
     return tuple(found.values())

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shardsim.graph.arrays import Array, Dims, Op, Split, makers
+from shardsim.graph.arrays import Array, Dims, Op, Split, makers, weights_of
 from shardsim.graph.place import CONTEXT
 
 NONE: frozenset[str] = frozenset()
@@ -92,6 +92,11 @@ class Derived:
     steps: list[Step]
     leaves: list[Leaf] = field(default_factory=list)
 
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        """The weights that it uses, trained or not."""
+        return weights_of([step.op for step in self.steps])
+
 
 def derive(ops: Sequence[Op], axes: Iterable[str], eager: bool = True) -> Derived:
     """Return what one device does for `ops` on mesh `axes`, as if each had several members.
@@ -120,10 +125,14 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
     steps, gradients = result.steps, defaultdict[str, list[Summand]](list)
     final = steps[-1].op.out
     gradients[final.name] = [Summand(final.split, NONE)]
+    for out in (step.op.out for step in steps if step.op.out.handed):
+        owed = (frozenset(out.owed) & axes) - set(out.split)
+        gradients[out.name] = [Summand(out.split, owed, owed)]
     for number in reversed(range(len(steps))):
         step = steps[number]
         op, place = step.op, step.place
-        if op.out.name not in gradients:
+        wanted = any(array.trained for array in (*op.ins, *op.vectors))
+        if op.out.name not in gradients or not wanted:
             continue
         step.trained = True
         if number in last:
@@ -163,7 +172,10 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             rest = frozenset().union(*(part.partial for part in parts)) - set(array.split)
             if eager:  # whether or not members have computed the same
                 rest = axes - set(array.split)
-        result.leaves.append(Leaf(array, _summed(array, parts, rest), rest))
+        elif array.handed:
+            rest = frozenset(array.owed)
+        late = rest if array.weight else NONE
+        result.leaves.append(Leaf(array, _summed(array, parts, rest), late))
 
 
 def _gradient(op: Op, array: Array, place: Split, lazy: frozenset[str]) -> Summand:

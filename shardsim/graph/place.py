@@ -57,7 +57,7 @@ _COPIES: dict[str, tuple[str, ...]] = _SLOTS | {
 # what is kept of them, have their own rows, and so have tokens on their way: "tokens" that experts
 # choose from, "masks" of which token goes where, "copies" of tokens for each expert that they
 # chose, "slots" of an expert, what it makes of them ("made"), that again where the tokens are
-# ("returned"), and its "sum" for each token.
+# ("returned"), and its "sum" for each token. What is "handed" to another stack is whole.
 RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vector": _WEIGHT,
     "matrix": _MATRIX,
@@ -91,6 +91,7 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "chunk": ("context",),
         "expert": ("reached",),
     },
+    "handed": {"batch": _BATCH},
     "copies": _COPIES,
     "slots": _SLOTS,
     "made": _SLOTS | {"embed": ("tensor2", "tensor")},
@@ -167,6 +168,7 @@ def _no(flag: Any) -> Any:
 TENSOR = ("tensor", "tensor_shared")
 TENSOR2 = ("tensor2", "tensor2_shared")
 CONTEXT = ("context", "context_shared")
+EVERY = ("data", "fsdp", "expert", *CONTEXT, *TENSOR, *TENSOR2)
 ROLE = {axis: axis.removesuffix("_shared") for axis in (*TENSOR, *TENSOR2, *CONTEXT)}
 
 
@@ -265,13 +267,15 @@ def _usual(array: Array) -> str:
     return "residual" if array.stream else "inside"
 
 
-# Dimensions that are split as others are: widths of hidden layers as the MLP's, and what a latent's
-# up-projection reads as embed, which it does not have.
+# Dimensions that are split as others are: widths of hidden layers as the MLP's, what a latent's
+# up-projection reads as embed, which it does not have, and tokens and width of another stack.
 _ALIKE = {
     "expert_mlp": "mlp",
     "shared_mlp": "mlp",
     "query_latent": "embed",
     "key_value_latent": "embed",
+    "memory": "seq",
+    "memory_embed": "embed",
 }
 # Widths of a head's part of queries, keys and values.
 HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})

@@ -52,6 +52,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "h100-500w": ("NVIDIA H100 96GB HBM2e", "h100 hbm2e"),
     "h200": ("NVIDIA H200",),
     "h800": ("NVIDIA H800",),
+    "rpi4": ("Raspberry Pi 4", "Raspberry Pi 4B"),
     "v100": ("Tesla V100-SXM2-32GB", "NVIDIA V100"),
 }
 
@@ -59,7 +60,7 @@ _IDENTITY = ("name", "title", "kind")
 _NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "kernels", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
 # Figures that only some chips have and that are no field of Chip.
-_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives")
+_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives", "sparse_gain")
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
 
 

@@ -167,6 +167,12 @@ class Chip:
         """Whether its compiler hands gathers and scatters to another core (a SparseCore)."""
         return bool(self._extra("offloads_collectives"))
 
+    @property
+    def sparse_gain(self) -> float:
+        """How many times faster it multiplies by a matrix of which two of four numbers in a row are
+        zero; 1 where it multiplies zeros as it does others."""
+        return self._extra("sparse_gain") or 1.0
+
     def _extra(self, name: str) -> float | None:
         figure = self.figures.get(name)
         return None if figure is None else float(figure["value"])

@@ -11,12 +11,13 @@ from itertools import groupby
 from operator import eq
 from typing import TYPE_CHECKING
 
-from shardsim.graph.arrays import Array, Op, weights_of
+from shardsim.graph.arrays import Array, Dims, Op, weights_of
 from shardsim.graph.build import Builder, Part, stream
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import HEADS, KV, Mask, attend
-from shardsim.ops.embed import embed_patches, embed_tokens
+from shardsim.ops.cross import cross_attend, cross_keys, hand_on, memory
+from shardsim.ops.embed import embed_patches, embed_shared, embed_tokens, put_in_front
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
 from shardsim.ops.latent import (
@@ -29,13 +30,17 @@ from shardsim.ops.latent import (
 )
 from shardsim.ops.norm import head_norm, norm
 from shardsim.ops.pooling import image_loss
-from shardsim.ops.project import project_in, project_out
+from shardsim.ops.project import BACK, INTO, project_in, project_out
+from shardsim.ops.relative import attend_biased, position_bias, relative_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, token_gate
+from shardsim.ops.soft import soft_experts
+from shardsim.ops.towers import contrastive_loss, embedding
 from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
+    from shardsim.model.experts import Experts
     from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
@@ -87,10 +92,13 @@ class Graph:
 
 
 def graph_of(model: Model, attention: str = "flash") -> Graph:
-    """Return a model's graph; `attention` is a fused kernel's name or "unfused"."""
+    """Return the graph of a model, or of a part of one; `attention` is a fused kernel's name or
+    "unfused"."""
     start, end = Builder(), Builder()
     if model.vocab:
-        x = embed_tokens(start, positions=model.positions)
+        if model.positions == "relative":
+            relative_bias(start, causal=model.causal, buckets=model.buckets)
+        x = embedded(start, model)
     else:
         class_token = model.pooling == "cls"
         x = embed_patches(
@@ -105,7 +113,63 @@ def graph_of(model: Model, attention: str = "flash") -> Graph:
             kind, bias = model.norm, model.biases.norm
             x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
     head(end, model, x)
-    return Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
+    graph = Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
+    if model.frozen:
+        return still(graph, whole=True)
+    return still(graph, whole=False) if model.lora else graph
+
+
+def embedded(build: Builder, model: Model) -> Array:
+    """Add what makes the residual stream out of tokens."""
+    if model.shared_embeddings:
+        x = embed_shared(build, positions=model.positions)
+    else:
+        shared = model.encoder is not None and model.encoder.shared_embeddings
+        x = embed_tokens(build, positions=model.positions, shared=shared)
+    if model.images is None:
+        return x
+    build.made[-1] = replace(build.made[-1], out=replace(x, name="words"))
+    build.calls[-1] = replace(build.calls[-1], outs=("words", *build.calls[-1].outs[1:]))
+    return put_in_front(build, replace(x, name="words"), trained=not model.images.frozen)
+
+
+def still(graph: Graph, *, whole: bool) -> Graph:
+    """Return a graph nothing of which is trained: a `whole` one, or only adapters are."""
+
+    def one(array: Array) -> Array:
+        kept = array.name.endswith((INTO, BACK)) or not array.weight
+        return replace(array, trained=array.trained and kept and not whole)
+
+    def arrays(found: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(map(one, found))
+
+    def needed(op: Op) -> tuple[Array, ...]:
+        """Return what gradients of those operands read that have some: of a product, the other."""
+        if not op.product:
+            return op.needs
+        others = zip(op.ins, reversed(op.ins), strict=True)
+        return tuple(other for array, other in others if one(array).trained)
+
+    def part(moving: Part) -> Part:
+        ops = (
+            replace(
+                op,
+                ins=arrays(op.ins),
+                out=one(op.out),
+                needs=arrays(needed(op)),
+                vectors=arrays(op.vectors),
+            )
+            for op in moving.ops
+        )
+        return replace(moving, ops=tuple(ops))
+
+    stacks = tuple(
+        replace(
+            stack, layers=tuple(replace(layer, part=part(layer.part)) for layer in stack.layers)
+        )
+        for stack in graph.stacks
+    )
+    return Graph(before=part(graph.before), stacks=stacks, after=part(graph.after))
 
 
 def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
@@ -173,10 +237,29 @@ def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
 def head(build: Builder, model: Model, x: Array) -> None:
     """Add final norm, head and loss."""
     if model.final_norm:
-        out = stream("final", purpose="vocabulary" if model.vocab else "pooling")
+        purpose = "vocabulary" if model.vocab and model.gives == "loss" else "pooling"
+        handed = model.gives in ("memory", "tokens")
+        out = stream("final", purpose="memory" if handed else purpose)
         x = norm(build, "final_norm", x, out, kind=model.norm, bias=model.biases.norm)
-    if model.vocab:
-        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias)
+    if model.gives == "memory":
+        hand_on(build, x, "memory")
+    elif model.gives == "features" or model.text:
+        name = "image features" if model.text else "text features"
+        made = embedding(
+            build,
+            x,
+            name,
+            pooling=model.pooling,
+            projected=model.features > 0,
+            bias=model.features_bias,
+        )
+        if model.text:
+            contrastive_loss(build, made, kind=model.contrast, trained=not model.text.frozen)
+    elif model.gives == "tokens":
+        hand_on(build, x, "image tokens", whole=True)
+    elif model.vocab:
+        before = model.images.sequence if model.images else 0
+        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias, images=before)
     else:
         image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
 
@@ -197,12 +280,14 @@ class Block(Builder):
 
     def serial(self, x: Array) -> None:
         """Add attention to x, then the MLP."""
-        for name in ("attention", "mlp"):
-            out = stream(name, f"{name}_output")
+        for name in ("attention", "cross", "mlp") if self.model.encoder else ("attention", "mlp"):
+            out = stream(name, "mlp_output" if name == "mlp" else "attention_output")
             normed = self.norm(f"{name}_norm", x) if self.model.pre_norms else x
             outs = [out]
             if name == "attention":
                 self.attention(normed, out)
+            elif name == "cross":
+                self.cross_attention(normed, out)
             elif self.experts:
                 outs = self.mixture(normed, out)
             else:
@@ -252,15 +337,41 @@ class Block(Builder):
             return
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
-            part = project_in(self, name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
+            part = self.into(name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
             if model.qk_norm and name != "value":
                 normalise = head_norm if model.qk_norm_over == "head" else heads_norm
                 part = normalise(self, f"{name}_norm", part, kind=model.norm, bias=biases.norm)
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
-        context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks)
-        project_out(self, "attention_output", context, out, HEADS, bias=bias)
+        if model.positions == "relative":
+            context = attend_biased(self, *parts, position_bias(), self.mask)
+        else:
+            context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
+        self.back("attention_output", context, out, HEADS, bias=bias)
+
+    def into(self, name: str, x: Array, out: str, dims: Dims, *, keep: str, bias: bool) -> Array:
+        """Add a projection out of the residual stream."""
+        adapted = self.adapts(name)
+        return project_in(self, name, x, out, dims, keep=keep, bias=bias, adapted=adapted)
+
+    def back(self, name: str, x: Array, out: Array, dims: Dims, *, bias: bool) -> None:
+        """Add a projection that adds to the residual stream."""
+        project_out(self, name, x, out, dims, bias=bias, adapted=self.adapts(name))
+
+    def adapts(self, name: str) -> bool:
+        """Return whether a projection has an adapter."""
+        return self.model.lora is not None and name in self.model.lora.on
+
+    def cross_attention(self, normed: Array, out: Array) -> None:
+        """Add attention to the tokens of the encoder."""
+        model, biases = self.model, self.model.biases
+        assert model.encoder is not None
+        q = self.into("cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
+        k, v = cross_keys(self, memory(trained=not model.encoder.frozen), bias=biases.qkv)
+        context = cross_attend(self, q, k, v, kernel=self.kernel)
+        bias = biases.attention_output
+        self.back("cross_attention_output", context, out, HEADS, bias=bias)
 
     def latent_attention(self, normed: Array, latent: Latent) -> Array:
         """Add attention out of latents, up to its output projection."""
@@ -293,16 +404,35 @@ class Block(Builder):
         prefix = "" if name == "mlp" else f"{name} "
         made = {f"{name}_in": "up"} | ({f"{name}_gate": "gate"} if model.gated_mlp else {})
         parts = [
-            project_in(self, weight, normed, prefix + part, dims, keep="mlp_hidden", bias=bias)
+            self.into(weight, normed, prefix + part, dims, keep="mlp_hidden", bias=bias)
             for weight, part in made.items()
         ]
         hidden = activate(self, parts, model.activation, f"{prefix}hidden")
-        project_out(self, f"{name}_out", hidden, out, dims, bias=bias)
+        self.back(f"{name}_out", hidden, out, dims, bias=bias)
+
+    def soft_mixture(self, normed: Array, made: Experts) -> Array:
+        """Add experts on slots that are means of tokens; return what they add to x."""
+        model, out, first = self.model, stream("experts", "mlp_output"), len(self.made)
+        bias = model.biases.mlp
+        soft_experts(self, normed, out, gated=model.gated_mlp, bias=bias)
+        self.call(
+            "soft_experts",
+            [normed],
+            out,
+            weights=weights_of(self.made[first:]),
+            number=made.number,
+            gated=model.gated_mlp,
+            activation=model.activation,
+            bias=bias,
+        )
+        return out
 
     def mixture(self, normed: Array, out: Array) -> list[Array]:
         """Add experts, and beside them shared ones and an MLP; return what each adds to x."""
         model, made = self.model, self.model.experts
         assert made is not None
+        if made.soft_slots:
+            return [self.soft_mixture(normed, made)]
         grouped, capacity = made.group > 0, made.capacity > 0
         routed, first = stream("experts", "mlp_output"), len(self.made)
         bias = made.router_bias

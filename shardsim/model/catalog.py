@@ -11,14 +11,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from shardsim.carried import NotCarried
+from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
+from shardsim.kinds import MODEL, other_kind
 from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
 from shardsim.model.hf import config_path, read_config
 from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
+from shardsim.model.lora import KEYS as _LORA
+from shardsim.model.lora import Lora
+from shardsim.model.parts import KEYS as _PARTS
 from shardsim.model.spec import LARGEST, Biases, Model
 
 _PRESETS = Path(__file__).resolve().parent / "presets"
@@ -29,8 +33,13 @@ _KEYS = (
     *(f"biases.{name}" for name in _BIASES),
     *(f"experts.{name}" for name in _EXPERTS),
     *(f"latent.{name}" for name in _LATENT),
+    *(f"lora.{name}" for name in _LORA),
 )
-_Part = TypeVar("_Part", Experts, Latent)
+_YAML = (".yaml", ".yml")
+_Part = TypeVar("_Part", Experts, Latent, Lora)
+# What a model that another reads does not have of its reader.
+_OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
+_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts", "lora")
 _SIZES_AN_IMAGE = (
     "image",
     "patch",
@@ -46,34 +55,56 @@ def model_names() -> tuple[str, ...]:
 
 def model_aliases(name: str) -> tuple[str, ...]:
     """Return the other names under which the preset `name` is known."""
-    path, found = _find(name)
-    return tuple(_read_family(path)[found].get("aliases", ()))
+    found = _find(name)
+    return tuple(_read_family(found[0])[found[1]].get("aliases", ())) if found else ()
 
 
-def load_model(model: str | Mapping[str, Any]) -> Model:
-    """Return the model that a name or a mapping describes.
+def load_model(model: str | os.PathLike[str] | Mapping[str, Any]) -> Model:
+    """Return the model that a name, a file or a mapping describes.
 
     A name is a preset's, or one of its aliases; case does not matter unless two presets differ
-    in nothing else (ViT-g and ViT-G); or it is the path of a Hugging Face `config.json`, or of a
-    folder that holds one. A mapping gives the fields of `Model`; with `base:` it
-    starts from that preset and may give as few as it likes:
+    in nothing else (ViT-g and ViT-G). A file is a Hugging Face `config.json`, or a folder that
+    holds one, or YAML that holds a name or a mapping. A mapping gives the fields of `Model`; with
+    `base:` it starts from that preset and may give as few as it likes:
 
     >>> load_model({"base": "vit-22b", "layers": 12}).layers
     12
     """
-    if isinstance(model, str):
-        if config_path(model):
-            return load_hf(model).model
-        path, name = _find(model)
-        entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
-        return _build({**entry, "name": name}, f"{path.name}: {name}")
+    if isinstance(model, os.PathLike) or (isinstance(model, str) and model.endswith(_YAML)):
+        named = os.fspath(model)
+        return load_hf(named).model if config_path(named) else load_model_file(model)
+    return _named(model) if isinstance(model, str) else _mapped(model)
+
+
+def _named(model: str, files: bool = True) -> Model:
+    """Return the model of a preset's name, a Hugging Face config or, with `files`, a YAML file.
+
+    Files name no files: they could go round for ever.
+    """
+    if config_path(model):
+        return load_hf(model).model
+    if (found := _find(model)) is None:
+        if files and os.path.isfile(model):
+            return load_model_file(model)
+        if os.path.isdir(model):
+            raise ModelError(f"{model}: a folder without a Hugging Face config.json")
+        near = nearest(model, model_names(), listed="shardsim models")
+        raise ModelError(f"unknown model {shown(model)}{near}")
+    path, name = found
+    entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
+    return _build({**entry, "name": name}, f"{path.name}: {name}")
+
+
+def _mapped(model: Any) -> Model:
+    if other := other_kind(model, MODEL):
+        raise ModelError(f"model: {other}")
     data = dict(check_keys(model, where="model", allowed=("base", *_KEYS), error=ModelError))
     if "base" not in data:
         return _build(data, "model")
     base = data.pop("base")
     if not isinstance(base, str):
-        raise ModelError(f"model: base: expected the name of a preset, found {base!r}")
-    return override_model(load_model(base), data)
+        raise ModelError(f"model: base: expected the name of a preset, found {shown(base)}")
+    return override_model(_named(base, files=False), data)
 
 
 @dataclass(frozen=True)
@@ -104,7 +135,7 @@ def load_model_file(path: str | os.PathLike[str]) -> Model:
     """Return the model that a YAML file describes; the file holds what `load_model` takes."""
     data = read_yaml(path)
     try:
-        return load_model(data)
+        return _named(data, files=False) if isinstance(data, str) else _mapped(data)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 
@@ -119,8 +150,12 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     True
     """
     where = f"model {model.name!r}"
+    inside: Mapping[str, Any] = {}
+    if isinstance(changes, Mapping):
+        inside = {key: value for key, value in changes.items() if _part_of(key)}
+        changes = {key: value for key, value in changes.items() if key not in inside}
     changes = check_keys(changes, where=where, allowed=_KEYS, error=ModelError)
-    data = model.to_mapping()
+    data = {**model.to_mapping(), **_changed_parts(model, inside, where)}
     if (
         model.family == "vit"
         and model.sequence == model.image_tokens
@@ -129,12 +164,14 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts", "latent")
+    nested = ("biases", "experts", "latent", "lora")
     data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
     data["biases"] = _merge_biases(model.biases, changes, where)
     data["experts"] = _merge_experts(model.experts, changes, where)
     data["latent"] = _merge_latent(model.latent, changes, where)
+    data["lora"] = _merge_lora(model.lora, changes, where)
     changed = _build(data, where)
+    changes = {**changes, **inside}
     silent = ("name", "note", "source")
     made = [
         f"{key}={_show(value)}"
@@ -147,15 +184,42 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
     return _build({**changed.to_mapping(), "note": f"{note}Changed: {', '.join(made)}."}, where)
 
 
+def _part_of(key: str) -> str:
+    """Return the part of a model that a key reaches into, or nothing."""
+    part, dot, _ = str(key).partition(".")
+    return part if dot and part in _PARTS else ""
+
+
+def _changed_parts(model: Model, changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the parts of a model that `changes` reach into, with them."""
+    found: dict[str, Any] = {}
+    for part in dict.fromkeys(map(_part_of, changes)):
+        own = getattr(model, part)
+        if own is None:
+            raise ModelError(f"{where}: {part}: {model.name} has none")
+        inner = {
+            key.removeprefix(f"{part}."): value
+            for key, value in changes.items()
+            if _part_of(key) == part
+        }
+        found[part] = override_model(own, inner)
+    return found
+
+
 def _agrees(model: Model, key: str, value: Any) -> bool:
     whole, _, name = key.partition(".")
-    part = {"experts": model.experts, "latent": model.latent}.get(whole)
-    if whole in ("experts", "latent") and name:
+    if whole in _PARTS:
+        own = getattr(model, whole)
+        return bool(own is not None and name and _agrees(own, name, value))
+    part = {"experts": model.experts, "latent": model.latent, "lora": model.lora}.get(whole)
+    if whole in ("experts", "latent", "lora") and name:
         return part is not None and bool(getattr(part, name) == value)
     if key == "experts":
         return _merge_experts(None, {key: value}, "model") == model.experts
     if key == "latent":
         return _merge_latent(None, {key: value}, "model") == model.latent
+    if key == "lora":
+        return _merge_lora(None, {key: value}, "model") == model.lora
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -193,6 +257,11 @@ def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> L
     """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
     example = {"keys": 512, "rotary": 64, "values": 128}
     return _merge_part("latent", Latent, base, data, example, where)
+
+
+def _merge_lora(base: Lora | None, data: Mapping[str, Any], where: str) -> Lora | None:
+    """Return `base` with the entries `lora` (a mapping, or nothing for none) and `lora.*`."""
+    return _merge_part("lora", Lora, base, data, {"rank": 16}, where)
 
 
 def _merge_part(
@@ -235,6 +304,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given["biases"] = _merge_biases(Biases(), data, where)
     given["experts"] = experts = _merge_experts(None, data, where)
     given["latent"] = _merge_latent(None, data, where)
+    given["lora"] = _merge_lora(None, data, where)
+    given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
             raise ModelError(
@@ -258,6 +329,27 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     return Model(**given)
 
 
+def _read(data: Mapping[str, Any], key: str, where: str) -> Model:
+    """Return a model that another reads: of a preset, of its own, or an encoder as its reader but
+    for what it says. Its tokens see all others, unless it says."""
+    own = data[key]
+    if isinstance(own, Model):
+        return own
+    if isinstance(own, str):
+        own = {"base": own}
+    keys = ("base", *_KEYS)
+    own = dict(check_keys(own, where=f"{where}: {key}", allowed=keys, error=ModelError))
+    try:
+        if "base" in own or "family" in own:
+            own.setdefault("name", f"{data.get('name')}.{key}"[:80])
+            return load_model(own)
+        same = {name: value for name, value in data.items() if name not in (*_PARTS, *_OF_READER)}
+        same |= {"family": "encoder", "causal": False, "tied_embeddings": True, "note": ""}
+        return _build({**same, **own, "name": f"{data.get('name')}.{key}"[:80]}, where)
+    except ModelError as error:
+        raise ModelError(f"{where}: {key}: {error}") from None
+
+
 def _whole(value: Any) -> int:
     """Return `value` if defaults can be derived from it, else 0: the model will refuse it."""
     return value if isinstance(value, int) and 0 < value <= LARGEST else 0
@@ -269,7 +361,7 @@ def _family_word(name: str) -> str:
     return match.group() if match else ""
 
 
-def _find(name: str) -> tuple[Path, str]:
+def _find(name: str) -> tuple[Path, str] | None:
     """Return the file and the preset's name for a name or alias; read no other family's file."""
     word = _family_word(name)
     for path in sorted(_PRESETS.glob("*.yaml")):
@@ -283,7 +375,7 @@ def _find(name: str) -> tuple[Path, str]:
             raise ModelError(f"model {name!r}: could be any of {', '.join(sorted(alike))}")
         if alike:
             return path, alike.pop()
-    raise ModelError(f"unknown model {name!r}{nearest(name, model_names())}")
+    return None
 
 
 def _known_as(family: Mapping[str, Mapping[str, Any]], preset: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from shardsim.errors import ModelError, nearest
 
 ROUTERS = ("softmax", "sigmoid")
 _COUNTS = {"number": 2, "top_k": 1, "mlp": 1, "shared": 0, "shared_mlp": 0, "dense_layers": 0}
-_COUNTS |= {"every": 1, "group": 0}
+_COUNTS |= {"every": 1, "group": 0, "soft_slots": 0}
 _FLAGS = ("beside", "router_bias", "shared_gate")
 _LARGEST = 10**9
 
@@ -37,6 +37,7 @@ class Experts:
     router_bias: bool = False
     capacity: float = 0.0  # 0: no token is dropped
     group: int = 0  # tokens among which capacity counts; 0: a sequence
+    soft_slots: int = 0  # of an expert, each a mean of all tokens of a sequence (Soft MoE)
 
     def __post_init__(self) -> None:
         for key, least in _COUNTS.items():
@@ -70,6 +71,11 @@ class Experts:
             )
         if self.shared_gate and not self.shared:
             raise ModelError("experts.shared_gate: there are no shared experts; leave it out")
+        if self.soft_slots and (self.capacity or self.router_bias or self.top_k != 1):
+            raise ModelError(
+                "experts.soft_slots: a slot is a mean of all tokens; leave out capacity and "
+                "router_bias, and use top_k: 1"
+            )
         if self.group and not self.capacity:
             raise ModelError("experts.group: only a capacity counts in groups; leave it out")
 
@@ -77,6 +83,15 @@ class Experts:
     def shared_width(self) -> int:
         """Width of all shared experts side by side."""
         return self.shared * (self.shared_mlp or self.mlp)
+
+    @property
+    def dropless(self) -> bool:
+        """Whether each expert works on as many tokens as come."""
+        return not self.capacity and not self.soft_slots
+
+    def active(self, tokens: int) -> Fraction:
+        """Return the share of experts' weights that works on a token, of a sequence of so many."""
+        return Fraction(self.soft_slots or self.top_k, tokens if self.soft_slots else self.number)
 
     def has(self, layer: int) -> bool:
         """Return whether a layer, counted from 0, has experts."""
@@ -87,7 +102,9 @@ class Experts:
         return max(1, tokens // self.group) if self.group else 1
 
     def share(self, tokens: int) -> Fraction:
-        """Return the tokens of a group that go to one expert, on average."""
+        """Return the tokens of a group that go to one expert, on average, or its slots."""
+        if self.soft_slots:
+            return Fraction(self.soft_slots)
         return Fraction(self.top_k * tokens, self.number * self.groups(tokens))
 
     def slots(self, tokens: int) -> Fraction:

@@ -4,6 +4,11 @@ A multiplication and an addition are two FLOPs. The backward pass costs twice th
 what is recomputed does not count (that is HFU). L layers, H heads of width Q, sequences of T
 tokens, N weights (`Model.active_parameters`: of experts, those that a token goes to). What routing
 does besides is not counted: tokens dispatched by products, places of experts that stay empty.
+
+Of a model of several stacks each has N, L and T of its own; keys and values of cross-attention
+work on the tokens that are attended to. Their sum is that of one example, and is counted per token
+of the last stack. What is frozen runs forward only: 2N in place of 6N, a third of its attention.
+Under adapters it has gradients of operands too, 4N; the adapters themselves have 6N.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from fractions import Fraction
 from functools import lru_cache
 
 from shardsim.errors import ModelError, nearest
-from shardsim.graph.arrays import Op
+from shardsim.graph.arrays import Op, weights_of
 from shardsim.model.blocks import graph_of
 from shardsim.model.spec import Model
 from shardsim.model.tensors import lengths
 
 PADDED_VOCAB = 128  # Megatron-LM's make_vocab_size_divisible_by
 TRAINING = 3  # forward once, backward twice as much
+FORWARD = 1  # what is frozen
 
 
 class Accounting(Enum):
@@ -66,13 +72,70 @@ def attention_flops_per_token(
     `halved` counts only the half of the scores that a causal mask keeps: 2LHQT.
     """
     tokens = _sequence(model, sequence)
-    whole = sum(
+    return (
+        sum(
+            _attention_flops(one, own, halved and _halves(model, one))
+            for one, own in _parts(model, tokens)
+        )
+        // tokens
+    )
+
+
+def _parts(model: Model, tokens: int) -> list[tuple[Model, int]]:
+    """Return the stacks of a model, each with the tokens of an example."""
+    *read, _ = model.parts
+    return [*((part.model, part.model.sequence) for part in read), (model, tokens)]
+
+
+def _halves(model: Model, part: Model) -> bool:
+    """Return whether attention of a part is halved: of one stack always, of several if masked."""
+    return len(model.parts) == 1 or part.causal
+
+
+def _attention_flops(part: Model, tokens: int, halved: bool) -> int:
+    """Return the forward FLOPs of scores and weighted values of a part, over an example."""
+    return sum(
         many * flops
-        for layer, many in graph_of(model).layers
-        for unit, flops in _products(model, layer.part.ops, tokens, halved)
+        for layer, many in graph_of(part).layers
+        for unit, flops in _products(part, layer.part.ops, tokens, halved)
         if unit == "attention"
     )
-    return whole // tokens
+
+
+def _forward_flops(part: Model, tokens: int, halved: bool, training: bool = False) -> int:
+    """Return the FLOPs of every product of a part's forward pass over an example; in `training`
+    with those of the gradients of its operands."""
+    graph = graph_of(part)
+    total = 0
+    for ops, many in ((graph.ends, 1), *((layer.part.ops, many) for layer, many in graph.layers)):
+        for op in ops:
+            for _, flops in _products(part, [op], tokens, halved):
+                gradients = TRAINING - FORWARD
+                if op.product:
+                    gradients = sum(array.trained for array in op.ins)
+                elif not op.out.trained:
+                    gradients = 0
+                total += many * flops * (FORWARD + gradients * training)
+    return total
+
+
+def _weight_flops(part: Model, tokens: int) -> int:
+    """Return the FLOPs that 6N counts of a part: for each token of an example that a weight works
+    on two forward, two by operand and, if it is trained, two by weight."""
+    still = sum(tensor.size for tensor in part.own_tensors if not tensor.trained)
+    backward = 0 if part.frozen else 2 * part.own_active_parameters - still
+    total = (part.own_active_parameters + backward) * tokens
+    if part.encoder is not None:
+        sizes = lengths(part)
+        read = sum(
+            many * math.prod(sizes[d] for d in weight.dims)
+            for layer, many in graph_of(part).layers
+            for weight in weights_of(layer.part.ops)
+            if "memory_embed" in weight.dims
+        )
+        passes = TRAINING - (part.lora is not None)
+        total += passes * read * (part.encoder.sequence - tokens)
+    return 2 * total
 
 
 def forward_matmul_flops_per_token(
@@ -84,12 +147,13 @@ def forward_matmul_flops_per_token(
     the model's own). For a decoder this is MaxText's explicit count.
     """
     tokens = _sequence(model, sequence)
-    graph = graph_of(model)
-    total = sum(flops for _, flops in _products(model, graph.ends, tokens, halved))
-    for layer, many in graph.layers:
-        for _, flops in _products(model, layer.part.ops, tokens, halved):
-            total += many * flops
-    return total / tokens
+    return (
+        sum(
+            _forward_flops(one, own, halved and _halves(model, one))
+            for one, own in _parts(model, tokens)
+        )
+        / tokens
+    )
 
 
 def _products(
@@ -97,14 +161,18 @@ def _products(
 ) -> Iterator[tuple[str, int]]:
     """Yield (unit, FLOPs) of every product of a forward pass over one sequence."""
     sizes: dict[str, int | Fraction] = dict(lengths(model))
-    sizes |= {"batch": 1, "seq": tokens, "keys": tokens}
+    # Comparing an embedding with those of others is not counted: it depends on the batch.
+    sizes |= {"batch": 1, "seq": tokens, "keys": tokens, "others": 0}
     if model.experts:  # of an expert's tokens what comes, not what it has room for
         share = model.experts.share(tokens)
         sizes |= {"slot": share, "place": share, "chunk": model.experts.groups(tokens)}
     for op in ops:
         if op.product and op.counted:
             dims = {d for array in op.arrays for d in array.dims}
-            yield op.unit, int(2 * math.prod(sizes[d] for d in dims))
+            flops = int(2 * math.prod(sizes[d] for d in dims))
+            if op.mask:
+                flops = flops * op.mask.counted(tokens, halved) // tokens**2
+            yield op.unit, flops
         elif op.kernel:
             shape = op.kernel.shape
             pairs = math.prod(sizes[d] for d in {*shape.rows, *shape.columns, *shape.batch})
@@ -125,6 +193,8 @@ def model_flops_per_token(
 
     PaLM 540B: 6 * 540.36e9 + 12 * 118 * 48 * 256 * 2048 = 3.278e12.
     """
+    if len(model.parts) > 1 or model.lora:
+        return _flops_of_parts(model, _sequence(model, sequence), accounting)
     if accounting is Accounting.SIX_N:
         return 6.0 * model.active_parameters
     if accounting in (Accounting.PALM, Accounting.PALM_CAUSAL):
@@ -136,6 +206,27 @@ def model_flops_per_token(
     if accounting is Accounting.MEGATRON and model.vocab:
         forward += 2.0 * model.embed * (-model.vocab % PADDED_VOCAB)
     return TRAINING * forward
+
+
+def _flops_of_parts(model: Model, tokens: int, accounting: Accounting) -> float:
+    """Return the FLOPs of training on an example of a model of several stacks, per token of the
+    last one."""
+    causal = accounting in (Accounting.PALM_CAUSAL, Accounting.MAXTEXT_2025)
+    total = 0.0
+    for part, own in _parts(model, tokens):
+        halved = causal and part.causal
+        if accounting in (Accounting.SIX_N, Accounting.PALM, Accounting.PALM_CAUSAL):
+            total += _weight_flops(part, own)
+            if accounting is not Accounting.SIX_N:
+                total += (FORWARD if part.frozen else TRAINING) * _attention_flops(
+                    part, own, halved
+                )
+        else:
+            total += _forward_flops(part, own, halved, training=True)
+            if accounting is Accounting.MEGATRON and part is model:
+                padding = 2.0 * model.embed * (-model.vocab % PADDED_VOCAB) * own
+                total += (TRAINING - (model.lora is not None)) * padding
+    return total / tokens
 
 
 def mfu(

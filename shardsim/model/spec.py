@@ -12,18 +12,23 @@ from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.experts import Experts
 from shardsim.model.latent import Latent
+from shardsim.model.lora import Lora
+from shardsim.model.parts import Part, check_parts, parts_of
 from shardsim.model.tensors import Tensor
 from shardsim.model.tensors import parameters as _parameters
 from shardsim.units import show_count
 
-FAMILIES = ("vit", "decoder")
+FAMILIES = ("vit", "decoder", "encoder")
 ACTIVATIONS = ("gelu", "relu", "silu")
 NORMS = ("layernorm", "rmsnorm")
-POSITIONS = ("learned", "rotary", "fixed", "none")
+POSITIONS = ("learned", "rotary", "fixed", "relative", "none")
 QK_NORMS = ("head", "heads")
-POOLINGS = ("none", "mean", "map", "cls")
+POOLINGS = ("none", "mean", "map", "cls", "last")
+CONTRASTS = ("softmax", "sigmoid")
 CONVENTIONS = ("all", "block-matrices")
+GIVES = ("loss", "memory", "tokens", "features")
 
+MOST_LAYERS = 10**5  # each is looked at on its own; far above any model's
 LARGEST = 10**9  # far above any dimension of a model; keeps every product within a float
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 
@@ -35,9 +40,13 @@ _CHOICES = {
     "qk_norm_over": QK_NORMS,
     "pooling": POOLINGS,
     "parameter_convention": CONVENTIONS,
+    "gives": GIVES,
+    "contrast": CONTRASTS,
 }
 _POSITIVE = ("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels")
-_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers")
+_POSITIVE += ("buckets",)
+_A = {"decoder": "a decoder", "encoder": "an encoder"}
+_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers", "features")
 _FLAGS = (
     "parallel_block",
     "gated_mlp",
@@ -54,6 +63,9 @@ _FLAGS = (
     "patch_bias",
     "input_norm",
     "sinks",
+    "shared_embeddings",
+    "features_bias",
+    "frozen",
 )
 
 
@@ -70,7 +82,7 @@ def _check_flag(where: str, key: str, value: Any) -> None:
         raise ModelError(f"{where}: {key}: expected true or false, found {value!r}")
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def nearest_divisor(number: int, wanted: int) -> int:
     """Return the divisor of `number` closest to `wanted` (the smaller one of two equally close)."""
     small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
     return min([*small, *(number // i for i in small)], key=lambda i: (abs(i - wanted), i))
@@ -94,11 +106,12 @@ class Biases:
 class Model:
     """A stack of equal Transformer blocks with what stands before and after it.
 
-    Every field is checked when the model is made; a `ModelError` names the field that is wrong.
+    What it reads of other stacks are models of their own (`Model.parts`). Every field is checked
+    when the model is made; a `ModelError` names the field that is wrong.
     """
 
     name: str
-    family: str  # "vit" or "decoder"
+    family: str  # "vit", "decoder", or "encoder": of tokens, for others to read
     layers: int
     embed: int  # width of the residual stream
     mlp: int  # width of the MLP's hidden layer
@@ -122,21 +135,32 @@ class Model:
     mlp_post_norm: bool = False  # of those two the one after the MLP alone (MaxText's Envy)
     layer_scale: bool = False  # a learned scale of each channel of what a branch adds (DINOv2)
     final_norm: bool = True
-    positions: str = "learned"  # learned, rotary, fixed or none
+    positions: str = "learned"  # learned, rotary, fixed, relative (a bias of scores, T5) or none
+    buckets: int = 32  # of relative positions
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
+    lora: Lora | None = None  # adapters, which alone are trained
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
     image: int = 0  # side of a square image in pixels
     channels: int = 3
     patch_bias: bool = True  # of the patch embedding
     input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
     registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
-    pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls
+    pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last
     classes: int = 0  # outputs of the classification head; 0: none
+    encoder: Model | None = None  # whose tokens every layer attends to, besides its own
+    images: Model | None = None  # whose tokens stand in front of its own
+    text: Model | None = None  # a tower of texts, whose embeddings images' are compared with
+    contrast: str = "softmax"  # of all pairs of a batch, or sigmoid of each
+    features: int = 0  # width of a tower's embedding, projected; 0: its own
+    features_bias: bool = False
+    shared_embeddings: bool = False  # of an encoder: its tokens are in its reader's table
+    frozen: bool = False  # of what another model reads: not trained
+    gives: str = "loss"  # or what it is to the model that reads it
     parameter_convention: str = "all"  # "all", or "block-matrices" as ViT-22B's 21.743 B counts
     note: str = ""
     source: str = ""
@@ -146,6 +170,8 @@ class Model:
         _check_words(self, where)
         for key in _POSITIVE:
             _check_count(where, key, getattr(self, key), least=1)
+        if self.layers > MOST_LAYERS:
+            raise ModelError(f"{where}: layers: at most {MOST_LAYERS:,}, found {self.layers:,}")
         for key in _NOT_NEGATIVE:
             _check_count(where, key, getattr(self, key), least=0)
         for key in _FLAGS:
@@ -156,10 +182,12 @@ class Model:
         _check_block(self, where)
         _check_latent(self, where)
         _check_experts(self, where)
+        _check_lora(self, where)
         if self.family == "vit":
             _check_vit(self, where)
         else:
-            _check_decoder(self, where)
+            _check_tokens(self, where)
+        check_parts(self, where)
 
     def __repr__(self) -> str:
         kind = f"{self.family}, {self.layers} layers, embed {self.embed:,}"
@@ -174,6 +202,11 @@ class Model:
     def kv_width(self) -> int:
         """Width of the merged key (or value) heads, kv_heads * head_dim."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a tower's embedding."""
+        return self.features or self.embed
 
     @property
     def patches(self) -> int:
@@ -201,9 +234,28 @@ class Model:
         return tuple((stack.rounds, stack.round_layers) for stack in graph_of(self).stacks)
 
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The stacks that a step runs, in order: those that others read, then this model's own."""
+        return parts_of(self)
+
+    @cached_property
+    def own_tensors(self) -> tuple[Tensor, ...]:
+        """Every weight of this stack and its ends, in the order of the forward pass."""
+        return _parameters(self)
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """Every weight of the model, part by part in the order of the forward pass."""
-        return _parameters(self)
+        if len(self.parts) == 1:
+            return self.own_tensors
+        return tuple(
+            tensor.of_part(part.name) for part in self.parts for tensor in part.model.own_tensors
+        )
+
+    @cached_property
+    def trained_tensors(self) -> tuple[Tensor, ...]:
+        """Every weight that has a gradient."""
+        return tuple(tensor for tensor in self.tensors if tensor.trained)
 
     @cached_property
     def parameters_all(self) -> int:
@@ -224,16 +276,23 @@ class Model:
     @cached_property
     def active_parameters(self) -> int:
         """Number of weights that work on one token, counted as `parameters`: of all experts only
-        those that it goes to."""
+        those that it goes to. Of several stacks each works on its own tokens."""
+        return sum(part.model.own_active_parameters for part in self.parts)
+
+    @cached_property
+    def own_active_parameters(self) -> int:
+        """The same of this stack and its ends."""
+        whole = self.parameter_convention == "all"
+        counted = [
+            tensor
+            for tensor in self.own_tensors
+            if whole or (tensor.part == "block" and tensor.kind == "matrix")
+        ]
+        total = sum(tensor.size for tensor in counted)
         if self.experts is None:
-            return self.parameters
-        whole = sum(
-            tensor.size
-            for tensor in self.tensors
-            if "expert" in tensor.axes
-            and (self.parameter_convention == "all" or tensor.kind == "matrix")
-        )
-        return self.parameters - whole + whole * self.experts.top_k // self.experts.number
+            return total
+        of_experts = sum(tensor.size for tensor in counted if "expert" in tensor.axes)
+        return total - of_experts + int(of_experts * self.experts.active(self.sequence))
 
     @cached_property
     def block_matrices(self) -> int:
@@ -253,16 +312,22 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts | Latent):
+            elif isinstance(value, Experts | Latent | Lora):
                 value = {
-                    item.name: getattr(value, item.name)
+                    item.name: _plain(getattr(value, item.name))
                     for item in fields(value)
                     if getattr(value, item.name) != item.default
                 }
             elif isinstance(value, tuple):
                 value = list(value)
+            elif isinstance(value, Model):
+                value = value.to_mapping()
             data[field.name] = value
         return data
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_words(model: Model, where: str) -> None:
@@ -336,9 +401,20 @@ def _check_experts(model: Model, where: str) -> None:
         )
 
 
+def _check_lora(model: Model, where: str) -> None:
+    if model.lora is None:
+        return
+    if not isinstance(model.lora, Lora):
+        raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
+    if model.experts or model.latent or model.patch:
+        raise ModelError(f"{where}: lora: of experts, latents and images is not modelled")
+    if model.frozen:
+        raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")
+
+
 def _check_block(model: Model, where: str) -> None:
     if model.kv_heads > model.heads or model.heads % model.kv_heads:
-        close = _nearest_divisor(model.heads, model.kv_heads)
+        close = nearest_divisor(model.heads, model.kv_heads)
         raise ModelError(
             f"{where}: kv_heads: {model.heads} heads cannot share {model.kv_heads} key-value heads"
             f" evenly; the nearest valid number is {close}"
@@ -393,11 +469,13 @@ def _check_vit(model: Model, where: str) -> None:
         )
 
 
-def _check_decoder(model: Model, where: str) -> None:
+def _check_tokens(model: Model, where: str) -> None:
     if not model.vocab:
-        raise ModelError(f"{where}: vocab: a decoder needs a vocabulary (vocab: 32000)")
+        raise ModelError(f"{where}: vocab: {_A[model.family]} needs a vocabulary (vocab: 32000)")
     absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
-    absences |= {"pooling": "none", "patch_bias": True, "input_norm": False}
+    absences |= {"patch_bias": True, "input_norm": False}
+    if model.family == "decoder":
+        absences |= {"pooling": "none", "features": 0}
     for key, absent in absences.items():
         if getattr(model, key) != absent:
             raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

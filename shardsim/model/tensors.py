@@ -32,7 +32,11 @@ AXES = (
     "patch",  # pixels of a patch: side * side * channels
     "position",
     "register",
+    "bucket",  # of relative positions
     "classes",
+    "rank",  # of an adapter
+    "image_embed",  # the residual stream of images, where their tokens are projected
+    "feature",  # of a tower's embedding
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
 KINDS = ("matrix", "vector", "table")
@@ -54,6 +58,11 @@ class Tensor:
     stack: int
     kind: str
     part: str = "block"
+    trained: bool = True  # whether it has a gradient
+
+    def of_part(self, name: str) -> Tensor:
+        """Return it as a weight of a part of a model: its name begins with the part's."""
+        return replace(self, name=f"{name}/{self.name}") if name else self
 
     @property
     def size_of_one(self) -> int:
@@ -83,9 +92,15 @@ def lengths(model: Model) -> Mapping[str, int]:
             "expert": experts.number,
             "choice": experts.number,
             "top": experts.top_k,
+            **({"slot": experts.soft_slots} if experts.soft_slots else {}),
             "expert_mlp": experts.mlp,
             "shared_mlp": experts.shared_width,
         }
+    if model.encoder is not None:
+        chosen |= dict.fromkeys(("memory", "memory_keys"), model.encoder.sequence)
+        chosen["memory_embed"] = model.encoder.embed
+    if model.images is not None:
+        chosen |= {"image_seq": model.images.sequence, "image_embed": model.images.embed}
     return {
         **chosen,
         "embed": model.embed,
@@ -103,6 +118,9 @@ def lengths(model: Model) -> Mapping[str, int]:
         "classes": model.classes,
         "moments": 2,
         "two": 2,
+        "bucket": model.buckets,
+        "feature": model.feature_width,
+        "rank": model.lora.rank if model.lora else 0,
     }
 
 
@@ -135,7 +153,8 @@ def _tensors(model: Model, weights: Iterable[Array], part: str, stack: int) -> l
         shape = tuple(
             sizes["heads" if grouped and d == "kv" else d] for d in weight.dims if d != "group"
         )
-        made.append(Tensor(weight.name, axes, shape, stack, weight.weight, part))
+        kind, trained = weight.weight, weight.trained
+        made.append(Tensor(weight.name, axes, shape, stack, kind, part, trained))
     return made
 
 

@@ -12,6 +12,7 @@ the keys, where a query must not see later keys, or None where it sees all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,34 @@ class Mask:
             pairs = pairs - unseen * (unseen + 1) / 2.0 * BLOCK**2
         return pairs
 
+    def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
+        """Return the share of the pairs of each row of `tokens` that a kernel computes which skips
+        blocks of no common sequence; `rows` list the tokens of the sequences of each.
+
+        >>> Mask(causal=False).packed(2048, [[1024, 1024], [512, 512, 1000]])
+        [0.5, 0.375]
+        """
+        if tokens <= BLOCK:
+            return [1.0] * len(rows)
+        seen = 1 + -(-(self.window - 1) // BLOCK) if self.window else tokens
+        shares = []
+        for row in rows:
+            ends = np.cumsum(row)
+            first, last = (ends - row) // BLOCK, (ends - 1) // BLOCK
+            blocks = last - first + 1
+            if self.causal:  # of each block of queries those up to it, as far as a window goes
+                full = np.minimum(blocks, seen)
+                done = full * (full + 1) // 2 + (blocks - full) * full
+            else:
+                done = blocks**2
+            both = np.sum(first[1:] == last[:-1])  # where two sequences meet inside a block
+            shares.append(float(done.sum() - both) / (tokens / BLOCK) ** 2)
+        return shares
+
+    def alone(self, lengths: Sequence[int]) -> list[float]:
+        """Return the pairs that a kernel computes of each sequence by itself."""
+        return [float(self.computed(one)) * one**2 for one in lengths]
+
     def own(self, queries: Number, striped: Number) -> Number:
         """Return the share of the pairs of so many queries with the keys of the same tokens that a
         kernel computes: of tokens in a row, or `striped`, of two parts that lie apart."""
@@ -140,27 +169,35 @@ def attention_ops(
     kernel: str,
     sinks: bool,
     widths: Dims = (),
+    of: tuple[str, str] = ("seq", "keys"),
+    bias: Array | None = None,
 ) -> None:
-    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`."""
-    k, v = k.view(seq="keys"), v.view(seq="keys")
+    """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`.
+
+    `of` is the dimension of keys that are attended to, and its name where all of them are there. A
+    `bias` of scores is added to them in HBM.
+    """
+    k, v = (x.view(**dict([of])) for x in (k, v))
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if kernel in KERNELS:
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*TOKENS, "keys", "kv", "group")
-        scores = build.add(einsum(q, k, Array("scores", pairs), unit="attention"))
+        pairs = (*TOKENS, of[1], "kv", "group")
+        product = einsum(q, k, Array("scores", pairs), unit="attention")
+        scores = build.add(replace(product, mask=mask))
         chances = Array("probabilities", pairs)
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
-        build.add(Op((scores,), chances, (chances,), logits, unit="attention", stream=softmax))
-        build.add(einsum(chances, v, context, unit="attention"))
+        read = (scores, bias) if bias else (scores,)
+        build.add(Op(read, chances, (chances,), logits, unit="attention", stream=softmax))
+        build.add(replace(einsum(chances, v, context, unit="attention"), mask=mask))
 
 
 def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
     batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
     kernel = Kernel(
-        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=("keys",), batch=batch),
+        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=k.dims[1:2], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
@@ -184,6 +221,9 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if call["fused"]:
         return way.flash(q, k, v, mask, positions)
     pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    if way.segments is not None:
+        alike = same_sequence(way.segments, way.segments)
+        pairs = alike if pairs is None else alike & pairs
     # Values and result are written once: fused into operands, of the second product and of the
     # projection, they would be computed again for every tile.
     v = lax.optimization_barrier(v)
@@ -195,6 +235,11 @@ def seen(mask: Any, positions: Any, keys: Any) -> Any:
     """Return which keys a query sees, [queries, keys], by the positions of both."""
     back = positions[:, None] - keys
     return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
+
+
+def same_sequence(one: Any, other: Any) -> Any:
+    """Return which pairs of tokens are of one sequence: [batch, 1, 1, queries, keys]."""
+    return (one[:, :, None] == other[:, None, :])[:, None, None]
 
 
 def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
@@ -218,23 +263,27 @@ KEYS_AT_ONCE = 512
 BLOCKS_OF_MASK = ("data_next", "mask_next", "block_mask")  # the kernel's: [heads, queries, keys]
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 CUDNN_MULTIPLE = 8  # of cuDNN's sequence
+NO_SEGMENT = -1  # of what pads a sequence for a kernel
 
 
-def flash_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str) -> Any:
+def flash_attention(
+    q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str, segments: Any = None
+) -> Any:
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
+    Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves.
     On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys.
     """
     queries, keys = q.shape[1], k.shape[1]
     whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
     if platform == "tpu" and whole:
-        return kernel_attention(q, k, v, mask, positions)
+        return kernel_attention(q, k, v, mask, positions, segments)
     if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16:
         return cudnn_attention(q, k, v, mask)
-    return blockwise_attention(q, k, v, mask, positions)
+    return blockwise_attention(q, k, v, mask, positions, segments)
 
 
-def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:
+def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, numbers: Any = None) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
     Queries are all of a sequence, or one of so many equal parts of it; `positions` says which.
@@ -269,7 +318,11 @@ def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:
     if more and not mask["causal"]:  # tokens see tokens, padding sees padding
         padding = (jnp.arange(length) >= tokens).astype(jnp.int32)
         segments = splash.SegmentIds(q=padding, kv=padding)
-    out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(q, k, v, segments)
+    each = None
+    if numbers is not None:
+        numbers = jnp.pad(numbers, ((0, 0), (0, more)), constant_values=NO_SEGMENT)
+        segments, each = splash.SegmentIds(q=numbers, kv=numbers), 0
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
 
 
@@ -312,14 +365,18 @@ def cudnn_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
     return checkpoint_name(out, "context")[:, :tokens]
 
 
-def blockwise_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any) -> Any:
+def blockwise_attention(
+    q: Any, k: Any, v: Any, mask: Any, positions: Any, segments: Any = None
+) -> Any:
     """Return attention, summed over blocks of keys with a running maximum of the scores."""
     attention = jax.custom_vjp(lambda *inputs: _attend_blocks(mask, *inputs)[0])
     attention.defvjp(partial(_attend_blocks, mask), partial(_attend_blocks_gradient, mask))
-    return attention(q, k, v, positions)
+    return attention(q, k, v, positions, segments)
 
 
-def _attend_blocks(mask: Any, q: Any, k: Any, v: Any, positions: Any) -> tuple[Any, Any]:
+def _attend_blocks(
+    mask: Any, q: Any, k: Any, v: Any, positions: Any, segments: Any = None
+) -> tuple[Any, Any]:
     split = _group(q, k)
     blocks = _blocks(k), _blocks(v)
     shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
@@ -327,7 +384,7 @@ def _attend_blocks(mask: Any, q: Any, k: Any, v: Any, positions: Any) -> tuple[A
     def block(carry: Any, inputs: Any) -> tuple[Any, None]:
         top, norm, sums = carry
         index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1])
+        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
         new = jnp.maximum(top, scores.max(-1))
         weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
         part = _product("bhgqk,bkhd->bhgqd", weights.astype(q.dtype), values)
@@ -343,18 +400,18 @@ def _attend_blocks(mask: Any, q: Any, k: Any, v: Any, positions: Any) -> tuple[A
     out = jnp.moveaxis(sums / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
     out = checkpoint_name(out, "context")
     logs = checkpoint_name(top + jnp.log(norm), "context")
-    return out, (q, k, v, positions, out, logs)
+    return out, (q, k, v, positions, segments, out, logs)
 
 
-def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, Any, Any, None]:
-    q, k, v, positions, out, logs = kept
+def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, ...]:
+    q, k, v, positions, segments, out, logs = kept
     split, d_out = _group(q, k), _group(gradient, k)
     both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
     shares = jnp.moveaxis(_group(both, k).sum(-1), 1, 3)
 
     def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
         index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1])
+        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
         weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
         d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
         d_scores = weights * (d_weights - shares[..., None]) * q.shape[-1] ** -0.5
@@ -368,7 +425,8 @@ def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, A
     dk, dv = (
         jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *k.shape[2:])[:, : k.shape[1]] for x in pieces
     )
-    return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    made = (dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
+    return *made, None, None
 
 
 def _product(equation: str, a: Any, b: Any) -> Any:
@@ -388,10 +446,13 @@ def _blocks(k: Any) -> Any:
 
 
 def _scores(
-    split: Any, keys: Any, index: Any, mask: Any, positions: Any, total: int
+    split: Any, keys: Any, index: Any, mask: Any, positions: Any, total: int, segments: Any
 ) -> tuple[Any, Any]:
     """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
     scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
     at = index * keys.shape[1] + jnp.arange(keys.shape[1])
     pairs = at < total if positions is None else seen(mask, positions, at)
+    if segments is not None:
+        here = jnp.take(segments, at, axis=1, fill_value=NO_SEGMENT)
+        pairs = same_sequence(segments, here) & pairs
     return jnp.where(pairs, scores, jnp.finfo(jnp.float32).min), pairs

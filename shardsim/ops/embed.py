@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, linear, weight
 from shardsim.graph.build import TOKENS, Builder, stream, vector
+from shardsim.graph.place import CONTEXT, EVERY, TENSOR
 from shardsim.ops.lazy import jnp
 from shardsim.ops.registry import runs
 
@@ -15,10 +17,11 @@ if TYPE_CHECKING:
 LOOK_UP = Stream(passes=2.0, ops=1.0, gradient_passes=3.0, gradient_ops=1.0)
 
 
-def embed_tokens(build: Builder, *, positions: str) -> Array:
+def embed_tokens(build: Builder, *, positions: str, shared: bool = False) -> Array:
     """Add the look-up of tokens: each member of a tensor axis makes its part of the rows.
 
-    The table of the output head comes with it: where both are one, it is gathered once.
+    The table of the output head comes with it: where both are one, it is gathered once. A `shared`
+    one is handed to another stack, whole.
     """
     ids = Array("tokens", (*TOKENS, "vocab"), trained=False)
     table = weight("token_embedding", "vocab", "embed", kind="table", purpose="tables")
@@ -28,7 +31,38 @@ def embed_tokens(build: Builder, *, positions: str) -> Array:
         ins.append(_positions())
     build.add(linear(ins, out, stream=LOOK_UP))
     head = Array("head", ("embed", "vocab"), keep="")
-    build.call("embed_tokens", [ids], out, head, positions=positions)
+    if shared:
+        build.call("embed_tokens", [ids], out, head, _shared(), positions=positions, shared=True)
+    else:
+        build.call("embed_tokens", [ids], out, head, positions=positions)
+    return out
+
+
+def embed_shared(build: Builder, *, positions: str) -> Array:
+    """Add the look-up of tokens in the whole table of another stack."""
+    ids = Array("tokens", (*TOKENS, "vocab"), trained=False)
+    out = stream("x", purpose="vocabulary")
+    learned = [_positions()] if positions == "learned" else []
+    build.add(linear([ids, _shared(), *learned], out, stream=LOOK_UP))
+    build.call("embed_shared", [ids, _shared()], out, positions=positions)
+    return out
+
+
+def _shared() -> Array:
+    return Array("table", ("vocab", "embed"), keep="", handed=True, owed=EVERY)
+
+
+def put_in_front(build: Builder, x: Array, *, trained: bool) -> Array:
+    """Add the tokens of images, projected, in front of those of words, which leave room."""
+    read = Array("image tokens", ("batch", "image_seq", "image_embed"), keep="", lies="handed")
+    owed = (*TENSOR, *CONTEXT)
+    read = replace(read, handed=True, owed=owed, trained=trained, purpose="memory")
+    table = weight("image_projection", "image_embed", "embed", purpose="ends")
+    bias = vector("image_projection_bias", "embed")
+    seen = read.view(image_seq="seq")
+    projected = build.add(einsum(seen, table, stream("projected images"), bias))
+    out = build.add(linear([x, projected], stream("x", purpose="vocabulary")))
+    build.call("put_in_front", [x, read], out)
     return out
 
 
@@ -52,7 +86,8 @@ def embed_patches(
     learned = [_positions()] if positions == "learned" else []
     out = build.add(linear([x, *learned], stream(name), *vectors))
     images = Array("images", ("batch",))
-    build.call("embed_patches", [images], out, positions=positions, class_token=class_token)
+    more = {} if bias else {"bias": False}
+    build.call("embed_patches", [images], out, positions=positions, class_token=class_token, **more)
     return out
 
 
@@ -68,7 +103,26 @@ def run_embed_tokens(way: Whole, params: Params, call: Any, tokens: Any) -> Any:
     """
     table, head = way.tables(params)
     x = way.look_up(table, tokens)
-    return [way.residual(add_positions(way, params, call, x)), head]
+    x = way.residual(add_positions(way, params, call, x))
+    return [x, head, table] if call.get("shared") else [x, head]
+
+
+@runs("embed_shared")
+def run_embed_shared(way: Whole, params: Params, call: Any, tokens: Any, table: Any) -> Any:
+    """Return the residual stream before the first layer, of the table of another stack."""
+    return way.residual(add_positions(way, params, call, way.look_up(table, tokens)))
+
+
+@runs("put_in_front")
+def run_put_in_front(way: Whole, params: Params, call: Any, x: Any, images: Any) -> Any:
+    """Return the residual stream with the tokens of images [batch, tokens, width] in front."""
+    first = images.shape[1]
+    there = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) < first
+    padded = jnp.pad(images, ((0, 0), (0, way.plan["sequence"] - first), (0, 0)))
+    own = way.own_tokens(padded, 1)
+    y = jnp.einsum("bsk,ke->bse", own, way.end_matrix(params, "image_projection"))
+    y = way.add_vectors(params, y, ["image_projection_bias"])
+    return way.residual(jnp.where(there[:, None], y, x))
 
 
 @runs("embed_patches")
@@ -79,7 +133,8 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any) -> Any
         pixels = jnp.pad(pixels, ((0, 0), (1, 0), (0, 0)))
     pixels = way.own_tokens(pixels, 1).astype(way.compute)
     x = jnp.einsum("bsp,pe->bse", pixels, way.end_matrix(params, "patch_embedding"))
-    x = way.add_vectors(params, x, ["patch_embedding_bias"])
+    if call.get("bias", True):
+        x = way.add_vectors(params, x, ["patch_embedding_bias"])
     if call["class_token"]:
         first = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) == 0
         x = jnp.where(first[:, None], way.vector(params, "cls_token").astype(x.dtype), x)

@@ -30,17 +30,22 @@ HEADS: Dims = ("heads", "head_dim")
 
 def image_loss(build: Builder, final: Array, *, pooling: str, classes: bool) -> None:
     """Add pooling, classifier or features, and the loss."""
-    pooled = _by_attention(build, final) if pooling == "map" else _mean(build, final)
+    one = add_pooled(build, final, pooling)
     if classes:
         table = weight("classifier", "embed", "classes", purpose="ends")
         loss = Array("class logits", (*ROWS, "classes"), keep="", wide=True, purpose="pooling")
         bias = vector("classifier_bias", "classes")
-        build.add(replace(einsum(pooled, table, loss, bias), eager=True))
+        build.add(replace(einsum(one, table, loss, bias), eager=True))
     else:  # the loss is the squared error of the features
         loss = Array("errors", ROWS, keep="", wide=True, purpose="pooling")
-        build.add(pointwise([pooled], loss))
+        build.add(pointwise([one], loss))
     wanted = Array("labels" if classes else "features", ROWS)
     build.call("image_loss", [final, wanted], loss, pooling=pooling, classes=classes)
+
+
+def add_pooled(build: Builder, final: Array, pooling: str) -> Array:
+    """Add pooling: one vector [batch, embed] of all tokens, or of one of them."""
+    return _by_attention(build, final) if pooling == "map" else _mean(build, final)
 
 
 def _row(name: str) -> Array:
@@ -102,14 +107,7 @@ def _by_attention(build: Builder, final: Array) -> Array:
 def run_image_loss(way: Whole, params: Params, call: Any, x: Any, wanted: Any) -> Any:
     """Return the summed cross-entropy of the classes, or squared error of pooled features."""
     with jax.named_scope("pooling"):
-        if call["pooling"] == "map":
-            pooled = map_head(way, params, x)
-        else:
-            tokens = way.plan["sequence"]
-            share = jnp.ones(tokens) / tokens
-            if call["pooling"] == "cls":
-                share = jnp.arange(tokens) == 0
-            pooled = way.pool(x, way.own_tokens(share.astype(jnp.float32), 0)).astype(x.dtype)
+        pooled = pooled_vector(way, params, call["pooling"], x)
         flat = way.flat()
         if not call["classes"]:
             error = flat.embed_sum(
@@ -121,6 +119,17 @@ def run_image_loss(way: Whole, params: Params, call: Any, x: Any, wanted: Any) -
         logits = flat.second_sum(logits) + params["classifier_bias"].astype(jnp.float32)
     scores = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.take_along_axis(scores, wanted[:, None], 1)) / flat.copies
+
+
+def pooled_vector(way: Whole, params: Params, pooling: str, x: Any) -> Any:
+    """Return one vector of an image or a text, [batch, 1, embed]."""
+    if pooling == "map":
+        return map_head(way, params, x)
+    tokens = way.plan["sequence"]
+    share = jnp.ones(tokens) / tokens
+    if pooling in ("cls", "last"):
+        share = jnp.arange(tokens) == (0 if pooling == "cls" else tokens - 1)
+    return way.pool(x, way.own_tokens(share.astype(jnp.float32), 0)).astype(x.dtype)
 
 
 def map_head(way: Whole, params: Params, x: Any) -> Any:

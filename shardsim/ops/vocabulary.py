@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 LOSS = Stream(passes=2.0, ops=15.0, gradient_passes=1.5, gradient_ops=15.0)
 
 
-def token_loss(build: Builder, final: Array, *, tied: bool, bias: bool = False) -> None:
+def token_loss(
+    build: Builder, final: Array, *, tied: bool, bias: bool = False, images: int = 0
+) -> None:
     """Add logits, with a `bias` of each word or without, and loss: the maximum of each row, the
-    sum of its exponentials beside the target's logit."""
+    sum of its exponentials beside the target's logit. Tokens of `images` in front have no target.
+    """
     name = "token_embedding" if tied else "output_head"
     dims = ("vocab", "embed") if tied else ("embed", "vocab")
     table = weight(name, *dims, kind="table" if tied else "matrix", purpose="tables")
@@ -30,13 +33,17 @@ def token_loss(build: Builder, final: Array, *, tied: bool, bias: bool = False) 
     loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose="loss statistics")
     build.add(pointwise([logits], loss, stream=LOSS))
     head, targets = Array("head", ("embed", "vocab")), Array("targets", TOKENS)
-    build.call("token_loss", [final, head, targets], loss)
+    named: dict[str, Any] = {"bias": f"{name}_bias"} if bias else {}
+    named |= {"images": images} if images else {}
+    build.call("token_loss", [final, head, targets], loss, **named)
 
 
 @runs("token_loss")
 def run_token_loss(way: Whole, params: Params, call: Any, x: Any, head: Any, targets: Any) -> Any:
     """Return the summed cross-entropy of the next tokens; the vocabulary may be split."""
     logits = way.logits(x, head)
+    if "bias" in call:
+        logits = logits + params[call["bias"]].astype(jnp.float32)
     columns = jnp.arange(logits.shape[-1]) + way.vocab_start(logits.shape[-1])
     logits = jnp.where(columns < way.model["vocab"], logits, -1e30)  # padding
     with jax.named_scope("loss_statistics"):
@@ -44,4 +51,10 @@ def run_token_loss(way: Whole, params: Params, call: Any, x: Any, head: Any, tar
         is_target = columns == way.query_tokens(targets, 1)[..., None]
         right = jnp.sum(jnp.where(is_target, logits - top[..., None], 0), -1)
         sums = way.vocab_sum(jnp.stack([jnp.exp(logits - top[..., None]).sum(-1), right]))
-    return jnp.sum(jnp.log(sums[0]) - sums[1]) / way.copies
+    losses = jnp.log(sums[0]) - sums[1]
+    if way.counts is not None:
+        losses = losses * way.query_tokens(way.counts, 1)
+    if "images" in call:
+        here = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
+        losses = jnp.where(here >= call["images"], losses, 0)
+    return jnp.sum(losses) / way.copies

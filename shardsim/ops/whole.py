@@ -76,6 +76,10 @@ class Whole:
     """The operations of the model where nothing is sharded."""
 
     copies = 1  # devices that compute one and the same loss
+    # Of rows that hold several sequences or padding: which one a token is of [batch, tokens], 0 for
+    # none, and what its loss counts.
+    segments: Array | None = None
+    counts: Array | None = None
 
     def __init__(
         self, plan: Params, model: Params, parameters: Params, activations: Params
@@ -90,7 +94,37 @@ class Whole:
         """Return the way to work on one vector an image (after pooling) instead of tokens."""
         return self
 
+    def part(self, part: Params) -> Whole:
+        """Return the way of a stack that the model reads."""
+        name = f"{part['name']}/"
+        own = {
+            key.removeprefix(name): entry
+            for key, entry in self.parameters.items()
+            if key.startswith(name)
+        }
+        remat = [{**group, "layers": part["model"]["layers"]} for group in self.plan["remat"]]
+        plan = {**self.plan, "sequence": part["sequence"], "remat": remat}
+        return self.of(plan, part["model"], own)
+
+    def of(self, plan: Params, model: Params, parameters: Params) -> Whole:
+        """Return the same way of another plan and model."""
+        return type(self)(plan, model, parameters, self.activations)
+
     # Parameters.
+
+    def in_layer_order(self, stack: Array) -> Array:
+        """Return a stack of layers in their order: where they are dealt round stages, those of a
+        stage lie together."""
+        stages, chunks = self.plan["stages"], self.plan["chunks"]
+        if chunks == 1:
+            return stack
+        return (
+            stack.reshape(stages, chunks, -1, *stack.shape[1:]).swapaxes(0, 1).reshape(stack.shape)
+        )
+
+    def of_layer(self, weights: Params) -> Params:
+        """Return the weights of a layer as its calls read them."""
+        return weights
 
     def weight(self, params: Params, name: str) -> Array:
         """Return a weight in the compute format, heads and head_dim apart."""
@@ -105,7 +139,7 @@ class Whole:
         axes = self.parameters[name]["axes"]
         if len(axes) == 2:
             return value
-        if axes[0] == "embed":
+        if axes[0] in ("embed", "rank"):
             return value.reshape(value.shape[0], -1)
         return value.reshape(-1, value.shape[-1])
 
@@ -174,12 +208,28 @@ class Whole:
 
     def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
         """Return attention without all scores at once (see `flash_attention`)."""
-        return flash_attention(q, k, v, mask, positions, self.plan["platform"])
+        return flash_attention(q, k, v, mask, positions, self.plan["platform"], self.segments)
+
+    def own_queries(self, x: Array) -> Array:
+        """Return this device's heads, in the last dimension, of those of its tensor axis."""
+        return x
+
+    def handed(self, x: Array, whole: bool) -> Array:
+        """Return the residual stream gathered over a tensor axis, or over all that split it."""
+        return x
 
     # Sums over what may be split.
 
     def embed_sum(self, x: Array) -> Array:
         """Return the sum over devices that hold other parts of embed."""
+        return x
+
+    def tensor_sum(self, x: Array) -> Array:
+        """Return the sum over devices that hold other parts of heads or of the MLP's width."""
+        return x
+
+    def residual_tokens(self, x: Array) -> Array:
+        """Return the tokens of the residual stream, of those between the projections."""
         return x
 
     def second_sum(self, x: Array) -> Array:
@@ -205,6 +255,22 @@ class Whole:
     def vocab_start(self, columns: int) -> Array:
         """Return the first row of the vocabulary that this device has; it has `columns`."""
         return 0
+
+    # Embeddings of a batch.
+
+    row_members = 1  # devices that have different examples
+
+    def first_row(self, rows: int) -> Array:
+        """Return the first example of this device; it has so many `rows`."""
+        return 0
+
+    def all_rows(self, x: Array) -> Array:
+        """Return embeddings [batch, width] of the whole batch."""
+        return x
+
+    def next_rows(self, x: Array) -> Array:
+        """Send embeddings to the next device; return those of the one before."""
+        return x
 
     # Experts.
 

@@ -11,7 +11,8 @@ from shardsim.plan.io import (
     save_plan,
 )
 from shardsim.plan.layout import Layout
-from shardsim.plan.plan import MeshAxis, Overlap, Plan, Precision
+from shardsim.plan.plan import MeshAxis, Overlap, Plan
+from shardsim.plan.precision import Precision
 from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import resolve
 

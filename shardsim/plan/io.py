@@ -13,21 +13,22 @@ import yaml
 
 from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
+from shardsim.kinds import PLAN, other_kind
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
+from shardsim.plan.lengths import parse_lengths
 from shardsim.plan.placement import place
 from shardsim.plan.plan import (
     Context,
     MeshAxis,
     Overlap,
     Plan,
-    Precision,
     Routing,
     Rules,
-    check_multiplied,
 )
+from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
@@ -35,6 +36,7 @@ LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
+FLAGS = ("fused_projections", "offload_optimizer", "forward_only")
 KEYS = (
     "name",
     "note",
@@ -51,7 +53,9 @@ KEYS = (
     "optimizer",
     "attention",
     "fused_projections",
+    "pipeline_schedule",
     "pipeline_interleave",
+    "accumulation",
     "vocab_tiles",
     "offload_optimizer",
     "execution",
@@ -59,6 +63,8 @@ KEYS = (
     "op_costs",
     "experts",
     "context",
+    "lengths",
+    "forward_only",
 )
 
 
@@ -105,8 +111,10 @@ def plan_from_data(
     `machine` and `model` replace those that the file names (they may have been overridden).
     `uneven` accepts sizes that do not divide, which some trainers pad.
     """
+    if other := other_kind(data, PLAN):
+        raise PlanError(f"{where}: {other}")
     try:
-        plan = _build(data, default_name, machine, model)
+        plan = _build(data, default_name, machine, model, where)
         for key in ("compute", "parameters", "reduce"):
             check_multiplied(plan.machine, getattr(plan.precision, key), key)
         layout = resolve(plan)
@@ -117,7 +125,9 @@ def plan_from_data(
     return plan
 
 
-def _build(data: Any, default_name: str, machine: Machine | None, model: Model | None) -> Plan:
+def _build(
+    data: Any, default_name: str, machine: Machine | None, model: Model | None, where: str
+) -> Plan:
     check_keys(
         data,
         where="plan",
@@ -146,7 +156,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
     routing, context = (_given(data, key, {}) for key in apart)
     for given, (key, fields) in zip((routing, context), apart.items(), strict=True):
         check_keys(given, where=key, allowed=tuple(fields), error=PlanError)
-    flags = {key: data.get(key, False) for key in ("fused_projections", "offload_optimizer")}
+    flags = {key: data.get(key, False) for key in FLAGS}
     for key, value in flags.items():
         if not isinstance(value, bool):
             raise PlanError(f"{key}: must be true or false")
@@ -167,6 +177,8 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         precision=switches["precision"],  # type: ignore[arg-type]
         optimizer=_text(data.get("optimizer", "adamw"), "optimizer"),
         attention=_text(data.get("attention", "flash"), "attention"),
+        pipeline_schedule=_text(data.get("pipeline_schedule", "1f1b"), "pipeline_schedule"),
+        accumulation=_text(data.get("accumulation", "repeated"), "accumulation"),
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
         vocab_tiles=_count(data.get("vocab_tiles", 1), "vocab_tiles"),
         **flags,
@@ -174,6 +186,7 @@ def _build(data: Any, default_name: str, machine: Machine | None, model: Model |
         op_costs=_text(_given(data, "op_costs", "calibrated"), "op_costs"),
         experts=Routing(**routing),
         context=Context(**context),
+        lengths=parse_lengths(data.get("lengths"), where, model.patch),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
 
@@ -188,9 +201,17 @@ def _switch(value: Any, where: str) -> Any:
     # YAML 1.1 reads a bare `off` as false.
     if where == "overlap.matmul" and value is False:
         return "off"
+    if where == "precision.bf16":
+        return _words(value, where)
     if not isinstance(value, (str, bool)):
         raise PlanError(f"{where}: {_show(value)} is not possible")
     return value
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise PlanError(f"{where}: expected a list of words, found {_show(value)}")
+    return tuple(value)
 
 
 def _text(value: Any, where: str) -> str:
@@ -312,15 +333,18 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         "attention": plan.attention,
         "fused_projections": plan.fused_projections,
     }
-    if plan.pipeline_interleave != 1:
-        data["pipeline_interleave"] = plan.pipeline_interleave
-    for key in ("gradients", "state"):
-        if value := getattr(plan.precision, key):
-            data["precision"][key] = value
+    defaults = {"pipeline_schedule": "1f1b", "pipeline_interleave": 1, "accumulation": "repeated"}
+    data |= {key: getattr(plan, key) for key in defaults if getattr(plan, key) != defaults[key]}
+    for key, usual in asdict(Precision()).items():
+        value = getattr(plan.precision, key)
+        if value != usual:
+            data["precision"][key] = list(value) if isinstance(value, tuple) else value
     if plan.vocab_tiles != 1:
         data["vocab_tiles"] = plan.vocab_tiles
     if plan.offload_optimizer:
         data["offload_optimizer"] = True
+    if plan.forward_only:
+        data["forward_only"] = True
     if plan.execution != "explicit":
         data["execution"] = plan.execution
     if plan.compiler_options:
@@ -331,6 +355,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         usual = asdict(Context())
         chosen = asdict(plan.context).items()
         data["context"] = {key: value for key, value in chosen if value != usual[key]}
+    if plan.lengths is not None:
+        data["lengths"] = plan.lengths.to_data()
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data

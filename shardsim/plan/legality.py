@@ -10,7 +10,9 @@ import numpy as np
 from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
+from shardsim.model.spec import nearest_divisor
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan
 from shardsim.plan.split import dimension, kv_left, lengths, named
 
@@ -50,12 +52,25 @@ def conditions(
 ) -> Iterator[tuple[str, str, Number, Number]]:
     """Yield (key, what is divided, its size, by what) for each division that must be exact.
 
-    They are the dimensions of activations and weights that `dimension` calls exact, each once.
+    They are the dimensions of activations and weights that `dimension` calls exact, each once, of
+    every part of the model.
     """
+    *read, _ = model.parts
+    for part in read:
+        yield from _of_part(part.model, batch, part.model.sequence, layout, interleave)
+    yield from _of_part(model, batch, sequence, layout, interleave)
+    if read:
+        yield "mesh", "models of several stacks over pipeline stages", 1, layout.pipeline.size
+
+
+def _of_part(
+    model: Model, batch: int, sequence: int, layout: Layout, interleave: int
+) -> Iterator[tuple[str, str, Number, Number]]:
+    """Yield the conditions of one stack and its ends."""
     also: Mapping[str, Number] = {"batch": layout.microbatches}
     sizes = lengths(model, batch, sequence)
     dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
-    for tensor in model.tensors:
+    for tensor in model.own_tensors:
         kind, axes, shape = named(tensor)
         stages = tensor.part == "block"  # layers are asked for below, in whole rounds
         dimensions += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
@@ -84,6 +99,9 @@ def conditions(
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
         yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
+    if model.experts and model.experts.soft_slots:
+        yield "mesh", "tokens of soft experts over a context axis", 1, layout.context.size
+        yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
     if model.latent:
         yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
     # Where each device has the key-value heads of its own queries.
@@ -128,7 +146,18 @@ def legal(
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return where `layout` can be run: every division exact, and every pipeline stage filled."""
     exact = divides(model, batch, sequence, layout, interleave)
-    return np.asarray(exact & (layout.microbatches >= layout.pipeline.size))
+    staged = np.greater(layout.pipeline.size, 1)
+    filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
+    apart = staged & (layout.layered | layout.scattered)
+    others = bool(_untrained(model)) & (layout.layered | layout.gathered | layout.lockstep)
+    return np.asarray(exact & filled & np.logical_not(apart | others))
+
+
+def _untrained(model: Model) -> str:
+    """Return what of a model lets microbatches only follow one another, if anything."""
+    if len(model.parts) > 1:
+        return "several stacks"
+    return "adapters" if model.lora else "frozen weights" if model.frozen else ""
 
 
 def check(plan: Plan, layout: Layout) -> None:
@@ -139,6 +168,16 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
+        )
+    if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
+        raise PlanError(
+            f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
+            "packed_masked, or name no axis for seq in rules.activations"
+        )
+    if len(plan.model.parts) > 1 and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            f"mesh: the stacks of {plan.model.name} are not spread over pipeline stages; name no "
+            "axis for layers in rules.parameters"
         )
     if plan.model.latent and int(layout.tensor2.size) > 1:
         raise PlanError(
@@ -159,7 +198,24 @@ def check(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
         )
-    if plan.microbatches < int(layout.pipeline.size):
+    for key, value, usual in (
+        ("accumulation", plan.accumulation, "repeated"),
+        ("pipeline_schedule", plan.pipeline_schedule, "1f1b"),
+    ):
+        if value != usual and (what := _untrained(plan.model)):
+            raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
+        if value != usual and plan.forward_only:
+            raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
+    if layout.layered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: layered is not possible over pipeline stages, where a layer passes each "
+            "microbatch on; use gathered, and pipeline_schedule: gpipe with a pipeline_interleave"
+        )
+    if layout.scattered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: scattered is not possible over pipeline stages; use repeated or gathered"
+        )
+    if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"
@@ -168,8 +224,7 @@ def check(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        ways = [number for number in range(1, size + 1) if size % number == 0]
-        return f"; the nearest that does: {min(ways, key=lambda one: abs(one - by))}"
+        return f"; the nearest that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by

@@ -10,15 +10,14 @@ from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.ops.attend import KERNELS
+from shardsim.plan.lengths import BY_SEQUENCE, Lengths, row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.precision import Precision, choose
 from shardsim.plan.remat import Remat
 
 # The logical axes that a rule may name, by what it shards.
 PARAMETER_AXES = ("embed", "heads", "kv_heads", "mlp", "vocab", "layers", "expert")
 ACTIVATION_AXES = ("batch", "seq", "embed", "heads", "kv_heads", "mlp", "vocab", "expert")
-
-NARROW = ("fp8", "int8")  # formats that only some chips multiply
-DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "fp8": 1, "int8": 1}
 
 MATMUL_OVERLAP = ("off", "unidirectional", "bidirectional")
 ATTENTION = (*KERNELS, "unfused")
@@ -65,21 +64,6 @@ class Overlap:
     dcn: bool = False  # reduce gradients between slices behind the backward pass
 
 
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
-
-    Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are;
-    moments in that of `state`, or as the optimizer has them.
-    """
-
-    compute: str = "bf16"
-    parameters: str = "f32"
-    reduce: str = "bf16"
-    gradients: str = ""
-    state: str = ""
-
-
 # How tokens reach experts on other devices: exchanged, or all gathered and results scattered.
 EXCHANGES = ("all-to-all", "ring")
 
@@ -92,6 +76,16 @@ class Routing:
     imbalance: float = 1.0  # tokens of the fullest device over the mean
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
+
+# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then
+# all backward, in a loop of ticks that all stages run alike.
+PIPELINE_SCHEDULES = ("1f1b", "gpipe")
+
+# How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
+# each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
+# gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
+# ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
+ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
@@ -135,11 +129,15 @@ class Plan:
     precision: Precision = Precision()
     experts: Routing = Routing()
     context: Context = Context()
+    lengths: Lengths | None = None  # of sequences, where they are not all `sequence` long
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
+    forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
@@ -154,8 +152,13 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Tokens per optimizer step, over all chips."""
-        return self.batch * self.sequence
+        """Tokens per optimizer step, over all chips: padding too, where there is any."""
+        return self.batch * self.row
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row, or where sequences lie without rows, of a sequence on average."""
+        return row_tokens(self.lengths, self.sequence)
 
     def __repr__(self) -> str:
         mesh = ", ".join(f"{axis.name}={axis.size}" for axis in self.mesh)
@@ -173,35 +176,20 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
-def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> None:
-    """Refuse a format that a chip has no unit for: it would run as another."""
-    chip = machine.chip
-    if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
-        raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")
-
-
-def _choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
-    if value not in choices:
-        raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
-
-
 def _check_numbers(plan: Plan) -> None:
     for key in ("batch", "sequence", "microbatches", "pipeline_interleave", "vocab_tiles"):
         value = getattr(plan, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
-    _choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
-    _choose(plan.attention, ATTENTION, "attention")
-    _choose(plan.execution, EXECUTION, "execution")
-    _choose(plan.optimizer, OPTIMIZERS, "optimizer")
-    for key in ("compute", "parameters", "reduce"):
-        _choose(getattr(plan.precision, key), DTYPE_BYTES, f"precision.{key}")
-    for key in ("gradients", "state"):
-        if value := getattr(plan.precision, key):
-            _choose(value, DTYPE_BYTES, f"precision.{key}")
-    _choose(plan.op_costs, OP_COSTS, "op_costs")
-    _choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
+    choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
+    choose(plan.attention, ATTENTION, "attention")
+    choose(plan.execution, EXECUTION, "execution")
+    choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    choose(plan.pipeline_schedule, PIPELINE_SCHEDULES, "pipeline_schedule")
+    choose(plan.accumulation, ACCUMULATION, "accumulation")
+    plan.precision.check()
+    choose(plan.op_costs, OP_COSTS, "op_costs")
+    choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
     for key in ("imbalance", "padding"):
         value = getattr(plan.experts, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -212,6 +200,10 @@ def _check_numbers(plan: Plan) -> None:
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)
+    _check_lengths(plan)
+    _check_parts(plan)
+    if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
+        raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
     if plan.fused_projections and not plan.model.parallel_block:
@@ -223,8 +215,8 @@ def _check_numbers(plan: Plan) -> None:
 
 def _check_context(plan: Plan) -> None:
     context = plan.context
-    _choose(context.keys, CONTEXT_KEYS, "context.keys")
-    _choose(context.order, CONTEXT_ORDERS, "context.order")
+    choose(context.keys, CONTEXT_KEYS, "context.keys")
+    choose(context.order, CONTEXT_ORDERS, "context.order")
     if not isinstance(context.overlap, bool):
         raise PlanError("context.overlap: must be true or false")
     if context.keys != "gathered" and plan.attention == "unfused":
@@ -243,6 +235,56 @@ def _check_context(plan: Plan) -> None:
     if context.keys != "ring" and not context.overlap:
         raise PlanError(
             f"context.overlap: only a ring has hops to hide, and keys are {context.keys}"
+        )
+
+
+def _check_lengths(plan: Plan) -> None:
+    lengths = plan.lengths
+    if lengths is not None and len(plan.model.parts) > 1:
+        raise PlanError("lengths: of a model of several stacks they are not modelled; leave it out")
+    if lengths is None or lengths.held not in BY_SEQUENCE:
+        return
+    if plan.attention == "unfused":
+        raise PlanError(
+            f"lengths.as: {lengths.held} needs attention in a kernel, by sequence; use attention: "
+            "flash"
+        )
+    if lengths.unpadded and plan.model.experts and plan.model.experts.capacity:
+        raise PlanError(
+            "lengths.as: the places of an expert are a share of a row (experts.capacity), and "
+            "unpadded sequences have none; use packed"
+        )
+
+
+def _check_parts(plan: Plan) -> None:
+    """Refuse what models of several stacks do not train with."""
+    model = plan.model
+    if model.family == "encoder" or model.frozen:
+        raise PlanError(
+            f"model: {model.name} has no loss to train on; name it as encoder: of a decoder"
+        )
+    if model.images and plan.sequence <= model.images.sequence:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens, of which the images' are {model.images.sequence}; "
+            "use more"
+        )
+    if model.lora and plan.fused_projections:
+        raise PlanError("fused_projections: adapters are not fused; leave the key out")
+    if model.text and plan.microbatches > 1:
+        raise PlanError(
+            f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "
+            "batch; use 1"
+        )
+    if len(model.parts) > 1 and plan.context.keys != "gathered":
+        raise PlanError(
+            f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "
+            "gathered"
+        )
+    relative = any(part.model.positions == "relative" for part in model.parts)
+    if relative and plan.attention != "unfused":
+        raise PlanError(
+            f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "
+            "are; use unfused"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from shardsim.errors import PlanError
@@ -30,7 +30,9 @@ def resolve(plan: Plan) -> Layout:
         role = _role(plan, axis.name)
         if role is not None:
             members[role].append(axis.name)
-    axes: dict[str, Any] = {role: axis_layout(plan, names) for role, names in members.items()}
+    axes: dict[str, Any] = {
+        role: axis_layout(plan.machine, plan.mesh, names) for role, names in members.items()
+    }
     context = members["context"]
     splits = [name in plan.parameters.get("embed", ()) for name in context]
     if len(set(splits)) > 1:
@@ -79,6 +81,10 @@ def resolve(plan: Plan) -> Layout:
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
         microbatches=plan.microbatches,
+        gathered=plan.accumulation in ("gathered", "scattered"),
+        scattered=plan.accumulation == "scattered",
+        layered=plan.accumulation == "layered",
+        lockstep=plan.pipeline_schedule == "gpipe" and bool(members["pipeline"]),
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups
@@ -92,7 +98,7 @@ def resolve(plan: Plan) -> Layout:
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
-    if len(groups) > 1 and len(plan.model.stacks) > 1:
+    if len(groups) > 1 and (len(plan.model.stacks) > 1 or len(plan.model.parts) > 1):
         raise PlanError(
             "remat: groups of layers are not told from dense layers in front of those with "
             "experts, or from layers after the last whole round; give one policy"
@@ -180,26 +186,26 @@ def _residual(plan: Plan, tensor: list[str]) -> int:
     return SEQUENCE_SHARDED if any(where["seq"]) else REPLICATED
 
 
-def axis_layout(plan: Plan, names: list[str]) -> AxisLayout:
-    """Join the mesh axes `names` into one group with its strides on the torus."""
-    machine = plan.machine
+def axis_layout(machine: Machine, mesh: Sequence[MeshAxis], names: Sequence[str]) -> AxisLayout:
+    """Join the axes `names` of a mesh into one group with its strides on the torus."""
+    placed = {axis.name: axis for axis in mesh}
     joined = whole_axis(len(machine.axes))
     for wanted in names:
         factors = []
         strides = []
         for torus in machine.axes:
             inner = 1
-            for axis in reversed(plan.mesh):
+            for axis in reversed(mesh):
                 if axis.name == wanted:
                     break
                 inner *= axis.torus.get(torus.name, 1)
-            factors.append(plan.axis(wanted).torus.get(torus.name, 1))
+            factors.append(placed[wanted].torus.get(torus.name, 1))
             strides.append(inner if factors[-1] > 1 else 1)
         joined = joined.joined(
             AxisLayout(
                 factors=tuple(factors),
                 strides=tuple(strides),
-                slices=plan.axis(wanted).torus.get("dcn", 1),
+                slices=placed[wanted].torus.get("dcn", 1),
             )
         )
     return AxisLayout(

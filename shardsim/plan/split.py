@@ -176,7 +176,7 @@ def state_apart(model: Model, layout: Layout) -> Number:
     apart: Number = False
     for size in {
         size
-        for tensor in model.tensors
+        for tensor in model.trained_tensors
         if tensor.kind != "vector"
         for axis, size in zip(tensor.axes, tensor.shape, strict=True)
         if axis == "embed"

@@ -100,7 +100,7 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
-            sizes[_axis_called(plan, rest)] = _size(value, key)
+            sizes[axis_called(plan, rest)] = positive(value, key)
         elif key == "machine":
             machine = parse_machine(_word(value, key))
         elif root == "model":
@@ -184,13 +184,14 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _size(value: Any, key: str) -> int:
+def positive(value: Any, key: str) -> int:
+    """Return a positive whole number; raise `PlanError` that names `key` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
     return value
 
 
-def _axis_called(plan: Plan, word: str) -> str:
+def axis_called(plan: Plan, word: str) -> str:
     """Return the axis that `mesh.WORD` means: one of that name, of that role, or a new one."""
     mesh = [axis.name for axis in plan.mesh]
     if word in mesh:
@@ -211,7 +212,7 @@ def _data_over_slices(plan: Plan, machine: Machine) -> dict[str, int]:
     names = resolve(plan).names["data"]
     if len(names) > 1 or (not names and plan.machine.slices > 1):
         return {}
-    name = names[0] if names else _axis_called(plan, "data")
+    name = names[0] if names else axis_called(plan, "data")
     size, rest = divmod(
         machine.slices * (plan.axis(name).size if names else 1), plan.machine.slices
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,12 @@ HOW = {
     "compiler": "as the TPU compiler estimates",
     "physical": "from the chips' figures",
 }
+
+
+def how_priced(plans: Iterable[Plan], costs: str) -> str:
+    """Return in words how plans with the same op costs are priced."""
+    measured = all(plan.machine.chip.kernels is not None for plan in plans)
+    return "from kernels measured on the chip" if measured and costs == "calibrated" else HOW[costs]
 
 
 def priced_alike(plans: Sequence[PlanOrPath], costs: str | None = None) -> tuple[list[Plan], str]:

@@ -54,6 +54,8 @@ def plan_of_mesh(
                 f"{machine.name}, such as fsdp={machine.devices}"
             )
         mesh = {"data": 1}
+    if mesh.get("expert", 1) > 1 and model.experts is None:
+        raise PlanError(f"--mesh: {model.name} has no experts; leave out expert={mesh['expert']}")
     sequence = sequence or model.sequence
     used = [role for role in ROLES if mesh.get(role, 1) > 1] or ["data"]
     axes = place({AXIS_NAMES[role]: mesh.get(role, 1) for role in used}, machine)

@@ -20,6 +20,7 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
 from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
+from shardsim.plan.lengths import row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import (
     ATTENTION,
@@ -30,10 +31,9 @@ from shardsim.plan.plan import (
     Context,
     Overlap,
     Plan,
-    Precision,
     Routing,
-    check_multiplied,
 )
+from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
@@ -166,12 +166,13 @@ def search(
     given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
-    fixed = fixed_of(fix or {})
+    fixed = fixed_of(fix or {}, model.patch)
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
+    fixed.precise(precision or Precision()).check()
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),
@@ -182,7 +183,7 @@ def search(
             raise PlanError(f"{what}: '{value}' is not possible{nearest(value, choices)}")
     if batch < 1 or sequence < 1:
         raise PlanError("batch and sequence must be positive")
-    if model.family == "vit" and sequence != model.sequence:
+    if model.family == "vit" and sequence != model.sequence and fixed.lengths is None:
         raise PlanError(
             f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
             "size in the model instead"
@@ -200,10 +201,13 @@ def search(
     work = Workload(
         model=model,
         batch=batch,
-        sequence=sequence,
+        sequence=row_tokens(fixed.lengths, sequence),
+        lengths=fixed.lengths,
+        longest=sequence,
         precision=fixed.precise(precision or Precision()),
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
+        pipeline_interleave=fixed.pipeline_interleave,
     )
     ranking = Ranking(
         work=work,
@@ -344,6 +348,8 @@ def default_attention(model: Model, sequence: int) -> str:
     The kernel pads heads to whole lanes, and at a few hundred tokens the scores are small: ViT-22B,
     whose heads fill them, compiled to 12.5 s a step with the kernel and to 12.8 s without.
     """
+    if any(part.model.positions == "relative" for part in model.parts):
+        return "unfused"
     narrow = model.head_dim % KERNEL_MULTIPLE != 0
     return "unfused" if narrow and model.family == "vit" and sequence <= 1024 else "flash"
 
@@ -383,13 +389,15 @@ def plan_at(
     )
     mesh = mesh_of(numbers, machine)
     parameters, activations, optimizer = rules_of(numbers, mesh)
+    staged = int(numbers.pipeline.size) > 1
     sizes = "-".join(f"{axis.name}{axis.size}" for axis in mesh)
     return Plan(
         name=f"{work.model.name}-{machine.name.replace(':', '-').replace('*', 'x')}-{sizes}",
         model=work.model,
         machine=machine,
         batch=work.batch,
-        sequence=work.sequence,
+        sequence=work.longest,
+        lengths=work.lengths,
         mesh=mesh,
         parameters=parameters,
         activations=activations,
@@ -407,5 +415,8 @@ def plan_at(
         optimizer=work.optimizer,
         attention=work.attention,
         fused_projections=work.fused_projections,
+        accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",
+        pipeline_schedule=part.fixed.pipeline_schedule if staged else "1f1b",
+        pipeline_interleave=work.pipeline_interleave if staged else 1,
         op_costs=costs,
     )

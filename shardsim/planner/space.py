@@ -144,6 +144,7 @@ class Part:
     striped: Array  # [pairs]: whether tokens are striped over the context axis
     choices: Choices
     remats: tuple[Policy, ...]
+    fixed: Fixed = FREE
 
     @property
     def pairs(self) -> int:
@@ -194,6 +195,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
+            **_accumulated(self.fixed, axes["pipeline"].size),
             striped=self.striped[:, None, None],
             kept=(kept_by(self.remats, (1, len(self.remats), 1)),),
         )
@@ -306,15 +308,21 @@ def parts(
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
     tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    if model.text:  # embeddings are compared with those of the whole batch
+        tried = tuple(number for number in tried if number == 1)
     count = np.array([number for number in tried if number <= batch], dtype=np.int64)
     mesh = np.repeat(first, len(count))
     microbatches = np.tile(count, len(first))
-    fits = legal(model, batch, sequence, _bare(every.sizes[mesh], microbatches=microbatches))
+    bare = _bare(every.sizes[mesh], microbatches=microbatches)
+    bare = bare.reshaped(**_accumulated(fixed, bare.pipeline.size))
+    fits = legal(model, batch, sequence, bare, fixed.pipeline_interleave)
     mesh, microbatches = mesh[fits], microbatches[fits]
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
-    whole, whole2 = heads_whole(model, bare)
-    heads_split = whole + 2 * whole2
+    heads_split = np.zeros((), dtype=np.int64)
+    for one in model.parts:  # each may have heads of its own
+        whole, whole2 = heads_whole(one.model, bare)
+        heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = policies(machine) if fixed.remat is None else (fixed.remat,)
     # The sequence first: of plans that take equally long, the first is kept.
@@ -360,14 +368,26 @@ def parts(
                     residual, context_shards, spread, bool(state[chosen].any()), fixed.matmul
                 ),
                 remats=remats,
+                fixed=fixed,
             )
+
+
+def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
+    """Return how microbatches follow each other in a layout, as a search holds it."""
+    return {
+        "gathered": fixed.accumulation in ("gathered", "scattered"),
+        "scattered": fixed.accumulation == "scattered",
+        "layered": fixed.accumulation == "layered",
+        "lockstep": (fixed.pipeline_schedule == "gpipe") & (stages > 1),
+    }
 
 
 def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     """Return the ways in which keys reach the queries of other members of a context axis."""
     if fixed.keys is not None:
         return (fixed.keys,)
-    return CONTEXT_KEYS[:1] if attention == "unfused" or model.latent else CONTEXT_KEYS
+    plain = attention == "unfused" or model.latent or len(model.parts) > 1
+    return CONTEXT_KEYS[:1] if plain else CONTEXT_KEYS
 
 
 def _stripes(sequence: int, members: Array) -> Array:
@@ -399,7 +419,25 @@ def legal_cells(
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size <= 2)
     # Where context splits what data would, splitting state over it is the plan that does not.
     idle = layout.optimizer_over_data & ~np.asarray(state_apart(model, layout), dtype=bool)
-    mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice & ~idle, shape)
+    fits = legal(model, batch, sequence, layout, part.fixed.pipeline_interleave)
+    mask = np.broadcast_to(fits & ~twice & ~idle, shape)
     # Prefetching is a choice where weights are gathered.
     ways = np.where(np.greater(layout.gather.size, 1), 2, 1)
     return mask, np.broadcast_to(ways, shape)
+
+
+def any_legal(
+    model: Model,
+    machine: Machine,
+    batch: int,
+    sequence: int,
+    max_axes: int,
+    fixed: Fixed,
+    attention: str,
+) -> bool:
+    """Return whether the space of `parts` has any legal plan, fitting or not."""
+    return any(
+        legal_cells(part, part.layout(), model, batch, sequence)[0].any()
+        for part in parts(model, machine, batch, sequence, max_axes, fixed, attention)
+        if part.pairs
+    )

@@ -133,12 +133,13 @@ def sweep(
     *,
     run: Callable[..., Prediction] = predict,
     executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Prediction | None, str]]:
     """Yield (changes, prediction, why not) for every combination of the varied keys' values.
 
     A combination that makes no legal plan comes with the reason; an unknown key is an error. `run`
-    predicts one plan (`simulate_plan` does, too), with an `executor` each in a call of its own. An
-    interrupt ends the sweep with what is done.
+    predicts one plan (`simulate_plan` does, too), with an `executor` each in a call of its own;
+    `progress(done, total)` is called after each. An interrupt ends the sweep with what is done.
     """
     plan, keys = as_plan(plan), [key for key, _ in vary]
     for key in keys:
@@ -154,10 +155,11 @@ def sweep(
     calls = [(run, plan, changes, implementation) for changes in every]
     done: dict[int, tuple[Prediction | None, str]] = {}
     with contextlib.suppress(KeyboardInterrupt):
-        if executor is not None:
-            done.update(outcomes(executor, _changed_run, calls))
-        for index, call in enumerate(calls if executor is None else ()):
-            done[index] = _changed_run(*call)
+        every_call = ((index, _changed_run(*call)) for index, call in enumerate(calls))
+        for index, made in outcomes(executor, _changed_run, calls) if executor else every_call:
+            done[index] = made
+            if progress is not None:
+                progress(len(done), len(calls))
     for index in sorted(done):
         yield every[index], *done[index]
 

@@ -210,6 +210,23 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+def attend_to_whole_rows(block: Block, where: Where) -> Block:
+    """Attend to packed rows as wholes, under a mask that keeps sequences apart: which blocks are
+    empty is known only as the step runs, and JAX's kernel plans what it skips before.
+
+    JAX's splash attention (`SegmentIds`), as emitted and as MaxText calls it.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or not np.any(task.whole_fraction):
+            return [task]
+        whole = task.whole_fraction
+        ops = task.vector_ops * whole / task.fraction
+        return [replace(task, fraction=whole, last_fraction=whole, vector_ops=ops)]
+
+    return changed(block, change)
+
+
 def two_backward_kernels(block: Block, where: Where) -> Block:
     """Compute the gradients of fused attention in two kernels: for keys and values, for queries.
 

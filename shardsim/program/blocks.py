@@ -15,6 +15,7 @@ from shardsim.graph.place import Kind, placed
 from shardsim.model import Model
 from shardsim.model.blocks import Graph, Layer, Stack, graph_of
 from shardsim.plan.layout import Kept, Layout, Number
+from shardsim.program.shapes import Workload
 
 T = TypeVar("T", bound=Hashable)
 
@@ -51,28 +52,38 @@ def backward_of(model: Model, attention: str, layer: int, kept: frozenset[str]) 
 class Run:
     """Layers that follow each other: rounds of one stack that keep the same."""
 
+    part: int  # of `work.parts`, that they belong to
+    work: Workload  # of that part
     stack: Stack
-    first: int  # of its kinds of layers, among all of the model
+    first: int  # of its kinds of layers, among all of that part
     kept: Kept
     rounds: Number  # that one stage of a pipeline has
 
     @property
+    def trained(self) -> bool:
+        """Whether they run back."""
+        return not self.work.model.frozen
+
+    @property
     def layers(self) -> Iterator[tuple[int, Layer]]:
-        """The kinds of layers of a round, each with its number among all of the model."""
+        """The kinds of layers of a round, each with its number among all of the part."""
         return enumerate(self.stack.layers, self.first)
 
 
-def runs(model: Model, attention: str, layout: Layout) -> tuple[Run, ...]:
-    """Return the layers of a model, first to last: by stack, or by what they keep."""
-    stacks = graph(model, attention).stacks
+def runs(work: Workload, layout: Layout) -> tuple[Run, ...]:
+    """Return the layers of a model, first to last: by part and stack, or by what they keep."""
     if len(layout.kept) > 1:
-        (stack,) = stacks  # `resolve` refuses others
-        return tuple(Run(stack, 0, kept, kept.layers / stack.round_layers) for kept in layout.kept)
+        (stack,) = graph(work.model, work.attention).stacks  # `resolve` refuses others
+        return tuple(
+            Run(0, work, stack, 0, kept, kept.layers / stack.round_layers) for kept in layout.kept
+        )
     found = []
-    first = 0
-    for stack in stacks:
-        found.append(Run(stack, first, layout.kept[0], stack.rounds / layout.pipeline.size))
-        first += len(stack.layers)
+    for number, part in enumerate(work.parts):
+        first = 0
+        for stack in graph(part.model, part.attention).stacks:
+            rounds = stack.rounds / layout.pipeline.size
+            found.append(Run(number, part, stack, first, layout.kept[0], rounds))
+            first += len(stack.layers)
     return tuple(found)
 
 

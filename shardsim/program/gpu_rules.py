@@ -108,6 +108,8 @@ def attend_by_cudnn(block: Block, where: Where) -> Block:
         gradient = task.purpose == ATTENTION_GRADIENT
         m, n = _blocks(task.m), _blocks(task.n)
         fraction = (n + CUDNN_BLOCK) / (2.0 * n) if task.causal else 1.0
+        if np.any(task.whole_fraction):  # by sequence: their lengths are an operand
+            fraction = task.fraction
         queries = task.m * task.k * task.batch * width(task)
         moved = CUDNN_GRADIENT_PASSES * queries if gradient else task.hbm_bytes
         padded = np.not_equal(np.mod(task.m, CUDNN_MULTIPLE), 0)

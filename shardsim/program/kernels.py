@@ -10,6 +10,7 @@ from shardsim.program.rings import SUM_BYTES
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes
 from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Compute
+from shardsim.program.uneven import attended
 
 
 def kernel(
@@ -35,6 +36,10 @@ def kernel(
     tokens, mask = work.sequence, made.mask
     share = mask.computed(tokens) if mask else 1.0
     last = mask.computed(tokens, m) if mask else 1.0
+    by_sequence = attended(work, layout, mask) if mask else None
+    whole: Number = 0.0
+    if by_sequence is not None:
+        share, last, whole = by_sequence, by_sequence, share
     own: Number = 1.0
     if mask and op.passed:  # all wait at every hop for the member with most to do
         own = mask.own(m, layout.striped)
@@ -57,6 +62,7 @@ def kernel(
         last_fraction=last,
         own_fraction=own,
         makes=op.out.keep,
+        whole_fraction=whole,
         hbm_bytes=moved,
         vector_ops=m * n * batch * share * ops,
         count=count,

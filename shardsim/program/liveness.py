@@ -106,6 +106,22 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     return Ends(tracer.trace(0), tuple(late), tuple(sums))
 
 
+@lru_cache(maxsize=1024)
+def forward_trace(
+    model: Model, attention: str, layer: int | None, kind: Kind, passes: Passes, mode: Mode
+) -> Trace:
+    """Return what is live while a layer, or with none the head, runs forward and nothing after."""
+    derived = derived_blocks(model, attention, kind)
+    before = len(graph(model, attention).before.ops) if layer is None else 0
+    steps = (derived.ends if layer is None else derived.layers[layer]).steps[before:]
+    tracer = Tracer(passes, mode.ring)
+    tracer.moment("enter")
+    tracer.make(steps[0].op.ins[0].name, stored(steps[0].op.ins[0]))
+    for step in steps:
+        tracer.forward(step)
+    return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
+
+
 def followed(
     derived: Derived, again: Sequence[int], passes: Passes, ring: str = "", signs: bool = False
 ) -> Tracer:
@@ -454,7 +470,9 @@ def stored(array: Array) -> Size:
 
 def moved(transfer: Transfer) -> Size:
     """Return the size of what a transfer leaves."""
-    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else "wire", transfer.axes)
+    of_layer = transfer.weight == "matrix" and not transfer.gradient and not transfer.purpose
+    width = "weights" if of_layer else "wire"
+    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else width, transfer.axes)
 
 
 def _in_tiles(array: Array, transfer: Transfer) -> Size:

@@ -13,12 +13,13 @@ from functools import partial
 import numpy as np
 
 from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
-from shardsim.graph.derive import OVER_HEADS, Derived, Step, Transfer
-from shardsim.graph.place import HEAD_WIDTHS
+from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
+from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
-from shardsim.program.rounds import ROUND
+from shardsim.program.rounds import PASSED, ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
@@ -36,7 +37,9 @@ from shardsim.program.tasks import (
 from shardsim.program.weights import Weights
 
 OPS_QUANTISE = 4.0
-QUANTISE_PASSES = 2.5  # read for its scale, read, written in half of the bytes
+# In units of 16 bits: read for its scale, read, written in half of the bytes; fixed scales and
+# factors in the model need no reading before.
+QUANTISE_PASSES = {"dynamic": 2.5, "static": 1.5, "unit": 1.5}
 SUM_BYTES = 4.0  # what is summed in float32
 VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
 
@@ -47,6 +50,25 @@ VERBS = {
     "all-to-all": "turn",
     "permute": "pass on",
 }
+
+
+ENDS = ("tables", "ends")  # purposes of weights before and after the layers
+
+
+def product_of(op: Op) -> str:
+    """Return which of `precision.PRODUCTS` a product is, by its weight; none of two activations."""
+    weights = [array for array in op.ins if array.weight in ("matrix", "table")]
+    return product_of_dims(weights[0].dims, weights[0].purpose) if weights else ""
+
+
+def product_of_dims(dims: Iterable[str], purpose: str = "") -> str:
+    """Return the same by the dimensions of the weight, and by what moving it is for."""
+    axes = {logical_axis(d, False) for d in dims}
+    if "expert" in axes:
+        return "experts"
+    if purpose in ENDS:
+        return "head"
+    return "mlp" if "mlp" in axes else "attention"
 
 
 class Lowering:
@@ -83,6 +105,13 @@ class Lowering:
         """Return the elements of an array on one device of an op placed so."""
         return self.sizes.product(array.dims, place)
 
+    def weight_width(self, transfer: Transfer) -> float:
+        """Return the bytes of an element of a gathered weight."""
+        precision = self.work.precision
+        if transfer.purpose in ENDS or product_of_dims(transfer.dims) in precision.bf16:
+            return self.wire
+        return float(self.work.weight_wire_bytes)
+
     def width(self, array: Array) -> float:
         """Return the bytes of an element."""
         return SUM_BYTES if array.wide else self.wire
@@ -107,6 +136,7 @@ class Lowering:
                 size + op.tile / 2.0 * bool({"slot"} & {*part})
                 for size, part in ((m, dims.rows), (k, dims.inner))
             )
+        gradient = bool(made.weight)
         return Compute(
             name=name,
             kind=op.unit,
@@ -116,11 +146,27 @@ class Lowering:
             batch=batch,
             matmuls=1,
             hbm_bytes=((m * k + k * n) * self.wire + m * n * out_bytes) * batch,
-            dtype="bf16" if op.unit == "attention" else op.dtype or self.work.precision.compute,
+            dtype=self.format(op, gradient),
+            sparse=self.sparse(op, gradient),
             count=count,
             purpose=_purpose_of(op, made),
             makes=made.keep,
         )
+
+    def format(self, op: Op, gradient: bool = False) -> str:
+        """Return the format of a product's operands; `gradient`: of one that makes a weight's."""
+        precision = self.work.precision
+        if op.unit == "attention":
+            return "bf16"
+        stays = gradient and WEIGHT_GRADIENTS in precision.bf16
+        if op.dtype or not (stays or product_of(op) in precision.bf16):
+            return op.dtype or precision.compute
+        return "bf16"
+
+    def sparse(self, op: Op, gradient: bool) -> bool:
+        """Return whether a product reads a weight of which two of four numbers are zero."""
+        of_layer = product_of(op) in ("attention", "mlp", "experts")
+        return self.work.precision.sparsity == "2:4" and of_layer and not gradient
 
     def stream(
         self,
@@ -245,7 +291,7 @@ class _Pass:
         self._pass_round(step.gathers, name, count)
         self._gather(step.gathers, count)
         if op.product:
-            self._quantise(op.ins[0], place, count, op.dtype)
+            self._quantise(op.ins[0], place, count, low.format(op))
             dims = matmul_dims(op.ins[0].dims, op.ins[1].dims, op.out.dims)
             task = low.matmul(name, op, place, dims, low.width(op.out), op.out, count)
             if not suffix:
@@ -271,7 +317,7 @@ class _Pass:
         self.rounds |= self._pass_round(step.gradient_gathers, f"{op.name} gradient", 1)
         self._gather(step.gradient_gathers, 1)
         if op.product:
-            self._quantise(op.out, place, 1, op.dtype, "d ")
+            self._quantise(op.out, place, 1, low.format(op), "d ")
             for array, other in zip(op.ins, reversed(op.ins), strict=True):
                 if array.trained:
                     self._gradient_matmul(op, place, array, other)
@@ -365,9 +411,9 @@ class _Pass:
     def _quantise(
         self, array: Array, place: Split, count: Number, dtype: str, prefix: str = ""
     ) -> None:
-        """Cast a matmul's operand to 8 bits, once a pass, unless it has a format of its own."""
+        """Cast a matmul's operand to 8 bits, once a pass, where it multiplies in 8."""
         low, name = self.low, prefix + array.name
-        if low.work.compute_bytes > 1 or name in self.cast or dtype:
+        if DTYPE_BYTES[dtype] > 1 or name in self.cast:
             return
         self.cast.add(name)
         elements = low.elements(array, place)
@@ -375,7 +421,7 @@ class _Pass:
             Compute(
                 name=f"quantise {name}",
                 kind="elementwise",
-                hbm_bytes=elements * QUANTISE_PASSES * low.wire,
+                hbm_bytes=elements * QUANTISE_PASSES[low.work.precision.scales] * low.wire,
                 vector_ops=elements * OPS_QUANTISE,
                 count=count,
             )
@@ -392,10 +438,9 @@ class _Pass:
             if transfer.weight in ("matrix", "table"):
                 if transfer not in self.gathered:
                     self.gathered[transfer] = -1
-                    self._weights(transfer, low.wire, "weights_overlap")
+                    self._weights(transfer, low.weight_width(transfer), "weights_overlap")
                 continue
-            known = self.gathered.get(transfer)
-            if known is not None:
+            if (known := self.gathered.get(transfer)) is not None:
                 task = self.tasks[known]
                 again = np.maximum(task.count, count * low.sizes.several(transfer.axes))
                 self.tasks[known] = replace(task, count=again)
@@ -412,7 +457,8 @@ class _Pass:
         found: dict[str, str] = {}
         for transfer in (move for move in moves if move.passed):
             name = self._named(transfer, transfer.array)
-            task = self.low.collective(transfer, name, self.low.wire, count, schedule=ROUND)
+            width = SUM_BYTES if transfer.wide else self.low.wire
+            task = self.low.collective(transfer, name, width, count, schedule=ROUND)
             self.tasks.append(replace(task, partners=(reader,)))
             found[transfer.array] = reader
         return found
@@ -447,7 +493,7 @@ class _Pass:
                 names = tuple(self.tasks[number].name for number in partners)
                 task = replace(task, schedule="ring", partners=names)
             reader = self.rounds.get(transfer.array)
-            if reader and transfer.kind == "reduce-scatter" and transfer.axes <= OVER_HEADS:
+            if reader and transfer.kind == "reduce-scatter" and transfer.axes <= PASSED:
                 task = replace(task, schedule=ROUND, partners=(reader,))
             self.tasks.append(task)
 

@@ -69,7 +69,12 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         for block in program.blocks
     }
     forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))
-    for there, back in zip(forward, backward, strict=True):
+    if not backward:
+        for there in forward:
+            prefetch(there, there, layout, "but last")
+        prefetch(head, forward[-1], layout, "before the head")
+    pairs = zip(forward, backward, strict=True) if backward else ()
+    for there, back in pairs:
         prefetch(there, there, layout, "but last")
         if there is forward[-1]:
             prefetch(head, there, layout, "before the head")
@@ -92,7 +97,7 @@ def overlap(program: Program, layout: Layout) -> Schedule:
             deferred(draft, [final[number] for number in draft.block.of], layout, "but first")
         else:
             deferred(draft, final[-1:], layout, "after the head")
-    several = len(final[-1].ahead) > len(backward[-1].ahead)
+    several = bool(final) and len(final[-1].ahead) > len(backward[-1].ahead)
     return _ordered(program, layout, drafts, final if several else [])
 
 
@@ -185,7 +190,9 @@ def _ordered(
     program: Program, layout: Layout, drafts: dict[str, _Draft], final: Sequence[_Draft]
 ) -> Schedule:
     """Return the blocks and the order of a step, of a stage that has the head."""
-    microbatches, stages = layout.microbatches, layout.pipeline.size
+    stages, lockstep = layout.pipeline.size, layout.lockstep
+    heads = np.where(layout.layered, layout.microbatches, 1)  # in a row
+    microbatches = layout.microbatches / heads
     chunks = np.where(np.greater(stages, 1), program.interleave, 1)
     blocks: list[Block] = []
     place: dict[str, list[int]] = {}  # by phase, those of layers by group
@@ -208,15 +215,18 @@ def _ordered(
                 place.setdefault(phase, []).append(place["final"][-1])
                 continue
         put(phase, draft.done(name, trips))
+    head: tuple[int | Loop, ...] = tuple(place["head"])
+    if np.any(layout.layered):
+        head = tuple(Loop(times=heads, body=(number,)) for number in place["head"])
     layers = [draft.block.trips / (microbatches * chunks) for draft in _of(drafts, "forward")]
 
     def passes(phase: str) -> tuple[Loop, ...]:
-        loops = zip(layers, place[phase], strict=True)
+        loops = zip(layers, place.get(phase, ()), strict=phase in place)
         found = tuple(Loop(times=times, body=(number,)) for times, number in loops)
         return found if phase == "forward" else found[::-1]
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        steps: list[int | Loop] = [*passes("forward"), *place["head"], *passes(backward)]
+        steps: list[int | Loop] = [*passes("forward"), *head, *passes(backward)]
         if np.any(np.greater(chunks, 1)):
             without_head = (*passes("forward"), *passes(backward))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
@@ -224,11 +234,13 @@ def _ordered(
             steps.append(Loop(times=program.interleave, body=(number,)))
         return tuple(steps)
 
-    afterwards = [
-        Loop(times=block.trips, body=(number,))
-        for number, block in enumerate(blocks)
-        if block.phase in ("reduction", "update")
-    ]
+    def at(*phases: str) -> tuple[Loop, ...]:
+        return tuple(
+            Loop(times=block.trips, body=(number,))
+            for number, block in enumerate(blocks)
+            if block.phase in phases
+        )
+
     rounds = [Loop(times=microbatches, body=microbatch("backward"))]
     if final:
         rounds = [
@@ -237,8 +249,10 @@ def _ordered(
         ]
     return Schedule(
         blocks=tuple(blocks),
-        order=(*rounds, *afterwards),
-        pipeline=Pipeline(stages=stages, microbatches=microbatches, chunks=chunks),
+        order=(*at("opening"), *rounds, *at("reduction", "update")),
+        pipeline=Pipeline(
+            stages=stages, microbatches=microbatches, chunks=chunks, lockstep=lockstep
+        ),
     )
 
 

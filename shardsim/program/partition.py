@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Blocks, Run, backward_of, derived_blocks, runs, runs_again
+from shardsim.program.blocks import Run, backward_of, runs, runs_again
 from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering
+from shardsim.program.members import PartOf, parts_of
+from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
-from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
 
@@ -24,56 +26,92 @@ def partition(work: Workload, layout: Layout) -> Program:
     or backward, is a round of the model's layers (`model.blocks.Stack`); layers that keep
     different things for the backward pass are in blocks of their own.
     """
-    sizes = Sizes(work, layout)
-    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout))
-    every = runs(work.model, work.attention, layout)
-    last = derived.layers[-1].steps[-1]
-    head = Block(
-        name="embedding and head",
-        phase="head",
-        trips=layout.microbatches,
-        tasks=tuple(Lowering(work, layout, sizes, derived.ends).together()),
+    parts = parts_of(work, layout)
+    every = runs(work, layout)
+    last = parts[-1].derived.layers[-1].steps[-1]
+    ends = [
+        task
+        for part in parts
+        for task in repeated(
+            _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
+        )
+    ]
+    head, ends_apart = once(
+        Block(
+            name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
+        ),
+        ends_once(layout),
+        ends_once(layout) & np.logical_not(layout.scattered),
+        1,
     )
     made = [
-        _layers(work, layout, sizes, derived, run, number if len(every) > 1 else None)
+        _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
+    if work.forward_only:
+        forwards = tuple(_forward_only(forward) for forward, *_ in made)
+        sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
+        return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
         blocks=(
             head,
-            *(forward for forward, _ in made),
-            *(backward for _, backward in made),
-            *_pipeline_sends(work, layout, sizes.stored(last.op.out)),
-            *gradient_reductions(work, layout, sizes, derived, every),
+            *(forward for forward, _, _ in made),
+            *(backward for _, backward, _ in made),
+            *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
+            *ends_apart,
+            *(block for _, _, apart in made for block in apart),
+            *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
     )
 
 
+def _ends(low: Lowering) -> list[Task]:
+    return low.forward() if low.work.forward_only else low.together()
+
+
+def _forward_only(block: Block) -> Block:
+    """Return a forward pass that nothing follows: nothing is kept for it."""
+    kept = (
+        task for task in block.tasks if not (isinstance(task, Compute) and task.purpose == KEEP)
+    )
+    return replace(block, tasks=tuple(kept))
+
+
 def _layers(
-    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, run: Run, group: int | None
-) -> tuple[Block, Block]:
-    """Return the passes over layers in a row, one of several groups of them or all.
+    layout: Layout, part: PartOf, run: Run, group: int | None
+) -> tuple[Block, Block, tuple[Block, ...]]:
+    """Return the passes over layers in a row, one of several groups of them or all, and what they
+    do once a step.
 
     What their policy keeps in the host's memory is copied there and back beside the layer that it
     is of.
     """
-    policy = run.kept
+    policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
+    trained: Number = 0.0
     kept_bytes: Number = 0.0
     away: dict[str, Number] = {}
+    whole: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
-        one = derived.layers[number]
+        one = part.derived.layers[number]
         low = Lowering(work, layout, sizes, one)
         found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
         forward += repeated(low.forward(), layer)
-        backward = [*repeated(low.backward(runs_again(found, policy.shape)), layer), *backward]
-        weights = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
-        stored = stored + layer.times * sum(sizes.stored(array) for array in weights)
+        if run.trained:
+            again = runs_again(found, policy.shape)
+            backward = [*repeated(low.backward(again), layer), *backward]
+        matrices = [array for array in one.weights if array.weight == "matrix"]
+        stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
+        matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
+        trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
+        whole = whole + layer.times * sum(sizes.gathered(array) for array in matrices)
+        if not run.trained:
+            continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
         for name, size in on_host.items():
@@ -90,54 +128,78 @@ def _layers(
         count=0,
         purpose=TAKE,
     )
-    there = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
-    back = [_copy("fetch activations", sum(away.values()))]
     title = "" if group is None else f", group {group + 1}"
-    trips = run.rounds * layout.microbatches
-    return (
+    many = np.where(layout.layered, layout.microbatches, 1)
+    trips = run.rounds * layout.microbatches / many
+    forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
+    backward = repeated_work([take, *backward, _accumulate(work, layout, trained, whole)], many)
+    there, of_forward = once(
         Block(
             name=f"layer forward{title}",
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=_beside(there, _cast(work, stored), *forward, keep),
+            tasks=(_cast(work, stored), *forward),
         ),
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
+    )
+    back, of_backward = once(
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=_beside(
-                back, _cast(work, stored), take, *backward, _accumulate(work, layout, stored)
-            ),
+            tasks=(_cast(work, stored), *backward) if run.trained else (),
         ),
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
     )
+    away = {name: size * many for name, size in away.items()}
+    out = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
+    home = [_copy("fetch activations", sum(away.values()))]
+    apart = *of_forward, *of_backward
+    return _beside(there, out), _beside(back, home), apart
 
 
 def _copy(name: str, size: Number, keeps: str = "") -> Copy:
     return Copy(name=name, host_bytes=size, keeps=keeps)
 
 
-def _beside(copies: Sequence[Copy], *tasks: Task) -> tuple[Task | Start | Await, ...]:
-    """Return tasks beside which something is copied to or from the host."""
+def _beside(block: Block, copies: Sequence[Copy]) -> Block:
+    """Return a block beside whose tasks something is copied to or from the host."""
     copies = [copy for copy in copies if np.any(copy.host_bytes)]
     begun = (Start(task=copy) for copy in copies)
-    return (*begun, *tasks, *(Await(name=copy.name) for copy in copies))
+    ended = (Await(name=copy.name) for copy in copies)
+    return replace(block, tasks=(*begun, *block.tasks, *ended))
 
 
 def _cast(work: Workload, stored: Number) -> Compute:
     """Return the cast of a layer's stored weights to the compute format."""
+    read = work.parameter_bytes * (2 if work.precision.weights and _scaled(work) else 1)
     return Compute(
         name="cast weights",
         kind="elementwise",
-        hbm_bytes=stored * (work.parameter_bytes + work.wire_bytes),
-        count=work.parameter_bytes != work.wire_bytes,
+        hbm_bytes=stored * (read + work.weight_wire_bytes),
+        count=work.parameter_bytes != work.weight_wire_bytes,
     )
 
 
-def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
-    """Return the writing of gradients: once, or added to those of the microbatches before."""
+def _scaled(work: Workload) -> bool:
+    """Return whether what is cast is read for its scale first."""
+    return work.precision.scales == "dynamic"
+
+
+def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -> Compute:
+    """Return the writing of gradients: once, or added to those of the microbatches before.
+
+    `stored` are a device's elements of weights, `whole` those that are summed where they are
+    scattered only after the last microbatch.
+    """
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    stored = np.where(layout.summed_whole | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
         kind="elementwise",
@@ -146,7 +208,8 @@ def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
 
 
 def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
-    """Return the sends of the residual `stream`: once forward and once backward a chunk."""
+    """Return the sends of the residual `stream`: once forward and once backward a chunk, or where
+    there is no backward pass once."""
     return (
         Block(
             name="stage boundary",
@@ -158,7 +221,7 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
                     kind="permute",
                     role="pipeline",
                     bytes=stream * work.wire_bytes,
-                    count=2 * (layout.pipeline.size > 1),
+                    count=(1 if work.forward_only else 2) * (layout.pipeline.size > 1),
                     purpose="stage boundary",
                 ),
             ),

@@ -18,6 +18,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
     apply_activations_apart,
+    attend_to_whole_rows,
     attend_with_the_last,
     lay_out_by_head,
     lay_out_gathered_weights,
@@ -63,6 +64,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         apply_activations_apart,
         lay_out_by_head,
         norm_by_position,
+        attend_to_whole_rows,
         two_backward_kernels,
         attend_with_the_last,
         all_reduce_over_whole_slices,
@@ -72,7 +74,12 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         copy_beside_a_part,
     ),
     # A training library, as MaxText's compiled programs do.
-    "trainer": (gather_for_the_others, all_reduce_over_whole_slices, offload_to_sparse_cores),
+    "trainer": (
+        attend_to_whole_rows,
+        gather_for_the_others,
+        all_reduce_over_whole_slices,
+        offload_to_sparse_cores,
+    ),
 }
 
 # What is done otherwise on GPUs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from shardsim.model import Model
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import state_apart, stored_elements
-from shardsim.program.blocks import Blocks, Run
+from shardsim.program.blocks import Run
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES
+from shardsim.program.members import PartOf
+from shardsim.program.once import awaited
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -27,7 +30,7 @@ REPLICAS = ("data", "expert", *CONTEXT)  # devices with the same weights and oth
 
 
 def gradient_reductions(
-    work: Workload, layout: Layout, sizes: Sizes, derived: Blocks, runs: Sequence[Run]
+    layout: Layout, members: Sequence[PartOf], runs: Sequence[Run]
 ) -> tuple[Block, ...]:
     """Return the sums of gradients over devices that hold the same weights.
 
@@ -36,19 +39,22 @@ def gradient_reductions(
     each matrix is reduce-scattered over it before the update, and the updated parameters are
     gathered after it in the format in which they are stored.
     """
-    writer = _Reductions(work, layout, sizes)
-    stacks: dict[int, list[Run]] = {}
+    stacks: dict[tuple[int, int], list[Run]] = {}
     for run in runs:
-        stacks.setdefault(run.first, []).append(run)
-    parts: list[tuple[Iterable[Leaf], Number]] = []
+        if run.trained:
+            stacks.setdefault((run.part, run.first), []).append(run)
+    writers = [_Reductions(one.work, layout, one.sizes) for one in members]
+    vectors: list[_Vectors] = []
     blocks = []
+    work = members[-1].work
     # Fused, what goes into a block is one array and what comes out of it another.
     most = 2 if work.fused_projections else None
-    for number, same in enumerate(stacks.values()):
+    for number, ((of, _), same) in enumerate(stacks.items()):
         rounds, tasks = sum(run.rounds for run in same), []
+        one, writer = members[of], writers[of]
         for place, layer in same[0].layers:
-            leaves = derived.layers[place].leaves
-            parts.append((leaves, rounds * layer.times))
+            leaves = one.derived.layers[place].leaves
+            vectors.append((writer, leaves, rounds * layer.times))
             tasks += repeated(writer.matrices(leaves, most), layer)
         title = f", stack {number + 1}" if len(stacks) > 1 else ""
         blocks.append(
@@ -56,21 +62,30 @@ def gradient_reductions(
                 name=f"gradient reduction{title}",
                 phase="reduction",
                 trips=rounds,
-                tasks=tuple(tasks),
+                tasks=tuple(awaited(tasks, layout)),
                 of=tuple(number for number, run in enumerate(runs) if run in same),
             )
         )
-    ends = derived.ends
-    vectors = writer.vectors([*parts, (ends.leaves, 1)])
+    matrices: list[Task] = []
+    for one, writer in zip(members, writers, strict=True):
+        ends = one.derived.ends.leaves
+        if np.any(layout.lockstep):  # all stages have the ends, and one of them their gradients
+            ends = [replace(leaf, partial=leaf.partial | {"pipeline"}) for leaf in ends]
+        matrices += repeated(writer.matrices(ends), one.as_layer)
+        vectors.append((writer, ends, 1))
     return (
         *blocks,
         Block(
             name="end gradient reduction",
             phase="reduction",
             trips=1,
-            tasks=(*writer.matrices(ends.leaves), *vectors),
+            tasks=tuple(awaited((*matrices, *writers[-1].vectors(vectors)), layout)),
         ),
     )
+
+
+# What the parts of a reduction are called: inside a slice (or node), and between them.
+WHERE = {"all": "all", "torus": "inside", "dcn": "between"}
 
 
 class _Reductions:
@@ -155,7 +170,7 @@ class _Reductions:
         switch: str = "gradients_overlap",
     ) -> Collective:
         return Collective(
-            name=f"{kind} {purpose} over {role}, {stage}",
+            name=f"{kind} {purpose} over {role}, {WHERE[stage]}",
             kind=kind,
             role=role,
             bytes=elements * self.work.reduce_bytes,
@@ -167,17 +182,16 @@ class _Reductions:
             purpose=purpose,
         )
 
-    def vectors(self, parts: Sequence[tuple[Iterable[Leaf], Number]]) -> list[Task]:
+    def vectors(self, parts: Sequence[_Vectors]) -> list[Task]:
         """Return the sums of the gradients of vectors, over all devices that do not split them: a
         compiler makes one message of them."""
-        model = self.work.model
         sums: dict[str, Number] = {}
-        for leaves, times in parts:
+        for writer, leaves, times in parts:
             for leaf in leaves:
                 if leaf.array.weight != "vector":
                     continue
-                stored = self.sizes.stored(leaf.array) * times
-                if leaf.array.name == one_gradient(model):
+                stored = writer.sizes.stored(leaf.array) * times
+                if leaf.array.name == one_gradient(writer.work.model):
                     stored = stored * np.greater(self.layout.microbatches, 1)
                 role = role_of(leaf.partial)
                 sums[role] = sums.get(role, 0.0) + stored
@@ -196,6 +210,10 @@ class _Reductions:
         ]
 
 
+# Leaves of a part, and how often a step has them.
+_Vectors = tuple[_Reductions, Iterable[Leaf], Number]
+
+
 def one_gradient(model: Model) -> str:
     """Return the bias whose gradient a compiler does not compute: it is another's.
 
@@ -208,7 +226,7 @@ def one_gradient(model: Model) -> str:
 
 def update(work: Workload, layout: Layout) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
-    weights = work.model.tensors
+    weights = work.model.trained_tensors
     elements = stored_elements(weights, layout, state=True)
     state = state_bytes(work.optimizer, weights, layout, work.state_element_bytes)
     fetch = Copy(name="fetch and offload optimizer state", host_bytes=2.0 * state)

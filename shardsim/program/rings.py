@@ -30,7 +30,8 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.plan.layout import EMBED_SHARDED, Layout, Number
-from shardsim.plan.plan import DTYPE_BYTES, MATMUL_OVERLAP
+from shardsim.plan.plan import MATMUL_OVERLAP
+from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
 from shardsim.program.tasks import Collective, Compute
 

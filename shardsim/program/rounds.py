@@ -21,16 +21,40 @@ from dataclasses import replace
 
 import numpy as np
 
+from shardsim.graph.place import CONTEXT
+from shardsim.ops.towers import BATCH
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
 from shardsim.program.tasks import Collective, Compute
 
 ROUND = "round"
+PASSED = frozenset((*CONTEXT, *BATCH))  # axes that something may pass round
+
+
+def _of_batch(task: Task) -> bool:
+    """Return whether what passes round are a batch's embeddings, not keys."""
+    return isinstance(task, Collective) and task.schedule == ROUND and task.role != "context"
+
+
+def in_hops(task: Collective, layout: Layout) -> Collective:
+    """Return a gather, or a scatter, as pieces that neighbours pass on, one after another, with
+    nothing beside them."""
+    members = layout.role(task.role).size
+    beyond = np.maximum(members - 1, 1)
+    return replace(
+        task,
+        kind="permute",
+        bytes=task.bytes * beyond / members,
+        messages=beyond,
+        schedule="exposed",
+        partners=(),
+    )
 
 
 def rounds(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     """Return the tasks of a block with its rings of keys as hops beside blocks of attention."""
     moves: dict[str, list[Collective]] = {}
+    tasks = [in_hops(task, layout) if _of_batch(task) else task for task in tasks]
     for task in tasks:
         if isinstance(task, Collective) and task.schedule == ROUND:
             moves.setdefault(task.partners[0], []).append(task)

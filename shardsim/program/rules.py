@@ -14,7 +14,7 @@ import numpy as np
 
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
-from shardsim.plan.plan import DTYPE_BYTES
+from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Collective, Compute
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardsim.model import Model
-from shardsim.plan.plan import DTYPE_BYTES, Plan, Precision
+from shardsim.plan.lengths import Lengths
+from shardsim.plan.plan import Plan
+from shardsim.plan.precision import DTYPE_BYTES, Precision
 
 _ASYNCHRONOUS = ("v5e",)  # chips for which the compiler does so without a flag
 
@@ -16,7 +18,9 @@ class Workload:
 
     model: Model
     batch: int  # sequences per step, over all chips
-    sequence: int  # tokens per sequence
+    sequence: int  # tokens per row, or where there are no rows, of a sequence on average
+    lengths: Lengths | None = None  # of sequences, which are at most `longest`
+    longest: int = 0
     precision: Precision = Precision()
     optimizer: str = "adamw"
     attention: str = "flash"
@@ -24,6 +28,7 @@ class Workload:
     pipeline_interleave: int = 1
     vocab_tiles: int = 1
     offload_optimizer: bool = False
+    forward_only: bool = False
     imbalance: float = 1.0  # tokens of the fullest device of an expert axis over the mean
     padding: float = 1.0  # what all-to-alls of experts' tokens have room for, over what comes
     asynchronous: bool = False  # whether a trainer's program is scheduled to hide latencies
@@ -34,7 +39,9 @@ class Workload:
         return cls(
             model=plan.model,
             batch=plan.batch,
-            sequence=plan.sequence,
+            sequence=plan.row,
+            lengths=plan.lengths,
+            longest=plan.sequence,
             precision=plan.precision,
             optimizer=plan.optimizer,
             attention=plan.attention,
@@ -42,10 +49,19 @@ class Workload:
             pipeline_interleave=plan.pipeline_interleave,
             vocab_tiles=plan.vocab_tiles,
             offload_optimizer=plan.offload_optimizer,
+            forward_only=plan.forward_only,
             imbalance=plan.experts.imbalance,
             padding=plan.experts.padding,
             asynchronous=_asynchronous(plan),
         )
+
+    @property
+    def parts(self) -> tuple[Workload, ...]:
+        """The work of each stack of the model, in order: all but the last have sequences of their
+        own."""
+        *read, _ = self.model.parts
+        own = (replace(self, model=one.model, sequence=one.model.sequence) for one in read)
+        return (*own, self)
 
     @property
     def compute_bytes(self) -> int:
@@ -57,6 +73,11 @@ class Workload:
         """Bytes of one element of a gathered weight or an activation: 8-bit formats are made
         inside the matmul, so what travels has 16 bits."""
         return max(2, self.compute_bytes)
+
+    @property
+    def weight_wire_bytes(self) -> int:
+        """Bytes of one element of a layer's weight as it is gathered."""
+        return DTYPE_BYTES[self.precision.weights] if self.precision.weights else self.wire_bytes
 
     @property
     def parameter_bytes(self) -> int:

@@ -16,6 +16,7 @@ from shardsim.model import Model
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
 from shardsim.program.shapes import Workload
+from shardsim.program.uneven import tokens_load
 
 SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
 
@@ -52,6 +53,7 @@ class Sizes:
 
     def __init__(self, work: Workload, layout: Layout, tiles: int = 1) -> None:
         model = work.model
+        self.kind = kind_of(model, layout)
         tensor, tensor2 = layout.tensor.size, layout.tensor2.size
         over_kv = np.minimum(tensor, model.kv_heads)
         over_kv2 = np.minimum(tensor2, model.kv_heads / over_kv)
@@ -69,14 +71,17 @@ class Sizes:
             "tensor2": over_kv2,
             "tensor2_shared": tensor2 / over_kv2,
         }
-        self.lengths: Mapping[str, Number] = {
+        self.lengths: dict[str, Number] = {
             **lengths(model, work.batch / (layout.microbatches * tiles), work.sequence),
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
             **_slots(model, work.sequence),
+            "others": work.batch / layout.microbatches,
         }
+        if work.lengths and work.lengths.unpadded:  # the fullest device is waited for
+            self.lengths |= {"batch": self.lengths["batch"] * tokens_load(work, layout)}
         several = np.greater(layout.expert.size, 1)
         # Of tokens that are sorted: on the fullest device, and what there is room for.
-        dropless = model.experts is not None and not model.experts.capacity
+        dropless = model.experts is not None and model.experts.dropless
         self.load: Number = np.where(several, work.imbalance, 1.0) if dropless else 1.0
         room = np.minimum(max(work.padding, work.imbalance), layout.expert.size)
         self.room: Number = np.where(several, room, 1.0) if dropless else 1.0
@@ -128,6 +133,15 @@ class Sizes:
     def stored(self, array: Array) -> Number:
         """Return the elements of an array that one device stores."""
         return self.product(array.dims, array.split)
+
+    def gathered(self, array: Array) -> Number:
+        """Return the elements of a weight on one device once it is gathered."""
+        groups = ("by_expert", "by_embed") if "expert" in array.dims else ("gather",)
+        kind = self.kind
+        over = {
+            axis for group in groups for role in kind.roles(group) for axis in kind.axes_of(role)
+        }
+        return self.product(array.dims, {a: d for a, d in array.split.items() if a not in over})
 
     def several(self, axes: Iterable[str]) -> Number:
         """Return whether a group over `axes` has more than one member."""

@@ -24,7 +24,7 @@ class Size:
 
     dims: Dims
     by: tuple[tuple[str, str], ...]
-    width: str | float  # "wire", "reduce", or bytes
+    width: str | float  # "wire", "reduce", "weights" (of layers, gathered), or bytes
     several: frozenset[str] = frozenset()  # only where these axes have several members
     alone: frozenset[str] = frozenset()  # only where none of these has
     # Gathered along a dimension that these axes split: pieces that are no whole tiles are put one
@@ -54,9 +54,16 @@ class Live:
 class Measure:
     """Bytes of sizes under a layout, each computed once."""
 
-    def __init__(self, sizes: Sizes, wire_bytes: float, reduce_bytes: float) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        wire_bytes: float,
+        reduce_bytes: float,
+        weight_bytes: float | None = None,
+    ) -> None:
         self.sizes = sizes
-        self.widths = {"wire": wire_bytes, "reduce": reduce_bytes}
+        weights = wire_bytes if weight_bytes is None else weight_bytes
+        self.widths = {"wire": wire_bytes, "reduce": reduce_bytes, "weights": weights}
         self.known: dict[Size, Number] = {}
 
     def __call__(self, size: Size) -> Number:

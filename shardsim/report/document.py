@@ -54,6 +54,16 @@ class Beside:
     items: Sequence[Text | Bullets | Table | Drawing]
 
 
+FOLDED_ROWS = 16  # a longer table is shown when a reader asks for it
+
+
+def folded(table: Table) -> str:
+    """Return what stands for a long table until a reader asks for it; "" for one that is short."""
+    if len(table.rows) <= FOLDED_ROWS:
+        return ""
+    return f"{len(table.rows)} rows: {', '.join(filter(None, table.labels))}"
+
+
 Item = Text | Facts | Bullets | Table | Code | Drawing | Beside
 
 

@@ -16,6 +16,7 @@ from shardsim.report.document import (
     Facts,
     Item,
     Text,
+    folded,
 )
 from shardsim.views.write import markdown, safe
 
@@ -62,4 +63,6 @@ def _item(item: Item, show: Show) -> str:
         return show(item)
     if isinstance(item, Beside):
         return "\n\n".join(filter(None, (_item(one, show) for one in item.items)))
+    if summary := folded(item):
+        return f"<details><summary>{safe(summary)}</summary>\n\n{markdown(item)}\n\n</details>"
     return markdown(item)

@@ -14,20 +14,14 @@ from shardsim.report.document import (
     Item,
     Section,
     Text,
+    folded,
 )
-from shardsim.report.style import COLOURS, to_svg
+from shardsim.report.style import to_svg
+from shardsim.views.colours import root_css
 from shardsim.views.write import html
 
-
-def _variables(which: int) -> str:
-    return "".join(f"--{name}:{pair[which]};" for name, pair in COLOURS.items())
-
-
 CSS = f"""
-:root{{color-scheme:light dark;{_variables(0)}--soft:#f1f3f6;--warn:#a33b12}}
-@media screen and (prefers-color-scheme:dark){{
-:root{{{_variables(1)}--soft:#1f242b;--warn:#ff9d73}}}}
-*{{box-sizing:border-box}}
+{root_css()}*{{box-sizing:border-box}}
 body{{margin:0 auto;padding:1.2rem 1rem 4rem;max-width:70rem;background:var(--paper);
 color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}}
 h1{{font-size:1.6rem;line-height:1.2;margin:.4rem 0;overflow-wrap:anywhere}}
@@ -65,11 +59,14 @@ pre{{background:var(--soft);border-radius:6px;padding:.7rem .9rem;overflow-x:aut
 font:.82rem/1.5 ui-monospace,"DejaVu Sans Mono",monospace}}
 figure{{margin:.9rem 0;max-width:38rem}}
 figure svg{{display:block;width:100%;height:auto}}
+summary{{cursor:pointer;color:var(--muted);font-weight:600;margin:.6rem 0}}
 figcaption{{color:var(--muted);font-size:.84rem;margin-top:.2rem}}
+@media (max-width:30rem){{pre{{white-space:pre-wrap;overflow-wrap:anywhere}}}}
 @media (max-width:30rem){{body{{padding-left:.7rem;padding-right:.7rem}}ul{{padding-left:1.2rem}}}}
 @media print{{body{{max-width:none;padding:0;font-size:10pt}}nav{{display:none}}
 h2{{break-before:page}}h2.first{{break-before:auto}}h3{{break-after:avoid}}
 figure,.facts,tr{{break-inside:avoid}}figure{{max-width:15cm}}pre{{white-space:pre-wrap}}
+details::details-content{{content-visibility:visible;block-size:auto}}
 .scroll{{overflow:visible;background:none}}table{{font-size:8pt}}}}
 """
 
@@ -136,4 +133,7 @@ def _item(item: Item, name: str) -> str:
             f"<div>{_item(part, f'{name}-{index}')}</div>" for index, part in enumerate(item.items)
         )
         return f'<div class="beside">{parts}</div>'
-    return f'<div class="scroll">{html(item)}</div>'
+    shown = f'<div class="scroll">{html(item)}</div>'
+    if summary := folded(item):
+        return f"<details><summary>{escape(summary)}</summary>{shown}</details>"
+    return shown

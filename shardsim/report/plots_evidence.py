@@ -72,6 +72,7 @@ def ablation_bars(base: Prediction, items: Sequence[Ablation]) -> Figure:
     figure = picture(1.75 + 0.42 * max(len(shown), 1))
     axes = figure.add_subplot()
     ends = [0.0]
+    labels = []
     for row, item in enumerate(shown):
         assert item.prediction is not None
         value = 100 * (item.prediction.step_time_s / base.step_time_s - 1)
@@ -85,26 +86,17 @@ def ablation_bars(base: Prediction, items: Sequence[Ablation]) -> Figure:
             hatch="" if fits else HATCHES[1],
         )
         ends.append(value)
+        labels.append(f"without {item.technique}\n{value:+.1f} %")
         effect = PUBLISHED_EFFECTS.get(item.technique)
-        right = max(value, 0.0)
         if effect is not None:
             low, high = 100 * effect.low, 100 * effect.high
             axes.plot([low, high], [row, row], color=INK, linewidth=2.2, zorder=3)
             axes.plot([low, high], [row, row], "D", color=SERIES[3], markeredgecolor=INK, zorder=4)
-            right = max(right, high)
             ends.append(high)
-        axes.annotate(
-            f"{value:+.1f}",
-            (right, row),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
     axes.axvline(0, color=MUTED, linewidth=0.8)
     span = max(ends) - min(ends) or 1.0
-    axes.set_xlim(min(ends) - 0.04 * span, max(ends) + 0.16 * span)
-    axes.set_yticks(range(len(shown)), [f"without {item.technique}" for item in shown])
+    axes.set_xlim(min(ends) - 0.04 * span, max(ends) + 0.04 * span)
+    axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes.set_xlabel("change of the step time (%)")
     axes.xaxis.grid(True)

@@ -1,4 +1,4 @@
-"""The placement of a mesh on the torus, as one line of chips per torus axis."""
+"""The placement of a mesh on the machine, as one line of chips for each of its axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shardsim.cost.predict import Prediction
+from shardsim.machine import Machine
 from shardsim.plan import Plan
 from shardsim.report.links import axis_use
 from shardsim.report.style import INK, MARKERS, MUTED, PAPER, SERIES, bare, picture, plain, styled
@@ -61,7 +62,8 @@ def mesh_on_torus(item: Prediction | Plan) -> Figure:
     longest = max(min(length, MOST_DOTS) for _, length, _ in rows)
     for (name, length, wrapped), found in lines:
         y -= 0.3
-        axes.text(0, y, _title(name, length, wrapped), va="center", fontweight="bold")
+        title = _title(plan.machine, name, length, wrapped)
+        axes.text(0, y, title, va="center", fontweight="bold")
         if name in busy:
             axes.text(
                 1.0,
@@ -80,14 +82,17 @@ def mesh_on_torus(item: Prediction | Plan) -> Figure:
     axes.set_ylim(y + 0.1, 0)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_xlabel("chips in order along each torus axis; filled: one group of a mesh axis")
+    switched = plan.machine.chip.interconnect == "switch"
+    along = "a node, nodes above" if switched else "each torus axis"
+    axes.set_xlabel(f"chips in order along {along}; filled: one group of a mesh axis")
     bare(axes)
     return figure
 
 
-def _title(name: str, length: int, wrapped: bool) -> str:
+def _title(machine: Machine, name: str, length: int, wrapped: bool) -> str:
     if name == "dcn":
-        return f"data-centre network: {length} slices"
+        nodes = machine.chip.interconnect == "switch"
+        return f"between nodes: {length}" if nodes else f"data-centre network: {length} slices"
     if name == "core":
         return f"inside a chip: {length} devices"
     if name == "node":

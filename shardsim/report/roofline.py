@@ -39,7 +39,7 @@ class MatmulPoint:
 GROUPS = (
     "forward",
     "recomputed",
-    "input gradients (dx)",
+    "input gradients",
     "weight gradients (dW)",
     "attention",
     "embedding and head",
@@ -90,11 +90,9 @@ def _group(name: str, kind: str, phase: str) -> str:
         return "attention"
     if name.endswith(" again"):
         return "recomputed"
-    if name.endswith(" dx"):
-        return "input gradients (dx)"
     if name.endswith(" dW"):
         return "weight gradients (dW)"
-    return "forward"
+    return "input gradients" if phase == "backward" else "forward"
 
 
 def matmuls(item: Prediction) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shardsim.plan import dump_plan
 from shardsim.plan.words import mesh_text, techniques
+from shardsim.planner.compare import how_priced
 from shardsim.report.document import Bullets, Code, Drawing, Facts, Item, Section, Text
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.specs import activation_specs, axis_sentences, specs, weight_specs
@@ -58,6 +59,12 @@ def answer(study: Study) -> Section:
         )
     )
     items.append(Text(text=_days(study)))
+    items.append(
+        Text(
+            text=f"Priced {how_priced([study.plan], item.costs)}, done as {item.implementation}: "
+            "so is all on this page but published runs and what compilers made."
+        )
+    )
     return Section(title="Answer", items=items)
 
 
@@ -105,7 +112,7 @@ def the_plan(study: Study) -> Section:
         Bullets(lines=axis_sentences(plan)),
         Drawing(
             figure=mesh_on_torus(study.prediction),
-            caption="Which mesh axis lies on which torus axis. Filled marks are the members of one "
+            caption="Which mesh axis lies on which links. Filled marks are the members of one "
             "group of a mesh axis, a bracket closes a ring. The links are busy for as long as "
             "collectives over them would take alone, hidden or not.",
         ),
@@ -137,7 +144,7 @@ def reproduce(study: Study) -> Section:
         f"{sequence} --optimizer {plan.optimizer} --attention {plan.attention}"
         f" --op-costs {plan.op_costs}",
         "shardsim validate",
-        f"shardsim report {' '.join(study.page)} -o report.html",
+        f"shardsim report {' '.join(study.page)}{_trained(study)} -o report.html",
     ]
     return Section(
         title="Commands that reproduce it",
@@ -147,6 +154,13 @@ def reproduce(study: Study) -> Section:
             Code(text=dump_plan(plan)),
         ],
     )
+
+
+def _trained(study: Study) -> str:
+    """Return the options of a report that say for what it trains."""
+    tokens = "" if study.tokens is None else f" --tokens {study.tokens:.15g}"
+    price = study.chip_hour_price
+    return tokens + ("" if price is None else f" --chip-hour-price {price:g}")
 
 
 def peak_words(study: Study) -> str:

@@ -7,6 +7,7 @@ from shardsim.report.plots_search import cost_front
 from shardsim.report.study import Study
 from shardsim.report.words import count_words, days_words
 from shardsim.views.plans import PLANS, named
+from shardsim.views.plans import columns as of_plans
 from shardsim.views.table import Column, pick
 
 
@@ -26,7 +27,7 @@ def cost_section(study: Study) -> Section:
             ",.0f",
         ),
         Column("cost", "cost", study.cost, ",.0f"),
-        *pick(PLANS, "mesh"),
+        *of_plans([study.prediction], "mesh"),
     ]
     return Section(
         title="What it costs",

@@ -7,7 +7,8 @@ from statistics import median
 
 from shardsim.answers.why_not import why_lost
 from shardsim.cost.predict import Prediction
-from shardsim.planner.compare import HOW
+from shardsim.machine import Chip
+from shardsim.planner.compare import how_priced
 from shardsim.report.document import Beside, Bullets, Drawing, Item, Section, Text
 from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
@@ -22,6 +23,7 @@ from shardsim.units import show_percent
 from shardsim.views import what_ifs
 from shardsim.views.evidence import published
 from shardsim.views.plans import PLANS, named
+from shardsim.views.plans import columns as of_plans
 from shardsim.views.table import Column, pick
 
 
@@ -82,8 +84,9 @@ def runners_section(study: Study) -> Section:
     if not item.fits:
         how += " but does not fit in HBM"
     numbered = [(str(number), other) for number, other in enumerate(found.predictions, 1)]
+    shown = ("mfu", "step_time_s", "hbm_peak_gib", "mesh", "remat", "microbatches")
     columns = [
-        *pick(PLANS, "mfu", "step_time_s", "hbm_peak_gib", "mesh", "remat", "microbatches"),
+        *of_plans([item], *shown),
         Column("why", "why", lambda one: "the best found" if one is best else why_lost(best, one)),
     ]
     return Section(
@@ -92,7 +95,8 @@ def runners_section(study: Study) -> Section:
             Text(
                 text=f"The same model, slice and batch searched anew: {found.searched:,} plans "
                 f"considered, {found.fit:,} of them fit. This plan is {how}, "
-                f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. {_ranked(item)} "
+                f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. All are "
+                f"priced as this plan is, {how_priced([item.plan], item.costs)}. "
                 "Of plans with equal sizes of all mesh axes only the best is listed."
             ),
             named([("this plan", item), *numbered], columns),
@@ -100,16 +104,13 @@ def runners_section(study: Study) -> Section:
     )
 
 
-def _ranked(item: Prediction) -> str:
-    """Return by which op costs a search for the plan's own machine ranks."""
-    if item.costs == "compiler":
-        return "All are ranked as the TPU compiler schedules plans."
-    text = "All are ranked by the chip's figures, as this plan is priced"
-    if item.plan.machine.chip.compiler is None:
-        return f"{text}."
+def _rates(chip: Chip) -> str:
+    """Return where the rates of a chip without published runs come from."""
+    if chip.kernels is None:
+        return "its figures are the vendor's, and nothing says how much of them is reached."
     return (
-        f"{text}; by default shardsim plan ranks as the TPU compiler schedules plans, "
-        "which can prefer others."
+        "what kernels take was measured on such a chip (shardsim validate --measured); links have "
+        "published figures."
     )
 
 
@@ -132,9 +133,8 @@ def trust_section(study: Study) -> Section:
     else:
         items.append(
             Text(
-                text=f"No published run on {chip.name} was compared: its figures are the "
-                "vendor's, and nothing says how much of them is reached.",
-                warning=True,
+                text=f"No published run on {chip.name} was compared: {_rates(chip)}",
+                warning=chip.kernels is None,
             )
         )
     constants = [
@@ -192,6 +192,7 @@ def _range(study: Study) -> Text:
 def comparison_section(studies: list[Study], costs: str) -> Section:
     """Return several plans side by side."""
     first = studies[0].prediction
+    how = how_priced((study.plan for study in studies), costs)
     studied = {id(study.prediction): study for study in studies}
 
     def against(item: Prediction) -> str:
@@ -201,7 +202,7 @@ def comparison_section(studies: list[Study], costs: str) -> Section:
     columns = [
         *pick(PLANS, "mfu", "step_time_s", "hbm_peak_gib", "fits"),
         Column("days", "days", lambda item: studied[id(item)].days, ",.1f"),
-        *pick(PLANS, "mesh"),
+        *of_plans((study.prediction for study in studies), "mesh"),
         Column("why", "against the first", against),
     ]
     if studies[0].chip_hour_price is not None:
@@ -210,7 +211,7 @@ def comparison_section(studies: list[Study], costs: str) -> Section:
     return Section(
         title="Side by side",
         items=[
-            Text(text=f"All plans are priced {HOW[costs]}, whatever their files say."),
+            Text(text=f"All plans are priced {how}, whatever their files say."),
             named(items, columns),
             Drawing(
                 figure=step_breakdown(

@@ -36,7 +36,7 @@ def fidelity(study: Study) -> list[Item]:
     item, simulation = study.prediction, study.simulation
     levels = [("analytic", "closed forms over the tasks of one device", item.mfu, item.step_time_s)]
     if simulation is not None:
-        what = "the step played on the links of the torus"
+        what = "the step played on the links of the machine"
         levels.append(("events", what, simulation.mfu, simulation.step_time_s))
     found = compiled_pairs(study.plan)
     if kept := same_plan(study.plan, found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardsim.cost.words import links_words
 from shardsim.report.document import Beside, Drawing, Section, Text
 from shardsim.report.links import axis_use
 from shardsim.report.moments import moments
@@ -50,7 +51,7 @@ def hbm_section(study: Study) -> Section:
             Drawing(
                 figure=hbm_over_step(item),
                 caption=f"HBM of one device at five moments of the step; it peaks at the "
-                f"{item.peak_moment}. The dashed line is what the compiler offers.",
+                f"{item.peak_moment}. The dashed line is what programs may use.",
             ),
         ],
     )
@@ -78,10 +79,9 @@ def collectives_section(study: Study) -> Section:
 
 
 def _links(study: Study) -> str:
-    """Return how busy the links of each torus axis are."""
+    """Return how busy the links of each axis of the machine are."""
     parts = [
-        f"{'the data-centre network' if name == 'dcn' else f'torus axis {name}'} for "
-        f"{100 * busy:.0f} %"
+        f"{links_words(study.plan.machine, name)} for {100 * busy:.0f} %"
         for name, busy in axis_use(study.prediction).items()
     ]
     return f"Links carry traffic of collectives, hidden or not: of {', '.join(parts)} of the step."

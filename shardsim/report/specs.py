@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
+from shardsim.cost.words import links_words
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.plan.split import lengths, split
@@ -34,12 +35,17 @@ def axis_sentences(plan: Plan) -> list[str]:
             if factor == 1:
                 continue
             if torus is None:
-                places.append(f"{factor} slices over the data-centre network")
+                what = "nodes" if plan.machine.chip.interconnect == "switch" else "slices"
+                places.append(f"{factor} {what} over {links_words(plan.machine, name)}")
+            elif torus.switched:
+                places.append(f"{factor} of the {torus.length} chips of a node")
             elif factor == torus.length:
                 form = "a ring" if torus.wrapped else "a line"
-                places.append(f"all {factor} of torus axis {name} ({form})")
+                places.append(f"all {factor} of {links_words(plan.machine, name)} ({form})")
             else:
-                places.append(f"{factor} of the {torus.length} on torus axis {name}")
+                places.append(
+                    f"{factor} of the {torus.length} on {links_words(plan.machine, name)}"
+                )
         where = f"; it lies on {' and '.join(places)}" if places else ""
         lines.append(f"{axis.name} = {axis.size}: {job}{where}.")
     return lines

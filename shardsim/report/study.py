@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +19,7 @@ from shardsim.planner.whatif import Ablation, ablate
 from shardsim.validate.runs import Validation, published_runs, validate
 
 RUNNERS_UP = 6
+Progress = Callable[[int, int], None]  # told (done, of how many)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class Studies:
     images: float | None = None
     chip_hour_price: float | Prices | None = None
     searched: dict[Any, SearchResult | None] = field(default_factory=dict)
+    progress: Progress | None = None  # of a search
 
     def of(self, plan: Plan, path: str, page: tuple[str, ...], validation: Validation) -> Study:
         """Return the study of one plan."""
@@ -164,6 +166,7 @@ class Studies:
                     attention=plan.attention,
                     precision=plan.precision,
                     costs=plan.op_costs,
+                    progress=self.progress,
                 )
             except ShardsimError:
                 self.searched[key] = None

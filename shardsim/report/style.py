@@ -19,20 +19,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
-# Each colour is told apart from all others in the SVG, where it becomes a variable of the page:
-# name -> (on light, on dark).
-COLOURS: dict[str, tuple[str, str]] = {
-    "ink": ("#1b1f24", "#e8eaed"),
-    "muted": ("#5f6875", "#a3abb8"),
-    "grid": ("#d9dde3", "#3a404a"),
-    "paper": ("#fdfdfe", "#16191e"),
-    "c0": ("#17406d", "#9cc7f0"),
-    "c1": ("#c4562f", "#e2764e"),
-    "c2": ("#2f9c8f", "#2f857b"),
-    "c3": ("#e8b64a", "#f2cb6c"),
-    "c4": ("#7a4b8c", "#c39ad3"),
-    "c5": ("#b9c2ce", "#5d6675"),
-}
+from shardsim.views.colours import COLOURS
+
+# Each colour of `COLOURS` is told apart from all others in the SVG, where it becomes a variable of
+# the page.
 INK, MUTED, GRID, PAPER = (COLOURS[name][0] for name in ("ink", "muted", "grid", "paper"))
 SERIES = tuple(COLOURS[f"c{index}"][0] for index in range(6))
 HATCHES = ("", "//", "..", "\\\\", "xx", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shardsim.errors import FileError, ShardsimError
@@ -17,9 +18,10 @@ from shardsim.report.document import Chapter, Document, Section
 from shardsim.report.markdown import with_pictures
 from shardsim.report.page import to_html
 from shardsim.report.sections_cost import cost_section
-from shardsim.report.study import Studies, Study, validated
+from shardsim.report.study import Progress, Studies, Study, validated
 from shardsim.report.style import to_png
 
+STEPS = 1000  # of progress for one plan
 HTML = (".html", ".htm")
 MARKDOWN = (".md", ".markdown")
 
@@ -32,7 +34,7 @@ def check_target(path: str | os.PathLike[str]) -> str:
     )
     if kind is None:
         raise FileError(f"{path}: a report ends with .html or .md")
-    if target.is_dir() or not target.parent.is_dir():
+    if os.path.isdir(target) or not os.path.isdir(target.parent):
         raise FileError(f"cannot write {path}: {target.parent} is not a folder")
     if not os.access(target.parent, os.W_OK):
         raise FileError(f"cannot write {path}: Permission denied")
@@ -46,19 +48,21 @@ def write_report(
     tokens: float | None = None,
     images: float | None = None,
     chip_hour_price: float | Prices | None = None,
+    progress: Progress | None = None,
 ) -> list[Study]:
     """Write what is known about `plans` to `path` (.html or .md), each file whole or not at all.
 
     `plans` are plans, plan files or names of shipped plans. With `tokens` (or `images`) to train
     on, days and chip-hours are given, with `chip_hour_price` (in any currency) what they cost
     (or a price by the chip's name).
-    The pictures of report.md go into the folder report_files. Returns the studies behind it.
+    The pictures of report.md go into the folder report_files. `progress` is told (done, of how
+    many). Returns the studies behind it.
 
         write_report(["vit-22b-published-tp8", "plan.yaml"], "report.html", images=4e9)
     """
     kind = check_target(path)
     document, studies = report_document(
-        plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price
+        plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price, progress=progress
     )
     if kind == "html":
         write_text(path, to_html(document))
@@ -86,6 +90,7 @@ def report_document(
     tokens: float | None = None,
     images: float | None = None,
     chip_hour_price: float | Prices | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Document, list[Study]]:
     """Return a report as a document, and the studies behind it."""
     given = [plans] if isinstance(plans, (Plan, str, os.PathLike)) else list(plans)
@@ -103,10 +108,21 @@ def report_document(
     paths = tuple(_path(one) for one in given)
     makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
     validation = validated()
-    studies = [
-        makes.of(plan, path, paths, validation) for plan, path in zip(plans, paths, strict=True)
-    ]
-    return _document(studies, costs), studies
+    studies: list[Study] = []
+
+    def tell(done: int, of: int) -> None:
+        """Tell how far a search is as a part of all that is done for the plans and the page."""
+        if progress is not None:
+            progress(int(STEPS * (len(studies) + done / of)), STEPS * (len(plans) + 1))
+
+    makes = replace(makes, progress=tell)
+    for plan, path in zip(plans, paths, strict=True):
+        tell(0, 1)
+        studies.append(makes.of(plan, path, paths, validation))
+    tell(0, 1)
+    document = _document(studies, costs)
+    tell(1, 1)
+    return document, studies
 
 
 def _path(plan: PlanOrPath) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator
 
 import simpy
 
+TOLD_EVERY = 100  # calls, where somebody wants to know the time
+
 Call = Callable[[], None]
 
 
@@ -50,6 +52,8 @@ class Clock:
         self.now = 0.0
         self.unfinished = 0  # processes
         self._passed = 0
+        self.tell: Callable[[float], None] | None = None  # called with the time, now and then
+        self._told = 0
         self._instants: dict[float, list[Call]] = {}
 
     @property
@@ -75,6 +79,9 @@ class Clock:
         for call in due:
             call()
         self._passed += len(due)
+        if self.tell is not None and self._passed - self._told > TOLD_EVERY:
+            self._told = self._passed
+            self.tell(self.now)
         del self._instants[time]
 
     def timer(self, seconds: float) -> Mark:

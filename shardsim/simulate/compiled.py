@@ -77,6 +77,7 @@ def _with_flights(replayed: Replayed, engine: TapeEngine) -> Replayed:
             flown[spec.name] += seconds
     price = replayed.price
     price.collectives = [
-        dataclasses.replace(cost, time_s=flown[cost.task.name]) for cost in price.collectives
+        dataclasses.replace(cost, time_s=flown.get(cost.task.name, cost.time_s))
+        for cost in price.collectives
     ]
     return replayed

@@ -15,6 +15,8 @@ from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.planned import StepEngine
 from shardsim.simulate.spare import refuse_broken
 
+PARTS = 10_000  # of a step, as progress counts them
+
 
 def simulate_plan(
     plan: PlanOrPath,
@@ -28,6 +30,7 @@ def simulate_plan(
     jitter: float | None = None,
     seed: int = 0,
     watch: Callable[[Span], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Simulate one step of `plan`, with `costs` and as `implementation` says (see `predict`).
 
@@ -35,7 +38,8 @@ def simulate_plan(
     computes. `dead_link` is (device, port), see `topology.py`. `jitter` is the relative standard
     deviation of each device's time for each layer, drawn from `seed`. `perturbation` takes all of
     these and more; `what_if` reads one from words. `unfold` simulates every chip and every link
-    for itself. `watch` is told of every collective and operation of one chip of each class.
+    for itself. `watch` is told of every collective and operation of one chip of each class,
+    `progress(done, total)` now and then of how far the step is.
     """
     began, plan = time.perf_counter(), as_plan(plan)
     wanted = (perturbation or Perturbation()).also(
@@ -45,7 +49,12 @@ def simulate_plan(
     layout = resolve(plan)
     analytic = predict(plan, layout, costs=costs, implementation=implementation)
     engine = StepEngine(plan.machine, layout, analytic, wanted, unfold, watch)
+    if progress is not None:
+        whole_s = analytic.step_time_s
+        engine.clock.tell = lambda now: progress(round(PARTS * min(now / whole_s, 0.99)), PARTS)
     engine.run()
+    if progress is not None:
+        progress(PARTS, PARTS)
     step_time_s = engine.step_time_s
     slower = step_time_s / analytic.step_time_s
     parts = dict(analytic.time)

@@ -105,11 +105,14 @@ def tensors(items: Iterable[Tensor]) -> Table:
     return table(columns, items)
 
 
+NAMED = 30  # letters of an entry's name
+
+
 def kept(items: Iterable[Entry]) -> Table:
     """Return what a cache holds."""
     columns = [
         Column("kind", "kind", attrgetter("kind")),
-        Column("name", "name", lambda one: one.path.name),
+        Column("name", "name", lambda one: one.path.stem[:NAMED]),
         Column("bytes", "size", attrgetter("size_bytes"), "bytes"),
         Column("time", "written", lambda one: strftime("%Y-%m-%d %H:%M", localtime(one.time_s))),
     ]

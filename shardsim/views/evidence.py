@@ -15,6 +15,7 @@ from shardsim.views.table import Column, Table, names, pick, table, yes_no
 from shardsim.views.write import markdown
 
 if TYPE_CHECKING:
+    from shardsim.validate.effects import Effect
     from shardsim.validate.measured import Measured, Step
     from shardsim.validate.runs import Row, Validation
     from shardsim.xla.tpu.agreement import Pair
@@ -79,6 +80,29 @@ def measured_steps(found: Measured, noted: Sequence[str] = ()) -> Table:
         Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
     ]
     return table(columns, found.steps)
+
+
+def changes(found: Sequence[Effect]) -> Table:
+    """Return published effects of single changes beside their predictions, as fractions."""
+    columns = [
+        Column("id", "effect", attrgetter("id")),
+        Column("quantity", "of", attrgetter("quantity")),
+        Column("published", "published", attrgetter("published"), "+.1f", "%"),
+        Column("predicted", "predicted", attrgetter("predicted"), "+.1f", "%"),
+        Column("sign", "sign", attrgetter("sign"), show=yes_no),
+        Column("close", "within a third", attrgetter("close"), show=yes_no),
+    ]
+    return table(columns, found)
+
+
+def changes_words(found: Sequence[Effect]) -> list[str]:
+    """Return how many are right, and what each change and its source are."""
+    right, close = (sum(getattr(one, name) for one in found) for name in ("sign", "close"))
+    lines = [f"{right} of {len(found)} go the right way, {close} are within a third of their size"]
+    for one in found:
+        lines.append(f"{one.id}: {one.what} ({one.source})")
+        lines += [f"  {key}: {text}" for key, text in one.filled.items()]
+    return lines
 
 
 def measured_words(kind: str, summary: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardsim.cost.words import figure_words
 from shardsim.plan.words import mesh_text
 from shardsim.units import GIB, show_bytes, show_percent, show_time
-from shardsim.views.plans import FITS, MFU, PEAK, STEP
+from shardsim.views.plans import MFU, PEAK, STEP
 from shardsim.views.table import Column, Table, table
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # rows of a table; JSON has all
 OF_A_KIND = 3  # of changes that gain most
+ANOTHER = 5.0  # times the prediction: that is no gap, but another run
 VISIBLE = 1e-3  # a gain, a share
 VISIBLE_BYTES = 0.02  # of the peak
 
@@ -82,9 +83,15 @@ def limits(items: Iterable[Sensitivity], chip: Chip) -> Table:
     return table(columns, items)
 
 
+def _fit(how: tuple[bool, bool]) -> str:
+    fits, has_room = how
+    return "yes" if has_room else "recomputing" if fits else "no"
+
+
 TRIALS = (
     Column("set", "--set", attrgetter("text")),
-    *(one.within(attrgetter("prediction")) for one in (STEP, MFU, PEAK, FITS)),
+    *(one.within(attrgetter("prediction")) for one in (STEP, MFU, PEAK)),
+    Column("fits", "fits", attrgetter("prediction.fits", "has_room"), show=_fit),
     Column("gain", "gain", attrgetter("gain"), "+.1f", "%"),
     Column("chips", "chips", lambda one: one.prediction.plan.machine.chips, ",d"),
 )
@@ -92,8 +99,9 @@ TRIALS = (
 
 def helping(item: Explanation) -> list[Table | str]:
     """Return the changes that would help most: to fit, to be faster, to free HBM."""
-    fit = [one for one in item.trials if one.prediction.fits]
+    fit = [one for one in item.trials if one.has_room]
     if not item.fits:
+        fit = fit or [one for one in item.trials if one.prediction.fits]
         if not fit:
             return ["no single change makes it fit; the one that needs least:", *_least(item)]
         return ["what would make it fit, cheapest first (gain: of the time per token):", "",
@@ -141,11 +149,17 @@ CAUSES = (
 def measured(item: Measured) -> list[Table | str]:
     """Return what a measured step says."""
     more = item.ratio - 1.0
-    way = "longer" if more > 0 else "shorter"
+    way = f"{show_percent(abs(more))} {'longer' if more > 0 else 'shorter'} than predicted"
+    if item.ratio > ANOTHER:
+        way = f"{item.ratio:,.3g} times what is predicted: is it of one step, and of this plan?"
     found: list[Table | str] = [
-        f"measured: {show_time(item.step_time_s)}, MFU {show_percent(item.mfu)}: "
-        f"{show_percent(abs(more))} {way} than predicted"
+        f"measured: {show_time(item.step_time_s)}, MFU {show_percent(item.mfu)}: {way}"
     ]
+    if item.step_time_s < item.at_peak_s:
+        found.append(
+            f"this plan cannot be so fast: what it executes takes {show_time(item.at_peak_s)} at "
+            "the chip's peak; the run computes less again, another batch, or in another format"
+        )
     usual = item.usual_error
     if usual is not None:
         within = abs(more) <= usual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,24 @@ PLANS = (
     FITS,
     Column("limited_by", "limited by", lambda item: item.limited_by),
 )
+# What steps are worth whose sequences have many lengths.
+REAL = (
+    Column(
+        "mfu_over_real_tokens",
+        "MFU over real tokens",
+        lambda item: item.real and item.real.mfu_over_real_tokens,
+        ".1f",
+        "%",
+    ),
+    Column("padding", "padding", lambda item: item.real and item.real.padding_share, ".1f", "%"),
+    Column(
+        "real_tokens_per_s_per_chip",
+        "real tokens/s/chip",
+        lambda item: item.real and item.real.real_tokens_per_s_per_chip,
+        ",.1f",
+    ),
+)
+ON_NODES = "mesh (node, dcn between nodes)"  # GPUs lie on no torus
 FOUND = (
     *("mesh", "remat", "microbatches", "collective_matmul", "mfu", "step_time_s", "exposed"),
     *("hbm_peak_gib", "limited_by"),
@@ -77,6 +96,16 @@ def beyond(items: Iterable[Prediction]) -> list[str]:
     """Return what is said of plans whose MFU is above 100 %, or above HFU."""
     said = [text for item in items for text in item.warnings if text.startswith("MFU is above")]
     return said[:1]
+
+
+def columns(items: Iterable[Prediction], *keys: str) -> list[Column]:
+    """Return columns of plans by their keys, the mesh's named for the machines that there are."""
+    switched = {item.plan.machine.chip.interconnect == "switch" for item in items}
+    heading = ON_NODES if switched == {True} else ""
+    return [
+        replace(one, heading=heading) if heading and one.key == "mesh" else one
+        for one in pick(PLANS, *keys)
+    ]
 
 
 def several(values: Iterable[Any]) -> bool:
@@ -106,8 +135,8 @@ def found(
     shown = [key for key in FOUND if not more or key not in DETAILS]
     if any(context_text(item.plan) for item in items):
         shown.insert(1, "context")
-    columns = [one.within(itemgetter(1)) for one in (*pick(PLANS, *first, *shown), *more)]
-    return table([Column("number", "#", itemgetter(0), "d"), *columns], enumerate(items, 1), title)
+    own = [one.within(itemgetter(1)) for one in (*columns(items, *first, *shown), *more)]
+    return table([Column("number", "#", itemgetter(0), "d"), *own], enumerate(items, 1), title)
 
 
 def named(items: Iterable[tuple[str, Prediction]], columns: Iterable[Column]) -> Table:
@@ -159,7 +188,8 @@ def side_by_side(
         return _per_token(item) / _per_token(items[0]) - 1
 
     context = any(context_text(item.plan) for item in items)
-    rows = [*pick(PLANS, *(key for key in SIDE_BY_SIDE if context or key != "context"))]
+    rows = columns(items, *(key for key in SIDE_BY_SIDE if context or key != "context"))
+    rows += REAL if any(item.real for item in items) else ()
     rows.append(
         Column("change", f"{'time per token' if batches else 'step'} +%", change, "+.1f", "%")
     )
@@ -169,10 +199,10 @@ def side_by_side(
     rows += more
     rows += [one for one in step_columns(items) if any(one.get(item) for item in items)]
     rows += pick(PLANS, "hbm_peak_gib", "hbm_free_gib", "fits", "limited_by")
-    columns = [Column("figure", "", lambda row: row.label)]
+    shown = [Column("figure", "", lambda row: row.label)]
     both = zip(names, items, strict=True)
-    columns += [Column(name, name, _shown(item)) for name, item in both]
-    return table(columns, rows)
+    shown += [Column(name, name, _shown(item)) for name, item in both]
+    return table(shown, rows)
 
 
 def _per_token(item: Prediction) -> float:

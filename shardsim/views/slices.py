@@ -7,8 +7,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from shardsim.units import show_count
-from shardsim.views.plans import PLANS
-from shardsim.views.table import Column, Table, pick, table
+from shardsim.views.plans import columns as of_plans
+from shardsim.views.table import Column, Table, table
 
 if TYPE_CHECKING:
     from shardsim.answers.slices import Choice
@@ -32,7 +32,8 @@ def trained(training: Training) -> str:
 def best_of_each(items: Sequence[Choice], training: Training | None) -> Table:
     """Return the best plan of each slice, the front and the smallest marked."""
     best = attrgetter("best")
-    shown = pick(PLANS, "mesh", "mfu", "step_time_s", "hbm_peak_gib")
+    found = [one.best for one in items if one.best is not None]
+    shown = of_plans(found, "mesh", "mfu", "step_time_s", "hbm_peak_gib")
     more = [Column("chip_seconds", "chip-s/step", _chip_seconds, ",.4g")]
     if training is not None:
         days, chip_hours, *cost = training_columns(training)

@@ -67,16 +67,16 @@ def _widths(table: Table, width: int) -> list[int]:
     most = [max(map(len, texts)) for texts in columns]
     least = []
     for column, (label, *texts) in zip(table.columns, columns, strict=True):
-        whole = [text for text in texts if column.number]
+        whole = [text for text in texts if column.form]
         words = [word for text in (label, *texts) for word in text.split()]
-        words = label.split() if column.number else words
+        words = label.split() if column.form else words
         least.append(max(map(len, (*whole, *words, " "))))
     room = width - GAP * (len(columns) - 1)
     while sum(least) > room:  # long words of text are broken
         long = [
             (size, index)
             for index, size in enumerate(least)
-            if size > NARROWEST and not table.columns[index].number
+            if size > NARROWEST and not table.columns[index].form
         ]
         if not long:
             return []

@@ -7,7 +7,7 @@ from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from shardsim.units import GIB
-from shardsim.views.plans import FITS, MFU, PLANS, STEP
+from shardsim.views.plans import FITS, MFU, PLANS, REAL, STEP
 from shardsim.views.table import Column, Table, pick, table
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def swept(rows: Iterable[tuple[Mapping[str, Any], Prediction | None, str]]) -> T
     rows = list(rows)
     keys = dict.fromkeys(key for changes, _, _ in rows for key in changes)
     main = pick(PLANS, "mfu", "hfu", "step_time_s", "tokens_per_s_per_chip", "hbm_peak_gib", "fits")
+    if any(item and item.real for _, item, _ in rows):
+        main = [*main[:-2], *REAL, *main[-2:]]
     columns = [
         *(Column(key, key, itemgetter(key), right=True).within(itemgetter(0)) for key in keys),
         *(one.within(itemgetter(1)) for one in main),

@@ -1,12 +1,16 @@
-"""A table written as text, HTML, Markdown or a pandas frame; the terminal's is `terminal`."""
+"""A table written as text, HTML, Markdown, cells or a pandas frame; the terminal's is `terminal`.
+
+And plain data as JSON.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardsim.views.table import Column, Table
 
@@ -85,6 +89,37 @@ def html(table: Table) -> str:
     head = f"<thead>{row(table.labels, len(kinds))}</thead>" if headed else ""
     body = "\n".join(row(each, 0 if headed else 1) for each in cells)
     return f"<table>{caption}{head}<tbody>\n{body}</tbody></table>"
+
+
+def cells(table: Table) -> dict[str, Any]:
+    """Return headings, sides and cells as they show, for a page that builds its own elements."""
+    return {
+        "title": table.title,
+        "columns": [
+            {"key": one.key, "label": label, "number": one.number}
+            for one, label in zip(table.columns, table.labels, strict=True)
+        ],
+        "rows": table.cells,
+    }
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Return plain data as JSON; not-a-number and infinity become null.
+
+    >>> json_text({"a": float("inf"), "b": (1, 2)})
+    '{"a": null, "b": [1, 2]}'
+    """
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    return data
 
 
 def safe(text: str) -> str:

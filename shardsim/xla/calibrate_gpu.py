@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from shardsim.cost.costs import HEAD_DIM_TILE, KernelCosts
-from shardsim.errors import HardwareError, ShardsimError
+from shardsim.errors import HardwareError
 from shardsim.machine import Chip, load_chip, override_chip
 from shardsim.machine.catalog import find_name
 from shardsim.machine.kernels import Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
 from shardsim.program.schedule import Work
+from shardsim.xla.child import Child
 from shardsim.xla.host import Progress
 from shardsim.xla.profile.learn import hardware_file
 
@@ -67,8 +63,8 @@ def calibrate_gpu(
 ) -> Calibration:
     """Measure the device that JAX finds, as the chip called `name` or as it calls itself."""
     say = progress or (lambda text: None)
-    with _Bench() as bench:
-        here = bench.ask(bench="devices")
+    with benches() as bench:
+        here = bench.ask({"bench": "devices"})
         say(f"{here['kind']} ({here['platform']})")
         found = find_name(name or here["kind"])
         if found is None:
@@ -78,7 +74,7 @@ def calibrate_gpu(
             )
 
         def ask(**request: Any) -> float:
-            taken = float(bench.ask(**request)["seconds"])
+            taken = float(bench.ask(request)["seconds"])
             say(f"{' '.join(map(str, request.values()))}: {1e3 * taken:.3f} ms")
             return taken
 
@@ -204,43 +200,11 @@ def _attention(ask: Ask, shape: tuple[int, int, int, int], gradient: bool) -> fl
     )
 
 
-class _Bench:
-    """A process that has the device, asked one bench after another."""
-
-    def __enter__(self) -> _Bench:
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "shardsim.xla.kernel_bench"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=environment,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send one request and return the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            said = [one.strip() for one in self._log if one.strip()]
-            raise ShardsimError(f"the process that measures ended: {(said or ['no reason'])[-1]}")
-        told: dict[str, Any] = json.loads(line)
-        if "error" in told:
-            raise ShardsimError(f"not measured: {told['error']}")
-        return told
+def benches() -> Child:
+    """Return a process that has the device and times what it is asked (see `kernel_bench`)."""
+    return Child(
+        "shardsim.xla.kernel_bench",
+        {},
+        called="the process that measures",
+        failing="not measured",
+    )

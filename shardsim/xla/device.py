@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
 from shardsim.cost.predict import predict
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
-from shardsim.errors import PlanError, ShardsimError
+from shardsim.errors import PlanError
 from shardsim.machine.catalog import find_name
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
 from shardsim.validate.measured import append_result
+from shardsim.xla.child import Child
 from shardsim.xla.compare import answer
 from shardsim.xla.host import Progress
 
 # Relative, of loss and gradients of the tiny copy in float32. Kernels of GPUs and TPUs sum in
 # another order than the reference, so errors are larger than between host devices.
 LARGEST_ERROR = 1e-4
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 MEMORY_SHARE = ".93"  # of a GPU's memory that JAX may take
 BUDGET_S = 4.0  # for the timed steps
 
@@ -98,22 +97,10 @@ def _row(plan: Plan, here: dict[str, Any], measured: dict[str, Any]) -> dict[str
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     """Ask one process; it has the devices to itself and ends with its answer."""
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": MEMORY_SHARE} | dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    done = subprocess.run(
-        [sys.executable, "-m", "shardsim.xla.device_worker"],
-        input=json.dumps(request) + "\n",
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    line = next((line for line in done.stdout.splitlines() if line.startswith("{")), "")
-    if not line:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ShardsimError(f"the process with JAX's devices ended: {(said or ['no reason'])[-1]}")
-    told: dict[str, Any] = json.loads(line)
-    if "error" in told:
-        raise ShardsimError(f"the plan did not run on JAX's devices: {told['error']}")
-    return told
+    with Child(
+        "shardsim.xla.device_worker",
+        {} if MEMORY in os.environ else {MEMORY: MEMORY_SHARE},
+        called="the process with JAX's devices",
+        failing="the plan did not run on JAX's devices",
+    ) as child:
+        return child.ask(request)

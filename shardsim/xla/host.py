@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
-from types import TracebackType
 from typing import Any
 
 from shardsim.emit.runtime.host import thread_variables
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
-from shardsim.errors import PlanError, ShardsimError
+from shardsim.errors import PlanError
 from shardsim.plan import Plan, PlanOrPath, as_plan
+from shardsim.xla.child import Child
 from shardsim.xla.compare import UNPLANNED, Comparison, answer
 from shardsim.xla.hlo import read_hlo
 
@@ -34,10 +26,6 @@ _FLAGS = (
     "cpu-all-reduce-combiner,small-while-loop-hoisting"
 )
 
-# How XLA's log begins its lines: severity and date, time, thread, file and line.
-_LOGGED = re.compile(r"^(?P<severity>[IWEF])\d{4} .*?\] (?P<text>.*)$", re.MULTILINE)
-_LAST_BYTES = 20_000
-
 Progress = Callable[[str], None]
 
 
@@ -50,7 +38,7 @@ def host_environment(devices: int, flags: str = "") -> dict[str, str]:
     }
 
 
-class HostDevices:
+class HostDevices(Child):
     """A process with `devices` host devices that runs plans one after another.
 
     Its environment is its own, so the caller's JAX (if any) keeps the devices it has.
@@ -60,69 +48,13 @@ class HostDevices:
         self, devices: int = 8, *, module: str = "shardsim.xla.worker", flags: str = _FLAGS
     ) -> None:
         self.devices = devices
-        environment = os.environ | host_environment(devices, flags)
-        environment["TF_CPP_MIN_LOG_LEVEL"] = "2"
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=environment,
-            text=True,
+        super().__init__(
+            module,
+            host_environment(devices, flags),
+            called="the process with host devices",
+            failing="the plan did not run on host devices",
+            options=("-W", "error"),
         )
-
-    def __enter__(self) -> HostDevices:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-        self._log.close()
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and return the answer; see `shardsim.xla.worker`."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self._process.stdout.readline()
-        if not line:
-            raise ShardsimError(self._why_it_ended())
-        told: dict[str, Any] = json.loads(line)
-        if "error" in told:
-            raise ShardsimError(f"the plan did not run on host devices: {told['error']}")
-        return told
-
-    def _why_it_ended(self) -> str:
-        """Return one line on a process that gives no more answers, with its last message."""
-        if missing := [name for name in ("jax", "optax") if find_spec(name) is None]:
-            return f"host devices need {' and '.join(missing)}: pip install 'shardsim[jax]'"
-        code = self._process.wait()
-        how = f"ended with exit status {code}"
-        if code < 0:
-            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LAST_BYTES))
-        text = self._log.read().decode(errors="replace")
-        logged = [(line["severity"], line["text"]) for line in _LOGGED.finditer(text)]
-        said = (
-            [words for severity, words in logged if severity == "F"]
-            or [words for severity, words in logged if severity == "E"]
-            or [line.strip() for line in text.splitlines() if line.strip()]
-        )
-        return f"the process with host devices {how}{f': {said[-1]}' if said else ''}"
 
     def compare(self, plan: Plan, steps: int = STEPS) -> HostRun:
         """Run `plan` as it is, and the same model unsharded."""

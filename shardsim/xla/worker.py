@@ -33,8 +33,10 @@ def run(data: dict[str, Any], steps: int) -> dict[str, Any]:
     losses, gradients, params, compiled = _train(data, mesh, steps)
     remat = [{"layers": data["model"]["layers"], "save": [], "offload": []}]
     plain = {**data["plan"], "microbatches": 1, "remat": remat}
-    chosen = [plain[name] for name in ("batch", "sequence", "optimizer", "attention")]
-    key = json.dumps([data["model"], chosen, steps])
+    chosen = [
+        plain[name] for name in ("batch", "sequence", "optimizer", "attention", "stages", "chunks")
+    ]
+    key = json.dumps([data["model"], data.get("parts"), chosen, plain.get("rows"), steps])
     if key not in _references:
         _references[key] = _train({**data, "plan": plain}, None, steps)[:3]
     expected = _references[key]
@@ -86,7 +88,8 @@ def _felt(params: Any, gradients: Any) -> Any:
     An optimizer that scales by the gradient's size turns rounding into updates.
     """
     sizes = {name: float(np.linalg.norm(g.ravel())) for name, g in gradients.items()}
-    return {name: p for name, p in params.items() if sizes[name] > NOISE * max(sizes.values())}
+    most = max(sizes.values())
+    return {name: p for name, p in params.items() if sizes.get(name, most) > NOISE * most}
 
 
 def _worst(found: dict[str, Any], expected: dict[str, Any]) -> float:

@@ -12,16 +12,20 @@ from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shardsim.answers.illegal import Question, why_illegal
 from shardsim.answers.slices import choices, slices_named
 from shardsim.answers.training import Training
 from shardsim.cost.mfus import utilisations
 from shardsim.cost.predict import predict
 from shardsim.machine import parse_machine
+from shardsim.model import load_model
 from shardsim.plan import load_plan
+from shardsim.planner.changes import parse_assignment
 from shardsim.planner.search import OfSlice
 
 Shardsim = Callable[..., Result]
 BASE = predict(load_plan("vit-22b-published-tp8"))
+HELD = ("vit-l", "--on", "v4:4x4x4", "--batch", "64", "--fix")
 SMALL = ("--batch", "256", "--max-axes", "1", "--json")
 
 
@@ -155,8 +159,28 @@ def test_why_not_a_mesh(shardsim: Shardsim) -> None:
             "no plan fits in HBM: the leanest needs ",
         ),
         (
-            ("vit-l", "--on", "v4:4x4x4", "--batch", "64", "--fix", "mesh.model=3"),
-            "of the plans with mesh.model=3 none is legal; without it there are plans",
+            (*HELD, "mesh.model=3"),
+            "no plan: mesh.model=3: no part of the v4:4x4x4 torus is an axis of 3 devices; the "
+            "nearest that can be: mesh.model=2 or 4",
+        ),
+        (
+            ("vit-l", "--on", "v4:4x4x4,v4:2x2x1", "--batch", "64", "--fix", "mesh.model=32"),
+            "none on these slices; on v4:4x4x4: no plan: mesh.model=32: attention heads over the "
+            "tensor axes: 16 does not divide by 32; the nearest that can be: mesh.model=16",
+        ),
+        (
+            (*HELD, "microbatches=7"),
+            "microbatches=7: 64 sequences do not divide by 7; the nearest that can be: "
+            "microbatches=4 or 8",
+        ),
+        (
+            (*HELD, "mesh.model=8", "--fix", "mesh.fsdp=16"),
+            "mesh.model=8, mesh.fsdp=16 cannot be together: axes of 128 devices on 64; the "
+            "nearest that can be: mesh.fsdp=8",
+        ),
+        (
+            (*HELD, "mesh.expert=4"),
+            "mesh.expert=4: vit-l-16 has no experts; the nearest that can be: mesh.expert=1",
         ),
     ],
 )
@@ -164,6 +188,41 @@ def test_why_there_is_no_plan(shardsim: Shardsim, words: tuple[str, ...], messag
     result = shardsim("plan", *words, "--max-axes", "2")
     assert result.exit_code == 1
     assert message in result.stderr
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "mesh.model": st.integers(1, 80),
+            "mesh.fsdp": st.integers(1, 80),
+            "mesh.context": st.sampled_from([1, 2, 3, 4, 32]),
+            "microbatches": st.integers(1, 200),
+            "overlap.matmul": st.sampled_from(["off", "bidirectional"]),
+        },
+    )
+)
+def test_the_nearest_that_can_be_can_be(fix: dict[str, Any]) -> None:
+    model = load_model("vit-l")
+    asked = Question(
+        model=model,
+        machine=parse_machine("v4:4x4x4"),
+        batch=192,
+        sequence=model.sequence,
+        attention="flash",
+    )
+    if asked.legal(fix):
+        return
+    said = why_illegal(asked, fix)
+    named, _, near = said.partition("; the nearest that can be: ")
+    blamed = {key: value for key, value in fix.items() if f"{key}={value}" in named}
+    assert not asked.legal(blamed)
+    for key in blamed if len(blamed) > 1 else ():
+        assert asked.legal({name: value for name, value in blamed.items() if name != key})
+    if near:
+        key, _, values = near.partition("=")
+        for value in values.split(" or "):
+            assert asked.legal({**blamed, **dict([parse_assignment(f"{key}={value}")])})
 
 
 def test_every_convention_from_one_step() -> None:

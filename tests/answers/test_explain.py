@@ -15,16 +15,40 @@ from shardsim.answers.explain import explain
 from shardsim.answers.gap import causes
 from shardsim.answers.nearest import distance, nearest_runs
 from shardsim.answers.trials import candidates, set_text, trials
-from shardsim.cost.mfu import mfu_of, step_at_mfu
+from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import predict
 from shardsim.cost.sensitivity import sensitivity
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import Accounting
 from shardsim.plan import load_plan, plan_names
+from shardsim.plan.io import plan_from_data
 from shardsim.planner.changes import changed, parse_assignment
+from shardsim.views.explain import helping, measured
+from shardsim.views.write import plain
 
 Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
+LONG = {
+    "model": "llama2-7b",
+    "machine": "v5p:4x4x4",
+    "batch": 64,
+    "sequence": 32768,
+    "mesh": {"fsdp": 4, "context": 16},
+    "rules": {
+        "parameters": {"embed": ["fsdp", "context"]},
+        "activations": {"batch": ["fsdp"], "seq": ["context"]},
+    },
+    "remat": {"save": ["context"]},
+}
+WIDE = {
+    "model": "llama2-13b",
+    "machine": "v5e:16x16",
+    "batch": 2048,
+    "sequence": 2048,
+    "mesh": {"fsdp": 256},
+    "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+    "remat": "save_qkv",
+}
 
 
 def data(result: Result, code: int = 0):
@@ -73,8 +97,9 @@ def test_what_fits_comes_first_and_cheapest_first() -> None:
     assert [one.prediction.fits for one in found] == sorted(
         (one.prediction.fits for one in found), reverse=True
     )
-    fit = [one.chip_seconds for one in found if one.prediction.fits]
+    fit = [one.chip_seconds for one in found if one.has_room]
     assert fit == sorted(fit)
+    assert [one.has_room for one in found] == sorted((one.has_room for one in found), reverse=True)
     assert all(one.prediction.costs == base.costs for one in found)
 
 
@@ -91,6 +116,18 @@ def test_a_plan_without_room_is_told_what_makes_it_fit() -> None:
     )
 
 
+def test_what_only_the_compilers_own_recomputing_makes_fit_is_no_advice() -> None:
+    plan = changed(load_plan("llama2-70b-published-v6e-1x256"), {"remat": "dots"})
+    made = explain(plan, implementation="trainer")
+    kept = next(one for one in made.trials if one.text == "remat=none")
+    assert kept.prediction.fits  # as its warning says: by recomputing, in more time than predicted
+    assert not kept.has_room
+    assert any("by itself recomputes" in text for text in kept.prediction.warnings)
+    shown = "\n".join(part if isinstance(part, str) else plain(part) for part in helping(made))
+    assert "remat=none" not in shown
+    assert made.trials[0].has_room
+
+
 # What published runs and reports say helped, as a change that is among the first of its kind.
 HELPED = (
     # The recipe of Llama 2 70B on v6e keeps queries, keys and values in the host's memory.
@@ -103,13 +140,19 @@ HELPED = (
     ("llama2-70b-published-v6e-1x256", {"attention": "unfused"}, "attention=flash"),
     # A layer that keeps all results of matmuls does not fit; the attention's alone does.
     ("llama2-70b-published-v6e-1x256", {"remat": "dots"}, "remat=save_context"),
+    # Long sequences, keys gathered over 16 devices: MaxText's and DeepSpeed's reports of Ulysses.
+    (LONG, {}, "context={keys: ulysses, order: contiguous}"),
+    # Llama 2 13B on v5e: queries, keys and values on the host make 8 sequences a device fit.
+    (WIDE, {}, "remat={offload: [qkv]}"),
 )
 
 
 @pytest.mark.parametrize(("name", "changes", "helped"), HELPED)
 def test_what_public_reports_say_helped_is_among_the_first(name, changes, helped) -> None:
-    base = predict(changed(load_plan(name), changes))
-    fit = [one for one in trials(base) if one.prediction.fits]
+    plan = load_plan(name) if isinstance(name, str) else plan_from_data(name, "plan")
+    way = None if isinstance(name, str) else "trainer"
+    base = predict(changed(plan, changes), implementation=way)
+    fit = [one for one in trials(base) if one.has_room]
     if base.fits:
         fit = [one for one in fit if one.gain > 0]
     assert helped in [one.text for one in fit[:4]]
@@ -167,6 +210,11 @@ def test_the_nearest_run_of_a_published_plan_is_itself() -> None:
         (("--measured-step", "14", "--measured-mfu", "41%"), "give a step or an MFU, not both"),
         (("--measured-mfu", "41"), "is no fraction, such as 0.41 or 41%"),
         (("--measured-step", "0"), "is no time, such as 14.2 or 850ms"),
+        (
+            ("--measured-step", "1ms"),
+            "a step of 1 ms cannot be: vit-22b's matmuls for 65,536 x 256",
+        ),
+        (("--measured-mfu", "150%"), "at the peak of v4:8x8x16; is it of this batch, in seconds?"),
         (("--measured-mfu", "0.4", "--counted", "mine"), "unknown accounting 'mine'"),
     ],
 )
@@ -175,6 +223,21 @@ def test_measurements_that_are_none(shardsim: Shardsim, words, message) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [TP8, "llama2-70b-published-v6e-1x256"])
+def test_what_a_measured_step_cannot_be(name: str) -> None:
+    plan = load_plan(name)
+    least_s = least_step_s(plan)
+    executed_s = explain(name, measured_step_s=60.0).measured.at_peak_s
+    # The plans compute again; nothing is faster than the model's own matmuls at the peak.
+    assert least_s < executed_s < predict(plan).step_time_s
+    with pytest.raises(PlanError, match="cannot be"):
+        explain(name, measured_step_s=0.999 * least_s)
+    fast = "\n".join(map(str, measured(explain(name, measured_step_s=0.99 * executed_s).measured)))
+    assert "this plan cannot be so fast" in fast
+    slow = "\n".join(map(str, measured(explain(name, measured_step_s=100 * executed_s).measured)))
+    assert "times what is predicted: is it of one step" in slow
 
 
 def test_a_measurement_below_zero_is_refused() -> None:

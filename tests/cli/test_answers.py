@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shardsim as ss
+from shardsim.answers.explain import explain
+from shardsim.cli.output import progress_line
 from shardsim.files import parse_yaml
 from shardsim.planner.changes import parse_assignment
 from shardsim.planner.presets import plan_of_mesh
 from shardsim.planner.rank import Ranking
+from shardsim.planner.whatif import sweep
+from shardsim.simulate import simulate_plan
 from shardsim.units import measure_of, read_number
 from shardsim.xla.tpu.cache import Cache
 
@@ -138,6 +143,24 @@ def test_a_timeline_in_no_form_is_refused(shardsim: Shardsim, plan_file: Path) -
     assert said == "-o t.txt: must end with .json, .png, .svg, .pdf"
 
 
+@pytest.mark.parametrize(
+    ("words", "written", "name"),
+    [
+        ((*SEARCH, "-o", "best.json"), ".json", "best.yaml"),
+        (("export", "PLAN", "-o", "train.json"), ".json", "train.py"),
+        (("export", "PLAN", "--to", "json", "-o", "a.b.yaml"), ".yaml", "a.b.json"),
+        (("sweep", "PLAN", "--vary", "batch=1k,2k", "--csv", "t.json"), ".json", "t.csv"),
+        (("import", "PLAN", "--from", "maxtext", "-o", "p.py"), ".py", "p.yaml"),
+    ],
+)
+def test_a_file_is_not_called_what_it_is_not(
+    shardsim: Shardsim, plan_file: Path, words: tuple[str, ...], written: str, name: str
+) -> None:
+    named = [word.replace("PLAN", str(plan_file)) for word in words]
+    said = refused(shardsim(*named))
+    assert said == f"-o {named[-1]}: what is written is no {written}; name it {name}"
+
+
 def test_a_failing_write_hides_no_result(
     shardsim: Shardsim, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +242,20 @@ def test_an_interrupt_ends_any_command_with_130(
     assert list(out.iterdir()) == []
 
 
+def test_an_interrupt_inside_an_import_is_one_too(
+    shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as Python does where a class is being made
+            raise RuntimeError("Error calling __set_name__ on 'x' instance") from error
+
+    monkeypatch.setattr("shardsim.cost.predict.predict", stop)
+    result = shardsim("predict", str(plan_file))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_an_interrupted_sweep_shows_what_is_done(
     shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +296,9 @@ def test_options_come_from_a_file(
         ("plan: {tops: 1}", "plan: unknown key 'tops'; did you mean 'top'?"),
         ("plan: {top: many}", "is not a whole number"),
         ("plan: {top: {}}", "plan: top: expected a value"),
+        ("plan: {top: [1, 2]}", "plan: top: expected one value, found [1, 2]"),
+        ("plan: {json: 3.5}", "plan: json: expected true or false, found 3.5"),
+        ("plan: {by-layer: 'yes'}", "plan: by-layer: expected true or false, found 'yes'"),
         ("- 1", "expected a mapping of keys, found list"),
         ("plan: [", "not valid YAML"),
     ):
@@ -385,7 +425,7 @@ def test_calls_take_names_paths_and_plans(plan_file: Path) -> None:
         assert ss.as_plan(given_plan).mesh == plan.mesh
     assert ss.export_plan(plan_file, "json") == ss.export_plan(plan, "json")
     assert len(ss.ablate(plan_file)) == len(ss.ablate(plan))
-    (row,) = ss.sweep(plan_file, [("batch", [2048])])
+    (row,) = ss.sweep(plan, [("batch", [2048])])
     assert row[1] is not None
     one, other = ss.compare(plan_file, ss.changed(plan, {"batch": 2048}))
     assert (one.costs, other.plan.batch) == ("calibrated", 2048)
@@ -414,3 +454,56 @@ def test_plans_of_different_batches_are_compared_by_the_token(
     ratio = both[1]["training"]["days"] / both[0]["training"]["days"]
     per_token = both[1]["step_time_s"] / both[0]["step_time_s"] / 2
     assert ratio == pytest.approx(per_token)
+
+
+# Progress.
+
+
+class Watched(StringIO):
+    """A terminal that keeps what it was shown."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched, clock = Watched(), iter([0.0, 0.5, 2.0, 2.05, 20.0, 300.0, 600.0])
+    monkeypatch.setattr("sys.stderr", watched)
+    monkeypatch.setattr("shardsim.cli.output.time.monotonic", lambda: next(clock))
+    tell = progress_line("searching")
+    for done in (10, 10, 10, 10, 10):
+        tell(done, 100)
+    tell(100, 100)
+    shown = [text.strip() for text in watched.getvalue().split("\r")]
+    assert shown == [
+        "",
+        "searching: 10 %, about 18 s left",
+        "searching: 10 %, about 3 min left",
+        "searching: 10 %, about 45 min left",
+        "",
+        "",
+    ]
+    monkeypatch.setattr("sys.stderr", StringIO())
+    progress_line("searching")(1, 2)  # nobody watches, and no clock is asked
+
+
+def test_long_work_tells_how_far_it_is() -> None:
+    plan = plan_of_mesh(ss.load_model("vit-s-16"), ss.parse_machine("v5e:2x2"), 64, {"fsdp": 4})
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    def all_told() -> list[int]:
+        parts = [done for done, _ in told]
+        assert parts == sorted(parts)
+        assert told[-1][0] == told[-1][1]
+        told.clear()
+        return parts
+
+    explain(plan, progress=progress)
+    assert len(all_told()) > 20
+    list(sweep(plan, [("batch", [32, 64])], progress=progress))
+    assert all_told() == [1, 2]
+    simulate_plan(plan, jitter=0.02, progress=progress)
+    assert len(all_told()) > 1

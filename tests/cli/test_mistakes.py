@@ -9,6 +9,9 @@ import pytest
 from click.testing import Result
 from small_plan import PLAN
 
+from shardsim.errors import ModelError
+from shardsim.files import data_folder
+from shardsim.model import load_model, load_model_file, model_names
 from shardsim.views.write import printable
 
 Shardsim = Callable[..., Result]
@@ -184,7 +187,7 @@ def test_a_long_message_is_cut_in_its_middle(shardsim: Shardsim, plan_file: Path
         ("remat: full", "fused_projections: true",
          "fused_projections: only a parallel block can fuse QKV with the MLP's input; vit-l-16 has "
          "serial layers, so leave it out or set it to false"),
-        (PLAN, "", "plan: expected a mapping of keys, found NoneType"),
+        (PLAN, "", "plan: expected a mapping of keys, found nothing"),
         (PLAN, "- 1\n", "plan: expected a mapping of keys, found list"),
         (PLAN, "a: 1\n---\nb: 2\n", "line 2: not valid YAML: but found another document"),
     ],
@@ -280,3 +283,69 @@ def test_sweeps_that_make_no_table(
 ) -> None:
     words = [word for text in vary for word in ("--vary", text)]
     assert refused(shardsim("sweep", str(plan_file), *words)) == message
+
+
+# What a file may be, and what is said of it where a plan or a model is wanted.
+OTHERS = {
+    "model.yaml": "base: vit-l\nlayers: 12\n",
+    "chip.yaml": (data_folder("hardware") / "v4.yaml").read_text(encoding="utf-8"),
+    "runs.yaml": "runs:\n- {id: a, model: vit-l}\n",
+    "plan.yaml": PLAN,
+    "search.json": '{"plans": [], "searched": 3}',
+    "predicted.json": '{"step_time_s": 3, "mfu": 0.5}',
+    "explained.json": '{"changes": [], "prediction": {"step_time_s": 3, "mfu": 0.5}}',
+    "config.yml": "model_name: llama2-7b\nper_device_batch_size: 4\n",
+    "hf.yaml": '{"model_type": "llama"}',
+}
+WANTED = {
+    "predict": {
+        "model.yaml": "it is a model, not a plan; it also needs --on, --batch and --mesh",
+        "chip.yaml": "it is a chip, not a plan; shipped ones lie in hardware/",
+        "runs.yaml": "it is a runs file, not a plan; shardsim validate --runs takes it",
+        "search.json": "it is JSON of a search, not ",
+        "predicted.json": "it is JSON of a prediction, not ",
+        "explained.json": "it is JSON of explain, not ",
+        "config.yml": "it is a trainer's config, not a plan; see shardsim import",
+        "hf.yaml": "it is a Hugging Face config, not a plan; called .json, it is taken where a ",
+    },
+    "models": {
+        "chip.yaml": "model: it is a chip, not a model",
+        "plan.yaml": "model: it is a plan, not a model; predict, explain and compare take it whole",
+        "hf.yaml": "model: it is a Hugging Face config, not a model; called .json, ",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command, names in WANTED.items() for name in names]
+)
+def test_a_file_of_another_kind_is_called_what_it_is(
+    shardsim: Shardsim, tmp_path: Path, command: str, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(OTHERS[name], encoding="utf-8")
+    said = refused(shardsim(command, str(file)))
+    assert said.startswith(f"{file}: {WANTED[command][name]}")
+    if command == "predict":
+        assert refused(shardsim("explain", str(file))) == said
+        assert refused(shardsim("compare", str(file), str(file))).startswith(f"{file}: ")
+
+
+def test_models_that_are_files(shardsim: Shardsim, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: vit-l\nlayers: 12\n", encoding="utf-8")
+    assert load_model(file) == load_model(str(file)) == load_model_file(file)
+    other = tmp_path / "mine"  # no ending
+    other.write_text("vit-l\n", encoding="utf-8")
+    assert load_model(str(other)) == load_model("vit-l")
+    file.write_text(f"{other}\n", encoding="utf-8")  # files name presets, not files
+    with pytest.raises(ModelError, match="unknown model"):
+        load_model(file)
+    file.write_text(f"base: {file}\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="unknown model"):
+        load_model(file)
+    with pytest.raises(ModelError, match=r"a folder without a Hugging Face config\.json"):
+        load_model(str(tmp_path))
+    assert refused(shardsim("models", "zzzz")) == (
+        f"unknown model 'zzzz'; shardsim models shows all {len(model_names())}"
+    )

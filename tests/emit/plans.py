@@ -151,6 +151,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # Eight devices do not divide its width.
     "gpt-60-wide": {**_DECODER, "name": "gpt-60-wide", "embed": 60, "positions": "fixed"},
     "gpt": {**_DECODER, "name": "gpt", "biases": _ALL_BIASES, "activation": "relu"},
+    "gpt-deep": {**_DECODER, "name": "gpt-deep", "biases": _ALL_BIASES, "layers": 4},
+    "llama-deep": {**_DECODER, **_MIXED, "name": "llama-deep", "kv_heads": 4, "layers": 8},
 }
 
 _INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
@@ -401,6 +403,112 @@ EXPERTS: dict[str, Plan] = {
     ),
 }
 
+_TEXT = {"vocab": 64, "sequence": 8, "pooling": "last"}
+_T5 = {**_DECODER, "positions": "relative", "norm": "rmsnorm", "gated_mlp": True}
+_SMALL = {**_VIT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "biases": _ALL_BIASES}
+MODELS |= {
+    # As T5: a decoder that attends to an encoder, which has more tokens; one table.
+    "t5": {**_T5, "name": "t5", "encoder": {"sequence": 32, "shared_embeddings": True}},
+    # As PaLI: tokens of a frozen tower in front of the encoder's.
+    "pali": {
+        **_T5,
+        "name": "pali",
+        "encoder": {"sequence": 32, "images": {**_SMALL, "frozen": True}},
+    },
+    # A decoder of captions: it attends to the narrower tower of an image.
+    "captions": {
+        **_DECODER,
+        "name": "captions",
+        "biases": _ALL_BIASES,
+        "head_bias": True,
+        "encoder": _SMALL,
+    },
+    # As PaliGemma: a trained tower in front of a decoder's tokens.
+    "pictures": {**MODELS["palm"], "name": "pictures", "sequence": 32, "images": _SMALL},
+    "siglip": {
+        **_VIT,
+        "name": "siglip",
+        "pooling": "map",
+        "biases": _ALL_BIASES,
+        "contrast": "sigmoid",
+        "text": {**_TEXT, "features": 64, "features_bias": True},
+    },
+    # Fifty tokens of an image, sixteen of a text, and embeddings narrower than either.
+    "clip": {
+        **_VIT,
+        "name": "clip",
+        "image": 28,
+        "sequence": 50,
+        "pooling": "cls",
+        "biases": _ALL_BIASES | {"qkv": False},  # of keys' only rounding is left here
+        "features": 32,
+        "patch_bias": False,
+        "input_norm": True,
+        "text": {**_TEXT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "causal": True}
+        | {"features": 32, "sequence": 16},
+    },
+    "lora": {**MODELS["llama"], "name": "lora", "lora": {"rank": 4}},
+    "lora-gpt": {**MODELS["gpt"], "name": "lora-gpt"}
+    | {"lora": {"rank": 4, "on": ["query", "mlp_out"]}},
+}
+_UNFUSED = {"attention": "unfused"}
+MODELS["soft"] = {
+    **_VIT,
+    "name": "soft",
+    "pooling": "mean",
+    "classes": 16,
+    "biases": _ALL_BIASES,
+    "experts": {"number": 8, "top_k": 1, "mlp": 64, "soft_slots": 2},
+}
+
+# Of models of several stacks, with adapters or soft experts, which other exports refuse.
+STACKS: dict[str, Plan] = {
+    "encoder, fsdp": make("t5", _F, {"embed": ["fsdp"]}, _B, **_UNFUSED, remat="none"),
+    "encoder, tensor, sequence": make("t5", _FM, _FSDP_TENSOR, _B | _SEQ, **_UNFUSED),
+    "encoder, tensor, embed": make(
+        "t5", _FM2, _FSDP_TENSOR, _B | _EMB, **_UNFUSED, **_overlap("off"), remat="dots"
+    ),
+    "encoder, tensor, replicated": make("t5", _FM, _FSDP_TENSOR, _B, **_UNFUSED),
+    "encoder, sharded optimizer, microbatches": make(
+        "t5", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED, **_ZERO, microbatches=2
+    ),
+    "encoder, context": make(
+        "t5",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        **_UNFUSED,
+    ),
+    "encoder of images, striped context": make(
+        "captions", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"]}, context={"order": "striped"}
+    ),
+    "frozen images, fsdp": make("pali", _F, {"embed": ["fsdp"]}, _B, **_UNFUSED, remat="none"),
+    "frozen images, tensor": make(
+        "pali", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED, microbatches=2
+    ),
+    "images of a decoder, fsdp": make("pictures", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "images of a decoder, tensor, context": make(
+        "pictures",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        context={"order": "striped"},
+    ),
+    "towers, sigmoid, fsdp": make("siglip", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "towers, sigmoid, tensor": make("siglip", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_UNFUSED),
+    "towers, softmax": make("clip", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
+    "soft experts, fsdp": make("soft", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "soft experts, exchanged": make("soft", _FE, _FE_SPLIT, _ON_FE),
+    "soft experts, exchanged and tensor": make(
+        "soft", _FEM, _FE_WHOLE | _INSIDE, _ON_FE | _SEQ, microbatches=2
+    ),
+    "adapters, fsdp": make("lora", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "adapters, tensor, sequence": make("lora", _FM2, _FSDP_TENSOR, _B | _SEQ, microbatches=2),
+    "adapters, tensor, embed": make(
+        "lora-gpt", _FM, _FSDP_TENSOR, _B | _EMB, **_overlap("off"), remat="none"
+    ),
+}
+
 _C4, _ON_C4 = {"data": 2, "context": 4}, {"batch": ["data"], "seq": ["context"]}
 _FCM_SPLIT = {"embed": ["fsdp", "context"], **_INSIDE}
 
@@ -410,6 +518,24 @@ def _context(**choices: Any) -> dict[str, Any]:
 
 
 # With other ways to attend over a context axis, which other trainers' exports refuse.
+_LENGTHS = {"histogram": [[3, 2], [5, 1], [9, 1]]}
+
+
+def _held(held: str) -> dict[str, Any]:
+    return {"lengths": {**_LENGTHS, "as": held}}
+
+
+# Rows of several sequences, or padded.
+LENGTHS: dict[str, Plan] = {
+    "packed, fsdp, tensor, sequence": make(
+        "llama", _FM, _FSDP_TENSOR, _B | _SEQ, **_held("packed"), microbatches=2
+    ),
+    "padded, data": make("palm", _D, {}, {"batch": ["data"]}, **_held("padded")),
+    "packed, unfused, windows": make(
+        "gemma2", _F, {"embed": ["fsdp"]}, _B, **_held("packed_masked"), attention="unfused"
+    ),
+}
+
 CONTEXTS: dict[str, Plan] = {
     "ring, striped, tensor": make(
         "llama",
@@ -458,5 +584,118 @@ CONTEXTS: dict[str, Plan] = {
     ),
     "ulysses and attention pooling": make(
         "vit", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"], **_EMB}, **_context(keys="ulysses")
+    ),
+}
+
+_STAGES = {"layers": ["stage"]}
+_GPIPE = {"pipeline_schedule": "gpipe"}
+_SFM = {"stage": 2, "fsdp": 2, "model": 2}
+_PART_KEPT = [{"layers": 3, "save": []}, {"layers": 4, "save": ["mlp_hidden"]}]
+
+# Steps that do not run one microbatch after another, which other trainers' exports refuse.
+PHASES: dict[str, Plan] = {
+    "stages, data": make(
+        "llama-deep",
+        {"stage": 4, "data": 2},
+        _STAGES,
+        {"batch": ["data"]},
+        microbatches=4,
+        **_GPIPE,
+    ),
+    "stages dealt round, fsdp": make(
+        "llama-deep",
+        {"stage": 2, "fsdp": 4},
+        {**_STAGES, "embed": ["fsdp"]},
+        _B,
+        microbatches=4,
+        pipeline_interleave=2,
+        **_GPIPE,
+    ),
+    "stages, gathered once, tensor": make(
+        "gpt-deep",
+        _SFM,
+        {**_STAGES, **_FSDP_TENSOR},
+        _B | _SEQ,
+        microbatches=4,
+        accumulation="gathered",
+        **_GPIPE,
+    ),
+    "stages, images, tensor": make(
+        "vit",
+        _SFM,
+        {**_STAGES, **_FSDP_TENSOR},
+        _B | _EMB,
+        microbatches=2,
+        remat="save_mlp",
+        **_GPIPE,
+    ),
+    "stages dealt round, ring": make(
+        "gpt-deep",
+        {"stage": 2, "fsdp": 2, "context": 2},
+        {**_STAGES, "embed": ["fsdp", "context"]},
+        _B | {"seq": ["context"]},
+        batch=24,
+        microbatches=6,
+        pipeline_interleave=2,
+        **_context(keys="ring"),
+        **_GPIPE,
+    ),
+    "stages over slices, tied, sharded optimizer": make(
+        "gemma2",
+        {
+            "stage": {"size": 2, "torus": {"dcn": 2}},
+            "data": {"size": 2, "torus": {"x": 2}},
+            "model": {"size": 2, "torus": {"y": 2}},
+        },
+        {**_STAGES, **_INSIDE},
+        {"batch": ["data"], **_SEQ},
+        machine="2*v5e:2x2",
+        microbatches=2,
+        **_ZERO,
+        **_GPIPE,
+    ),
+    "stages, experts": make(
+        "llama4",
+        {"stage": 2, "expert": 4},
+        {**_STAGES, **_E},
+        {"batch": ["expert"], **_E},
+        microbatches=2,
+        **_ROOM,
+        **_GPIPE,
+    ),
+    "gathered": make("llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="gathered"),
+    "gathered, experts": make(
+        "mixtral", _FE, _FE_SPLIT, _ON_FE, **_RING, microbatches=2, accumulation="gathered"
+    ),
+    "scattered": make(
+        "llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="scattered"
+    ),
+    "scattered, replicas, groups of layers": make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        microbatches=2,
+        accumulation="scattered",
+        remat=_PART_KEPT,
+    ),
+    "layered": make("llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="layered"),
+    "layered, replicas, groups of layers": make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        microbatches=2,
+        accumulation="layered",
+        remat=_PART_KEPT,
+    ),
+    "layered, windows, sharded optimizer": make(
+        "gemma2",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _EMB,
+        microbatches=2,
+        accumulation="layered",
+        **_ZERO,
     ),
 }

@@ -55,10 +55,10 @@ def test_a_process_that_fails_says_its_last_words_and_names_only_what_is_missing
         pytest.raises(ShardsimError, match=r"ended with exit status 1: no such plan$"),
     ):
         host.ask({})
-    monkeypatch.setattr("shardsim.xla.host.find_spec", lambda name: None)
+    monkeypatch.setattr("shardsim.xla.child.find_spec", lambda name: None)
     with (
         made_of(failing, tmp_path, monkeypatch) as host,
-        pytest.raises(ShardsimError, match=r"need jax and optax: pip install 'shardsim\[jax\]'$"),
+        pytest.raises(ShardsimError, match=r"needs jax and optax: pip install 'shardsim\[jax\]'$"),
     ):
         host.ask({})
 

@@ -30,6 +30,7 @@ from shardsim.machine.catalog import ALIASES, STATUSES
 from shardsim.units import GIB
 
 TPUS = ("v2", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+BOARDS = ("rpi4",)
 GPUS = ("a100", "h100", "h100-500w", "h200", "h800", "v100")
 
 
@@ -46,7 +47,8 @@ def write(folder: Path, data: Any) -> Path:
 
 
 def test_chip_names():
-    assert chip_names() == TPUS + GPUS
+    assert set(chip_names()) == {*TPUS, *GPUS, *BOARDS}
+    assert chip_names()[: len(TPUS)] == TPUS
     assert set(ALIASES) == set(chip_names())
 
 
@@ -65,7 +67,8 @@ def test_every_figure_has_a_source(name):
 def test_fields_are_the_figures(name):
     chip = load_chip(name)
     assert chip.name == name
-    assert chip.kind == ("tpu" if name in TPUS else "gpu")
+    kinds = {"tpu": TPUS, "gpu": GPUS, "cpu": BOARDS}
+    assert name in kinds[chip.kind]
     for key, figure in chip.figures.items():
         if key.startswith("peak_flops."):
             assert chip.peak_flops[key.partition(".")[2]] == figure["value"]

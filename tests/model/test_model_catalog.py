@@ -57,7 +57,7 @@ def test_case_tells_the_two_gs_apart() -> None:
         ("vit22b", "did you mean 'vit-22b'"),
         ("palm-540", "did you mean 'palm-540b'"),
         ("lama3-8b", "did you mean 'llama3-8b'"),
-        ("", "choose from"),
+        ("", "shardsim models shows all"),
         ("../vit", "unknown model"),
         ("a\nb", "unknown model"),
     ],

@@ -53,7 +53,7 @@ def test_tiny_models_are_valid() -> None:
         ({"heads": 48, "kv_heads": 5}, ["kv_heads", "nearest valid number is 4"]),
         ({"heads": 4, "kv_heads": 8}, ["kv_heads", "nearest valid number is 4"]),
         ({"heads": 999_999_937, "kv_heads": 500_000_000}, ["kv_heads", "number is 999999937"]),
-        ({"family": "encoder"}, ["family", "decoder"]),
+        ({"family": "gpt"}, ["family", "decoder"]),
         ({"activation": "gelo"}, ["activation", "did you mean 'gelu'"]),
         ({"activation": ["gelu"]}, ["activation", "gelu"]),
         ({"norm": "rms"}, ["norm", "rmsnorm"]),

@@ -85,6 +85,40 @@ EXACT = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    # big_vision's module: the tower without its class token, tables, six layers, and the head.
+    "cappa-b-16": 86_567_656
+    - 769_000  # its classes
+    - 2 * 768  # class token and position
+    + (32_001 + 64) * 768
+    + 6 * (3 * 768 + 8 * 768**2 + 2 * 768 * 3072)
+    + 2 * 768
+    + 769 * 32_000
+    - 2 * 768,  # what the note says
+    "paligemma-3b-224": 2_923_335_408,
+    "paligemma-3b-448": 2_924_220_144,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856,
+    "t5-v1.1-large": 783_150_080,
+    "t5-xl": 2_849_757_184,
+    "t5-xxl": 11_135_332_352,
+    "mt5-small": 300_176_768,
+    "mt5-base": 582_401_280,
+    "mt5-large": 1_229_581_312,
+    "mt5-xl": 3_742_619_648,
+    "mt5-xxl": 12_921_057_280,
+    "clip-b-32": 151_277_313,
+    "clip-b-16": 149_620_737,
+    "clip-l-14": 427_616_513,
+    "clip-l-14-336": 427_944_193,
+    "siglip-b": 203_155_970,
+    "siglip-l": 652_150_786,
+    # As published with images of 384 pixels, less the positions of those.
+    "siglip-so400m": 877_960_498 - (27**2 - 16**2) * 1152,
     "siglip-b-16": 92_884_224,
     "siglip-l-16": 315_956_224,
     "siglip-so400m-14": 427_680_704,
@@ -112,6 +146,13 @@ PRINTED_MILLIONS = {
     "palm-62b": (62_500, 10),
     "palm-540b": (540_350, 10),
     "gpt3-175b": (174_600, 100),  # arXiv 2005.14165 table D.1
+    # arXiv 2308.00951, less a head of 29,593 classes.
+    "softmoe-s-16-128e": (933 - 11.4, 1),
+    "softmoe-b-16-128e": (3_700, 50),
+    "softmoe-l-16-128e": (13_100, 50),
+    "ul2-20b": (19_500, 100),  # as its weights are listed
+    "pali-17b": (16_900 - 121, 100),  # arXiv 2209.06794, less the pooling head and classes
+    "pali-x-55b": (55_000, 1000),  # arXiv 2305.18565
     "maxtext-16b": (16_000, 1000),  # the others: named after their size
     "maxtext-22b": (22_000, 1000),
     "maxtext-32b": (32_000, 1000),

@@ -101,7 +101,7 @@ def questions(draw: st.DrawFn) -> Question:
 
 @pytest.mark.slow
 @given(questions(), st.data())
-@settings(max_examples=16)
+@settings(max_examples=10)
 def test_no_plan_is_faster_than_the_bound_of_its_form(question, data):
     costs = costs_of(question.costs, question.machine.chip)
     for part in question.parts():
@@ -170,7 +170,7 @@ def priced_all(
 @given(questions(), st.integers(1, 12))
 # Weights of experts and of all others: gathered in one order whatever is computed again.
 @example(Question(MODELS[-1], machine_with("v5e:2x4", 0.1, 3e8), 6, "physical"), 2)
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_the_pruned_search_finds_what_pricing_all_plans_finds(question, top):
     best, fit = priced_all(question)
     found = search(

@@ -94,18 +94,18 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     ]
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
-    each = -(-320 // len(found))
+    each = -(-160 // len(found))
     compared = sum(compare(work, machine, part, rng, 30, each, costs) for part in found)
-    assert compared >= 300
+    assert compared >= 150
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "slice_name", "each"),
     [
-        (decoder(kv_heads=2, layers=4), "v5e:2x2", 25),
-        (vit(layers=4), "2*v4:1x2x1", None),
-        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2", 25),
+        (decoder(kv_heads=2, layers=4), "v5e:2x2", 10),
+        (vit(layers=4), "2*v4:1x2x1", 30),
+        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2", 10),
     ],
 )
 def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
@@ -117,7 +117,7 @@ def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
         for part in parts(model, machine, 4, model.sequence, attention=work.attention)
     ]
     compared = sum(compare(work, machine, part, rng, part.pairs, each) for part in found)
-    assert compared > (200 if each else 500)
+    assert compared > 80
 
 
 # The same space, enumerated the slow way.

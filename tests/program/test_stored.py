@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from shardsim.model.tensors import axes_of
 from shardsim.plan import Plan, resolve
-from shardsim.plan.plan import DTYPE_BYTES
+from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.plan.split import activation, named, split
 from shardsim.program.blocks import derived_blocks
 from shardsim.program.shapes import Workload

@@ -21,9 +21,10 @@ from shardsim.report import plots_events, plots_evidence, plots_plan, plots_sear
 from shardsim.report.plots_roofline import roofline
 from shardsim.report.plots_timeline import layer_timeline
 from shardsim.report.plots_torus import mesh_on_torus
-from shardsim.report.style import COLOURS, to_png, to_svg
+from shardsim.report.style import to_png, to_svg
 from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
+from shardsim.views.colours import COLOURS
 from shardsim.xla.tpu.agreement import pairs
 
 pytestmark = pytest.mark.slow  # draws pictures

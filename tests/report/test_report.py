@@ -17,10 +17,15 @@ from click.testing import CliRunner
 from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError, ShardsimError
+from shardsim.machine import parse_machine
+from shardsim.model import load_model
 from shardsim.plan import load_plan
+from shardsim.planner.presets import plan_of_mesh
 from shardsim.report import study
+from shardsim.report.document import FOLDED_ROWS
 from shardsim.report.markdown import to_markdown
 from shardsim.report.page import to_html
+from shardsim.report.roofline import matmul_points
 from shardsim.report.write import report_document, write_report
 
 pytestmark = pytest.mark.slow  # draws pictures
@@ -121,7 +126,7 @@ def test_the_command_of_the_search_finds_the_runners_up(both: tuple[str, str]) -
     best = json.loads(found.stdout)["plans"][0]
     row = f"| 1 | {100 * best['mfu']:.1f} | {best['step_time_s']:.4g} | "
     assert row in both[1]
-    assert "All are ranked by the chip's figures" in both[1]
+    assert "priced as this plan is, calibrated to published runs" in both[1]
 
 
 @pytest.mark.usefixtures("no_search")
@@ -196,7 +201,9 @@ def test_mistakes_are_told_in_one_line(
 
 def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "a report (1).md"
-    write_report("llama3-8b-published-v6e-1x16", target)
+    told: list[tuple[int, int]] = []
+    write_report("llama3-8b-published-v6e-1x16", target, progress=lambda *done: told.append(done))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     named = re.findall(r"!\[.+?\]\((.+?)\)", target.read_text(encoding="utf-8"))
     folder = tmp_path / "a report (1)_files"
     files = sorted(path.name for path in folder.iterdir())
@@ -278,3 +285,49 @@ def test_a_report_of_nothing_or_into_a_folder(tmp_path: Path) -> None:
     (tmp_path / "r.html").mkdir()
     with pytest.raises(FileError, match="not a folder"):
         write_report("vit-22b-published-tp8", tmp_path / "r.html" / "x" / "r.html")
+
+
+@pytest.mark.usefixtures("no_search")
+def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels() -> None:
+    model, machine = load_model("vit-b-16"), parse_machine("2*h100:2")
+    plan = plan_of_mesh(model, machine, 256, {"data": 4})
+    document, _ = report_document(plan)
+    page = Page(re.sub("<pre>.*?</pre>", "", to_html(document), flags=re.S))  # but for its file
+    for word in ("torus", "data-centre", "compiler offers", "DCN", "ICI", "vendor"):
+        assert word not in page.words
+    for word in ("2 of the 2 chips of a node", "2 nodes over the network between nodes"):
+        assert word in page.words
+    assert "Priced from kernels measured on the chip, done as emitted" in page.words
+
+
+def test_long_tables_are_folded_and_whole(both: tuple[str, str]) -> None:
+    html, text = both
+    folded = re.findall(r"<details><summary>(\d+) rows: .*?</summary>(.*?)</details>", html, re.S)
+    assert folded
+    for count, inside in folded:
+        assert int(count) > FOLDED_ROWS
+        assert inside.count("<tr>") == int(count) + 1
+    assert text.count("<details>") == len(folded)
+    assert "<details>" not in folded[0][1]
+    rest = re.sub(r"<details>.*?</details>", "", html, flags=re.S)
+    assert all(one.count("<tr>") <= FOLDED_ROWS + 1 for one in rest.split("<table>"))
+
+
+@pytest.mark.parametrize("costs", ["calibrated", "compiler", "physical"])
+@pytest.mark.parametrize("name", ["vit-22b-published-tp8", "palm-540b-published-two-pods"])
+def test_no_mark_crosses_its_roof(name: str, costs: str) -> None:
+    points = matmul_points(predict(name, costs=costs))
+    assert {point.group for point in points} >= {"forward", "input gradients"}
+    for point in points:
+        assert point.flops_per_s <= point.roof_flops_per_s * (1 + 1e-9)
+
+
+@pytest.mark.usefixtures("no_search")
+def test_progress_only_grows_and_ends() -> None:
+    told: list[tuple[int, int]] = []
+    plans = ["vit-22b-published-tp8", "vit-22b-published-tp4"]
+    report_document(plans, progress=lambda done, of: told.append((done, of)))
+    shares = [done / of for done, of in told]
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0)

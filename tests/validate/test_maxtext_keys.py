@@ -182,6 +182,46 @@ def test_of_any_words_none_is_lost(
         assert found.plan == usual.plan
 
 
+# Arrays of a custom remat policy: what they are in a plan, and whether that says them exactly.
+CUSTOM = [
+    ("llama2-7b", "query_proj=device", {"qkv"}, set(), {"query_proj"}),
+    ("llama2-7b", "query_proj=device key_proj=device value_proj=device", {"qkv"}, set(), set()),
+    ("llama2-7b", "query_proj=device key_proj=offload value_proj=offload", set(), {"qkv"},
+     {"query_proj", "key_proj", "value_proj"}),
+    ("llama2-7b", "mlpwi_0=offload mlpwi_1=offload mlpwo=device", {"mlp_output"}, {"mlp_hidden"},
+     set()),
+    ("llama2-7b", "mlpwi_1=device context=device", {"mlp_hidden", "context"}, set(), {"mlpwi_1"}),
+    ("llama2-7b", "decoder_layer_input=offload out_proj=device", {"attention_output"},
+     {"layer_input"}, set()),
+    ("llama2-7b", "attention=dot_product attention_out=device", {"context"}, set(), set()),
+    ("gpt3-175b", "mlpwi=device", {"mlp_hidden"}, set(), set()),
+    ("mixtral-8x7b", "moe_mlpwi_0=device moe_mlpwi_1=device", {"mlp_hidden"}, set(), set()),
+    ("mixtral-8x7b", "moe_mlpwi_0=device", {"mlp_hidden"}, set(), {"moe_mlpwi_0"}),
+    ("deepseek2-16b", "query_proj=device key_proj=device value_proj=device kv_wa_proj=device",
+     {"qkv"}, set(), set()),
+    ("deepseek2-16b", "key_proj=device", {"qkv"}, set(), {"key_proj"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "words", "save", "offload", "partly"), CUSTOM)
+def test_arrays_of_a_custom_policy(
+    model: str, words: str, save: set[str], offload: set[str], partly: set[str], tmp_path: Path
+) -> None:
+    found = script(tmp_path, f"model_name={model} remat_policy=custom {words}", on="v5p:8x8x8")
+    (policy,) = found.plan.remat.groups
+    assert (policy.save, policy.offload) == (save, offload)
+    assert listed(found) == dict.fromkeys(partly, ("time", "hbm"))
+
+
+@pytest.mark.parametrize("words", ["mlpwi=device", "qkv_proj=device", "attention_out=device"])
+def test_a_name_that_no_array_has_keeps_nothing(words: str, tmp_path: Path) -> None:
+    found = script(tmp_path, f"remat_policy=custom {words}")
+    assert found.plan.remat.name == "full"
+    assert listed(found) == {words.removesuffix("=device"): ()}
+    with pytest.raises(ShardsimError, match=r"'host' is no place of an array; .*device"):
+        script(tmp_path, "remat_policy=custom context=host")
+
+
 def listed(found: Imported) -> dict[str, tuple[str, ...]]:
     """Return what is not carried, and what it could change."""
     return {item.key: item.could_change for item in found.not_carried}

@@ -13,7 +13,7 @@ from shardsim.cost.costs import HEAD_DIM_TILE
 from shardsim.machine import Chip, chip_from_text, load_chip, override_chip
 from shardsim.machine.kernels import CONSTANTS, Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
-from shardsim.xla.calibrate_gpu import Sizes, _Bench, calibrated, matmul_constants
+from shardsim.xla.calibrate_gpu import Sizes, benches, calibrated, matmul_constants
 
 CHIP = load_chip("h100")
 PEAK, HBM = CHIP.peak("bf16"), CHIP.hbm_bytes_per_s
@@ -100,8 +100,8 @@ def test_nothing_becomes_negative() -> None:
 def test_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr("shardsim.xla.kernel_bench.BUDGET_S", 0.01)
-    with _Bench() as bench:
-        assert bench.ask(bench="devices")["platform"] == "cpu"
+    with benches() as bench:
+        assert bench.ask({"bench": "devices"})["platform"] == "cpu"
         for request in (
             {"bench": "matmul", "m": 64, "k": 32, "n": 64},
             {"bench": "stream", "elements": 1024},
@@ -111,4 +111,4 @@ def test_benches_run(monkeypatch: pytest.MonkeyPatch) -> None:
             {"bench": "optimizer", "elements": 1024},
             {"bench": "scores", "heads": 2, "tokens": 16, "depth": 8},
         ):
-            assert bench.ask(**request)["seconds"] > 0.0
+            assert bench.ask(request)["seconds"] > 0.0

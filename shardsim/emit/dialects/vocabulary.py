@@ -7,6 +7,7 @@ given; each comes with the mesh axes of its default rule, which say what it is f
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,12 +111,12 @@ def _axes(given: Any) -> tuple[str, ...]:
 
 
 def _base_yml(path: Path) -> Path:
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     candidates = [path / place for place in _PLACES]
     candidates += sorted(path.glob("lib/python3*/site-packages/maxtext/configs/base.yml"))
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise FileError(
         f"{path}: no MaxText there; give its checkout, its package's folder, the environment it "
@@ -126,7 +127,7 @@ def _base_yml(path: Path) -> Path:
 def _slices(package: Path) -> dict[str, str]:
     """Return what each of the release's slice names stands for, as the compiler names it."""
     file = package / "utils" / "accelerator_to_spec_map.py"
-    if not file.is_file():
+    if not os.path.isfile(file):
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")
     chips = {"v5": "v5p"}  # what the compiler calls a v5p

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
     if model["vocab"]:
         start = random.integers(0, model["vocab"], (count, 1))
         tokens = (start + 3 * np.arange(plan["sequence"] + 1)) % model["vocab"]
-        return {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
+        made = {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
+        return made | (held(plan) if "rows" in plan else {})
     labels = random.integers(0, max(2, min(model["classes"], 1000)), count).astype("int32")
     shape = (model["image"], model["image"], model["channels"])
     images = np.stack([pattern(7, label, shape) for label in labels])
@@ -32,9 +34,33 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
     return {"images": images, "features": features}
 
 
-def batch_shapes(plan: Data, model: Data) -> dict[str, tuple[tuple[int, ...], str]]:
+def held(plan: Data) -> dict[str, Any]:
+    """Return for rows that hold several sequences, or padding, which one each token is of, from 1
+    on, and what its loss counts: the mean over real tokens is that over all with these weights."""
+    rows = [plan["rows"][row % len(plan["rows"])] for row in range(plan["batch"])]
+    segments = np.zeros((plan["batch"], plan["sequence"]), "int32")
+    for row, lengths in enumerate(rows):
+        numbers = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        segments[row, : len(numbers)] = numbers
+    real = segments > 0
+    return {"segments": segments, "counts": (real / real.mean()).astype("float32")}
+
+
+def whole_batch(plan: Data, model: Data, parts: Sequence[Data], index: int) -> dict[str, Any]:
+    """Return batch `index` of a model and of the stacks that it reads, named after those."""
+    arrays = synthetic_batch(plan, model, index)
+    for number, part in enumerate(parts, 1):
+        own = synthetic_batch({**plan, "sequence": part["sequence"]}, part["model"], index + number)
+        read = {name for call in part["calls"]["before"] for name in call["ins"]}
+        arrays |= {f"{part['name']}/{name}": own[name] for name in own if name in read}
+    return arrays
+
+
+def batch_shapes(
+    plan: Data, model: Data, parts: Sequence[Data] = ()
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and format of each array of a batch, without making one."""
-    arrays = synthetic_batch({**plan, "batch": 1}, model, 0)
+    arrays = whole_batch({**plan, "batch": 1}, model, parts, 0)
     return {
         name: ((plan["batch"], *value.shape[1:]), str(value.dtype))
         for name, value in arrays.items()

@@ -59,6 +59,7 @@ class Explicit(Whole):
         self.tensor2 = make_group(plan, roles["tensor2"])
         self.context = make_group(plan, roles["context"])
         self.shards = make_group(plan, plan["gather"])
+        self.stages = make_group(plan, roles["pipeline"])
         self.split = plan["residual"]  # "sequence", "embed" or "replicated"
         self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
         self.both = plan["matmul"] == "bidirectional"
@@ -74,6 +75,8 @@ class Explicit(Whole):
         self.experts_shards = make_group(plan, plan["experts_gather"])
         self.keys = plan["keys"] if self.context.size > 1 else "gathered"
         self.striped = plan["order"] == "striped" and self.context.size > 1
+        self.rows = make_group(plan, roles["data"] + roles["fsdp"] + roles["expert"])
+        self.row_members = self.rows.size
         self.copies = self.tensor.size * self.tensor2.size
         if not model["vocab"]:
             self.copies *= self.context.size
@@ -83,6 +86,9 @@ class Explicit(Whole):
         return Explicit(plan, self.model, self.parameters, self.activations)
 
     # Parameters.
+
+    def in_layer_order(self, stack: Array) -> Array:
+        return stack
 
     def whole_weight(self, w: Array, name: str, dim: int) -> Array:
         """Gather the weight `name`, or what this device needs of it, along its embed `dim`."""
@@ -239,10 +245,26 @@ class Explicit(Whole):
         with jax.named_scope("keys"):
             return turn(out, self.context, 1, 2)
 
+    def own_queries(self, x: Array) -> Array:
+        return own(x, self.tensor2, x.ndim - 1)
+
+    def handed(self, x: Array, whole: bool) -> Array:
+        if not whole:
+            return gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
+        x = gather(x, self.context + self.on_tokens, 1)
+        x = gather(x, self.tensor2 + self.on_embed, 2)
+        return in_order(x, self.context) if self.striped else x
+
     # Sums over what is split.
 
     def embed_sum(self, x: Array) -> Array:
         return total(x, self.tensor2 + self.on_embed)
+
+    def tensor_sum(self, x: Array) -> Array:
+        return total(x, self.tensor)
+
+    def residual_tokens(self, x: Array) -> Array:
+        return own(x, self.on_tokens, 1)
 
     def second_sum(self, x: Array) -> Array:
         return total(x, self.tensor2)
@@ -261,6 +283,17 @@ class Explicit(Whole):
 
     def vocab_start(self, columns: int) -> Array:
         return member(self.tensor) * columns
+
+    # Embeddings of a batch.
+
+    def first_row(self, rows: int) -> Array:
+        return member(self.rows) * rows
+
+    def all_rows(self, x: Array) -> Array:
+        return gather(x, self.rows, 0)
+
+    def next_rows(self, x: Array) -> Array:
+        return next_member(x, self.rows)
 
     # Experts.
 

@@ -19,14 +19,35 @@ from shardsim.ops.registry import RUNS
 from shardsim.ops.whole import Array, Params, Whole
 
 
-def loss_sum(way: Whole, calls: Data, params: Params, batch: Params) -> Array:
+def loss_sum(
+    way: Whole, calls: Data, params: Params, batch: Params, parts: Sequence[Data] = ()
+) -> Array:
     """Return this device's share of the sum of losses over a microbatch.
 
     The shares of all devices add up to the whole: where several compute the same loss, each
-    counts for its part, so that gradients are sums over devices whatever the sharding.
+    counts for its part, so that gradients are sums over devices whatever the sharding. The stacks
+    that the model reads are `parts`, in order: each may read what those before have made.
     """
-    arrays = run(way, params, calls["before"], dict(batch))
-    arrays["x"] = layers(way, calls, params, arrays["x"])
+    way.segments, way.counts = batch.get("segments"), batch.get("counts")
+    arrays, before = dict(batch), list(calls["before"])
+    while before and all(name in arrays for name in before[0]["ins"]):
+        run(way, params, [before.pop(0)], arrays)
+    for part in parts:
+        name = f"{part['name']}/"
+        mine = {key.removeprefix(name): params[key] for key in params if key.startswith(name)}
+        own = {key.removeprefix(name): batch[key] for key in batch if key.startswith(name)}
+        there, steps = way.part(part), part["calls"]
+        read = {name for call in steps["before"] for name in call["ins"]}
+        found = {name: arrays[name] for name in read & arrays.keys() - own.keys()} | own
+        found = run(there, mine, steps["before"], found)
+        arrays[steps["after"][-1]["outs"][0]] = stack(there, steps, mine, found)
+    return stack(way, calls, params, run(way, params, before, arrays))
+
+
+def stack(way: Whole, calls: Data, params: Params, arrays: Params) -> Array:
+    """Run the layers of a stack and what stands after them; return the last result."""
+    shared = {name: arrays[name] for name in calls.get("shared", ())}
+    arrays["x"] = layers(way, calls, params, arrays["x"], shared)
     return run(way, params, calls["after"], arrays)[calls["after"][-1]["outs"][0]]
 
 
@@ -40,8 +61,10 @@ def run(way: Whole, params: Params, calls: Sequence[Data], arrays: Params) -> Pa
     return arrays
 
 
-def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
+def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) -> Array:
     """Run the layers in rounds, all rounds of a group of layers under one scan.
+
+    All of them read what is `shared`, whose gradient adds up over them.
 
     Each layer keeps for its backward pass what the plan says for its group. A weight that several
     layers of a round have lies in their order, round after round.
@@ -54,9 +77,9 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
     }
 
     def layer(kind: int, x: Array, weights: Params) -> Array:
-        arrays = {"x": way.residual(checkpoint_name(x, "layer_input"))}
+        arrays = {"x": way.residual(checkpoint_name(x, "layer_input")), **shared}
         mine = kinds[kind]["calls"]
-        return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
+        return run(way, way.of_layer(weights), mine, arrays)[mine[-1]["outs"][0]]
 
     def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):
@@ -68,7 +91,7 @@ def layers(way: Whole, calls: Data, params: Params, x: Array) -> Array:
             x = step(x, mine)
         return x, None
 
-    stacked = {name: params[name] for name in users}
+    stacked = {name: way.in_layer_order(params[name]) for name in users}
     if len(order) > 1:
         stacked = {
             name: value.reshape(-1, len(users[name]), *value.shape[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,11 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
-from shardsim.emit.runtime.data import batch_shapes, synthetic_batch
+from shardsim.emit.runtime.data import batch_shapes, whole_batch
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
+from shardsim.emit.runtime.phases import gathered, in_phases, scattered
 from shardsim.ops.whole import Array, Params, Whole, dtype
 
 # Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
@@ -47,7 +49,7 @@ class Trainer:
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
         self.plan, self.model = {**data["plan"], "platform": platform}, data["model"]
         self.parameters, self.activations = data["parameters"], data["activations"]
-        self.calls = data["calls"]
+        self.calls, self.parts = data["calls"], data.get("parts", ())
         self.mesh = mesh
         self.optimizer = make_optimizer(self.plan["optimizer"], learning_rate)
         roles = self.plan["roles"]
@@ -55,8 +57,15 @@ class Trainer:
         self.batch_spec = PartitionSpec(tuple(batch) or None)
         self.specs = {name: to_spec(e["spec"]) for name, e in self.parameters.items()}
         self.state_specs = {
-            name: to_spec(e["optimizer_spec"]) for name, e in self.parameters.items()
+            name: to_spec(e["optimizer_spec"])
+            for name, e in self.parameters.items()
+            if e.get("trained", True)
         }
+
+    @property
+    def units(self) -> int:
+        """What the loss is a mean over: tokens, or images."""
+        return int(self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1))
 
     def shardings(self, specs: Any) -> Any:
         """Return specs as shardings on the mesh, or nothing without one."""
@@ -78,7 +87,11 @@ class Trainer:
 
     def first_state(self, params: Params) -> Any:
         """Return the optimizer's first state, in float32 whatever the format of parameters."""
-        return self.optimizer.init(in_float32(params))
+        return self.optimizer.init(in_float32(self.trained(params)))
+
+    def trained(self, params: Params) -> Params:
+        """Return the parameters that have gradients."""
+        return {name: value for name, value in params.items() if name in self.state_specs}
 
     def state_places(self) -> Any:
         """Return the specs of the optimizer's state: like the parameters' own, where alike."""
@@ -111,7 +124,7 @@ class Trainer:
         params = {n: jax.ShapeDtypeStruct(e["shape"], kind) for n, e in self.parameters.items()}
         batch = {
             name: jax.ShapeDtypeStruct(shape, integer)
-            for name, (shape, integer) in batch_shapes(self.plan, self.model).items()
+            for name, (shape, integer) in batch_shapes(self.plan, self.model, self.parts).items()
         }
         return params, jax.eval_shape(self.first_state, params), batch
 
@@ -134,7 +147,8 @@ class Trainer:
     # Loss and gradients.
 
     def loss_and_gradients(self, params: Params, batch: Params) -> tuple[Array, Params]:
-        """Return the mean loss of a batch and its float32 gradients, sharded as the parameters."""
+        """Return the mean loss of a batch and its float32 gradients, sharded as the parameters;
+        what is not trained has none."""
         if self.mesh is None:
             way = Whole(self.plan, self.model, self.parameters, self.activations)
             return self.accumulate(way, params, batch)
@@ -155,7 +169,15 @@ class Trainer:
     def explicit(self, params: Params, batch: Params) -> tuple[Array, Params]:
         """What one device does: its share of the loss, then sums over devices."""
         way = Explicit(self.plan, self.model, self.parameters, self.activations)
-        loss, gradients = self.accumulate(way, params, batch)
+        if self.plan["accumulation"] == "gathered" and way.stages.size == 1:
+            loss, gradients = gathered(way, params, partial(self.accumulate, batch=batch))
+        elif self.plan["accumulation"] != "repeated" or way.stages.size > 1:
+            count, units = self.plan["microbatches"], self.units
+            parts = {name: self.split(way, value, count) for name, value in batch.items()}
+            walk = scattered if self.plan["accumulation"] == "scattered" else in_phases
+            loss, gradients = walk(way, self.calls, params, parts, units)
+        else:
+            loss, gradients = self.accumulate(way, params, batch)
         everyone = make_group(self.plan, [axis["name"] for axis in self.plan["mesh"]])
         with jax.named_scope("loss"):
             loss = total(loss, everyone)
@@ -189,14 +211,15 @@ class Trainer:
 
     def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
         """Return loss and float32 gradients summed over the microbatches, one after another."""
-        units = self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1)
-        count = self.plan["microbatches"]
+        units, count = self.units, self.plan["microbatches"]
 
-        def loss(params: Params, part: Params) -> Array:
-            return loss_sum(way, self.calls, params, part) / units
+        def loss(trained: Params, still: Params, part: Params) -> Array:
+            return loss_sum(way, self.calls, {**still, **trained}, part, self.parts) / units
 
         def run(params: Params, part: Params) -> tuple[Array, Params]:
-            value, gradients = jax.value_and_grad(loss)(params, part)
+            trained = self.trained(params)
+            still = {name: value for name, value in params.items() if name not in trained}
+            value, gradients = jax.value_and_grad(loss)(trained, still, part)
             return value, {name: g.astype(jnp.float32) for name, g in gradients.items()}
 
         if count == 1:
@@ -208,7 +231,8 @@ class Trainer:
             return jax.tree.map(jnp.add, sums, run(own, part)), None
 
         parts = {name: self.split(way, value, count) for name, value in batch.items()}
-        zeros = {name: jnp.zeros(value.shape, jnp.float32) for name, value in params.items()}
+        own = self.trained(params)
+        zeros = {name: jnp.zeros(value.shape, jnp.float32) for name, value in own.items()}
         return lax.scan(body, (jnp.zeros(()), zeros), parts)[0]
 
     def split(self, way: Whole, value: Array, count: int) -> Array:
@@ -229,13 +253,13 @@ class Trainer:
     def full_step(self, params: Params, state: Any, batch: Params) -> Any:
         """Do one step and return the gradients too."""
         loss, gradients = self.loss_and_gradients(params, batch)
-        mine = params
+        mine = self.trained(params)
         if self.mesh is not None:  # update where the optimizer's state is
-            mine = lax.with_sharding_constraint(params, self.shardings(self.state_specs))
+            mine = lax.with_sharding_constraint(mine, self.shardings(self.state_specs))
         with jax.named_scope("optimizer_update"):
             updates, state = self.optimizer.update(gradients, state, in_float32(mine))
         with jax.named_scope("update"):  # where only a part was updated, it is gathered from here
-            mine = optax.apply_updates(mine, updates)
+            mine = {**params, **optax.apply_updates(mine, updates)}
         if self.mesh is not None:
             mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
             state = lax.with_sharding_constraint(state, self.state_shardings())
@@ -249,7 +273,7 @@ class Trainer:
 
     def batch(self, index: int) -> Params:
         """Return synthetic batch `index`, on the mesh."""
-        arrays = synthetic_batch(self.plan, self.model, index)
+        arrays = whole_batch(self.plan, self.model, self.parts, index)
         if self.mesh is None:
             return {name: jnp.asarray(value) for name, value in arrays.items()}
         place = NamedSharding(self.mesh, self.batch_spec)

@@ -13,8 +13,10 @@ from typing import Any
 from shardsim.carried import BOTH, Keys, NotCarried, shown
 from shardsim.errors import FileError, nearest
 from shardsim.files import read_text
+from shardsim.kinds import CONFIG, other_kind
 from shardsim.model.hf.decoders import FAMILIES, REFUSED, TOKENS
 from shardsim.model.hf.defaults import DEFAULTS, SAME_KEYS, VERSION
+from shardsim.model.hf.encoders import ENCODERS, t5
 from shardsim.model.hf.reasons import left_of
 from shardsim.model.hf.towers import TOWERS
 
@@ -48,10 +50,7 @@ def config_path(name: str) -> Path | None:
     if name.endswith(".json"):
         return Path(name)
     inside = os.path.join(name, "config.json")
-    try:
-        return Path(inside) if name and os.path.isfile(inside) else None
-    except ValueError:
-        return None
+    return Path(inside) if name and os.path.isfile(inside) else None
 
 
 def read_config(path: Path) -> Config:
@@ -88,6 +87,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _config(data: Mapping[str, Any], path: Path) -> Config:
     kind = data.get("model_type")
+    if other := other_kind(data, CONFIG):
+        raise FileError(other)
     if not isinstance(kind, str):
         raise FileError(
             "model_type: no Hugging Face config without it; a plan or a model is a YAML file"
@@ -107,12 +108,11 @@ def _config(data: Mapping[str, Any], path: Path) -> Config:
             inner["tie_word_embeddings"] = shell["tie_word_embeddings"]
         outer = left_of(shell, {}, kind, "")
         kind = inner["model_type"]
-    if not isinstance(kind, str) or kind not in (*FAMILIES, *TOWERS):
+    if not isinstance(kind, str) or kind not in (*FAMILIES, *TOWERS, *ENCODERS):
         if isinstance(kind, str) and kind in REFUSED:
             raise FileError(f"model_type: {kind} is not modelled: {REFUSED[kind]}")
-        raise FileError(
-            f"model_type: {shown(kind)} is not known{nearest(kind, (*FAMILIES, *TOWERS, *_PARTS))}"
-        )
+        every = (*FAMILIES, *TOWERS, *ENCODERS, *_PARTS)
+        raise FileError(f"model_type: {shown(kind)} is not known{nearest(kind, every)}")
     return _part(inner, kind, prefix, outer, data.get("architectures"), path)
 
 
@@ -129,17 +129,20 @@ def _part(
         if key in given and other in given and given[key] != given[other]:
             raise FileError(f"{key}: {shown(given[key])}, but {other} is {shown(given[other])}")
     given = {same.get(key, key): value for key, value in given.items()}
-    keys = Keys(given, DEFAULTS[kind])
+    defaults = DEFAULTS[kind] if kind not in ENCODERS else ENCODERS[kind]
+    keys = Keys(given, defaults)
     keys.read.update(("model_type", "architectures"))
     for key in ("is_encoder_decoder", "add_cross_attention", "pruned_heads"):
-        if given.get(key):
+        if given.get(key) and not defaults.get(key):
             raise FileError(f"{key}: {shown(given[key])} is not modelled")
         keys.read.add(key)
     names = architectures or given.get("architectures") or [""]
     name = names[0] if isinstance(names, list) and isinstance(names[0], str) else shown(names)
     left: list[NotCarried] = []
     try:
-        if kind in TOWERS:
+        if kind in ENCODERS:
+            options = t5(keys)
+        elif kind in TOWERS:
             options, left = TOWERS[kind](keys, name)
         else:
             options, left = FAMILIES[kind](keys), _head(name) + _reach(keys)
@@ -148,7 +151,7 @@ def _part(
     source = f"{path.name} of model_type {kind}; where it says nothing, {VERSION}"
     options = {"name": _name(path), **options, "source": source}
     carried = tuple(prefix + key for key in given if key in keys.read)
-    rest = left_of(keys, DEFAULTS[kind], kind, prefix)
+    rest = left_of(keys, defaults, kind, prefix)
     return Config(options, carried, (*outer, *left, *rest))
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from shardsim.carried import Keys, shown
 from shardsim.errors import FileError, nearest
+from shardsim.model.spec import MOST_LAYERS
 
 # Tokens of a plan's sequence where positions are rotary: a model takes any number.
 TOKENS = 8192
-MOST_LAYERS = 10**5  # far above any model's
 _ACTIVATIONS: Mapping[str, str] = {
     **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python"), "gelu"),
     **dict.fromkeys(("quick_gelu", "gelu_accurate"), "gelu"),
@@ -416,8 +416,8 @@ REFUSED: Mapping[str, str] = {
     "olmo": "its norms have no weights; a model's norms have a scale",
     "phimoe": "experts beside norms and an output head with biases, in a router of its own",
     **dict.fromkeys(
-        ("t5", "mt5", "umt5", "bart", "mbart", "marian", "pegasus", "whisper", "longt5"),
-        "an encoder and a decoder with cross-attention; a model here is one stack of layers",
+        ("umt5", "bart", "mbart", "marian", "pegasus", "whisper", "longt5"),
+        "an encoder and a decoder with positions or norms of another kind than T5's",
     ),
     **dict.fromkeys(
         ("bert", "roberta", "deberta", "deberta-v2", "modernbert", "distilbert", "electra"),

@@ -11,7 +11,8 @@ from typing import Any
 
 from shardsim.carried import BOTH, HBM, Keys, NotCarried, shown
 from shardsim.errors import FileError
-from shardsim.model.hf.decoders import MOST_LAYERS, activation, head_dim
+from shardsim.model.hf.decoders import activation, head_dim
+from shardsim.model.spec import MOST_LAYERS
 
 Made = tuple[dict[str, Any], list[NotCarried]]
 

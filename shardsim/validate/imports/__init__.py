@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.validate.imports.big_vision import read_big_vision
+from shardsim.validate.imports.levanter import read_levanter
 from shardsim.validate.imports.maxtext import read_maxtext
 
 
@@ -38,7 +40,7 @@ def import_config(
     arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
     """
     arguments = ""
-    if form == "big_vision" and not Path(path).exists() and ".py:" in path:
+    if form == "big_vision" and not os.path.exists(path) and ".py:" in path:
         path, _, arguments = path.partition(".py:")
         path += ".py"
     file = Path(path)
@@ -46,6 +48,8 @@ def import_config(
     try:
         if form == "maxtext":
             plan, notes, left = read_maxtext(file, text, machine, base)
+        elif form == "levanter":
+            plan, notes, left = read_levanter(file, text, machine)
         else:
             plan, notes, left = read_big_vision(file, text, machine, image, arguments)
         check(plan, resolve(plan))

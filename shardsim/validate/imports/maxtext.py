@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
+from shardsim.carried import BOTH, Keys, NotCarried, is_one_of, shown
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Precision, Routing, Rules
+from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
-from shardsim.validate.words import TENSORS, Split, number, remat_named, whole
+from shardsim.validate.imports.maxtext_lora import adapted
+from shardsim.validate.imports.maxtext_remat import custom_policy
+from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
 # Flags that change what a program holds, and one that is in a plan's overlap.
@@ -82,7 +86,9 @@ def read_maxtext(
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
     keys, model = _model(keys, path, base, notes)
-    plan = _plan(keys, model, slices, given.flags)
+    model = adapted(keys, model)
+    partly: list[NotCarried] = []
+    plan = _plan(keys, model, slices, given.flags, partly)
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
     elif not old and slices.chip.name in _SYNCHRONOUS:
@@ -94,7 +100,7 @@ def read_maxtext(
     for key, written in given.unset.items():
         if key in keys.read:
             raise FileError(f"{key}: {written} is set outside this script; write its value")
-    left = left_of(keys) + [
+    left = [*partly, *left_of(keys)] + [
         NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
         for key, value in given.flags.items()
         if key not in (*_CARRIED, _OVERLAP)
@@ -135,7 +141,7 @@ def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "maxtext"
         return keys, load_model(options_of(keys, stem))
     own = base.parent / "models" / f"{name}.yml" if base is not None else None
-    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and own.is_file():
+    if own is not None and re.fullmatch(r"[\w.-]+", str(name)) and os.path.isfile(own):
         sizes = read_yaml(own)
         if not isinstance(sizes, Mapping):
             raise FileError(f"{own}: expected MaxText's keys")
@@ -196,7 +202,10 @@ def _no_two(keys: Keys, sizes: Mapping[str, Any]) -> None:
             )
 
 
-def _plan(keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str]) -> Plan:
+def _plan(
+    keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str], left: list[NotCarried]
+) -> Plan:
+    """Return the plan; what of a key is not in it goes to `left`."""
     split = Split()
     for key, size in _parallelism(keys).items():
         if model.experts and key.endswith("_expert_parallelism"):
@@ -210,12 +219,16 @@ def _plan(keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str]) 
         raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
-    policy = str(keys["remat_policy"])
-    tensors = {key: keys[key] for key in TENSORS if key in keys} if policy == "custom" else {}
-    remat = remat_named(policy, tensors)
-    if remat is None:
-        raise FileError(f"remat_policy: {shown(keys['remat_policy'])} is not known")
     flash = keys["attention"] in ("flash", "autoselected")
+    policy = str(keys["remat_policy"])
+    if policy == "custom":
+        remat, partly = custom_policy(keys, model, flash)
+        left += partly
+    elif (named := remat_named(policy, {})) is not None:
+        remat = named
+    else:
+        near = nearest(policy, [*REMAT_POLICIES, "custom"])
+        raise FileError(f"remat_policy: {shown(policy)} is not known{near}")
     old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
     gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
     permutes = not old or flags.get(_OVERLAP) == "true"
@@ -290,7 +303,7 @@ def _compute(keys: Keys, machine: Machine) -> str:
     asked = keys["quantization"] or ("int8" if keys.get("int8_training") is True else "")
     if not asked:
         return usual
-    if asked not in _COMPUTE:
+    if not is_one_of(asked, _COMPUTE):
         raise FileError(f"quantization: {shown(asked)} is not modelled{nearest(asked, _COMPUTE)}")
     compute = _COMPUTE[asked]
     if compute not in machine.chip.peak_flops:
@@ -301,7 +314,7 @@ def _compute(keys: Keys, machine: Machine) -> str:
 def _format(keys: Keys, key: str) -> str:
     """Return the format that a key names."""
     formats = {"bfloat16": "bf16", "float32": "f32"}
-    if keys[key] not in formats:
+    if not is_one_of(keys[key], formats):
         raise FileError(f"{key}: {keys[key]!r} is not modelled{nearest(keys[key], formats)}")
     return formats[keys[key]]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from shardsim.carried import Keys, shown
 from shardsim.errors import FileError, nearest
-from shardsim.model.hf.decoders import MOST_LAYERS, round_of
+from shardsim.model.hf.decoders import round_of
+from shardsim.model.spec import MOST_LAYERS
 from shardsim.validate.words import whole
 
 _ACTIVATIONS: Mapping[str, str] = {

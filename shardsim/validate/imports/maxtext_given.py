@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -49,7 +50,7 @@ def read_given(path: Path, text: str) -> Given:
             raise FileError(f"{path}: expected MaxText's keys, or a command with key=value words")
         given = {str(key): value for key, value in data.items()}
         base = path.parent / str(given.get("base_config", ""))
-        if base.is_file() and base != path:
+        if os.path.isfile(base) and base != path:
             inherited = read_yaml(base)
             given = {**(inherited if isinstance(inherited, Mapping) else {}), **given}
         return Given(given, flags, {})

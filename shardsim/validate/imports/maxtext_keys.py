@@ -201,7 +201,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         (),
-        "remat_policy is not custom, or no array of a plan's blocks has that name",
+        "counts with remat_policy=custom only",
         r"decoder_layer_input|indexer_cutoff_threshold|context|(moe_)?mlpwi(_[01])?|(moe_)?mlpwo"
         r"|(query|key|value|kv|qkv|out)_proj|(query|kv)_wa_proj|mla_(q|kv)|attention_out|engram",
     ),

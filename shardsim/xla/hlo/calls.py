@@ -1,8 +1,9 @@
 """Calls that another core of the chip runs beside the compute stream.
 
-`call-start` hands a computation to the SparseCore, `call-done` waits for it. The computation is one
-operation on its parameters, or a call of one in turn; a parameter may be a token, which orders the
-call and holds nothing.
+`call-start` hands a computation to the SparseCore, `call-done` waits for it; dumps write the
+same as an `async-start` of a computation that is one `call`. The computation is one operation on
+its parameters, or a call of one in turn; a parameter may be a token, which orders the call and
+holds nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from shardsim.xla.hlo.opcodes import FREE, FREE_TARGETS, KINDS
 from shardsim.xla.hlo.shapes import Shape
 
 THREAD = '"sparsecore"'
+_STARTS = ("call-start", "async-start")
+_HOLD = frozenset(("parameter", "tuple", "get-tuple-element"))
+_CALLS = frozenset(("call", "custom-call"))
 _MOVES = frozenset("copy gather reshape slice transpose".split())
 
 
@@ -31,11 +35,30 @@ def call_fits(module: Module, item: Instruction, given: list[Shape]) -> bool:
     )
 
 
+def is_prepared(item: Instruction) -> bool:
+    """Return whether an async-start only prepares a call, whose operands come with its update."""
+    return item.opcode == "async-start" and not item.operands
+
+
+def update_fits(module: Module, item: Instruction, given: list[Shape]) -> bool:
+    """Return whether an async-update that has operands gives a prepared call what it takes."""
+    start = module.homes[item].operand(item, 0)
+    if not is_prepared(start):
+        return False
+    inner = module.called(start)
+    takes = [inner[name].shape.form for name in inner.parameters]
+    kept, result, *_ = item.shape.elements
+    return (
+        takes == [shape.form for shape in given[1:]] == [shape.form for shape in kept.elements]
+        and result.form == inner[inner.root].shape.form
+    )
+
+
 def check_callers(items: Iterable[Instruction]) -> None:
     """Raise `HloError` where two calls start one computation: each has its own."""
     starts: dict[str, str] = {}
     for item in items:
-        if item.opcode != "call-start":
+        if item.opcode not in _STARTS or "async_execution_thread" not in item.attributes:
             continue
         for name in item.called:
             if name in starts:
@@ -49,7 +72,7 @@ def offloaded(module: Module, item: Instruction) -> tuple[Computation, Instructi
     It is a collective, or an operation that only moves data.
     """
     home, found = _only_operation(module, item)
-    if found.opcode == "call-start":
+    if found.opcode in _STARTS:
         home, found = _only_operation(module, found)
     if found.opcode not in KINDS and not _only_moves(module, found):
         raise HloError(f"%{item.name}: a call of {found.opcode} is not understood", item.line)
@@ -61,13 +84,26 @@ def _only_operation(module: Module, item: Instruction) -> tuple[Computation, Ins
     thread = item.attribute("async_execution_thread")
     if thread != THREAD:
         raise HloError(f"%{item.name}: a call on {thread} is not understood", item.line)
-    home = module.called(item)
+    home, found = _only_one(module, module.called(item), item)
+    while found.opcode in _CALLS and found.called:
+        home, found = _only_one(module, module.called(found), item)
+    return home, found
+
+
+def _only_one(
+    module: Module, home: Computation, item: Instruction
+) -> tuple[Computation, Instruction]:
+    """Return the one operation of `home`, which reads all its parameters."""
     found = home[home.root]
-    if found.opcode == "call-done":
+    done = found.opcode.removesuffix("-done")
+    if done in ("call", "async") and done != found.opcode:
         found = home.operand(found, 0)
     arrays = tuple(name for name in home.parameters if home[name].shape.dtype != "token")
-    others = len(home.instructions) - len(home.parameters)
-    if found.operands != arrays or others != (2 if found.opcode == "call-start" else 1):
+    read = tuple(home.behind(name) for name in found.operands)
+    read = tuple(name for name in read if home[name].shape.dtype != "token")
+    work = [one.opcode for one in home.instructions.values() if one.opcode not in _HOLD]
+    wanted = [f"{done}-start", f"{done}-done"] if found.opcode in _STARTS else [found.opcode]
+    if read != arrays or work != wanted:
         raise HloError(f"%{item.name}: %{home.name} is not one operation", item.line)
     return home, found
 

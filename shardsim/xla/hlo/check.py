@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from shardsim.xla.hlo.calls import call_fits, check_callers
+from shardsim.xla.hlo.calls import call_fits, check_callers, is_prepared, update_fits
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.groups import form_of, permute_of
 from shardsim.xla.hlo.matmul import matmul_of
@@ -60,9 +60,13 @@ def _calls_fit(module: Module, item: Instruction, given: list[Shape]) -> bool:
         inner = module.called(item)
         takes = [inner[name].shape.form for name in inner.parameters]
         gives = inner[inner.root].shape.form
+        if is_prepared(item):
+            return [item.shape.elements[place].form for place in (0, 1)] == ["()", "()"]
         if item.opcode == "async-start":
             return takes == forms and item.shape.elements[1].form == gives
         return takes == forms and gives == item.shape.form
+    if item.opcode == "async-update" and len(given) > 1:
+        return update_fits(module, item, given)
     if item.opcode == "call-start":
         return call_fits(module, item, given)
     if item.opcode == "while":
@@ -170,6 +174,18 @@ def _dynamic_update_slice(item: Instruction, given: list[Shape]) -> bool:
     return fits and given[0].form == item.shape.form and len(given) == 2 + len(given[0].dims)
 
 
+def _dynamic_slice_start(item: Instruction, given: list[Shape]) -> bool:
+    sizes = item.numbers("dynamic_slice_sizes")
+    fits = all(a <= b for a, b in zip(sizes, given[0].dims, strict=True))
+    return fits and item.shape.elements[1].dims == sizes and len(given) == 1 + len(sizes)
+
+
+def _dynamic_update_slice_start(item: Instruction, given: list[Shape]) -> bool:
+    fits = all(a <= b for a, b in zip(given[1].dims, given[0].dims, strict=True))
+    whole = item.shape.elements[1].form == given[0].form
+    return fits and whole and len(given) == 2 + len(given[0].dims)
+
+
 def _pad(item: Instruction, given: list[Shape]) -> bool:
     sizes = []
     for text, size in zip(item.attribute("padding").split("x"), given[0].dims, strict=True):
@@ -271,9 +287,19 @@ _RULES: dict[str, Rule] = {
     "slice-start": _slice_start,
     "copy-start": _copy_start,
     **dict.fromkeys(
-        ("slice-done", "collective-permute-done", "all-gather-done", "async-done", "call-done"),
+        (
+            "slice-done",
+            "dynamic-slice-done",
+            "dynamic-update-slice-done",
+            "collective-permute-done",
+            "all-gather-done",
+            "async-done",
+            "call-done",
+        ),
         _second,
     ),
+    "dynamic-slice-start": _dynamic_slice_start,
+    "dynamic-update-slice-start": _dynamic_update_slice_start,
     "copy-done": lambda item, given: given[0].elements[0].form == item.shape.form,
     "all-reduce-done": _same_form,
     "dynamic-slice": _dynamic_slice,

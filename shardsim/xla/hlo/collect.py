@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardsim.program.schedule import PARAMETER_PURPOSES, Move
+from shardsim.xla.hlo.between import Part
 from shardsim.xla.hlo.calls import offloaded
 from shardsim.xla.hlo.check import results_of
 from shardsim.xla.hlo.errors import HloError
@@ -111,19 +112,23 @@ def read_collective(
     block: str,
     count: int,
     asynchronous: bool,
+    inside: Instruction | None = None,
+    slices: Sequence[Part] = (),
 ) -> CompiledCollective | None:
     """Return a collective of more than one member, or None where it moves nothing.
 
-    `item` is the operation itself, one that is started, or a fusion around one. It stands in
-    `block` and runs `count` times.
+    `item` is the operation itself, one that is started, or a fusion around one; `inside` says which
+    one where a fusion holds more. It stands in `block` and runs `count` times. Of axes that go over
+    `slices` too the mesh has what is inside of one.
     """
-    inner, holder = _operation(module, item)
+    inner, holder = _operation(module, item) if inside is None else (inside, None)
     kind = KINDS[inner.opcode.removesuffix("-start")]
     results = results_of(inner)
     array_bytes = sum(shape.bytes for shape in results)
     parts: tuple[tuple[str, int, int], ...] = ()
     shifts: tuple[int, ...] = ()
     regular = True
+    over = {axis for axis, _, _ in slices}
     if kind == "permute":
         permute = permute_of(inner.attribute("source_target_pairs"), mesh)
         axes, shifts, members = permute.axes, permute.shifts, 2 if permute.axes else 1
@@ -133,7 +138,7 @@ def read_collective(
         parts = tuple(
             (part.axis, part.members, part.stride)
             for part in form.parts
-            if part.members != mesh[part.axis]
+            if part.members != mesh[part.axis] or part.axis in over
         )
     if members == 1:
         return None
@@ -143,8 +148,9 @@ def read_collective(
         kind = _fused_kind(inner, holder, item, members)
     origin = "" if kind != "all-reduce" else _origin(module, item, inner, members)
     told = named(module, item, _WANTED.get(origin or kind, ""))
+    shared = inside is not None and len(_collectives(module, item)) > 1
     return CompiledCollective(
-        name=item.name,
+        name=f"{item.name}/{inner.name}" if shared else item.name,
         kind=kind,
         mesh_axes=axes,
         parts=parts,
@@ -163,15 +169,19 @@ def read_collective(
 
 def _operation(module: Module, item: Instruction) -> tuple[Instruction, Computation | None]:
     """Return the collective in `item`, and the computation that holds it if `item` is a fusion."""
-    if item.opcode == "call-start":
+    if item.opcode == "call-start" or "async_execution_thread" in item.attributes:
         return offloaded(module, item)[1], None
     if item.opcode not in ("fusion", "async-start"):
         return item, None
-    inner = module.called(item)
-    found = [x for x in inner.instructions.values() if x.opcode in KINDS]
+    inner, found = module.called(item), _collectives(module, item)
     if len(found) != 1:
         raise HloError(f"%{item.name}: {len(found)} collectives in one operation", item.line)
     return found[0], inner if item.opcode == "fusion" and not chain_of(found[0]) else None
+
+
+def _collectives(module: Module, item: Instruction) -> list[Instruction]:
+    """Return the collectives that a fusion or a started computation holds."""
+    return [one for one in module.called(item).instructions.values() if one.opcode in KINDS]
 
 
 def _fused_kind(inner: Instruction, holder: Computation, item: Instruction, members: int) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from shardsim.program.schedule import Schedule
+from shardsim.xla.hlo.between import Part
 from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.collect import CompiledCollective
 from shardsim.xla.hlo.errors import HloError
@@ -63,14 +64,28 @@ def read_hlo(
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
-    module = parse_module(text)
+    return read_module(parse_module(text), mesh, causal, windows)
+
+
+def read_module(
+    module: Module,
+    mesh: Mapping[str, int],
+    causal: bool | None = None,
+    windows: Iterable[int] = (),
+    slices: Sequence[Part] = (),
+) -> CompiledProgram:
+    """Read a parsed module, as `read_hlo` does.
+
+    A program of several slices is that of one: `mesh` has the sizes inside a slice, and `slices`
+    what its axes have of them (axis, members, devices between them).
+    """
     if not module.is_scheduled:
         raise HloError("the module is not scheduled: its lines are not in the order of execution")
     devices = math.prod(mesh.values())
     if module.partitions not in (None, devices):
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
-    steps = Steps(module, dict(mesh), causal, tuple(sorted(set(windows) - {0})))
+    steps = Steps(module, dict(mesh), causal, tuple(sorted(set(windows) - {0})), tuple(slices))
     schedule = Schedule(
         blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
     )

@@ -32,9 +32,18 @@ class Frames:
 
     def __init__(self, entries: list[_Entry]) -> None:
         self._entries = entries
+        self._added: dict[Frame, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def add(self, file: str, line: int) -> int:
+        """Return the number of the frame of a place whose function and callers are not known."""
+        frame = Frame(file=file, line=line, function="")
+        if frame not in self._added:
+            self._entries.append(_Entry(frame=frame, parent=0))
+            self._added[frame] = len(self._entries)
+        return self._added[frame]
 
     def stack(self, number: int) -> list[Frame]:
         """Return the frames from where the operation stands outwards; number 0 has none."""

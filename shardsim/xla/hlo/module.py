@@ -91,6 +91,15 @@ class Computation:
             raise HloError(f"%{instruction.name} lacks operands", instruction.line)
         return self.instructions[instruction.operands[index]]
 
+    def behind(self, name: str) -> str:
+        """Return what gives a value, through tuples that only hold it."""
+        while (item := self.instructions[name]).opcode == "get-tuple-element":
+            source = self.instructions[item.operands[0]]
+            if source.opcode != "tuple":
+                break
+            name = source.operands[int(item.attribute("index"))]
+        return name
+
     @cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """The instructions that read each one."""
@@ -108,6 +117,7 @@ class Module:
     name: str
     is_scheduled: bool
     partitions: int | None  # devices that run it, where the text says so
+    replicas: int
     computations: dict[str, Computation]
     entry: str
     frames: Frames = field(repr=False)

@@ -18,7 +18,7 @@ def source_of(module: Module, item: Instruction) -> str:
     stack = module.frames.stack(named(module, item).stack_frame_id)
     if not stack:
         return ""
-    return f"{os.path.basename(stack[0].file)}:{stack[0].line} {stack[0].function}"
+    return f"{os.path.basename(stack[0].file)}:{stack[0].line} {stack[0].function}".strip()
 
 
 def named(module: Module, item: Instruction, wanted: str = "") -> Instruction:

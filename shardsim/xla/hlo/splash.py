@@ -32,6 +32,9 @@ _BLOCKS = {
 }
 _LAYOUTS = ("q_layout", "k_layout", "v_layout")
 _HEAD_DIM_MINOR = 1  # of splash's QKVLayout
+# Which of the results is the output, by how many there are: JAX's kernels return their scratch
+# before it, MaxText's copy of them does not.
+_OUTPUT = {2: 0, 4: 3, 5: 3}
 _LANES, _SUBLANES = 128, 8  # positions and logarithms are repeated to fill a vector register
 
 Test = Callable[[Shape], bool]
@@ -165,14 +168,16 @@ class _Reader:
         arrays = self.item.shape.arrays
         forms = [shape.form for shape in arrays]
         if self.phase == "dq":
-            return False if len(forms) == 2 and forms[1] == q.form else None
+            return False if len(forms) in (1, 2) and forms[-1] == q.form else None
         if self.phase == "fwd":
+            place = _OUTPUT.get(len(forms))
+            if place is None:
+                return None
             out = (q.dtype, (*q.dims[:-1], v.dims[-1]))
-            fits = len(forms) in (4, 5) and (arrays[3].dtype, arrays[3].dims) == out
-            return False if fits else None
-        if len(forms) not in (4, 5, 6) or forms[-2:] != [k.form, v.form]:
+            return False if (arrays[place].dtype, arrays[place].dims) == out else None
+        if len(forms) not in (2, 3, 4, 5, 6) or forms[-2:] != [k.form, v.form]:
             return None
-        if len(forms) == 4:
+        if len(forms) in (2, 4):
             return False
         partial = arrays[-3]
         return True if (partial.dtype, partial.count) == (q.dtype, columns * q.count) else None

@@ -17,8 +17,9 @@ _HEADER = re.compile(r"(ENTRY )?%([\w.\-]+) \(")
 _PARAMETER = re.compile(r"(?:, )?(?:/\*index=\d+\*/)?%?([\w.\-]+): ")
 _START = re.compile(r"  (ROOT )?%([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
-_OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+)")
-_OPERANDS = re.compile(r"(?:(?:/\*index=\d+\*/)?%[\w.\-]+(?:, (?:/\*index=\d+\*/)?%[\w.\-]+)*)?")
+# Dumps write an element of a tuple as `%tuple#2`.
+_OPERAND = re.compile(r"(?:/\*index=\d+\*/)?%([\w.\-]+(?:#\d+)*)")
+_OPERANDS = re.compile(rf"(?:{_OPERAND.pattern}(?:, {_OPERAND.pattern})*)?")
 _KEY = re.compile(r", ([a-z_][\w-]*)=")
 _METADATA = re.compile(r"(?:^|\s)(\w+)=(\"(?:[^\"\\]|\\.)*\"|[\w.\-]+|\{[^{}]*\})")
 _BRACES = re.compile(r'[{}]|"(?:[^"\\]|\\.)*"')
@@ -43,6 +44,7 @@ def parse_module(text: str) -> Module:
         raise HloError("the text does not begin with 'HloModule NAME'", first + 1)
     rest = match[2] or ""
     partitions = re.search(r", num_partitions=(\d+)", rest)
+    replicas = re.search(r", replica_count=(\d+)", rest)
     frames, place = read_frames(lines, first + 1)
     computations: dict[str, Computation] = {}
     entry = ""
@@ -64,6 +66,7 @@ def parse_module(text: str) -> Module:
         name=match[1],
         is_scheduled=", is_scheduled=true" in rest,
         partitions=small_number(partitions[1], 0) if partitions else None,
+        replicas=small_number(replicas[1], 0) if replicas else 1,
         computations=computations,
         entry=entry,
         frames=frames,
@@ -103,12 +106,14 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         if line == "}" or line.startswith("}, execution_thread="):
             break
         try:
-            instruction = _instruction(line, place)
+            instruction = _instruction(line, place, frames)
         except HloError as error:
             raise error.at(place) from None
         if instruction.name in instructions:
             raise HloError(f"%{instruction.name} is defined twice", place)
         for operand in instruction.operands:
+            if "#" in operand:
+                _take_elements(operand, instructions, place)
             if operand not in instructions:
                 raise HloError(f"operand %{operand} is not defined before it is used", place)
         if instruction.stack_frame_id > len(frames):
@@ -131,6 +136,32 @@ def _computation(lines: list[str], start: int, frames: Frames) -> tuple[Computat
         line=start + 1,
     )
     return computation, bool(header[1]), place
+
+
+def _take_elements(operand: str, instructions: dict[str, Instruction], line: int) -> None:
+    """Add the get-tuple-elements for which `%tuple#2` stands."""
+    source, *places = operand.split("#")
+    for place in places:
+        name = f"{source}#{place}"
+        if name not in instructions and source in instructions:
+            shape = instructions[source].shape
+            index = small_number(place, len(shape.elements))
+            if not shape.is_tuple or index >= len(shape.elements):
+                raise HloError(f"%{source} has no element {place}", line)
+            instructions[name] = Instruction(
+                name=name,
+                opcode="get-tuple-element",
+                shape=shape.elements[index],
+                operands=(source,),
+                literal="",
+                attributes={"index": str(index)},
+                op_name="",
+                stack_frame_id=0,
+                backend_config={},
+                is_root=False,
+                line=line,
+            )
+        source = name
 
 
 def _joined(lines: list[str], place: int) -> tuple[str, int]:
@@ -170,7 +201,7 @@ def _check_parameters(
             raise HloError(f"%{item.name} is not what the header of %{name} says", item.line)
 
 
-def _instruction(line: str, number: int) -> Instruction:
+def _instruction(line: str, number: int, frames: Frames) -> Instruction:
     start = _START.match(line)
     if not start:
         raise HloError(f"not an instruction: {line[:60]!r}")
@@ -209,7 +240,7 @@ def _instruction(line: str, number: int) -> Instruction:
             continue
         value, close = _value(line, key.end())
         if key[1] == "metadata":
-            op_name, frame = _metadata(value)
+            op_name, frame = _metadata(value, frames)
         else:
             attributes[key[1]] = value
     return Instruction(
@@ -244,10 +275,16 @@ def _value(line: str, start: int) -> tuple[str, int]:
     return word[0], word.end()
 
 
-def _metadata(text: str) -> tuple[str, int]:
-    """Return op_name and stack_frame_id of `{op_name="..." stack_frame_id=12}`."""
+def _metadata(text: str, frames: Frames) -> tuple[str, int]:
+    """Return op_name and stack frame of `{op_name="..." stack_frame_id=12}`.
+
+    XLA before 2025 wrote `source_file="..." source_line=7` instead: such a place becomes a frame.
+    """
     found = dict(_METADATA.findall(text[1:-1]))
     frame = small_number(found.get("stack_frame_id", "0"), -1)
-    if frame < 0:
+    line = small_number(found.get("source_line", "0"), -1)
+    if frame < 0 or line < 0:
         raise HloError(f"metadata {text[:60]!r}")
+    if not frame and "source_file" in found:
+        frame = frames.add(found["source_file"].strip('"'), line)
     return found.get("op_name", '""')[1:-1], frame

@@ -34,6 +34,7 @@ from shardsim.plan import Plan
 from shardsim.xla.tpu.cache import Cache, key_of
 from shardsim.xla.tpu.topology import topology_options
 
+WORKER = "shardsim.xla.tpu.worker"
 TIMEOUT_S = 1200.0
 MEMORY_BYTES = 12e9  # of one compiling process; a ViT-22B step for 1,024 chips needs 3.5e9
 _POLL_S = 0.2
@@ -70,12 +71,7 @@ class Compilation:
     def peak_bytes(self) -> float | None:
         """HBM that a device needs at its fullest moment; also where it was too much."""
         if self.ok:
-            memory = self.result["memory"]
-            if not memory.get("host_temp_size"):
-                return float(memory["peak_memory"])
-            # The compiler's peak is then that of both memories; this is what it reserves in HBM.
-            outputs = memory["output_size"] - memory["alias_size"]
-            return float(memory["argument_size"] + outputs + memory["temp_size"])
+            return peak_bytes(self.result["memory"])
         used = hbm_needed(self.result["message"])
         return used[0] if used else None
 
@@ -92,11 +88,25 @@ class Compilation:
     @property
     def problem(self) -> str:
         """One line that says why there is no program."""
-        message = self.result.get("message", "")
-        if used := hbm_needed(message):
-            needed, offered = (size / 2**30 for size in used)
-            return f"does not fit: needs {needed:.2f} GiB of {offered:.2f} GiB HBM on a device"
-        return " ".join(f"{self.result['error']}: {message}".split())[:400]
+        return problem_of(self.result)
+
+
+def peak_bytes(memory: dict[str, int]) -> float:
+    """Return the HBM at the fullest moment that the compiler's memory analysis says."""
+    if not memory.get("host_temp_size"):
+        return float(memory["peak_memory"])
+    # The compiler's peak is then that of both memories; this is what it reserves in HBM.
+    outputs = memory["output_size"] - memory["alias_size"]
+    return float(memory["argument_size"] + outputs + memory["temp_size"])
+
+
+def problem_of(result: dict[str, Any]) -> str:
+    """Return one line that says why a compiling process gave no program."""
+    message = result.get("message", "")
+    if used := hbm_needed(message):
+        needed, offered = (size / 2**30 for size in used)
+        return f"does not fit: needs {needed:.2f} GiB of {offered:.2f} GiB HBM on a device"
+    return " ".join(f"{result['error']}: {message}".split())[:400]
 
 
 def hbm_needed(message: str) -> tuple[float, float] | None:
@@ -117,14 +127,17 @@ def hbm_needed(message: str) -> tuple[float, float] | None:
 def run_compiler(
     request: dict[str, Any], code: str, timeout_s: float, memory_bytes: float
 ) -> tuple[dict[str, Any], str | None]:
-    """Compile `code` in a process of its own; return its result and the HLO text, if any."""
+    """Compile `code` in a process of its own; return its result and the HLO text, if any.
+
+    The process is the `worker` of the request, a module; left out, that of emitted programs.
+    """
     folder = Path(tempfile.mkdtemp(prefix="shardsim-tpu-"))
     try:
         (folder / "train.py").write_text(code, encoding="utf-8")
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "shardsim.xla.tpu.worker", str(folder)],
+                [sys.executable, "-m", request.get("worker", WORKER), str(folder)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.PIPE,  # closed when this process ends, however it ends

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -50,23 +51,20 @@ def compile_step(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         compiled = lowered.compile(compiler_options=request["options"])
     text: str = compiled.as_text()  # type: ignore[assignment]
     (folder / "hlo.txt").write_text(text, encoding="utf-8")
-    memory = compiled.memory_analysis()
     return {
-        "memory": {
-            name: int(getattr(memory, f"{name}_in_bytes"))
-            for name in (
-                "argument_size",
-                "output_size",
-                "alias_size",
-                "temp_size",
-                "generated_code_size",
-                "peak_memory",
-                "host_temp_size",
-            )
-        },
+        "memory": memory_of(compiled.memory_analysis()),
         "lower_s": lowered_s,
         "compile_s": time.perf_counter() - begun - lowered_s,
         "largest_buffers": largest_buffers(folder / "dump"),
+    }
+
+
+def memory_of(analysis: Any) -> dict[str, int]:
+    """Return the figures of the compiler's memory analysis, in bytes of a device."""
+    names = "argument_size output_size alias_size temp_size generated_code_size peak_memory"
+    return {
+        name: int(getattr(analysis, f"{name}_in_bytes"))
+        for name in (*names.split(), "host_temp_size")
     }
 
 
@@ -89,14 +87,14 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Do the request in the folder named on the command line."""
+def serve(compile_one: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> None:
+    """Do the request in the folder named on the command line, and leave what came out there."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     result: dict[str, Any] = {"versions": {name: version(name) for name in ("jax", "libtpu")}}
     try:
-        result.update(compile_step(folder, request))
+        result.update(compile_one(folder, request))
     except Exception as error:  # the parent reports it
         result.update(error=type(error).__name__, message=str(error)[:20_000])
         result["largest_buffers"] = largest_buffers(folder / "dump")
@@ -104,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(compile_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def verify_big_vision(
     plan: Plan, *, python: str | None, path: Path | None, scale: str, devices: int
 ) -> TrainerResult:
     """Compile the exported file for the plan's slice ("full"), or train its tiny copy ("tiny")."""
-    if path is None or not (path / "big_vision" / "train.py").is_file():
+    if path is None or not os.path.isfile(path / "big_vision" / "train.py"):
         raise ShardsimError("big_vision is no package; give --trainer-path, a checkout of it")
     if scale == "tiny":
         plan = shrink(plan, devices)[0]

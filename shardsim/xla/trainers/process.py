@@ -23,8 +23,8 @@ def trainer_python(given: str | None) -> str:
     if given is None:
         return sys.executable
     path = Path(given)
-    candidate = path / "bin" / "python" if path.is_dir() else path
-    if not candidate.is_file():
+    candidate = path / "bin" / "python" if os.path.isdir(path) else path
+    if not os.path.isfile(candidate):
         raise ShardsimError(f"--trainer-python: no Python at {given}")
     return str(candidate)
 

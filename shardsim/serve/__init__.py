@@ -1,0 +1,1 @@
+"""A local page to play with plans: what it asks (`asked`), the answers (`desk`), the server."""

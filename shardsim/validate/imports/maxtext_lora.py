@@ -1,0 +1,56 @@
+"""MaxText's adapters: the group `lora` of its post-training configs, or keys of that name.
+
+Source: AI-Hypercomputer/maxtext@e591f30cb, src/maxtext/configs/types.py (class LoRA) and
+configs/post_train/lora_module_path.yml.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from shardsim.carried import Keys, shown
+from shardsim.errors import FileError
+from shardsim.model import Model, override_model
+from shardsim.validate.words import whole
+
+# MaxText's modules, and the projections that they are.
+_MODULES: Mapping[str, str] = {
+    "query": "query",
+    "key": "key",
+    "value": "value",
+    "out": "attention_output",
+    "wi_0": "mlp_in",
+    "wi_1": "mlp_gate",
+    "wo": "mlp_out",
+}
+_KEYS = ("enable_lora", "lora_rank", "lora_module_path", "lora_weight_qtype")
+_FREE = ("lora_alpha", "lora_restore_path", "lora_tile_size")  # change no step
+
+
+def adapted(keys: Keys, model: Model) -> Model:
+    """Return the model with the adapters that a config says, or as it is.
+
+    A path of modules is a pattern; of its words those that name modules count, without any all do.
+    """
+    group = keys.get("lora", None)
+    if group is not None and not isinstance(group, Mapping):
+        raise FileError(f"lora: expected MaxText's keys, found {shown(group)}")
+    said: dict[str, Any] = dict(group or {})
+    for key in said:
+        if key not in (*_KEYS, *_FREE):
+            raise FileError(f"lora: {shown(key)} is none of MaxText's keys")
+    if group is None:
+        said = {key: keys.get(key, None) for key in (*_KEYS, *_FREE) if key in keys.given}
+    if not said.get("lora_rank") or said.get("enable_lora") is False:
+        return model
+    if said.get("lora_weight_qtype"):
+        raise FileError("lora_weight_qtype: weights of fewer bits are not modelled; leave it out")
+    words = set(re.findall(r"[a-z0-9_]+", str(said.get("lora_module_path") or "")))
+    on = [ours for theirs, ours in _MODULES.items() if theirs in words] or [*_MODULES.values()]
+    if not model.gated_mlp:
+        on = [name for name in on if name != "mlp_gate"]
+    return override_model(
+        model, {"lora": {"rank": whole(said["lora_rank"], "lora_rank"), "on": on}}
+    )

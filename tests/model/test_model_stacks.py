@@ -1,0 +1,114 @@
+"""Models of several stacks, frozen parts and adapters: what they are made of and what counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shardsim.errors import ModelError
+from shardsim.model import Accounting, load_model, model_flops_per_token, override_model
+
+_SIX_N, _PALM = Accounting.SIX_N, Accounting.PALM
+
+
+@pytest.mark.parametrize("name", ["t5-xxl", "pali-17b", "clip-b-16", "siglip-so400m"])
+def test_a_model_of_several_stacks_is_read_back_as_it_is_written(name: str) -> None:
+    model = load_model(name)
+    assert load_model(model.to_mapping()) == model
+    assert sum(tensor.size for tensor in model.tensors) == sum(
+        tensor.size for part in model.parts for tensor in part.model.own_tensors
+    )
+
+
+def test_each_stack_of_t5_works_on_its_own_tokens() -> None:
+    model, encoder, decoder = load_model("t5-xxl"), 512, 114
+    wide, hidden, mlp, layers, vocab = 4096, 64 * 64, 10240, 24, 32128
+    attention, mlps = 4 * wide * hidden, 3 * wide * mlp
+    ends = 2 * vocab * wide  # the table and the head, both the decoder's
+    vectors = 32 * 64 + wide
+    of_encoder = layers * (attention + mlps + 2 * wide) + vectors
+    # Of cross-attention, keys and values work on the encoder's tokens.
+    of_decoder = layers * (attention + attention / 2 + mlps + 3 * wide) + vectors + ends
+    weights = (of_encoder + layers * attention / 2) * encoder + of_decoder * decoder
+    assert model_flops_per_token(model, decoder, _SIX_N) == pytest.approx(6 * weights / decoder)
+    pairs = encoder**2 + decoder**2 + encoder * decoder
+    scores = 12 * layers * hidden * pairs / decoder
+    assert model_flops_per_token(model, decoder, _PALM) == pytest.approx(
+        6 * weights / decoder + scores
+    )
+    # Only the decoder's own pairs are halved by a mask.
+    halved = model_flops_per_token(model, decoder, Accounting.PALM_CAUSAL)
+    assert halved == pytest.approx(
+        6 * weights / decoder + scores * (pairs - decoder**2 / 2) / pairs
+    )
+
+
+def test_what_is_frozen_counts_once_and_has_no_gradient() -> None:
+    frozen = load_model("pali-17b")
+    trained = override_model(frozen, {"encoder.images.frozen": False})
+    images = frozen.encoder.images if frozen.encoder else None
+    assert images is not None
+    more = model_flops_per_token(trained, 64, _SIX_N) - model_flops_per_token(frozen, 64, _SIX_N)
+    weights = sum(tensor.size for tensor in images.own_tensors)
+    assert more == pytest.approx(4 * weights * 256 / 64)
+    still = [tensor.name for tensor in frozen.tensors if not tensor.trained]
+    assert still
+    assert all(name.startswith("encoder/images/") for name in still)
+    assert len(still) == len(images.own_tensors)
+
+
+def test_adapters_alone_are_trained_and_the_rest_has_gradients_of_operands() -> None:
+    base = load_model("llama3-8b")
+    model = override_model(base, {"lora": {"rank": 16, "on": ["query", "mlp_out"]}})
+    rank, wide, mlp = 16, 4096, 14336
+    adapters = 32 * rank * ((wide + wide) + (mlp + wide))
+    assert model.parameters == base.parameters + adapters
+    assert sum(tensor.size for tensor in model.trained_tensors) == adapters
+    expected = 4 * base.parameters + 6 * adapters
+    assert model_flops_per_token(model, 8192, _SIX_N) == expected
+    attention = model_flops_per_token(base, 8192, _PALM) - 6 * base.parameters
+    assert model_flops_per_token(model, 8192, _PALM) == pytest.approx(expected + attention)
+
+
+# GFLOP of an image as arXiv 2308.00951 prints them, heads included.
+SOFT = {"vit-s-16": 9.2, "vit-l-16": 122.9, "softmoe-s-16-128e": 8.6, "softmoe-l-16-128e": 111.1}
+
+
+@pytest.mark.parametrize(("name", "printed"), SOFT.items())
+def test_soft_experts_take_the_printed_flops(name: str, printed: float) -> None:
+    model = load_model(name)
+    forward = model_flops_per_token(model, None, Accounting.MAXTEXT_2024) * model.sequence / 3
+    assert forward / 1e9 == pytest.approx(printed, rel=0.01)
+
+
+def test_an_option_of_a_stack_that_is_read_changes_by_its_path() -> None:
+    model = override_model(load_model("t5-small"), {"encoder.sequence": 1024})
+    assert model.encoder is not None
+    assert (model.encoder.sequence, model.sequence) == (1024, 114)
+    assert "encoder.sequence=1024" in model.note
+
+
+_T5 = {"base": "t5-small"}
+_VIT = {"base": "vit-b-16", "classes": 0}
+_LLAMA = {"base": "llama2-7b"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({**_VIT, "images": _VIT}, "images: only a model of family encoder or decoder"),
+        ({**_LLAMA, "sequence": 197, "images": _VIT}, "197 tokens, of which the images' are 197"),
+        ({**_LLAMA, "encoder": {"base": "llama2-7b"}}, "must be of family encoder or vit"),
+        ({**_LLAMA, "encoder": {"base": "vit-b-16"}}, "encoder: has no loss of its own"),
+        ({**_T5, "encoder": {"embed": 256, "shared_embeddings": True}}, "same vocab and embed"),
+        ({**_VIT, "text": {"vocab": 64, "sequence": 8}}, "text: towers need pooling"),
+        ({**_VIT, "text": {"vocab": 64, "sequence": 8, "features": 7}}, "not as wide as"),
+        ({**_LLAMA, "lora": {"rank": 0}}, "lora.rank: expected a positive whole number"),
+        ({**_LLAMA, "lora": {"rank": 8, "on": ["querry"]}}, "did you mean 'query'"),
+        ({**_LLAMA, "encoder.sequence": 3}, "unknown"),
+    ],
+)
+def test_what_a_model_cannot_read_is_said(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words.replace(".", r"\.")):
+        load_model(data)
