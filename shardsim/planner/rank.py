@@ -117,14 +117,15 @@ class Ranking:
         )
         # Without prefetching there is room for more; with it no plan is slower.
         capacity_bytes = machine.chip.hbm_usable_bytes_per_device
-        fits = legal & room & (least <= capacity_bytes)
+        fits: Array = legal & room & (least <= capacity_bytes)
         some = np.flatnonzero(fits.any(axis=(1, 2)))
         if not len(some):
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
         self.fit += int((fits.sum(axis=(1, 2)) * many[some]).sum())
         # Layers may keep what not all of them can: then there may be room to prefetch, too.
-        mixed, ahead = fits, prefetch
+        mixed: Array = fits
+        ahead: Array = prefetch
         if self.by_layer:
             mixed = fits.any(axis=1, keepdims=True)
             ahead = np.broadcast_to(prefetch.any(axis=1, keepdims=True), part.shape)

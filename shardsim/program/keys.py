@@ -67,10 +67,8 @@ def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[int, ...], Numbe
         last, there = made[-1] if made else (0, np.False_)
         return tasks, (last + 1,), there
     (query, _), (key, _), (value, there) = made
-    end = value + 1
-    while not (isinstance(tasks[end], Compute) and tasks[end].kind in ("matmul", "attention")):
-        if _gathers_keys(tasks[end]):
-            break
-        end += 1
+    ends = [at for at, task in works if task.kind in ("matmul", "attention")]
+    ends += [at for at, task in enumerate(tasks) if _gathers_keys(task)]
+    end = min(at for at in ends if at > value)
     ordered = [*tasks[:query], *tasks[key:end], *tasks[query:key], *tasks[end:]]
     return ordered, (query + value - key, query + end - key), there
