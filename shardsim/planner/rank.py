@@ -127,7 +127,7 @@ class Ranking:
         mixed: Array = fits
         ahead: Array = prefetch
         if self.by_layer:
-            mixed = fits.any(axis=1, keepdims=True)
+            mixed = np.asarray(fits.any(axis=1, keepdims=True))
             ahead = np.broadcast_to(prefetch.any(axis=1, keepdims=True), part.shape)
         schedule, _ = self._schedule(machine, part, ahead)
         costs = costs_of(self.costs, machine.chip)
