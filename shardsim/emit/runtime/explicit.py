@@ -59,6 +59,7 @@ class Explicit(Whole):
         self.tensor2 = make_group(plan, roles["tensor2"])
         self.context = make_group(plan, roles["context"])
         self.shards = make_group(plan, plan["gather"])
+        self.stages = make_group(plan, roles["pipeline"])
         self.split = plan["residual"]  # "sequence", "embed" or "replicated"
         self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
         self.both = plan["matmul"] == "bidirectional"
@@ -85,6 +86,9 @@ class Explicit(Whole):
         return Explicit(plan, self.model, self.parameters, self.activations)
 
     # Parameters.
+
+    def in_layer_order(self, stack: Array) -> Array:
+        return stack
 
     def whole_weight(self, w: Array, name: str, dim: int) -> Array:
         """Gather the weight `name`, or what this device needs of it, along its embed `dim`."""
