@@ -269,8 +269,9 @@ def _check_parts(plan: Plan) -> None:
             "use more"
         )
     several = len(model.parts) > 1
-    if (several or model.lora) and plan.accumulation != "repeated":
-        what = "several stacks" if several else "adapters"
+    relative = any(part.model.positions == "relative" for part in model.parts)
+    if (several or relative or model.lora) and plan.accumulation != "repeated":
+        what = "several stacks" if several else "adapters" if model.lora else "relative positions"
         raise PlanError(
             f"accumulation: {plan.accumulation} of {what} is not modelled; use repeated"
         )
@@ -288,7 +289,6 @@ def _check_parts(plan: Plan) -> None:
             f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "
             "gathered"
         )
-    relative = any(part.model.positions == "relative" for part in model.parts)
     if relative and plan.attention != "unfused":
         raise PlanError(
             f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "
