@@ -224,10 +224,13 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
-    if model.lora and (plan.execution != "explicit" or int(layout.tensor2.size) > 1):
+    axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
+    if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
-            "model: export of lora is supported as explicit, without a second tensor axis"
+            "model: export of lora is supported as explicit, without a second tensor axis or stages"
         )
+    if model.positions == "relative" and int(layout.pipeline.size) > 1:
+        raise PlanError("mesh: export of relative positions over pipeline stages is not supported")
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"
