@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from shardsim.cost.microbatches import Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
@@ -26,6 +27,7 @@ from shardsim.program.liveness import (
     layer_trace,
     stored,
 )
+from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
@@ -58,6 +60,8 @@ class HbmUse:
     activations_bytes: Number
     at: tuple[Number, Number]
     thrifty_bytes: Number  # what a program that spends as little as it can has at its peak
+    host_bytes: Number  # what the plan keeps in the host's memory
+    host_capacity_bytes: float  # a device's share of it; infinite where that is not known
     account: Account = field(repr=False)
 
     @cached_property
@@ -89,8 +93,13 @@ class HbmUse:
 
     @property
     def fits(self) -> Number:
-        """Whether what is needed at least is within what the compiler offers."""
-        return np.less_equal(self.thrifty_bytes, self.capacity_bytes)
+        """Whether what is needed at least is within what the compiler and the host offer."""
+        return np.less_equal(self.thrifty_bytes, self.capacity_bytes) & self.host_fits
+
+    @property
+    def host_fits(self) -> Number:
+        """Whether what lies in the host's memory has room there."""
+        return np.less_equal(self.host_bytes, self.host_capacity_bytes)
 
     @property
     def peak_moment(self) -> str:
@@ -144,6 +153,8 @@ def hbm_use(
         activations_bytes=activations,
         at=at,
         thrifty_bytes=np.maximum(*least),
+        host_bytes=account.host_bytes,
+        host_capacity_bytes=machine.chip.host_bytes_per_device,
         account=account,
     )
 
@@ -227,36 +238,67 @@ class Account:
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice.
 
-        Gradients that the data axis reduce-scatters as they come are never whole.
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
         """
         if self.work.forward_only:
             return 0.0
         own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
-        return np.where(self._several, self.trained * (width + now), own * now)
+        layout = self.layout
+        both = self.microbatches.summed(self.trained) * (width + now)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.trained * width, found)
+
+    @cached_property
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
 
     @cached_property
     def activations_bytes(self) -> Number:
         """Activations of all layers kept for the backward pass, on the device."""
         return sum(self.by_group)
 
-    @cached_property
+    @property
+    def host_bytes(self) -> Number:
+        """Activations and optimizer state in the host's memory."""
+        state = self.state_bytes if self.work.offload_optimizer else 0.0
+        return sum((away for _, away in self._stored), state)
+
+    @property
     def by_group(self) -> list[Number]:
-        """The same of each of `runs`."""
+        """Activations kept on the device, of each of `runs`."""
+        return [here for here, _ in self._stored]
+
+    @cached_property
+    def _stored(self) -> list[tuple[Number, Number]]:
+        """Kept activations of each of `runs`, on the device and in the host's memory."""
         layout = self.layout
         if self.work.forward_only:
-            return [0.0 for _ in self.runs]
-        in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+            return [(0.0, 0.0) for _ in self.runs]
+        in_flight = self.microbatches.in_flight
         found = []
         for run in self.runs:
-            total: Number = 0.0
+            here: Number = 0.0
+            away: Number = 0.0
             for number, layer in run.layers:
-                sizes = self.measures[run.part].sizes
-                one, _ = kept(run.work, layout, sizes, number, run.kept)
-                total = total + one * (run.rounds * layer.times)
-            found.append(total * in_flight)
+                sizes, times = self.measures[run.part].sizes, run.rounds * layer.times
+                narrow = self.passes.narrow_kept
+                device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
+                here, away = here + device * times, away + sum(host.values(), 0.0) * times
+            found.append((here * in_flight, away * in_flight))
         return found
+
+    @property
+    def of_one_layer(self) -> Number:
+        """The most that a round of layers keeps in the host's memory."""
+        in_flight = self.microbatches.in_flight
+        pairs = zip(self._stored, self.runs, strict=True)
+        return reduce(np.maximum, (away / in_flight / run.rounds for (_, away), run in pairs))
 
     @property
     def _several(self) -> Number:
@@ -396,7 +438,7 @@ class Account:
     def late(self) -> Number:
         """Whether the head's gradients of weights are computed after the layers."""
         rule, model = self.passes.head_late, self.work.model
-        late = np.greater(self.layout.tensor.size, 1) | (self.machine.chip.devices_per_chip > 1)
+        late = np.greater(self.layout.tensor.size, 1) | self.machine.chip.offloads_collectives
         if rule == "tensor":
             return late if model.vocab else late & ~self.ring
         if rule != "synchronous" or not model.vocab:
@@ -420,9 +462,13 @@ class Account:
         }
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
+        if passes.ahead_from_host and moment == 0:
+            found["fetched ahead from the host"] = self.of_one_layer
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
-            found["gradients"] = self.trained * self.work.gradient_bytes * several
+            summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
+            found["gradients"] = summed * self.work.gradient_bytes * several
+        found |= self.microbatches.held(moment)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
         if moment == 0:

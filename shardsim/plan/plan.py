@@ -77,6 +77,16 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
+# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then
+# all backward, in a loop of ticks that all stages run alike.
+PIPELINE_SCHEDULES = ("1f1b", "gpipe")
+
+# How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
+# each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
+# gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
+# ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
+ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
+
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
 CONTEXT_KEYS = ("gathered", "ring", "ulysses")
@@ -123,7 +133,9 @@ class Plan:
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
@@ -173,6 +185,8 @@ def _check_numbers(plan: Plan) -> None:
     choose(plan.attention, ATTENTION, "attention")
     choose(plan.execution, EXECUTION, "execution")
     choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    choose(plan.pipeline_schedule, PIPELINE_SCHEDULES, "pipeline_schedule")
+    choose(plan.accumulation, ACCUMULATION, "accumulation")
     plan.precision.check()
     choose(plan.op_costs, OP_COSTS, "op_costs")
     choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
@@ -254,6 +268,15 @@ def _check_parts(plan: Plan) -> None:
             f"sequence: {plan.sequence} tokens, of which the images' are {model.images.sequence}; "
             "use more"
         )
+    several = len(model.parts) > 1
+    relative = any(part.model.positions == "relative" for part in model.parts)
+    if (several or relative or model.lora) and plan.accumulation != "repeated":
+        what = "several stacks" if several else "adapters" if model.lora else "relative positions"
+        raise PlanError(
+            f"accumulation: {plan.accumulation} of {what} is not modelled; use repeated"
+        )
+    if several and plan.lengths is not None:
+        raise PlanError("lengths: sequences of several stacks are all as long; leave the key out")
     if model.lora and plan.fused_projections:
         raise PlanError("fused_projections: adapters are not fused; leave the key out")
     if model.text and plan.microbatches > 1:
@@ -261,12 +284,11 @@ def _check_parts(plan: Plan) -> None:
             f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "
             "batch; use 1"
         )
-    if len(model.parts) > 1 and plan.context.keys != "gathered":
+    if several and plan.context.keys != "gathered":
         raise PlanError(
             f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "
             "gathered"
         )
-    relative = any(part.model.positions == "relative" for part in model.parts)
     if relative and plan.attention != "unfused":
         raise PlanError(
             f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Run, backward_of, runs
+from shardsim.program.blocks import Run, backward_of, runs, runs_again
 from shardsim.program.kept import kept, kept_for_products
-from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.lower import Lowering
 from shardsim.program.members import PartOf, parts_of
+from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
-from shardsim.program.schedule import Block
+from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
@@ -34,15 +36,20 @@ def partition(work: Workload, layout: Layout) -> Program:
             _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
         )
     ]
-    head = Block(
-        name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
+    head, ends_apart = once(
+        Block(
+            name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
+        ),
+        ends_once(layout),
+        ends_once(layout) & np.logical_not(layout.scattered),
+        1,
     )
     made = [
         _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
     if work.forward_only:
-        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        forwards = tuple(_forward_only(forward) for forward, *_ in made)
         sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
         return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
@@ -51,11 +58,12 @@ def partition(work: Workload, layout: Layout) -> Program:
             *(forward for forward, _, _ in made),
             *(backward for _, backward, _ in made),
             *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
+            *ends_apart,
+            *(block for _, _, apart in made for block in apart),
             *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=tuple(on_host for _, _, on_host in made),
     )
 
 
@@ -73,16 +81,21 @@ def _forward_only(block: Block) -> Block:
 
 def _layers(
     layout: Layout, part: PartOf, run: Run, group: int | None
-) -> tuple[Block, Block, Number]:
-    """Return the passes over layers in a row, one of several groups of them or all, and the bytes
-    of a round that their policy keeps in the host's memory."""
+) -> tuple[Block, Block, tuple[Block, ...]]:
+    """Return the passes over layers in a row, one of several groups of them or all, and what they
+    do once a step.
+
+    What their policy keeps in the host's memory is copied there and back beside the layer that it
+    is of.
+    """
     policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     trained: Number = 0.0
     kept_bytes: Number = 0.0
-    offload_bytes: Number = 0.0
+    away: dict[str, Number] = {}
+    whole: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
         one = part.derived.layers[number]
@@ -96,11 +109,13 @@ def _layers(
         stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
         matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
         trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
+        whole = whole + layer.times * sum(sizes.gathered(array) for array in matrices)
         if not run.trained:
             continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
-        offload_bytes = offload_bytes + layer.times * on_host
+        for name, size in on_host.items():
+            away[name] = away.get(name, 0.0) + layer.times * size
         taken = kept_for_products(work, layout, sizes, number, policy)
         taken_bytes = taken_bytes + layer.times * taken
     keep = Compute(
@@ -114,26 +129,51 @@ def _layers(
         purpose=TAKE,
     )
     title = "" if group is None else f", group {group + 1}"
-    trips = run.rounds * layout.microbatches
-    return (
+    many = np.where(layout.layered, layout.microbatches, 1)
+    trips = run.rounds * layout.microbatches / many
+    forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
+    backward = repeated_work([take, *backward, _accumulate(work, layout, trained, whole)], many)
+    there, of_forward = once(
         Block(
             name=f"layer forward{title}",
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward, *([keep] if run.trained else [])),
+            tasks=(_cast(work, stored), *forward),
         ),
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
+    )
+    back, of_backward = once(
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, trained))
-            if run.trained
-            else (),
+            tasks=(_cast(work, stored), *backward) if run.trained else (),
         ),
-        offload_bytes,
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
     )
+    away = {name: size * many for name, size in away.items()}
+    out = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
+    home = [_copy("fetch activations", sum(away.values()))]
+    apart = *of_forward, *of_backward
+    return _beside(there, out), _beside(back, home), apart
+
+
+def _copy(name: str, size: Number, keeps: str = "") -> Copy:
+    return Copy(name=name, host_bytes=size, keeps=keeps)
+
+
+def _beside(block: Block, copies: Sequence[Copy]) -> Block:
+    """Return a block beside whose tasks something is copied to or from the host."""
+    copies = [copy for copy in copies if np.any(copy.host_bytes)]
+    begun = (Start(task=copy) for copy in copies)
+    ended = (Await(name=copy.name) for copy in copies)
+    return replace(block, tasks=(*begun, *block.tasks, *ended))
 
 
 def _cast(work: Workload, stored: Number) -> Compute:
@@ -152,9 +192,14 @@ def _scaled(work: Workload) -> bool:
     return work.precision.scales == "dynamic"
 
 
-def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
-    """Return the writing of gradients: once, or added to those of the microbatches before."""
+def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -> Compute:
+    """Return the writing of gradients: once, or added to those of the microbatches before.
+
+    `stored` are a device's elements of weights, `whole` those that are summed where they are
+    scattered only after the last microbatch.
+    """
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    stored = np.where(layout.summed_whole | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
         kind="elementwise",

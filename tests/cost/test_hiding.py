@@ -167,7 +167,7 @@ def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
             for cost in prediction.price.collectives
             if cost.block.startswith("layer")
         }
-        assert names["layer forward"] == "offload activations"
+        assert names["layer forward"] == "offload activations, layer_input"
         assert names["layer backward"] == "fetch activations"
         expected = sum(
             max(alone - busy[block], 0.0) for block in ("layer forward", "layer backward")
