@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,11 @@ class Keys(Mapping[str, Any]):
         if not isinstance(value, bool):
             raise FileError(f"{key}: expected true or false, found {shown(value)}")
         return value
+
+
+def is_one_of(value: Any, choices: Collection[Any]) -> bool:
+    """Return whether a value of a file is among choices; lists and mappings are among none."""
+    return not isinstance(value, (list, dict, set, tuple)) and value in choices
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +221,12 @@ def command_line(random: Random) -> Case:
     elif name in ("predict", "explain") and random.random() < 0.4:
         words += ["--on", "v5e:2x2", "--batch", "64", "--mesh", value(random, MESHES, 0.05)]
     elif name == "import":
-        words += ["--from", random.choice(("maxtext", "big_vision", "hf")), "--on", "v5p:4x4x4"]
+        words += [
+            "--from",
+            random.choice(("maxtext", "big_vision", "hf", "levanter")),
+            "--on",
+            "v5p:4x4x4",
+        ]
     for _ in range(random.randint(0, 3)):
         words += _option(random, random.choice(options))
     if random.random() < 0.1:
@@ -716,6 +722,40 @@ def chip_file(random: Random) -> Case:
     return Case(("chip.yaml",), {"chip.yaml": data}, reads="chip")
 
 
+LEVANTER = """\
+data: {tokenizer: meta-llama/Llama-2-7b-hf}
+model: {type: llama, seq_len: 4096, hidden_dim: 4096, intermediate_dim: 11008, num_layers: 4,
+  num_heads: 32, num_kv_heads: 32, gradient_checkpointing: true, flash_attention_block_size: 1024}
+trainer: {mp: "p=f32,c=bfloat16", train_batch_size: 256, per_device_parallelism: 4,
+  model_axis_size: 4, tensor_parallel_axes: [mlp, heads], fsdp_axis: embed}
+optimizer: {learning_rate: 1.2e-5, weight_decay: 0.1}
+"""
+
+
+def levanter(random: Random) -> Case:
+    """Return a damaged config of Levanter."""
+    files = _either(random, "run.yaml", LEVANTER)
+    return Case(("import", "run.yaml", "--from", "levanter", "--on", "v5p:4x4x4"), files)
+
+
+@cache
+def _program() -> bytes:
+    return lzma.decompress((HERE / "xla/hlo/data/matmuls.hlo.xz").read_bytes())
+
+
+def program(random: Random) -> Case:
+    """Return a damaged compiled program."""
+    data = _program()
+    for _ in range(random.randint(0, 2)):
+        data = damaged(random, data)
+    data = gzip.compress(data, 1) if random.random() < 0.2 else data
+    data = damaged(random, data) if random.random() < 0.2 else data
+    words = ("--on", value(random, ("v5p", "v4:4x4x4", "v5p:4x4x4", "h100"), 0.05))
+    words += ("--mesh", value(random, (*MESHES, "data=16,model=4"), 0.05))
+    return Case(("inspect", "--hlo", "step.hlo", *words[: random.choice((0, 2, 4))]),
+                {"step.hlo": data})  # fmt: skip
+
+
 KINDS: dict[Callable[[Random], Case], int] = {
     command_line: 22,
     plan_file: 22,
@@ -724,6 +764,8 @@ KINDS: dict[Callable[[Random], Case], int] = {
     maxtext: 12,
     config_json: 8,
     big_vision: 6,
+    levanter: 4,
+    program: 1,
     runs_file: 2,
     from_outside: 2,
     kept: 2,

@@ -62,7 +62,7 @@ class Explanation:
         return self.prediction.use.at_peak
 
     def __repr__(self) -> str:
-        best = next((one for one in self.trials if one.prediction.fits), None)
+        best = next((one for one in self.trials if one.has_room), None)
         helps = f"; {best.text} saves {100 * best.gain:.1f} %" if best and best.gain > 0 else ""
         return f"Explanation({self.prediction!r}, limited by {self.prediction.limited_by}{helps})"
 

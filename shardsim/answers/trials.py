@@ -49,6 +49,12 @@ class Trial:
         return _per_token(self.prediction) * self.prediction.plan.machine.chips
 
     @property
+    def has_room(self) -> bool:
+        """Whether it fits without the compiler recomputing by itself, which takes longer than is
+        predicted."""
+        return self.prediction.fits and not bool(self.prediction.use.recomputed)
+
+    @property
     def freed_bytes(self) -> float:
         """HBM of a device that it frees at the peak."""
         return self.base.hbm["peak_bytes"] - self.prediction.hbm["peak_bytes"]
@@ -62,6 +68,7 @@ class Trial:
             "hbm_peak_bytes": self.prediction.hbm["peak_bytes"],
             "gain": self.gain,
             "fits": self.prediction.fits,
+            "has_room": self.has_room,
             "mfu": self.prediction.mfu,
             "chips": self.prediction.plan.machine.chips,
         }
@@ -88,7 +95,8 @@ def _per_token(item: Prediction) -> float:
 
 
 def trials(base: Prediction, progress: Callable[[int, int], None] | None = None) -> list[Trial]:
-    """Return all single changes that make a legal plan, those that fit first, cheapest first.
+    """Return all single changes that make a legal plan, cheapest first: those that fit, then those
+    that fit only as the compiler recomputes by itself, then the others.
 
     Cheapest is in chip-seconds per token. All are priced as the plan itself; what changes neither
     its time nor its HBM is left out. `progress(done, total)` is called after each.
@@ -109,7 +117,9 @@ def trials(base: Prediction, progress: Callable[[int, int], None] | None = None)
         one = Trial(kind=kind, changes=changes, base=base, prediction=item)
         if abs(one.gain) > NOTHING or abs(one.freed_bytes) > NOTHING * base.hbm["peak_bytes"]:
             found.append(one)
-    return sorted(found, key=lambda one: (not one.prediction.fits, one.chip_seconds))
+    return sorted(
+        found, key=lambda one: (not one.has_room, not one.prediction.fits, one.chip_seconds)
+    )
 
 
 def _identity(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from math import prod
+from typing import Any
 
 import click
 
@@ -136,7 +137,7 @@ def sweep(
     keys = [parse_vary(text) for text in vary]
     plan = load(path, changes)
     with executor_of(workers, scheduler) as executor:
-        options = {"executor": executor, "progress": progress_line("sweeping")}
+        options: dict[str, Any] = {"executor": executor, "progress": progress_line("sweeping")}
         rows = [*run(plan, keys, implementation, run=predictor(fidelity), **options)]
     if (every := prod(len(values) for _, values in keys)) > len(rows):
         note(f"interrupted: {len(rows)} of {every} combinations")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardsim.cost.words import figure_words
 from shardsim.plan.words import mesh_text
 from shardsim.units import GIB, show_bytes, show_percent, show_time
-from shardsim.views.plans import FITS, MFU, PEAK, STEP
+from shardsim.views.plans import MFU, PEAK, STEP
 from shardsim.views.table import Column, Table, table
 
 if TYPE_CHECKING:
@@ -83,9 +83,15 @@ def limits(items: Iterable[Sensitivity], chip: Chip) -> Table:
     return table(columns, items)
 
 
+def _fit(how: tuple[bool, bool]) -> str:
+    fits, has_room = how
+    return "yes" if has_room else "recomputing" if fits else "no"
+
+
 TRIALS = (
     Column("set", "--set", attrgetter("text")),
-    *(one.within(attrgetter("prediction")) for one in (STEP, MFU, PEAK, FITS)),
+    *(one.within(attrgetter("prediction")) for one in (STEP, MFU, PEAK)),
+    Column("fits", "fits", attrgetter("prediction.fits", "has_room"), show=_fit),
     Column("gain", "gain", attrgetter("gain"), "+.1f", "%"),
     Column("chips", "chips", lambda one: one.prediction.plan.machine.chips, ",d"),
 )
@@ -93,8 +99,9 @@ TRIALS = (
 
 def helping(item: Explanation) -> list[Table | str]:
     """Return the changes that would help most: to fit, to be faster, to free HBM."""
-    fit = [one for one in item.trials if one.prediction.fits]
+    fit = [one for one in item.trials if one.has_room]
     if not item.fits:
+        fit = fit or [one for one in item.trials if one.prediction.fits]
         if not fit:
             return ["no single change makes it fit; the one that needs least:", *_least(item)]
         return ["what would make it fit, cheapest first (gain: of the time per token):", "",

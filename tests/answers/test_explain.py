@@ -21,11 +21,34 @@ from shardsim.cost.sensitivity import sensitivity
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import Accounting
 from shardsim.plan import load_plan, plan_names
+from shardsim.plan.io import plan_from_data
 from shardsim.planner.changes import changed, parse_assignment
-from shardsim.views.explain import measured
+from shardsim.views.explain import helping, measured
+from shardsim.views.write import plain
 
 Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
+LONG = {
+    "model": "llama2-7b",
+    "machine": "v5p:4x4x4",
+    "batch": 64,
+    "sequence": 32768,
+    "mesh": {"fsdp": 4, "context": 16},
+    "rules": {
+        "parameters": {"embed": ["fsdp", "context"]},
+        "activations": {"batch": ["fsdp"], "seq": ["context"]},
+    },
+    "remat": {"save": ["context"]},
+}
+WIDE = {
+    "model": "llama2-13b",
+    "machine": "v5e:16x16",
+    "batch": 2048,
+    "sequence": 2048,
+    "mesh": {"fsdp": 256},
+    "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+    "remat": "save_qkv",
+}
 
 
 def data(result: Result, code: int = 0):
@@ -74,8 +97,9 @@ def test_what_fits_comes_first_and_cheapest_first() -> None:
     assert [one.prediction.fits for one in found] == sorted(
         (one.prediction.fits for one in found), reverse=True
     )
-    fit = [one.chip_seconds for one in found if one.prediction.fits]
+    fit = [one.chip_seconds for one in found if one.has_room]
     assert fit == sorted(fit)
+    assert [one.has_room for one in found] == sorted((one.has_room for one in found), reverse=True)
     assert all(one.prediction.costs == base.costs for one in found)
 
 
@@ -92,6 +116,18 @@ def test_a_plan_without_room_is_told_what_makes_it_fit() -> None:
     )
 
 
+def test_what_only_the_compilers_own_recomputing_makes_fit_is_no_advice() -> None:
+    plan = changed(load_plan("llama2-70b-published-v6e-1x256"), {"remat": "dots"})
+    made = explain(plan, implementation="trainer")
+    kept = next(one for one in made.trials if one.text == "remat=none")
+    assert kept.prediction.fits  # as its warning says: by recomputing, in more time than predicted
+    assert not kept.has_room
+    assert any("by itself recomputes" in text for text in kept.prediction.warnings)
+    shown = "\n".join(part if isinstance(part, str) else plain(part) for part in helping(made))
+    assert "remat=none" not in shown
+    assert made.trials[0].has_room
+
+
 # What published runs and reports say helped, as a change that is among the first of its kind.
 HELPED = (
     # The recipe of Llama 2 70B on v6e keeps queries, keys and values in the host's memory.
@@ -104,13 +140,19 @@ HELPED = (
     ("llama2-70b-published-v6e-1x256", {"attention": "unfused"}, "attention=flash"),
     # A layer that keeps all results of matmuls does not fit; the attention's alone does.
     ("llama2-70b-published-v6e-1x256", {"remat": "dots"}, "remat=save_context"),
+    # Long sequences, keys gathered over 16 devices: MaxText's and DeepSpeed's reports of Ulysses.
+    (LONG, {}, "context={keys: ulysses, order: contiguous}"),
+    # Llama 2 13B on v5e: queries, keys and values on the host make 8 sequences a device fit.
+    (WIDE, {}, "remat={offload: [qkv]}"),
 )
 
 
 @pytest.mark.parametrize(("name", "changes", "helped"), HELPED)
 def test_what_public_reports_say_helped_is_among_the_first(name, changes, helped) -> None:
-    base = predict(changed(load_plan(name), changes))
-    fit = [one for one in trials(base) if one.prediction.fits]
+    plan = load_plan(name) if isinstance(name, str) else plan_from_data(name, "plan")
+    way = None if isinstance(name, str) else "trainer"
+    base = predict(changed(plan, changes), implementation=way)
+    fit = [one for one in trials(base) if one.has_room]
     if base.fits:
         fit = [one for one in fit if one.gain > 0]
     assert helped in [one.text for one in fit[:4]]

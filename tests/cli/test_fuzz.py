@@ -10,7 +10,7 @@ from fuzz_cases import BIG_VISION, EXPERTS, KINDS, case_of
 
 # Kinds whose commands are quick, and how many of each: together some seconds.
 MANY = {"choices": 25, "maxtext": 30, "config_json": 60, "big_vision": 30, "from_outside": 30}
-MANY |= {"kept": 40, "chip_file": 25, "model_file": 30, "plan_file": 30}
+MANY |= {"kept": 40, "chip_file": 25, "levanter": 25, "model_file": 30, "plan_file": 30}
 
 
 @pytest.mark.parametrize("kind", MANY)

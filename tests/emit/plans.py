@@ -440,7 +440,7 @@ MODELS |= {
         "image": 28,
         "sequence": 50,
         "pooling": "cls",
-        "biases": _ALL_BIASES,
+        "biases": _ALL_BIASES | {"qkv": False},  # of keys' only rounding is left here
         "features": 32,
         "patch_bias": False,
         "input_norm": True,

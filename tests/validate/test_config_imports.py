@@ -270,3 +270,13 @@ def test_the_flag_of_asynchronous_gathers_is_carried(tmp_path: Path) -> None:
     )
     plan = import_config(str(script), "maxtext", machine="v5p:4x4x4").plan
     assert plan.compiler_options == {"xla_enable_async_all_gather": "true"}
+
+
+@pytest.mark.parametrize("key", ["weight_dtype", "quantization", "remat_policy", "opt_type"])
+@pytest.mark.parametrize("value", ["[1]", "{a: 1}", "[[x]]"])
+def test_a_list_where_a_word_is_wanted_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    text = f"model_name: llama2-7b\nper_device_batch_size: 4\n{key}: {value}\n"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ShardsimError, match=key):
+        import_config(str(file), "maxtext", machine="v5p:4x4x4")

@@ -249,10 +249,10 @@ class Explicit(Whole):
         return own(x, self.tensor2, x.ndim - 1)
 
     def handed(self, x: Array, whole: bool) -> Array:
-        x = gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
         if not whole:
-            return x
-        x = gather(gather(x, self.context, 1), self.tensor2, 2)
+            return gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
+        x = gather(x, self.context + self.on_tokens, 1)
+        x = gather(x, self.tensor2 + self.on_embed, 2)
         return in_order(x, self.context) if self.striped else x
 
     # Sums over what is split.

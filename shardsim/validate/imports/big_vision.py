@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason
+from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.errors import FileError, nearest
@@ -199,11 +199,13 @@ def _model(config: Keys, image: int, path: Path) -> tuple[dict[str, Any], list[N
         raise FileError(f"config.model.patch_size: an image of {image} pixels has no {patch!r}")
     pools = {theirs: ours for ours, theirs in tables.POOLINGS.items()}
     pool = option("pool_type", "gap")
-    if pool not in pools:
-        raise FileError(f"config.model.pool_type: {pool!r} is not modelled{nearest(pool, pools)}")
+    if not is_one_of(pool, pools):
+        raise FileError(
+            f"config.model.pool_type: {pool!r} is not modelled{nearest(str(pool), pools)}"
+        )
     positions = {theirs: ours for ours, theirs in tables.POSITIONS.items()}
     posemb = option("posemb", "learn")
-    if posemb not in positions:
+    if not is_one_of(posemb, positions):
         raise FileError(f"config.model.posemb: {posemb!r}{nearest(str(posemb), positions)}")
     classes = _known(config, "num_classes", None) or 0
     left = []
@@ -289,7 +291,7 @@ def _remat(config: Keys, notes: list[str]) -> Remat:
     if not _known(config, "model.scan", False):
         return Remat.of(save=everything)
     policy = _known(config, "model.remat_policy", "nothing_saveable")
-    if policy not in names:
+    if not is_one_of(policy, names):
         notes.append(f"remat_policy: {policy!r} is not modelled; taken as nothing_saveable")
         policy = "nothing_saveable"
     return Remat.of(save=names[policy])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, shown
+from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of, shown
 from shardsim.errors import FileError, nearest
 from shardsim.files import parse_yaml
 from shardsim.machine import Machine, parse_machine
@@ -211,7 +211,7 @@ def _vocabulary(config: Keys, notes: list[str]) -> int:
     if "data.vocab_size" in config:
         return config.count("data.vocab_size")
     name = config["data.tokenizer"] if "data.tokenizer" in config else "gpt2"
-    if name not in VOCABULARIES:
+    if not is_one_of(name, VOCABULARIES):
         raise FileError(
             f"data.tokenizer: the entries of {shown(name)} are not known; write them as "
             "data.vocab_size"
@@ -315,7 +315,7 @@ def _attention(config: Keys) -> str:
     backend = config["model.attn_backend"]
     flash = config["model.use_flash_attention"]
     key = backend.lower() if isinstance(backend, str) else backend
-    if key not in _BACKENDS:
+    if not is_one_of(key, _BACKENDS):
         raise FileError(f"model.attn_backend: {shown(backend)} is not read")
     return "unfused" if flash is False else _BACKENDS[key]
 

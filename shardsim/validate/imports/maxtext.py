@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
+from shardsim.carried import BOTH, Keys, NotCarried, is_one_of, shown
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
@@ -303,7 +303,7 @@ def _compute(keys: Keys, machine: Machine) -> str:
     asked = keys["quantization"] or ("int8" if keys.get("int8_training") is True else "")
     if not asked:
         return usual
-    if asked not in _COMPUTE:
+    if not is_one_of(asked, _COMPUTE):
         raise FileError(f"quantization: {shown(asked)} is not modelled{nearest(asked, _COMPUTE)}")
     compute = _COMPUTE[asked]
     if compute not in machine.chip.peak_flops:
@@ -314,7 +314,7 @@ def _compute(keys: Keys, machine: Machine) -> str:
 def _format(keys: Keys, key: str) -> str:
     """Return the format that a key names."""
     formats = {"bfloat16": "bf16", "float32": "f32"}
-    if keys[key] not in formats:
+    if not is_one_of(keys[key], formats):
         raise FileError(f"{key}: {keys[key]!r} is not modelled{nearest(keys[key], formats)}")
     return formats[keys[key]]
 

@@ -34,7 +34,7 @@ def custom_policy(keys: Keys, model: Model, flash: bool) -> tuple[Policy, list[N
                 f"{name}: {shown(place)} is no place of an array{nearest(place, PLACES)}"
             )
     kept = {name: place for name, place in places.items() if place != "remat"}
-    save, offload, left = set(), set(), list[NotCarried]()
+    save, offload, left = set[str](), set[str](), list[NotCarried]()
     if kept.pop("decoder_layer_input", "device") == "offload":
         offload.add("layer_input")  # on the device it is anyway
     for tensor, members in _arrays(keys, model, flash):
