@@ -119,7 +119,9 @@ def test_the_site_is_built_without_warnings(tmp_path: Path) -> None:
         [sys.executable, "-m", "mkdocs", *words], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
+        assert page.stem == "README" or f": {page.name}" in listed
         name = "index" if page.stem == "README" else page.stem
         html = (tmp_path / "site" / f"{name}.html").read_text(encoding="utf-8")
         assert not re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//', html)

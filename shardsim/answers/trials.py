@@ -12,7 +12,7 @@ import yaml
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
 from shardsim.machine import scaled
-from shardsim.plan.plan import CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, Plan
+from shardsim.plan.plan import ACCUMULATION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, Plan
 from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.changes import changed
@@ -134,6 +134,12 @@ def candidates(plan: Plan) -> Iterator[tuple[str, Keys]]:
             if 1 <= many <= max(MOST_MICROBATCHES, plan.microbatches):
                 yield "microbatches", {"microbatches": many}
     yield "microbatches", {"microbatches": 1}
+    if plan.microbatches > 1:
+        for how in ACCUMULATION:
+            yield "accumulation", {"accumulation": how}
+    if resolve(plan).names["pipeline"]:
+        for chunks in (1, 2, 4):
+            yield "pipeline", {"pipeline_interleave": chunks}
     yield from _meshes(plan)
     yield from _switches(plan)
     for key in NARROW:

@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from shardsim.cost.microbatches import Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Machine
 from shardsim.plan.layout import REPLICATED, Kept, Layout, Number
@@ -26,6 +27,7 @@ from shardsim.program.liveness import (
     layer_trace,
     stored,
 )
+from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
@@ -227,14 +229,25 @@ class Account:
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice.
 
-        Gradients that the data axis reduce-scatters as they come are never whole.
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
         """
         if self.work.forward_only:
             return 0.0
         own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
-        return np.where(self._several, self.trained * (width + now), own * now)
+        layout = self.layout
+        both = self.microbatches.summed(self.trained) * (width + now)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.trained * width, found)
+
+    @cached_property
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
 
     @cached_property
     def activations_bytes(self) -> Number:
@@ -247,7 +260,7 @@ class Account:
         layout = self.layout
         if self.work.forward_only:
             return [0.0 for _ in self.runs]
-        in_flight = np.minimum(layout.pipeline.size, layout.microbatches)
+        in_flight = self.microbatches.in_flight
         found = []
         for run in self.runs:
             total: Number = 0.0
@@ -422,7 +435,9 @@ class Account:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
-            found["gradients"] = self.trained * self.work.gradient_bytes * several
+            summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
+            found["gradients"] = summed * self.work.gradient_bytes * several
+        found |= self.microbatches.held(moment)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
             found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
         if moment == 0:

@@ -292,10 +292,15 @@ def _bubble_s(clock: _Clock, waits: bool = True) -> Number:
     What is of the head, and sums over replicas behind the last microbatch, make none wait for
     another. `waits`: whether they wait for what others wait for.
     """
-    share = clock.schedule.pipeline.bubble
+    pipeline = clock.schedule.pipeline
+    share = pipeline.bubble
     if not np.any(share):
         return 0.0
     busy = Total()
+    for number, block in enumerate(clock.schedule.blocks):
+        if block.phase == "boundary" and np.any(pipeline.lockstep):
+            for stretch in clock.stretches(number):
+                busy.add(stretch.total.value * block.trips * pipeline.lockstep)
     for phase in LAYERS:
         blocks = [n for n, block in enumerate(clock.schedule.blocks) if block.phase == phase]
         if not blocks:

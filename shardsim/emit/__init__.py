@@ -20,7 +20,7 @@ from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError, nearest
-from shardsim.plan import Plan, PlanOrPath, as_plan
+from shardsim.plan import Plan, PlanOrPath, as_plan, resolve
 from shardsim.plan.plan import Context
 
 __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
@@ -74,6 +74,15 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         raise PlanError(
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
             "of contiguous tokens; leave the key out"
+        )
+    if plan.accumulation != "repeated" and to not in OWN_FORMS:
+        raise PlanError(
+            f"export to {to}: accumulation: it has no {plan.accumulation} one; leave the key out"
+        )
+    if to not in OWN_FORMS and int(resolve(plan).pipeline.size) > 1:
+        raise PlanError(
+            f"export to {to}: pipeline stages are not supported; name no axis for layers in "
+            "rules.parameters"
         )
     if plan.lengths is not None and to not in OWN_FORMS:
         raise PlanError(

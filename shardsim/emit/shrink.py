@@ -52,10 +52,9 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     machine = _machine(plan, used)
     draft = replace(plan, machine=machine, mesh=place(sizes, machine))
     small = resolve(draft)
-    model = _model(plan.model, small)
-    microbatches = min(plan.microbatches, 2)
-    if int(small.pipeline.size) > 1:
-        microbatches = max(microbatches, int(small.pipeline.size))
+    model = _model(plan.model, small, _chunks(plan, small))
+    stages = int(small.pipeline.size)
+    microbatches = min(plan.microbatches, 2 * stages) if stages > 1 else min(plan.microbatches, 2)
     groups = int(small.data.size * small.fsdp.size * small.expert.size)
     tiny = replace(
         draft,
@@ -66,7 +65,7 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
         microbatches=microbatches,
         remat=_remat(plan.remat, model),
         precision=Precision(compute="f32", parameters="f32", reduce="f32"),
-        pipeline_interleave=1,
+        pipeline_interleave=_chunks(plan, small),
     )
     check(tiny, resolve(tiny))
     return tiny, lost
@@ -141,7 +140,12 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
     )
 
 
-def _model(model: Model, layout: Layout) -> Model:
+def _chunks(plan: Plan, small: Layout) -> int:
+    """Return how many chunks of layers a stage has."""
+    return min(plan.pipeline_interleave, 2) if int(small.pipeline.size) > 1 else 1
+
+
+def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     """Return the model with few narrow layers that every axis of `layout` divides."""
     heads = max(_HEADS, int(layout.tensor.size * layout.tensor2.size))
     if layout.spread.by_head:
@@ -161,7 +165,8 @@ def _model(model: Model, layout: Layout) -> Model:
     small = replace(
         model,
         **read,
-        layers=model.round_layers * max(_LAYERS * len(layout.kept), int(layout.pipeline.size)),
+        layers=model.round_layers
+        * max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks),
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,

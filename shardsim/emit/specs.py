@@ -81,6 +81,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "batch": plan.batch,
             "sequence": plan.sequence,
             "microbatches": plan.microbatches,
+            "accumulation": plan.accumulation,
+            "stages": int(layout.pipeline.size),
+            "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
                     "layers": group.layers or plan.model.layers,
@@ -131,6 +134,11 @@ def _refuse_lengths(plan: Plan, layout: Layout) -> None:
             "lengths: export is supported for decoders with rotary positions or none, whose "
             "attention has only distances; leave lengths out"
         )
+    if layout.layered or layout.lockstep:
+        raise PlanError(
+            "lengths: export of layers that run all microbatches before the next, or lie on "
+            "stages, is not supported; leave lengths out"
+        )
     if plan.execution != "explicit" or int(layout.context.size) > 1:
         raise PlanError(
             "lengths: export is supported for execution: explicit without a context axis"
@@ -164,11 +172,21 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"execution: export of a model of several stacks as {plan.execution} is not supported; "
             "use explicit"
         )
-    if int(layout.pipeline.size) > 1:
+    if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
         raise PlanError(
-            "export of pipeline plans is not supported; choose a plan whose rules.parameters "
-            "name no axis for layers"
+            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
+            "a loop come after all that it has done forward; use gpipe"
         )
+    if plan.execution != "explicit":
+        for what, there in (
+            ("pipeline stages", int(layout.pipeline.size) > 1),
+            (f"accumulation: {plan.accumulation}", plan.accumulation != "repeated"),
+        ):
+            if there:
+                raise PlanError(
+                    f"execution: export of {what} as {plan.execution} is not supported; use "
+                    "explicit"
+                )
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:
             raise PlanError(

@@ -30,7 +30,7 @@ HEADS: Dims = ("heads", "head_dim")
 
 def image_loss(build: Builder, final: Array, *, pooling: str, classes: bool) -> None:
     """Add pooling, classifier or features, and the loss."""
-    one = pooled(build, final, pooling)
+    one = add_pooled(build, final, pooling)
     if classes:
         table = weight("classifier", "embed", "classes", purpose="ends")
         loss = Array("class logits", (*ROWS, "classes"), keep="", wide=True, purpose="pooling")
@@ -43,7 +43,7 @@ def image_loss(build: Builder, final: Array, *, pooling: str, classes: bool) -> 
     build.call("image_loss", [final, wanted], loss, pooling=pooling, classes=classes)
 
 
-def pooled(build: Builder, final: Array, pooling: str) -> Array:
+def add_pooled(build: Builder, final: Array, pooling: str) -> Array:
     """Add pooling: one vector [batch, embed] of all tokens, or of one of them."""
     return _by_attention(build, final) if pooling == "map" else _mean(build, final)
 

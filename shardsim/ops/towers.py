@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import Builder, vector
 from shardsim.ops.lazy import jax, jnp, lax
-from shardsim.ops.pooling import pooled, pooled_vector
+from shardsim.ops.pooling import add_pooled, pooled_vector
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def embedding(
     """Add one vector of an image or a text: pooled, and `projected` or as wide as the tower."""
     out = Array(name, FEATURES, keep="", wide=True, purpose=COMPARED)
     out = replace(out, handed=name != "image features")
-    x = pooled(build, final, pooling)
+    x = add_pooled(build, final, pooling)
     if projected:
         matrix = weight("feature_projection", "embed", "feature", purpose="ends")
         biases = [vector("feature_projection_bias", "feature")] if bias else []

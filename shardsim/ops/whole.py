@@ -112,6 +112,20 @@ class Whole:
 
     # Parameters.
 
+    def in_layer_order(self, stack: Array) -> Array:
+        """Return a stack of layers in their order: where they are dealt round stages, those of a
+        stage lie together."""
+        stages, chunks = self.plan["stages"], self.plan["chunks"]
+        if chunks == 1:
+            return stack
+        return (
+            stack.reshape(stages, chunks, -1, *stack.shape[1:]).swapaxes(0, 1).reshape(stack.shape)
+        )
+
+    def of_layer(self, weights: Params) -> Params:
+        """Return the weights of a layer as its calls read them."""
+        return weights
+
     def weight(self, params: Params, name: str) -> Array:
         """Return a weight in the compute format, heads and head_dim apart."""
         return params[name].astype(self.compute)

@@ -53,7 +53,9 @@ KEYS = (
     "optimizer",
     "attention",
     "fused_projections",
+    "pipeline_schedule",
     "pipeline_interleave",
+    "accumulation",
     "vocab_tiles",
     "offload_optimizer",
     "execution",
@@ -175,6 +177,8 @@ def _build(
         precision=switches["precision"],  # type: ignore[arg-type]
         optimizer=_text(data.get("optimizer", "adamw"), "optimizer"),
         attention=_text(data.get("attention", "flash"), "attention"),
+        pipeline_schedule=_text(data.get("pipeline_schedule", "1f1b"), "pipeline_schedule"),
+        accumulation=_text(data.get("accumulation", "repeated"), "accumulation"),
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
         vocab_tiles=_count(data.get("vocab_tiles", 1), "vocab_tiles"),
         **flags,
@@ -329,8 +333,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         "attention": plan.attention,
         "fused_projections": plan.fused_projections,
     }
-    if plan.pipeline_interleave != 1:
-        data["pipeline_interleave"] = plan.pipeline_interleave
+    defaults = {"pipeline_schedule": "1f1b", "pipeline_interleave": 1, "accumulation": "repeated"}
+    data |= {key: getattr(plan, key) for key in defaults if getattr(plan, key) != defaults[key]}
     for key, usual in asdict(Precision()).items():
         value = getattr(plan.precision, key)
         if value != usual:

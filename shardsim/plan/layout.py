@@ -112,6 +112,10 @@ class Layout:
     residual: Number = SEQUENCE_SHARDED
     optimizer_over_data: Number = False  # optimizer state split over the data axis (ZeRO-1)
     microbatches: Number = 1
+    gathered: Number = False  # weights are gathered once a step
+    scattered: Number = False  # their gradients are scattered in each microbatch nevertheless
+    layered: Number = False  # a layer runs all microbatches before the next one does
+    lockstep: Number = False  # stages run all microbatches forward, then all backward, tick by tick
     kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional
@@ -124,6 +128,11 @@ class Layout:
     partitioned: bool = False  # whether the compiler's partitioner writes the collectives
     # Names of the mesh axes behind each role, for reports.
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def summed_whole(self) -> Number:
+        """Whether gradients are summed over microbatches before they are scattered."""
+        return self.gathered & np.logical_not(self.scattered)
 
     @cached_property
     def known(self) -> dict[tuple[str, str, int], Any]:

@@ -146,7 +146,18 @@ def legal(
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return where `layout` can be run: every division exact, and every pipeline stage filled."""
     exact = divides(model, batch, sequence, layout, interleave)
-    return np.asarray(exact & (layout.microbatches >= layout.pipeline.size))
+    staged = np.greater(layout.pipeline.size, 1)
+    filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
+    apart = staged & (layout.layered | layout.scattered)
+    others = bool(_untrained(model)) & (layout.layered | layout.gathered | layout.lockstep)
+    return np.asarray(exact & filled & np.logical_not(apart | others))
+
+
+def _untrained(model: Model) -> str:
+    """Return what of a model lets microbatches only follow one another, if anything."""
+    if len(model.parts) > 1:
+        return "several stacks"
+    return "adapters" if model.lora else "frozen weights" if model.frozen else ""
 
 
 def check(plan: Plan, layout: Layout) -> None:
@@ -186,6 +197,23 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
+        )
+    for key, value, usual in (
+        ("accumulation", plan.accumulation, "repeated"),
+        ("pipeline_schedule", plan.pipeline_schedule, "1f1b"),
+    ):
+        if value != usual and (what := _untrained(plan.model)):
+            raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
+        if value != usual and plan.forward_only:
+            raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
+    if layout.layered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: layered is not possible over pipeline stages, where a layer passes each "
+            "microbatch on; use gathered, and pipeline_schedule: gpipe with a pipeline_interleave"
+        )
+    if layout.scattered and int(layout.pipeline.size) > 1:
+        raise PlanError(
+            "accumulation: scattered is not possible over pipeline stages; use repeated or gathered"
         )
     if plan.microbatches < int(layout.pipeline.size) and not plan.forward_only:
         raise PlanError(

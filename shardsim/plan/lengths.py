@@ -33,6 +33,7 @@ BY_SEQUENCE = ("packed", "unpadded")  # attention leaves out what no sequence re
 SAMPLE = 4096  # sequences
 SEED = 0
 MOST_ENTRIES = 10_000  # of a histogram
+LARGEST = 1e9  # of tokens, pixels and shares
 # What each distribution is given by.
 _GIVEN = {
     "constant": ("mean",),
@@ -84,7 +85,7 @@ class Lengths:
                 )
         for field in ("mean", "deviation", "least", "most"):
             value = getattr(self, field)
-            if not _number(value) or not (value == 0 or 0 < value <= 1e9):
+            if not _number(value) or not 0 <= value <= LARGEST:
                 raise PlanError(f"lengths.{field}: expected tokens, not {value!r:.40}")
         if not _number(self.dropped) or not 0 <= self.dropped < 1:
             raise PlanError(f"lengths.dropped: a share from 0 to below 1, not {self.dropped!r:.40}")
@@ -260,7 +261,10 @@ def _histogram(data: Any, where: str, patch: int) -> Lines:
             "lengths.histogram: expected rows of [tokens, share] or [height, width, share], or a "
             "file of them"
         )
-    return tuple(_line(row, patch) for row in data)
+    lines = tuple(_line(row, patch) for row in data)
+    if not any(share for _, share in lines):
+        raise PlanError("lengths.histogram: every share is 0; give some line more")
+    return lines
 
 
 def _numbers(row: list[str]) -> list[float]:
@@ -273,7 +277,7 @@ def _numbers(row: list[str]) -> list[float]:
 
 def _line(row: Any, patch: int) -> tuple[int, float]:
     good = isinstance(row, list) and len(row) in (2, 3) and all(map(_number, row))
-    if not good or not all(value >= 0 for value in row) or not all(row[:-1]):
+    if not good or not all(0 <= value <= LARGEST for value in row) or min(row[:-1]) < 1:
         raise PlanError(
             "lengths.histogram: expected [tokens, share] or [height, width, share], not "
             f"{row!r:.40}"

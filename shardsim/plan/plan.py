@@ -77,6 +77,16 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
+# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then
+# all backward, in a loop of ticks that all stages run alike.
+PIPELINE_SCHEDULES = ("1f1b", "gpipe")
+
+# How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
+# each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
+# gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
+# ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
+ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
+
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
 CONTEXT_KEYS = ("gathered", "ring", "ulysses")
@@ -123,7 +133,9 @@ class Plan:
     optimizer: str = "adamw"
     attention: str = "flash"
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
@@ -173,6 +185,8 @@ def _check_numbers(plan: Plan) -> None:
     choose(plan.attention, ATTENTION, "attention")
     choose(plan.execution, EXECUTION, "execution")
     choose(plan.optimizer, OPTIMIZERS, "optimizer")
+    choose(plan.pipeline_schedule, PIPELINE_SCHEDULES, "pipeline_schedule")
+    choose(plan.accumulation, ACCUMULATION, "accumulation")
     plan.precision.check()
     choose(plan.op_costs, OP_COSTS, "op_costs")
     choose(plan.experts.exchange, EXCHANGES, "experts.exchange")

@@ -81,6 +81,10 @@ def resolve(plan: Plan) -> Layout:
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
         microbatches=plan.microbatches,
+        gathered=plan.accumulation in ("gathered", "scattered"),
+        scattered=plan.accumulation == "scattered",
+        layered=plan.accumulation == "layered",
+        lockstep=plan.pipeline_schedule == "gpipe" and bool(members["pipeline"]),
         kept=tuple(
             Kept(names=(group.kept,), offloaded=group.offload, layers=group.layers)
             for group in groups

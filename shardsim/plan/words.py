@@ -20,6 +20,11 @@ def techniques(plan: Plan) -> str:
     """Return what the plan does besides its mesh, in a few words."""
     parts = [f"remat {plan.remat.name}", f"{plan.microbatches} microbatch"]
     parts[1] += "es" if plan.microbatches > 1 else ""
+    if plan.accumulation != "repeated":
+        parts.append(f"accumulation {plan.accumulation}")
+    if resolve(plan).names["pipeline"]:
+        chunks = plan.pipeline_interleave
+        parts.append(f"stages {plan.pipeline_schedule}" + (f", {chunks} chunks" * (chunks > 1)))
     tensor = plan.parameters.get("heads", ())
     if tensor:
         parts.append(f"collective matmul {plan.overlap.matmul}")

@@ -100,7 +100,7 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
         elif root == "chip":
             figures[rest] = value
         elif root == "mesh" and rest and "." not in rest:
-            sizes[axis_called(plan, rest)] = _size(value, key)
+            sizes[axis_called(plan, rest)] = positive(value, key)
         elif key == "machine":
             machine = parse_machine(_word(value, key))
         elif root == "model":
@@ -184,7 +184,8 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _size(value: Any, key: str) -> int:
+def positive(value: Any, key: str) -> int:
+    """Return a positive whole number; raise `PlanError` that names `key` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
     return value

@@ -10,7 +10,13 @@ from shardsim.errors import PlanError, nearest
 from shardsim.plan.layout import ROLES
 from shardsim.plan.lengths import BY_SEQUENCE, Lengths, parse_lengths
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, MATMUL_OVERLAP
+from shardsim.plan.plan import (
+    ACCUMULATION,
+    ATTENTION,
+    CONTEXT_KEYS,
+    MATMUL_OVERLAP,
+    PIPELINE_SCHEDULES,
+)
 from shardsim.plan.precision import DTYPE_BYTES, SCALES, Precision
 from shardsim.plan.remat import Policy, parse_remat
 from shardsim.plan.resolve import ROLE_OF
@@ -20,10 +26,17 @@ FORMATS_OF = tuple(DTYPE_BYTES)
 FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in ("bf16", "sparsity"))
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
+    *("accumulation", "pipeline_schedule", "pipeline_interleave"),
     "lengths",
     *(f"precision.{name}" for name in FORMATS),
 )
 MOST = 10**9
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "attention": ATTENTION,
+    "optimizer": tuple(OPTIMIZERS),
+    "accumulation": ACCUMULATION,
+    "pipeline_schedule": PIPELINE_SCHEDULES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +50,9 @@ class Fixed:
     attention: str | None = None
     optimizer: str | None = None
     keys: str | None = None  # of CONTEXT_KEYS
+    accumulation: str = "repeated"  # of ACCUMULATION
+    pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
+    pipeline_interleave: int = 1
     lengths: Lengths | None = None
     precision: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,7 +85,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             raise PlanError(f"fix: a search cannot hold '{key[:40]}'{nearest(key, words)}")
         elif key == "remat":
             plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
-        elif key == "microbatches":
+        elif key in ("microbatches", "pipeline_interleave"):
             plain[key] = _count(value, key)
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
@@ -80,8 +96,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
         elif root == "context":
             plain["keys"] = _one_of(value, CONTEXT_KEYS, key)
         else:
-            every = ATTENTION if key == "attention" else tuple(OPTIMIZERS)
-            plain[key] = _one_of(value, every, key)
+            plain[key] = _one_of(value, _WORDS[key], key)
     lengths = plain.get("lengths")
     if lengths is not None and lengths.held in BY_SEQUENCE:
         sizes.setdefault("context", 1)

@@ -207,6 +207,7 @@ def search(
         precision=fixed.precise(precision or Precision()),
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
+        pipeline_interleave=fixed.pipeline_interleave,
     )
     ranking = Ranking(
         work=work,
@@ -388,6 +389,7 @@ def plan_at(
     )
     mesh = mesh_of(numbers, machine)
     parameters, activations, optimizer = rules_of(numbers, mesh)
+    staged = int(numbers.pipeline.size) > 1
     sizes = "-".join(f"{axis.name}{axis.size}" for axis in mesh)
     return Plan(
         name=f"{work.model.name}-{machine.name.replace(':', '-').replace('*', 'x')}-{sizes}",
@@ -413,5 +415,8 @@ def plan_at(
         optimizer=work.optimizer,
         attention=work.attention,
         fused_projections=work.fused_projections,
+        accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",
+        pipeline_schedule=part.fixed.pipeline_schedule if staged else "1f1b",
+        pipeline_interleave=work.pipeline_interleave if staged else 1,
         op_costs=costs,
     )

@@ -144,6 +144,7 @@ class Part:
     choices: Choices
     remats: tuple[frozenset[str], ...]  # what policies keep, on the device or the host
     offload: frozenset[str] = frozenset()  # what all of them keep on the host
+    fixed: Fixed = FREE
 
     @property
     def pairs(self) -> int:
@@ -194,6 +195,7 @@ class Part:
             weights_overlap=True,
             gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
+            **_accumulated(self.fixed, axes["pipeline"].size),
             striped=self.striped[:, None, None],
             kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1), offloaded=self.offload),),
         )
@@ -295,7 +297,9 @@ def parts(
     count = np.array([number for number in tried if number <= batch], dtype=np.int64)
     mesh = np.repeat(first, len(count))
     microbatches = np.tile(count, len(first))
-    fits = legal(model, batch, sequence, _bare(every.sizes[mesh], microbatches=microbatches))
+    bare = _bare(every.sizes[mesh], microbatches=microbatches)
+    bare = bare.reshaped(**_accumulated(fixed, bare.pipeline.size))
+    fits = legal(model, batch, sequence, bare, fixed.pipeline_interleave)
     mesh, microbatches = mesh[fits], microbatches[fits]
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     tensor = bare.tensor.size
@@ -351,7 +355,18 @@ def parts(
                 ),
                 remats=remats,
                 offload=offload,
+                fixed=fixed,
             )
+
+
+def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
+    """Return how microbatches follow each other in a layout, as a search holds it."""
+    return {
+        "gathered": fixed.accumulation in ("gathered", "scattered"),
+        "scattered": fixed.accumulation == "scattered",
+        "layered": fixed.accumulation == "layered",
+        "lockstep": (fixed.pipeline_schedule == "gpipe") & (stages > 1),
+    }
 
 
 def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
@@ -391,7 +406,8 @@ def legal_cells(
     twice = np.equal(part.choices.matmul_overlap, BIDIRECTIONAL) & (layout.tensor.size <= 2)
     # Where context splits what data would, splitting state over it is the plan that does not.
     idle = layout.optimizer_over_data & ~np.asarray(state_apart(model, layout), dtype=bool)
-    mask = np.broadcast_to(legal(model, batch, sequence, layout) & ~twice & ~idle, shape)
+    fits = legal(model, batch, sequence, layout, part.fixed.pipeline_interleave)
+    mask = np.broadcast_to(fits & ~twice & ~idle, shape)
     # Prefetching is a choice where weights are gathered.
     ways = np.where(np.greater(layout.gather.size, 1), 2, 1)
     return mask, np.broadcast_to(ways, shape)

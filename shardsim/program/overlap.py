@@ -198,7 +198,9 @@ def _ordered(
     program: Program, layout: Layout, drafts: dict[str, _Draft], final: Sequence[_Draft]
 ) -> Schedule:
     """Return the blocks and the order of a step, of a stage that has the head."""
-    microbatches, stages = layout.microbatches, layout.pipeline.size
+    stages, lockstep = layout.pipeline.size, layout.lockstep
+    heads = np.where(layout.layered, layout.microbatches, 1)  # in a row
+    microbatches = layout.microbatches / heads
     chunks = np.where(np.greater(stages, 1), program.interleave, 1)
     blocks: list[Block] = []
     place: dict[str, list[int]] = {}  # by phase, those of layers by group
@@ -221,6 +223,9 @@ def _ordered(
                 place.setdefault(phase, []).append(place["final"][-1])
                 continue
         put(phase, draft.done(name, trips))
+    head: tuple[int | Loop, ...] = tuple(place["head"])
+    if np.any(layout.layered):
+        head = tuple(Loop(times=heads, body=(number,)) for number in place["head"])
     layers = [draft.block.trips / (microbatches * chunks) for draft in _of(drafts, "forward")]
 
     def passes(phase: str) -> tuple[Loop, ...]:
@@ -229,7 +234,7 @@ def _ordered(
         return found if phase == "forward" else found[::-1]
 
     def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        steps: list[int | Loop] = [*passes("forward"), *place["head"], *passes(backward)]
+        steps: list[int | Loop] = [*passes("forward"), *head, *passes(backward)]
         if np.any(np.greater(chunks, 1)):
             without_head = (*passes("forward"), *passes(backward))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
@@ -237,11 +242,13 @@ def _ordered(
             steps.append(Loop(times=program.interleave, body=(number,)))
         return tuple(steps)
 
-    afterwards = [
-        Loop(times=block.trips, body=(number,))
-        for number, block in enumerate(blocks)
-        if block.phase in ("reduction", "update")
-    ]
+    def at(*phases: str) -> tuple[Loop, ...]:
+        return tuple(
+            Loop(times=block.trips, body=(number,))
+            for number, block in enumerate(blocks)
+            if block.phase in phases
+        )
+
     rounds = [Loop(times=microbatches, body=microbatch("backward"))]
     if final:
         rounds = [
@@ -250,8 +257,10 @@ def _ordered(
         ]
     return Schedule(
         blocks=tuple(blocks),
-        order=(*rounds, *afterwards),
-        pipeline=Pipeline(stages=stages, microbatches=microbatches, chunks=chunks),
+        order=(*at("opening"), *rounds, *at("reduction", "update")),
+        pipeline=Pipeline(
+            stages=stages, microbatches=microbatches, chunks=chunks, lockstep=lockstep
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from shardsim.program.blocks import Run, backward_of, runs
 from shardsim.program.kept import kept, kept_for_products
 from shardsim.program.lower import Lowering, runs_again
 from shardsim.program.members import PartOf, parts_of
+from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Block
 from shardsim.program.shapes import Workload
@@ -34,28 +35,35 @@ def partition(work: Workload, layout: Layout) -> Program:
             _ends(Lowering(part.work, layout, part.sizes, part.derived.ends)), part.as_layer
         )
     ]
-    head = Block(
-        name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
+    head, ends_apart = once(
+        Block(
+            name="embedding and head", phase="head", trips=layout.microbatches, tasks=tuple(ends)
+        ),
+        ends_once(layout),
+        ends_once(layout) & np.logical_not(layout.scattered),
+        1,
     )
     made = [
         _layers(layout, parts[run.part], run, number if len(every) > 1 else None)
         for number, run in enumerate(every)
     ]
     if work.forward_only:
-        forwards = tuple(_forward_only(forward) for forward, _, _ in made)
+        forwards = tuple(_forward_only(forward) for forward, *_ in made)
         sends = _pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out))
         return Program(blocks=(head, *forwards, *sends), interleave=work.pipeline_interleave)
     return Program(
         blocks=(
             head,
-            *(forward for forward, _, _ in made),
-            *(backward for _, backward, _ in made),
+            *(forward for forward, _, _, _ in made),
+            *(backward for _, backward, _, _ in made),
             *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
+            *ends_apart,
+            *(block for _, _, _, apart in made for block in apart),
             *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=tuple(on_host for _, _, on_host in made),
+        offload_bytes=tuple(on_host for _, _, on_host, _ in made),
     )
 
 
@@ -73,15 +81,16 @@ def _forward_only(block: Block) -> Block:
 
 def _layers(
     layout: Layout, part: PartOf, run: Run, group: int | None
-) -> tuple[Block, Block, Number]:
-    """Return the passes over layers in a row, one of several groups of them or all, and the bytes
-    of a round that their policy keeps in the host's memory."""
+) -> tuple[Block, Block, Number, tuple[Block, ...]]:
+    """Return the passes over layers in a row, one of several groups of them or all, the bytes of a
+    round that their policy keeps in the host's memory, and what they do once a step."""
     policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     trained: Number = 0.0
     kept_bytes: Number = 0.0
+    whole: Number = 0.0
     offload_bytes: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
@@ -96,6 +105,7 @@ def _layers(
         stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
         matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
         trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
+        whole = whole + layer.times * sum(sizes.gathered(array) for array in matrices)
         if not run.trained:
             continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
@@ -114,26 +124,35 @@ def _layers(
         purpose=TAKE,
     )
     title = "" if group is None else f", group {group + 1}"
-    trips = run.rounds * layout.microbatches
-    return (
+    many = np.where(layout.layered, layout.microbatches, 1)
+    trips = run.rounds * layout.microbatches / many
+    forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
+    backward = repeated_work([take, *backward, _accumulate(work, layout, trained, whole)], many)
+    there, of_forward = once(
         Block(
             name=f"layer forward{title}",
             phase="forward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward, *([keep] if run.trained else [])),
+            tasks=(_cast(work, stored), *forward),
         ),
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
+    )
+    back, of_backward = once(
         Block(
             name=f"layer backward{title}",
             phase="backward",
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), take, *backward, _accumulate(work, layout, trained))
-            if run.trained
-            else (),
+            tasks=(_cast(work, stored), *backward) if run.trained else (),
         ),
-        offload_bytes,
+        layout.gathered,
+        layout.summed_whole,
+        run.rounds,
     )
+    return there, back, offload_bytes * many, (*of_forward, *of_backward)
 
 
 def _cast(work: Workload, stored: Number) -> Compute:
@@ -152,9 +171,14 @@ def _scaled(work: Workload) -> bool:
     return work.precision.scales == "dynamic"
 
 
-def _accumulate(work: Workload, layout: Layout, stored: Number) -> Compute:
-    """Return the writing of gradients: once, or added to those of the microbatches before."""
+def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -> Compute:
+    """Return the writing of gradients: once, or added to those of the microbatches before.
+
+    `stored` are a device's elements of weights, `whole` those that are summed where they are
+    scattered only after the last microbatch.
+    """
     passes = np.where(np.greater(layout.microbatches, 1), 2.0, 1.0)
+    stored = np.where(layout.summed_whole | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
         kind="elementwise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from shardsim.plan.split import state_apart, stored_elements
 from shardsim.program.blocks import Run
 from shardsim.program.lower import VECTOR_GRADIENT_BYTES
 from shardsim.program.members import PartOf
+from shardsim.program.once import awaited
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -60,13 +62,15 @@ def gradient_reductions(
                 name=f"gradient reduction{title}",
                 phase="reduction",
                 trips=rounds,
-                tasks=tuple(tasks),
+                tasks=tuple(awaited(tasks, layout)),
                 of=tuple(number for number, run in enumerate(runs) if run in same),
             )
         )
     matrices: list[Task] = []
     for one, writer in zip(members, writers, strict=True):
         ends = one.derived.ends.leaves
+        if np.any(layout.lockstep):  # all stages have the ends, and one of them their gradients
+            ends = [replace(leaf, partial=leaf.partial | {"pipeline"}) for leaf in ends]
         matrices += repeated(writer.matrices(ends), one.as_layer)
         vectors.append((writer, ends, 1))
     return (
@@ -75,7 +79,7 @@ def gradient_reductions(
             name="end gradient reduction",
             phase="reduction",
             trips=1,
-            tasks=(*matrices, *writers[-1].vectors(vectors)),
+            tasks=tuple(awaited((*matrices, *writers[-1].vectors(vectors)), layout)),
         ),
     )
 

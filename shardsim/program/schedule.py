@@ -17,7 +17,7 @@ import numpy as np
 
 Number = Any
 
-Phase = Literal["forward", "head", "backward", "boundary", "reduction", "update"]
+Phase = Literal["opening", "forward", "head", "backward", "boundary", "reduction", "update"]
 # The trips of a visit to a block in which something is started or awaited: a prefetch is started in
 # the first for that one, and in all but the last for the next.
 When = Literal[
@@ -195,6 +195,14 @@ class Pipeline:
     stages: Number = 1
     microbatches: Number = 1
     chunks: Number = 1
+    # All stages run all microbatches forward, then all backward, in ticks (GPipe): the boundary is
+    # part of a tick, and who has nothing to do runs a layer's collectives nevertheless.
+    lockstep: Number = False
+
+    @property
+    def ticks(self) -> Number:
+        """Ticks over those of them in which a stage has something to do; 1 without ticks."""
+        return 1 + self.bubble * self.lockstep
 
     @property
     def bubble(self) -> Number:
@@ -248,11 +256,13 @@ class Schedule:
                 continue
             number, times = (item, 1) if isinstance(item, int) else (item.body[0], item.times)
             near = [order[at] if 0 <= at < len(order) else None for at in (place - 1, place + 1)]
-            after, before = (
-                isinstance(other, int) and self.blocks[other].phase == "head" for other in near
-            )
+            after, before = (self._is_head(other) for other in near)
             assert isinstance(number, int)
             yield Visit(block=number, times=times, many=1, after=after, before=before)
+
+    def _is_head(self, item: int | Loop | None) -> bool:
+        number = item.body[0] if isinstance(item, Loop) else item
+        return isinstance(number, int) and self.blocks[number].phase == "head"
 
     def runs(self) -> Iterator[tuple[int, Work | Move | Copy, Number]]:
         """Yield (place of the block, task, how often it runs in a step), alike visits together."""

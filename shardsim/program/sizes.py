@@ -53,6 +53,7 @@ class Sizes:
 
     def __init__(self, work: Workload, layout: Layout, tiles: int = 1) -> None:
         model = work.model
+        self.kind = kind_of(model, layout)
         tensor, tensor2 = layout.tensor.size, layout.tensor2.size
         over_kv = np.minimum(tensor, model.kv_heads)
         over_kv2 = np.minimum(tensor2, model.kv_heads / over_kv)
@@ -132,6 +133,15 @@ class Sizes:
     def stored(self, array: Array) -> Number:
         """Return the elements of an array that one device stores."""
         return self.product(array.dims, array.split)
+
+    def gathered(self, array: Array) -> Number:
+        """Return the elements of a weight on one device once it is gathered."""
+        groups = ("by_expert", "by_embed") if "expert" in array.dims else ("gather",)
+        kind = self.kind
+        over = {
+            axis for group in groups for role in kind.roles(group) for axis in kind.axes_of(role)
+        }
+        return self.product(array.dims, {a: d for a, d in array.split.items() if a not in over})
 
     def several(self, axes: Iterable[str]) -> Number:
         """Return whether a group over `axes` has more than one member."""

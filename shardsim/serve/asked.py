@@ -17,7 +17,7 @@ from shardsim.errors import PlanError, nearest
 from shardsim.files import check_keys
 from shardsim.machine import Chip, Machine, parse_machine
 from shardsim.plan.plan import Plan
-from shardsim.planner.changes import axis_called, changed, parse_assignment
+from shardsim.planner.changes import axis_called, changed, check_root, parse_assignment
 
 KEYS = ("plan", "set", "mesh", "rest", "chip", "costs", "as", "pinned", "form")
 MOST_CHANGES = 100
@@ -70,6 +70,7 @@ def read(data: Any, base_of: Callable[[str], Plan], model_names: tuple[str, ...]
     changes: dict[str, Any] = {}
     for text in _texts(data.get("set") or []):
         key, value = parse_assignment(text)
+        check_root(key)
         if key == "model" and value not in model_names:
             raise PlanError(f"model: {str(value)[:60]!r} is not known{nearest(value, model_names)}")
         changes[key] = value

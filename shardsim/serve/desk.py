@@ -14,6 +14,7 @@ from typing import Any
 
 import shardsim
 from shardsim.answers.explain import explain
+from shardsim.answers.illegal import Question
 from shardsim.answers.trials import set_text
 from shardsim.answers.why_not import none_found
 from shardsim.cost.predict import Prediction, predict
@@ -26,8 +27,10 @@ from shardsim.plan.io import dump_plan
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, OP_COSTS
 from shardsim.plan.remat import POLICIES
+from shardsim.planner.changes import changed, positive
 from shardsim.planner.compare import how_priced, priced_alike
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.presets import plan_of_mesh
+from shardsim.planner.search import SearchResult, default_attention, search
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
 from shardsim.serve.asked import Asked, read, word
@@ -42,6 +45,7 @@ FIRST = ("number", "mfu", "step_time_s", "hbm_peak_gib")  # columns of plans tha
 LEFT_OUT = (*FIRST, *DETAILS, "limited_by")  # a plan that is taken says so
 REMEMBERED = 64  # predictions
 PLAN_FORM = "plan"
+SEARCHED = ("model", "machine", "chip", "sequence", "optimizer", "precision", "op_costs")
 ENDINGS = {"json": "json", "yaml": "yaml", "maxtext": "yml", "levanter": "yaml"}  # else Python
 
 
@@ -132,11 +136,12 @@ class Desk:
         """Return the best plans for a plan's model, slice and batch; they stay on the desk."""
         asked = self._asked(data)
         base = self._base(asked.name)
-        plan = asked.plan(base)
+        plan = _spread(asked, base)
+        many = positive(asked.changes.get("batch", base.batch), "batch")
         said, implementation = _pricing(data)
         costs = said or plan.op_costs
 
-        def again(machine: Machine, batch: int = plan.batch, **other: Any) -> SearchResult:
+        def again(machine: Machine, batch: int = many, **other: Any) -> SearchResult:
             given: dict[str, Any] = {"optimizer": plan.optimizer, "precision": plan.precision}
             given |= {"sequence": plan.sequence, "costs": costs, "top": FOUND_SHOWN, **other}
             return search(plan.model, machine, batch, **given)
@@ -144,8 +149,7 @@ class Desk:
         with self._alone():
             result = again(plan.machine)
             if not result.predictions:
-                why = none_found(result, plan.model, plan.machine, plan.batch, {}, again)
-                raise PlanError(why)
+                raise PlanError(none_found(result.slices[0], _question(plan, many), {}, again))
         made = found(result.predictions)
         usual = USUAL[costs]
         ranked = f"; ranked as {usual}" if implementation not in (None, usual) else ""
@@ -208,6 +212,29 @@ class Desk:
 
     def _predicted(self, key: _Key, costs: str, implementation: str | None) -> Prediction:
         return predict(key.plan, costs=costs, implementation=implementation)
+
+
+def _spread(asked: Asked, base: Plan) -> Plan:
+    """Return a plan with what a search keeps of what is asked, over a data axis alone.
+
+    So a search answers where the mesh that is asked for does not suit its slice.
+    """
+    devices = base.machine.devices
+    plan = plan_of_mesh(base.model, base.machine, devices, {"data": devices}, base.sequence)
+    plan = replace(plan, optimizer=base.optimizer, precision=base.precision, op_costs=base.op_costs)
+    kept = {key: value for key, value in asked.changes.items() if key.partition(".")[0] in SEARCHED}
+    return changed(plan, kept | {"batch": asked.machine(base).devices})
+
+
+def _question(plan: Plan, batch: int) -> Question:
+    """Return what a search for a plan's model and slice asks."""
+    return Question(
+        model=plan.model,
+        machine=plan.machine,
+        batch=batch,
+        sequence=plan.sequence,
+        attention=default_attention(plan.model, plan.sequence),
+    )
 
 
 class _Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ class Chip:
         self.device = int(engine.folded.devices[number])
         self.speed = float(engine.speed[self.device])
         self.weight = float(engine.folded.device_counts[number]) / engine.topology.devices
-        self.met = 0
+        self.met: Counter[str] = Counter()  # by role: stages differ in what else they do
         self.group = {role: engine.folded.group_of(role, number) for role in engine.groups}
         self.ended_s = 0.0
 
@@ -36,7 +37,9 @@ class Chip:
     def start(self, spec: Spec) -> Flight:
         """Meet the group for a collective."""
         traveller, group = self.engine.traveller, self.group[spec.role]
-        done = traveller.meet(spec.role, group, self._key(), self.engine.course(spec, group))
+        done = traveller.meet(
+            spec.role, group, self._key(spec.role), self.engine.course(spec, group)
+        )
         self._count(spec, done, spec.repeat)
         return spec, done
 
@@ -57,9 +60,9 @@ class Chip:
             self.engine.flown[spec] += flown_s * self.weight
             self.engine.counts[spec] += self.weight
 
-    def _key(self) -> int:
-        self.met += 1
-        return self.met
+    def _key(self, role: str) -> int:
+        self.met[role] += 1
+        return self.met[role]
 
     def note(
         self, role: str, name: str, start_s: float, end_s: float, group: int | None = None

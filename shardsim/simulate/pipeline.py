@@ -1,8 +1,9 @@
-"""What a stage does in order; with several, one forward, one backward (1F1B).
+"""What a stage does in order; with several, one forward, one backward (1F1B), or all forward and
+then all backward (GPipe).
 
-This is the schedule whose idle time the cost model charges, (stages - 1) / (microbatches x
-interleave) of the layers' time, and whose memory it counts, as many microbatches as there are
-stages (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
+The idle time that the cost model charges is that of both, (stages - 1) / (microbatches x
+interleave) of the layers' time. 1F1B has as many microbatches under way as there are stages
+(Narayanan et al. 2021, arXiv 2104.04473, section 2.2), GPipe all of them (arXiv 1811.06965).
 """
 
 from __future__ import annotations
@@ -55,6 +56,19 @@ def one_forward_one_backward(
     return (*forward[:ahead], *steady, *backward[len(forward) - ahead :])
 
 
+def all_forward_all_backward(microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
+    """Return the turns of every stage in order: with several chunks, all microbatches pass one
+    before the next.
+
+    >>> turns = all_forward_all_backward(2)
+    >>> [("F" if turn.forward else "B") + str(turn.microbatch) for turn in turns]
+    ['F0', 'F1', 'B1', 'B0']
+    """
+    places = [(chunk, number) for chunk in range(chunks) for number in range(microbatches)]
+    forward = [Turn(forward=True, microbatch=number, chunk=chunk) for chunk, number in places]
+    return (*forward, *(replace(turn, forward=False) for turn in reversed(forward)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """A microbatch that is passed on to another stage, or comes from one."""
@@ -83,6 +97,11 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
     if stages == 1:
         yield from schedule.trips()
         return
+    yield from _once(schedule, "opening")
+    if schedule.pipeline.lockstep:
+        yield from _in_ticks(schedule, stage, stages, microbatches, chunks)
+        yield from _once(schedule, "reduction", "update")
+        return
     visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
     last = stages * chunks - 1
     for turn in one_forward_one_backward(stages, stage, microbatches, chunks):
@@ -104,9 +123,50 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         if place != end:
             number = turn.microbatch * stages * chunks + place + way
             yield Message(arriving=False, leg=f"{leg}:{stage}", number=number)
+    yield from _once(schedule, "reduction", "update")
+
+
+def _once(schedule: Schedule, *phases: str) -> Iterator[Trip]:
+    """Yield the trips of a step's beginning or end, in order."""
     for trip in schedule.trips():
-        if schedule.blocks[trip.block].phase in ("reduction", "update"):
+        if schedule.blocks[trip.block].phase in phases:
             yield trip
+
+
+def _in_ticks(
+    schedule: Schedule, stage: int, stages: int, microbatches: int, chunks: int
+) -> Iterator[Line]:
+    """Yield what a stage does between a step's beginning and its end, with all microbatches forward
+    first.
+
+    The first stage has embedding and head: the last one passes microbatches on to it, and gets
+    their gradients back, as in the emitted loop.
+    """
+    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    turns = all_forward_all_backward(microbatches, chunks)
+    last, halfway = stages * chunks - 1, len(turns) // 2
+
+    def message(arriving: bool, way: int, microbatch: int, place: int) -> Message:
+        leg, sender = "next" if way == 1 else "back", (stage - way * arriving) % stages
+        number = microbatch * stages * chunks + place
+        return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
+
+    for at, turn in enumerate(turns):
+        if at == halfway and stage == 0:
+            for microbatch in range(microbatches):
+                yield message(True, 1, microbatch, last + 1)
+            for _ in range(microbatches):
+                yield from visits["head"][0].each()
+            for microbatch in reversed(range(microbatches)):
+                yield message(False, -1, microbatch, last)
+        place, way = turn.chunk * stages + stage, 1 if turn.forward else -1
+        if not turn.forward or place > 0:
+            yield message(True, way, turn.microbatch, place)
+        final = at == len(turns) - 1
+        visit = visits["forward" if turn.forward else "backward"][-1 if final else 0]
+        yield from replace(visit, before=False, after=False).each()
+        if turn.forward or place > 0:
+            yield message(False, way, turn.microbatch, place + way)
 
 
 def _visits(schedule: Schedule, phase: str) -> list[Visit]:

@@ -72,8 +72,9 @@ class TapeEngine(Engine):
         return tuple(found)
 
     def bubble_s(self) -> float:
-        """Return the seconds in which a chip of the last stage waits for other stages."""
-        last = [player for player in self.players if player.stage == len(self.tape.scripts) - 1]
+        """Return the seconds in which a chip of the stage with the head waits for other stages."""
+        stage = 0 if self.schedule.pipeline.lockstep else len(self.tape.scripts) - 1
+        last = [player for player in self.players if player.stage == stage]
         idle = sum(
             (player.idle_s + self.step_time_s - player.ended_s) * player.weight for player in last
         )

@@ -98,9 +98,11 @@ def planned(plan: Plan) -> list[Account]:
     schedule = overlap(partition(Workload.of(plan), layout), layout)
     mesh = {axis.name: axis.size for axis in plan.mesh}
     accounts = []
-    for _, task, times in schedule.runs():
+    for block, task, times in schedule.runs():
         if not isinstance(task, Move) or task.stage == "dcn":
             continue
+        if schedule.blocks[block].phase in ("forward", "backward", "boundary"):
+            times = times * schedule.pipeline.ticks
         axes = tuple(a for a in mesh if a in layout.mesh_axes(task.role) and mesh[a] > 1)
         arrays = max(task.ways, 1) * float(task.messages)
         count = float(task.count) * float(times) * arrays

@@ -33,7 +33,9 @@ def run(data: dict[str, Any], steps: int) -> dict[str, Any]:
     losses, gradients, params, compiled = _train(data, mesh, steps)
     remat = [{"layers": data["model"]["layers"], "save": [], "offload": []}]
     plain = {**data["plan"], "microbatches": 1, "remat": remat}
-    chosen = [plain[name] for name in ("batch", "sequence", "optimizer", "attention")]
+    chosen = [
+        plain[name] for name in ("batch", "sequence", "optimizer", "attention", "stages", "chunks")
+    ]
     key = json.dumps([data["model"], data.get("parts"), chosen, plain.get("rows"), steps])
     if key not in _references:
         _references[key] = _train({**data, "plan": plain}, None, steps)[:3]

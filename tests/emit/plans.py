@@ -151,6 +151,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # Eight devices do not divide its width.
     "gpt-60-wide": {**_DECODER, "name": "gpt-60-wide", "embed": 60, "positions": "fixed"},
     "gpt": {**_DECODER, "name": "gpt", "biases": _ALL_BIASES, "activation": "relu"},
+    "gpt-deep": {**_DECODER, "name": "gpt-deep", "biases": _ALL_BIASES, "layers": 4},
+    "llama-deep": {**_DECODER, **_MIXED, "name": "llama-deep", "kv_heads": 4, "layers": 8},
 }
 
 _INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
@@ -438,7 +440,7 @@ MODELS |= {
         "image": 28,
         "sequence": 50,
         "pooling": "cls",
-        "biases": _ALL_BIASES,
+        "biases": _ALL_BIASES | {"qkv": False},  # of keys' only rounding is left here
         "features": 32,
         "patch_bias": False,
         "input_norm": True,
@@ -582,5 +584,118 @@ CONTEXTS: dict[str, Plan] = {
     ),
     "ulysses and attention pooling": make(
         "vit", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"], **_EMB}, **_context(keys="ulysses")
+    ),
+}
+
+_STAGES = {"layers": ["stage"]}
+_GPIPE = {"pipeline_schedule": "gpipe"}
+_SFM = {"stage": 2, "fsdp": 2, "model": 2}
+_PART_KEPT = [{"layers": 3, "save": []}, {"layers": 4, "save": ["mlp_hidden"]}]
+
+# Steps that do not run one microbatch after another, which other trainers' exports refuse.
+PHASES: dict[str, Plan] = {
+    "stages, data": make(
+        "llama-deep",
+        {"stage": 4, "data": 2},
+        _STAGES,
+        {"batch": ["data"]},
+        microbatches=4,
+        **_GPIPE,
+    ),
+    "stages dealt round, fsdp": make(
+        "llama-deep",
+        {"stage": 2, "fsdp": 4},
+        {**_STAGES, "embed": ["fsdp"]},
+        _B,
+        microbatches=4,
+        pipeline_interleave=2,
+        **_GPIPE,
+    ),
+    "stages, gathered once, tensor": make(
+        "gpt-deep",
+        _SFM,
+        {**_STAGES, **_FSDP_TENSOR},
+        _B | _SEQ,
+        microbatches=4,
+        accumulation="gathered",
+        **_GPIPE,
+    ),
+    "stages, images, tensor": make(
+        "vit",
+        _SFM,
+        {**_STAGES, **_FSDP_TENSOR},
+        _B | _EMB,
+        microbatches=2,
+        remat="save_mlp",
+        **_GPIPE,
+    ),
+    "stages dealt round, ring": make(
+        "gpt-deep",
+        {"stage": 2, "fsdp": 2, "context": 2},
+        {**_STAGES, "embed": ["fsdp", "context"]},
+        _B | {"seq": ["context"]},
+        batch=24,
+        microbatches=6,
+        pipeline_interleave=2,
+        **_context(keys="ring"),
+        **_GPIPE,
+    ),
+    "stages over slices, tied, sharded optimizer": make(
+        "gemma2",
+        {
+            "stage": {"size": 2, "torus": {"dcn": 2}},
+            "data": {"size": 2, "torus": {"x": 2}},
+            "model": {"size": 2, "torus": {"y": 2}},
+        },
+        {**_STAGES, **_INSIDE},
+        {"batch": ["data"], **_SEQ},
+        machine="2*v5e:2x2",
+        microbatches=2,
+        **_ZERO,
+        **_GPIPE,
+    ),
+    "stages, experts": make(
+        "llama4",
+        {"stage": 2, "expert": 4},
+        {**_STAGES, **_E},
+        {"batch": ["expert"], **_E},
+        microbatches=2,
+        **_ROOM,
+        **_GPIPE,
+    ),
+    "gathered": make("llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="gathered"),
+    "gathered, experts": make(
+        "mixtral", _FE, _FE_SPLIT, _ON_FE, **_RING, microbatches=2, accumulation="gathered"
+    ),
+    "scattered": make(
+        "llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="scattered"
+    ),
+    "scattered, replicas, groups of layers": make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        microbatches=2,
+        accumulation="scattered",
+        remat=_PART_KEPT,
+    ),
+    "layered": make("llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="layered"),
+    "layered, replicas, groups of layers": make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        microbatches=2,
+        accumulation="layered",
+        remat=_PART_KEPT,
+    ),
+    "layered, windows, sharded optimizer": make(
+        "gemma2",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _EMB,
+        microbatches=2,
+        accumulation="layered",
+        **_ZERO,
     ),
 }

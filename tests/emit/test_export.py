@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -191,7 +192,8 @@ def test_an_exported_file_says_how_many_devices_it_needs(tmp_path: Path) -> None
 def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> None:
     plan = load_plan(name)
     formats = {plan.precision.compute, plan.precision.parameters, plan.precision.reduce}
-    refused = int(resolve(plan).pipeline.size) > 1 or bool(formats & {"fp8", "int8"})
+    stages = int(resolve(plan).pipeline.size) > 1
+    refused = bool(formats & {"fp8", "int8"}) or (stages and plan.pipeline_schedule != "gpipe")
     if refused or not ("published" in name or name == "vit-e-data-parallel"):
         try:
             text = export_plan(plan, "jax")
@@ -202,14 +204,23 @@ def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> Non
         compile(text, name, "exec")
         return
     compile(export_plan(plan, "jax"), name, "exec")
-    export_plan(plan, "flax")
+    if plan.accumulation == "repeated" and int(resolve(plan).pipeline.size) == 1:
+        export_plan(plan, "flax")
 
 
-def test_pipelines_are_refused() -> None:
-    mesh = {"stage": 2, "data": 4}
-    plan = make("vit", mesh, {"layers": ["stage"]}, {"batch": ["data"]}, microbatches=2)
-    with pytest.raises(PlanError, match="pipeline plans is not supported"):
+def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
+    mesh, more = {"stage": 2, "data": 4}, {"microbatches": 2}
+    plan = make("vit", mesh, {"layers": ["stage"]}, {"batch": ["data"]}, **more)
+    with pytest.raises(PlanError, match="pipeline_schedule: export of 1f1b is not supported"):
         export_plan(plan, "jax")
+    ticks = replace(plan, pipeline_schedule="gpipe")
+    compile(export_plan(ticks, "jax"), "ticks", "exec")
+    with pytest.raises(PlanError, match="execution: export of pipeline stages as partitioned"):
+        export_plan(replace(ticks, execution="partitioned"), "jax")
+    layered = replace(PLANS["fsdp, serial, microbatches"], accumulation="layered")
+    for other in (ticks, layered):
+        with pytest.raises(PlanError, match=r"export to flax: (pipeline stages|accumulation)"):
+            export_plan(other, "flax")
 
 
 # Flax rules.

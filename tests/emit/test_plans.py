@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plans import CONTEXTS, EXPERTS, LENGTHS, PLANS, STACKS
+from plans import CONTEXTS, EXPERTS, LENGTHS, PHASES, PLANS, STACKS
 from shardsim.xla import HostDevices
 from shardsim.xla.host import LARGEST_ERROR
 
@@ -25,9 +25,9 @@ def test_the_plans_are_many_and_of_every_kind() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [*PLANS, *EXPERTS, *CONTEXTS, *STACKS, *LENGTHS])
+@pytest.mark.parametrize("name", [*PLANS, *EXPERTS, *CONTEXTS, *STACKS, *LENGTHS, *PHASES])
 def test_a_plan_gives_the_numbers_of_the_unsharded_model(name: str, host: HostDevices) -> None:
-    plan = (PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS)[name]
+    plan = (PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES)[name]
     result = host.compare(plan)
     assert result.loss_error <= LARGEST_ERROR
     assert result.gradient_error <= LARGEST_ERROR

@@ -107,6 +107,8 @@ def test_images_of_many_sizes_are_patches(tmp_path: Path) -> None:
         ({"distribution": "uniform", "least": 9, "most": 5}, r"lengths.most: 5 is less than"),
         ({"histogram": [[3]]}, r"lengths.histogram: expected \[tokens, share\]"),
         ({"histogram": [[224, 224, 1]]}, r"sizes of images need a model with patches"),
+        ({"histogram": [[5, 0], [6, 0]]}, r"lengths.histogram: every share is 0"),
+        ({"histogram": [[1e30, 1]]}, r"lengths.histogram: expected \[tokens, share\]"),
         ({"histogram": "nowhere.csv"}, r"nowhere.csv: No such file"),
         ({"lenght": 5}, r"lengths: unknown key 'lenght'"),
         ({"mean": "long"}, r"lengths.mean: expected tokens, not 'long'"),

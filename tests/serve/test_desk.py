@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plan import PLAN
@@ -25,6 +26,7 @@ from shardsim.serve.asked import read
 from shardsim.serve.desk import Desk
 from shardsim.views.write import json_text
 
+Shardsim = Callable[..., Result]
 SMALL = plan_from_data(parse_yaml(PLAN, "small"), "small")
 
 
@@ -98,6 +100,27 @@ def test_a_search_puts_plans_on_the_desk_for_the_chip_as_it_is(desk: Desk) -> No
     mfu = found["table"]["rows"][0][headings.index("mfu")]
     assert mfu == format(100 * best["prediction"]["mfu"], ".1f")
     assert best["controls"]["values"]["machine"] == "v4:2x2x1"
+
+
+@pytest.mark.parametrize(("on", "batch"), [("v4:1x1x1", 8), ("v4:2x2x2", 1001)])
+def test_where_no_plan_is_found_the_reason_is_that_of_the_command(
+    desk: Desk, shardsim: Shardsim, on: str, batch: int
+) -> None:
+    sets = [f"machine={on}", f"batch={batch}"]
+    with pytest.raises(ShardsimError) as caught:
+        desk.search({"plan": "vit-22b-published-tp8", "set": sets})
+    words = ("plan", "vit-22b", "--on", on, "--batch", str(batch), "--optimizer", "adafactor")
+    assert str(caught.value) in shardsim(*words).stderr
+
+
+def test_a_search_does_not_ask_whether_the_mesh_suits_the_slice(desk: Desk) -> None:
+    asked = ask(set=["machine=v5e:2x2", "batch=64", "mesh.model=3"])
+    with pytest.raises(ShardsimError):
+        desk.predict(asked)
+    best = desk.predict({"plan": desk.search(asked)["plans"][0]})
+    assert best["controls"]["values"]["machine"] == "v5e:2x2"
+    with pytest.raises(ShardsimError, match="batch: must be a positive whole number"):
+        desk.search(ask(set=["batch=many"]))
 
 
 def test_each_change_that_would_help_can_be_made(desk: Desk) -> None:

@@ -112,11 +112,16 @@ def _gather_weight(w: Array, group: Group, dim: int, compute: Any, reduce: Any) 
 def _scatter_gradient(
     group: Group, dim: int, compute: Any, reduce: Any, like: Array, gradient: Array
 ) -> Array:
+    return (scatter_gradient(gradient, group, dim, reduce).astype(like.dtype),)
+
+
+def scatter_gradient(gradient: Array, group: Group, dim: int, reduce: Any) -> Array:
+    """Return this member's shard of the summed gradient of a weight, in the `reduce` format."""
     with jax.named_scope("scatter_gradients"):
         gradient = gradient.astype(reduce)
         if gradient.ndim == 3:  # with embed densest, the TPU compiler would make an all-reduce
             gradient = with_layout_constraint(gradient, Layout((0, 1, 2)))
-        return (scatter(gradient, group, dim).astype(like.dtype),)
+        return scatter(gradient, group, dim)
 
 
 gather_weight.defvjp(_gather_weight, _scatter_gradient)

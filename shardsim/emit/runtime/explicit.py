@@ -59,6 +59,7 @@ class Explicit(Whole):
         self.tensor2 = make_group(plan, roles["tensor2"])
         self.context = make_group(plan, roles["context"])
         self.shards = make_group(plan, plan["gather"])
+        self.stages = make_group(plan, roles["pipeline"])
         self.split = plan["residual"]  # "sequence", "embed" or "replicated"
         self.ring = plan["matmul"] != "off" and self.split != "replicated" and self.tensor.size > 1
         self.both = plan["matmul"] == "bidirectional"
@@ -85,6 +86,9 @@ class Explicit(Whole):
         return Explicit(plan, self.model, self.parameters, self.activations)
 
     # Parameters.
+
+    def in_layer_order(self, stack: Array) -> Array:
+        return stack
 
     def whole_weight(self, w: Array, name: str, dim: int) -> Array:
         """Gather the weight `name`, or what this device needs of it, along its embed `dim`."""
@@ -245,10 +249,10 @@ class Explicit(Whole):
         return own(x, self.tensor2, x.ndim - 1)
 
     def handed(self, x: Array, whole: bool) -> Array:
-        x = gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
         if not whole:
-            return x
-        x = gather(gather(x, self.context, 1), self.tensor2, 2)
+            return gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
+        x = gather(x, self.context + self.on_tokens, 1)
+        x = gather(x, self.tensor2 + self.on_embed, 2)
         return in_order(x, self.context) if self.striped else x
 
     # Sums over what is split.

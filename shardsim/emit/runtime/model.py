@@ -79,7 +79,7 @@ def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) ->
     def layer(kind: int, x: Array, weights: Params) -> Array:
         arrays = {"x": way.residual(checkpoint_name(x, "layer_input")), **shared}
         mine = kinds[kind]["calls"]
-        return run(way, weights, mine, arrays)[mine[-1]["outs"][0]]
+        return run(way, way.of_layer(weights), mine, arrays)[mine[-1]["outs"][0]]
 
     def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):
@@ -91,7 +91,7 @@ def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) ->
             x = step(x, mine)
         return x, None
 
-    stacked = {name: params[name] for name in users}
+    stacked = {name: way.in_layer_order(params[name]) for name in users}
     if len(order) > 1:
         stacked = {
             name: value.reshape(-1, len(users[name]), *value.shape[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
+from shardsim.emit.runtime.phases import gathered, in_phases, scattered
 from shardsim.ops.whole import Array, Params, Whole, dtype
 
 # Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
@@ -59,6 +61,11 @@ class Trainer:
             for name, e in self.parameters.items()
             if e.get("trained", True)
         }
+
+    @property
+    def units(self) -> int:
+        """What the loss is a mean over: tokens, or images."""
+        return int(self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1))
 
     def shardings(self, specs: Any) -> Any:
         """Return specs as shardings on the mesh, or nothing without one."""
@@ -162,7 +169,15 @@ class Trainer:
     def explicit(self, params: Params, batch: Params) -> tuple[Array, Params]:
         """What one device does: its share of the loss, then sums over devices."""
         way = Explicit(self.plan, self.model, self.parameters, self.activations)
-        loss, gradients = self.accumulate(way, params, batch)
+        if self.plan["accumulation"] == "gathered" and way.stages.size == 1:
+            loss, gradients = gathered(way, params, partial(self.accumulate, batch=batch))
+        elif self.plan["accumulation"] != "repeated" or way.stages.size > 1:
+            count, units = self.plan["microbatches"], self.units
+            parts = {name: self.split(way, value, count) for name, value in batch.items()}
+            walk = scattered if self.plan["accumulation"] == "scattered" else in_phases
+            loss, gradients = walk(way, self.calls, params, parts, units)
+        else:
+            loss, gradients = self.accumulate(way, params, batch)
         everyone = make_group(self.plan, [axis["name"] for axis in self.plan["mesh"]])
         with jax.named_scope("loss"):
             loss = total(loss, everyone)
@@ -196,8 +211,7 @@ class Trainer:
 
     def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
         """Return loss and float32 gradients summed over the microbatches, one after another."""
-        units = self.plan["batch"] * (self.plan["sequence"] if self.model["vocab"] else 1)
-        count = self.plan["microbatches"]
+        units, count = self.units, self.plan["microbatches"]
 
         def loss(trained: Params, still: Params, part: Params) -> Array:
             return loss_sum(way, self.calls, {**still, **trained}, part, self.parts) / units

@@ -15,6 +15,7 @@ SCOPES: Mapping[str, str] = {
     "tables": "tables",
     "end_weights": "ends",
     "gather_weights": "weights",
+    "stage_boundary": "stage boundary",
     "contrast": "contrast",
     "pooling": "pooling",
     "loss_statistics": "loss statistics",

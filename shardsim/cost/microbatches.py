@@ -1,0 +1,90 @@
+"""What HBM holds because of how microbatches follow each other: over stages, or by layers, or with
+weights that stay whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from shardsim.graph.derive import Derived
+from shardsim.graph.place import Kind
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.blocks import Blocks, Run, derived_blocks
+from shardsim.program.liveness import stored
+from shardsim.program.once import in_phases
+from shardsim.program.shapes import Workload
+from shardsim.program.trace import Measure
+
+
+@dataclass(frozen=True)
+class Microbatches:
+    """The microbatches of a step; of a model of several stacks, those of its last one."""
+
+    work: Workload
+    layout: Layout
+    kind: Kind
+    measure: Measure
+    runs: tuple[Run, ...]
+
+    @property
+    def _blocks(self) -> Blocks:
+        return derived_blocks(self.work.model, self.work.attention, self.kind)
+
+    @cached_property
+    def whole(self) -> tuple[Number, Number]:
+        """Parameters of one device once they are gathered: of the layers, and of the ends."""
+
+        def of(block: Derived) -> Number:
+            weights = [leaf.array for leaf in block.leaves if leaf.array.weight]
+            return sum(self.measure.sizes.gathered(array) for array in weights)
+
+        layers = sum(
+            of(self._blocks.layers[number]) * (run.rounds * layer.times)
+            for run in self.runs
+            for number, layer in run.layers
+        )
+        return layers, of(self._blocks.ends)
+
+    def summed(self, own: Number) -> Number:
+        """Return the elements of gradients that are summed over microbatches; a device's `own`,
+        unless they are scattered only afterwards."""
+        later = self.layout.summed_whole
+        return np.where(later, sum(self.whole), own) if np.any(later) else own
+
+    @property
+    def in_flight(self) -> Number:
+        """Microbatches of which a layer keeps something, the most there are at once.
+
+        Of several chunks a stage has more under way until the first gradient comes back (arXiv
+        2104.04473, section 2.2). In a loop of ticks all are, and those that it runs on nothing.
+        """
+        layout, chunks = self.layout, self.work.pipeline_interleave
+        stages, many = layout.pipeline.size, layout.microbatches
+        more = (stages - 1) / chunks
+        found = np.minimum(stages + more * (chunks > 1), many)
+        found = np.where(layout.lockstep, many + more, found)
+        return np.where(layout.layered, many, found)
+
+    def held(self, moment: int) -> dict[str, Number]:
+        """Return what is there all through a moment of `hbm.MOMENTS`, by name."""
+        layout, phases = self.layout, in_phases(self.layout)
+        if not np.any(phases | layout.gathered):
+            return {}
+        (layers, ends), work = self.whole, self.work
+        several = np.greater(layout.microbatches, 1)
+        once = np.where(layout.gathered, layers + ends, phases * ends)
+        once = once * np.greater(layout.gather.size, 1)
+        found = {"weights gathered for the step": once * work.wire_bytes}
+        if np.any(phases):
+            # Of a layer that runs all microbatches, what it reads and what it makes.
+            streams = np.where(layout.layered & (moment == 0), 2, 1) * layout.microbatches
+            stream = self.measure(stored(self._blocks.ends.steps[0].op.out))
+            found["boundaries of all microbatches"] = phases * several * streams * stream
+            found["sums of the ends' gradients"] = phases * ends * work.gradient_bytes
+        if moment == 0 and np.any(layout.layered):
+            rounds = sum(run.rounds for run in self.runs)
+            sums = several * layout.layered * layers / rounds * work.gradient_bytes
+            found["sums of a layer's gradients"] = sums
+        return found

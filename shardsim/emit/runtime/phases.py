@@ -1,0 +1,293 @@
+"""Steps that do not run one microbatch after another through the whole model.
+
+`gathered` and `scattered` hold weights whole over all microbatches. Where layers lie on stages, or
+each layer runs all microbatches before the next, embedding, layers and head are phases of their
+own: the step goes through each with all microbatches, then back. The head computes its gradients
+at once, so that logits of one microbatch are there at a time.
+
+The weights of the embedding and the head are then gathered once a step, and their gradients, summed
+in float32 over microbatches, scattered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
+from shardsim.emit.runtime.config import Data, Group, make_group
+from shardsim.emit.runtime.explicit import Explicit
+from shardsim.emit.runtime.model import layers, loss_sum, run
+from shardsim.ops.whole import Array, Params
+
+
+def opened(way: Explicit, **changes: Any) -> Explicit:
+    """Return the way to work with weights that are whole already."""
+    plan = {**way.plan, "gather": [], "experts_gather": [], **changes}
+    return Explicit(plan, way.model, way.parameters, way.activations)
+
+
+def shards_of(way: Explicit, name: str, ndim: int) -> tuple[Group, int]:
+    """Return over whom a weight is gathered, and along which dimension of `ndim`.
+
+    Without its stack of layers a weight has a dimension less.
+    """
+    entry = way.parameters[name]
+    axes = way.plan["experts_gather" if "expert" in entry["axes"] else "gather"]
+    spec = entry["spec"][len(entry["spec"]) - ndim :]
+    for dim, names in enumerate(spec):
+        if over := [axis for axis in names if axis in axes]:
+            return make_group(way.plan, over), dim
+    return make_group(way.plan, []), 0
+
+
+def whole(way: Explicit, params: Params) -> Params:
+    """Return weights gathered, in the compute format; vectors as they are."""
+    found = {}
+    for name, value in params.items():
+        group, dim = shards_of(way, name, value.ndim)
+        at_end = "tables" if "vocab" in way.parameters[name]["axes"] else "end_weights"
+        block = way.parameters[name]["part"] == "block"
+        with jax.named_scope("gather_weights" if block else at_end):
+            if group.size > 1:
+                value = gather_weight(value, group, dim, way.compute, way.reduce)
+        found[name] = value
+    return found
+
+
+def own_gradients(way: Explicit, gradients: Params) -> Params:
+    """Return the shards of float32 gradients of whole weights, summed over those who gather."""
+    found = {}
+    for name, value in gradients.items():
+        group, dim = shards_of(way, name, value.ndim)
+        at_end = "tables" if "vocab" in way.parameters[name]["axes"] else "end_weights"
+        block = way.parameters[name]["part"] == "block"
+        with jax.named_scope("gather_weights" if block else at_end):
+            if group.size > 1:
+                value = scatter_gradient(value, group, dim, way.reduce).astype(jnp.float32)
+        found[name] = value
+    return found
+
+
+@jax.custom_vjp
+def lent(value: Array, sums: Array) -> Array:
+    """Return `value`, whose gradient is that of the float32 `sums`."""
+    return value
+
+
+lent.defvjp(
+    lambda value, sums: (value, None),
+    lambda _, gradient: (None, gradient.astype(jnp.float32)),
+)
+
+
+def zeros(params: Params) -> Params:
+    """Return float32 zeros like arrays."""
+    return {name: jnp.zeros(value.shape, jnp.float32) for name, value in params.items()}
+
+
+def lend(params: Params, sums: Params) -> Params:
+    """Return weights whose gradients are those of `sums`."""
+    return {name: lent(value, sums[name]) for name, value in params.items()}
+
+
+def gathered(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
+    """Return loss and gradients of `accumulate` with weights that stay whole over a step."""
+    loss, gradients = accumulate(opened(way), whole(way, params))
+    return loss, own_gradients(way, gradients)
+
+
+SUMS = " sums"  # what a layer's calls do not name, beside each weight that they do
+
+
+class Lending(Explicit):
+    """Weights that are whole, of which a layer scatters the gradients as it makes them."""
+
+    def __init__(self, way: Explicit) -> None:
+        plan = {**way.plan, "gather": [], "experts_gather": []}
+        super().__init__(plan, way.model, way.parameters, way.activations)
+        self.way = way
+
+    def flat(self) -> Explicit:
+        return opened(self.way).flat()
+
+    def of_layer(self, weights: Params) -> Params:
+        found = {}
+        for name in [name for name in weights if name + SUMS in weights]:
+            group, dim = shards_of(self.way, name, weights[name].ndim)
+            found[name] = lent_by(weights[name], weights[name + SUMS], group, dim, self.reduce)
+        return found
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def lent_by(value: Array, sums: Array, group: Group, dim: int, reduce: Any) -> Array:
+    """Return a whole weight, whose gradient is summed over the group, scattered, and that of the
+    shards `sums`."""
+    return value
+
+
+def _scatter_lent(group: Group, dim: int, reduce: Any, _: None, gradient: Array) -> Any:
+    with jax.named_scope("gather_weights"):
+        if group.size > 1:
+            gradient = scatter_gradient(gradient, group, dim, reduce)
+    return None, gradient.astype(jnp.float32)
+
+
+lent_by.defvjp(lambda value, sums, group, dim, reduce: (value, None), _scatter_lent)
+
+
+def scattered(
+    way: Explicit, calls: Data, params: Params, parts: Params, units: int
+) -> tuple[Array, Params]:
+    """Return this device's share of the loss, and float32 gradients, with weights that stay whole
+    over a step, and gradients that are scattered in every microbatch.
+
+    `parts` are the batch as [microbatch, ...].
+    """
+    kinds = [
+        {**kind, "weights": [*kind["weights"], *(name + SUMS for name in kind["weights"])]}
+        for kind in calls["layers"]
+    ]
+    of_layers = {name for kind in calls["layers"] for name in kind["weights"]}
+    held, inside = whole(way, params), Lending(way)
+    ends = {name: value for name, value in held.items() if name not in of_layers}
+    nothing = zeros({name: value for name, value in params.items() if name in of_layers})
+
+    def loss(sums: Params, ends: Params, part: Params) -> Array:
+        every = {**held, **ends, **{name + SUMS: value for name, value in sums.items()}}
+        return loss_sum(inside, {**calls, "layers": kinds}, every, part) / units
+
+    def body(before: Any, part: Params) -> tuple[Any, None]:
+        value, (mine, others) = jax.value_and_grad(loss, (0, 1))(nothing, ends, part)
+        gradients = {**mine, **own_gradients(way, in_sums(others))}
+        return jax.tree.map(jnp.add, before, (value, gradients)), None
+
+    return lax.scan(body, (jnp.zeros(()), zeros(params)), parts)[0]
+
+
+def in_phases(
+    way: Explicit, calls: Data, params: Params, parts: Params, units: int
+) -> tuple[Array, Params]:
+    """Return this device's share of the loss, and float32 gradients.
+
+    `parts` are the batch as [microbatch, ...].
+    """
+    of_layers = {name for kind in calls["layers"] for name in kind["weights"]}
+    stacks = {name: value for name, value in params.items() if name in of_layers}
+    ends = whole(way, {n: value for n, value in params.items() if n not in of_layers})
+    inside = opened(way)
+    here = jnp.where(member(way.stages) == 0, 1.0, 0.0)
+
+    def embed(ends: Params, part: Params) -> Array:
+        return run(inside, ends, calls["before"], dict(part))["x"]
+
+    def loss(ends: Params, x: Array, part: Params) -> Array:
+        arrays = {**run(inside, ends, calls["before"], dict(part)), "x": x}
+        value = run(inside, ends, calls["after"], arrays)[calls["after"][-1]["outs"][0]]
+        return here * value / units
+
+    def head(sums: Any, at: Any) -> tuple[Any, Array]:
+        value, (gradients, back) = jax.value_and_grad(loss, (0, 1))(ends, *at)
+        return jax.tree.map(jnp.add, sums, (value, in_sums(gradients))), back
+
+    def unembed(sums: Params, at: Any) -> tuple[Params, None]:
+        part, gradient = at
+        _, pull = jax.vjp(partial(embed, part=part), ends)
+        return jax.tree.map(jnp.add, sums, in_sums(pull(gradient)[0])), None
+
+    _, x = lax.scan(lambda _, part: (None, embed(ends, part)), None, parts)
+    middle, held = (staged, stacks) if way.stages.size > 1 else (layered, stacks)
+    if way.plan["accumulation"] == "gathered":
+        held = whole(way, stacks)
+    x, pull = jax.vjp(partial(middle, way, calls, held), zeros(held), x)
+    (value, sums), x = lax.scan(head, (jnp.zeros(()), zeros(ends)), (x, parts))
+    gradients, x = pull(x)
+    if way.plan["accumulation"] == "gathered":
+        gradients = own_gradients(way, gradients)
+    sums, _ = lax.scan(unembed, sums, (parts, x))
+    return value, {**gradients, **own_gradients(way, sums)}
+
+
+def in_sums(gradients: Params) -> Params:
+    """Return gradients in the format in which they are summed."""
+    return {name: value.astype(jnp.float32) for name, value in gradients.items()}
+
+
+def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array) -> Array:
+    """Run all microbatches [microbatch, ...] through layers that lie on stages.
+
+    A loop of ticks, alike on all stages: in each a stage runs the next microbatch through one of
+    its chunks of layers and passes it on, the last stage to the first, where it waits for its next
+    chunk, or for the head. Who has nothing to do yet, or no more, works on nothing. After a chunk
+    of the first stage comes that of the second: with several chunks layers are dealt round, and
+    all microbatches pass a chunk before the next.
+    """
+    plan = way.plan
+    inside = opened(way) if plan["accumulation"] == "gathered" else way
+    stages, chunks, many = way.stages.size, plan["chunks"], queue.shape[0]
+    stage, ring = member(way.stages), [(k, (k + 1) % stages) for k in range(stages)]
+    mine = lend(held, sums)
+    cut = {name: v.reshape(chunks, -1, *v.shape[1:]) for name, v in mine.items()}
+
+    def tick(carry: tuple[Array, Array], now: Array) -> tuple[tuple[Array, Array], None]:
+        queue, arrived = carry
+        chunk = jnp.clip((now - stage) // many, 0, chunks - 1)
+        weights = {n: v[0] if chunks == 1 else v[chunk] for n, v in cut.items()}
+        # Tied to its tick, so that weights gathered for one need not stay for the next.
+        weights, arrived = lax.optimization_barrier((weights, arrived))
+        x = jnp.where(stage == 0, queue[now % many], arrived)
+        x = layers(inside, calls, weights, x, {})
+        with jax.named_scope("stage_boundary"):
+            arrived = lax.ppermute(x, way.stages.axes, ring)
+        place = (now - stages + 1) % many
+        back = (stage == 0) & (now >= stages - 1)
+        queue = queue.at[place].set(jnp.where(back, arrived, queue[place]))
+        return (queue, arrived), None
+
+    ticks = jnp.arange(many * chunks + stages - 1)
+    return lax.scan(tick, (queue, jnp.zeros_like(queue[0])), ticks)[0][0]
+
+
+def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) -> Array:
+    """Run all microbatches [microbatch, ...] through each round of layers before the next.
+
+    A round's weights are gathered once forward and once backward, and its gradients scattered
+    once, when those of all microbatches are summed.
+    """
+    length, groups, first = len(calls["round"]), way.plan["remat"], 0
+    for group in groups:
+        alone = {**group, "layers": length}
+        inside = opened(way, remat=[alone])
+        names = [*group["save"], *group["offload"], "layer_input"]
+        policy = jax.checkpoint_policies.save_only_these_names(*names)
+        rounds = group["layers"] // length
+        last = first + rounds
+
+        def one(inside: Explicit, x: Array, weights: Any) -> tuple[Array, None]:
+            shards, sums = weights
+            mine = whole(way, lend(shards, sums))
+            wide = {name: value.astype(jnp.float32) for name, value in mine.items()}
+
+            def each(_: None, part: Array) -> tuple[None, Array]:
+                return None, layers(inside, calls, wide, part, {})
+
+            return lax.scan(each, None, x)[1], None
+
+        def cut(params: Params, first: int = first, last: int = last) -> Params:
+            found = {}
+            for name, value in params.items():
+                by_round = value.reshape(
+                    sum(g["layers"] for g in groups) // length, -1, *value.shape[1:]
+                )
+                found[name] = by_round[first:last]
+            return found
+
+        body = jax.checkpoint(partial(one, inside), policy=policy, prevent_cse=False)
+        x = lax.scan(body, x, (cut(held), cut(sums)))[0]
+        first = last
+    return x

@@ -1,0 +1,204 @@
+"""How microbatches follow each other: over stages, with weights that stay whole, by layers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from building import build, contends, decoder, is_legal, plans
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from shardsim.cost.predict import predict
+from shardsim.errors import PlanError
+from shardsim.plan import Plan, resolve
+from shardsim.plan.io import plan_from_data, plan_to_data
+from shardsim.plan.plan import ACCUMULATION
+from shardsim.planner.search import search
+from shardsim.simulate import simulate_plan
+from shardsim.simulate.pipeline import all_forward_all_backward
+from shardsim.xla.compare import planned
+
+DEEP = decoder(layers=16)
+FSDP = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+STAGES = {"pipeline": {"x": 4}, "fsdp": {"y": 4}}
+
+
+def sent(plan: Plan, purpose: str) -> dict[str, tuple[float, float]]:
+    """Return bytes and number of the collectives of a step for a purpose, by kind."""
+    return {
+        one.kind: (one.planned_bytes, one.planned_count)
+        for one in planned(plan)
+        if one.purpose == purpose
+    }
+
+
+@pytest.mark.parametrize("microbatches", [2, 8])
+def test_weights_are_gathered_in_every_microbatch_or_once(microbatches: int) -> None:
+    plan = build(DEEP, "v5e:4x4", 96, FSDP, microbatches=microbatches)
+    found = {
+        how: sent(replace(plan, accumulation=how), "weights")
+        for how in ("repeated", "gathered", "scattered", "layered")
+    }
+    # Forward and again backward in each microbatch; once; once; forward and again backward.
+    gathers = {how: bytes["all-gather"][0] for how, bytes in found.items()}
+    once = gathers["gathered"]
+    assert gathers == pytest.approx(
+        {
+            "repeated": 2 * microbatches * once,
+            "gathered": once,
+            "scattered": once,
+            "layered": 2 * once,
+        }
+    )
+    scatters = {how: bytes["reduce-scatter"][0] for how, bytes in found.items()}
+    assert scatters == pytest.approx(
+        {
+            "repeated": microbatches * scatters["layered"],
+            "gathered": scatters["layered"],
+            "scattered": microbatches * scatters["layered"],
+            "layered": scatters["layered"],
+        }
+    )
+    tables = sent(replace(plan, accumulation="layered"), "tables")
+    each = sent(plan, "tables")
+    assert each["all-gather"][0] == pytest.approx(microbatches * tables["all-gather"][0])
+
+
+def test_layers_that_run_all_microbatches_keep_those_of_all() -> None:
+    plan = build(DEEP, "v5e:4x4", 96, FSDP, microbatches=8)
+    usual, layered = (predict(replace(plan, accumulation=how)) for how in ("repeated", "layered"))
+    assert layered.hbm["activations_bytes"] == pytest.approx(8 * usual.hbm["activations_bytes"])
+    # No second copy of gradients, which are added up before they are scattered.
+    assert layered.hbm["gradients_bytes"] < usual.hbm["gradients_bytes"]
+    # As much is computed.
+    assert layered.time["compute_s"] == pytest.approx(usual.time["compute_s"])
+    assert layered.hfu * layered.step_time_s == pytest.approx(usual.hfu * usual.step_time_s)
+
+
+def test_whole_weights_and_sums_of_whole_gradients_are_in_hbm() -> None:
+    plan = build(DEEP, "v5e:4x4", 96, FSDP, microbatches=8)
+    split = {"heads", "kv_heads", "mlp", "vocab"}  # by the tensor axis of 4
+    whole = sum(
+        math.prod(t.shape) * (t.stack if t.part == "block" else 1) / (4 if split & {*t.axes} else 1)
+        for t in plan.model.tensors
+    )
+    for how, shards in (("gathered", 1), ("scattered", 4)):
+        peak = predict(replace(plan, accumulation=how)).hbm["gradients_bytes"]
+        # Sums in float32, and what is added to them as it is reduced; but for vectors, of shards.
+        assert peak == pytest.approx((4 + 2) * whole / shards, rel=0.01)
+    held = predict(replace(plan, accumulation="gathered")).use.at_peak
+    sizes = {one.name: one.size_bytes for one in held}
+    assert sizes["weights gathered for the step"] == pytest.approx(2 * whole, rel=0.01)
+
+
+@pytest.mark.parametrize(("microbatches", "chunks"), [(4, 1), (4, 2), (8, 4)])
+def test_a_loop_of_ticks_sends_and_keeps_what_it_runs_on_nothing(
+    microbatches: int, chunks: int
+) -> None:
+    options = {"microbatches": microbatches, "pipeline_interleave": chunks}
+    usual = build(DEEP, "v5e:4x4", 96, STAGES, **options)
+    ticks = replace(usual, pipeline_schedule="gpipe")
+    every = microbatches * chunks + 3
+    assert sent(ticks, "stage boundary")["permute"][1] == pytest.approx(2 * every)
+    assert sent(usual, "stage boundary")["permute"][1] == 2 * microbatches * chunks
+    more = every / (microbatches * chunks)
+    gathers, usually = sent(ticks, "weights"), sent(usual, "weights")
+    assert gathers["all-gather"][0] == pytest.approx(more * usually["all-gather"][0])
+    # Embedding and head are gathered once, and one stage has their gradients.
+    assert sent(ticks, "tables")["all-gather"][1] == len(
+        [t for t in DEEP.tensors if "vocab" in t.axes]
+    )
+    assert sent(ticks, "shared gradients").keys() == {"all-reduce"}
+    assert "all-reduce" not in sent(usual, "shared gradients")
+    # Microbatches in flight, of a stage's layers: all and the idle ticks, or as many as 1F1B has.
+    kept = [predict(plan).hbm["activations_bytes"] for plan in (ticks, usual)]
+    flying = min(microbatches, 4 + (3 / chunks if chunks > 1 else 0))
+    assert kept[0] / kept[1] == pytest.approx((microbatches + 3 / chunks) / flying)
+    # Both idle equally, but that in a loop the sends are part of a tick.
+    bubbles = [predict(plan).time["bubble_s"] for plan in (ticks, usual)]
+    assert bubbles[0] > bubbles[1] > 0.8 * bubbles[0]
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_gradients_come_back_as_microbatches_went(microbatches: int, chunks: int) -> None:
+    turns = all_forward_all_backward(microbatches, chunks)
+    there, back = turns[: len(turns) // 2], turns[len(turns) // 2 :]
+    assert [replace(turn, forward=True) for turn in reversed(back)] == [*there]
+    assert len(set(there)) == microbatches * chunks == len(there)
+
+
+@settings(max_examples=25, deadline=None)
+@given(plans(), st.sampled_from(ACCUMULATION[1:]))
+def test_events_agree_with_the_closed_form(plan: Plan, how: str) -> None:
+    """On generated plans, where nothing contends."""
+    stages = int(resolve(plan).pipeline.size)
+    how = "gathered" if stages > 1 else how
+    plan = replace(plan, accumulation=how, pipeline_schedule="gpipe")
+    assume(is_legal(plan) and plan.machine.chip.kind == "tpu")
+    found = simulate_plan(plan)
+    assume(not contends(found.schedule, resolve(plan)))
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
+    parts = found.time
+    assert sum(parts.values()) == pytest.approx(found.step_time_s)
+    assert min(parts.values()) > -1e-9
+
+
+@pytest.mark.parametrize(
+    ("machine", "where", "options"),
+    [
+        ("v5e:4x4", {"pipeline": {"x": 4}, "data": {"y": 4}}, {}),
+        ("v5e:4x4", STAGES, {"pipeline_interleave": 4}),
+        ("v5e:4x4", {"pipeline": {"x": 4}, "tensor": {"y": 4}}, {}),
+        (
+            "2*v5e:4x4",
+            {"pipeline": {"dcn": 2}, "fsdp": {"x": 4}, "tensor": {"y": 4}},
+            {"pipeline_interleave": 2},
+        ),
+        ("v5e:4x4", STAGES, {"accumulation": "gathered"}),
+    ],
+)
+def test_ticks_as_events_take_as_long(machine: str, where: dict, options: dict) -> None:
+    plan = build(DEEP, machine, 96, where, microbatches=8, pipeline_schedule="gpipe", **options)
+    found = simulate_plan(plan)
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
+
+
+@pytest.mark.parametrize("key", ["layered", "scattered"])
+def test_what_stages_cannot_do_is_refused(key: str) -> None:
+    data = plan_to_data(build(DEEP, "v5e:4x4", 96, STAGES, microbatches=8))
+    with pytest.raises(PlanError, match=f"accumulation: {key} is not possible over pipeline"):
+        plan_from_data({**data, "accumulation": key}, "plan")
+    with pytest.raises(PlanError, match=r"pipeline_schedule: 'gpip' is not possible.*gpipe"):
+        plan_from_data({**data, "pipeline_schedule": "gpip"}, "plan")
+
+
+def test_a_plan_file_says_it_only_where_it_is_not_the_usual() -> None:
+    plan = build(DEEP, "v5e:4x4", 96, STAGES, microbatches=8)
+    keys = {"accumulation", "pipeline_schedule"}
+    assert not keys & plan_to_data(plan).keys()
+    other = replace(plan, accumulation="gathered", pipeline_schedule="gpipe")
+    data = plan_to_data(other)
+    assert keys <= data.keys()
+    assert plan_from_data(data, "plan") == replace(other, model=plan.model)
+
+
+@pytest.mark.parametrize(
+    "fix",
+    [
+        {"accumulation": "layered", "microbatches": 4},
+        {"accumulation": "gathered", "microbatches": 2},
+        {"pipeline_schedule": "gpipe", "pipeline_interleave": 2, "mesh.stage": 2},
+    ],
+)
+def test_a_search_holds_it_and_prices_what_it_finds(fix: dict) -> None:
+    found = search(DEEP, "v5e:4x4", 64, top=3, fix=fix, costs="physical")
+    assert found.predictions
+    for one in found.predictions:
+        again = predict(one.plan)
+        assert again.step_time_s == pytest.approx(one.step_time_s, rel=1e-9)
+        data = plan_to_data(one.plan)
+        for key, value in fix.items():
+            if "." not in key:
+                assert data[key] == value
