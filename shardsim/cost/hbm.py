@@ -17,7 +17,7 @@ from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
-from shardsim.program.kept import kept
+from shardsim.program.kept import kept_by_run
 from shardsim.program.liveness import (
     RINGS,
     Ends,
@@ -277,28 +277,19 @@ class Account:
     @cached_property
     def _stored(self) -> list[tuple[Number, Number]]:
         """Kept activations of each of `runs`, on the device and in the host's memory."""
-        layout = self.layout
         if self.work.forward_only:
             return [(0.0, 0.0) for _ in self.runs]
-        in_flight = self.microbatches.in_flight
-        found = []
-        for run in self.runs:
-            here: Number = 0.0
-            away: Number = 0.0
-            for number, layer in run.layers:
-                sizes, times = self.measures[run.part].sizes, run.rounds * layer.times
-                narrow = self.passes.narrow_kept
-                device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
-                here, away = here + device * times, away + sum(host.values(), 0.0) * times
-            found.append((here * in_flight, away * in_flight))
-        return found
+        times, narrow = self.microbatches.in_flight, self.passes.narrow_kept
+        sizes = [measure.sizes for measure in self.measures]
+        found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return [(here * times, away * times) for here, away in found]
 
     @property
     def of_one_layer(self) -> Number:
         """The most that a round of layers keeps in the host's memory."""
-        in_flight = self.microbatches.in_flight
+        times = self.microbatches.in_flight
         pairs = zip(self._stored, self.runs, strict=True)
-        return reduce(np.maximum, (away / in_flight / run.rounds for (_, away), run in pairs))
+        return reduce(np.maximum, (away / times / run.rounds for (_, away), run in pairs))
 
     @property
     def _several(self) -> Number:

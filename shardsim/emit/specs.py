@@ -136,7 +136,7 @@ def _refuse_lengths(plan: Plan, layout: Layout) -> None:
         )
     if layout.layered or layout.lockstep:
         raise PlanError(
-            "lengths: export of layers that run all microbatches before the next, or lie on "
+            "lengths: export of layers that run all microbatches before the next, or that lie on "
             "stages, is not supported; leave lengths out"
         )
     if plan.execution != "explicit" or int(layout.context.size) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Derived
 from shardsim.plan.layout import Kept, Layout, Number
-from shardsim.program.blocks import backward_of, derived_blocks, over, over_policies
+from shardsim.program.blocks import Run, backward_of, derived_blocks, over, over_policies
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 
@@ -43,6 +43,17 @@ def kept(
 
     names = sorted(frozenset().union(*group.offloaded))
     return by_policy(), {name: by_policy(name) for name in names}
+
+
+def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> tuple[Number, Number]:
+    """Return the bytes of `kept` of all layers of a run, on the device and in the host's memory."""
+    here: Number = 0.0
+    away: Number = 0.0
+    for number, layer in run.layers:
+        times = run.rounds * layer.times
+        device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
+        here, away = here + device * times, away + sum(host.values(), 0.0) * times
+    return here, away
 
 
 def kept_for_products(
