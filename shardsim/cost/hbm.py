@@ -17,7 +17,7 @@ from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
 from shardsim.program.holds import Passes
-from shardsim.program.kept import kept
+from shardsim.program.kept import kept_by_run
 from shardsim.program.liveness import (
     RINGS,
     Ends,
@@ -60,6 +60,8 @@ class HbmUse:
     activations_bytes: Number
     at: tuple[Number, Number]
     thrifty_bytes: Number  # what a program that spends as little as it can has at its peak
+    host_bytes: Number  # what the plan keeps in the host's memory
+    host_capacity_bytes: float  # a device's share of it; infinite where that is not known
     account: Account = field(repr=False)
 
     @cached_property
@@ -91,8 +93,13 @@ class HbmUse:
 
     @property
     def fits(self) -> Number:
-        """Whether what is needed at least is within what the compiler offers."""
-        return np.less_equal(self.thrifty_bytes, self.capacity_bytes)
+        """Whether what is needed at least is within what the compiler and the host offer."""
+        return np.less_equal(self.thrifty_bytes, self.capacity_bytes) & self.host_fits
+
+    @property
+    def host_fits(self) -> Number:
+        """Whether what lies in the host's memory has room there."""
+        return np.less_equal(self.host_bytes, self.host_capacity_bytes)
 
     @property
     def peak_moment(self) -> str:
@@ -146,6 +153,8 @@ def hbm_use(
         activations_bytes=activations,
         at=at,
         thrifty_bytes=np.maximum(*least),
+        host_bytes=account.host_bytes,
+        host_capacity_bytes=machine.chip.host_bytes_per_device,
         account=account,
     )
 
@@ -254,22 +263,33 @@ class Account:
         """Activations of all layers kept for the backward pass, on the device."""
         return sum(self.by_group)
 
-    @cached_property
+    @property
+    def host_bytes(self) -> Number:
+        """Activations and optimizer state in the host's memory."""
+        state = self.state_bytes if self.work.offload_optimizer else 0.0
+        return sum((away for _, away in self._stored), state)
+
+    @property
     def by_group(self) -> list[Number]:
-        """The same of each of `runs`."""
-        layout = self.layout
+        """Activations kept on the device, of each of `runs`."""
+        return [here for here, _ in self._stored]
+
+    @cached_property
+    def _stored(self) -> list[tuple[Number, Number]]:
+        """Kept activations of each of `runs`, on the device and in the host's memory."""
         if self.work.forward_only:
-            return [0.0 for _ in self.runs]
-        in_flight = self.microbatches.in_flight
-        found = []
-        for run in self.runs:
-            total: Number = 0.0
-            for number, layer in run.layers:
-                sizes = self.measures[run.part].sizes
-                one, _ = kept(run.work, layout, sizes, number, run.kept)
-                total = total + one * (run.rounds * layer.times)
-            found.append(total * in_flight)
-        return found
+            return [(0.0, 0.0) for _ in self.runs]
+        times, narrow = self.microbatches.in_flight, self.passes.narrow_kept
+        sizes = [measure.sizes for measure in self.measures]
+        found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return [(here * times, away * times) for here, away in found]
+
+    @property
+    def of_one_layer(self) -> Number:
+        """The most that a round of layers keeps in the host's memory."""
+        times = self.microbatches.in_flight
+        pairs = zip(self._stored, self.runs, strict=True)
+        return reduce(np.maximum, (away / times / run.rounds for (_, away), run in pairs))
 
     @property
     def _several(self) -> Number:
@@ -409,7 +429,7 @@ class Account:
     def late(self) -> Number:
         """Whether the head's gradients of weights are computed after the layers."""
         rule, model = self.passes.head_late, self.work.model
-        late = np.greater(self.layout.tensor.size, 1) | (self.machine.chip.devices_per_chip > 1)
+        late = np.greater(self.layout.tensor.size, 1) | self.machine.chip.offloads_collectives
         if rule == "tensor":
             return late if model.vocab else late & ~self.ring
         if rule != "synchronous" or not model.vocab:
@@ -433,6 +453,8 @@ class Account:
         }
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
+        if passes.ahead_from_host and moment == 0:
+            found["fetched ahead from the host"] = self.of_one_layer
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))

@@ -129,6 +129,12 @@ class Prediction:
         # Views stand above: looked up only when a notebook asks.
         return str(import_module("shardsim.views.notebook").shown(self))
 
+    def _host(self) -> dict[str, float | None]:
+        """Return a device's share of its host's memory, and what of it the plan takes."""
+        use, known = self.use, self.plan.machine.chip.host_bytes is not None
+        capacity = use.host_capacity_bytes if known else None
+        return {"capacity_bytes": capacity, "bytes": float(use.host_bytes)}
+
     def to_data(self) -> dict[str, Any]:
         """Return the prediction as plain data: the JSON of the command line."""
         return {
@@ -160,6 +166,7 @@ class Prediction:
             "costs": self.costs,
             "as": self.implementation,
             "fidelity": self.fidelity,
+            **({"host": self._host()} if float(self.use.host_bytes) else {}),
             **({"real": self.real.to_data()} if self.real else {}),
             **({"compiled": self.compiled.to_data()} if self.compiled else {}),
             **({"events": self.events.to_data()} if self.events else {}),
@@ -211,7 +218,7 @@ def predict(
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
         warnings=(
-            *_warnings(plan, layout, use, fits),
+            *_warnings(plan, layout, use),
             *_pricing(costs, implementation, machine),
             *_of_lengths(plan, real),
             *_of_precision(plan),
@@ -264,11 +271,16 @@ def collective_uses(
     return tuple(sorted(uses, key=lambda use: -use.time_s))
 
 
-def _warnings(plan: Plan, layout: Layout, use: HbmUse, fits: bool) -> tuple[str, ...]:
+def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
     warnings = []
     capacity = use.capacity_bytes / 2**30
-    if not fits:
-        short = float(use.thrifty_bytes) / 2**30 - capacity
+    short = float(use.thrifty_bytes) / 2**30 - capacity
+    if not bool(use.host_fits):
+        warnings.append(
+            f"does not fit: keeps {float(use.host_bytes) / 2**30:.1f} GiB in the host's memory, of "
+            f"which a device of {plan.machine.chip.name} has {use.host_capacity_bytes / 2**30:.1f}"
+        )
+    if short > 0:
         warnings.append(
             f"does not fit: needs {short:.1f} GiB more HBM than a device of "
             f"{plan.machine.chip.name} offers"

@@ -26,12 +26,13 @@ RATES = (
     "link_bytes_per_s",
     "die_to_die_bytes_per_s",
     "pcie_bytes_per_s",
+    "host_bytes",
     "dcn_bytes_per_s",
 )
 TIMES = ("hop_latency_s", "dcn_hop_latency_s", "op_overhead_s", "collective_overhead_s")
 EFFICIENCIES = ("matmul_efficiency", "hbm_efficiency", "link_efficiency", "dcn_efficiency")
 COUNTS = ("cores_per_chip", "devices_per_chip", "mxu_dim", "torus_dims", "chips_per_host")
-OPTIONAL = ("clock_hz", "die_to_die_bytes_per_s", "pcie_bytes_per_s")
+OPTIONAL = ("clock_hz", "die_to_die_bytes_per_s", "pcie_bytes_per_s", "host_bytes")
 WORDS = {
     "kind": ("tpu", "gpu", "cpu"),
     "names_count": ("cores", "chips"),
@@ -92,6 +93,7 @@ class Chip:
     chips_per_host: int
     host_shape: tuple[int, ...]
     pcie_bytes_per_s: float | None  # chip to host, one way
+    host_bytes: float | None  # memory of a host, which its chips share
 
     # Network between slices (for GPUs: between nodes), per chip, one way.
     dcn_bytes_per_s: float
@@ -142,6 +144,13 @@ class Chip:
     def hbm_usable_bytes_per_device(self) -> float:
         """What the compiler offers one device; on v2, v3 and tpu7x half of the chip's."""
         return self.hbm_usable_bytes / self.devices_per_chip
+
+    @property
+    def host_bytes_per_device(self) -> float:
+        """A device's share of its host's memory; infinite where that is not known."""
+        if self.host_bytes is None:
+            return math.inf
+        return self.host_bytes / self.chips_per_host / self.devices_per_chip
 
     @property
     def cmem_bytes(self) -> float | None:

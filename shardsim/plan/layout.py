@@ -92,8 +92,15 @@ class Kept:
 
     names: tuple[frozenset[str], ...] = (frozenset(),)  # of `remat.TENSORS`, for each policy
     shape: tuple[int, ...] = ()  # of arrays over policies; () where there is one
-    offloaded: frozenset[str] = frozenset()  # of those, what lies in the host's memory
+    offloaded: tuple[frozenset[str], ...] = ()  # of those, what lies in the host's memory, if any
     layers: Number = 0  # 0: all that the model has
+
+    @property
+    def stores(self) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:
+        """What is kept, and what of that in the host's memory, for each policy."""
+        return tuple(
+            zip(self.names, self.offloaded or (frozenset(),) * len(self.names), strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

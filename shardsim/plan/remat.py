@@ -40,6 +40,18 @@ POLICIES: Mapping[str, frozenset[str]] = {
     "save_context_and_mlp": frozenset({"context", "mlp_hidden"}),
 }
 
+# What a search may keep in the host's memory besides, with what stays on the device: the results of
+# matmuls, each of which takes longer to make than to fetch where a layer is wide. A layer's input
+# is not among them: compiled programs wait for it (docs/compiled.md).
+OFFLOADS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
+    (frozenset(), frozenset({"qkv"})),
+    (frozenset(), frozenset({"mlp_hidden"})),
+    (frozenset(), frozenset({"qkv", "context"})),
+    (frozenset(), frozenset({"qkv", "mlp_hidden"})),
+    (frozenset({"mlp_hidden"}), frozenset({"qkv"})),
+    (frozenset({"qkv", "context"}), frozenset({"mlp_hidden"})),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:

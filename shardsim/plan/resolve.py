@@ -86,7 +86,7 @@ def resolve(plan: Plan) -> Layout:
         layered=plan.accumulation == "layered",
         lockstep=plan.pipeline_schedule == "gpipe" and bool(members["pipeline"]),
         kept=tuple(
-            Kept(names=(group.kept,), offloaded=group.offload, layers=group.layers)
+            Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups
         ),
         matmul_overlap=MATMUL_OVERLAP.index(plan.overlap.matmul),

@@ -16,11 +16,11 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import hbm_use
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.price import step_time_s
-from shardsim.plan.layout import Kept, Layout
+from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
-from shardsim.plan.remat import POLICIES, Policy, Remat
+from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
-from shardsim.planner.space import Array
+from shardsim.planner.space import Array, kept_by, policies
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
@@ -38,15 +38,15 @@ def filled(found: Prediction) -> Prediction:
     The groups replace what the plan keeps. Weights are prefetched if there is room.
     """
     plan = found.plan
-    layout, names = resolve(plan), tuple(POLICIES.values())
+    layout, offered = resolve(plan), policies(plan.machine)
     rounds = plan.model.layers // plan.model.round_layers
     if rounds < 2 or len(plan.model.stacks) > 1 or int(layout.pipeline.size) > 1:
         return found
     gathers = int(layout.gather.size) > 1
     prefetch = np.array([False, True] if gathers else [plan.overlap.weights])
     layout = layout.reshaped(weights_overlap=prefetch[:, None, None])
-    one = Kept(names=names, shape=(len(names), 1))
-    step_s, fits = _step_s(plan, layout.reshaped(kept=(one,)), (len(prefetch), len(names), 1))
+    one = kept_by(offered, (len(offered), 1))
+    step_s, fits = _step_s(plan, layout.reshaped(kept=(one,)), (len(prefetch), len(offered), 1))
     fastest_s, some, every = step_s.min(axis=(0, 2)), fits.any(axis=(0, 2)), fits.all(axis=(0, 2))
     pairs = [
         (less, more)
@@ -57,7 +57,7 @@ def filled(found: Prediction) -> Prediction:
         return found
     layers = plan.model.round_layers * np.arange(1, rounds)
     kept = [
-        Kept(names=tuple(names[policy] for policy in group), shape=(len(pairs), 1), layers=many)
+        kept_by([offered[policy] for policy in group], (len(pairs), 1), many)
         for group, many in zip(
             zip(*pairs, strict=True), (plan.model.layers - layers, layers), strict=True
         )
@@ -68,9 +68,9 @@ def filled(found: Prediction) -> Prediction:
     ahead, pair, share = np.unravel_index(step_s.argmin(), shape)
     if step_s[ahead, pair, share] > found.step_time_s * (1.0 - WORTH):
         return found
-    less, more = (names[policy] for policy in pairs[pair])
+    less, more = (offered[policy] for policy in pairs[pair])
     many = int(layers[share])
-    groups = Policy(save=less, layers=plan.model.layers - many), Policy(save=more, layers=many)
+    groups = replace(less, layers=plan.model.layers - many), replace(more, layers=many)
     overlapped = replace(plan.overlap, weights=bool(prefetch[ahead]))
     return predict(replace(plan, remat=Remat(groups), overlap=overlapped))
 
@@ -87,5 +87,5 @@ def _step_s(plan: Plan, layout: Layout, shape: tuple[int, ...]) -> tuple[Array, 
     step_s = step_time_s(machine, layout, overlap(program, layout), costs)
     holds = held_by(name, machine.chip)
     use = hbm_use(machine, work, layout, holds.least)
-    fits = np.less_equal(use.peak_bytes, holds.share * use.capacity_bytes)
+    fits = np.less_equal(use.peak_bytes, holds.share * use.capacity_bytes) & use.host_fits
     return np.broadcast_to(step_s, shape), np.broadcast_to(fits, shape)

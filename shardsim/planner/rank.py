@@ -111,13 +111,13 @@ class Ranking:
             part, layout, self.work.model, self.work.batch, self.work.sequence
         )
         self.searched += int(((legal * ways).sum(axis=(1, 2)) * many).sum())
-        least, most = self._peaks_bytes(machine, part, layout)
+        least, most, room = self._memory(machine, part, layout)
         self.smallest_peak_bytes = min(
-            self.smallest_peak_bytes, float(np.min(least, initial=np.inf, where=legal))
+            self.smallest_peak_bytes, float(np.min(least, initial=np.inf, where=legal & room))
         )
         # Without prefetching there is room for more; with it no plan is slower.
         capacity_bytes = machine.chip.hbm_usable_bytes_per_device
-        fits = legal & (least <= capacity_bytes)
+        fits = legal & room & (least <= capacity_bytes)
         some = np.flatnonzero(fits.any(axis=(1, 2)))
         if not len(some):
             return
@@ -145,12 +145,14 @@ class Ranking:
             )
         )
 
-    def _peaks_bytes(self, machine: Machine, part: Part, layout: Layout) -> Array:
-        """Return peak HBM of a part's plans, without and with prefetching: [2, *part.shape]."""
+    def _memory(self, machine: Machine, part: Part, layout: Layout) -> tuple[Array, Array, Array]:
+        """Return peak HBM of a part's plans, without and with prefetching, and whether hosts have
+        room for the rest: arrays of the part's shape."""
         prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
         holds = held_by(USUAL[self.costs], machine.chip).least
         use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
-        return np.broadcast_to(use.peak_bytes, (2, *part.shape))
+        least, most = np.broadcast_to(use.peak_bytes, (2, *part.shape))
+        return least, most, np.broadcast_to(use.host_fits, (1, *part.shape))[0]
 
     def _schedule(self, machine: Machine, part: Part, prefetch: Array) -> tuple[Schedule, Layout]:
         layout = part.layout().reshaped(weights_overlap=prefetch)

@@ -402,7 +402,7 @@ def plan_at(
         parameters=parameters,
         activations=activations,
         optimizer_rules=optimizer,
-        remat=Remat.of(save=one.remats[remat] - part.offload, offload=part.offload),
+        remat=Remat((part.remats[remat],)),
         microbatches=scalar(layout.microbatches),
         overlap=Overlap(
             matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],

@@ -21,7 +21,7 @@ does that; a plan file may.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -40,11 +40,12 @@ from shardsim.plan.layout import (
     AxisLayout,
     Kept,
     Layout,
+    Number,
     Spread,
 )
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.plan import CONTEXT_KEYS
-from shardsim.plan.remat import POLICIES
+from shardsim.plan.remat import OFFLOADS, POLICIES, Policy
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
 from shardsim.program.rings import BIDIRECTIONAL
@@ -142,8 +143,7 @@ class Part:
     microbatches: Array  # [pairs]
     striped: Array  # [pairs]: whether tokens are striped over the context axis
     choices: Choices
-    remats: tuple[frozenset[str], ...]  # what policies keep, on the device or the host
-    offload: frozenset[str] = frozenset()  # what all of them keep on the host
+    remats: tuple[Policy, ...]
     fixed: Fixed = FREE
 
     @property
@@ -197,8 +197,24 @@ class Part:
             microbatches=self.microbatches[:, None, None],
             **_accumulated(self.fixed, axes["pipeline"].size),
             striped=self.striped[:, None, None],
-            kept=(Kept(names=self.remats, shape=(1, len(self.remats), 1), offloaded=self.offload),),
+            kept=(kept_by(self.remats, (1, len(self.remats), 1)),),
         )
+
+
+def policies(machine: Machine) -> tuple[Policy, ...]:
+    """Return what layers may keep: on the device and, where emitted code can and the way there is
+    known, in the host's memory."""
+    kept = [Policy(save=names) for names in POLICIES.values()]
+    if machine.chip.kind == "tpu" and machine.chip.pcie_bytes_per_s is not None:
+        kept += [Policy(save=save, offload=offload) for save, offload in OFFLOADS]
+    return tuple(kept)
+
+
+def kept_by(remats: Sequence[Policy], shape: tuple[int, ...], layers: Number = 0) -> Kept:
+    """Return what `layers` keep by one of several policies, which are an axis of `shape`."""
+    names = tuple(policy.kept for policy in remats)
+    offloaded = tuple(policy.offload for policy in remats)
+    return Kept(names=names, shape=shape, offloaded=offloaded, layers=layers)
 
 
 def axis_options(axis: TorusAxis, experts: bool) -> Array:
@@ -291,7 +307,7 @@ def parts(
     # What no choice can mend goes first.
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
-    tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    tried: tuple[int, ...] = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
     if model.text:  # embeddings are compared with those of the whole batch
         tried = tuple(number for number in tried if number == 1)
     count = np.array([number for number in tried if number <= batch], dtype=np.int64)
@@ -308,9 +324,7 @@ def parts(
         whole, whole2 = heads_whole(one.model, bare)
         heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats, offload = tuple(POLICIES.values()), frozenset[str]()
-    if fixed.remat is not None:
-        remats, offload = (fixed.remat.kept,), fixed.remat.offload
+    remats = policies(machine) if fixed.remat is None else (fixed.remat,)
     # The sequence first: of plans that take equally long, the first is kept.
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
@@ -354,7 +368,6 @@ def parts(
                     residual, context_shards, spread, bool(state[chosen].any()), fixed.matmul
                 ),
                 remats=remats,
-                offload=offload,
                 fixed=fixed,
             )
 

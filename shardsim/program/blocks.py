@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from shardsim.model import Model
 from shardsim.model.blocks import Graph, Layer, Stack, graph_of
 from shardsim.plan.layout import Kept, Layout, Number
 from shardsim.program.shapes import Workload
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,32 @@ def runs(work: Workload, layout: Layout) -> tuple[Run, ...]:
 
 
 def over_policies(kept: Kept, value: Callable[[frozenset[str]], Number]) -> Number:
-    """Return a value of each policy of a group of layers, as an array that broadcasts with its
-    layout."""
-    shape = kept.shape
+    """Return a value of what each policy of a group of layers keeps, wherever it lies, as an array
+    that broadcasts with its layout."""
+    return over(kept.names, kept.shape, value)
+
+
+def over(policies: Sequence[T], shape: tuple[int, ...], value: Callable[[T], Number]) -> Number:
+    """Return a value of each of some policies, as an array of `shape`; () where there is one."""
     if not shape:
-        return value(kept.names[0])
-    found = {names: np.asarray(value(names)) for names in dict.fromkeys(kept.names)}
+        return value(policies[0])
+    found = {policy: np.asarray(value(policy)) for policy in dict.fromkeys(policies)}
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     whole = np.broadcast_shapes(*(array.shape for array in found.values()))
     whole = (1,) * (len(shape) - len(whole)) + whole
     if len(axes) == 1 and whole[axes[0] - len(shape)] == 1:
-        parts = {names: np.broadcast_to(array, whole) for names, array in found.items()}
-        return np.concatenate([parts[names] for names in kept.names], axis=axes[0] - len(shape))
+        parts = {policy: np.broadcast_to(array, whole) for policy, array in found.items()}
+        return np.concatenate([parts[policy] for policy in policies], axis=axes[0] - len(shape))
     total: Number = 0.0
-    for names, array in found.items():
-        total = total + np.reshape([names == other for other in kept.names], shape) * array
+    for policy, array in found.items():
+        total = total + np.reshape([policy == other for other in policies], shape) * array
     return total
+
+
+def runs_again(policies: Sequence[Backward], shape: tuple[int, ...]) -> dict[int, Number]:
+    """Return how often each op runs again: an array of `shape` over policies, or a number if ()."""
+    counts: dict[int, Number] = {}
+    for number in dict.fromkeys(number for policy in policies for number in policy.again):
+        runs = np.array([int(number in policy.again) for policy in policies])
+        counts[number] = runs.reshape(shape) if shape else int(runs[0])
+    return counts

@@ -30,6 +30,10 @@ class Passes:
     # them: the stacks of all seven emitted steps that were looked at (ViT-22B on v4 and v5p with 32
     # shards and on v4 with a tensor axis, llama2-70b on v5p, maxtext-22b and palm-8b on v4).
     narrow_gradients: bool = True
+    # What is kept in float32 for nothing but products, which round it to bf16, is kept in that (XLA
+    # moves the rounding to where an array is made): the stacks of a GPT of 12 layers in float32 on
+    # v3, of two sizes and in two versions of the compiler.
+    narrow_kept: bool = True
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
@@ -86,6 +90,10 @@ class Passes:
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
+    # What the next layer back finds in the host's memory is fetched while one runs: beside this
+    # layer's own there is as much again (ViT-22B on v4 with queries, keys and values there, and
+    # with hidden layers).
+    ahead_from_host: bool = False
     # All that a layer's gradient needs is there at once (`program/at_once.py`).
     at_once: bool = False
     # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
@@ -112,6 +120,7 @@ class Passes:
 
 # What an implementation holds in HBM beyond the plan.
 _EMITTED_SCARCE = Passes(
+    ahead_from_host=True,
     gathers_ahead=1,
     gradients_waiting=0,
     cast_ahead=True,
@@ -159,7 +168,7 @@ HOLDS: Mapping[str, Passes] = {
     ),
 }
 # XLA on GPUs, whose kernels keep one number of each row.
-_GPU = Passes(lanes=1.0, narrow_gradients=False)
+_GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
 ON_GPU: Mapping[str, Passes] = {
     "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
     "emitted": replace(_GPU, at_once=True),

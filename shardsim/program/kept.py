@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Derived
 from shardsim.plan.layout import Kept, Layout, Number
-from shardsim.program.blocks import backward_of, derived_blocks, over_policies
+from shardsim.program.blocks import Run, backward_of, derived_blocks, over, over_policies
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 
@@ -14,28 +14,46 @@ LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts
 
 
 def kept(
-    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept
-) -> tuple[Number, Number]:
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept, narrow: bool = False
+) -> tuple[Number, dict[str, Number]]:
     """Return the bytes that one layer of a kind and a group keeps of one microbatch, on the device
-    and in the host's memory.
+    and, by what remat policies call it, in the host's memory.
 
     What no gradient reads is not kept, whatever a policy says. The layer's input always is.
+    `narrow`: in bf16 is what nothing but products read, which they would round to it.
     """
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
     made = {step.op.out.name: step.op.out for step in derived.steps}
     start = derived.steps[0].op.ins[0]
+    rounded = only_products_read(derived) if narrow else set()
 
-    def total(names: frozenset[str], host: bool) -> Number:
+    def size(array: Array) -> Number:
+        narrowed = array.name in rounded and not array.wide
+        return sizes.stored(array) * 2.0 if narrowed else _size(work, sizes, array)
+
+    def total(store: tuple[frozenset[str], frozenset[str]], away: str = "") -> Number:
+        names, offloaded = store
         found = backward_of(work.model, work.attention, layer, names).kept
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
-        return sum(
-            _size(work, sizes, array) for keep, array in arrays if (keep in group.offloaded) == host
-        )
+        chosen = offloaded & {away} if away else {keep for keep, _ in arrays} - offloaded
+        return sum((size(array) for keep, array in arrays if keep in chosen), 0.0)
 
-    on_host: Number = 0.0
-    if group.offloaded:
-        on_host = over_policies(group, lambda names: total(names, True))
-    return over_policies(group, lambda names: total(names, False)), on_host
+    def by_policy(away: str = "") -> Number:
+        return over(group.stores, group.shape, lambda store: total(store, away))
+
+    names = sorted(frozenset().union(*group.offloaded))
+    return by_policy(), {name: by_policy(name) for name in names}
+
+
+def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> tuple[Number, Number]:
+    """Return the bytes of `kept` of all layers of a run, on the device and in the host's memory."""
+    here: Number = 0.0
+    away: Number = 0.0
+    for number, layer in run.layers:
+        times = run.rounds * layer.times
+        device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
+        here, away = here + device * times, away + sum(host.values(), 0.0) * times
+    return here, away
 
 
 def kept_for_products(
@@ -62,6 +80,18 @@ def read_by_products(derived: Derived) -> set[str]:
         if step.op.product or step.op.kernel
         for array in step.op.needs
     }
+
+
+def only_products_read(derived: Derived) -> set[str]:
+    """Return the arrays of `read_by_products` that nothing else reads but a softmax, which makes
+    its own again."""
+    others = {
+        (array.original or array).name
+        for step in derived.steps
+        if not (step.op.product or step.op.kernel or step.op.unit == "attention")
+        for array in step.op.needs
+    }
+    return read_by_products(derived) - others
 
 
 def _size(work: Workload, sizes: Sizes, array: Array) -> Number:

@@ -61,6 +61,7 @@ def kernel(
         fraction=share,
         last_fraction=last,
         own_fraction=own,
+        makes=op.out.keep,
         whole_fraction=whole,
         hbm_bytes=moved,
         vector_ops=m * n * batch * share * ops,

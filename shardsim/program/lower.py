@@ -6,13 +6,13 @@ HBM. Every weight of a pass is gathered in one go, and so are its gradients scat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from shardsim.graph.arrays import Array, Backward, Matmul, Op, Split, matmul_dims
+from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
@@ -24,6 +24,7 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
     BY_HEAD,
+    KEYS,
     QUERY_KEY_NORM,
     QUERY_KEY_NORM_GRADIENT,
     SOFTMAX,
@@ -49,15 +50,6 @@ VERBS = {
     "all-to-all": "turn",
     "permute": "pass on",
 }
-
-
-def runs_again(policies: Sequence[Backward], shape: tuple[int, ...]) -> dict[int, Number]:
-    """Return how often each op runs again: an array of `shape` over policies, or a number if ()."""
-    counts: dict[int, Number] = {}
-    for number in dict.fromkeys(number for policy in policies for number in policy.again):
-        runs = np.array([int(number in policy.again) for policy in policies])
-        counts[number] = runs.reshape(shape) if shape else int(runs[0])
-    return counts
 
 
 ENDS = ("tables", "ends")  # purposes of weights before and after the layers
@@ -158,6 +150,7 @@ class Lowering:
             sparse=self.sparse(op, gradient),
             count=count,
             purpose=_purpose_of(op, made),
+            makes=made.keep,
         )
 
     def format(self, op: Op, gradient: bool = False) -> str:
@@ -519,7 +512,7 @@ def _purpose(transfer: Transfer) -> str:
     """Return what a transfer is for, if it says so. Over context, what lies inside a block is keys
     and values."""
     if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
-        return "keys and values"
+        return KEYS
     return transfer.purpose
 
 

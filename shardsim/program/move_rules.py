@@ -10,8 +10,8 @@ import numpy as np
 from shardsim.plan.layout import Number
 from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
-from shardsim.program.schedule import Block, Task
-from shardsim.program.tasks import Collective
+from shardsim.program.schedule import Await, Block, Copy, Start, Task
+from shardsim.program.tasks import Collective, Compute
 
 # Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
 # matrices one large and one small forward, both large and two small ones backward (read off
@@ -162,3 +162,35 @@ def await_some_gathers(block: Block, where: Where) -> Block:
         kept.append(task)
     at = at or len(kept)
     return replace(block, tasks=(*kept[:at], *last, *kept[at:]))
+
+
+def copy_beside_a_part(block: Block, where: Where) -> Block:
+    """Copy what a layer keeps in the host's memory beside one part of it, the longer one: from
+    where it is made to the layer's end, or from where the next begins to where that makes the same
+    anew, in its place.
+
+    Compiled ViT-22B on v4 that keeps queries, keys and values there waits for none of the copies;
+    if it keeps hidden layers there, for half of each (docs/compiled.md).
+    """
+    copies = (task.task for task in block.tasks if isinstance(task, Start))
+    away = [copy for copy in copies if isinstance(copy, Copy) and copy.keeps]
+    for copy in away:
+        block = replace(block, tasks=tuple(_beside_a_part([*block.tasks], copy)))
+    return block
+
+
+def _beside_a_part(tasks: list[Task], copy: Copy) -> list[Task]:
+    """Return tasks of a layer with a copy beside what comes before, or after, what it copies."""
+    works = [(at, task) for at, task in enumerate(tasks) if isinstance(task, Compute)]
+    made = max((at for at, task in works if task.makes == copy.keeps), default=None)
+    if made is None:
+        return tasks
+    before, after = (
+        sum(float(np.mean(task.flops)) for at, task in works if (at > made) == later and at != made)
+        for later in (False, True)
+    )
+    (begun,) = (task for task in tasks if isinstance(task, Start) and task.name == copy.name)
+    (ended,) = (task for task in tasks if isinstance(task, Await) and task.name == copy.name)
+    if after > before:
+        return [*(t for t in tasks[: made + 1] if t is not begun), begun, *tasks[made + 1 :]]
+    return [*tasks[:made], ended, *(t for t in tasks[made:] if t is not ended)]

@@ -5,13 +5,13 @@ number or an array, and leaves a task both waited for and started, each for some
 a trip through a layer starts ends with it: what crosses from one trip to the next is data, weights
 that were gathered and gradients still to be scattered, as in a loop that carries them.
 
+- `gathered_when_made`: keys and values of a context axis, see `program/keys.py`.
 - `rings`: collective matmul, see `program/rings.py`, and ring attention, see `program/rounds.py`.
 - `prefetch`: a trip gathers the weights of the next one, the last forward those of the head. Those
   of the first trip of a pass over the layers, forward or backward, nothing hides.
 - `deferred`: a trip scatters the gradients of the one before, the first backward those of the
   head. Those of the last trip of a pass nothing hides. In the last microbatch a trip also sums
   them over replicas, matrix by matrix as they are scattered.
-- `offload`: kept activations are copied to the host and back beside the layer that they are of.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
+from shardsim.program.keys import gathered_when_made
 from shardsim.program.rings import ring, runs_as_ring
 from shardsim.program.rounds import rounds
 from shardsim.program.schedule import (
     Await,
     Block,
-    Copy,
     Loop,
     Pipeline,
     Schedule,
@@ -65,7 +65,8 @@ class _Draft:
 def overlap(program: Program, layout: Layout) -> Schedule:
     """Return what one device does in a step of `program` under `layout`, and when."""
     drafts = {
-        block.name: _Draft(block=block, tasks=rings(block, layout)) for block in program.blocks
+        block.name: _Draft(block=block, tasks=rings(gathered_when_made(block, layout), layout))
+        for block in program.blocks
     }
     forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))
     if not backward:
@@ -73,7 +74,7 @@ def overlap(program: Program, layout: Layout) -> Schedule:
             prefetch(there, there, layout, "but last")
         prefetch(head, forward[-1], layout, "before the head")
     pairs = zip(forward, backward, strict=True) if backward else ()
-    for moved, (there, back) in zip(program.offload_bytes, pairs, strict=True):
+    for there, back in pairs:
         prefetch(there, there, layout, "but last")
         if there is forward[-1]:
             prefetch(head, there, layout, "before the head")
@@ -81,8 +82,6 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         if back is backward[-1]:
             deferred(head, [back], layout, "after the head")
         deferred(back, [back], layout, "but first")
-        offload(moved, there, "offload activations")
-        offload(moved, back, "fetch activations")
     # The last microbatch completes the gradients.
     final = [
         replace(
@@ -106,12 +105,12 @@ def _of(drafts: dict[str, _Draft], phase: str) -> list[_Draft]:
     return [draft for draft in drafts.values() if draft.block.phase == phase]
 
 
-def rings(block: Block, layout: Layout) -> list[Task]:
+def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     """Return the tasks of a block with its collective matmuls as hops beside blocks of matmuls.
 
     A gather's ring runs where its first matmul was, a scatter's where its last was.
     """
-    tasks = rounds(block.tasks, layout)
+    tasks = rounds(tasks, layout)
     wanted = [
         (task, on)
         for task in tasks
@@ -165,13 +164,6 @@ def deferred(draft: _Draft, where: Sequence[_Draft], layout: Layout, when: When)
             other.ended.append(Await(name=one.name))
             if when == "but first":
                 other.closing += [Start(task=one, when="last"), Await(name=one.name, when="last")]
-
-
-def offload(moved: Number, draft: _Draft, name: str) -> None:
-    """Copy what a layer keeps in the host's memory beside the layer's own work."""
-    if np.any(moved):
-        draft.ahead.append(Start(task=Copy(name=name, host_bytes=moved)))
-        draft.ended.append(Await(name=name))
 
 
 def _split(draft: _Draft, layout: Layout, kind: str) -> tuple[list[Collective], list[Collective]]:

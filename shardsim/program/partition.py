@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.blocks import Run, backward_of, runs
+from shardsim.program.blocks import Run, backward_of, runs, runs_again
 from shardsim.program.kept import kept, kept_for_products
-from shardsim.program.lower import Lowering, runs_again
+from shardsim.program.lower import Lowering
 from shardsim.program.members import PartOf, parts_of
 from shardsim.program.once import ends_once, once, repeated_work
 from shardsim.program.reductions import gradient_reductions, update
-from shardsim.program.schedule import Block
+from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
 
@@ -54,16 +55,15 @@ def partition(work: Workload, layout: Layout) -> Program:
     return Program(
         blocks=(
             head,
-            *(forward for forward, _, _, _ in made),
-            *(backward for _, backward, _, _ in made),
+            *(forward for forward, _, _ in made),
+            *(backward for _, backward, _ in made),
             *_pipeline_sends(work, layout, parts[-1].sizes.stored(last.op.out)),
             *ends_apart,
-            *(block for _, _, _, apart in made for block in apart),
+            *(block for _, _, apart in made for block in apart),
             *gradient_reductions(layout, parts, every),
             update(work, layout),
         ),
         interleave=work.pipeline_interleave,
-        offload_bytes=tuple(on_host for _, _, on_host, _ in made),
     )
 
 
@@ -81,17 +81,21 @@ def _forward_only(block: Block) -> Block:
 
 def _layers(
     layout: Layout, part: PartOf, run: Run, group: int | None
-) -> tuple[Block, Block, Number, tuple[Block, ...]]:
-    """Return the passes over layers in a row, one of several groups of them or all, the bytes of a
-    round that their policy keeps in the host's memory, and what they do once a step."""
+) -> tuple[Block, Block, tuple[Block, ...]]:
+    """Return the passes over layers in a row, one of several groups of them or all, and what they
+    do once a step.
+
+    What their policy keeps in the host's memory is copied there and back beside the layer that it
+    is of.
+    """
     policy, work, sizes = run.kept, run.work, part.sizes
     forward: list[Task] = []
     backward: list[Task] = []
     stored: Number = 0.0
     trained: Number = 0.0
     kept_bytes: Number = 0.0
+    away: dict[str, Number] = {}
     whole: Number = 0.0
-    offload_bytes: Number = 0.0
     taken_bytes: Number = 0.0
     for number, layer in run.layers:
         one = part.derived.layers[number]
@@ -110,7 +114,8 @@ def _layers(
             continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
-        offload_bytes = offload_bytes + layer.times * on_host
+        for name, size in on_host.items():
+            away[name] = away.get(name, 0.0) + layer.times * size
         taken = kept_for_products(work, layout, sizes, number, policy)
         taken_bytes = taken_bytes + layer.times * taken
     keep = Compute(
@@ -152,7 +157,23 @@ def _layers(
         layout.summed_whole,
         run.rounds,
     )
-    return there, back, offload_bytes * many, (*of_forward, *of_backward)
+    away = {name: size * many for name, size in away.items()}
+    out = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
+    home = [_copy("fetch activations", sum(away.values()))]
+    apart = *of_forward, *of_backward
+    return _beside(there, out), _beside(back, home), apart
+
+
+def _copy(name: str, size: Number, keeps: str = "") -> Copy:
+    return Copy(name=name, host_bytes=size, keeps=keeps)
+
+
+def _beside(block: Block, copies: Sequence[Copy]) -> Block:
+    """Return a block beside whose tasks something is copied to or from the host."""
+    copies = [copy for copy in copies if np.any(copy.host_bytes)]
+    begun = (Start(task=copy) for copy in copies)
+    ended = (Await(name=copy.name) for copy in copies)
+    return replace(block, tasks=(*begun, *block.tasks, *ended))
 
 
 def _cast(work: Workload, stored: Number) -> Compute:

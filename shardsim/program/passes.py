@@ -40,6 +40,7 @@ from shardsim.program.move_rules import (
     all_reduce_instead_of_waiting_gathers,
     all_reduce_over_whole_slices,
     await_some_gathers,
+    copy_beside_a_part,
     gather_for_several,
     gather_for_the_others,
     offload_to_sparse_cores,
@@ -70,6 +71,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
         await_some_gathers,
+        copy_beside_a_part,
     ),
     # A training library, as MaxText's compiled programs do.
     "trainer": (

@@ -21,6 +21,7 @@ QUERY_KEY_NORM = "query-key norm"
 QUERY_KEY_NORM_GRADIENT = "query-key norm gradient"
 KEEP = "keep"  # copies what the backward pass needs to where it waits
 TAKE = "take"  # copies from there what products read, where they take no part of an array
+KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 
 
@@ -42,6 +43,7 @@ class Compute(Work):
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
+    makes: str = ""  # of products and kernels: what remat policies call the result, forward
     turns: bool = False  # the first to work by head through what a matmul or attention has made
 
 
@@ -72,7 +74,6 @@ class Program:
     """All that one device is to do in one step; `trips` of blocks are those of the whole step."""
 
     blocks: tuple[Block, ...]
-    offload_bytes: tuple[Number, ...] = ()  # of groups of layers, to the host or back, per round
     interleave: int = 1  # parts of the layers that a pipeline stage has
 
     def block(self, name: str) -> Block:

@@ -167,10 +167,41 @@ def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
             for cost in prediction.price.collectives
             if cost.block.startswith("layer")
         }
-        assert names["layer forward"] == "offload activations"
+        assert names["layer forward"] == "offload activations, layer_input"
         assert names["layer backward"] == "fetch activations"
         expected = sum(
             max(alone - busy[block], 0.0) for block in ("layer forward", "layer backward")
         )
         assert sum(use.time_s for use in copies) == pytest.approx(2 * alone, rel=1e-9)
         assert sum(use.exposed_s for use in copies) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("offloaded", ["qkv", "mlp_hidden"])
+def test_emitted_copies_run_beside_the_longer_part_of_a_layer(offloaded):
+    # What is made first is copied until the layer ends, what is made late until it is made anew.
+    plan = build(decoder(layers=4), "v5e:4x4", 64, {"data": {"x": 4, "y": 4}}, overlap=NOTHING)
+    plan = replace(plan, remat=Remat.of(offload=frozenset({offloaded})))
+    prediction = predict_emitted(with_figures(plan, pcie_bytes_per_s=1e9))
+    works = [cost for cost in prediction.price.computes if cost.block == "layer forward"]
+    at = max(n for n, cost in enumerate(works) if cost.task.makes == offloaded)
+    before, after = works[:at], works[at + 1 :]
+    spared = sum(float(cost.time_s) for cost in (after if offloaded == "qkv" else before))
+    (copy,) = (
+        cost
+        for cost in prediction.price.collectives
+        if cost.task.name == f"offload activations, {offloaded}"
+    )
+    assert float(copy.exposed_s) == pytest.approx(float(copy.time_s) - spared, rel=1e-9)
+
+
+def test_what_a_host_has_no_room_for_does_not_fit():
+    plan = build(decoder(layers=4), "v5e:4x4", 64, {"data": {"x": 4, "y": 4}})
+    away = replace(plan, remat=Remat.of(offload=frozenset({"qkv"})))
+    need = float(predict(away).use.host_bytes)
+    assert need == pytest.approx(4 * 64 * 512 / 16 * 3 * 1024 * 2)
+    chip = plan.machine.chip
+    for room, fits in ((need, True), (need * (1 - 1e-9), False)):
+        item = predict(with_figures(away, host_bytes=room * chip.chips_per_host))
+        assert item.fits is fits
+        assert any("host's memory" in line for line in item.warnings) is not fits
+        assert predict(with_figures(plan, host_bytes=1.0)).fits

@@ -53,7 +53,9 @@ def test_kept_activations_have_at_least_sixteen_bits(compute):
     )
     hand = Hand(plan, tensor=4, fsdp=4)
     width = {"f32": 4, "bf16": 2, "fp8": 2}[compute]
-    assert kept_bytes(plan) == pytest.approx(8 * hand.kept() * width, rel=1e-12)
+    # Queries and keys have a norm; values nothing but products read, which round them to bf16.
+    rounded = hand.t * hand.k * (width - 2)
+    assert kept_bytes(plan) == pytest.approx(8 * (hand.kept() * width - rounded), rel=1e-12)
 
 
 def test_a_second_tensor_axis_splits_what_is_between_the_matmuls():

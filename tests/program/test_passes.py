@@ -20,10 +20,11 @@ from shardsim.errors import PlanError
 from shardsim.files import data_folder
 from shardsim.machine import parse_machine
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
+from shardsim.plan.remat import Remat
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL, Where, implemented, table
-from shardsim.program.schedule import Block, Move, every
+from shardsim.program.schedule import Block, Move, Start, every
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Collective, Compute, Program
 
@@ -82,6 +83,9 @@ WAITING = plan_from_data(
     "waiting",
 )
 
+# Queries, keys and values in the host's memory.
+AWAY = replace(WAITING, name="away", remat=Remat.of(offload=frozenset({"qkv"})))
+
 
 def written(plan: Plan) -> Program:
     return partition(Workload.of(plan), resolve(plan))
@@ -101,6 +105,8 @@ def renamed(program: Program) -> Program:
             changes = {"name": names[task.name]}
             if isinstance(task, Collective):
                 changes["partners"] = tuple(names.get(name, name) for name in task.partners)
+            if isinstance(task, Start):
+                changes = {"task": replace(task.task, **changes)}
             tasks.append(replace(task, **changes))
         return replace(old, tasks=tuple(tasks))
 
@@ -130,7 +136,7 @@ def test_rules_do_not_read_names(plan: Plan) -> None:
 def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
     blocks = [
         (block, Where(machine=plan.machine, layout=resolve(plan)))
-        for plan in (*SHIPPED, LONG, RINGS, STOPPED, LEFT, OFFLOADED, WAITING, PACKED)
+        for plan in (*SHIPPED, LONG, RINGS, STOPPED, LEFT, OFFLOADED, WAITING, PACKED, AWAY)
         for block in written(plan).blocks
     ]
     for rules in IMPLEMENTATIONS.values():

@@ -95,7 +95,6 @@ def test_a_plan_of_a_published_run_is_that_of_its_row(name: str) -> None:
 # Off by more than 15 %; docs/accuracy.md says what is known of why.
 OFF = {
     "axlearn-fuji7b-v1-v5e-1024",
-    "maxtext-v5p-llama2-7b-32k-cp16-allgather",
     "mlperf-v4.0-v5p-12288-gpt3",
     "torchprime-v6e-256-8b-256",
 }

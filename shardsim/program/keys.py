@@ -1,0 +1,76 @@
+"""Keys and values that are gathered over a context axis: started when they are made, awaited where
+attention reads them.
+
+Queries are made last, so that their projection hides what it can; where attention does not run
+again, all of the MLP's gradient lies between. As gathers of weights they overlap if the plan says
+`overlap.weights`, which compiler options do for all of them. Those that a policy keeps are gathered
+where they are read, beside nothing. Of a layer's four gathers six compiled plans "context 4" on v4,
+v5e, v5p and v6e hid one to two and a half (docs/compiled.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeGuard
+
+import numpy as np
+
+from shardsim.plan.layout import Layout, Number
+from shardsim.program.schedule import Await, Block, Start, Task
+from shardsim.program.tasks import KEYS, Collective, Compute
+
+LAYERS = ("forward", "backward")
+
+
+def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
+    """Return a block's tasks, with gathers of keys and values beside what runs until they are
+    read."""
+    on = np.asarray(layout.weights_overlap, dtype=bool)
+    if block.phase not in LAYERS or not np.any(on) or not any(map(_gathers_keys, block.tasks)):
+        return block.tasks
+    tasks, places, made = _queries_last([*block.tasks])
+    on = on & made
+    started: dict[int, list[Task]] = {}  # by the place of what they stand before
+    awaited: dict[int, list[Task]] = {}
+    moved = [(at, task) for at, task in enumerate(tasks) if _gathers_keys(task)]
+    for number, (own, move) in enumerate(moved):
+        begin, left = places[min(number, len(places) - 1)], move.count * on
+        tasks[own] = replace(move, count=move.count * np.logical_not(on))
+        for at, reader in enumerate(tasks[begin:], begin):
+            if not isinstance(reader, Compute) or reader.kind != "attention":
+                continue
+            name, here = f"{move.name} for {reader.name}", left * np.greater(reader.count, 0)
+            if np.any(here):
+                begun = Start(task=replace(move, name=name, count=here))
+                started.setdefault(begin, []).append(begun)
+                awaited.setdefault(at, []).append(Await(name=name))
+            left = left * np.equal(reader.count, 0)
+    return tuple(
+        one
+        for at, task in enumerate(tasks)
+        for one in (*started.get(at, ()), *awaited.get(at, ()), task)
+    )
+
+
+def _gathers_keys(task: Task) -> TypeGuard[Collective]:
+    if not isinstance(task, Collective) or not np.any(task.count):
+        return False
+    return (task.purpose, task.kind, task.schedule) == (KEYS, "all-gather", "exposed")
+
+
+def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[int, ...], Number]:
+    """Return tasks with keys and values before queries, the places by which those are made, and
+    whether they are."""
+    works = [(at, task) for at, task in enumerate(tasks) if isinstance(task, Compute)]
+    made = [(at, np.greater(task.count, 0)) for at, task in works if task.makes == "qkv"]
+    if len(made) != 3:  # kept, or made by one product, or out of latents
+        last, there = made[-1] if made else (0, np.False_)
+        return tasks, (last + 1,), there
+    (query, _), (key, _), (value, there) = made
+    end = value + 1
+    while not (isinstance(tasks[end], Compute) and tasks[end].kind in ("matmul", "attention")):
+        if _gathers_keys(tasks[end]):
+            break
+        end += 1
+    ordered = [*tasks[:query], *tasks[key:end], *tasks[query:key], *tasks[end:]]
+    return ordered, (query + value - key, query + end - key), there
