@@ -71,9 +71,10 @@ def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str]) -> Any
     from shardsim.planner.presets import parse_mesh, plan_of_mesh
 
     given = [f"--{key}" for key, value in words.items() if value is not None]
-    if not given and name not in model_names() and not config_path(name):
+    shipped = name in plan_names()
+    if not given and (shipped or (name not in model_names() and not config_path(name))):
         return load(name, changes)
-    if name in plan_names():
+    if shipped:
         raise PlanError(f"{given[0]}: {name} is a plan; change it with --set, or name a model")
     model = read_model(name)
     for key, example in (("on", "v4:8x8x16"), ("batch", "1024")):

@@ -115,6 +115,12 @@ class OneLineGroup(click.Group):
         with _one_line():
             return super().make_context(*args, **kwargs)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of a command line; only calls from Python can have a null byte in one."""
+        if any("\0" in word for word in args):
+            raise click.UsageError("a null byte is in no word of a command", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Read a command's options, from settings too, and run it."""
         with _one_line():

@@ -60,7 +60,9 @@ def _options(command: click.Command, given: Any, where: str) -> dict[str, Any]:
         if item.is_flag and not isinstance(value, bool):
             raise FileError(f"{where}: {key}: expected true or false, found {shown(value)}")
         several = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-        if len(several) > 1 and not item.multiple:
+        if any("\0" in one for one in several):
+            raise FileError(f"{where}: {key}: a null byte is in no name")
+        if len(several) != 1 and not item.multiple:
             raise FileError(f"{where}: {key}: expected one value, found {shown(value)}")
         found[str(item.name)] = value if item.is_flag else several if item.multiple else several[0]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
@@ -176,6 +177,7 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
+        features=min(model.features, heads * _HEAD_DIM),
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
         experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
     )
@@ -191,9 +193,9 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
 
 
-def _read(model: Model, layout: Layout) -> dict[str, Model]:
+def _read(model: Model, layout: Layout) -> dict[str, Any]:
     """Return the models that a model reads, as small; an encoder has more tokens than images."""
-    found: dict[str, Model] = {}
+    found: dict[str, Any] = {}
     for key in PARTS:
         read = getattr(model, key)
         if read is not None:

@@ -136,8 +136,8 @@ def _refuse_lengths(plan: Plan, layout: Layout) -> None:
         )
     if layout.layered or layout.lockstep:
         raise PlanError(
-            "lengths: export of layers that run all microbatches before the next, or lie on stages, "
-            "is not supported; leave lengths out"
+            "lengths: export of layers that run all microbatches before the next, or that lie on "
+            "stages, is not supported; leave lengths out"
         )
     if plan.execution != "explicit" or int(layout.context.size) > 1:
         raise PlanError(
@@ -224,10 +224,13 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
-    if model.lora and (plan.execution != "explicit" or int(layout.tensor2.size) > 1):
+    axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
+    if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
-            "model: export of lora is supported as explicit, without a second tensor axis"
+            "model: export of lora is supported as explicit, without a second tensor axis or stages"
         )
+    if model.positions == "relative" and int(layout.pipeline.size) > 1:
+        raise PlanError("mesh: export of relative positions over pipeline stages is not supported")
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"

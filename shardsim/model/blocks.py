@@ -345,7 +345,8 @@ class Block(Builder):
                 part = rotate(self, part)
             parts.append(part)
         if model.positions == "relative":
-            context = attend_biased(self, *parts, position_bias(), self.mask)
+            q, k, v = parts
+            context = attend_biased(self, q, k, v, position_bias(), self.mask)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
         self.back("attention_output", context, out, HEADS, bias=bias)

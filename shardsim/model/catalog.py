@@ -38,8 +38,10 @@ _KEYS = (
 _YAML = (".yaml", ".yml")
 _Part = TypeVar("_Part", Experts, Latent, Lora)
 # What a model that another reads does not have of its reader.
-_OF_READER = ("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm")
-_OF_READER += ("registers", "pooling", "contrast", "features", "features_bias", "experts", "lora")
+_OF_READER = (
+    *("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
+    *("pooling", "contrast", "features", "features_bias", "experts", "lora"),
+)
 _SIZES_AN_IMAGE = (
     "image",
     "patch",

@@ -169,10 +169,10 @@ def _products(
     for op in ops:
         if op.product and op.counted:
             dims = {d for array in op.arrays for d in array.dims}
-            flops = int(2 * math.prod(sizes[d] for d in dims))
+            whole = int(2 * math.prod(sizes[d] for d in dims))
             if op.mask:
-                flops = flops * op.mask.counted(tokens, halved) // tokens**2
-            yield op.unit, flops
+                whole = whole * op.mask.counted(tokens, halved) // tokens**2
+            yield op.unit, whole
         elif op.kernel:
             shape = op.kernel.shape
             pairs = math.prod(sizes[d] for d in {*shape.rows, *shape.columns, *shape.batch})

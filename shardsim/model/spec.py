@@ -43,8 +43,10 @@ _CHOICES = {
     "gives": GIVES,
     "contrast": CONTRASTS,
 }
-_POSITIVE = ("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels")
-_POSITIVE += ("buckets",)
+_POSITIVE = (
+    *("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels"),
+    "buckets",
+)
 _A = {"decoder": "a decoder", "encoder": "an encoder"}
 _NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers", "features")
 _FLAGS = (

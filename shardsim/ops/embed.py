@@ -86,7 +86,7 @@ def embed_patches(
     learned = [_positions()] if positions == "learned" else []
     out = build.add(linear([x, *learned], stream(name), *vectors))
     images = Array("images", ("batch",))
-    more = {} if bias else {"bias": False}
+    more: dict[str, Any] = {} if bias else {"bias": False}
     build.call("embed_patches", [images], out, positions=positions, class_token=class_token, **more)
     return out
 

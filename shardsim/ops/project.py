@@ -32,7 +32,7 @@ def project_in(
     vectors = [vector(f"{name}_bias", *dims)] if bias else []
     matrix = weight(name, "embed", *dims)
     build.add(einsum(x, matrix, made, *vectors))
-    weights, more = [matrix], {}
+    weights, more = [matrix], dict[str, Any]()
     if adapted:
         into, back = (
             weight(f"{name}{INTO}", "embed", "rank"),
@@ -60,7 +60,7 @@ def project_out(
     narrow one if it is `adapted`."""
     vectors = [vector(f"{name}_bias", "embed")] if bias else []
     matrix = weight(name, *dims, "embed")
-    weights, more = [matrix], {}
+    weights, more = [matrix], dict[str, Any]()
     if adapted:  # first: where the sum goes the other one says
         into, back = (
             vector(f"{name}{INTO}", *dims, "rank"),

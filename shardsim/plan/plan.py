@@ -268,6 +268,15 @@ def _check_parts(plan: Plan) -> None:
             f"sequence: {plan.sequence} tokens, of which the images' are {model.images.sequence}; "
             "use more"
         )
+    several = len(model.parts) > 1
+    relative = any(part.model.positions == "relative" for part in model.parts)
+    if (several or relative or model.lora) and plan.accumulation != "repeated":
+        what = "several stacks" if several else "adapters" if model.lora else "relative positions"
+        raise PlanError(
+            f"accumulation: {plan.accumulation} of {what} is not modelled; use repeated"
+        )
+    if several and plan.lengths is not None:
+        raise PlanError("lengths: sequences of several stacks are all as long; leave the key out")
     if model.lora and plan.fused_projections:
         raise PlanError("fused_projections: adapters are not fused; leave the key out")
     if model.text and plan.microbatches > 1:
@@ -275,12 +284,11 @@ def _check_parts(plan: Plan) -> None:
             f"microbatches: {plan.microbatches}: embeddings are compared with those of the whole "
             "batch; use 1"
         )
-    if len(model.parts) > 1 and plan.context.keys != "gathered":
+    if several and plan.context.keys != "gathered":
         raise PlanError(
             f"context.keys: {plan.context.keys} of a model of several stacks is not modelled; use "
             "gathered"
         )
-    relative = any(part.model.positions == "relative" for part in model.parts)
     if relative and plan.attention != "unfused":
         raise PlanError(
             f"attention: {plan.attention}: kernels have no bias of scores, as relative positions "

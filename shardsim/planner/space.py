@@ -307,7 +307,7 @@ def parts(
     # What no choice can mend goes first.
     every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
     first = every.by_form[every.starts]
-    tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    tried: tuple[int, ...] = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
     if model.text:  # embeddings are compared with those of the whole batch
         tried = tuple(number for number in tried if number == 1)
     count = np.array([number for number in tried if number <= batch], dtype=np.int64)

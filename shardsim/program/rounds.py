@@ -31,9 +31,9 @@ ROUND = "round"
 PASSED = frozenset((*CONTEXT, *BATCH))  # axes that something may pass round
 
 
-def _of_batch(task: Task) -> bool:
+def _of_batch(task: Collective) -> bool:
     """Return whether what passes round are a batch's embeddings, not keys."""
-    return isinstance(task, Collective) and task.schedule == ROUND and task.role != "context"
+    return task.schedule == ROUND and task.role != "context"
 
 
 def in_hops(task: Collective, layout: Layout) -> Collective:
@@ -54,7 +54,10 @@ def in_hops(task: Collective, layout: Layout) -> Collective:
 def rounds(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     """Return the tasks of a block with its rings of keys as hops beside blocks of attention."""
     moves: dict[str, list[Collective]] = {}
-    tasks = [in_hops(task, layout) if _of_batch(task) else task for task in tasks]
+    tasks = [
+        in_hops(task, layout) if isinstance(task, Collective) and _of_batch(task) else task
+        for task in tasks
+    ]
     for task in tasks:
         if isinstance(task, Collective) and task.schedule == ROUND:
             moves.setdefault(task.partners[0], []).append(task)

@@ -297,6 +297,8 @@ def test_options_come_from_a_file(
         ("plan: {top: many}", "is not a whole number"),
         ("plan: {top: {}}", "plan: top: expected a value"),
         ("plan: {top: [1, 2]}", "plan: top: expected one value, found [1, 2]"),
+        ("plan: {top: []}", "plan: top: expected one value, found []"),
+        ('plan: {output: "a\\0b"}', "plan: output: a null byte is in no name"),
         ("plan: {json: 3.5}", "plan: json: expected true or false, found 3.5"),
         ("plan: {by-layer: 'yes'}", "plan: by-layer: expected true or false, found 'yes'"),
         ("- 1", "expected a mapping of keys, found list"),

@@ -41,6 +41,7 @@ FOUND = {
     "a price of another chip": Case(
         ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1"),
     ),
+    "a null byte in the name of a file": Case(("export", "plan.yaml", "-o", "a\x00b")),
     "a runs file without runs": Case(("validate", "--runs", "r.yaml"), {"r.yaml": b"runs: []"}),
 }
 

@@ -288,6 +288,7 @@ class TpuCompiler:
         self._limits = (timeout_s, memory_bytes)
         self._cache = cache
         self._say = progress or (lambda text: None)
+        self._calls = 0  # under way or done, of the plans asked for last
 
     def __enter__(self) -> TpuCompiler:
         return self
@@ -339,6 +340,7 @@ class TpuCompiler:
                 continue
             places.append((index, key, code))
             calls.append((request, code, *self._limits, folder, *([self._left] * self._own)))
+        self._calls = len(calls)
         done = outcomes(self._executor, compile_once, calls, self._waiting)
         for count, (place, (result, text)) in enumerate(done, 1):
             index, key, code = places[place]
@@ -354,7 +356,9 @@ class TpuCompiler:
             yield index, made
 
     def _waiting(self, seconds: float, left: int) -> None:
-        self._say(f"compiling for {seconds:.0f} s; {left} to come")
+        done = self._calls - left
+        rest = f", about {seconds * left / done:.0f} s more" if done > 0 else ""
+        self._say(f"compiling for {seconds:.0f} s; {left} to come{rest}")
 
 
 def _refused(plan: Plan, error: ShardsimError) -> Compilation:
