@@ -396,7 +396,7 @@ def plan_at(
         model=work.model,
         machine=machine,
         batch=work.batch,
-        sequence=work.longest,
+        sequence=work.longest or work.sequence,
         lengths=work.lengths,
         mesh=mesh,
         parameters=parameters,
