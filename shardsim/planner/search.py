@@ -396,7 +396,7 @@ def plan_at(
         model=work.model,
         machine=machine,
         batch=work.batch,
-        sequence=work.longest or work.sequence,
+        sequence=work.longest if work.lengths else work.sequence,
         lengths=work.lengths,
         mesh=mesh,
         parameters=parameters,

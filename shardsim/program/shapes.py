@@ -19,8 +19,8 @@ class Workload:
     model: Model
     batch: int  # sequences per step, over all chips
     sequence: int  # tokens per row, or where there are no rows, of a sequence on average
-    lengths: Lengths | None = None  # of sequences, which are at most `longest`
-    longest: int = 0
+    lengths: Lengths | None = None  # of sequences, where those are not all alike
+    longest: int = 0  # of `lengths`: what a sequence has at most
     precision: Precision = Precision()
     optimizer: str = "adamw"
     attention: str = "flash"

@@ -70,7 +70,7 @@ def refused(result: Result) -> str:
         ),
         (["plan", "vit-22b"], "missing option '--on' (see shardsim plan --help)"),
         (["hardware", "v9"], "unknown chip 'v9'; choose from: a100, h100, h100-500w, h200, h800, "
-                             "tpu7x, v100, v2, v3, v4, v5e, v5p, v6e"),
+                             "rpi4, tpu7x, v100, v2, v3, v4, v5e, v5p, v6e"),
         (["models", "nosuch.yaml"], "nosuch.yaml: No such file or directory"),
         (["predict", ""], "a plan's name is empty; give a file, or the name of a shipped plan"),
         (["predict", "vit-22b-published-tp9"], "vit-22b-published-tp9: no such file, nor a plan of "

@@ -37,6 +37,7 @@ def workload(model: Model, batch: int) -> Workload:
         model=model,
         batch=batch,
         sequence=model.sequence,
+        longest=model.sequence,
         attention=default_attention(model, model.sequence),
     )
 

@@ -162,7 +162,7 @@ _VALUES = st.sampled_from(["true", "false", "0", "4", "-1", "1.5", "bfloat16", "
     words=st.dictionaries(
         st.one_of(
             st.sampled_from(sorted({**CHANGED, **HARMLESS})),
-            st.text("abc_", min_size=3),
+            st.text("abc_é", min_size=3),
         ),
         _VALUES,
         max_size=4,

@@ -14,7 +14,7 @@ from shardsim.errors import FileError
 from shardsim.files import parse_yaml, read_yaml
 
 _COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")
-_WORD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_WORD = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
 _FLAGS = re.compile(r"--(xla_[a-z0-9_]+)=([^\s\"']+)")
 _ASSIGNED = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|[^\s\"'$`;]*);?")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}$]*))?\}|(\w+))")
