@@ -10,7 +10,7 @@ from typing import Any
 from shardsim.answers.gap import Cause, causes
 from shardsim.answers.nearest import NearestRun, nearest_runs
 from shardsim.answers.trials import Trial, trials
-from shardsim.cost.hbm import Held
+from shardsim.cost.account import Held
 from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import LIMITING, Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity

@@ -12,9 +12,9 @@ from shardsim.graph.derive import Derived
 from shardsim.graph.place import Kind
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Blocks, Run, derived_blocks
-from shardsim.program.liveness import stored
 from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
+from shardsim.program.sized import stored
 from shardsim.program.trace import Measure
 
 

@@ -16,7 +16,8 @@ from shardsim.graph.place import Kind
 from shardsim.model import Model
 from shardsim.program.blocks import backward_of, derived_blocks, graph
 from shardsim.program.kept import read_by_products
-from shardsim.program.liveness import GATHERED, WIDE, stored
+from shardsim.program.liveness import GATHERED
+from shardsim.program.sized import WIDE, stored
 from shardsim.program.trace import Live, Size, Trace
 
 

@@ -22,10 +22,10 @@ from shardsim.model import Model
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.blocks import backward_of, derived_blocks, graph
 from shardsim.program.holds import Passes
+from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import role_of
 from shardsim.program.trace import Live, Size, Trace
 
-WIDE = 4.0  # bytes of what is summed, or exponentiated, in float32
 GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
 RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
 
@@ -101,7 +101,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
         gathered = frozenset(axis for axis in array.split if axis in GATHERED)
         left = {axis: d for axis, d in array.split.items() if axis not in gathered}
-        size = Size(array.dims, _by(array, left), WIDE, gathered)
+        size = Size(array.dims, by_place(array, left), WIDE, gathered)
         sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
     return Ends(tracer.trace(0), tuple(late), tuple(sums))
 
@@ -252,7 +252,7 @@ class Tracer:
             for transfer in transfers:
                 if transfer.array == array.name:
                     first = self.whole.get(array.name, (self.now, 0, None))[0]
-                    size = _in_tiles(array, transfer) if self.passes.tiles else moved(transfer)
+                    size = in_tiles(array, transfer) if self.passes.tiles else moved(transfer)
                     self.whole[array.name] = (first, self.now, size)
 
     def forward(self, step: Step, again: str = "") -> None:
@@ -277,13 +277,13 @@ class Tracer:
             if self.ring and over_tensor and op.out.stream:
                 self.scatter(op.out.name, op.out, place)
             else:
-                size = Size(op.out.dims, _by(op.out, place), _width(op.out), partial)
+                size = Size(op.out.dims, by_place(op.out, place), width_of(op.out), partial)
                 self.passing(f"{op.out.name}, partial", size)
         if op.product and not op.out.stream:
             self.gather(op.out.name, op.out, place, step.gathers)
         self.make(op.out.name, self.made(op))
         if op.kernel and op.kernel.mask:
-            rows = Size(op.out.dims[:-1], _by(op.out, place), WIDE)
+            rows = Size(op.out.dims[:-1], by_place(op.out, place), WIDE)
             self.named[f"{op.out.name}, statistics"] = self.passing(
                 f"{op.out.name}, statistics", rows, self.passes.lanes
             )
@@ -292,7 +292,7 @@ class Tracer:
 
     def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
         """Return the size of float32 sums over what passes round `axes`."""
-        return Size(array.dims, _by(array, place), WIDE, axes)
+        return Size(array.dims, by_place(array, place), WIDE, axes)
 
     def made(self, op: Op) -> Size:
         """Return the size of what an op makes."""
@@ -306,7 +306,7 @@ class Tracer:
 
     def scatter(self, name: str, array: Array, place: Split) -> None:
         """Note the float32 summands of a ring that scatters, and pieces on their way."""
-        size = Size(array.dims, _by(array, place), WIDE)
+        size = Size(array.dims, by_place(array, place), WIDE)
         self.passing(f"{name}, summands", size, self.passes.ring_results)
         if self.passes.ring_pieces:
             for before in self.pieces.get(name, ()):
@@ -322,10 +322,10 @@ class Tracer:
         if gathered[0] != self.passed:
             self.passed, self.before, self.beside = gathered[0], self.beside, []
         if self.ring == "embed":
-            size = Size(out.dims, _by(out, place), WIDE)
+            size = Size(out.dims, by_place(out, place), WIDE)
             beside = self.passing(f"{name}, summands", size, self.passes.ring_sums)
         else:
-            size = Size(out.dims, _by(out, place), "wire")
+            size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
         self.beside.append(beside)
         if self.passes.ring_waits:
@@ -366,7 +366,7 @@ class Tracer:
         for array in matrices:
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
-            size = Size(array.dims, _by(array, place), "reduce", summed)
+            size = Size(array.dims, by_place(array, place), "reduce", summed)
             self.gradients[array.name] = (first, self.now, size)
 
     def wait(self, step: Step) -> None:
@@ -403,7 +403,9 @@ class Tracer:
                         self.touch(f"d {other.name}", other)
                     self.together.setdefault(target, []).append(op.out)
             else:
-                self.make(f"{target}, partial", Size(whole.dims, _by(whole, place), _width(whole)))
+                self.make(
+                    f"{target}, partial", Size(whole.dims, by_place(whole, place), width_of(whole))
+                )
         else:
             self.make(target, stored(whole))
             if op.passed and array.original:
@@ -413,7 +415,7 @@ class Tracer:
             if op.product and not array.stream:
                 inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
                 if inner:
-                    size = Size(whole.dims, _by(whole, place), _width(whole), inner)
+                    size = Size(whole.dims, by_place(whole, place), width_of(whole), inner)
                     self.passing(f"{target}, partial", size)
                 self.gather(target, whole, place, step.gradient_gathers)
 
@@ -428,7 +430,7 @@ class Tracer:
             whole = [moved(t) for t in step.gathers if t.array == array.name]
             size = whole[0] if whole else stored(array)
             found[array.name] = Live(f"{array.name}, for the head", size, 0, 0)
-            result = Size(out.dims, _by(out, step.place), "wire")
+            result = Size(out.dims, by_place(out, step.place), "wire")
             found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
         return list(found.values())
 
@@ -442,7 +444,7 @@ class Tracer:
             return
         for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
             if HEAD_WIDTHS & {*out.dims}:
-                size = Size(out.dims, _by(out, place), "wire")
+                size = Size(out.dims, by_place(out, place), "wire")
                 self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
 
     def trace(self, ahead: int) -> Trace:
@@ -461,36 +463,6 @@ class Tracer:
                 else:
                     arrays.append(Live(name, size, start, stop))
         return Trace(tuple(self.labels), tuple(arrays))
-
-
-def stored(array: Array) -> Size:
-    """Return the size of an array where it is stored."""
-    return Size(array.dims, _by(array, array.split), _width(array))
-
-
-def moved(transfer: Transfer) -> Size:
-    """Return the size of what a transfer leaves."""
-    of_layer = transfer.weight == "matrix" and not transfer.gradient and not transfer.purpose
-    width = "weights" if of_layer else "wire"
-    return Size(transfer.dims, transfer.by, WIDE if transfer.wide else width, transfer.axes)
-
-
-def _in_tiles(array: Array, transfer: Transfer) -> Size:
-    """Return the size of a gathered matrix, of two dimensions, in tiles of HBM."""
-    size = moved(transfer)
-    split = [array.split[axis] for axis in transfer.axes if array.split.get(axis) in array.dims]
-    if len(array.dims) != 2 or not split:
-        return size
-    axes = tuple(sorted(axis for axis, d in array.split.items() if d == split[0]))
-    return replace(size, pieces=(split[0], axes))
-
-
-def _by(array: Array, place: Split) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((axis, d) for axis, d in place.items() if d in array.dims))
-
-
-def _width(array: Array) -> str | float:
-    return WIDE if array.wide else "wire"
 
 
 def _tensor(axes: Iterable[str]) -> bool:

@@ -14,17 +14,22 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.graph.place import HEAD_WIDTHS, logical_axis
-from shardsim.ops.exchange import ROUTED
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
+from shardsim.program.purposes import (
+    ENDS,
+    over_tensor,
+    product_of,
+    product_of_dims,
+    purpose_of,
+    purpose_of_transfer,
+    works_by_head,
+)
 from shardsim.program.rounds import PASSED, ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
-    BY_HEAD,
-    KEYS,
     QUERY_KEY_NORM,
     QUERY_KEY_NORM_GRADIENT,
     SOFTMAX,
@@ -50,25 +55,6 @@ VERBS = {
     "all-to-all": "turn",
     "permute": "pass on",
 }
-
-
-ENDS = ("tables", "ends")  # purposes of weights before and after the layers
-
-
-def product_of(op: Op) -> str:
-    """Return which of `precision.PRODUCTS` a product is, by its weight; none of two activations."""
-    weights = [array for array in op.ins if array.weight in ("matrix", "table")]
-    return product_of_dims(weights[0].dims, weights[0].purpose) if weights else ""
-
-
-def product_of_dims(dims: Iterable[str], purpose: str = "") -> str:
-    """Return the same by the dimensions of the weight, and by what moving it is for."""
-    axes = {logical_axis(d, False) for d in dims}
-    if "expert" in axes:
-        return "experts"
-    if purpose in ENDS:
-        return "head"
-    return "mlp" if "mlp" in axes else "attention"
 
 
 class Lowering:
@@ -149,7 +135,7 @@ class Lowering:
             dtype=self.format(op, gradient),
             sparse=self.sparse(op, gradient),
             count=count,
-            purpose=_purpose_of(op, made),
+            purpose=purpose_of(op, made),
             makes=made.keep,
         )
 
@@ -192,7 +178,7 @@ class Lowering:
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,
-                purpose=_purpose_of(op, op.out),
+                purpose=purpose_of(op, op.out),
                 pointwise=elements,
                 apart_bytes=None if apart is None else elements * apart * self.width(widest),
                 sums=op.stream.apart is not None and op.stream.apart.sums,
@@ -221,7 +207,7 @@ class Lowering:
             role=role_of(transfer.axes),
             bytes=size,
             count=count * self.sizes.several(transfer.axes),
-            purpose=_purpose(transfer) or purpose,
+            purpose=purpose_of_transfer(transfer) or purpose,
             schedule=schedule,
             switch=switch,
         )
@@ -349,7 +335,7 @@ class _Pass:
 
     def _turning(self, tasks: list[Compute], op: Op, before: Iterable[Op]) -> list[Compute]:
         """Return tasks of an op that say if they are the first to work by head, `before` them."""
-        first = _works_by_head(op) and not any(map(_works_by_head, before))
+        first = works_by_head(op) and not any(map(works_by_head, before))
         return [replace(task, turns=first) for task in tasks]
 
     def _gradient_matmul(self, op: Op, place: Split, array: Array, other: Array) -> None:
@@ -447,7 +433,7 @@ class _Pass:
                 continue
             self.gathered[transfer] = len(self.tasks)
             name = ("d " if transfer.gradient else "") + transfer.array
-            if _over_tensor(transfer, "all-gather"):
+            if over_tensor(transfer, "all-gather"):
                 self.rings[name] = len(self.tasks)
             width = SUM_BYTES if transfer.wide else low.wire
             self.tasks.append(low.collective(transfer, self._named(transfer, name), width, count))
@@ -484,7 +470,7 @@ class _Pass:
                 continue
             width = SUM_BYTES if transfer.wide else low.wire
             task = low.collective(transfer, self._named(transfer, makes), width, count)
-            partners = self.made.get(makes, []) if _over_tensor(transfer, "reduce-scatter") else []
+            partners = self.made.get(makes, []) if over_tensor(transfer, "reduce-scatter") else []
             if partners:
                 for number in partners:
                     work = self.tasks[number]
@@ -506,32 +492,3 @@ class _Pass:
             transfer, name, width, purpose="weights", schedule="behind", switch=switch
         )
         self.weights.add(self.tasks, transfer, task)
-
-
-def _purpose(transfer: Transfer) -> str:
-    """Return what a transfer is for, if it says so. Over context, what lies inside a block is keys
-    and values."""
-    if transfer.purpose == "second axis" and role_of(transfer.axes) == "context":
-        return KEYS
-    return transfer.purpose
-
-
-def _works_by_head(op: Op) -> bool:
-    """Return whether an op works through queries or keys element by element."""
-    by_element = not op.product and not op.kernel and bool(op.stream.passes)
-    return by_element and _purpose_of(op, op.out) in (QUERY_KEY_NORM, BY_HEAD)
-
-
-def _purpose_of(op: Op, array: Array) -> str:
-    """Return the purpose of what makes `array`: attention reads queries and the like by head."""
-    if op.stream.by_head:
-        return QUERY_KEY_NORM
-    if op.unit == "attention" and not op.product:
-        return SOFTMAX
-    return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
-
-
-def _over_tensor(transfer: Transfer, kind: str) -> bool:
-    """Return whether a collective matmul may take the place of a collective."""
-    over_tensor = transfer.kind == kind and role_of(transfer.axes) == "tensor"
-    return over_tensor and not transfer.weight and transfer.purpose != ROUTED

@@ -15,7 +15,7 @@ from shardsim.views.table import Column, Table, table
 if TYPE_CHECKING:
     from shardsim.answers.explain import Explanation, Measured
     from shardsim.answers.trials import Trial
-    from shardsim.cost.hbm import Held
+    from shardsim.cost.account import Held
     from shardsim.cost.sensitivity import Sensitivity
     from shardsim.machine import Chip
 

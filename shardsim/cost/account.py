@@ -1,0 +1,386 @@
+"""What one device's HBM holds over a step, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+
+import numpy as np
+
+from shardsim.cost.microbatches import Microbatches
+from shardsim.graph.place import Kind
+from shardsim.machine import Machine
+from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.split import stored_elements
+from shardsim.program.at_once import head_at_once, layer_at_once
+from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
+from shardsim.program.holds import Passes
+from shardsim.program.kept import kept_by_run
+from shardsim.program.liveness import (
+    RINGS,
+    Ends,
+    Mode,
+    ends_trace,
+    forward_trace,
+    layer_trace,
+)
+from shardsim.program.once import in_phases
+from shardsim.program.shapes import Workload
+from shardsim.program.sized import stored
+from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.trace import Measure, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Something in HBM at the peak."""
+
+    name: str
+    size_bytes: float
+
+
+def measure_of(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
+    """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
+    widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
+    return Measure(Sizes(work, layout, tiles), *map(float, widths))
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that HBM holds over a step, by name."""
+
+    machine: Machine
+    work: Workload
+    layout: Layout
+    passes: Passes
+    # Of arrays that all ways of using HBM share, of each part of the model.
+    measures: tuple[Measure, ...] = field(repr=False)
+
+    @property
+    def measure(self) -> Measure:
+        """Of arrays of the last part, which has the head."""
+        return self.measures[-1]
+
+    @cached_property
+    def kind(self) -> Kind:
+        """How arrays of the last part are stored."""
+        return self.kinds[-1]
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How arrays of each part are stored."""
+        return tuple(kind_of(part.model, self.layout) for part in self.work.parts)
+
+    @cached_property
+    def elements(self) -> Number:
+        """Parameters of one device."""
+        return stored_elements(self.work.model.tensors, self.layout)
+
+    @cached_property
+    def trained(self) -> Number:
+        """Those of them that have gradients."""
+        return stored_elements(self.work.model.trained_tensors, self.layout)
+
+    @property
+    def parameters_bytes(self) -> Number:
+        """Stored parameters."""
+        return self.elements * self.work.parameter_bytes
+
+    @property
+    def optimizer_bytes(self) -> Number:
+        """Optimizer state that lies on the device."""
+        return 0.0 if self.work.offload_optimizer or self.work.forward_only else self.state_bytes
+
+    @cached_property
+    def state_bytes(self) -> Number:
+        """Optimizer state, wherever it lies."""
+        work = self.work
+        widest = work.state_element_bytes
+        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, widest)
+
+    @cached_property
+    def gradients_bytes(self) -> Number:
+        """Gradients: with several microbatches, which add to the sums of those before, twice.
+
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
+        """
+        if self.work.forward_only:
+            return 0.0
+        own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
+        width = self.work.gradient_bytes
+        now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
+        layout = self.layout
+        both = self.microbatches.summed(self.trained) * (width + now)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.trained * width, found)
+
+    @cached_property
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
+
+    @cached_property
+    def activations_bytes(self) -> Number:
+        """Activations of all layers kept for the backward pass, on the device."""
+        return sum(self.by_group)
+
+    @property
+    def host_bytes(self) -> Number:
+        """Activations and optimizer state in the host's memory."""
+        state = self.state_bytes if self.work.offload_optimizer else 0.0
+        return sum((away for _, away in self._stored), state)
+
+    @property
+    def by_group(self) -> list[Number]:
+        """Activations kept on the device, of each of `runs`."""
+        return [here for here, _ in self._stored]
+
+    @cached_property
+    def _stored(self) -> list[tuple[Number, Number]]:
+        """Kept activations of each of `runs`, on the device and in the host's memory."""
+        if self.work.forward_only:
+            return [(0.0, 0.0) for _ in self.runs]
+        times, narrow = self.microbatches.in_flight, self.passes.narrow_kept
+        sizes = [measure.sizes for measure in self.measures]
+        found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return [(here * times, away * times) for here, away in found]
+
+    @property
+    def of_one_layer(self) -> Number:
+        """The most that a round of layers keeps in the host's memory."""
+        times = self.microbatches.in_flight
+        pairs = zip(self._stored, self.runs, strict=True)
+        return reduce(np.maximum, (away / times / run.rounds for (_, away), run in pairs))
+
+    @property
+    def _several(self) -> Number:
+        return np.greater(self.layout.microbatches, 1)
+
+    @cached_property
+    def ring(self) -> Number:
+        """Whether collective matmuls run."""
+        layout = self.layout
+        ring = np.greater(layout.tensor.size, 1) & np.greater(layout.matmul_overlap, 0)
+        return ring & np.not_equal(layout.residual, REPLICATED)
+
+    def by_mode(self, value: Callable[[Mode], Number]) -> Number:
+        """Return a value that depends on what runs as a ring, and on what is prefetched."""
+
+        def of_ring(ring: bool) -> Number:
+            name = RINGS.get(self.kind.residual, "") if ring else ""
+            return _where(self.layout.weights_overlap, lambda prefetch: value(Mode(name, prefetch)))
+
+        return _where(self.ring, of_ring)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The layers, in runs of those that are alike."""
+        every = self.work.forward_only
+        return tuple(run for run in runs(self.work, self.layout) if run.trained or every)
+
+    @property
+    def casts(self) -> bool:
+        """Whether weights are stored in more bytes than products read."""
+        return self.work.parameter_bytes > self.work.wire_bytes
+
+    def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
+        """Return the moments of a layer of each kind."""
+        work, kind = run.work, self.kinds[run.part]
+        if work.forward_only:
+            return [
+                forward_trace(work.model, work.attention, number, kind, self.passes, mode)
+                for number, _ in run.layers
+            ]
+        found = [
+            layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
+            for number, _ in run.layers
+        ]
+        if self.passes.at_once:
+            layers = run.rounds * sum(layer.times for _, layer in run.layers)
+            several = bool(np.any(np.greater(layers, 1)))
+            found += [
+                layer_at_once(work.model, work.attention, number, kind, names, self.casts, several)
+                for number, _ in run.layers
+            ]
+        return found
+
+    def ends(self, mode: Mode) -> Ends:
+        """Return the moments of the head."""
+        if self.work.forward_only:
+            model, attention = self.work.model, self.work.attention
+            trace = forward_trace(model, attention, None, self.kind, self.passes, mode)
+            return Ends(trace=trace, late=(), sums=())
+        return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
+
+    @cached_property
+    def at(self) -> tuple[Number, Number]:
+        """Bytes in use at `MOMENTS`."""
+        head = self.of_head
+        if self.passes.head_late == "synchronous" and np.any(self.late):
+            head = head + self.late * self.written
+        return sum(self.held(0).values()) + self.of_layers, head
+
+    @cached_property
+    def written(self) -> Number:
+        """Bytes that the head has more where its gradients of weights are late.
+
+        The gradient of logits is written beside them, to wait; where nothing waits it is made in
+        the matmuls that read it (llama3-8b on tpu7x and on v6e). The weight's is not there yet.
+        """
+
+        def gradients(mode: Mode) -> Number:
+            late = [array for array in self.ends(mode).late if array.name.startswith("d ")]
+            return self.measure.total(late)
+
+        return self.by_mode(gradients) - np.greater(self.layout.gather.size, 1) * self.table
+
+    @cached_property
+    def table(self) -> Number:
+        """Bytes of a whole vocabulary table, or of its gradient; none without a vocabulary."""
+        tables = [tensor for tensor in self.work.model.tensors if "vocab" in tensor.axes][:1]
+        whole = stored_elements(tables, self.layout) * self.layout.gather.size
+        return whole * self.work.wire_bytes if tables else 0.0
+
+    @cached_property
+    def of_head(self) -> Number:
+        """Bytes in use while the head runs.
+
+        In tiles, of as many tokens each, it has the stream of all of them besides, and its
+        gradient.
+        """
+        tiles = self.work.vocab_tiles
+        measure, besides = self.measure, 0.0
+        if tiles > 1:
+            measure = measure_of(self.work, self.layout, tiles)
+            head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
+            besides = 2.0 * self.measure(stored(head.steps[0].op.out))
+        peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))
+        if self.passes.at_once:
+            work = self.work
+            there = head_at_once(work.model, work.attention, self.kind, self.casts)
+            peak = np.maximum(peak, there.peak(measure))
+        return sum(self.held(1).values()) + peak + besides
+
+    @cached_property
+    def of_layers(self) -> Number:
+        """The most that a layer of any kind has at once, less what it finds let go: what the groups
+        of layers after its own kept."""
+
+        def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
+            measure = self.measures[run.part]
+            first, *others = (trace.peak(measure) for trace in self.traces(run, names, mode))
+            for other in others:
+                first = np.maximum(first, other)
+            return first
+
+        def of(run: Run) -> Number:
+            return over_policies(
+                run.kept, lambda names: self.by_mode(lambda mode: peak(run, names, mode))
+            )
+
+        found = [of(run) - later for run, later in zip(self.runs, self.let_go, strict=True)]
+        return reduce(np.maximum, found)
+
+    @property
+    def let_go(self) -> list[Number]:
+        """What the groups of layers after each group kept."""
+        return [sum(self.by_group[number + 1 :]) for number in range(len(self.by_group))]
+
+    @cached_property
+    def late(self) -> Number:
+        """Whether the head's gradients of weights are computed after the layers."""
+        rule, model = self.passes.head_late, self.work.model
+        late = np.greater(self.layout.tensor.size, 1) | self.machine.chip.offloads_collectives
+        if rule == "tensor":
+            return late if model.vocab else late & ~self.ring
+        if rule != "synchronous" or not model.vocab:
+            return np.zeros((), dtype=bool)
+        if self.work.vocab_tiles > 1:
+            return np.zeros((), dtype=bool)
+        if self.work.asynchronous or self.work.attention == "unfused":
+            return late
+        at_once = sum(self.held(0, np.zeros((), dtype=bool)).values()) + self.of_layers
+        return late | np.less_equal(self.of_head, at_once)
+
+    def held(self, moment: int, late: Number | None = None) -> dict[str, Number]:
+        """Return what is there all through a moment of `MOMENTS`, the head being as `late`."""
+        work, layout, passes = self.work, self.layout, self.passes
+        gathered = np.greater(layout.gather.size, 1)
+        found = {
+            "parameters": self.parameters_bytes,
+            "optimizer state": self.optimizer_bytes,
+            "kept activations": self.activations_bytes,
+            "gradients": self.gradients_bytes,
+        }
+        if work.offload_optimizer and moment == 0:
+            found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
+        if passes.ahead_from_host and moment == 0:
+            found["fetched ahead from the host"] = self.of_one_layer
+        if moment == 1:  # the sums of the microbatches before
+            several = self._several & (not self.work.forward_only)
+            summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
+            found["gradients"] = summed * self.work.gradient_bytes * several
+        found |= self.microbatches.held(moment)
+        if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
+            found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
+        if moment == 0:
+            late = self.late if late is None else late
+        if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
+            waits = gathered & ~(late & (passes.head_late == "synchronous"))
+            found["whole vocabulary tables"] = waits * passes.tables * self.table
+        if passes.end_sums:
+            sums = self.ends(Mode()).sums
+            found["float32 sums of the ends"] = self._several * self.measure.total(sums)
+        if len(self.measures) > 1 and moment == 1:
+            found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
+        if late is not None and np.any(late):
+            found["the head's operands"] = late * self.by_mode(
+                lambda mode: self.measure.total(self.ends(mode).late)
+            )
+        return found
+
+    def _handed(self, part: int) -> Number:
+        """Return the bytes of what a part hands to others."""
+        work = self.work.parts[part]
+        steps = derived_blocks(work.model, work.attention, self.kinds[part]).ends.steps
+        arrays = [step.op.out for step in steps if step.op.out.handed]
+        return sum(self.measures[part](stored(array)) for array in arrays)
+
+    def listed(self, moment: int, peak_bytes: float) -> list[Held]:
+        """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
+        the compiler does without when memory is scarce is taken off in the end."""
+        name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
+        mode = Mode(name, bool(self.layout.weights_overlap))
+        trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
+        if moment == 0:
+            found = [
+                (trace, float(later), self.measures[run.part])
+                for run, later in zip(self.runs, self.let_go, strict=True)
+                for trace in self.traces(run, run.kept.names[0], mode)
+            ]
+            trace, gone, measure = max(found, key=lambda one: float(one[0].peak(one[2])) - one[1])
+        _, there = trace.at_peak(measure)
+        sizes = {"kept activations": -gone}
+        for held, size in [*self.held(moment).items(), *there]:
+            sizes[held] = sizes.get(held, 0.0) + float(size)
+        if moment == 1 and self.passes.head_late == "synchronous" and bool(self.late):
+            sizes["gradient of logits, for the head"] = float(self.written)
+        listed = [Held(name=held, size_bytes=size) for held, size in sizes.items() if size]
+        rest = peak_bytes - sum(held.size_bytes for held in listed)
+        if abs(rest) > 1e-9 * peak_bytes:
+            listed.append(Held(name="not there together, for want of room", size_bytes=rest))
+        return listed
+
+
+def _where(flag: Number, value: Callable[[bool], Number]) -> Number:
+    """Return the value of a flag; of both where plans differ in it."""
+    if np.all(flag):
+        return value(True)
+    if not np.any(flag):
+        return value(False)
+    return np.where(flag, value(True), value(False))
