@@ -70,5 +70,12 @@ def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[int, ...], Numbe
     ends = [at for at, task in works if task.kind in ("matmul", "attention")]
     ends += [at for at, task in enumerate(tasks) if _gathers_keys(task)]
     end = min(at for at in ends if at > value)
-    ordered = [*tasks[:query], *tasks[key:end], *tasks[query:key], *tasks[end:]]
-    return ordered, (query + value - key, query + end - key), there
+    keys, values = (
+        [task for task in some if not isinstance(task, Start | Await)]
+        for some in (tasks[key:value], tasks[value:end])
+    )
+    # Copies to the host and back stand where all three are there, in whatever order.
+    copies = [task for task in tasks[key:end] if isinstance(task, Start | Await)]
+    ordered = [*tasks[:query], *keys, *values, *tasks[query:key], *copies, *tasks[end:]]
+    after_keys = query + len(keys)
+    return ordered, (after_keys, after_keys + len(values)), there
