@@ -40,17 +40,11 @@ POLICIES: Mapping[str, frozenset[str]] = {
     "save_context_and_mlp": frozenset({"context", "mlp_hidden"}),
 }
 
-# What a search may keep in the host's memory besides, with what stays on the device: the results of
-# matmuls, each of which takes longer to make than to fetch where a layer is wide. A layer's input
-# is not among them: compiled programs wait for it (docs/compiled.md).
-OFFLOADS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
-    (frozenset(), frozenset({"qkv"})),
-    (frozenset(), frozenset({"mlp_hidden"})),
-    (frozenset(), frozenset({"qkv", "context"})),
-    (frozenset(), frozenset({"qkv", "mlp_hidden"})),
-    (frozenset({"mlp_hidden"}), frozenset({"qkv"})),
-    (frozenset({"qkv", "context"}), frozenset({"mlp_hidden"})),
-)
+# What a search may keep in the host's memory: results of matmuls, each of which takes longer to make
+# than to fetch where a layer is wide. A layer's input is not among them, as compiled programs wait
+# for it, nor are others on the device beside them: such a step crashes the compiler
+# (docs/compiled.md).
+OFFLOADS: tuple[frozenset[str], ...] = (frozenset({"qkv"}), frozenset({"mlp_hidden"}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,7 +206,7 @@ def policies(machine: Machine) -> tuple[Policy, ...]:
     known, in the host's memory."""
     kept = [Policy(save=names) for names in POLICIES.values()]
     if machine.chip.kind == "tpu" and machine.chip.pcie_bytes_per_s is not None:
-        kept += [Policy(save=save, offload=offload) for save, offload in OFFLOADS]
+        kept += [Policy(offload=offload) for offload in OFFLOADS]
     return tuple(kept)
 
 
