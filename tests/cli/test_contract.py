@@ -117,7 +117,7 @@ def test_plan_with_layers_that_keep_more(shardsim: Shardsim) -> None:
     words = ("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "4096", "--max-axes", "1", "--json")
     mixed, one = (read(shardsim(*words, *more))["plans"][0] for more in (("--by-layer",), ()))
     assert len(mixed["plan"]["remat"]) == 2
-    assert isinstance(one["plan"]["remat"], str)
+    assert not isinstance(one["plan"]["remat"], list)
     assert mixed["step_time_s"] < one["step_time_s"]
 
 
