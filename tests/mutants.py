@@ -58,6 +58,7 @@ RING_TESTS = ("tests/program/test_rings.py", "tests/program/test_overlap.py")
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/words.py", ()),  # prints
     ("shardsim/program/liveness.py", HBM_TESTS),
+    ("shardsim/program/sized.py", HBM_TESTS),
     ("shardsim/program/holds.py", HBM_TESTS),
     ("shardsim/program/kept.py", HBM_TESTS),
     ("shardsim/program/*rules.py", ("tests/program/test_passes.py", *RING_TESTS)),
@@ -78,6 +79,8 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py"),
     ),
     ("shardsim/cost/hbm.py", HBM_TESTS),
+    ("shardsim/cost/account.py", HBM_TESTS),
+    ("shardsim/cost/microbatches.py", HBM_TESTS),
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
     ("shardsim/cost/task_times.py", REPLAY_TESTS),
