@@ -40,9 +40,9 @@ POLICIES: Mapping[str, frozenset[str]] = {
     "save_context_and_mlp": frozenset({"context", "mlp_hidden"}),
 }
 
-# What a search may keep in the host's memory: results of matmuls, each of which takes longer to make
-# than to fetch where a layer is wide. A layer's input is not among them, as compiled programs wait
-# for it, nor are others on the device beside them: such a step crashes the compiler
+# What a search may keep in the host's memory: results of matmuls, each of which takes longer to
+# make than to fetch where a layer is wide. A layer's input is not among them, as compiled programs
+# wait for it, nor are others on the device beside them: such a step crashes the compiler
 # (docs/compiled.md).
 OFFLOADS: tuple[frozenset[str], ...] = (frozenset({"qkv"}), frozenset({"mlp_hidden"}))
 

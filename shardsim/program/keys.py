@@ -28,14 +28,13 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
     on = np.asarray(layout.weights_overlap, dtype=bool)
     if block.phase not in LAYERS or not np.any(on) or not any(map(_gathers_keys, block.tasks)):
         return block.tasks
-    tasks, places, made = _queries_last([*block.tasks])
-    on = on & made
+    tasks, places = _queries_last([*block.tasks])
     started: dict[int, list[Task]] = {}  # by the place of what they stand before
     awaited: dict[int, list[Task]] = {}
     moved = [(at, task) for at, task in enumerate(tasks) if _gathers_keys(task)]
     for number, (own, move) in enumerate(moved):
-        begin, left = places[min(number, len(places) - 1)], move.count * on
-        tasks[own] = replace(move, count=move.count * np.logical_not(on))
+        begin, made = places[number] if number < len(places) else _made_before(tasks, own)
+        left = move.count * (on & made)
         for at, reader in enumerate(tasks[begin:], begin):
             if not isinstance(reader, Compute) or reader.kind != "attention":
                 continue
@@ -45,6 +44,7 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
                 started.setdefault(begin, []).append(begun)
                 awaited.setdefault(at, []).append(Await(name=name))
             left = left * np.equal(reader.count, 0)
+        tasks[own] = replace(move, count=move.count * np.logical_not(on & made) + left)
     return tuple(
         one
         for at, task in enumerate(tasks)
@@ -58,14 +58,21 @@ def _gathers_keys(task: Task) -> TypeGuard[Collective]:
     return (task.purpose, task.kind, task.schedule) == (KEYS, "all-gather", "exposed")
 
 
-def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[int, ...], Number]:
-    """Return tasks with keys and values before queries, the places by which those are made, and
-    whether they are."""
+def _made_before(tasks: list[Task], own: int) -> tuple[int, Number]:
+    """Return by which place what a gather takes is made, at the latest, and whether it is."""
+    for at, task in reversed([*enumerate(tasks[:own])]):
+        if isinstance(task, Compute) and task.makes == "qkv":
+            return at + 1, np.greater(task.count, 0)
+    return own, np.False_
+
+
+def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[tuple[int, Number], ...]]:
+    """Return tasks with keys and values before queries, and the places by which each of those is
+    made, with whether it is; none where an attention does not have one product for each."""
     works = [(at, task) for at, task in enumerate(tasks) if isinstance(task, Compute)]
     made = [(at, np.greater(task.count, 0)) for at, task in works if task.makes == "qkv"]
-    if len(made) != 3:  # kept, or made by one product, or out of latents
-        last, there = made[-1] if made else (0, np.False_)
-        return tasks, (last + 1,), there
+    if len(made) != 3:  # kept, or made by one product, out of latents, or of two attentions
+        return tasks, ()
     (query, _), (key, _), (value, there) = made
     ends = [at for at, task in works if task.kind in ("matmul", "attention")]
     ends += [at for at, task in enumerate(tasks) if _gathers_keys(task)]
@@ -78,4 +85,4 @@ def _queries_last(tasks: list[Task]) -> tuple[list[Task], tuple[int, ...], Numbe
     copies = [task for task in tasks[key:end] if isinstance(task, Start | Await)]
     ordered = [*tasks[:query], *keys, *values, *tasks[query:key], *copies, *tasks[end:]]
     after_keys = query + len(keys)
-    return ordered, (after_keys, after_keys + len(values)), there
+    return ordered, ((after_keys, there), (after_keys + len(values), there))

@@ -272,7 +272,8 @@ def test_a_name_that_maxtext_uses_otherwise_is_changed() -> None:
 def test_every_plan_that_ships_goes_to_maxtext_or_says_why_not(name: str) -> None:
     plan = load_plan(name)
     keys = attempt(
-        lambda: exported(plan), "optimizer|not supported|remat|has no v|takes no other|context.keys|accumulation"
+        lambda: exported(plan),
+        "optimizer|not supported|remat|has no v|takes no other|context.keys|accumulation",
     )
     if keys is None:
         return

@@ -12,8 +12,8 @@ from shardsim.xla.tpu.agreement import Pair, pairs, summary
 # Of Kendall's tau of step times, of every group with three compiled plans or more.
 FLOOR = 0.75
 # Fused attention at 256 tokens is predicted 14 to 16 % too fast on v5p and v6e, and on v5e what is
-# apart from it 17 % too slow, so that it takes the place of plans that are within 3 % of it. Of Llama
-# 2 70B four plans are compiled, two of them within 0.02 % of each other.
+# apart from it 17 % too slow, so that it takes the place of plans that are within 3 % of it. Of
+# Llama 2 70B four plans are compiled, two of them within 0.02 % of each other.
 MISSED = {
     "llama2-70b on v5p:8x8x8": 0.65,
     "vit-22b on v5p:4x8x8": 0.45,
