@@ -223,7 +223,7 @@ class KernelCosts(Costs):
         if task.fused:
             return self._attention(task, memory_s)
         longer = 1.0 + kernels.contraction_start / np.maximum(task.k, 1)
-        unit_s = task.flops * longer / (_peak(chip, task) * chip.matmul_efficiency)
+        unit_s = task.flops * longer / (peak_of(chip, task) * chip.matmul_efficiency)
         extra_s = np.maximum(memory_s - unit_s, 0.0)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=self.chip.op_overhead_s)
 
@@ -301,10 +301,11 @@ def matmul_unit_s(chip: Chip, task: Work) -> Number:
         * task.matmuls
         * task.fraction
     )
-    return padded / (_peak(chip, task) / chip.devices_per_chip)
+    return padded / (peak_of(chip, task) / chip.devices_per_chip)
 
 
-def _peak(chip: Chip, task: Work) -> float:
+def peak_of(chip: Chip, task: Work) -> float:
+    """Return the FLOP/s of a chip in a product's format, zeros of a sparse operand counted."""
     return chip.peak(task.dtype) * (chip.sparse_gain if task.sparse else 1.0)
 
 

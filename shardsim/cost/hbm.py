@@ -75,10 +75,14 @@ class HbmUse:
         return np.less_equal(self.host_bytes, self.host_capacity_bytes)
 
     @property
+    def moments(self) -> tuple[str, str]:
+        """What the moments of `at` are called."""
+        return FORWARD_MOMENTS if self.account.work.forward_only else MOMENTS
+
+    @property
     def peak_moment(self) -> str:
         """When a single plan's HBM peaks."""
-        moments = FORWARD_MOMENTS if self.account.work.forward_only else MOMENTS
-        return moments[int(np.argmax([float(use) for use in self.at]))]
+        return self.moments[int(np.argmax([float(use) for use in self.at]))]
 
     @property
     def at_peak(self) -> tuple[Held, ...]:

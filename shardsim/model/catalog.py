@@ -281,6 +281,8 @@ def _merge_part(
     if isinstance(given, kind):
         known = {name: getattr(given, name) for name in names}
     elif given is not None:
+        if isinstance(given, Mapping):  # YAML takes the word on, unquoted, for a truth value
+            given = {"on" if name is True else name: value for name, value in given.items()}
         known |= check_keys(given, where=f"{where}: {key}", allowed=names, error=ModelError)
     single = {name: value for name, value in data.items() if name.startswith(f"{key}.")}
     known |= {name.removeprefix(f"{key}."): value for name, value in single.items()}

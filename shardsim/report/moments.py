@@ -58,8 +58,8 @@ def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
             uses=kept | {"workspace_bytes": max(head - there, 0.0)},
         ),
         Moment(
-            name="first layer of the backward pass",
-            short="backward\nstarts",
+            name=use.moments[0],
+            short="layers" if item.plan.forward_only else "backward\nstarts",
             uses=kept
             | gradients
             | {"workspace_bytes": max(layer - there - gradients["gradients_bytes"], 0.0)},

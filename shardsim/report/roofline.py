@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import attrgetter
 
+from shardsim.cost.costs import peak_of
 from shardsim.cost.predict import Prediction
 from shardsim.machine import Chip
 from shardsim.views.table import Column, Table, table
@@ -59,7 +60,9 @@ def matmul_points(item: Prediction) -> tuple[MatmulPoint, ...]:
         task, count = cost.task, float(cost.count)
         if count == 0 or float(task.flops) == 0:
             continue
-        peak, bandwidth = device_peaks(item.plan.machine.chip, task.dtype)
+        chip = item.plan.machine.chip
+        bandwidth = device_peaks(chip, task.dtype)[1]
+        peak = peak_of(chip, task) / chip.devices_per_chip
         time_s = float(cost.time_s) / count
         moved = float(task.hbm_bytes)
         intensity = float(task.flops) / moved if moved else float("inf")

