@@ -12,6 +12,9 @@ from shardsim.xla.host import LARGEST_ERROR
 # stream is planned to have its gradient summed: less moves than is planned.
 SCATTERED = {"experts, tensor, replicated"}
 
+ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES
+EACH = 3  # of so many plans one runs every time; -m deep runs the others
+
 
 def test_the_plans_are_many_and_of_every_kind() -> None:
     assert len(PLANS) >= 24
@@ -25,9 +28,15 @@ def test_the_plans_are_many_and_of_every_kind() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [*PLANS, *EXPERTS, *CONTEXTS, *STACKS, *LENGTHS, *PHASES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % EACH == 0 else pytest.mark.deep)
+        for number, name in enumerate(ALL)
+    ],
+)
 def test_a_plan_gives_the_numbers_of_the_unsharded_model(name: str, host: HostDevices) -> None:
-    plan = (PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES)[name]
+    plan = ALL[name]
     result = host.compare(plan)
     assert result.loss_error <= LARGEST_ERROR
     assert result.gradient_error <= LARGEST_ERROR
