@@ -20,7 +20,7 @@ from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
 from shardsim.plan.plan import CONTEXT_KEYS, Context
-from shardsim.plan.remat import POLICIES
+from shardsim.plan.remat import OFFLOADS, POLICIES
 from shardsim.planner.search import SearchResult, default_attention, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.holds import held_by
@@ -30,6 +30,8 @@ from shardsim.program.passes import USUAL, implemented
 from shardsim.program.shapes import Workload
 
 CLOSE = 1e-12
+REMATS = {name: Remat.of(save=save) for name, save in POLICIES.items()}
+REMATS |= {"to host: " + "+".join(names): Remat.of(offload=names) for names in OFFLOADS}
 
 
 def workload(model: Model, batch: int) -> Workload:
@@ -220,7 +222,7 @@ class Choice:
             parameters=parameters,
             activations=activations,
             optimizer_rules={"embed": ("d",)} if self.over_data else {},
-            remat=Remat.of(save=POLICIES[self.remat]),
+            remat=REMATS[self.remat],
             microbatches=self.microbatches,
             overlap=Overlap(matmul=self.matmul, weights=self.prefetch, gradients=False),
             attention=work.attention,
@@ -263,7 +265,7 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
     """Yield every legal plan, one by one."""
     for mesh in meshes(machine):
         splits = ["", "seq", "embed"] if "t" in mesh else [""]
-        for microbatches, remat, residual in product(MICROBATCHES, POLICIES, splits):
+        for microbatches, remat, residual in product(MICROBATCHES, REMATS, splits):
             for matmul in ["off", "unidirectional", "bidirectional"] if residual else ["off"]:
                 for over_data in [False, True] if "d" in mesh else [False]:
                     for context in [False, True] if "c" in mesh else [False]:
