@@ -46,32 +46,39 @@ def shards_of(way: Explicit, name: str, ndim: int) -> tuple[Group, int]:
     return make_group(way.plan, []), 0
 
 
-def whole(way: Explicit, params: Params) -> Params:
-    """Return weights gathered, in the compute format; vectors as they are."""
+def over_shards(
+    way: Explicit, arrays: Params, move: Callable[[Array, Group, int], Array]
+) -> Params:
+    """Return arrays of weights by name, those that are split moved over the group that splits them
+    and the dimension in which it does."""
     found = {}
-    for name, value in params.items():
+    for name, value in arrays.items():
         group, dim = shards_of(way, name, value.ndim)
         at_end = "tables" if "vocab" in way.parameters[name]["axes"] else "end_weights"
         block = way.parameters[name]["part"] == "block"
         with jax.named_scope("gather_weights" if block else at_end):
-            if group.size > 1:
-                value = gather_weight(value, group, dim, way.compute, way.reduce)
-        found[name] = value
+            found[name] = move(value, group, dim) if group.size > 1 else value
     return found
+
+
+def whole(way: Explicit, params: Params) -> Params:
+    """Return weights gathered, in the compute format; vectors as they are."""
+    return over_shards(
+        way,
+        params,
+        lambda value, group, dim: gather_weight(value, group, dim, way.compute, way.reduce),
+    )
 
 
 def own_gradients(way: Explicit, gradients: Params) -> Params:
     """Return the shards of float32 gradients of whole weights, summed over those who gather."""
-    found = {}
-    for name, value in gradients.items():
-        group, dim = shards_of(way, name, value.ndim)
-        at_end = "tables" if "vocab" in way.parameters[name]["axes"] else "end_weights"
-        block = way.parameters[name]["part"] == "block"
-        with jax.named_scope("gather_weights" if block else at_end):
-            if group.size > 1:
-                value = scatter_gradient(value, group, dim, way.reduce).astype(jnp.float32)
-        found[name] = value
-    return found
+    return over_shards(
+        way,
+        gradients,
+        lambda value, group, dim: scatter_gradient(value, group, dim, way.reduce).astype(
+            jnp.float32
+        ),
+    )
 
 
 @jax.custom_vjp
