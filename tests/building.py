@@ -21,6 +21,20 @@ from shardsim.plan.plan import CONTEXT_KEYS, EXCHANGES, MATMUL_OVERLAP, Context,
 from shardsim.plan.remat import POLICIES, Policy
 from shardsim.program.schedule import Move, Schedule, Start
 
+# One sequence over 16 devices, whose keys and values are gathered, as a plan file.
+LONG: dict[str, Any] = {
+    "model": "llama2-7b",
+    "machine": "v5p:4x4x4",
+    "batch": 64,
+    "sequence": 32768,
+    "mesh": {"fsdp": 4, "context": 16},
+    "rules": {
+        "parameters": {"embed": ["fsdp", "context"]},
+        "activations": {"batch": ["fsdp"], "seq": ["context"]},
+    },
+    "remat": {"save": ["context"]},
+}
+
 # What the tests call the axes; outermost first, as the roles are.
 NAMES = {
     "pipeline": "p",
@@ -213,6 +227,17 @@ def contends(schedule: Schedule, layout: Layout) -> bool:
                 if mine.shares_links_with(theirs) or (mine.slices > 1 and theirs.slices > 1):
                     return True
     return False
+
+
+def queued(schedule: Schedule) -> float:
+    """Return how many moves of a step start while another of their group is under way. In the
+    closed form they queue; in the events they are launched beside it, and share its links."""
+    total = 0.0
+    for block in schedule.blocks:
+        started = [task.task for task in block.tasks if isinstance(task, Start)]
+        roles = [task.role for task in started if isinstance(task, Move) and np.any(task.count)]
+        total += float(block.trips) * (len(roles) - len({*roles}))
+    return total
 
 
 def is_legal(plan: Plan) -> bool:
