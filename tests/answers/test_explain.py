@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from building import LONG
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,18 +29,6 @@ from shardsim.views.write import plain
 
 Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
-LONG = {
-    "model": "llama2-7b",
-    "machine": "v5p:4x4x4",
-    "batch": 64,
-    "sequence": 32768,
-    "mesh": {"fsdp": 4, "context": 16},
-    "rules": {
-        "parameters": {"embed": ["fsdp", "context"]},
-        "activations": {"batch": ["fsdp"], "seq": ["context"]},
-    },
-    "remat": {"save": ["context"]},
-}
 WIDE = {
     "model": "llama2-13b",
     "machine": "v5e:16x16",

@@ -5,25 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from building import LONG
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import Plan, Remat, plan_from_data
 
-PLAN = plan_from_data(
-    {
-        "model": "llama2-7b",
-        "machine": "v5p:4x4x4",
-        "batch": 64,
-        "sequence": 32768,
-        "mesh": {"fsdp": 4, "context": 16},
-        "rules": {
-            "parameters": {"embed": ["fsdp", "context"]},
-            "activations": {"batch": ["fsdp"], "seq": ["context"]},
-        },
-        "remat": {"save": ["context"]},
-    },
-    "long",
-)
+PLAN = plan_from_data(LONG, "long")
 
 
 def gathers(item: Prediction) -> dict[str, tuple[float, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import LONG as LONG_DATA
 from building import plans
 from found import SAMPLE
 from hypothesis import given
@@ -30,21 +31,7 @@ from shardsim.program.tasks import Collective, Compute, Program
 
 SHIPPED = [load_plan(name) for name in SAMPLE]
 # One sequence over 16 devices: keys and values are gathered.
-LONG = plan_from_data(
-    {
-        "model": "llama2-7b",
-        "machine": "v5p:4x4x4",
-        "batch": 64,
-        "sequence": 32768,
-        "mesh": {"fsdp": 4, "context": 16},
-        "rules": {
-            "parameters": {"embed": ["fsdp", "context"]},
-            "activations": {"batch": ["fsdp"], "seq": ["context"]},
-        },
-        "remat": {"save": ["context"]},
-    },
-    "long",
-)
+LONG = plan_from_data(LONG_DATA, "long")
 
 
 def rings(model: str, machine: str, split: str = "seq", **more: Any) -> Plan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 from shardsim.plan import load_plan
-from shardsim.serve.desk import Desk
 from shardsim.serve.server import PageServer
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -24,16 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 PLAN = "vit-22b-published-tp8"
 WAIT_MS = 60_000
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PageServer]:
-    with PageServer(Desk({PLAN: load_plan(PLAN)}), 0) as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
-        yield made
-        made.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

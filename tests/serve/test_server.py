@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -18,21 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from shardsim.cli.main import main
-from shardsim.plan import load_plan
-from shardsim.serve.desk import Desk
 from shardsim.serve.server import MOST_BODY_BYTES, PageServer
 
 PLAN = "vit-22b-published-tp8"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PageServer]:
-    with PageServer(Desk({PLAN: load_plan(PLAN)}), 0) as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
-        yield made
-        made.shutdown()
-        thread.join()
 
 
 def send(
