@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from shardsim.errors import ModelError
+from shardsim.files import parse_yaml
 from shardsim.model import Accounting, load_model, model_flops_per_token, override_model
+from shardsim.model.lora import Lora
 
 _SIX_N, _PALM = Accounting.SIX_N, Accounting.PALM
 
@@ -56,6 +58,13 @@ def test_what_is_frozen_counts_once_and_has_no_gradient() -> None:
     assert still
     assert all(name.startswith("encoder/images/") for name in still)
     assert len(still) == len(images.own_tensors)
+
+
+def test_adapters_are_named_as_a_yaml_file_names_them() -> None:
+    """YAML takes the word on, unquoted, for a truth value."""
+    base = load_model("llama2-7b")
+    given = parse_yaml("lora: {rank: 16, on: [query, value]}", "model")
+    assert override_model(base, given).lora == Lora(rank=16, on=("query", "value"))
 
 
 def test_adapters_alone_are_trained_and_the_rest_has_gradients_of_operands() -> None:
