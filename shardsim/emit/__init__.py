@@ -67,6 +67,7 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("sinks", model.sinks),
         ("several stacks", len(model.parts) > 1),
         ("adapters", model.lora),
+        ("layers after the last whole round of windows", len(model.stacks) > 1),
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")

@@ -14,8 +14,11 @@ from shardsim.plan.plan import (
     ACCUMULATION,
     ATTENTION,
     CONTEXT_KEYS,
+    EXCHANGES,
     MATMUL_OVERLAP,
     PIPELINE_SCHEDULES,
+    Routing,
+    uneven,
 )
 from shardsim.plan.precision import DTYPE_BYTES, SCALES, Precision
 from shardsim.plan.remat import Policy, parse_remat
@@ -28,9 +31,13 @@ KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     *("accumulation", "pipeline_schedule", "pipeline_interleave"),
     "lengths",
+    *(f"experts.{name}" for name in Routing.__dataclass_fields__),
     *(f"precision.{name}" for name in FORMATS),
 )
 MOST = 10**9
+# Programs have rooms of fixed size for copies of tokens that others send, whatever the router does:
+# twice the mean, and those of a device that gets more are dropped.
+ROOM = 2.0
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "attention": ATTENTION,
     "optimizer": tuple(OPTIMIZERS),
@@ -54,6 +61,9 @@ class Fixed:
     pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1
     lengths: Lengths | None = None
+    exchange: str | None = None  # of EXCHANGES
+    imbalance: float | None = None
+    padding: float | None = None  # where none is held, `ROOM`
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -95,6 +105,10 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
         elif root == "context":
             plain["keys"] = _one_of(value, CONTEXT_KEYS, key)
+        elif key == "experts.exchange":
+            plain[rest] = _one_of(value, EXCHANGES, key)
+        elif root == "experts":
+            plain[rest] = uneven(value, f"fix: {key}")
         else:
             plain[key] = _one_of(value, _WORDS[key], key)
     lengths = plain.get("lengths")

@@ -328,6 +328,8 @@ def parts(
     # The sequence first: of plans that take equally long, the first is kept.
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
+    if fixed.exchange is not None:
+        rings = [fixed.exchange == "ring"]
     spreads = [
         Spread(shards=shards, ring=ring, passed=keys == "ring", by_head=keys == "ulysses")
         for keys in _keys(model, attention, fixed)
