@@ -69,9 +69,9 @@ def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) ->
     Each layer keeps for its backward pass what the plan says for its group. A weight that several
     layers of a round have lies in their order, round after round.
     """
-    used = {kind for stack in calls["stacks"] for kind in stack["round"]}
-    names = {name for kind in used for name in calls["layers"][kind]["weights"]}
-    every = {name: way.in_layer_order(params[name]) for name in sorted(names)}
+    kinds = [calls["layers"][kind] for stack in calls["stacks"] for kind in stack["round"]]
+    names = dict.fromkeys(name for kind in kinds for name in kind["weights"])
+    every = {name: way.in_layer_order(params[name]) for name in names}
     for stack, mine, groups in by_stack(way.plan, calls, every):
         x = rounds(way, calls["layers"], stack["round"], mine, groups, x, shared)
     return x
