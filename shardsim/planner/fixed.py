@@ -30,7 +30,7 @@ FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in (
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     *("accumulation", "pipeline_schedule", "pipeline_interleave"),
-    "lengths",
+    *("lengths", "forward_only"),
     *(f"experts.{name}" for name in Routing.__dataclass_fields__),
     *(f"precision.{name}" for name in FORMATS),
 )
@@ -64,6 +64,7 @@ class Fixed:
     exchange: str | None = None  # of EXCHANGES
     imbalance: float | None = None
     padding: float | None = None  # where none is held, `ROOM`
+    forward_only: bool = False
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -97,6 +98,10 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
         elif key in ("microbatches", "pipeline_interleave"):
             plain[key] = _count(value, key)
+        elif key == "forward_only":
+            if not isinstance(value, bool):
+                raise PlanError(f"fix: {key}: must be true or false, not {value!r:.40}")
+            plain[key] = value
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
         elif root == "precision":

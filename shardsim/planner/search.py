@@ -211,6 +211,7 @@ def search(
         pipeline_interleave=fixed.pipeline_interleave,
         imbalance=fixed.imbalance or 1.0,
         padding=fixed.padding or ROOM,
+        forward_only=fixed.forward_only,
     )
     ranking = Ranking(
         work=work,
@@ -436,6 +437,7 @@ def plan_at(
         experts=_routing(work, numbers),
         context=_context(part.choices.spread, bool(one.striped[0])),
         optimizer=work.optimizer,
+        forward_only=work.forward_only,
         attention=work.attention,
         fused_projections=work.fused_projections,
         accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",
