@@ -179,3 +179,13 @@ def test_how_tokens_reach_experts_is_held() -> None:
 def test_room_for_what_is_not_uneven_cannot_be_held(model: Model, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         search(model, MACHINE, 48, fix={"experts.padding": 2})
+
+
+def test_passes_forward_are_searched_at_their_price() -> None:
+    found = search(MODEL, MACHINE, 48, top=3, max_axes=2, fix={"forward_only": True}).predictions
+    for item in found:
+        assert item.plan.forward_only
+        assert predict(item.plan).step_time_s == item.step_time_s
+        assert not [text for text in item.warnings if "changes nothing" in text]
+    trained = search(MODEL, MACHINE, 48, top=1, max_axes=2).best
+    assert found[0].step_time_s < trained.step_time_s / 2
