@@ -11,6 +11,7 @@ from shardsim.errors import ShardsimError
 from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
+from shardsim.validate.imports.axlearn import read_axlearn
 from shardsim.validate.imports.big_vision import read_big_vision
 from shardsim.validate.imports.levanter import read_levanter
 from shardsim.validate.imports.maxtext import read_maxtext
@@ -37,17 +38,21 @@ def import_config(
 
     `machine` is the slice where the config does not say, `base` the base.yml of the MaxText release
     that the config was written for, `image` the pixels along an image of big_vision's. Its own
-    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
+    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`. Of `axlearn` the path may be
+    the name of a published experiment.
     """
     arguments = ""
     if form == "big_vision" and not os.path.exists(path) and ".py:" in path:
         path, _, arguments = path.partition(".py:")
         path += ".py"
     file = Path(path)
-    text = read_text(file)
+    experiment = form == "axlearn" and "/" not in path and not os.path.exists(path)
+    text = "" if experiment else read_text(file)
     try:
         if form == "maxtext":
             plan, notes, left = read_maxtext(file, text, machine, base)
+        elif form == "axlearn":
+            plan, notes, left = read_axlearn(file, None if experiment else text, machine)
         elif form == "levanter":
             plan, notes, left = read_levanter(file, text, machine)
         else:
