@@ -164,8 +164,8 @@ def _variables(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         if opened := _OPENS.match(line):
             inside.append((opened[1] or "", set()))
         lose(functions.get(line.partition(" ")[0], set()), "a function of the script sets")
-        for match in _PERHAPS.finditer(line):
-            lose({match[1] or match[2]}, "the script sets in some cases")
+        for perhaps in _PERHAPS.finditer(line):
+            lose({perhaps[1] or perhaps[2]}, "the script sets in some cases")
         line = re.sub(r"^(?:then|do|else|\{)\s+", "", line)
         while match := _NAME.match(line):
             name, value = match[1], _PLAIN.match(line, match.end())
@@ -223,7 +223,8 @@ def _words(command: str, path: Path) -> tuple[str, list[tuple[str, str]]]:
         words = shlex.split(command)
     except ValueError as error:
         raise FileError(f"{path}: the command is not whole: {error}") from None
-    file, found = "", []
+    file = ""
+    found: list[tuple[str, str]] = []
     for word in words:
         if _COMMAND.search(word) and len(word) < len(command):
             inner, more = _words(word, path)
