@@ -47,17 +47,39 @@ def import_config(
         path += ".py"
     file = Path(path)
     experiment = form == "axlearn" and "/" not in path and not os.path.exists(path)
-    text = "" if experiment else read_text(file)
+    return import_text(
+        file,
+        None if experiment else read_text(file),
+        form,
+        machine=machine,
+        image=image,
+        base=base,
+        arguments=arguments,
+    )
+
+
+def import_text(
+    file: Path,
+    text: str | None,
+    form: str,
+    *,
+    machine: str | None = None,
+    image: int | None = None,
+    base: Path | None = None,
+    arguments: str = "",
+) -> Imported:
+    """Return the plan of a config's text; `file` is where it stands, or an experiment's name."""
+    said = text or ""
     try:
         if form == "maxtext":
-            plan, notes, left = read_maxtext(file, text, machine, base)
+            plan, notes, left = read_maxtext(file, said, machine, base)
         elif form == "axlearn":
-            plan, notes, left = read_axlearn(file, None if experiment else text, machine)
+            plan, notes, left = read_axlearn(file, text, machine)
         elif form == "levanter":
-            plan, notes, left = read_levanter(file, text, machine)
+            plan, notes, left = read_levanter(file, said, machine)
         else:
-            plan, notes, left = read_big_vision(file, text, machine, image, arguments)
+            plan, notes, left = read_big_vision(file, said, machine, image, arguments)
         check(plan, resolve(plan))
     except ShardsimError as error:
-        raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise type(error)(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     return Imported(plan, tuple(notes), tuple(left))

@@ -14,7 +14,7 @@ from shardsim.carried import shown
 from shardsim.errors import FileError
 from shardsim.files import parse_yaml, read_yaml
 
-_COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")
+COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")
 _WORD = re.compile(r"([^\W\d][\w.]*)=(.*)", re.DOTALL)
 _FLAGS = re.compile(r"--(xla_[a-z0-9_]+)=([^\s\"']+)")
 _NAME = re.compile(r"(?:export\s+|local\s+|readonly\s+|declare\s+(?:-\w+\s+)?)?([A-Za-z_]\w*)=")
@@ -55,7 +55,7 @@ def read_given(path: Path, text: str, base: Path | None = None) -> Given:
     lines = re.sub(r"\\\r?\n", " ", text).splitlines()
     lines = [line for line in lines if not line.lstrip().startswith("#")]
     flags = dict(_FLAGS.findall("\n".join(lines)))
-    commands = [number for number, line in enumerate(lines) if _COMMAND.search(line)]
+    commands = [number for number, line in enumerate(lines) if COMMAND.search(line)]
     folders = [path.parent, *([base.parent] if base is not None else [])]
     if path.suffix in (".yml", ".yaml") or not commands:
         if path.suffix in (".sh", ".bash") or _SHELL.match(text.lstrip()):
@@ -215,7 +215,7 @@ def _words(command: str, path: Path) -> tuple[str, list[tuple[str, str]]]:
 
     A command in quotes is one of another's words.
     """
-    match = _COMMAND.search(command)
+    match = COMMAND.search(command)
     before = command[: match.start()] if match else ""
     if before.count('"') % 2 == before.count("'") % 2 == 0:  # none is open
         command = re.split(r";|&&|\|\|", before)[-1] + command[len(before) :]
@@ -226,7 +226,7 @@ def _words(command: str, path: Path) -> tuple[str, list[tuple[str, str]]]:
     file = ""
     found: list[tuple[str, str]] = []
     for word in words:
-        if _COMMAND.search(word) and len(word) < len(command):
+        if COMMAND.search(word) and len(word) < len(command):
             inner, more = _words(word, path)
             file, found = inner or file, found + more
         elif match := _WORD.fullmatch(word):
@@ -236,3 +236,13 @@ def _words(command: str, path: Path) -> tuple[str, list[tuple[str, str]]]:
         elif word.endswith((".yml", ".yaml")) and not file:
             file = word
     return file, found
+
+
+def last_command(text: str) -> tuple[int, int, int]:
+    """Return where the last training command of a script begins, its first word, and its end."""
+    plain = re.sub(r"(?m)^[ \t]*#.*", lambda comment: " " * len(comment[0]), text)
+    start = [match.start() for match in COMMAND.finditer(plain)][-1]
+    whole = re.compile(r"(?:\\\r?\n|[^\n])*").match(plain, start)
+    end = whole.end() if whole else len(text)
+    word = re.compile(r"(?<=[\s\"'])[^\W\d][\w.]*=").search(plain, start, end)
+    return start, word.start() if word else end, end
