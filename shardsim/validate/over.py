@@ -150,7 +150,13 @@ def _keys(plan: Plan) -> dict[str, Any]:
 def _remat(plan: Plan) -> dict[str, Any]:
     """Return the name of a policy, or a custom one with its arrays."""
     policy = plan.remat.only("MaxText")
-    own = ("full", "minimal", "minimal_with_context", "save_qkv_proj", "save_out_proj")
+    own: tuple[str, ...] = (
+        "full",
+        "minimal",
+        "minimal_with_context",
+        "save_qkv_proj",
+        "save_out_proj",
+    )
     own += ("qkv_proj_offloaded", "minimal_offloaded", "save_dot_except_mlp")
     named = next((name for name in own if _same(REMAT_POLICIES[name], policy)), None)
     if named:

@@ -420,6 +420,15 @@ def test_a_script_says_a_value_or_why_it_does_not(text: str, says: Any, tmp_path
     assert any("2 training commands" in note for note in found.notes) == (text.count("train ") == 2)
 
 
+def test_a_base_yml_beside_a_config_gives_defaults_and_no_sizes_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "base.yml").write_text("base_emb_dim: 2048\nmax_target_length: 1024\nsteps: 5\n")
+    file = tmp_path / "run.yml"
+    file.write_text("base_config: base.yml\nmodel_name: llama2-7b\nper_device_batch_size: 4\n")
+    found = import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert (found.plan.model.embed, found.plan.sequence) == (4096, 1024)
+    assert listed(found) == {"base_config": ()}
+
+
 def test_words_of_a_group_are_the_groups(tmp_path: Path) -> None:
     words = "lora.lora_rank=16 lora.enable_lora=true"
     plan = script(tmp_path, words).plan

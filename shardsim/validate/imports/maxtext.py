@@ -84,7 +84,7 @@ def read_maxtext(
         key in given.names for key in KEYS_SINCE
     )
     notes = ["read with the defaults of MaxText " + ("of December 2023" if old else "0.2.5")]
-    defaults = OF_2023 if old else CURRENT
+    defaults = {**(OF_2023 if old else CURRENT), **given.defaults}
     if base is not None:
         release = read_yaml(base)
         if not isinstance(release, Mapping):

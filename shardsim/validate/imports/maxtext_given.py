@@ -40,6 +40,7 @@ class Given:
     unset: Mapping[str, str] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)  # what makes some of these open
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of a base.yml beside the config
 
     @property
     def names(self) -> set[str]:
@@ -63,7 +64,8 @@ def read_given(path: Path, text: str, base: Path | None = None) -> Given:
         data = parse_yaml(text, str(path))
         if not isinstance(data, Mapping):
             raise FileError(f"{path}: expected MaxText's keys, or a command with key=value words")
-        return Given(_with_bases({str(key): value for key, value in data.items()}, folders), flags)
+        own, defaults = _with_bases({str(key): value for key, value in data.items()}, folders)
+        return Given(own, flags, defaults=defaults)
     variables, lost = _variables(lines[: commands[-1] + 1])
     given: dict[str, Any] = {}
     unset: dict[str, str] = {}
@@ -86,36 +88,45 @@ def read_given(path: Path, text: str, base: Path | None = None) -> Given:
     if not given:
         raise FileError(f"{path}: its command sets no key=value")
     notes = []
+    defaults: dict[str, Any] = {}
     if len(commands) > 1:
         notes.append(f"the last of {len(commands)} training commands in the script is read")
     if file and Path(file).name != _BASE:
-        own = _filled(file, variables)
-        given = {**_with_bases({"base_config": own}, folders), **given}
+        below, defaults = _with_bases({"base_config": _filled(file, variables)}, folders)
+        given = {**below, **given}
         del given["base_config"]
-    return Given(_nested(given, path), flags, unset, why, tuple(notes))
+    return Given(_nested(given, path), flags, unset, why, tuple(notes), defaults)
 
 
-def _with_bases(given: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
-    """Return keys over those of the files that they name as their base; base.yml is known."""
+def _with_bases(
+    given: dict[str, Any], folders: list[Path]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return keys over those of the files that they name as their base, and base.yml's own.
+
+    What base.yml says is a default: sizes there are no model's, and nothing of it was asked for.
+    """
     below = given
     for _ in range(_MOST_BASES):
         name = str(below.get("base_config", ""))
-        tried = (
-            folder / one for folder in folders for one in dict.fromkeys((name, Path(name).name))
-        )
+        names = dict.fromkeys((name, Path(name).name))
+        tried = (folder / one for folder in folders for one in names)
         found = next((file for file in tried if name and os.path.isfile(file)), None)
         if found is None:
             if name and Path(name).name != _BASE:
                 raise FileError(
                     f"base_config: {shown(name)} is not beside the config; bring it there"
                 )
-            return given
+            return given, {}
         data = read_yaml(found)
-        below = {
-            str(key): value for key, value in (data if isinstance(data, Mapping) else {}).items()
-        }
+        below = {str(key): value for key, value in data.items()} if _keyed(data) else {}
+        if Path(name).name == _BASE:
+            return given, below
         given = {**below, **given}
-    return given
+    return given, {}
+
+
+def _keyed(data: Any) -> bool:
+    return isinstance(data, Mapping)
 
 
 def _nested(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
