@@ -41,12 +41,11 @@ _Part = TypeVar("_Part", Experts, Latent, Lora)
 _OF_READER = (
     *("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora"),
+    *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
 )
 _SIZES_AN_IMAGE = (
-    "image",
-    "patch",
-    "pooling",
-    "registers",
+    *("image", "width", "frames", "patch"),
+    *("pooling", "registers", "kept"),
 )  # what a vit's default `sequence` follows from
 
 
@@ -324,8 +323,10 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given.setdefault("kv_heads", given["heads"])
     given.setdefault("mlp", experts.mlp if experts else 4 * embed)
     if "sequence" not in given and given.get("family") == "vit":
-        image, patch = _whole(given.get("image")), _whole(given.get("patch"))
-        tokens = (image // patch) ** 2 if patch else 0
+        sides = [_whole(given.get(key)) for key in ("image", "width")]
+        patch, frames = _whole(given.get("patch")), _whole(given.get("frames", 1))
+        tokens = frames * (sides[0] // patch) * ((sides[1] or sides[0]) // patch) if patch else 0
+        tokens = _whole(given.get("kept")) or tokens
         more = (given.get("pooling") == "cls") + _whole(given.get("registers", 0))
         given["sequence"] = max(1, tokens + more)
     if "sequence" not in given:
