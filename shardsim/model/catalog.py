@@ -37,9 +37,10 @@ _KEYS = (
 )
 _YAML = (".yaml", ".yml")
 _Part = TypeVar("_Part", Experts, Latent, Lora)
+_OF_PRESET = ("aliases", "published")  # what a preset says besides the fields of `Model`
 # What a model that another reads does not have of its reader.
 _OF_READER = (
-    *("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
+    *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora"),
     *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
 )
@@ -56,8 +57,13 @@ def model_names() -> tuple[str, ...]:
 
 def model_aliases(name: str) -> tuple[str, ...]:
     """Return the other names under which the preset `name` is known."""
+    return tuple(preset(name).get("aliases", ()))
+
+
+def preset(name: str) -> Mapping[str, Any]:
+    """Return what the file of a preset says of it, or nothing for a name that is no preset's."""
     found = _find(name)
-    return tuple(_read_family(found[0])[found[1]].get("aliases", ())) if found else ()
+    return _read_family(found[0])[found[1]] if found else {}
 
 
 def load_model(model: str | os.PathLike[str] | Mapping[str, Any]) -> Model:
@@ -92,7 +98,7 @@ def _named(model: str, files: bool = True) -> Model:
         near = nearest(model, model_names(), listed="shardsim models")
         raise ModelError(f"unknown model {shown(model)}{near}")
     path, name = found
-    entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
+    entry = {k: v for k, v in _read_family(path)[name].items() if k not in _OF_PRESET}
     return _build({**entry, "name": name}, f"{path.name}: {name}")
 
 
@@ -397,6 +403,6 @@ def _read_family(path: Path) -> Mapping[str, Mapping[str, Any]]:
     defaults = check_keys(data.get("defaults", {}), where=f"{where}: defaults", allowed=_KEYS)
     models = {}
     for name, entry in data["models"].items():
-        check_keys(entry, where=f"{where}: {name}", allowed=("aliases", *_KEYS), error=ModelError)
+        check_keys(entry, where=f"{where}: {name}", allowed=(*_OF_PRESET, *_KEYS), error=ModelError)
         models[name] = MappingProxyType({**defaults, **entry})
     return MappingProxyType(models)
