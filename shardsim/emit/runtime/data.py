@@ -25,11 +25,10 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
         tokens = (start + 3 * np.arange(plan["sequence"] + 1)) % model["vocab"]
         made = {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
         return made | (held(plan) if "rows" in plan else {})
-    classes = model.get("labels", model["classes"])
+    classes: int = model.get("labels") or model["classes"]
     labels = random.integers(0, max(2, min(classes, 1000)), count).astype("int32")
-    shape = (model["image"], model.get("width", model["image"]), model["channels"])
-    if model.get("frames", 1) > 1:
-        shape = (model["frames"], *shape)
+    frames = [model["frames"]] if "frames" in model else []
+    shape = (*frames, model["image"], model.get("width", model["image"]), model["channels"])
     images = np.stack([pattern(7, label, shape) for label in labels])
     images += 0.5 * random.normal(size=images.shape).astype("float32")
     if model.get("predicts"):
@@ -49,12 +48,15 @@ def conditions(plan: Data, model: Data, shape: tuple[int, ...], labels: Any) -> 
         order = np.stack([random.permutation(patches) for _ in range(count)])
         return {"kept": np.sort(order[:, : model["kept"]]).astype("int32")}
     wanted = np.stack([pattern(7, label, (*shape[:-1], model["predicts"])) for label in labels])
-    made = {"wanted": wanted, "times": random.uniform(0, 1000, count).astype("float32")}
+    made: dict[str, Any] = {
+        "wanted": wanted,
+        "times": (1000 * random.random(count)).astype("float32"),
+    }
     if model.get("labels"):
         made["labels"] = labels
     if model.get("prompt"):
-        made["prompt"] = random.normal(size=(count, model["prompt"], model["prompt_embed"]))
-        made["prompt"] = made["prompt"].astype("float32")
+        prompt = random.normal(size=(count, model["prompt"], model["prompt_embed"]))
+        made["prompt"] = prompt.astype("float32")
     return made
 
 
