@@ -50,7 +50,7 @@ def conditions(plan: Data, model: Data, shape: tuple[int, ...], labels: Any) -> 
     wanted = np.stack([pattern(7, label, (*shape[:-1], model["predicts"])) for label in labels])
     made: dict[str, Any] = {
         "wanted": wanted,
-        "times": (1000 * random.random(count)).astype("float32"),
+        "times": np.asarray(1000 * random.random(count), "float32"),
     }
     if model.get("labels"):
         made["labels"] = labels

@@ -1,6 +1,6 @@
 """Steps that do not run one microbatch after another through the whole model.
 
-`gathered` and `scattered` hold weights whole over all microbatches. Where layers lie on stages, or
+`whole_first` and `scattered` hold weights whole over microbatches. Where layers lie on stages, or
 each layer runs all microbatches before the next, embedding, layers and head are phases of their
 own: the step goes through each with all microbatches, then back. The head computes its gradients
 at once, so that logits of one microbatch are there at a time.
@@ -103,7 +103,7 @@ def lend(params: Params, sums: Params) -> Params:
     return {name: lent(value, sums[name]) for name, value in params.items()}
 
 
-def gathered(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
+def whole_first(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
     """Return loss and gradients of `accumulate` with weights that stay whole over a step."""
     loss, gradients = accumulate(opened(way), whole(way, params))
     return loss, own_gradients(way, gradients)
