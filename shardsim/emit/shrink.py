@@ -28,6 +28,8 @@ _PATCH = 4
 _TOKENS = 32  # of a sequence without images
 _LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
 _RANK = 4
+_CHANNELS, _LABELS = 4, 16
+_FRAMES = 2
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -184,6 +186,10 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
         features=min(model.features, heads * _HEAD_DIM),
+        predicts=min(model.predicts, _CHANNELS),
+        labels=min(model.labels, _LABELS),
+        prompt=min(model.prompt, _TOKENS),
+        prompt_embed=min(model.prompt_embed, 2 * heads * _HEAD_DIM),
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
         experts=experts,
     )
@@ -192,10 +198,14 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     split = int(layout.context.size) * (2 if layout.striped else 1)
     if int(layout.residual) == SEQUENCE_SHARDED:
         split *= int(layout.tensor.size)
+    first, frames = model.pooling == "cls", min(model.frames, _FRAMES)
     for side in _SIDES:
-        tokens = side * side + (model.pooling == "cls")
-        if tokens % split == 0:
-            return replace(small, patch=_PATCH, image=side * _PATCH, sequence=tokens)
+        kept = frames * side * side
+        if model.kept:  # a quarter, or what divides
+            kept = (kept // 4 + first) // split * split - first
+        if kept > 0 and (kept + first) % split == 0:
+            sizes = {"image": side * _PATCH, "width": 0, "frames": frames, "sequence": kept + first}
+            return replace(small, patch=_PATCH, kept=kept if model.kept else 0, **sizes)
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
 
 

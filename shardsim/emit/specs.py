@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import shardsim
@@ -43,10 +44,11 @@ MODEL_OPTIONS = (
 ROWS = 64  # whose sequences the emitted program has; then they come again
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
+# The same where they are not the usual ones.
+MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prompt_embed")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
@@ -172,6 +174,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"execution: export of a model of several stacks as {plan.execution} is not supported; "
             "use explicit"
         )
+    _refuse_conditions(plan, layout)
     if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
         raise PlanError(
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
@@ -249,6 +252,34 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
         )
 
 
+def _refuse_conditions(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code of conditions, predictions and norms over all
+    heads cannot do."""
+    model, tensor = plan.model, int(layout.tensor.size)
+    if model.qk_norm_over == "heads" and (model.kv_heads % tensor or model.latent):
+        raise PlanError(
+            f"mesh: export of norms over all of {model.kv_heads} key-value heads, which a tensor "
+            f"axis of {tensor} does not split, is not supported"
+        )
+    for what, has in (
+        ("modulation", model.modulation != "none"),
+        ("predicts", model.predicts > 0),
+        ("prompt", model.prompt > 0),
+        ("qk_norm_over: heads", model.qk_norm_over == "heads"),
+    ):
+        if has and plan.execution != "explicit":
+            raise PlanError(
+                f"execution: export of {what} as {plan.execution} is not supported; use explicit"
+            )
+        if has and int(layout.tensor2.size) > 1:
+            raise PlanError(
+                f"mesh: export of {what} over a second tensor axis is not supported; name one axis "
+                "for heads or embed in rules.activations"
+            )
+        if has and int(layout.pipeline.size) > 1:
+            raise PlanError(f"mesh: export of {what} over pipeline stages is not supported")
+
+
 def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of experts cannot do."""
     if experts.shared_gate:
@@ -272,6 +303,11 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
 
 def _model_data(model: Model) -> dict[str, Any]:
     options = {name: getattr(model, name) for name in MODEL_OPTIONS}
+    usual = {field.name: field.default for field in fields(model)}
+    more = {name: getattr(model, name) for name in MORE_OPTIONS}
+    if model.patch and model.images:  # both see the same image
+        more["kept"] = model.images.kept
+    options |= {name: value for name, value in more.items() if value != usual[name]}
     # An encoder has one table: where it is not another's, there is no output head beside it.
     return options | ({"tied_embeddings": True} if model.family == "encoder" else {})
 
