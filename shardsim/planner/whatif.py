@@ -159,8 +159,8 @@ OF_MODELS: tuple[tuple[Callable[[Model], bool], str, str, Callable[[Plan], Plan]
 def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation]:
     """Return the plan with each technique switched off alone, all done as `implementation`."""
     plan, results = as_plan(plan), []
-    has = [(*words, "", switch) for has, *words, switch in OF_MODELS if has(plan.model)]
-    for technique, change, published, switch in (*ABLATIONS, *has):
+    more = [(name, so, "", switch) for has, name, so, switch in OF_MODELS if has(plan.model)]
+    for technique, change, published, switch in (*ABLATIONS, *more):
         prediction, why = None, ""
         try:
             without = switch(plan)
