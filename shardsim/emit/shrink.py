@@ -139,7 +139,7 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
         mlp=mlp,
         shared_mlp=min(experts.shared_mlp, mlp),
         group=min(experts.group, _TOKENS // 2),
-        dense_layers=0,
+        dense_layers=_LAYERS if experts.dense_layers else 0,
     )
 
 
@@ -165,11 +165,17 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
         head_dim = _HEAD_DIM + _LATENT.rotary
     read = _read(model, layout)
+    experts = _experts(model.experts, layout, 2 * heads * _HEAD_DIM)
+    # Dense layers in front, and those after the last whole round, are stacks of their own.
+    front, place = (experts.dense_layers, 1) if experts and experts.dense_layers else (0, 0)
+    after = sum(rounds * many for rounds, many in model.stacks[place + 1 :])
+    rounds = max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks)
+    layers = front + model.stacks[place][1] * rounds + after
     small = replace(
         model,
         **read,
-        layers=model.round_layers
-        * max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks),
+        layers=layers,
+        windows=model.windows[:layers] if len(model.windows) == model.layers else model.windows,
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,
@@ -185,7 +191,7 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         prompt=min(model.prompt, _TOKENS),
         prompt_embed=min(model.prompt_embed, 2 * heads * _HEAD_DIM),
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
-        experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
+        experts=experts,
     )
     if not model.patch:
         return small

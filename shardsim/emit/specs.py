@@ -238,11 +238,6 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"
             raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
-    if len(model.stacks) > 1:
-        raise PlanError(
-            "model: export of dense layers in front of those with experts (experts.dense_layers), "
-            "or of layers after the last whole round (windows), is not supported"
-        )
     tensor, tensor2 = int(layout.tensor.size), int(layout.tensor2.size)
     local = model.kv_heads // min(model.kv_heads, tensor)
     if model.kv_heads % tensor and tensor % model.kv_heads:
@@ -320,14 +315,13 @@ def _model_data(model: Model) -> dict[str, Any]:
 def calls_of(model: Model, attention: str) -> dict[str, Any]:
     """Return what the program calls before the layers, in each kind of them, and after.
 
-    Kinds of layers come with their weights; `round` lists them as they follow each other, and
-    `shared` the arrays that all of them read besides.
+    Kinds of layers come with their weights. Each of `stacks` lists in `round` how they follow each
+    other, and how many `rounds` there are; `shared` are arrays that all of them read besides.
     """
     graph = graph_of(model, attention)
-    (stack,) = graph.stacks
     shared = {
         array.name
-        for layer in stack.layers
+        for layer, _ in graph.layers
         for op in layer.part.ops
         for array in op.ins
         if array.handed
@@ -336,16 +330,21 @@ def calls_of(model: Model, attention: str) -> dict[str, Any]:
     def calls(part: Part) -> list[dict[str, Any]]:
         return [call.to_data() for call in together(part.calls)]
 
+    kinds: list[dict[str, Any]] = []
+    stacks = []
+    for stack in graph.stacks:
+        order: list[int] = []
+        for layer in stack.layers:
+            weights = [weight.name for weight in weights_of(layer.part.ops)]
+            kind = {"calls": calls(layer.part), "weights": weights}
+            if kind not in kinds:
+                kinds.append(kind)
+            order += [kinds.index(kind)] * layer.times
+        stacks.append({"round": order, "rounds": stack.rounds})
     return {
         "before": calls(graph.before),
-        "layers": [
-            {
-                "calls": calls(layer.part),
-                "weights": [weight.name for weight in weights_of(layer.part.ops)],
-            }
-            for layer in stack.layers
-        ],
-        "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
+        "layers": kinds,
+        "stacks": stacks,
         "after": calls(graph.after),
         **({"shared": sorted(shared)} if shared else {}),
     }

@@ -136,6 +136,16 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"positions": "rotary", "windows": [5, 5, 0]},
     "gemma3-deep": {**_DECODER, "name": "gemma3-deep", "norm": "rmsnorm", "layers": 12}
     | {"positions": "rotary", "windows": [5, 5, 0]},
+    # As DeepSeek-V3 begins and Gemma 3 ends: dense layers in front of those with experts, and local
+    # ones after the last whole round.
+    "mixed-ends": {
+        **_DECODER,
+        **_MIXED,
+        "name": "mixed-ends",
+        "layers": 10,
+        "windows": [0, 0, 5, 5, 0, 5, 5, 0, 5, 5],
+        "experts": {**_EIGHT, "dense_layers": 2},
+    },
     # The same side by side, with biases.
     "gemma-parallel": {
         **_DECODER,
@@ -759,5 +769,18 @@ PHASES: dict[str, Plan] = {
         microbatches=2,
         accumulation="layered",
         **_ZERO,
+    ),
+}
+
+# Of layers in several stacks, which share arrays of weights.
+ENDS = {
+    "layers in three stacks, scattered": make(
+        "mixed-ends", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="scattered"
+    ),
+    "layers in three stacks, layered": make(
+        "mixed-ends", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="layered"
+    ),
+    "layers in three stacks, experts exchanged": make(
+        "mixed-ends", _FE, _FE_SPLIT, _ON_FE, **_ROOM, remat="dots"
     ),
 }
