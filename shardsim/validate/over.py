@@ -25,6 +25,7 @@ from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
+from shardsim.validate.imports.levanter import INCLUDE
 from shardsim.validate.imports.maxtext_given import COMMAND, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
 from shardsim.validate.words import REMAT_POLICIES
@@ -32,6 +33,7 @@ from shardsim.validate.words import REMAT_POLICIES
 FORMS = ("maxtext", "levanter")
 # What of a plan is not the trainer's to say: how others call it, and what compilers are told.
 _OWN = ("name", "note", "op_costs", "own_chip", "execution", "compiler_options", "overlap")
+_ELSEWHERE = "_included_"
 _LAID = ("mesh", "parameters", "activations", "optimizer_rules")  # as the layout has them
 _OWN_OF = {"maxtext": _OWN, "levanter": (*_OWN, "model")}
 _AXES: Mapping[str, str] = {
@@ -220,7 +222,8 @@ def _script_with(text: str, changed: Mapping[str, Any]) -> str:
 def _levanter(text: str, before: Plan, plan: Plan) -> str:
     """Return Levanter's YAML with what differs of its trainer section and of remat."""
     old, new = (yaml.safe_load(levanter_code(one)) for one in (before, plan))
-    data = yaml.safe_load(text)
+    # A section of another file stays as it is written.
+    data = yaml.safe_load(INCLUDE.sub(rf"\1: {_ELSEWHERE} \2", text))
     for section in ("trainer", "model"):
         changed = _changed(old.get(section, {}), new.get(section, {}))
         if section == "trainer" and plan.microbatches != before.microbatches:
@@ -228,4 +231,4 @@ def _levanter(text: str, before: Plan, plan: Plan) -> str:
         dropped = [key for key in old.get(section, {}) if key not in new.get(section, {})]
         data[section] = {**data[section], **changed, **dict.fromkeys(dropped)}
     made: str = yaml.safe_dump(data, sort_keys=False, width=96)
-    return made
+    return made.replace(f": {_ELSEWHERE} ", ": !include ")

@@ -212,3 +212,14 @@ def test_levanters_other_sections_stay(
     assert made["trainer"]["num_train_steps"] == 9
     assert made["model"]["gradient_checkpointing"] is (not kept)
     assert set(made["trainer"]) <= {*trainer, "replica_dcn_axis_size", "fsdp_axis"}
+
+
+def test_a_section_of_another_file_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "text.yaml").write_text("tokenizer: gpt2\n")
+    file = tmp_path / "run.yaml"
+    sections = {key: value for key, value in LEVANTER.items() if key != "data"}
+    file.write_text(f"data: !include text.yaml\n{yaml.safe_dump(sections)}")
+    plan = import_config(str(file), "levanter", machine="v5p:4x4x4").plan
+    made = export_over(replace(plan, microbatches=2), "levanter", str(file))
+    assert made.startswith("data: !include text.yaml\n")
+    assert yaml.safe_load(made.partition("\n")[2])["trainer"]["per_device_parallelism"] == 2

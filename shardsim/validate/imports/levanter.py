@@ -76,7 +76,7 @@ _BACKENDS = {
 _TENSOR = {"mlp": "mlp", "heads": "heads", "kv_head": "heads", "kv_heads": "heads"}
 _OPTIMIZERS = {"adam": "adamw", "adamw": "adamw"}
 _MOST_KEYS = 2_000
-_INCLUDE = re.compile(r"(?m)^(\w+):[ \t]*!include[ \t]+(\S+)[ \t]*$")  # the trainer's own tag
+INCLUDE = re.compile(r"(?m)^(\w+):[ \t]*!include[ \t]+(\S+)[ \t]*$")  # the trainer's own tag
 _LEFT: tuple[tuple[str, Reason], ...] = (
     (
         r"trainer\.(axis_resources|parameter_axis_resources|axis_mapping)(\..*)?",
@@ -185,8 +185,8 @@ def _read(text: str, path: Path) -> Keys:
 
 def _included(path: Path, text: str) -> Any:
     """Return the file's keys, those of sections that it takes from files beside it among them."""
-    files = {match[1]: path.parent / match[2] for match in _INCLUDE.finditer(text)}
-    data = parse_yaml(_INCLUDE.sub(r"\1: null", text), str(path))
+    files = {match[1]: path.parent / match[2] for match in INCLUDE.finditer(text)}
+    data = parse_yaml(INCLUDE.sub(r"\1: null", text), str(path))
     for key, file in files.items():
         if isinstance(data, dict) and key in data:
             if not os.path.isfile(file):
