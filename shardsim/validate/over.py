@@ -100,6 +100,14 @@ def _maxtext(text: str, before: Plan, plan: Plan) -> str:
     """Return MaxText's YAML or script with the keys of the plan that differ."""
     after = maxtext_keys(plan)
     changed = _changed(maxtext_keys(before), after)
+    if any(key.endswith("_parallelism") for key in changed):
+        # Axes that are counted with others, as ici_fsdp_transpose_parallelism, are none any more.
+        others = re.findall(r"(?<![\w.])((?:ici|dcn)_\w+_parallelism)\s*[:=]", text)
+        others = [key for key in dict.fromkeys(others) if key not in after]
+        sizes = {key: size for key, size in after.items() if key.startswith(("ici_", "dcn_"))}
+        if others:
+            changed |= {key: size for key, size in sizes.items() if size > 1}
+            changed |= dict.fromkeys(others, 1)
     if after["remat_policy"] == "custom":
         kept = [name for name in NAMES if re.search(rf"(?<![\w.]){name}\s*[:=]", text)]
         changed |= dict.fromkeys((name for name in kept if name not in after), "remat")
