@@ -22,9 +22,10 @@ from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.errors import PlanError
 from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
+from shardsim.plan.layout import ROLES
 from shardsim.plan.remat import Policy
-from shardsim.plan.resolve import ROLE_OF
 from shardsim.validate.imports import import_text
+from shardsim.validate.imports.levanter import INCLUDE
 from shardsim.validate.imports.maxtext_given import COMMAND, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
 from shardsim.validate.words import REMAT_POLICIES
@@ -32,6 +33,8 @@ from shardsim.validate.words import REMAT_POLICIES
 FORMS = ("maxtext", "levanter")
 # What of a plan is not the trainer's to say: how others call it, and what compilers are told.
 _OWN = ("name", "note", "op_costs", "own_chip", "execution", "compiler_options", "overlap")
+_ELSEWHERE = "_included_"
+_LAID = ("mesh", "parameters", "activations", "optimizer_rules")  # as the layout has them
 _OWN_OF = {"maxtext": _OWN, "levanter": (*_OWN, "model")}
 _AXES: Mapping[str, str] = {
     "data": "data",
@@ -59,23 +62,29 @@ def export_over(plan: Plan, form: str, config: str, base: Path | None = None) ->
     before = import_text(path, text, form, machine=machine, base=base).plan
     made = _maxtext(text, before, plan) if form == "maxtext" else _levanter(text, before, plan)
     found = import_text(path, made, form, machine=machine, base=base).plan
-    for field in fields(Plan):
-        wanted, has = getattr(plan, field.name), getattr(found, field.name)
-        if field.name not in _OWN_OF[form] and _meaning(wanted) != _meaning(has):
+    own, theirs = _meaning(plan, form), _meaning(found, form)
+    for key, wanted in own.items():
+        if wanted != theirs[key]:
             raise PlanError(
-                f"export over {config}: {field.name}: {_shown(wanted)} cannot be said in its keys, "
-                f"which give {_shown(has)}; leave --over out for a file of its own"
+                f"export over {config}: {key}: {_shown(wanted)} cannot be said in its keys, "
+                f"which give {_shown(theirs[key])}; leave --over out for a file of its own"
             )
     return made
 
 
-def _meaning(value: Any) -> Any:
-    """Return a value without axes of one device and names of models."""
-    if isinstance(value, tuple) and all(hasattr(one, "torus") for one in value):
-        return [(axis.name, axis.size, dict(axis.torus)) for axis in value if axis.size > 1]
-    if hasattr(value, "own_tensors"):
-        return value.own_tensors
-    return value
+def _meaning(plan: Plan, form: str) -> dict[str, Any]:
+    """Return what a plan says by name: axes by their roles, whatever they are called."""
+    layout = resolve(plan)
+    said = {f"axes of {role}": layout.role(role) for role in ROLES}
+    said |= {"residual": int(layout.residual), "rules.optimizer": layout.optimizer_over_data}
+    said |= {"rules of context": layout.context_shards_parameters, "experts": layout.spread}
+    said |= {
+        field.name: getattr(plan, field.name)
+        for field in fields(Plan)
+        if field.name not in (*_OWN_OF[form], *_LAID, "model")
+    }
+    tensors = {} if form == "levanter" else {"model": plan.model.tensors}
+    return {**said, **tensors, "weights": plan.model.parameters_all}
 
 
 def _shown(value: Any) -> str:
@@ -89,8 +98,16 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 def _maxtext(text: str, before: Plan, plan: Plan) -> str:
     """Return MaxText's YAML or script with the keys of the plan that differ."""
-    after = _keys(plan)
-    changed = _changed(_keys(before), after)
+    after = maxtext_keys(plan)
+    changed = _changed(maxtext_keys(before), after)
+    if any(key.endswith("_parallelism") for key in changed):
+        # Axes that are counted with others, as ici_fsdp_transpose_parallelism, are none any more.
+        others = re.findall(r"(?<![\w.])((?:ici|dcn)_\w+_parallelism)\s*[:=]", text)
+        others = [key for key in dict.fromkeys(others) if key not in after]
+        sizes = {key: size for key, size in after.items() if key.startswith(("ici_", "dcn_"))}
+        if others:
+            changed |= {key: size for key, size in sizes.items() if size > 1}
+            changed |= dict.fromkeys(others, 1)
     if after["remat_policy"] == "custom":
         kept = [name for name in NAMES if re.search(rf"(?<![\w.]){name}\s*[:=]", text)]
         changed |= dict.fromkeys((name for name in kept if name not in after), "remat")
@@ -99,7 +116,7 @@ def _maxtext(text: str, before: Plan, plan: Plan) -> str:
     return _script_with(text, changed)
 
 
-def _keys(plan: Plan) -> dict[str, Any]:
+def maxtext_keys(plan: Plan) -> dict[str, Any]:
     """Return MaxText's keys for everything of a plan but its model."""
     layout, machine = resolve(plan), plan.machine
     keys: dict[str, Any] = {}
@@ -107,7 +124,7 @@ def _keys(plan: Plan) -> dict[str, Any]:
     for key in ("ici", "dcn"):
         keys |= {f"{key}_{name}_parallelism": 1 for name in (*_AXES.values(), "tensor_sequence")}
     for axis in plan.mesh:
-        role = ROLE_OF.get(axis.name, "")
+        role = next((one for one, names in layout.names.items() if axis.name in names), "")
         if role not in _AXES:
             if axis.size == 1:
                 continue
@@ -213,7 +230,8 @@ def _script_with(text: str, changed: Mapping[str, Any]) -> str:
 def _levanter(text: str, before: Plan, plan: Plan) -> str:
     """Return Levanter's YAML with what differs of its trainer section and of remat."""
     old, new = (yaml.safe_load(levanter_code(one)) for one in (before, plan))
-    data = yaml.safe_load(text)
+    # A section of another file stays as it is written.
+    data = yaml.safe_load(INCLUDE.sub(rf"\1: {_ELSEWHERE} \2", text))
     for section in ("trainer", "model"):
         changed = _changed(old.get(section, {}), new.get(section, {}))
         if section == "trainer" and plan.microbatches != before.microbatches:
@@ -221,4 +239,4 @@ def _levanter(text: str, before: Plan, plan: Plan) -> str:
         dropped = [key for key in old.get(section, {}) if key not in new.get(section, {})]
         data[section] = {**data[section], **changed, **dict.fromkeys(dropped)}
     made: str = yaml.safe_dump(data, sort_keys=False, width=96)
-    return made
+    return made.replace(f": {_ELSEWHERE} ", ": !include ")

@@ -144,6 +144,20 @@ def test_an_option_that_is_not_known_could_change_time_and_memory(tmp_path: Path
     assert left["trainer.batch_axis"] == left["model.attn_pdrop"] == ()
 
 
+def test_sections_are_taken_from_files_beside(tmp_path: Path) -> None:
+    (tmp_path / "text.yaml").write_text("tokenizer: gpt2\n")
+    file = tmp_path / "run.yaml"
+    text = yaml.safe_dump({key: value for key, value in CONFIG.items() if key != "data"})
+    file.write_text(f"data: !include text.yaml\n{text}")
+    found = import_config(str(file), "levanter", machine="v5p:4x4x4")
+    assert found.plan.model.vocab == 50_257
+    file.write_text(f"data: !include other.yaml\n{text}")
+    with pytest.raises(ShardsimError, match=r"data: 'other.yaml' is not beside the config"):
+        import_config(str(file), "levanter", machine="v5p:4x4x4")
+    data = changed(trainer__mp="p=f32")
+    assert imported(tmp_path, data).plan.precision.compute == "f32"
+
+
 values = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 10**12), st.floats(allow_nan=False), st.text()
 )

@@ -171,7 +171,6 @@ def test_what_its_keys_cannot_say_is_refused(tmp_path: Path) -> None:
     file.write_text(YAML)
     plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
     for change, why in (
-        ({"parameters": {"vocab": ("fsdp",)}}, "parameters: .* cannot be said in its keys"),
         ({"optimizer": "adafactor"}, "optimizer: adafactor cannot be said"),
         ({"remat": Remat.of(save=frozenset({"rest"}))}, "no array for 'rest'"),
         ({"model": replace(plan.model, layers=16)}, "model: .* cannot be said"),
@@ -213,3 +212,30 @@ def test_levanters_other_sections_stay(
     assert made["trainer"]["num_train_steps"] == 9
     assert made["model"]["gradient_checkpointing"] is (not kept)
     assert set(made["trainer"]) <= {*trainer, "replica_dcn_axis_size", "fsdp_axis"}
+
+
+def test_a_section_of_another_file_stays_there(tmp_path: Path) -> None:
+    (tmp_path / "text.yaml").write_text("tokenizer: gpt2\n")
+    file = tmp_path / "run.yaml"
+    sections = {key: value for key, value in LEVANTER.items() if key != "data"}
+    file.write_text(f"data: !include text.yaml\n{yaml.safe_dump(sections)}")
+    plan = import_config(str(file), "levanter", machine="v5p:4x4x4").plan
+    made = export_over(replace(plan, microbatches=2), "levanter", str(file))
+    assert made.startswith("data: !include text.yaml\n")
+    assert yaml.safe_load(made.partition("\n")[2])["trainer"]["per_device_parallelism"] == 2
+
+
+def test_an_axis_that_is_counted_with_another_is_none_any_more(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(
+        "model_name: llama2-7b\nper_device_batch_size: 4\nici_fsdp_parallelism: 1\n"
+        "ici_fsdp_transpose_parallelism: 64\n"
+    )
+    before = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    assert export_over(before, "maxtext", str(file)) == file.read_text()
+    file_of = tmp_path / "other.yml"
+    file_of.write_text("model_name: llama2-7b\nici_tensor_parallelism: 4\n")
+    other = import_config(str(file_of), "maxtext", machine="v5p:4x4x4").plan
+    made = yaml.safe_load(export_over(other, "maxtext", str(file)))
+    assert made["ici_fsdp_transpose_parallelism"] == 1
+    assert (made["ici_fsdp_parallelism"], made["ici_tensor_parallelism"]) == (16, 4)

@@ -129,6 +129,9 @@ def _vit(config: Keys, image: int, prefix: str = "model", classes: int = 0) -> t
         why = f"{side // patch} patches of {patch} pixels a side: {side} pixels are read"
         left.append(NotCarried("image", image, why))
         image = side
+    if pools[pool] == "cls":
+        why = "a class token has a position of its own here: a row more than in big_vision"
+        left.append(NotCarried(f"{prefix}.pool_type", pool, why))
     return {
         "family": "vit",
         **sizes,

@@ -7,6 +7,7 @@ Defaults are those of the classes of levanter 1.2 (`trainer.py`, `models/*.py`).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of, shown
 from shardsim.errors import FileError, nearest
-from shardsim.files import parse_yaml
+from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
 
@@ -65,10 +66,17 @@ _DEFAULTS: Mapping[str, Any] = {
     "optimizer.type": "adam",
 }
 _FORMATS = {"f32": "f32", "float32": "f32", "bf16": "bf16", "bfloat16": "bf16"}
-_BACKENDS = {None: "flash", "default": "flash", "splash": "flash", "vanilla": "unfused"}
+_BACKENDS = {
+    None: "flash",
+    "default": "flash",
+    "splash": "flash",
+    "jax_flash": "flash",
+    "vanilla": "unfused",
+}
 _TENSOR = {"mlp": "mlp", "heads": "heads", "kv_head": "heads", "kv_heads": "heads"}
 _OPTIMIZERS = {"adam": "adamw", "adamw": "adamw"}
 _MOST_KEYS = 2_000
+INCLUDE = re.compile(r"(?m)^(\w+):[ \t]*!include[ \t]+(\S+)[ \t]*$")  # the trainer's own tag
 _LEFT: tuple[tuple[str, Reason], ...] = (
     (
         r"trainer\.(axis_resources|parameter_axis_resources|axis_mapping)(\..*)?",
@@ -153,7 +161,7 @@ def read_levanter(
 
 def _read(text: str, path: Path) -> Keys:
     """Return what the file says by dotted name; refuse a file of another kind."""
-    data = parse_yaml(text, str(path))
+    data = _included(path, text)
     if not isinstance(data, Mapping) or not isinstance(data.get("model"), Mapping):
         raise FileError("no 'model' section: is this a config of levanter.main.train_lm?")
     if not isinstance(data.get("trainer"), Mapping):
@@ -173,6 +181,18 @@ def _read(text: str, path: Path) -> Keys:
         raise FileError(f"model.type: {shown(kind)} is not read{nearest(kind, MODELS)}")
     sizes = {f"model.{name}": size for name, size in MODELS[kind][1].items()}
     return Keys(flat, {**_DEFAULTS, **sizes})
+
+
+def _included(path: Path, text: str) -> Any:
+    """Return the file's keys, those of sections that it takes from files beside it among them."""
+    files = {match[1]: path.parent / match[2] for match in INCLUDE.finditer(text)}
+    data = parse_yaml(INCLUDE.sub(r"\1: null", text), str(path))
+    for key, file in files.items():
+        if isinstance(data, dict) and key in data:
+            if not os.path.isfile(file):
+                raise FileError(f"{key}: {shown(str(file.name))} is not beside the config")
+            data[key] = read_yaml(file)
+    return data
 
 
 def _model(config: Keys, notes: list[str]) -> dict[str, Any]:
@@ -301,9 +321,10 @@ def _precision(config: Keys) -> dict[str, str]:
     """Return formats from a policy of jmp: `p=f32,c=bfloat16`, or one word for all."""
     policy = str(config["trainer.mp"])
     parts = dict(part.split("=", 1) for part in policy.split(",") if "=" in part)
+    usual = "f32" if parts else policy  # of what a policy by parts does not say
     words = {
-        "parameters": parts.get("p", parts.get("params", policy)),
-        "compute": parts.get("c", parts.get("compute", policy)),
+        "parameters": parts.get("p", parts.get("params", usual)),
+        "compute": parts.get("c", parts.get("compute", usual)),
     }
     for word in words.values():
         if word not in _FORMATS:
