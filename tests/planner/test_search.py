@@ -265,20 +265,23 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
     """Yield every legal plan, one by one."""
     for mesh in meshes(machine):
         splits = ["", "seq", "embed"] if "t" in mesh else [""]
-        for microbatches, remat, residual in product(MICROBATCHES, REMATS, splits):
+        for microbatches, residual in product(MICROBATCHES, splits):
             for matmul in ["off", "unidirectional", "bidirectional"] if residual else ["off"]:
                 for over_data in [False, True] if "d" in mesh else [False]:
                     for context in [False, True] if "c" in mesh else [False]:
                         gathers = "f" in mesh or context
                         prefetches = [False, True] if gathers else [False]
-                        every = ways(work, mesh, microbatches)
-                        for prefetch, keys in product(prefetches, every):
-                            choice = Choice(
-                                mesh, microbatches, remat, residual, matmul,
-                                over_data, context, prefetch, keys,
-                            )  # fmt: skip
-                            if divides(work, choice):
-                                yield choice
+                        for keys in ways(work, mesh, microbatches):
+                            # What divides asks nothing of remat and of prefetches.
+                            made = [
+                                Choice(
+                                    mesh, microbatches, remat, residual, matmul,
+                                    over_data, context, prefetch, keys,
+                                )
+                                for remat, prefetch in product(REMATS, prefetches)
+                            ]  # fmt: skip
+                            if divides(work, made[0]):
+                                yield from made
 
 
 def ways(work: Workload, mesh: dict[str, dict[str, int]], microbatches: int) -> tuple[str, ...]:
