@@ -177,7 +177,7 @@ def sweep(
 def sensitivity(
     path: str, changes: tuple[str, ...], implementation: str | None, as_json: bool
 ) -> None:
-    """Show which figure of the chip limits a plan: elasticities of the step time.
+    """Show which figure limits a plan, of the chip or of experts and windows: elasticities.
 
     \b
     Example:
@@ -185,10 +185,12 @@ def sensitivity(
     """
     from shardsim.cost.predict import predict as run
     from shardsim.cost.sensitivity import sensitivity as elasticities
+    from shardsim.planner.whatif import model_sensitivity
     from shardsim.views import what_ifs as views
 
     base = run(load(path, changes), implementation=implementation)
     results = elasticities(base.plan, implementation)
+    results += model_sensitivity(base.plan, implementation)
     if as_json:
         emit_json(
             {

@@ -18,7 +18,7 @@ from shardsim.emit.dialects.maxtext_file import maxtext_code
 from shardsim.emit.dialects.specs import specs_code
 from shardsim.emit.jax_code import jax_code
 from shardsim.emit.shrink import shrink
-from shardsim.emit.specs import plan_data
+from shardsim.emit.specs import described, plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, PlanOrPath, as_plan, resolve
 from shardsim.plan.plan import Context
@@ -27,11 +27,11 @@ __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shri
 
 
 def _json(plan: Plan) -> str:
-    return json.dumps(plan_data(plan), indent=2) + "\n"
+    return json.dumps(described(plan), indent=2) + "\n"
 
 
 def _yaml(plan: Plan) -> str:
-    text: str = yaml.safe_dump(plan_data(plan), sort_keys=False, default_flow_style=None, width=96)
+    text: str = yaml.safe_dump(described(plan), sort_keys=False, default_flow_style=None, width=96)
     return text
 
 

@@ -204,8 +204,15 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         if model.kept:  # a quarter, or what divides
             kept = (kept // 4 + first) // split * split - first
         if kept > 0 and (kept + first) % split == 0:
-            sizes = {"image": side * _PATCH, "width": 0, "frames": frames, "sequence": kept + first}
-            return replace(small, patch=_PATCH, kept=kept if model.kept else 0, **sizes)
+            return replace(
+                small,
+                patch=_PATCH,
+                image=side * _PATCH,
+                width=0,
+                frames=frames,
+                kept=kept if model.kept else 0,
+                sequence=kept + first,
+            )
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
 
 

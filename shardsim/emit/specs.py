@@ -58,9 +58,26 @@ UNSUPPORTED: dict[str, Any] = {
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
-    """Return all that an emitted program needs: plan, model, parameters and activations."""
+    """Return all that an emitted program needs: plan, model, parameters and activations.
+
+    Raises `PlanError` for what has no program.
+    """
     layout = resolve(plan)
     _refuse(plan, layout)
+    return _data(plan, layout)
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """Return the same of any plan; where it has no program, `no_program` says why."""
+    layout = resolve(plan)
+    try:
+        _refuse(plan, layout)
+    except PlanError as error:
+        return {"no_program": str(error), **_data(plan, layout)}
+    return _data(plan, layout)
+
+
+def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
     names, by_expert = layout.names, bool(layout.spread.by_expert)
     return {
         "plan": {

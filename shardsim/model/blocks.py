@@ -226,12 +226,12 @@ class Block(Builder):
             made = modulation(self, model.modulation)
         for name in ("attention", "cross", "mlp") if model.memory_tokens else ("attention", "mlp"):
             out = stream(name, "mlp_output" if name == "mlp" else "attention_output")
-            after, first = stream(f"x after {name}", keep=""), BRANCHES.get(name)
-            modulated = made is not None and first is not None
+            after, first = stream(f"x after {name}", keep=""), BRANCHES.get(name, 0)
+            numbers = made if name in BRANCHES else None
             outs, normed = [out], x
-            if modulated:
+            if numbers is not None:
                 normed = stream(f"{name} input")
-                modulated_norm(self, x, normed, made, kind=model.norm, first=first, stored=True)
+                modulated_norm(self, x, normed, numbers, kind=model.norm, first=first, stored=True)
             elif model.pre_norms:
                 normed = self.norm(f"{name}_norm", x)
             if name == "attention":
@@ -242,8 +242,8 @@ class Block(Builder):
                 outs = self.mixture(normed, out)
             else:
                 self.mlp(normed, out)
-            if modulated:
-                x = gated_add(self, x, out, made, after, first + GATE)
+            if numbers is not None:
+                x = gated_add(self, x, out, numbers, after, first + GATE)
                 continue
             if model.post_norms or (model.mlp_post_norm and name == "mlp"):
                 outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]

@@ -23,7 +23,7 @@ from shardsim.ops.conditions import (
     run_projection,
 )
 from shardsim.ops.lazy import jax, jnp, lax
-from shardsim.ops.norm import GRADIENT_SUMS, NORM, normalised, statistics
+from shardsim.ops.norm import EPSILON, GRADIENT_SUMS, NORM, centred, statistics
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def run_modulated_norm(way: Whole, params: Params, call: Any, x: Any, made: Any)
     """Normalise over embed, shift and scale, in float32."""
     first = call["first"]
     shift, scale = made[:, :, first].astype(jnp.float32), made[:, :, first + 1].astype(jnp.float32)
-    wide, share = normalised(way, call["kind"], x)
-    y = (wide * share * (1.0 + scale) + shift).astype(x.dtype)
+    wide, square = centred(way, call["kind"], x)
+    y = (wide * lax.rsqrt(square + EPSILON) * (1.0 + scale) + shift).astype(x.dtype)
     return lax.optimization_barrier(y) if call["stored"] else y
 
 

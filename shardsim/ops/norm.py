@@ -73,11 +73,9 @@ def _apart(stream: Stream, kind: str) -> Apart:
 EPSILON = 1e-6
 
 
-def normalised(way: Whole, kind: str, x: Any) -> Any:
-    """Return x, less its mean, and what makes it a norm over embed of one, both in float32.
-
-    Its two sums may have to cross devices.
-    """
+def centred(way: Whole, kind: str, x: Any) -> Any:
+    """Return x, of a layernorm less its mean, and the mean of its squares over embed, in float32;
+    the sums may have to cross devices."""
     wide = x.astype(jnp.float32)
     layer = kind == "layernorm"
     sums = [jnp.sum(wide * wide, -1)] + ([jnp.sum(wide, -1)] if layer else [])
@@ -88,15 +86,15 @@ def normalised(way: Whole, kind: str, x: Any) -> Any:
     if layer:
         mean = moments[..., 1:]
         wide, square = wide - mean, square - mean * mean
-    return wide, lax.rsqrt(square + EPSILON)
+    return wide, square
 
 
 @runs("norm")
 def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Normalise over embed, with a learned scale and bias."""
-    wide, share = normalised(way, call["kind"], x)
+    wide, square = centred(way, call["kind"], x)
     scale, *bias = (way.vector(params, name) for name in call["weights"])
-    y = wide * share * scale
+    y = wide * lax.rsqrt(square + EPSILON) * scale
     y = sum(bias, y).astype(x.dtype)
     return lax.optimization_barrier(y) if call["stored"] else y
 

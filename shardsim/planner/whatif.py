@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import product
-from math import prod
+from math import log, prod
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.cost.sensitivity import Sensitivity
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.executors import outcomes
-from shardsim.model import override_model
+from shardsim.model import Model, override_model
 from shardsim.plan.io import PlanOrPath, as_plan
-from shardsim.plan.plan import Overlap, Plan
+from shardsim.plan.plan import Overlap, Plan, Routing
 from shardsim.plan.remat import POLICIES, Remat
+from shardsim.plan.resolve import resolve
 from shardsim.planner.changes import changed, check_root
 
 MOST_COMBINATIONS = 100_000  # of a sweep
+MORE = 1.1  # of a model's figure
+LANES = 128  # what a width is a multiple of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,36 @@ def _no_remat(plan: Plan) -> Plan:
     return replace(plan, remat=kept)
 
 
+def _dense(plan: Plan) -> Plan:
+    """Return the plan with MLPs as wide as what a token goes to, layer by layer or, where not all
+    have experts, on average; its expert axis splits data alone."""
+    experts, layers = plan.model.experts, plan.model.layers
+    assert experts is not None
+    width = experts.top_k * experts.mlp + experts.shared_width
+    width += plan.model.mlp if experts.beside else 0
+    routed = sum(map(experts.has, range(layers)))
+    if routed < layers:
+        mean = (routed * width + (layers - routed) * plan.model.mlp) / layers
+        width = max(1, round(mean / LANES)) * LANES
+    parameters, activations = (
+        {key: axes for key, axes in rules.items() if key != "expert"}
+        for rules in (plan.parameters, plan.activations)
+    )
+    model = override_model(plan.model, {"experts": None, "mlp": width})
+    return replace(
+        plan, model=model, parameters=parameters, activations=activations, experts=Routing()
+    )
+
+
+def _sorted(plan: Plan) -> Plan:
+    model = override_model(plan.model, {"experts.capacity": 0.0, "experts.group": 0})
+    return replace(plan, model=model)
+
+
+def _all_seen(plan: Plan) -> Plan:
+    return replace(plan, model=override_model(plan.model, {"windows": []}))
+
+
 ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
     (
         "parallel layers",
@@ -104,10 +138,29 @@ ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
 )
 
 
+# What some models have: whether one does, and the rest as above.
+OF_MODELS: tuple[tuple[Callable[[Model], bool], str, str, Callable[[Plan], Plan]], ...] = (
+    (
+        lambda model: model.experts is not None,
+        "experts",
+        "an MLP as wide as those of a token",
+        _dense,
+    ),
+    (
+        lambda model: model.experts is not None and model.experts.capacity > 0,
+        "capacity of experts",
+        "no token dropped, copies sorted by expert",
+        _sorted,
+    ),
+    (lambda model: any(model.windows), "windows", "every layer sees all tokens", _all_seen),
+)
+
+
 def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation]:
     """Return the plan with each technique switched off alone, all done as `implementation`."""
     plan, results = as_plan(plan), []
-    for technique, change, published, switch in ABLATIONS:
+    more = [(name, so, "", switch) for has, name, so, switch in OF_MODELS if has(plan.model)]
+    for technique, change, published, switch in (*ABLATIONS, *more):
         prediction, why = None, ""
         try:
             without = switch(plan)
@@ -124,6 +177,38 @@ def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation
             )
         )
     return results
+
+
+def model_sensitivity(plan: PlanOrPath, implementation: str | None = None) -> list[Sensitivity]:
+    """Return how the step time answers to what a model's experts and windows have for figures.
+
+    Each is 10 % larger, alone: the capacity of experts, the load of their fullest device over the
+    mean, windows (whose kernels do whole blocks). Where it matters to no plan it is left out.
+    """
+    plan = as_plan(plan)
+    experts, windows = plan.model.experts, plan.model.windows
+    changes: dict[str, dict[str, Any]] = {}
+    if experts is not None and experts.capacity:
+        changes["experts.capacity"] = {"model.experts.capacity": experts.capacity * MORE}
+    elif experts is not None and experts.dropless and int(resolve(plan).expert.size) > 1:
+        changes["experts.imbalance"] = {"experts.imbalance": plan.experts.imbalance * MORE}
+    if any(windows):
+        changes["windows"] = {"model.windows": [round(window * MORE) for window in windows]}
+    if not changes:
+        return []
+    base = predict(plan, implementation=implementation)
+    found = []
+    for figure, change in changes.items():
+        more = predict(changed(plan, change), implementation=implementation)
+        found.append(
+            Sensitivity(
+                figure=figure,
+                elasticity=log(more.step_time_s / base.step_time_s) / log(MORE),
+                step_time_s_at_110=more.step_time_s,
+                mfu_at_110=more.mfu,
+            )
+        )
+    return found
 
 
 def sweep(

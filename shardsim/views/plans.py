@@ -103,8 +103,9 @@ def beyond(items: Sequence[Prediction]) -> list[str]:
                 said.setdefault(reason, []).append((number, figure))
     lines = []
     for reason, rows in said.items():
-        numbers, (_, figure), *_ = ", ".join(str(number) for number, _ in rows), *rows
-        of = f" in {rows[0][0]}" if figure and len(rows) > 1 else ""
+        first, figure = rows[0]
+        of = f" in {first}" if figure and len(rows) > 1 else ""
+        numbers = ", ".join(str(number) for number, _ in rows)
         lines.append(f"{numbers}: {reason}" + (f"; {figure}{of}" if figure else ""))
     return lines
 

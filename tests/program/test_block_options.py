@@ -64,6 +64,7 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
 
 EMITTED = {name for name in MODELS if MODELS[name].latent} | {
     "a norm in front",
+    "layers after the last round",
     "a bias of each word",
     "one norm over all heads",
     "a modulation of each layer",

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import FORMS, export_plan
+from shardsim.emit.specs import described
 from shardsim.errors import PlanError
+from shardsim.files import parse_yaml
 from shardsim.model import Experts, Model
 from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.io import plan_from_data, plan_to_data
@@ -303,6 +305,12 @@ def test_what_cannot_be_is_refused_with_what_can(
 def test_no_export_leaves_experts_out(form: str) -> None:
     if form == "specs":
         assert "'expert_in', [16, 1024, 1024], [['e']" in export_plan(plan_of(mixture()), form)
+        return
+    if form in ("json", "yaml"):
+        data = parse_yaml(export_plan(plan_of(mixture()), form), form)
+        assert data["parameters"]["expert_in"]["shape"][1:] == [16, 1024, 1024]
+        assert data["no_program"].startswith("experts.padding: ")
+        assert "no_program" not in described(plan_of(mixture(), experts=Routing(padding=2.0)))
         return
     with pytest.raises(PlanError, match="experts"):
         export_plan(plan_of(mixture()), form)

@@ -61,15 +61,15 @@ def read_big_vision(
 
     `arguments` are the config's own, as after the colon of `vit_i1k.py:variant=L/16`.
     """
-    if machine is None:
-        raise FileError("a big_vision config names no slice; give it: --on v4:8x8x16")
-    slices = parse_machine(machine)
     config = _read(text, path, arguments)
     notes: list[str] = []
     tower = tower_of(config)
     pixels = image or known(config, "IMAGE", None) or _image(config, text, notes)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "vit"
     model, left = model_of(config, pixels, name)
+    if machine is None:  # what cannot be read at all is said first
+        raise FileError("a big_vision config names no slice; give it: --on v4:8x8x16")
+    slices = parse_machine(machine)
     mesh = _mesh(config, slices)
     parameters, activations = _rules(config, tower, model, mesh, left)
     data = {
