@@ -117,7 +117,7 @@ class Meshes:
         """Return the roles of some meshes, as arrays of shape [meshes, 1, 1]."""
         factors, slices = self.factors[index], self.slices[index]
         found: dict[str, AxisLayout] = {}
-        reached = np.ones_like(factors[..., 0])
+        reached, passed = np.ones_like(factors[..., 0]), np.ones_like(slices[..., 0])
         for number in reversed(range(len(ROLES))):
             own = factors[..., number]
             strides = np.where(own > 1, reached, 1)
@@ -125,8 +125,9 @@ class Meshes:
                 factors=tuple(column[:, None, None] for column in own.T),
                 strides=tuple(column[:, None, None] for column in strides.T),
                 slices=slices[:, number, None, None],
+                slice_stride=np.where(slices[:, number] > 1, passed, 1)[:, None, None],
             )
-            reached = reached * own
+            reached, passed = reached * own, passed * slices[:, number]
         return found
 
 
