@@ -9,6 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from shardsim.plan import Overlap, Plan
+from shardsim.plan.plan import PIPELINE_SCHEDULES
 
 STAGES: tuple[tuple[str, dict[str, dict[str, int]]], ...] = (
     ("v5e:4x4", {"pipeline": {"x": 2}, "fsdp": {"y": 4}, "data": {"x": 2}}),
@@ -31,7 +32,7 @@ def staged(draw: st.DrawFn, **fixed: Any) -> Plan:
         for factor in where.get(role, {}).values():
             groups *= factor
     forward = draw(st.booleans())
-    schedule = "1f1b" if forward else draw(st.sampled_from(["1f1b", "gpipe"]))
+    schedule = "1f1b" if forward else draw(st.sampled_from(PIPELINE_SCHEDULES))
     microbatches = draw(st.sampled_from([1, 2, 4, 6, 8] if forward else [2, 4, 6, 8, 12]))
     options: dict[str, Any] = {
         "forward_only": forward,

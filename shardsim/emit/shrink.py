@@ -163,11 +163,12 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
         head_dim = _HEAD_DIM + _LATENT.rotary
     read = _read(model, layout)
+    # In turns a compiler would find one layer's weights, gathered for the way forward, in its tick.
+    staged = int(layout.pipeline.size) * (2 if layout.in_turns else chunks)
     small = replace(
         model,
         **read,
-        layers=model.round_layers
-        * max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks),
+        layers=model.round_layers * max(_LAYERS * len(layout.kept), staged),
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,

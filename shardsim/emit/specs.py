@@ -83,6 +83,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "microbatches": plan.microbatches,
             "accumulation": plan.accumulation,
             "stages": int(layout.pipeline.size),
+            "in_turns": bool(layout.in_turns),
             "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
@@ -172,10 +173,10 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"execution: export of a model of several stacks as {plan.execution} is not supported; "
             "use explicit"
         )
-    if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
+    if int(layout.pipeline.size) > 1 and not layout.lockstep:
         raise PlanError(
-            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
-            "a loop come after all that it has done forward; use gpipe"
+            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
+            "run one program, in ticks; use 1f1b-ticks or gpipe"
         )
     if plan.execution != "explicit":
         for what, there in (

@@ -128,7 +128,8 @@ class Layout:
     gathered: Number = False  # weights are gathered once a step
     scattered: Number = False  # their gradients are scattered in each microbatch nevertheless
     layered: Number = False  # a layer runs all microbatches before the next one does
-    lockstep: Number = False  # stages run all microbatches forward, then all backward, tick by tick
+    lockstep: Number = False  # stages run tick by tick: all microbatches forward, then all backward
+    in_turns: Number = False  # tick by tick, but in each one forward and one backward
     kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional

@@ -84,7 +84,8 @@ def resolve(plan: Plan) -> Layout:
         gathered=plan.accumulation in ("gathered", "scattered"),
         scattered=plan.accumulation == "scattered",
         layered=plan.accumulation == "layered",
-        lockstep=plan.pipeline_schedule == "gpipe" and bool(members["pipeline"]),
+        lockstep=plan.pipeline_schedule != "1f1b" and bool(members["pipeline"]),
+        in_turns=plan.pipeline_schedule == "1f1b-ticks" and bool(members["pipeline"]),
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups

@@ -379,7 +379,8 @@ def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
         "gathered": fixed.accumulation in ("gathered", "scattered"),
         "scattered": fixed.accumulation == "scattered",
         "layered": fixed.accumulation == "layered",
-        "lockstep": (fixed.pipeline_schedule == "gpipe") & (stages > 1),
+        "lockstep": (fixed.pipeline_schedule != "1f1b") & (stages > 1),
+        "in_turns": (fixed.pipeline_schedule == "1f1b-ticks") & (stages > 1),
     }
 
 

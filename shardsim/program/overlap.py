@@ -252,7 +252,11 @@ def _ordered(
         blocks=tuple(blocks),
         order=(*at("opening"), *rounds, *at("reduction", "update")),
         pipeline=Pipeline(
-            stages=stages, microbatches=microbatches, chunks=chunks, lockstep=lockstep
+            stages=stages,
+            microbatches=microbatches,
+            chunks=chunks,
+            lockstep=lockstep,
+            in_turns=layout.in_turns,
         ),
     )
 

@@ -115,6 +115,10 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         yield from schedule.trips()
         return
     yield from _once(schedule, "opening")
+    if schedule.pipeline.in_turns:
+        yield from _in_turns(schedule, stage, stages, microbatches)
+        yield from _once(schedule, "reduction", "update")
+        return
     if schedule.pipeline.lockstep:
         yield from _in_ticks(schedule, stage, stages, microbatches, chunks)
         yield from _once(schedule, "reduction", "update")
@@ -196,6 +200,39 @@ def _in_ticks(
         yield from replace(visit, before=False, after=False).each()
         if turn.forward or stage > 0:
             yield message(False, way, turn.microbatch, place + way)
+
+
+def _in_turns(schedule: Schedule, stage: int, stages: int, microbatches: int) -> Iterator[Line]:
+    """Yield the same where a tick has one microbatch forward and one backward.
+
+    Rings close: in each tick every stage passes something on both ways.
+    """
+    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    last = stages - 1
+
+    def message(arriving: bool, way: int, microbatch: int) -> Message:
+        leg, sender = "next" if way == 1 else "back", (stage - way * arriving) % stages
+        number = microbatch * stages + sender
+        return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
+
+    def layers(phase: str, final: bool) -> Iterator[Trip]:
+        visit = visits[phase][-1 if final else 0]
+        return replace(visit, before=False, after=False).each()
+
+    for tick in range(microbatches + 2 * last):
+        there, back = tick - stage, tick - 2 * last + stage
+        if 0 <= there < microbatches:
+            if stage > 0:
+                yield message(True, 1, there)
+            yield from layers("forward", False)
+            yield message(False, 1, there)
+            if stage == last:
+                yield from visits["head"][0].each()
+        if 0 <= back < microbatches:
+            if stage < last:
+                yield message(True, -1, back)
+            yield from layers("backward", back == microbatches - 1)
+            yield message(False, -1, back)
 
 
 def _visits(schedule: Schedule, phase: str) -> list[Visit]:
