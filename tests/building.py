@@ -229,17 +229,6 @@ def contends(schedule: Schedule, layout: Layout) -> bool:
     return False
 
 
-def queued(schedule: Schedule) -> float:
-    """Return how many moves of a step start while another of their group is under way. In the
-    closed form they queue; in the events they are launched beside it, and share its links."""
-    total = 0.0
-    for block in schedule.blocks:
-        started = [task.task for task in block.tasks if isinstance(task, Start)]
-        roles = [task.role for task in started if isinstance(task, Move) and np.any(task.count)]
-        total += float(block.trips) * (len(roles) - len({*roles}))
-    return total
-
-
 def is_legal(plan: Plan) -> bool:
     """Return whether a plan file with this plan would be accepted."""
     try:

@@ -117,21 +117,34 @@ def _chip_data(chip: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--counts", is_flag=True, help="Print parameters beside the published number.")
 @json_option
 @command_errors
-def models(name: str | None, as_json: bool) -> None:
+def models(name: str | None, counts: bool, as_json: bool) -> None:
     """List models; with NAME (a preset, a YAML file, a config.json), one with all its weights.
+
+    With --counts the exit code is 1 if a number is not the published one.
 
     \b
     Examples:
       shardsim models
       shardsim models vit-22b
+      shardsim models --counts
     """
     from shardsim.model import load_model, model_flops_per_token, model_names
     from shardsim.plan.io import dump_yaml
     from shardsim.units import show_count
     from shardsim.views import catalog as views
 
+    if counts:
+        rows = [_count(each) for each in ([name] if name else model_names())]
+        if as_json:
+            emit_json({"counts": rows})
+        else:
+            show(views.counts(rows))
+        if not all(row["agrees"] for row in rows):
+            raise SystemExit(1)
+        return
     if name is None:
         if as_json:
             emit_json({"models": [_model_data(load_model(each)) for each in model_names()]})
@@ -161,6 +174,24 @@ def models(name: str | None, as_json: bool) -> None:
     )
     lines = dump_yaml(model.to_mapping()).splitlines()
     show(*(f"  {line}" for line in lines), "", views.tensors(model.tensors))
+
+
+def _count(name: str) -> dict[str, Any]:
+    """Return the parameters of a preset beside the published ones."""
+    from shardsim.model import load_model, published_count
+
+    model, known = load_model(name), published_count(name)
+    return {
+        "name": name,
+        "parameters": model.parameters,
+        "published": known.parameters,
+        "less": known.less,
+        "why": known.why,
+        "within": known.within,
+        "difference": model.parameters - known.expected,
+        "agrees": known.agrees(model.parameters),
+        "source": model.source,
+    }
 
 
 def read_model(name: str) -> Any:

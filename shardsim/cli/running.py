@@ -43,11 +43,21 @@ from shardsim.views.table import Table
     type=click.Path(path_type=Path),
     help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
+@click.option(
+    "--over",
+    metavar="CONFIG",
+    help="maxtext, levanter: your config (or script), with what the plan changes of it alone.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here; - is stdout.")
 @json_option
 @command_errors
 def export(
-    path: str, form: str, trainer_path: Path | None, output: str | None, as_json: bool
+    path: str,
+    form: str,
+    trainer_path: Path | None,
+    over: str | None,
+    output: str | None,
+    as_json: bool,
 ) -> None:
     """Write a plan as executable JAX, for another trainer, or as plain data.
 
@@ -57,12 +67,19 @@ def export(
     Examples:
       shardsim export vit-22b-published-tp8 --to jax -o train.py
       shardsim export maxtext-32b-published-v5p-1x64 --to maxtext -o plan.yml
+      shardsim export plan.yaml --to maxtext --over run.sh -o planned.sh
     """
     from shardsim.emit import export_plan
+    from shardsim.plan import as_plan
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))
-    text = export_plan(path, form, trainer_path)
+    if over is not None:
+        from shardsim.validate.over import export_over
+
+        text = export_over(as_plan(path), form, over)
+    else:
+        text = export_plan(path, form, trainer_path)
     if output or not as_json:
         write_output(output or STDOUT, text)
     if as_json:

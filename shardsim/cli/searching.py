@@ -278,7 +278,7 @@ def _show(
         told = ", as the TPU compiler schedules plans" if compiled else ""
         more = of_slices.training_columns(training) if training else []
         found = views.found(result.predictions, slices=len(best_of) > 1, more=more)
-        why = [f"\n1: {text}" for text in views.beyond(result.predictions[:1])]
+        why = [f"\n{text}" for text in views.beyond(result.predictions)]
         head = f"{model} on {names}, batch {batch:,}{told}; MFU as PaLM counts it"
         show(head, "", found, *why, err=err)
     if len(best_of) > 1:

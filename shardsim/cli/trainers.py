@@ -88,9 +88,10 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     "--from",
     "form",
     required=True,
-    type=click.Choice(["maxtext", "big_vision", "levanter", "hf"]),
+    type=click.Choice(["maxtext", "big_vision", "axlearn", "levanter", "hf"]),
     help="maxtext: YAML, or a script or command line with key=value; big_vision: a config, as "
-    "vit_i1k.py:variant=L/16; levanter: YAML; "
+    "vit_i1k.py:variant=L/16; axlearn: a run's trainer_config, or fuji-7B-v2-flash; "
+    "levanter: YAML; "
     "hf: a config.json, or a folder with one, as a model.",
 )
 @click.option("--on", "machine", help="The slice, where the config does not say: v5p:4x4x4.")

@@ -28,7 +28,7 @@ from shardsim.program.liveness import (
 )
 from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
-from shardsim.program.sized import stored
+from shardsim.program.sized import WIDE, stored
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure, Trace
 
@@ -332,7 +332,8 @@ class Account:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
             waits = gathered & ~(late & (passes.head_late == "synchronous"))
-            found["whole vocabulary tables"] = waits * passes.tables * self.table
+            wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
+            found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
         if passes.end_sums:
             sums = self.ends(Mode()).sums
             found["float32 sums of the ends"] = self._several * self.measure.total(sums)

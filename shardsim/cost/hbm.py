@@ -107,6 +107,8 @@ def hbm_use(
     if work.forward_only:  # the least: what else is held, is held for a backward pass
         passes = Passes()
     measures = tuple(measure_of(part, layout) for part in work.parts)
+    if not layout.partitioned:
+        passes = passes.explicit
     account = Account(machine, work, layout, passes, measures)
     at = least = account.at
     activations = account.activations_bytes

@@ -18,6 +18,7 @@ from shardsim.cost.real import RealTokens, real_tokens_of
 from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.cost.words import HBM, PARTS, figure_words
 from shardsim.machine import Machine
+from shardsim.plan.idle import idle_keys, shares_told
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
@@ -222,6 +223,8 @@ def predict(
             *_pricing(costs, implementation, machine),
             *_of_lengths(plan, real),
             *_of_precision(plan),
+            *idle_keys(plan, layout),
+            *shares_told(plan),
             *beyond(plan, step_time_s, flops_per_chip / step_time_s / peak),
         ),
         costs=costs,

@@ -28,6 +28,8 @@ _PATCH = 4
 _TOKENS = 32  # of a sequence without images
 _LATENT = Latent(queries=4 * _HEAD_DIM, keys=2 * _HEAD_DIM, rotary=4, values=_HEAD_DIM)
 _RANK = 4
+_CHANNELS, _LABELS = 4, 16
+_FRAMES = 2
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
@@ -137,7 +139,7 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
         mlp=mlp,
         shared_mlp=min(experts.shared_mlp, mlp),
         group=min(experts.group, _TOKENS // 2),
-        dense_layers=0,
+        dense_layers=_LAYERS if experts.dense_layers else 0,
     )
 
 
@@ -163,12 +165,19 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         latent = _LATENT if latent.queries else replace(_LATENT, queries=0)
         head_dim = _HEAD_DIM + _LATENT.rotary
     read = _read(model, layout)
+    experts = _experts(model.experts, layout, 2 * heads * _HEAD_DIM)
+    # Dense layers in front, and those after the last whole round, are stacks of their own.
+    front, place = (experts.dense_layers, 1) if experts and experts.dense_layers else (0, 0)
+    after = sum(rounds * many for rounds, many in model.stacks[place + 1 :])
     # In turns a compiler would find one layer's weights, gathered for the way forward, in its tick.
     staged = int(layout.pipeline.size) * (2 if layout.in_turns else chunks)
+    rounds = max(_LAYERS * len(layout.kept), staged)
+    layers = front + model.stacks[place][1] * rounds + after
     small = replace(
         model,
         **read,
-        layers=model.round_layers * max(_LAYERS * len(layout.kept), staged),
+        layers=layers,
+        windows=model.windows[:layers] if len(model.windows) == model.layers else model.windows,
         embed=heads * _HEAD_DIM,
         mlp=2 * heads * _HEAD_DIM,
         heads=heads,
@@ -179,18 +188,26 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
         features=min(model.features, heads * _HEAD_DIM),
+        predicts=min(model.predicts, _CHANNELS),
+        labels=min(model.labels, _LABELS),
+        prompt=min(model.prompt, _TOKENS),
+        prompt_embed=min(model.prompt_embed, 2 * heads * _HEAD_DIM),
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
-        experts=_experts(model.experts, layout, 2 * heads * _HEAD_DIM),
+        experts=experts,
     )
     if not model.patch:
         return small
     split = int(layout.context.size) * (2 if layout.striped else 1)
     if int(layout.residual) == SEQUENCE_SHARDED:
         split *= int(layout.tensor.size)
+    first, frames = model.pooling == "cls", min(model.frames, _FRAMES)
     for side in _SIDES:
-        tokens = side * side + (model.pooling == "cls")
-        if tokens % split == 0:
-            return replace(small, patch=_PATCH, image=side * _PATCH, sequence=tokens)
+        kept = frames * side * side
+        if model.kept:  # a quarter, or what divides
+            kept = (kept // 4 + first) // split * split - first
+        if kept > 0 and (kept + first) % split == 0:
+            sizes = {"image": side * _PATCH, "width": 0, "frames": frames, "sequence": kept + first}
+            return replace(small, patch=_PATCH, kept=kept if model.kept else 0, **sizes)
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
 
 

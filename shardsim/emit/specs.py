@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import shardsim
@@ -43,10 +44,11 @@ MODEL_OPTIONS = (
 ROWS = 64  # whose sequences the emitted program has; then they come again
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
+# The same where they are not the usual ones.
+MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prompt_embed")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
-    "qk_norm_over": "head",
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
@@ -173,6 +175,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"execution: export of a model of several stacks as {plan.execution} is not supported; "
             "use explicit"
         )
+    _refuse_conditions(plan, layout)
     if int(layout.pipeline.size) > 1 and not layout.lockstep:
         raise PlanError(
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
@@ -236,11 +239,6 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"
             raise PlanError(f"model: export of {key}{shown} is not supported; leave it out")
-    if len(model.stacks) > 1:
-        raise PlanError(
-            "model: export of dense layers in front of those with experts (experts.dense_layers), "
-            "or of layers after the last whole round (windows), is not supported"
-        )
     tensor, tensor2 = int(layout.tensor.size), int(layout.tensor2.size)
     local = model.kv_heads // min(model.kv_heads, tensor)
     if model.kv_heads % tensor and tensor % model.kv_heads:
@@ -253,6 +251,34 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"mesh: {local} key-value heads on a device and a second tensor axis of {tensor2}: "
             "export needs one to divide the other"
         )
+
+
+def _refuse_conditions(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code of conditions, predictions and norms over all
+    heads cannot do."""
+    model, tensor = plan.model, int(layout.tensor.size)
+    if model.qk_norm_over == "heads" and (model.kv_heads % tensor or model.latent):
+        raise PlanError(
+            f"mesh: export of norms over all of {model.kv_heads} key-value heads, which a tensor "
+            f"axis of {tensor} does not split, is not supported"
+        )
+    for what, has in (
+        ("modulation", model.modulation != "none"),
+        ("predicts", model.predicts > 0),
+        ("prompt", model.prompt > 0),
+        ("qk_norm_over: heads", model.qk_norm_over == "heads"),
+    ):
+        if has and plan.execution != "explicit":
+            raise PlanError(
+                f"execution: export of {what} as {plan.execution} is not supported; use explicit"
+            )
+        if has and int(layout.tensor2.size) > 1:
+            raise PlanError(
+                f"mesh: export of {what} over a second tensor axis is not supported; name one axis "
+                "for heads or embed in rules.activations"
+            )
+        if has and int(layout.pipeline.size) > 1:
+            raise PlanError(f"mesh: export of {what} over pipeline stages is not supported")
 
 
 def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
@@ -278,6 +304,11 @@ def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
 
 def _model_data(model: Model) -> dict[str, Any]:
     options = {name: getattr(model, name) for name in MODEL_OPTIONS}
+    usual = {field.name: field.default for field in fields(model)}
+    more = {name: getattr(model, name) for name in MORE_OPTIONS}
+    if model.patch and model.images:  # both see the same image
+        more["kept"] = model.images.kept
+    options |= {name: value for name, value in more.items() if value != usual[name]}
     # An encoder has one table: where it is not another's, there is no output head beside it.
     return options | ({"tied_embeddings": True} if model.family == "encoder" else {})
 
@@ -285,14 +316,13 @@ def _model_data(model: Model) -> dict[str, Any]:
 def calls_of(model: Model, attention: str) -> dict[str, Any]:
     """Return what the program calls before the layers, in each kind of them, and after.
 
-    Kinds of layers come with their weights; `round` lists them as they follow each other, and
-    `shared` the arrays that all of them read besides.
+    Kinds of layers come with their weights. Each of `stacks` lists in `round` how they follow each
+    other, and how many `rounds` there are; `shared` are arrays that all of them read besides.
     """
     graph = graph_of(model, attention)
-    (stack,) = graph.stacks
     shared = {
         array.name
-        for layer in stack.layers
+        for layer, _ in graph.layers
         for op in layer.part.ops
         for array in op.ins
         if array.handed
@@ -301,16 +331,21 @@ def calls_of(model: Model, attention: str) -> dict[str, Any]:
     def calls(part: Part) -> list[dict[str, Any]]:
         return [call.to_data() for call in together(part.calls)]
 
+    kinds: list[dict[str, Any]] = []
+    stacks = []
+    for stack in graph.stacks:
+        order: list[int] = []
+        for layer in stack.layers:
+            weights = [weight.name for weight in weights_of(layer.part.ops)]
+            kind = {"calls": calls(layer.part), "weights": weights}
+            if kind not in kinds:
+                kinds.append(kind)
+            order += [kinds.index(kind)] * layer.times
+        stacks.append({"round": order, "rounds": stack.rounds})
     return {
         "before": calls(graph.before),
-        "layers": [
-            {
-                "calls": calls(layer.part),
-                "weights": [weight.name for weight in weights_of(layer.part.ops)],
-            }
-            for layer in stack.layers
-        ],
-        "round": [number for number, layer in enumerate(stack.layers) for _ in range(layer.times)],
+        "layers": kinds,
+        "stacks": stacks,
         "after": calls(graph.after),
         **({"shared": sorted(shared)} if shared else {}),
     }

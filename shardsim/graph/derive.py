@@ -143,6 +143,8 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             lazy -= set(op.out.split) | set(place)
             if eager:
                 lazy &= frozenset.intersection(*(part.late for part in parts))
+            if eager and op.eager and op.relay:  # where it sums all of them, one by one none is
+                lazy |= _sliced(op, place) & frozenset().union(*(part.late for part in parts))
             if op.eager and eager:
                 step.gradient_settles = [replace(t, gradient=True) for t in step.settles]
             step.gradient_settles += _summed(op.out, parts, lazy)
@@ -155,7 +157,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
         for array in (*op.ins, *op.vectors):
             part = _gradient(op, array, place, lazy)
             if eager and (op.eager or array.weight):  # a gather's transpose is a scatter
-                moved = {axis for axis in array.split if axis not in place}
+                moved = frozenset(axis for axis in array.split if axis not in place)
                 part = replace(part, partial=part.partial | moved)
             if eager and op.call and not array.weight:
                 part = replace(part, call=op.call, purpose=array.purpose)
@@ -176,6 +178,11 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             rest = frozenset(array.owed)
         late = rest if array.weight else NONE
         result.leaves.append(Leaf(array, _summed(array, parts, rest), late))
+
+
+def _sliced(op: Op, place: Split) -> frozenset[str]:
+    """Return the axes over which an op gathers its operands."""
+    return frozenset(axis for array in op.ins for axis in array.split if axis not in place)
 
 
 def _gradient(op: Op, array: Array, place: Split, lazy: frozenset[str]) -> Summand:

@@ -276,6 +276,9 @@ _ALIKE = {
     "key_value_latent": "embed",
     "memory": "seq",
     "memory_embed": "embed",
+    "memory_hidden": "mlp",
+    "prompt_embed": "embed",
+    "condition": "mlp",
 }
 # Widths of a head's part of queries, keys and values.
 HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})

@@ -20,6 +20,7 @@ from shardsim.model.flops import (
     tokens_per_s_at_mfu,
 )
 from shardsim.model.latent import Latent
+from shardsim.model.published import Published, published_count
 from shardsim.model.spec import Biases, Model
 from shardsim.model.tensors import Tensor, parameters
 
@@ -30,6 +31,7 @@ __all__ = [
     "HfModel",
     "Latent",
     "Model",
+    "Published",
     "Tensor",
     "accounting_named",
     "attention_flops_per_token",
@@ -43,5 +45,6 @@ __all__ = [
     "model_names",
     "override_model",
     "parameters",
+    "published_count",
     "tokens_per_s_at_mfu",
 ]

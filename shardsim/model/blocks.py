@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from shardsim.graph.arrays import Array, Dims, Op, weights_of
 from shardsim.graph.build import Builder, Part, stream
+from shardsim.model.ends import head, start
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import HEADS, KV, Mask, attend
-from shardsim.ops.cross import cross_attend, cross_keys, hand_on, memory
-from shardsim.ops.embed import embed_patches, embed_shared, embed_tokens, put_in_front
+from shardsim.ops.cross import cross_attend, cross_keys, memory
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
 from shardsim.ops.latent import (
@@ -28,21 +28,23 @@ from shardsim.ops.latent import (
     latent_up,
     rotate_part,
 )
+from shardsim.ops.modulate import gated_add, modulated_norm, modulation
 from shardsim.ops.norm import head_norm, norm
-from shardsim.ops.pooling import image_loss
 from shardsim.ops.project import BACK, INTO, project_in, project_out
-from shardsim.ops.relative import attend_biased, position_bias, relative_bias
+from shardsim.ops.relative import attend_biased, position_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, token_gate
 from shardsim.ops.soft import soft_experts
-from shardsim.ops.towers import contrastive_loss, embedding
-from shardsim.ops.vocabulary import token_loss
 
 if TYPE_CHECKING:
     from shardsim.model.experts import Experts
     from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
+
+
+# Parts of a modulation: the first of each branch (its shift, scale, gate), and where its gate is.
+BRANCHES, GATE = {"attention": 0, "mlp": 3}, 2
 
 
 @dataclass(frozen=True)
@@ -94,43 +96,12 @@ class Graph:
 def graph_of(model: Model, attention: str = "flash") -> Graph:
     """Return the graph of a model, or of a part of one; `attention` is a fused kernel's name or
     "unfused"."""
-    start, end = Builder(), Builder()
-    if model.vocab:
-        if model.positions == "relative":
-            relative_bias(start, causal=model.causal, buckets=model.buckets)
-        x = embedded(start, model)
-    else:
-        class_token = model.pooling == "cls"
-        x = embed_patches(
-            start,
-            positions=model.positions,
-            class_token=class_token,
-            registers=model.registers > 0,
-            bias=model.patch_bias,
-            name="embedded" if model.input_norm else "x",
-        )
-        if model.input_norm:
-            kind, bias = model.norm, model.biases.norm
-            x = norm(start, "input_norm", x, stream("x"), kind=kind, bias=bias)
-    head(end, model, x)
-    graph = Graph(before=start.part, stacks=stacks_of(model, attention), after=end.part)
+    before, after = Builder(), Builder()
+    head(after, model, start(before, model))
+    graph = Graph(before=before.part, stacks=stacks_of(model, attention), after=after.part)
     if model.frozen:
         return still(graph, whole=True)
     return still(graph, whole=False) if model.lora else graph
-
-
-def embedded(build: Builder, model: Model) -> Array:
-    """Add what makes the residual stream out of tokens."""
-    if model.shared_embeddings:
-        x = embed_shared(build, positions=model.positions)
-    else:
-        shared = model.encoder is not None and model.encoder.shared_embeddings
-        x = embed_tokens(build, positions=model.positions, shared=shared)
-    if model.images is None:
-        return x
-    build.made[-1] = replace(build.made[-1], out=replace(x, name="words"))
-    build.calls[-1] = replace(build.calls[-1], outs=("words", *build.calls[-1].outs[1:]))
-    return put_in_front(build, replace(x, name="words"), trained=not model.images.frozen)
 
 
 def still(graph: Graph, *, whole: bool) -> Graph:
@@ -234,36 +205,6 @@ def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
     return ", ".join(words)
 
 
-def head(build: Builder, model: Model, x: Array) -> None:
-    """Add final norm, head and loss."""
-    if model.final_norm:
-        purpose = "vocabulary" if model.vocab and model.gives == "loss" else "pooling"
-        handed = model.gives in ("memory", "tokens")
-        out = stream("final", purpose="memory" if handed else purpose)
-        x = norm(build, "final_norm", x, out, kind=model.norm, bias=model.biases.norm)
-    if model.gives == "memory":
-        hand_on(build, x, "memory")
-    elif model.gives == "features" or model.text:
-        name = "image features" if model.text else "text features"
-        made = embedding(
-            build,
-            x,
-            name,
-            pooling=model.pooling,
-            projected=model.features > 0,
-            bias=model.features_bias,
-        )
-        if model.text:
-            contrastive_loss(build, made, kind=model.contrast, trained=not model.text.frozen)
-    elif model.gives == "tokens":
-        hand_on(build, x, "image tokens", whole=True)
-    elif model.vocab:
-        before = model.images.sequence if model.images else 0
-        token_loss(build, x, tied=model.tied_embeddings, bias=model.head_bias, images=before)
-    else:
-        image_loss(build, x, pooling=model.pooling, classes=bool(model.classes))
-
-
 class Block(Builder):
     """A block of a Transformer: attention and MLP, in turn or side by side on one norm."""
 
@@ -279,11 +220,20 @@ class Block(Builder):
             self.serial(stream("x"))
 
     def serial(self, x: Array) -> None:
-        """Add attention to x, then the MLP."""
-        for name in ("attention", "cross", "mlp") if self.model.encoder else ("attention", "mlp"):
+        """Add attention to x, then to other tokens that there are, then the MLP."""
+        model, made = self.model, None
+        if model.modulation != "none":
+            made = modulation(self, model.modulation)
+        for name in ("attention", "cross", "mlp") if model.memory_tokens else ("attention", "mlp"):
             out = stream(name, "mlp_output" if name == "mlp" else "attention_output")
-            normed = self.norm(f"{name}_norm", x) if self.model.pre_norms else x
-            outs = [out]
+            after, first = stream(f"x after {name}", keep=""), BRANCHES.get(name)
+            modulated = made is not None and first is not None
+            outs, normed = [out], x
+            if modulated:
+                normed = stream(f"{name} input")
+                modulated_norm(self, x, normed, made, kind=model.norm, first=first, stored=True)
+            elif model.pre_norms:
+                normed = self.norm(f"{name}_norm", x)
             if name == "attention":
                 self.attention(normed, out)
             elif name == "cross":
@@ -292,11 +242,14 @@ class Block(Builder):
                 outs = self.mixture(normed, out)
             else:
                 self.mlp(normed, out)
-            if self.model.post_norms or (self.model.mlp_post_norm and name == "mlp"):
+            if modulated:
+                x = gated_add(self, x, out, made, after, first + GATE)
+                continue
+            if model.post_norms or (model.mlp_post_norm and name == "mlp"):
                 outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]
-            if self.model.layer_scale:
+            if model.layer_scale:
                 outs = [layer_scale(self, one) for one in outs]
-            x = add(self, x, outs, stream(f"x after {name}", keep=""))
+            x = add(self, x, outs, after)
 
     def parallel(self, x: Array) -> None:
         """Add attention and MLP to x at once: as one sum, or each behind its own norm."""
@@ -338,9 +291,8 @@ class Block(Builder):
         parts = []
         for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
             part = self.into(name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
-            if model.qk_norm and name != "value":
-                normalise = head_norm if model.qk_norm_over == "head" else heads_norm
-                part = normalise(self, f"{name}_norm", part, kind=model.norm, bias=biases.norm)
+            if name != "value":
+                part = self.qk_norm(name, part)
             if model.positions == "rotary" and name != "value":
                 part = rotate(self, part)
             parts.append(part)
@@ -350,6 +302,16 @@ class Block(Builder):
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
         self.back("attention_output", context, out, HEADS, bias=bias)
+
+    def qk_norm(self, name: str, x: Array) -> Array:
+        """Add a norm of queries or keys, if the model has one."""
+        model = self.model
+        if not model.qk_norm:
+            return x
+        normalise = head_norm if model.qk_norm_over == "head" else heads_norm
+        kind = model.qk_norm_kind or model.norm
+        bias = model.biases.norm and kind == "layernorm"
+        return normalise(self, f"{name}_norm", x, kind=kind, bias=bias)
 
     def into(self, name: str, x: Array, out: str, dims: Dims, *, keep: str, bias: bool) -> Array:
         """Add a projection out of the residual stream."""
@@ -367,9 +329,10 @@ class Block(Builder):
     def cross_attention(self, normed: Array, out: Array) -> None:
         """Add attention to the tokens of the encoder."""
         model, biases = self.model, self.model.biases
-        assert model.encoder is not None
+        trained = model.encoder is None or not model.encoder.frozen
         q = self.into("cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
-        k, v = cross_keys(self, memory(trained=not model.encoder.frozen), bias=biases.qkv)
+        k, v = cross_keys(self, memory(trained=trained), bias=biases.qkv)
+        q, k = self.qk_norm("cross_query", q), self.qk_norm("cross_key", k)
         context = cross_attend(self, q, k, v, kernel=self.kernel)
         bias = biases.attention_output
         self.back("cross_attention_output", context, out, HEADS, bias=bias)

@@ -37,16 +37,16 @@ _KEYS = (
 )
 _YAML = (".yaml", ".yml")
 _Part = TypeVar("_Part", Experts, Latent, Lora)
+_OF_PRESET = ("aliases", "published")  # what a preset says besides the fields of `Model`
 # What a model that another reads does not have of its reader.
 _OF_READER = (
-    *("source", "aliases", "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
+    *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora"),
+    *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
 )
 _SIZES_AN_IMAGE = (
-    "image",
-    "patch",
-    "pooling",
-    "registers",
+    *("image", "width", "frames", "patch"),
+    *("pooling", "registers", "kept"),
 )  # what a vit's default `sequence` follows from
 
 
@@ -57,8 +57,13 @@ def model_names() -> tuple[str, ...]:
 
 def model_aliases(name: str) -> tuple[str, ...]:
     """Return the other names under which the preset `name` is known."""
+    return tuple(preset(name).get("aliases", ()))
+
+
+def preset(name: str) -> Mapping[str, Any]:
+    """Return what the file of a preset says of it, or nothing for a name that is no preset's."""
     found = _find(name)
-    return tuple(_read_family(found[0])[found[1]].get("aliases", ())) if found else ()
+    return _read_family(found[0])[found[1]] if found else {}
 
 
 def load_model(model: str | os.PathLike[str] | Mapping[str, Any]) -> Model:
@@ -93,7 +98,7 @@ def _named(model: str, files: bool = True) -> Model:
         near = nearest(model, model_names(), listed="shardsim models")
         raise ModelError(f"unknown model {shown(model)}{near}")
     path, name = found
-    entry = {k: v for k, v in _read_family(path)[name].items() if k != "aliases"}
+    entry = {k: v for k, v in _read_family(path)[name].items() if k not in _OF_PRESET}
     return _build({**entry, "name": name}, f"{path.name}: {name}")
 
 
@@ -324,8 +329,10 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given.setdefault("kv_heads", given["heads"])
     given.setdefault("mlp", experts.mlp if experts else 4 * embed)
     if "sequence" not in given and given.get("family") == "vit":
-        image, patch = _whole(given.get("image")), _whole(given.get("patch"))
-        tokens = (image // patch) ** 2 if patch else 0
+        sides = [_whole(given.get(key)) for key in ("image", "width")]
+        patch, frames = _whole(given.get("patch")), _whole(given.get("frames", 1))
+        tokens = frames * (sides[0] // patch) * ((sides[1] or sides[0]) // patch) if patch else 0
+        tokens = _whole(given.get("kept")) or tokens
         more = (given.get("pooling") == "cls") + _whole(given.get("registers", 0))
         given["sequence"] = max(1, tokens + more)
     if "sequence" not in given:
@@ -396,6 +403,6 @@ def _read_family(path: Path) -> Mapping[str, Mapping[str, Any]]:
     defaults = check_keys(data.get("defaults", {}), where=f"{where}: defaults", allowed=_KEYS)
     models = {}
     for name, entry in data["models"].items():
-        check_keys(entry, where=f"{where}: {name}", allowed=("aliases", *_KEYS), error=ModelError)
+        check_keys(entry, where=f"{where}: {name}", allowed=(*_OF_PRESET, *_KEYS), error=ModelError)
         models[name] = MappingProxyType({**defaults, **entry})
     return MappingProxyType(models)

@@ -125,16 +125,19 @@ def _weight_flops(part: Model, tokens: int) -> int:
     still = sum(tensor.size for tensor in part.own_tensors if not tensor.trained)
     backward = 0 if part.frozen else 2 * part.own_active_parameters - still
     total = (part.own_active_parameters + backward) * tokens
-    if part.encoder is not None:
-        sizes = lengths(part)
+    if part.memory_tokens:
+        sizes, graph = lengths(part), graph_of(part)
         read = sum(
             many * math.prod(sizes[d] for d in weight.dims)
-            for layer, many in graph_of(part).layers
-            for weight in weights_of(layer.part.ops)
-            if "memory_embed" in weight.dims
+            for ops, many in (
+                (graph.before.ops, 1),
+                *((layer.part.ops, many) for layer, many in graph.layers),
+            )
+            for weight in weights_of(ops)
+            if {"memory_embed", "prompt_embed"} & {*weight.dims}
         )
         passes = TRAINING - (part.lora is not None)
-        total += passes * read * (part.encoder.sequence - tokens)
+        total += passes * read * (part.memory_tokens - tokens)
     return 2 * total
 
 
@@ -193,7 +196,7 @@ def model_flops_per_token(
 
     PaLM 540B: 6 * 540.36e9 + 12 * 118 * 48 * 256 * 2048 = 3.278e12.
     """
-    if len(model.parts) > 1 or model.lora:
+    if len(model.parts) > 1 or model.lora or model.memory_tokens:
         return _flops_of_parts(model, _sequence(model, sequence), accounting)
     if accounting is Accounting.SIX_N:
         return 6.0 * model.active_parameters

@@ -1,7 +1,8 @@
 """Models of several stacks: which models a model reads, and what they must have for it.
 
 A stack with its ends is a `Model`. One that reads others names them: the `encoder` that all of its
-layers attend to, the `images` whose tokens stand in front of its own, the tower of `text` whose
+layers attend to, the `images` whose tokens stand in front of its own, or, of a decoder of masked
+images, where their patches do, the tower of `text` whose
 embeddings its own are compared with. They run before it, and each has widths, heads, layers and a
 sequence of its own.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # What a model may read: its key, the families of who reads and of what is read, what that gives.
 READS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
-    ("images", ("encoder", "decoder"), ("vit",), "tokens"),
+    ("images", ("encoder", "decoder", "vit"), ("vit",), "tokens"),
     ("encoder", ("decoder",), ("encoder", "vit"), "memory"),
     ("text", ("vit",), ("encoder",), "features"),
 )
@@ -65,8 +66,8 @@ def check_parts(model: Model, where: str) -> None:
             raise ModelError(
                 f"{where}: {key}: must be of family {' or '.join(families)}, not {read.family}"
             )
-        if read.classes:
-            raise ModelError(f"{where}: {key}: has no loss of its own; use classes: 0")
+        if read.classes or read.predicts:
+            raise ModelError(f"{where}: {key}: has no loss of its own; use classes: 0, predicts: 0")
         if model.frozen and not read.frozen:
             raise ModelError(
                 f"{where}: {key}: what a frozen model reads is frozen too; use frozen: true"

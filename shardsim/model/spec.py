@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -10,11 +9,20 @@ from typing import Any
 
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
+from shardsim.model.checks import (
+    check_block,
+    check_experts,
+    check_latent,
+    check_lora,
+    check_modulation,
+    check_tokens,
+    check_vit,
+)
 from shardsim.model.experts import Experts
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 from shardsim.model.parts import Part, check_parts, parts_of
-from shardsim.model.tensors import Tensor
+from shardsim.model.tensors import Tensor, of_examples
 from shardsim.model.tensors import parameters as _parameters
 from shardsim.units import show_count
 
@@ -26,6 +34,7 @@ QK_NORMS = ("head", "heads")
 POOLINGS = ("none", "mean", "map", "cls", "last")
 CONTRASTS = ("softmax", "sigmoid")
 CONVENTIONS = ("all", "block-matrices")
+MODULATIONS = ("none", "layer", "model")
 GIVES = ("loss", "memory", "tokens", "features")
 
 MOST_LAYERS = 10**5  # each is looked at on its own; far above any model's
@@ -38,17 +47,21 @@ _CHOICES = {
     "norm": NORMS,
     "positions": POSITIONS,
     "qk_norm_over": QK_NORMS,
+    "qk_norm_kind": ("", *NORMS),
     "pooling": POOLINGS,
     "parameter_convention": CONVENTIONS,
     "gives": GIVES,
     "contrast": CONTRASTS,
+    "modulation": MODULATIONS,
 }
 _POSITIVE = (
     *("layers", "embed", "mlp", "heads", "head_dim", "kv_heads", "sequence", "channels"),
-    "buckets",
+    *("buckets", "frames"),
 )
-_A = {"decoder": "a decoder", "encoder": "an encoder"}
-_NOT_NEGATIVE = ("vocab", "patch", "image", "classes", "registers", "features")
+_NOT_NEGATIVE = (
+    *("vocab", "patch", "image", "classes", "registers", "features"),
+    *("width", "predicts", "labels", "prompt", "prompt_embed", "kept"),
+)
 _FLAGS = (
     "parallel_block",
     "gated_mlp",
@@ -82,12 +95,6 @@ def _check_count(where: str, key: str, value: Any, *, least: int) -> None:
 def _check_flag(where: str, key: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ModelError(f"{where}: {key}: expected true or false, found {value!r}")
-
-
-def nearest_divisor(number: int, wanted: int) -> int:
-    """Return the divisor of `number` closest to `wanted` (the smaller one of two equally close)."""
-    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
-    return min([*small, *(number // i for i in small)], key=lambda i: (abs(i - wanted), i))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,7 @@ class Model:
     head_bias: bool = False  # of each word, in the output head (Phi 2)
     qk_norm: bool = False
     qk_norm_over: str = "head"  # each head, or all "heads" of a token at once (OLMo 2)
+    qk_norm_kind: str = ""  # its kind, where it is not `norm` (Wan)
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
     pre_norms: bool = True  # a norm in front of attention and of the MLP
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
@@ -147,13 +155,23 @@ class Model:
     experts: Experts | None = None  # in place of the MLP
     lora: Lora | None = None  # adapters, which alone are trained
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
-    image: int = 0  # side of a square image in pixels
+    image: int = 0  # side of a square image in pixels, or height of another
+    width: int = 0  # of an image in pixels; 0: as its height
+    frames: int = 1  # of a video, each in patches
     channels: int = 3
     patch_bias: bool = True  # of the patch embedding
     input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
     registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last
     classes: int = 0  # outputs of the classification head; 0: none
+    kept: int = 0  # patches that it reads, where it masks the others (an encoder of MAE); 0: all
+    predicts: int = 0  # channels of each pixel, which are its loss (DiT, MAE); 0: none
+    modulation: str = (
+        "none"  # of norms and branches by a time: each "layer"'s own, or the "model"'s
+    )
+    labels: int = 0  # classes that a time goes with, one of which may be none (DiT)
+    prompt: int = 0  # tokens of a text, given as features, that every layer attends to (Wan)
+    prompt_embed: int = 0  # width of those features
     encoder: Model | None = None  # whose tokens every layer attends to, besides its own
     images: Model | None = None  # whose tokens stand in front of its own
     text: Model | None = None  # a tower of texts, whose embeddings images' are compared with
@@ -181,14 +199,15 @@ class Model:
         object.__setattr__(self, "windows", _checked_windows(self, where))
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
-        _check_block(self, where)
-        _check_latent(self, where)
-        _check_experts(self, where)
-        _check_lora(self, where)
+        check_block(self, where)
+        check_latent(self, where)
+        check_experts(self, where)
+        check_lora(self, where)
+        check_modulation(self, where)
         if self.family == "vit":
-            _check_vit(self, where)
+            check_vit(self, where)
         else:
-            _check_tokens(self, where)
+            check_tokens(self, where)
         check_parts(self, where)
 
     def __repr__(self) -> str:
@@ -212,13 +231,22 @@ class Model:
 
     @property
     def patches(self) -> int:
-        """Patches per image, (image / patch)^2; 0 for a model without images."""
-        return (self.image // self.patch) ** 2 if self.patch else 0
+        """Patches per image or video, (image / patch)^2 if it is square; 0 without images."""
+        if not self.patch:
+            return 0
+        return self.frames * (self.image // self.patch) * ((self.width or self.image) // self.patch)
 
     @property
     def image_tokens(self) -> int:
-        """Tokens per image: the patches, the class token if there is one, and registers."""
-        return self.image_positions + self.registers
+        """Tokens per image: the patches that are kept, the class token if there is one, and
+        registers."""
+        masked = self.patches - self.kept if self.kept else 0
+        return self.image_positions - masked + self.registers
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens, besides its own, that every layer attends to."""
+        return self.encoder.sequence if self.encoder else self.prompt
 
     @property
     def image_positions(self) -> int:
@@ -278,7 +306,8 @@ class Model:
     @cached_property
     def active_parameters(self) -> int:
         """Number of weights that work on one token, counted as `parameters`: of all experts only
-        those that it goes to. Of several stacks each works on its own tokens."""
+        those that it goes to, and none that work on an example's condition. Of several stacks each
+        works on its own tokens."""
         return sum(part.model.own_active_parameters for part in self.parts)
 
     @cached_property
@@ -290,7 +319,8 @@ class Model:
             for tensor in self.own_tensors
             if whole or (tensor.part == "block" and tensor.kind == "matrix")
         ]
-        total = sum(tensor.size for tensor in counted)
+        once = of_examples(self)
+        total = sum(tensor.size for tensor in counted if tensor.name not in once)
         if self.experts is None:
             return total
         of_experts = sum(tensor.size for tensor in counted if "expert" in tensor.axes)
@@ -362,122 +392,3 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
             f" the nearest number of layers is {close}"
         )
     return tuple(windows)
-
-
-def _check_latent(model: Model, where: str) -> None:
-    latent = model.latent
-    if latent is None:
-        return
-    if not isinstance(latent, Latent):
-        raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
-    if model.kv_heads != model.heads or model.qk_norm or model.positions != "rotary":
-        raise ModelError(
-            f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
-            "qk_norm"
-        )
-    if latent.rotary >= model.head_dim:
-        raise ModelError(
-            f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
-        )
-    if model.norm != "rmsnorm" or model.biases.qkv:
-        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
-    if latent.values > model.head_dim:
-        raise ModelError(
-            f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
-            f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
-        )
-
-
-def _check_experts(model: Model, where: str) -> None:
-    experts = model.experts
-    if experts is None:
-        return
-    if not isinstance(experts, Experts):
-        raise ModelError(f"{where}: experts: expected Experts, found {experts!r:.40}")
-    if model.parallel_block:
-        raise ModelError(f"{where}: experts: a parallel block has none; use parallel_block: false")
-    if not any(map(experts.has, range(model.layers))):
-        raise ModelError(
-            f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
-            f" {model.layers}, and every of at most {model.layers}"
-        )
-
-
-def _check_lora(model: Model, where: str) -> None:
-    if model.lora is None:
-        return
-    if not isinstance(model.lora, Lora):
-        raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
-    if model.experts or model.latent or model.patch:
-        raise ModelError(f"{where}: lora: of experts, latents and images is not modelled")
-    if model.frozen:
-        raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")
-
-
-def _check_block(model: Model, where: str) -> None:
-    if model.kv_heads > model.heads or model.heads % model.kv_heads:
-        close = nearest_divisor(model.heads, model.kv_heads)
-        raise ModelError(
-            f"{where}: kv_heads: {model.heads} heads cannot share {model.kv_heads} key-value heads"
-            f" evenly; the nearest valid number is {close}"
-        )
-    if model.norm == "rmsnorm" and model.biases.norm:
-        raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
-    if not model.pre_norms and (model.parallel_block or not model.post_norms):
-        raise ModelError(
-            f"{where}: pre_norms: serial layers may leave them out, for post_norms: true; use true"
-        )
-    if model.parallel_norms and not model.parallel_block:
-        raise ModelError(
-            f"{where}: parallel_norms: serial layers have two norms anyway; leave it out"
-        )
-    if model.mlp_post_norm and (model.parallel_block or model.post_norms):
-        raise ModelError(
-            f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
-        )
-    if model.layer_scale and model.parallel_block:
-        raise ModelError(f"{where}: layer_scale: a parallel block has none; use false")
-    if model.qk_norm_over != "head" and not model.qk_norm:
-        raise ModelError(f"{where}: qk_norm_over: needs qk_norm: true")
-    if model.positions == "rotary" and model.head_dim % 2:
-        raise ModelError(
-            f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
-            f" the nearest is {model.head_dim + 1}"
-        )
-
-
-def _check_vit(model: Model, where: str) -> None:
-    for key in ("patch", "image"):
-        if not getattr(model, key):
-            raise ModelError(f"{where}: {key}: a vit needs it, in pixels (patch: 14, image: 224)")
-    if model.image % model.patch:
-        close = max(1, round(model.image / model.patch)) * model.patch
-        raise ModelError(
-            f"{where}: image: {model.image} pixels do not divide into patches of {model.patch};"
-            f" the nearest valid image is {close}"
-        )
-    if model.vocab:
-        raise ModelError(f"{where}: vocab: a vit has none; use classes for its head, or 0")
-    if model.head_bias:
-        raise ModelError(f"{where}: head_bias: a vit has no vocabulary; use false")
-    if model.tied_embeddings:
-        raise ModelError(
-            f"{where}: tied_embeddings: a vit has no token embedding to tie; use false"
-        )
-    if model.classes and model.pooling == "none":
-        raise ModelError(
-            f"{where}: pooling: a head of {model.classes} classes needs one vector per image;"
-            " choose from: cls, map, mean"
-        )
-
-
-def _check_tokens(model: Model, where: str) -> None:
-    if not model.vocab:
-        raise ModelError(f"{where}: vocab: {_A[model.family]} needs a vocabulary (vocab: 32000)")
-    absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
-    absences |= {"patch_bias": True, "input_norm": False}
-    if model.family == "decoder":
-        absences |= {"pooling": "none", "features": 0}
-    for key, absent in absences.items():
-        if getattr(model, key) != absent:
-            raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from shardsim.graph.arrays import Array, Dims, weights_of
 from shardsim.graph.place import logical_axis
 from shardsim.model.blocks import graph_of
+from shardsim.ops.conditions import CONDITIONS, FREQUENCIES
+from shardsim.ops.conditions import PARTS as PARTS_OF_CONDITION
 
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
@@ -34,6 +36,11 @@ AXES = (
     "register",
     "bucket",  # of relative positions
     "classes",
+    "label",  # classes that an example is conditioned on
+    "frequency",  # waves of its time
+    "modulation",  # shift, scale and gate of two branches; "two": shift and scale of one norm
+    "two",
+    "pixels",  # of a patch, as they are predicted
     "rank",  # of an adapter
     "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
@@ -96,9 +103,10 @@ def lengths(model: Model) -> Mapping[str, int]:
             "expert_mlp": experts.mlp,
             "shared_mlp": experts.shared_width,
         }
-    if model.encoder is not None:
-        chosen |= dict.fromkeys(("memory", "memory_keys"), model.encoder.sequence)
-        chosen["memory_embed"] = model.encoder.embed
+    if model.memory_tokens:
+        chosen |= dict.fromkeys(("memory", "memory_keys"), model.memory_tokens)
+        chosen["memory_embed"] = model.encoder.embed if model.encoder else model.embed
+        chosen |= {"prompt_embed": model.prompt_embed, "memory_hidden": model.embed}
     if model.images is not None:
         chosen |= {"image_seq": model.images.sequence, "image_embed": model.images.embed}
     return {
@@ -118,6 +126,11 @@ def lengths(model: Model) -> Mapping[str, int]:
         "classes": model.classes,
         "moments": 2,
         "two": 2,
+        "modulation": PARTS_OF_CONDITION,
+        "frequency": FREQUENCIES,
+        "condition": model.embed,
+        "label": model.labels,
+        "pixels": model.patch**2 * model.predicts,
         "bucket": model.buckets,
         "feature": model.feature_width,
         "rank": model.lora.rank if model.lora else 0,
@@ -156,6 +169,18 @@ def _tensors(model: Model, weights: Iterable[Array], part: str, stack: int) -> l
         kind, trained = weight.weight, weight.trained
         made.append(Tensor(weight.name, axes, shape, stack, kind, part, trained))
     return made
+
+
+@lru_cache(maxsize=256)
+def of_examples(model: Model) -> frozenset[str]:
+    """Return the names of weights that work on the condition of an example, not on tokens."""
+    if model.modulation == "none":
+        return frozenset()
+    graph = graph_of(model)
+    ops = (*graph.ends, *(op for layer, _ in graph.layers for op in layer.part.ops))
+    return frozenset(
+        weight.name for weight in weights_of([op for op in ops if op.out.purpose == CONDITIONS])
+    )
 
 
 def axes_of(dims: Dims) -> tuple[str, ...]:

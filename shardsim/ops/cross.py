@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Dims, einsum, linear, weight
+from shardsim.graph.arrays import Array, Dims, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.graph.place import CONTEXT, TENSOR
+from shardsim.ops.activate import ACTIVATE
 from shardsim.ops.attend import HEADS, KERNELS, KV, Mask, attention_ops, softmax_attention
 from shardsim.ops.lazy import checkpoint_name, jax, lax
 from shardsim.ops.registry import runs
@@ -53,6 +54,20 @@ def memory(trained: bool) -> Array:
     return replace(found, trained=trained)
 
 
+def project_prompt(build: Builder) -> None:
+    """Add the memory of a text whose features are given: two projections, the first activated
+    (Wan, arXiv 2503.20314, section 4.2)."""
+    prompt = Array("prompt", (*MEMORY, "prompt_embed"), trained=False)
+    into = weight("prompt_in", "prompt_embed", "memory_hidden", purpose="ends")
+    back = weight("prompt_out", "memory_hidden", "memory_embed", purpose="ends")
+    hidden = Array("prompt hidden", (*MEMORY, "memory_hidden"), purpose="memory")
+    build.add(einsum(prompt, into, hidden, vector("prompt_in_bias", "memory_hidden")))
+    active = build.add(pointwise([hidden], replace(hidden, name="prompt active"), stream=ACTIVATE))
+    made = memory(trained=True)
+    build.add(einsum(active, back, made, vector("prompt_out_bias", "memory_embed")))
+    build.call("project_prompt", [prompt], made)
+
+
 def cross_keys(build: Builder, read: Array, *, bias: bool) -> tuple[Array, Array]:
     """Add the keys and values of a layer's cross-attention."""
     made, weights, biases = [], [], []
@@ -83,6 +98,18 @@ def run_hand_on(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Return tokens [batch, tokens, embed] gathered over a tensor axis, or `whole`."""
     with jax.named_scope("memory"):
         return way.handed(x, call["whole"])
+
+
+@runs("project_prompt")
+def run_project_prompt(way: Whole, params: Params, call: Any, prompt: Any) -> Any:
+    """Return memory [batch, memory, embed] of features [batch, memory, width] of a text."""
+    with jax.named_scope("memory"):
+        flat = way.flat()
+        own = way.query_tokens(prompt, 1).astype(way.compute)
+        (hidden,) = flat.project_in(own, params, ["prompt_in"])
+        hidden = jax.nn.gelu(flat.with_bias(hidden, params, "prompt_in_bias"))
+        made = flat.project_out([hidden], params, ["prompt_out"])
+        return flat.add_vectors(params, made, ["prompt_out_bias"])
 
 
 @runs("project_memory")

@@ -28,7 +28,7 @@ def embed_tokens(build: Builder, *, positions: str, shared: bool = False) -> Arr
     out = stream("x", purpose="vocabulary")
     ins = [ids, table]
     if positions == "learned":
-        ins.append(_positions())
+        ins.append(position_table())
     build.add(linear(ins, out, stream=LOOK_UP))
     head = Array("head", ("embed", "vocab"), keep="")
     if shared:
@@ -42,7 +42,7 @@ def embed_shared(build: Builder, *, positions: str) -> Array:
     """Add the look-up of tokens in the whole table of another stack."""
     ids = Array("tokens", (*TOKENS, "vocab"), trained=False)
     out = stream("x", purpose="vocabulary")
-    learned = [_positions()] if positions == "learned" else []
+    learned = [position_table()] if positions == "learned" else []
     build.add(linear([ids, _shared(), *learned], out, stream=LOOK_UP))
     build.call("embed_shared", [ids, _shared()], out, positions=positions)
     return out
@@ -52,15 +52,20 @@ def _shared() -> Array:
     return Array("table", ("vocab", "embed"), keep="", handed=True, owed=EVERY)
 
 
-def put_in_front(build: Builder, x: Array, *, trained: bool) -> Array:
-    """Add the tokens of images, projected, in front of those of words, which leave room."""
+def project_images(build: Builder, *, trained: bool) -> tuple[Array, Array]:
+    """Add the tokens of images, projected; return them as they were handed and as they are."""
     read = Array("image tokens", ("batch", "image_seq", "image_embed"), keep="", lies="handed")
     owed = (*TENSOR, *CONTEXT)
     read = replace(read, handed=True, owed=owed, trained=trained, purpose="memory")
     table = weight("image_projection", "image_embed", "embed", purpose="ends")
     bias = vector("image_projection_bias", "embed")
     seen = read.view(image_seq="seq")
-    projected = build.add(einsum(seen, table, stream("projected images"), bias))
+    return read, build.add(einsum(seen, table, stream("projected images"), bias))
+
+
+def put_in_front(build: Builder, x: Array, *, trained: bool) -> Array:
+    """Add the tokens of images, projected, in front of those of words, which leave room."""
+    read, projected = project_images(build, trained=trained)
     out = build.add(linear([x, projected], stream("x", purpose="vocabulary")))
     build.call("put_in_front", [x, read], out)
     return out
@@ -73,25 +78,27 @@ def embed_patches(
     class_token: bool,
     registers: bool = False,
     bias: bool = True,
+    kept: bool = False,
     name: str = "x",
 ) -> Array:
-    """Add the patch embedding, the positions, and tokens that are learned as they are; the result
-    is called `name`."""
+    """Add the patch embedding, of all patches or of those `kept`, the positions, and tokens that
+    are learned as they are; the result is called `name`."""
     pixels = Array("pixels", (*TOKENS, "patch"), trained=False)
     table = weight("patch_embedding", "patch", "embed", purpose="ends")
     biases = [vector("patch_embedding_bias", "embed")] if bias else []
     x = build.add(einsum(pixels, table, stream("patches"), *biases))
     vectors = [vector("cls_token", "embed")] if class_token else []
     vectors += [vector("register_tokens", "register", "embed")] if registers else []
-    learned = [_positions()] if positions == "learned" else []
+    learned = [position_table()] if positions == "learned" else []
     out = build.add(linear([x, *learned], stream(name), *vectors))
-    images = Array("images", ("batch",))
+    given = [Array(name, ("batch",)) for name in ("images", "kept")[: 1 + kept]]
     more: dict[str, Any] = {} if bias else {"bias": False}
-    build.call("embed_patches", [images], out, positions=positions, class_token=class_token, **more)
+    build.call("embed_patches", given, out, positions=positions, class_token=class_token, **more)
     return out
 
 
-def _positions() -> Array:
+def position_table() -> Array:
+    """Return the table of learned positions."""
     return weight("position_embedding", "position", "embed", kind="table", purpose="ends")
 
 
@@ -126,9 +133,12 @@ def run_put_in_front(way: Whole, params: Params, call: Any, x: Any, images: Any)
 
 
 @runs("embed_patches")
-def run_embed_patches(way: Whole, params: Params, call: Any, images: Any) -> Any:
+def run_embed_patches(way: Whole, params: Params, call: Any, images: Any, kept: Any = None) -> Any:
     """Return the residual stream before the first layer: patches, projected."""
     pixels = patchify(images, way.model["patch"])
+    patches = pixels.shape[1]
+    if kept is not None:
+        pixels = jnp.take_along_axis(pixels, kept[:, :, None], 1)
     if call["class_token"]:
         pixels = jnp.pad(pixels, ((0, 0), (1, 0), (0, 0)))
     pixels = way.own_tokens(pixels, 1).astype(way.compute)
@@ -138,7 +148,15 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any) -> Any
     if call["class_token"]:
         first = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) == 0
         x = jnp.where(first[:, None], way.vector(params, "cls_token").astype(x.dtype), x)
-    return way.residual(add_positions(way, params, call, x))
+    if kept is None:
+        return way.residual(add_positions(way, params, call, x))
+    if call["class_token"]:
+        kept = jnp.pad(kept + 1, ((0, 0), (1, 0)))
+    if call["positions"] == "learned":
+        table = way.end_matrix(params, "position_embedding")
+    else:
+        table = way.own_embed(sinusoids(patches + call["class_token"], way.model["embed"]))
+    return way.residual(x + way.own_tokens(table[kept], 1).astype(x.dtype))
 
 
 def add_positions(way: Whole, params: Params, call: Any, x: Any) -> Any:
@@ -160,7 +178,11 @@ def sinusoids(tokens: int, width: int) -> Any:
 
 
 def patchify(images: Any, patch: int) -> Any:
-    """Return images [batch, height, width, channels] as [batch, patches, pixels of a patch]."""
+    """Return images [batch, height, width, channels] as [batch, patches, pixels of a patch]; those
+    of a video [batch, frames, height, width, channels] one after another."""
+    if images.ndim > 4:
+        frames = patchify(images.reshape(-1, *images.shape[2:]), patch)
+        return frames.reshape(len(images), -1, frames.shape[-1])
     b, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     cut = images.reshape(b, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)

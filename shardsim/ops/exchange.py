@@ -164,7 +164,7 @@ def delivered(tokens: Any, top: int, place: Any, many: int) -> Any:
     return jnp.zeros((many, tokens.shape[1]), tokens.dtype).at[place].set(copies, mode="drop")
 
 
-def in_order(rows: Any, order: Any, many: int) -> Any:
+def put_back(rows: Any, order: Any, many: int) -> Any:
     """Return rows that were taken in an order out of `many`, where they were; others are 0."""
     return jnp.zeros((many, rows.shape[1]), rows.dtype).at[order].set(rows)
 

@@ -13,8 +13,8 @@ from shardsim.ops.exchange import (
     ROUTED,
     copies_of,
     delivered,
-    in_order,
     masks,
+    put_back,
     rooms,
     weighted,
 )
@@ -109,7 +109,7 @@ def sorted_by_expert(
         order = jnp.argsort(which)[: rooms(mine.size, way.expert_members, way.plan["padding"])]
         rows = checkpoint_name(flat[order // top], "rest")
         made = mlps(way, params, call, rows, which[order])
-        back = checkpoint_name(in_order(made, order, mine.size), "rest")
+        back = checkpoint_name(put_back(made, order, mine.size), "rest")
         there = which < many
     else:
         many = number // members
@@ -121,7 +121,7 @@ def sorted_by_expert(
         names = way.exchange(names.reshape(members, room, 1)).reshape(-1)
         order = jnp.argsort(names)
         made = mlps(way, params, call, checkpoint_name(rows[order], "rest"), names[order])
-        back = in_order(made, order, len(order)).reshape(1, members * room, -1)
+        back = put_back(made, order, len(order)).reshape(1, members * room, -1)
         back = checkpoint_name(way.exchange_back(back), "rest").reshape(members * room, -1)
         back = back[jnp.where(there, place, 0)]
     return weighted(back, there, chances).reshape(batch, tokens, -1)

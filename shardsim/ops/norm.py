@@ -29,13 +29,7 @@ def norm(
     `stored`: matmuls read the result, so it is written once. Fused into their operand, the TPU
     compiler would compute it again for every tile of each of them.
     """
-    dims = tuple(d for d in x.dims if d != "embed")
-    count = ("moments",) if kind == "layernorm" else ()
-    purpose = "norm statistics" if x.stream else x.purpose
-    sums = replace(
-        x, name=f"{out.name} sums", dims=(*dims, *count), keep="rest", wide=True, purpose=purpose
-    )
-    build.add(pointwise([x], sums))
+    sums = statistics(build, x, out, kind=kind)
     vectors = [weight(f"{name}_scale", "norm", kind="vector")]
     stream = replace(NORM, apart=_apart(NORM, kind))
     if bias:
@@ -45,6 +39,17 @@ def norm(
     build.add(pointwise([x, sums], out, *vectors, stream=stream))
     build.call("norm", [x], out, weights=vectors, kind=kind, stored=stored)
     return out
+
+
+def statistics(build: Builder, x: Array, out: Array, *, kind: str) -> Array:
+    """Add the sums over embed, in float32, of a norm that makes `out`."""
+    dims = tuple(d for d in x.dims if d != "embed")
+    count = ("moments",) if kind == "layernorm" else ()
+    purpose = "norm statistics" if x.stream else x.purpose
+    sums = replace(
+        x, name=f"{out.name} sums", dims=(*dims, *count), keep="rest", wide=True, purpose=purpose
+    )
+    return build.add(pointwise([x], sums))
 
 
 def head_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> Array:
@@ -68,11 +73,13 @@ def _apart(stream: Stream, kind: str) -> Apart:
 EPSILON = 1e-6
 
 
-@runs("norm")
-def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
-    """Normalise over embed in float32; its two sums may have to cross devices."""
+def normalised(way: Whole, kind: str, x: Any) -> Any:
+    """Return x, less its mean, and what makes it a norm over embed of one, both in float32.
+
+    Its two sums may have to cross devices.
+    """
     wide = x.astype(jnp.float32)
-    layer = call["kind"] == "layernorm"
+    layer = kind == "layernorm"
     sums = [jnp.sum(wide * wide, -1)] + ([jnp.sum(wide, -1)] if layer else [])
     with jax.named_scope("norm_statistics"):
         moments = way.embed_sum(jnp.stack(sums, -1)) / way.model["embed"]
@@ -81,8 +88,15 @@ def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     if layer:
         mean = moments[..., 1:]
         wide, square = wide - mean, square - mean * mean
+    return wide, lax.rsqrt(square + EPSILON)
+
+
+@runs("norm")
+def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Normalise over embed, with a learned scale and bias."""
+    wide, share = normalised(way, call["kind"], x)
     scale, *bias = (way.vector(params, name) for name in call["weights"])
-    y = wide * lax.rsqrt(square + EPSILON) * scale
+    y = wide * share * scale
     y = sum(bias, y).astype(x.dtype)
     return lax.optimization_barrier(y) if call["stored"] else y
 

@@ -1,15 +1,22 @@
 """Learned scales: of all heads of a token at once, of a branch's channels, of a token's branch.
 
-Only their place in a graph: the emitted program has none of them, and says so.
+The latter two only have a place in a graph: the emitted program has none of them, and says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, stream, vector
-from shardsim.ops.norm import NORM
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.norm import EPSILON, NORM
+from shardsim.ops.registry import runs
+from shardsim.ops.whole import stored_gradient
+
+if TYPE_CHECKING:
+    from shardsim.ops.whole import Params, Whole
 
 # In the addition that reads a branch; the scale's own gradient reads the branch again.
 SCALE = Stream(ops=1.0, gradient_passes=2.0, gradient_ops=3.0)
@@ -19,12 +26,15 @@ def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) ->
     """Add one norm over all heads of a token (OLMo 2, arXiv 2501.00656, section 2.1.3): where
     devices have some of the heads, its sums cross them."""
     count = ("moments",) if kind == "layernorm" else ()
-    sums = Array(f"{x.name} sums", (*TOKENS, *count), wide=True, purpose="norm statistics")
+    tokens, dims = x.dims[: len(TOKENS)], x.dims[len(TOKENS) :]
+    sums = Array(f"{x.name} sums", (*tokens, *count), wide=True, purpose="norm statistics")
     build.add(pointwise([x], sums))
-    dims = tuple(d for d in x.dims if d not in TOKENS)
     vectors = [vector(f"{name}_{part}", *dims) for part in ("scale", "bias")[: 1 + bias]]
     out = replace(x, name=f"{x.name} normed", keep="rest")
-    return build.add(pointwise([x, sums], out, *vectors, stream=NORM))
+    build.add(pointwise([x, sums], out, *vectors, stream=NORM))
+    heads = "heads" if "group" in dims else "kv_heads"
+    build.call("heads_norm", [x], out, weights=vectors, kind=kind, heads=heads)
+    return out
 
 
 def layer_scale(build: Builder, branch: Array) -> Array:
@@ -40,3 +50,22 @@ def token_gate(build: Builder, x: Array, branch: Array) -> Array:
     gate = Array(f"{branch.name} gate", TOKENS, wide=True, purpose=branch.purpose)
     build.add(einsum(x, weight(f"{branch.name}_token_gate", "embed"), gate))
     return build.add(pointwise([branch, gate], stream(f"{branch.name} gated"), stream=SCALE))
+
+
+@runs("heads_norm")
+def run_heads_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Normalise all heads of a token at once [batch, tokens, heads, head_dim]."""
+    x = stored_gradient(way.by_head(x))
+    wide = x.astype(jnp.float32)
+    layer = call["kind"] == "layernorm"
+    sums = [jnp.sum(wide * wide, (-2, -1))] + ([jnp.sum(wide, (-2, -1))] if layer else [])
+    width = way.model[call["heads"]] * way.model["head_dim"]
+    with jax.named_scope("norm_statistics"):
+        moments = way.tensor_sum(jnp.stack(sums, -1)) / width
+    moments = checkpoint_name(moments, "rest")[..., None, :]
+    square = moments[..., :1]
+    if layer:
+        mean = moments[..., 1:]
+        wide, square = wide - mean, square - mean * mean
+    scale, *bias = (params[name].astype(jnp.float32) for name in call["weights"])
+    return sum(bias, wide * lax.rsqrt(square + EPSILON) * scale).astype(x.dtype)

@@ -76,6 +76,7 @@ class Whole:
     """The operations of the model where nothing is sharded."""
 
     copies = 1  # devices that compute one and the same loss
+    token_copies = 1  # devices that compute the same of a token
     # Of rows that hold several sequences or padding: which one a token is of [batch, tokens], 0 for
     # none, and what its loss counts.
     segments: Array | None = None
@@ -216,6 +217,14 @@ class Whole:
 
     def handed(self, x: Array, whole: bool) -> Array:
         """Return the residual stream gathered over a tensor axis, or over all that split it."""
+        return x
+
+    def all_embed(self, x: Array) -> Array:
+        """Return the residual stream gathered along embed, where a tensor axis splits that."""
+        return x
+
+    def all_columns(self, x: Array) -> Array:
+        """Return an array whose last dimension a tensor axis splits, gathered."""
         return x
 
     # Sums over what may be split.

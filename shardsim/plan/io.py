@@ -203,6 +203,11 @@ def _switch(value: Any, where: str) -> Any:
         return "off"
     if where == "precision.bf16":
         return _words(value, where)
+    if where == "precision.sparsity" and isinstance(value, int) and value:
+        raise PlanError(  # YAML 1.1 reads a bare 2:4 as two minutes and four seconds
+            f"{where}: expected n:m in quotes, as '2:4'; without them YAML reads a number, here "
+            f"{_show(value)}"
+        )
     if not isinstance(value, (str, bool)):
         raise PlanError(f"{where}: {_show(value)} is not possible")
     return value

@@ -10,7 +10,7 @@ import numpy as np
 from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import Model
-from shardsim.model.spec import nearest_divisor
+from shardsim.model.checks import nearest_divisor
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.lengths import BY_SEQUENCE
 from shardsim.plan.plan import Plan

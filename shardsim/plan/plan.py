@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
@@ -176,6 +177,14 @@ class Plan:
         return next(axis for axis in self.mesh if axis.name == name)
 
 
+def uneven(value: Any, key: str) -> float:
+    """Return how much over the mean `key` of experts says; raise `PlanError` for what is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 1.0 <= value <= MOST_UNEVEN:
+        raise PlanError(f"{key}: must be a number from 1 to {MOST_UNEVEN:g}, not {value!r:.40}")
+    return float(value)
+
+
 def _check_numbers(plan: Plan) -> None:
     for key in ("batch", "sequence", "microbatches", "pipeline_interleave", "vocab_tiles"):
         value = getattr(plan, key)
@@ -190,13 +199,8 @@ def _check_numbers(plan: Plan) -> None:
     plan.precision.check()
     choose(plan.op_costs, OP_COSTS, "op_costs")
     choose(plan.experts.exchange, EXCHANGES, "experts.exchange")
-    for key in ("imbalance", "padding"):
-        value = getattr(plan.experts, key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 1.0 <= value <= MOST_UNEVEN:
-            raise PlanError(
-                f"experts.{key}: must be a number from 1 to {MOST_UNEVEN:g}, not {value!r:.40}"
-            )
+    uneven(plan.experts.imbalance, "experts.imbalance")
+    uneven(plan.experts.padding, "experts.padding")
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
     _check_context(plan)

@@ -14,8 +14,11 @@ from shardsim.plan.plan import (
     ACCUMULATION,
     ATTENTION,
     CONTEXT_KEYS,
+    EXCHANGES,
     MATMUL_OVERLAP,
     PIPELINE_SCHEDULES,
+    Routing,
+    uneven,
 )
 from shardsim.plan.precision import DTYPE_BYTES, SCALES, Precision
 from shardsim.plan.remat import Policy, parse_remat
@@ -27,10 +30,14 @@ FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in (
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     *("accumulation", "pipeline_schedule", "pipeline_interleave"),
-    "lengths",
+    *("lengths", "forward_only"),
+    *(f"experts.{name}" for name in Routing.__dataclass_fields__),
     *(f"precision.{name}" for name in FORMATS),
 )
 MOST = 10**9
+# Programs have rooms of fixed size for copies of tokens that others send, whatever the router does:
+# twice the mean, and those of a device that gets more are dropped.
+ROOM = 2.0
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "attention": ATTENTION,
     "optimizer": tuple(OPTIMIZERS),
@@ -54,6 +61,10 @@ class Fixed:
     pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1
     lengths: Lengths | None = None
+    exchange: str | None = None  # of EXCHANGES
+    imbalance: float | None = None
+    padding: float | None = None  # where none is held, `ROOM`
+    forward_only: bool = False
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -87,6 +98,10 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
         elif key in ("microbatches", "pipeline_interleave"):
             plain[key] = _count(value, key)
+        elif key == "forward_only":
+            if not isinstance(value, bool):
+                raise PlanError(f"fix: {key}: must be true or false, not {value!r:.40}")
+            plain[key] = value
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
         elif root == "precision":
@@ -95,6 +110,10 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain["matmul"] = MATMUL_OVERLAP.index(_one_of(value, MATMUL_OVERLAP, key))
         elif root == "context":
             plain["keys"] = _one_of(value, CONTEXT_KEYS, key)
+        elif key == "experts.exchange":
+            plain[rest] = _one_of(value, EXCHANGES, key)
+        elif root == "experts":
+            plain[rest] = uneven(value, f"fix: {key}")
         else:
             plain[key] = _one_of(value, _WORDS[key], key)
     lengths = plain.get("lengths")

@@ -10,8 +10,9 @@ from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, ROLES, SEQUENCE_SHARDED
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan
+from shardsim.plan.plan import Plan, Routing
 from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
+from shardsim.planner.fixed import ROOM
 from shardsim.planner.search import default_attention
 
 
@@ -59,6 +60,7 @@ def plan_of_mesh(
     sequence = sequence or model.sequence
     used = [role for role in ROLES if mesh.get(role, 1) > 1] or ["data"]
     axes = place({AXIS_NAMES[role]: mesh.get(role, 1) for role in used}, machine)
+    uneven = model.experts is not None and model.experts.dropless and "expert" in used
     parameters, activations, optimizer = rules_by_name(
         {axis.name for axis in axes}, residual=usual_residual(model, sequence, mesh)
     )
@@ -74,6 +76,7 @@ def plan_of_mesh(
         optimizer_rules=optimizer,
         microbatches=mesh.get("pipeline", 1),
         attention=default_attention(model, sequence),
+        experts=Routing(padding=ROOM) if uneven else Routing(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
 from operator import attrgetter, itemgetter
@@ -37,7 +37,7 @@ from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
-from shardsim.planner.fixed import fixed_of
+from shardsim.planner.fixed import ROOM, Fixed, fixed_of
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
@@ -170,6 +170,7 @@ def search(
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
+    _check_experts(model, fixed)
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     fixed.precise(precision or Precision()).check()
@@ -208,6 +209,9 @@ def search(
         optimizer=optimizer,
         attention=attention or default_attention(model, sequence),
         pipeline_interleave=fixed.pipeline_interleave,
+        imbalance=fixed.imbalance or 1.0,
+        padding=fixed.padding or ROOM,
+        forward_only=fixed.forward_only,
     )
     ranking = Ranking(
         work=work,
@@ -342,6 +346,26 @@ def _keep_freed_memory() -> None:
     np.empty(FREED_BYTES, dtype=np.uint8)
 
 
+def _check_experts(model: Model, fixed: Fixed) -> None:
+    """Refuse to hold how tokens reach experts where there are none, or where they are even."""
+    uneven = fixed.imbalance is not None or fixed.padding is not None
+    if model.experts is None and (uneven or fixed.exchange is not None):
+        raise PlanError(f"fix: experts: {model.name} has none; leave the key out")
+    if uneven and model.experts and not model.experts.dropless:
+        raise PlanError(
+            f"fix: experts: those of {model.name} have as many places as their capacity or slots "
+            "say; leave imbalance and padding out"
+        )
+
+
+def _routing(work: Workload, layout: Layout) -> Routing:
+    """Return how tokens reach the experts of a layout."""
+    routing = Routing(exchange=EXCHANGES[int(layout.spread.ring)])
+    if work.model.experts and work.model.experts.dropless and int(layout.expert.size) > 1:
+        return replace(routing, imbalance=work.imbalance, padding=work.padding)
+    return routing
+
+
 def default_attention(model: Model, sequence: int) -> str:
     """Return the attention that a new run would use: fused, but for short images of narrow heads.
 
@@ -410,9 +434,10 @@ def plan_at(
             gradients=bool(scalar(layout.gradients_overlap)),
         ),
         precision=work.precision,
-        experts=Routing(exchange=EXCHANGES[int(part.choices.spread.ring)]),
+        experts=_routing(work, numbers),
         context=_context(part.choices.spread, bool(one.striped[0])),
         optimizer=work.optimizer,
+        forward_only=work.forward_only,
         attention=work.attention,
         fused_projections=work.fused_projections,
         accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",

@@ -272,10 +272,16 @@ def meshes(machine: Machine, max_axes: int, experts: bool = False) -> Meshes:
 
 
 def _choices(
-    residual: int, context_shards: bool, spread: Spread, state: bool, matmul: int | None
+    residual: int,
+    context_shards: bool,
+    spread: Spread,
+    state: bool,
+    matmul: int | None,
+    forward_only: bool,
 ) -> Choices:
     """Return the choices on meshes of a kind; `state`: whether data splits some optimizer state;
     `matmul`: the mode of collective matmuls, where it is held."""
+    state = state and not forward_only
     modes = (0, 1, 2) if residual != REPLICATED else (0,)
     modes = (matmul,) if matmul is not None and residual != REPLICATED else modes
     rows = [(mode, zero) for mode in modes for zero in ((False, True) if state else (False,))]
@@ -326,9 +332,13 @@ def parts(
         heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = policies(machine) if fixed.remat is None else (fixed.remat,)
+    if fixed.forward_only and fixed.remat is None:  # nothing is kept
+        remats = (Policy(),)
     # The sequence first: of plans that take equally long, the first is kept.
     ring = model.experts is not None and model.experts.top_k >= RING_TOP
     rings = [False, True] if ring else [False]
+    if fixed.exchange is not None:
+        rings = [fixed.exchange == "ring"]
     spreads = [
         Spread(shards=shards, ring=ring, passed=keys == "ring", by_head=keys == "ulysses")
         for keys in _keys(model, attention, fixed)
@@ -366,7 +376,12 @@ def parts(
                 microbatches=microbatches[chosen],
                 striped=striped[chosen] & (not spread.by_head),
                 choices=_choices(
-                    residual, context_shards, spread, bool(state[chosen].any()), fixed.matmul
+                    residual,
+                    context_shards,
+                    spread,
+                    bool(state[chosen].any()),
+                    fixed.matmul,
+                    fixed.forward_only,
                 ),
                 remats=remats,
                 fixed=fixed,

@@ -36,6 +36,9 @@ class Passes:
     narrow_kept: bool = True
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
+    # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
+    # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
+    wide_tables: bool = False
     # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
     # of heads are scattered each time) and scatter them once: ViT-22B with 4 microbatches on v4,
     # v5p and v6e.
@@ -108,6 +111,13 @@ class Passes:
     gaps: float = 0.11
 
     @property
+    def explicit(self) -> Passes:
+        """What is held by programs that write their collectives themselves."""
+        scarce = self.scarce and self.scarce.explicit
+        lavish = self.lavish and self.lavish.explicit
+        return replace(self, wide_tables=False, scarce=scarce, lavish=lavish)
+
+    @property
     def least(self) -> Passes:
         """What is done where memory is scarce."""
         return self.scarce or self
@@ -125,6 +135,7 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
+    wide_tables=True,
     end_sums=True,
     head_late="tensor",
     head_last="head",

@@ -366,7 +366,8 @@ class Tracer:
         for array in matrices:
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
-            size = Size(array.dims, by_place(array, place), "reduce", summed)
+            wide = self.passes.wide_tables and array.weight == "table"
+            size = Size(array.dims, by_place(array, place), WIDE if wide else "reduce", summed)
             self.gradients[array.name] = (first, self.now, size)
 
     def wait(self, step: Step) -> None:

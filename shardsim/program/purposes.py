@@ -8,9 +8,11 @@ from shardsim.graph.arrays import Array, Op
 from shardsim.graph.derive import Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
+from shardsim.ops.predict import PREDICTIONS
 from shardsim.program.sizes import role_of
 from shardsim.program.tasks import BY_HEAD, KEYS, QUERY_KEY_NORM, SOFTMAX
 
+APART = (ROUTED, PREDICTIONS)  # purposes of what no collective matmul moves
 ENDS = ("tables", "ends")  # purposes of weights before and after the layers
 
 
@@ -56,4 +58,4 @@ def purpose_of(op: Op, array: Array) -> str:
 def over_tensor(transfer: Transfer, kind: str) -> bool:
     """Return whether a collective matmul may take the place of a collective."""
     alone = transfer.kind == kind and role_of(transfer.axes) == "tensor"
-    return alone and not transfer.weight and transfer.purpose != ROUTED
+    return alone and not transfer.weight and transfer.purpose not in APART

@@ -95,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Send a file of the page, or what it must know at its start."""
         self._answer(self._get)
 
+    def do_HEAD(self) -> None:
+        """Say what a GET would send, and no more."""
+        self._answer(self._get)
+
     def do_POST(self) -> None:
         """Answer what the page asks."""
         self._answer(self._post)
@@ -175,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse what is no request that is known, in the form of all other answers."""

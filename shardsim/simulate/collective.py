@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class Course:
     stretches: tuple[Stretch, ...]
     repeat: int = 1
     sent_bytes: float | None = None  # by one member; None: not a collective of its own
+    queue: str = ""  # of a group: one after another, in the order in which they start
 
 
 class _Journey:
@@ -169,6 +171,7 @@ class Traveller:
     def __post_init__(self) -> None:
         self._members: dict[tuple[str, int], int] = {}
         self._hops: dict[tuple[str, int, str, str, float], Course] = {}
+        self._last: dict[tuple[str, int, str], Mark] = {}  # by queue: the end of what came last
 
     def meet(self, role: str, group: int, key: int, course: Course) -> Mark:
         """Arrive for collective number `key` of a group; the last to come starts it."""
@@ -210,8 +213,18 @@ class Traveller:
         return self.mailboxes[place]
 
     def _go(self, course: Course, done: Mark) -> None:
-        self.started += 1
+        """Start a collective, or let it wait for the one before it in its queue."""
         self.running += 1
+        if course.queue:
+            place = (course.role, course.group, course.queue)
+            before, self._last[place] = self._last.get(place), done
+            if before is not None and not before.happened:
+                before.then(partial(self._travel, course, done))
+                return
+        self._travel(course, done)
+
+    def _travel(self, course: Course, done: Mark) -> None:
+        self.started += 1
         _Journey(self, course, self.started, done)
 
     def collective(

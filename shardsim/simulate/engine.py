@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,9 +96,10 @@ class Engine:
         if course is None:
             groups = self.groups[spec.role]
             moved = traffic(spec.kind, groups, spec.bytes, spec.stage, spec.shifts)
-            course = self._courses[spec, group] = self.traveller.collective(
+            alone = self.traveller.collective(
                 spec.role, group, spec.name, moved, spec.messages, spec.sent_bytes, spec.repeat
             )
+            course = self._courses[spec, group] = replace(alone, queue=spec.queue)
         return course
 
     def where(self, role: str) -> str:

@@ -23,6 +23,7 @@ class Spec:
     sent_bytes: float  # by one member, once
     alone_s: float  # what the closed form says, once
     shifts: tuple[int, ...] = ()  # of a compiled permute: members passed over, negative: back
+    queue: str = ""  # those of one queue of a group run one after another; "": with all others
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from shardsim.cost.lines import wires_of
 from shardsim.cost.task_times import TaskTimes, WorkTime
 from shardsim.program.schedule import (
     Await,
@@ -186,6 +187,8 @@ class TapeWriter:
             sent_bytes=sent,
             alone_s=self.times.alone_s(task) / repeat,
             shifts=task.shifts,
+            # Of a planned group, as on one communicator; a compiler's share links.
+            queue=wires_of(task).stage if task.role and not task.ways else "",
         )
 
 

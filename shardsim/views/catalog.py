@@ -92,6 +92,21 @@ def models(items: Iterable[tuple[str, Model]]) -> Table:
     return table([*columns, *(one.within(itemgetter(1)) for one in own)], items)
 
 
+def counts(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return each model's parameters beside those that were published."""
+    columns = [
+        Column("name", "model", itemgetter("name")),
+        Column("parameters", "parameters", itemgetter("parameters"), ",d"),
+        Column("published", "published", itemgetter("published"), ",d"),
+        Column("less", "less", lambda row: row["less"] or None, ",d"),
+        Column("difference", "difference", itemgetter("difference"), ",d"),
+        Column("within", "printed to", lambda row: row["within"] or None, ",d"),
+        Column("why", "without", itemgetter("why")),
+        Column("source", "source", itemgetter("source")),
+    ]
+    return table(columns, rows)
+
+
 def tensors(items: Iterable[Tensor]) -> Table:
     """Return the weights of a model."""
     columns = [

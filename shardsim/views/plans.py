@@ -92,10 +92,21 @@ FOUND = (
 DETAILS = ("collective_matmul", "exposed")  # what gives way to more columns
 
 
-def beyond(items: Iterable[Prediction]) -> list[str]:
-    """Return what is said of plans whose MFU is above 100 %, or above HFU."""
-    said = [text for item in items for text in item.warnings if text.startswith("MFU is above")]
-    return said[:1]
+def beyond(items: Sequence[Prediction]) -> list[str]:
+    """Return what is said of plans, numbered as in `found`, whose MFU is above 100 %, or above HFU:
+    a line for each reason, with the figures of the first that it holds for."""
+    said: dict[str, list[tuple[int, str]]] = {}
+    for number, item in enumerate(items, 1):
+        for text in item.warnings:
+            if text.startswith("MFU is above"):
+                reason, _, figure = text.partition("; ")
+                said.setdefault(reason, []).append((number, figure))
+    lines = []
+    for reason, rows in said.items():
+        numbers, (_, figure), *_ = ", ".join(str(number) for number, _ in rows), *rows
+        of = f" in {rows[0][0]}" if figure and len(rows) > 1 else ""
+        lines.append(f"{numbers}: {reason}" + (f"; {figure}{of}" if figure else ""))
+    return lines
 
 
 def columns(items: Iterable[Prediction], *keys: str) -> list[Column]:
@@ -233,7 +244,7 @@ def _values(row: Difference) -> tuple[Any, ...]:
 
 
 def _said(value: Any) -> str:
-    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 
 def facts(pairs: Iterable[tuple[str, str]], title: str = "") -> Table:

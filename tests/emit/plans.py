@@ -136,6 +136,16 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"positions": "rotary", "windows": [5, 5, 0]},
     "gemma3-deep": {**_DECODER, "name": "gemma3-deep", "norm": "rmsnorm", "layers": 12}
     | {"positions": "rotary", "windows": [5, 5, 0]},
+    # As DeepSeek-V3 begins and Gemma 3 ends: dense layers in front of those with experts, and local
+    # ones after the last whole round.
+    "mixed-ends": {
+        **_DECODER,
+        **_MIXED,
+        "name": "mixed-ends",
+        "layers": 10,
+        "windows": [0, 0, 5, 5, 0, 5, 5, 0, 5, 5],
+        "experts": {**_EIGHT, "dense_layers": 2},
+    },
     # The same side by side, with biases.
     "gemma-parallel": {
         **_DECODER,
@@ -509,6 +519,68 @@ STACKS: dict[str, Plan] = {
     ),
 }
 
+MODELS |= {
+    # As DiT: each layer projects a time and a class to what shifts, scales and gates it.
+    "dit": {**_VIT, "name": "dit", "biases": _ALL_BIASES, "positions": "fixed", "channels": 4}
+    | {"predicts": 8, "modulation": "layer", "labels": 11},
+    # As Wan: a video, one projection for all layers, a text that they attend to.
+    "wan": {
+        **_VIT,
+        "name": "wan",
+        "image": 8,
+        "width": 16,
+        "frames": 2,
+        "biases": _ALL_BIASES,
+        "positions": "rotary",
+        **{"qk_norm": True, "qk_norm_over": "heads", "qk_norm_kind": "rmsnorm"},
+        **{"predicts": 3, "modulation": "model", "prompt": 8, "prompt_embed": 32},
+    },
+    # As MAE: an encoder of half of the patches, a narrower decoder of all of them.
+    "mae": {
+        **_SMALL,
+        "name": "mae",
+        "positions": "fixed",
+        "predicts": 3,
+        "images": {**_VIT, "sequence": 8, "kept": 8, "biases": _ALL_BIASES, "positions": "fixed"},
+    },
+    # As OLMo 2: norms of all heads of a token at once.
+    "olmo": {**MODELS["llama"], "name": "olmo", "qk_norm": True, "qk_norm_over": "heads"},
+}
+
+# Of models that a condition modulates, that predict pixels, or with norms over all heads.
+CONDITIONED: dict[str, Plan] = {
+    "masked, fsdp": make("mae", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "modulated, fsdp": make("dit", _F, {"embed": ["fsdp"]}, _B, remat="dots"),
+    "modulated, tensor, sequence": make("dit", _DFM, _FSDP_TENSOR, _DB | _SEQ, microbatches=2),
+    "modulated, tensor, embed": make("dit", _FM, _FSDP_TENSOR, _B | _EMB, remat="none"),
+    "modulated, tensor, replicated": make("dit", _FM2, _FSDP_TENSOR, _B, **_overlap("off")),
+    "modulated, context": make(
+        "dit",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        attention="unfused",
+    ),
+    "text and video, fsdp": make("wan", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    "text and video, tensor, sequence": make("wan", _DFM, _FSDP_TENSOR, _DB | _SEQ, **_ZERO),
+    "text and video, context": make(
+        "wan",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        remat="dots",
+    ),
+    "masked, tensor, embed": make("mae", _DFM, _FSDP_TENSOR, _DB | _EMB, microbatches=2),
+    "masked, tensor, context": make(
+        "mae",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        attention="unfused",
+    ),
+    "norms over all heads, tensor": make("olmo", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
+}
+
 _C4, _ON_C4 = {"data": 2, "context": 4}, {"batch": ["data"], "seq": ["context"]}
 _FCM_SPLIT = {"embed": ["fsdp", "context"], **_INSIDE}
 
@@ -715,5 +787,18 @@ PHASES: dict[str, Plan] = {
         microbatches=2,
         accumulation="layered",
         **_ZERO,
+    ),
+}
+
+# Of layers in several stacks, which share arrays of weights.
+ENDS = {
+    "layers in three stacks, scattered": make(
+        "mixed-ends", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="scattered"
+    ),
+    "layers in three stacks, layered": make(
+        "mixed-ends", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="layered"
+    ),
+    "layers in three stacks, experts exchanged": make(
+        "mixed-ends", _FE, _FE_SPLIT, _ON_FE, **_ROOM, remat="dots"
     ),
 }

@@ -22,6 +22,7 @@ from shardsim.emit import export_plan
 from shardsim.emit.dialects.flax import logical_rules
 from shardsim.emit.dialects.rules import resolve_names
 from shardsim.emit.shrink import shrink
+from shardsim.emit.source import module_text, op_modules, program_text
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
@@ -52,6 +53,20 @@ def without_text(tree: ast.AST) -> str:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = ""
     return ast.dump(tree)
+
+
+def test_no_name_is_defined_twice_in_one_program() -> None:
+    """All modules become one file: a second definition of a name would replace the first."""
+    runs = re.findall(r'@runs\("(\w+)"\)', "".join(map(module_text, op_modules())))
+    assert {"embed_patches", "soft_experts"} <= set(runs)
+    defined: dict[str, str] = {}
+    for section in program_text(runs)[1]:
+        for node in ast.parse(section).body:
+            names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                names = [item.id for item in node.targets if isinstance(item, ast.Name)]
+            for name in names:
+                assert defined.setdefault(name, ast.dump(node)) == ast.dump(node), name
 
 
 @cache

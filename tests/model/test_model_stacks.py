@@ -8,7 +8,13 @@ import pytest
 
 from shardsim.errors import ModelError
 from shardsim.files import parse_yaml
-from shardsim.model import Accounting, load_model, model_flops_per_token, override_model
+from shardsim.model import (
+    Accounting,
+    forward_matmul_flops_per_token,
+    load_model,
+    model_flops_per_token,
+    override_model,
+)
 from shardsim.model.lora import Lora
 
 _SIX_N, _PALM = Accounting.SIX_N, Accounting.PALM
@@ -106,7 +112,13 @@ _LLAMA = {"base": "llama2-7b"}
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({**_VIT, "images": _VIT}, "images: only a model of family encoder or decoder"),
+        ({**_VIT, "images": _VIT}, "images: a vit reads those of an encoder of masked images"),
+        ({**_VIT, "kept": 196}, "kept: 196 of 196 patches"),
+        ({**_VIT, "width": 230}, "the nearest valid width is 224"),
+        ({**_VIT, "modulation": "layer"}, "modulation: needs predicts"),
+        ({**_VIT, "labels": 10}, "labels: go with a time"),
+        ({**_VIT, "prompt": 8}, "prompt: needs prompt_embed"),
+        ({**_VIT, "predicts": 3, "pooling": "map"}, "predicts: pixels need no classes"),
         ({**_LLAMA, "sequence": 197, "images": _VIT}, "197 tokens, of which the images' are 197"),
         ({**_LLAMA, "encoder": {"base": "llama2-7b"}}, "must be of family encoder or vit"),
         ({**_LLAMA, "encoder": {"base": "vit-b-16"}}, "encoder: has no loss of its own"),
@@ -121,3 +133,36 @@ _LLAMA = {"base": "llama2-7b"}
 def test_what_a_model_cannot_read_is_said(data: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words.replace(".", r"\.")):
         load_model(data)
+
+
+def test_model_flops_of_diffusion_are_the_papers() -> None:
+    # arXiv 2212.09748, table 4: multiply-adds of a forward pass over an image, in 1e9.
+    for name, printed in (("s", 6.06), ("b", 23.01), ("l", 80.71), ("xl", 118.64)):
+        model = load_model(f"dit-{name}-2")
+        forward = forward_matmul_flops_per_token(model) * model.sequence / 2e9
+        assert forward == pytest.approx(printed, rel=2e-3)
+        # What shifts and scales works once an image: by token it would be a third too much.
+        assert model_flops_per_token(model) * model.sequence / 6e9 == pytest.approx(
+            printed, rel=2e-3
+        )
+
+
+def test_an_encoder_of_masked_images_reads_what_is_kept() -> None:
+    model = load_model("mae-l-16")
+    encoder = model.parts[0].model
+    assert (encoder.sequence, model.sequence) == (50, 197)
+    assert encoder.patches == 4 * encoder.kept
+    changed = override_model(model, {"images.image": 256, "image": 256, "images.kept": 64})
+    assert (changed.parts[0].model.sequence, changed.sequence) == (65, 257)
+
+
+def test_a_video_is_its_frames_of_patches_that_attend_to_a_text() -> None:
+    model = load_model("wan2.1-14b")
+    assert model.sequence == model.image_tokens == 21 * 45 * 80
+    assert override_model(model, {"frames": 1}).sequence == 45 * 80
+    more = override_model(model, {"prompt": 513})
+    extra = model_flops_per_token(more) - model_flops_per_token(model)
+    # A token of text: its keys and values in each layer, two projections, and scores with all.
+    weights = 40 * 2 * 5120**2 + 4096 * 5120 + 5120**2
+    scores = 40 * 2 * 5120 * model.sequence
+    assert extra * model.sequence == pytest.approx(6 * (weights + scores), rel=1e-6)

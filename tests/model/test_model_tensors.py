@@ -7,176 +7,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardsim.model import Biases, Model, Tensor, load_model, model_names, parameters
+from shardsim.model import (
+    Biases,
+    Model,
+    Tensor,
+    load_model,
+    model_names,
+    parameters,
+    published_count,
+)
 from shardsim.model.tensors import AXES, KINDS, PARTS
 
-# Exact counts. Of weights that are published: the sums of the shapes in the files of
-# huggingface.co/<meta-llama, google, mistralai, Qwen, allenai, microsoft, EleutherAI, facebook,
-# deepseek-ai>,
-# or of their modules, as transformers makes them; of torchvision: `num_params` of
-# torchvision.models.vision_transformer.
-EXACT = {
-    "vit-b-16": 86_567_656,
-    "vit-l-16": 304_326_632,
-    "vit-h-14": 632_045_800,
-    "llama2-7b": 6_738_415_616,
-    "llama2-13b": 13_015_864_320,
-    "llama2-70b": 68_976_648_192,
-    "llama3-8b": 8_030_261_248,
-    "llama3-70b": 70_553_706_496,
-    "llama3-405b": 405_853_388_800,
-    "gemma-2b": 2_506_172_416,
-    "gemma-7b": 8_537_680_896,
-    "gemma2-2b": 2_614_341_888,
-    "gemma2-9b": 9_241_705_984,
-    "gemma2-27b": 27_227_128_320,
-    "mistral-7b": 7_241_732_096,
-    "mistral-nemo-12b": 12_247_782_400,
-    "mistral-large-123b": 122_610_069_504,
-    "mixtral-8x7b": 46_702_792_704,
-    "mixtral-8x22b": 140_620_634_112,
-    "qwen3-30b-a3b": 30_532_122_624,
-    "qwen3-235b-a22b": 235_093_634_560,
-    "gpt-oss-20b": 20_914_757_184,
-    "gpt-oss-120b": 116_829_156_672,
-    "deepseek-v2-lite": 15_706_484_224,
-    "deepseek-v2": 235_741_434_880,
-    "deepseek-v3": 671_026_419_200,  # without the layer of a second prediction
-    "llama4-scout": 107_769_861_120,
-    "llama4-maverick": 400_711_848_960,
-    "deit-ti-16": 5_717_416,
-    "deit-s-16": 22_050_664,
-    "gemma3-1b": 999_885_952,
-    "gemma3-4b": 3_880_263_168,
-    "gemma3-12b": 11_766_034_176,
-    "gemma3-27b": 27_009_346_304,
-    "gpt-neox-20b": 20_554_567_680,
-    "gpt2": 124_439_808,
-    "gpt2-medium": 354_823_168,
-    "gpt2-large": 774_030_080,
-    "gpt2-xl": 1_557_611_200,
-    "llama3.2-1b": 1_235_814_400,
-    "llama3.2-3b": 3_212_749_824,
-    "olmo2-1b": 1_484_916_736,
-    "olmo2-7b": 7_298_617_344,
-    "olmo2-13b": 13_716_198_400,
-    "olmo2-32b": 32_234_279_936,
-    "olmo3-7b": 7_298_011_136,
-    "olmo3-32b": 32_233_522_176,
-    "phi-2": 2_779_683_840,
-    "phi-3-mini": 3_821_079_552,
-    "phi-3-medium": 13_960_238_080,
-    "phi-4": 14_659_507_200,
-    "phi-4-mini": 3_836_021_760,
-    "pythia-1.4b": 1_414_647_808,
-    "pythia-6.9b": 6_857_302_016,
-    "pythia-12b": 11_846_072_320,
-    "qwen3-coder-480b-a35b": 480_154_875_392,
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen2.5-1.5b": 1_543_714_304,
-    "qwen2.5-3b": 3_085_938_688,
-    "qwen2.5-7b": 7_615_616_512,
-    "qwen2.5-14b": 14_770_033_664,
-    "qwen2.5-32b": 32_763_876_352,
-    "qwen2.5-72b": 72_706_203_648,
-    "qwen3-0.6b": 596_049_920,
-    "qwen3-1.7b": 1_720_574_976,
-    "qwen3-4b": 4_022_468_096,
-    "qwen3-8b": 8_190_735_360,
-    "qwen3-14b": 14_768_307_200,
-    "qwen3-32b": 32_762_123_264,
-    # big_vision's module: the tower without its class token, tables, six layers, and the head.
-    "cappa-b-16": 86_567_656
-    - 769_000  # its classes
-    - 2 * 768  # class token and position
-    + (32_001 + 64) * 768
-    + 6 * (3 * 768 + 8 * 768**2 + 2 * 768 * 3072)
-    + 2 * 768
-    + 769 * 32_000
-    - 2 * 768,  # what the note says
-    "paligemma-3b-224": 2_923_335_408,
-    "paligemma-3b-448": 2_924_220_144,
-    "t5-small": 60_506_624,
-    "t5-base": 222_903_552,
-    "t5-large": 737_668_096,
-    "t5-3b": 2_851_598_336,
-    "t5-11b": 11_307_321_344,
-    "t5-v1.1-small": 76_961_152,
-    "t5-v1.1-base": 247_577_856,
-    "t5-v1.1-large": 783_150_080,
-    "t5-xl": 2_849_757_184,
-    "t5-xxl": 11_135_332_352,
-    "mt5-small": 300_176_768,
-    "mt5-base": 582_401_280,
-    "mt5-large": 1_229_581_312,
-    "mt5-xl": 3_742_619_648,
-    "mt5-xxl": 12_921_057_280,
-    "clip-b-32": 151_277_313,
-    "clip-b-16": 149_620_737,
-    "clip-l-14": 427_616_513,
-    "clip-l-14-336": 427_944_193,
-    "siglip-b": 203_155_970,
-    "siglip-l": 652_150_786,
-    # As published with images of 384 pixels, less the positions of those.
-    "siglip-so400m": 877_960_498 - (27**2 - 16**2) * 1152,
-    "siglip-b-16": 92_884_224,
-    "siglip-l-16": 315_956_224,
-    "siglip-so400m-14": 427_680_704,
-    "siglip-so400m-14-384": 428_225_600,
-    "vit-ti-16": 5_717_416,
-    "vit-s-16": 22_050_664,
-    # Less the token of masked patches, which no step has.
-    "dinov2-s-14": 22_056_576 - 384,
-    "dinov2-s-14-reg4": 22_058_112 - 384,
-    "dinov2-b-14": 86_580_480 - 768,
-    "dinov2-b-14-reg4": 86_583_552 - 768,
-    "dinov2-l-14": 304_368_640 - 1024,
-    "dinov2-l-14-reg4": 304_372_736 - 1024,
-    "dinov2-g-14": 1_136_480_768 - 1536,
-    "dinov2-g-14-reg4": 1_136_486_912 - 1536,
-    # arXiv 2302.05442 prints 21,743 M: the matrices of its blocks.
-    "vit-22b": 48 * (4 * 6144**2 + 2 * 6144 * 24576),
-}
-# Counts as papers print them: millions, and the last printed digit.
-PRINTED_MILLIONS = {
-    "vit-g": (1011, 1),  # arXiv 2106.04560, without head
-    "vit-bigg": (1843, 1),  # arXiv 2106.04560, without head
-    "vit-e": (3926, 1),  # arXiv 2209.06794, with pooling head and 29,593 classes
-    "palm-8b": (8_630, 10),  # arXiv 2204.02311 table 1
-    "palm-62b": (62_500, 10),
-    "palm-540b": (540_350, 10),
-    "gpt3-175b": (174_600, 100),  # arXiv 2005.14165 table D.1
-    # arXiv 2308.00951, less a head of 29,593 classes.
-    "softmoe-s-16-128e": (933 - 11.4, 1),
-    "softmoe-b-16-128e": (3_700, 50),
-    "softmoe-l-16-128e": (13_100, 50),
-    "ul2-20b": (19_500, 100),  # as its weights are listed
-    "pali-17b": (16_900 - 121, 100),  # arXiv 2209.06794, less the pooling head and classes
-    "pali-x-55b": (55_000, 1000),  # arXiv 2305.18565
-    "maxtext-16b": (16_000, 1000),  # the others: named after their size
-    "maxtext-22b": (22_000, 1000),
-    "maxtext-32b": (32_000, 1000),
-    "maxtext-52b": (52_000, 1000),
-    "maxtext-64b": (64_000, 1000),
-    "maxtext-128b": (128_000, 2000),
-    "maxtext-512b": (512_000, 5000),
-    "maxtext-1024b": (1_024_000, 10_000),
-}
+
+@pytest.mark.parametrize("name", model_names())
+def test_parameters_are_the_published_count(name: str) -> None:
+    known = published_count(name)
+    assert known.agrees(load_model(name).parameters)
+    assert known.within <= 0.07 * known.parameters  # the last printed digit; or named by size
+    assert bool(known.less) == bool(known.why)
 
 
-@pytest.mark.parametrize(("name", "count"), EXACT.items())
-def test_parameters_are_the_published_count(name: str, count: int) -> None:
-    assert load_model(name).parameters == count
+def test_most_published_counts_are_exact() -> None:
+    exact = [name for name in model_names() if not published_count(name).within]
+    assert len(exact) >= 110
 
 
-@pytest.mark.parametrize(("name", "printed"), PRINTED_MILLIONS.items())
-def test_parameters_agree_with_the_printed_count(name: str, printed: tuple[int, int]) -> None:
-    millions, last_digit = printed
-    assert abs(load_model(name).parameters / 1e6 - millions) <= last_digit
-
-
-def test_every_preset_has_a_count_to_meet() -> None:
-    assert set(EXACT) | set(PRINTED_MILLIONS) == set(model_names())
+def test_counts_are_those_of_modules_by_hand() -> None:
+    """facebookresearch/DiT and Wan-Video/Wan2.1, module by module."""
+    d = 1152
+    block = 4 * d * d + 4 * d + 8 * d * d + 5 * d + 6 * d * d + 6 * d
+    ends = (16 + 1) * d + (256 + 1) * d + (d + 1) * d + 1001 * d + (d + 1) * 2 * d + (d + 1) * 32
+    assert load_model("dit-xl-2").parameters == 28 * block + ends
+    d, f = 5120, 13824
+    block = 8 * d * (d + 1) + 4 * d + 2 * d + 2 * d * f + f + d + 6 * d
+    ends = (64 + 1) * d + (4096 + 1) * d + (d + 1) * d + (256 + 1) * d + (d + 1) * d
+    ends += (d + 1) * 6 * d + (d + 1) * 64 + 2 * d
+    assert load_model("wan2.1-14b").parameters == 40 * block + ends
+    assert load_model("vit-22b").parameters == 48 * (4 * 6144**2 + 2 * 6144 * 24576)
 
 
 def test_vit_22b_with_everything_counted() -> None:

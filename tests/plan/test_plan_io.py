@@ -178,6 +178,7 @@ def test_a_mesh_may_leave_its_place_to_the_planner():
         ({"compiler_options": {"xla_x": [1]}}, ["compiler_options.xla_x", "a word, not [1]"]),
         ({"compiler_options": {"xla_x": "a b"}}, ["compiler_options.xla_x", "'a b'"]),
         ({"compiler_options": {"xla_x": "a\n"}}, ["compiler_options.xla_x"]),
+        ({"precision": {"sparsity": 124}}, ["precision.sparsity", "'2:4'", "here 124"]),
         ({"compiler_options": {"xla_x": None}}, ["compiler_options.xla_x", "None"]),
     ],
 )

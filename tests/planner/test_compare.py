@@ -15,10 +15,12 @@ from shardsim.cost.sensitivity import sensitivity
 from shardsim.cost.words import FIGURES
 from shardsim.errors import PlanError
 from shardsim.machine import parse_machine
+from shardsim.model import load_model
 from shardsim.plan import load_plan, plan_names
 from shardsim.planner.changes import changed
 from shardsim.planner.compare import differences, priced_alike
-from shardsim.views.plans import found, side_by_side
+from shardsim.planner.presets import plan_of_mesh
+from shardsim.views.plans import beyond, differing, found, side_by_side
 from shardsim.views.step import parts, step_columns
 
 TP8 = load_plan("vit-22b-published-tp8")
@@ -115,3 +117,17 @@ def test_beside_a_compiled_step_operations_are_one_part() -> None:
     whole = sum(row["time_s"] for row in parts(planned).data())
     assert whole == pytest.approx(planned.step_time_s)
     assert len(parts(planned).rows) == 5
+
+
+def test_a_list_of_nothing_is_not_a_key_that_is_missing() -> None:
+    kept = changed(TP8, {"remat": {"save": [], "offload": ["layer_input"]}})
+    rows = differing(differences([TP8, kept]), ["one", "other"]).cells
+    assert ["remat.save", "-", "nothing"] in rows
+
+
+def test_a_footnote_says_all_rows_that_it_is_for() -> None:
+    plan = plan_of_mesh(load_model("llama3-8b"), parse_machine("v5p:4x4x4"), 256, {"fsdp": 64})
+    above = predict(changed(plan, {"remat": "none"}))
+    (said,) = (text for text in above.warnings if text.startswith("MFU is above"))
+    assert beyond([predict(TP8), above, above]) == [f"2, 3: {said} in 2"]
+    assert beyond([above]) == [f"1: {said}"]

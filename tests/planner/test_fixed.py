@@ -9,13 +9,16 @@ from building import decoder, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import predict
+from shardsim.emit import plan_data
 from shardsim.errors import PlanError
 from shardsim.machine import parse_machine
-from shardsim.plan import Plan, Remat, resolve
+from shardsim.model import Experts, Model
+from shardsim.plan import Plan, Remat, load_plan, resolve, save_plan
 from shardsim.plan.io import parse_remat
 from shardsim.plan.layout import ROLES
-from shardsim.plan.plan import CONTEXT_KEYS
-from shardsim.planner.fixed import fixed_of
+from shardsim.plan.plan import CONTEXT_KEYS, Routing
+from shardsim.planner.fixed import ROOM, fixed_of
 from shardsim.planner.search import search
 
 MACHINE = parse_machine("v5e:4x4")
@@ -136,3 +139,53 @@ def test_what_cannot_be_held(key: str, value: Any, message: str) -> None:
     with pytest.raises(PlanError) as raised:
         search(MODEL, MACHINE, 48, fix={key: value})
     assert message in str(raised.value)
+
+
+MIXTURE = decoder(layers=4, embed=256, experts=Experts(number=8, top_k=4, mlp=512))
+SMALL = parse_machine("v5e:2x4")
+
+
+def test_found_plans_of_experts_have_programs_at_their_price(tmp_path) -> None:
+    found = search(MIXTURE, SMALL, 32, top=20, fix={"mesh.context": 1}).predictions
+    routed = [item for item in found if int(resolve(item.plan).expert.size) > 1]
+    assert {item.plan.experts.exchange for item in routed} == {"all-to-all", "ring"}
+    for item in routed:
+        room = plan_data(item.plan)["plan"]["padding"]
+        assert room == ROOM
+        save_plan(item.plan, tmp_path / "plan.yaml")
+        assert predict(load_plan(tmp_path / "plan.yaml")).step_time_s == item.step_time_s
+
+
+def test_how_tokens_reach_experts_is_held() -> None:
+    held = {"mesh.expert": 4, "experts.padding": 3, "experts.exchange": "ring"}
+    held |= {"experts.imbalance": 1.5}
+    for item in search(MIXTURE, SMALL, 32, top=5, fix=held).predictions:
+        assert item.plan.experts == Routing(exchange="ring", imbalance=1.5, padding=3.0)
+    exact = search(MIXTURE, SMALL, 32, top=1, fix={"mesh.expert": 4, "experts.padding": 1})
+    room = search(MIXTURE, SMALL, 32, top=1, fix={"mesh.expert": 4})
+    assert exact.best.step_time_s < room.best.step_time_s
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (MODEL, "fix: experts: small-decoder has none"),
+        (
+            decoder(experts=Experts(number=8, top_k=2, mlp=512, capacity=1.25)),
+            "leave imbalance and padding out",
+        ),
+    ],
+)
+def test_room_for_what_is_not_uneven_cannot_be_held(model: Model, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        search(model, MACHINE, 48, fix={"experts.padding": 2})
+
+
+def test_passes_forward_are_searched_at_their_price() -> None:
+    found = search(MODEL, MACHINE, 48, top=3, max_axes=2, fix={"forward_only": True}).predictions
+    for item in found:
+        assert item.plan.forward_only
+        assert predict(item.plan).step_time_s == item.step_time_s
+        assert not [text for text in item.warnings if "changes nothing" in text]
+    trained = search(MODEL, MACHINE, 48, top=1, max_axes=2).best
+    assert found[0].step_time_s < trained.step_time_s / 2

@@ -18,6 +18,8 @@ from shardsim.simulate import simulate_plan
 
 WHERE = {"fsdp": {"x": 2, "y": 2}, "tensor": {"z": 2}}
 RMS: dict[str, Any] = {"norm": "rmsnorm", "gated_mlp": True, "sequence": 2048}
+PLAIN: dict[str, Any] = {"parallel_block": False, "pooling": "none", "classes": 0}
+PIXELS: dict[str, Any] = {**PLAIN, "predicts": 8}
 _SHARED = Experts(number=4, top_k=2, mlp=1024, shared=1, shared_gate=True)
 MODELS: dict[str, Model] = {
     "one norm over all heads": decoder(**RMS, qk_norm=True, qk_norm_over="heads"),
@@ -35,6 +37,13 @@ MODELS: dict[str, Model] = {
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
     ),
     "a norm in front": vit(input_norm=True, patch_bias=False),
+    "a modulation of each layer": vit(**PIXELS, modulation="layer", labels=11),
+    "one modulation, and a text": vit(
+        **PIXELS,
+        modulation="model",
+        **{"prompt": 64, "prompt_embed": 512, "qk_norm": True, "qk_norm_over": "heads"},
+    ),
+    "masked patches": vit(**PIXELS, images=vit(**PLAIN, kept=64, sequence=64)),
     "registers": vit(parallel_block=False, registers=16, sequence=272),
 }
 
@@ -56,6 +65,10 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
 EMITTED = {name for name in MODELS if MODELS[name].latent} | {
     "a norm in front",
     "a bias of each word",
+    "one norm over all heads",
+    "a modulation of each layer",
+    "one modulation, and a text",
+    "masked patches",
 }
 
 
@@ -79,6 +92,42 @@ def test_a_norm_over_heads_sums_over_the_axis_that_splits_them() -> None:
     # Of queries and of keys: one float32 a token, forward, made again, and its gradient.
     ring = 2 * (2 - 1) / 2
     assert summed(whole) - summed(each) == pytest.approx(8 * 2 * 3 * 4 * tokens * ring)
+
+
+def test_numbers_that_modulate_a_layer_cross_devices_once_an_example() -> None:
+    def gathered(model: Model) -> float:
+        return sum(
+            use.bytes_per_chip
+            for use in priced(model).collectives
+            if use.kind == "all-gather" and use.purpose == "activations"
+        )
+
+    plain, made = vit(**PIXELS), vit(**PIXELS, modulation="layer")
+    width, examples, layers = plain.embed, 16 // 4, plain.layers  # of a pair of devices
+    # In bf16 six numbers of a channel in each layer, made again backward, and two of the last norm.
+    numbers = 2 * examples * width * (layers * 6 * 2 + 2)
+    assert gathered(made) - gathered(plain) == pytest.approx(numbers / 2)
+
+
+def test_weights_of_conditions_are_split_and_worked_on_once_an_example() -> None:
+    plain, made = vit(**PIXELS), vit(**PIXELS, modulation="layer")
+    tensors = {tensor.name: tensor for tensor in made.tensors}
+    layout = resolve(build(made, "v4:2x2x2", 16, WHERE))
+    for name in ("modulation", "final_modulation"):
+        assert float(stored_elements([tensors[name]], layout)) == tensors[name].size / 8
+    width, layers = plain.embed, plain.layers
+    once = 256 * width + width**2 + layers * 6 * width**2 + 2 * width**2
+    devices, passes, examples = 8, 3, 16
+
+    def more(remat: str) -> float:
+        flops = (float(priced(one, remat=remat).price.flops) for one in (made, plain))
+        return devices * (next(flops) - next(flops))
+
+    waves = 2 * 256 * width * examples  # of a time, which have no gradient
+    assert more("none") == pytest.approx(passes * 2 * once * examples - waves, rel=1e-9)
+    # The gradient of a gate reads what it scaled: nothing kept, the MLP's output is made again.
+    again = layers * 2 * examples * plain.sequence * plain.mlp * width
+    assert more("full") - more("none") == pytest.approx(again, rel=0.02)
 
 
 def test_layers_after_the_last_round_cost_what_they_are() -> None:

@@ -178,8 +178,8 @@ def test_what_stages_cannot_do_is_refused(key: str) -> None:
         plan_from_data({**data, "accumulation": key}, "plan")
     with pytest.raises(PlanError, match=r"pipeline_schedule: 'gpip' is not possible.*gpipe"):
         plan_from_data({**data, "pipeline_schedule": "gpip"}, "plan")
+    ticks = {"pipeline_schedule": "1f1b-ticks", "pipeline_interleave": 2}
     with pytest.raises(PlanError, match="pipeline_schedule: 1f1b-ticks has one chunk"):
-        ticks = {"pipeline_schedule": "1f1b-ticks", "pipeline_interleave": 2}
         plan_from_data({**data, **ticks}, "plan")
 
 

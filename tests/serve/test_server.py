@@ -103,6 +103,9 @@ def test_unknown_calls_are_refused(server: PageServer) -> None:
     assert send(server, "/api/delete", {})[0] == 404
     assert send(server, "/../../etc/passwd", method="GET")[0] == 404
     assert send(server, "/", method="DELETE")[0] == 501
+    status, text, head = send(server, "/", method="HEAD")
+    _, page, _ = send(server, "/", method="GET")
+    assert (status, text, head.getheader("Content-Length")) == (200, "", str(len(page.encode())))
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as link:
         head = ["POST /api/predict HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
         head += ["Transfer-Encoding: chunked", "", ""]

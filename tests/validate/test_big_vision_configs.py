@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.errors import ShardsimError
+from shardsim.model import load_model
 from shardsim.validate.imports import Imported, import_config
-from shardsim.validate.imports.literals import Unknown, read_python
+from shardsim.validate.imports.literal_values import Unknown
+from shardsim.validate.imports.literals import read_python
 
 CONFIG = """
 import big_vision.configs.common as bvcc
@@ -179,7 +181,7 @@ def test_any_program_is_read_or_refused(body: list[str], arguments: str) -> None
     lines = "".join(f"  {line}\n" for line in body)
     text = f"def f(x):\n  return x\ndef get_config(arg):\n  config = {{}}\n{lines}  return config\n"
     with contextlib.suppress(ShardsimError, RecursionError):
-        config, _ = read_python(text, arguments)
+        config, *_ = read_python(text, arguments)
         assert isinstance(config, dict)
 
 
@@ -200,13 +202,138 @@ def get_config():
     config.lost = one
   return config
 """
-    made, _ = read_python(text, "")
+    made, *_ = read_python(text, "")
     assert made == {"a": "a2", "b": "b2", "last": 2, "c": 1, "lost": Unknown("a loop")}
 
 
 def test_what_depends_on_an_unknown_is_unknown_by_it() -> None:
     text = "config.x = [arg.a + 1, 2]\nconfig.y = f'{config.x[0]}'\nconfig.z = config.x[1]"
     body = text.replace("\n", "\n  ")
-    made, _ = read_python(f"def get_config(arg):\n  config = {{}}\n  {body}\n  return config", "")
+    made, *_ = read_python(f"def get_config(arg):\n  config = {{}}\n  {body}\n  return config", "")
     assert made["y"] == Unknown("arg.a")
     assert made["z"] == 2
+
+
+TOWERS = """
+import ml_collections as mlc
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, res=224, img='B/16', txt='B', frozen='')
+  c = mlc.ConfigDict()
+  c.input = {}
+  c.input.batch_size = 1024
+  tok = lambda key: f'tokenize(max_len=64, inkey="{key}")'
+  c.input.pp = '|'.join(['decode', f'resize({arg.res})', *[tok(k) for k in ('text',)], 'keep'])
+  c.model_name = 'proj.image_text.two_towers'
+  c.model = mlc.ConfigDict()
+  c.model.image = dict(variant=arg.img, pool_type='map', scan=True)
+  c.model.text = mlc.ConfigDict(dict(variant=arg.txt, vocab_size=32_000))
+  c.model.out_dim = (None, {'B': 768, 'L': 1024}[arg.txt])
+  c.model.bias_init = -10.0
+  c.schedule = [(f'{arg.frozen}/.*', None), ('.*', dict(decay_type='cosine'))]
+  return c
+"""
+CAPTIONS = """
+def get_config(arg=None):
+  config = bvcc.parse_arg(arg, runlocal=False, total_steps=1000, batch_size=2048)
+  config.input = {}
+  config.input.batch_size = config.batch_size if not config.runlocal else 8
+  def tokenizer(key):
+    return f'tokenize(max_len={64}, inkey="{key}")'
+  config.input.pp = f'decode|resize(224)|{tokenizer("text")}'
+  config.model_name = 'proj.cappa.cappa'
+  config.model = ml_collections.ConfigDict()
+  config.model.num_layers = 12
+  config.model.num_heads = 12
+  config.model.mlp_dim = 3072
+  config.model.emb_dim = 768
+  config.model.seq_len = 64
+  config.model.decoder_num_layers = 6
+  config.model.decoder_bias = False
+  config.model.masked_pred_prob = 0.75
+  return config
+"""
+GEMMA = """
+from big_vision.configs.proj.own.common import combine, LENGTH
+import big_vision.configs.proj.own.common as own
+
+def get_config(arg=None):
+  c = bvcc.parse_arg(arg, res=224, size='', freeze_vit=False)
+  c.input = bvcc.parse_arg('')
+  c.input.batch_size = 256
+  c.input.pp = '|'.join([f'decode|resize({c.res})', combine(LENGTH), own.kept(a=1)])
+  c.schedule = [('img/.*', None if c.freeze_vit else {}), ('llm/.*', {})]
+  c.model_name = 'proj.paligemma.paligemma'
+  c.model = {}
+  c.model.img = dict(variant='So400m/14', pool_type='none', scan=True)
+  c.model.llm = dict(vocab_size=256_000 + 1024 + 128, dropout=0.0)
+  if c.size:
+    c.model.llm.variant = 'gemma2_' + {'3b': '2b'}[c.size]
+  return c
+"""
+COMMON = """
+LENGTH = 128
+def kept(**kw):
+  return 'keep(' + ', '.join(f'{key}={value}' for key, value in kw.items()) + ')'
+def combine(length, before=()):
+  return '|'.join([*before, f'tolen({length+1}, key="text")', kept(b=2)])
+"""
+
+
+def test_pairs_of_towers_are_read_with_their_trainers_loss(tmp_path: Path) -> None:
+    found = read(tmp_path, TOWERS)
+    model, siglip = found.plan.model, load_model("siglip-b")
+    assert model.parameters_all == siglip.parameters_all  # 203,155,968 and two scalars
+    assert (model.contrast, found.plan.remat.name) == ("sigmoid", "full")
+    assert [part.model.frozen for part in model.parts] == [False, False]
+    frozen = read(tmp_path, TOWERS, "frozen=txt").plan.model
+    assert [part.model.frozen for part in frozen.parts] == [True, False]
+    left = read(tmp_path, TOWERS, "frozen=img").not_carried
+    assert "schedule: img/.*" in {item.key for item in left if item.could_change}
+    softmax = read(tmp_path, TOWERS.replace("c.model.bias_init", "c.model.other")).plan.model
+    assert softmax.contrast == "softmax"
+
+
+def test_captioners_are_read_from_their_own_arguments(tmp_path: Path) -> None:
+    found = read(tmp_path, CAPTIONS)
+    plan, cappa = found.plan, load_model("cappa-b-16")
+    assert (plan.batch, plan.sequence) == (2048, 64)
+    assert [part.model.layers for part in plan.model.parts] == [12, 6]
+    assert plan.model.parameters_all == cappa.parameters_all
+    assert {item.key for item in found.not_carried if item.could_change} == set()
+    assert read(tmp_path, CAPTIONS, "batch_size=4096").plan.batch == 4096
+
+
+def test_functions_of_the_tree_that_a_config_is_in_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "big_vision" / "configs" / "proj" / "own"
+    folder.mkdir(parents=True)
+    (folder / "common.py").write_text(COMMON)
+    plan = read(folder, GEMMA).plan
+    paligemma = load_model("paligemma-3b")
+    assert plan.model.parameters_all == paligemma.parameters_all == 2_923_335_408
+    assert plan.sequence == 256 + 128
+    frozen = read(folder, GEMMA, "freeze_vit=True").plan.model
+    assert [part.model.frozen for part in frozen.parts] == [True, False]
+    assert read(folder, GEMMA, "size=3b").plan.model.layers == 26
+    with pytest.raises(ShardsimError, match="says no length of a text"):
+        read(folder, GEMMA.replace("combine(LENGTH)", "'flatten'"))
+    with pytest.raises(ShardsimError, match="no preprocessing says how large"):
+        read(tmp_path, GEMMA)  # without the tree
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TOWERS.replace("image_text.two_towers", "clippo.one_tower"), "model_name"),
+        (TOWERS + "  c.model.text_model = 'x'\n", "one"),
+        (TOWERS.replace("'map'", "'tok2'"), "pool_type: 'tok2' is not modelled"),
+        (TOWERS.replace("vocab_size=32_000", "vocab_size='x'"), "vocab_size: expected"),
+        (CAPTIONS.replace("= 12\n", "= 0\n"), "num_layers: expected a positive whole number"),
+        (CAPTIONS.replace("3072", "arg.width"), "mlp_dim: decided by arg.width; say it"),
+    ],
+)
+def test_models_that_cannot_be_said_have_the_reason(text: str, words: str, tmp_path: Path) -> None:
+    if words == "one":
+        text, words = text.replace("  return c\n", "") + "  return c\n", "text_model: 'x'"
+    with pytest.raises(ShardsimError, match=words):
+        read(tmp_path, text)

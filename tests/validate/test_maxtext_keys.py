@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.carried import Keys
 from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
 from shardsim.model import Model
 from shardsim.plan import resolve
 from shardsim.validate.imports import Imported, import_config
+from shardsim.validate.imports.maxtext_defaults import CURRENT
 
 COMMAND = (
     "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
@@ -154,6 +157,45 @@ def test_a_key_that_changes_no_step_is_listed_as_such(key: str, tmp_path: Path) 
     assert "known" not in left.why
 
 
+_KEYS_FILE = Path(__file__).parents[1] / "maxtext_keys.txt"
+BASE_KEYS = sorted(
+    word
+    for line in _KEYS_FILE.read_text("utf-8").splitlines()
+    if not line.startswith("#")
+    for word in line.split()
+)
+# What changes no plan although it is read: the usual values, and words that cost the same.
+SAME = {
+    ("attention", "flash"),
+    ("mu_dtype", "float32"),
+    ("lora", "{}"),
+    ("head_dim", "128"),
+    ("ici_fsdp_parallelism", "64"),
+    ("mesh_axes", "[data,fsdp]"),
+}
+_WORDS = ("true", "false", "1", "2", "8", "-1", "0", "0.5", "''", "[]", "{}", "float32", "flash")
+
+
+@settings(max_examples=250, deadline=None)
+@given(key=st.sampled_from(BASE_KEYS), value=st.sampled_from([*_WORDS, "full", "x y", "[1,2]"]))
+def test_any_key_of_base_yml_is_carried_refused_or_listed(
+    key: str, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    usual = script(folder)
+    try:
+        found = script(folder, f"{key}='{value}'")
+    except ShardsimError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert key in str(error) or "parallelism" in key or key in _BY_ANOTHER  # noqa: PT017
+        return
+    if found.plan == usual.plan and key not in {item.key for item in found.not_carried}:
+        read = Keys({}, CURRENT).get(key, 1 if "parallelism" in key else None)
+        same = (key, value) in SAME or key == "override_model_config"  # nothing to override
+        assert same or yaml.safe_load(value) in (read, -1)
+
+
+_BY_ANOTHER = ("per_device_batch_size", "max_target_length", "sliding_window_size")
 _VALUES = st.sampled_from(["true", "false", "0", "4", "-1", "1.5", "bfloat16", "''", "[1]", "x y"])
 
 
@@ -331,6 +373,76 @@ def test_variables_that_a_script_sets_count(tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=r"per_device_batch_size: \$1 is set outside"):
         script(tmp_path, "per_device_batch_size=$1")
     assert listed(script(tmp_path, "run_name=$RUN_NAME")) == {"run_name": ()}
+
+
+# A script -> what it says of the batch of a device and of the sequence, or why it says nothing.
+COMMAND_ALONE = COMMAND.removesuffix(" per_device_batch_size=4")
+_B = f"{COMMAND_ALONE} per_device_batch_size=$B"
+SCRIPTS: list[tuple[str, Any]] = [
+    (f"B=${{B:-8}}\n{_B}", (8, 2048)),
+    (f"A=2\nB=$A\n{_B}", (2, 2048)),
+    (f"export B=4 S=1024\n{_B} max_target_length=$S", (4, 1024)),
+    (f"B=4; S=1024; {_B} max_target_length=${{S}}", (4, 1024)),
+    (f"for i in 1 2; do\n  B=2\n  {_B}\ndone", (2, 2048)),
+    (f"M_PER_DEVICE_BATCH_SIZE=2 {COMMAND_ALONE}", (2, 2048)),
+    (f"{_B.replace('$B', '1')}\n{_B.replace('$B', '4')}", (4, 2048)),
+    ("python3 train.py mine.yml per_device_batch_size=2 model_name=llama2-7b\n", (2, 4096)),
+    ("python3 train.py configs/two.yml max_target_length=1024 model_name=llama2-7b", (1, 1024)),
+    (f"if [ $1 = big ]; then\n  B=8\nfi\n{_B}", r"\$B, which a branch or a loop"),
+    (f"B=4\nif x; then B=8; else B=2; fi\n{_B}", r"\$B, which a branch or a loop"),
+    (f"B=4\ncase $1 in\n a) B=8 ;;\nesac\n{_B}", r"\$B, which a branch or a loop"),
+    (f'B=4\n[ -n "$1" ] && B=8\n{_B}', "which the script sets in some cases"),
+    (f"f() {{\n  B=8\n}}\nB=4\nf\n{_B}", "which a function of the script sets"),
+    (f"B=4\nB=$((2*B))\n{_B}", "which the script takes from elsewhere"),
+    (f"B=$(cat b)\n{_B}", "which the script takes from elsewhere"),
+    (f"for B in 1 2; do\n  {_B}\ndone", r"\$B is set outside this script"),
+    ("python3 train.py other.yml per_device_batch_size=2", "'other.yml' is not beside the config"),
+    (f"{COMMAND} attention=cudnn_flash_te", "attention: 'cudnn_flash_te' is not modelled on v5p"),
+    (f"{COMMAND} dtype=float16", "dtype: 'float16' is not modelled"),
+    (f"{COMMAND} ici_data_parallelism=0", "ici_data_parallelism: expected 1 or more"),
+    (f"{COMMAND} ici_diloco_parallelism=2", "ici_diloco_parallelism: MaxText's axis diloco"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), SCRIPTS, ids=range(len(SCRIPTS)))
+def test_a_script_says_a_value_or_why_it_does_not(text: str, says: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("base_config: base.yml\nmax_target_length: 4096\n")
+    (tmp_path / "two.yml").write_text("base_config: mine.yml\nper_device_batch_size: 1\n")
+    file = tmp_path / "run.sh"
+    file.write_text(f"#!/bin/bash\n{text}\n")
+    if isinstance(says, str):
+        with pytest.raises(ShardsimError, match=says):
+            import_config(str(file), "maxtext", machine="v5p:4x4x4")
+        return
+    found = import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert (found.plan.batch / 64, found.plan.sequence) == says
+    assert found.not_carried == ()
+    assert any("2 training commands" in note for note in found.notes) == (text.count("train ") == 2)
+
+
+def test_a_base_yml_beside_a_config_gives_defaults_and_no_sizes_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "base.yml").write_text("base_emb_dim: 2048\nmax_target_length: 1024\nsteps: 5\n")
+    file = tmp_path / "run.yml"
+    file.write_text("base_config: base.yml\nmodel_name: llama2-7b\nper_device_batch_size: 4\n")
+    found = import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert (found.plan.model.embed, found.plan.sequence) == (4096, 1024)
+    assert listed(found) == {"base_config": ()}
+
+
+def test_words_of_a_group_are_the_groups(tmp_path: Path) -> None:
+    words = "lora.lora_rank=16 lora.enable_lora=true"
+    plan = script(tmp_path, words).plan
+    assert plan.model.lora is not None
+    assert plan.model.lora.rank == 16
+    assert listed(script(tmp_path, "own.deep=1")) == {"own": ("time", "hbm")}
+
+
+def test_axes_that_turn_weights_are_counted_and_listed(tmp_path: Path) -> None:
+    for axis, counted in (("fsdp_transpose", "fsdp"), ("tensor_transpose", "model")):
+        found = script(tmp_path, f"ici_{axis}_parallelism=4")
+        assert found.plan.axis(counted).size % 4 == 0
+        assert listed(found) == {f"ici_{axis}_parallelism": ("time",)}
+    assert listed(script(tmp_path, "opt_type=adam_pax")) == {"opt_type": ()}
 
 
 def test_a_command_in_another_commands_words_is_read(tmp_path: Path) -> None:

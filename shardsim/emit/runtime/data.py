@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +25,39 @@ def synthetic_batch(plan: Data, model: Data, index: int) -> dict[str, Any]:
         tokens = (start + 3 * np.arange(plan["sequence"] + 1)) % model["vocab"]
         made = {"tokens": tokens[:, :-1].astype("int32"), "targets": tokens[:, 1:].astype("int32")}
         return made | (held(plan) if "rows" in plan else {})
-    labels = random.integers(0, max(2, min(model["classes"], 1000)), count).astype("int32")
-    shape = (model["image"], model["image"], model["channels"])
+    classes: int = model.get("labels") or model["classes"]
+    labels = random.integers(0, max(2, min(classes, 1000)), count).astype("int32")
+    frames = [model["frames"]] if "frames" in model else []
+    shape = (*frames, model["image"], model.get("width", model["image"]), model["channels"])
     images = np.stack([pattern(7, label, shape) for label in labels])
     images += 0.5 * random.normal(size=images.shape).astype("float32")
+    if model.get("predicts"):
+        return {"images": images, **conditions(plan, model, shape, labels)}
     if model["classes"]:
         return {"images": images, "labels": labels}
     features = np.stack([pattern(8, label, (model["embed"],)) for label in labels])
     return {"images": images, "features": features}
+
+
+def conditions(plan: Data, model: Data, shape: tuple[int, ...], labels: Any) -> dict[str, Any]:
+    """Return what a model that predicts pixels reads besides images: which patches it is shown, or
+    times, classes and features of a text, and what it is to predict."""
+    random, count = np.random.default_rng([9, *labels]), plan["batch"]
+    if model.get("kept"):
+        patches = math.prod(shape[:-1]) // model["patch"] ** 2
+        order = np.stack([random.permutation(patches) for _ in range(count)])
+        return {"kept": np.sort(order[:, : model["kept"]]).astype("int32")}
+    wanted = np.stack([pattern(7, label, (*shape[:-1], model["predicts"])) for label in labels])
+    made: dict[str, Any] = {
+        "wanted": wanted,
+        "times": np.asarray(1000 * random.random(count), "float32"),
+    }
+    if model.get("labels"):
+        made["labels"] = labels
+    if model.get("prompt"):
+        prompt = random.normal(size=(count, model["prompt"], model["prompt_embed"]))
+        made["prompt"] = prompt.astype("float32")
+    return made
 
 
 def held(plan: Data) -> dict[str, Any]:
@@ -47,9 +73,11 @@ def held(plan: Data) -> dict[str, Any]:
 
 
 def whole_batch(plan: Data, model: Data, parts: Sequence[Data], index: int) -> dict[str, Any]:
-    """Return batch `index` of a model and of the stacks that it reads, named after those."""
+    """Return batch `index` of a model and of the stacks that it reads, named after those.
+
+    A decoder of masked images and its encoder read the same ones."""
     arrays = synthetic_batch(plan, model, index)
-    for number, part in enumerate(parts, 1):
+    for number, part in enumerate(parts if not model.get("kept") else (), 1):
         own = synthetic_batch({**plan, "sequence": part["sequence"]}, part["model"], index + number)
         read = {name for call in part["calls"]["before"] for name in call["ins"]}
         arrays |= {f"{part['name']}/{name}": own[name] for name in own if name in read}

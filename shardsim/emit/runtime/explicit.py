@@ -78,6 +78,7 @@ class Explicit(Whole):
         self.rows = make_group(plan, roles["data"] + roles["fsdp"] + roles["expert"])
         self.row_members = self.rows.size
         self.copies = self.tensor.size * self.tensor2.size
+        self.token_copies = self.copies // self.on_tokens.size
         if not model["vocab"]:
             self.copies *= self.context.size
 
@@ -254,6 +255,12 @@ class Explicit(Whole):
         x = gather(x, self.context + self.on_tokens, 1)
         x = gather(x, self.tensor2 + self.on_embed, 2)
         return in_order(x, self.context) if self.striped else x
+
+    def all_embed(self, x: Array) -> Array:
+        return gather(x, self.on_embed, 2)
+
+    def all_columns(self, x: Array) -> Array:
+        return gather(x, self.tensor, x.ndim - 1)
 
     # Sums over what is split.
 

@@ -6,7 +6,7 @@ Each call runs an op by name, on arrays by name. Everything that sharding touche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,11 +69,49 @@ def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) ->
     Each layer keeps for its backward pass what the plan says for its group. A weight that several
     layers of a round have lies in their order, round after round.
     """
-    kinds, order = calls["layers"], calls["round"]
+    kinds = [calls["layers"][kind] for stack in calls["stacks"] for kind in stack["round"]]
+    names = dict.fromkeys(name for kind in kinds for name in kind["weights"])
+    every = {name: way.in_layer_order(params[name]) for name in names}
+    for stack, mine, groups in by_stack(way.plan, calls, every):
+        x = rounds(way, calls["layers"], stack["round"], mine, groups, x, shared)
+    return x
+
+
+def by_stack(
+    plan: Data, calls: Data, params: Params
+) -> Iterator[tuple[Data, Params, Sequence[Data]]]:
+    """Yield each stack of layers, its part of the weights and its groups of layers.
+
+    Stacks that have a weight of one name share an array, each after those before it.
+    """
+    kinds, stacks, taken = calls["layers"], calls["stacks"], dict.fromkeys(params, 0)
+    if len(stacks) == 1:
+        yield stacks[0], params, plan["remat"]
+        return
+    for stack in stacks:
+        mine = {}
+        for name, value in params.items():
+            if each := sum(name in kinds[kind]["weights"] for kind in stack["round"]):
+                first = taken[name]
+                taken[name] += each * stack["rounds"]
+                mine[name] = value[first : taken[name]]
+        layers = stack["rounds"] * len(stack["round"])
+        yield stack, mine, [{**group, "layers": layers} for group in plan["remat"]]
+
+
+def rounds(
+    way: Whole,
+    kinds: Sequence[Data],
+    order: Sequence[int],
+    stacked: Params,
+    groups: Sequence[Data],
+    x: Array,
+    shared: Params,
+) -> Array:
+    """Run the rounds of one stack of layers, the kinds of each in `order`."""
     users = {
         name: [place for place, kind in enumerate(order) if name in kinds[kind]["weights"]]
-        for kind in kinds
-        for name in kind["weights"]
+        for name in stacked
     }
 
     def layer(kind: int, x: Array, weights: Params) -> Array:
@@ -91,13 +129,12 @@ def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) ->
             x = step(x, mine)
         return x, None
 
-    stacked = {name: way.in_layer_order(params[name]) for name in users}
     if len(order) > 1:
         stacked = {
             name: value.reshape(-1, len(users[name]), *value.shape[1:])
             for name, value in stacked.items()
         }
-    groups, first = way.plan["remat"], 0
+    first = 0
     for group in groups:
         last = first + group["layers"] // len(order)
         mine = stacked

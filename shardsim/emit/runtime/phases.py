@@ -1,6 +1,6 @@
 """Steps that do not run one microbatch after another through the whole model.
 
-`gathered` and `scattered` hold weights whole over all microbatches. Where layers lie on stages, or
+`whole_first` and `scattered` hold weights whole over microbatches. Where layers lie on stages, or
 each layer runs all microbatches before the next, embedding, layers and head are phases of their
 own: the step goes through each with all microbatches, then back. The head computes its gradients
 at once, so that logits of one microbatch are there at a time.
@@ -11,7 +11,7 @@ in float32 over microbatches, scattered once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from jax import lax
 from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
 from shardsim.emit.runtime.config import Data, Group, make_group
 from shardsim.emit.runtime.explicit import Explicit
-from shardsim.emit.runtime.model import layers, loss_sum, run
+from shardsim.emit.runtime.model import by_stack, layers, loss_sum, run
 from shardsim.ops.whole import Array, Params
 
 
@@ -103,7 +103,7 @@ def lend(params: Params, sums: Params) -> Params:
     return {name: lent(value, sums[name]) for name, value in params.items()}
 
 
-def gathered(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
+def whole_first(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
     """Return loss and gradients of `accumulate` with weights that stay whole over a step."""
     loss, gradients = accumulate(opened(way), whole(way, params))
     return loss, own_gradients(way, gradients)
@@ -368,7 +368,17 @@ def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) ->
     A round's weights are gathered once forward and once backward, and its gradients scattered
     once, when those of all microbatches are summed.
     """
-    length, groups, first = len(calls["round"]), way.plan["remat"], 0
+    cuts = (by_stack(way.plan, calls, params) for params in (held, sums))
+    for (stack, mine, groups), (_, own, _) in zip(*cuts, strict=True):
+        x = layered_rounds(way, {**calls, "stacks": [stack]}, groups, mine, own, x)
+    return x
+
+
+def layered_rounds(
+    way: Explicit, calls: Data, groups: Sequence[Data], held: Params, sums: Params, x: Array
+) -> Array:
+    """Run all microbatches through each round of one stack of layers before the next."""
+    length, first = len(calls["stacks"][0]["round"]), 0
     for group in groups:
         alone = {**group, "layers": length}
         inside = opened(way, remat=[alone])

@@ -21,7 +21,7 @@ from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
-from shardsim.emit.runtime.phases import gathered, in_phases, scattered
+from shardsim.emit.runtime.phases import in_phases, scattered, whole_first
 from shardsim.ops.whole import Array, Params, Whole, dtype
 
 # Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
@@ -170,7 +170,7 @@ class Trainer:
         """What one device does: its share of the loss, then sums over devices."""
         way = Explicit(self.plan, self.model, self.parameters, self.activations)
         if self.plan["accumulation"] == "gathered" and way.stages.size == 1:
-            loss, gradients = gathered(way, params, partial(self.accumulate, batch=batch))
+            loss, gradients = whole_first(way, params, partial(self.accumulate, batch=batch))
         elif self.plan["accumulation"] != "repeated" or way.stages.size > 1:
             count, units = self.plan["microbatches"], self.units
             parts = {name: self.split(way, value, count) for name, value in batch.items()}

@@ -11,6 +11,7 @@ from shardsim.errors import ShardsimError
 from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
+from shardsim.validate.imports.axlearn import read_axlearn
 from shardsim.validate.imports.big_vision import read_big_vision
 from shardsim.validate.imports.levanter import read_levanter
 from shardsim.validate.imports.maxtext import read_maxtext
@@ -37,22 +38,48 @@ def import_config(
 
     `machine` is the slice where the config does not say, `base` the base.yml of the MaxText release
     that the config was written for, `image` the pixels along an image of big_vision's. Its own
-    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`.
+    arguments may stand behind its name, as `vit_i1k.py:variant=L/16`. Of `axlearn` the path may be
+    the name of a published experiment.
     """
     arguments = ""
     if form == "big_vision" and not os.path.exists(path) and ".py:" in path:
         path, _, arguments = path.partition(".py:")
         path += ".py"
     file = Path(path)
-    text = read_text(file)
+    experiment = form == "axlearn" and "/" not in path and not os.path.exists(path)
+    return import_text(
+        file,
+        None if experiment else read_text(file),
+        form,
+        machine=machine,
+        image=image,
+        base=base,
+        arguments=arguments,
+    )
+
+
+def import_text(
+    file: Path,
+    text: str | None,
+    form: str,
+    *,
+    machine: str | None = None,
+    image: int | None = None,
+    base: Path | None = None,
+    arguments: str = "",
+) -> Imported:
+    """Return the plan of a config's text; `file` is where it stands, or an experiment's name."""
+    said = text or ""
     try:
         if form == "maxtext":
-            plan, notes, left = read_maxtext(file, text, machine, base)
+            plan, notes, left = read_maxtext(file, said, machine, base)
+        elif form == "axlearn":
+            plan, notes, left = read_axlearn(file, text, machine)
         elif form == "levanter":
-            plan, notes, left = read_levanter(file, text, machine)
+            plan, notes, left = read_levanter(file, said, machine)
         else:
-            plan, notes, left = read_big_vision(file, text, machine, image, arguments)
+            plan, notes, left = read_big_vision(file, said, machine, image, arguments)
         check(plan, resolve(plan))
     except ShardsimError as error:
-        raise type(error)(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise type(error)(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     return Imported(plan, tuple(notes), tuple(left))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,28 +11,14 @@ from typing import Any
 from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.tactics import resolve_tactics
-from shardsim.errors import FileError, nearest
+from shardsim.errors import FileError
+from shardsim.files import read_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.remat import Remat
-from shardsim.validate.imports.literals import Unknown, read_python
+from shardsim.validate.imports.big_vision_models import known, model_of, tower_of
+from shardsim.validate.imports.literals import read_python
 
-# Sizes by letter (models/vit.py, decode_variant): width, depth, mlp, heads.
-VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
-    "mu": (32, 1, 128, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-    "G": (1664, 48, 8192, 16),
-    "G-opt": (1536, 48, 8192, 16),
-    "e": (1792, 56, 15360, 16),
-}
 _OFF = (False, None, 0, 0.0)
 _IMAGE = re.compile(r"(?:inception_crop|central_crop|random_crop|resize)\((\d{1,4})\b")
 _MOST_KEYS = 2_000
@@ -41,8 +28,11 @@ _LEFT: tuple[tuple[str, Reason], ...] = (
         r"model\.rep_size",
         Reason("a dense layer in front of the classifier is not modelled", BOTH, _OFF),
     ),
-    (r"model\.dropout", Reason("dropout is not modelled", BOTH, (0, 0.0))),
-    (r"model\.head_zeroinit", Reason("what weights begin as; no work")),
+    (r"model\.(\S*\.)?\w*dropout\w*", Reason("dropout is not modelled", BOTH, (0, 0.0))),
+    (
+        r"model\.(\S*\.)?(\w*softcap|head_zeroinit|temperature_init)",
+        Reason("a few operations an element at most", (), ()),
+    ),
     (r"model\..*", Reason("an option of the model that is not read", BOTH)),
     (r"(ema|ema_decay|polyak\w*)", Reason("a second copy of the weights", (HBM,), _OFF)),
     (r"(evals|fewshot|eval_\w+)(\..*)?", Reason("evaluation between steps is not modelled")),
@@ -76,19 +66,12 @@ def read_big_vision(
     slices = parse_machine(machine)
     config = _read(text, path, arguments)
     notes: list[str] = []
-    kind = _known(config, "model_name", "vit")
-    if kind != "vit":
-        raise FileError(f"model_name: {kind!r} is not modelled; only vit is")
-    if not any(key.startswith("model.") for key in config):
-        _known(config, "model", None)
-        raise FileError("config.model: not a dict of values that can be read")
-    towers = {key.split(".")[1] for key in config if re.match(r"model\.(img|llm|txt|text)", key)}
-    if towers:
-        raise FileError(f"config.model: {', '.join(sorted(towers))}: only one ViT is modelled")
-    pixels = image or _known(config, "IMAGE", None) or _image(config, text, notes)
-    model, left = _model(config, pixels, path)
+    tower = tower_of(config)
+    pixels = image or known(config, "IMAGE", None) or _image(config, text, notes)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "vit"
+    model, left = model_of(config, pixels, name)
     mesh = _mesh(config, slices)
-    parameters, activations = _rules(config, model, mesh)
+    parameters, activations = _rules(config, tower, model, mesh, left)
     data = {
         "name": model["name"],
         "model": model,
@@ -96,10 +79,10 @@ def read_big_vision(
         "batch": _batch(config),
         "mesh": {name: {"size": size} for name, size in mesh.items()},
         "rules": {"parameters": parameters, "activations": activations},
-        "remat": _remat(config, notes).to_data(),
-        "microbatches": _known(config, "grad_accum_steps", None) or 1,
+        "remat": _remat(config, tower, notes).to_data(),
+        "microbatches": known(config, "grad_accum_steps", None) or 1,
         "precision": {
-            "compute": "bf16" if _known(config, "model.dtype_mm", None) == "bfloat16" else "f32"
+            "compute": "bf16" if known(config, f"{tower}.dtype_mm", None) == "bfloat16" else "f32"
         },
         "optimizer": _optimizer(config),
         "attention": "unfused",
@@ -111,7 +94,7 @@ def read_big_vision(
 def _read(text: str, path: Path, arguments: str) -> Keys:
     """Return what the config says by dotted name: `model.width` for `config.model.width`."""
     try:
-        nested, module = read_python(text, arguments)
+        nested, module, own = read_python(text, arguments, lambda name: _beside(path, name))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise FileError(f"{path}: not a Python file that can be read") from None
     flat: dict[str, Any] = {"IMAGE": module["IMAGE"]} if "IMAGE" in module else {}
@@ -125,24 +108,35 @@ def _read(text: str, path: Path, arguments: str) -> Keys:
                 flat[f"{prefix}{name}"] = value
             if len(flat) + len(waiting) > _MOST_KEYS:
                 raise FileError(f"{path}: too long to be a config")
-    return Keys(flat, {})
+    own -= set() if "input.batch_size" in flat else {"batch_size"}  # where older configs have it
+    return Keys({key: value for key, value in flat.items() if key not in own}, {})
 
 
-def _known(config: Keys, key: str, default: Any) -> Any:
-    """Return a value; raise `FileError` where something decides it that the file does not say."""
-    value = config.get(key, default)
-    if isinstance(value, Unknown):
-        asked = value.by.startswith("arg.")
-        why = f"decided by {value.by}" if value.by else "not a value that can be read"
-        more = f"; say it behind the file's name, as FILE.py:{value.by[4:]}=..." if asked else ""
-        raise FileError(f"config.{key}: {why}{more}")
-    return value
+def _beside(path: Path, module: str) -> str | None:
+    """Return the text of a module of the tree that a config is in; parse_arg is known anyway."""
+    if not re.fullmatch(r"big_vision(\.\w+){1,8}", module) or module.endswith("configs.common"):
+        return None
+    inside = Path(*module.split(".")).with_suffix(".py")
+    tree = (folder for folder in path.absolute().parents if folder.name == "big_vision")
+    found = next(
+        (root.parent / inside for root in tree if os.path.isfile(root.parent / inside)), None
+    )
+    return read_text(found) if found is not None else None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as data; what is none is nothing."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) else None
 
 
 def _batch(config: Keys) -> int:
     """Return the images of a step; older configs have them outside `input`."""
     key = "input.batch_size" if "input.batch_size" in config else "batch_size"
-    batch = _known(config, key, None)
+    batch = known(config, key, None)
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise FileError("config.input.batch_size: not a number that can be read")
     return batch
@@ -153,7 +147,7 @@ def _left(config: Keys) -> list[NotCarried]:
     left = []
     for key in config.unread():
         value = config.given[key]
-        shown = None if isinstance(value, Unknown) else value
+        shown = _plain(value)
         reason = next(
             (reason for pattern, reason in _LEFT if re.fullmatch(pattern, key)),
             Reason("not a key that is read", BOTH),
@@ -175,63 +169,8 @@ def _image(config: Keys, text: str, notes: list[str]) -> int:
     return size
 
 
-def _model(config: Keys, image: int, path: Path) -> tuple[dict[str, Any], list[NotCarried]]:
-    """Return the options of the model, and what of it no option says."""
-
-    def option(name: str, default: Any) -> Any:
-        return _known(config, f"model.{name}", default)
-
-    variant = str(option("variant", None) or "")
-    letter, _, cut = variant.partition("/")
-    sizes: tuple[int | None, ...] = (768, 12, None, 12)
-    if letter:
-        if letter not in VARIANTS:
-            raise FileError(f"config.model.variant: {variant!r}{nearest(letter, VARIANTS)}")
-        sizes = VARIANTS[letter]
-    names = ("width", "depth", "mlp_dim", "num_heads")
-    width, depth, mlp, heads = (option(*each) for each in zip(names, sizes, strict=True))
-    usual = int(cut) if cut.isdigit() and len(cut) < 6 else 16
-    size = option("patch_size", (usual, usual))
-    if not isinstance(size, (tuple, list)) or len(set(map(str, size))) != 1:
-        raise FileError(f"config.model.patch_size: {size!r}: only square patches are modelled")
-    patch = size[0]
-    if not isinstance(patch, int) or not 0 < patch <= image:
-        raise FileError(f"config.model.patch_size: an image of {image} pixels has no {patch!r}")
-    pools = {theirs: ours for ours, theirs in tables.POOLINGS.items()}
-    pool = option("pool_type", "gap")
-    if not is_one_of(pool, pools):
-        raise FileError(
-            f"config.model.pool_type: {pool!r} is not modelled{nearest(str(pool), pools)}"
-        )
-    positions = {theirs: ours for ours, theirs in tables.POSITIONS.items()}
-    posemb = option("posemb", "learn")
-    if not is_one_of(posemb, positions):
-        raise FileError(f"config.model.posemb: {posemb!r}{nearest(str(posemb), positions)}")
-    classes = _known(config, "num_classes", None) or 0
-    left = []
-    if image % patch:
-        side = image // patch * patch
-        why = f"{side // patch} patches of {patch} pixels a side: {side} pixels are read"
-        left.append(NotCarried("image", image, why))
-        image = side
-    return {
-        "name": re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)[:60].lstrip("._-") or "vit",
-        "family": "vit",
-        "layers": depth,
-        "embed": width,
-        "mlp": mlp or 4 * width,
-        "heads": heads,
-        "patch": patch,
-        "image": image,
-        "pooling": pools[pool],
-        "classes": classes if pool != "none" else 0,
-        "positions": positions[posemb],
-        "biases": True,
-    }, left
-
-
 def _mesh(config: Keys, machine: Machine) -> dict[str, int]:
-    given = _known(config, "mesh", [("data", machine.devices)])
+    given = known(config, "mesh", [("data", machine.devices)])
     try:
         sizes = {str(name): int(size) for name, size in given}
     except (TypeError, ValueError):
@@ -244,24 +183,33 @@ def _mesh(config: Keys, machine: Machine) -> dict[str, int]:
 
 
 def _rules(
-    config: Keys, model: Mapping[str, Any], mesh: Mapping[str, int]
+    config: Keys,
+    tower: str,
+    model: Mapping[str, Any],
+    mesh: Mapping[str, int],
+    left: list[NotCarried],
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return the plan's rules: what the strategy does to the large weights of a block."""
-    given = dict(_known(config, "sharding_rules", None) or [("act_batch", "data")])
+    given = dict(known(config, "sharding_rules", None) or [("act_batch", "data")])
     by = {name: _axes(given.get(name)) for name in ("act_batch", "act_len", "act_emb")}
-    rows = _known(config, "sharding_strategy", None) or [(".*", "replicate")]
+    rows = known(config, "sharding_strategy", None) or [(".*", "replicate")]
     strategy = [tuple(row) for row in rows]
+    if tower != "model" and [row[0] for row in strategy] != [".*"]:
+        why = "read for the layers of the tower of images; other stacks are taken to lie alike"
+        left.append(NotCarried("sharding_strategy", rows, why, BOTH))
+    part = tower.removeprefix("model").removeprefix(".").replace("image", "img")
+    root = "params" + (f"/{part}" if part else "")
     width, mlp, heads = model["embed"], model["mlp"], model["heads"]
     layers = model["layers"]
     query = resolve_tactics(
-        f"params/{tables.PATHS['query']}",
+        f"{root}/{tables.PATHS['query']}",
         (layers, width, heads, width // heads),
         4,
         strategy,
         mesh,
     )
     inside = resolve_tactics(
-        f"params/{tables.PATHS['mlp_in']}", (layers, width, mlp), 4, strategy, mesh
+        f"{root}/{tables.PATHS['mlp_in']}", (layers, width, mlp), 4, strategy, mesh
     )
     split = [axis for axes in (*query, *inside) for axis in axes]
     sharded = [axis for axis in dict.fromkeys(split) if axis in by["act_batch"]]
@@ -284,13 +232,13 @@ def _axes(given: Any) -> list[str]:
     return [given] if isinstance(given, str) else [str(axis) for axis in given or ()]
 
 
-def _remat(config: Keys, notes: list[str]) -> Remat:
+def _remat(config: Keys, tower: str, notes: list[str]) -> Remat:
     """Return the policy; big_vision keeps everything of layers that it does not scan."""
     names = {theirs: ours for ours, theirs in tables.REMAT.items()}
     everything = names["everything_saveable"]
-    if not _known(config, "model.scan", False):
+    if not known(config, f"{tower}.scan", False):
         return Remat.of(save=everything)
-    policy = _known(config, "model.remat_policy", "nothing_saveable")
+    policy = known(config, f"{tower}.remat_policy", "nothing_saveable")
     if not is_one_of(policy, names):
         notes.append(f"remat_policy: {policy!r} is not modelled; taken as nothing_saveable")
         policy = "nothing_saveable"
@@ -298,9 +246,9 @@ def _remat(config: Keys, notes: list[str]) -> Remat:
 
 
 def _optimizer(config: Keys) -> str:
-    name = _known(config, "optax_name", "scale_by_adam")
+    name = known(config, "optax_name", "scale_by_adam")
     if name == "scale_by_adam":
-        mu = _known(config, "optax.mu_dtype", None)
+        mu = known(config, "optax.mu_dtype", None)
         return "adamw-bf16-mu" if mu == "bfloat16" else "adamw"
     found = [ours for ours, (theirs, _) in tables.OPTIMIZERS.items() if theirs == name]
     if not found:

@@ -6,38 +6,25 @@ What a value depends on that the file does not say stays `Unknown`, with what de
 from __future__ import annotations
 
 import ast
-import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from shardsim.errors import FileError, nearest
+from shardsim.validate.imports.literal_values import (
+    LARGEST,
+    LONGEST,
+    Arguments,
+    Unknown,
+    applied,
+    bounded,
+    first_unknown,
+    method,
+)
 
 _STEPS = 20_000  # statements; a config has some hundred
 _DEPTH = 12  # of calls
-_LONGEST = 10_000  # characters of a string
-_LARGEST = 2_000  # items of a list or a config, with those inside
-_FIELD = re.compile(r"\{\w*\}|\{\{|\}\}")  # of a text to format: a name alone
-_OPERATORS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
+_MODULES = 16  # looked for
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
@@ -46,36 +33,26 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "len": len,
     "min": min,
     "max": max,
-    "range": lambda *args: list(range(*args)[:_LARGEST]),
+    "repr": lambda value: repr(value)[:LONGEST],
+    "range": lambda *args: list(range(*args)[:LARGEST]),
     "tuple": tuple,
     "list": list,
 }
-_PLAIN = (int, float, str, list, tuple, dict)
-# A switch for tests on one machine that such configs have; off where nothing says it.
-_OFF = "runlocal"
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """A value that the file does not say; `by` is what decides it, or nothing."""
+class _Function:
+    """A function of another module, or a lambda, with the names that it sees."""
 
-    by: str = ""
+    node: ast.FunctionDef | ast.Lambda
+    names: Mapping[str, Any]
 
 
-@dataclass
-class _Arguments:
-    """The argument of `get_config`: what was given, and after `parse_arg` the defaults."""
+@dataclass(frozen=True)
+class _Module:
+    """What another file of the same tree assigns and defines."""
 
-    given: Mapping[str, str]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-
-    def value(self, name: str) -> Any:
-        self.used.add(name)
-        default = self.defaults.get(name, False if name == _OFF else Unknown(f"arg.{name}"))
-        if isinstance(default, tuple) and len(default) == 2:  # (default, a function's name)
-            default = default[0]
-        return _typed(self.given[name], default) if name in self.given else default
+    names: Mapping[str, Any]
 
 
 class _Return(Exception):
@@ -85,45 +62,44 @@ class _Return(Exception):
         self.value = value
 
 
-def read_python(text: str, arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what `get_config` returns, over what the module assigns to `config`, nested; and what
-    the module assigns.
+Modules = Callable[[str], str | None]
 
-    `arguments` are those of a command line, as `variant=L/16,runlocal=False`. Raises `FileError`
+
+def read_python(
+    text: str, arguments: str, modules: Modules = lambda name: None
+) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """Return what `get_config` returns, over what the module assigns to `config`, nested; what the
+    module assigns; and which keys of the config are its arguments alone.
+
+    `arguments` are those of a command line, as `variant=L/16,runlocal=False`; `modules` returns the
+    text of a module of the same tree, or nothing. Raises `FileError`
     for a file that is no Python, and `ValueError` and such for none that can be read.
     """
     tree = ast.parse(text)
     parts = [part.partition("=") for part in arguments.split(",") if part]
-    given = _Arguments({name: value if equals else "True" for name, equals, value in parts})
-    reader = _Reader(given)
+    given = Arguments({name: value if equals else "True" for name, equals, value in parts})
+    reader = _Reader(given, modules)
     module: dict[str, Any] = {"config": {}}
     reader.run(tree.body, module, 0)
+    own: set[str] = set()
     config = module["config"] if isinstance(module["config"], dict) else {}
     if "get_config" in reader.functions:
         made = reader.call(reader.functions["get_config"], [given], {}, module, 0)
+        if isinstance(made, Arguments):
+            own = set(made.defaults) - set(made.assigned)
+            made = made.config()
         config = {**config, **(made if isinstance(made, dict) else {})}
     if strange := sorted(set(given.given) - given.used):
         names = nearest(strange[0], sorted(given.used) or ["none"])
         raise FileError(f"argument {strange[0]!r}: the config does not read it{names}")
-    return config, module
-
-
-def _typed(text: str, default: Any) -> Any:
-    """Return an argument's text in the type of its default."""
-    if isinstance(default, bool) or text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        if not isinstance(default, str):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    return text
+    return config, module, own
 
 
 class _Reader:
-    def __init__(self, arguments: _Arguments) -> None:
+    def __init__(self, arguments: Arguments, modules: Modules) -> None:
         self.arguments = arguments
+        self.modules = modules
+        self.loaded: dict[str, _Module | None] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
         self.steps = 0
 
@@ -138,6 +114,8 @@ class _Reader:
     def statement(self, node: ast.stmt, names: dict[str, Any], depth: int) -> None:
         if isinstance(node, ast.FunctionDef):
             self.functions[node.name] = node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            self.imported(node, names)
         elif isinstance(node, ast.Assign):
             value = self.value(node.value, names, depth)
             for target in node.targets:
@@ -165,6 +143,32 @@ class _Reader:
             self.loop(node, names, depth)
         elif isinstance(node, ast.While | ast.Try):
             self.lose([node], Unknown("a loop"), names, depth)
+
+    def imported(self, node: ast.Import | ast.ImportFrom, names: dict[str, Any]) -> None:
+        """Set what other files of the same tree say; of others nothing is known."""
+        for alias in node.names:
+            if isinstance(node, ast.Import):
+                found: Any = self.module(alias.name)
+            elif (outer := self.module(node.module or "")) is not None:
+                found = outer.names.get(alias.name)
+            else:
+                found = self.module(f"{node.module}.{alias.name}")
+            if found is not None:
+                names[alias.asname or alias.name] = found
+
+    def module(self, name: str) -> _Module | None:
+        """Return a module of the same tree; its functions see its own names."""
+        if name not in self.loaded and len(self.loaded) < _MODULES:
+            self.loaded[name] = None
+            text = self.modules(name)
+            if text is not None:
+                inside: dict[str, Any] = {}
+                outer, self.functions = self.functions, {}
+                self.run(ast.parse(text).body, inside, 0)
+                own, self.functions = self.functions, outer
+                inside.update((one, _Function(node, inside)) for one, node in own.items())
+                self.loaded[name] = _Module(inside)
+        return self.loaded.get(name)
 
     def loop(self, node: ast.For, names: dict[str, Any], depth: int) -> None:
         """Go through what the file says to go through; what an early end would leave is lost."""
@@ -219,12 +223,14 @@ class _Reader:
         if isinstance(holder, Unknown) and not holder.by:
             holder = {}
             self.assign(target.value, holder, names, depth)
+        if isinstance(holder, Arguments) and isinstance(key, str):
+            holder.assigned[key] = value
         if isinstance(holder, dict) and isinstance(key, str):
             holder[key] = value
 
     def call(
         self,
-        function: ast.FunctionDef,
+        function: ast.FunctionDef | ast.Lambda,
         args: Sequence[Any],
         keywords: Mapping[str, Any],
         module: Mapping[str, Any],
@@ -243,6 +249,14 @@ class _Reader:
             if written is not None:
                 names[arg.arg] = self.value(written, names, depth)
         names |= {arg.arg: value for arg, value in zip(every, args, strict=False)} | dict(keywords)
+        if wanted.vararg:
+            names[wanted.vararg.arg] = tuple(args[len(every) :])
+        if wanted.kwarg:
+            known = {arg.arg for arg in (*every, *wanted.kwonlyargs)}
+            more = {key: value for key, value in keywords.items() if key not in known}
+            names[wanted.kwarg.arg] = more
+        if isinstance(function, ast.Lambda):
+            return self.value(function.body, names, depth + 1)
         try:
             self.run(function.body, names, depth + 1)
         except _Return as end:
@@ -265,18 +279,60 @@ class _Reader:
                     made |= value if isinstance(value, dict) else {}
                 elif isinstance(name := self.value(key, names, depth), str | int | float):
                     made[name] = value
-            return _bounded(made)
+            return bounded(made)
         if isinstance(node, ast.List | ast.Tuple):
-            items = [self.value(item, names, depth) for item in node.elts]
-            return _bounded(items if isinstance(node, ast.List) else tuple(items))
+            items = self.items(node.elts, names, depth)
+            if isinstance(items, Unknown):
+                return items
+            return bounded(items if isinstance(node, ast.List) else tuple(items))
         if isinstance(node, ast.JoinedStr):
             parts = [self.value(part, names, depth) for part in node.values]
-            return _first_unknown(parts) or "".join(map(str, parts))[:_LONGEST]
+            return first_unknown(parts) or "".join(map(str, parts))[:LONGEST]
         if isinstance(node, ast.FormattedValue):
-            return self.value(node.value, names, depth)
+            plain = node.format_spec is None and node.conversion == -1
+            return self.value(node.value, names, depth) if plain else Unknown()
         if isinstance(node, ast.Call):
             return self.called(node, names, depth)
+        if isinstance(node, ast.Lambda):
+            return _Function(node, names)
+        if isinstance(node, ast.ListComp | ast.GeneratorExp):
+            return self.comprehension(node, names, depth)
         return self.operation(node, names, depth)
+
+    def items(
+        self, nodes: Sequence[ast.expr], names: dict[str, Any], depth: int
+    ) -> list[Any] | Unknown:
+        """Return the items of a list, those of lists inside with a star too."""
+        found: list[Any] = []
+        for node in nodes:
+            starred = isinstance(node, ast.Starred)
+            value = self.value(node.value if isinstance(node, ast.Starred) else node, names, depth)
+            if starred and not isinstance(value, list | tuple):
+                return value if isinstance(value, Unknown) else Unknown()
+            found += value if starred else [value]
+            if len(found) > LARGEST:
+                return Unknown("too much")
+        return found
+
+    def comprehension(
+        self, node: ast.ListComp | ast.GeneratorExp, names: dict[str, Any], depth: int
+    ) -> Any:
+        """Return the list that a comprehension of one loop makes."""
+        first = node.generators[0]
+        items = self.value(first.iter, names, depth)
+        if len(node.generators) > 1 or not isinstance(items, list | tuple | dict):
+            return items if isinstance(items, Unknown) else Unknown()
+        made = []
+        for item in list(items)[:LARGEST]:
+            self.steps += 1
+            inner = dict(names)
+            self.assign(first.target, item, inner, depth)
+            tests = [self.value(test, inner, depth) for test in first.ifs]
+            if missing := first_unknown(tests):
+                return missing
+            if all(tests) and self.steps <= _STEPS:
+                made.append(self.value(node.elt, inner, depth))
+        return bounded(made)
 
     def operation(self, node: ast.expr, names: dict[str, Any], depth: int) -> Any:
         if isinstance(node, ast.IfExp):
@@ -301,12 +357,12 @@ class _Reader:
             number = isinstance(value, int | float) and isinstance(node.op, ast.USub)
             return -value if number else Unknown()
         if isinstance(node, ast.BinOp):
-            return _applied(
+            return applied(
                 node.op, self.value(node.left, names, depth), self.value(node.right, names, depth)
             )
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
             sides = (node.left, node.comparators[0])
-            return _applied(node.ops[0], *(self.value(side, names, depth) for side in sides))
+            return applied(node.ops[0], *(self.value(side, names, depth) for side in sides))
         return Unknown()
 
     def part(self, node: ast.Attribute | ast.Subscript, names: dict[str, Any], depth: int) -> Any:
@@ -315,8 +371,10 @@ class _Reader:
             key: Any = node.attr
         else:
             key = self.value(node.slice, names, depth)
-        if isinstance(holder, _Arguments):
+        if isinstance(holder, Arguments):
             return holder.value(key) if isinstance(key, str) else Unknown()
+        if isinstance(holder, _Module):
+            return holder.names.get(key, Unknown()) if isinstance(key, str) else Unknown()
         if isinstance(holder, Unknown):
             return holder
         if isinstance(key, Unknown):
@@ -327,7 +385,9 @@ class _Reader:
             return Unknown()
 
     def called(self, node: ast.Call, names: dict[str, Any], depth: int) -> Any:
-        args = [self.value(arg, names, depth) for arg in node.args]
+        args = self.items(node.args, names, depth)
+        if isinstance(args, Unknown):
+            return args
         keywords: dict[str, Any] = {}
         for word in node.keywords:
             value = self.value(word.value, names, depth)
@@ -336,9 +396,12 @@ class _Reader:
             else:
                 keywords[word.arg] = value
         name = node.func.id if isinstance(node.func, ast.Name) else ""
+        called = names.get(name)
         if isinstance(node.func, ast.Attribute):
             name = node.func.attr
             holder = self.value(node.func.value, names, depth)
+            if isinstance(holder, _Module):
+                called = holder.names.get(name) if name != "parse_arg" else None
             if isinstance(holder, dict) and name == "update":
                 holder.update(*(arg for arg in args if isinstance(arg, dict)), **keywords)
                 return None
@@ -347,79 +410,27 @@ class _Reader:
             if isinstance(holder, dict) and name == "get" and args and isinstance(args[0], str):
                 return holder.get(args[0], args[1] if len(args) > 1 else None)
             if isinstance(holder, str):
-                return _method(holder, name, args, keywords)
-        elif name in self.functions:
+                return method(holder, name, args, keywords)
+        if isinstance(called, _Function):
+            return self.call(called.node, args, keywords, called.names, depth)
+        if isinstance(node.func, ast.Name) and name in self.functions:
             return self.call(self.functions[name], args, keywords, names, depth)
         if name in ("dict", "ConfigDict", "FrozenConfigDict"):
             made: dict[str, Any] = {}
             for arg in args:
                 made |= arg if isinstance(arg, dict) else {}
-            return _bounded(made | keywords)
+            return bounded(made | keywords)
         if name == "parse_arg":
-            self.arguments.defaults = {k: v for k, v in keywords.items() if k != "lazy"}
+            defaults = {k: v for k, v in keywords.items() if k != "lazy"}
+            if not args or not isinstance(args[0], Arguments):
+                return defaults  # of no arguments
+            self.arguments.defaults = defaults
             return self.arguments
-        if name in _CALLS and not _first_unknown([*args, *keywords.values()]):
+        if name == "sorted" and len(args) == 1 and isinstance(args[0], dict | list | tuple):
+            return Unknown() if first_unknown(list(args[0])) else sorted(map(str, args[0]))
+        if name in _CALLS and not first_unknown([*args, *keywords.values()]):
             try:
                 return _CALLS[name](*args, **keywords)
             except (TypeError, ValueError, OverflowError):
                 return Unknown()
-        return _first_unknown(args) or Unknown()
-
-
-def _bounded(value: Any) -> Any:
-    """Return a list or a config, or `Unknown` for one that is too large."""
-    waiting, seen = [value], 0
-    while waiting:
-        seen += 1
-        if seen > _LARGEST:
-            return Unknown("too much")
-        one = waiting.pop()
-        inside = (
-            one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()
-        )
-        waiting += inside
-    return value
-
-
-def _first_unknown(values: Sequence[Any]) -> Unknown | None:
-    found = [value for value in values if isinstance(value, Unknown)]
-    return next((value for value in found if value.by), found[0] if found else None)
-
-
-def _method(text: str, name: str, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
-    if missing := _first_unknown([*args, *keywords.values()]):
-        return missing
-    try:
-        if name == "format" and not _FIELD.sub("", text).count("{"):
-            return text.format(*args, **keywords)[:_LONGEST]
-        if name in ("split", "startswith", "endswith", "lower", "strip", "partition"):
-            return getattr(text, name)(*args)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError):
-        pass
-    return Unknown()
-
-
-def _applied(kind: ast.AST, left: Any, right: Any) -> Any:
-    """Return an operator's value; only plain numbers and short texts and lists are taken."""
-    if missing := _first_unknown([left, right]):
-        return missing
-    if isinstance(left, _Arguments):
-        if right is None and isinstance(kind, ast.Is | ast.IsNot):
-            return bool(left.given) != isinstance(kind, ast.Is)
-        return Unknown("arg")
-    numbers = all(isinstance(x, int | float) for x in (left, right))
-    if isinstance(kind, ast.Pow) and not (numbers and 0 < left <= 1e6 and abs(right) <= 16):
-        return Unknown()
-    if isinstance(kind, ast.Mult | ast.Mod) and not numbers:
-        return Unknown()
-    if type(kind) not in _OPERATORS:
-        return Unknown()
-    if not all(x is None or isinstance(x, _PLAIN) for x in (left, right)):
-        return Unknown()
-    try:
-        made = _OPERATORS[type(kind)](left, right)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return Unknown()
-    long = isinstance(made, str) and len(made) > _LONGEST
-    huge = isinstance(made, int) and abs(made) > 10**18
-    return Unknown() if long or huge else _bounded(made)
+        return first_unknown(args) or Unknown()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, is_one_of, shown
+from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
@@ -34,6 +34,15 @@ _OVERLAP = "xla_enable_async_collective_permute"
 # Chips for which today's compiler gathers no weights asynchronously, asked to or not: all twenty
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
+# Axes that split weights along another dimension than the plan says.
+_COUNTED_AS: Mapping[str, str] = {
+    "fsdp_transpose_parallelism": "counted as fsdp: weights lie along another dimension",
+    "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
+}
+_AXIS = re.compile(
+    r"(ici|dcn)_(data|fsdp|fsdp_transpose|context|tensor|tensor_transpose|tensor_sequence|pipeline"
+    r"|expert|stage)_parallelism"
+)
 _PARALLELISM = re.compile(r"(ici|dcn)_\w+_parallelism")
 # What a preset calls a size that a model's own file says, and MaxText takes from elsewhere only
 # where it is told to.
@@ -70,18 +79,19 @@ def read_maxtext(
 
     `base` is the base.yml of the release that it was written for; the models beside it are its own.
     """
-    given = read_given(path, text)
+    given = read_given(path, text, base)
     old = any(key in given.names for key in KEYS_OF_2023) and not any(
         key in given.names for key in KEYS_SINCE
     )
     notes = ["read with the defaults of MaxText " + ("of December 2023" if old else "0.2.5")]
-    defaults = OF_2023 if old else CURRENT
+    defaults = {**(OF_2023 if old else CURRENT), **given.defaults}
     if base is not None:
         release = read_yaml(base)
         if not isinstance(release, Mapping):
             raise FileError(f"{base}: expected MaxText's keys")
         defaults = {**defaults, **release}
         notes = [f"read with the defaults in {base}"]
+    notes += given.notes
     _recognised(given, defaults)
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
@@ -99,7 +109,8 @@ def read_maxtext(
     plan = replace(plan, activations=_activations(plan, keys))
     for key, written in given.unset.items():
         if key in keys.read:
-            raise FileError(f"{key}: {written} is set outside this script; write its value")
+            why = given.why.get(key, f"{written} is set outside this script")
+            raise FileError(f"{key}: {why}; write its value")
     left = [*partly, *left_of(keys)] + [
         NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
         for key, value in given.flags.items()
@@ -208,6 +219,10 @@ def _plan(
     """Return the plan; what of a key is not in it goes to `left`."""
     split = Split()
     for key, size in _parallelism(keys).items():
+        if (why := _COUNTED_AS.get(key.partition("_")[2])) and size not in (1, -1):
+            left.append(NotCarried(key, size, why, (TIME,)))
+        if _AXIS.fullmatch(key) is None:
+            raise FileError(f"{key}: MaxText's axis {key[4:].rpartition('_')[0]} is not modelled")
         if model.experts and key.endswith("_expert_parallelism"):
             sizes = split.inside if key.startswith("ici") else split.outside
             sizes["expert"] = whole(size, key)
@@ -219,7 +234,7 @@ def _plan(
         raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
-    flash = keys["attention"] in ("flash", "autoselected")
+    flash = _flash(keys, machine)
     policy = str(keys["remat_policy"])
     if policy == "custom":
         remat, partly = custom_policy(keys, model, flash)
@@ -236,6 +251,8 @@ def _plan(
     if optimizer is None:
         raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
     weights, gradients = (_format(keys, key) for key in ("weight_dtype", "grad_dtype"))
+    if keys["opt_type"] == "adam_pax":
+        left.append(NotCarried("opt_type", "adam_pax", "counted as adamw: the same state and work"))
     if optimizer == "adamw":
         mu = _format(keys, "mu_dtype") if keys["mu_dtype"] else weights
         optimizer += "-bf16-mu" if mu == "bf16" else ""
@@ -297,9 +314,22 @@ def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int
     return many, whole(repeats, "num_pipeline_repeats")
 
 
+def _flash(keys: Keys, machine: Machine) -> bool:
+    """Return whether attention is a fused kernel's; those of GPUs run on GPUs alone."""
+    kernel = keys["attention"]
+    if kernel in ("cudnn_flash_te", "cudnn_flash_jax") and machine.chip.interconnect == "switch":
+        return True
+    if not is_one_of(kernel, ("autoselected", "flash", "dot_product")):
+        raise FileError(
+            f"attention: {shown(kernel)} is not modelled on {machine.chip.name}; autoselected, "
+            "flash and dot_product are"
+        )
+    return bool(kernel != "dot_product")
+
+
 def _compute(keys: Keys, machine: Machine) -> str:
     """Return the format of matmuls."""
-    usual = "bf16" if keys["dtype"] == "bfloat16" else "f32"
+    usual = _format(keys, "dtype")
     asked = keys["quantization"] or ("int8" if keys.get("int8_training") is True else "")
     if not asked:
         return usual
@@ -327,6 +357,9 @@ def _parallelism(keys: Keys) -> dict[str, Any]:
         if _PARALLELISM.fullmatch(key)
     }
     sizes = {key: size for key, size in sizes.items() if size not in (1, "1")}
+    for key, size in sizes.items():
+        if size == 0:
+            raise FileError(f"{key}: expected 1 or more, or -1 for what is left, found 0")
     for over in ("ici", "dcn"):
         values = keys.get(f"{over}_parallelism")
         if isinstance(values, list) and isinstance(axes := keys["mesh_axes"], list):

@@ -36,8 +36,20 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def parse_module(text: str) -> Module:
-    """Parse `text`, what `compiled.as_text()` gives."""
+    """Parse `text`, what `compiled.as_text()` gives; raise `HloError` for what is none.
+
+    What is wrong with its last line is most likely that it ends too early.
+    """
     lines = text.splitlines()
+    try:
+        return _module(lines)
+    except HloError as error:
+        if 1 < len(lines) == error.line and "the text" not in error.problem:
+            raise HloError(f"the text is cut off: {error.problem}", error.line) from None
+        raise
+
+
+def _module(lines: list[str]) -> Module:
     first = next((i for i, line in enumerate(lines) if line.strip()), 0)
     match = _MODULE.match(lines[first]) if lines else None
     if not match:

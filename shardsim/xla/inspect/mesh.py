@@ -155,13 +155,17 @@ def _pair_points(text: str, devices: int) -> Iterator[int]:
         yield int(steps[0] + steps[1])
 
 
+def _devices(many: int) -> str:
+    return f"{many:,} device{'s' if many != 1 else ''}"
+
+
 def placed(mesh: dict[str, int], machine: Machine) -> tuple[MeshAxis, ...]:
     """Return the mesh laid on the torus as JAX's `create_device_mesh` lays it."""
     devices = math.prod(mesh.values())
     if devices != machine.devices:
         raise PlanError(
-            f"the program is for {devices} devices, but {machine.name} has {machine.devices}; "
-            "name its slice with --on"
+            f"the program is for {_devices(devices)}, but {machine.name} has {machine.devices:,}; "
+            f"name a slice of {_devices(devices)} with --on"
         )
     return place(mesh, machine)
 

@@ -257,6 +257,7 @@ def test_the_command_tells_the_costliest_first_and_in_json(tmp_path: Path) -> No
         (b"\x00\xff\xfe", "no text"),
         (gzip.compress(BRANCHES.encode())[:-20], "cut off or damaged"),
         (BRANCHES[: BRANCHES.rindex("}")].encode(), "the text ends inside computation"),
+        (BRANCHES[: BRANCHES.rindex("=")].encode(), "the text is cut off"),
         (b"module @jit_f { stablehlo.add }", "this is StableHLO"),
     ],
 )

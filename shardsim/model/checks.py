@@ -1,0 +1,186 @@
+"""What options of a model go together: each check raises a `ModelError` that names the field."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from shardsim.errors import ModelError
+from shardsim.model.experts import Experts
+from shardsim.model.latent import Latent
+from shardsim.model.lora import Lora
+
+if TYPE_CHECKING:
+    from shardsim.model.spec import Model
+
+_A = {"decoder": "a decoder", "encoder": "an encoder"}
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of `number` closest to `wanted` (the smaller one of two equally close)."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return min([*small, *(number // i for i in small)], key=lambda i: (abs(i - wanted), i))
+
+
+def check_latent(model: Model, where: str) -> None:
+    """Check what latent attention goes with."""
+    latent = model.latent
+    if latent is None:
+        return
+    if not isinstance(latent, Latent):
+        raise ModelError(f"{where}: latent: expected Latent, found {latent!r:.40}")
+    if model.kv_heads != model.heads or model.qk_norm or model.positions != "rotary":
+        raise ModelError(
+            f"{where}: latent: needs as many key-value heads as heads, rotary positions and no "
+            "qk_norm"
+        )
+    if latent.rotary >= model.head_dim:
+        raise ModelError(
+            f"{where}: latent.rotary: a part of a head's {model.head_dim}, not {latent.rotary}"
+        )
+    if model.norm != "rmsnorm" or model.biases.qkv:
+        raise ModelError(f"{where}: latent: needs norm: rmsnorm, and no biases.qkv")
+    if latent.values > model.head_dim:
+        raise ModelError(
+            f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
+            f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
+        )
+
+
+def check_experts(model: Model, where: str) -> None:
+    """Check what experts go with."""
+    experts = model.experts
+    if experts is None:
+        return
+    if not isinstance(experts, Experts):
+        raise ModelError(f"{where}: experts: expected Experts, found {experts!r:.40}")
+    if model.parallel_block:
+        raise ModelError(f"{where}: experts: a parallel block has none; use parallel_block: false")
+    if not any(map(experts.has, range(model.layers))):
+        raise ModelError(
+            f"{where}: experts: no layer of {model.layers} has any; use fewer dense_layers than"
+            f" {model.layers}, and every of at most {model.layers}"
+        )
+
+
+def check_lora(model: Model, where: str) -> None:
+    """Check what adapters go with."""
+    if model.lora is None:
+        return
+    if not isinstance(model.lora, Lora):
+        raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
+    if model.experts or model.latent or model.patch:
+        raise ModelError(f"{where}: lora: of experts, latents and images is not modelled")
+    if model.frozen:
+        raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")
+
+
+def check_block(model: Model, where: str) -> None:
+    """Check heads, norms and branches of a block."""
+    if model.kv_heads > model.heads or model.heads % model.kv_heads:
+        close = nearest_divisor(model.heads, model.kv_heads)
+        raise ModelError(
+            f"{where}: kv_heads: {model.heads} heads cannot share {model.kv_heads} key-value heads"
+            f" evenly; the nearest valid number is {close}"
+        )
+    if model.norm == "rmsnorm" and model.biases.norm:
+        raise ModelError(f"{where}: biases.norm: rmsnorm has no bias; use norm: layernorm or false")
+    if not model.pre_norms and (model.parallel_block or not model.post_norms):
+        raise ModelError(
+            f"{where}: pre_norms: serial layers may leave them out, for post_norms: true; use true"
+        )
+    if model.parallel_norms and not model.parallel_block:
+        raise ModelError(
+            f"{where}: parallel_norms: serial layers have two norms anyway; leave it out"
+        )
+    if model.mlp_post_norm and (model.parallel_block or model.post_norms):
+        raise ModelError(
+            f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
+        )
+    if model.layer_scale and model.parallel_block:
+        raise ModelError(f"{where}: layer_scale: a parallel block has none; use false")
+    for key, usual in (("qk_norm_over", "head"), ("qk_norm_kind", "")):
+        if getattr(model, key) != usual and not model.qk_norm:
+            raise ModelError(f"{where}: {key}: needs qk_norm: true")
+    if model.positions == "rotary" and model.head_dim % 2:
+        raise ModelError(
+            f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
+            f" the nearest is {model.head_dim + 1}"
+        )
+
+
+def check_modulation(model: Model, where: str) -> None:
+    """Check what shifts, scales and gates layers, and the text that they attend to."""
+    if model.modulation != "none":
+        for key, usual in (
+            ("parallel_block", False),
+            ("post_norms", False),
+            ("pre_norms", True),
+            ("layer_scale", False),
+            ("experts", None),
+            ("lora", None),
+            ("frozen", False),
+        ):
+            if getattr(model, key) != usual:
+                raise ModelError(f"{where}: modulation: not with {key}; leave one of them out")
+        if not model.predicts:
+            raise ModelError(f"{where}: modulation: needs predicts, the channels of a pixel")
+    elif model.labels:
+        raise ModelError(f"{where}: labels: go with a time; use modulation: layer")
+    if bool(model.prompt) != bool(model.prompt_embed):
+        raise ModelError(f"{where}: prompt: needs prompt_embed, the width of a text's features")
+    if model.prompt and (model.encoder or model.parallel_block):
+        raise ModelError(f"{where}: prompt: an encoder, or a parallel block, has none; use 0")
+
+
+def check_vit(model: Model, where: str) -> None:
+    """Check an image, and what is made of it."""
+    for key in ("patch", "image"):
+        if not getattr(model, key):
+            raise ModelError(f"{where}: {key}: a vit needs it, in pixels (patch: 14, image: 224)")
+    for key in ("image", "width"):
+        pixels = getattr(model, key)
+        if pixels % model.patch:
+            close = max(1, round(pixels / model.patch)) * model.patch
+            raise ModelError(
+                f"{where}: {key}: {pixels} pixels do not divide into patches of {model.patch};"
+                f" the nearest valid {key} is {close}"
+            )
+    if model.kept >= model.patches or (model.kept and model.registers):
+        raise ModelError(
+            f"{where}: kept: {model.kept} of {model.patches} patches, without registers; use fewer"
+        )
+    if model.predicts and (model.classes or model.pooling not in ("none", "cls")):
+        raise ModelError(f"{where}: predicts: pixels need no classes and no pooling but cls")
+    if model.images and not (model.images.kept and model.predicts):
+        raise ModelError(
+            f"{where}: images: a vit reads those of an encoder of masked images, and predicts "
+            "pixels; use images.kept and predicts"
+        )
+    if model.vocab:
+        raise ModelError(f"{where}: vocab: a vit has none; use classes for its head, or 0")
+    if model.head_bias:
+        raise ModelError(f"{where}: head_bias: a vit has no vocabulary; use false")
+    if model.tied_embeddings:
+        raise ModelError(
+            f"{where}: tied_embeddings: a vit has no token embedding to tie; use false"
+        )
+    if model.classes and model.pooling == "none":
+        raise ModelError(
+            f"{where}: pooling: a head of {model.classes} classes needs one vector per image;"
+            " choose from: cls, map, mean"
+        )
+
+
+def check_tokens(model: Model, where: str) -> None:
+    """Check a vocabulary, and what models of tokens do not have."""
+    if not model.vocab:
+        raise ModelError(f"{where}: vocab: {_A[model.family]} needs a vocabulary (vocab: 32000)")
+    absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
+    absences |= {"width": 0, "frames": 1, "kept": 0, "predicts": 0, "prompt": 0}
+    absences |= {"patch_bias": True, "input_norm": False}
+    if model.family == "decoder":
+        absences |= {"pooling": "none", "features": 0}
+    for key, absent in absences.items():
+        if getattr(model, key) != absent:
+            raise ModelError(f"{where}: {key}: only a vit has it; use {absent}, or family: vit")
