@@ -39,7 +39,7 @@ def simulate_plan(
     deviation of each device's time for each layer, drawn from `seed`. `perturbation` takes all of
     these and more; `what_if` reads one from words. `unfold` simulates every chip and every link
     for itself. `watch` is told of every collective and operation of one chip of each class,
-    `progress(done, total)` now and then of how far the step is..
+    `progress(done, total)` now and then of how far the step is.
     """
     began, plan = time.perf_counter(), as_plan(plan)
     wanted = (perturbation or Perturbation()).also(
