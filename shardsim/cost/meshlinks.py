@@ -107,6 +107,7 @@ class MeshLinks:
             factors=tuple(int(factor) for factor in layout.factors),
             strides=tuple(int(stride) for stride in layout.strides),
             slices=int(layout.slices),
+            slice_stride=int(layout.slice_stride),
         )
         hops = 1
         if shifts and len(mesh_axes) == 1:
@@ -141,12 +142,14 @@ def _of_plan(plan: Plan) -> dict[str, tuple[_Stretch, ...]]:
     places = {axis.name: place for place, axis in enumerate(plan.machine.axes)} | {"dcn": DCN}
     axes = {}
     for axis in plan.mesh:
-        strides = axis_layout(plan.machine, plan.mesh, [axis.name]).strides
+        own = axis_layout(plan.machine, plan.mesh, [axis.name])
         axes[axis.name] = tuple(
             _Stretch(
                 torus=places[torus],
                 factor=factor,
-                stride=1 if places[torus] == DCN else int(strides[places[torus]]),
+                stride=int(
+                    own.slice_stride if places[torus] == DCN else own.strides[places[torus]]
+                ),
             )
             for torus, factor in axis.torus.items()
             if factor > 1
@@ -160,7 +163,7 @@ def _of_layout(machine: Machine, layout: Layout) -> dict[str, tuple[_Stretch, ..
         if len(names) != 1:
             continue
         axis = layout.role(role)
-        stretches = [_Stretch(torus=DCN, factor=int(axis.slices), stride=1)]
+        stretches = [_Stretch(torus=DCN, factor=int(axis.slices), stride=int(axis.slice_stride))]
         stretches += [
             _Stretch(torus=place, factor=int(factor), stride=int(stride))
             for place, (factor, stride) in enumerate(zip(axis.factors, axis.strides, strict=True))
@@ -195,13 +198,15 @@ def _part(
 
 
 def _axis_layout(stretches: Sequence[_Stretch], dims: int) -> AxisLayout:
-    factors, strides, slices = [1] * dims, [1] * dims, 1
+    factors, strides = [1] * (dims + 1), [1] * (dims + 1)  # the last one is DCN
     for item in stretches:
-        if item.torus == DCN:
-            slices = item.factor
-        else:
-            factors[item.torus], strides[item.torus] = item.factor, item.stride
-    return AxisLayout(factors=tuple(factors), strides=tuple(strides), slices=slices)
+        factors[item.torus], strides[item.torus] = item.factor, item.stride
+    return AxisLayout(
+        factors=tuple(factors[:-1]),
+        strides=tuple(strides[:-1]),
+        slices=factors[-1],
+        slice_stride=strides[-1],
+    )
 
 
 def _hops(stretches: Sequence[_Stretch], shift: int) -> int:

@@ -58,13 +58,15 @@ class Microbatches:
         """Microbatches of which a layer keeps something, the most there are at once.
 
         Of several chunks a stage has more under way until the first gradient comes back (arXiv
-        2104.04473, section 2.2). In a loop of ticks all are, and those that it runs on nothing.
+        2104.04473, section 2.2). In a loop of ticks all are, and those that it runs on nothing;
+        in turns the first stage has room for those on their way to the last one and back.
         """
         layout, chunks = self.layout, self.work.pipeline_interleave
         stages, many = layout.pipeline.size, layout.microbatches
         more = (stages - 1) / chunks
         found = np.minimum(stages + more * (chunks > 1), many)
         found = np.where(layout.lockstep, many + more, found)
+        found = np.where(layout.in_turns, 2 * stages - 1, found)
         return np.where(layout.layered, many, found)
 
     def held(self, moment: int) -> dict[str, Number]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from shardsim.cost.collectives import sent_bytes
 from shardsim.cost.costs import ComputeTime, Costs
 from shardsim.cost.lines import LayoutLines, Lines, Wires, wires_of
 from shardsim.cost.network import Group
+from shardsim.cost.stages import Turns, in_ticks_s, waiting_s
 from shardsim.cost.stretch import Durations, Part, Stretch, spare_s, split
 from shardsim.cost.total import Total
 from shardsim.machine import Machine
@@ -142,17 +143,18 @@ class _Flight:
     task: Move | Copy
     wires: Wires
     left_s: Number
-    of_head: bool  # of the head, beside a layer
 
 
 class _Clock:
     """Has run the trips of a schedule, and knows what is waited for."""
 
-    def __init__(self, durations: Durations, schedule: Schedule) -> None:
+    def __init__(self, durations: Durations, schedule: Schedule, head: bool = True) -> None:
+        """Run a step of a stage that has the `head`, or has none."""
         self.durations = durations
         self.schedule = schedule
+        self.head = head
         self.waits = [Total() for _ in schedule.blocks]  # over a step
-        self.layers = [Total() for _ in schedule.blocks]  # of those, what is not of the head
+        self.closing = [Total() for _ in schedule.blocks]  # of those, after a last trip's tasks
         # The same by block and identity of the task.
         self.waited: dict[tuple[int, int], Number] = defaultdict(float)
         self._parts: dict[int, list[Part]] = {}
@@ -172,6 +174,8 @@ class _Clock:
         """Run all that has something to wait for."""
         for visit in self.schedule.visits():
             parts = self.parts(visit.block)
+            if not self.head:
+                visit = replace(visit, after=False, before=False)
             if all(isinstance(part, Stretch) for part in parts):
                 continue
             # Trips that start the same are alike, but for what is waited for at once.
@@ -197,7 +201,10 @@ class _Clock:
         for place, part in enumerate(parts):
             if isinstance(part, Start) and _is_awaited(parts, place):
                 if np.any(now := trip.has(part.when)):
-                    self._wait(self._start(part, now, {}), trip, many, {})
+                    flight = self._start(part, now, {})
+                    if part.when == "last":
+                        self.closing[trip.block].add(np.maximum(flight.left_s, 0.0) * many)
+                    self._wait(flight, trip, many, {})
 
     def _trip(self, parts: list[Part], trip: Trip, many: Number) -> None:
         """Run trips that are alike, `many` in a step."""
@@ -223,8 +230,6 @@ class _Clock:
             other.left_s = other.left_s - waited_s
         step_s = waited_s * many
         self.waits[trip.block].add(step_s)
-        if not flight.of_head:
-            self.layers[trip.block].add(step_s)
         key = trip.block, id(flight.task)
         self.waited[key] = self.waited[key] + step_s
 
@@ -246,7 +251,6 @@ class _Clock:
     def _start(self, part: Start | Move, now: Number, flights: Mapping[str, _Flight]) -> _Flight:
         """Put something behind what is under way on its links; it takes no time where not `now`."""
         task = part.task if isinstance(part, Start) else part
-        of_head = isinstance(part, Start) and part.when in ("before the head", "after the head")
         wires = wires_of(task)
         alone_s = self.durations.alone_s(task)
         if not np.all(now):
@@ -257,7 +261,7 @@ class _Clock:
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
         if np.any(queue_s):
             alone_s = np.where(alone_s > 0, queue_s + alone_s, 0.0)
-        return _Flight(task=task, wires=wires, left_s=alone_s, of_head=of_head)
+        return _Flight(task=task, wires=wires, left_s=alone_s)
 
 
 def _kinds(visit: Visit) -> Iterator[tuple[Trip, Number]]:
@@ -289,31 +293,61 @@ def _is_awaited(parts: list[Part], place: int) -> bool:
 def _bubble_s(clock: _Clock, waits: bool = True) -> Number:
     """Return how long the stages of a pipeline wait for each other.
 
-    What is of the head, and sums over replicas behind the last microbatch, make none wait for
-    another. `waits`: whether they wait for what others wait for.
+    What is of the head makes none but the last one wait, and sums over replicas behind the last
+    microbatch none at all. `waits`: whether they wait for what others wait for.
     """
     pipeline = clock.schedule.pipeline
-    share = pipeline.bubble
-    if not np.any(share):
+    if not np.any(pipeline.bubble):
         return 0.0
-    busy = Total()
-    for number, block in enumerate(clock.schedule.blocks):
-        if block.phase == "boundary" and np.any(pipeline.lockstep):
-            for stretch in clock.stretches(number):
-                busy.add(stretch.total.value * block.trips * pipeline.lockstep)
-    for phase in LAYERS:
+    alone = _Clock(clock.durations, clock.schedule, head=False) if waits else clock
+    each_s: dict[str, Number] = defaultdict(float)  # of a microbatch on one stage, by phase
+    of_head_s: Number = 0.0
+    last_s: Number = 0.0
+    closing_s: Number = 0.0
+    for phase in (*LAYERS, "head", "boundary"):
         blocks = [n for n, block in enumerate(clock.schedule.blocks) if block.phase == phase]
         if not blocks:
             continue
         trips = [clock.schedule.blocks[number].trips for number in blocks]
-        usual = blocks[-1]
-        each_s: Number = 0.0
+        own_s = [_trip_s(alone, number, waits) for number in blocks]
+        many = sum(trips) / pipeline.microbatches
+        each_s[phase] = own_s[-1] * many
+        of_head_s = of_head_s + (_trip_s(clock, blocks[-1], waits) - own_s[-1]) * many
         if waits:
-            each_s = clock.layers[usual].value / np.where(np.greater(trips[-1], 0), trips[-1], 1)
-        for stretch in clock.stretches(usual):
-            each_s = each_s + stretch.total.value
-        busy.add(each_s * sum(trips))
-    return busy.value * share
+            number, (*_, usual) = blocks[-1], trips
+            last = alone.closing[number].value / np.where(np.greater(usual, 0), usual, 1)
+            closing_s = closing_s + last * many
+        if phase == "backward":
+            last_s = (own_s[0] - own_s[-1]) * trips[0]
+    send_s, trained = own_s[-1], "backward" in each_s
+    found: Number = 0.0
+    lockstep = pipeline.lockstep
+    if np.any(lockstep):
+        each = sum(each_s[phase] for phase in (*LAYERS, "boundary")) + closing_s
+        found = in_ticks_s(pipeline, each) * lockstep
+    if not np.all(lockstep):
+        turns = Turns(
+            forward_s=each_s["forward"],
+            backward_s=each_s["backward"],
+            last_s=last_s,
+            head_s=each_s["head"] + of_head_s,
+            send_s=send_s,
+        )
+        usual_s = waiting_s(pipeline, turns, trained)
+        found = found + usual_s * np.logical_not(lockstep)
+    return found
+
+
+def _trip_s(clock: _Clock, number: int, waits: bool) -> Number:
+    """Return the seconds of a trip through a block of one stage, but for what follows the last."""
+    seconds: Number = 0.0
+    if waits:
+        trips = clock.schedule.blocks[number].trips
+        waited_s = clock.waits[number].value - clock.closing[number].value
+        seconds = waited_s / np.where(np.greater(trips, 0), trips, 1)
+    for stretch in clock.stretches(number):
+        seconds = seconds + stretch.total.value
+    return seconds
 
 
 def _collectives(clock: _Clock, links: Mapping[str, Group]) -> Iterator[CollectiveCost]:

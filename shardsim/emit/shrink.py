@@ -169,7 +169,9 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     # Dense layers in front, and those after the last whole round, are stacks of their own.
     front, place = (experts.dense_layers, 1) if experts and experts.dense_layers else (0, 0)
     after = sum(rounds * many for rounds, many in model.stacks[place + 1 :])
-    rounds = max(_LAYERS * len(layout.kept), int(layout.pipeline.size) * chunks)
+    # In turns a compiler would find one layer's weights, gathered for the way forward, in its tick.
+    staged = int(layout.pipeline.size) * (2 if layout.in_turns else chunks)
+    rounds = max(_LAYERS * len(layout.kept), staged)
     layers = front + model.stacks[place][1] * rounds + after
     small = replace(
         model,

@@ -102,6 +102,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "microbatches": plan.microbatches,
             "accumulation": plan.accumulation,
             "stages": int(layout.pipeline.size),
+            "in_turns": bool(layout.in_turns),
             "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
@@ -192,10 +193,10 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             "use explicit"
         )
     _refuse_conditions(plan, layout)
-    if int(layout.pipeline.size) > 1 and plan.pipeline_schedule != "gpipe":
+    if int(layout.pipeline.size) > 1 and not layout.lockstep:
         raise PlanError(
-            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: gradients of "
-            "a loop come after all that it has done forward; use gpipe"
+            f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
+            "run one program, in ticks; use 1f1b-ticks or gpipe"
         )
     if plan.execution != "explicit":
         for what, there in (

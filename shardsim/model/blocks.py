@@ -308,10 +308,12 @@ class Block(Builder):
         model = self.model
         if not model.qk_norm:
             return x
-        normalise = head_norm if model.qk_norm_over == "head" else heads_norm
         kind = model.qk_norm_kind or model.norm
         bias = model.biases.norm and kind == "layernorm"
-        return normalise(self, f"{name}_norm", x, kind=kind, bias=bias)
+        if model.qk_norm_over != "head":
+            return heads_norm(self, f"{name}_norm", x, kind=kind, bias=bias)
+        stored = self.kernel != "unfused"
+        return head_norm(self, f"{name}_norm", x, kind=kind, bias=bias, stored=stored)
 
     def into(self, name: str, x: Array, out: str, dims: Dims, *, keep: str, bias: bool) -> Array:
         """Add a projection out of the residual stream."""

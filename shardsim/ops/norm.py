@@ -52,14 +52,20 @@ def statistics(build: Builder, x: Array, out: Array, *, kind: str) -> Array:
     return build.add(pointwise([x], sums))
 
 
-def head_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> Array:
-    """Add a norm of each head."""
+def head_norm(
+    build: Builder, name: str, x: Array, *, kind: str, bias: bool, stored: bool = False
+) -> Array:
+    """Add a norm of each head.
+
+    `stored`: x, which a matmul has made, is written before. In the end of the matmul, in tiles that
+    suit its rows of float32, the TPU compiler would slow that down.
+    """
     vectors = [vector(f"{name}_scale", "head_dim")]
     vectors += [vector(f"{name}_bias", "head_dim")] if bias else []
     out = replace(x, name=f"{x.name} normed", keep="rest")
     stream = replace(HEAD_NORM, apart=_apart(HEAD_NORM, kind))
     build.add(pointwise([x], out, *vectors, stream=stream))
-    build.call("head_norm", [x], out, weights=vectors, kind=kind)
+    build.call("head_norm", [x], out, weights=vectors, kind=kind, stored=stored)
     return out
 
 
@@ -103,6 +109,8 @@ def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
 def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Normalise each head of queries or keys [batch, tokens, heads, head_dim]."""
     x = stored_gradient(way.by_head(x))
+    if call["stored"]:
+        x = lax.optimization_barrier(x)
     wide = x.astype(jnp.float32)
     square = jnp.mean(wide * wide, -1, keepdims=True)
     if call["kind"] == "layernorm":  # both moments in one pass over x

@@ -44,6 +44,7 @@ class AxisLayout:
     factors: tuple[Number, ...]  # along each of `Machine.axes`
     strides: tuple[Number, ...]  # 1: neighbours; s: every s-th device of the torus axis
     slices: Number = 1  # along the axis of slices (DCN)
+    slice_stride: Number = 1  # of its members along it
 
     @cached_property
     def size(self) -> Number:
@@ -64,13 +65,13 @@ class AxisLayout:
         ):
             taken = np.where(where, theirs, 1)
             factors.append(mine * taken)
-            strides.append(
-                np.where(taken == 1, a, np.where(np.equal(mine, 1), b, np.minimum(a, b)))
-            )
+            strides.append(_stride(mine, taken, a, b))
+        slices = np.where(where, other.slices, 1)
         return AxisLayout(
             factors=tuple(factors),
             strides=tuple(strides),
-            slices=self.slices * np.where(where, other.slices, 1),
+            slices=self.slices * slices,
+            slice_stride=_stride(self.slices, slices, self.slice_stride, other.slice_stride),
         )
 
     def shares_links_with(self, other: AxisLayout) -> Number:
@@ -79,6 +80,11 @@ class AxisLayout:
         for mine, theirs in zip(self.factors, other.factors, strict=True):
             shared = shared | (np.greater(mine, 1) & np.greater(theirs, 1))
         return shared
+
+
+def _stride(mine: Number, taken: Number, a: Number, b: Number) -> Number:
+    """Return the stride of a group with `mine` members at stride `a`, and `taken` at `b`."""
+    return np.where(np.equal(taken, 1), a, np.where(np.equal(mine, 1), b, np.minimum(a, b)))
 
 
 def whole_axis(dims: int) -> AxisLayout:
@@ -122,7 +128,8 @@ class Layout:
     gathered: Number = False  # weights are gathered once a step
     scattered: Number = False  # their gradients are scattered in each microbatch nevertheless
     layered: Number = False  # a layer runs all microbatches before the next one does
-    lockstep: Number = False  # stages run all microbatches forward, then all backward, tick by tick
+    lockstep: Number = False  # stages run tick by tick: all microbatches forward, then all backward
+    in_turns: Number = False  # tick by tick, but in each one forward and one backward
     kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional

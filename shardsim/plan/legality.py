@@ -149,6 +149,7 @@ def legal(
     staged = np.greater(layout.pipeline.size, 1)
     filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
     apart = staged & (layout.layered | layout.scattered)
+    apart = apart | (layout.in_turns & (interleave > 1))
     others = bool(_untrained(model)) & (layout.layered | layout.gathered | layout.lockstep)
     return np.asarray(exact & filled & np.logical_not(apart | others))
 
@@ -206,6 +207,11 @@ def check(plan: Plan, layout: Layout) -> None:
             raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
         if value != usual and plan.forward_only:
             raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
+    if layout.in_turns and plan.pipeline_interleave > 1:
+        raise PlanError(
+            "pipeline_schedule: 1f1b-ticks has one chunk of layers a stage; leave out "
+            "pipeline_interleave, or use gpipe"
+        )
     if layout.layered and int(layout.pipeline.size) > 1:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "

@@ -78,9 +78,9 @@ class Routing:
     padding: float = 1.0  # what an all-to-all has room for over what comes; 1: counts are exact
 
 
-# The order of microbatches over pipeline stages: one forward, one backward; or all forward, then
-# all backward, in a loop of ticks that all stages run alike.
-PIPELINE_SCHEDULES = ("1f1b", "gpipe")
+# The order of microbatches over pipeline stages: one forward, one backward; the same in ticks that
+# all stages run alike; or all forward, then all backward, in such ticks.
+PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe")
 
 # How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
 # each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of

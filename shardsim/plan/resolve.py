@@ -84,7 +84,8 @@ def resolve(plan: Plan) -> Layout:
         gathered=plan.accumulation in ("gathered", "scattered"),
         scattered=plan.accumulation == "scattered",
         layered=plan.accumulation == "layered",
-        lockstep=plan.pipeline_schedule == "gpipe" and bool(members["pipeline"]),
+        lockstep=plan.pipeline_schedule != "1f1b" and bool(members["pipeline"]),
+        in_turns=plan.pipeline_schedule == "1f1b-ticks" and bool(members["pipeline"]),
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups
@@ -193,25 +194,27 @@ def axis_layout(machine: Machine, mesh: Sequence[MeshAxis], names: Sequence[str]
     for wanted in names:
         factors = []
         strides = []
-        for torus in machine.axes:
+        for torus in (*(axis.name for axis in machine.axes), "dcn"):
             inner = 1
             for axis in reversed(mesh):
                 if axis.name == wanted:
                     break
-                inner *= axis.torus.get(torus.name, 1)
-            factors.append(placed[wanted].torus.get(torus.name, 1))
+                inner *= axis.torus.get(torus, 1)
+            factors.append(placed[wanted].torus.get(torus, 1))
             strides.append(inner if factors[-1] > 1 else 1)
         joined = joined.joined(
             AxisLayout(
-                factors=tuple(factors),
-                strides=tuple(strides),
-                slices=placed[wanted].torus.get("dcn", 1),
+                factors=tuple(factors[:-1]),
+                strides=tuple(strides[:-1]),
+                slices=factors[-1],
+                slice_stride=strides[-1],
             )
         )
     return AxisLayout(
         factors=tuple(int(factor) for factor in joined.factors),
         strides=tuple(int(stride) for stride in joined.strides),
         slices=int(joined.slices),
+        slice_stride=int(joined.slice_stride),
     )
 
 

@@ -117,7 +117,7 @@ class Meshes:
         """Return the roles of some meshes, as arrays of shape [meshes, 1, 1]."""
         factors, slices = self.factors[index], self.slices[index]
         found: dict[str, AxisLayout] = {}
-        reached = np.ones_like(factors[..., 0])
+        reached, passed = np.ones_like(factors[..., 0]), np.ones_like(slices[..., 0])
         for number in reversed(range(len(ROLES))):
             own = factors[..., number]
             strides = np.where(own > 1, reached, 1)
@@ -125,8 +125,9 @@ class Meshes:
                 factors=tuple(column[:, None, None] for column in own.T),
                 strides=tuple(column[:, None, None] for column in strides.T),
                 slices=slices[:, number, None, None],
+                slice_stride=np.where(slices[:, number] > 1, passed, 1)[:, None, None],
             )
-            reached = reached * own
+            reached, passed = reached * own, passed * slices[:, number]
         return found
 
 
@@ -393,7 +394,8 @@ def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
         "gathered": fixed.accumulation in ("gathered", "scattered"),
         "scattered": fixed.accumulation == "scattered",
         "layered": fixed.accumulation == "layered",
-        "lockstep": (fixed.pipeline_schedule == "gpipe") & (stages > 1),
+        "lockstep": (fixed.pipeline_schedule != "1f1b") & (stages > 1),
+        "in_turns": (fixed.pipeline_schedule == "1f1b-ticks") & (stages > 1),
     }
 
 

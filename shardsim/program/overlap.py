@@ -231,7 +231,8 @@ def _ordered(
             without_head = (*passes("forward"), *passes(backward))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
         for number in place.get("boundary", ()):
-            steps.append(Loop(times=program.interleave, body=(number,)))
+            times = blocks[number].trips / (microbatches * heads)
+            steps.append(Loop(times=times, body=(number,)))
         return tuple(steps)
 
     def at(*phases: str) -> tuple[Loop, ...]:
@@ -251,7 +252,11 @@ def _ordered(
         blocks=tuple(blocks),
         order=(*at("opening"), *rounds, *at("reduction", "update")),
         pipeline=Pipeline(
-            stages=stages, microbatches=microbatches, chunks=chunks, lockstep=lockstep
+            stages=stages,
+            microbatches=microbatches,
+            chunks=chunks,
+            lockstep=lockstep,
+            in_turns=layout.in_turns,
         ),
     )
 

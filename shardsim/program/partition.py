@@ -208,20 +208,25 @@ def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -
 
 
 def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Block, ...]:
-    """Return the sends of the residual `stream`: once forward and once backward a chunk, or where
-    there is no backward pass once."""
+    """Return the sends of the residual `stream` from chunk to chunk, of the stage with the head.
+
+    The last chunk hands its microbatches to no other, but gets their gradients back first. In ticks
+    a ring closes, and all stages send alike.
+    """
+    forward = work.pipeline_interleave - np.logical_not(layout.lockstep)
+    backward = 0 if work.forward_only else work.pipeline_interleave
     return (
         Block(
             name="stage boundary",
             phase="boundary",
-            trips=layout.microbatches * work.pipeline_interleave,
+            trips=layout.microbatches * (forward + backward),
             tasks=(
                 Collective(
                     name="send activations and gradients",
                     kind="permute",
                     role="pipeline",
                     bytes=stream * work.wire_bytes,
-                    count=(1 if work.forward_only else 2) * (layout.pipeline.size > 1),
+                    count=np.greater(layout.pipeline.size, 1) * 1,
                     purpose="stage boundary",
                 ),
             ),

@@ -196,9 +196,10 @@ class Pipeline:
     stages: Number = 1
     microbatches: Number = 1
     chunks: Number = 1
-    # All stages run all microbatches forward, then all backward, in ticks (GPipe): the boundary is
+    # All stages run in ticks, all microbatches forward, then all backward (GPipe): the boundary is
     # part of a tick, and who has nothing to do runs a layer's collectives nevertheless.
     lockstep: Number = False
+    in_turns: Number = False  # and in a tick one of them forward, one backward
 
     @property
     def ticks(self) -> Number:

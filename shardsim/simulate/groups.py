@@ -38,7 +38,7 @@ class Groups:
         factors = [int(factor) for factor in layout.factors]
         strides = [int(stride) for stride in layout.strides]
         self.factors = (int(layout.slices), *factors)
-        self.strides = (topology.shape[0] // int(layout.slices), *strides)
+        self.strides = (int(layout.slice_stride), *strides)
         self.members = self._members()
         self.count, self.size = self.members.shape
         self._tables: dict[str, Table] = {}

@@ -1,5 +1,5 @@
 """What a stage does in order; with several, one forward, one backward (1F1B), or all forward and
-then all backward (GPipe).
+then all backward (GPipe), or forward alone.
 
 The idle time that the cost model charges is that of both, (stages - 1) / (microbatches x
 interleave) of the layers' time. 1F1B has as many microbatches under way as there are stages
@@ -37,23 +37,32 @@ def one_forward_one_backward(
     >>> [("F" if turn.forward else "B") + str(turn.microbatch) for turn in turns]
     ['F0', 'F1', 'B0', 'F2', 'B1', 'B2']
     """
-    groups = max(microbatches // stages, 1)
-    firsts = [number * microbatches // groups for number in range(groups + 1)]
-    places = [
-        (microbatch, chunk)
-        for first, end in pairwise(firsts)
-        for chunk in range(chunks)
-        for microbatch in range(first, end)
-    ]
-    forward = [Turn(forward=True, microbatch=m, chunk=c) for m, c in places]
-    backward = [Turn(forward=False, microbatch=m, chunk=chunks - 1 - c) for m, c in places]
+    forward = only_forward(stages, microbatches, chunks)
+    backward = [replace(turn, forward=False, chunk=chunks - 1 - turn.chunk) for turn in forward]
     if chunks == 1:
         ahead = stages - stage - 1
     else:
+        groups = max(microbatches // stages, 1)
         ahead = 2 * (stages - stage - 1) + (chunks - 1) * -(-microbatches // groups)
     ahead = min(ahead, len(forward))
     steady = [turn for pair in zip(forward[ahead:], backward, strict=False) for turn in pair]
     return (*forward[:ahead], *steady, *backward[len(forward) - ahead :])
+
+
+def only_forward(stages: int, microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
+    """Return the forward turns of every stage in order.
+
+    >>> [(turn.microbatch, turn.chunk) for turn in only_forward(2, 3, 2)]
+    [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+    """
+    groups = max(microbatches // stages, 1)
+    firsts = [number * microbatches // groups for number in range(groups + 1)]
+    return tuple(
+        Turn(forward=True, microbatch=microbatch, chunk=chunk)
+        for first, end in pairwise(firsts)
+        for chunk in range(chunks)
+        for microbatch in range(first, end)
+    )
 
 
 def all_forward_all_backward(microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
@@ -78,7 +87,15 @@ class Message:
     number: int  # the same at both ends
 
 
-Line = Trip | Message  # of a script
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A trip through a block up to what follows its tasks, or from there on."""
+
+    trip: Trip
+    closing: bool
+
+
+Line = Trip | Message | Part  # of a script
 
 
 def script(schedule: Schedule, stage: int) -> Iterator[Line]:
@@ -98,13 +115,20 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         yield from schedule.trips()
         return
     yield from _once(schedule, "opening")
+    if schedule.pipeline.in_turns:
+        yield from _in_turns(schedule, stage, stages, microbatches)
+        yield from _once(schedule, "reduction", "update")
+        return
     if schedule.pipeline.lockstep:
         yield from _in_ticks(schedule, stage, stages, microbatches, chunks)
         yield from _once(schedule, "reduction", "update")
         return
     visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
     last = stages * chunks - 1
-    for turn in one_forward_one_backward(stages, stage, microbatches, chunks):
+    turns = one_forward_one_backward(stages, stage, microbatches, chunks)
+    if not visits["backward"]:
+        turns = only_forward(stages, microbatches, chunks)
+    for turn in turns:
         place = turn.chunk * stages + stage
         start, end, way = (0, last, 1) if turn.forward else (last, 0, -1)
         # Gradients are complete in the last microbatch.
@@ -117,12 +141,18 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         visit = visits["forward" if turn.forward else "backward"][which]
         head = place == last
         visit = replace(visit, before=turn.forward and head, after=not turn.forward and head)
-        yield from visit.each()
+        *trips, final = visit.each()
+        yield from trips
         if turn.forward and head:
-            yield from visits["head"][0].each()
-        if place != end:
+            yield from (final, *visits["head"][0].each())
+        elif place == end:
+            yield final
+        else:
+            # What a last trip closes with, sums of gradients, others need not wait for.
             number = turn.microbatch * stages * chunks + place + way
+            yield Part(trip=final, closing=False)
             yield Message(arriving=False, leg=f"{leg}:{stage}", number=number)
+            yield Part(trip=final, closing=True)
     yield from _once(schedule, "reduction", "update")
 
 
@@ -152,21 +182,57 @@ def _in_ticks(
         return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
 
     for at, turn in enumerate(turns):
-        if at == halfway and stage == 0:
+        if stage == 0 and at == halfway:
             for microbatch in range(microbatches):
                 yield message(True, 1, microbatch, last + 1)
             for _ in range(microbatches):
                 yield from visits["head"][0].each()
-            for microbatch in reversed(range(microbatches)):
-                yield message(False, -1, microbatch, last)
+        if stage == 0 and at >= halfway:
+            # What the last stage gets in the next tick; before the first one, what it got so far.
+            begin = at + stages - 1 if at > halfway else at
+            for sent in turns[begin : at + stages]:
+                yield message(False, -1, sent.microbatch, sent.chunk * stages + stages - 1)
         place, way = turn.chunk * stages + stage, 1 if turn.forward else -1
         if not turn.forward or place > 0:
             yield message(True, way, turn.microbatch, place)
         final = at == len(turns) - 1
         visit = visits["forward" if turn.forward else "backward"][-1 if final else 0]
         yield from replace(visit, before=False, after=False).each()
-        if turn.forward or place > 0:
+        if turn.forward or stage > 0:
             yield message(False, way, turn.microbatch, place + way)
+
+
+def _in_turns(schedule: Schedule, stage: int, stages: int, microbatches: int) -> Iterator[Line]:
+    """Yield the same where a tick has one microbatch forward and one backward.
+
+    Rings close: in each tick every stage passes something on both ways.
+    """
+    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    last = stages - 1
+
+    def message(arriving: bool, way: int, microbatch: int) -> Message:
+        leg, sender = "next" if way == 1 else "back", (stage - way * arriving) % stages
+        number = microbatch * stages + sender
+        return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
+
+    def layers(phase: str, final: bool) -> Iterator[Trip]:
+        visit = visits[phase][-1 if final else 0]
+        return replace(visit, before=False, after=False).each()
+
+    for tick in range(microbatches + 2 * last):
+        there, back = tick - stage, tick - 2 * last + stage
+        if 0 <= there < microbatches:
+            if stage > 0:
+                yield message(True, 1, there)
+            yield from layers("forward", False)
+            yield message(False, 1, there)
+            if stage == last:
+                yield from visits["head"][0].each()
+        if 0 <= back < microbatches:
+            if stage < last:
+                yield message(True, -1, back)
+            yield from layers("backward", back == microbatches - 1)
+            yield message(False, -1, back)
 
 
 def _visits(schedule: Schedule, phase: str) -> list[Visit]:

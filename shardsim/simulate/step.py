@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.errors import PlanError
-from shardsim.plan import Plan
 from shardsim.plan.io import PlanOrPath, as_plan
-from shardsim.plan.layout import Layout
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
 from shardsim.simulate.outcome import outcome, straight
@@ -42,8 +39,7 @@ def simulate_plan(
     deviation of each device's time for each layer, drawn from `seed`. `perturbation` takes all of
     these and more; `what_if` reads one from words. `unfold` simulates every chip and every link
     for itself. `watch` is told of every collective and operation of one chip of each class,
-    `progress(done, total)` now and then of how far the step is. Raises `PlanError` for pipeline
-    stages that are not played.
+    `progress(done, total)` now and then of how far the step is.
     """
     began, plan = time.perf_counter(), as_plan(plan)
     wanted = (perturbation or Perturbation()).also(
@@ -51,7 +47,6 @@ def simulate_plan(
     )
     refuse_broken(plan.machine, wanted.broken)
     layout = resolve(plan)
-    _refuse_stages(plan, layout)
     analytic = predict(plan, layout, costs=costs, implementation=implementation)
     engine = StepEngine(plan.machine, layout, analytic, wanted, unfold, watch)
     if progress is not None:
@@ -79,19 +74,3 @@ def simulate_plan(
         warnings=straight(analytic.warnings),
         events=outcome(engine, analytic.step_time_s, time.perf_counter() - began),
     )
-
-
-def _refuse_stages(plan: Plan, layout: Layout) -> None:
-    """Raise `PlanError` for stages of which the chips' order is not known here."""
-    stages = layout.pipeline
-    if int(stages.size) == 1:
-        return
-    if plan.forward_only:
-        raise PlanError(
-            "events: pipeline stages of a forward pass are not played; use --fidelity analytic"
-        )
-    if int(stages.slices) > 1 and plan.machine.slices > int(stages.slices):
-        raise PlanError(
-            "events: pipeline stages beside another mesh axis over slices are not played; use "
-            "--fidelity analytic"
-        )

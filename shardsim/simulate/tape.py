@@ -6,7 +6,7 @@ the chip's own clock; only moves are events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from shardsim.cost.lines import wires_of
@@ -25,7 +25,7 @@ from shardsim.program.schedule import (
 )
 from shardsim.simulate import operations
 from shardsim.simulate.groups import Groups
-from shardsim.simulate.pipeline import Line, script
+from shardsim.simulate.pipeline import Line, Message, script
 from shardsim.simulate.topology import Topology
 from shardsim.simulate.traffic import leg_names
 
@@ -74,14 +74,33 @@ class TapeWriter:
                 names.append("wait for a stage" if arriving else "send to a stage")
             return places[arriving, leg]
 
-        def entry(line: Line) -> Entry:
-            if isinstance(line, Trip):
-                return Entry(trip=line)
-            block = place(line.arriving, line.leg)
-            trip = Trip(block=block, first=True, last=True, after=False, before=False)
-            return Entry(trip=trip, message=line.number)
+        halves: dict[int, tuple[int, int]] = {}
 
-        scripts = tuple(tuple(map(entry, script(schedule, stage))) for stage in range(stages))
+        def half(block: int, closing: bool) -> int:
+            """Return the block that has a block's tasks, or what it closes with."""
+            if block not in halves:
+                ends = _closing(blocks[block])
+                halves[block] = (block, -1)
+                if ends:
+                    halves[block] = (len(blocks), len(blocks) + 1)
+                    blocks.extend((blocks[block][: -len(ends)], ends))
+                    names.extend((names[block], f"{names[block]}, its end"))
+            return halves[block][closing]
+
+        def entries(line: Line) -> Iterator[Entry]:
+            if isinstance(line, Trip):
+                yield Entry(trip=line)
+            elif isinstance(line, Message):
+                block = place(line.arriving, line.leg)
+                trip = Trip(block=block, first=True, last=True, after=False, before=False)
+                yield Entry(trip=trip, message=line.number)
+            elif (block := half(line.trip.block, line.closing)) >= 0:
+                yield Entry(trip=replace(line.trip, block=block))
+
+        scripts = tuple(
+            tuple(entry for line in script(schedule, stage) for entry in entries(line))
+            for stage in range(stages)
+        )
         return Tape(
             blocks=tuple(blocks),
             names=tuple(names),
@@ -171,6 +190,16 @@ class TapeWriter:
             # Of a planned group, as on one communicator; a compiler's share links.
             queue=wires_of(task).stage if task.role and not task.ways else "",
         )
+
+
+def _closing(ops: Sequence[operations.Op]) -> tuple[operations.Op, ...]:
+    """Return what a block does after its last trip alone."""
+    start = len(ops)
+    while start and isinstance(op := ops[start - 1], operations.Launch | operations.End):
+        if op.when != "last":
+            break
+        start -= 1
+    return tuple(ops[start:])
 
 
 def _fixed(ops: Iterable[operations.Op]) -> WorkTime:

@@ -75,7 +75,7 @@ def export_over(plan: Plan, form: str, config: str, base: Path | None = None) ->
 def _meaning(plan: Plan, form: str) -> dict[str, Any]:
     """Return what a plan says by name: axes by their roles, whatever they are called."""
     layout = resolve(plan)
-    said = {f"axes of {role}": layout.role(role) for role in ROLES}
+    said: dict[str, Any] = {f"axes of {role}": layout.role(role) for role in ROLES}
     said |= {"residual": int(layout.residual), "rules.optimizer": layout.optimizer_over_data}
     said |= {"rules of context": layout.context_shards_parameters, "experts": layout.spread}
     said |= {

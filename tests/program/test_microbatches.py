@@ -102,7 +102,8 @@ def test_a_loop_of_ticks_sends_and_keeps_what_it_runs_on_nothing(
     ticks = replace(usual, pipeline_schedule="gpipe")
     every = microbatches * chunks + 3
     assert sent(ticks, "stage boundary")["permute"][1] == pytest.approx(2 * every)
-    assert sent(usual, "stage boundary")["permute"][1] == 2 * microbatches * chunks
+    # The stage with the head, and so the last chunk, passes on only gradients of that.
+    assert sent(usual, "stage boundary")["permute"][1] == microbatches * (2 * chunks - 1)
     more = every / (microbatches * chunks)
     gathers, usually = sent(ticks, "weights"), sent(usual, "weights")
     assert gathers["all-gather"][0] == pytest.approx(more * usually["all-gather"][0])
@@ -116,6 +117,11 @@ def test_a_loop_of_ticks_sends_and_keeps_what_it_runs_on_nothing(
     kept = [predict(plan).hbm["activations_bytes"] for plan in (ticks, usual)]
     flying = min(microbatches, 4 + (3 / chunks if chunks > 1 else 0))
     assert kept[0] / kept[1] == pytest.approx((microbatches + 3 / chunks) / flying)
+    if chunks == 1:  # in turns: those on their way to the last stage and back, to the first
+        turns = predict(replace(usual, pipeline_schedule="1f1b-ticks"))
+        assert turns.hbm["activations_bytes"] / kept[1] == pytest.approx((2 * 4 - 1) / flying)
+        assert turns.step_time_s == pytest.approx(predict(ticks).step_time_s)
+        assert sent(replace(usual, pipeline_schedule="1f1b-ticks"), "weights") == gathers
     # Both idle equally, but that in a loop the sends are part of a tick.
     bubbles = [predict(plan).time["bubble_s"] for plan in (ticks, usual)]
     assert bubbles[0] > bubbles[1] > 0.8 * bubbles[0]
@@ -172,6 +178,9 @@ def test_what_stages_cannot_do_is_refused(key: str) -> None:
         plan_from_data({**data, "accumulation": key}, "plan")
     with pytest.raises(PlanError, match=r"pipeline_schedule: 'gpip' is not possible.*gpipe"):
         plan_from_data({**data, "pipeline_schedule": "gpip"}, "plan")
+    ticks = {"pipeline_schedule": "1f1b-ticks", "pipeline_interleave": 2}
+    with pytest.raises(PlanError, match="pipeline_schedule: 1f1b-ticks has one chunk"):
+        plan_from_data({**data, **ticks}, "plan")
 
 
 def test_a_plan_file_says_it_only_where_it_is_not_the_usual() -> None:
@@ -190,6 +199,7 @@ def test_a_plan_file_says_it_only_where_it_is_not_the_usual() -> None:
         {"accumulation": "layered", "microbatches": 4},
         {"accumulation": "gathered", "microbatches": 2},
         {"pipeline_schedule": "gpipe", "pipeline_interleave": 2, "mesh.stage": 2},
+        {"pipeline_schedule": "1f1b-ticks", "mesh.stage": 2},
     ],
 )
 def test_a_search_holds_it_and_prices_what_it_finds(fix: dict) -> None:

@@ -8,6 +8,7 @@ import pytest
 from building import contends, plans
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from staged import staged
 
 from shardsim.plan import Plan, resolve
 from shardsim.simulate import simulate_plan
@@ -33,3 +34,17 @@ def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
     for mine in found.collectives:
         assert mine.exposed_s <= mine.time_s * (1 + 1e-9) + 1e-12
+
+
+@given(staged(), st.sampled_from(["physical", "compiler"]))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
+    """Also beside other axes over slices, and of forward passes; a first stage in ticks sends one
+    message before its tick begins."""
+    found = simulate_plan(plan, costs=costs)
+    assume(not found.events.contention and not contends(found.schedule, resolve(plan)))
+    closed_s = found.events.analytic_step_time_s
+    sends = [use for use in found.collectives if use.mesh_axes == ("p",) and use.kind == "permute"]
+    ticks = plan.pipeline_schedule != "1f1b"
+    one_s = sum(use.time_s / use.count for use in sends) if ticks else 0.0
+    assert found.step_time_s == pytest.approx(closed_s, rel=0.005, abs=one_s)

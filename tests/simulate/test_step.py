@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from found import shipped
 
-from shardsim.errors import HardwareError, PlanError
+from shardsim.errors import HardwareError
 from shardsim.plan import Plan, load_plan, resolve
 from shardsim.simulate import simulate_plan
 from shardsim.simulate.perturb import Perturbation
@@ -29,12 +29,9 @@ def test_agrees_with_the_closed_form_where_nothing_contends(name: str, costs: st
     plan = load_plan(name)
     if costs == "compiler" and plan.machine.chip.compiler is None:
         pytest.skip("its compiler's costs are not known")
-    stages = resolve(plan).pipeline
-    if (plan.forward_only and int(stages.size) > 1) or plan.machine.slices > int(stages.slices) > 1:
-        with pytest.raises(PlanError, match=r"pipeline stages .* are not played"):
-            simulate_plan(plan, costs=costs)
-        return
-    layers = plan.model.layers if plan.model.experts else min(plan.model.layers, 8)
+    chunks = int(resolve(plan).pipeline.size) * plan.pipeline_interleave
+    few = -(-8 // chunks) * chunks
+    layers = plan.model.layers if plan.model.experts else min(plan.model.layers, few)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
     found = simulate_plan(plan, costs=costs)
     ratio = found.step_time_s / found.events.analytic_step_time_s

@@ -188,7 +188,9 @@ def in_phases(
     stacks = {name: value for name, value in params.items() if name in of_layers}
     ends = whole(way, {n: value for n, value in params.items() if n not in of_layers})
     inside = opened(way)
-    here = jnp.where(member(way.stages) == 0, 1.0, 0.0)
+    # In turns the last stage has the head, else the microbatches come back to the first for it.
+    where = way.stages.size - 1 if way.plan["in_turns"] else 0
+    here = jnp.where(member(way.stages) == where, 1.0, 0.0)
 
     def embed(ends: Params, part: Params) -> Array:
         return run(inside, ends, calls["before"], dict(part))["x"]
@@ -207,17 +209,23 @@ def in_phases(
         _, pull = jax.vjp(partial(embed, part=part), ends)
         return jax.tree.map(jnp.add, sums, in_sums(pull(gradient)[0])), None
 
+    def finished(gradients: Params, sums: Params, x: Array) -> Params:
+        if way.plan["accumulation"] == "gathered":
+            gradients = own_gradients(way, gradients)
+        sums, _ = lax.scan(unembed, sums, (parts, x))
+        return {**gradients, **own_gradients(way, sums)}
+
     _, x = lax.scan(lambda _, part: (None, embed(ends, part)), None, parts)
     middle, held = (staged, stacks) if way.stages.size > 1 else (layered, stacks)
     if way.plan["accumulation"] == "gathered":
         held = whole(way, stacks)
+    if way.plan["in_turns"]:
+        value, gradients, sums, x = in_turns(way, calls, held, ends, (x, parts), loss)
+        return value, finished(gradients, sums, x)
     x, pull = jax.vjp(partial(middle, way, calls, held), zeros(held), x)
     (value, sums), x = lax.scan(head, (jnp.zeros(()), zeros(ends)), (x, parts))
     gradients, x = pull(x)
-    if way.plan["accumulation"] == "gathered":
-        gradients = own_gradients(way, gradients)
-    sums, _ = lax.scan(unembed, sums, (parts, x))
-    return value, {**gradients, **own_gradients(way, sums)}
+    return value, finished(gradients, sums, x)
 
 
 def in_sums(gradients: Params) -> Params:
@@ -258,6 +266,100 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
 
     ticks = jnp.arange(many * chunks + stages - 1)
     return lax.scan(tick, (queue, jnp.zeros_like(queue[0])), ticks)[0][0]
+
+
+def in_turns(
+    way: Explicit,
+    calls: Data,
+    held: Params,
+    ends: Params,
+    batch: tuple[Array, Params],
+    loss: Callable[[Params, Array, Params], Array],
+) -> tuple[Array, Params, Params, Array]:
+    """Run all microbatches through layers that lie on stages, one forward, one back in a tick.
+
+    Stage s of P runs microbatch m forward in tick m + s and back in tick m + 2 (P - 1) - s, the
+    last stage in one tick, with the head between. So there are P - 1 ticks forward alone, as many
+    of both as there are microbatches, and P - 1 back alone; in each a stage that has nothing to do
+    works on nothing. What layers keep for the way back lies in 2 P - 1 places. Return the loss, the
+    float32 gradients of layers and ends, and those of what the layers start from.
+    """
+    inside = opened(way) if way.plan["accumulation"] == "gathered" else way
+    queue, parts = batch
+    stages, many = way.stages.size, queue.shape[0]
+    places, last = 2 * stages - 1, stages - 1
+    stage = member(way.stages)
+    ring = [(k, (k + 1) % stages) for k in range(stages)]
+    how: list[Any] = []  # of what is kept: its tree, and the names of the weights in it
+
+    def keep(mine: Params, x: Array) -> tuple[Array, list[Array]]:
+        """Return what the layers make of x, and what of it the way back reads but weights."""
+
+        def run_layers(sums: Params, x: Array) -> Array:
+            return layers(inside, calls, lend(mine, sums), x, {})
+
+        y, pull = jax.vjp(run_layers, zeros(mine), x)
+        weights = {id(value): name for name, value in mine.items()}
+        leaves, tree = jax.tree.flatten(pull)
+        names = [weights.get(id(leaf)) for leaf in leaves]
+        how[:] = [tree, names]
+        return y, [leaf for leaf, name in zip(leaves, names, strict=True) if name is None]
+
+    _, kept = jax.eval_shape(keep, held, queue[0])
+    room = [jnp.zeros((places, *leaf.shape), leaf.dtype) for leaf in kept]
+
+    def forward(carry: Any, now: Array) -> tuple[Any, Array]:
+        queue, arrived, room = carry
+        # Tied to its tick, so that weights gathered for one need not stay for the next.
+        mine, arrived = lax.optimization_barrier((held, arrived))
+        x = jnp.where(stage == 0, queue[jnp.clip(now, 0, many - 1)], arrived)
+        y, kept = keep(mine, x)
+        place = (now - stage) % places
+        room = [all_.at[place].set(one) for all_, one in zip(room, kept, strict=True)]
+        with jax.named_scope("stage_boundary"):
+            arrived = lax.ppermute(y, way.stages.axes, ring)
+        return (queue, arrived, room), y
+
+    def back(carry: Any, room: list[Array], gradient: Array, now: Array) -> Any:
+        queue, made, sums = carry
+        with jax.named_scope("stage_boundary"):
+            arrived = lax.ppermute(made, way.stages.axes, [(to, come) for come, to in ring])
+        mine, gradient = lax.optimization_barrier(
+            (held, jnp.where(stage == last, gradient, arrived))
+        )
+        microbatch = now - 2 * last + stage
+        tree, names = how
+        kept = iter([one[microbatch % places] for one in room])
+        leaves = [next(kept) if name is None else mine[name] for name in names]
+        own, x = jax.tree.unflatten(tree, leaves)(gradient)
+        busy = (microbatch >= 0) & (microbatch < many)
+        sums = {name: jnp.where(busy, value + own[name], value) for name, value in sums.items()}
+        place = jnp.clip(now - 2 * last, 0, many - 1)
+        queue = queue.at[place].set(jnp.where((stage == 0) & busy, x, queue[place]))
+        return queue, x, sums
+
+    def both(carry: Any, now: Array) -> tuple[Any, None]:
+        queue, arrived, room, made, sums, of_ends, value = carry
+        (queue, arrived, room), y = forward((queue, arrived, room), now)
+        part = {name: all_[now - last] for name, all_ in parts.items()}
+        more, (gradients, gradient) = jax.value_and_grad(loss, (0, 1))(ends, y, part)
+        of_ends = jax.tree.map(jnp.add, of_ends, in_sums(gradients))
+        queue, made, sums = back((queue, made, sums), room, gradient, now)
+        return (queue, arrived, room, made, sums, of_ends, value + more), None
+
+    nothing = jnp.zeros_like(queue[0])
+    (queue, arrived, room), _ = lax.scan(
+        lambda carry, now: (forward(carry, now)[0], None), (queue, nothing, room), jnp.arange(last)
+    )
+    carry = queue, arrived, room, nothing, zeros(held), zeros(ends), jnp.zeros(())
+    carry, _ = lax.scan(both, carry, last + jnp.arange(many))
+    queue, _, room, made, sums, of_ends, value = carry
+    (queue, _, sums), _ = lax.scan(
+        lambda carry, now: (back(carry, room, nothing, now), None),
+        (queue, made, sums),
+        last + many + jnp.arange(last),
+    )
+    return value, sums, of_ends, jnp.where(stage == 0, queue, 0)
 
 
 def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) -> Array:

@@ -64,8 +64,8 @@ def read_given(path: Path, text: str, base: Path | None = None) -> Given:
         data = parse_yaml(text, str(path))
         if not isinstance(data, Mapping):
             raise FileError(f"{path}: expected MaxText's keys, or a command with key=value words")
-        own, defaults = _with_bases({str(key): value for key, value in data.items()}, folders)
-        return Given(own, flags, defaults=defaults)
+        own, usual = _with_bases({str(key): value for key, value in data.items()}, folders)
+        return Given(own, flags, defaults=usual)
     variables, lost = _variables(lines[: commands[-1] + 1])
     given: dict[str, Any] = {}
     unset: dict[str, str] = {}
