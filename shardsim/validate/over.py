@@ -21,8 +21,9 @@ from shardsim.emit.dialects import maxtext_tables
 from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.errors import PlanError
 from shardsim.files import read_text
+from shardsim.model import Tensor
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import ROLES
+from shardsim.plan.layout import ROLES, AxisLayout
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
@@ -69,8 +70,9 @@ def export_over(plan: Plan, form: str, config: str, base: Path | None = None) ->
     for key, wanted in own.items():
         if wanted != theirs[key]:
             raise PlanError(
-                f"export over {config}: {key}: {_shown(wanted)} cannot be said in its keys, "
-                f"which give {_shown(theirs[key])}; leave --over out for a file of its own"
+                f"export over {config}: {key}: {_shown(wanted, plan, theirs[key])} cannot be said "
+                f"in its keys, which give {_shown(theirs[key], plan, wanted)}; leave --over out "
+                "for a file of its own"
             )
     return made
 
@@ -90,8 +92,28 @@ def _meaning(plan: Plan, form: str) -> dict[str, Any]:
     return {**said, **tensors, "weights": plan.model.parameters_all}
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
+def _shown(value: Any, plan: Plan, other: Any) -> str:
+    """Return a value in words: places as plans write them, of weights the one that differs."""
+    if isinstance(value, AxisLayout):
+        where = zip(plan.machine.axes, value.factors, value.strides, strict=True)
+        places = [
+            f"{axis.name}{factor}" + (f" (every {stride}.)" if stride > 1 else "")
+            for axis, factor, stride in where
+            if factor > 1
+        ]
+        places += [f"dcn{value.slices}"] * bool(value.slices > 1)
+        text = " ".join(places) or "one device"
+    elif isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        mine, theirs = ({item.name: item for item in side} for side in (value, other))
+        differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        first = min(differ, default="")
+        if first in mine:
+            sizes = " x ".join(str(length) for length in mine[first].shape)
+            text = f"{mine[first].stack} {first} of {sizes}"
+        else:
+            text = f"no {first}"
+    else:
+        text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -193,12 +193,27 @@ def test_what_its_keys_cannot_say_is_refused(tmp_path: Path) -> None:
     for change, why in (
         ({"optimizer": "adafactor"}, "optimizer: adafactor cannot be said"),
         ({"remat": Remat.of(save=frozenset({"rest"}))}, "remat: MaxText cannot keep everything"),
-        ({"model": replace(plan.model, layers=16)}, "model: .* cannot be said"),
+        (
+            {"model": replace(plan.model, layers=16)},
+            r"model: 16 (\w+ of 4096) cannot be said in its keys, which give 32 \1;",
+        ),
     ):
         with pytest.raises(PlanError, match=why):
             export_over(replace(plan, **change), "maxtext", str(file))
     with pytest.raises(PlanError, match="what is written for axlearn changes a config by itself"):
         export_over(plan, "axlearn", str(file))
+
+
+def test_places_that_its_keys_cannot_say_are_written_as_in_plans(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(YAML)
+    other = tmp_path / "other.yml"
+    other.write_text(YAML + "ici_tensor_parallelism: 4\nici_fsdp_parallelism: 16\n")
+    plan = import_config(str(other), "maxtext", machine="v5p:4x4x4").plan
+    places = {"fsdp": {"x": 4, "z": 4}, "model": {"y": 4}}
+    mesh = tuple(replace(axis, torus=places.get(axis.name, axis.torus)) for axis in plan.mesh)
+    with pytest.raises(PlanError, match="fsdp: x4 z4 cannot be said in its keys, which give x4 y4"):
+        export_over(replace(plan, mesh=mesh), "maxtext", str(file))
 
 
 @settings(max_examples=10, deadline=None)
