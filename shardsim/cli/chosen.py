@@ -19,8 +19,7 @@ _OPTIONS = (
     click.option(
         "--mesh",
         metavar="ROLE=SIZE,...",
-        help="With MODEL: data, fsdp, context, tensor, tensor2 or pipeline, such as "
-        "fsdp=256,data=4.",
+        help="With MODEL: data, fsdp, expert, context, tensor, tensor2, pipeline: fsdp=256,data=4.",
     ),
 )
 

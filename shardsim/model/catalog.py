@@ -130,6 +130,8 @@ def load_hf(name: str) -> HfModel:
     of `Model` can say.
     """
     path = config_path(name) or Path(name)
+    if path.is_dir():
+        raise ModelError(f"{name}: a folder without a Hugging Face config.json")
     found = read_config(path)
     try:
         model = _build(found.options, str(path))

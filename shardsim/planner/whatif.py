@@ -49,7 +49,20 @@ def _without_sharding(plan: Plan) -> Plan:
         raise PlanError("parameters are not sharded over data axes")
     kept = tuple(axis for axis in plan.parameters["embed"] if axis not in gathered)
     parameters = {**plan.parameters, "embed": kept}
-    return replace(plan, parameters={key: axes for key, axes in parameters.items() if axes})
+    optimizer = dict(plan.optimizer_rules)
+    if optimizer.get("embed"):  # state that is split over data axes stays split over all of them
+        by_expert = plan.parameters.get("expert", ())
+        data = [
+            axis
+            for axis in gathered
+            if axis in plan.activations.get("batch", ()) and axis not in by_expert
+        ]
+        optimizer["embed"] = tuple(dict.fromkeys((*optimizer["embed"], *data)))
+    return replace(
+        plan,
+        parameters={key: axes for key, axes in parameters.items() if axes},
+        optimizer_rules=optimizer,
+    )
 
 
 def _serial(plan: Plan) -> Plan:

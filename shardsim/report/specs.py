@@ -14,6 +14,7 @@ from shardsim.views.table import Column, Table, table
 ROLE_WORDS = {
     "data": "data parallel: splits the batch, every member holds the same weights",
     "fsdp": "fully sharded: splits the batch and the weights, which are gathered layer by layer",
+    "expert": "expert parallel: splits the experts and the batch; tokens are sent to their experts",
     "context": "sequence parallel: splits the sequence, in attention too",
     "tensor": "tensor parallel: splits heads and MLP inside each layer",
     "tensor2": "second tensor axis: splits the embed dimension inside each layer",

@@ -21,12 +21,13 @@ from shardsim.emit.dialects import maxtext_tables
 from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.errors import PlanError
 from shardsim.files import read_text
+from shardsim.model import Tensor
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import ROLES
+from shardsim.plan.layout import ROLES, AxisLayout
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
-from shardsim.validate.imports.maxtext_given import COMMAND, last_command
+from shardsim.validate.imports.maxtext_given import is_script, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
 from shardsim.validate.words import REMAT_POLICIES
 
@@ -60,14 +61,18 @@ def export_over(plan: Plan, form: str, config: str, base: Path | None = None) ->
     text = read_text(path)
     machine = plan.machine.name
     before = import_text(path, text, form, machine=machine, base=base).plan
-    made = _maxtext(text, before, plan) if form == "maxtext" else _levanter(text, before, plan)
+    if form == "maxtext":
+        made = _maxtext(text, before, plan, is_script(path, text))
+    else:
+        made = _levanter(text, before, plan)
     found = import_text(path, made, form, machine=machine, base=base).plan
     own, theirs = _meaning(plan, form), _meaning(found, form)
     for key, wanted in own.items():
         if wanted != theirs[key]:
             raise PlanError(
-                f"export over {config}: {key}: {_shown(wanted)} cannot be said in its keys, "
-                f"which give {_shown(theirs[key])}; leave --over out for a file of its own"
+                f"export over {config}: {key}: {_shown(wanted, plan, theirs[key])} cannot be said "
+                f"in its keys, which give {_shown(theirs[key], plan, wanted)}; leave --over out "
+                "for a file of its own"
             )
     return made
 
@@ -87,8 +92,28 @@ def _meaning(plan: Plan, form: str) -> dict[str, Any]:
     return {**said, **tensors, "weights": plan.model.parameters_all}
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
+def _shown(value: Any, plan: Plan, other: Any) -> str:
+    """Return a value in words: places as plans write them, of weights the one that differs."""
+    if isinstance(value, AxisLayout):
+        where = zip(plan.machine.axes, value.factors, value.strides, strict=True)
+        places = [
+            f"{axis.name}{factor}" + (f" (every {stride}.)" if stride > 1 else "")
+            for axis, factor, stride in where
+            if factor > 1
+        ]
+        places += [f"dcn{value.slices}"] * bool(value.slices > 1)
+        text = " ".join(places) or "one device"
+    elif isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        mine, theirs = ({item.name: item for item in side} for side in (value, other))
+        differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        first = min(differ, default="")
+        if first in mine:
+            sizes = " x ".join(str(length) for length in mine[first].shape)
+            text = f"{mine[first].stack} {first} of {sizes}"
+        else:
+            text = f"no {first}"
+    else:
+        text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -96,8 +121,8 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     return {key: value for key, value in after.items() if before.get(key) != value}
 
 
-def _maxtext(text: str, before: Plan, plan: Plan) -> str:
-    """Return MaxText's YAML or script with the keys of the plan that differ."""
+def _maxtext(text: str, before: Plan, plan: Plan, script: bool) -> str:
+    """Return MaxText's YAML, or script, with the keys of the plan that differ."""
     after = maxtext_keys(plan)
     changed = _changed(maxtext_keys(before), after)
     if any(key.endswith("_parallelism") for key in changed):
@@ -111,9 +136,7 @@ def _maxtext(text: str, before: Plan, plan: Plan) -> str:
     if after["remat_policy"] == "custom":
         kept = [name for name in NAMES if re.search(rf"(?<![\w.]){name}\s*[:=]", text)]
         changed |= dict.fromkeys((name for name in kept if name not in after), "remat")
-    if not COMMAND.search(text):
-        return _yaml_with(text, changed)
-    return _script_with(text, changed)
+    return _script_with(text, changed) if script else _yaml_with(text, changed)
 
 
 def maxtext_keys(plan: Plan) -> dict[str, Any]:
@@ -178,6 +201,11 @@ def _remat(plan: Plan) -> dict[str, Any]:
     named = next((name for name in own if _same(REMAT_POLICIES[name], policy)), None)
     if named:
         return {"remat_policy": named}
+    if "rest" in policy.save | policy.offload:
+        raise PlanError(
+            "export over a config: remat: MaxText cannot keep everything of a scanned layer, as "
+            f"'{plan.remat.name}' does; choose dots_and_context for the most that it keeps"
+        )
     keys: dict[str, Any] = {"remat_policy": "custom"}
     for where, tensors in (("device", policy.save), ("offload", policy.offload)):
         for tensor in sorted(tensors):

@@ -346,6 +346,8 @@ def test_models_that_are_files(shardsim: Shardsim, tmp_path: Path) -> None:
         load_model(file)
     with pytest.raises(ModelError, match=r"a folder without a Hugging Face config\.json"):
         load_model(str(tmp_path))
+    told = f"{tmp_path}: a folder without a Hugging Face config.json"
+    assert refused(shardsim("import", "--from", "hf", str(tmp_path))) == told
     assert refused(shardsim("models", "zzzz")) == (
         f"unknown model 'zzzz'; shardsim models shows all {len(model_names())}"
     )

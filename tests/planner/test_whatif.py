@@ -35,6 +35,15 @@ def test_only_what_a_model_has_is_switched_off() -> None:
     assert list(without(decoder(experts=CAPPED))) == ["experts", "capacity of experts"]
 
 
+def test_split_optimizer_state_stays_split_where_parameters_are_not() -> None:
+    axes = {"data": {"x": 2}, "fsdp": {"y": 2, "z": 2}}
+    plan = build(decoder(), "v4:2x2x2", 32, axes, over_data=True)
+    found = {item.technique: item for item in ablate(plan)}["sharded parameters"]
+    assert found.prediction is not None, found.why
+    assert found.prediction.plan.optimizer_rules["embed"] == ("d", "f")
+    assert found.prediction.hbm["optimizer_bytes"] == predict(plan).hbm["optimizer_bytes"]
+
+
 def test_dense_mlps_have_the_weights_that_a_token_goes_to() -> None:
     for experts in (DROPLESS, CAPPED):
         model = decoder(experts=experts)

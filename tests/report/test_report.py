@@ -20,12 +20,14 @@ from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import load_plan
+from shardsim.plan.layout import ROLES
 from shardsim.planner.presets import plan_of_mesh
 from shardsim.report import study
 from shardsim.report.document import FOLDED_ROWS
 from shardsim.report.markdown import to_markdown
 from shardsim.report.page import to_html
 from shardsim.report.roofline import matmul_points
+from shardsim.report.specs import ROLE_WORDS, axis_sentences
 from shardsim.report.write import report_document, write_report
 
 pytestmark = pytest.mark.slow  # draws pictures
@@ -163,6 +165,14 @@ def test_hostile_names_are_shown_and_do_nothing() -> None:
 def test_other_plans_make_a_document(name: str) -> None:
     document, _ = report_document(name)
     assert "no plan that fits" in to_markdown(document)
+
+
+def test_axes_of_every_role_have_their_words() -> None:
+    assert set(ROLE_WORDS) == set(ROLES)
+    plan = plan_of_mesh(
+        load_model("mixtral-8x7b"), parse_machine("v5p:4x4x4"), 256, {"fsdp": 16, "expert": 4}
+    )
+    assert any("expert parallel" in line for line in axis_sentences(plan))
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -269,6 +269,13 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
         import_config("fuji-7B-v9", "axlearn", machine="v5e:8x8")
 
 
+def test_an_unknown_name_is_named_before_a_slice_is_asked_for() -> None:
+    with pytest.raises(ShardsimError, match="no experiment of AXLearn that is known"):
+        import_config("fuji-7B-v9", "axlearn")
+    with pytest.raises(ShardsimError, match="names no slice"):
+        import_config("fuji-7B-v2", "axlearn")
+
+
 _VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 10**9), st.floats(), st.text(max_size=8)
 )

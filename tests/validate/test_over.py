@@ -144,6 +144,26 @@ def test_an_unchanged_plan_changes_nothing(tmp_path: Path) -> None:
         assert export_over(plan, "maxtext", str(file)) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.yml", "# python -m maxtext.trainers.pre_train.train THIS.yml steps=1\n" + YAML),
+        ("run.cfg", "# python -m maxtext.trainers.pre_train.train THIS.yml steps=1\n" + YAML),
+        ("run.yml", YAML + "run_name: python3 train\n"),
+        ("run.sh", SCRIPT.replace("python3 -m", "python3 \\\n  -m")),
+    ],
+)
+def test_a_config_goes_over_as_what_it_is_read_as(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    made = export_over(replace(plan, batch=2 * plan.batch), "maxtext", str(file))
+    old = "=$B" if name == "run.sh" else ": 4   # sequences"
+    assert made == text.replace(
+        f"per_device_batch_size{old}", f"per_device_batch_size{old[0]}{' ' * (old[0] == ':')}8"
+    )
+
+
 def test_experts_pipelines_and_slices_go_over_a_config_too(tmp_path: Path) -> None:
     file = tmp_path / "run.yml"
     file.write_text("model_name: mixtral-8x7b\nper_device_batch_size: 4\n")
@@ -172,13 +192,28 @@ def test_what_its_keys_cannot_say_is_refused(tmp_path: Path) -> None:
     plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
     for change, why in (
         ({"optimizer": "adafactor"}, "optimizer: adafactor cannot be said"),
-        ({"remat": Remat.of(save=frozenset({"rest"}))}, "no array for 'rest'"),
-        ({"model": replace(plan.model, layers=16)}, "model: .* cannot be said"),
+        ({"remat": Remat.of(save=frozenset({"rest"}))}, "remat: MaxText cannot keep everything"),
+        (
+            {"model": replace(plan.model, layers=16)},
+            r"model: 16 (\w+ of 4096) cannot be said in its keys, which give 32 \1;",
+        ),
     ):
         with pytest.raises(PlanError, match=why):
             export_over(replace(plan, **change), "maxtext", str(file))
     with pytest.raises(PlanError, match="what is written for axlearn changes a config by itself"):
         export_over(plan, "axlearn", str(file))
+
+
+def test_places_that_its_keys_cannot_say_are_written_as_in_plans(tmp_path: Path) -> None:
+    file = tmp_path / "run.yml"
+    file.write_text(YAML)
+    other = tmp_path / "other.yml"
+    other.write_text(YAML + "ici_tensor_parallelism: 4\nici_fsdp_parallelism: 16\n")
+    plan = import_config(str(other), "maxtext", machine="v5p:4x4x4").plan
+    places = {"fsdp": {"x": 4, "z": 4}, "model": {"y": 4}}
+    mesh = tuple(replace(axis, torus=places.get(axis.name, axis.torus)) for axis in plan.mesh)
+    with pytest.raises(PlanError, match="fsdp: x4 z4 cannot be said in its keys, which give x4 y4"):
+        export_over(replace(plan, mesh=mesh), "maxtext", str(file))
 
 
 @settings(max_examples=10, deadline=None)

@@ -116,10 +116,10 @@ def read_axlearn(
     path: Path, text: str | None, machine: str | None
 ) -> tuple[Plan, list[str], list[NotCarried]]:
     """Return the plan of a trainer config (or of a name: no text), and what is not carried."""
+    found = named(str(path)) if text is None else _read(path, text)
     if machine is None:
         raise FileError("an AXLearn experiment names no slice; give it: --on v5p:4x4x4")
     slices = parse_machine(machine)
-    found = named(str(path)) if text is None else _read(path, text)
     step, notes = _chosen(found, slices)
     remat, partly = _remat(found, step)
     mesh = _mesh(step, slices)

@@ -249,11 +249,23 @@ def _words(command: str, path: Path) -> tuple[str, list[tuple[str, str]]]:
     return file, found
 
 
+def is_script(path: Path, text: str) -> bool:
+    """Say whether a file is read as a script with a training command, not as YAML."""
+    return path.suffix not in (".yml", ".yaml") and COMMAND.search(_bare(text)) is not None
+
+
+def _bare(text: str) -> str:
+    """Return a script, as long as it was, without comments and with each command in one line."""
+    for left_out in (r"\\\r?\n", r"(?m)^[ \t]*#.*"):
+        text = re.sub(left_out, lambda found: " " * len(found[0]), text)
+    return text
+
+
 def last_command(text: str) -> tuple[int, int, int]:
     """Return where the last training command of a script begins, its first word, and its end."""
-    plain = re.sub(r"(?m)^[ \t]*#.*", lambda comment: " " * len(comment[0]), text)
+    plain = _bare(text)
     start = [match.start() for match in COMMAND.finditer(plain)][-1]
-    whole = re.compile(r"(?:\\\r?\n|[^\n])*").match(plain, start)
-    end = whole.end() if whole else len(text)
+    end = plain.find("\n", start)
+    end = len(text) if end < 0 else end
     word = re.compile(r"(?<=[\s\"'])[^\W\d][\w.]*=").search(plain, start, end)
     return start, word.start() if word else end, end
