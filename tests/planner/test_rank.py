@@ -21,6 +21,7 @@ from shardsim.model import Experts, Model
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.planner.bounds import BestLines, FormLines
+from shardsim.planner.fixed import ROOM
 from shardsim.planner.rank import OBJECTIVES
 from shardsim.planner.search import SearchResult, default_attention, plan_at, search
 from shardsim.planner.space import Part, legal_cells, meshes, parts
@@ -59,6 +60,7 @@ class Question:
             batch=self.batch,
             sequence=self.model.sequence,
             attention=default_attention(self.model, self.model.sequence),
+            padding=ROOM,
         )
 
     def parts(self) -> list[Part]:

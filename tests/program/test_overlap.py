@@ -81,7 +81,7 @@ def test_a_stage_runs_each_chunk_of_its_layers_once_a_microbatch(chunks: int) ->
         if schedule.blocks[visit.block].phase in ("forward", "boundary"):
             phase = schedule.blocks[visit.block].phase
             visited[phase].append(float(visit.times) * float(visit.many))
-    # Eight layers a stage, in chunks; of the stage with the head each sends its gradients to another
+    # Eight layers a stage, in chunks; of the stage with the head each sends gradients to another
     # stage, and all but the last their results.
     assert sum(visited["forward"]) == 8 * 16 / 2
     assert sum(visited["boundary"]) == 8 * (chunks + chunks - 1)
