@@ -74,6 +74,8 @@ class Kernel:
         problem = ""
         if literal != ELIDED:
             fraction = self._counted(literal)
+            if self.positions and self.table[1:] == self.blocks:  # of the first queries
+                usual.append(float(self._seen(0, before=0).mean()))
             if fraction not in usual:
                 problem = f"its mask leaves {fraction:.4g} of the blocks: neither causal nor whole"
         elif causal is None:
@@ -104,13 +106,20 @@ class Kernel:
                 columns = int(has.sum(axis=1).max())
             yield (rows, columns), float(has.mean())
 
-    def _seen(self, window: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return which blocks have a key that a query sees: none after it, the last `window`."""
+    def _seen(self, window: int, before: int | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which blocks have a key that a query sees: none after it, the last `window`.
+
+        `before`: keys that stand before the first query. Of fewer queries than keys these are the
+        last ones: where devices have parts of a sequence all wait for the one that sees most.
+        """
         wide, long = self.block
         rows, columns = (np.arange(many) for many in self.blocks)
+        if before is None:
+            before = self.k.dims[-2] - self.q.dims[-2]
         first, last = columns * long, (columns + 1) * long - 1
-        seen = first <= (rows[:, None] + 1) * wide - 1
-        return seen & (last > rows[:, None] * wide - window) if window else seen
+        begin = before + rows[:, None] * wide
+        seen = first <= begin + wide - 1
+        return seen & (last > begin - window) if window else seen
 
     def _counted(self, literal: str) -> float:
         """Return the part of all blocks for which the table that `literal` writes is not 0."""

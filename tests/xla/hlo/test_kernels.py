@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
-from shardsim.ops.attend import SOFTMAX
+from shardsim.ops.attend import SOFTMAX, Mask
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.kernels import Kernel
 from shardsim.xla.hlo.shapes import parse_shape
@@ -166,7 +166,7 @@ def test_evidence_takes_the_mask_from_the_plan() -> None:
     ("table", "positions", "causal", "fraction"),
     [
         (CAUSAL, True, None, 0.5),
-        ("{...}", True, True, 0.5),
+        ("{...}", True, True, 1.0),  # the last queries, of as many as there are keys
         (WHOLE, False, None, 1.0),
         ("{...}", False, False, 1.0),
     ],
@@ -188,6 +188,27 @@ def test_flops_and_bytes(
     results = sum(parse_shape(shape).bytes for shape in RESULTS[phase])
     tables = 2 * 4
     assert operation.hbm_bytes == streamed + once + results + tables
+
+
+def test_of_fewer_queries_than_keys_the_last_are_counted() -> None:
+    """Of a sequence over four devices all wait for the one with the last quarter."""
+    kernel = Kernel(
+        name="k",
+        phase="fwd",
+        q=parse_shape("bf16[1,1,2048,64]"),
+        k=parse_shape("bf16[1,1,8192,64]"),
+        v=parse_shape("bf16[1,1,8192,64]"),
+        block=(512, 512),
+        table=(1, 4, 16),
+        positions=True,
+        fused=False,
+        streamed_bytes=0.0,
+        other_bytes=0.0,
+    )
+    # Blocks 12 to 15 of queries see 13 to 16 of 16 blocks of keys.
+    wanted = (13 + 14 + 15 + 16) / 64
+    assert kernel.executed("{...}", causal=True).matmuls[0].fraction == wanted
+    assert Mask(causal=True).computed(8192, 2048) == pytest.approx(wanted)
 
 
 def test_causal_blocks_of_any_size_are_counted() -> None:
