@@ -77,8 +77,8 @@ class Passes:
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
     ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
-    # There is one of every other member: where the matrix unit is 256 wide, no product is added to a
-    # sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x).
+    # There is one of every other member: where the matrix unit is 256 wide, no product is added to
+    # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x).
     ring_apart: bool = False
     ring_copies: float = 0.0  # of each result, beside it, in a ring over the sequence
     # All summands of a ring that scatters are made, in float32, before the first one leaves: four
