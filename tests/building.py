@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Biases, Experts, Latent, Model
@@ -211,6 +212,16 @@ def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
     )
 
 
+def quiet(plan: Plan, costs: str | None = None) -> Prediction:
+    """Return what the closed form says of a plan where nothing contends; reject others.
+
+    Most generated plans contend, and simulating them only to see that takes most of the time.
+    """
+    found = predict(plan, costs=costs)
+    assume(not contends(found.schedule, resolve(plan)))
+    return found
+
+
 def contends(schedule: Schedule, layout: Layout) -> bool:
     """Return whether moves of two groups are under way at once on one torus axis, or on the DCN."""
     for block in schedule.blocks:
@@ -227,6 +238,12 @@ def contends(schedule: Schedule, layout: Layout) -> bool:
                 if mine.shares_links_with(theirs) or (mine.slices > 1 and theirs.slices > 1):
                     return True
     return False
+
+
+def sent(found: Prediction) -> dict[tuple[Any, ...], float]:
+    """Return the bytes that a chip sends in a step, by kind, mesh axes and what for."""
+    uses = found.collectives
+    return {(use.kind, use.mesh_axes, use.purpose): use.bytes_per_chip for use in uses}
 
 
 def is_legal(plan: Plan) -> bool:
