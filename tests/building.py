@@ -212,6 +212,13 @@ def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
     )
 
 
+def sent(prediction: Prediction) -> dict[tuple[str, tuple[str, ...], str], float]:
+    """Return the bytes that a device sends in a step, by kind, mesh axes and purpose."""
+    return {
+        (use.kind, use.mesh_axes, use.purpose): use.bytes_per_chip for use in prediction.collectives
+    }
+
+
 def quiet(plan: Plan, costs: str | None = None) -> Prediction:
     """Return what the closed form says of a plan where nothing contends; reject others.
 
@@ -238,12 +245,6 @@ def contends(schedule: Schedule, layout: Layout) -> bool:
                 if mine.shares_links_with(theirs) or (mine.slices > 1 and theirs.slices > 1):
                     return True
     return False
-
-
-def sent(found: Prediction) -> dict[tuple[Any, ...], float]:
-    """Return the bytes that a chip sends in a step, by kind, mesh axes and what for."""
-    uses = found.collectives
-    return {(use.kind, use.mesh_axes, use.purpose): use.bytes_per_chip for use in uses}
 
 
 def is_legal(plan: Plan) -> bool:
