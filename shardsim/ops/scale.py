@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, pointwise, weight
-from shardsim.graph.place import has_groups
 from shardsim.graph.build import TOKENS, Builder, stream, vector
+from shardsim.graph.place import has_groups
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs

@@ -506,6 +506,18 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "gemma2": ({**_POST, "sliding_window_size": 32}, 24 * (_ATTENTION + _ONE + 4 * 64)),
     "gemma3": ({**_POST, "sliding_window_size": 32}, 12 * (_ATTENTION + 32 + _ONE + 4 * 64)),
+    "gemma4": (
+        {
+            **_POST,
+            "sliding_window_size": 32,
+            "v_norm_with_scale": "false",
+            "share_kv_projections": "true",
+            "global_head_dim": 24,
+            "global_num_kv_heads": 1,
+        },
+        # of two layers in twelve queries, keys and output are 24 wide, and there are no values
+        10 * (_ATTENTION + 32) + 2 * (64 * 24 * (2 * 4 + 1) + 48) + 12 * (_ONE + 4 * 64 + 1),
+    ),
     "gpt_oss": (
         {
             **_EXPERTS,
@@ -591,7 +603,7 @@ def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
         block(tmp_path, "deepseek", **{key: value})
 
 
-@pytest.mark.parametrize("name", ["deepseek4", "gemma4", "qwen3_next"])
+@pytest.mark.parametrize("name", ["deepseek4", "gemma4_small", "qwen3_next"])
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)

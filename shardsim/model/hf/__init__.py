@@ -26,6 +26,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
     "siglip2": ("vision_config", "siglip2_vision_model"),
     "clip": ("vision_config", "clip_vision_model"),
     "gemma3": ("text_config", "gemma3_text"),
+    "gemma4": ("text_config", "gemma4_text"),
     "llama4": ("text_config", "llama4_text"),
     "paligemma": ("text_config", "gemma"),
     "mistral3": ("text_config", "mistral"),
