@@ -284,6 +284,8 @@ NAMED = {
     "qwen2.5-7b": 7_615_616_512,
     "gemma2-9b": 9_242_164_736,
     "gemma3-4b": 3_880_099_328,
+    "gemma4-31b": 30_697_345_340,
+    "gemma4-26b": 25_233_141_790,
     "llama3.3-70b": 70_553_706_496,
     "olmo3-7b-pt": 7_298_011_136,
     "mixtral-8x22b": 140_630_071_296,
@@ -305,7 +307,7 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
     ("name", "reason"),
     [
         ("deepseek4-284b", "compressed attention"),
-        ("gemma4-31b", "one kind of heads"),
+        ("gemma4-e2b", "embeddings of each layer"),
         ("qwen3-next-80b-a3b", "recurrent state"),
     ],
 )

@@ -63,6 +63,8 @@ def read_config(path: Path) -> Config:
 
 
 def _parse(text: str) -> Mapping[str, Any]:
+    if not text.strip():
+        raise FileError("the file is empty; expected a Hugging Face config.json")
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=str)
         json.dumps(data, ensure_ascii=False).encode("utf-8")

@@ -197,7 +197,7 @@ def _gemma4(keys: Keys, made: Made, name: str) -> Made:
         made["experts"] = _experts(keys, made, **apart)
         if not _post_norms(keys):
             raise FileError(
-                "use_post_ffw_norm: false with experts is not modelled: those have norms behind them"
+                "use_post_ffw_norm: false with experts is not modelled: norms are behind those"
             )
     normed = {"qk_norm": True, "value_norm": True, "post_norms": _post_norms(keys)}
     return {**made, **normed, "residual_scale": True, "windows": round_of(windows)}

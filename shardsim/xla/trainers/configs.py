@@ -181,10 +181,10 @@ def _request(
         return {**asked, "file": str(file)}, wanted
     if form == "axlearn":
         sizes = {axis.name: axis.size for axis in plan.mesh if axis.size > 1}
-        words = {role: name for role, names in resolve(plan).names.items() for name in names}
+        roles = {name: role for role, names in resolve(plan).names.items() for name in names}
         wanted = {
             "parameters": plan.model.parameters_all,
-            "mesh": {ROLES[words[name]]: size for name, size in sizes.items()},
+            "mesh": {ROLES[roles[name]]: size for name, size in sizes.items()},
             "lie_otherwise": [],
         }
         return {"config": config, "file": str(file)}, wanted
