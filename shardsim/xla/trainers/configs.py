@@ -28,6 +28,8 @@ from shardsim.emit.dialects.axlearn import ROLES
 from shardsim.errors import ShardsimError
 from shardsim.files import read_text, read_yaml, write_text
 from shardsim.plan import Plan, resolve
+from shardsim.plan.placement import place
+from shardsim.plan.plan import MeshAxis
 from shardsim.planner.search import search
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.maxtext_given import read_given
@@ -98,7 +100,7 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
     """Return the best plan that the trainer's config can say, and the text that says it."""
     own = found.plan
     found_plans = [
-        one
+        one.plan
         for fix in _CHOICES[form]
         for one in search(
             own.model,
@@ -112,16 +114,20 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
             fix=fix,
         ).predictions
     ]
+    if not found_plans:
+        raise ShardsimError(f"no plan that {form} can say fits {own.machine.name}")
+    # Where a trainer lays the same axes out otherwise, as it would.
+    found_plans += [replace(one, mesh=_laid_by_jax(one)) for one in found_plans]
     problems: list[str] = []
     best: tuple[float, Plan, str] | None = None
     for one in found_plans:
         plan = replace(
             own,
-            mesh=one.plan.mesh,
-            parameters=one.plan.parameters,
-            activations=one.plan.activations,
-            microbatches=one.plan.microbatches,
-            remat=one.plan.remat,
+            mesh=one.mesh,
+            parameters=one.parameters,
+            activations=one.activations,
+            microbatches=one.microbatches,
+            remat=one.remat,
         )
         try:
             priced = predict(plan, implementation="trainer")
@@ -134,6 +140,13 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
     if best is None:
         raise ShardsimError(f"none of {len(problems)} plans can be exported: {problems[:1]}")
     return best[1], best[2]
+
+
+def _laid_by_jax(plan: Plan) -> tuple[MeshAxis, ...]:
+    """Return the mesh of a plan on the torus axes that JAX's device mesh gives it."""
+    if plan.machine.slices > 1:
+        return plan.mesh
+    return place({axis.name: axis.size for axis in plan.mesh}, plan.machine)
 
 
 def _read(form: str, plan: Plan, text: str, config: str, python: str, path: Path | None) -> Row:

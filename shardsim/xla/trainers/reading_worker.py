@@ -96,11 +96,17 @@ def axlearn(request):
     }
 
 
+# Modules of AXLearn's attention by the names of their configs.
+_CHILDREN = {"input_linear": "i_proj", "output_linear": "o_proj"}
+
+
 def _of(module, name):
-    """Return whether a weight is of a module of the config: its parts are in its name, in order."""
-    *parts, last = module.removeprefix("model.").split(".")
+    """Return whether a matrix is of a module of the config: its parts are in its name, in order."""
+    words = module.removeprefix("model.").split(".")
+    *parts, last = [_CHILDREN.get(word, word) for word in words if word != "layer"]
     left = iter(name.split("/"))
-    return all(part in left for part in parts) and any(one.startswith(last) for one in left)
+    inside = all(part in left for part in parts) and any(one.startswith(last) for one in left)
+    return inside and name.endswith("/weight")
 
 
 def main(request):
