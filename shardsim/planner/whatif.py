@@ -72,14 +72,33 @@ def _serial(plan: Plan) -> Plan:
     return replace(plan, model=model, fused_projections=False)
 
 
+BIASES = {
+    "qkv": "queries, keys and values",
+    "attention_output": "attention's output",
+    "mlp": "MLPs",
+    "norm": "norms",
+}
+
+
+def _missing_biases(model: Model) -> list[str]:
+    """Return the biases that a model could have and has not: latents and RMSNorm have none."""
+    none = {"qkv"} if model.latent else set()
+    none |= {"norm"} if model.norm == "rmsnorm" else set()
+    return [name for name in BIASES if name not in none and not getattr(model.biases, name)]
+
+
 def _biases(plan: Plan) -> Plan:
-    names = [name for name in ("qkv", "attention_output", "mlp", "norm")]
-    if all(getattr(plan.model.biases, name) for name in names):
+    if not (names := _missing_biases(plan.model)):
         raise PlanError("all biases are there already")
     changes = {f"biases.{name}": True for name in names}
-    if plan.model.norm == "rmsnorm":
-        changes.pop("biases.norm")
     return replace(plan, model=override_model(plan.model, changes))
+
+
+def _biases_words(plan: Plan) -> str:
+    names = _missing_biases(plan.model)
+    if set(names) == set(BIASES):
+        return "biases on all projections and norms"
+    return f"biases on {', '.join(BIASES[name] for name in names)}"
 
 
 def _no_overlap(plan: Plan) -> Plan:
@@ -127,7 +146,9 @@ def _all_seen(plan: Plan) -> Plan:
     return replace(plan, model=override_model(plan.model, {"windows": []}))
 
 
-ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
+Words = str | Callable[[Plan], str]  # what a plan is then
+
+ABLATIONS: tuple[tuple[str, Words, str, Callable[[Plan], Plan]], ...] = (
     (
         "parallel layers",
         "serial layers",
@@ -136,7 +157,7 @@ ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
     ),
     (
         "bias removal",
-        "biases on all projections and norms",
+        _biases_words,
         "+3 % utilisation without biases on QKV and norms (ViT-22B announcement)",
         _biases,
     ),
@@ -183,7 +204,7 @@ def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation
         results.append(
             Ablation(
                 technique=technique,
-                change=change,
+                change=change if isinstance(change, str) else change(plan),
                 published=published,
                 prediction=prediction,
                 why=why,
