@@ -72,33 +72,28 @@ def _serial(plan: Plan) -> Plan:
     return replace(plan, model=model, fused_projections=False)
 
 
-BIASES = {
-    "qkv": "queries, keys and values",
-    "attention_output": "attention's output",
-    "mlp": "MLPs",
-    "norm": "norms",
-}
-
-
-def _missing_biases(model: Model) -> list[str]:
-    """Return the biases that a model could have and has not: latents and RMSNorm have none."""
+def _possible_biases(model: Model) -> dict[str, str]:
+    """Return what a model may have biases on; RMSNorm and latents have none."""
+    found = {"qkv": "queries, keys and values", "attention_output": "attention's output"}
+    found |= {"mlp": "MLPs", "norm": "norms"}
     none = {"qkv"} if model.latent else set()
     none |= {"norm"} if model.norm == "rmsnorm" else set()
-    return [name for name in BIASES if name not in none and not getattr(model.biases, name)]
+    return {name: words for name, words in found.items() if name not in none}
 
 
 def _biases(plan: Plan) -> Plan:
-    if not (names := _missing_biases(plan.model)):
+    names = _possible_biases(plan.model)
+    if all(getattr(plan.model.biases, name) for name in names):
         raise PlanError("all biases are there already")
     changes = {f"biases.{name}": True for name in names}
     return replace(plan, model=override_model(plan.model, changes))
 
 
 def _biases_words(plan: Plan) -> str:
-    names = _missing_biases(plan.model)
-    if set(names) == set(BIASES):
-        return "biases on all projections and norms"
-    return f"biases on {', '.join(BIASES[name] for name in names)}"
+    found = _possible_biases(plan.model)
+    if "qkv" in found:
+        return f"biases on all projections{' and norms' if 'norm' in found else ''}"
+    return f"biases on {', '.join(found.values())}"
 
 
 def _no_overlap(plan: Plan) -> Plan:

@@ -293,6 +293,7 @@ class Interrupts:
         if name == "click":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
 sys.meta_path.insert(0, Interrupts())
 sys.argv = ["shardsim", "hardware"]
 runpy.run_module("shardsim", run_name="__main__")

@@ -105,7 +105,7 @@ MINIMAL = remat_named("minimal", {})
             Policy(offload=frozenset({"layer_input", "attention_output", "qkv"})),
         ),
         (
-            "custom: decoder_layer_input=offload, query_proj=device, out_proj=remat",
+            "custom: decoder_layer_input=offload, qkv_proj=device, out_proj=remat",
             Policy(save=frozenset({"qkv"}), offload=frozenset({"layer_input"})),
         ),
         (

@@ -13,8 +13,8 @@ from shardsim.simulate import what_if
 from shardsim.simulate.compiled import simulate_compiled
 
 HEAD = (
-    "| program, of 3 layers | slice | closed form, ms | events | a chip 10 % slow | a wire at half its "
-    "rate | a dead wire |\n| --- | --- | --- | --- | --- | --- | --- |"
+    "| program, of 3 layers | slice | closed form, ms | events | a chip 10 % slow | "
+    "a wire at half its rate | a dead wire |\n| --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
