@@ -75,7 +75,8 @@ def ablate(
         )
         return
     made = views.ablations(base, results, whole=True)
-    show(made.only("without", "so", "mfu", "step_time_s", "step_change", "hbm", "published"))
+    hbm = ("hbm_peak_gib", "fits")
+    show(made.only("without", "so", "mfu", "step_time_s", "step_change", *hbm, "published"))
 
 
 @click.command()
