@@ -454,13 +454,13 @@ class Tracer:
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
         for _, gather in gathers[:1]:
             times = 2.0 if self.ring == "embed" else 1.0
-            self.arrays.append(Live("empty, whole", moved(gather), 0, self.now, times))
+            self.arrays.append(Live("ring buffer, whole", moved(gather), 0, self.now, times))
         if self.ring == "embed":
             return
         for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
             if HEAD_WIDTHS & {*out.dims}:
                 size = Size(out.dims, by_place(out, place), "wire")
-                self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
+                self.arrays.append(Live(f"ring buffer, {out.name}", size, 0, self.now))
 
     def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
