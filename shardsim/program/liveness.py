@@ -31,7 +31,7 @@ RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
 
 
 # What names of arrays begin with in which rings put things together.
-EMPTY = "empty, "
+EMPTY = "ring buffer, "
 
 
 @dataclass(frozen=True)
