@@ -39,6 +39,7 @@ from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import ROOM, Fixed, fixed_of
 from shardsim.planner.layers import filled
+from shardsim.planner.memory import keep_freed_memory, no_collections
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts
@@ -48,7 +49,6 @@ WHY = "the best plan that fits, with every role on the best links that any mesh 
 WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
 STEPS = 1000  # of progress on one of several slices
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
-FREED_BYTES = 31 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,7 @@ class SearchResult:
         }
 
 
+@no_collections()
 def search(
     model: Model | str,
     machines: Machine | str | Sequence[Machine | str],
@@ -198,7 +199,7 @@ def search(
         run = partial(search, **options)
         return _side_by_side(executor, run, model, slices, batch, prices, progress)
     (machine,) = slices
-    _keep_freed_memory()
+    keep_freed_memory()
     work = Workload(
         model=model,
         batch=batch,
@@ -334,16 +335,6 @@ def _in_turn(
                 progress(begun + done * STEPS // max(of, 1), total)
 
         yield index, run(*call, progress=tell)
-
-
-def _keep_freed_memory() -> None:
-    """Let arrays reuse memory instead of handing it back to the system after each operation.
-
-    glibc's allocator keeps free blocks as large as the largest one that was freed so far, up to
-    32 MiB (its "dynamic mmap threshold", mallopt(3)). Without one such block a search spends a
-    fifth of its time on page faults. Elsewhere this does nothing.
-    """
-    np.empty(FREED_BYTES, dtype=np.uint8)
 
 
 def _check_experts(model: Model, fixed: Fixed) -> None:
