@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Biases, Experts, Latent, Model
@@ -209,6 +210,23 @@ def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
         activations=rules(plan.activations),
         optimizer_rules=rules(plan.optimizer_rules),
     )
+
+
+def sent(prediction: Prediction) -> dict[tuple[str, tuple[str, ...], str], float]:
+    """Return the bytes that a device sends in a step, by kind, mesh axes and purpose."""
+    return {
+        (use.kind, use.mesh_axes, use.purpose): use.bytes_per_chip for use in prediction.collectives
+    }
+
+
+def quiet(plan: Plan, costs: str | None = None) -> Prediction:
+    """Return what the closed form says of a plan where nothing contends; reject others.
+
+    Most generated plans contend, and simulating them only to see that takes most of the time.
+    """
+    found = predict(plan, costs=costs)
+    assume(not contends(found.schedule, resolve(plan)))
+    return found
 
 
 def contends(schedule: Schedule, layout: Layout) -> bool:

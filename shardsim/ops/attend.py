@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
-from shardsim.graph.build import TOKENS, Builder, vector
+from shardsim.graph.build import TOKENS, Builder, vector, width_of
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 HEADS: Dims = ("kv", "group", "head_dim")
 KV: Dims = ("kv", "head_dim")
+# The same of layers without a window, where those have others.
+GLOBAL_HEADS: Dims = ("global_kv", "global_group", "global_head_dim")
+GLOBAL_KV: Dims = ("global_kv", "global_head_dim")
 
 # Softmax: mask, maximum, difference, exponential (about eight multiply-adds), sum, cast. Its
 # gradient: the exponential again, a product and a difference. With the scores in HBM it reads them
@@ -150,11 +153,11 @@ def attend(
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
     softmax counts and no value goes with.
     """
-    dims = (*TOKENS, *HEADS)
-    context = Array("context", dims, keep="context", purpose="second axis", lies="attended")
+    context = Array("context", q.dims, keep="context", purpose="second axis", lies="attended")
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    more = width_of(q)
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask), **more)
     return context
 
 
@@ -183,7 +186,7 @@ def attention_ops(
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*TOKENS, of[1], "kv", "group")
+        pairs = (*TOKENS, of[1], *q.dims[len(TOKENS) : -1])
         product = einsum(q, k, Array("scores", pairs), unit="attention")
         scores = build.add(replace(product, mask=mask))
         chances = Array("probabilities", pairs)
@@ -195,9 +198,9 @@ def attention_ops(
 
 def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
     """Return a fused attention kernel: it computes its scores again in the backward pass."""
-    batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
+    batch = tuple(d for d in q.dims[:-1] if d != "seq")
     kernel = Kernel(
-        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=k.dims[1:2], batch=batch),
+        shape=Matmul(rows=("seq",), inner=q.dims[-1:], columns=k.dims[1:2], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
@@ -212,7 +215,7 @@ def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, 
 @runs("attend")
 def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
     """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
-    q, k, v = (way.by_head(x) for x in (q, k, v))
+    q, k, v = (way.by_head(x, call) for x in (q, k, v))
     k, v = way.all_keys(k), way.all_keys(v)
     positions = None
     mask = call["mask"]

@@ -10,7 +10,9 @@ from typing import Any
 
 from shardsim.plan import Plan
 
-DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
+_HERE = Path(str(resources.files("shardsim.xla.tpu")))
+DATA = _HERE / "evidence.json"
+HELD = _HERE / "held.json"  # of `held`: what is in HBM alone
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
