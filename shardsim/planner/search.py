@@ -161,7 +161,8 @@ def search(
     too where that makes the best of them faster (`planner.attention`). `prices` are those of a
     chip-hour by the chip's name, for the objective "cost". `progress(done, total)` is called
     between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
-    `complete` is false. Each of several slices is searched for itself, with an `executor` in a call of its own.
+    `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
+    of its own.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
