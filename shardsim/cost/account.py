@@ -15,7 +15,7 @@ from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
-from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
+from shardsim.program.blocks import Run, derived_blocks, first_alike, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept_by_run
 from shardsim.program.liveness import (
@@ -198,21 +198,23 @@ class Account:
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work, kind = run.work, self.kinds[run.part]
+        alike = [first_alike(work.model, work.attention, number) for number, _ in run.layers]
+        numbers = list(dict.fromkeys(alike))
         if work.forward_only:
             return [
                 forward_trace(work.model, work.attention, number, kind, self.passes, mode)
-                for number, _ in run.layers
+                for number in numbers
             ]
         found = [
             layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
-            for number, _ in run.layers
+            for number in numbers
         ]
         if self.passes.at_once:
             layers = run.rounds * sum(layer.times for _, layer in run.layers)
             several = bool(np.any(np.greater(layers, 1)))
             found += [
                 layer_at_once(work.model, work.attention, number, kind, names, self.casts, several)
-                for number, _ in run.layers
+                for number in numbers
             ]
         return found
 
@@ -267,12 +269,12 @@ class Account:
             head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
             besides = 2.0 * self.measure(stored(head.steps[0].op.out))
         peak = self.by_mode(
-            lambda mode: self.ends(mode).trace.peak(measure) + self.measure.total(self.empty(mode))
+            lambda mode: measure.peak(self.ends(mode).trace) + self.measure.total(self.empty(mode))
         )
         if self.passes.at_once:
             work = self.work
             there = head_at_once(work.model, work.attention, self.kind, self.casts)
-            peak = np.maximum(peak, there.peak(measure))
+            peak = np.maximum(peak, measure.peak(there))
         return sum(self.held(1).values()) + peak + besides
 
     def empty(self, mode: Mode) -> list[Live]:
@@ -290,7 +292,7 @@ class Account:
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
-            first, *others = (trace.peak(measure) for trace in self.traces(run, names, mode))
+            first, *others = (measure.peak(trace) for trace in self.traces(run, names, mode))
             for other in others:
                 first = np.maximum(first, other)
             return first
@@ -382,7 +384,7 @@ class Account:
                 for run, later in zip(self.runs, self.let_go, strict=True)
                 for trace in self.traces(run, run.kept.names[0], mode)
             ]
-            trace, gone, measure = max(found, key=lambda one: float(one[0].peak(one[2])) - one[1])
+            trace, gone, measure = max(found, key=lambda one: float(one[2].peak(one[0])) - one[1])
         _, there = trace.at_peak(measure)
         sizes = {"kept activations": -gone}
         for held, size in [*self.held(moment).items(), *there]:

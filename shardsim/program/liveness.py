@@ -17,10 +17,17 @@ from functools import lru_cache
 
 from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.graph.place import CONTEXT, EMBED_SHARDED, HEAD_WIDTHS, SEQUENCE_SHARDED, Kind
+from shardsim.graph.place import (
+    CONTEXT,
+    EMBED_SHARDED,
+    HEAD_WIDTHS,
+    SEQUENCE_SHARDED,
+    TENSOR,
+    Kind,
+)
 from shardsim.model import Model
 from shardsim.ops.exchange import ROUTED
-from shardsim.program.blocks import backward_of, derived_blocks, graph
+from shardsim.program.blocks import backward_of, derived_blocks, first_alike, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import role_of
@@ -62,6 +69,7 @@ def layer_trace(
     mode: Mode,
 ) -> Trace:
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
+    layer = first_alike(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
     return _traces(model, attention, layer, kind, again, passes, mode.ring)[mode.prefetch]
 
@@ -156,6 +164,7 @@ class Tracer:
     passes: Passes
     ring: str  # over "embed" or "sequence", or none
     signs: bool = False  # whether the activation's derivative needs no more than signs
+    now: int = -1  # the moment
     labels: list[str] = field(default_factory=list)
     arrays: list[Live] = field(default_factory=list)
     named: dict[str, Live] = field(default_factory=dict)
@@ -180,13 +189,9 @@ class Tracer:
         """Whether gradients of weights wait for windowed einsums."""
         return bool(self.ring and self.passes.ring_pieces)
 
-    @property
-    def now(self) -> int:
-        """The moment."""
-        return len(self.labels) - 1
-
     def moment(self, label: str) -> None:
         """Begin a moment."""
+        self.now = len(self.labels)
         self.labels.append(label)
 
     def root(self, name: str) -> str:
@@ -501,7 +506,7 @@ class Tracer:
 
 
 def _tensor(axes: Iterable[str]) -> bool:
-    return "tensor" in role_of(axes).split("+")
+    return any(axis in TENSOR for axis in axes)
 
 
 def _gathers_stream(transfer: Transfer) -> bool:
