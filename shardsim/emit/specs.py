@@ -283,6 +283,7 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
         ("modulation", model.modulation != "none"),
         ("predicts", model.predicts > 0),
         ("prompt", model.prompt > 0),
+        ("attends", bool(model.attends)),
         ("qk_norm_over: heads", model.qk_norm_over == "heads"),
     ):
         if has and plan.execution != "explicit":

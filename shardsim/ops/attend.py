@@ -13,7 +13,7 @@ the keys, where a query must not see later keys, or None where it sees all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +70,23 @@ BLOCK = 512
 class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
 
-    Of those only the last `window` where it is not 0 (arXiv 2004.05150).
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
+    `along` "space", in the same frame, or "time", at the same location, where it is not "".
     """
 
     causal: bool
     window: int = 0
+    along: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether every device has all keys that its queries see: a frame is never split."""
+        return self.along == "space"
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        along = {"along": self.along} if self.along else {}
+        return {"causal": self.causal, "window": self.window, **along}
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
@@ -154,7 +166,7 @@ def attend(
     context = Array("context", dims, keep="context", purpose="second axis", lies="attended")
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=mask.to_data())
     return context
 
 
@@ -177,27 +189,40 @@ def attention_ops(
     `of` is the dimension of keys that are attended to, and its name where all of them are there. A
     `bias` of scores is added to them in HBM.
     """
-    k, v = (x.view(**dict([of])) for x in (k, v))
+    if of[1] not in k.dims:
+        k, v = (x.view(**dict([of])) for x in (k, v))
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if kernel in KERNELS:
-        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
+        rows = of[0] if of[0] in q.dims else "seq"
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths, (rows, of[1]))
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*TOKENS, of[1], "kv", "group")
-        product = einsum(q, k, Array("scores", pairs), unit="attention")
+        pairs = (*q.dims[:-3], of[1], "kv", "group")
+        lies = context.lies if mask.along else ""
+        product = einsum(q, k, Array("scores", pairs, lies=lies), unit="attention")
         scores = build.add(replace(product, mask=mask))
-        chances = Array("probabilities", pairs)
+        chances = Array("probabilities", pairs, lies=lies)
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
         read = (scores, bias) if bias else (scores,)
         build.add(Op(read, chances, (chances,), logits, unit="attention", stream=softmax))
         build.add(replace(einsum(chances, v, context, unit="attention"), mask=mask))
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
-    """Return a fused attention kernel: it computes its scores again in the backward pass."""
-    batch = tuple(d for d in q.dims if d not in ("seq", "head_dim"))
+def _kernel(
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    mask: Mask,
+    fused: Fused,
+    widths: Dims,
+    of: tuple[str, str],
+) -> Op:
+    """Return a fused attention kernel: it computes its scores again in the backward pass. `of` are
+    the dimensions of queries and keys."""
+    batch = tuple(d for d in q.dims if d not in (of[0], "head_dim"))
     kernel = Kernel(
-        shape=Matmul(rows=("seq",), inner=("head_dim",), columns=k.dims[1:2], batch=batch),
+        shape=Matmul(rows=of[:1], inner=("head_dim",), columns=of[1:], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
@@ -224,8 +249,15 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if way.segments is not None:
         alike = same_sequence(way.segments, way.segments)
         pairs = alike if pairs is None else alike & pairs
-    # Values and result are written once: fused into operands, of the second product and of the
-    # projection, they would be computed again for every tile.
+    return written_attention(q, k, v, pairs)
+
+
+def written_attention(q: Any, k: Any, v: Any, pairs: Any) -> Any:
+    """Return attention whose scores are in HBM.
+
+    Values and result are written once: fused into operands, of the second product and of the
+    projection, they would be computed again for every tile.
+    """
     v = lax.optimization_barrier(v)
     context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
     return lax.optimization_barrier(context)

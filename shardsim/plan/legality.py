@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.errors import PlanError
-from shardsim.graph.place import RULES
+from shardsim.graph.place import BY_LOCATION, RULES
 from shardsim.model import Model
 from shardsim.model.checks import nearest_divisor
 from shardsim.plan.layout import Layout, Number
@@ -25,6 +25,8 @@ _WHAT = {
     "layers": "layers",
     "expert": "experts",
     "chunk": "groups of a sequence",
+    "frame": "frames",
+    "location": "locations in a frame",
 }
 _OVER = {
     ("data", "fsdp", "expert"): "data, fsdp and microbatches",
@@ -37,6 +39,9 @@ _OVER = {
     ("by_token",): "the context axis",
     ("tensor", "tensor2", "by_head"): "the tensor axes and the context axis of ulysses",
     ("tokens",): "the context and tensor axes",
+    ("by_time",): "the context axis",
+    ("by_space",): "the context axis of dsp",
+    ("switched",): "the context and tensor axes of dsp",
     ("tensor",): "the tensor axis",
     ("tensor", "tensor2"): "the tensor axes",
     ("tensor2",): "the second tensor axis",
@@ -44,7 +49,11 @@ _OVER = {
     ("tensor2", "gather"): "the axes that shard parameters",
     ("pipeline",): "pipeline stages",
 }
-_KEYS = {"batch": "batch", "seq": "sequence"}  # else it is the mesh that a plan can change
+_KEYS = {
+    "batch": "batch",
+    "seq": "sequence",
+    "location": "sequence",
+}  # else it is the mesh that a plan can change
 
 
 def conditions(
@@ -78,6 +87,11 @@ def _of_part(
     dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
     if np.any(layout.spread.by_head):
         dimensions.append(("attended", "heads", sizes["heads"]))
+    if model.attends:
+        dimensions.append(("in space", "frame", model.frames))
+        dimensions += [(kind, "location", sizes["location"]) for kind in ("in time", BY_LOCATION)]
+        if np.any(layout.spread.switched):
+            dimensions.append(("by frame", "frame", model.frames))
     seen = set()
     for kind, axis, size in dimensions:
         roles = RULES[kind].get(axis, ())

@@ -90,7 +90,7 @@ ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
-CONTEXT_KEYS = ("gathered", "ring", "ulysses")
+CONTEXT_KEYS = ("gathered", "ring", "ulysses", "dsp")
 CONTEXT_ORDERS = ("contiguous", "striped")
 
 
@@ -99,7 +99,9 @@ class Context:
     """How a context axis attends.
 
     `keys` are gathered, or pass round a ring (arXiv 2310.01889), or an all-to-all turns queries,
-    keys and values so that a member has some heads of all tokens (arXiv 2309.14509). Of N members
+    keys and values so that a member has some heads of all tokens (arXiv 2309.14509); or, of layers
+    that attend in turn within a video's frames and through time, one turns all tokens between them
+    ("dsp", arXiv 2403.10266), so that a member has what each layer's attention reads. Of N members
     each has the next N-th of the tokens, or "striped" one of the first N of 2 N parts and its
     counterpart from the end, so that a causal mask leaves all of them the same work (after arXiv
     2311.09431). A ring's hops run beside the attention of the piece that is there, or with no
@@ -206,6 +208,12 @@ def _check_numbers(plan: Plan) -> None:
     _check_context(plan)
     _check_lengths(plan)
     _check_parts(plan)
+    frames = plan.model.frames
+    if plan.model.attends and plan.sequence % frames:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens are not {frames} frames that are alike; the nearest "
+            f"number that are: {max(1, round(plan.sequence / frames)) * frames}"
+        )
     if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
         raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
@@ -223,7 +231,7 @@ def _check_context(plan: Plan) -> None:
     choose(context.order, CONTEXT_ORDERS, "context.order")
     if not isinstance(context.overlap, bool):
         raise PlanError("context.overlap: must be true or false")
-    if context.keys != "gathered" and plan.attention == "unfused":
+    if context.keys not in ("gathered", "dsp") and plan.attention == "unfused":
         raise PlanError(
             f"context.keys: {context.keys} needs attention in blocks or one kernel; use "
             "attention: flash"
@@ -231,6 +239,16 @@ def _check_context(plan: Plan) -> None:
     if context.keys != "gathered" and plan.model.latent:
         raise PlanError(
             f"context.keys: {context.keys} of latent attention is not modelled; use gathered"
+        )
+    if context.keys == "dsp" and "time" not in plan.model.attends:
+        raise PlanError(
+            "context.keys: dsp is for layers that attend in turn within frames and through time "
+            f"(attends of a model), and those of {plan.model.name} see all tokens; use ulysses"
+        )
+    if plan.model.attends and context.order == "striped":
+        raise PlanError(
+            f"context.order: {plan.model.name} attends within whole frames, and stripes cut them; "
+            "leave it out"
         )
     if context.keys == "ulysses" and context.order == "striped":
         raise PlanError(

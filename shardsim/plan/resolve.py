@@ -77,6 +77,7 @@ def resolve(plan: Plan) -> Layout:
             by_expert=bool(gathers) and all(by_expert),
             passed=plan.context.keys == "ring",
             by_head=plan.context.keys == "ulysses",
+            switched=plan.context.keys == "dsp",
         ),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),

@@ -381,6 +381,7 @@ def default_attention(model: Model, sequence: int) -> str:
 def _context(spread: Spread, striped: bool) -> Context:
     """Return how a context axis attends, if there is one."""
     keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
+    keys = "dsp" if spread.switched else keys
     return Context(keys=keys, order=CONTEXT_ORDERS[striped])
 
 

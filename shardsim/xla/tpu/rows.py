@@ -10,7 +10,8 @@ from typing import Any
 
 from shardsim.plan import Plan
 
-DATA = Path(str(resources.files("shardsim.xla.tpu").joinpath("evidence.json")))
+_HERE = Path(str(resources.files("shardsim.xla.tpu")))
+DATA, TECHNIQUES = _HERE / "evidence.json", _HERE / "techniques.json"
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
