@@ -171,6 +171,11 @@ def search(
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
     _check_experts(model, fixed)
+    if fixed.keys == "dsp" and "time" not in model.attends:
+        raise PlanError(
+            f"fix: context.keys: layers of {model.name} see all tokens, and none to switch for; "
+            "use ulysses"
+        )
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     fixed.precise(precision or Precision()).check()

@@ -140,13 +140,15 @@ def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
 def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
     """Gather weights that may overlap in the block `where`, a trip ahead of their use.
 
-    Where they may not, a trip begins with its own, before anything else is on the way.
+    Where they may not, a trip begins with its own, before anything else is on the way. So does the
+    first one.
     """
     here, started = _split(draft, layout, "all-gather")
     draft.ahead += here
     for gather in started:
         if draft is where:
             where.ahead += [Start(task=gather, when="first"), Await(name=gather.name, when="first")]
+    for gather in started:
         where.ahead.append(Start(task=gather, when=when))
         where.ended.append(Await(name=gather.name))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from building import contends, plans
+from building import MODELS, VIDEO, contends, plans
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from staged import staged
@@ -17,7 +17,10 @@ from shardsim.simulate import simulate_plan
 MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:4x8", "2*v4:2x2x4")
 
 
-@given(plans(machines=MACHINES), st.sampled_from(["physical", "compiler"]))
+@given(
+    plans(models=(*MODELS, VIDEO, VIDEO), machines=MACHINES),
+    st.sampled_from(["physical", "compiler"]),
+)
 # Most meshes let two groups share an axis, where the levels may differ.
 @settings(
     max_examples=40,
