@@ -108,7 +108,7 @@ def _of_part(
             latent = axis == "embed" and size != model.embed
             what = f"{'width of latents' if latent else _WHAT[axis]} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
-    for rounds, layers in model.stacks:
+    for rounds, layers in () if layout.stage_layers else model.stacks:
         ways = layout.pipeline.size * interleave
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
@@ -163,8 +163,9 @@ def legal(
     staged = np.greater(layout.pipeline.size, 1)
     filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
     apart = staged & (layout.layered | layout.scattered)
-    apart = apart | (layout.in_turns & (interleave > 1))
-    others = bool(_untrained(model)) & (layout.layered | layout.gathered | layout.lockstep)
+    apart = apart | ((layout.in_turns | layout.split_backward) & (interleave > 1))
+    phased = layout.lockstep | layout.split_backward
+    others = bool(_untrained(model)) & (layout.layered | layout.gathered | phased)
     return np.asarray(exact & filled & np.logical_not(apart | others))
 
 
@@ -221,11 +222,17 @@ def check(plan: Plan, layout: Layout) -> None:
             raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
         if value != usual and plan.forward_only:
             raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
-    if layout.in_turns and plan.pipeline_interleave > 1:
+    if (layout.in_turns or layout.split_backward) and plan.pipeline_interleave > 1:
         raise PlanError(
-            "pipeline_schedule: 1f1b-ticks has one chunk of layers a stage; leave out "
-            "pipeline_interleave, or use gpipe"
+            f"pipeline_schedule: {plan.pipeline_schedule} has one chunk of layers a stage; leave "
+            "out pipeline_interleave, or use 1f1b or gpipe"
         )
+    if layout.split_backward and layout.gathered:
+        raise PlanError(
+            f"accumulation: {plan.accumulation} beside pipeline_schedule: zb-h1 is not modelled; "
+            "use repeated"
+        )
+    _check_stages(plan, layout)
     if layout.layered and int(layout.pipeline.size) > 1:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "
@@ -239,6 +246,22 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"
+        )
+
+
+def _check_stages(plan: Plan, layout: Layout) -> None:
+    """Refuse layers of stages that there are not, or that an order of microbatches asks alike."""
+    given, stages = plan.stage_layers, int(layout.pipeline.size)
+    if not given:
+        return
+    if len(given) != stages:
+        raise PlanError(
+            f"stage_layers: {len(given)} stages, and the mesh has {stages}; list the layers of each"
+        )
+    if plan.pipeline_interleave > 1 or layout.lockstep or layout.gathered or layout.layered:
+        raise PlanError(
+            "stage_layers: with one chunk of layers a stage, pipeline_schedule 1f1b or zb-h1, and "
+            "accumulation repeated alone, as others run all stages alike; leave it out"
         )
 
 

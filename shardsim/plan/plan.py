@@ -79,8 +79,10 @@ class Routing:
 
 
 # The order of microbatches over pipeline stages: one forward, one backward; the same in ticks that
-# all stages run alike; or all forward, then all backward, in such ticks.
-PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe")
+# all stages run alike; all forward, then all backward, in such ticks; or as the first, with
+# gradients of weights apart from the way back ("zb-h1": zero-bubble, arXiv 2401.10241).
+PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe", "zb-h1")
+TICKS = ("1f1b-ticks", "gpipe")
 
 # How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
 # each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
@@ -138,6 +140,7 @@ class Plan:
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    stage_layers: tuple[int, ...] = ()  # of each pipeline stage, where they are not as many
     accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
@@ -205,6 +208,7 @@ def _check_numbers(plan: Plan) -> None:
     uneven(plan.experts.padding, "experts.padding")
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
+    _check_stages(plan)
     _check_context(plan)
     _check_lengths(plan)
     _check_parts(plan)
@@ -222,6 +226,25 @@ def _check_numbers(plan: Plan) -> None:
         raise PlanError(
             "fused_projections: only a parallel block can fuse QKV with the MLP's input; "
             f"{plan.model.name} has serial layers, so leave it out or set it to false"
+        )
+
+
+def _check_stages(plan: Plan) -> None:
+    given: Any = plan.stage_layers
+    if not isinstance(given, tuple) or not all(
+        isinstance(many, int) and not isinstance(many, bool) and many >= 0 for many in given
+    ):
+        raise PlanError("stage_layers: expected the layers of each stage, as [10, 12, 12, 6]")
+    if given and sum(given) != plan.model.layers:
+        raise PlanError(
+            f"stage_layers: {sum(given)} layers in all, and {plan.model.name} has "
+            f"{plan.model.layers}"
+        )
+    length = plan.model.round_layers if given else 1
+    if odd := next((many for many in given if many % length), 0):
+        raise PlanError(
+            f"stage_layers: {odd} layers are not whole rounds of {length} of {plan.model.name}; "
+            f"the nearest number is {round(odd / length) * length}"
         )
 
 

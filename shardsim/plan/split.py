@@ -99,6 +99,8 @@ def _dimension(kind: str, axis: str, size: int, layout: Layout) -> Dimension:
     splits: Number = True
     for role in RULES[kind].get(axis, ()):
         more = ways * layout.role(role).size
+        if axis == "layers" and layout.stage_layers:  # as of the fullest stage
+            ways = more = sum(layout.stage_layers) / max(layout.stage_layers)
         if axis == "kv_heads":
             splits = splits & np.equal(np.mod(size, more), 0)
             ways = np.where(splits, more, ways)

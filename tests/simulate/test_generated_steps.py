@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from staged import staged
 
 from shardsim.plan import Plan, resolve
+from shardsim.plan.plan import TICKS
 from shardsim.simulate import simulate_plan
 
 # Permutes stop all work on the larger v5e.
@@ -48,6 +49,6 @@ def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> 
     assume(not found.events.contention and not contends(found.schedule, resolve(plan)))
     closed_s = found.events.analytic_step_time_s
     sends = [use for use in found.collectives if use.mesh_axes == ("p",) and use.kind == "permute"]
-    ticks = plan.pipeline_schedule != "1f1b"
+    ticks = plan.pipeline_schedule in TICKS
     one_s = sum(use.time_s / use.count for use in sends) if ticks else 0.0
     assert found.step_time_s == pytest.approx(closed_s, rel=0.005, abs=one_s)
