@@ -33,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "fused_projections": True,
     "pipeline_schedule": "gpipe",
     "pipeline_interleave": 2,
+    "stage_layers": [3, 1],
     "accumulation": "layered",
     "vocab_tiles": 2,
     "offload_optimizer": True,
@@ -94,6 +95,7 @@ BASES = {
     ),
     "GPUs": plan_of_mesh(decoder(layers=4), parse_machine("h100:8"), 64, {"fsdp": 8}),
 }
+BASES["stages not alike"] = changed(BASES["stages"], {"stage_layers": [1, 3]})
 BASES["stages"] = changed(BASES["stages"], {"pipeline_schedule": "gpipe"})
 BASES["forward"] = changed(BASES["images"], {"forward_only": True})
 BASES["adafactor"] = changed(BASES["images"], {"optimizer": "adafactor"})

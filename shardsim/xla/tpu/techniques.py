@@ -31,6 +31,23 @@ _DECODER: dict[str, Any] = {
     "norm": "rmsnorm",
     "positions": "rotary",
 }
+_VIDEO: dict[str, Any] = {
+    "name": "video-1b",
+    "family": "vit",
+    "layers": 8,
+    "embed": 2048,
+    "mlp": 8192,
+    "heads": 16,
+    "head_dim": 128,
+    "kv_heads": 16,
+    "patch": 2,
+    "image": 64,
+    "channels": 4,
+    "frames": 16,
+    "predicts": 8,
+    "positions": "fixed",
+    "attends": ["space", "time"],
+}
 _BY_CONTEXT = {
     "mesh": {"fsdp": 4, "context": 4},
     "rules": {
@@ -56,29 +73,35 @@ _STAGED = {
 }
 _SHORT = {"distribution": "log_normal", "mean": 1500, "deviation": 1200, "as": "packed"}
 
-# Kind of plan -> what its file says beside model, machine and batch.
+# Kind of plan -> what its file says besides model, machine and batch, or in their place.
 KINDS: dict[str, dict[str, Any]] = {
     "keys gathered, striped": {**_BY_CONTEXT, "context": {"order": "striped"}},
     "ring, striped": {**_BY_CONTEXT, "context": {"keys": "ring", "order": "striped"}},
     "ring, contiguous, no overlap": {**_BY_CONTEXT, "context": {"keys": "ring", "overlap": False}},
-    "ulysses": {**_BY_CONTEXT, "context": {"keys": "ulysses"}},
-    "zero-1, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "gathered"},
     "zero-2, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "scattered"},
-    "zero-3, 4 microbatches": {**_SHARDED, "microbatches": 4},
+    "frames and locations switched": {
+        **_BY_CONTEXT,
+        "context": {"keys": "dsp"},
+        "model": _VIDEO,
+        "batch": 32,
+    },
+    "ulysses": {**_BY_CONTEXT, "context": {"keys": "ulysses"}},
     "layered, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "layered"},
-    "hybrid": _HYBRID,
+    "stages, gpipe": {**_STAGED, "pipeline_schedule": "gpipe"},
+    "stages, one forward, one back": {**_STAGED, "pipeline_schedule": "1f1b-ticks"},
+    "rows of several sequences": {**_SHARDED, "lengths": _SHORT},
     "hybrid, queries, keys and values in the host's memory": {
         **_HYBRID,
         "remat": {"offload": ["qkv"]},
     },
-    "stages, gpipe": {**_STAGED, "pipeline_schedule": "gpipe"},
+    "zero-1, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "gathered"},
+    "zero-3, 4 microbatches": {**_SHARDED, "microbatches": 4},
     "stages dealt round, gpipe": {
         **_STAGED,
         "pipeline_schedule": "gpipe",
         "pipeline_interleave": 2,
     },
-    "stages, one forward, one back": {**_STAGED, "pipeline_schedule": "1f1b-ticks"},
-    "rows of several sequences": {**_SHARDED, "lengths": _SHORT},
+    "hybrid": _HYBRID,
 }
 
 
