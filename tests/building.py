@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import Prediction
 from shardsim.errors import PlanError
 from shardsim.machine import Chip, Machine, load_chip, override_chip, parse_machine
 from shardsim.model import Biases, Experts, Latent, Model
@@ -209,6 +210,13 @@ def renamed(plan: Plan, names: Mapping[str, str]) -> Plan:
         activations=rules(plan.activations),
         optimizer_rules=rules(plan.optimizer_rules),
     )
+
+
+def sent(prediction: Prediction) -> dict[tuple[str, tuple[str, ...], str], float]:
+    """Return the bytes that a device sends in a step, by kind, mesh axes and purpose."""
+    return {
+        (use.kind, use.mesh_axes, use.purpose): use.bytes_per_chip for use in prediction.collectives
+    }
 
 
 def contends(schedule: Schedule, layout: Layout) -> bool:

@@ -109,6 +109,8 @@ def hbm_use(
     measures = tuple(measure_of(part, layout) for part in work.parts)
     if not layout.partitioned:
         passes = passes.explicit
+    else:
+        passes = passes.partitioned
     account = Account(machine, work, layout, passes, measures)
     at = least = account.at
     activations = account.activations_bytes

@@ -118,6 +118,10 @@ class Passes:
         return replace(self, wide_tables=False, scarce=scarce, lavish=lavish)
 
     @property
+    def partitioned(self) -> Passes:
+        return replace(self, ring_sums=0.0, ring_copies=0.0, ring_results=0.0, ring_pieces=4.0, ring_empty=False, ring_waits=False, scarce=self.scarce and self.scarce.partitioned)
+
+    @property
     def least(self) -> Passes:
         """What is done where memory is scarce."""
         return self.scarce or self
