@@ -46,9 +46,11 @@ def test_a_system_has_a_plan_that_predicts(system: str, name: str) -> None:
     assert any(system in section and f"{name}" in section for section in sections)
     found = predict(load_plan(name))
     assert 0 < found.step_time_s < math.inf
-    assert found.mfu is not None and 0 < found.mfu < 1
+    assert found.mfu is not None
+    assert 0 < found.mfu < 1
 
 
 def test_plans_that_the_page_names_are_there() -> None:
     named = set(re.findall(r"^\$ shardsim (?:sweep|predict) ([a-z0-9-]+)", PAGE, re.MULTILINE))
-    assert named and named <= set(plan_names())
+    assert named
+    assert named <= set(plan_names())

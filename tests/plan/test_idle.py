@@ -95,7 +95,6 @@ BASES = {
     ),
     "GPUs": plan_of_mesh(decoder(layers=4), parse_machine("h100:8"), 64, {"fsdp": 8}),
 }
-BASES["stages not alike"] = changed(BASES["stages"], {"stage_layers": [1, 3]})
 BASES["stages"] = changed(BASES["stages"], {"pipeline_schedule": "gpipe"})
 BASES["forward"] = changed(BASES["images"], {"forward_only": True})
 BASES["adafactor"] = changed(BASES["images"], {"optimizer": "adafactor"})
