@@ -304,15 +304,24 @@ def flash_attention(
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
     Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves.
-    On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys.
+    On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys,
+    and of few keys with scores in HBM.
     """
     queries, keys = q.shape[1], k.shape[1]
+    if platform == "tpu" and is_short(keys) and positions is None and segments is None:
+        return checkpoint_name(written_attention(q, k, v, None), "context")
     whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
     if platform == "tpu" and whole:
         return kernel_attention(q, k, v, mask, positions, segments)
     if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16:
         return cudnn_attention(q, k, v, mask)
     return blockwise_attention(q, k, v, mask, positions, segments)
+
+
+def is_short(keys: int) -> bool:
+    """Return whether keys are so few that the kernel would pad them several times, where their
+    scores are no more than queries and keys are."""
+    return 2 * keys <= KERNEL_MULTIPLE
 
 
 def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, numbers: Any = None) -> Any:

@@ -25,8 +25,10 @@ from shardsim.ops.attend import (
     Mask,
     attention_ops,
     flash_attention,
+    is_short,
     written_attention,
 )
+from shardsim.ops.lazy import checkpoint_name
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ def run_attend_along(way: Whole, params: Params, call: Any, q: Any, k: Any, v: A
         k, v = way.all_keys(k), way.all_keys(v)
     if not call["fused"]:
         out = written_attention(q, k, v, None)
+    elif whole and is_short(k.shape[1]):
+        out = checkpoint_name(written_attention(q, k, v, None), "context")
     elif whole:
         out = flash_attention(q, k, v, mask, None, way.plan["platform"])
     else:
