@@ -10,7 +10,7 @@ import numpy as np
 
 from shardsim.cost.microbatches import Microbatches
 from shardsim.graph.place import Kind
-from shardsim.machine import Machine
+from shardsim.machine import Chip, Machine
 from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
@@ -41,10 +41,12 @@ class Held:
     size_bytes: float
 
 
-def measure_of(work: Workload, layout: Layout, tiles: int = 1) -> Measure:
+def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
     widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
-    return Measure(Sizes(work, layout, tiles), *map(float, widths))
+    how = "kernel" if work.attention == "flash" else "rows"
+    tiled = how if chip.kind == "tpu" else ""
+    return Measure(Sizes(work, layout, tiles), *map(float, widths), tiled=tiled)
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Account:
         tiles = self.work.vocab_tiles
         measure, besides = self.measure, 0.0
         if tiles > 1:
-            measure = measure_of(self.work, self.layout, tiles)
+            measure = measure_of(self.machine.chip, self.work, self.layout, tiles)
             head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
             besides = 2.0 * self.measure(stored(head.steps[0].op.out))
         peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))

@@ -106,11 +106,9 @@ def hbm_use(
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
     if work.forward_only:  # the least: what else is held, is held for a backward pass
         passes = Passes()
-    measures = tuple(measure_of(part, layout) for part in work.parts)
-    if not layout.partitioned:
-        passes = passes.explicit
-    else:
-        passes = passes.partitioned
+    measures = tuple(measure_of(machine.chip, part, layout) for part in work.parts)
+    if layout.partitioned:
+        passes = passes.partitioned or passes
     account = Account(machine, work, layout, passes, measures)
     at = least = account.at
     activations = account.activations_bytes

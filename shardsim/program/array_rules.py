@@ -52,15 +52,16 @@ def lay_out_gathered_weights(block: Block, where: Where) -> Block:
     """Copy a layer's gathered weights into the layout that matmuls read: those with heads, and all
     where pieces are no whole tiles and travel cut into lanes.
 
-    Seen in every fully sharded program of docs/compiled.md but those left to the partitioner.
+    Seen in every fully sharded program of docs/compiled.md, also left to the partitioner, but not
+    in what it makes of rings.
     """
+    lanes = np.logical_not(where.ring & where.layout.partitioned)
 
     def change(task: Task) -> list[Task]:
         if not of_layer_weights(task, "all-gather"):
             return [task]
-        count = task.count * (not where.layout.partitioned)
-        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes)
-        return [*copy(task.name, "copy", size, count), task]
+        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes * lanes)
+        return [*copy(task.name, "copy", size, task.count), task] if np.any(size) else [task]
 
     return changed(block, change)
 
@@ -138,10 +139,10 @@ def apply_activations_apart(block: Block, where: Where) -> Block:
 
 
 def lay_out_by_head(block: Block, where: Where) -> Block:
-    """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring or the
-    partitioner left them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and
-    llama3-70b in docs/compiled.md)."""
-    by_position = where.ring | where.layout.partitioned
+    """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring left
+    them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and llama3-70b in
+    docs/compiled.md)."""
+    by_position = where.ring
 
     def change(task: Task) -> list[Task]:
         if not (isinstance(task, Compute) and task.turns):
@@ -153,12 +154,12 @@ def lay_out_by_head(block: Block, where: Where) -> Block:
 
 
 def norm_by_position(block: Block, where: Where) -> Block:
-    """Norm queries and keys in passes of their own over float32 arrays, where a ring or the
-    partitioner left them by position, not in the end of the matmul that makes them.
+    """Norm queries and keys in passes of their own over float32 arrays, where a ring left them by
+    position, not in the end of the matmul that makes them.
 
-    Compiled plans of ViT-22B in docs/compiled.md: rings of the sequence and the partitioner's.
+    Compiled plans of ViT-22B in docs/compiled.md: rings of the sequence.
     """
-    by_position = (where.ring | where.layout.partitioned) * 1
+    by_position = where.ring * 1
     moved = {QUERY_KEY_NORM: NORM_BYTES, QUERY_KEY_NORM_GRADIENT: NORM_GRADIENT_BYTES}
 
     def change(task: Task) -> list[Task]:

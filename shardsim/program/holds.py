@@ -77,6 +77,9 @@ class Passes:
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
     ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
+    # There is one of every other member: where the matrix unit is 256 wide, no product is added to
+    # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x).
+    ring_apart: bool = False
     ring_copies: float = 0.0  # of each result, beside it, in a ring over the sequence
     # All summands of a ring that scatters are made, in float32, before the first one leaves: four
     # in rings of 4, eight in the ring of 8 (ViT-22B, maxtext-16b).
@@ -105,21 +108,12 @@ class Passes:
     scarce: Passes | None = None
     share: float = 1.0
     recomputes: bool = False
+    # What is held where the partitioner writes the collectives.
+    partitioned: Passes | None = None
     # What it may hold at most where memory is plentiful; reserved are up to `gaps` more, which lie
     # between buffers (0 to 11 % in MaxText's programs).
     lavish: Passes | None = None
     gaps: float = 0.11
-
-    @property
-    def explicit(self) -> Passes:
-        """What is held by programs that write their collectives themselves."""
-        scarce = self.scarce and self.scarce.explicit
-        lavish = self.lavish and self.lavish.explicit
-        return replace(self, wide_tables=False, scarce=scarce, lavish=lavish)
-
-    @property
-    def partitioned(self) -> Passes:
-        return replace(self, ring_sums=0.0, ring_copies=0.0, ring_results=0.0, ring_pieces=4.0, ring_empty=False, ring_waits=False, scarce=self.scarce and self.scarce.partitioned)
 
     @property
     def least(self) -> Passes:
@@ -139,7 +133,6 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
-    wide_tables=True,
     end_sums=True,
     head_late="tensor",
     head_last="head",
@@ -161,18 +154,41 @@ _TRAINER = Passes(
     ring_pieces=4.0,
     fetched=1.0,
 )
+_EMITTED = replace(
+    _EMITTED_SCARCE,
+    gathers_ahead=2,
+    gradients_waiting=2,
+    whole_copies=True,
+    ring_waits=True,
+    ring_results=1.0,
+    scarce=_EMITTED_SCARCE,
+    share=0.9,
+)
+
+
+def _left_to_the_partitioner(passes: Passes) -> Passes:
+    """Return what an emitted program holds whose collectives XLA writes, as it does MaxText's.
+
+    Gradients lie in float32, those of layers in the stacks of maxtext-22b, palm-8b and maxtext-16b,
+    and a tensor axis has windowed einsums, none of the rings that are emitted.
+    """
+    return replace(
+        passes,
+        narrow_gradients=False,
+        wide_tables=True,
+        ring_sums=_TRAINER.ring_sums,
+        ring_copies=_TRAINER.ring_copies,
+        ring_results=_TRAINER.ring_results,
+        ring_pieces=_TRAINER.ring_pieces,
+        ring_waits=False,
+        ring_empty=False,
+        scarce=passes.scarce and _left_to_the_partitioner(passes.scarce),
+    )
+
+
 HOLDS: Mapping[str, Passes] = {
     "ideal": Passes(scarce=Passes(), recomputes=True),
-    "emitted": replace(
-        _EMITTED_SCARCE,
-        gathers_ahead=2,
-        gradients_waiting=2,
-        whole_copies=True,
-        ring_waits=True,
-        ring_results=1.0,
-        scarce=_EMITTED_SCARCE,
-        share=0.9,
-    ),
+    "emitted": replace(_EMITTED, partitioned=_left_to_the_partitioner(_EMITTED)),
     "trainer": replace(
         _TRAINER,
         scarce=replace(
@@ -190,7 +206,16 @@ ON_GPU: Mapping[str, Passes] = {
 }
 
 
+# The widest matrix unit that adds products to a sum as it makes them (`Passes.ring_apart`).
+ADDS_UP_TO = 128
+
+
 def held_by(implementation: str, chip: Chip) -> Passes:
     """Return what an implementation holds on a chip."""
-    found = ON_GPU.get(implementation) if chip.kind == "gpu" else None
-    return found or HOLDS[implementation]
+    if chip.kind == "gpu" and implementation in ON_GPU:
+        return ON_GPU[implementation]
+    found = HOLDS[implementation]
+    if implementation == "emitted" and chip.mxu_dim > ADDS_UP_TO:
+        scarce = found.scarce and replace(found.scarce, ring_apart=True)
+        return replace(found, ring_apart=True, scarce=scarce)
+    return found

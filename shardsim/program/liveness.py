@@ -282,6 +282,8 @@ class Tracer:
         if op.product and not op.out.stream:
             self.gather(op.out.name, op.out, place, step.gathers)
         self.make(op.out.name, self.made(op))
+        if op.product and op.out.wide and self.ring == "embed" and self.passes.ring_apart:
+            self.named[op.out.name].born += 1  # the last of its summands becomes it
         if op.kernel and op.kernel.mask:
             rows = Size(op.out.dims[:-1], by_place(op.out, place), WIDE)
             self.named[f"{op.out.name}, statistics"] = self.passing(
@@ -316,14 +318,19 @@ class Tracer:
 
     def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
         """Note what a ring that gathers has beside the results of all matmuls that read it."""
-        gathered = [g.array for g in gathers if _gathers_stream(g)]
+        gathered = [g for g in gathers if _gathers_stream(g)]
         if not self.ring or not gathered:
             return
-        if gathered[0] != self.passed:
-            self.passed, self.before, self.beside = gathered[0], self.beside, []
+        if gathered[0].array != self.passed:
+            self.passed, self.before, self.beside = gathered[0].array, self.beside, []
         if self.ring == "embed":
             size = Size(out.dims, by_place(out, place), WIDE)
-            beside = self.passing(f"{name}, summands", size, self.passes.ring_sums)
+            times = self.passes.ring_sums
+            if self.passes.ring_apart:
+                size = replace(size, others=gathered[0].axes)
+            elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
+                times = 0.5
+            beside = self.passing(f"{name}, summands", size, times)
         else:
             size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
@@ -421,7 +428,13 @@ class Tracer:
                 self.gather(target, whole, place, step.gradient_gathers)
 
     def late(self, steps: Sequence[Step]) -> list[Live]:
-        """Return what gradients of weights multiply: operands, and gradients of results."""
+        """Return what gradients of weights multiply: operands, and gradients of results.
+
+        Rings that are emitted read the logits' gradient in pieces, in the compute format; otherwise
+        it is made in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on
+        tpu7x, maxtext-22b left to the partitioner).
+        """
+        pieces = self.passes.narrow_logits or (self.ring and not self.passes.ring_pieces)
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
@@ -431,7 +444,8 @@ class Tracer:
             whole = [moved(t) for t in step.gathers if t.array == array.name]
             size = whole[0] if whole else stored(array)
             found[array.name] = Live(f"{array.name}, for the head", size, 0, 0)
-            result = Size(out.dims, by_place(out, step.place), "wire")
+            width = "wire" if pieces else width_of(out)
+            result = Size(out.dims, by_place(out, step.place), width)
             found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
         return list(found.values())
 

@@ -154,6 +154,13 @@ class Sizes:
             self._several[key] = many
         return self._several[key]
 
+    def members(self, axes: Iterable[str]) -> Number:
+        """Return the members of a group over `axes`."""
+        found: Number = 1
+        for axis in axes:
+            found = found * self.axes[axis]
+        return found
+
 
 def _slots(model: Model, sequence: int) -> dict[str, float]:
     """Return the lengths of dimensions that tokens have on their way to experts."""

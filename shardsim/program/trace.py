@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 
 from shardsim.graph.arrays import Dims
+from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import Number
 from shardsim.program.sizes import Sizes
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
-ROWS = 8  # of a tile of HBM, whose columns are 128 numbers
+ROWS, LANES = 8, 128  # of a tile of HBM
+POSITIONS = ("seq", "keys")
+NEVER_DENSE = frozenset({"batch", "kv", "group"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Size:
     width: str | float  # "wire", "reduce", "weights" (of layers, gathered), or bytes
     several: frozenset[str] = frozenset()  # only where these axes have several members
     alone: frozenset[str] = frozenset()  # only where none of these has
+    others: frozenset[str] = frozenset()  # one for each other member of a group over these
     # Gathered along a dimension that these axes split: pieces that are no whole tiles are put one
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
@@ -37,7 +41,9 @@ class Size:
 
     @cached_property
     def _hash(self) -> int:  # sizes are looked up more often than anything else
-        return hash((self.dims, self.by, self.width, self.several, self.alone, self.pieces))
+        return hash(
+            (self.dims, self.by, self.width, self.several, self.alone, self.others, self.pieces)
+        )
 
 
 @dataclass
@@ -52,7 +58,12 @@ class Live:
 
 
 class Measure:
-    """Bytes of sizes under a layout, each computed once."""
+    """Bytes of sizes under a layout, each computed once.
+
+    `tiled` says how HBM holds an array: "" as many elements as there are, "rows" in whole rows of
+    `LANES` along its densest dimension, "kernel" so too, and what a fused attention kernel reads
+    and writes as it wants it (`KERNEL_MULTIPLE` positions, `LANES` of each head).
+    """
 
     def __init__(
         self,
@@ -60,8 +71,10 @@ class Measure:
         wire_bytes: float,
         reduce_bytes: float,
         weight_bytes: float | None = None,
+        tiled: str = "",
     ) -> None:
         self.sizes = sizes
+        self.tiled = tiled
         weights = wire_bytes if weight_bytes is None else weight_bytes
         self.widths = {"wire": wire_bytes, "reduce": reduce_bytes, "weights": weights}
         self.known: dict[Size, Number] = {}
@@ -72,14 +85,38 @@ class Measure:
         if known is None:
             width = self.widths[size.width] if isinstance(size.width, str) else size.width
             known = self.sizes.moved(size.dims, size.by) * width
+            if self.tiled:
+                known = known * self._filled(size)
             if size.several:
                 known = known * self.sizes.several(size.several)
             if size.alone:
                 known = known * np.logical_not(self.sizes.several(size.alone))
+            if size.others:
+                known = known * (self.sizes.members(size.others) - 1)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
             self.known[size] = known
         return known
+
+    def _filled(self, size: Size) -> Number:
+        """Return the elements that HBM holds for each one of an array.
+
+        XLA lays out densest what fills rows best: embed, the positions of heads narrower than a
+        row, never heads or sequences, and of softmax the keys (vit-h-14 on v4: 257 tokens).
+        """
+        place = dict(size.by)
+
+        def rows(d: str, multiple: int) -> Number:
+            length = self.sizes.part(d, [axis for axis, other in place.items() if other == d])
+            return np.ceil(length / multiple) * multiple / np.maximum(length, 1.0)
+
+        positions = [d for d in POSITIONS if d in size.dims]
+        if self.tiled == "kernel" and positions and "head_dim" in size.dims:
+            return rows("head_dim", LANES) * rows(positions[0], KERNEL_MULTIPLE)
+        dense = positions if len(positions) > 1 else [d for d in size.dims if d not in NEVER_DENSE]
+        if not dense:
+            return 1.0
+        return reduce(np.minimum, [rows(d, LANES) for d in dense])
 
     def total(self, arrays: Iterable[Live]) -> Number:
         """Return the bytes of arrays together."""

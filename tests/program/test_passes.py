@@ -330,7 +330,10 @@ def test_the_partitioner_gathers_whole_what_several_matmuls_read() -> None:
         assert all((task.schedule == "ring") == wanted for task in gathers)
     # It has weights from the shards in the layout that matmuls read.
     assert not any("gather weights" in task.name for task in added(LEFT, "layer forward")["copy"])
-    assert any("gather weights" in task.name for task in added(RINGS, "layer forward")["copy"])
+    whole = replace(WAITING, execution="partitioned")
+    laid_out = [t for t in added(whole, "layer forward")["copy"] if "gather weights" in t.name]
+    heads = 4 * 6144 * 6144 * 2.0  # bf16, read and written
+    assert [float(task.hbm_bytes) for task in laid_out] == [2 * heads]
 
 
 def test_sparse_cores_move_weights_beside_all_else() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from shardsim.plan import Plan
 
 _HERE = Path(str(resources.files("shardsim.xla.tpu")))
-DATA, TECHNIQUES = _HERE / "evidence.json", _HERE / "techniques.json"
+DATA = _HERE / "evidence.json"
+HELD = _HERE / "held.json"  # of `held`: what is in HBM alone
+TECHNIQUES = _HERE / "techniques.json"  # of `techniques`
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:

@@ -161,8 +161,8 @@ def run_compiler(
             why = stopped or f"the compiling process ended early: {tail}"
             return {"error": "stopped" if stopped else "crashed", "message": why}, None
         result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        text = None if "error" in result else (folder / "hlo.txt").read_text(encoding="utf-8")
-        return result, text
+        program = folder / "hlo.txt"
+        return result, program.read_text(encoding="utf-8") if program.exists() else None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -267,6 +267,7 @@ class TpuCompiler:
     """Compiles plans and keeps what came out.
 
     `workers` processes run side by side, or an `executor` decides; `cache` None keeps nothing.
+    `worker` is the module that each of them runs.
     Leaving the context ends what still runs in processes of its own.
     """
 
@@ -279,9 +280,11 @@ class TpuCompiler:
         memory_bytes: float = MEMORY_BYTES,
         cache: Cache | None = None,
         progress: Progress | None = None,
+        worker: str = WORKER,
     ) -> None:
         if executor is None:
             check_libtpu()
+        self._worker = worker
         self._own = executor is None
         self._executor = executor or ThreadPoolExecutor(max_workers=workers)
         self._left = threading.Event()
@@ -330,6 +333,8 @@ class TpuCompiler:
                 yield index, _refused(plan, error)
                 continue
             request = {"topology": topology, "options": tpu_options(plan) | (options or {})}
+            if self._worker != WORKER:
+                request["worker"] = self._worker
             key = key_of(request, code, versions)
             kept = self._cache.get(key) if self._cache else None
             if kept:

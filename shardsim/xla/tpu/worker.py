@@ -76,6 +76,11 @@ def largest_buffers(dump: Path) -> list[str]:
     return []
 
 
+def versions() -> dict[str, Any]:
+    """Return what compiles, as a part of the answer."""
+    return {"versions": {name: version(name) for name in ("jax", "libtpu")}}
+
+
 def say(text: str) -> None:
     """Tell the parent how far it is."""
     print(text, flush=True)
@@ -92,7 +97,7 @@ def serve(compile_one: Callable[[Path, dict[str, Any]], dict[str, Any]]) -> None
     threading.Thread(target=end_with_parent, daemon=True).start()
     folder = Path(sys.argv[1])
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    result: dict[str, Any] = {"versions": {name: version(name) for name in ("jax", "libtpu")}}
+    result: dict[str, Any] = versions()
     try:
         result.update(compile_one(folder, request))
     except Exception as error:  # the parent reports it
