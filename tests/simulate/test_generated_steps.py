@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from building import MODELS, VIDEO, contends, plans
+from building import MODELS, VIDEO, contends, is_legal, plans
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from staged import staged
 
-from shardsim.plan import Plan, resolve
+from shardsim.errors import PlanError
+from shardsim.plan import Plan, Precision, Remat, resolve
+from shardsim.plan.lengths import Lengths
 from shardsim.plan.plan import TICKS
 from shardsim.simulate import simulate_plan
 
@@ -38,6 +41,40 @@ def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
     for mine in found.collectives:
         assert mine.exposed_s <= mine.time_s * (1 + 1e-9) + 1e-12
+
+
+# What else a plan may be told, one at a time.
+TECHNIQUES: tuple[dict[str, Any], ...] = (
+    {"accumulation": "gathered"},
+    {"accumulation": "scattered"},
+    {"accumulation": "layered"},
+    {"remat": Remat.of(save=frozenset(), offload=frozenset({"qkv", "layer_input"}))},
+    {"offload_optimizer": True},
+    {"forward_only": True},
+    {"lengths": Lengths(held="packed", distribution="uniform", least=32, most=256)},
+    {"lengths": Lengths(held="unpadded", distribution="uniform", least=32, most=256)},
+    {"precision": Precision(weights="int8", compute="int8")},
+    {"vocab_tiles": 2},
+)
+
+
+@given(plans(models=(*MODELS, VIDEO), machines=MACHINES), st.sampled_from(TECHNIQUES))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[str, Any]) -> None:
+    assume(int(resolve(plan).pipeline.size) == 1)
+    plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 4)))
+    try:
+        plan = replace(plan, **more)
+    except PlanError:
+        assume(False)
+    assume(is_legal(plan))
+    found = simulate_plan(plan, costs="physical")
+    assume(not found.events.contention and not contends(found.schedule, resolve(plan)))
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
 @given(staged(), st.sampled_from(["physical", "compiler"]))
