@@ -12,7 +12,7 @@ import click
 
 from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
-from shardsim.cli.compiling import compiler_options
+from shardsim.cli.compiling import compiler_options, tell_unused
 from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
@@ -162,6 +162,10 @@ def plan(
     for text in slices.split(","):
         if not text.strip().endswith("*") and (told := explain(text)):
             note(told)
+    if not compile_top:
+        tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
+        if len(machines) == 1:
+            tell_unused("one slice is searched in this process", "workers", "scheduler")
     held: dict[str, Any] = {}
     for key, value in map(parse_assignment, fix):
         if key in held:

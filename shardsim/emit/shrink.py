@@ -9,6 +9,7 @@ from typing import Any
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import Experts, Latent, Model
+from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
@@ -184,6 +185,7 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         kv_heads=kv_heads,
         head_dim=head_dim,
         latent=latent,
+        global_heads=_global_heads(model, kv_heads, head_dim),
         lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
         classes=min(model.classes, 16),
@@ -220,6 +222,14 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
                 sequence=kept + first,
             )
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
+
+
+def _global_heads(model: Model, kv_heads: int, head_dim: int) -> GlobalHeads | None:
+    """Return other heads of layers without a window: half as many, twice as wide, if there are."""
+    if not model.global_heads:
+        return None
+    many = max(1, kv_heads // 2)
+    return replace(model.global_heads, kv_heads=many, head_dim=2 * head_dim)
 
 
 def _read(model: Model, layout: Layout) -> dict[str, Any]:

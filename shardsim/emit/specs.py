@@ -332,6 +332,8 @@ def _model_data(model: Model) -> dict[str, Any]:
     if model.patch and model.images:  # both see the same image
         more["kept"] = model.images.kept
     options |= {name: value for name, value in more.items() if value != usual[name]}
+    if model.global_heads:
+        options["global_head_dim"] = model.global_heads.head_dim
     # An encoder has one table: where it is not another's, there is no output head beside it.
     return options | ({"tied_embeddings": True} if model.family == "encoder" else {})
 

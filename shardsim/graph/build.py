@@ -91,6 +91,11 @@ def stream(name: str, keep: str = "rest", purpose: str = "block") -> Array:
     return Array(name, (*TOKENS, "embed"), stream=True, keep=keep, purpose=purpose)
 
 
+def width_of(x: Array) -> dict[str, Any]:
+    """Return which option of a model is the width of an array's heads, if not `head_dim`."""
+    return {"width": "global_head_dim"} if "global_head_dim" in x.dims else {}
+
+
 def vector(name: str, *dims: str) -> Array:
     """Return a bias, a scale or a probe."""
     return weight(name, *dims, kind="vector")

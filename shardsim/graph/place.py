@@ -237,7 +237,8 @@ class Kind:
         if not (op.kernel and op.kernel.mask) or op.kernel.mask.local:
             return op
         if self.spread.by_head:
-            return replace(op, over=dict(zip(CONTEXT, ("kv", "group"), strict=True)))
+            heads = next(pair for pair in GROUPS.items() if pair[0] in op.out.dims)
+            return replace(op, over=dict(zip(CONTEXT, heads, strict=True)))
         return replace(op, passed=frozenset(CONTEXT[:1])) if self.spread.passed else op
 
     def roles(self, group: str) -> Iterator[str]:
@@ -277,13 +278,13 @@ def split(array: Array, kind: Kind) -> Split:
     rules = RULES[row(array.weight, array.dims) or array.lies or _usual(array)]
     found: dict[str, str] = {}
     for d in array.dims:
-        logical = logical_axis(d, "group" in array.dims)
+        logical = logical_axis(d, has_groups(array.dims))
         for role in (role for group in rules.get(logical, ()) for role in kind.roles(group)):
             axes = kind.axes_of(role)
-            if d == "kv":
+            if d in GROUPS:
                 whole = {"tensor": kind.kv_whole and array.weight, "tensor2": kind.kv_whole2}
                 axes = () if logical == "kv_heads" and whole[role] else axes[:1]
-            elif d == "group":
+            elif d in GROUPS.values():
                 axes = axes[1:]
             found |= dict.fromkeys(axes, d)
     return found
@@ -313,9 +314,18 @@ _ALIKE = {
     "memory_hidden": "mlp",
     "prompt_embed": "embed",
     "condition": "mlp",
+    "global_head_dim": "head_dim",
 }
+# Key-value heads, and the queries that share each of them: of all layers, or of those without a
+# window where those have others.
+GROUPS: Mapping[str, str] = {"kv": "group", "global_kv": "global_group"}
 # Widths of a head's part of queries, keys and values.
-HEAD_WIDTHS = frozenset({"head_dim", "nope", "value_dim"})
+HEAD_WIDTHS = frozenset({"head_dim", "global_head_dim", "nope", "value_dim"})
+
+
+def has_groups(dims: Sequence[str]) -> bool:
+    """Return whether an array has key-value heads and groups of them, so is one of queries."""
+    return any(group in dims for group in GROUPS.values())
 
 
 def logical_axis(d: str, grouped: bool) -> str:
@@ -323,6 +333,6 @@ def logical_axis(d: str, grouped: bool) -> str:
 
     `grouped` says whether the array has both, so is one of queries.
     """
-    if d == "kv":
+    if d in GROUPS:
         return "heads" if grouped else "kv_heads"
-    return "heads" if d == "group" else _ALIKE.get(d, d)
+    return "heads" if d in GROUPS.values() else _ALIKE.get(d, d)

@@ -17,7 +17,7 @@ from shardsim.graph.build import Builder, Part, stream
 from shardsim.model.ends import head, start
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
-from shardsim.ops.attend import HEADS, KV, Mask, attend
+from shardsim.ops.attend import GLOBAL_HEADS, GLOBAL_KV, HEADS, KV, Mask, attend
 from shardsim.ops.cross import cross_attend, cross_keys, memory
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
@@ -35,7 +35,7 @@ from shardsim.ops.project import BACK, INTO, project_in, project_out
 from shardsim.ops.relative import attend_biased, position_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
-from shardsim.ops.scale import heads_norm, layer_scale, token_gate
+from shardsim.ops.scale import heads_norm, layer_scale, residual_scale, token_gate
 from shardsim.ops.soft import soft_experts
 from shardsim.ops.video import attend_along, by_frame, by_location
 
@@ -225,6 +225,7 @@ class Block(Builder):
         self.mask = Mask(causal=model.causal, window=window, along=along)
         self.model = model
         self.kernel = attention
+        self.wide = None if window else model.global_heads
         x = stream("x")
         if along == "time":
             x = by_location(self, x)
@@ -252,7 +253,7 @@ class Block(Builder):
             elif name == "cross":
                 self.cross_attention(normed, out)
             elif self.experts:
-                outs = self.mixture(normed, out)
+                outs = self.mixture(x, normed, out)
             else:
                 self.mlp(normed, out)
             if numbers is not None:
@@ -260,9 +261,14 @@ class Block(Builder):
                 continue
             if model.post_norms or (model.mlp_post_norm and name == "mlp"):
                 outs = [self.norm(f"post_{one.name}_norm", one) for one in outs]
+                if len(outs) > 1 and model.experts and model.experts.apart:
+                    both = add(self, outs[0], outs[1:], stream("both", keep=""))
+                    outs = [self.norm("post_both_norm", both)]
             if model.layer_scale:
                 outs = [layer_scale(self, one) for one in outs]
             x = add(self, x, outs, after)
+        if model.residual_scale:
+            x = residual_scale(self, x)
         return x
 
     def parallel(self, x: Array) -> Array:
@@ -302,14 +308,18 @@ class Block(Builder):
             context = self.latent_attention(normed, model.latent)
             project_out(self, "attention_output", context, out, RESULT, bias=bias)
             return
-        parts = []
-        for name, dims in (("query", HEADS), ("key", KV), ("value", KV)):
-            part = self.into(name, normed, name[0], dims, keep="qkv", bias=biases.qkv)
-            if name != "value":
-                part = self.qk_norm(name, part)
-            if model.positions == "rotary" and name != "value":
-                part = rotate(self, part)
-            parts.append(part)
+        of, heads, keys = ("global_", GLOBAL_HEADS, GLOBAL_KV) if self.wide else ("", HEADS, KV)
+        parts, projected = [], stream("")
+        for name, dims in (("query", heads), ("key", keys), ("value", keys)):
+            if name != "value" or not (self.wide and self.wide.values_are_keys):
+                projected = self.into(
+                    f"{of}{name}", normed, name[0], dims, keep="qkv", bias=biases.qkv
+                )
+            if name == "value":
+                parts.append(self.values(projected))
+                continue
+            part = self.qk_norm(f"{of}{name}", projected)
+            parts.append(rotate(self, part) if model.positions == "rotary" else part)
         if model.positions == "relative":
             q, k, v = parts
             context = attend_biased(self, q, k, v, position_bias(), self.mask)
@@ -317,7 +327,15 @@ class Block(Builder):
             context = attend_along(self, *parts, mask=self.mask, kernel=self.kernel)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
-        self.back("attention_output", context, out, HEADS, bias=bias)
+        self.back(f"{of}attention_output", context, out, heads, bias=bias)
+
+    def values(self, x: Array) -> Array:
+        """Add a norm of values, if the model has one: without a weight."""
+        if not self.model.value_norm:
+            return x
+        return head_norm(
+            self, "value_norm", x, kind="rmsnorm", bias=False, scale=False, out="v normed"
+        )
 
     def qk_norm(self, name: str, x: Array) -> Array:
         """Add a norm of queries or keys, if the model has one."""
@@ -409,19 +427,27 @@ class Block(Builder):
         )
         return out
 
-    def mixture(self, normed: Array, out: Array) -> list[Array]:
-        """Add experts, and beside them shared ones and an MLP; return what each adds to x."""
+    def mixture(self, x: Array, normed: Array, out: Array) -> list[Array]:
+        """Add experts, and beside them shared ones and an MLP; return what each adds to x.
+
+        They read `normed`, or, where they are apart, x behind norms of their own.
+        """
         model, made = self.model, self.model.experts
         assert made is not None
         if made.soft_slots:
             return [self.soft_mixture(normed, made)]
         grouped, capacity = made.group > 0, made.capacity > 0
+        tokens = asking = normed
+        if made.apart:
+            tokens, asking = self.norm("experts_norm", x), self.norm("router_norm", x)
         routed, first = stream("experts", "mlp_output"), len(self.made)
-        bias = made.router_bias
-        chances, choices = route(self, normed, top=made.top_k, kind=made.router, bias=bias)
+        bias, scales = made.router_bias, made.scales
+        chances, choices = route(
+            self, asking, top=made.top_k, kind=made.router, bias=bias, scales=scales
+        )
         reached = reach(self, chances, "chances of experts")
         chosen = reach(self, choices, "choices of experts")
-        slots = dispatch(self, normed, chosen, grouped=grouped, capacity=capacity)
+        slots = dispatch(self, tokens, chosen, grouped=grouped, capacity=capacity)
         results = experts(
             self,
             slots,
@@ -432,11 +458,12 @@ class Block(Builder):
         combine(self, results, reached, routed, top=made.top_k, grouped=grouped, capacity=capacity)
         self.call(
             "experts",
-            [normed],
+            [tokens, asking] if made.apart else [tokens],
             routed,
             weights=weights_of(self.made[first:]),
             router=made.router,
             router_bias=made.router_bias,
+            **({"scales": True} if scales else {}),
             number=made.number,
             top=made.top_k,
             capacity=made.capacity,

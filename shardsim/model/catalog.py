@@ -9,18 +9,16 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.kinds import MODEL, other_kind
-from shardsim.model.experts import KEYS as _EXPERTS
 from shardsim.model.experts import Experts
+from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.hf import config_path, read_config
-from shardsim.model.latent import KEYS as _LATENT
 from shardsim.model.latent import Latent
-from shardsim.model.lora import KEYS as _LORA
 from shardsim.model.lora import Lora
 from shardsim.model.parts import KEYS as _PARTS
 from shardsim.model.spec import LARGEST, Biases, Model
@@ -28,20 +26,24 @@ from shardsim.model.spec import LARGEST, Biases, Model
 _PRESETS = Path(__file__).resolve().parent / "presets"
 _BIASES = tuple(field.name for field in fields(Biases))
 _FIELDS = tuple(field.name for field in fields(Model))
+# Groups of options that a model may have or not, each with what it needs.
+_OWN: Mapping[str, tuple[Any, Mapping[str, int]]] = {
+    "experts": (Experts, {"number": 8, "top_k": 2, "mlp": 14336}),
+    "global_heads": (GlobalHeads, {"kv_heads": 4, "head_dim": 512}),
+    "latent": (Latent, {"keys": 512, "rotary": 64, "values": 128}),
+    "lora": (Lora, {"rank": 16}),
+}
 _KEYS = (
     *_FIELDS,
     *(f"biases.{name}" for name in _BIASES),
-    *(f"experts.{name}" for name in _EXPERTS),
-    *(f"latent.{name}" for name in _LATENT),
-    *(f"lora.{name}" for name in _LORA),
+    *(f"{key}.{field.name}" for key, (kind, _) in _OWN.items() for field in fields(kind)),
 )
 _YAML = (".yaml", ".yml")
-_Part = TypeVar("_Part", Experts, Latent, Lora)
 _OF_PRESET = ("aliases", "published")  # what a preset says besides the fields of `Model`
 # What a model that another reads does not have of its reader.
 _OF_READER = (
     *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
-    *("pooling", "contrast", "features", "features_bias", "experts", "lora"),
+    *("pooling", "contrast", "features", "features_bias", "experts", "lora", "global_heads"),
     *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
     "attends",
 )
@@ -174,12 +176,12 @@ def override_model(model: Model, changes: Mapping[str, Any]) -> Model:
         del data["sequence"]
     if model.kv_heads == model.heads and "heads" in changes:
         del data["kv_heads"]
-    nested = ("biases", "experts", "latent", "lora")
-    data.update((key, value) for key, value in changes.items() if not key.startswith(nested))
+    nested = ("biases", *_OWN)
+    data.update(
+        (key, value) for key, value in changes.items() if key.partition(".")[0] not in nested
+    )
     data["biases"] = _merge_biases(model.biases, changes, where)
-    data["experts"] = _merge_experts(model.experts, changes, where)
-    data["latent"] = _merge_latent(model.latent, changes, where)
-    data["lora"] = _merge_lora(model.lora, changes, where)
+    data |= {key: _merge_own(key, getattr(model, key), changes, where) for key in _OWN}
     changed = _build(data, where)
     changes = {**changes, **inside}
     silent = ("name", "note", "source")
@@ -221,15 +223,11 @@ def _agrees(model: Model, key: str, value: Any) -> bool:
     if whole in _PARTS:
         own = getattr(model, whole)
         return bool(own is not None and name and _agrees(own, name, value))
-    part = {"experts": model.experts, "latent": model.latent, "lora": model.lora}.get(whole)
-    if whole in ("experts", "latent", "lora") and name:
-        return part is not None and bool(getattr(part, name) == value)
-    if key == "experts":
-        return _merge_experts(None, {key: value}, "model") == model.experts
-    if key == "latent":
-        return _merge_latent(None, {key: value}, "model") == model.latent
-    if key == "lora":
-        return _merge_lora(None, {key: value}, "model") == model.lora
+    if whole in _OWN:
+        own = getattr(model, whole)
+        if name:
+            return own is not None and bool(getattr(own, name) == value)
+        return bool(_merge_own(key, None, {key: value}, "model") == own)
     if key.startswith("biases"):
         return _merge_biases(model.biases, {key: value}, "model") == model.biases
     return bool(getattr(model, key) == value)
@@ -257,32 +255,10 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
         raise ModelError(f"{where}: {str(error).removeprefix('model: ')}") from None
 
 
-def _merge_experts(base: Experts | None, data: Mapping[str, Any], where: str) -> Experts | None:
-    """Return `base` with the entries `experts` (a mapping, or nothing for none) and `experts.*`."""
-    example = {"number": 8, "top_k": 2, "mlp": 14336}
-    return _merge_part("experts", Experts, base, data, example, where)
-
-
-def _merge_latent(base: Latent | None, data: Mapping[str, Any], where: str) -> Latent | None:
-    """Return `base` with the entries `latent` (a mapping, or nothing for none) and `latent.*`."""
-    example = {"keys": 512, "rotary": 64, "values": 128}
-    return _merge_part("latent", Latent, base, data, example, where)
-
-
-def _merge_lora(base: Lora | None, data: Mapping[str, Any], where: str) -> Lora | None:
-    """Return `base` with the entries `lora` (a mapping, or nothing for none) and `lora.*`."""
-    return _merge_part("lora", Lora, base, data, {"rank": 16}, where)
-
-
-def _merge_part(
-    key: str,
-    kind: type[_Part],
-    base: _Part | None,
-    data: Mapping[str, Any],
-    example: Mapping[str, int],
-    where: str,
-) -> _Part | None:
-    """Return a part of a model with the entries `key` and `key.*`; it needs those of `example`."""
+def _merge_own(key: str, base: Any, data: Mapping[str, Any], where: str) -> Any:
+    """Return one of `_OWN`, or nothing: `base` with the entries `key` (a mapping, or nothing for
+    none) and `key.*`."""
+    kind, example = _OWN[key]
     names = [field.name for field in fields(kind)]
     known: dict[str, Any] = {}
     given = data.get(key, base)
@@ -314,9 +290,8 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     """
     given = {key: value for key, value in data.items() if key in _FIELDS}
     given["biases"] = _merge_biases(Biases(), data, where)
-    given["experts"] = experts = _merge_experts(None, data, where)
-    given["latent"] = _merge_latent(None, data, where)
-    given["lora"] = _merge_lora(None, data, where)
+    given |= {key: _merge_own(key, None, data, where) for key in _OWN}
+    experts = given["experts"]
     given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:

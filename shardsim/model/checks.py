@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import ModelError
 from shardsim.model.experts import Experts
+from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 
@@ -47,6 +48,46 @@ def check_latent(model: Model, where: str) -> None:
             f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
             f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
         )
+
+
+def check_global_heads(model: Model, where: str) -> None:
+    """Check what other heads of layers without a window go with."""
+    heads = model.global_heads
+    if heads is None:
+        return
+    if not isinstance(heads, GlobalHeads):
+        raise ModelError(f"{where}: global_heads: expected GlobalHeads, found {heads!r:.40}")
+    if not any(model.windows) or all(model.windows):
+        raise ModelError(
+            f"{where}: global_heads: are those of layers without a window beside others with one; "
+            "use windows, such as [1024, 1024, 0], or head_dim and kv_heads"
+        )
+    if model.heads % heads.kv_heads:
+        close = nearest_divisor(model.heads, heads.kv_heads)
+        raise ModelError(
+            f"{where}: global_heads.kv_heads: {model.heads} heads cannot share {heads.kv_heads} "
+            f"key-value heads evenly; the nearest valid number is {close}"
+        )
+    if model.kv_heads % heads.kv_heads:
+        close = nearest_divisor(model.kv_heads, heads.kv_heads)
+        raise ModelError(
+            f"{where}: global_heads.kv_heads: {heads.kv_heads} do not divide the {model.kv_heads} "
+            f"of other layers; the nearest that do: {close}"
+        )
+    if model.positions == "rotary" and heads.head_dim % 2:
+        raise ModelError(
+            f"{where}: global_heads.head_dim: rotary positions need an even number; the nearest is "
+            f"{heads.head_dim + 1}"
+        )
+    for key, usual in (
+        ("latent", None),
+        ("lora", None),
+        ("sinks", False),
+        ("parallel_block", False),
+        ("qk_norm_over", "head"),
+    ):
+        if getattr(model, key) != usual:
+            raise ModelError(f"{where}: global_heads: not with {key}; leave one of them out")
 
 
 def check_experts(model: Model, where: str) -> None:
@@ -99,8 +140,11 @@ def check_block(model: Model, where: str) -> None:
         raise ModelError(
             f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
         )
-    if model.layer_scale and model.parallel_block:
-        raise ModelError(f"{where}: layer_scale: a parallel block has none; use false")
+    for key in ("layer_scale", "residual_scale"):
+        if getattr(model, key) and model.parallel_block:
+            raise ModelError(f"{where}: {key}: a parallel block has none; use false")
+    if model.value_norm and model.latent:
+        raise ModelError(f"{where}: value_norm: latent attention has none; use false")
     for key, usual in (("qk_norm_over", "head"), ("qk_norm_kind", "")):
         if getattr(model, key) != usual and not model.qk_norm:
             raise ModelError(f"{where}: {key}: needs qk_norm: true")
@@ -119,6 +163,7 @@ def check_modulation(model: Model, where: str) -> None:
             ("post_norms", False),
             ("pre_norms", True),
             ("layer_scale", False),
+            ("residual_scale", False),
             ("experts", None),
             ("lora", None),
             ("frozen", False),

@@ -11,7 +11,7 @@ from shardsim.errors import ModelError, nearest
 ROUTERS = ("softmax", "sigmoid")
 _COUNTS = {"number": 2, "top_k": 1, "mlp": 1, "shared": 0, "shared_mlp": 0, "dense_layers": 0}
 _COUNTS |= {"every": 1, "group": 0, "soft_slots": 0}
-_FLAGS = ("beside", "router_bias", "shared_gate")
+_FLAGS = ("beside", "apart", "router_bias", "scales", "shared_gate")
 _LARGEST = 10**9
 
 
@@ -33,8 +33,10 @@ class Experts:
     dense_layers: int = 0  # layers in front that have an MLP instead
     every: int = 1  # of so many layers in turn the last has experts, the others an MLP
     beside: bool = False  # an MLP beside the experts
+    apart: bool = False  # experts, their router and that MLP each have norms of their own (Gemma 4)
     router: str = "softmax"  # of a token's logits over experts; or sigmoid of each
     router_bias: bool = False
+    scales: bool = False  # a learned scale of what each expert makes (Gemma 4)
     capacity: float = 0.0  # 0: no token is dropped
     group: int = 0  # tokens among which capacity counts; 0: a sequence
     soft_slots: int = 0  # of an expert, each a mean of all tokens of a sequence (Soft MoE)
@@ -71,6 +73,10 @@ class Experts:
             )
         if self.shared_gate and not self.shared:
             raise ModelError("experts.shared_gate: there are no shared experts; leave it out")
+        if self.apart and not self.beside:
+            raise ModelError("experts.apart: from an MLP beside them; use beside: true")
+        if self.soft_slots and (self.apart or self.scales):
+            raise ModelError("experts.soft_slots: not with apart and scales; leave those out")
         if self.soft_slots and (self.capacity or self.router_bias or self.top_k != 1):
             raise ModelError(
                 "experts.soft_slots: a slot is a mean of all tokens; leave out capacity and "

@@ -13,6 +13,7 @@ from shardsim.model.checks import (
     check_attends,
     check_block,
     check_experts,
+    check_global_heads,
     check_latent,
     check_lora,
     check_modulation,
@@ -20,6 +21,7 @@ from shardsim.model.checks import (
     check_vit,
 )
 from shardsim.model.experts import Experts
+from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 from shardsim.model.parts import Part, check_parts, parts_of
@@ -75,6 +77,8 @@ _FLAGS = (
     "post_norms",
     "mlp_post_norm",
     "layer_scale",
+    "residual_scale",
+    "value_norm",
     "final_norm",
     "patch_bias",
     "input_norm",
@@ -140,11 +144,13 @@ class Model:
     qk_norm: bool = False
     qk_norm_over: str = "head"  # each head, or all "heads" of a token at once (OLMo 2)
     qk_norm_kind: str = ""  # its kind, where it is not `norm` (Wan)
+    value_norm: bool = False  # each head of values over its own mean square, unscaled (Gemma 4)
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
     pre_norms: bool = True  # a norm in front of attention and of the MLP
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
     mlp_post_norm: bool = False  # of those two the one after the MLP alone (MaxText's Envy)
     layer_scale: bool = False  # a learned scale of each channel of what a branch adds (DINOv2)
+    residual_scale: bool = False  # a learned number of each layer, times the stream (Gemma 4)
     final_norm: bool = True
     positions: str = "learned"  # learned, rotary, fixed, relative (a bias of scores, T5) or none
     buckets: int = 32  # of relative positions
@@ -153,6 +159,7 @@ class Model:
     # Of a video's tokens those that a query sees in each layer of a round: all, those of its frame
     # (space), or those at its location (time); (): all.
     attends: tuple[str, ...] = ()
+    global_heads: GlobalHeads | None = None  # of layers without a window (Gemma 4)
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
@@ -206,6 +213,7 @@ class Model:
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         check_block(self, where)
         check_latent(self, where)
+        check_global_heads(self, where)
         check_experts(self, where)
         check_lora(self, where)
         check_modulation(self, where)
@@ -349,7 +357,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts | Latent | Lora):
+            elif isinstance(value, Experts | GlobalHeads | Latent | Lora):
                 value = {
                     item.name: _plain(getattr(value, item.name))
                     for item in fields(value)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, weights_of
-from shardsim.graph.place import logical_axis
+from shardsim.graph.place import GROUPS, has_groups, logical_axis
 from shardsim.model.blocks import graph_of
 from shardsim.ops.conditions import CONDITIONS, FREQUENCIES
 from shardsim.ops.conditions import PARTS as PARTS_OF_CONDITION
@@ -46,6 +46,7 @@ AXES = (
     "rank",  # of an adapter
     "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
+    "one",  # of a single number
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
 KINDS = ("matrix", "vector", "table")
@@ -123,8 +124,15 @@ def lengths(model: Model) -> Mapping[str, int]:
         chosen |= {"prompt_embed": model.prompt_embed, "memory_hidden": model.embed}
     if model.images is not None:
         chosen |= {"image_seq": model.images.sequence, "image_embed": model.images.embed}
+    if (heads := model.global_heads) is not None:
+        chosen |= {
+            "global_kv": heads.kv_heads,
+            "global_group": model.heads // heads.kv_heads,
+            "global_head_dim": heads.head_dim,
+        }
     return {
         **chosen,
+        "one": 1,
         "embed": model.embed,
         "norm": model.embed,
         "heads": model.heads,
@@ -176,9 +184,11 @@ def _tensors(model: Model, weights: Iterable[Array], part: str, stack: int) -> l
     made = []
     for weight in weights:
         axes = axes_of(weight.dims)
-        grouped = "group" in weight.dims
+        grouped = has_groups(weight.dims)
         shape = tuple(
-            sizes["heads" if grouped and d == "kv" else d] for d in weight.dims if d != "group"
+            sizes["heads" if grouped and d in GROUPS else d]
+            for d in weight.dims
+            if d not in GROUPS.values()
         )
         kind, trained = weight.weight, weight.trained
         made.append(Tensor(weight.name, axes, shape, stack, kind, part, trained))
@@ -203,4 +213,5 @@ def axes_of(dims: Dims) -> tuple[str, ...]:
     >>> axes_of(("embed", "kv", "group", "head_dim")), axes_of(("kv", "head_dim"))
     (('embed', 'heads', 'head_dim'), ('kv_heads', 'head_dim'))
     """
-    return tuple(logical_axis(d, "group" in dims) for d in dims if d != "group")
+    grouped = has_groups(dims)
+    return tuple(logical_axis(d, grouped) for d in dims if d not in GROUPS.values())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
-from shardsim.graph.build import TOKENS, Builder, vector
+from shardsim.graph.build import Builder, vector, width_of
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 HEADS: Dims = ("kv", "group", "head_dim")
 KV: Dims = ("kv", "head_dim")
+# The same of layers without a window, where those have others.
+GLOBAL_HEADS: Dims = ("global_kv", "global_group", "global_head_dim")
+GLOBAL_KV: Dims = ("global_kv", "global_head_dim")
 
 # Softmax: mask, maximum, difference, exponential (about eight multiply-adds), sum, cast. Its
 # gradient: the exponential again, a product and a difference. With the scores in HBM it reads them
@@ -162,11 +165,11 @@ def attend(
     `kernel` is one of `KERNELS`, or "unfused". `sinks`: each head has a learned logit that its
     softmax counts and no value goes with.
     """
-    dims = (*TOKENS, *HEADS)
-    context = Array("context", dims, keep="context", purpose="second axis", lies="attended")
+    context = Array("context", q.dims, keep="context", purpose="second axis", lies="attended")
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=mask.to_data())
+    more = {"mask": mask.to_data(), **width_of(q)}
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, **more)
     return context
 
 
@@ -197,7 +200,7 @@ def attention_ops(
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths, (rows, of[1]))
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*q.dims[:-3], of[1], "kv", "group")
+        pairs = (*q.dims[:-3], of[1], *q.dims[-3:-1])
         lies = context.lies if mask.along else ""
         product = einsum(q, k, Array("scores", pairs, lies=lies), unit="attention")
         scores = build.add(replace(product, mask=mask))
@@ -218,11 +221,10 @@ def _kernel(
     widths: Dims,
     of: tuple[str, str],
 ) -> Op:
-    """Return a fused attention kernel: it computes its scores again in the backward pass. `of` are
-    the dimensions of queries and keys."""
-    batch = tuple(d for d in q.dims if d not in (of[0], "head_dim"))
+    """Return a fused attention kernel, `of` queries and keys along these dimensions."""
+    batch = tuple(d for d in q.dims[:-1] if d != of[0])
     kernel = Kernel(
-        shape=Matmul(rows=of[:1], inner=("head_dim",), columns=of[1:], batch=batch),
+        shape=Matmul(rows=of[:1], inner=q.dims[-1:], columns=of[1:], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
@@ -237,7 +239,7 @@ def _kernel(
 @runs("attend")
 def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
     """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
-    q, k, v = (way.by_head(x) for x in (q, k, v))
+    q, k, v = (way.by_head(x, call) for x in (q, k, v))
     k, v = way.all_keys(k), way.all_keys(v)
     positions = None
     mask = call["mask"]
@@ -319,8 +321,7 @@ def flash_attention(
 
 
 def is_short(keys: int) -> bool:
-    """Return whether keys are so few that the kernel would pad them several times, where their
-    scores are no more than queries and keys are."""
+    """Return whether keys are so few that the kernel would pad them to twice as many or more."""
     return 2 * keys <= KERNEL_MULTIPLE
 
 

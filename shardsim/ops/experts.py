@@ -54,14 +54,19 @@ def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by:
 
 
 @runs("experts")
-def run_experts(way: Whole, params: Params, call: Any, x: Any) -> Any:
-    """Return what the experts of a token add to it, [batch, tokens, embed].
+def run_experts(way: Whole, params: Params, call: Any, x: Any, *asking: Any) -> Any:
+    """Return what the experts of a token add to it, [batch, tokens, embed]; routers read
+    `asking`, if that is given.
 
     Tokens are gathered to where experts choose from, and brought to them; what experts make is
     brought back, and summed by the chances.
     """
     whole = way.over_tensor(x, embed=True)
-    chances, choices = chosen(way, params, call, x, whole)
+    if asking:
+        asked = way.over_tensor(asking[0], embed=True)
+        chances, choices = chosen(way, params, call, asking[0], asked)
+    else:
+        chances, choices = chosen(way, params, call, x, whole)
     x = way.over_experts(whole)
     chances, choices = (
         way.over_experts(way.over_tensor(each, embed=False)) for each in (chances, choices)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Apart, Array, Stream, pointwise, weight
-from shardsim.graph.build import Builder, vector
+from shardsim.graph.build import Builder, vector, width_of
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 from shardsim.ops.whole import stored_gradient
@@ -52,20 +52,29 @@ def statistics(build: Builder, x: Array, out: Array, *, kind: str) -> Array:
 
 
 def head_norm(
-    build: Builder, name: str, x: Array, *, kind: str, bias: bool, stored: bool = False
+    build: Builder,
+    name: str,
+    x: Array,
+    *,
+    kind: str,
+    bias: bool,
+    stored: bool = False,
+    scale: bool = True,
+    out: str = "",
 ) -> Array:
-    """Add a norm of each head.
+    """Add a norm of each head, to an array called `out`; without a `scale` it has no weight.
 
     `stored`: x, which a matmul has made, is written before. In the end of the matmul, in tiles that
     suit its rows of float32, the TPU compiler would slow that down.
     """
-    vectors = [vector(f"{name}_scale", "head_dim")]
-    vectors += [vector(f"{name}_bias", "head_dim")] if bias else []
-    out = replace(x, name=f"{x.name} normed", keep="rest")
+    parts = ("scale", "bias")[: scale + bias]
+    vectors = [vector(f"{name}_{part}", x.dims[-1]) for part in parts]
+    made = replace(x, name=out or f"{x.name} normed", keep="rest")
     stream = replace(HEAD_NORM, apart=_apart(HEAD_NORM, kind))
-    build.add(pointwise([x], out, *vectors, stream=stream))
-    build.call("head_norm", [x], out, weights=vectors, kind=kind, stored=stored)
-    return out
+    build.add(pointwise([x], made, *vectors, stream=stream))
+    more = width_of(x)
+    build.call("head_norm", [x], made, weights=vectors, kind=kind, stored=stored, **more)
+    return made
 
 
 def _apart(stream: Stream, kind: str) -> Apart:
@@ -107,7 +116,7 @@ def run_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
 @runs("head_norm")
 def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Normalise each head of queries or keys [batch, tokens, heads, head_dim]."""
-    x = stored_gradient(way.by_head(x))
+    x = stored_gradient(way.by_head(x, call))
     if call["stored"]:
         x = lax.optimization_barrier(x)
     wide = x.astype(jnp.float32)
@@ -115,6 +124,8 @@ def run_head_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     if call["kind"] == "layernorm":  # both moments in one pass over x
         mean = wide.mean(-1, keepdims=True)
         wide, square = wide - mean, square - mean * mean
-    scale, *bias = (params[name].astype(jnp.float32) for name in call["weights"])
-    y = wide * lax.rsqrt(square + EPSILON) * scale
-    return sum(bias, y).astype(x.dtype)
+    y = wide * lax.rsqrt(square + EPSILON)
+    for name in call["weights"]:  # a scale, and a bias
+        value = params[name].astype(jnp.float32)
+        y = y * value if name.endswith("_scale") else y + value
+    return y.astype(x.dtype)

@@ -19,9 +19,12 @@ CHANCES = Stream(passes=1.0, ops=13.0, gradient_passes=2.0, gradient_ops=14.0)
 OPS_OF_ONE = 2.0
 
 
-def route(build: Builder, x: Array, *, top: int, kind: str, bias: bool) -> tuple[Array, Array]:
+def route(
+    build: Builder, x: Array, *, top: int, kind: str, bias: bool, scales: bool = False
+) -> tuple[Array, Array]:
     """Add a router in float32 (arXiv 2101.03961, section 2.4): the chances of the `top` experts of
-    a token, and which they are, both [batch, tokens, top]. `kind` is "softmax" or "sigmoid".
+    a token, and which they are, both [batch, tokens, top]. `kind` is "softmax" or "sigmoid"; with
+    `scales` a chance is multiplied by a learned number of its expert.
     """
     logits = Array("routing", (*TOKENS, "choice"), stream=True, wide=True, purpose=ROUTED)
     vectors = [vector("router_bias", "choice")] if bias else []
@@ -30,7 +33,8 @@ def route(build: Builder, x: Array, *, top: int, kind: str, bias: bool) -> tuple
     build.add(replace(product, dtype="f32", call=ROUTED))
     chances = Array("chances", (*TOKENS, "top"), stream=True, purpose=ROUTED)
     stream = replace(CHANCES, ops=CHANCES.ops + OPS_OF_ONE * top)
-    build.add(Op((logits,), chances, (logits,), stream=stream))
+    learned = (vector("router_scale", "choice"),) if scales else ()
+    build.add(Op((logits,), chances, (logits,), learned, stream=stream))
     choices = replace(chances, name="choices", wide=True, trained=False)
     build.add(linear([logits], choices))
     return chances, choices
@@ -48,4 +52,6 @@ def chosen(way: Whole, params: Params, call: Any, x: Any, whole: Any) -> tuple[A
     largest, choices = lax.top_k(logits, call["top"])
     soft = call["router"] == "softmax"
     chances = jax.nn.softmax(largest, -1) if soft else jax.nn.sigmoid(largest)
+    if call.get("scales"):
+        chances = chances * params["router_scale"].astype(jnp.float32)[choices]
     return chances.astype(x.dtype), choices

@@ -1,4 +1,5 @@
-"""Learned scales: of all heads of a token at once, of a branch's channels, of a token's branch.
+"""Learned scales: of all heads of a token at once, of the residual stream, of a branch's channels,
+of a token's branch.
 
 The latter two only have a place in a graph: the emitted program has none of them, and says so.
 """
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Stream, einsum, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, stream, vector
+from shardsim.graph.place import has_groups
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs
@@ -32,8 +34,16 @@ def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) ->
     vectors = [vector(f"{name}_{part}", *dims) for part in ("scale", "bias")[: 1 + bias]]
     out = replace(x, name=f"{x.name} normed", keep="rest")
     build.add(pointwise([x, sums], out, *vectors, stream=NORM))
-    heads = "heads" if "group" in dims else "kv_heads"
+    heads = "heads" if has_groups(dims) else "kv_heads"
     build.call("heads_norm", [x], out, weights=vectors, kind=kind, heads=heads)
+    return out
+
+
+def residual_scale(build: Builder, x: Array) -> Array:
+    """Add one learned number that the residual stream is multiplied by."""
+    scale, out = vector("residual_scale", "one"), stream("x scaled", keep="")
+    build.add(pointwise([x], out, scale, stream=SCALE))
+    build.call("residual_scale", [x], out, weights=[scale])
     return out
 
 
@@ -50,6 +60,12 @@ def token_gate(build: Builder, x: Array, branch: Array) -> Array:
     gate = Array(f"{branch.name} gate", TOKENS, wide=True, purpose=branch.purpose)
     build.add(einsum(x, weight(f"{branch.name}_token_gate", "embed"), gate))
     return build.add(pointwise([branch, gate], stream(f"{branch.name} gated"), stream=SCALE))
+
+
+@runs("residual_scale")
+def run_residual_scale(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Return the residual stream times one number."""
+    return x * params[call["weights"][0]].astype(x.dtype)
 
 
 @runs("heads_norm")

@@ -199,9 +199,13 @@ class Whole:
         """Return this device's part of a last dimension that is embed."""
         return x
 
-    def by_head(self, x: Array) -> Array:
-        """Return a wide array as [batch, tokens, heads, head_dim]."""
-        return x if x.ndim == 4 else x.reshape(*x.shape[:2], -1, self.model["head_dim"])
+    def by_head(self, x: Array, call: Any = None) -> Array:
+        """Return a wide array as [batch, tokens, heads, head_dim]; a call says in `width` which
+        option of the model that is, where it is another."""
+        if x.ndim == 4:
+            return x
+        width = (call or {}).get("width", "head_dim")
+        return x.reshape(*x.shape[:2], -1, self.model[width])
 
     def all_keys(self, x: Array) -> Array:
         """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""

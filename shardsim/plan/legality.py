@@ -121,6 +121,12 @@ def _of_part(
     # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
+    if model.global_heads:  # each member has some of those of all layers
+        ways = layout.tensor.size * layout.tensor2.size
+        if np.any(layout.spread.by_head):
+            ways = ways * np.where(layout.spread.by_head, layout.context.size, 1)
+        what = "key-value heads of layers without a window over the tensor axes"
+        yield "mesh", what, model.global_heads.kv_heads, ways
     if np.any(layout.spread.by_head):
         members, left = layout.context.size, kv_left(model, layout)
         over = np.minimum(members, np.maximum(np.floor(left), 1))

@@ -851,3 +851,59 @@ VIDEOS: dict[str, Plan] = {
     ),
     "through time, fsdp": make("latte", _F, {"embed": ["fsdp"]}, _B, remat="none"),
 }
+
+# As Gemma 4: layers without a window have fewer and wider heads, whose values are their keys.
+MODELS["gemma4"] = {
+    **MODELS["gemma3"],
+    **_MIXED,
+    "name": "gemma4",
+    "kv_heads": 8,
+    "post_norms": True,
+    "value_norm": True,
+    "residual_scale": True,
+    "global_heads": {"kv_heads": 4, "head_dim": 16, "values_are_keys": True},
+}
+# And experts, their router and an MLP beside them between norms of their own.
+MODELS["gemma4-experts"] = {
+    **MODELS["gemma4"],
+    "name": "gemma4-experts",
+    "experts": {**_EIGHT, "beside": True, "apart": True, "scales": True},
+}
+
+
+def _wide(*given: Any, **more: Any) -> Plan:
+    """Return a plan with momentum: the number of a layer may have a gradient near zero, whose
+    rounding Adam would turn into an update."""
+    return make(*given, optimizer="momentum", **more)
+
+
+GLOBALS: dict[str, Plan] = {
+    "global heads, tensor, sequence": _wide("gemma4", _FM, _FSDP_TENSOR, _B | _SEQ),
+    "global heads, fsdp": _wide("gemma4", _F, {"embed": ["fsdp"]}, _B, microbatches=2),
+    "global heads, fsdp, unfused": _wide(
+        "gemma4", _F, {"embed": ["fsdp"]}, _B, remat="none", **_UNFUSED
+    ),
+    "global heads, experts, tensor": _wide(
+        "gemma4-experts", _FM2, _FSDP_TENSOR, _B | _SEQ, remat="dots"
+    ),
+    "global heads, tensor, embed": _wide("gemma4", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"),
+    "global heads, two tensor axes": _wide(
+        "gemma4", _F2M, _TWO_D, _B | {"embed": ["model2", "model"]}
+    ),
+    "global heads, experts exchanged": _wide("gemma4-experts", _FE, _FE_SPLIT, _ON_FE, **_ROOM),
+    "global heads, context by heads": _wide(
+        "gemma4",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        **_context(keys="ulysses"),
+    ),
+    "global heads, ring of keys": _wide(
+        "gemma4",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+        **_context(keys="ring", order="striped"),
+    ),
+    "global heads, partitioned": _wide("gemma4", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
+}

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from plans import CONDITIONED, CONTEXTS, ENDS, EXPERTS, LENGTHS, PHASES, PLANS, STACKS, VIDEOS
+from plans import (
+    CONDITIONED,
+    CONTEXTS,
+    ENDS,
+    EXPERTS,
+    GLOBALS,
+    LENGTHS,
+    PHASES,
+    PLANS,
+    STACKS,
+    VIDEOS,
+)
 from shardsim.xla import HostDevices
 from shardsim.xla.host import LARGEST_ERROR
 
@@ -12,7 +23,8 @@ from shardsim.xla.host import LARGEST_ERROR
 # stream is planned to have its gradient summed: less moves than is planned.
 SCATTERED = {"experts, tensor, replicated"}
 
-ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES | ENDS | CONDITIONED | VIDEOS
+ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES | ENDS | CONDITIONED | GLOBALS
+ALL = ALL | VIDEOS
 EACH = 3  # of so many plans one runs every time; -m deep runs the others
 
 

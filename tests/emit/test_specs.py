@@ -19,6 +19,7 @@ from shardsim.emit import export_plan
 from shardsim.emit.specs import activation_specs, parameter_table
 from shardsim.plan import load_plan, resolve
 from shardsim.planner.search import search
+from shardsim.xla.host import QUICK, host_environment
 
 NAMES = [
     "data, sharded optimizer",
@@ -41,7 +42,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         asked[name] = f"laid{number}.py", {key: one["shape"] for key, one in table.items()}
     (folder / "asked.json").write_text(json.dumps(asked))
     here = Path(__file__).parent
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = host_environment(8, QUICK)
     command = [sys.executable, "-W", "error", str(here / "run_specs.py"), str(folder)]
     without = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
     subprocess.run(command, check=True, env=without | devices, cwd=os.sep)

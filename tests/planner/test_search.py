@@ -333,11 +333,17 @@ def tight(slice_name: str, gigabytes: float) -> Machine:
 @pytest.mark.parametrize(
     ("model", "machine", "batch"),
     [
-        (decoder(kv_heads=2, layers=2, vocab=512), tight("v4:2x2x1", 0.22), 2),
+        (decoder(kv_heads=1, layers=2, vocab=512), tight("v4:1x2x1", 0.23), 2),
         (vit(layers=2), tight("v5e:2x2", 0.2), 1),
         (decoder(layers=1, vocab=512), tight("2*v4:1x2x1", 0.12), 2),
+        pytest.param(
+            decoder(kv_heads=2, layers=2, vocab=512),
+            tight("v4:2x2x1", 0.22),
+            2,
+            marks=pytest.mark.deep,
+        ),
     ],
-    ids=["decoder", "vit", "slices"],
+    ids=["decoder", "vit", "slices", "four chips"],
 )
 def test_the_best_plan_is_the_best_of_all(model, machine, batch):
     work = workload(model, batch)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from building import MODELS, VIDEO, contends, is_legal, plans
+from building import MODELS, VIDEO, is_legal, plans, quiet
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from staged import staged
@@ -32,11 +32,10 @@ MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:4x8", "2*v4:2x2x4")
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
-    layout = resolve(plan)
-    assume(int(layout.pipeline.size) == 1)
+    assume(int(resolve(plan).pipeline.size) == 1)
     plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 4)))
+    quiet(plan, costs)
     found = simulate_plan(plan, costs=costs)
-    assume(not contends(found.schedule, layout))
     assert all(row.collective == row.other for row in found.events.contention)  # other groups of it
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
     for mine in found.collectives:
@@ -72,8 +71,9 @@ def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[
     except PlanError:
         assume(False)
     assume(is_legal(plan))
+    quiet(plan, "physical")
     found = simulate_plan(plan, costs="physical")
-    assume(not found.events.contention and not contends(found.schedule, resolve(plan)))
+    assume(not found.events.contention)
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
@@ -82,8 +82,9 @@ def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[
 def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
     """Also beside other axes over slices, and of forward passes; a first stage in ticks sends one
     message before its tick begins."""
+    quiet(plan, costs)
     found = simulate_plan(plan, costs=costs)
-    assume(not found.events.contention and not contends(found.schedule, resolve(plan)))
+    assume(not found.events.contention)
     closed_s = found.events.analytic_step_time_s
     sends = [use for use in found.collectives if use.mesh_axes == ("p",) and use.kind == "permute"]
     ticks = plan.pipeline_schedule in TICKS

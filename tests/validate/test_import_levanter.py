@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from shardsim.emit import export_plan
 from shardsim.errors import ShardsimError
-from shardsim.plan import resolve
+from shardsim.plan import plan_from_data, resolve
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.levanter import read_levanter
+from shardsim.validate.over import export_over
 
 # As config/llama2_7b.yaml of the trainer, with tensor parallelism and gradient accumulation.
 CONFIG: dict[str, Any] = {
@@ -192,3 +194,45 @@ def _does_nothing(key: str, value: Any) -> bool:
     """Return whether a key was read at the value that it has anyway."""
     usual = {"model.use_bias": False, "trainer.mp": CONFIG["trainer"]["mp"]}
     return key in usual and usual[key] == value
+
+
+@pytest.mark.parametrize("kind", ["llama2-7b", "gpt2", "qwen3-4b"])
+def test_an_exported_file_is_a_config_by_itself_where_levanter_has_the_model(
+    kind: str, tmp_path: Path
+) -> None:
+    plan = plan_from_data(
+        {
+            "name": "out",
+            "model": kind,
+            "machine": "v5p:4x4x4",
+            "batch": 512,
+            "mesh": {"data": 64},
+            "rules": {"parameters": {"embed": ["data"]}, "activations": {"batch": ["data"]}},
+            "microbatches": 2,
+            "attention": "unfused",
+        },
+        "out",
+    )
+    file = tmp_path / "exported.yaml"
+    file.write_text(export_plan(plan, "levanter"))
+    if kind == "qwen3-4b":  # it norms queries and keys
+        assert set(yaml.safe_load(file.read_text())["model"]) == {
+            "gradient_checkpointing",
+            "use_flash_attention",
+        }
+        return
+    found = import_config(str(file), "levanter", machine="v5p:4x4x4").plan
+    for key in ("batch", "sequence", "microbatches", "remat", "attention", "precision"):
+        assert getattr(found, key) == getattr(plan, key)
+    assert found.model.tensors == plan.model.tensors
+    made = yaml.safe_load(export_over(replace(plan, batch=1024), "levanter", str(file)))
+    assert made["trainer"]["train_batch_size"] == 1024
+    assert made["model"] == yaml.safe_load(file.read_text())["model"]
+
+
+@pytest.mark.parametrize("form", ["maxtext", "axlearn", "levanter", "big_vision"])
+def test_an_empty_file_is_called_that(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(" \n")
+    with pytest.raises(ShardsimError, match="the file is empty; expected"):
+        import_config(str(file), form, machine="v5p:4x4x4")

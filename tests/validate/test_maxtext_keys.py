@@ -284,6 +284,8 @@ NAMED = {
     "qwen2.5-7b": 7_615_616_512,
     "gemma2-9b": 9_242_164_736,
     "gemma3-4b": 3_880_099_328,
+    "gemma4-31b": 30_697_345_340,
+    "gemma4-26b": 25_233_141_790,
     "llama3.3-70b": 70_553_706_496,
     "olmo3-7b-pt": 7_298_011_136,
     "mixtral-8x22b": 140_630_071_296,
@@ -305,7 +307,7 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
     ("name", "reason"),
     [
         ("deepseek4-284b", "compressed attention"),
-        ("gemma4-31b", "one kind of heads"),
+        ("gemma4-e2b", "embeddings of each layer"),
         ("qwen3-next-80b-a3b", "recurrent state"),
     ],
 )
@@ -506,6 +508,18 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "gemma2": ({**_POST, "sliding_window_size": 32}, 24 * (_ATTENTION + _ONE + 4 * 64)),
     "gemma3": ({**_POST, "sliding_window_size": 32}, 12 * (_ATTENTION + 32 + _ONE + 4 * 64)),
+    "gemma4": (
+        {
+            **_POST,
+            "sliding_window_size": 32,
+            "v_norm_with_scale": "false",
+            "share_kv_projections": "true",
+            "global_head_dim": 24,
+            "global_num_kv_heads": 1,
+        },
+        # of two layers in twelve queries, keys and output are 24 wide, and there are no values
+        10 * (_ATTENTION + 32) + 2 * (64 * 24 * (2 * 4 + 1) + 48) + 12 * (_ONE + 4 * 64 + 1),
+    ),
     "gpt_oss": (
         {
             **_EXPERTS,
@@ -591,7 +605,7 @@ def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
         block(tmp_path, "deepseek", **{key: value})
 
 
-@pytest.mark.parametrize("name", ["deepseek4", "gemma4", "qwen3_next"])
+@pytest.mark.parametrize("name", ["deepseek4", "gemma4_small", "qwen3_next"])
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.emit.dialects.mesh import mesh_shape
+from shardsim.emit.dialects.nearest import differences
 from shardsim.emit.dialects.rules import Array, Rule, check_rules, refuse_moments_apart
 from shardsim.emit.jax_code import header
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
+from shardsim.model import Model, load_model
 from shardsim.plan import Plan, resolve
 
 TRAINER = "levanter"
@@ -36,6 +38,22 @@ AXES: Mapping[str, str] = {
 # The query's heads are [kv_head, q_heads_per_group] there, and split by the first.
 QUERY_HEADS = {"heads": "kv_head"}
 CHECKPOINTING = {"full": True, "none": False}
+# What each type of model is beside its sizes, and the sizes that its class starts from.
+_LLAMA: Mapping[str, Any] = {
+    "gated_mlp": True,
+    "activation": "silu",
+    "norm": "rmsnorm",
+    "positions": "rotary",
+}
+_SIZES = ("seq_len", "hidden_dim", "intermediate_dim", "num_layers", "num_heads", "num_kv_heads")
+MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "llama": (_LLAMA, dict(zip(_SIZES, (2048, 4096, 11008, 32, 32, 32), strict=True))),
+    "mistral": (_LLAMA, dict(zip(_SIZES, (8192, 4096, 14336, 32, 32, 8), strict=True))),
+    "gpt2": (
+        {"positions": "learned", "activation": "gelu", "biases": True, "tied_embeddings": True},
+        {"seq_len": 1024, "hidden_dim": 768, "num_layers": 12, "num_heads": 12, "mlp_scale": 4},
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,8 @@ class Layout:
 
 
 def levanter_code(plan: Plan) -> str:
-    """Return the YAML that makes Levanter train with `plan`; the model section stays yours."""
+    """Return the YAML that makes Levanter train with `plan`; what it has no model for stays yours:
+    sizes, and entries of the vocabulary."""
     _refuse(plan)
     mesh = mesh_shape(plan, TRAINER, several_slices=True)
     layout = resolve(plan)
@@ -77,6 +96,9 @@ def levanter_code(plan: Plan) -> str:
         "tensor_parallel_axes": list(found.tensor),
         **({"fsdp_axis": "embed"} if found.fsdp else {}),
     }
+    sizes_of = _model_section(plan.model)
+    if plan.attention == "unfused":
+        sizes_of["use_flash_attention"] = False
     lines = [
         header(plan),
         *[f"# {text}" for text in (*mesh.remarks, *found.remarks)],
@@ -84,8 +106,42 @@ def levanter_code(plan: Plan) -> str:
         *[f"  {key}: {json.dumps(value)}" for key, value in trainer.items()],
         "model:",
         f"  gradient_checkpointing: {json.dumps(CHECKPOINTING[plan.remat.name])}",
+        *[f"  {key}: {json.dumps(value)}" for key, value in sizes_of.items()],
     ]
+    if "type" in sizes_of:
+        lines += ["data:", f"  vocab_size: {plan.model.vocab}"]
     return "\n".join(lines) + "\n"
+
+
+def _model_section(model: Model) -> dict[str, Any]:
+    """Return the type and sizes of a model that Levanter has, or nothing."""
+    sizes: dict[str, Any] = {
+        "seq_len": model.sequence,
+        "hidden_dim": model.embed,
+        "intermediate_dim": model.mlp,
+        "num_layers": model.layers,
+        "num_heads": model.heads,
+        "num_kv_heads": model.kv_heads,
+    }
+    own = ("family", "layers", "embed", "mlp", "heads", "kv_heads", "head_dim", "sequence", "vocab")
+    same = {key: getattr(model, key) for key in own} | {"name": "model", "causal": True}
+    if model.attention_width != model.embed:
+        return {}
+    for kind in ("llama", "gpt2"):
+        options = dict(MODELS[kind][0])
+        if kind == "llama":
+            options["tied_embeddings"] = model.tied_embeddings
+            more = {"tie_word_embeddings": True} if model.tied_embeddings else {}
+        else:
+            if model.mlp % model.embed or model.kv_heads != model.heads:
+                continue
+            scale = model.mlp // model.embed
+            dropped = ("intermediate_dim", "num_kv_heads")
+            sizes = {key: size for key, size in sizes.items() if key not in dropped}
+            more = {"mlp_scale": scale} if scale != MODELS[kind][1]["mlp_scale"] else {}
+        if not differences(model, load_model({**same, **options})):
+            return {"type": kind, **sizes, **more}
+    return {}
 
 
 def _groups(plan: Plan) -> int:

@@ -26,6 +26,7 @@ _PARTS: Mapping[str, tuple[str, str]] = {
     "siglip2": ("vision_config", "siglip2_vision_model"),
     "clip": ("vision_config", "clip_vision_model"),
     "gemma3": ("text_config", "gemma3_text"),
+    "gemma4": ("text_config", "gemma4_text"),
     "llama4": ("text_config", "llama4_text"),
     "paligemma": ("text_config", "gemma"),
     "mistral3": ("text_config", "mistral"),
@@ -62,6 +63,8 @@ def read_config(path: Path) -> Config:
 
 
 def _parse(text: str) -> Mapping[str, Any]:
+    if not text.strip():
+        raise FileError("the file is empty; expected a Hugging Face config.json")
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=str)
         json.dumps(data, ensure_ascii=False).encode("utf-8")

@@ -224,6 +224,48 @@ def _gemma3(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _gemma4(keys: Keys) -> dict[str, Any]:
+    made = _dense(keys, "hidden_activation")
+    for key, usual, why in (
+        ("hidden_size_per_layer_input", 0, "embeddings of each layer are not modelled"),
+        ("num_kv_shared_layers", 0, "layers that share keys and values are not modelled"),
+        ("use_double_wide_mlp", False, "wider layers among others are not modelled"),
+    ):
+        if keys[key] != usual:
+            raise FileError(f"{key}: {shown(keys[key])}: {why}; a model has neither")
+    if keys["use_bidirectional_attention"] == "all":
+        raise FileError(
+            "use_bidirectional_attention: windows that see both ways are not modelled; null is"
+        )
+    windows = _layer_windows(keys, made["layers"], lambda layer: (layer + 1) % 6 != 0)
+    alike = keys.flag("attention_k_eq_v")
+    own = keys.count_or("num_global_key_value_heads", made["kv_heads"])
+    heads = {
+        "kv_heads": own if alike else made["kv_heads"],
+        "head_dim": keys.count("global_head_dim"),
+        "values_are_keys": alike,
+    }
+    if keys.flag("enable_moe_block"):
+        made["experts"] = {
+            "number": keys.count("num_experts"),
+            "top_k": keys.count("top_k_experts"),
+            "mlp": keys.count("moe_intermediate_size"),
+            "beside": True,
+            "apart": True,
+            "scales": True,
+        }
+    return {
+        **made,
+        "biases": _attention_biases(keys),
+        "qk_norm": True,
+        "value_norm": True,
+        "post_norms": True,
+        "residual_scale": True,
+        "windows": windows,
+        **({"global_heads": heads} if any(windows) else {}),
+    }
+
+
 def _gpt_oss(keys: Keys) -> dict[str, Any]:
     made = _base(keys)
     experts = {
@@ -398,6 +440,7 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
+    "gemma4_text": _gemma4,
     "gpt_oss": _gpt_oss,
     "llama4_text": _llama4,
     "deepseek_v2": _deepseek_v2,
@@ -428,7 +471,7 @@ REFUSED: Mapping[str, str] = {
         "layers that keep a recurrent state; a model can say attention only",
     ),
     **dict.fromkeys(
-        ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
+        ("gemma3n", "gemma3n_text"),
         "embeddings of each layer, and layers that share keys and values; a model has neither",
     ),
     **dict.fromkeys(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardsim.carried import NotCarried
-from shardsim.errors import ShardsimError
+from shardsim.errors import FileError, ShardsimError
 from shardsim.files import read_text
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
@@ -15,6 +15,14 @@ from shardsim.validate.imports.axlearn import read_axlearn
 from shardsim.validate.imports.big_vision import read_big_vision
 from shardsim.validate.imports.levanter import read_levanter
 from shardsim.validate.imports.maxtext import read_maxtext
+
+# What a file of a form is, where it is none.
+_CONFIG = "Python with get_config()"
+_EXPECTED = {
+    "maxtext": "MaxText's YAML, or a script that starts a training",
+    "axlearn": "a run's trainer_config, or give the name of an experiment: fuji-7B-v2-flash",
+    "levanter": "the YAML of levanter.main.train_lm",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ def import_text(
 ) -> Imported:
     """Return the plan of a config's text; `file` is where it stands, or an experiment's name."""
     said = text or ""
+    if text is not None and not said.strip():
+        raise FileError(f"{file}: the file is empty; expected {_EXPECTED.get(form, _CONFIG)}")
     try:
         if form == "maxtext":
             plan, notes, left = read_maxtext(file, said, machine, base)

@@ -164,8 +164,7 @@ def named(name: str) -> Experiment:
     table = _table()
     if stem not in table:
         raise FileError(
-            f"{shown(name)}: no file, and no experiment of AXLearn that is known"
-            f"{nearest(stem, table)}"
+            f"no file, and no experiment of AXLearn that is known{nearest(stem, table)}"
         )
     data = table[stem]
     model = {**USUAL, **data["model"]}

@@ -14,27 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of, shown
+from shardsim.emit.dialects.levanter import MODELS
 from shardsim.errors import FileError, nearest
 from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
 
-# What each type of model is beside its sizes, and the sizes that its class starts from.
-_LLAMA: Mapping[str, Any] = {
-    "gated_mlp": True,
-    "activation": "silu",
-    "norm": "rmsnorm",
-    "positions": "rotary",
-}
-_SIZES = ("seq_len", "hidden_dim", "intermediate_dim", "num_layers", "num_heads", "num_kv_heads")
-MODELS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
-    "llama": (_LLAMA, dict(zip(_SIZES, (2048, 4096, 11008, 32, 32, 32), strict=True))),
-    "mistral": (_LLAMA, dict(zip(_SIZES, (8192, 4096, 14336, 32, 32, 8), strict=True))),
-    "gpt2": (
-        {"positions": "learned", "activation": "gelu", "biases": True, "tied_embeddings": True},
-        {"seq_len": 1024, "hidden_dim": 768, "num_layers": 12, "num_heads": 12, "mlp_scale": 4},
-    ),
-}
 # Entries of tokenizers, as their model cards and tokenizer files say.
 VOCABULARIES: Mapping[str, int] = {
     "gpt2": 50_257,

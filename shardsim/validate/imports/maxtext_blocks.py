@@ -179,6 +179,30 @@ def _gemma3(keys: Keys, made: Made, name: str) -> Made:
     return {**made, **normed, "windows": round_of(windows)}
 
 
+def _gemma4(keys: Keys, made: Made, name: str) -> Made:
+    if keys["v_norm_with_scale"]:
+        raise FileError("v_norm_with_scale: true is not modelled: norms of values have no scale")
+    window = _window(keys)
+    windows = [0 if layer % 6 == 5 else window for layer in range(made["layers"])]
+    heads = {
+        "kv_heads": keys.count("global_num_kv_heads", least=0) or made["kv_heads"],
+        "head_dim": keys.count("global_head_dim", least=0) or made["head_dim"],
+        "values_are_keys": bool(keys["share_kv_projections"]),
+    }
+    if not all(windows):
+        made["global_heads"] = heads
+    if keys["num_experts"] != 1:
+        apart = {"beside": True, "apart": True, "scales": True}
+        made["mlp"] *= whole(keys["shared_experts"], "shared_experts")
+        made["experts"] = _experts(keys, made, **apart)
+        if not _post_norms(keys):
+            raise FileError(
+                "use_post_ffw_norm: false with experts is not modelled: norms are behind those"
+            )
+    normed = {"qk_norm": True, "value_norm": True, "post_norms": _post_norms(keys)}
+    return {**made, **normed, "residual_scale": True, "windows": round_of(windows)}
+
+
 def _gpt_oss(keys: Keys, made: Made, name: str) -> Made:
     bias = bool(keys["attention_bias"])
     experts = _experts(keys, made, router_bias=bool(keys["routed_bias"]))
@@ -263,6 +287,7 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "gemma": _plain,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "gpt3": _gpt3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
@@ -278,10 +303,6 @@ REFUSED: Mapping[str, str] = {
     "deepseek4": (
         "compressed attention, and experts chosen by hashes; a model can say neither, nor "
         "hyper-connections"
-    ),
-    "gemma4": (
-        "its global layers have heads of another width and number, and share keys and values; a "
-        "model has one kind of heads"
     ),
     "gemma4_small": (
         "embeddings of each layer, and layers that share keys and values of others; a model has "
@@ -299,7 +320,6 @@ REFUSED: Mapping[str, str] = {
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
     "gemma4-e": "gemma4_small",
-    "gemma4": "gemma4",
     "qwen3-next": "qwen3_next",
     "qwen3.5": "qwen3_5",
     "qwen3-custom": "qwen3_custom_moe",

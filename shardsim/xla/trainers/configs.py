@@ -2,7 +2,7 @@
 
     python -m shardsim.xla.trainers.configs --maxtext ~/maxtext --big-vision ~/bv \\
         --big-vision-path ~/big_vision --levanter ~/levanter --levanter-path ~/levanter-checkout \\
-        --axlearn ~/axlearn -o docs/configs.yaml
+        --axlearn ~/axlearn --axlearn-path ~/axlearn-checkout -o docs/configs.yaml
 
 Rows of trainers without an environment stay as they were in the file. Nothing of a config is kept
 but its name.
@@ -24,14 +24,16 @@ import yaml
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import export_plan
+from shardsim.emit.dialects.axlearn import ROLES
 from shardsim.errors import ShardsimError
 from shardsim.files import read_text, read_yaml, write_text
-from shardsim.plan import Plan
+from shardsim.plan import Plan, resolve
+from shardsim.plan.placement import place
+from shardsim.plan.plan import MeshAxis
 from shardsim.planner.search import search
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.maxtext_given import read_given
 from shardsim.validate.over import export_over, maxtext_keys
-from shardsim.xla.trainers import verify_trainer
 from shardsim.xla.trainers.process import answered, run, trainer_python, versions
 
 CASES = Path(__file__).with_name("configs.yaml")
@@ -98,7 +100,7 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
     """Return the best plan that the trainer's config can say, and the text that says it."""
     own = found.plan
     found_plans = [
-        one
+        one.plan
         for fix in _CHOICES[form]
         for one in search(
             own.model,
@@ -112,16 +114,20 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
             fix=fix,
         ).predictions
     ]
+    if not found_plans:
+        raise ShardsimError(f"no plan that {form} can say fits {own.machine.name}")
+    # Where a trainer lays the same axes out otherwise, as it would.
+    found_plans += [replace(one, mesh=_laid_by_jax(one)) for one in found_plans]
     problems: list[str] = []
     best: tuple[float, Plan, str] | None = None
     for one in found_plans:
         plan = replace(
             own,
-            mesh=one.plan.mesh,
-            parameters=one.plan.parameters,
-            activations=one.plan.activations,
-            microbatches=one.plan.microbatches,
-            remat=one.plan.remat,
+            mesh=one.mesh,
+            parameters=one.parameters,
+            activations=one.activations,
+            microbatches=one.microbatches,
+            remat=one.remat,
         )
         try:
             priced = predict(plan, implementation="trainer")
@@ -136,19 +142,21 @@ def _planned(found: Imported, form: str, config: str) -> tuple[Plan, str]:
     return best[1], best[2]
 
 
+def _laid_by_jax(plan: Plan) -> tuple[MeshAxis, ...]:
+    """Return the mesh of a plan on the torus axes that JAX's device mesh gives it."""
+    if plan.machine.slices > 1:
+        return plan.mesh
+    return place({axis.name: axis.size for axis in plan.mesh}, plan.machine)
+
+
 def _read(form: str, plan: Plan, text: str, config: str, python: str, path: Path | None) -> Row:
     """Return what the trainer's own code reads in the text, beside what the plan says."""
-    if form == "axlearn":
-        result = verify_trainer(plan, form, python=python, scale="tiny").to_data()
-        arrays = len(result["parameters"])
-        same = arrays - len(result["not_as_exported"])
-        return {"ok": result["ok"], "versions": result["versions"], "arrays_as_exported": same}
     with tempfile.TemporaryDirectory() as folder:
         request, wanted = _request(form, plan, text, config, Path(folder))
         file = Path(folder) / "request.json"
         file.write_text(json.dumps({"trainer": form, **request}), encoding="utf-8")
         command = [trainer_python(python), "-P", str(_WORKER), str(file)]
-        places = [str(path)] if path and form == "big_vision" else []
+        places = [str(path)] if path and form in _WHOLE else []
         devices = plan.machine.devices if form == "big_vision" else 1
         more = {"JAX_PLATFORMS": "cpu"}
         code, said = run(command, folder, devices=devices, more=more, path=places)
@@ -171,7 +179,7 @@ def _request(
 ) -> tuple[Row, Mapping[str, Any]]:
     """Return what to ask a trainer's code, and the answer that the plan gives."""
     name, _, arguments = config.partition(".py:")
-    file = folder / ("exported" + (".py" if form == "big_vision" else Path(config).suffix))
+    file = folder / ("exported" + (".py" if form in _WHOLE else Path(config).suffix))
     file.write_text(text, encoding="utf-8")
     if form == "big_vision":
         model = plan.model
@@ -184,6 +192,15 @@ def _request(
         source = f"{name}.py" if arguments else config
         asked = {"config": source, "arguments": arguments, "image": plan.model.image}
         return {**asked, "file": str(file)}, wanted
+    if form == "axlearn":
+        sizes = {axis.name: axis.size for axis in plan.mesh if axis.size > 1}
+        roles = {name: role for role, names in resolve(plan).names.items() for name in names}
+        wanted = {
+            "parameters": plan.model.parameters_all,
+            "mesh": {ROLES[roles[name]]: size for name, size in sizes.items()},
+            "lie_otherwise": [],
+        }
+        return {"config": config, "file": str(file)}, wanted
     if form == "levanter":
         keys = ("train_batch_size", "per_device_parallelism", "model_axis_size")
         section = yaml.safe_load(text)
@@ -204,6 +221,7 @@ def main() -> None:
         parser.add_argument(f"--{trainer}", metavar="ENVIRONMENT")
     parser.add_argument("--big-vision-path", type=Path, metavar="CHECKOUT")
     parser.add_argument("--levanter-path", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--axlearn-path", type=Path, metavar="CHECKOUT")
     parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()

@@ -71,8 +71,51 @@ def big_vision(request):
     }
 
 
+def axlearn(request):
+    """Return the weights of an experiment with the exported file applied, and its mesh."""
+    from axlearn.common.utils import flatten_items
+    from axlearn.experiments.text.gpt import c4_trainer, pajama_trainer
+
+    known = {**pajama_trainer.named_trainer_configs(), **c4_trainer.named_trainer_configs()}
+    exported = load(request["file"])
+    config = exported.apply(known[request["config"]]())
+    model = config.model.set(name="model").instantiate(parent=None)
+    weights = dict(flatten_items(model.create_parameter_specs_recursively()))
+    otherwise = []
+    for module, specs in exported.PARTITION_SPECS.items():
+        wanted = specs.get("param_partition_spec")
+        found = [spec for name, spec in weights.items() if _of(module, name)]
+        lies = [tuple(spec.mesh_axes)[-len(wanted or ()) :] for spec in found if spec.mesh_axes]
+        if wanted and not (found and all(one == tuple(wanted) for one in lies)):
+            otherwise.append([module, str(wanted), sorted(map(str, lies))])
+    sizes = zip(config.mesh_axis_names, config.mesh_shape, strict=True)
+    return {
+        "parameters": sum(math.prod(spec.shape) for spec in weights.values()),
+        "mesh": {name: size for name, size in sizes if size > 1},
+        "lie_otherwise": otherwise,
+    }
+
+
+# Modules of AXLearn's attention by the names of their configs.
+_CHILDREN = {"input_linear": "i_proj", "output_linear": "o_proj"}
+
+
+def _of(module, name):
+    """Return whether a matrix is of a module of the config: its parts are in its name, in order."""
+    words = module.removeprefix("model.").split(".")
+    *parts, last = [_CHILDREN.get(word, word) for word in words if word != "layer"]
+    left = iter(name.split("/"))
+    inside = all(part in left for part in parts) and any(one.startswith(last) for one in left)
+    return inside and name.endswith("/weight")
+
+
 def main(request):
-    readers = {"maxtext": maxtext, "levanter": levanter, "big_vision": big_vision}
+    readers = {
+        "maxtext": maxtext,
+        "levanter": levanter,
+        "big_vision": big_vision,
+        "axlearn": axlearn,
+    }
     print(json.dumps(readers[request["trainer"]](request), default=str))
 
 

@@ -36,13 +36,8 @@ VERIFY_KEYS |= {"collectives", "unplanned"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compilations")
-
-
-@pytest.fixture(scope="module")
-def evidence(folder: Path) -> Evidence:
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+def evidence(compilations: Cache) -> Evidence:
+    with TpuCompiler(cache=compilations) as compiler:
         return Evidence(compiler.compile(small_plan()))
 
 
@@ -96,11 +91,11 @@ def test_the_compiled_prediction_is_the_replayed_step(evidence: Evidence) -> Non
 
 
 @needs_libtpu
-def test_plans_are_ranked_by_what_was_compiled(folder: Path, evidence: Evidence) -> None:
+def test_plans_are_ranked_by_what_was_compiled(compilations: Cache, evidence: Evidence) -> None:
     fits, too_big = evidence.predicted, small_plan(batch=2**22)
     from shardsim.cost.predict import predict
 
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+    with TpuCompiler(cache=compilations) as compiler:
         ranked = compile_top([predict(too_big), fits], compiler)
     assert [item.compiled is not None for item in ranked] == [True, False]
     assert "does not fit" in ranked[1].problem
@@ -108,9 +103,9 @@ def test_plans_are_ranked_by_what_was_compiled(folder: Path, evidence: Evidence)
 
 
 @needs_libtpu
-def test_a_plan_that_does_not_fit_is_an_answer(folder: Path) -> None:
+def test_a_plan_that_does_not_fit_is_an_answer(compilations: Cache) -> None:
     plan = small_plan(batch=2**22)
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+    with TpuCompiler(cache=compilations) as compiler:
         answer = verify_tpu(plan, compiler)
         with pytest.raises(ShardsimError, match=r"does not fit: needs .* predicted were"):
             predict_compiled(plan, compiler)
@@ -121,9 +116,9 @@ def test_a_plan_that_does_not_fit_is_an_answer(folder: Path) -> None:
 
 @needs_libtpu
 def test_the_commands(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence
+    compiled_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence
 ) -> None:
-    monkeypatch.setenv("SHARDSIM_CACHE", str(folder))
+    monkeypatch.setenv("SHARDSIM_CACHE", str(compiled_here))
     path = tmp_path / "plan.yaml"
     save_plan(small_plan(), path)
     done = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu", "--json"])
