@@ -29,6 +29,7 @@ ORDER = (
     ("views",),
     ("report", "serve"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # Parts that need an extra; planning reaches none of them.

@@ -56,7 +56,7 @@ def load(path: str, changes: Sequence[str] = ()) -> Any:
     return changed(plan, dict(map(parse_assignment, changes))) if changes else plan
 
 
-def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str]) -> Any:
+def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str] = ()) -> Any:
     """Return the plan of a file or of words, with some keys changed.
 
     Raises `PlanError` for a model without slice or batch, and for a plan with either.

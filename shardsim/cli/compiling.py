@@ -44,6 +44,18 @@ def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def tell_unused(why: str, *names: str) -> None:
+    """Say which of some options were written on the command line though nothing comes of them."""
+    context = click.get_current_context()
+    written = [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if written:
+        note(f"{', '.join(written)}: not used, as {why}")
+
+
 @contextmanager
 def compiler(workers: int, timeout: float, scheduler: str | None, no_cache: bool) -> Iterator[Any]:
     """Give a `TpuCompiler` that tells on stderr how far it is."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.chosen import load, set_option
+from shardsim.cli.chosen import chosen_plan, set_option, words_options
 from shardsim.cli.compiling import scheduler_option
 from shardsim.cli.output import (
     CSV,
@@ -27,12 +27,19 @@ from shardsim.cli.planning import as_option
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
+@words_options
 @set_option
 @as_option
 @json_option
 @command_errors
-def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_json: bool) -> None:
+def ablate(
+    path: str,
+    words: dict[str, Any],
+    changes: tuple[str, ...],
+    implementation: str | None,
+    as_json: bool,
+) -> None:
     """Switch each technique off alone and show what it is worth.
 
     \b
@@ -43,7 +50,7 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
     from shardsim.planner.whatif import ablate as run_ablations
     from shardsim.views import what_ifs as views
 
-    base = run(load(path, changes), implementation=implementation)
+    base = run(chosen_plan(path, words, changes), implementation=implementation)
     results = run_ablations(base.plan, implementation)
     if as_json:
         emit_json(
@@ -68,11 +75,12 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
         )
         return
     made = views.ablations(base, results, whole=True)
-    show(made.only("without", "so", "mfu", "step_time_s", "step_change", "hbm", "published"))
+    hbm = ("hbm_peak_gib", "fits")
+    show(made.only("without", "so", "mfu", "step_time_s", "step_change", *hbm, "published"))
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--vary",
     multiple=True,
@@ -98,6 +106,7 @@ def ablate(path: str, changes: tuple[str, ...], implementation: str | None, as_j
     help="Processes that predict side by side.",
 )
 @scheduler_option
+@words_options
 @set_option
 @as_option
 @json_option
@@ -109,6 +118,7 @@ def sweep(
     fidelity: str,
     workers: int,
     scheduler: str | None,
+    words: dict[str, Any],
     changes: tuple[str, ...],
     implementation: str | None,
     as_json: bool,
@@ -135,7 +145,7 @@ def sweep(
 
     check_output(csv_path, as_json, text=CSV)
     keys = [parse_vary(text) for text in vary]
-    plan = load(path, changes)
+    plan = chosen_plan(path, words, changes)
     with executor_of(workers, scheduler) as executor:
         options: dict[str, Any] = {"executor": executor, "progress": progress_line("sweeping")}
         rows = [*run(plan, keys, implementation, run=predictor(fidelity), **options)]
@@ -169,13 +179,18 @@ def sweep(
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
+@words_options
 @set_option
 @as_option
 @json_option
 @command_errors
 def sensitivity(
-    path: str, changes: tuple[str, ...], implementation: str | None, as_json: bool
+    path: str,
+    words: dict[str, Any],
+    changes: tuple[str, ...],
+    implementation: str | None,
+    as_json: bool,
 ) -> None:
     """Show which figure limits a plan, of the chip or of experts and windows: elasticities.
 
@@ -188,7 +203,7 @@ def sensitivity(
     from shardsim.planner.whatif import model_sensitivity
     from shardsim.views import what_ifs as views
 
-    base = run(load(path, changes), implementation=implementation)
+    base = run(chosen_plan(path, words, changes), implementation=implementation)
     results = elasticities(base.plan, implementation)
     results += model_sensitivity(base.plan, implementation)
     if as_json:

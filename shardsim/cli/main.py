@@ -71,6 +71,3 @@ for command in (
     cache,
 ):
     main.add_command(command)
-
-if __name__ == "__main__":
-    main(prog_name="shardsim")

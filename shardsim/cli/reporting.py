@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import click
 
 from shardsim.cli.amounts import amount, prices
-from shardsim.cli.output import command_errors, emit_json, json_option, note, progress_line
+from shardsim.cli.output import (
+    STDOUT,
+    check_output,
+    command_errors,
+    emit_json,
+    json_option,
+    note,
+    progress_line,
+    write_output,
+)
 
 
 @click.command()
@@ -17,7 +26,8 @@ from shardsim.cli.output import command_errors, emit_json, json_option, note, pr
     "--output",
     required=True,
     type=click.Path(),
-    help="report.html: one page; report.md: the same as Markdown, with pictures in report_files.",
+    help="report.html: one page; - the same on stdout; report.md: Markdown, with pictures in "
+    "report_files.",
 )
 @click.option("--tokens", type=amount, help="Tokens to train on, such as 1e12: days, chip-hours.")
 @click.option("--images", type=amount, help="The same in images (sequences).")
@@ -48,17 +58,24 @@ def report(
     from shardsim.report import require
 
     require()
+    from shardsim.report.page import to_html
     from shardsim.report.study import headline
-    from shardsim.report.write import write_report
+    from shardsim.report.write import check_target, report_document, save_report
 
-    studies = write_report(
+    check_output(output, as_json)
+    if output != STDOUT:
+        check_target(output)
+    document, studies = report_document(
         list(paths),
-        output,
         tokens=tokens,
         images=images,
         chip_hour_price=chip_hour_price,
         progress=progress_line("report"),
     )
+    if output == STDOUT:
+        write_output(output, to_html(document))
+    else:
+        save_report(document, output)
     if as_json:
         emit_json({"path": output, "plans": [headline(study) for study in studies]})
     else:
@@ -67,6 +84,8 @@ def report(
             fits = "fits" if item.fits else "does not fit"
             click.echo(
                 f"{study.plan.name}: MFU {100 * item.mfu:.1f} %, step {item.step_time_s:.4g} s, "
-                f"{fits}"
+                f"{fits}",
+                err=output == STDOUT,
             )
-    note(f"report written to {output}")
+    if output != STDOUT:
+        note(f"report written to {output}")

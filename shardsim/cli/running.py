@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from shardsim.cli.compiling import compiler, compiler_options, evidence_parts
+from shardsim.cli.chosen import chosen_plan, words_options
+from shardsim.cli.compiling import compiler, compiler_options, evidence_parts, tell_unused
 from shardsim.cli.output import (
     JSON,
     PYTHON,
@@ -28,7 +29,7 @@ from shardsim.views.table import Table
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--to",
     "form",
@@ -48,6 +49,7 @@ from shardsim.views.table import Table
     metavar="CONFIG",
     help="maxtext, levanter: your config (or script), with what the plan changes of it alone.",
 )
+@words_options
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here; - is stdout.")
 @json_option
 @command_errors
@@ -56,6 +58,7 @@ def export(
     form: str,
     trainer_path: Path | None,
     over: str | None,
+    words: dict[str, Any],
     output: str | None,
     as_json: bool,
 ) -> None:
@@ -70,16 +73,16 @@ def export(
       shardsim export plan.yaml --to maxtext --over run.sh -o planned.sh
     """
     from shardsim.emit import export_plan
-    from shardsim.plan import as_plan
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))
+    plan = chosen_plan(path, words)
     if over is not None:
         from shardsim.validate.over import export_over
 
-        text = export_over(as_plan(path), form, over)
+        text = export_over(plan, form, over)
     else:
-        text = export_plan(path, form, trainer_path)
+        text = export_plan(plan, form, trainer_path)
     if output or not as_json:
         write_output(output or STDOUT, text)
     if as_json:
@@ -87,7 +90,7 @@ def export(
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--against",
     default="host",
@@ -137,6 +140,7 @@ def export(
     help="Run nothing: read this trace (xplane.pb or trace.json.gz) of the plan's step.",
 )
 @hlo_option
+@words_options
 @compiler_options
 @json_option
 @command_errors
@@ -152,6 +156,7 @@ def verify(
     machine_file: str | None,
     profile: str | None,
     hlo: str | None,
+    words: dict[str, Any],
     workers: int,
     timeout: float,
     scheduler: str | None,
@@ -178,11 +183,12 @@ def verify(
       shardsim verify plan.yaml --profile plugins/profile/2026_11_27/host.xplane.pb
     """
     from shardsim.errors import PlanError
-    from shardsim.plan import load_plan
 
     if hlo and not profile:
         raise PlanError("verify: --hlo is only for --profile")
-    plan = load_plan(path)
+    plan = chosen_plan(path, words)
+    if profile or against != "tpu":
+        tell_unused("no TPU compiler is asked", "workers", "scheduler", "timeout", "no_cache")
     if profile:
         if measure or machine_file or against != "host":
             raise PlanError(

@@ -12,7 +12,7 @@ import click
 
 from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
-from shardsim.cli.compiling import compiler_options
+from shardsim.cli.compiling import compiler_options, tell_unused
 from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
@@ -147,9 +147,10 @@ def plan(
     from shardsim.executors import executor_of
     from shardsim.machine import explain
     from shardsim.plan.io import LARGEST, dump_plan
+    from shardsim.planner.attention import default_attention
     from shardsim.planner.changes import parse_assignment
     from shardsim.planner.presets import parse_mesh
-    from shardsim.planner.search import default_attention, search
+    from shardsim.planner.search import search
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:
@@ -162,6 +163,10 @@ def plan(
     for text in slices.split(","):
         if not text.strip().endswith("*") and (told := explain(text)):
             note(told)
+    if not compile_top:
+        tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
+        if len(machines) == 1:
+            tell_unused("one slice is searched in this process", "workers", "scheduler")
     held: dict[str, Any] = {}
     for key, value in map(parse_assignment, fix):
         if key in held:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.chosen import load, set_option
+from shardsim.cli.chosen import chosen_plan, set_option, words_options
 from shardsim.cli.output import (
     STDOUT,
     check_output,
@@ -104,7 +104,7 @@ def _require(*modules: str) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml")
+@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "-o",
     "--output",
@@ -113,6 +113,7 @@ def _require(*modules: str) -> None:
     help="trace.json or - (stdout): the step, for Perfetto; layer.png or .svg: one layer as a "
     "picture.",
 )
+@words_options
 @set_option
 @as_option
 @compiled_option
@@ -122,6 +123,7 @@ def _require(*modules: str) -> None:
 def timeline(
     path: str,
     output: str,
+    words: dict[str, Any],
     changes: tuple[str, ...],
     implementation: str | None,
     compiled: bool,
@@ -138,7 +140,7 @@ def timeline(
       shardsim timeline vit-22b-published-tp8 -o layer.png --dead-link 0,0,0-0,1,0
       shardsim timeline plan.yaml --compiled -o trace.json
     """
-    plan = load(path, changes)
+    plan = chosen_plan(path, words, changes)
     if implementation and compiled:
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     check_output(output, as_json, (".json", *PICTURES))

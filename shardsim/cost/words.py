@@ -36,11 +36,13 @@ FIGURES = {
 
 
 def figure_words(figure: str, chip: Chip) -> str:
-    """Return what a figure of a chip is called: behind a switch NVLink, and nodes for slices."""
+    """Return what a figure of a chip is called: of GPUs NVLink's, and nodes for slices."""
     words = FIGURES[figure]
     if chip.interconnect != "switch":
         return words
-    return re.sub(r"DCN (\w+)", r"\1 between nodes", words.replace("ICI", "NVLink"))
+    link, of = ("NVLink", "NVLink") if chip.kind == "gpu" else ("switch link", "switch")
+    words = words.replace("ICI link", link).replace("ICI", of)
+    return re.sub(r"DCN (\w+)", r"\1 between nodes", words)
 
 
 def links_words(machine: Machine, axis: str) -> str:
@@ -48,5 +50,6 @@ def links_words(machine: Machine, axis: str) -> str:
     if axis == DCN:
         switched = machine.chip.interconnect == "switch"
         return "the network between nodes" if switched else "the data-centre network"
-    named = {"node": "NVLink in a node", "core": "the dies of a chip"}
+    node = "NVLink in a node" if machine.chip.kind == "gpu" else "the switch"
+    named = {"node": node, "core": "the dies of a chip"}
     return named.get(axis, f"torus axis {axis}")

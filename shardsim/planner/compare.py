@@ -58,15 +58,16 @@ def differences(plans: Sequence[PlanOrPath]) -> list[Difference]:
 
     What is only said of a plan (its `note`) is no difference.
     """
-    files = [dict(_flat(plan_to_data(as_plan(plan)))) for plan in plans]
-    keys = dict.fromkeys(key for data in files for key in data if key != "note")
-    found = [Difference(key, tuple(data.get(key) for data in files)) for key in keys]
-    return [one for one in found if any(value != one.values[0] for value in one.values)]
+    files = [{**plan_to_data(as_plan(plan)), "note": None} for plan in plans]
+    return list(_differing("", files))
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _differing(key: str, values: Sequence[Any]) -> Iterator[Difference]:
+    """Yield the keys below one: a mapping beside what is none is one value."""
+    given = [value for value in values if value is not None]
+    if any(given) and all(isinstance(value, Mapping) for value in given):
+        for name in dict.fromkeys(name for value in given for name in value):
+            below = [None if value is None else value.get(name) for value in values]
+            yield from _differing(f"{key}.{name}" if key else name, below)
+    elif any(value != values[0] for value in values):
+        yield Difference(key, tuple(values))

@@ -72,14 +72,28 @@ def _serial(plan: Plan) -> Plan:
     return replace(plan, model=model, fused_projections=False)
 
 
+def _possible_biases(model: Model) -> dict[str, str]:
+    """Return what a model may have biases on; RMSNorm and latents have none."""
+    found = {"qkv": "queries, keys and values", "attention_output": "attention's output"}
+    found |= {"mlp": "MLPs", "norm": "norms"}
+    none = {"qkv"} if model.latent else set()
+    none |= {"norm"} if model.norm == "rmsnorm" else set()
+    return {name: words for name, words in found.items() if name not in none}
+
+
 def _biases(plan: Plan) -> Plan:
-    names = [name for name in ("qkv", "attention_output", "mlp", "norm")]
+    names = _possible_biases(plan.model)
     if all(getattr(plan.model.biases, name) for name in names):
         raise PlanError("all biases are there already")
     changes = {f"biases.{name}": True for name in names}
-    if plan.model.norm == "rmsnorm":
-        changes.pop("biases.norm")
     return replace(plan, model=override_model(plan.model, changes))
+
+
+def _biases_words(plan: Plan) -> str:
+    found = _possible_biases(plan.model)
+    if "qkv" in found:
+        return f"biases on all projections{' and norms' if 'norm' in found else ''}"
+    return f"biases on {', '.join(found.values())}"
 
 
 def _no_overlap(plan: Plan) -> Plan:
@@ -127,7 +141,9 @@ def _all_seen(plan: Plan) -> Plan:
     return replace(plan, model=override_model(plan.model, {"windows": []}))
 
 
-ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
+Words = str | Callable[[Plan], str]  # what a plan is then
+
+ABLATIONS: tuple[tuple[str, Words, str, Callable[[Plan], Plan]], ...] = (
     (
         "parallel layers",
         "serial layers",
@@ -136,7 +152,7 @@ ABLATIONS: tuple[tuple[str, str, str, Callable[[Plan], Plan]], ...] = (
     ),
     (
         "bias removal",
-        "biases on all projections and norms",
+        _biases_words,
         "+3 % utilisation without biases on QKV and norms (ViT-22B announcement)",
         _biases,
     ),
@@ -183,7 +199,7 @@ def ablate(plan: PlanOrPath, implementation: str | None = None) -> list[Ablation
         results.append(
             Ablation(
                 technique=technique,
-                change=change,
+                change=change if isinstance(change, str) else change(plan),
                 published=published,
                 prediction=prediction,
                 why=why,

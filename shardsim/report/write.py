@@ -60,15 +60,20 @@ def write_report(
 
         write_report(["vit-22b-published-tp8", "plan.yaml"], "report.html", images=4e9)
     """
-    kind = check_target(path)
+    check_target(path)
     document, studies = report_document(
         plans, tokens=tokens, images=images, chip_hour_price=chip_hour_price, progress=progress
     )
-    if kind == "html":
+    save_report(document, path)
+    return studies
+
+
+def save_report(document: Document, path: str | os.PathLike[str]) -> None:
+    """Write a report to `path` (.html or .md), each file whole or not at all."""
+    if check_target(path) == "html":
         write_text(path, to_html(document))
     else:
         _write_markdown(document, Path(path))
-    return studies
 
 
 def _write_markdown(document: Document, path: Path) -> None:

@@ -31,6 +31,7 @@ from shardsim.validate.words import (
     remat_named,
     shown,
     whole,
+    widened,
 )
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
@@ -393,6 +394,8 @@ def _remat(said: Any, notes: list[str]) -> Any:
             for name, own in re.findall(r"([a-z_0-9]+)(?:\s*=\s*([a-z]+))?", clause):
                 if name in TENSORS:
                     kept[name] = own or place
+        for name in widened(kept):
+            notes.append(f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole")
         if kept:
             return _remat_data("custom", kept)
     if (tokens and tokens[0] == "save") or "one activation" in words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import gcd, prod
 from typing import Any
@@ -49,6 +49,11 @@ TENSORS: Mapping[str, str] = {
     **dict.fromkeys(("mlpwi", "mlpwi_0", "mlpwi_1"), "mlp_hidden"),
     "mlpwo": "mlp_output",
 }
+# Names that together are all of a tensor; one of them alone is only a part.
+_PARTS = (
+    *({"q", "k", "v"}, {"q_proj", "k_proj", "v_proj"}, {"query_proj", "key_proj", "value_proj"}),
+    {"mlpwi_0", "mlpwi_1"},
+)
 _DOTS = frozenset({"qkv", "attention_output", "mlp_hidden", "mlp_output"})
 _NONE = Policy(save=_DOTS | {"context", "rest"})
 _MINIMAL = Policy(save=_DOTS)
@@ -128,6 +133,16 @@ def remat_named(policy: str, tensors: Mapping[str, Any]) -> Policy | None:
         places.get(str(where), set()).add(TENSORS[name])
     saved = places["device"] - places["offload"] - {"layer_input"}  # the scan carries it anyway
     return Policy(save=frozenset(saved), offload=frozenset(places["offload"]))
+
+
+def widened(names: Iterable[str]) -> list[str]:
+    """Return those names of a custom policy for which a plan keeps more than they say.
+
+    >>> widened(["q", "k", "v", "mlpwi_0", "context"])
+    ['mlpwi_0']
+    """
+    given = set(names)
+    return sorted(name for part in _PARTS if not part <= given for name in given & part)
 
 
 @dataclass

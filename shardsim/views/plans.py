@@ -245,6 +245,8 @@ def _values(row: Difference) -> tuple[Any, ...]:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_said(one)}" for key, one in value.items() if one != [])
     return ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 

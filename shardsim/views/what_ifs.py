@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.units import GIB
-from shardsim.views.plans import FITS, MFU, PLANS, REAL, STEP
+from shardsim.views.plans import FITS, MFU, PEAK, PLANS, REAL, STEP
 from shardsim.views.table import Column, Table, pick, table
 
 if TYPE_CHECKING:
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) -> Table:
     """Return what each technique is worth; with `whole`, below a row of the plan itself."""
 
-    def need(item: Prediction) -> str:
-        need = f"{item.hbm['peak_bytes'] / GIB:.1f} GiB"
-        return need if item.fits else f"{need}, too much"
-
     def change(item: Prediction) -> float | None:
         return None if item is base else item.step_time_s / base.step_time_s - 1
 
@@ -31,8 +26,7 @@ def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) 
         Column("so", "so", itemgetter(1)),
         *(one.within(itemgetter(2)) for one in (MFU, STEP)),
         Column("step_change", "step +%", change, "+.1f", "%").within(itemgetter(2)),
-        Column("hbm", "HBM", need, right=True, missing="").within(itemgetter(2)),
-        FITS.within(itemgetter(2)),
+        *(one.within(itemgetter(2)) for one in (PEAK, FITS)),
         Column("published", "published effect", itemgetter(3)),
     ]
     rows: list[tuple[Any, ...]] = [("(the plan)", "", base, "")] if whole else []

@@ -45,6 +45,11 @@ def verify_device(
     say = progress or (lambda text: None)
     here = _ask({"tiny": None, "full": None, "budget_s": 0.0})["devices"]
     say(f"{here['count']} x {here['kind']} ({here['platform']})")
+    if measure and scale == "full" and plan.machine.devices > here["count"]:
+        raise PlanError(
+            f"verify: the plan needs {plan.machine.devices} devices, but JAX finds "
+            f"{here['count']} ({here['kind']}); use --scale tiny, or a plan for {here['count']}"
+        )
     tiny, lost = shrink(plan, here["count"])
     for text in lost:
         say(text)
@@ -56,11 +61,6 @@ def verify_device(
     if not measure:
         return result
     timed = plan if scale == "full" else tiny
-    if timed.machine.devices > here["count"]:
-        raise PlanError(
-            f"verify: the plan needs {timed.machine.devices} devices, but JAX finds "
-            f"{here['count']} ({here['kind']}); use --scale tiny, or a plan for {here['count']}"
-        )
     say(f"timing {timed.name} on {timed.machine.devices} of them")
     measured = _ask({"tiny": None, "full": plan_data(timed), "budget_s": BUDGET_S})["measured"]
     predicted = predict(timed)

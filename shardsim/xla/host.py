@@ -17,12 +17,16 @@ from shardsim.xla.hlo import read_hlo
 STEPS = 2
 LARGEST_ERROR = 1e-5  # relative, of loss, gradients and updated parameters in float32
 
-# Compile fast rather than well: the steps run twice on tiny arrays. (Without fusions written as
-# MLIR, XLA compiles these steps in half the time; small loops would then go into calls.)
-# Combined all-reduces would mix what was planned with what was not.
-_FLAGS = (
+# Compile fast rather than well: the steps run twice on tiny arrays. Without fusions written as
+# MLIR, XLA compiles these steps in half the time.
+QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_disable_hlo_passes=all-reduce-combiner,"
+    "--xla_cpu_use_fusion_emitters=false"
+)
+# Small loops would then go into calls; combined all-reduces would mix what was planned with what
+# was not.
+_FLAGS = (
+    f"{QUICK} --xla_disable_hlo_passes=all-reduce-combiner,"
     "cpu-all-reduce-combiner,small-while-loop-hoisting"
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,26 @@ def test_the_help_of_every_command_has_an_example(shardsim: Shardsim, name: str)
     assert f"\n    shardsim {name}" in result.stdout
     assert "Example" in result.stdout
     assert shardsim(name, "-h").stdout == result.stdout
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, *rest):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["shardsim", "hardware"]
+runpy.run_module("shardsim", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_it_loads_is_one_line() -> None:
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
 
 
 def test_every_command_has_json(shardsim: Shardsim) -> None:

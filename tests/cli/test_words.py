@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
-from shardsim.plan import resolve
+from shardsim.plan import resolve, save_plan
 from shardsim.plan.io import plan_from_data, plan_to_data
 from shardsim.plan.layout import REPLICATED, ROLES
 from shardsim.plan.legality import check
@@ -52,6 +52,52 @@ def test_words_are_the_plan_that_a_file_writes_out(shardsim: Shardsim, tmp_path:
     assert predicted(shardsim, *WORDS, *changes) != predicted(shardsim, *WORDS)
     longer = predicted(shardsim, *WORDS, "--seq", "512")
     assert longer == predicted(shardsim, str(file), "--set", "sequence=512")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ablate", "--json"),
+        ("sweep", "--vary", "batch=1k,2k", "--json"),
+        ("sensitivity", "--json"),
+        ("export", "--to", "yaml"),
+        ("timeline", "-o", "-"),
+    ],
+)
+def test_every_command_about_one_plan_takes_words(
+    shardsim: Shardsim, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    words = ("vit-b-16", "--on", "v5e:2x2", "--batch", "256", "--mesh", "fsdp=4")
+    file = tmp_path / "plan.yaml"
+    model, machine = load_model("vit-b-16"), parse_machine("v5e:2x2")
+    save_plan(plan_of_mesh(model, machine, 256, {"fsdp": 4}), file)
+    one, other = (shardsim(command[0], *of, *command[1:]) for of in (words, (str(file),)))
+    assert (one.exit_code, one.stderr) == (0, other.stderr)
+    assert one.stdout == other.stdout
+    lone = shardsim(command[0], *words[:5], *command[1:])
+    assert (lone.exit_code, lone.stdout) == (2, "")
+    assert "--mesh: missing" in lone.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--scheduler", "foo"), "--scheduler: not used, as one slice is searched in this process"),
+        (
+            ("--workers", "2", "--timeout", "9", "--no-cache"),
+            "--timeout, --no-cache: not used, as nothing is compiled without --compile-top\n"
+            "--workers: not used, as one slice is searched in this process",
+        ),
+    ],
+)
+def test_options_that_nothing_comes_of_are_named(
+    shardsim: Shardsim, words: tuple[str, ...], told: str
+) -> None:
+    search = ("plan", "vit-b-16", "--on", "v5e:2x2", "--batch", "64", "--max-axes", "1")
+    result = shardsim(*search, *words)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"{told}\n")
+    assert "not used" not in shardsim(*search).stderr
 
 
 def test_one_device_needs_no_mesh(shardsim: Shardsim) -> None:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shardsim.xla.host import host_environment
+from shardsim.xla.host import QUICK, host_environment
 
 
 def test_errors_are_those_of_rounding() -> None:
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    environment = host_environment(8, quick) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = host_environment(8, QUICK) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).with_name("run_attention.py")
     done = subprocess.run(
         [sys.executable, str(script)],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shardsim.xla.host import host_environment
+from shardsim.xla.host import QUICK, host_environment
 
 CASES = [
     (ring, split, mode, list(range(ring)))
@@ -26,7 +26,9 @@ NAMES = [f"{ring} {split} {mode} {order}" for ring, split, mode, order in CASES]
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    environment = os.environ | host_environment(8) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = (
+        os.environ | host_environment(8, QUICK) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
     script = Path(__file__).with_name("run_matmuls.py")
     command = [sys.executable, "-W", "error", str(script), json.dumps(CASES)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -26,6 +26,7 @@ from shardsim.emit.source import module_text, op_modules, program_text
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
+from shardsim.xla.host import QUICK
 
 FORMS = ("jax", "specs", "flax", "json", "yaml")
 
@@ -173,7 +174,8 @@ def test_exporting_does_not_import_jax() -> None:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    here = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return os.environ | here
 
 
 def losses(printed: str) -> list[float]:
@@ -186,7 +188,6 @@ def test_an_exported_file_trains_on_eight_host_devices(name: str, tmp_path: Path
     file.write_text(export_plan(load_plan(name), "jax"))
     command = [sys.executable, "-W", "error", str(file), "--host-devices", "8", "--steps", "12"]
     clean = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
-    clean["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
     done = subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = losses(done.stdout)

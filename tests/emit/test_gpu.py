@@ -15,6 +15,7 @@ from shardsim.cli.main import main
 from shardsim.emit.specs import plan_data
 from shardsim.plan import plan_from_data
 from shardsim.validate.measured import read_results
+from shardsim.xla.host import QUICK
 
 SMALL = """\
 name: small
@@ -26,6 +27,13 @@ mesh: {data: 1}
 rules: {activations: {batch: [data]}}
 attention: flash
 """
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that tests start run on the processor, and compile fast rather than well."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", QUICK)
 
 
 def run(name: str) -> dict[str, object]:
@@ -61,8 +69,8 @@ def test_no_option_of_the_tpu_compiler_goes_to_a_gpu(machine: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_a_step_is_run_timed_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr("shardsim.xla.device.BUDGET_S", 0.1)
     plan, results = tmp_path / "small.yaml", tmp_path / "steps.jsonl"
     plan.write_text(SMALL, encoding="utf-8")
@@ -81,8 +89,9 @@ def test_a_step_is_run_timed_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_too_few_devices_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+@pytest.mark.usefixtures("quick")
+def test_too_few_devices_are_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardsim.xla.device.shrink", None)  # nothing is compared before
     plan = tmp_path / "small.yaml"
     plan.write_text(
         SMALL.replace("h100:1", "h100:8").replace("data: 1", "data: 8"), encoding="utf-8"

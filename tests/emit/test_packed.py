@@ -16,10 +16,7 @@ from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import plan_to_data
-from shardsim.xla.host import LARGEST_ERROR, host_environment
-
-# Compile fast rather than well.
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+from shardsim.xla.host import LARGEST_ERROR, QUICK, host_environment
 
 
 def test_packed_and_padded_rows_are_their_sequences() -> None:
@@ -27,7 +24,7 @@ def test_packed_and_padded_rows_are_their_sequences() -> None:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("run_packed.py"))],
         input=json.dumps([plan_data(plan) for plan in plans]),
-        env={"PYTHONPATH": ":".join(sys.path), **host_environment(1, FAST)},
+        env={"PYTHONPATH": ":".join(sys.path), **host_environment(1, QUICK)},
         capture_output=True,
         text=True,
         check=False,

@@ -8,9 +8,11 @@ import pytest
 from building import build, decoder
 
 from shardsim.cost.predict import predict
-from shardsim.model import Experts, Model
+from shardsim.machine import parse_machine
+from shardsim.model import Experts, Model, load_model
 from shardsim.plan import Plan
 from shardsim.planner.changes import changed
+from shardsim.planner.presets import plan_of_mesh
 from shardsim.planner.whatif import ABLATIONS, ablate, model_sensitivity
 
 WHERE = {"fsdp": {"x": 2, "y": 2}, "expert": {"z": 2}}
@@ -42,6 +44,24 @@ def test_split_optimizer_state_stays_split_where_parameters_are_not() -> None:
     assert found.prediction is not None, found.why
     assert found.prediction.plan.optimizer_rules["embed"] == ("d", "f")
     assert found.prediction.hbm["optimizer_bytes"] == predict(plan).hbm["optimizer_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "axes", "so"),
+    [
+        ("deepseek-v3", "v5p:4x4x8", {"fsdp": 128}, "attention's output, MLPs"),
+        ("llama2-7b", "v5p:2x2x2", {"fsdp": 8}, "all projections"),
+        ("vit-22b", "v5p:4x4x4", {"fsdp": 64}, "all projections and norms"),
+    ],
+)
+def test_biases_go_where_a_model_may_have_them(
+    name: str, machine: str, axes: dict[str, int], so: str
+) -> None:
+    plan = plan_of_mesh(load_model(name), parse_machine(machine), 512, axes)
+    found = {item.technique: item for item in ablate(plan)}["bias removal"]
+    assert found.change == f"biases on {so}"
+    assert found.prediction is not None, found.why
+    assert found.prediction.plan.model.biases != plan.model.biases
 
 
 def test_dense_mlps_have_the_weights_that_a_token_goes_to() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from building import contends, in_groups, plans
-from hypothesis import HealthCheck, assume, given, settings
+from building import in_groups, plans, quiet
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan import Overlap, Plan, Remat, resolve
+from shardsim.plan import Overlap, Plan, Remat
 from shardsim.plan.remat import Policy
 from shardsim.simulate import simulate_plan
 
@@ -87,8 +87,8 @@ def test_hbm_is_no_more_than_that_of_the_policy_that_keeps_more(plan: Plan) -> N
 @given(in_groups(plans(machines=MACHINES)), st.sampled_from(["physical", "compiler"]))
 @RELAXED
 def test_events_of_groups_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
+    quiet(plan, costs)
     found = simulate_plan(plan, costs=costs)
-    assume(not contends(found.schedule, resolve(plan)))
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from building import build, contends, decoder, is_legal, plans
+from building import build, decoder, is_legal, plans, quiet
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -143,8 +143,8 @@ def test_events_agree_with_the_closed_form(plan: Plan, how: str) -> None:
     how = "gathered" if stages > 1 else how
     plan = replace(plan, accumulation=how, pipeline_schedule="gpipe")
     assume(is_legal(plan) and plan.machine.chip.kind == "tpu")
+    quiet(plan)
     found = simulate_plan(plan)
-    assume(not contends(found.schedule, resolve(plan)))
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
     parts = found.time
     assert sum(parts.values()) == pytest.approx(found.step_time_s)
@@ -199,7 +199,7 @@ def test_a_plan_file_says_it_only_where_it_is_not_the_usual() -> None:
         {"accumulation": "layered", "microbatches": 4},
         {"accumulation": "gathered", "microbatches": 2},
         {"pipeline_schedule": "gpipe", "pipeline_interleave": 2, "mesh.stage": 2},
-        {"pipeline_schedule": "1f1b-ticks", "mesh.stage": 2},
+        pytest.param({"pipeline_schedule": "1f1b-ticks", "mesh.stage": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_search_holds_it_and_prices_what_it_finds(fix: dict) -> None:

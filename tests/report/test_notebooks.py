@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from shardsim.xla.host import QUICK
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -41,6 +43,7 @@ def test_outputs_are_committed_and_no_cell_failed(path: Path) -> None:
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search_path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, search_path)))
+    monkeypatch.setenv("XLA_FLAGS", QUICK)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}

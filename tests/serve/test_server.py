@@ -138,7 +138,7 @@ def test_a_busy_port_is_one_line(server: PageServer) -> None:
 def test_it_serves_until_it_is_interrupted() -> None:
     words = ["serve", PLAN, "--port", "0", "--no-open", "--json"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "shardsim.cli.main", *words],
+        [sys.executable, "-m", "shardsim", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

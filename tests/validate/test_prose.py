@@ -105,7 +105,7 @@ MINIMAL = remat_named("minimal", {})
             Policy(offload=frozenset({"layer_input", "attention_output", "qkv"})),
         ),
         (
-            "custom: decoder_layer_input=offload, query_proj=device, out_proj=remat",
+            "custom: decoder_layer_input=offload, qkv_proj=device, out_proj=remat",
             Policy(save=frozenset({"qkv"}), offload=frozenset({"layer_input"})),
         ),
         (
@@ -118,6 +118,14 @@ def test_remat_in_words(said: Any, policy: Policy) -> None:
     run = run_of(remat=said)
     assert run.plans[0].remat == Remat((policy,))
     assert run.notes == ()
+
+
+def test_a_part_of_a_tensor_is_said_to_be_taken_whole() -> None:
+    run = run_of(remat="custom: mlpwi_0 on device, query_proj on device")
+    assert run.plans[0].remat == Remat.of(save=frozenset({"qkv", "mlp_hidden"}))
+    told = "remat: {} taken as all of {}, which a plan keeps whole"
+    assert run.notes == (told.format("mlpwi_0", "mlp_hidden"), told.format("query_proj", "qkv"))
+    assert run_of(remat="custom: q, k, v on device").notes == ()
 
 
 @pytest.mark.parametrize("said", [None, "unknown", "not stated", "sprinkles", "custom offload"])

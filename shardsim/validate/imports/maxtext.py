@@ -223,8 +223,8 @@ def _plan(
         both = [key for key in asked if key.endswith("_tensor_sequence_parallelism")]
         left += [NotCarried(key, asked[key], why, (TIME,)) for key in both]
     for key, size in asked.items():
-        if (why := _COUNTED_AS.get(key.partition("_")[2])) and size not in (1, -1):
-            left.append(NotCarried(key, size, why, (TIME,)))
+        if (other := _COUNTED_AS.get(key.partition("_")[2])) and size not in (1, -1):
+            left.append(NotCarried(key, size, other, (TIME,)))
         if _AXIS.fullmatch(key) is None:
             raise FileError(f"{key}: MaxText's axis {key[4:].rpartition('_')[0]} is not modelled")
         if model.experts and key.endswith("_expert_parallelism"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import compiled_events
 import hlo_samples as samples
 import pytest
 
@@ -39,3 +41,10 @@ def test_real_programs_folded_and_unfolded() -> None:
         whole = simulate_compiled(plan.machine, plan, made.schedule, unfold=True, **options)
         assert folded.step_time_s == pytest.approx(whole.step_time_s, rel=1e-9)
         assert folded.events.events < whole.events.events
+
+
+@pytest.mark.slow
+def test_the_page_has_what_is_played_today() -> None:
+    """Where this fails: python tests/xla/hlo/compiled_events.py, and put it on the page."""
+    page = Path(__file__).parents[3] / "docs" / "events.md"
+    assert compiled_events.table() in page.read_text(encoding="utf-8")

@@ -22,10 +22,11 @@ from shardsim.views.evidence import by_group
 from shardsim.xla.tpu import Cache, TpuCompiler, service
 from shardsim.xla.tpu.agreement import kendall, pairs, summary
 from shardsim.xla.tpu.cases import GROUPS, cases
-from shardsim.xla.tpu.collect import row_of, todo
+from shardsim.xla.tpu.collect import plans_of_groups, row_of, todo
 from shardsim.xla.tpu.compiled import as_replayed, compile_top, predict_compiled
 from shardsim.xla.tpu.evidence import Evidence, verify_tpu
-from shardsim.xla.tpu.rows import load_rows
+from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
+from shardsim.xla.tpu.techniques import KINDS
 
 needs_libtpu = pytest.mark.skipif(
     not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
@@ -35,13 +36,8 @@ VERIFY_KEYS |= {"collectives", "unplanned"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compilations")
-
-
-@pytest.fixture(scope="module")
-def evidence(folder: Path) -> Evidence:
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+def evidence(compilations: Cache) -> Evidence:
+    with TpuCompiler(cache=compilations) as compiler:
         return Evidence(compiler.compile(small_plan()))
 
 
@@ -95,11 +91,11 @@ def test_the_compiled_prediction_is_the_replayed_step(evidence: Evidence) -> Non
 
 
 @needs_libtpu
-def test_plans_are_ranked_by_what_was_compiled(folder: Path, evidence: Evidence) -> None:
+def test_plans_are_ranked_by_what_was_compiled(compilations: Cache, evidence: Evidence) -> None:
     fits, too_big = evidence.predicted, small_plan(batch=2**22)
     from shardsim.cost.predict import predict
 
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+    with TpuCompiler(cache=compilations) as compiler:
         ranked = compile_top([predict(too_big), fits], compiler)
     assert [item.compiled is not None for item in ranked] == [True, False]
     assert "does not fit" in ranked[1].problem
@@ -107,9 +103,9 @@ def test_plans_are_ranked_by_what_was_compiled(folder: Path, evidence: Evidence)
 
 
 @needs_libtpu
-def test_a_plan_that_does_not_fit_is_an_answer(folder: Path) -> None:
+def test_a_plan_that_does_not_fit_is_an_answer(compilations: Cache) -> None:
     plan = small_plan(batch=2**22)
-    with TpuCompiler(cache=Cache(folder / "tpu")) as compiler:
+    with TpuCompiler(cache=compilations) as compiler:
         answer = verify_tpu(plan, compiler)
         with pytest.raises(ShardsimError, match=r"does not fit: needs .* predicted were"):
             predict_compiled(plan, compiler)
@@ -120,9 +116,9 @@ def test_a_plan_that_does_not_fit_is_an_answer(folder: Path) -> None:
 
 @needs_libtpu
 def test_the_commands(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence
+    compiled_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evidence: Evidence
 ) -> None:
-    monkeypatch.setenv("SHARDSIM_CACHE", str(folder))
+    monkeypatch.setenv("SHARDSIM_CACHE", str(compiled_here))
     path = tmp_path / "plan.yaml"
     save_plan(small_plan(), path)
     done = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu", "--json"])
@@ -191,9 +187,24 @@ def test_the_page_shows_the_evidence(kept: list[Any]) -> None:
     assert by_group(kept).strip() in page
 
 
+def test_techniques_hold_what_is_predicted_and_send_what_is_planned() -> None:
+    found = pairs(load_rows(TECHNIQUES))
+    assert {pair.row["kind"] for pair in found} <= KINDS.keys()
+    compiled = [pair for pair in found if pair.row["compiled"]]
+    assert len(compiled) >= 10
+    errors = {pair.row["kind"]: abs(pair.peak_error or 0.0) for pair in compiled}
+    assert max(error for kind, error in errors.items() if "ring" not in kind) < 0.15
+    assert float(np.median(list(errors.values()))) < 0.1
+    whole = [pair for pair in compiled if "collectives" in pair.row]
+    assert all(pair.accounted > 0.999 for pair in whole)
+    assert "frames and locations switched" in {pair.row["kind"] for pair in whole}
+    page = Path(__file__).parents[3].joinpath("docs", "compiled.md").read_text("utf-8")
+    assert by_group(found).strip() in page
+
+
 def test_evidence_goes_on_where_it_stopped() -> None:
     rows = load_rows()
-    left = {(group, kind) for group, kind, _ in todo(rows)}
+    left = {(group, kind) for group, kind, _ in todo(rows, plans_of_groups())}
     there = {(row["group"], row["kind"]) for row in rows}
     assert not left & there
     assert left | there == {(g.name, kind) for g in GROUPS for kind in cases(g)}
