@@ -153,12 +153,12 @@ def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
         if not partners:
             continue
         here = partners[0 if task.kind == "all-gather" else -1]
-        cut = (task, *partners)
+        cut = {id(one) for one in (task, *partners)}
         placed: list[Task] = []
         for other in tasks:
             if other is here:
                 placed += ring(task, partners, layout, on)
-            if isinstance(other, Compute | Collective) and any(other is one for one in cut):
+            if id(other) in cut and isinstance(other, Compute | Collective):
                 other = replace(other, count=other.count * np.logical_not(on))
             placed.append(other)
         tasks = placed

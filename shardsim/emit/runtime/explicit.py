@@ -359,9 +359,8 @@ class Explicit(Whole):
         axes = self.parameters[name]["axes"]
         dim = 0 if self.plan["by_expert"] else axes.index("embed")
         with jax.named_scope("gather_weights"):
-            first = jnp.moveaxis(params[name], dim, 0)
-            whole = gather_weight(first, self.experts_shards, 0, self.compute, self.reduce)
-            return jnp.moveaxis(whole, 0, dim)
+            shards = self.experts_shards
+            return gather_weight(params[name], shards, dim, self.compute, self.reduce)
 
     def expert_vector(self, params: Params, name: str, width: int) -> Array:
         value = params[name].astype(self.compute)
