@@ -137,7 +137,6 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
-    end_sums=True,
     head_last="head",
     scores_bytes=4.0,
     ring_copies=1.0,
