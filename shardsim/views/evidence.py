@@ -315,7 +315,8 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
-    programs in docs/trainers.md, with "held" how far HBM is, with "techniques" those of small plans in docs/compiled.md."""
+    programs in docs/trainers.md, with "held" how far HBM is, with "techniques" those of small plans
+    in docs/compiled.md."""
     from shardsim.xla.tpu.agreement import headline, held, pairs, trainers
     from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
 
