@@ -43,7 +43,7 @@ def may_gain(model: Model, best: Prediction | None, other: str) -> bool:
         return False
     if best is None:
         return True
-    changed = _predicted(replace(best.plan, attention=other))
+    changed = _predicted(best.plan, other)
     return changed is not None and changed.fits and changed.step_time_s < best.step_time_s
 
 
@@ -51,7 +51,7 @@ def with_faster(plan: Plan) -> Plan:
     """Return a plan with the attention that makes it faster, where the usual one is in doubt."""
     if plan.attention != "unfused" or not _has_choice(plan.model):
         return plan
-    now = _predicted(plan)
+    now = _predicted(plan, plan.attention)
     if now is None or not may_gain(plan.model, now, "flash"):
         return plan
     return replace(plan, attention="flash")
@@ -62,8 +62,9 @@ def _has_choice(model: Model) -> bool:
     return all(part.model.positions != "relative" for part in model.parts)
 
 
-def _predicted(plan: Plan) -> Prediction | None:
+def _predicted(plan: Plan, attention: str) -> Prediction | None:
+    """Return what is predicted of a plan that attends so; None where it cannot: rings are fused."""
     try:
-        return predict(plan)
+        return predict(replace(plan, attention=attention))
     except PlanError:
         return None
