@@ -201,7 +201,7 @@ def _switches(plan: Plan) -> Iterator[tuple[str, Keys]]:
     if plan.model.vocab:
         yield "logits", {"vocab_tiles": TILES if plan.vocab_tiles == 1 else 1}
     if names["context"]:
-        for keys in CONTEXT_KEYS:
+        for keys in CONTEXT_KEYS if "time" in plan.model.attends else CONTEXT_KEYS[:-1]:
             for order in CONTEXT_ORDERS:
                 yield "context", {"context": {"keys": keys, "order": order}}
     if names["tensor"]:

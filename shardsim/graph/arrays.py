@@ -140,6 +140,10 @@ class Pairs(Hashable, Protocol):
     def causal(self) -> bool:
         """Whether a query sees no later keys."""
 
+    @property
+    def local(self) -> bool:
+        """Whether every device has all keys that its queries see."""
+
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
+    check_attends,
     check_block,
     check_experts,
     check_global_heads,
@@ -155,6 +156,9 @@ class Model:
     buckets: int = 32  # of relative positions
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
+    # Of a video's tokens those that a query sees in each layer of a round: all, those of its frame
+    # (space), or those at its location (time); (): all.
+    attends: tuple[str, ...] = ()
     global_heads: GlobalHeads | None = None  # of layers without a window (Gemma 4)
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
@@ -204,6 +208,7 @@ class Model:
         for key in _FLAGS:
             _check_flag(where, key, getattr(self, key))
         object.__setattr__(self, "windows", _checked_windows(self, where))
+        object.__setattr__(self, "attends", check_attends(self, where))
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         check_block(self, where)

@@ -174,6 +174,11 @@ def search(
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
     _check_experts(model, fixed)
+    if fixed.keys == "dsp" and "time" not in model.attends:
+        raise PlanError(
+            f"fix: context.keys: layers of {model.name} see all tokens, and none to switch for; "
+            "use ulysses"
+        )
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     fixed.precise(precision or Precision()).check()
@@ -417,6 +422,7 @@ def _routing(work: Workload, layout: Layout) -> Routing:
 def _context(spread: Spread, striped: bool) -> Context:
     """Return how a context axis attends, if there is one."""
     keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
+    keys = "dsp" if spread.switched else keys
     return Context(keys=keys, order=CONTEXT_ORDERS[striped])
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.ops.attend import KERNEL_MULTIPLE, SOFTMAX
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
@@ -211,6 +211,22 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+def attend_to_few(block: Block, where: Where) -> Block:
+    """Attend to few keys with their scores in HBM: a kernel would pad them to whole tiles, and with
+    them queries and results (frames of a video in docs/compiled.md: eight times).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.causal or np.any(task.whole_fraction):
+            return [task]
+        few = np.less_equal(2 * task.n, KERNEL_MULTIPLE) & np.equal(task.m, task.n)
+        passes = SOFTMAX.gradient_passes if task.purpose == ATTENTION_GRADIENT else SOFTMAX.passes
+        scores = task.m * task.n * task.batch * width(task)
+        return [replace(task, hbm_bytes=task.hbm_bytes + few * scores * passes)]
+
+    return changed(block, change)
+
+
 def attend_to_whole_rows(block: Block, where: Where) -> Block:
     """Attend to packed rows as wholes, under a mask that keeps sequences apart: which blocks are
     empty is known only as the step runs, and JAX's kernel plans what it skips before.
@@ -241,6 +257,7 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
         part = task.m / np.where(where.layout.striped, 2, 1)
         tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
         fused = np.equal(task.m, task.n) | tiles
+        fused &= np.greater(2 * task.n, KERNEL_MULTIPLE) | task.causal
         return [
             replace(
                 task,

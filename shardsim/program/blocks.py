@@ -93,6 +93,8 @@ def runs(work: Workload, layout: Layout) -> tuple[Run, ...]:
         first = 0
         for stack in graph(part.model, part.attention).stacks:
             rounds = stack.rounds / layout.pipeline.size
+            if given := layout.stage_layers:  # of the fullest stage
+                rounds = stack.rounds * max(given) / sum(given)
             found.append(Run(number, part, stack, first, layout.kept[0], rounds))
             first += len(stack.layers)
     return tuple(found)

@@ -124,6 +124,7 @@ class Lowering:
             )
         gradient = bool(made.weight)
         return Compute(
+            of_weights=gradient,
             name=name,
             kind=op.unit,
             m=m,

@@ -18,6 +18,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
     apply_activations_apart,
+    attend_to_few,
     attend_to_whole_rows,
     attend_with_the_last,
     lay_out_by_head,
@@ -64,6 +65,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         apply_activations_apart,
         lay_out_by_head,
         norm_by_position,
+        attend_to_few,
         attend_to_whole_rows,
         two_backward_kernels,
         attend_with_the_last,

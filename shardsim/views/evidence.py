@@ -200,6 +200,8 @@ def compiled(pairs: Iterable[Pair]) -> Table:
 def _planned(pair: Pair) -> str:
     """Return how much of the compiled collectives is planned, or why there are none."""
     if "step_time_s" not in pair.row:
+        if pair.row["compiled"]:
+            return "HBM alone"
         return "does not fit" if pair.row["does_not_fit"] else str(pair.row["problem"])[:60]
     if pair.predicted.plan.execution == "partitioned":
         return "the compiler's own"
@@ -312,11 +314,15 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 def main() -> None:
     """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
-    programs in docs/trainers.md."""
+    programs in docs/trainers.md, with "techniques" those of small plans in docs/compiled.md."""
     from shardsim.xla.tpu.agreement import headline, pairs, trainers
+    from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
 
     if sys.argv[1:] == ["trainers"]:
         print(markdown(hbm(trainers()).without("as")))
+        return
+    if sys.argv[1:] == ["techniques"]:
+        print(by_group(pairs(load_rows(TECHNIQUES))))
         return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")

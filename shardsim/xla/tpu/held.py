@@ -2,7 +2,8 @@
 
 `python -m shardsim.xla.tpu.held` compiles what is neither in the file yet nor in that of `collect`,
 plan by plan, and may be interrupted at any time; `--only TEXT` takes plans with TEXT in their name,
-`--anew` also those that are there. One takes 15 to 30 seconds of one core, a tenth of a whole
+`--anew` also those that are there, `--techniques` those of `techniques`, into the file of `collect
+--techniques`. One takes 15 to 30 seconds of one core, a tenth of a whole
 compilation. The plans are those of `cases`, and of models and slices that no rule was read off.
 """
 
@@ -20,8 +21,9 @@ from shardsim.files import write_text
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
 from shardsim.xla.tpu.cases import GROUPS, Group, cases
-from shardsim.xla.tpu.rows import HELD, load_rows
+from shardsim.xla.tpu.rows import HELD, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
+from shardsim.xla.tpu.techniques import GROUP, techniques
 
 WORKER = "shardsim.xla.tpu.held_worker"
 # Left out of whatever was fitted or read off: other models, or other chips for them.
@@ -65,10 +67,14 @@ def _too_large(made: Compilation) -> bool:
     return bool(made.result["memory"]["allocated_size"] > room)
 
 
-def todo(rows: list[dict[str, Any]], only: str = "") -> Iterator[tuple[str, str, Plan]]:
+def todo(
+    rows: list[dict[str, Any]], only: str = "", of_techniques: bool = False
+) -> Iterator[tuple[str, str, Plan]]:
     """Yield the plans that are missing: one kind after another, each over all groups."""
     known = {(row["group"], row["kind"]) for row in rows}
     plans = {group.name: cases(group) for group in (*GROUPS, *LEFT_OUT)}
+    if of_techniques:
+        plans = {GROUP: techniques()}
     for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
         for group, found in plans.items():
             new = kind in found and (group, kind) not in known
@@ -82,12 +88,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="plans with this in their name")
     parser.add_argument("--anew", action="store_true", help="forget what is there of them")
-    parser.add_argument("--output", type=Path, default=HELD)
+    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
+    parser.add_argument("--output", type=Path, help="instead of the project's file")
     options = parser.parse_args()
-    rows = load_rows(options.output)
+    output = options.output or (TECHNIQUES if options.techniques else HELD)
+    rows = load_rows(output)
     if options.anew:
         rows = [row for row in rows if options.only not in f"{row['group']}: {row['kind']}"]
-    missing = list(todo([*rows, *load_rows()], options.only))
+    missing = list(todo([*rows, *load_rows()], options.only, options.techniques))
     print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
 
     def say(text: str) -> None:
@@ -98,7 +106,7 @@ def main() -> None:
             group, kind, _ = missing[index]
             rows.append(row_of(group, kind, made))
             rows.sort(key=lambda row: (row["group"], row["kind"]))
-            write_text(str(options.output), json.dumps({"rows": rows}, indent=1) + "\n")
+            write_text(str(output), json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

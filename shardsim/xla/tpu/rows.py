@@ -13,6 +13,7 @@ from shardsim.plan import Plan
 _HERE = Path(str(resources.files("shardsim.xla.tpu")))
 DATA = _HERE / "evidence.json"
 HELD = _HERE / "held.json"  # of `held`: what is in HBM alone
+TECHNIQUES = _HERE / "techniques.json"  # of `techniques`
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
