@@ -313,16 +313,17 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
-    programs in docs/trainers.md, with "techniques" those of small plans in docs/compiled.md."""
+    """Print the kept evidence as the tables of docs/compiled.md, with "techniques" or "blocks" its
+    own tables there; with "trainers" that of trainers' programs in docs/trainers.md."""
     from shardsim.xla.tpu.agreement import headline, pairs, trainers
-    from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
+    from shardsim.xla.tpu.rows import BLOCKS, TECHNIQUES, load_rows
 
     if sys.argv[1:] == ["trainers"]:
         print(markdown(hbm(trainers()).without("as")))
         return
-    if sys.argv[1:] == ["techniques"]:
-        print(by_group(pairs(load_rows(TECHNIQUES))))
+    small = {"techniques": TECHNIQUES, "blocks": BLOCKS}
+    if sys.argv[1:] and sys.argv[1] in small:
+        print(by_group(pairs(load_rows(small[sys.argv[1]]))))
         return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
