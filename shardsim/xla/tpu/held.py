@@ -4,7 +4,8 @@
 plan by plan, and may be interrupted at any time; `--only TEXT` takes plans with TEXT in their name,
 `--anew` also those that are there, `--techniques` and `--blocks` those of `techniques` and
 `block_cases`, into the files of `collect`. One takes 15 to 30 seconds of one core, a tenth of a
-whole compilation. The plans are those of `cases`, and of models and slices that no rule was read off.
+whole compilation. The plans are those of `cases`, and of models and slices that no rule was read
+off.
 """
 
 from __future__ import annotations
