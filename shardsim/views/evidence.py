@@ -321,9 +321,11 @@ def main() -> None:
     if sys.argv[1:] == ["trainers"]:
         print(markdown(hbm(trainers()).without("as")))
         return
-    small = {"techniques": TECHNIQUES, "blocks": BLOCKS}
-    if sys.argv[1:] and sys.argv[1] in small:
-        print(by_group(pairs(load_rows(small[sys.argv[1]]))))
+    if sys.argv[1:] == ["techniques"]:
+        print(by_group(pairs(load_rows(TECHNIQUES))))
+        return
+    if sys.argv[1:] == ["blocks"]:
+        print(in_one(pairs(load_rows(BLOCKS))))
         return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
@@ -336,6 +338,11 @@ def by_group(pairs: Sequence[Pair]) -> str:
         whole = compiled(pair for pair in pairs if pair.row["group"] == group)
         parts += [f"**{group}**", "", markdown(whole.without(*_BESIDE)), ""]
     return "\n".join(parts)
+
+
+def in_one(pairs: Sequence[Pair]) -> str:
+    """Return the evidence as one Markdown table, of models that have a plan or two each."""
+    return markdown(compiled(pairs).without(*_BESIDE[1:]))
 
 
 _BESIDE = ("group", "compiled", "predicted_step_time_s", "compiled_step_time_s")
