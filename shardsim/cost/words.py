@@ -40,8 +40,9 @@ def figure_words(figure: str, chip: Chip) -> str:
     words = FIGURES[figure]
     if chip.interconnect != "switch":
         return words
-    links = "NVLink" if chip.kind == "gpu" else "switch"
-    return re.sub(r"DCN (\w+)", r"\1 between nodes", words.replace("ICI", links))
+    link, of = ("NVLink", "NVLink") if chip.kind == "gpu" else ("switch link", "switch")
+    words = words.replace("ICI link", link).replace("ICI", of)
+    return re.sub(r"DCN (\w+)", r"\1 between nodes", words)
 
 
 def links_words(machine: Machine, axis: str) -> str:

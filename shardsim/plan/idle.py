@@ -46,6 +46,8 @@ def _idle(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:
     yield from _of_state(plan)
     if plan.forward_only:
         yield from _of_training(plan)
+        if plan.execution != "explicit" and int(layout.tensor.size) == 1:
+            yield "execution", plan.execution, "a forward pass has no program"
 
 
 def _of_experts(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:

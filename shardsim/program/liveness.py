@@ -37,6 +37,10 @@ GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gat
 RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
 
 
+# What names of arrays begin with in which rings put things together.
+EMPTY = "ring buffer, "
+
+
 @dataclass(frozen=True)
 class Mode:
     """How a plan wants matmuls and gathers to run."""
@@ -84,7 +88,11 @@ def _traces(
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
-    tracer = followed(derived, again, replace(passes, head_last=last), ring, signs)
+    every = passes.ring_empty == "every" and not model.biases.mlp
+    copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
+    empty = passes.ring_empty and ("every" if every else "few")
+    passes = replace(passes, head_last=last, ring_copies=copies, ring_empty=empty)
+    tracer = followed(derived, again, passes, ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
@@ -457,15 +465,27 @@ class Tracer:
     def empties(self, steps: Sequence[Step]) -> None:
         """Note the empty arrays in which rings put together what they gather and make."""
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
-        for _, gather in gathers[:1]:
-            times = 2.0 if self.ring == "embed" else 1.0
-            self.arrays.append(Live("empty, whole", moved(gather), 0, self.now, times))
         if self.ring == "embed":
+            for _, gather in gathers[:1]:
+                self.arrays.append(Live(f"{EMPTY}whole", moved(gather), 0, self.now, 2.0))
             return
-        for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
-            if HEAD_WIDTHS & {*out.dims}:
-                size = Size(out.dims, by_place(out, place), "wire")
-                self.arrays.append(Live(f"empty, {out.name}", size, 0, self.now))
+        every = self.passes.ring_empty == "every"
+        empty: dict[str, Size] = {}
+        for step, gather in gathers:
+            out = step.op.out
+            if every or not empty:
+                empty[gather.array] = moved(gather)
+            if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
+                empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
+        for step in steps if every else ():
+            for gather in step.gradient_gathers:
+                of_result = gather.gradient and gather.array == step.op.out.name
+                if of_result and _gathers_stream(gather) and step.op.product:
+                    array = step.op.ins[0]
+                    empty[f"d {step.op.out.name}"] = moved(gather)
+                    empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
+        for name, size in empty.items():
+            self.arrays.append(Live(f"{EMPTY}{name}", size, 0, self.now))
 
     def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""

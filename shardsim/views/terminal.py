@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
@@ -97,7 +98,7 @@ def _lists(table: Table) -> list[str]:
     return lines[:-1]
 
 
-def _rich(table: Table, widths: Iterable[int]) -> RichTable:
+def _rich(table: Table, widths: Sequence[int]) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -107,5 +108,26 @@ def _rich(table: Table, widths: Iterable[int]) -> RichTable:
         label = Text(printable(column.label))
         made.add_column(label, justify=side, width=width, overflow="fold")
     for row in table.cells:
-        made.add_row(*(Text(printable(cell)) for cell in row))
+        cells = zip(map(printable, row), widths, strict=True)
+        made.add_row(*(Text(_broken(cell, width)) for cell, width in cells))
     return made
+
+
+def _broken(text: str, width: int) -> str:
+    """Return text whose too long words are broken behind what joins their parts.
+
+    >>> _broken("remat save_context", 9)
+    'remat\\nsave_\\ncontext'
+    """
+    if all(len(word) <= width for word in text.split()):
+        return text
+    lines = [""]
+    for word in text.split():
+        joined = " " if lines[-1] else ""
+        for part in re.findall(r"[^_,=:/-]*[_,=:/-]|[^_,=:/-]+", word):
+            if lines[-1] and len(lines[-1] + joined + part) > width:
+                lines.append(part)
+            else:
+                lines[-1] += joined + part
+            joined = ""
+    return "\n".join(lines)

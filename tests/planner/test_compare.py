@@ -119,10 +119,12 @@ def test_beside_a_compiled_step_operations_are_one_part() -> None:
     assert len(parts(planned).rows) == 5
 
 
-def test_a_list_of_nothing_is_not_a_key_that_is_missing() -> None:
-    kept = changed(TP8, {"remat": {"save": [], "offload": ["layer_input"]}})
-    rows = differing(differences([TP8, kept]), ["one", "other"]).cells
-    assert ["remat.save", "-", "nothing"] in rows
+def test_a_list_of_nothing_is_said_and_a_mapping_beside_a_name_is_one_value() -> None:
+    moved = changed(TP8, {"remat": {"save": [], "offload": ["layer_input"]}})
+    kept = changed(TP8, {"remat": {"save": ["context"], "offload": ["layer_input"]}})
+    cells = [differing(differences([one, moved]), ["one", "other"]).cells for one in (kept, TP8)]
+    assert cells == [[["remat.save", "context", "nothing"]],
+                     [["remat", "full", "offload layer_input"]]]  # fmt: skip
 
 
 def test_a_footnote_says_all_rows_that_it_is_for() -> None:

@@ -228,7 +228,9 @@ class Trainer:
         def body(sums: Any, part: Params) -> tuple[Any, None]:
             # Tied to its microbatch, so that weights gathered for one need not stay for the next.
             own, part = lax.optimization_barrier((params, part))
-            return jax.tree.map(jnp.add, sums, run(own, part)), None
+            # Apart from the sum, into which the TPU compiler would move the scatters, and fails.
+            found = lax.optimization_barrier(run(own, part))
+            return jax.tree.map(jnp.add, sums, found), None
 
         parts = {name: self.split(way, value, count) for name, value in batch.items()}
         own = self.trained(params)
