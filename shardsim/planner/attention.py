@@ -43,7 +43,10 @@ def may_gain(model: Model, best: Prediction | None, other: str) -> bool:
         return False
     if best is None:
         return True
-    changed = _predicted(best.plan, other)
+    try:
+        changed = _predicted(replace(best.plan, attention=other))
+    except PlanError:  # its keys pass round, or are turned, in a kernel
+        return False
     return changed is not None and changed.fits and changed.step_time_s < best.step_time_s
 
 
@@ -51,7 +54,7 @@ def with_faster(plan: Plan) -> Plan:
     """Return a plan with the attention that makes it faster, where the usual one is in doubt."""
     if plan.attention != "unfused" or not _has_choice(plan.model):
         return plan
-    now = _predicted(plan, plan.attention)
+    now = _predicted(plan)
     if now is None or not may_gain(plan.model, now, "flash"):
         return plan
     return replace(plan, attention="flash")
@@ -62,9 +65,8 @@ def _has_choice(model: Model) -> bool:
     return all(part.model.positions != "relative" for part in model.parts)
 
 
-def _predicted(plan: Plan, attention: str) -> Prediction | None:
-    """Return what is predicted of a plan that attends so; None where it cannot: rings are fused."""
+def _predicted(plan: Plan) -> Prediction | None:
     try:
-        return predict(replace(plan, attention=attention))
+        return predict(plan)
     except PlanError:
         return None

@@ -314,11 +314,11 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Print the kept evidence as the tables of docs/compiled.md; with "trainers" that of trainers'
-    programs in docs/trainers.md, with "held" how far HBM is, with "techniques" those of small plans
-    in docs/compiled.md."""
+    """Print the kept evidence as the tables of docs/compiled.md, with "held", "techniques" or
+    "blocks" its own tables there; with "trainers" that of trainers' programs in docs/trainers.md.
+    """
     from shardsim.xla.tpu.agreement import headline, held, pairs, trainers
-    from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
+    from shardsim.xla.tpu.rows import BLOCKS, TECHNIQUES, load_rows
 
     if sys.argv[1:] == ["trainers"]:
         print(markdown(hbm(trainers()).without("as")))
@@ -328,6 +328,9 @@ def main() -> None:
         return
     if sys.argv[1:] == ["techniques"]:
         print(by_group(pairs(load_rows(TECHNIQUES))))
+        return
+    if sys.argv[1:] == ["blocks"]:
+        print(in_one(pairs(load_rows(BLOCKS))))
         return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
@@ -367,6 +370,11 @@ def by_group(pairs: Sequence[Pair]) -> str:
         whole = compiled(pair for pair in pairs if pair.row["group"] == group)
         parts += [f"**{group}**", "", markdown(whole.without(*_BESIDE)), ""]
     return "\n".join(parts)
+
+
+def in_one(pairs: Sequence[Pair]) -> str:
+    """Return the evidence as one Markdown table, of models that have a plan or two each."""
+    return markdown(compiled(pairs).without(*_BESIDE[1:]))
 
 
 _BESIDE = ("group", "compiled", "predicted_step_time_s", "compiled_step_time_s")
