@@ -52,8 +52,6 @@ UNSUPPORTED: dict[str, Any] = {
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
-    "layer_scale": False,
-    "registers": 0,
 }
 
 

@@ -282,6 +282,17 @@ class Model:
         return parts_of(self)
 
     @cached_property
+    def main(self) -> Model:
+        """The stack with the most weights in its layers, of those that are trained: of a masked
+        autoencoder the encoder, of a captioner that of images."""
+
+        def many(part: Part) -> tuple[bool, int]:
+            tensors = part.model.own_tensors
+            return not part.model.frozen, sum(one.size for one in tensors if one.part == "block")
+
+        return max(reversed(self.parts), key=many).model
+
+    @cached_property
     def own_tensors(self) -> tuple[Tensor, ...]:
         """Every weight of this stack and its ends, in the order of the forward pass."""
         return _parameters(self)

@@ -543,6 +543,18 @@ MODELS |= {
         "predicts": 3,
         "images": {**_VIT, "sequence": 8, "kept": 8, "biases": _ALL_BIASES, "positions": "fixed"},
     },
+    # As DINOv2 with registers: scales of branches' channels; a class token, and tokens of no patch.
+    "dinov2": {
+        **_VIT,
+        "name": "dinov2",
+        "image": 28,
+        "sequence": 56,
+        "pooling": "cls",
+        "classes": 16,
+        "registers": 6,
+        "layer_scale": True,
+        "biases": _ALL_BIASES,
+    },
     # As OLMo 2: norms of all heads of a token at once.
     "olmo": {**MODELS["llama"], "name": "olmo", "qk_norm": True, "qk_norm_over": "heads"},
 }
@@ -577,6 +589,15 @@ CONDITIONED: dict[str, Plan] = {
         {"embed": ["fsdp", "context"], **_INSIDE},
         _B | {"seq": ["context", "model"]},
         attention="unfused",
+    ),
+    "registers, scaled branches, tensor, context": make(
+        "dinov2",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+    ),
+    "registers, scaled branches, tensor, embed": make(
+        "dinov2", _DFM, _FSDP_TENSOR, _DB | _EMB, microbatches=2
     ),
     "norms over all heads, tensor": make("olmo", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
 }

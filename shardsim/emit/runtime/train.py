@@ -191,7 +191,7 @@ class Trainer:
         entry = self.parameters[name]
         used = {axis for axes in entry["optimizer_spec"] for axis in axes}
         left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
-        axes = [axis for axis in entry["axes"] if axis != "expert"]
+        axes = [axis for axis in entry["axes"] if axis not in ("expert", "register")]
         if "embed" not in axes or len(axes) == 1:  # a vector
             with jax.named_scope("reduce_small_gradients"):
                 return total(gradient, make_group(self.plan, left))

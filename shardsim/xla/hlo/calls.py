@@ -17,9 +17,12 @@ from shardsim.xla.hlo.shapes import Shape
 
 THREAD = '"sparsecore"'
 _STARTS = ("call-start", "async-start")
+_DONES = ("call-done", "async-done")
 _HOLD = frozenset(("parameter", "tuple", "get-tuple-element"))
 _CALLS = frozenset(("call", "custom-call"))
 _MOVES = frozenset("copy gather reshape scatter slice transpose".split())
+
+Copied = tuple[Instruction, Computation, Instruction]  # the call, and the copy where it stands
 
 
 def call_fits(module: Module, item: Instruction, given: list[Shape]) -> bool:
@@ -100,10 +103,10 @@ def _only_one(
         found = home.operand(found, 0)
     arrays = tuple(name for name in home.parameters if home[name].shape.dtype != "token")
     copied = copied_first(module, home)
-    read = tuple(copied[name].operands[0] if name in copied else name for name in found.operands)
+    read = tuple(copied[name][0].operands[0] if name in copied else name for name in found.operands)
     read = tuple(map(home.behind, read))
     read = tuple(name for name in read if home[name].shape.dtype != "token")
-    beside = {*copied, *(start.name for start in copied.values())}
+    beside = {*copied, *(start.name for start, _, _ in copied.values())}
     work = [
         one.opcode
         for one in home.instructions.values()
@@ -115,17 +118,22 @@ def _only_one(
     return home, found
 
 
-def copied_first(module: Module, home: Computation) -> dict[str, Instruction]:
-    """Return the calls in `home` that copy what its last one reads, by the name of the copy."""
-    found: dict[str, Instruction] = {}
+def copied_first(module: Module, home: Computation) -> dict[str, Copied]:
+    """Return what calls in `home` copy for its last one, by the name of the copy."""
+    found: dict[str, Copied] = {}
     for done in home.instructions.values():
-        if done.opcode != "call-done" or done.name == home.root:
+        if done.opcode not in _DONES or done.name == home.root:
             continue
         start = home.operand(done, 0)
-        if start.opcode == "call-start" and len(start.operands) == 1:
-            inner = module.called(start)
-            if inner[inner.root].opcode == "copy":
-                found[done.name] = start
+        if start.opcode not in _STARTS or len(start.operands) != 1:
+            continue
+        inner = module.called(start)
+        copy = inner[inner.root]
+        while copy.opcode in _CALLS and copy.called:
+            inner = module.called(copy)
+            copy = inner[inner.root]
+        if copy.opcode == "copy":
+            found[done.name] = start, inner, copy
     return found
 
 

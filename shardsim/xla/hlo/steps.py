@@ -260,9 +260,8 @@ class Steps:
             self._collective(item, draft, started=True)
             return
         self._open[name] = name
-        starts = copied_first(self.module, self.module.called(item)).values()
-        copies = [self.module.called(start) for start in starts]
-        moving = [(home, operation), *((copy, copy[copy.root]) for copy in copies)]
+        copied = copied_first(self.module, self.module.called(item)).values()
+        moving = [(home, operation), *((inner, copy) for _, inner, copy in copied)]
         draft.tasks.append(
             Start(
                 task=Copy(

@@ -21,10 +21,11 @@ from shardsim.executors import executor_of
 from shardsim.files import write_text
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
+from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cache import Cache
 from shardsim.xla.tpu.cases import GROUPS, cases
 from shardsim.xla.tpu.evidence import Evidence
-from shardsim.xla.tpu.rows import DATA, TECHNIQUES, load_rows
+from shardsim.xla.tpu.rows import BLOCKS, DATA, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
 from shardsim.xla.tpu.techniques import GROUP, techniques
 
@@ -123,11 +124,18 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="compile no more than so many plans")
     parser.add_argument("--anew", action="store_true", help="forget what is there")
     parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
+    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
     parser.add_argument("--output", type=Path, help="instead of the project's file")
     parser.add_argument("--scheduler", help="compile on the Dask cluster at this address")
     options = parser.parse_args()
-    path = options.output or (TECHNIQUES if options.techniques else DATA)
-    plans = {GROUP: techniques()} if options.techniques else plans_of_groups()
+    path, plans = (
+        (TECHNIQUES, {GROUP: techniques()})
+        if options.techniques
+        else (BLOCKS, blocks())
+        if options.blocks
+        else (DATA, plans_of_groups())
+    )
+    path = options.output or path
     if options.anew:
         path.unlink(missing_ok=True)
     collect(path, plans, options.workers, options.most, Cache(), options.scheduler)
