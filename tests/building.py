@@ -292,6 +292,16 @@ MIXTURES = (
     ),
     decoder(gated_mlp=True, experts=Experts(number=64, top_k=8, mlp=256, shared=2, dense_layers=1)),
 )
+# Of videos, whose layers attend in turn within frames and through time.
+VIDEO = vit(
+    name="small-video",
+    layers=4,
+    image=56,
+    frames=16,
+    attends=("space", "time"),
+    parallel_block=False,
+    qk_norm=False,
+)
 # Latents: of queries too, or of keys and values alone, with experts.
 LATENTS = (
     decoder(
@@ -335,10 +345,12 @@ def _routing(axis: bool) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+ALIKE_KEYS = tuple(keys for keys in CONTEXT_KEYS if keys != "dsp")  # of layers that are all alike
+
 # Every way in which a context axis attends.
 CONTEXTS = tuple(
     Context(keys=keys, order=order, overlap=overlap)
-    for keys in CONTEXT_KEYS
+    for keys in ALIKE_KEYS
     for order in (("contiguous", "striped") if keys != "ulysses" else ("contiguous",))
     for overlap in ((True, False) if keys == "ring" else (True,))
 )
@@ -375,6 +387,9 @@ def plans(
     attention = draw(st.sampled_from(["flash", "unfused"]))
     other = attention == "flash" and model.latent is None
     attends = [one for one in CONTEXTS if other or one.keys == "gathered"]
+    if model.attends:
+        attends = [one for one in attends if one.order == "contiguous"]
+        attends += [Context(keys="dsp")] * 3
     groups = 1
     for role in ("data", "fsdp", "expert"):
         for factor in where.get(role, {}).values():

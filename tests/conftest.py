@@ -38,7 +38,7 @@ STARTS_JAX = re.compile(
     r"import jax|jax\.config|importorskip\(.jax|(import|from) flax|JAX_PLATFORMS|"
     r"HostDevices|verify_host|host_environment|TpuCompiler|needs_libtpu"
 )
-LONG, THIRD = 12, 3  # of tables longer than that the fast tier takes a third
+LONG, THIRD = 9, 3  # of tables longer than that the fast tier takes a third
 FEWER = 20  # of the examples that a property draws in the whole suite, one in so many
 _KNOWN: dict[Callable[..., object], bool] = {}  # of each test function: see `starts_jax`
 NO_JAX = Path(__file__).parent / "no_jax"

@@ -85,7 +85,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "op_costs": ("physical", "compiler", "calibrated"),
     "experts.exchange": ("all-to-all", "ring"),
     "experts.imbalance": (1.0, 1.5, 8.0),
-    "context.keys": ("gathered", "ring", "ulysses"),
+    "context.keys": ("gathered", "ring", "ulysses", "dsp"),
     "context.order": ("contiguous", "striped"),
     "model.layers": (1, 2, 4, 8, 48),
     "model.embed": (64, 256, 4096, 1000),

@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from shardsim.plan import Overlap, Plan
-from shardsim.plan.plan import PIPELINE_SCHEDULES
+from shardsim.plan.plan import PIPELINE_SCHEDULES, TICKS
 
 STAGES: tuple[tuple[str, dict[str, dict[str, int]]], ...] = (
     ("v5e:4x4", {"pipeline": {"x": 2}, "fsdp": {"y": 4}, "data": {"x": 2}}),
@@ -20,6 +20,13 @@ STAGES: tuple[tuple[str, dict[str, dict[str, int]]], ...] = (
     ("4*v5e:4x4", {"pipeline": {"dcn": 4}, "fsdp": {"x": 4}, "tensor": {"y": 4}}),
     ("4*v5e:4x4", {"pipeline": {"dcn": 2}, "data": {"dcn": 2}, "tensor": {"x": 4, "y": 4}}),
 )
+
+
+def layers_of(pipeline: dict[str, int], schedule: str) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw the layers of stages, of eight in all: alike or not, an end on a stage of its own."""
+    (stages,) = pipeline.values()
+    uneven = {2: [(5, 3), (2, 6), (8, 0)], 4: [(1, 3, 3, 1), (0, 4, 4, 0), (3, 2, 2, 1)]}
+    return st.sampled_from([(), *([] if schedule in TICKS else uneven[stages])])
 
 
 @st.composite
@@ -38,6 +45,7 @@ def staged(draw: st.DrawFn, **fixed: Any) -> Plan:
         "forward_only": forward,
         "pipeline_schedule": schedule,
         "pipeline_interleave": draw(st.sampled_from([1, 1, 2])),
+        "stage_layers": draw(layers_of(where["pipeline"], schedule)),
         "microbatches": microbatches,
         "residual": draw(st.sampled_from(["", "seq"])),
         "overlap": Overlap(weights=draw(st.booleans()), gradients=draw(st.booleans())),

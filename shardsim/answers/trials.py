@@ -15,6 +15,7 @@ from shardsim.machine import scaled
 from shardsim.plan.plan import ACCUMULATION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, Plan
 from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve
+from shardsim.planner.attention import other_attention
 from shardsim.planner.changes import changed
 
 MOST_MICROBATCHES = 64
@@ -196,11 +197,11 @@ def _meshes(plan: Plan) -> Iterator[tuple[str, Keys]]:
 def _switches(plan: Plan) -> Iterator[tuple[str, Keys]]:
     """Yield how attention and logits are computed, what overlaps, where optimizer state lies."""
     names = resolve(plan).names
-    yield "attention", {"attention": "flash" if plan.attention == "unfused" else "unfused"}
+    yield "attention", {"attention": other_attention(plan.attention)}
     if plan.model.vocab:
         yield "logits", {"vocab_tiles": TILES if plan.vocab_tiles == 1 else 1}
     if names["context"]:
-        for keys in CONTEXT_KEYS:
+        for keys in CONTEXT_KEYS if "time" in plan.model.attends else CONTEXT_KEYS[:-1]:
             for order in CONTEXT_ORDERS:
                 yield "context", {"context": {"keys": keys, "order": order}}
     if names["tensor"]:

@@ -147,9 +147,10 @@ def plan(
     from shardsim.executors import executor_of
     from shardsim.machine import explain
     from shardsim.plan.io import LARGEST, dump_plan
+    from shardsim.planner.attention import default_attention
     from shardsim.planner.changes import parse_assignment
     from shardsim.planner.presets import parse_mesh
-    from shardsim.planner.search import default_attention, search
+    from shardsim.planner.search import search
 
     for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
         if value is not None and not 1 <= value <= LARGEST:

@@ -15,10 +15,11 @@ from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
-from shardsim.program.blocks import Run, derived_blocks, over_policies, runs
+from shardsim.program.blocks import Run, derived_blocks, first_alike, over_policies, runs
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept_by_run
 from shardsim.program.liveness import (
+    EMPTY,
     RINGS,
     Ends,
     Mode,
@@ -30,7 +31,7 @@ from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sized import WIDE, stored
 from shardsim.program.sizes import Sizes, kind_of
-from shardsim.program.trace import Measure, Trace
+from shardsim.program.trace import Live, Measure, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,14 @@ class Held:
 
 def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    widths = work.wire_bytes, work.reduce_bytes, work.weight_wire_bytes
     how = "kernel" if work.attention == "flash" else "rows"
-    tiled = how if chip.kind == "tpu" else ""
-    return Measure(Sizes(work, layout, tiles), *map(float, widths), tiled=tiled)
+    return Measure(
+        Sizes(work, layout, tiles),
+        float(work.wire_bytes),
+        float(work.reduce_bytes),
+        float(work.weight_wire_bytes),
+        how if chip.kind == "tpu" else "",
+    )
 
 
 @dataclass(frozen=True)
@@ -193,21 +198,23 @@ class Account:
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work, kind = run.work, self.kinds[run.part]
+        alike = [first_alike(work.model, work.attention, number) for number, _ in run.layers]
+        numbers = list(dict.fromkeys(alike))
         if work.forward_only:
             return [
                 forward_trace(work.model, work.attention, number, kind, self.passes, mode)
-                for number, _ in run.layers
+                for number in numbers
             ]
         found = [
             layer_trace(work.model, work.attention, number, kind, names, self.passes, mode)
-            for number, _ in run.layers
+            for number in numbers
         ]
         if self.passes.at_once:
             layers = run.rounds * sum(layer.times for _, layer in run.layers)
             several = bool(np.any(np.greater(layers, 1)))
             found += [
                 layer_at_once(work.model, work.attention, number, kind, names, self.casts, several)
-                for number, _ in run.layers
+                for number in numbers
             ]
         return found
 
@@ -216,7 +223,7 @@ class Account:
         if self.work.forward_only:
             model, attention = self.work.model, self.work.attention
             trace = forward_trace(model, attention, None, self.kind, self.passes, mode)
-            return Ends(trace=trace, late=(), sums=())
+            return Ends(trace=trace, late=())
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
@@ -261,12 +268,22 @@ class Account:
             measure = measure_of(self.machine.chip, self.work, self.layout, tiles)
             head = derived_blocks(self.work.model, self.work.attention, self.kind).ends
             besides = 2.0 * self.measure(stored(head.steps[0].op.out))
-        peak = self.by_mode(lambda mode: self.ends(mode).trace.peak(measure))
+        peak = self.by_mode(
+            lambda mode: measure.peak(self.ends(mode).trace) + self.measure.total(self.empty(mode))
+        )
         if self.passes.at_once:
             work = self.work
             there = head_at_once(work.model, work.attention, self.kind, self.casts)
-            peak = np.maximum(peak, there.peak(measure))
+            peak = np.maximum(peak, measure.peak(there))
         return sum(self.held(1).values()) + peak + besides
+
+    def empty(self, mode: Mode) -> list[Live]:
+        """Return the empty arrays of the layers' rings, which the head finds there as well."""
+        if self.passes.ring_empty != "every" or not mode.ring:
+            return []
+        run = self.runs[-1]
+        trace = self.traces(run, run.kept.names[0], mode)[0]
+        return [array for array in trace.arrays if array.name.startswith(EMPTY)]
 
     @cached_property
     def of_layers(self) -> Number:
@@ -275,7 +292,7 @@ class Account:
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
-            first, *others = (trace.peak(measure) for trace in self.traces(run, names, mode))
+            first, *others = (measure.peak(trace) for trace in self.traces(run, names, mode))
             for other in others:
                 first = np.maximum(first, other)
             return first
@@ -297,7 +314,8 @@ class Account:
     def late(self) -> Number:
         """Whether the head's gradients of weights are computed after the layers."""
         rule, model = self.passes.head_late, self.work.model
-        late = np.greater(self.layout.tensor.size, 1) | self.machine.chip.offloads_collectives
+        beside = self.machine.chip.offloads_collectives & np.asarray(self.layout.weights_overlap)
+        late = np.greater(self.layout.tensor.size, 1) | beside
         if rule == "tensor":
             return late if model.vocab else late & ~self.ring
         if rule != "synchronous" or not model.vocab:
@@ -333,12 +351,9 @@ class Account:
         if moment == 0:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
-            waits = gathered & ~(late & (passes.head_late == "synchronous"))
+            waits = gathered & np.logical_not(late)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
-        if passes.end_sums:
-            sums = self.ends(Mode()).sums
-            found["float32 sums of the ends"] = self._several * self.measure.total(sums)
         if len(self.measures) > 1 and moment == 1:
             found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
         if late is not None and np.any(late):
@@ -366,11 +381,14 @@ class Account:
                 for run, later in zip(self.runs, self.let_go, strict=True)
                 for trace in self.traces(run, run.kept.names[0], mode)
             ]
-            trace, gone, measure = max(found, key=lambda one: float(one[0].peak(one[2])) - one[1])
+            trace, gone, measure = max(found, key=lambda one: float(one[2].peak(one[0])) - one[1])
         _, there = trace.at_peak(measure)
         sizes = {"kept activations": -gone}
         for held, size in [*self.held(moment).items(), *there]:
             sizes[held] = sizes.get(held, 0.0) + float(size)
+        if moment == 1:
+            for array in self.empty(mode):
+                sizes[array.name] = float(self.measure(array.size)) * array.times
         if moment == 1 and self.passes.head_late == "synchronous" and bool(self.late):
             sizes["gradient of logits, for the head"] = float(self.written)
         listed = [Held(name=held, size_bytes=size) for held, size in sizes.items() if size]

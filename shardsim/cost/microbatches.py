@@ -12,10 +12,13 @@ from shardsim.graph.derive import Derived
 from shardsim.graph.place import Kind
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Blocks, Run, derived_blocks
+from shardsim.program.kept import operands_of_weights
 from shardsim.program.once import in_phases
 from shardsim.program.shapes import Workload
 from shardsim.program.sized import stored
 from shardsim.program.trace import Measure
+
+WAITING = "operands of gradients of weights that wait"
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,46 @@ class Microbatches:
         stages, many = layout.pipeline.size, layout.microbatches
         more = (stages - 1) / chunks
         found = np.minimum(stages + more * (chunks > 1), many)
+        if layout.stage_layers:  # stage s has P - s of them under way
+            most = max(layout.stage_layers)
+            parts = [
+                np.minimum(stages - stage, many) * own / most
+                for stage, own in enumerate(layout.stage_layers)
+            ]
+            found = max(parts)
         found = np.where(layout.lockstep, many + more, found)
         found = np.where(layout.in_turns, 2 * stages - 1, found)
         return np.where(layout.layered, many, found)
 
+    @property
+    def waiting(self) -> Number:
+        """Bytes of what gradients of weights that wait multiply, on the stage that has most of it.
+
+        Stage s of P lets s microbatches wait, beside P - s that it keeps activations of: the last
+        one has most, if it is as full as others.
+        """
+        layout, work = self.layout, self.work
+        stages, many = layout.pipeline.size, layout.microbatches
+        each = sum(
+            operands_of_weights(work, layout, self.measure.sizes, number, run.kept)
+            * (run.rounds * layer.times)
+            for run in self.runs
+            for number, layer in run.layers
+        )
+        wait = np.minimum(stages - 1, many)
+        if layout.stage_layers:
+            most = max(layout.stage_layers)
+            wait = max(
+                min(stage, float(many)) * own / most
+                for stage, own in enumerate(layout.stage_layers)
+            )
+        return wait * each
+
     def held(self, moment: int) -> dict[str, Number]:
         """Return what is there all through a moment of `hbm.MOMENTS`, by name."""
         layout, phases = self.layout, in_phases(self.layout)
+        if np.any(layout.split_backward):
+            return {WAITING: self.waiting * layout.split_backward}
         if not np.any(phases | layout.gathered):
             return {}
         (layers, ends), work = self.whole, self.work

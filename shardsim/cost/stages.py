@@ -7,16 +7,21 @@ reached it, waiting where it has to for gradients of others, and before the last
 others. The longest of that, of the last stage and of those between two others, is the step of 1F1B
 (Narayanan et al. 2021, arXiv 2104.04473, section 2.2): (P - 1) (f + b) / v of waiting where sends
 take nothing.
+
+Where gradients of weights are turns of their own, or stages are not alike, no such formula is used:
+their turns are walked in order, each as soon as the stage is free and what it needs has come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shardsim.plan.layout import Number
 from shardsim.program.schedule import Pipeline
+from shardsim.program.turns import Turn, one_forward_one_backward, only_forward, zero_bubble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +82,86 @@ def in_ticks_s(pipeline: Pipeline, each_s: Number) -> Number:
     `each_s` are those of a microbatch's layers and sends on one stage; on nothing it takes as long.
     """
     return each_s * pipeline.microbatches * pipeline.bubble
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Seconds of one kind of turn of a stage: until what it makes is passed on, and what it closes
+    with, of all microbatches but the last, and of that one."""
+
+    turn_s: Number = 0.0
+    closing_s: Number = 0.0
+    last_turn_s: Number = 0.0
+    last_closing_s: Number = 0.0
+
+    def total_s(self, many: Number) -> Number:
+        """Return the seconds of `many` microbatches."""
+        return (many - 1) * (self.turn_s + self.closing_s) + self.last_turn_s + self.last_closing_s
+
+    def of(self, last: bool) -> tuple[Number, Number]:
+        """Return both, of the last microbatch or of another."""
+        if last:
+            return self.last_turn_s, self.last_closing_s
+        return self.turn_s, self.closing_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTurns:
+    """What turns of one stage take, which differs from others; the head follows a way forward."""
+
+    forward: Took
+    backward: Took
+    weights: Took = Took()  # gradients of weights, where they are apart
+    head: Took = Took()
+
+
+def walked_s(
+    pipeline: Pipeline, each: Sequence[StageTurns], send_s: Number, trained: bool
+) -> Number:
+    """Return when the last stage has done its last turn, of stages `each` as it is; `pipeline` is
+    of one size."""
+    stages, many = len(each), round(float(pipeline.microbatches))
+    todo = [_order(pipeline, stage, stages, many, trained) for stage in range(stages)]
+    free: list[Number] = [0.0] * stages
+    done: dict[tuple[bool, int, int], Number] = {}  # and sent
+    places = [0] * stages
+    while any(place < len(turns) for place, turns in zip(places, todo, strict=True)):
+        for stage, turns in enumerate(todo):
+            while places[stage] < len(turns):
+                turn = turns[places[stage]]
+                way = 1 if turn.forward else -1
+                end = stages - 1 if turn.forward else 0
+                first = turn.weights or stage == (0 if turn.forward else stages - 1)
+                need = (turn.forward, turn.microbatch, stage - way)
+                if not first and need not in done:
+                    break
+                begin = free[stage] if first else np.maximum(free[stage], done[need])
+                passed_on = not turn.weights and stage != end
+                took_s, closing_s = _took(each[stage], turn, many)
+                there = begin + took_s + send_s * passed_on
+                free[stage] = there + closing_s
+                if not turn.weights:
+                    done[turn.forward, turn.microbatch, stage] = there
+                places[stage] += 1
+    latest: Number = free[0]
+    for other in free[1:]:
+        latest = np.maximum(latest, other)
+    return latest
+
+
+def _order(
+    pipeline: Pipeline, stage: int, stages: int, many: int, trained: bool
+) -> tuple[Turn, ...]:
+    if not trained:
+        return only_forward(stages, many)
+    if np.any(pipeline.split_backward):
+        return zero_bubble(stages, stage, many)
+    return one_forward_one_backward(stages, stage, many)
+
+
+def _took(stage: StageTurns, turn: Turn, many: int) -> tuple[Number, Number]:
+    last = turn.microbatch == many - 1
+    if turn.forward:
+        turn_s, closing_s = stage.forward.of(last)
+        return turn_s + sum(stage.head.of(last)), closing_s
+    return (stage.weights if turn.weights else stage.backward).of(last)

@@ -70,7 +70,8 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("layers after the last whole round of windows", len(model.stacks) > 1),
         ("pixels that are predicted", model.predicts),
         ("a text that layers attend to", model.prompt),
-        ("images that are not square", model.width or model.frames > 1),
+        ("images that are not square", model.width > 0),
+        ("videos", model.frames > 1),
         ("norms of another kind for queries and keys", model.qk_norm_kind),
     ):
         if has and to not in OWN_FORMS:

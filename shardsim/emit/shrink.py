@@ -203,8 +203,12 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
     if int(layout.residual) == SEQUENCE_SHARDED:
         split *= int(layout.tensor.size)
     first, frames = model.pooling == "cls", min(model.frames, _FRAMES)
+    if model.attends:  # frames and locations are split, each as tokens are
+        frames = split * max(1, frames // split)
     for side in _SIDES:
         kept = frames * side * side
+        if model.attends and side * side % split:
+            continue
         if model.kept:  # a quarter, or what divides
             kept = (kept // 4 + first) // split * split - first
         if kept > 0 and (kept + first) % split == 0:

@@ -52,8 +52,6 @@ UNSUPPORTED: dict[str, Any] = {
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
-    "layer_scale": False,
-    "registers": 0,
 }
 
 
@@ -198,6 +196,11 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
             "run one program, in ticks; use 1f1b-ticks or gpipe"
         )
+    if plan.stage_layers:
+        raise PlanError(
+            "stage_layers: export of stages that are not alike is not supported: all run one "
+            "program; leave it out"
+        )
     if plan.execution != "explicit":
         for what, there in (
             ("pipeline stages", int(layout.pipeline.size) > 1),
@@ -283,6 +286,7 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
         ("modulation", model.modulation != "none"),
         ("predicts", model.predicts > 0),
         ("prompt", model.prompt > 0),
+        ("attends", bool(model.attends)),
         ("qk_norm_over: heads", model.qk_norm_over == "heads"),
     ):
         if has and plan.execution != "explicit":

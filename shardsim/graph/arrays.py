@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 Number = Any  # float, int, bool or a numpy array of them, an entry a plan
@@ -53,6 +54,11 @@ class Array:
     split: Split = field(default_factory=dict)  # where it is stored: see `placed`
     original: Array | None = None  # of a view: the array itself
     renamed: tuple[tuple[str, str], ...] = ()  # of a view: dimensions that have another name
+
+    @cached_property
+    def splits(self) -> tuple[tuple[str, str], ...]:
+        """Which axes split which of its own dimensions where it is stored."""
+        return tuple(sorted((axis, d) for axis, d in self.split.items() if d in self.dims))
 
     def view(self, *dims: str, **renamed: str) -> Array:
         """Return the same array as an op sees it that has other names for its dimensions."""
@@ -133,6 +139,10 @@ class Pairs(Hashable, Protocol):
     @property
     def causal(self) -> bool:
         """Whether a query sees no later keys."""
+
+    @property
+    def local(self) -> bool:
+        """Whether every device has all keys that its queries see."""
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""

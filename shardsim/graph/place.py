@@ -50,6 +50,8 @@ _COPIES: dict[str, tuple[str, ...]] = _SLOTS | {
     "expert": ("reached",),
 }
 
+BY_LOCATION = "by location"
+
 # Kind of array -> logical axis -> the roles that split it, the outermost first. "state" is what an
 # optimizer keeps of a matrix or table; that of a vector lies as the vector does. "residual" is the
 # stream between a block's branches, "inside" what is in a branch, "attended" the result of
@@ -57,7 +59,9 @@ _COPIES: dict[str, tuple[str, ...]] = _SLOTS | {
 # what is kept of them, have their own rows, and so have tokens on their way: "tokens" that experts
 # choose from, "masks" of which token goes where, "copies" of tokens for each expert that they
 # chose, "slots" of an expert, what it makes of them ("made"), that again where the tokens are
-# ("returned"), and its "sum" for each token. What is "handed" to another stack is whole.
+# ("returned"), and its "sum" for each token. What is "handed" to another stack is whole. A video's
+# tokens are frames and locations: the residual stream "by frame" or "by location", and the results
+# of attention "in space" or "in time".
 RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vector": _WEIGHT,
     "matrix": _MATRIX,
@@ -79,6 +83,24 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "batch": _BATCH,
         "seq": ("by_token",),
         "heads": ("tensor", "tensor2", "by_head"),
+    },
+    "in space": {
+        "batch": _BATCH,
+        "frame": ("context",),
+        "heads": ("tensor", "tensor2"),
+    },
+    "in time": {
+        "batch": _BATCH,
+        "frame": ("by_time",),
+        "location": ("by_space",),
+        "heads": ("tensor", "tensor2", "by_head"),
+    },
+    "by frame": {"batch": _BATCH, "frame": ("tokens",), "embed": ("embed",)},
+    BY_LOCATION: {
+        "batch": _BATCH,
+        "frame": ("unswitched",),
+        "location": ("switched",),
+        "embed": ("embed",),
     },
     "tokens": {
         "batch": ("data", "fsdp", "exchanged"),
@@ -118,6 +140,7 @@ class Spread:
     by_expert: Any = False  # fsdp splits experts' weights by expert, not along embed
     passed: Any = False  # keys and values pass round the context axis, instead of being gathered
     by_head: Any = False  # in attention the context axis splits heads, not tokens
+    switched: Any = False  # it splits locations, not frames, where layers attend through time
 
 
 USUAL = Spread()
@@ -134,7 +157,8 @@ def members(
     with the same part of heads, MLP and vocabulary, "stage" all of them. "by_expert" and "by_embed"
     gather experts' weights, "exchanged" and "reached" are the expert axis, as tokens are exchanged
     over it or gathered; "by_token" and "by_head" the context axis, as attention splits tokens over
-    it or heads.
+    it or heads. "switched" and "unswitched" hold a sequence of the residual stream, as it is split
+    by location through time or by frame; "by_space" and "by_time" are the context axis there.
     """
     if role == "gather":
         return ("fsdp", True), ("expert", spread.shards), ("context", context_shards)
@@ -149,6 +173,13 @@ def members(
         return (("context", _no(spread.by_head)),)
     if role == "by_head":
         return (("context", spread.by_head),)
+    if role == "by_space":
+        return (("context", spread.switched),)
+    if role == "by_time":
+        return (("context", _no(spread.switched) & _no(spread.by_head)),)
+    if role in ("switched", "unswitched"):
+        on = spread.switched if role == "switched" else _no(spread.switched)
+        return ("context", on), ("tensor", on & np.equal(residual, SEQUENCE_SHARDED))
     if role == "replicas":
         return ("data", True), ("expert", _no(spread.shards)), ("context", _no(context_shards))
     if role == "embed":
@@ -203,7 +234,7 @@ class Kind:
 
     def attending(self, op: Op) -> Op:
         """Return an op that says, if it is attention in one kernel, what the context axis does."""
-        if not (op.kernel and op.kernel.mask):
+        if not (op.kernel and op.kernel.mask) or op.kernel.mask.local:
             return op
         if self.spread.by_head:
             heads = next(pair for pair in GROUPS.items() if pair[0] in op.out.dims)
@@ -221,6 +252,9 @@ def placed(ops: Sequence[Op], kind: Kind) -> tuple[Op, ...]:
     """Return ops whose arrays say how they are stored on meshes of a kind."""
 
     def place(array: Array) -> Array:
+        if array.renamed == (("seq", "location"),) and not kind.spread.switched:
+            frames = next(d for d in array.dims if d.endswith("frame"))
+            array = replace(array, renamed=(("seq", frames),))
         return array.stored(split(array.original or array, kind))
 
     return tuple(

@@ -6,6 +6,7 @@ keeps and emits follows from it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import eq
@@ -36,12 +37,16 @@ from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
 from shardsim.ops.scale import heads_norm, layer_scale, residual_scale, token_gate
 from shardsim.ops.soft import soft_experts
+from shardsim.ops.video import attend_along, by_frame, by_location
 
 if TYPE_CHECKING:
     from shardsim.model.experts import Experts
     from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
+
+# Of a layer: its window, whether it has experts, and along what of a video it attends, or "".
+LayerKind = tuple[int, bool, str]
 
 # Parts of a modulation: the first of each branch (its shift, scale, gate), and where its gate is.
 BRANCHES, GATE = {"attention": 0, "mlp": 3}, 2
@@ -148,9 +153,13 @@ def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
 
     Layers after the last whole round are a stack of their own.
     """
-    windows, experts = model.windows or (0,), model.experts
+    windows, experts, attends = model.windows or (0,), model.experts, model.attends or ("all",)
     kinds = [
-        (windows[layer % len(windows)], experts is not None and experts.has(layer))
+        (
+            windows[layer % len(windows)],
+            experts is not None and experts.has(layer),
+            attends[layer % len(attends)].removeprefix("all"),
+        )
         for layer in range(model.layers)
     ]
     front = experts.dense_layers if experts else 0
@@ -161,10 +170,10 @@ def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
     return tuple(_stack(model, attention, part) for part in parts)
 
 
-def _period(kinds: list[tuple[int, bool]]) -> int:
+def _period(kinds: Sequence[LayerKind]) -> int:
     """Return after how many layers their kinds begin anew, twice or more; else their number.
 
-    >>> local, whole = (512, False), (0, False)
+    >>> local, whole = (512, False, ""), (0, False, "")
     >>> _period([local, local, whole, local, local, whole, local])
     3
     """
@@ -175,7 +184,7 @@ def _period(kinds: list[tuple[int, bool]]) -> int:
     )
 
 
-def _stack(model: Model, attention: str, kinds: list[tuple[int, bool]]) -> Stack:
+def _stack(model: Model, attention: str, kinds: list[LayerKind]) -> Stack:
     """Return layers as rounds, as short as they are."""
     many = len(kinds)
     length = next(n for n in range(1, many + 1) if kinds[:n] * (many // n) == kinds)
@@ -184,44 +193,48 @@ def _stack(model: Model, attention: str, kinds: list[tuple[int, bool]]) -> Stack
     layers = [
         Layer(
             name if names.count(name) == 1 else f"{name}, {number}",
-            Block(model, attention, window=window, experts=experts).part,
+            Block(model, attention, kind).part,
             times,
         )
-        for number, (name, ((window, experts), times)) in enumerate(
-            zip(names, runs, strict=True), 1
-        )
+        for number, (name, (kind, times)) in enumerate(zip(names, runs, strict=True), 1)
     ]
     return Stack(layers=tuple(layers), rounds=many // length)
 
 
-def _name(kind: tuple[int, bool], kinds: set[tuple[int, bool]]) -> str:
+def _name(kind: LayerKind, kinds: set[LayerKind]) -> str:
     """Return what tells a kind of layer from the others."""
-    window, experts = kind
+    window, experts, along = kind
     words = []
-    if len({other for other, _ in kinds}) > 1:
+    windows, mixed, ways = (len({*values}) > 1 for values in zip(*kinds, strict=True))
+    if windows:
         words.append(f"window {window}" if window else "global")
-    if len({other for _, other in kinds}) > 1:
+    if mixed:
         words.append("experts" if experts else "dense")
+    if ways:
+        words.append(along or "all tokens")
     return ", ".join(words)
 
 
 class Block(Builder):
     """A block of a Transformer: attention and MLP, in turn or side by side on one norm."""
 
-    def __init__(self, model: Model, attention: str, *, window: int, experts: bool) -> None:
+    def __init__(self, model: Model, attention: str, kind: LayerKind) -> None:
+        window, experts, along = kind
         super().__init__()
         self.experts = experts
-        self.mask = Mask(causal=model.causal, window=window)
+        self.mask = Mask(causal=model.causal, window=window, along=along)
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads
-        if model.parallel_block:
-            self.parallel(stream("x"))
-        else:
-            self.serial(stream("x"))
+        x = stream("x")
+        if along == "time":
+            x = by_location(self, x)
+        x = self.parallel(x) if model.parallel_block else self.serial(x)
+        if along == "time":
+            by_frame(self, x)
 
-    def serial(self, x: Array) -> None:
-        """Add attention to x, then to other tokens that there are, then the MLP."""
+    def serial(self, x: Array) -> Array:
+        """Add attention to x, then to other tokens that there are, then the MLP; return the sum."""
         model, made = self.model, None
         if model.modulation != "none":
             made = modulation(self, model.modulation)
@@ -255,10 +268,12 @@ class Block(Builder):
                 outs = [layer_scale(self, one) for one in outs]
             x = add(self, x, outs, after)
         if model.residual_scale:
-            residual_scale(self, x)
+            x = residual_scale(self, x)
+        return x
 
-    def parallel(self, x: Array) -> None:
-        """Add attention and MLP to x at once: as one sum, or each behind its own norm."""
+    def parallel(self, x: Array) -> Array:
+        """Add attention and MLP to x at once, as one sum, or each behind its own norm; return the
+        result."""
         if self.model.parallel_norms:
             normed, second = (self.norm(f"{name}_norm", x) for name in ("attention", "mlp"))
         else:
@@ -267,8 +282,7 @@ class Block(Builder):
             out = stream("y", "attention_output")
             self.attention(normed, out)
             self.mlp(second, out)
-            add(self, x, [out], stream("result", keep=""))
-            return
+            return add(self, x, [out], stream("result", keep=""))
         outs = [stream(name, f"{name}_output") for name in ("attention", "mlp")]
         first = 0
         branches = ((self.attention, normed), (self.mlp, second))
@@ -277,7 +291,7 @@ class Block(Builder):
             self.made[first:] = [replace(op, call=out.name) for op in self.made[first:]]
             first = len(self.made)
         outs = [self.norm(f"post_{out.name}_norm", out) for out in outs]
-        add(self, x, outs, stream("result", keep=""))
+        return add(self, x, outs, stream("result", keep=""))
 
     def norm(self, name: str, source: Array) -> Array:
         """Add a norm of the residual stream: of what a branch reads, or, "post", of its result."""
@@ -309,6 +323,8 @@ class Block(Builder):
         if model.positions == "relative":
             q, k, v = parts
             context = attend_biased(self, q, k, v, position_bias(), self.mask)
+        elif self.mask.along:
+            context = attend_along(self, *parts, mask=self.mask, kernel=self.kernel)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
         self.back(f"{of}attention_output", context, out, heads, bias=bias)

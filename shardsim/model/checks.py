@@ -14,6 +14,8 @@ from shardsim.model.lora import Lora
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
 
+ATTENDS = ("all", "space", "time")  # what of a video's tokens a query sees
+
 _A = {"decoder": "a decoder", "encoder": "an encoder"}
 
 
@@ -176,6 +178,38 @@ def check_modulation(model: Model, where: str) -> None:
         raise ModelError(f"{where}: prompt: needs prompt_embed, the width of a text's features")
     if model.prompt and (model.encoder or model.parallel_block):
         raise ModelError(f"{where}: prompt: an encoder, or a parallel block, has none; use 0")
+
+
+def check_attends(model: Model, where: str) -> tuple[str, ...]:
+    """Return what of a video layers of a round attend to, as words; check what it goes with."""
+    given: Any = model.attends
+    if not isinstance(given, list | tuple) or not all(one in ATTENDS for one in given):
+        raise ModelError(
+            f"{where}: attends: expected a list of {', '.join(ATTENDS)}, as [space, time], found "
+            f"{given!r:.60}"
+        )
+    if all(one == "all" for one in given):
+        return ()
+    for key, fits, usual in (
+        ("family", model.family == "vit", "vit"),
+        ("frames", model.frames > 1, "2 or more"),
+        ("causal", not model.causal, "false"),
+        ("positions", model.positions in ("learned", "fixed", "none"), "fixed, learned or none"),
+        ("pooling", model.pooling != "cls", "one without a class token"),
+        ("registers", not model.registers, "0"),
+        ("kept", not (model.kept or model.images), "0, and no images"),
+        ("experts", model.experts is None, "none"),
+        ("latent", model.latent is None, "none"),
+    ):
+        if not fits:
+            raise ModelError(f"{where}: attends: along space or time needs {key}: {usual}")
+    if model.layers % len(given):
+        close = max(1, round(model.layers / len(given))) * len(given)
+        raise ModelError(
+            f"{where}: attends: {model.layers} layers are not whole rounds of {len(given)}; the "
+            f"nearest number of layers is {close}"
+        )
+    return tuple(given)
 
 
 def check_vit(model: Model, where: str) -> None:

@@ -23,7 +23,7 @@ from shardsim.errors import ModelError, nearest
 from shardsim.graph.arrays import Op, weights_of
 from shardsim.model.blocks import graph_of
 from shardsim.model.spec import Model
-from shardsim.model.tensors import lengths
+from shardsim.model.tensors import lengths, of_video
 
 PADDED_VOCAB = 128  # Megatron-LM's make_vocab_size_divisible_by
 TRAINING = 3  # forward once, backward twice as much
@@ -166,6 +166,7 @@ def _products(
     sizes: dict[str, int | Fraction] = dict(lengths(model))
     # Comparing an embedding with those of others is not counted: it depends on the batch.
     sizes |= {"batch": 1, "seq": tokens, "keys": tokens, "others": 0}
+    sizes |= of_video(model, Fraction(tokens))
     if model.experts:  # of an expert's tokens what comes, not what it has room for
         share = model.experts.share(tokens)
         sizes |= {"slot": share, "place": share, "chunk": model.experts.groups(tokens)}

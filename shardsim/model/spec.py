@@ -10,6 +10,7 @@ from typing import Any
 from shardsim.errors import ModelError, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
+    check_attends,
     check_block,
     check_experts,
     check_global_heads,
@@ -155,6 +156,9 @@ class Model:
     buckets: int = 32  # of relative positions
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
+    # Of a video's tokens those that a query sees in each layer of a round: all, those of its frame
+    # (space), or those at its location (time); (): all.
+    attends: tuple[str, ...] = ()
     global_heads: GlobalHeads | None = None  # of layers without a window (Gemma 4)
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
@@ -204,6 +208,7 @@ class Model:
         for key in _FLAGS:
             _check_flag(where, key, getattr(self, key))
         object.__setattr__(self, "windows", _checked_windows(self, where))
+        object.__setattr__(self, "attends", check_attends(self, where))
         if not isinstance(self.biases, Biases):
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         check_block(self, where)
@@ -275,6 +280,17 @@ class Model:
     def parts(self) -> tuple[Part, ...]:
         """The stacks that a step runs, in order: those that others read, then this model's own."""
         return parts_of(self)
+
+    @cached_property
+    def main(self) -> Model:
+        """The stack with the most weights in its layers, of those that are trained: of a masked
+        autoencoder the encoder, of a captioner that of images."""
+
+        def many(part: Part) -> tuple[bool, int]:
+            tensors = part.model.own_tensors
+            return not part.model.frozen, sum(one.size for one in tensors if one.part == "block")
+
+        return max(reversed(self.parts), key=many).model
 
     @cached_property
     def own_tensors(self) -> tuple[Tensor, ...]:

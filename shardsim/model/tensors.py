@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, weights_of
 from shardsim.graph.place import GROUPS, has_groups, logical_axis
@@ -16,6 +16,8 @@ from shardsim.ops.conditions import PARTS as PARTS_OF_CONDITION
 
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
+
+Number = Any  # int, Fraction, float or an array of them
 
 AXES = (
     "embed",  # the residual stream
@@ -81,6 +83,18 @@ class Tensor:
     def size(self) -> int:
         """Number of weights in all copies."""
         return self.stack * self.size_of_one
+
+
+def of_video(model: Model, tokens: Number) -> Mapping[str, Number]:
+    """Return the lengths of the dimensions that tokens of a video have, if its layers attend along
+    them; frames are as many in a sequence of any length."""
+    if not model.attends:
+        return {}
+    locations = tokens / model.frames
+    return {
+        **dict.fromkeys(("frame", "seen frame"), model.frames),
+        **dict.fromkeys(("location", "location seen"), locations),
+    }
 
 
 def lengths(model: Model) -> Mapping[str, int]:

@@ -13,14 +13,14 @@ the keys, where a query must not see later keys, or None where it sees all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
-from shardsim.graph.build import TOKENS, Builder, vector, width_of
+from shardsim.graph.build import Builder, vector, width_of
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -73,11 +73,23 @@ BLOCK = 512
 class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
 
-    Of those only the last `window` where it is not 0 (arXiv 2004.05150).
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
+    `along` "space", in the same frame, or "time", at the same location, where it is not "".
     """
 
     causal: bool
     window: int = 0
+    along: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether every device has all keys that its queries see: a frame is never split."""
+        return self.along == "space"
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        along = {"along": self.along} if self.along else {}
+        return {"causal": self.causal, "window": self.window, **along}
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
@@ -156,8 +168,8 @@ def attend(
     context = Array("context", q.dims, keep="context", purpose="second axis", lies="attended")
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
-    more = width_of(q)
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask), **more)
+    more = {"mask": mask.to_data(), **width_of(q)}
+    build.call("attend", [q, k, v], context, named=fused, fused=fused, **more)
     return context
 
 
@@ -180,27 +192,39 @@ def attention_ops(
     `of` is the dimension of keys that are attended to, and its name where all of them are there. A
     `bias` of scores is added to them in HBM.
     """
-    k, v = (x.view(**dict([of])) for x in (k, v))
+    if of[1] not in k.dims:
+        k, v = (x.view(**dict([of])) for x in (k, v))
     logits = (vector("sinks", "kv", "group"),) if sinks else ()
     if kernel in KERNELS:
-        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths)
+        rows = of[0] if of[0] in q.dims else "seq"
+        one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths, (rows, of[1]))
         build.add(replace(one, vectors=logits))
     else:
-        pairs = (*TOKENS, of[1], *q.dims[len(TOKENS) : -1])
-        product = einsum(q, k, Array("scores", pairs), unit="attention")
+        pairs = (*q.dims[:-3], of[1], *q.dims[-3:-1])
+        lies = context.lies if mask.along else ""
+        product = einsum(q, k, Array("scores", pairs, lies=lies), unit="attention")
         scores = build.add(replace(product, mask=mask))
-        chances = Array("probabilities", pairs)
+        chances = Array("probabilities", pairs, lies=lies)
         softmax = replace(SOFTMAX, apart=APART_MASKED if mask.causal else APART)
         read = (scores, bias) if bias else (scores,)
         build.add(Op(read, chances, (chances,), logits, unit="attention", stream=softmax))
         build.add(replace(einsum(chances, v, context, unit="attention"), mask=mask))
 
 
-def _kernel(q: Array, k: Array, v: Array, out: Array, mask: Mask, fused: Fused, widths: Dims) -> Op:
-    """Return a fused attention kernel: it computes its scores again in the backward pass."""
-    batch = tuple(d for d in q.dims[:-1] if d != "seq")
+def _kernel(
+    q: Array,
+    k: Array,
+    v: Array,
+    out: Array,
+    mask: Mask,
+    fused: Fused,
+    widths: Dims,
+    of: tuple[str, str],
+) -> Op:
+    """Return a fused attention kernel, `of` queries and keys along these dimensions."""
+    batch = tuple(d for d in q.dims[:-1] if d != of[0])
     kernel = Kernel(
-        shape=Matmul(rows=("seq",), inner=q.dims[-1:], columns=k.dims[1:2], batch=batch),
+        shape=Matmul(rows=of[:1], inner=q.dims[-1:], columns=of[1:], batch=batch),
         products=2,
         gradient_products=5,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
@@ -227,8 +251,15 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     if way.segments is not None:
         alike = same_sequence(way.segments, way.segments)
         pairs = alike if pairs is None else alike & pairs
-    # Values and result are written once: fused into operands, of the second product and of the
-    # projection, they would be computed again for every tile.
+    return written_attention(q, k, v, pairs)
+
+
+def written_attention(q: Any, k: Any, v: Any, pairs: Any) -> Any:
+    """Return attention whose scores are in HBM.
+
+    Values and result are written once: fused into operands, of the second product and of the
+    projection, they would be computed again for every tile.
+    """
     v = lax.optimization_barrier(v)
     context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
     return lax.optimization_barrier(context)
@@ -275,15 +306,22 @@ def flash_attention(
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
     Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves.
-    On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys.
+    On TPU in the kernel; but queries that are no whole tiles by blocks of keys, few keys apart.
     """
     queries, keys = q.shape[1], k.shape[1]
+    if platform == "tpu" and is_short(keys) and positions is None and segments is None:
+        return checkpoint_name(written_attention(q, k, v, None), "context")
     whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
     if platform == "tpu" and whole:
         return kernel_attention(q, k, v, mask, positions, segments)
     if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16:
         return cudnn_attention(q, k, v, mask)
     return blockwise_attention(q, k, v, mask, positions, segments)
+
+
+def is_short(keys: int) -> bool:
+    """Return whether keys are so few that the kernel would pad them to twice as many or more."""
+    return 2 * keys <= KERNEL_MULTIPLE
 
 
 def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, numbers: Any = None) -> Any:

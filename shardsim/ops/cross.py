@@ -10,7 +10,7 @@ memory, kv_heads, head_dim].
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, einsum, linear, pointwise, weight
@@ -88,7 +88,7 @@ def cross_attend(build: Builder, q: Array, k: Array, v: Array, *, kernel: str) -
     of = ("memory", "memory_keys")
     attention_ops(build, q, k, v, context, mask=Every(), kernel=kernel, sinks=False, of=of)
     fused = kernel in KERNELS
-    mask = asdict(Every())
+    mask = Every().to_data()
     build.call("cross_attend", [q, k, v], context, named=fused, fused=fused, mask=mask)
     return context
 

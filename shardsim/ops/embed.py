@@ -93,6 +93,7 @@ def embed_patches(
     out = build.add(linear([x, *learned], stream(name), *vectors))
     given = [Array(name, ("batch",)) for name in ("images", "kept")[: 1 + kept]]
     more: dict[str, Any] = {} if bias else {"bias": False}
+    more |= {"registers": True} if registers else {}
     build.call("embed_patches", given, out, positions=positions, class_token=class_token, **more)
     return out
 
@@ -134,13 +135,16 @@ def run_put_in_front(way: Whole, params: Params, call: Any, x: Any, images: Any)
 
 @runs("embed_patches")
 def run_embed_patches(way: Whole, params: Params, call: Any, images: Any, kept: Any = None) -> Any:
-    """Return the residual stream before the first layer: patches, projected."""
+    """Return the residual stream before the first layer: patches, projected; registers are last."""
     pixels = patchify(images, way.model["patch"])
     patches = pixels.shape[1]
     if kept is not None:
         pixels = jnp.take_along_axis(pixels, kept[:, :, None], 1)
     if call["class_token"]:
         pixels = jnp.pad(pixels, ((0, 0), (1, 0), (0, 0)))
+    without = pixels.shape[1]
+    if call.get("registers"):
+        pixels = jnp.pad(pixels, ((0, 0), (0, way.plan["sequence"] - without), (0, 0)))
     pixels = way.own_tokens(pixels, 1).astype(way.compute)
     x = jnp.einsum("bsp,pe->bse", pixels, way.end_matrix(params, "patch_embedding"))
     if call.get("bias", True):
@@ -148,6 +152,10 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any, kept: 
     if call["class_token"]:
         first = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) == 0
         x = jnp.where(first[:, None], way.vector(params, "cls_token").astype(x.dtype), x)
+    if call.get("registers"):
+        place = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) - without
+        own = way.vector(params, "register_tokens")[jnp.maximum(place, 0)].astype(x.dtype)
+        x = jnp.where(place[:, None] >= 0, own, x)
     if kept is None:
         return way.residual(add_positions(way, params, call, x))
     if call["class_token"]:
@@ -163,6 +171,8 @@ def add_positions(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Add learned or fixed positions to the residual stream, where the model has them."""
     if call["positions"] == "learned":
         table = way.end_matrix(params, "position_embedding")[: way.plan["sequence"]]
+        if len(table) < way.plan["sequence"]:  # registers have none
+            table = jnp.pad(table, ((0, way.plan["sequence"] - len(table)), (0, 0)))
         x = x + way.own_tokens(table, 0)
     elif call["positions"] == "fixed":
         waves = sinusoids(way.plan["sequence"], way.model["embed"])

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Rows of one tile of a grouped matmul (megablox's default). The last tile of an expert is half
 # empty on average.
 TILE = 512
+WIDE_TILE = 1024  # its other sides, as MaxText has them
+LANES = 128
 
 
 def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:
@@ -135,14 +137,18 @@ def sorted_by_expert(
 def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
     """Return what experts make of rows: [experts, rows, embed], or [rows, embed] in order of
     `which` expert they are for. Where nothing is for any expert of this device it is 0."""
-    grouped = which is not None
+    grouped, platform = which is not None, way.plan["platform"]
+    here = None  # which rows are for an expert of this device, if not all are
+    if grouped and way.expert_members > 1:
+        here = (which < call["number"] // way.expert_members)[:, None]
+        rows = jnp.where(here, rows, 0) if platform == "tpu" else rows
 
     def product(x: Any, name: str) -> Any:
         w = way.expert_matrix(params, name)
         if not grouped:
             return jnp.einsum("erk,ekn->ern", x, w)
         sizes = jnp.bincount(which, length=w.shape[0] + 1)[:-1].astype(jnp.int32)
-        return lax.ragged_dot(x, w, sizes)
+        return grouped_matmul(x, w, sizes, platform)
 
     def biased(y: Any, name: str) -> Any:
         if not call["bias"]:
@@ -157,7 +163,24 @@ def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
     hidden = getattr(jax.nn, call["activation"])(parts[0])
     hidden = checkpoint_name(hidden * parts[1] if call["gated"] else hidden, "rest")
     made = biased(way.expert_scatter(product(hidden, "expert_out")), "expert_out")
-    if not grouped:
-        return made
-    here = which < call["number"] // way.expert_members
-    return jnp.where(here[:, None], made, 0)
+    return made if here is None else jnp.where(here, made, 0)
+
+
+def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
+    """Return each row of x [rows, k] times its expert's matrix of w [experts, k, n]: [rows, n].
+
+    Rows are in the order of experts, `sizes` of each. What comes out for rows after the last of
+    them, and as their gradient, means nothing.
+
+    On TPU the kernel is JAX's megablox: of the compiler's own grouped product the gradient of the
+    weights is a product of all rows with every expert.
+    """
+    if platform != "tpu":
+        return lax.ragged_dot(x, w, sizes)
+    from jax.experimental.pallas.ops.tpu import megablox
+
+    rows, (_, inner, columns) = len(x), w.shape
+    tile = min(TILE, rows + -rows % LANES)
+    tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
+    padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
+    return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]

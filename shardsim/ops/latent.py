@@ -12,7 +12,7 @@ padded with zeros to that of the keys, and the result is cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
@@ -96,7 +96,7 @@ def attend_latents(
         context = build.add(linear([result], replace(context, keep=""), stream=COPY))
     else:
         attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
-    build.call("attend_latents", [q, k, v], context, named=fused, fused=fused, mask=asdict(mask))
+    build.call("attend_latents", [q, k, v], context, named=fused, fused=fused, mask=mask.to_data())
     return context
 
 

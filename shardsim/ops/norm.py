@@ -46,9 +46,8 @@ def statistics(build: Builder, x: Array, out: Array, *, kind: str) -> Array:
     dims = tuple(d for d in x.dims if d != "embed")
     count = ("moments",) if kind == "layernorm" else ()
     purpose = "norm statistics" if x.stream else x.purpose
-    sums = replace(
-        x, name=f"{out.name} sums", dims=(*dims, *count), keep="rest", wide=True, purpose=purpose
-    )
+    own = replace(x, original=None, renamed=(), purpose=purpose)  # of a view too
+    sums = replace(own, name=f"{out.name} sums", dims=(*dims, *count), keep="rest", wide=True)
     return build.add(pointwise([x], sums))
 
 

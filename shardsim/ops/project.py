@@ -77,7 +77,8 @@ def project_out(
 
 
 # Ends of the names of a projection's narrow ones.
-INTO, BACK = "_lora_in", "_lora_out"
+INTO = "_lora_in"
+BACK = "_lora_out"
 
 
 def together(calls: Iterable[Call]) -> list[Call]:

@@ -8,7 +8,7 @@ scores, in HBM, and adds to its gradient.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Op, Stream
@@ -50,7 +50,7 @@ def attend_biased(build: Builder, q: Array, k: Array, v: Array, bias: Array, mas
         if bias in op.ins:
             passes = op.stream.gradient_passes + 1.0
             build.made[at] = replace(op, stream=replace(op.stream, gradient_passes=passes))
-    build.call("attend_biased", [q, k, v, bias], context, mask=asdict(mask))
+    build.call("attend_biased", [q, k, v, bias], context, mask=mask.to_data())
     return context
 
 

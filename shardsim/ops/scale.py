@@ -1,7 +1,7 @@
 """Learned scales: of all heads of a token at once, of the residual stream, of a branch's channels,
 of a token's branch.
 
-The latter two only have a place in a graph: the emitted program has none of them, and says so.
+The last only has a place in a graph: the emitted program has none, and says so.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def residual_scale(build: Builder, x: Array) -> Array:
 
 def layer_scale(build: Builder, branch: Array) -> Array:
     """Add a learned scale of each channel of a branch (arXiv 2103.17239, section 2)."""
-    out = stream(f"{branch.name} scaled")
-    return build.add(
-        pointwise([branch], out, vector(f"{branch.name}_scale", "embed"), stream=SCALE)
-    )
+    scale, out = vector(f"{branch.name}_scale", "embed"), stream(f"{branch.name} scaled")
+    build.add(pointwise([branch], out, scale, stream=SCALE))
+    build.call("layer_scale", [branch], out, weights=[scale])
+    return out
 
 
 def token_gate(build: Builder, x: Array, branch: Array) -> Array:
@@ -66,6 +66,12 @@ def token_gate(build: Builder, x: Array, branch: Array) -> Array:
 def run_residual_scale(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Return the residual stream times one number."""
     return x * params[call["weights"][0]].astype(x.dtype)
+
+
+@runs("layer_scale")
+def run_layer_scale(way: Whole, params: Params, call: Any, x: Any) -> Any:
+    """Return a branch with each channel times its scale."""
+    return x * way.vector(params, call["weights"][0]).astype(x.dtype)
 
 
 @runs("heads_norm")

@@ -215,6 +215,41 @@ class Whole:
         """Return attention without all scores at once (see `flash_attention`)."""
         return flash_attention(q, k, v, mask, positions, self.plan["platform"], self.segments)
 
+    # A video's tokens: frame by frame, or location by location where the plan switches.
+
+    def by_location(self, x: Array) -> Array:
+        """Return the residual stream split by location, where the plan switches."""
+        return x
+
+    def by_frame(self, x: Array) -> Array:
+        """Undo `by_location`."""
+        return x
+
+    def has_sequences(self, along: str) -> bool:
+        """Return whether each device has all tokens of a frame ("space"), or of a location
+        ("time")."""
+        return True
+
+    def lie_in_turn(self, along: str) -> bool:
+        """Return whether tokens of a frame, or of a location, lie one after another."""
+        return along == "space"
+
+    def sequences(self, x: Array, along: str) -> Array:
+        """Return a wide array [batch, tokens, heads, head_dim] as one of frames, or locations, that
+        are sequences: [batch x sequences, tokens of each, heads, head_dim]."""
+        frames = self.model["frames"]
+        locations = self.plan["sequence"] // frames
+        if self.lie_in_turn(along):
+            return x.reshape(-1, locations if along == "space" else frames, *x.shape[2:])
+        x = x.reshape(len(x), -1, locations, *x.shape[2:]).swapaxes(1, 2)
+        return x.reshape(-1, *x.shape[2:])
+
+    def tokens(self, x: Array, along: str, shape: tuple[int, ...]) -> Array:
+        """Undo `sequences`, for an array of a `shape`."""
+        if self.lie_in_turn(along):
+            return x.reshape(shape)
+        return x.reshape(shape[0], -1, *x.shape[1:]).swapaxes(1, 2).reshape(shape)
+
     def own_queries(self, x: Array) -> Array:
         """Return this device's heads, in the last dimension, of those of its tensor axis."""
         return x

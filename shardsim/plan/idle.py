@@ -30,6 +30,8 @@ def _idle(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:
             yield "pipeline_schedule", plan.pipeline_schedule, why
         if plan.pipeline_interleave > 1:
             yield "pipeline_interleave", plan.pipeline_interleave, why
+        if plan.stage_layers:
+            yield "stage_layers", list(plan.stage_layers), why
     one_way = plan.overlap.matmul == "unidirectional"
     if one_way and (int(layout.tensor.size) == 1 or int(layout.residual) == REPLICATED):
         yield "overlap.matmul", plan.overlap.matmul, "there are no collective matmuls"
@@ -44,6 +46,8 @@ def _idle(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:
     yield from _of_state(plan)
     if plan.forward_only:
         yield from _of_training(plan)
+        if plan.execution != "explicit" and int(layout.tensor.size) == 1:
+            yield "execution", plan.execution, "a forward pass has no program"
 
 
 def _of_experts(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:

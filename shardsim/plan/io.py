@@ -34,6 +34,7 @@ from shardsim.plan.resolve import resolve
 
 LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
+MOST_STAGES = 10**4
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 FLAGS = ("fused_projections", "offload_optimizer", "forward_only")
@@ -55,6 +56,7 @@ KEYS = (
     "fused_projections",
     "pipeline_schedule",
     "pipeline_interleave",
+    "stage_layers",
     "accumulation",
     "vocab_tiles",
     "offload_optimizer",
@@ -180,6 +182,7 @@ def _build(
         pipeline_schedule=_text(data.get("pipeline_schedule", "1f1b"), "pipeline_schedule"),
         accumulation=_text(data.get("accumulation", "repeated"), "accumulation"),
         pipeline_interleave=_count(data.get("pipeline_interleave", 1), "pipeline_interleave"),
+        stage_layers=_layers_of_stages(_given(data, "stage_layers", [])),
         vocab_tiles=_count(data.get("vocab_tiles", 1), "vocab_tiles"),
         **flags,
         execution=_text(data.get("execution", "explicit"), "execution"),
@@ -189,6 +192,15 @@ def _build(
         lengths=parse_lengths(data.get("lengths"), where, model.patch),
         compiler_options=parse_compiler_options(_given(data, "compiler_options", {})),
     )
+
+
+def _layers_of_stages(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MOST_STAGES:
+        raise PlanError(
+            f"stage_layers: expected the layers of each stage, as [10, 12, 12, 6], found "
+            f"{_show(value)}"
+        )
+    return tuple(value)
 
 
 def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -344,6 +356,8 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         value = getattr(plan.precision, key)
         if value != usual:
             data["precision"][key] = list(value) if isinstance(value, tuple) else value
+    if plan.stage_layers:
+        data["stage_layers"] = list(plan.stage_layers)
     if plan.vocab_tiles != 1:
         data["vocab_tiles"] = plan.vocab_tiles
     if plan.offload_optimizer:

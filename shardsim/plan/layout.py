@@ -130,6 +130,8 @@ class Layout:
     layered: Number = False  # a layer runs all microbatches before the next one does
     lockstep: Number = False  # stages run tick by tick: all microbatches forward, then all backward
     in_turns: Number = False  # tick by tick, but in each one forward and one backward
+    split_backward: Number = False  # stages make gradients of weights when they have time
+    stage_layers: tuple[int, ...] = ()  # of each stage; (): as many each
     kept: tuple[Kept, ...] = (Kept(),)  # by groups of layers, first to last
     # Overlap.
     matmul_overlap: Number = 2  # 0 off, 1 unidirectional, 2 bidirectional

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.errors import PlanError
-from shardsim.graph.place import RULES
+from shardsim.graph.place import BY_LOCATION, RULES
 from shardsim.model import Model
 from shardsim.model.checks import nearest_divisor
 from shardsim.plan.layout import Layout, Number
@@ -25,6 +25,8 @@ _WHAT = {
     "layers": "layers",
     "expert": "experts",
     "chunk": "groups of a sequence",
+    "frame": "frames",
+    "location": "locations in a frame",
 }
 _OVER = {
     ("data", "fsdp", "expert"): "data, fsdp and microbatches",
@@ -37,6 +39,9 @@ _OVER = {
     ("by_token",): "the context axis",
     ("tensor", "tensor2", "by_head"): "the tensor axes and the context axis of ulysses",
     ("tokens",): "the context and tensor axes",
+    ("by_time",): "the context axis",
+    ("by_space",): "the context axis of dsp",
+    ("switched",): "the context and tensor axes of dsp",
     ("tensor",): "the tensor axis",
     ("tensor", "tensor2"): "the tensor axes",
     ("tensor2",): "the second tensor axis",
@@ -44,7 +49,11 @@ _OVER = {
     ("tensor2", "gather"): "the axes that shard parameters",
     ("pipeline",): "pipeline stages",
 }
-_KEYS = {"batch": "batch", "seq": "sequence"}  # else it is the mesh that a plan can change
+_KEYS = {
+    "batch": "batch",
+    "seq": "sequence",
+    "location": "sequence",
+}  # else it is the mesh that a plan can change
 
 
 def conditions(
@@ -78,6 +87,11 @@ def _of_part(
     dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
     if np.any(layout.spread.by_head):
         dimensions.append(("attended", "heads", sizes["heads"]))
+    if model.attends:
+        dimensions.append(("in space", "frame", model.frames))
+        dimensions += [(kind, "location", sizes["location"]) for kind in ("in time", BY_LOCATION)]
+        if np.any(layout.spread.switched):
+            dimensions.append(("by frame", "frame", model.frames))
     seen = set()
     for kind, axis, size in dimensions:
         roles = RULES[kind].get(axis, ())
@@ -94,7 +108,7 @@ def _of_part(
             latent = axis == "embed" and size != model.embed
             what = f"{'width of latents' if latent else _WHAT[axis]} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
-    for rounds, layers in model.stacks:
+    for rounds, layers in () if layout.stage_layers else model.stacks:
         ways = layout.pipeline.size * interleave
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
@@ -155,8 +169,9 @@ def legal(
     staged = np.greater(layout.pipeline.size, 1)
     filled = np.greater_equal(layout.microbatches, layout.pipeline.size)
     apart = staged & (layout.layered | layout.scattered)
-    apart = apart | (layout.in_turns & (interleave > 1))
-    others = bool(_untrained(model)) & (layout.layered | layout.gathered | layout.lockstep)
+    apart = apart | ((layout.in_turns | layout.split_backward) & (interleave > 1))
+    phased = layout.lockstep | layout.split_backward
+    others = bool(_untrained(model)) & (layout.layered | layout.gathered | phased)
     return np.asarray(exact & filled & np.logical_not(apart | others))
 
 
@@ -213,11 +228,17 @@ def check(plan: Plan, layout: Layout) -> None:
             raise PlanError(f"{key}: {value} of a model with {what} is not modelled; leave it out")
         if value != usual and plan.forward_only:
             raise PlanError(f"{key}: {value} is for training; leave it out, or forward_only")
-    if layout.in_turns and plan.pipeline_interleave > 1:
+    if (layout.in_turns or layout.split_backward) and plan.pipeline_interleave > 1:
         raise PlanError(
-            "pipeline_schedule: 1f1b-ticks has one chunk of layers a stage; leave out "
-            "pipeline_interleave, or use gpipe"
+            f"pipeline_schedule: {plan.pipeline_schedule} has one chunk of layers a stage; leave "
+            "out pipeline_interleave, or use 1f1b or gpipe"
         )
+    if layout.split_backward and layout.gathered:
+        raise PlanError(
+            f"accumulation: {plan.accumulation} beside pipeline_schedule: zb-h1 is not modelled; "
+            "use repeated"
+        )
+    _check_stages(plan, layout)
     if layout.layered and int(layout.pipeline.size) > 1:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "
@@ -231,6 +252,22 @@ def check(plan: Plan, layout: Layout) -> None:
         raise PlanError(
             f"microbatches: {plan.microbatches} cannot fill {int(layout.pipeline.size)} pipeline "
             "stages; use at least as many microbatches as stages"
+        )
+
+
+def _check_stages(plan: Plan, layout: Layout) -> None:
+    """Refuse layers of stages that there are not, or that an order of microbatches asks alike."""
+    given, stages = plan.stage_layers, int(layout.pipeline.size)
+    if not given:
+        return
+    if len(given) != stages:
+        raise PlanError(
+            f"stage_layers: {len(given)} stages, and the mesh has {stages}; list the layers of each"
+        )
+    if plan.pipeline_interleave > 1 or layout.lockstep or layout.gathered or layout.layered:
+        raise PlanError(
+            "stage_layers: with one chunk of layers a stage, pipeline_schedule 1f1b or zb-h1, and "
+            "accumulation repeated alone, as others run all stages alike; leave it out"
         )
 
 

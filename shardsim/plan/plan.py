@@ -79,8 +79,10 @@ class Routing:
 
 
 # The order of microbatches over pipeline stages: one forward, one backward; the same in ticks that
-# all stages run alike; or all forward, then all backward, in such ticks.
-PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe")
+# all stages run alike; all forward, then all backward, in such ticks; or as the first, with
+# gradients of weights apart from the way back ("zb-h1": zero-bubble, arXiv 2401.10241).
+PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe", "zb-h1")
+TICKS = ("1f1b-ticks", "gpipe")
 
 # How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
 # each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of
@@ -90,7 +92,7 @@ ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
-CONTEXT_KEYS = ("gathered", "ring", "ulysses")
+CONTEXT_KEYS = ("gathered", "ring", "ulysses", "dsp")
 CONTEXT_ORDERS = ("contiguous", "striped")
 
 
@@ -99,7 +101,9 @@ class Context:
     """How a context axis attends.
 
     `keys` are gathered, or pass round a ring (arXiv 2310.01889), or an all-to-all turns queries,
-    keys and values so that a member has some heads of all tokens (arXiv 2309.14509). Of N members
+    keys and values so that a member has some heads of all tokens (arXiv 2309.14509); or, of layers
+    that attend in turn within a video's frames and through time, one turns all tokens between them
+    ("dsp", arXiv 2403.10266), so that a member has what each layer's attention reads. Of N members
     each has the next N-th of the tokens, or "striped" one of the first N of 2 N parts and its
     counterpart from the end, so that a causal mask leaves all of them the same work (after arXiv
     2311.09431). A ring's hops run beside the attention of the piece that is there, or with no
@@ -136,6 +140,7 @@ class Plan:
     fused_projections: bool = False  # one matmul for QKV and MLP-in (parallel blocks only)
     pipeline_schedule: str = "1f1b"  # of PIPELINE_SCHEDULES
     pipeline_interleave: int = 1  # layer chunks per pipeline stage
+    stage_layers: tuple[int, ...] = ()  # of each pipeline stage, where they are not as many
     accumulation: str = "repeated"  # of ACCUMULATION
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
@@ -203,9 +208,16 @@ def _check_numbers(plan: Plan) -> None:
     uneven(plan.experts.padding, "experts.padding")
     if plan.experts != Routing() and plan.model.experts is None:
         raise PlanError(f"experts: {plan.model.name} has none; leave the key out")
+    _check_stages(plan)
     _check_context(plan)
     _check_lengths(plan)
     _check_parts(plan)
+    frames = plan.model.frames
+    if plan.model.attends and plan.sequence % frames:
+        raise PlanError(
+            f"sequence: {plan.sequence} tokens are not {frames} frames that are alike; the nearest "
+            f"number that are: {max(1, round(plan.sequence / frames)) * frames}"
+        )
     if plan.model.experts and plan.model.experts.soft_slots and plan.experts != Routing():
         raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
@@ -217,13 +229,32 @@ def _check_numbers(plan: Plan) -> None:
         )
 
 
+def _check_stages(plan: Plan) -> None:
+    given: Any = plan.stage_layers
+    if not isinstance(given, tuple) or not all(
+        isinstance(many, int) and not isinstance(many, bool) and many >= 0 for many in given
+    ):
+        raise PlanError("stage_layers: expected the layers of each stage, as [10, 12, 12, 6]")
+    if given and sum(given) != plan.model.layers:
+        raise PlanError(
+            f"stage_layers: {sum(given)} layers in all, and {plan.model.name} has "
+            f"{plan.model.layers}"
+        )
+    length = plan.model.round_layers if given else 1
+    if odd := next((many for many in given if many % length), 0):
+        raise PlanError(
+            f"stage_layers: {odd} layers are not whole rounds of {length} of {plan.model.name}; "
+            f"the nearest number is {round(odd / length) * length}"
+        )
+
+
 def _check_context(plan: Plan) -> None:
     context = plan.context
     choose(context.keys, CONTEXT_KEYS, "context.keys")
     choose(context.order, CONTEXT_ORDERS, "context.order")
     if not isinstance(context.overlap, bool):
         raise PlanError("context.overlap: must be true or false")
-    if context.keys != "gathered" and plan.attention == "unfused":
+    if context.keys not in ("gathered", "dsp") and plan.attention == "unfused":
         raise PlanError(
             f"context.keys: {context.keys} needs attention in blocks or one kernel; use "
             "attention: flash"
@@ -231,6 +262,16 @@ def _check_context(plan: Plan) -> None:
     if context.keys != "gathered" and plan.model.latent:
         raise PlanError(
             f"context.keys: {context.keys} of latent attention is not modelled; use gathered"
+        )
+    if context.keys == "dsp" and "time" not in plan.model.attends:
+        raise PlanError(
+            "context.keys: dsp is for layers that attend in turn within frames and through time "
+            f"(attends of a model), and those of {plan.model.name} see all tokens; use ulysses"
+        )
+    if plan.model.attends and context.order == "striped":
+        raise PlanError(
+            f"context.order: {plan.model.name} attends within whole frames, and stripes cut them; "
+            "leave it out"
         )
     if context.keys == "ulysses" and context.order == "striped":
         raise PlanError(

@@ -18,7 +18,7 @@ from shardsim.plan.layout import (
     Spread,
     whole_axis,
 )
-from shardsim.plan.plan import MATMUL_OVERLAP, Context, MeshAxis, Plan, Rules
+from shardsim.plan.plan import MATMUL_OVERLAP, TICKS, Context, MeshAxis, Plan, Rules
 
 TENSOR_AXES = ("heads", "mlp")
 
@@ -77,6 +77,7 @@ def resolve(plan: Plan) -> Layout:
             by_expert=bool(gathers) and all(by_expert),
             passed=plan.context.keys == "ring",
             by_head=plan.context.keys == "ulysses",
+            switched=plan.context.keys == "dsp",
         ),
         residual=_residual(plan, members["tensor"]),
         optimizer_over_data=bool(data) and all(over_data),
@@ -84,8 +85,10 @@ def resolve(plan: Plan) -> Layout:
         gathered=plan.accumulation in ("gathered", "scattered"),
         scattered=plan.accumulation == "scattered",
         layered=plan.accumulation == "layered",
-        lockstep=plan.pipeline_schedule != "1f1b" and bool(members["pipeline"]),
+        lockstep=plan.pipeline_schedule in TICKS and bool(members["pipeline"]),
         in_turns=plan.pipeline_schedule == "1f1b-ticks" and bool(members["pipeline"]),
+        split_backward=plan.pipeline_schedule == "zb-h1" and bool(members["pipeline"]),
+        stage_layers=plan.stage_layers,
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
             for group in groups

@@ -99,6 +99,8 @@ def _dimension(kind: str, axis: str, size: int, layout: Layout) -> Dimension:
     splits: Number = True
     for role in RULES[kind].get(axis, ()):
         more = ways * layout.role(role).size
+        if axis == "layers" and layout.stage_layers:  # as of the fullest stage
+            ways = more = sum(layout.stage_layers) / max(layout.stage_layers)
         if axis == "kv_heads":
             splits = splits & np.equal(np.mod(size, more), 0)
             ways = np.where(splits, more, ways)
@@ -148,6 +150,7 @@ def lengths(model: Model, batch: Number, sequence: int) -> dict[str, Number]:
     """Return the size of each axis of weights and activations."""
     return {
         **weights.lengths(model),
+        **weights.of_video(model, sequence),
         "batch": batch,
         "seq": sequence,
         "keys": sequence,

@@ -12,8 +12,8 @@ from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, ROLES, SEQUENCE_SHAR
 from shardsim.plan.placement import place
 from shardsim.plan.plan import Plan, Routing
 from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
+from shardsim.planner.attention import default_attention, with_faster
 from shardsim.planner.fixed import ROOM
-from shardsim.planner.search import default_attention
 
 
 def parse_mesh(text: str, option: str = "--mesh") -> dict[str, int]:
@@ -64,7 +64,7 @@ def plan_of_mesh(
     parameters, activations, optimizer = rules_by_name(
         {axis.name for axis in axes}, residual=usual_residual(model, sequence, mesh)
     )
-    return Plan(
+    plan = Plan(
         name="-".join([model.name, *(f"{axis.name}{axis.size}" for axis in axes)]),
         model=model,
         machine=machine,
@@ -78,6 +78,7 @@ def plan_of_mesh(
         attention=default_attention(model, sequence),
         experts=Routing(padding=ROOM) if uneven else Routing(),
     )
+    return with_faster(plan)
 
 
 def usual_residual(model: Model, sequence: int, mesh: Mapping[str, int]) -> int:

@@ -18,7 +18,6 @@ from shardsim.errors import PlanError, nearest
 from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
-from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
 from shardsim.plan.lengths import row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
@@ -36,9 +35,11 @@ from shardsim.plan.plan import (
 from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
+from shardsim.planner.attention import default_attention, may_gain, other_attention
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import ROOM, Fixed, fixed_of
 from shardsim.planner.layers import filled
+from shardsim.planner.memory import keep_freed_memory, no_collections
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts
@@ -48,7 +49,6 @@ WHY = "the best plan that fits, with every role on the best links that any mesh 
 WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
 STEPS = 1000  # of progress on one of several slices
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
-FREED_BYTES = 31 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,7 @@ class SearchResult:
         }
 
 
+@no_collections()
 def search(
     model: Model | str,
     machines: Machine | str | Sequence[Machine | str],
@@ -156,10 +157,12 @@ def search(
     kind. All are priced alike: with `costs`, as the implementation that goes with them. The plans
     that are found keep that as their `op_costs`. `by_layer` gives the HBM that they leave free to
     layers that keep more (`planner.layers`). `fix` holds choices: keys of a plan file with their
-    values (`planner.fixed`). `prices` are those of a chip-hour by the chip's name, for the
-    objective "cost". `progress(done, total)` is called between chunks; interrupting it (Ctrl-C)
-    ends the search with what was found so far, and `complete` is false. Each of several slices is
-    searched for itself, with an `executor` in a call of its own.
+    values (`planner.fixed`). Without an `attention`, plans attend as is usual, and the other way
+    too where that makes the best of them faster (`planner.attention`). `prices` are those of a
+    chip-hour by the chip's name, for the objective "cost". `progress(done, total)` is called
+    between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
+    `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
+    of its own.
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
@@ -171,6 +174,11 @@ def search(
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
     _check_experts(model, fixed)
+    if fixed.keys == "dsp" and "time" not in model.attends:
+        raise PlanError(
+            f"fix: context.keys: layers of {model.name} see all tokens, and none to switch for; "
+            "use ulysses"
+        )
     for machine in slices:
         check_multiplied(machine, fixed.precise(precision or Precision()).compute)
     fixed.precise(precision or Precision()).check()
@@ -189,16 +197,19 @@ def search(
             f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
             "size in the model instead"
         )
+    options: dict[str, Any] = {
+        **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
+        **{"attention": attention, "precision": precision, "max_axes": max_axes},
+        **{"costs": costs, "by_layer": by_layer, "fix": fix},
+    }
+    run = partial(search, **options)
     if len(slices) != 1:
-        options: dict[str, Any] = {
-            **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
-            **{"attention": attention, "precision": precision, "max_axes": max_axes},
-            **{"costs": costs, "by_layer": by_layer, "fix": fix},
-        }
-        run = partial(search, **options)
         return _side_by_side(executor, run, model, slices, batch, prices, progress)
     (machine,) = slices
-    _keep_freed_memory()
+    if attention is None:
+        first = default_attention(model, sequence)
+        return _either_way(run, model, machine, batch, first, progress)
+    keep_freed_memory()
     work = Workload(
         model=model,
         batch=batch,
@@ -207,7 +218,7 @@ def search(
         longest=sequence,
         precision=fixed.precise(precision or Precision()),
         optimizer=optimizer,
-        attention=attention or default_attention(model, sequence),
+        attention=attention,
         pipeline_interleave=fixed.pipeline_interleave,
         imbalance=fixed.imbalance or 1.0,
         padding=fixed.padding or ROOM,
@@ -268,6 +279,58 @@ def search(
             ),
         ),
     )
+
+
+def _either_way(
+    run: partial[SearchResult],
+    model: Model,
+    machine: Machine,
+    batch: int,
+    attention: str,
+    progress: Callable[[int, int], None] | None,
+) -> SearchResult:
+    """Return the best plans with one attention, and with the other where that may gain."""
+    total = 0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal total
+        total = of
+        if progress is not None:
+            progress(done, of)
+
+    def tell_more(done: int, of: int) -> None:
+        if progress is not None:
+            progress(total + done, total + of)
+
+    first = run(model, machine, batch, attention=attention, progress=tell)
+    best = first.predictions[0] if first.predictions else None
+    other = other_attention(attention)
+    if not first.complete or not may_gain(model, best, other):
+        return first
+    try:
+        second = run(model, machine, batch, attention=other, progress=tell_more)
+    except PlanError:  # the keys that are held want the first one
+        return first
+    objective, found = run.keywords["objective"], [*first.predictions, *second.predictions]
+    found.sort(key=lambda item: score_of(machine, objective, item.step_time_s))
+    kinds = {tuple((axis.name, axis.size) for axis in one.plan.mesh): one for one in found[::-1]}
+    kept = [item for item in found if any(item is one for one in kinds.values())]
+    bounds = [one.bound for one in (first, second) if one.bound is not None]
+    whole = replace(
+        first,
+        predictions=tuple(kept[: run.keywords["top"]]),
+        searched=first.searched + second.searched,
+        fit=first.fit + second.fit,
+        priced=first.priced + second.priced,
+        seconds=first.seconds + second.seconds,
+        smallest_peak_bytes=min(first.smallest_peak_bytes, second.smallest_peak_bytes),
+        bound=min(bounds, key=attrgetter("step_time_s")) if second.complete and bounds else None,
+        complete=second.complete,
+    )
+    (of,) = first.slices
+    best = whole.predictions[0] if whole.predictions else None
+    numbers = {key: getattr(whole, key) for key in ("searched", "fit", "smallest_peak_bytes")}
+    return replace(whole, slices=(replace(of, best=best, **numbers),))
 
 
 def _side_by_side(
@@ -336,16 +399,6 @@ def _in_turn(
         yield index, run(*call, progress=tell)
 
 
-def _keep_freed_memory() -> None:
-    """Let arrays reuse memory instead of handing it back to the system after each operation.
-
-    glibc's allocator keeps free blocks as large as the largest one that was freed so far, up to
-    32 MiB (its "dynamic mmap threshold", mallopt(3)). Without one such block a search spends a
-    fifth of its time on page faults. Elsewhere this does nothing.
-    """
-    np.empty(FREED_BYTES, dtype=np.uint8)
-
-
 def _check_experts(model: Model, fixed: Fixed) -> None:
     """Refuse to hold how tokens reach experts where there are none, or where they are even."""
     uneven = fixed.imbalance is not None or fixed.padding is not None
@@ -366,21 +419,10 @@ def _routing(work: Workload, layout: Layout) -> Routing:
     return routing
 
 
-def default_attention(model: Model, sequence: int) -> str:
-    """Return the attention that a new run would use: fused, but for short images of narrow heads.
-
-    The kernel pads heads to whole lanes, and at a few hundred tokens the scores are small: ViT-22B,
-    whose heads fill them, compiled to 12.5 s a step with the kernel and to 12.8 s without.
-    """
-    if any(part.model.positions == "relative" for part in model.parts):
-        return "unfused"
-    narrow = model.head_dim % KERNEL_MULTIPLE != 0
-    return "unfused" if narrow and model.family == "vit" and sequence <= 1024 else "flash"
-
-
 def _context(spread: Spread, striped: bool) -> Context:
     """Return how a context axis attends, if there is one."""
     keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
+    keys = "dsp" if spread.switched else keys
     return Context(keys=keys, order=CONTEXT_ORDERS[striped])
 
 

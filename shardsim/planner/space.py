@@ -44,7 +44,7 @@ from shardsim.plan.layout import (
     Spread,
 )
 from shardsim.plan.legality import divides, legal
-from shardsim.plan.plan import CONTEXT_KEYS
+from shardsim.plan.plan import TICKS
 from shardsim.plan.remat import OFFLOADS, POLICIES, Policy
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
@@ -340,15 +340,21 @@ def parts(
     if fixed.exchange is not None:
         rings = [fixed.exchange == "ring"]
     spreads = [
-        Spread(shards=shards, ring=ring, passed=keys == "ring", by_head=keys == "ulysses")
+        Spread(
+            shards=shards,
+            ring=ring,
+            passed=keys == "ring",
+            by_head=keys == "ulysses",
+            switched=keys == "dsp",
+        )
         for keys in _keys(model, attention, fixed)
         for shards in (True, False)
         for ring in rings
     ]
     many = len(every.sizes)
-    shardable, by_head = (
+    shardable, by_head, switched = (
         np.broadcast_to(divides(model, batch, sequence, _bare(every.sizes, spread=spread)), many)
-        for spread in (Spread(shards=True), Spread(by_head=True))
+        for spread in (Spread(shards=True), Spread(by_head=True), Spread(switched=True))
     )
     groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
     needed = (batch < groups * microbatches) | (fixed.keys is not None)
@@ -368,13 +374,15 @@ def parts(
             differs &= bare.expert.size > 1
         if spread.passed or spread.by_head:
             differs &= (bare.context.size > 1) & (by_head[mesh] | spread.passed) & needed
+        if spread.switched:
+            differs &= (bare.context.size > 1) & switched[mesh] & needed
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
                 meshes=every,
                 mesh=mesh[chosen],
                 microbatches=microbatches[chosen],
-                striped=striped[chosen] & (not spread.by_head),
+                striped=striped[chosen] & (not spread.by_head) & (not spread.switched),
                 choices=_choices(
                     residual,
                     context_shards,
@@ -394,7 +402,8 @@ def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
         "gathered": fixed.accumulation in ("gathered", "scattered"),
         "scattered": fixed.accumulation == "scattered",
         "layered": fixed.accumulation == "layered",
-        "lockstep": (fixed.pipeline_schedule != "1f1b") & (stages > 1),
+        "lockstep": (fixed.pipeline_schedule in TICKS) & (stages > 1),
+        "split_backward": (fixed.pipeline_schedule == "zb-h1") & (stages > 1),
         "in_turns": (fixed.pipeline_schedule == "1f1b-ticks") & (stages > 1),
     }
 
@@ -404,7 +413,8 @@ def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     if fixed.keys is not None:
         return (fixed.keys,)
     plain = attention == "unfused" or model.latent or len(model.parts) > 1
-    return CONTEXT_KEYS[:1] if plain else CONTEXT_KEYS
+    switches = ("dsp",) if "time" in model.attends else ()
+    return ("gathered", *(() if plain else ("ring", "ulysses")), *switches)
 
 
 def _stripes(sequence: int, members: Array) -> Array:

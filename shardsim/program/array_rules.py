@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.ops.attend import KERNEL_MULTIPLE, SOFTMAX
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
@@ -211,6 +211,22 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+def attend_to_few(block: Block, where: Where) -> Block:
+    """Attend to few keys with their scores in HBM: a kernel would pad them to whole tiles, and with
+    them queries and results (frames of a video in docs/compiled.md: eight times).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.causal or np.any(task.whole_fraction):
+            return [task]
+        few = np.less_equal(2 * task.n, KERNEL_MULTIPLE) & np.equal(task.m, task.n)
+        passes = SOFTMAX.gradient_passes if task.purpose == ATTENTION_GRADIENT else SOFTMAX.passes
+        scores = task.m * task.n * task.batch * width(task)
+        return [replace(task, hbm_bytes=task.hbm_bytes + few * scores * passes)]
+
+    return changed(block, change)
+
+
 def attend_to_whole_rows(block: Block, where: Where) -> Block:
     """Attend to packed rows as wholes, under a mask that keeps sequences apart: which blocks are
     empty is known only as the step runs, and JAX's kernel plans what it skips before.
@@ -228,6 +244,47 @@ def attend_to_whole_rows(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+def pad_for_kernels(block: Block, where: Where) -> Block:
+    """Pad queries, keys and values for a kernel, and the gradient of what it gives, in passes of
+    their own, where tokens or head_dim are no multiples of what it wants; it runs over the padding.
+
+    The emitted program's kernel (`kernel_attention` in `shardsim/ops/attend.py`; seven passes a
+    layer in vit-bigg, heads of 104, in docs/compiled.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task):
+            return [task]
+        rows = _filled(task.m)
+        more = np.where(_in_kernel(task, where), rows * _filled(task.k), 1.0)
+        if np.all(np.equal(more, 1.0)):
+            return [task]
+        out = task.m * task.k * task.batch * width(task)
+        read = out if task.purpose == ATTENTION_GRADIENT else task.hbm_bytes - out
+        count = task.count * np.greater(more, 1.0)
+        longer = np.where(np.greater(more, 1.0), rows**2, 1.0)
+        padded = replace(task, hbm_bytes=task.hbm_bytes * more, vector_ops=task.vector_ops * longer)
+        return [
+            *stream(f"pad for {task.name}", "elementwise", read * (1.0 + more), count),
+            padded,
+        ]
+
+    return changed(block, change)
+
+
+def _filled(length: Number) -> Number:
+    """Return what a kernel has of a dimension, over its length."""
+    return np.ceil(length / KERNEL_MULTIPLE) * KERNEL_MULTIPLE / length
+
+
+def _in_kernel(task: Compute, where: Where) -> Number:
+    """Return whether attention runs in the kernel, not in a loop over blocks of keys."""
+    part = task.m / np.where(where.layout.striped, 2, 1)
+    tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
+    kernel = np.equal(task.m, task.n) | tiles
+    return kernel & (np.greater(2 * task.n, KERNEL_MULTIPLE) | task.causal)
+
+
 def two_backward_kernels(block: Block, where: Where) -> Block:
     """Compute the gradients of fused attention in two kernels: for keys and values, for queries.
 
@@ -238,9 +295,7 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
-        part = task.m / np.where(where.layout.striped, 2, 1)
-        tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
-        fused = np.equal(task.m, task.n) | tiles
+        fused = _in_kernel(task, where)
         return [
             replace(
                 task,

@@ -38,8 +38,19 @@ def graph(model: Model, attention: str) -> Graph:
 def derived_blocks(model: Model, attention: str, kind: Kind) -> Blocks:
     """Return what one device does for each block of a model, on meshes of a kind."""
     made = graph(model, attention)
-    layers = tuple(derive(placed(layer.part.ops, kind), kind.axes) for layer, _ in made.layers)
-    return Blocks(layers, derive(placed(made.ends, kind), kind.axes))
+    layers: list[Derived] = []
+    for number, (layer, _) in enumerate(made.layers):
+        first = first_alike(model, attention, number)
+        known = first < number
+        layers.append(layers[first] if known else derive(placed(layer.part.ops, kind), kind.axes))
+    return Blocks(tuple(layers), derive(placed(made.ends, kind), kind.axes))
+
+
+@lru_cache(maxsize=4096)
+def first_alike(model: Model, attention: str, layer: int) -> int:
+    """Return the number of the first kind of layer that has the same ops as one."""
+    layers = [kind.part.ops for kind, _ in graph(model, attention).layers]
+    return layers.index(layers[layer])
 
 
 @lru_cache(maxsize=4096)
@@ -82,6 +93,8 @@ def runs(work: Workload, layout: Layout) -> tuple[Run, ...]:
         first = 0
         for stack in graph(part.model, part.attention).stacks:
             rounds = stack.rounds / layout.pipeline.size
+            if given := layout.stage_layers:  # of the fullest stage
+                rounds = stack.rounds * max(given) / sum(given)
             found.append(Run(number, part, stack, first, layout.kept[0], rounds))
             first += len(stack.layers)
     return tuple(found)

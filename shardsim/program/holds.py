@@ -39,10 +39,6 @@ class Passes:
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
-    # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
-    # of heads are scattered each time) and scatter them once: ViT-22B with 4 microbatches on v4,
-    # v5p and v6e.
-    end_sums: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x), pooled heads only without rings (six programs with logits, three without).
@@ -52,6 +48,9 @@ class Passes:
     # at once where attention is unfused (llama2-7b, llama3-8b, maxtext-22b), or where the head is
     # the fullest moment anyway (llama3-8b on v6e, with and without flags; libtpu 0.0.52).
     head_late: str = ""
+    # Keys, values and what attention gives stay from their first reader to their last, backward, as
+    # they must; MaxText's compiled programs hold less than this and all else here together.
+    stays: bool = True
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
@@ -89,10 +88,14 @@ class Passes:
     # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
     # mistral-7b agree).
     ring_pieces: float = 0.0
-    # Whole arrays are put together in empty ones, and those were moved out of the loop: one of the
-    # stream and one of each projection that attention reads, in a ring over embed two of the stream
-    # (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b).
-    ring_empty: bool = False
+    # Whole arrays are put together in empty ones, and those were moved out of the loop. "few": one
+    # of the stream and one of each projection that attention reads, in a ring over embed two of the
+    # stream (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b). "every": in a ring over the
+    # sequence one of each array that a product gathers and of each of its results, forward and
+    # backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b and llama2-7b,
+    # against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e), nor beside
+    # SparseCores (llama3-8b and llama3-70b on tpu7x).
+    ring_empty: str = ""
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -133,16 +136,15 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
-    end_sums=True,
-    head_late="tensor",
     head_last="head",
     scores_bytes=4.0,
     ring_copies=1.0,
     ring_results=0.5,
-    ring_empty=True,
+    ring_empty="few",
 )
 # MaxText's programs.
 _TRAINER = Passes(
+    stays=False,
     narrow_gradients=False,
     cast_ahead=True,
     tables=1.0,
@@ -156,11 +158,13 @@ _TRAINER = Passes(
 )
 _EMITTED = replace(
     _EMITTED_SCARCE,
+    head_late="tensor",
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,
     ring_waits=True,
     ring_results=1.0,
+    ring_empty="every",
     scarce=_EMITTED_SCARCE,
     share=0.9,
 )
@@ -181,7 +185,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         ring_results=_TRAINER.ring_results,
         ring_pieces=_TRAINER.ring_pieces,
         ring_waits=False,
-        ring_empty=False,
+        ring_empty="",
         scarce=passes.scarce and _left_to_the_partitioner(passes.scarce),
     )
 
@@ -215,6 +219,8 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     if chip.kind == "gpu" and implementation in ON_GPU:
         return ON_GPU[implementation]
     found = HOLDS[implementation]
+    if found.ring_empty and chip.offloads_collectives:
+        found = replace(found, ring_empty="few")
     if implementation == "emitted" and chip.mxu_dim > ADDS_UP_TO:
         scarce = found.scarce and replace(found.scarce, ring_apart=True)
         return replace(found, ring_apart=True, scarce=scarce)

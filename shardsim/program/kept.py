@@ -72,6 +72,34 @@ def kept_for_products(
     return over_policies(group, total)
 
 
+def operands_of_weights(
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept
+) -> Number:
+    """Return the bytes of what the gradients of one layer's weights multiply, of one microbatch,
+    besides what the layer keeps: where they wait, all of it is there."""
+    derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
+    products = [
+        step
+        for step in derived.steps
+        if step.op.product and any(array.weight and array.trained for array in step.op.ins)
+    ]
+    wire = float(work.wire_bytes)
+    made = {step.op.out.name: sizes.product(step.op.out.dims, step.place) for step in products}
+    read = {
+        (array.original or array).name: (array, step.place)
+        for step in products
+        for array in step.op.ins
+        if not array.weight
+    }
+
+    def total(names: frozenset[str]) -> Number:
+        there = {array.name for array in backward_of(work.model, work.attention, layer, names).kept}
+        rest = (one for name, one in read.items() if name not in there)
+        return sum((sizes.product(array.dims, place) for array, place in rest), 0.0) * wire
+
+    return sum(made.values(), 0.0) * wire + over_policies(group, total)
+
+
 def read_by_products(derived: Derived) -> set[str]:
     """Return the arrays that gradients of products and of attention kernels read."""
     return {

@@ -17,10 +17,17 @@ from functools import lru_cache
 
 from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.graph.place import CONTEXT, EMBED_SHARDED, HEAD_WIDTHS, SEQUENCE_SHARDED, Kind
+from shardsim.graph.place import (
+    CONTEXT,
+    EMBED_SHARDED,
+    HEAD_WIDTHS,
+    SEQUENCE_SHARDED,
+    TENSOR,
+    Kind,
+)
 from shardsim.model import Model
 from shardsim.ops.exchange import ROUTED
-from shardsim.program.blocks import backward_of, derived_blocks, graph
+from shardsim.program.blocks import backward_of, derived_blocks, first_alike, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import role_of
@@ -28,6 +35,10 @@ from shardsim.program.trace import Live, Size, Trace
 
 GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
 RINGS = {SEQUENCE_SHARDED: "sequence", EMBED_SHARDED: "embed"}
+
+
+# What names of arrays begin with in which rings put things together.
+EMPTY = "ring buffer, "
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,6 @@ class Ends:
 
     trace: Trace
     late: tuple[Live, ...]  # what its gradients of weights multiply
-    sums: tuple[Live, ...]  # float32 sums of the ends' whole matrices
 
 
 @lru_cache(maxsize=4096)
@@ -58,6 +68,7 @@ def layer_trace(
     mode: Mode,
 ) -> Trace:
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
+    layer = first_alike(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
     return _traces(model, attention, layer, kind, again, passes, mode.ring)[mode.prefetch]
 
@@ -76,7 +87,11 @@ def _traces(
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
-    tracer = followed(derived, again, replace(passes, head_last=last), ring, signs)
+    every = passes.ring_empty == "every" and not model.biases.mlp
+    copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
+    empty = passes.ring_empty and ("every" if every else "few")
+    passes = replace(passes, head_last=last, ring_copies=copies, ring_empty=empty)
+    tracer = followed(derived, again, passes, ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
@@ -96,14 +111,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     for step in reversed(steps):
         if step.trained:
             tracer.backward(step)
-    products = (array for step in ends.steps if step.op.product for array in step.op.ins)
-    sums = []
-    for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
-        gathered = frozenset(axis for axis in array.split if axis in GATHERED)
-        left = {axis: d for axis, d in array.split.items() if axis not in gathered}
-        size = Size(array.dims, by_place(array, left), WIDE, gathered)
-        sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
-    return Ends(tracer.trace(0), tuple(late), tuple(sums))
+    return Ends(tracer.trace(0), tuple(late))
 
 
 @lru_cache(maxsize=1024)
@@ -148,6 +156,7 @@ class Tracer:
     passes: Passes
     ring: str  # over "embed" or "sequence", or none
     signs: bool = False  # whether the activation's derivative needs no more than signs
+    now: int = -1  # the moment
     labels: list[str] = field(default_factory=list)
     arrays: list[Live] = field(default_factory=list)
     named: dict[str, Live] = field(default_factory=dict)
@@ -172,13 +181,9 @@ class Tracer:
         """Whether gradients of weights wait for windowed einsums."""
         return bool(self.ring and self.passes.ring_pieces)
 
-    @property
-    def now(self) -> int:
-        """The moment."""
-        return len(self.labels) - 1
-
     def moment(self, label: str) -> None:
         """Begin a moment."""
+        self.now = len(self.labels)
         self.labels.append(label)
 
     def root(self, name: str) -> str:
@@ -211,7 +216,9 @@ class Tracer:
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
                     self.firsts[name] = self.now
-                elif self.waits and self.now > self.firsts.get(name, self.now):
+                elif (self.waits or self.passes.stays) and self.now > self.firsts.get(
+                    name, self.now
+                ):
                     self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
@@ -452,15 +459,27 @@ class Tracer:
     def empties(self, steps: Sequence[Step]) -> None:
         """Note the empty arrays in which rings put together what they gather and make."""
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
-        for _, gather in gathers[:1]:
-            times = 2.0 if self.ring == "embed" else 1.0
-            self.arrays.append(Live("ring buffer, whole", moved(gather), 0, self.now, times))
         if self.ring == "embed":
+            for _, gather in gathers[:1]:
+                self.arrays.append(Live(f"{EMPTY}whole", moved(gather), 0, self.now, 2.0))
             return
-        for out, place in ((step.op.out, step.place) for step, _ in gathers if step.op.product):
-            if HEAD_WIDTHS & {*out.dims}:
-                size = Size(out.dims, by_place(out, place), "wire")
-                self.arrays.append(Live(f"ring buffer, {out.name}", size, 0, self.now))
+        every = self.passes.ring_empty == "every"
+        empty: dict[str, Size] = {}
+        for step, gather in gathers:
+            out = step.op.out
+            if every or not empty:
+                empty[gather.array if every else "whole"] = moved(gather)
+            if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
+                empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
+        for step in steps if every else ():
+            for gather in step.gradient_gathers:
+                of_result = gather.gradient and gather.array == step.op.out.name
+                if of_result and _gathers_stream(gather) and step.op.product:
+                    array = step.op.ins[0]
+                    empty[f"d {step.op.out.name}"] = moved(gather)
+                    empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
+        for name, size in empty.items():
+            self.arrays.append(Live(f"{EMPTY}{name}", size, 0, self.now))
 
     def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
@@ -481,7 +500,7 @@ class Tracer:
 
 
 def _tensor(axes: Iterable[str]) -> bool:
-    return "tensor" in role_of(axes).split("+")
+    return any(axis in TENSOR for axis in axes)
 
 
 def _gathers_stream(transfer: Transfer) -> bool:

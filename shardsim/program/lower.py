@@ -124,6 +124,7 @@ class Lowering:
             )
         gradient = bool(made.weight)
         return Compute(
+            of_weights=gradient,
             name=name,
             kind=op.unit,
             m=m,
@@ -452,9 +453,10 @@ class _Pass:
     def _named(self, transfer: Transfer, array: str) -> str:
         """Return a name that no other task of the pass has."""
         name = f"{VERBS[transfer.kind]} {array}"
-        if any(task.name == name for task in self.tasks):
+        names = {task.name for task in self.tasks}
+        if name in names:
             name = f"{name} over {role_of(transfer.axes)}"
-        while any(task.name == name for task in self.tasks):
+        while name in names:
             name += " again"
         return name
 

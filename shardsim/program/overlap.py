@@ -28,8 +28,10 @@ from shardsim.program.rounds import rounds
 from shardsim.program.schedule import (
     Await,
     Block,
+    Copy,
     Loop,
     Pipeline,
+    Repeat,
     Schedule,
     Start,
     Task,
@@ -64,9 +66,10 @@ class _Draft:
 
 def overlap(program: Program, layout: Layout) -> Schedule:
     """Return what one device does in a step of `program` under `layout`, and when."""
+    split = [part for block in program.blocks for part in _apart(block, layout)]
     drafts = {
         block.name: _Draft(block=block, tasks=rings(gathered_when_made(block, layout), layout))
-        for block in program.blocks
+        for block in split
     }
     forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))
     if not backward:
@@ -82,7 +85,11 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         if back is backward[-1]:
             deferred(head, [back], layout, "after the head")
         deferred(back, [back], layout, "but first")
+    weights = _of(drafts, "weights")
+    for draft in weights:
+        deferred(draft, [draft], layout, "but first")
     # The last microbatch completes the gradients.
+    backward = weights or backward
     final = [
         replace(
             draft,
@@ -96,9 +103,30 @@ def overlap(program: Program, layout: Layout) -> Schedule:
         if draft.block.of:
             deferred(draft, [final[number] for number in draft.block.of], layout, "but first")
         else:
-            deferred(draft, final[-1:], layout, "after the head")
+            deferred(draft, final[-1:], layout, "first" if weights else "after the head")
     several = bool(final) and len(final[-1].ahead) > len(backward[-1].ahead)
     return _ordered(program, layout, drafts, final if several else [])
+
+
+def _apart(block: Block, layout: Layout) -> tuple[Block, ...]:
+    """Return a block of the way back as two, gradients of weights apart, where a plan says so."""
+    on = np.asarray(layout.split_backward, dtype=bool)
+    if block.phase != "backward" or not np.any(on):
+        return (block,)
+    back: list[Task] = []
+    weights: list[Task] = []
+    for task in block.tasks:
+        own = isinstance(task, Compute) and task.of_weights
+        own |= isinstance(task, Collective) and task.switch == "gradients_overlap"
+        if not own or isinstance(task, Start | Await | Repeat | Copy):
+            back.append(task)
+            continue
+        weights.append(replace(task, count=task.count * on))
+        if not np.all(on):
+            back.append(replace(task, count=task.count * np.logical_not(on)))
+    name = f"{block.name}, gradients of weights"
+    apart = replace(block, name=name, phase="weights", tasks=tuple(weights))
+    return replace(block, tasks=tuple(back)), apart
 
 
 def _of(drafts: dict[str, _Draft], phase: str) -> list[_Draft]:
@@ -125,12 +153,12 @@ def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
         if not partners:
             continue
         here = partners[0 if task.kind == "all-gather" else -1]
-        cut = (task, *partners)
+        cut = {id(one) for one in (task, *partners)}
         placed: list[Task] = []
         for other in tasks:
             if other is here:
                 placed += ring(task, partners, layout, on)
-            if isinstance(other, Compute | Collective) and any(other is one for one in cut):
+            if id(other) in cut and isinstance(other, Compute | Collective):
                 other = replace(other, count=other.count * np.logical_not(on))
             placed.append(other)
         tasks = placed
@@ -140,13 +168,15 @@ def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
 def prefetch(draft: _Draft, where: _Draft, layout: Layout, when: When) -> None:
     """Gather weights that may overlap in the block `where`, a trip ahead of their use.
 
-    Where they may not, a trip begins with its own, before anything else is on the way.
+    Where they may not, a trip begins with its own, before anything else is on the way. So does the
+    first one.
     """
     here, started = _split(draft, layout, "all-gather")
     draft.ahead += here
     for gather in started:
         if draft is where:
             where.ahead += [Start(task=gather, when="first"), Await(name=gather.name, when="first")]
+    for gather in started:
         where.ahead.append(Start(task=gather, when=when))
         where.ended.append(Await(name=gather.name))
 
@@ -201,11 +231,12 @@ def _ordered(
         place.setdefault(phase, []).append(len(blocks))
         blocks.append(block)
 
+    finals = "weights" if _of(drafts, "weights") else "backward"
     for name, draft in drafts.items():
         phase, trips = draft.block.phase, draft.block.trips
         if phase == "boundary" and not np.any(np.greater(stages, 1)):
             continue
-        if phase == "backward" and final:
+        if phase == finals and final:
             last_trips = trips / microbatches
             trips = trips - last_trips
             several = bool(np.any(trips))
@@ -225,10 +256,12 @@ def _ordered(
         found = tuple(Loop(times=times, body=(number,)) for times, number in loops)
         return found if phase == "forward" else found[::-1]
 
-    def microbatch(backward: str) -> tuple[int | Loop, ...]:
-        steps: list[int | Loop] = [*passes("forward"), *head, *passes(backward)]
+    def microbatch(last: str) -> tuple[int | Loop, ...]:
+        back = [last] if finals == "backward" else ["backward", last]
+        steps: list[int | Loop] = [*passes("forward"), *head]
+        steps += [loop for phase in back for loop in passes(phase)]
         if np.any(np.greater(chunks, 1)):
-            without_head = (*passes("forward"), *passes(backward))
+            without_head = (*passes("forward"), *passes(last))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
         for number in place.get("boundary", ()):
             times = blocks[number].trips / (microbatches * heads)
@@ -242,10 +275,10 @@ def _ordered(
             if block.phase in phases
         )
 
-    rounds = [Loop(times=microbatches, body=microbatch("backward"))]
+    rounds = [Loop(times=microbatches, body=microbatch(finals))]
     if final:
         rounds = [
-            Loop(times=microbatches - 1, body=microbatch("backward")),
+            Loop(times=microbatches - 1, body=microbatch(finals)),
             Loop(times=1, body=microbatch("final")),
         ]
     return Schedule(
@@ -257,6 +290,8 @@ def _ordered(
             chunks=chunks,
             lockstep=lockstep,
             in_turns=layout.in_turns,
+            split_backward=layout.split_backward,
+            shares=tuple(many / max(layout.stage_layers) for many in layout.stage_layers),
         ),
     )
 

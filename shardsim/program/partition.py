@@ -202,6 +202,7 @@ def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -
     stored = np.where(layout.summed_whole | layout.layered, whole, stored)
     return Compute(
         name="accumulate gradients",
+        of_weights=True,
         kind="elementwise",
         hbm_bytes=stored * (passes * work.parameter_bytes + work.reduce_bytes),
     )

@@ -17,7 +17,10 @@ import numpy as np
 
 Number = Any
 
-Phase = Literal["opening", "forward", "head", "backward", "boundary", "reduction", "update"]
+Phase = Literal[
+    "opening", "forward", "head", "backward", "weights", "boundary", "reduction", "update"
+]
+STAGE_PHASES = ("forward", "backward", "weights")  # a stage of a pipeline has its part of these
 # The trips of a visit to a block in which something is started or awaited: a prefetch is started in
 # the first for that one, and in all but the last for the next.
 When = Literal[
@@ -200,6 +203,8 @@ class Pipeline:
     # part of a tick, and who has nothing to do runs a layer's collectives nevertheless.
     lockstep: Number = False
     in_turns: Number = False  # and in a tick one of them forward, one backward
+    split_backward: Number = False  # gradients of weights are turns of their own (zero-bubble H1)
+    shares: tuple[float, ...] = ()  # layers of each stage over those of the fullest; (): all alike
 
     @property
     def ticks(self) -> Number:
@@ -226,6 +231,47 @@ class Schedule:
     def block(self, name: str) -> Block:
         """Return the block called `name`."""
         return next(block for block in self.blocks if block.name == name)
+
+    def of_stage(self, stage: int) -> Schedule:
+        """Return what one stage does, where stages have different numbers of layers: as of the
+        fullest one, with fewer trips."""
+        shares = self.pipeline.shares
+        return self.with_share(shares[stage]) if shares else self
+
+    def with_share(self, share: float) -> Schedule:
+        """Return the same with so many times the trips through layers.
+
+        Without any, what runs beside them for the head runs before it.
+        """
+        layers = {n for n, block in enumerate(self.blocks) if block.phase in STAGE_PHASES}
+
+        def scaled(item: int | Loop) -> int | Loop:
+            if isinstance(item, int):
+                return item
+            if item.body[0] in layers:
+                return replace(item, times=item.times * share)
+            return replace(item, body=tuple(map(scaled, item.body)))
+
+        beside = () if share else tuple(self._beside_the_head(layers))
+        blocks = (
+            replace(block, trips=block.trips * share)
+            if number in layers
+            else replace(block, tasks=(*beside, *block.tasks))
+            if block.phase == "head"
+            else block
+            for number, block in enumerate(self.blocks)
+        )
+        return replace(self, blocks=tuple(blocks), order=tuple(map(scaled, self.order)))
+
+    def _beside_the_head(self, layers: set[int]) -> Iterator[Move | Copy]:
+        """Yield what trips through layers do for the head, before it and after it."""
+        seen: set[str] = set()
+        for number in layers:
+            for task in self.blocks[number].tasks:
+                for_head = isinstance(task, Start) and task.when.endswith("the head")
+                if isinstance(task, Start) and for_head and task.name not in seen:
+                    seen.add(task.name)
+                    yield task.task
 
     def visits(self) -> Iterator[Visit]:
         """Yield the visits to blocks, those of loops over several blocks once for all rounds."""

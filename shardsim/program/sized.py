@@ -13,7 +13,7 @@ WIDE = 4.0  # bytes of what is summed, or exponentiated, in float32
 
 def stored(array: Array) -> Size:
     """Return the size of an array where it is stored."""
-    return Size(array.dims, by_place(array, array.split), width_of(array))
+    return Size(array.dims, array.splits, width_of(array))
 
 
 def moved(transfer: Transfer) -> Size:

@@ -35,6 +35,7 @@ def kind_of(model: Model, layout: Layout) -> Kind:
             by_expert=bool(_one(layout.spread.by_expert)),
             passed=bool(_one(layout.spread.passed)),
             by_head=bool(_one(layout.spread.by_head)),
+            switched=bool(_one(layout.spread.switched)),
         ),
     )
 

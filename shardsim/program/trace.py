@@ -19,6 +19,9 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 ROWS, LANES = 8, 128  # of a tile of HBM
 POSITIONS = ("seq", "keys")
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
+# Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
+# wait for each other longer than these small products take, and turn idly on a busy machine.
+AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ class Size:
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:  # sizes are looked up more often than anything else
-        return hash(
+    def __post_init__(self) -> None:  # sizes are looked up more often than anything else
+        known = hash(
             (self.dims, self.by, self.width, self.several, self.alone, self.others, self.pieces)
         )
+        object.__setattr__(self, "_hash", known)
+
+    def __hash__(self) -> int:
+        found: int = self.__dict__["_hash"]
+        return found
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Measure:
         weights = wire_bytes if weight_bytes is None else weight_bytes
         self.widths = {"wire": wire_bytes, "reduce": reduce_bytes, "weights": weights}
         self.known: dict[Size, Number] = {}
+        self._peaks: dict[int, tuple[Trace, Number]] = {}  # kept, so that no identity comes again
 
     def __call__(self, size: Size) -> Number:
         """Return bytes on one device."""
@@ -97,6 +102,13 @@ class Measure:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
             self.known[size] = known
         return known
+
+    def peak(self, trace: Trace) -> Number:
+        """Return the bytes at the fullest moment of a trace; of one and the same, computed once."""
+        known = self._peaks.get(id(trace))
+        if known is None:
+            known = self._peaks[id(trace)] = trace, trace.peak(self)
+        return known[1]
 
     def _filled(self, size: Size) -> Number:
         """Return the elements that HBM holds for each one of an array.
@@ -160,7 +172,13 @@ class Trace:
     def peak(self, measure: Measure) -> Number:
         """Return the bytes at the fullest moment."""
         each = np.stack(np.broadcast_arrays(*(measure(size) for size in self.sizes)))
-        return np.tensordot(self.fullest, each, axes=1).max(axis=0)
+        plans = each.reshape(len(each), -1)
+        step = max(1, AT_ONCE // self.fullest.size)
+        found = [
+            (self.fullest @ plans[:, start : start + step]).max(axis=0)
+            for start in range(0, plans.shape[1], step)
+        ]
+        return np.concatenate(found).reshape(each.shape[1:])
 
     def at_peak(self, measure: Measure) -> tuple[str, list[tuple[str, float]]]:
         """Return one plan's fullest moment, and what is there."""

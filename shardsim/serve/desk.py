@@ -27,10 +27,11 @@ from shardsim.plan.io import dump_plan
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import ATTENTION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, OP_COSTS
 from shardsim.plan.remat import POLICIES
+from shardsim.planner.attention import default_attention
 from shardsim.planner.changes import changed, positive
 from shardsim.planner.compare import how_priced, priced_alike
 from shardsim.planner.presets import plan_of_mesh
-from shardsim.planner.search import SearchResult, default_attention, search
+from shardsim.planner.search import SearchResult, search
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
 from shardsim.serve.asked import Asked, read, word

@@ -1,81 +1,22 @@
-"""What a stage does in order; with several, one forward, one backward (1F1B), or all forward and
-then all backward (GPipe), or forward alone.
+"""What the chips of a pipeline stage do in order, as trips through blocks and messages.
 
-The idle time that the cost model charges is that of both, (stages - 1) / (microbatches x
-interleave) of the layers' time. 1F1B has as many microbatches under way as there are stages
-(Narayanan et al. 2021, arXiv 2104.04473, section 2.2), GPipe all of them (arXiv 1811.06965).
+The idle time that the cost model charges of 1F1B and GPipe is (stages - 1) / (microbatches x
+interleave) of the layers' time, where nothing is sent and all stages are alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from shardsim.program.schedule import Schedule, Trip, Visit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One chunk of a stage's layers, forward or backward, for one microbatch."""
-
-    forward: bool
-    microbatch: int
-    chunk: int
-
-
-def one_forward_one_backward(
-    stages: int, stage: int, microbatches: int, chunks: int = 1
-) -> tuple[Turn, ...]:
-    """Return the turns of one stage in order.
-
-    A stage runs ahead by as many chunks as it takes until the first gradient comes back, then
-    alternates. With several chunks, microbatches go through them in groups of `stages`, or a few
-    more where they do not come in whole groups.
-
-    >>> turns = one_forward_one_backward(2, 0, 3)
-    >>> [("F" if turn.forward else "B") + str(turn.microbatch) for turn in turns]
-    ['F0', 'F1', 'B0', 'F2', 'B1', 'B2']
-    """
-    forward = only_forward(stages, microbatches, chunks)
-    backward = [replace(turn, forward=False, chunk=chunks - 1 - turn.chunk) for turn in forward]
-    if chunks == 1:
-        ahead = stages - stage - 1
-    else:
-        groups = max(microbatches // stages, 1)
-        ahead = 2 * (stages - stage - 1) + (chunks - 1) * -(-microbatches // groups)
-    ahead = min(ahead, len(forward))
-    steady = [turn for pair in zip(forward[ahead:], backward, strict=False) for turn in pair]
-    return (*forward[:ahead], *steady, *backward[len(forward) - ahead :])
-
-
-def only_forward(stages: int, microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
-    """Return the forward turns of every stage in order.
-
-    >>> [(turn.microbatch, turn.chunk) for turn in only_forward(2, 3, 2)]
-    [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
-    """
-    groups = max(microbatches // stages, 1)
-    firsts = [number * microbatches // groups for number in range(groups + 1)]
-    return tuple(
-        Turn(forward=True, microbatch=microbatch, chunk=chunk)
-        for first, end in pairwise(firsts)
-        for chunk in range(chunks)
-        for microbatch in range(first, end)
-    )
-
-
-def all_forward_all_backward(microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
-    """Return the turns of every stage in order: with several chunks, all microbatches pass one
-    before the next.
-
-    >>> turns = all_forward_all_backward(2)
-    >>> [("F" if turn.forward else "B") + str(turn.microbatch) for turn in turns]
-    ['F0', 'F1', 'B1', 'B0']
-    """
-    places = [(chunk, number) for chunk in range(chunks) for number in range(microbatches)]
-    forward = [Turn(forward=True, microbatch=number, chunk=chunk) for chunk, number in places]
-    return (*forward, *(replace(turn, forward=False) for turn in reversed(forward)))
+from shardsim.program.turns import (
+    Turn,
+    all_forward_all_backward,
+    one_forward_one_backward,
+    only_forward,
+    zero_bubble,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +44,7 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
 
     The head runs on the last stage only, with the embedding, as the cost model has it.
     """
+    schedule = schedule.of_stage(stage)
     stages, microbatches, chunks = (
         round(float(number))
         for number in (
@@ -123,13 +65,15 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         yield from _in_ticks(schedule, stage, stages, microbatches, chunks)
         yield from _once(schedule, "reduction", "update")
         return
-    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    phases = ("forward", "head", "backward", "weights")
+    visits = {phase: _visits(schedule, phase) for phase in phases}
     last = stages * chunks - 1
-    turns = one_forward_one_backward(stages, stage, microbatches, chunks)
-    if not visits["backward"]:
-        turns = only_forward(stages, microbatches, chunks)
-    for turn in turns:
+    for turn in _turns(schedule, stage, stages, microbatches, chunks):
         place = turn.chunk * stages + stage
+        if turn.weights:
+            which = -1 if turn.microbatch == microbatches - 1 else 0
+            yield from replace(visits["weights"][which], before=False, after=False).each()
+            continue
         start, end, way = (0, last, 1) if turn.forward else (last, 0, -1)
         # Gradients are complete in the last microbatch.
         which = -1 if turn.microbatch == microbatches - 1 else 0
@@ -141,19 +85,34 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         visit = visits["forward" if turn.forward else "backward"][which]
         head = place == last
         visit = replace(visit, before=turn.forward and head, after=not turn.forward and head)
-        *trips, final = visit.each()
+        trips = [*visit.each()]
+        final = trips.pop() if trips else None
         yield from trips
+        number = turn.microbatch * stages * chunks + place + way
         if turn.forward and head:
-            yield from (final, *visits["head"][0].each())
+            yield from ((final,) if final else ())
+            yield from visits["head"][0].each()
         elif place == end:
-            yield final
+            yield from ((final,) if final else ())
+        elif final is None:
+            yield Message(arriving=False, leg=f"{leg}:{stage}", number=number)
         else:
             # What a last trip closes with, sums of gradients, others need not wait for.
-            number = turn.microbatch * stages * chunks + place + way
             yield Part(trip=final, closing=False)
             yield Message(arriving=False, leg=f"{leg}:{stage}", number=number)
             yield Part(trip=final, closing=True)
     yield from _once(schedule, "reduction", "update")
+
+
+def _turns(
+    schedule: Schedule, stage: int, stages: int, microbatches: int, chunks: int
+) -> tuple[Turn, ...]:
+    """Return the turns of a stage, of schedules without ticks."""
+    if schedule.pipeline.split_backward:
+        return zero_bubble(stages, stage, microbatches)
+    if any(block.phase == "backward" for block in schedule.blocks):
+        return one_forward_one_backward(stages, stage, microbatches, chunks)
+    return only_forward(stages, microbatches, chunks)
 
 
 def _once(schedule: Schedule, *phases: str) -> Iterator[Trip]:

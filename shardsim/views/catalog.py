@@ -79,17 +79,17 @@ def estimates(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def models(items: Iterable[tuple[str, Model]]) -> Table:
-    """Return models, each under the name of its preset."""
+    """Return models, each under the name of its preset; of several stacks, the main one."""
+    whole = Column("parameters", "parameters", lambda model: model.parameters / 1e9, ",.3f", "B")
     own = [
-        Column("parameters", "parameters", lambda model: model.parameters / 1e9, ",.3f", "B"),
         *(Column(key, key, attrgetter(key), "d") for key in ("layers", "embed", "mlp")),
         Column("heads", "heads", lambda model: f"{model.heads} x {model.head_dim}", right=True),
         Column("kv_heads", "kv heads", attrgetter("kv_heads"), "d"),
         Column("block", "block", lambda model: "parallel" if model.parallel_block else "serial"),
         Column("sequence", "tokens", attrgetter("sequence"), "d"),
     ]
-    columns = [Column("name", "model", itemgetter(0))]
-    return table([*columns, *(one.within(itemgetter(1)) for one in own)], items)
+    columns = [Column("name", "model", itemgetter(0)), whole.within(itemgetter(1))]
+    return table([*columns, *(one.within(lambda item: item[1].main) for one in own)], items)
 
 
 def counts(rows: Iterable[Mapping[str, Any]]) -> Table:

@@ -543,6 +543,18 @@ MODELS |= {
         "predicts": 3,
         "images": {**_VIT, "sequence": 8, "kept": 8, "biases": _ALL_BIASES, "positions": "fixed"},
     },
+    # As DINOv2 with registers: scales of branches' channels; a class token, and tokens of no patch.
+    "dinov2": {
+        **_VIT,
+        "name": "dinov2",
+        "image": 28,
+        "sequence": 56,
+        "pooling": "cls",
+        "classes": 16,
+        "registers": 6,
+        "layer_scale": True,
+        "biases": _ALL_BIASES,
+    },
     # As OLMo 2: norms of all heads of a token at once.
     "olmo": {**MODELS["llama"], "name": "olmo", "qk_norm": True, "qk_norm_over": "heads"},
 }
@@ -577,6 +589,15 @@ CONDITIONED: dict[str, Plan] = {
         {"embed": ["fsdp", "context"], **_INSIDE},
         _B | {"seq": ["context", "model"]},
         attention="unfused",
+    ),
+    "registers, scaled branches, tensor, context": make(
+        "dinov2",
+        _FCM,
+        {"embed": ["fsdp", "context"], **_INSIDE},
+        _B | {"seq": ["context", "model"]},
+    ),
+    "registers, scaled branches, tensor, embed": make(
+        "dinov2", _DFM, _FSDP_TENSOR, _DB | _EMB, microbatches=2
     ),
     "norms over all heads, tensor": make("olmo", _DFM, _FSDP_TENSOR, _DB | _SEQ, remat="dots"),
 }
@@ -801,6 +822,55 @@ ENDS = {
     "layers in three stacks, experts exchanged": make(
         "mixed-ends", _FE, _FE_SPLIT, _ON_FE, **_ROOM, remat="dots"
     ),
+}
+
+# As Latte and Open-Sora: layers attend in turn within frames and through time.
+MODELS["latte"] = {
+    **MODELS["dit"],
+    "name": "latte",
+    "frames": 4,
+    "layers": 4,
+    "attends": ["space", "time"],
+}
+MODELS["latte-parallel"] = {
+    **MODELS["vit"],
+    "name": "latte-parallel",
+    "frames": 8,
+    "layers": 4,
+    "attends": ["time", "all"],
+    "pooling": "mean",
+}
+for _name in ("latte", "latte-parallel"):
+    MODELS[_name] = {k: v for k, v in MODELS[_name].items() if k != "sequence"}
+_FC, _ON_FC = {"fsdp": 2, "context": 4}, _B | {"seq": ["context"]}
+
+# Of layers along space and time, over a context axis.
+VIDEOS: dict[str, Plan] = {
+    "frames and locations switched": make(
+        "latte", _FC, {"embed": ["fsdp", "context"]}, _ON_FC, **_context(keys="dsp"), remat="dots"
+    ),
+    "frames and locations switched, unfused, parallel layers": make(
+        "latte-parallel", _C4, {}, _ON_C4, **_context(keys="dsp"), **_UNFUSED, microbatches=2
+    ),
+    "frames and locations switched, tensor, sequence": make(
+        "latte",
+        _FCM,
+        _FCM_SPLIT,
+        _B | {"seq": ["context", "model"]},
+        **_context(keys="dsp"),
+        remat="save_context",
+    ),
+    "frames and locations switched, tensor, embed": make(
+        "latte", _FCM, _FSDP_TENSOR, _B | {"seq": ["context"], **_EMB}, **_context(keys="dsp")
+    ),
+    "through time, keys gathered": make("latte", _C4, {}, _ON_C4, remat="dots"),
+    "through time, ulysses, tensor": make(
+        "latte", _FCM, _FCM_SPLIT, _B | {"seq": ["context", "model"]}, **_context(keys="ulysses")
+    ),
+    "through time, ring": make(
+        "latte", _C4, {"embed": ["context"]}, _ON_C4, **_context(keys="ring"), microbatches=2
+    ),
+    "through time, fsdp": make("latte", _F, {"embed": ["fsdp"]}, _B, remat="none"),
 }
 
 # As Gemma 4: layers without a window have fewer and wider heads, whose values are their keys.

@@ -14,6 +14,7 @@ from plans import (
     PHASES,
     PLANS,
     STACKS,
+    VIDEOS,
 )
 from shardsim.xla import HostDevices
 from shardsim.xla.host import LARGEST_ERROR
@@ -23,6 +24,7 @@ from shardsim.xla.host import LARGEST_ERROR
 SCATTERED = {"experts, tensor, replicated"}
 
 ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES | ENDS | CONDITIONED | GLOBALS
+ALL = ALL | VIDEOS
 EACH = 3  # of so many plans one runs every time; -m deep runs the others
 
 

@@ -410,6 +410,7 @@ def test_a_size_that_is_carried_changes_the_model(name: str, tmp_path: Path) -> 
     config = {**DEFAULTS[PUBLISHED[name][0]["model_type"]], **PUBLISHED[name][0]}
     usual = read(tmp_path, config)
     sizes = [k for k in usual.carried if type(config[k]) is int and "position" not in k]
+    sizes = [k for k in sizes if config[k]]  # twice nothing is nothing
     assert len(sizes) >= 4
     for key in sizes:
         try:

@@ -33,6 +33,7 @@ CHANGES: dict[str, Any] = {
     "fused_projections": True,
     "pipeline_schedule": "gpipe",
     "pipeline_interleave": 2,
+    "stage_layers": [3, 1],
     "accumulation": "layered",
     "vocab_tiles": 2,
     "offload_optimizer": True,

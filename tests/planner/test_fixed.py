@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from building import decoder, vit
+from building import ALIKE_KEYS, decoder, vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from shardsim.model import Experts, Model
 from shardsim.plan import Plan, Remat, load_plan, resolve, save_plan
 from shardsim.plan.io import parse_remat
 from shardsim.plan.layout import ROLES
-from shardsim.plan.plan import CONTEXT_KEYS, Routing
+from shardsim.plan.plan import Routing
 from shardsim.planner.fixed import ROOM, fixed_of
 from shardsim.planner.search import search
 
@@ -65,7 +65,9 @@ def test_every_plan_has_what_is_held(choices: dict[str, Any]) -> None:
         assert has(item.plan, choices), item.plan
 
 
-@pytest.mark.parametrize("role", ["model", "fsdp", "data"])
+@pytest.mark.parametrize(
+    "role", ["model", *(pytest.param(role, marks=pytest.mark.slow) for role in ("fsdp", "data"))]
+)
 def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
     whole = search(MODEL, MACHINE, 64, top=1)
     parts = [
@@ -77,7 +79,10 @@ def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
     assert best == pytest.approx(whole.best.step_time_s, rel=1e-12)
 
 
-@pytest.mark.parametrize("keys", CONTEXT_KEYS)
+@pytest.mark.parametrize(
+    "keys",
+    [pytest.param(k, marks=() if k == "ring" else pytest.mark.slow) for k in ALIKE_KEYS],
+)
 def test_how_a_context_axis_attends_is_held(keys: str) -> None:
     # Four sequences on sixteen chips: some axis has to split more than the batch.
     whole = search(MODEL, MACHINE, 4, top=1).best.step_time_s

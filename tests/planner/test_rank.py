@@ -20,10 +20,11 @@ from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES, Layout
+from shardsim.planner.attention import default_attention
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.fixed import ROOM
 from shardsim.planner.rank import OBJECTIVES
-from shardsim.planner.search import SearchResult, default_attention, plan_at, search
+from shardsim.planner.search import SearchResult, plan_at, search
 from shardsim.planner.space import Part, legal_cells, meshes, parts
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap

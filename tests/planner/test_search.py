@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import decoder, plain_chip, vit
+from building import ALIKE_KEYS, decoder, plain_chip, vit
 
 from shardsim.cost.costs import costs_of
 from shardsim.cost.hbm import hbm_use
@@ -19,9 +19,10 @@ from shardsim.cost.price import step_time_s
 from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
-from shardsim.plan.plan import CONTEXT_KEYS, Context
+from shardsim.plan.plan import Context
 from shardsim.plan.remat import OFFLOADS, POLICIES
-from shardsim.planner.search import SearchResult, default_attention, plan_at, search
+from shardsim.planner.attention import default_attention
+from shardsim.planner.search import SearchResult, plan_at, search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
@@ -290,7 +291,7 @@ def ways(work: Workload, mesh: dict[str, dict[str, int]], microbatches: int) -> 
     sizes = [np.prod(list(mesh.get(role, {}).values())) for role in ("d", "f", "c")]
     needed = work.batch < int(np.prod(sizes)) * microbatches
     other = "c" in mesh and needed and work.attention == "flash"
-    return CONTEXT_KEYS if other else CONTEXT_KEYS[:1]
+    return ALIKE_KEYS if other else ALIKE_KEYS[:1]
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,17 @@ def test_events_agree_with_the_closed_form(held: str) -> None:
     assert played == pytest.approx(predict(plan).step_time_s, rel=5e-3)
 
 
-def test_the_search_prices_rows_as_the_plan_does() -> None:
+@pytest.mark.parametrize("held", ["packed", pytest.param("unpadded", marks=pytest.mark.slow)])
+def test_the_search_prices_rows_as_the_plan_does(held: str) -> None:
     lengths = {"distribution": "log_normal", "mean": 900, "deviation": 700}
-    for held in ("packed", "unpadded"):
-        fix = {"lengths": {**lengths, "as": held}}
-        found = search("llama2-7b", "v5p:2x2x2", 64, sequence=4096, top=3, fix=fix)
-        times = [one.step_time_s for one in found.predictions]
-        for one in found.predictions:
-            assert one.plan.lengths is not None
-            assert one.plan.lengths.held == held
-            assert predict(one.plan).step_time_s == pytest.approx(one.step_time_s)
-        assert all(a <= b * (1 + 1e-9) for a, b in pairwise(times))
+    fix = {"lengths": {**lengths, "as": held}}
+    found = search("llama2-7b", "v5p:2x2x2", 64, sequence=4096, top=3, fix=fix)
+    times = [one.step_time_s for one in found.predictions]
+    for one in found.predictions:
+        assert one.plan.lengths is not None
+        assert one.plan.lengths.held == held
+        assert predict(one.plan).step_time_s == pytest.approx(one.step_time_s)
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(times))
 
 
 def test_sequences_that_are_skipped_are_not_split_over_a_context_axis() -> None:

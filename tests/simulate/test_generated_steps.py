@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from building import plans, quiet
+from building import MODELS, VIDEO, is_legal, plans, quiet
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from staged import staged
 
-from shardsim.plan import Plan, resolve
+from shardsim.errors import PlanError
+from shardsim.plan import Plan, Precision, Remat, resolve
+from shardsim.plan.lengths import Lengths
+from shardsim.plan.plan import TICKS
 from shardsim.simulate import simulate_plan
 
 # Permutes stop all work on the larger v5e.
 MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:4x8", "2*v4:2x2x4")
 
 
-@given(plans(machines=MACHINES), st.sampled_from(["physical", "compiler"]))
+@given(
+    plans(models=(*MODELS, VIDEO, VIDEO), machines=MACHINES),
+    st.sampled_from(["physical", "compiler"]),
+)
 # Most meshes let two groups share an axis, where the levels may differ.
 @settings(
     max_examples=40,
@@ -35,6 +42,41 @@ def test_events_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
         assert mine.exposed_s <= mine.time_s * (1 + 1e-9) + 1e-12
 
 
+# What else a plan may be told, one at a time.
+TECHNIQUES: tuple[dict[str, Any], ...] = (
+    {"accumulation": "gathered"},
+    {"accumulation": "scattered"},
+    {"accumulation": "layered"},
+    {"remat": Remat.of(save=frozenset(), offload=frozenset({"qkv", "layer_input"}))},
+    {"offload_optimizer": True},
+    {"forward_only": True},
+    {"lengths": Lengths(held="packed", distribution="uniform", least=32, most=256)},
+    {"lengths": Lengths(held="unpadded", distribution="uniform", least=32, most=256)},
+    {"precision": Precision(weights="int8", compute="int8")},
+    {"vocab_tiles": 2},
+)
+
+
+@given(plans(models=(*MODELS, VIDEO), machines=MACHINES), st.sampled_from(TECHNIQUES))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[str, Any]) -> None:
+    assume(int(resolve(plan).pipeline.size) == 1)
+    plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 4)))
+    try:
+        plan = replace(plan, **more)
+    except PlanError:
+        assume(False)
+    assume(is_legal(plan))
+    quiet(plan, "physical")
+    found = simulate_plan(plan, costs="physical")
+    assume(not found.events.contention)
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
+
+
 @given(staged(), st.sampled_from(["physical", "compiler"]))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> None:
@@ -45,6 +87,6 @@ def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> 
     assume(not found.events.contention)
     closed_s = found.events.analytic_step_time_s
     sends = [use for use in found.collectives if use.mesh_axes == ("p",) and use.kind == "permute"]
-    ticks = plan.pipeline_schedule != "1f1b"
+    ticks = plan.pipeline_schedule in TICKS
     one_s = sum(use.time_s / use.count for use in sends) if ticks else 0.0
     assert found.step_time_s == pytest.approx(closed_s, rel=0.005, abs=one_s)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.cost.stages import Turns, waiting_s
+from shardsim.cost.stages import StageTurns, Took, Turns, waiting_s, walked_s
 from shardsim.plan import MeshAxis, Plan, load_plan
 from shardsim.program.schedule import Pipeline
+from shardsim.program.turns import Turn, one_forward_one_backward, only_forward, zero_bubble
 from shardsim.simulate import simulate_plan
-from shardsim.simulate.pipeline import Turn, one_forward_one_backward, only_forward
 
 
 def makespan(
@@ -90,6 +90,52 @@ def test_the_closed_form_is_the_last_of_all_turns(
     own = many * (forward + back + head + sends * send)
     found = own + float(waiting_s(pipeline, turns, bool(back)))
     assert found == pytest.approx(makespan(stages, many, chunks, forward, back, head, send))
+
+
+@given(
+    st.integers(2, 6),
+    st.integers(1, 3),
+    st.floats(0.5, 2.0),
+    st.floats(0.5, 2.0),
+    st.sampled_from([0.0, 0.5, 1.5]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_walked_turns_end_as_the_closed_form_says(
+    stages: int, rounds: int, forward: float, backward: float, head: float, send: float
+) -> None:
+    many = stages * rounds
+
+    def took(seconds: float) -> Took:
+        return Took(turn_s=seconds, last_turn_s=seconds)
+
+    each = [StageTurns(forward=took(forward), backward=took(backward)) for _ in range(stages)]
+    each[-1] = dataclasses.replace(each[-1], head=took(head))
+    pipeline = Pipeline(stages=stages, microbatches=many)
+    walked = walked_s(pipeline, each, send, trained=True)
+    assert walked == pytest.approx(makespan(stages, many, 1, forward, backward, head, send))
+
+
+@given(st.integers(2, 8), st.integers(1, 3), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
+def test_zero_bubble_idles_as_published(
+    stages: int, rounds: int, forward: float, backward: float
+) -> None:
+    """(P - 1) (F + B - W), where gradients of weights take no longer than the rest (arXiv
+    2401.10241, table 2); with no more microbatches on any stage than 1F1B has on the first."""
+    many, weights = stages * rounds, min(forward, backward)
+
+    def took(seconds: float) -> Took:
+        return Took(turn_s=seconds, last_turn_s=seconds)
+
+    one = StageTurns(forward=took(forward), backward=took(backward), weights=took(weights))
+    pipeline = Pipeline(stages=stages, microbatches=many, split_backward=True)
+    idle = walked_s(pipeline, [one] * stages, 0.0, True) - many * (forward + backward + weights)
+    assert idle == pytest.approx((stages - 1) * (forward + backward - weights))
+    for stage in range(stages):
+        there, most = 0, 0
+        for turn in zero_bubble(stages, stage, many):
+            there += turn.forward - turn.weights
+            most = max(most, there)
+        assert most <= stages
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 8])

@@ -337,3 +337,8 @@ def test_models_that_cannot_be_said_have_the_reason(text: str, words: str, tmp_p
         text, words = text.replace("  return c\n", "") + "  return c\n", "text_model: 'x'"
     with pytest.raises(ShardsimError, match=words):
         read(tmp_path, text)
+
+
+def test_a_variant_of_nothing_is_refused_as_in_training(tmp_path: Path) -> None:
+    with pytest.raises(ShardsimError, match=r"config.model.variant: ''; choose from: B, G"):
+        read(tmp_path, CONFIG, "variant=")

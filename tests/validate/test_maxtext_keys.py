@@ -334,6 +334,13 @@ def test_pipelines_have_the_microbatches_and_repeats_of_maxtext(tmp_path: Path) 
     assert of("ici_pipeline_parallelism=4 num_pipeline_repeats=2") == (4, 2)
 
 
+def test_a_tensor_sequence_axis_beside_a_tensor_axis_is_listed(tmp_path: Path) -> None:
+    found = script(tmp_path, "ici_tensor_parallelism=2 ici_tensor_sequence_parallelism=2")
+    assert {axis.name: axis.size for axis in found.plan.mesh} == {"fsdp": 16, "model": 4}
+    listed = {item.key: item.could_change for item in found.not_carried}
+    assert listed == {"ici_tensor_sequence_parallelism": ("time",)}
+
+
 def test_a_tensor_sequence_axis_splits_the_sequence(tmp_path: Path) -> None:
     plan = script(tmp_path, "ici_tensor_sequence_parallelism=4").plan
     assert plan.activations["seq"] == plan.parameters["heads"] == ("model",)

@@ -12,16 +12,21 @@ from click.testing import CliRunner
 from shardsim.cli.main import main
 from shardsim.errors import FileError
 from shardsim.files import data_folder
-from shardsim.validate.measured import SHIPPED, append_result, measured, read_results
+from shardsim.validate.measured import SHIPPED, Measured, append_result, measured, read_results
 from shardsim.views.evidence import measured_page
 
-FOUND = measured()
 FITTED = 6  # of the steps, named in hardware/h100.yaml
 
 
-def test_the_bounds_of_docs_gpu_hold() -> None:
-    summary = FOUND.summary()
-    assert not FOUND.failed
+@pytest.fixture(scope="module")
+def kept() -> Measured:
+    """Return the steps that ship, predicted."""
+    return measured()
+
+
+def test_the_bounds_of_docs_gpu_hold(kept: Measured) -> None:
+    summary = kept.summary()
+    assert not kept.failed
     assert summary["steps"] == 30
     assert summary["of_another_program"] == 2
     assert summary["median_abs_error"] < 0.03
@@ -31,17 +36,17 @@ def test_the_bounds_of_docs_gpu_hold() -> None:
     assert summary["rank_correlation"] > 0.97
 
 
-def test_steps_that_nothing_was_fitted_to_are_no_worse() -> None:
+def test_steps_that_nothing_was_fitted_to_are_no_worse(kept: Measured) -> None:
     text = data_folder("hardware").joinpath("h100.yaml").read_text("utf-8")
     named = {word.strip("(,)") for word in text.split()}
-    fitted = [step for step in FOUND.alike if step.id.removeprefix("h100-") in named]
-    rest = [abs(s.error) for s in FOUND.alike if s not in fitted and "-2-" not in s.id]
+    fitted = [step for step in kept.alike if step.id.removeprefix("h100-") in named]
+    rest = [abs(s.error) for s in kept.alike if s not in fitted and "-2-" not in s.id]
     assert len(fitted) == FITTED
     assert sorted(rest)[len(rest) // 2] < 0.05
 
 
-def test_errors_are_predicted_over_measured() -> None:
-    for step in FOUND.steps:
+def test_errors_are_predicted_over_measured(kept: Measured) -> None:
+    for step in kept.steps:
         assert step.error == pytest.approx(step.predicted_s / step.measured_s - 1.0)
 
 
@@ -97,7 +102,7 @@ def test_a_plan_that_cannot_be_predicted_is_said(tmp_path: Path) -> None:
     assert found.failed[0][0] == row["id"]
 
 
-def test_the_command_prints_what_json_has() -> None:
+def test_the_command_prints_what_json_has(kept: Measured) -> None:
     result = CliRunner().invoke(main, ["validate", "--measured", "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.output)["summary"] == pytest.approx(FOUND.summary())
+    assert json.loads(result.output)["summary"] == pytest.approx(kept.summary())

@@ -128,17 +128,17 @@ def _model_section(model: Model) -> dict[str, Any]:
     if model.attention_width != model.embed:
         return {}
     for kind in ("llama", "gpt2"):
-        options = dict(MODELS[kind][0])
+        options, more = dict(MODELS[kind][0]), dict[str, Any]()
         if kind == "llama":
             options["tied_embeddings"] = model.tied_embeddings
-            more = {"tie_word_embeddings": True} if model.tied_embeddings else {}
+            more |= {"tie_word_embeddings": True} if model.tied_embeddings else {}
         else:
             if model.mlp % model.embed or model.kv_heads != model.heads:
                 continue
             scale = model.mlp // model.embed
             dropped = ("intermediate_dim", "num_kv_heads")
             sizes = {key: size for key, size in sizes.items() if key not in dropped}
-            more = {"mlp_scale": scale} if scale != MODELS[kind][1]["mlp_scale"] else {}
+            more |= {"mlp_scale": scale} if scale != MODELS[kind][1]["mlp_scale"] else {}
         if not differences(model, load_model({**same, **options})):
             return {"type": kind, **sizes, **more}
     return {}

@@ -74,6 +74,7 @@ class Explicit(Whole):
         self.exchange_members, self.expert_members = self.exchanged.size, expert.size
         self.experts_shards = make_group(plan, plan["experts_gather"])
         self.keys = plan["keys"] if self.context.size > 1 else "gathered"
+        self.switches = plan["keys"] == "dsp"
         self.striped = plan["order"] == "striped" and self.context.size > 1
         self.rows = make_group(plan, roles["data"] + roles["fsdp"] + roles["expert"])
         self.row_members = self.rows.size
@@ -193,7 +194,7 @@ class Explicit(Whole):
 
     def all_keys(self, x: Array) -> Array:
         with jax.named_scope("keys"):
-            if self.keys != "gathered":
+            if self.keys in ("ring", "ulysses"):
                 return x
             x = gather(x, self.context, 1)
             return in_order(x, self.context) if self.striped else x
@@ -211,7 +212,8 @@ class Explicit(Whole):
 
     def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attend to keys and values that pass round the context axis."""
-        group, striped, tokens = self.context, self.striped, self.plan["sequence"]
+        group, striped = self.context, self.striped
+        tokens = q.shape[1] * group.size
 
         def places(hops: int) -> Array:
             who = member_before(group, hops)
@@ -245,6 +247,29 @@ class Explicit(Whole):
         out = super().flash(q, k, v, mask, at)
         with jax.named_scope("keys"):
             return turn(out, self.context, 1, 2)
+
+    def by_location(self, x: Array) -> Array:
+        if not self.switches:
+            return x
+        locations = self.plan["sequence"] // self.model["frames"]
+        x = x.reshape(len(x), -1, locations, x.shape[-1])
+        with jax.named_scope("switch"):
+            x = turn(x, self.context + self.on_tokens, 2, 1).swapaxes(1, 2)
+        return x.reshape(len(x), -1, x.shape[-1])
+
+    def by_frame(self, x: Array) -> Array:
+        if not self.switches:
+            return x
+        x = x.reshape(len(x), -1, self.model["frames"], x.shape[-1])
+        with jax.named_scope("switch"):
+            x = turn(x, self.context + self.on_tokens, 2, 1).swapaxes(1, 2)
+        return x.reshape(len(x), -1, x.shape[-1])
+
+    def has_sequences(self, along: str) -> bool:
+        return along == "space" or self.switches or self.context.size == 1
+
+    def lie_in_turn(self, along: str) -> bool:
+        return along == "space" or self.switches
 
     def own_queries(self, x: Array) -> Array:
         return own(x, self.tensor2, x.ndim - 1)
@@ -334,9 +359,8 @@ class Explicit(Whole):
         axes = self.parameters[name]["axes"]
         dim = 0 if self.plan["by_expert"] else axes.index("embed")
         with jax.named_scope("gather_weights"):
-            first = jnp.moveaxis(params[name], dim, 0)
-            whole = gather_weight(first, self.experts_shards, 0, self.compute, self.reduce)
-            return jnp.moveaxis(whole, 0, dim)
+            shards = self.experts_shards
+            return gather_weight(params[name], shards, dim, self.compute, self.reduce)
 
     def expert_vector(self, params: Params, name: str, width: int) -> Array:
         value = params[name].astype(self.compute)

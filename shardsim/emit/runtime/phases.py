@@ -171,7 +171,8 @@ def scattered(
 
     def body(before: Any, part: Params) -> tuple[Any, None]:
         value, (mine, others) = jax.value_and_grad(loss, (0, 1))(nothing, ends, part)
-        gradients = {**mine, **own_gradients(way, in_sums(others))}
+        # Apart from the sum, into which the TPU compiler would move the scatters, and fails.
+        gradients = lax.optimization_barrier({**mine, **own_gradients(way, in_sums(others))})
         return jax.tree.map(jnp.add, before, (value, gradients)), None
 
     return lax.scan(body, (jnp.zeros(()), zeros(params)), parts)[0]

@@ -191,7 +191,7 @@ class Trainer:
         entry = self.parameters[name]
         used = {axis for axes in entry["optimizer_spec"] for axis in axes}
         left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
-        axes = [axis for axis in entry["axes"] if axis != "expert"]
+        axes = [axis for axis in entry["axes"] if axis not in ("expert", "register")]
         if "embed" not in axes or len(axes) == 1:  # a vector
             with jax.named_scope("reduce_small_gradients"):
                 return total(gradient, make_group(self.plan, left))
@@ -228,7 +228,9 @@ class Trainer:
         def body(sums: Any, part: Params) -> tuple[Any, None]:
             # Tied to its microbatch, so that weights gathered for one need not stay for the next.
             own, part = lax.optimization_barrier((params, part))
-            return jax.tree.map(jnp.add, sums, run(own, part)), None
+            # Apart from the sum, into which the TPU compiler would move the scatters, and fails.
+            found = lax.optimization_barrier(run(own, part))
+            return jax.tree.map(jnp.add, sums, found), None
 
         parts = {name: self.split(way, value, count) for name, value in batch.items()}
         own = self.trained(params)

@@ -163,6 +163,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         layer_types=None,
         use_bidirectional_attention=None,
         hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=262144,
         attention_k_eq_v=False,
         global_head_dim=512,
         num_global_key_value_heads=None,

@@ -92,6 +92,7 @@ REASONS: Mapping[str, Reason] = {
     "summary_proj_to_labels": _GENERATING,
     **dict.fromkeys(("logit_scale_init_value", "projection_dim"), _OTHER),
 }
+_NO_EXPERTS = "enable_moe_block is false"
 _UNREAD: Mapping[str, str] = {
     "intermediate_size": "no layer has an MLP in place of its experts",
     "intermediate_size_mlp": "no layer has an MLP in place of its experts",
@@ -103,6 +104,10 @@ _UNREAD: Mapping[str, str] = {
     "hidden_act": "another key says which activation it is",
     "hidden_activation": "hidden_act says which activation it is",
     "use_sliding_window": "layer_types says which layers have a window",
+    **dict.fromkeys(("num_experts", "top_k_experts", "moe_intermediate_size"), _NO_EXPERTS),
+    "num_global_key_value_heads": "attention_k_eq_v is false, or no layer has a window",
+    "use_double_wide_mlp": "only layers that share keys and values are wider",
+    "vocab_size_per_layer_input": "no layer has embeddings of its own",
     "pooler_output_size": "no pooler stands behind the layers",
 }
 

@@ -96,9 +96,9 @@ def _kind(config: Keys) -> str:
 
 def _sizes(config: Keys, prefix: str, usual: Sequence[int | None]) -> tuple[Made, str]:
     """Return the sizes of a stack, and what stands behind its letter."""
-    variant = str(known(config, f"{prefix}.variant", None) or "")
-    letter, _, cut = variant.partition("/")
-    if letter:
+    variant = known(config, f"{prefix}.variant", None)
+    letter, _, cut = str(variant or "").partition("/")
+    if variant is not None:  # without one its class has sizes of its own; of "" it makes none
         if letter not in VARIANTS:
             raise FileError(f"config.{prefix}.variant: {variant!r}{nearest(letter, VARIANTS)}")
         usual = VARIANTS[letter]

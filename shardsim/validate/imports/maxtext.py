@@ -217,10 +217,14 @@ def _plan(
     keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str], left: list[NotCarried]
 ) -> Plan:
     """Return the plan; what of a key is not in it goes to `left`."""
-    split = Split()
-    for key, size in _parallelism(keys).items():
-        if (why := _COUNTED_AS.get(key.partition("_")[2])) and size not in (1, -1):
-            left.append(NotCarried(key, size, why, (TIME,)))
+    split, asked = Split(), _parallelism(keys)
+    if any(key.endswith("_tensor_parallelism") for key in asked):
+        why = "counted as tensor: the residual stream is split along embed by both"
+        both = [key for key in asked if key.endswith("_tensor_sequence_parallelism")]
+        left += [NotCarried(key, asked[key], why, (TIME,)) for key in both]
+    for key, size in asked.items():
+        if (other := _COUNTED_AS.get(key.partition("_")[2])) and size not in (1, -1):
+            left.append(NotCarried(key, size, other, (TIME,)))
         if _AXIS.fullmatch(key) is None:
             raise FileError(f"{key}: MaxText's axis {key[4:].rpartition('_')[0]} is not modelled")
         if model.experts and key.endswith("_expert_parallelism"):

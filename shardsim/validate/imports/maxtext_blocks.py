@@ -241,9 +241,16 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
             f"attention_type: {shown(keys['attention_type'])} is not modelled of the deepseek "
             "block; mla is"
         )
-    for key, usual in (("use_indexer", False), ("mhc_expansion_rate", 1), ("engram_layers", [])):
+    for key, usual, what in (
+        ("use_indexer", False, "a query sees tokens that an index of all of them chooses"),
+        ("mhc_expansion_rate", 1, "several residual streams are mixed before and behind a branch"),
+        ("engram_layers", [], "memories of n-grams are looked up"),
+    ):
         if keys[key] != usual:
-            raise FileError(f"{key}: {shown(keys[key])} is not modelled: it adds weights to layers")
+            raise FileError(
+                f"{key}: {shown(keys[key])} is not modelled: {what}, with weights of its own; "
+                "what that costs is not known"
+            )
     rotary = whole(keys["qk_rope_head_dim"], "qk_rope_head_dim")
     experts = _experts(
         keys,

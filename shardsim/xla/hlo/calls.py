@@ -3,7 +3,7 @@
 `call-start` hands a computation to the SparseCore, `call-done` waits for it; dumps write the
 same as an `async-start` of a computation that is one `call`. The computation is one operation on
 its parameters, or a call of one in turn; a parameter may be a token, which orders the call and
-holds nothing.
+holds nothing. What a scatter adds to may be copied first, by a call of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from shardsim.xla.hlo.shapes import Shape
 
 THREAD = '"sparsecore"'
 _STARTS = ("call-start", "async-start")
+_DONES = ("call-done", "async-done")
 _HOLD = frozenset(("parameter", "tuple", "get-tuple-element"))
 _CALLS = frozenset(("call", "custom-call"))
-_MOVES = frozenset("copy gather reshape slice transpose".split())
+_MOVES = frozenset("copy gather reshape scatter slice transpose".split())
+
+Copied = tuple[Instruction, Computation, Instruction]  # the call, and the copy where it stands
 
 
 def call_fits(module: Module, item: Instruction, given: list[Shape]) -> bool:
@@ -69,7 +72,7 @@ def check_callers(items: Iterable[Instruction]) -> None:
 def offloaded(module: Module, item: Instruction) -> tuple[Computation, Instruction]:
     """Return the operation that a call-start runs, and the computation that holds it.
 
-    It is a collective, or an operation that only moves data.
+    It is a collective, or an operation that only moves data, where a scatter may add to it.
     """
     home, found = _only_operation(module, item)
     if found.opcode in _STARTS:
@@ -99,13 +102,39 @@ def _only_one(
     if done in ("call", "async") and done != found.opcode:
         found = home.operand(found, 0)
     arrays = tuple(name for name in home.parameters if home[name].shape.dtype != "token")
-    read = tuple(home.behind(name) for name in found.operands)
+    copied = copied_first(module, home)
+    read = tuple(copied[name][0].operands[0] if name in copied else name for name in found.operands)
+    read = tuple(map(home.behind, read))
     read = tuple(name for name in read if home[name].shape.dtype != "token")
-    work = [one.opcode for one in home.instructions.values() if one.opcode not in _HOLD]
+    beside = {*copied, *(start.name for start, _, _ in copied.values())}
+    work = [
+        one.opcode
+        for one in home.instructions.values()
+        if one.opcode not in _HOLD and one.name not in beside
+    ]
     wanted = [f"{done}-start", f"{done}-done"] if found.opcode in _STARTS else [found.opcode]
     if read != arrays or work != wanted:
         raise HloError(f"%{item.name}: %{home.name} is not one operation", item.line)
     return home, found
+
+
+def copied_first(module: Module, home: Computation) -> dict[str, Copied]:
+    """Return what calls in `home` copy for its last one, by the name of the copy."""
+    found: dict[str, Copied] = {}
+    for done in home.instructions.values():
+        if done.opcode not in _DONES or done.name == home.root:
+            continue
+        start = home.operand(done, 0)
+        if start.opcode not in _STARTS or len(start.operands) != 1:
+            continue
+        inner = module.called(start)
+        copy = inner[inner.root]
+        while copy.opcode in _CALLS and copy.called:
+            inner = module.called(copy)
+            copy = inner[inner.root]
+        if copy.opcode == "copy":
+            found[done.name] = start, inner, copy
+    return found
 
 
 def _only_moves(module: Module, item: Instruction) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shardsim.xla.hlo.constants import Constants
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.grouped import grouped_of
 from shardsim.xla.hlo.kernels import ELIDED, Executed
 from shardsim.xla.hlo.matmul import Matmul, matmul_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
@@ -57,6 +58,9 @@ class Costs:
             return (matmul_of(item, lhs, rhs),)
         if kernel := self.kernel(computation, item):
             return kernel.matmuls
+        if item.opcode == "custom-call":
+            product = grouped_of(item, [computation[name].shape for name in item.operands])
+            return () if product is None else (product,)
         if item.opcode not in ("fusion", "call"):
             return ()
         inner = self.module.called(item)

@@ -25,6 +25,7 @@ SCOPES: Mapping[str, str] = {
     "look_up": "vocabulary",
     "head": "vocabulary",
     "keys": "keys and values",
+    "switch": "switched tokens",
     "second_axis": "second axis",
     "experts": "experts",
     "memory": "memory",

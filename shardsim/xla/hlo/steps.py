@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
 from shardsim.xla.hlo.between import Part, array_bytes, kind_of, rendezvous_of
-from shardsim.xla.hlo.calls import is_prepared, offloaded
+from shardsim.xla.hlo.calls import copied_first, is_prepared, offloaded
 from shardsim.xla.hlo.collect import (
     CompiledCollective,
     chain_of,
@@ -260,11 +260,13 @@ class Steps:
             self._collective(item, draft, started=True)
             return
         self._open[name] = name
+        copied = copied_first(self.module, self.module.called(item)).values()
+        moving = [(home, operation), *((inner, copy) for _, inner, copy in copied)]
         draft.tasks.append(
             Start(
                 task=Copy(
                     name=name,
-                    hbm_bytes=self._works.costs.hbm_bytes(home, operation),
+                    hbm_bytes=sum(self._works.costs.hbm_bytes(*one) for one in moving),
                     source=source_of(self.module, item),
                 )
             )

@@ -2,7 +2,8 @@
 
 `python -m shardsim.xla.tpu.collect` compiles what is not in the file yet, plan by plan, and may
 be interrupted at any time; `--anew` forgets what is there. It takes about a minute of one core a
-plan. Predictions are not kept: they are made anew wherever the evidence is used.
+plan. `--techniques` does the same for the plans of `techniques`, in their own file. Predictions are
+not kept: they are made anew wherever the evidence is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from shardsim.executors import executor_of
 from shardsim.files import write_text
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
+from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cache import Cache
 from shardsim.xla.tpu.cases import GROUPS, cases
 from shardsim.xla.tpu.evidence import Evidence
-from shardsim.xla.tpu.rows import DATA, load_rows
+from shardsim.xla.tpu.rows import BLOCKS, DATA, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
+from shardsim.xla.tpu.techniques import GROUP, techniques
 
 LISTED = 3  # of what is unplanned, costliest first
 
@@ -64,10 +67,22 @@ def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
     }
 
 
-def todo(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Plan]]:
+def is_held(row: dict[str, Any]) -> bool:
+    """Return whether a row was compiled no further than to what is in HBM (`held`)."""
+    return "allocated_bytes" in row
+
+
+Plans = Mapping[str, Mapping[str, Plan]]  # by group and kind
+
+
+def plans_of_groups() -> Plans:
+    """Return the plans of the evidence."""
+    return {group.name: cases(group) for group in GROUPS}
+
+
+def todo(rows: list[dict[str, Any]], plans: Plans) -> Iterator[tuple[str, str, Plan]]:
     """Yield the plans that are missing: one kind after another, each over all groups."""
-    known = {(row["group"], row["kind"]) for row in rows}
-    plans = {group.name: cases(group) for group in GROUPS}
+    known = {(row["group"], row["kind"]) for row in rows if not is_held(row)}
     for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
         for group, found in plans.items():
             if kind in found and (group, kind) not in known:
@@ -75,11 +90,16 @@ def todo(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, Plan]]:
 
 
 def collect(
-    path: Path, workers: int, most: int | None, cache: Cache | None, scheduler: str | None = None
+    path: Path,
+    plans: Plans,
+    workers: int,
+    most: int | None,
+    cache: Cache | None,
+    scheduler: str | None = None,
 ) -> None:
     """Compile what is missing in `path`, at most `most` plans, and keep each as it comes."""
     rows = load_rows(path)
-    missing = list(todo(rows))[:most]
+    missing = list(todo(rows, plans))[:most]
     print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
 
     def say(text: str) -> None:
@@ -91,6 +111,7 @@ def collect(
     ):
         for index, made in compiler.compile_all([plan for _, _, plan in missing]):
             group, kind, _ = missing[index]
+            rows = [row for row in rows if (row["group"], row["kind"]) != (group, kind)]
             rows.append(row_of(group, kind, made))
             rows.sort(key=lambda row: (row["group"], row["kind"]))
             write_text(str(path), json.dumps({"rows": rows}, indent=1) + "\n")
@@ -102,12 +123,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--most", type=int, help="compile no more than so many plans")
     parser.add_argument("--anew", action="store_true", help="forget what is there")
-    parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
+    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
+    parser.add_argument("--output", type=Path, help="instead of the project's file")
     parser.add_argument("--scheduler", help="compile on the Dask cluster at this address")
     options = parser.parse_args()
+    path, plans = (
+        (TECHNIQUES, {GROUP: techniques()})
+        if options.techniques
+        else (BLOCKS, blocks())
+        if options.blocks
+        else (DATA, plans_of_groups())
+    )
+    path = options.output or path
     if options.anew:
-        options.output.unlink(missing_ok=True)
-    collect(options.output, options.workers, options.most, Cache(), options.scheduler)
+        path.unlink(missing_ok=True)
+    collect(path, plans, options.workers, options.most, Cache(), options.scheduler)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 `python -m shardsim.xla.tpu.held` compiles what is neither in the file yet nor in that of `collect`,
 plan by plan, and may be interrupted at any time; `--only TEXT` takes plans with TEXT in their name,
-`--anew` also those that are there. One takes 15 to 30 seconds of one core, a tenth of a whole
-compilation. The plans are those of `cases`, and of models and slices that no rule was read off.
+`--anew` also those that are there, `--techniques` and `--blocks` those of `techniques` and
+`block_cases`, into the files of `collect`. One takes 15 to 30 seconds of one core, a tenth of a
+whole compilation. The plans are those of `cases`, and of models on other chips (`OTHERS`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 from shardsim.files import write_text
 from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
+from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cases import GROUPS, Group, cases
-from shardsim.xla.tpu.rows import HELD, load_rows
+from shardsim.xla.tpu.rows import BLOCKS, HELD, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
+from shardsim.xla.tpu.techniques import GROUP, techniques
 
 WORKER = "shardsim.xla.tpu.held_worker"
-# Left out of whatever was fitted or read off: other models, or other chips for them.
-LEFT_OUT = (
+# Other models than those of `cases`, or on other chips.
+OTHERS = (
     Group(model="llama2-7b", machine="v5p:4x4x4", batch=256, sequence=4096, attention="flash"),
     Group(model="maxtext-16b", machine="v6e:8x8", batch=256, sequence=2048),
     Group(model="gemma2-9b", machine="v5e:16x16", batch=256, sequence=4096, attention="flash"),
@@ -65,10 +68,17 @@ def _too_large(made: Compilation) -> bool:
     return bool(made.result["memory"]["allocated_size"] > room)
 
 
-def todo(rows: list[dict[str, Any]], only: str = "") -> Iterator[tuple[str, str, Plan]]:
+def todo(
+    rows: list[dict[str, Any]], only: str = "", which: str = ""
+) -> Iterator[tuple[str, str, Plan]]:
     """Yield the plans that are missing: one kind after another, each over all groups."""
     known = {(row["group"], row["kind"]) for row in rows}
-    plans = {group.name: cases(group) for group in (*GROUPS, *LEFT_OUT)}
+    if which == "techniques":
+        plans = {GROUP: techniques()}
+    elif which == "blocks":
+        plans = blocks()
+    else:
+        plans = {group.name: cases(group) for group in (*GROUPS, *OTHERS)}
     for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
         for group, found in plans.items():
             new = kind in found and (group, kind) not in known
@@ -82,12 +92,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="plans with this in their name")
     parser.add_argument("--anew", action="store_true", help="forget what is there of them")
-    parser.add_argument("--output", type=Path, default=HELD)
+    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
+    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
+    parser.add_argument("--output", type=Path, help="instead of the project's file")
     options = parser.parse_args()
-    rows = load_rows(options.output)
+    which = "techniques" if options.techniques else "blocks" if options.blocks else ""
+    output = options.output or {"techniques": TECHNIQUES, "blocks": BLOCKS}.get(which, HELD)
+    rows = load_rows(output)
     if options.anew:
         rows = [row for row in rows if options.only not in f"{row['group']}: {row['kind']}"]
-    missing = list(todo([*rows, *load_rows()], options.only))
+    missing = list(todo([*rows, *load_rows()], options.only, which))
     print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
 
     def say(text: str) -> None:
@@ -98,7 +112,7 @@ def main() -> None:
             group, kind, _ = missing[index]
             rows.append(row_of(group, kind, made))
             rows.sort(key=lambda row: (row["group"], row["kind"]))
-            write_text(str(options.output), json.dumps({"rows": rows}, indent=1) + "\n")
+            write_text(str(output), json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from shardsim.plan import Plan
 _HERE = Path(str(resources.files("shardsim.xla.tpu")))
 DATA = _HERE / "evidence.json"
 HELD = _HERE / "held.json"  # of `held`: what is in HBM alone
+TECHNIQUES = _HERE / "techniques.json"  # of `techniques`
+BLOCKS = _HERE / "blocks.json"  # of `block_cases`
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:

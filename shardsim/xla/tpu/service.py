@@ -332,7 +332,10 @@ class TpuCompiler:
                     raise
                 yield index, _refused(plan, error)
                 continue
-            request = {"topology": topology, "options": tpu_options(plan) | (options or {})}
+            request: dict[str, Any] = {
+                "topology": topology,
+                "options": tpu_options(plan) | (options or {}),
+            }
             if self._worker != WORKER:
                 request["worker"] = self._worker
             key = key_of(request, code, versions)

@@ -49,6 +49,10 @@ def row_of(file: Path, own: int | str) -> Row:
             if "does not divide" not in refused:
                 break
             continue
+        model = found.plan.model
+        biases = sum(tensor.size for tensor in model.tensors if tensor.name == "router_bias")
+        if biases and model.parameters_all - biases == own:
+            counted["apart"] = f"{biases} biases of routers, which MaxText keeps beside its weights"
         return {**_read(found, file.stem), "slice": machine, **counted}
     return {"refused": refused, **counted}
 
@@ -60,10 +64,11 @@ def _read(found: Imported, name: str) -> Row:
     for end in _VARIANTS:
         name = name.removesuffix(end)
     try:
-        row["published"] = published_count(name).parameters
+        published = published_count(name)
     except ModelError:
         return row
-    if model.parameters_all != row["published"]:
+    row["published"] = published.parameters
+    if not published.agrees(model.parameters_all):
         row["other_sizes"] = list(differences(load_model(name), model))
     return row
 
@@ -96,6 +101,7 @@ def results(python: str, only: str = "") -> Row:
         "read": len(read),
         "refused": len(refused),
         "as_maxtext_counts": sum(row["parameters"] == row.get("own") for row in read),
+        "but_for_biases_of_routers": sum("apart" in row for row in read),
         "models": rows,
     }
 
@@ -112,7 +118,7 @@ def main() -> None:
     except ShardsimError as error:
         sys.exit(f"error: {error}")
     write_text(options.output, _HEADER + yaml.safe_dump(found, sort_keys=False, width=96))
-    summary = ("files", "read", "refused", "as_maxtext_counts")
+    summary = ("files", "read", "refused", "as_maxtext_counts", "but_for_biases_of_routers")
     print({key: found[key] for key in summary}, file=sys.stderr)
 
 

@@ -185,3 +185,65 @@ def test_the_collectives_of_a_train_step_are_the_plans() -> None:
     started = [entry for entry in found.collectives if entry.asynchronous]
     assert len({entry.name for entry in started}) == len(started) == calls
     assert sum(text.count(f" {kind}(") for kind in ("all-gather", "reduce-scatter")) == calls
+
+
+SCATTER = """HloModule m, is_scheduled=true, num_partitions=8
+
+%copy_call (q: f32[4096]) -> f32[4096] {
+  %q = f32[4096]{0:T(1024)} parameter(0)
+  ROOT %copied = f32[4096]{0:T(1024)} copy(%q)
+}, execution_thread="sparsecore"
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %add = f32[]{:T(128)} add(%a, %b)
+}, execution_thread="sparsecore"
+
+%scatter_call (p: f32[4096], i: s32[1024], u: f32[1024]) -> f32[4096] {
+  %p = f32[4096]{0:T(1024)} parameter(0)
+  %i = s32[1024]{0:T(1024)} parameter(1)
+  %u = f32[1024]{0:T(1024)} parameter(2)
+  ROOT %put = f32[4096]{0:T(1024)} scatter(%p, %i, %u), update_window_dims={}, \
+inserted_window_dims={0}, scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%sum
+}, execution_thread="sparsecore"
+
+%outside (r: f32[4096], j: s32[1024], v: f32[1024]) -> f32[4096] {
+  %r = f32[4096]{0:T(1024)} parameter(0)
+  %j = s32[1024]{0:T(1024)} parameter(1)
+  %v = f32[1024]{0:T(1024)} parameter(2)
+  %c = ((f32[4096]{0:T(1024)}), f32[4096]{0:T(1024)}, u32[]{:S(8)}) call-start(%r), \
+async_execution_thread="sparsecore", to_apply=%copy_call
+  %c.done = f32[4096]{0:T(1024)} call-done(%c)
+  %s = ((f32[4096]{0:T(1024)}, s32[1024]{0:T(1024)}, f32[1024]{0:T(1024)}), \
+f32[4096]{0:T(1024)}, u32[]{:S(8)}) call-start(%c.done, %j, %v), \
+async_execution_thread="sparsecore", to_apply=%scatter_call
+  ROOT %s.done = f32[4096]{0:T(1024)} call-done(%s)
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[4096], y: s32[1024], z: f32[1024]) -> f32[4096] {
+  %x = f32[4096]{0:T(1024)} parameter(0)
+  %y = s32[1024]{0:T(1024)} parameter(1)
+  %z = f32[1024]{0:T(1024)} parameter(2)
+  %o = ((f32[4096]{0:T(1024)}, s32[1024]{0:T(1024)}, f32[1024]{0:T(1024)}), \
+f32[4096]{0:T(1024)}) call-start(%x, %y, %z), async_execution_thread="sparsecore", \
+to_apply=%outside
+  ROOT %o.done = f32[4096]{0:T(1024)} call-done(%o)
+}
+"""
+
+
+def test_a_scatter_and_the_copy_that_it_adds_to_are_one_transfer() -> None:
+    (block,) = read_hlo(SCATTER, {"a": 8}).schedule.blocks
+    (copy,) = (task.task for task in block.tasks if isinstance(task, Start))
+    assert isinstance(copy, Copy)
+    # Read and written twice: copied, and added to; then indices and what is added.
+    assert copy.hbm_bytes == 4 * (4 * 4096 + 2 * 1024)
+    with pytest.raises(HloError, match="is not one operation"):
+        read_hlo(
+            SCATTER.replace(
+                "ROOT %copied = f32[4096]{0:T(1024)} copy(%q)",
+                "ROOT %copied = f32[4096]{0:T(1024)} tanh(%q)",
+            ),
+            {"a": 8},
+        )

@@ -22,10 +22,11 @@ from shardsim.views.evidence import by_group
 from shardsim.xla.tpu import Cache, TpuCompiler, service
 from shardsim.xla.tpu.agreement import kendall, pairs, summary
 from shardsim.xla.tpu.cases import GROUPS, cases
-from shardsim.xla.tpu.collect import row_of, todo
+from shardsim.xla.tpu.collect import plans_of_groups, row_of, todo
 from shardsim.xla.tpu.compiled import as_replayed, compile_top, predict_compiled
 from shardsim.xla.tpu.evidence import Evidence, verify_tpu
-from shardsim.xla.tpu.rows import load_rows
+from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
+from shardsim.xla.tpu.techniques import KINDS
 
 needs_libtpu = pytest.mark.skipif(
     not service.find_spec("libtpu"), reason="libtpu is not installed (Linux on x86-64 only)"
@@ -186,9 +187,24 @@ def test_the_page_shows_the_evidence(kept: list[Any]) -> None:
     assert by_group(kept).strip() in page
 
 
+def test_techniques_hold_what_is_predicted_and_send_what_is_planned() -> None:
+    found = pairs(load_rows(TECHNIQUES))
+    assert {pair.row["kind"] for pair in found} <= KINDS.keys()
+    compiled = [pair for pair in found if pair.row["compiled"]]
+    assert len(compiled) >= 10
+    errors = {pair.row["kind"]: abs(pair.peak_error or 0.0) for pair in compiled}
+    assert max(error for kind, error in errors.items() if "ring" not in kind) < 0.16
+    assert float(np.median(list(errors.values()))) < 0.1
+    whole = [pair for pair in compiled if "collectives" in pair.row]
+    assert all(pair.accounted > 0.999 for pair in whole)
+    assert "frames and locations switched" in {pair.row["kind"] for pair in whole}
+    page = Path(__file__).parents[3].joinpath("docs", "compiled.md").read_text("utf-8")
+    assert by_group(found).strip() in page
+
+
 def test_evidence_goes_on_where_it_stopped() -> None:
     rows = load_rows()
-    left = {(group, kind) for group, kind, _ in todo(rows)}
+    left = {(group, kind) for group, kind, _ in todo(rows, plans_of_groups())}
     there = {(row["group"], row["kind"]) for row in rows}
     assert not left & there
     assert left | there == {(g.name, kind) for g in GROUPS for kind in cases(g)}
