@@ -27,9 +27,17 @@ def other_kind(data: Any, wanted: str) -> str:
     >>> other_kind({"base": "vit-22b"}, PLAN)
     'it is a model, not a plan; it also needs --on, --batch and --mesh'
     """
-    if not isinstance(data, Mapping):
-        return ""
-    for kind, keys, advice in _SIGNS:
-        if keys <= data.keys():
-            return "" if kind == wanted else f"it is {kind}, not {wanted}; {advice}"
-    return ""
+    kind, advice = _sign(data)
+    return f"it is {kind}, not {wanted}; {advice}" if kind not in ("", wanted) else ""
+
+
+def kind_of(data: Any) -> str:
+    """Return which kind of file some data is; "" if that is not clear."""
+    return _sign(data)[0]
+
+
+def _sign(data: Any) -> tuple[str, str]:
+    """Return the kind, and what to do with one."""
+    keys = data.keys() if isinstance(data, Mapping) else frozenset()
+    found = ((kind, advice) for kind, signs, advice in _SIGNS if signs <= keys)
+    return next(found, ("", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
 from shardsim.cli.output import note
+from shardsim.kinds import PLAN, kind_of
 
 _OPTIONS = (
     click.option("--on", metavar="SLICE", help="With MODEL: where it trains, such as v4:8x8x16."),
@@ -56,6 +58,15 @@ def load(path: str, changes: Sequence[str] = ()) -> Any:
     return changed(plan, dict(map(parse_assignment, changes))) if changes else plan
 
 
+def _is_plan(name: str) -> bool:
+    """Return whether a file called .json, as configs of models are, is a plan."""
+    try:
+        with open(name, encoding="utf-8") as file:
+            return kind_of(json.load(file)) == PLAN
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it as a config says why
+
+
 def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str] = ()) -> Any:
     """Return the plan of a file or of words, with some keys changed.
 
@@ -71,7 +82,8 @@ def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str] = ()) -
 
     given = [f"--{key}" for key, value in words.items() if value is not None]
     shipped = name in plan_names()
-    if not given and (shipped or (name not in model_names() and not config_path(name))):
+    config = bool(config_path(name)) and not _is_plan(name)
+    if not given and (shipped or (name not in model_names() and not config)):
         return load(name, changes)
     if shipped:
         raise PlanError(f"{given[0]}: {name} is a plan; change it with --set, or name a model")
