@@ -70,6 +70,8 @@ EMITTED = {name for name in MODELS if MODELS[name].latent} | {
     "a modulation of each layer",
     "one modulation, and a text",
     "masked patches",
+    "registers",
+    "scales of branches",
 }
 
 

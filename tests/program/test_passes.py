@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from building import LONG as LONG_DATA
-from building import plans
+from building import VIDEO, build, plans
 from found import SAMPLE
 from hypothesis import given
 
@@ -56,6 +56,8 @@ STOPPED = rings("maxtext-16b", "v5e:4x8")
 LEFT = rings("vit-22b", "v4:4x4x4", execution="partitioned")
 OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", "embed", overlap={"gradients": False})
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
+# Attention through 16 frames.
+FRAMES = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, attention="flash")
 PACKED = load_plan("navit-packed")  # rows of several images, attended to one by one
 # Weights over the whole slice, none gathered ahead.
 WAITING = plan_from_data(
@@ -124,7 +126,19 @@ def test_rules_do_not_read_names(plan: Plan) -> None:
 def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
     blocks = [
         (block, Where(machine=plan.machine, layout=resolve(plan)))
-        for plan in (*SHIPPED, LONG, RINGS, STOPPED, LEFT, OFFLOADED, WAITING, PACKED, AWAY, NARROW)
+        for plan in (
+            *SHIPPED,
+            LONG,
+            RINGS,
+            STOPPED,
+            LEFT,
+            OFFLOADED,
+            WAITING,
+            PACKED,
+            AWAY,
+            NARROW,
+            FRAMES,
+        )
         for block in written(plan).blocks
     ]
     for rules in IMPLEMENTATIONS.values():
