@@ -20,9 +20,9 @@ def evidence(as_json: bool) -> None:
       shardsim evidence --json
     """
     from shardsim.views.evidence import hbm
-    from shardsim.xla.tpu.agreement import pairs, to_data, trainers
+    from shardsim.xla.tpu.agreement import held, pairs, to_data, trainers
 
-    ours, theirs = pairs(), trainers()
+    ours, theirs = pairs(), [*held(), *trainers()]
     data = to_data(ours, theirs)
     if as_json:
         emit_json(data)

@@ -20,6 +20,7 @@ from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan
 from shardsim.cli.serving import serve
+from shardsim.cli.settings import name_variables
 from shardsim.cli.simulation import timeline
 from shardsim.cli.trainers import import_
 
@@ -29,7 +30,6 @@ from shardsim.cli.trainers import import_
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
-        "auto_envvar_prefix": "SHARDSIM",
     },
 )
 @click.version_option(shardsim.__version__, prog_name="shardsim")
@@ -71,3 +71,4 @@ for command in (
     cache,
 ):
     main.add_command(command)
+name_variables(main.commands)

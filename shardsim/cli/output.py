@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from shardsim.cli.settings import read_settings
+from shardsim.cli.settings import read_settings, unknown_variables
 from shardsim.errors import ShardsimError, one_line
 from shardsim.files import check_writable, write_text
 from shardsim.views.table import Table
@@ -125,6 +125,8 @@ class OneLineGroup(click.Group):
         """Read a command's options, from settings too, and run it."""
         with _one_line():
             try:
+                for text in unknown_variables(self.commands):
+                    note(text)
                 ctx.default_map = read_settings(self.commands)
                 return super().invoke(ctx)
             except KeyboardInterrupt:

@@ -17,10 +17,45 @@ from typing import Any
 import click
 
 from shardsim.carried import shown
-from shardsim.errors import FileError
+from shardsim.errors import FileError, nearest
 from shardsim.files import check_keys, read_yaml
 
-VARIABLE = "SHARDSIM_SETTINGS"
+PREFIX = "SHARDSIM_"
+VARIABLE = f"{PREFIX}SETTINGS"
+OTHERS = (VARIABLE, f"{PREFIX}CACHE")
+
+
+def name_variables(commands: Mapping[str, click.Command]) -> None:
+    """Let the environment say every option by the name that people write: SHARDSIM_PLAN_WHY_NOT."""
+    for name, command in commands.items():
+        for item in _named(command).values():
+            item.envvar = [
+                f"{PREFIX}{name}_{option.removeprefix('--')}".upper().replace("-", "_")
+                for option in item.opts
+                if option.startswith("--")
+            ]
+
+
+def unknown_variables(commands: Mapping[str, click.Command]) -> list[str]:
+    """Return a sentence for each variable of ours in the environment that nothing reads."""
+    options = [item for command in commands.values() for item in _named(command).values()]
+    known = {*OTHERS, *(name for item in options for name in item.envvar or ())}
+    return [
+        f"{name} is set, but no option has that name{nearest(name, known)}"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and name not in known
+    ]
+
+
+def _named(command: click.Command) -> dict[str, click.Option]:
+    """Return the options of a command by their long names."""
+    return {
+        option.removeprefix("--"): item
+        for item in command.params
+        if isinstance(item, click.Option)
+        for option in item.opts
+        if option.startswith("--") and item.name
+    }
 
 
 def settings_file() -> Path | None:
@@ -45,13 +80,7 @@ def read_settings(commands: Mapping[str, click.Command]) -> dict[str, dict[str, 
 
 
 def _options(command: click.Command, given: Any, where: str) -> dict[str, Any]:
-    names = {
-        option.removeprefix("--"): item
-        for item in command.params
-        if isinstance(item, click.Option)
-        for option in item.opts
-        if option.startswith("--") and item.name
-    }
+    names = _named(command)
     found: dict[str, Any] = {}
     for key, value in check_keys(given, where=where, allowed=names).items():
         if isinstance(value, Mapping) or value is None:

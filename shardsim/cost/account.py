@@ -223,7 +223,7 @@ class Account:
         if self.work.forward_only:
             model, attention = self.work.model, self.work.attention
             trace = forward_trace(model, attention, None, self.kind, self.passes, mode)
-            return Ends(trace=trace, late=(), sums=())
+            return Ends(trace=trace, late=())
         return ends_trace(self.work.model, self.work.attention, self.kind, self.passes, mode.ring)
 
     @cached_property
@@ -354,9 +354,6 @@ class Account:
             waits = gathered & np.logical_not(late)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
-        if passes.end_sums:
-            sums = self.ends(Mode()).sums
-            found["float32 sums of the ends"] = self._several * self.measure.total(sums)
         if len(self.measures) > 1 and moment == 1:
             found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
         if late is not None and np.any(late):

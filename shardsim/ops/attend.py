@@ -306,8 +306,7 @@ def flash_attention(
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
     Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves.
-    On TPU in the kernel; but of a part of the queries that is no whole tiles, by blocks of keys,
-    and of few keys with scores in HBM.
+    On TPU in the kernel; but queries that are no whole tiles by blocks of keys, few keys apart.
     """
     queries, keys = q.shape[1], k.shape[1]
     if platform == "tpu" and is_short(keys) and positions is None and segments is None:

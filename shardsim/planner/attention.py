@@ -43,7 +43,10 @@ def may_gain(model: Model, best: Prediction | None, other: str) -> bool:
         return False
     if best is None:
         return True
-    changed = _predicted(replace(best.plan, attention=other))
+    try:
+        changed = _predicted(replace(best.plan, attention=other))
+    except PlanError:  # its keys pass round, or are turned, in a kernel
+        return False
     return changed is not None and changed.fits and changed.step_time_s < best.step_time_s
 
 

@@ -39,10 +39,6 @@ class Passes:
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
-    # Several microbatches carry float32 sums of the ends' whole matrices (of two dimensions: those
-    # of heads are scattered each time) and scatter them once: ViT-22B with 4 microbatches on v4,
-    # v5p and v6e.
-    end_sums: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x), pooled heads only without rings (six programs with logits, three without).
@@ -52,6 +48,9 @@ class Passes:
     # at once where attention is unfused (llama2-7b, llama3-8b, maxtext-22b), or where the head is
     # the fullest moment anyway (llama3-8b on v6e, with and without flags; libtpu 0.0.52).
     head_late: str = ""
+    # Keys, values and what attention gives stay from their first reader to their last, backward, as
+    # they must; MaxText's compiled programs hold less than this and all else here together.
+    stays: bool = True
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
@@ -145,6 +144,7 @@ _EMITTED_SCARCE = Passes(
 )
 # MaxText's programs.
 _TRAINER = Passes(
+    stays=False,
     narrow_gradients=False,
     cast_ahead=True,
     tables=1.0,

@@ -55,7 +55,6 @@ class Ends:
 
     trace: Trace
     late: tuple[Live, ...]  # what its gradients of weights multiply
-    sums: tuple[Live, ...]  # float32 sums of the ends' whole matrices
 
 
 @lru_cache(maxsize=4096)
@@ -112,14 +111,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     for step in reversed(steps):
         if step.trained:
             tracer.backward(step)
-    products = (array for step in ends.steps if step.op.product for array in step.op.ins)
-    sums = []
-    for array in {a.name: a for a in products if a.weight and len(a.dims) == 2}.values():
-        gathered = frozenset(axis for axis in array.split if axis in GATHERED)
-        left = {axis: d for axis, d in array.split.items() if axis not in gathered}
-        size = Size(array.dims, by_place(array, left), WIDE, gathered)
-        sums.append(Live(f"float32 sums of d {array.name}", size, 0, 0))
-    return Ends(tracer.trace(0), tuple(late), tuple(sums))
+    return Ends(tracer.trace(0), tuple(late))
 
 
 @lru_cache(maxsize=1024)
@@ -224,7 +216,9 @@ class Tracer:
                 if f"{name}, whole" not in self.named:
                     self.touch(name, array)
                     self.firsts[name] = self.now
-                elif self.waits and self.now > self.firsts.get(name, self.now):
+                elif (self.waits or self.passes.stays) and self.now > self.firsts.get(
+                    name, self.now
+                ):
                     self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
@@ -474,7 +468,7 @@ class Tracer:
         for step, gather in gathers:
             out = step.op.out
             if every or not empty:
-                empty[gather.array] = moved(gather)
+                empty[gather.array if every else "whole"] = moved(gather)
             if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
                 empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
         for step in steps if every else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -200,6 +200,6 @@ def family_range(family: str) -> dict[str, tuple[float, float]]:
     return {name: (min(values), max(values)) for name, values in spans.items() if values}
 
 
-def validated() -> Validation:
-    """Return the predictions of all published runs beside what was measured."""
-    return validate()
+def validated(chips: Collection[str]) -> Validation:
+    """Return the predictions of all published runs on some chips beside what was measured."""
+    return validate(chips=chips)

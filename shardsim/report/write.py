@@ -112,7 +112,7 @@ def report_document(
     plans, costs = priced_alike([as_plan(one) for one in given])
     paths = tuple(_path(one) for one in given)
     makes = Studies(tokens=tokens, images=images, chip_hour_price=chip_hour_price)
-    validation = validated()
+    validation = validated({plan.machine.chip.name for plan in plans})
     studies: list[Study] = []
 
     def tell(done: int, of: int) -> None:

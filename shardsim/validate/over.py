@@ -244,9 +244,11 @@ def _script_with(text: str, changed: Mapping[str, Any]) -> str:
     """Return a script with words of its last command changed, and those that it lacks added."""
     start, first, end = last_command(text)
     command, more = text[start:end], ""
-    for key, value in changed.items():
-        word = f"{key}={_word(value)}"
-        pattern = re.compile(rf"(?<![\w.]){key}=(?:\"[^\"]*\"|'[^']*'|[^\s\"']*)")
+    for key, wanted in changed.items():
+        word = f"{key}={_word(wanted)}"
+        # A value ends before the backslash that goes on in the next line.
+        value = r"(?:\"[^\"]*\"|'[^']*'|(?:[^\s\"'\\]|\\(?!\n))*)"
+        pattern = re.compile(rf"(?<![\w.]){key}={value}")
         if pattern.search(command):
             command = pattern.sub(lambda _, word=word: word, command)  # type: ignore[misc]
         else:

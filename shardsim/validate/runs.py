@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
@@ -176,19 +176,31 @@ def constants() -> tuple[Constant, ...]:
 
 
 def validate(
-    path: str | os.PathLike[str] | None = None, op_costs: str = "calibrated"
+    path: str | os.PathLike[str] | None = None,
+    op_costs: str = "calibrated",
+    chips: Collection[str] | None = None,
 ) -> Validation:
-    """Predict every run of a file (by default the published ones) and compare.
+    """Predict every run of a file (by default the published ones) and compare; of `chips` alone,
+    if they are named.
 
     With `op_costs` "compiler" operations take what the chip's compiler estimates. No constant of
     those was fitted to a run; chips without them keep the physical ones, and the row says so.
     """
-    return _published_with(op_costs) if path is None else _validation(*read_runs(path), op_costs)
+    only = None if chips is None else frozenset(chips)
+    if path is None:
+        return _published_with(op_costs, only)
+    runs, failed = read_runs(path)
+    return _validation(_of(runs, only), failed, op_costs)
 
 
 @cache
-def _published_with(op_costs: str) -> Validation:
-    return _validation(*_published(), op_costs)
+def _published_with(op_costs: str, chips: frozenset[str] | None) -> Validation:
+    runs, failed = _published()
+    return _validation(_of(runs, chips), failed, op_costs)
+
+
+def _of(runs: Sequence[Run], chips: Collection[str] | None) -> list[Run]:
+    return [run for run in runs if chips is None or run.family in chips]
 
 
 def validate_data(data: Any, path: str, op_costs: str = "calibrated") -> Validation:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from shardsim.units import GIB, show_bytes, show_percent, show_time
@@ -313,13 +314,17 @@ def trained(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Print the kept evidence as the tables of docs/compiled.md, with "techniques" or "blocks" its
-    own tables there; with "trainers" that of trainers' programs in docs/trainers.md."""
-    from shardsim.xla.tpu.agreement import headline, pairs, trainers
+    """Print the kept evidence as the tables of docs/compiled.md, with "held", "techniques" or
+    "blocks" its own tables there; with "trainers" that of trainers' programs in docs/trainers.md.
+    """
+    from shardsim.xla.tpu.agreement import headline, held, pairs, trainers
     from shardsim.xla.tpu.rows import BLOCKS, TECHNIQUES, load_rows
 
     if sys.argv[1:] == ["trainers"]:
         print(markdown(hbm(trainers()).without("as")))
+        return
+    if sys.argv[1:] == ["held"]:
+        print(markdown(held_by_group(held())))
         return
     if sys.argv[1:] == ["techniques"]:
         print(by_group(pairs(load_rows(TECHNIQUES))))
@@ -329,6 +334,33 @@ def main() -> None:
         return
     found = pairs()
     print(f"{headline(found)}\n\n{by_group(found)}")
+
+
+def held_by_group(pairs: Sequence[Pair]) -> Table:
+    """Return how far predicted HBM peaks are from compiled ones, by model and slice."""
+    groups: dict[str, list[tuple[float, str]]] = {}
+    for pair in pairs:
+        if pair.peak_error is not None:
+            found = groups.setdefault(pair.row["group"], [])
+            found.append((pair.peak_error, pair.row["kind"]))
+
+    def share(most: float) -> Callable[[Any], float]:
+        return lambda item: sum(abs(e) <= most for e, _ in item[1]) / len(item[1])
+
+    def worst(item: Any) -> tuple[float, str]:
+        found: tuple[float, str] = max(item[1], key=lambda one: abs(one[0]))
+        return found
+
+    columns = [
+        Column("group", "model and slice", itemgetter(0)),
+        Column("plans", "plans", lambda item: len(item[1]), ",d"),
+        Column("median", "median error", lambda i: median(abs(e) for e, _ in i[1]), ".1f", "%"),
+        Column("within_5", "within 5 %", share(0.05), ".0f", "%"),
+        Column("within_10", "within 10 %", share(0.1), ".0f", "%"),
+        Column("worst", "worst", lambda item: worst(item)[0], "+.1f", "%"),
+        Column("worst_plan", "of", lambda item: worst(item)[1]),
+    ]
+    return table(columns, sorted(groups.items()))
 
 
 def by_group(pairs: Sequence[Pair]) -> str:

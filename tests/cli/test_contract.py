@@ -305,6 +305,33 @@ def test_an_interrupt_while_it_loads_is_one_line() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("SHARDSIM_SENSITIVITY_SET", "microbatches=2", ["--set", "microbatches=2"]),
+        ("SHARDSIM_SENSITIVITY_AS", "ideal", ["--as", "ideal"]),
+        ("SHARDSIM_SENSITIVITY_JSON", "1", ["--json"]),
+    ],
+)
+def test_the_environment_says_options_by_the_names_that_people_write(
+    shardsim: Shardsim,
+    plan_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    words: list[str],
+) -> None:
+    written = shardsim("sensitivity", str(plan_file), *words)
+    plain = shardsim("sensitivity", str(plan_file))
+    monkeypatch.setenv(variable, value)
+    said = shardsim("sensitivity", str(plan_file))
+    assert said.stdout == written.stdout != plain.stdout
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("SHARDSIM_PLAN_TPO", "1")
+    told = "SHARDSIM_PLAN_TPO is set, but no option has that name; did you mean "
+    assert shardsim("sensitivity", str(plan_file)).stderr.startswith(f"{told}'SHARDSIM_PLAN_TOP'?")
+
+
 def test_every_command_has_json(shardsim: Shardsim) -> None:
     for command in main.commands.values():
         assert isinstance(command, click.Command)

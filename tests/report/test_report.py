@@ -19,7 +19,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
-from shardsim.plan import load_plan
+from shardsim.plan import load_plan, save_plan
 from shardsim.plan.layout import ROLES
 from shardsim.planner.presets import plan_of_mesh
 from shardsim.report import study
@@ -189,8 +189,9 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["vit-22b-published-tp8", "-o", "no/where/r.html"], "not a folder"),
+        (["vit-22b-published-tp8", "-o", "no/where/r.html"], "there is no folder"),
         (["vit-22b-published-tp8", "-o", "r.pdf"], ".html or .md"),
+        (["vit-22b-published-tp8", "-o", "-", "--json"], "both write to stdout"),
         (["vit-22b-publishd-tp8", "-o", "r.html"], "did you mean"),
         (["vit-22b-published-tp8", "-o", "r.html", "--tokens", "-1"], "positive"),
         (["vit-22b-published-tp8", "-o", "r.html", "--chip-hour-price", "0"], "positive"),
@@ -299,11 +300,12 @@ def test_a_report_of_nothing_or_into_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_search")
-def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels() -> None:
+def test_a_report_of_gpus_speaks_of_nodes_and_of_measured_kernels(tmp_path: Path) -> None:
     model, machine = load_model("vit-b-16"), parse_machine("2*h100:2")
-    plan = plan_of_mesh(model, machine, 256, {"data": 4})
-    document, _ = report_document(plan)
-    page = Page(re.sub("<pre>.*?</pre>", "", to_html(document), flags=re.S))  # but for its file
+    save_plan(plan_of_mesh(model, machine, 256, {"data": 4}), tmp_path / "plan.yaml")
+    made = CliRunner().invoke(main, ["report", str(tmp_path / "plan.yaml"), "-o", "-"])
+    assert (made.exit_code, made.stderr.count("MFU ")) == (0, 1)
+    page = Page(re.sub("<pre>.*?</pre>", "", made.stdout, flags=re.S))  # but for its file
     for word in ("torus", "data-centre", "compiler offers", "DCN", "ICI", "vendor"):
         assert word not in page.words
     for word in ("2 of the 2 chips of a node", "2 nodes over the network between nodes"):

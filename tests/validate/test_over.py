@@ -274,3 +274,18 @@ def test_an_axis_that_is_counted_with_another_is_none_any_more(tmp_path: Path) -
     made = yaml.safe_load(export_over(other, "maxtext", str(file)))
     assert made["ici_fsdp_transpose_parallelism"] == 1
     assert (made["ici_fsdp_parallelism"], made["ici_tensor_parallelism"]) == (16, 4)
+
+
+def test_a_word_that_ends_a_line_leaves_the_line_going_on(tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(
+        "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b\\\n"
+        "  per_device_batch_size=4 ici_fsdp_parallelism=-1\\\n"
+        "  max_target_length=8192 steps=30\n"
+    )
+    plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    wider = replace(plan, mesh=Split(inside={"data": 4, "fsdp": 16}).mesh(plan.machine, None))
+    parameters, activations = rules(wider, ["data", "fsdp"])
+    wider = replace(wider, parameters=parameters, activations=activations)
+    made = export_over(wider, "maxtext", str(file))
+    assert "ici_fsdp_parallelism=16\\\n  max_target_length=8192" in made

