@@ -73,6 +73,8 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("images that are not square", model.width > 0),
         ("videos", model.frames > 1),
         ("norms of another kind for queries and keys", model.qk_norm_kind),
+        ("scales of branches' channels", model.layer_scale),
+        ("registers", model.registers),
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")

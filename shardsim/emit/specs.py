@@ -288,6 +288,8 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
         ("prompt", model.prompt > 0),
         ("attends", bool(model.attends)),
         ("qk_norm_over: heads", model.qk_norm_over == "heads"),
+        ("layer_scale", model.layer_scale),
+        ("registers", model.registers > 0),
     ):
         if has and plan.execution != "explicit":
             raise PlanError(
