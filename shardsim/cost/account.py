@@ -19,7 +19,6 @@ from shardsim.program.blocks import Run, derived_blocks, first_alike, over_polic
 from shardsim.program.holds import Passes
 from shardsim.program.kept import kept_by_run
 from shardsim.program.liveness import (
-    EMPTY,
     RINGS,
     Ends,
     Mode,
@@ -32,6 +31,7 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sized import WIDE, stored
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Live, Measure, Trace
+from shardsim.program.tracer import EMPTY
 
 
 @dataclass(frozen=True, kw_only=True)

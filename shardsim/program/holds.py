@@ -51,6 +51,9 @@ class Passes:
     # Keys, values and what attention gives stay from their first reader to their last, backward, as
     # they must; MaxText's compiled programs hold less than this and all else here together.
     stays: bool = True
+    # The projection that a gate multiplies is computed again in one operation with the product and
+    # its gradients, and not written (llama2-7b and llama2-70b on v5p, llama3-8b on v6e, palm-8b).
+    gates_fused: bool = False
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
@@ -131,6 +134,7 @@ class Passes:
 
 # What an implementation holds in HBM beyond the plan.
 _EMITTED_SCARCE = Passes(
+    gates_fused=True,
     ahead_from_host=True,
     gathers_ahead=1,
     gradients_waiting=0,

@@ -1,0 +1,395 @@
+"""Follows the ops of a block, and notes what is live at each: forward, again and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from shardsim.graph.arrays import Array, Op, Split
+from shardsim.graph.derive import Step, Transfer
+from shardsim.graph.place import (
+    HEAD_WIDTHS,
+    TENSOR,
+)
+from shardsim.ops.exchange import ROUTED
+from shardsim.program.holds import Passes
+from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
+from shardsim.program.sizes import role_of
+from shardsim.program.trace import Live, Size, Trace
+
+# What names of arrays begin with in which rings put things together.
+EMPTY = "ring buffer, "
+
+
+@dataclass
+class Tracer:
+    """Follows the ops of a block."""
+
+    passes: Passes
+    ring: str  # over "embed" or "sequence", or none
+    signs: bool = False  # whether the activation's derivative needs no more than signs
+    now: int = -1  # the moment
+    labels: list[str] = field(default_factory=list)
+    arrays: list[Live] = field(default_factory=list)
+    named: dict[str, Live] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)  # array -> the one in whose place it is
+    sources: dict[str, tuple[Array, ...]] = field(default_factory=dict)  # of what is never written
+    whole: dict[str, tuple[int, int, Size]] = field(default_factory=dict)  # weights: their readers
+    gradients: dict[str, tuple[int, int, Size]] = field(default_factory=dict)
+    fused: frozenset[str] = frozenset()  # results that are never written
+    passed: str = ""  # what the ring of now gathers, what it has beside results, the one before
+    beside: list[Live] = field(default_factory=list)
+    # Of rings that add to one sum: pieces on their way, and the results whose gradients they read.
+    pieces: dict[str, list[Live]] = field(default_factory=dict)
+    together: dict[str, list[Array]] = field(default_factory=dict)
+    firsts: dict[str, int] = field(default_factory=dict)  # when what is gathered was first read
+    # What the products of now read, they, and those before.
+    rings: tuple[str, ...] = ()
+    current: list[Step] = field(default_factory=list)
+    earlier: list[Step] = field(default_factory=list)
+    before: list[Live] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether gradients of weights wait for windowed einsums."""
+        return bool(self.ring and self.passes.ring_pieces)
+
+    def moment(self, label: str) -> None:
+        """Begin a moment."""
+        self.now = len(self.labels)
+        self.labels.append(label)
+
+    def root(self, name: str) -> str:
+        """Return the array in whose place another is."""
+        while name in self.same:
+            name = self.same[name]
+        return name
+
+    def make(self, name: str, size: Size) -> None:
+        """Make an array, unless it is there."""
+        if self.root(name) in self.named:
+            self.named[self.root(name)].last = self.now
+        else:
+            self.named[name] = self.passing(name, size)
+
+    def passing(self, name: str, size: Size, times: float = 1.0) -> Live:
+        """Note what is there at this moment."""
+        self.arrays.append(Live(name, size, self.now, self.now, times))
+        return self.arrays[-1]
+
+    def read(self, array: Array, transfers: Iterable[Transfer], prefix: str = "") -> None:
+        """Read an array, whole if it is gathered; what was kept appears when it is first read."""
+        name = prefix + (array.original or array).name
+        for transfer in transfers:
+            if transfer.array == array.name and transfer.gradient == bool(prefix):
+                if transfer.passed:
+                    self.touch(name, array)
+                    self.coming_round(name, array, transfer.axes)
+                    return
+                if f"{name}, whole" not in self.named:
+                    self.touch(name, array)
+                    self.firsts[name] = self.now
+                elif (self.waits or self.passes.stays) and self.now > self.firsts.get(
+                    name, self.now
+                ):
+                    self.still(name, replace(stored(array.original or array), alone=transfer.axes))
+                self.make(f"{name}, whole", moved(transfer))
+                copied = self.passes.whole_copies and not prefix and not self.ring
+                if copied and role_of(transfer.axes) == "tensor":
+                    self.make(f"{name}, laid out", moved(transfer))
+                return
+        self.touch(name, array)
+
+    def coming_round(self, name: str, array: Array, axes: frozenset[str]) -> None:
+        """Note two pieces of what passes round: the one that is read, or made, and the next."""
+        size = replace(stored(array.original or array), several=axes)
+        self.passing(f"{name}, coming round", size, 2.0)
+
+    def still(self, name: str, size: Size) -> None:
+        """Let an array live up to now from where it was first read, if nothing gathers it."""
+        one = self.named.get(f"{name}, still")
+        if one is None:
+            one = Live(f"{name}, still", size, self.firsts[name] + 1, self.now)
+            self.named[f"{name}, still"] = one
+            self.arrays.append(one)
+        one.last = self.now
+
+    def touch(self, name: str, array: Array) -> None:
+        """Let an array live up to now."""
+        for source in self.sources.get(self.root(name), ()):
+            self.touch(source.name, source)
+        if self.root(name) not in self.sources:
+            self.make(name, stored(array.original or array))
+
+    def operands(self, arrays: Iterable[Array], transfers: Iterable[Transfer]) -> None:
+        """Read weights and activations."""
+        transfers = tuple(transfers)
+        for array in arrays:
+            if not array.weight:
+                if array.trained or array.name in self.named:
+                    self.read(array, transfers)
+                continue
+            for transfer in transfers:
+                if transfer.array == array.name:
+                    first = self.whole.get(array.name, (self.now, 0, None))[0]
+                    size = in_tiles(array, transfer) if self.passes.tiles else moved(transfer)
+                    self.whole[array.name] = (first, self.now, size)
+
+    def forward(self, step: Step, again: str = "") -> None:
+        """Run an op."""
+        op, place = step.op, step.place
+        self.moment(op.name + again)
+        self.operands(op.ins, step.gathers)
+        if op.relay and not _gathers(step):
+            array = op.ins[0]
+            moving = frozenset[str]().union(*(move.axes for move in step.gathers))
+            if moving:
+                arriving = replace(stored(op.out), several=moving)
+                self.passing(f"{op.out.name}, arriving", arriving)
+            self.same[op.out.name] = self.root((array.original or array).name)
+            return
+        if op.stream.fused and not op.stream.passes:
+            self.sources[op.out.name] = op.ins
+            return
+        partial = frozenset().union(*(move.axes for move in step.settles))
+        if op.product and partial:
+            over_tensor = any(_tensor(move.axes) for move in step.settles)
+            if self.ring and over_tensor and op.out.stream:
+                self.scatter(op.out.name, op.out, place)
+            else:
+                size = Size(op.out.dims, by_place(op.out, place), width_of(op.out), partial)
+                self.passing(f"{op.out.name}, partial", size)
+        if op.product and not op.out.stream:
+            self.gather(op.out.name, op.out, place, step.gathers)
+        if op.out.name in self.fused:
+            self.sources[op.out.name] = tuple(array for array in op.ins if not array.weight)
+            return
+        self.make(op.out.name, self.made(op))
+        if op.product and op.out.wide and self.ring == "embed" and self.passes.ring_apart:
+            self.named[op.out.name].born += 1  # the last of its summands becomes it
+        if op.kernel and op.kernel.mask:
+            rows = Size(op.out.dims[:-1], by_place(op.out, place), WIDE)
+            self.named[f"{op.out.name}, statistics"] = self.passing(
+                f"{op.out.name}, statistics", rows, self.passes.lanes
+            )
+        if op.passed:
+            self.passing(f"{op.out.name}, sums", self.sums(op.out, place, op.passed))
+
+    def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
+        """Return the size of float32 sums over what passes round `axes`."""
+        return Size(array.dims, by_place(array, place), WIDE, axes)
+
+    def made(self, op: Op) -> Size:
+        """Return the size of what an op makes."""
+        size, passes = stored(op.out), self.passes
+        softmax = op.unit == "attention" and not op.product and not op.kernel
+        if softmax and passes.scores_bytes is not None:
+            return replace(size, width=passes.scores_bytes)
+        if op.product and op.out.wide and passes.narrow_logits:
+            return replace(size, width="wire")
+        return size
+
+    def scatter(self, name: str, array: Array, place: Split) -> None:
+        """Note the float32 summands of a ring that scatters, and pieces on their way."""
+        size = Size(array.dims, by_place(array, place), WIDE)
+        self.passing(f"{name}, summands", size, self.passes.ring_results)
+        if self.passes.ring_pieces:
+            for before in self.pieces.get(name, ()):
+                before.last = self.now
+            one = self.passing(f"{name}, pieces", stored(array), self.passes.ring_pieces)
+            self.pieces.setdefault(name, []).append(one)
+
+    def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
+        """Note what a ring that gathers has beside the results of all matmuls that read it."""
+        gathered = [g for g in gathers if _gathers_stream(g)]
+        if not self.ring or not gathered:
+            return
+        if gathered[0].array != self.passed:
+            self.passed, self.before, self.beside = gathered[0].array, self.beside, []
+        if self.ring == "embed":
+            size = Size(out.dims, by_place(out, place), WIDE)
+            times = self.passes.ring_sums
+            if self.passes.ring_apart:
+                size = replace(size, others=gathered[0].axes)
+            elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
+                times = 0.5
+            beside = self.passing(f"{name}, summands", size, times)
+        else:
+            size = Size(out.dims, by_place(out, place), "wire")
+            beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
+        self.beside.append(beside)
+        if self.passes.ring_waits:
+            for array in (*self.before, *self.beside):
+                array.last = self.now
+
+    def backward(self, step: Step) -> None:
+        """Run an op's gradient."""
+        op = step.op
+        d = f"d {op.out.name}"
+        self.moment(f"{op.name} gradient")
+        if step.gradient_settles and op.out.stream:
+            self.named.pop(self.root(f"{d}, partial"), None)
+            self.make(d, stored(op.out))
+        if self.waits and op.product:
+            self.wait(step)
+        if op.product or op.kernel or op.needs:
+            self.read(op.out, step.gradient_gathers, "d ")
+        if not (self.signs and op.stream.fused_reads):
+            self.operands(op.needs, step.gradient_gathers)
+        if f"{op.out.name}, statistics" in self.named:
+            self.named[f"{op.out.name}, statistics"].last = self.now
+        first = self.now
+        wanted = [array for array in op.ins if array.trained and not array.weight]
+        apart = op.product and len(wanted) < len(op.ins) and not self.ring
+        if apart and self.passes.weights_first:
+            self.moment(f"{op.name} gradient, of its operand")
+            self.read(op.out, step.gradient_gathers, "d ")
+            self.operands([array for array in op.needs if array.weight], step.gradient_gathers)
+        for array in wanted:
+            self.gradient(array, step)
+        if apart and not self.passes.weights_first and self.passes.head_last:
+            self.moment(f"{op.name} gradient, of its weight")
+            first = self.now
+            self.read(op.out, step.gradient_gathers, "d ")
+            self.operands([array for array in op.needs if not array.weight], step.gradient_gathers)
+        matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
+        for array in matrices:
+            place = step.place
+            summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
+            wide = self.passes.wide_tables and array.weight == "table"
+            size = Size(array.dims, by_place(array, place), WIDE if wide else "reduce", summed)
+            self.gradients[array.name] = (first, self.now, size)
+
+    def wait(self, step: Step) -> None:
+        """Let what gradients of weights multiply wait for the rings of the next products back."""
+        op = step.op
+        operands = tuple(array.name for array in op.ins if not array.weight)
+        if operands != self.rings:
+            self.rings, self.earlier, self.current = operands, self.current, []
+        for other in self.earlier:
+            self.read(other.op.out, other.gradient_gathers, "d ")
+            self.operands(other.op.needs, other.gradient_gathers)
+        self.current.append(step)
+
+    def gradient(self, array: Array, step: Step) -> None:
+        """Make the gradient of an operand."""
+        op, place, whole = step.op, step.place, array.original or array
+        target, d = f"d {whole.name}", f"d {op.out.name}"
+        fresh = self.root(target) not in self.named
+        elementwise = not op.product and not op.kernel and not (op.relay and _gathers(step))
+        elementwise &= array.original is None  # other dimensions may be other sizes
+        if elementwise and fresh and array.dims == op.out.dims and self.root(d) in self.named:
+            self.same[target] = self.root(d)
+            self.touch(d, op.out)
+        elif elementwise and fresh and array.wide and self.root(whole.name) in self.named:
+            self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
+            self.touch(whole.name, array)
+        elif op.product and array.stream and _summed_over_tensor(array, place):
+            if not fresh:  # what this is added to
+                self.touch(target, array)
+            if self.ring:
+                self.scatter(target, whole, place)
+                if self.passes.ring_pieces:  # those that add to one sum run side by side
+                    for other in self.together.get(target, ()):
+                        self.touch(f"d {other.name}", other)
+                    self.together.setdefault(target, []).append(op.out)
+            else:
+                self.make(
+                    f"{target}, partial", Size(whole.dims, by_place(whole, place), width_of(whole))
+                )
+        else:
+            self.make(target, stored(whole))
+            if op.passed and array.original:
+                self.coming_round(target, array, op.passed)
+            elif op.passed:
+                self.passing(f"{target}, sums", self.sums(whole, place, op.passed))
+            if op.product and not array.stream:
+                inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
+                if inner:
+                    size = Size(whole.dims, by_place(whole, place), width_of(whole), inner)
+                    self.passing(f"{target}, partial", size)
+                self.gather(target, whole, place, step.gradient_gathers)
+
+    def late(self, steps: Sequence[Step]) -> list[Live]:
+        """Return what gradients of weights multiply: operands, and gradients of results.
+
+        Rings that are emitted read the logits' gradient in pieces, in the compute format; otherwise
+        it is made in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on
+        tpu7x, maxtext-22b left to the partitioner).
+        """
+        pieces = self.passes.narrow_logits or (self.ring and not self.passes.ring_pieces)
+        found: dict[str, Live] = {}
+        for step in steps:
+            activations = [array for array in step.op.ins if not array.weight]
+            if not step.op.product or len(activations) != 1 or not step.trained:
+                continue
+            array, out = activations[0], step.op.out
+            whole = [moved(t) for t in step.gathers if t.array == array.name]
+            size = whole[0] if whole else stored(array)
+            found[array.name] = Live(f"{array.name}, for the head", size, 0, 0)
+            width = "wire" if pieces else width_of(out)
+            result = Size(out.dims, by_place(out, step.place), width)
+            found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
+        return list(found.values())
+
+    def empties(self, steps: Sequence[Step]) -> None:
+        """Note the empty arrays in which rings put together what they gather and make."""
+        gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
+        if self.ring == "embed":
+            for _, gather in gathers[:1]:
+                self.arrays.append(Live(f"{EMPTY}whole", moved(gather), 0, self.now, 2.0))
+            return
+        every = self.passes.ring_empty == "every"
+        empty: dict[str, Size] = {}
+        for step, gather in gathers:
+            out = step.op.out
+            if every or not empty:
+                empty[gather.array if every else "whole"] = moved(gather)
+            if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
+                empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
+        for step in steps if every else ():
+            for gather in step.gradient_gathers:
+                of_result = gather.gradient and gather.array == step.op.out.name
+                if of_result and _gathers_stream(gather) and step.op.product:
+                    array = step.op.ins[0]
+                    empty[f"d {step.op.out.name}"] = moved(gather)
+                    empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
+        for name, size in empty.items():
+            self.arrays.append(Live(f"{EMPTY}{name}", size, 0, self.now))
+
+    def trace(self, ahead: int) -> Trace:
+        """Return all of it: whole weights and gradients take their places, round the loop."""
+        arrays = list(self.arrays)
+        arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
+        leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
+        for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):
+            times = sorted({first for _, first, _, _ in spans})
+            for name, first, last, size in spans:
+                rounds, index = divmod(times.index(first) + by, len(times))
+                start, stop = (times[index], last) if by <= 0 else (last, times[index])
+                if rounds:
+                    arrays.append(Live(name, size, start, self.now))
+                    arrays.append(Live(name, size, 0, stop))
+                else:
+                    arrays.append(Live(name, size, start, stop))
+        return Trace(tuple(self.labels), tuple(arrays))
+
+
+def _tensor(axes: Iterable[str]) -> bool:
+    return any(axis in TENSOR for axis in axes)
+
+
+def _gathers_stream(transfer: Transfer) -> bool:
+    """Return whether a ring may take the place of a gather."""
+    moved = transfer.kind == "all-gather" and not transfer.weight and _tensor(transfer.axes)
+    return moved and transfer.purpose != ROUTED
+
+
+def _gathers(step: Step) -> bool:
+    """Return whether an op gathers what it reads."""
+    return any(move.kind == "all-gather" for move in step.gathers)
+
+
+def _summed_over_tensor(array: Array, place: Split) -> bool:
+    """Return whether the gradient of an operand comes out partial over the tensor axis."""
+    return any(_tensor([axis]) and d not in array.dims for axis, d in place.items())
