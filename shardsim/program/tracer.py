@@ -160,7 +160,7 @@ class Tracer:
                 size = Size(op.out.dims, by_place(op.out, place), width_of(op.out), partial)
                 self.passing(f"{op.out.name}, partial", size)
         if op.product and not op.out.stream:
-            self.gather(op.out.name, op.out, place, step.gathers)
+            self.gather(op.out.name, op.out, place, step.gathers, partial)
         if op.out.name in self.fused:
             self.sources[op.out.name] = tuple(array for array in op.ins if not array.weight)
             return
@@ -199,7 +199,14 @@ class Tracer:
             one = self.passing(f"{name}, pieces", stored(array), self.passes.ring_pieces)
             self.pieces.setdefault(name, []).append(one)
 
-    def gather(self, name: str, out: Array, place: Split, gathers: Iterable[Transfer]) -> None:
+    def gather(
+        self,
+        name: str,
+        out: Array,
+        place: Split,
+        gathers: Iterable[Transfer],
+        partial: frozenset[str] = frozenset(),
+    ) -> None:
         """Note what a ring that gathers has beside the results of all matmuls that read it."""
         gathered = [g for g in gathers if _gathers_stream(g)]
         if not self.ring or not gathered:
@@ -217,6 +224,10 @@ class Tracer:
         else:
             size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
+        if out.wide and partial and not (self.ring == "embed" and self.passes.ring_apart):
+            # Its gradient comes when its summands over another axis are gone.
+            self.arrays.append(replace(beside, born=self.now + 1, last=self.now + 1))
+            beside.size = replace(beside.size, alone=partial)
         self.beside.append(beside)
         if self.passes.ring_waits:
             for array in (*self.before, *self.beside):
