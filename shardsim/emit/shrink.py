@@ -70,6 +70,7 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
         remat=_remat(plan.remat, model),
         precision=Precision(compute="f32", parameters="f32", reduce="f32"),
         pipeline_interleave=_chunks(plan, small),
+        stage_layers=(),
     )
     check(tiny, resolve(tiny))
     return tiny, lost

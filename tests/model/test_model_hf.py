@@ -496,7 +496,7 @@ REFUSED = [
     ('{"model_type": ["llama"]}', "model_type"),
     ("{}", "model_type"),
     ("[1, 2]", "found a list"),
-    ("", "not valid JSON"),
+    ("", "the file is empty"),
     ("model: llama3-8b\n", "not valid JSON"),
     ("[" * 100_000, "not valid JSON"),
     ('{"model_type": "llama", "hidden_size": 1, "hidden_size": 2}', "appears twice"),

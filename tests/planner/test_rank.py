@@ -181,6 +181,7 @@ def test_the_pruned_search_finds_what_pricing_all_plans_finds(question, top):
         question.machine,
         question.batch,
         top=top,
+        attention=question.work.attention,
         costs=question.costs,
         by_layer=False,
     )

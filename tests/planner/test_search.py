@@ -362,7 +362,14 @@ def test_the_best_plan_is_the_best_of_all(model, machine, batch):
     assert 0 < fitting < legal  # memory decides something
     for objective in ("mfu", "step-time", "cost"):
         result = search(
-            model, machine, batch, top=3, objective=objective, costs="physical", by_layer=False
+            model,
+            machine,
+            batch,
+            top=3,
+            attention=work.attention,
+            objective=objective,
+            costs="physical",
+            by_layer=False,
         )
         assert result.best.step_time_s == pytest.approx(best, rel=CLOSE)
         assert result.best.fits

@@ -31,7 +31,8 @@ def test_agrees_with_the_closed_form_where_nothing_contends(name: str, costs: st
         pytest.skip("its compiler's costs are not known")
     chunks = int(resolve(plan).pipeline.size) * plan.pipeline_interleave
     few = -(-8 // chunks) * chunks
-    layers = plan.model.layers if plan.model.experts else min(plan.model.layers, few)
+    whole = plan.model.experts or plan.stage_layers
+    layers = plan.model.layers if whole else min(plan.model.layers, few)
     plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))
     found = simulate_plan(plan, costs=costs)
     ratio = found.step_time_s / found.events.analytic_step_time_s
