@@ -47,10 +47,11 @@ def filled(found: Prediction) -> Prediction:
     layout = layout.reshaped(weights_overlap=prefetch[:, None, None])
     one = kept_by(offered, (len(offered), 1))
     step_s, fits = _step_s(plan, layout.reshaped(kept=(one,)), (len(prefetch), len(offered), 1))
-    fastest_s, some, every = step_s.min(axis=(0, 2)), fits.any(axis=(0, 2)), fits.all(axis=(0, 2))
+    fastest_s, every = step_s.min(axis=(0, 2)), fits.all(axis=(0, 2))
+    # The first group may keep what does not fit in all layers: it runs back when others let go.
     pairs = [
         (less, more)
-        for less in np.flatnonzero(some).tolist()
+        for less in range(len(offered))
         for more in np.flatnonzero(~every & (fastest_s < fastest_s[less])).tolist()
     ]
     if not pairs:

@@ -61,7 +61,8 @@ def lay_out_gathered_weights(block: Block, where: Where) -> Block:
         if not of_layer_weights(task, "all-gather"):
             return [task]
         size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes * lanes)
-        return [*copy(task.name, "copy", size, task.count), task] if np.any(size) else [task]
+        count = task.count * np.greater(size, 0)
+        return [*copy(task.name, "copy", size, count), task] if np.any(size) else [task]
 
     return changed(block, change)
 

@@ -37,6 +37,7 @@ MODELS = (
 # Why a legal plan is not emitted (docs/running.md).
 REFUSALS = (
     "export of 1f1b is not supported",
+    "export of zb-h1 is not supported",
     "is not supported; choose f32 or bf16",
     "export needs one to divide the other",
     "forward_only: export of True is not supported",
