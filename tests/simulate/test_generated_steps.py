@@ -74,7 +74,15 @@ def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[
     quiet(plan, "physical")
     found = simulate_plan(plan, costs="physical")
     assume(not found.events.contention)
-    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
+    # Each turn of a ring takes as long as to the farthest neighbour; pieces pass near ones as well.
+    turns = plan.model.layers * int(resolve(plan).context.size) * (plan.context.keys == "ring")
+    least_s = (1 - 0.005) * found.events.analytic_step_time_s - 3 * turns * chip_hop_s(plan)
+    assert least_s <= found.step_time_s <= 1.005 * found.events.analytic_step_time_s
+
+
+def chip_hop_s(plan: Plan) -> float:
+    """Return the seconds of a hop between neighbours of the torus."""
+    return plan.machine.chip.hop_latency_s
 
 
 @given(staged(), st.sampled_from(["physical", "compiler"]))
