@@ -15,6 +15,8 @@ from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.plan import Context
 from shardsim.planner.search import search
 from shardsim.program.partition import partition
+from shardsim.program.passes import implemented
+from shardsim.program.schedule import Work
 from shardsim.program.shapes import Workload
 from shardsim.simulate import simulate_plan
 
@@ -118,3 +120,23 @@ def test_frames_and_locations_have_to_divide() -> None:
     one = build(uneven, "v4:2x2x4", BATCH, WHERE, context=Context(keys="dsp"))
     with pytest.raises(PlanError, match="frames over the context axis: 6 does not divide by 4"):
         check(one, resolve(one))
+
+
+def test_attention_to_few_tokens_has_its_scores_in_hbm() -> None:
+    """Three passes over bf16 scores of every pair forward: written, read and written again."""
+    one = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, remat="none")
+    layout, found = resolve(one), {}
+    for name in ("ideal", "emitted"):
+        program = implemented(partition(Workload.of(one), layout), name, one.machine, layout)
+        found[name] = sum(
+            float(task.hbm_bytes * task.count * block.trips)
+            for block in program.blocks
+            for task in block.tasks
+            if isinstance(task, Work)
+            and block.phase == "forward"
+            and task.kind == "attention"
+            and float(task.n) == VIDEO.frames
+        )
+    assert VIDEO.sequence == VIDEO.frames**2  # as many locations as frames: every layer sees 16
+    pairs = VIDEO.sequence * VIDEO.frames * VIDEO.heads * VIDEO.layers  # of one video a device
+    assert found["emitted"] - found["ideal"] == pytest.approx(3 * 2.0 * pairs)
