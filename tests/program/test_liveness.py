@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.predict import predict
 from shardsim.graph.arrays import Array, Op, backward, einsum, linear, pointwise, weight
 from shardsim.graph.derive import derive
 from shardsim.graph.place import Kind, placed
@@ -246,3 +247,19 @@ def test_agrees_with_what_the_compiler_needed():
     assert np.median(errors) <= 0.033
     assert np.mean(errors) <= 0.047
     assert np.mean(np.array(errors) <= 0.1) >= 0.92
+
+
+@pytest.mark.parametrize(("machine", "summands"), [("v5e:4x4", 1), ("v6e:4x4", 3)])
+def test_wide_matrix_units_keep_a_summand_of_every_other_member(machine, summands):
+    model, where = decoder(gated_mlp=False), {"fsdp": {"x": 4}, "tensor": {"y": 4}}
+    overlap = Overlap(matmul="bidirectional")
+    plan = build(model, machine, 64, where, residual="embed", overlap=overlap, remat="full")
+    account = predict(plan, implementation="emitted").use.account
+    run = account.runs[0]
+    mode = Mode(ring="embed", prefetch=True)
+    trace = account.traces(run, run.kept.names[0], mode)[0]
+    found = [array for array in trace.arrays if array.name == "up, summands"]
+    result = 64 / 4 * model.sequence * model.mlp / 4 * 4.0  # float32
+    assert {float(account.measure(array.size)) * array.times for array in found} == {
+        summands * result
+    }
