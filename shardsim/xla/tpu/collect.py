@@ -32,9 +32,9 @@ from shardsim.xla.tpu.techniques import GROUP, techniques
 LISTED = 3  # of what is unplanned, costliest first
 
 
-def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
-    """Return what is kept of one compilation."""
-    row: dict[str, Any] = {
+def head_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
+    """Return what is kept of every compilation."""
+    return {
         "group": group,
         "kind": kind,
         "plan": plan_to_data(made.plan),
@@ -45,6 +45,11 @@ def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
         "versions": made.versions,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
+    """Return what is kept of one compilation."""
+    row = head_of(group, kind, made)
     if not made.ok:
         return row
     try:

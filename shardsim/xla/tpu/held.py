@@ -10,7 +10,6 @@ whole compilation. The plans are those of `cases`, and of models on other chips 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from typing import Any
 
 from shardsim.files import write_text
 from shardsim.plan import Plan
-from shardsim.plan.io import plan_to_data
 from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cases import GROUPS, Group, cases
+from shardsim.xla.tpu.collect import head_of
 from shardsim.xla.tpu.rows import BLOCKS, HELD, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
 from shardsim.xla.tpu.techniques import GROUP, techniques
@@ -39,21 +38,14 @@ OTHERS = (
 
 def row_of(group: str, kind: str, made: Compilation) -> dict[str, Any]:
     """Return what is kept of one compilation."""
-    row: dict[str, Any] = {
-        "group": group,
-        "kind": kind,
-        "plan": plan_to_data(made.plan),
-        "compiled": made.ok and not _too_large(made),
-        "problem": None if made.ok else made.problem,
-        "does_not_fit": made.does_not_fit or (made.ok and _too_large(made)),
-        "peak_bytes": made.peak_bytes,
-        "versions": made.versions,
-        "date": datetime.date.today().isoformat(),
-    }
+    row = head_of(group, kind, made)
     if not made.ok:
         return row
+    large = _too_large(made)
     memory = made.result["memory"]
     return row | {
+        "compiled": not large,
+        "does_not_fit": large,
         "arguments_bytes": memory["argument_size"],
         "allocated_bytes": memory["allocated_size"],
         "host_bytes": memory["host_size"],
