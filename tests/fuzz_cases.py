@@ -7,6 +7,7 @@ import json
 import lzma
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -309,7 +310,12 @@ SCALARS: tuple[Any, ...] = (
 
 def scalar(random: Random) -> Any:
     """Return a value of YAML that is rarely right."""
-    return random.choice(SCALARS)
+    return _one(random, SCALARS)
+
+
+def _one(random: Random, values: Sequence[Any]) -> Any:
+    """Return one of some values, a copy: what goes into a case may be changed there."""
+    return deepcopy(random.choice(values))
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -344,7 +350,7 @@ def changed(random: Random, data: Any, known: Sequence[str] = ()) -> Any:
         how = random.randrange(12)
         good = GOOD.get(".".join(map(str, (*path, last)))) or _alike(inside[last])
         if how > 3 and good:
-            inside[last] = random.choice(good)
+            inside[last] = _one(random, good)
         elif how > 1:
             inside[last] = scalar(random)
         elif how:
@@ -367,7 +373,7 @@ def _set(data: Any, key: str, random: Random) -> None:
                 data[step] = inner
         data = inner
     if isinstance(data, dict):
-        data[last] = random.choice(GOOD[key])
+        data[last] = _one(random, GOOD[key])
 
 
 PLAN_KEYS = tuple(key for key in GOOD if not key.startswith(("model", "chip")))

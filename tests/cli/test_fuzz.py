@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 from fuzz import Case, run, shown
-from fuzz_cases import BIG_VISION, EXPERTS, KINDS, case_of
+from fuzz_cases import BIG_VISION, EXPERTS, GOOD, KINDS, SCALARS, case_of, changed
 
 # Kinds whose commands are quick, and how many of each: together some seconds.
 MANY = {"choices": 25, "maxtext": 30, "config_json": 60, "big_vision": 30, "from_outside": 30}
@@ -70,3 +71,11 @@ def test_the_fuzz_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardsim.cli.catalog.show", half)
     assert (failure := run(case)) is not None
     assert failure.what == "half-written"
+
+
+def test_a_case_changes_no_value_that_others_are_made_of() -> None:
+    before = repr((SCALARS, GOOD))
+    random = Random(0)
+    for _ in range(1000):
+        changed(random, {"remat": "full"})
+    assert repr((SCALARS, GOOD)) == before
