@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MOST_CHOICES = 24  # in one line
 
@@ -31,6 +32,17 @@ class ModelError(ShardsimError):
 
 class PlanError(ShardsimError):
     """A plan is inconsistent, or does not suit its model or its machine."""
+
+
+def expect(value: object, kinds: Any, what: str) -> None:
+    """Raise `PlanError` for an argument that is none of some types; `what` says what it should be.
+
+    >>> expect("64k", int, "batch: expected a whole number")
+    Traceback (most recent call last):
+    shardsim.errors.PlanError: batch: expected a whole number, found '64k'
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise PlanError(f"{what}, found {value!r:.80}")
 
 
 LONGEST_LINE = 1000  # of an error message; a file's own text may be in it

@@ -15,7 +15,7 @@ from shardsim.cost.mfu import least_step_s, mfu_of, step_at_mfu
 from shardsim.cost.predict import LIMITING, Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity
 from shardsim.cost.words import figure_words
-from shardsim.errors import PlanError
+from shardsim.errors import PlanError, expect
 from shardsim.model import Accounting
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.units import show_time
@@ -117,6 +117,8 @@ def explain(
     """
     plan = as_plan(plan)
     item = predict(plan, costs=costs, implementation=implementation)
+    for value in (measured_mfu, measured_step_s):
+        expect(value, float | int | None, "measured: expected a number")
     if measured_mfu is not None:
         if measured_step_s is not None:
             raise PlanError("measured: give a step or an MFU, not both")

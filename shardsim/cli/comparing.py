@@ -9,7 +9,6 @@ import click
 from shardsim.cli.chosen import load
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import op_costs_option, training_options
-from shardsim.errors import PlanError
 
 
 @click.command()
@@ -40,16 +39,14 @@ def compare(
       shardsim compare a.yaml b.yaml --tokens 1e12 --chip-hour-price v5p=4.2,v6e=2.7
     """
     from shardsim.answers.training import training_of
-    from shardsim.cost.predict import predict
-    from shardsim.planner.compare import differences, how_priced, priced_alike
+    from shardsim.planner.compare import compare, differences, how_priced
     from shardsim.views import slices as views
     from shardsim.views.plans import differing, side_by_side
 
-    if len(paths) < 2:
-        raise PlanError("compare: name at least two plans, such as: compare a.yaml b.yaml")
     given = [load(path) for path in paths]
-    plans, costs = priced_alike(given, op_costs)
-    items = [predict(plan) for plan in plans]
+    items = compare(*given, costs=op_costs)
+    plans = [item.plan for item in items]
+    costs = plans[0].op_costs
     rows = differences(given)
     training = training_of(
         tokens, images, given[0].sequence, prices, [plan.machine.chip.name for plan in given]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardsim.cost.mfu import mfu_of
-from shardsim.cost.predict import Prediction
+from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.real import flops_per_token
 from shardsim.model import Accounting
+from shardsim.plan.io import PlanOrPath
 
 COUNTS = {
     Accounting.SIX_N: "6N: weights alone, no attention",
@@ -40,12 +41,13 @@ class Utilisation:
         }
 
 
-def utilisations(item: Prediction) -> list[Utilisation]:
-    """Return the utilisation of a step by every convention, HFU last.
+def utilisations(item: Prediction | PlanOrPath) -> list[Utilisation]:
+    """Return the utilisation of a predicted step, or of a plan's, by every convention, HFU last.
 
     HFU counts what the chip executes: what is computed again too, and of masked attention what the
     kernel does not skip. So it may be below an MFU that counts what is never computed.
     """
+    item = item if isinstance(item, Prediction) else predict(item)
     plan = item.plan
     found = [
         Utilisation(

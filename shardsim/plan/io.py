@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from shardsim.errors import FileError, HardwareError, ModelError, PlanError, nearest
+from shardsim.errors import FileError, HardwareError, ModelError, PlanError, expect, nearest
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.kinds import PLAN, other_kind
 from shardsim.machine import Machine, parse_machine
@@ -72,6 +72,7 @@ KEYS = (
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan file; a bare name is looked up among the plans that ship with shardsim."""
+    expect(path, str | os.PathLike, "plan: expected a Plan, a file or a name")
     target = Path(path)
     if not str(path):
         raise PlanError("a plan's name is empty; give a file, or the name of a shipped plan")
@@ -420,6 +421,6 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
     return text
 
 
-def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+def save_plan(plan: PlanOrPath, path: str | os.PathLike[str]) -> None:
     """Write a plan file, whole or not at all."""
-    write_text(path, dump_plan(plan))
+    write_text(path, dump_plan(as_plan(plan)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shardsim.errors import HardwareError, PlanError, nearest
+from shardsim.errors import HardwareError, PlanError, expect, nearest
 from shardsim.files import parse_yaml
 from shardsim.machine import Chip, Machine, override_chip, parse_machine
 from shardsim.machine.chip import TIMES
@@ -86,6 +86,7 @@ def changed(plan: PlanOrPath, changes: Mapping[str, Any]) -> Plan:
     on another slice; the data axis is over what slices there are. `plan` may be a file, or the name
     of a shipped one.
     """
+    expect(changes, Mapping, "changes: expected keys with their values")
     plan = as_plan(plan)
     data = plan_to_data(plan)
     model, machine = plan.model, plan.machine

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
+from shardsim.errors import PlanError
 from shardsim.plan.io import PlanOrPath, as_plan, plan_to_data
 from shardsim.plan.plan import Plan
 
@@ -37,11 +38,13 @@ def priced_alike(plans: Sequence[PlanOrPath], costs: str | None = None) -> tuple
 
 
 def compare(*plans: PlanOrPath, costs: str | None = None) -> list[Prediction]:
-    """Return the predictions of plans, priced alike: `priced_alike` says how.
+    """Return the predictions of two plans or more, priced alike: `priced_alike` says how.
 
     >>> [item.costs for item in compare("vit-22b-published-tp2", "vit-22b-published-tp8")]
     ['calibrated', 'calibrated']
     """
+    if len(plans) < 2:
+        raise PlanError("compare: name at least two plans, such as: compare a.yaml b.yaml")
     return [predict(plan) for plan in priced_alike(plans, costs)[0]]
 
 

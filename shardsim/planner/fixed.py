@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import PlanError, expect, nearest
 from shardsim.plan.layout import ROLES
 from shardsim.plan.lengths import BY_SEQUENCE, Lengths, parse_lengths
 from shardsim.plan.optimizer import OPTIMIZERS
@@ -82,6 +82,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
     >>> fixed_of({"mesh.model": 4, "remat": "full"}).sizes
     {'tensor': 4}
     """
+    expect(choices, Mapping, "fix: expected keys with their values")
     sizes: dict[str, int] = {}
     plain: dict[str, Any] = {}
     precision: dict[str, str] = {}

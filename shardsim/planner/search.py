@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import PlanError, expect, nearest
 from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model
@@ -166,7 +166,9 @@ def search(
     """
     started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
-    given = [machines] if isinstance(machines, (Machine, str)) else list(machines)
+    given: list[Any] = [*machines] if isinstance(machines, (list, tuple)) else [machines]
+    for one in given:
+        expect(one, Machine | str, "machines: expected a slice, or a list of them")
     slices = [parse_machine(item) if isinstance(item, str) else item for item in given]
     sequence = sequence or model.sequence
     fixed = fixed_of(fix or {}, model.patch)
@@ -190,6 +192,10 @@ def search(
     ):
         if value not in choices:
             raise PlanError(f"{what}: '{value}' is not possible{nearest(value, choices)}")
+    for count, what in ((batch, "batch"), (sequence, "sequence"), (top, "top")):
+        expect(count, int | np.integer, f"{what}: expected a whole number")
+    if top < 1 or not slices:
+        raise PlanError("search: ask for at least one plan, on at least one slice")
     if batch < 1 or sequence < 1:
         raise PlanError("batch and sequence must be positive")
     if model.family == "vit" and sequence != model.sequence and fixed.lengths is None:

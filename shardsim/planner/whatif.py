@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,7 +13,7 @@ from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.cost.sensitivity import Sensitivity
-from shardsim.errors import PlanError, ShardsimError
+from shardsim.errors import PlanError, ShardsimError, expect
 from shardsim.executors import outcomes
 from shardsim.model import Model, override_model
 from shardsim.plan.io import PlanOrPath, as_plan
@@ -242,7 +242,7 @@ def model_sensitivity(plan: PlanOrPath, implementation: str | None = None) -> li
 
 def sweep(
     plan: PlanOrPath,
-    vary: Sequence[tuple[str, Sequence[Any]]],
+    vary: Mapping[str, Sequence[Any]] | Sequence[tuple[str, Sequence[Any]]],
     implementation: str | None = None,
     *,
     run: Callable[..., Prediction] = predict,
@@ -255,6 +255,11 @@ def sweep(
     predicts one plan (`simulate_plan` does, too), with an `executor` each in a call of its own;
     `progress(done, total)` is called after each. An interrupt ends the sweep with what is done.
     """
+    expect(vary, Mapping | list | tuple, "vary: expected keys, each with its values")
+    vary = list(vary.items()) if isinstance(vary, Mapping) else vary
+    for pair in vary:
+        expect(pair, tuple | list, "vary: expected (key, values)")
+        expect(pair[-1], tuple | list | range, f"vary: expected a list of values for {pair[0]}")
     plan, keys = as_plan(plan), [key for key, _ in vary]
     for key in keys:
         check_root(key)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.errors import HardwareError
-from shardsim.machine import Machine
+from shardsim.machine import Machine, parse_machine
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.plan import Plan
 from shardsim.simulate.perturb import Perturbation
@@ -21,7 +21,7 @@ from shardsim.simulate.topology import Fault, Topology
 
 
 def what_if(
-    machine: Machine,
+    machine: Machine | str,
     *,
     stragglers: Sequence[str] = (),
     dead_links: Sequence[str] = (),
@@ -37,10 +37,10 @@ def what_if(
     `slow_links` A-B=SHARE of the rate, `jitter` the relative standard deviation of a chip's time
     for a layer, `slow_dcn` the share of its rate that the DCN gives.
 
-    >>> from shardsim.machine import parse_machine
-    >>> what_if(parse_machine("v4:4x4x4"), stragglers=["0,1,0=1.2"]).slowdowns
+    >>> what_if("v4:4x4x4", stragglers=["0,1,0=1.2"]).slowdowns
     ((4, 1.2),)
     """
+    machine = parse_machine(machine) if isinstance(machine, str) else machine
     topology = Topology(machine)
     slowdowns = []
     for text in stragglers:

@@ -106,6 +106,7 @@ def beyond(items: Sequence[Prediction]) -> list[str]:
         first, figure = rows[0]
         of = f" in {first}" if figure and len(rows) > 1 else ""
         numbers = ", ".join(str(number) for number, _ in rows)
+        numbers = "all" if len(rows) == len(items) > 1 else numbers
         lines.append(f"{numbers}: {reason}" + (f"; {figure}{of}" if figure else ""))
     return lines
 

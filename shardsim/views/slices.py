@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.units import show_count
 from shardsim.views.plans import columns as of_plans
 from shardsim.views.table import Column, Table, table
 
@@ -26,7 +25,8 @@ def training_columns(training: Training) -> list[Column]:
 
 def trained(training: Training) -> str:
     """Return in words for how many tokens those columns are."""
-    return f"days, chip-hours and cost are for {show_count(training.tokens)} tokens"
+    what = "days, chip-hours and cost" if training.prices else "days and chip-hours"
+    return f"{what} are for {training.tokens:,.0f} tokens"
 
 
 def best_of_each(items: Sequence[Choice], training: Training | None) -> Table:

@@ -105,7 +105,7 @@ def _rich(table: Table, widths: Sequence[int]) -> RichTable:
     made = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for column, width in zip(table.columns, widths, strict=True):
         side: Literal["left", "right"] = "right" if column.number else "left"
-        label = Text(printable(column.label))
+        label = Text(_broken(printable(column.label), width))
         made.add_column(label, justify=side, width=width, overflow="fold")
     for row in table.cells:
         cells = zip(map(printable, row), widths, strict=True)
@@ -124,7 +124,7 @@ def _broken(text: str, width: int) -> str:
     lines = [""]
     for word in text.split():
         joined = " " if lines[-1] else ""
-        for part in re.findall(r"[^_,=:/-]*[_,=:/-]|[^_,=:/-]+", word):
+        for part in re.findall(r"[^._,=:/-]*[._,=:/-]|[^._,=:/-]+", word):
             if lines[-1] and len(lines[-1] + joined + part) > width:
                 lines.append(part)
             else:

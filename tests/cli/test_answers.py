@@ -427,10 +427,34 @@ def test_calls_take_names_paths_and_plans(plan_file: Path) -> None:
         assert ss.as_plan(given_plan).mesh == plan.mesh
     assert ss.export_plan(plan_file, "json") == ss.export_plan(plan, "json")
     assert len(ss.ablate(plan_file)) == len(ss.ablate(plan))
-    (row,) = ss.sweep(plan, [("batch", [2048])])
+    (row,) = ss.sweep(plan, {"batch": [2048]})
+    assert ss.utilisations(plan_file) == ss.utilisations(ss.predict(plan))
     assert row[1] is not None
     one, other = ss.compare(plan_file, ss.changed(plan, {"batch": 2048}))
     assert (one.costs, other.plan.batch) == ("calibrated", 2048)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda plan: ss.predict(3),
+        lambda plan: ss.save_plan({"model": "vit-b-16"}, "x.yaml"),
+        lambda plan: ss.changed(plan, 3),
+        lambda plan: list(ss.sweep(plan, "batch=1,2")),
+        lambda plan: list(ss.sweep(plan, [("batch", 2048)])),
+        lambda plan: ss.compare(plan),
+        lambda plan: ss.explain(plan, measured_mfu="41%"),
+        lambda plan: ss.search("vit-b-16", "v5e:1x1", "64k"),
+        lambda plan: ss.search("vit-b-16", [], 64),
+        lambda plan: ss.search("vit-b-16", "v5e:1x1", 64, top=0),
+        lambda plan: ss.search("vit-b-16", 3, 64),
+        lambda plan: ss.search("vit-b-16", "v5e:1x1", 64, fix="remat=full"),
+    ],
+)
+def test_wrong_arguments_are_one_line_errors(call: Any, plan_file: Path) -> None:
+    with pytest.raises(ss.ShardsimError) as error:
+        call(plan_file)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_shown_is_one_short_line(plan_file: Path) -> None:

@@ -133,3 +133,4 @@ def test_a_footnote_says_all_rows_that_it_is_for() -> None:
     (said,) = (text for text in above.warnings if text.startswith("MFU is above"))
     assert beyond([predict(TP8), above, above]) == [f"2, 3: {said} in 2"]
     assert beyond([above]) == [f"1: {said}"]
+    assert beyond([above, above]) == [f"all: {said} in 1"]

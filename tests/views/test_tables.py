@@ -138,6 +138,13 @@ def test_a_search_is_readable_in_eighty_columns() -> None:
         assert f"{100 * item.mfu:.1f}" in line
 
 
+def test_long_words_break_where_their_parts_are_joined() -> None:
+    columns = [Column(key, f"llama2-70b-published-{key}", itemgetter(0)) for key in "abcd"]
+    text = fitted(table(columns, [("rules.activations.kv_heads",), ("batch",)]), 80)
+    assert text.split("\n")[0].split() == 4 * ["llama2-70b-"]
+    assert "rules. " in text or "rules.activations. " in text
+
+
 @given(TEXT)
 def test_no_control_character_reaches_a_terminal(text: str) -> None:
     made = table([Column("a", "a", itemgetter(0))], [(f"\x1b[31m{text}",), ("b",)])
