@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from shardsim.cost.words import figure_words
+from shardsim.model import load_model, model_names
 from shardsim.plan.words import mesh_text
 from shardsim.units import GIB, show_bytes, show_percent, show_time
 from shardsim.views.plans import MFU, PEAK, STEP
@@ -125,7 +126,9 @@ def helping(item: Explanation) -> list[Table | str]:
 def _least(item: Explanation) -> list[Table | str]:
     lean = sorted(item.trials, key=lambda one: one.prediction.hbm["thrifty_bytes"])
     plan = item.prediction.plan
-    again = f"shardsim plan {plan.model.name} --on {plan.machine.name} --batch {plan.batch}"
+    known = plan.model.name in model_names() and load_model(plan.model.name) == plan.model
+    name = plan.model.name if known else "MODEL.yaml"  # a file with what the plan says of it
+    again = f"shardsim plan {name} --on {plan.machine.name} --batch {plan.batch}"
     found: list[Table | str] = ["", table(TRIALS, lean[:1])] if lean else ["(there is none)"]
     return [*found, "", f"what fits at all: {again} --seq {plan.sequence}"]
 
