@@ -190,7 +190,8 @@ def _maxtext(case: Case, out: str) -> Failure | None:
     base = text.partition(" per_device_batch_size=4 ")
     if not base[1] or text.count("\n") != 3:
         return None
-    for key in words[3:]:
+    for word in words[3:]:  # a variable of the environment is called M_ and the key
+        key = word.removeprefix("M_").lower() if word.startswith("M_") else word
         if key in listed or not key.isidentifier() or key in _CARRIED:
             continue
         if not _counts(key, text.splitlines()[-1].partition(" per_device")[0]):
