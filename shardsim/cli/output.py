@@ -141,8 +141,9 @@ class OneLineGroup(click.Group):
 def _one_line() -> Iterator[None]:
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
+    except click.exceptions.NoArgsIsHelpError as error:  # nothing was asked, so nothing is wrong
+        click.echo(error.format_message())
+        raise click.exceptions.Exit(0) from None
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "shardsim"
         text = error.format_message().rstrip(".")

@@ -145,7 +145,7 @@ def predicted_against_published(result: Validation) -> Figure:
             markerfacecolor=PAPER if row.fitted else SERIES[index % len(SERIES)],
             markeredgecolor=SERIES[index % len(SERIES)],
         )
-    axes.set_yticks(range(len(rows)), [plain(row.id, 34) for row in rows], fontsize=7.5)
+    axes.set_yticks(range(len(rows)), [plain(row.id, 42) for row in rows], fontsize=7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("error of predicted tokens/s/chip (%)")
     axes.xaxis.grid(True)

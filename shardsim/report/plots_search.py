@@ -44,7 +44,7 @@ def pareto_front(result: SearchResult | Sequence[Prediction], most_named: int = 
     """
     items = list(result.predictions if isinstance(result, SearchResult) else result)
     front = front_of(items)
-    named = _apart(front)[:most_named]
+    named = _apart(front, items)[:most_named]
     figure = picture(3.2 + 0.16 * len(named))
     axes = figure.add_subplot()
     chips = sorted({item.plan.machine.chips for item in items})
@@ -142,17 +142,18 @@ def _where(item: Prediction, several: bool) -> str:
     return plain(whole if len(whole) <= KEY_WIDTH else mesh, KEY_WIDTH)
 
 
-def _apart(items: Sequence[Prediction]) -> list[Prediction]:
-    """Return the plans, without those too close to an earlier one for a number of their own."""
+def _apart(front: Sequence[Prediction], items: Sequence[Prediction]) -> list[Prediction]:
+    """Return plans of the front, without those whose number would cover an earlier one's, in a
+    picture that shows all `items`."""
     if not items:
         return []
     width = max(map(headroom_gib, items)) - min(map(headroom_gib, items)) or 1.0
     height = max(item.mfu for item in items) - min(item.mfu for item in items) or 1.0
     kept: list[Prediction] = []
-    for item in items:
+    for item in front:
         if all(
-            abs(headroom_gib(item) - headroom_gib(other)) > 0.06 * width
-            or abs(item.mfu - other.mfu) > 0.1 * height
+            abs(headroom_gib(item) - headroom_gib(other)) > 0.05 * width
+            or abs(item.mfu - other.mfu) > 0.09 * height
             for other in kept
         ):
             kept.append(item)

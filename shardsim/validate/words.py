@@ -153,9 +153,13 @@ class Split:
     outside: dict[str, int] = field(default_factory=dict)
     experts: bool = False  # whether the model has any, which may lie on an axis of their own
     rest: str | None = None  # the role that takes what the sizes leave over, where it is said
+    keys: list[str] = field(default_factory=list)  # of the trainer, that gave the sizes
 
-    def add(self, key: str, size: Any) -> None:
-        """Add one axis by its trainer's key, such as `ici_fsdp_parallelism`; -1 is the rest."""
+    def add(self, key: str, size: Any, said: str = "") -> None:
+        """Add one axis by its trainer's key, such as `ici_fsdp_parallelism`; -1 is the rest.
+
+        `said` is the key in the file, where that is another word for the same.
+        """
         over_slices = key.startswith("dcn_")
         name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
         if size in (0, 1, "0", "1"):
@@ -170,7 +174,12 @@ class Split:
             self.rest = self.rest if over_slices else role
             return
         sizes = self.outside if over_slices else self.inside
+        self.keys.append(said or f"parallelism.{key}")
         sizes[role] = sizes.get(role, 1) * whole(size, f"parallelism.{key}")
+
+    def _keys(self, over_slices: bool) -> str:
+        named = [key for key in self.keys if ("dcn_" in key) is over_slices]
+        return ", ".join(named) or "parallelism"
 
     def mesh(self, machine: Machine, rest: str | None) -> tuple[MeshAxis, ...]:
         """Return the mesh on `machine`; `rest` is the role of what the sizes leave over.
@@ -192,13 +201,13 @@ class Split:
                     left //= part
         elif devices % product:
             raise PlanError(
-                f"parallelism: sizes multiply to {product}, which does not divide the {devices} "
-                f"devices of a slice of {machine.name}"
+                f"{self._keys(False)}: sizes multiply to {product}, which does not divide the "
+                f"{devices} devices of a slice of {machine.name}"
             )
         elif machine.slices % prod(outside.values()):
             raise PlanError(
-                f"parallelism: sizes over slices multiply to {prod(outside.values())}, but there "
-                f"are {machine.slices} slices"
+                f"{self._keys(True)}: sizes over slices multiply to {prod(outside.values())}, but "
+                f"{machine.name} has {machine.slices}"
             )
         else:
             _fill(sizes, machine, devices // product, rest)

@@ -43,6 +43,14 @@ FOUND = {
         ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1"),
     ),
     "a null byte in the name of a file": Case(("export", "plan.yaml", "-o", "a\x00b")),
+    "no words at all": Case(()),
+    "sizes over slices that there are not": Case(
+        ("import", "run.sh", "--from", "maxtext", "--on", "v5p:4x4x4"),
+        {
+            "run.sh": b"python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
+            b"per_device_batch_size=4 dcn_sequence_parallelism=2"
+        },
+    ),
     "a runs file without runs": Case(("validate", "--runs", "r.yaml"), {"r.yaml": b"runs: []"}),
 }
 

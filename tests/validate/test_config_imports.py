@@ -188,7 +188,8 @@ def test_a_big_vision_config_is_read_without_running_it(tmp_path: Path) -> None:
         ("per_device_batch_size: many\n", "positive number"),
         ("ici_context_parallelism: 4\ncontext_parallel_strategy: ring\n", "not modelled"),
         ("ici_expert_parallelism: 4\n", "not modelled"),
-        ("ici_tensor_parallelism: 7\n", "sizes multiply"),
+        ("ici_tensor_parallelism: 7\n", "ici_tensor_parallelism: sizes multiply"),
+        ("dcn_sequence_parallelism: 2\n", "dcn_sequence_parallelism: sizes over slices"),
         ("global_parameter_scale: 3\n", "power of two"),
         ("[1, 2]\n", "expected"),
         ("a: !!python/object/apply:os.system [ls]\n", "tags"),
@@ -205,6 +206,13 @@ def test_a_maxtext_config_that_cannot_be_read_is_one_line(
     assert run.exit_code == 2
     assert words in run.output
     assert len(run.output.strip().splitlines()) == 1
+
+
+def test_both_axes_of_the_sequence_count(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("ici_sequence_parallelism: 2\nici_context_parallelism: 4\n", encoding="utf-8")
+    plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    assert {axis.name: axis.size for axis in plan.mesh} == {"fsdp": 8, "context": 8}
 
 
 @settings(max_examples=80, deadline=None)

@@ -263,8 +263,8 @@ def test_what_would_fall_into_another_mechanism_is_refused(
         ({"measured": {"step_s": -1}}, "measured.step_s: must be positive and below 10^18, not -1"),
         ({"global_batch": None}, "global_batch: missing, and no per_device_batch either"),
         ({"parallelism": {"fsdp": 8, "foo": 8}}, "parallelism: unknown key 'foo'"),
-        ({"parallelism": {"fsdp": 48}}, "parallelism: sizes multiply to 48, which does not divide "
-                                        "the 64 devices of a slice of v5p:4x4x4"),
+        ({"parallelism": {"fsdp": 48}}, "parallelism.fsdp: sizes multiply to 48, which does not "
+                                        "divide the 64 devices of a slice of v5p:4x4x4"),
     ],
 )  # fmt: skip
 def test_reasons_why_a_row_is_not_predicted(changes: dict[str, Any], why: str) -> None:

@@ -40,8 +40,8 @@ _COUNTED_AS: Mapping[str, str] = {
     "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
 }
 _AXIS = re.compile(
-    r"(ici|dcn)_(data|fsdp|fsdp_transpose|context|tensor|tensor_transpose|tensor_sequence|pipeline"
-    r"|expert|stage)_parallelism"
+    r"(ici|dcn)_(data|fsdp|fsdp_transpose|context|sequence|tensor|tensor_transpose|tensor_sequence"
+    r"|pipeline|expert|stage)_parallelism"
 )
 _PARALLELISM = re.compile(r"(ici|dcn)_\w+_parallelism")
 # What a preset calls a size that a model's own file says, and MaxText takes from elsewhere only
@@ -231,7 +231,8 @@ def _plan(
             sizes = split.inside if key.startswith("ici") else split.outside
             sizes["expert"] = whole(size, key)
         else:
-            split.add(key, size)
+            of_keys = re.sub("^(ici|dcn)_sequence_", r"\1_context_", key)  # both gather keys
+            split.add(of_keys, size, key)
     mesh = split.mesh(machine, split.rest or "data")
     names = [axis.name for axis in mesh]
     if "context" in names and (strategy := keys["context_parallel_strategy"]) != "all_gather":
@@ -355,11 +356,7 @@ def _format(keys: Keys, key: str) -> str:
 
 def _parallelism(keys: Keys) -> dict[str, Any]:
     """Return the sizes of the mesh by MaxText's keys; lists go with `mesh_axes`."""
-    sizes = {
-        re.sub("^(ici|dcn)_sequence_", r"\1_context_", key): keys[key]  # both gather keys
-        for key in keys
-        if _PARALLELISM.fullmatch(key)
-    }
+    sizes = {key: keys[key] for key in keys if _PARALLELISM.fullmatch(key)}
     sizes = {key: size for key, size in sizes.items() if size not in (1, "1")}
     for key, size in sizes.items():
         if size == 0:
