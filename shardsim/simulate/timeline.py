@@ -242,7 +242,7 @@ def _label(axes: Any, span: Span, begin: float, end: float, window: Span, row: i
 
 
 class _Colours:
-    """Grey-blue for compute, one strong colour for each collective."""
+    """Grey-blue for compute, one strong colour for each collective, whole or by its hops."""
 
     palette = (
         "#d1495b", "#edae49", "#00798c", "#66a182", "#8d6a9f", "#e07a5f", "#3d5a80", "#9a8c98",
@@ -250,23 +250,20 @@ class _Colours:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.names: dict[str, str] = {}
+        self.names = {"compute": "#4a5a6a"}
 
     def of(self, span: Span) -> str:
         if span.role == "compute":
-            return "#4a5a6a" if not span.name.endswith("blocks") else "#6c8197"
-        if span.name not in self.names:
-            self.names[span.name] = self.palette[len(self.names) % len(self.palette)]
-        return self.names[span.name]
+            blocks = span.name.endswith("blocks")
+            name = "compute, in blocks beside hops" if blocks else "compute"
+            return self.names.setdefault(name, "#6c8197")
+        name = span.name.partition(", ")[0]
+        return self.names.setdefault(name, self.palette[len(self.names) % len(self.palette)])
 
     def legend(self) -> tuple[list[Any], list[str]]:
         from matplotlib.patches import Patch
 
-        entries = {
-            "compute": "#4a5a6a",
-            "compute, in blocks beside hops": "#6c8197",
-        } | self.names
-        return [Patch(facecolor=colour) for colour in entries.values()], list(entries)
+        return [Patch(facecolor=colour) for colour in self.names.values()], list(self.names)
 
 
 def picture_format(path: str | os.PathLike[str]) -> str:

@@ -32,6 +32,11 @@ const fresh = (plan) => ({ plan, values: {}, mesh: null, rest: null, chip: {}, t
 
 // Elements.
 
+/** Return the end of a path that is too long for its control. */
+function ending(name) {
+  return name.length > 26 ? `…${name.slice(-25)}` : name;
+}
+
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -459,7 +464,7 @@ function build() {
     select.prepend(make("option", { value: "", textContent: "as usual", selected: true }));
     return row(key, label, select);
   }));
-  $("plan").append(...start.plans.map((name) => make("option", { value: name, textContent: name })));
+  $("plan").append(...start.plans.map((name) => make("option", { value: name, textContent: ending(name) })));
   $("form").append(...choices.form.map((name) => make("option", { value: name, textContent: name })));
   buttons();
 }
