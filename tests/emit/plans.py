@@ -124,6 +124,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **_DECODER,
         **_MIXED,
         "name": "gpt-oss",
+        "layers": 4,
         "kv_heads": 4,
         "windows": [5, 0],
         "sinks": True,
