@@ -460,7 +460,7 @@ class Block(Builder):
         )
         reached = reach(self, chances, "chances of experts")
         chosen = reach(self, choices, "choices of experts")
-        slots = dispatch(self, tokens, chosen, grouped=grouped, capacity=capacity)
+        slots = dispatch(self, tokens, chosen, top=made.top_k, grouped=grouped, capacity=capacity)
         results = experts(
             self,
             slots,

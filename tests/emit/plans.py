@@ -405,8 +405,8 @@ EXPERTS: dict[str, Plan] = {
     "experts, sinks, tensor": make("gpt-oss", _FM, _FSDP_TENSOR, _B | _SEQ, remat="dots"),
     "experts, sinks, context": make(
         "gpt-oss",
-        _FCM,
-        {"embed": ["fsdp", "context"], **_INSIDE},
+        {"fsdp": 4, "context": 2},
+        {"embed": ["fsdp", "context"]},
         _B | {"seq": ["context"]},
         attention="unfused",
     ),
