@@ -305,8 +305,8 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
     if full and overlaps:
         there, limit = float(use.at[0]) / use.capacity_bytes, use.account.passes.hides_up_to
         warnings.append(
-            f"HBM is {100 * there:.0f} % full while layers run: above {100 * limit:.0f} % or so the "
-            "TPU compiler's scheduler may hide no gather and no ring; compile the plan (shardsim "
+            f"HBM is {100 * there:.0f} % full while layers run: above {100 * limit:.0f} % or so "
+            "the TPU compiler's scheduler may hide no gather and no ring; compile the plan (shardsim "
             "verify --against tpu)"
         )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
