@@ -86,9 +86,9 @@ def test_events_of_techniques_agree_with_the_closed_form(plan: Plan, more: dict[
 @pytest.mark.parametrize(
     ("machine", "mesh", "taken"),
     [
-        ("v4:4x4x4", ("d", "c"), {"x": 2, "y": 2, "z": 2}),  # every other device of each axis
+        ("v4:4x4x4", ("c", "d"), {"x": 2, "y": 2, "z": 2}),  # every other device of each axis
         ("v4:2x2x4", ("c", "d"), {"x": 2, "y": 2, "z": 2}),
-        ("v5e:4x8", ("d", "c"), {"x": 4, "y": 2}),
+        ("v5e:4x8", ("c", "d"), {"x": 4, "y": 4}),
         ("v5e:4x8", ("c", "d"), {"x": 2, "y": 8}),
     ],
 )
