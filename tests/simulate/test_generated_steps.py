@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from staged import staged
 
+from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, Precision, Remat, plan_from_data, resolve
 from shardsim.plan.lengths import Lengths
@@ -126,3 +127,33 @@ def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> 
     ticks = plan.pipeline_schedule in TICKS
     one_s = sum(use.time_s / use.count for use in sends) if ticks else 0.0
     assert found.step_time_s == pytest.approx(closed_s, rel=0.005, abs=one_s)
+
+
+@given(st.one_of(staged(), plans(models=MODELS, machines=MACHINES)))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_events_count_the_collectives_that_are_planned(plan: Plan) -> None:
+    """What crosses no link is none; of stages that are alike the one with the head is shown."""
+    assume(not plan.stage_layers)
+    plan = replace(plan, model=replace(plan.model, layers=min(plan.model.layers, 8)))
+    found, said = simulate_plan(plan, costs="physical"), predict(plan, costs="physical")
+    counts = {(use.kind, use.mesh_axes, use.purpose): use.count for use in found.collectives}
+    assert counts == pytest.approx(
+        {(use.kind, use.mesh_axes, use.purpose): use.count for use in said.collectives}
+    )
+
+
+@given(staged(forward_only=False), st.permutations(range(4)))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_step_is_made_of_the_same_however_layers_are_dealt(plan: Plan, order: list[int]) -> None:
+    """Where stages differ, the step's parts and its operations are those of all on average."""
+    layers = plan.stage_layers
+    assume(layers)
+    dealt = tuple(layers[number] for number in order if number < len(layers))
+    one, other = (predict(replace(plan, stage_layers=each)) for each in (layers, dealt))
+    for part in ("compute_s", "hbm_bound_s"):
+        assert one.time[part] == pytest.approx(other.time[part])
+    for item in (one, other):
+        assert sum(item.time.values()) == pytest.approx(item.step_time_s)
+        assert item.time["bubble_s"] > -1e-9
+        assert sum(cost.flops for cost in item.price.computes) == pytest.approx(item.price.flops)
+    assert one.hfu * one.step_time_s == pytest.approx(other.hfu * other.step_time_s)
