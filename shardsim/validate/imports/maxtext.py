@@ -16,7 +16,7 @@ from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.plan import Context, Overlap, Routing, Rules
 from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
@@ -35,6 +35,7 @@ _OVERLAP = "xla_enable_async_collective_permute"
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
 # Axes that split weights along another dimension than the plan says.
+_CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
 _COUNTED_AS: Mapping[str, str] = {
     "fsdp_transpose_parallelism": "counted as fsdp: weights lie along another dimension",
     "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
@@ -234,8 +235,7 @@ def _plan(
             split.add(key, size)
     mesh = split.mesh(machine, split.rest or "data")
     names = [axis.name for axis in mesh]
-    if "context" in names and (strategy := keys["context_parallel_strategy"]) != "all_gather":
-        raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
+    context = _context(keys) if "context" in names else Context()
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
     flash = _flash(keys, machine)
@@ -288,12 +288,30 @@ def _plan(
             gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
         ),
         experts=Routing(exchange="ring") if ring else Routing(),
+        context=context,
         vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
         offload_optimizer=bool(keys["optimizer_memory_host_offload"]),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
         compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
+
+
+def _context(keys: Keys) -> Context:
+    """Return how members of a context axis attend.
+
+    Source: AI-Hypercomputer/maxtext#4687: of a ring no hop runs beside the blocks.
+    """
+    strategy = keys["context_parallel_strategy"]
+    if strategy not in _CONTEXTS:
+        raise FileError(
+            f"context_parallel_strategy: {shown(strategy)} is not modelled; choose from: "
+            f"{', '.join(_CONTEXTS)}"
+        )
+    if strategy == "ring":
+        order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
+        return Context(keys="ring", order=order, overlap=False)
+    return Context(keys=_CONTEXTS[strategy])
 
 
 def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ _SAME: Mapping[str, Any] = {
     "model_name": "default",
     "override_model_config": False,
     "quantization": "",
+    "context_parallel_load_balance": True,
     "context_parallel_strategy": "all_gather",
     "shard_optimizer_over_data": False,
     "num_pipeline_microbatches": -1,
