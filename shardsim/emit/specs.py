@@ -248,6 +248,10 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
+    if model.delta and (plan.execution != "explicit" or plan.lengths):
+        raise PlanError(
+            "model: export of linear attention is supported as explicit, without lengths"
+        )
     axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
     if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
@@ -306,8 +310,6 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
 
 def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of experts cannot do."""
-    if experts.shared_gate:
-        raise PlanError("model: export of experts.shared_gate is not supported; use false")
     if plan.execution != "explicit":
         raise PlanError(f"execution: export of experts as {plan.execution} is not supported")
     if int(layout.tensor2.size) > 1:

@@ -9,6 +9,7 @@ from shardsim.model.catalog import (
     model_names,
     override_model,
 )
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.flops import (
     Accounting,
@@ -27,6 +28,7 @@ from shardsim.model.tensors import Tensor, parameters
 __all__ = [
     "Accounting",
     "Biases",
+    "Delta",
     "Experts",
     "HfModel",
     "Latent",

@@ -19,6 +19,9 @@ from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import GLOBAL_HEADS, GLOBAL_KV, HEADS, KV, Mask, attend
 from shardsim.ops.cross import cross_attend, cross_keys, memory
+from shardsim.ops.delta import KEYS as DELTA_KEYS
+from shardsim.ops.delta import VALUES as DELTA_VALUES
+from shardsim.ops.delta import delta_rule, gated_norm, short_conv
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
 from shardsim.ops.latent import (
@@ -35,18 +38,21 @@ from shardsim.ops.project import BACK, INTO, project_in, project_out
 from shardsim.ops.relative import attend_biased, position_bias
 from shardsim.ops.rotate import rotate
 from shardsim.ops.route import route
-from shardsim.ops.scale import heads_norm, layer_scale, residual_scale, token_gate
+from shardsim.ops.scale import head_gate, heads_norm, layer_scale, residual_scale, token_gate
 from shardsim.ops.soft import soft_experts
 from shardsim.ops.video import attend_along, by_frame, by_location
 
 if TYPE_CHECKING:
+    from shardsim.model.delta import Delta
     from shardsim.model.experts import Experts
     from shardsim.model.latent import Latent
     from shardsim.model.spec import Model
 
 
-# Of a layer: its window, whether it has experts, and along what of a video it attends, or "".
+# Of a layer: its window, whether it has experts, and along what of a video it attends, "" for all
+# tokens, or `STATE` for linear attention.
 LayerKind = tuple[int, bool, str]
+STATE = "linear attention"
 
 # Parts of a modulation: the first of each branch (its shift, scale, gate), and where its gate is.
 BRANCHES, GATE = {"attention": 0, "mlp": 3}, 2
@@ -154,11 +160,14 @@ def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
     Layers after the last whole round are a stack of their own.
     """
     windows, experts, attends = model.windows or (0,), model.experts, model.attends or ("all",)
+    delta = model.delta
     kinds = [
         (
             windows[layer % len(windows)],
             experts is not None and experts.has(layer),
-            attends[layer % len(attends)].removeprefix("all"),
+            STATE
+            if delta and delta.has(layer)
+            else attends[layer % len(attends)].removeprefix("all"),
         )
         for layer in range(model.layers)
     ]
@@ -226,6 +235,7 @@ class Block(Builder):
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads
+        self.delta = model.delta if along == STATE else None
         x = stream("x")
         if along == "time":
             x = by_location(self, x)
@@ -304,6 +314,10 @@ class Block(Builder):
         """Add attention: q, k, v, softmax(QK^T)V and its output projection."""
         model, biases = self.model, self.model.biases
         bias = biases.attention_output
+        if self.delta:
+            context = self.linear_attention(normed, self.delta)
+            project_out(self, "delta_output", context, out, DELTA_VALUES, bias=bias)
+            return
         if model.latent:
             context = self.latent_attention(normed, model.latent)
             project_out(self, "attention_output", context, out, RESULT, bias=bias)
@@ -327,7 +341,26 @@ class Block(Builder):
             context = attend_along(self, *parts, mask=self.mask, kernel=self.kernel)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
+        if model.output_gate:
+            gate = self.into(f"{of}attention_gate", normed, "gate", heads, keep="qkv", bias=False)
+            context = head_gate(self, context, gate)
         self.back(f"{of}attention_output", context, out, heads, bias=bias)
+
+    def linear_attention(self, normed: Array, delta: Delta) -> Array:
+        """Add the gated delta rule, up to its output projection."""
+        made = {"query": DELTA_KEYS, "key": DELTA_KEYS, "value": DELTA_VALUES, "gate": DELTA_VALUES}
+        made |= dict.fromkeys(("beta", "decay"), DELTA_VALUES[:1])
+        parts = {
+            name: self.into(
+                f"delta_{name}", normed, f"{STATE}, {name}", dims, keep="rest", bias=False
+            )
+            for name, dims in made.items()
+        }
+        q, k, v = (
+            short_conv(self, f"delta_{name}", parts[name]) for name in ("query", "key", "value")
+        )
+        context = delta_rule(self, q, k, v, parts["beta"], parts["decay"], chunk=delta.chunk)
+        return gated_norm(self, context, parts["gate"])
 
     def values(self, x: Array) -> Array:
         """Add a norm of values, if the model has one: without a weight."""

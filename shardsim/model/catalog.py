@@ -15,6 +15,7 @@ from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.kinds import MODEL, other_kind
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.hf import config_path, read_config
@@ -28,6 +29,10 @@ _BIASES = tuple(field.name for field in fields(Biases))
 _FIELDS = tuple(field.name for field in fields(Model))
 # Groups of options that a model may have or not, each with what it needs.
 _OWN: Mapping[str, tuple[Any, Mapping[str, int]]] = {
+    "delta": (
+        Delta,
+        {"key_heads": 16, "value_heads": 32, "key_dim": 128, "value_dim": 128},
+    ),
     "experts": (Experts, {"number": 8, "top_k": 2, "mlp": 14336}),
     "global_heads": (GlobalHeads, {"kv_heads": 4, "head_dim": 512}),
     "latent": (Latent, {"keys": 512, "rotary": 64, "values": 128}),
@@ -45,7 +50,7 @@ _OF_READER = (
     *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora", "global_heads"),
     *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
-    "attends",
+    *("attends", "delta", "output_gate"),
 )
 _SIZES_AN_IMAGE = (
     *("image", "width", "frames", "patch"),

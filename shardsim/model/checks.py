@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import ModelError
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.latent import Latent
@@ -48,6 +49,22 @@ def check_latent(model: Model, where: str) -> None:
             f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
             f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
         )
+
+
+def check_delta(model: Model, where: str) -> None:
+    """Check what linear attention, and a gate of attention's result, go with."""
+    delta = model.delta
+    if model.output_gate and (model.latent or model.lora):
+        raise ModelError(f"{where}: output_gate: not with latent and lora; leave one of them out")
+    if delta is None:
+        return
+    if not isinstance(delta, Delta):
+        raise ModelError(f"{where}: delta: expected Delta, found {delta!r:.40}")
+    if model.family != "decoder" or not model.causal:
+        raise ModelError(f"{where}: delta: a state passes forward; needs a decoder, causal: true")
+    for key in ("latent", "lora", "global_heads", "attends", "encoder"):
+        if getattr(model, key):
+            raise ModelError(f"{where}: delta: not with {key}; leave one of them out")
 
 
 def check_global_heads(model: Model, where: str) -> None:

@@ -12,6 +12,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
     check_attends,
     check_block,
+    check_delta,
     check_experts,
     check_global_heads,
     check_latent,
@@ -20,6 +21,7 @@ from shardsim.model.checks import (
     check_tokens,
     check_vit,
 )
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.latent import Latent
@@ -83,6 +85,7 @@ _FLAGS = (
     "patch_bias",
     "input_norm",
     "sinks",
+    "output_gate",
     "shared_embeddings",
     "features_bias",
     "frozen",
@@ -162,6 +165,8 @@ class Model:
     global_heads: GlobalHeads | None = None  # of layers without a window (Gemma 4)
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    output_gate: bool = False  # what attention gives, times a sigmoid of the input (Qwen3-Next)
+    delta: Delta | None = None  # linear attention in all layers but every n-th (Qwen3-Next)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
     experts: Experts | None = None  # in place of the MLP
     lora: Lora | None = None  # adapters, which alone are trained
@@ -213,6 +218,7 @@ class Model:
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         check_block(self, where)
         check_latent(self, where)
+        check_delta(self, where)
         check_global_heads(self, where)
         check_experts(self, where)
         check_lora(self, where)
@@ -368,7 +374,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts | GlobalHeads | Latent | Lora):
+            elif isinstance(value, Delta | Experts | GlobalHeads | Latent | Lora):
                 value = {
                     item.name: _plain(getattr(value, item.name))
                     for item in fields(value)

@@ -46,9 +46,14 @@ AXES = (
     "rank",  # of an adapter
     "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
+    "delta",  # heads of linear attention: of keys, or of values
+    "delta_key",
+    "delta_value",
+    "delta_tap",  # tokens of its convolution
     "one",  # of a single number
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
+_OF_CHUNK = ("delta_token", "delta_seen", "delta_also")
 KINDS = ("matrix", "vector", "table")
 PARTS = ("input", "block", "output")
 
@@ -85,9 +90,13 @@ class Tensor:
         return self.stack * self.size_of_one
 
 
-def of_video(model: Model, tokens: Number) -> Mapping[str, Number]:
-    """Return the lengths of the dimensions that tokens of a video have, if its layers attend along
-    them; frames are as many in a sequence of any length."""
+def of_tokens(model: Model, tokens: Number) -> Mapping[str, Number]:
+    """Return the lengths of dimensions that tokens are cut into: chunks of linear attention, and of
+    a video whose layers attend along them frames and locations; frames are as many in a sequence of
+    any length."""
+    if model.delta:
+        chunk = model.delta.chunk
+        return {"delta_chunk": tokens / chunk} | dict.fromkeys(_OF_CHUNK, chunk)
     if not model.attends:
         return {}
     locations = tokens / model.frames
@@ -108,6 +117,14 @@ def lengths(model: Model) -> Mapping[str, int]:
             "rotary": latent.rotary,
             "nope": model.head_dim - latent.rotary,
             "value_dim": latent.values,
+        }
+    if (delta := model.delta) is not None:
+        chosen |= {
+            "delta_keys": delta.key_heads,
+            "delta_heads": delta.value_heads,
+            "delta_key": delta.key_dim,
+            "delta_value": delta.value_dim,
+            "delta_tap": delta.taps,
         }
     if experts is not None:
         chosen |= {
@@ -142,6 +159,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "head_dim": model.head_dim,
         "mlp": model.mlp,
         "vocab": model.vocab,
+        "delta": model.delta.key_heads if model.delta else 0,
         "patch": model.patch**2 * model.channels,
         "position": model.image_positions if model.patch else model.sequence,
         "register": model.registers,

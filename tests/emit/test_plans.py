@@ -14,6 +14,7 @@ from plans import (
     PHASES,
     PLANS,
     STACKS,
+    STATES,
     VIDEOS,
 )
 from shardsim.xla import HostDevices
@@ -24,7 +25,7 @@ from shardsim.xla.host import LARGEST_ERROR
 SCATTERED = {"experts, tensor, replicated"}
 
 ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES | ENDS | CONDITIONED | GLOBALS
-ALL = ALL | VIDEOS
+ALL = ALL | VIDEOS | STATES
 EACH = 3  # of so many plans one runs every time; -m deep runs the others
 
 

@@ -10,7 +10,7 @@ from building import build, decoder, vit
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import export_plan
 from shardsim.errors import PlanError
-from shardsim.model import Experts, Latent, Model
+from shardsim.model import Delta, Experts, Latent, Model
 from shardsim.model.flops import attention_flops_per_token
 from shardsim.plan import Overlap, resolve
 from shardsim.plan.split import stored_elements
@@ -35,6 +35,12 @@ MODELS: dict[str, Model] = {
     ),
     "latent attention, queries whole": decoder(
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
+    ),
+    "linear attention": decoder(
+        **RMS,
+        output_gate=True,
+        layers=8,
+        delta=Delta(key_heads=4, value_heads=8, key_dim=64, value_dim=64),
     ),
     "a norm in front": vit(input_norm=True, patch_bias=False),
     "a modulation of each layer": vit(**PIXELS, modulation="layer", labels=11),
@@ -66,6 +72,8 @@ EMITTED = {name for name in MODELS if MODELS[name].latent} | {
     "a norm in front",
     "layers after the last round",
     "a bias of each word",
+    "a gate of shared experts",
+    "linear attention",
     "one norm over all heads",
     "a modulation of each layer",
     "one modulation, and a text",

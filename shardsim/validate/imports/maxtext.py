@@ -58,6 +58,13 @@ _SIZES: Mapping[str, str] = {
     "base_moe_mlp_dim": "experts.mlp",
     "num_experts": "experts.number",
     "num_experts_per_tok": "experts.top_k",
+    "gdn_num_key_heads": "delta.key_heads",
+    "gdn_num_value_heads": "delta.value_heads",
+    "gdn_key_head_dim": "delta.key_dim",
+    "gdn_value_head_dim": "delta.value_dim",
+    "gdn_conv_kernel_dim": "delta.taps",
+    "gdn_chunk_size": "delta.chunk",
+    "inhomogeneous_layer_cycle_interval": "delta.every",
 }
 # What MaxText's own model files say otherwise than what is published, by what names begin with.
 _OWN: Mapping[str, Mapping[str, int]] = {
@@ -69,6 +76,7 @@ _OWN: Mapping[str, Mapping[str, int]] = {
 }
 # Trained on, of the same sizes.
 _VARIANT = re.compile(r"-(base|pt|it|thinking-2507|instruct)$")
+_EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")  # of stored weights
 _COMPUTE: Mapping[str, str] = {"int8": "int8", "fp8": "fp8", "fp8_full": "fp8", "nanoo_fp8": "fp8"}
 
 
@@ -180,7 +188,9 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
     # A layer of MaxText's Gemma 2 is two.
     times = {"layers": 2 if name.startswith("gemma2-") else 1}
     fields = {
-        key: field for key, field in _SIZES.items() if model.experts or "experts." not in field
+        key: field
+        for key, field in _SIZES.items()
+        if "." not in field or getattr(model, field.partition(".")[0])
     }
     own = {}
     for key, field in fields.items():
@@ -254,7 +264,13 @@ def _plan(
     optimizer = _OPTIMIZERS.get(str(keys["opt_type"]))
     if optimizer is None:
         raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
-    weights, gradients = (_format(keys, key) for key in ("weight_dtype", "grad_dtype"))
+    if is_one_of(stored := keys["weight_dtype"], _EIGHT_BITS):
+        why = "weights of 8 bits, with a scale of each block, are counted as bf16"
+        left.append(NotCarried("weight_dtype", stored, why, BOTH))
+        weights = "bf16"
+    else:
+        weights = _format(keys, "weight_dtype")
+    gradients = _format(keys, "grad_dtype")
     if keys["opt_type"] == "adam_pax":
         left.append(NotCarried("opt_type", "adam_pax", "counted as adamw: the same state and work"))
     if optimizer == "adamw":

@@ -286,6 +286,34 @@ def _olmo3(keys: Keys, made: Made, name: str) -> Made:
     }
 
 
+def _qwen3_next(keys: Keys, made: Made, name: str) -> Made:
+    every = whole(keys["inhomogeneous_layer_cycle_interval"], "inhomogeneous_layer_cycle_interval")
+    sizes = {
+        key: whole(keys[f"gdn_{own}"], f"gdn_{own}")
+        for key, own in (
+            ("key_heads", "num_key_heads"),
+            ("value_heads", "num_value_heads"),
+            ("key_dim", "key_head_dim"),
+            ("value_dim", "value_head_dim"),
+            ("taps", "conv_kernel_dim"),
+            ("chunk", "chunk_size"),
+        )
+    }
+    if not keys["use_qk_norm_in_gdn"]:
+        raise FileError(
+            "use_qk_norm_in_gdn: false is not modelled: linear attention has queries and keys of "
+            "length one"
+        )
+    made = {**_mistral(keys, made, name), "output_gate": True}
+    made |= {"qk_norm": True}  # whatever use_qk_norm says
+    if every > 1:
+        made |= {"delta": {**sizes, "every": every}}
+    if "experts" in made:
+        shared = whole(keys["shared_experts"], "shared_experts") if keys["shared_experts"] else 0
+        made["experts"] |= {"shared": shared, "shared_gate": bool(shared)}
+    return made
+
+
 BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "default": _default,
     "llama2": _plain,
@@ -304,8 +332,9 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "olmo3": _olmo3,
     "deepseek": _deepseek,
     "envy": _envy,
+    "qwen3_next": _qwen3_next,
+    "qwen3_5": _qwen3_next,
 }
-_STATE = "layers that keep a recurrent state (gated delta rule); a model can say attention only"
 REFUSED: Mapping[str, str] = {
     "deepseek4": (
         "compressed attention, and experts chosen by hashes; a model can say neither, nor "
@@ -315,8 +344,6 @@ REFUSED: Mapping[str, str] = {
         "embeddings of each layer, and layers that share keys and values of others; a model has "
         "neither"
     ),
-    "qwen3_next": _STATE,
-    "qwen3_5": _STATE,
     "qwen3_custom_moe": (
         "attention and experts work on another width than the residual stream's; a model has one"
     ),
@@ -327,7 +354,5 @@ REFUSED: Mapping[str, str] = {
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
     "gemma4-e": "gemma4_small",
-    "qwen3-next": "qwen3_next",
-    "qwen3.5": "qwen3_5",
     "qwen3-custom": "qwen3_custom_moe",
 }

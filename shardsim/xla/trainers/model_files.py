@@ -53,6 +53,10 @@ def row_of(file: Path, own: int | str) -> Row:
         biases = sum(tensor.size for tensor in model.tensors if tensor.name == "router_bias")
         if biases and model.parameters_all - biases == own:
             counted["apart"] = f"{biases} biases of routers, which MaxText keeps beside its weights"
+        elif model.parameters_all != own and any(
+            item.key == "weight_block_size" for item in found.not_carried
+        ):
+            counted["apart"] = "scales of blocks of 8 bits, which MaxText counts"
         return {**_read(found, file.stem), "slice": machine, **counted}
     return {"refused": refused, **counted}
 
