@@ -49,6 +49,7 @@ MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prom
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
+    "branch": 0,
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,

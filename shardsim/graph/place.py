@@ -317,6 +317,9 @@ _ALIKE = {
     "prompt_embed": "embed",
     "condition": "mlp",
     "global_head_dim": "head_dim",
+    "branch_embed": "embed",
+    "branch_norm": "norm",
+    "branch_mlp": "mlp",
     "delta_keys": "delta",
     "delta_heads": "delta",
 }

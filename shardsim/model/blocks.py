@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 LayerKind = tuple[int, bool, str]
 STATE = "linear attention"
 
+BRANCH = "branch_embed"
 # Parts of a modulation: the first of each branch (its shift, scale, gate), and where its gate is.
 BRANCHES, GATE = {"attention": 0, "mlp": 3}, 2
 
@@ -154,6 +155,30 @@ def still(graph: Graph, *, whole: bool) -> Graph:
     return Graph(before=part(graph.before), stacks=stacks, after=part(graph.after))
 
 
+def _of_width(array: Array) -> Array:
+    """Return an array of the residual stream's width as one of a branch's."""
+    dims = ((BRANCH if d == "embed" else "branch_norm" if d == "norm" else d) for d in array.dims)
+    renamed = tuple((a, BRANCH if b == "embed" else b) for a, b in array.renamed)
+    original = array.original and _of_width(array.original)
+    return replace(array, dims=tuple(dims), renamed=renamed, original=original)
+
+
+def _of_branch(op: Op, inside: set[str]) -> Op:
+    """Return an op of a branch of another width; what is read of the stream, and the weights that
+    read it, keep theirs."""
+    read = {(array.original or array).name for array in op.ins} & inside
+
+    def one(array: Array) -> Array:
+        return array if array.name in inside or (read and array.weight) else _of_width(array)
+
+    def each(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(map(one, arrays))
+
+    return replace(
+        op, ins=each(op.ins), out=one(op.out), needs=each(op.needs), vectors=each(op.vectors)
+    )
+
+
 def stacks_of(model: Model, attention: str) -> tuple[Stack, ...]:
     """Return the layers: rounds of them that differ in windows or experts, dense ones in front.
 
@@ -239,7 +264,10 @@ class Block(Builder):
         x = stream("x")
         if along == "time":
             x = by_location(self, x)
-        x = self.parallel(x) if model.parallel_block else self.serial(x)
+        if model.branch:
+            x = self.narrow(x)
+        else:
+            x = self.parallel(x) if model.parallel_block else self.serial(x)
         if along == "time":
             by_frame(self, x)
 
@@ -280,6 +308,21 @@ class Block(Builder):
         if model.residual_scale:
             x = residual_scale(self, x)
         return x
+
+    def narrow(self, x: Array) -> Array:
+        """Add attention and then experts, both on a branch of another width, whose result is
+        projected to x's (MaxText's Qwen3-Custom); return the sum."""
+        normed = self.norm("attention_norm", x)
+        first = len(self.made)
+        out = stream("attention", "attention_output")
+        self.attention(normed, out)
+        (result,) = self.mixture(out, self.norm("mlp_norm", out), out)
+        inside = {normed.name, f"{normed.name} sums"}
+        self.made[first:] = [_of_branch(op, inside) for op in self.made[first:]]
+        wide = stream("branch", "mlp_output")
+        back = _of_width(result).view(**{BRANCH: "branch_mlp"})
+        project_out(self, "branch_output", back, wide, ("branch_mlp",), bias=False)
+        return add(self, x, [wide], stream("x after branch", keep=""))
 
     def parallel(self, x: Array) -> Array:
         """Add attention and MLP to x at once, as one sum, or each behind its own norm; return the

@@ -50,7 +50,7 @@ _OF_READER = (
     *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora", "global_heads"),
     *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
-    *("attends", "delta", "output_gate"),
+    *("attends", "delta", "output_gate", "branch"),
 )
 _SIZES_AN_IMAGE = (
     *("image", "width", "frames", "patch"),

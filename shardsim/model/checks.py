@@ -67,6 +67,19 @@ def check_delta(model: Model, where: str) -> None:
             raise ModelError(f"{where}: delta: not with {key}; leave one of them out")
 
 
+def check_branch(model: Model, where: str) -> None:
+    """Check what a branch of another width goes with."""
+    if not model.branch:
+        return
+    if not model.experts or model.experts.every > 1 or model.experts.dense_layers:
+        raise ModelError(f"{where}: branch: needs experts in all layers, which read it")
+    for key in ("post_norms", "modulation", "experts.beside", "experts.shared", "delta", "lora"):
+        first, _, inner = key.partition(".")
+        value = getattr(model, first)
+        if getattr(value, inner) if inner else value not in (None, False, "none"):
+            raise ModelError(f"{where}: branch: not with {key}; leave one of them out")
+
+
 def check_global_heads(model: Model, where: str) -> None:
     """Check what other heads of layers without a window go with."""
     heads = model.global_heads

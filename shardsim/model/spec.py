@@ -12,6 +12,7 @@ from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
     check_attends,
     check_block,
+    check_branch,
     check_delta,
     check_experts,
     check_global_heads,
@@ -65,7 +66,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("vocab", "patch", "image", "classes", "registers", "features"),
-    *("width", "predicts", "labels", "prompt", "prompt_embed", "kept"),
+    *("width", "predicts", "labels", "prompt", "prompt_embed", "kept", "branch"),
 )
 _FLAGS = (
     "parallel_block",
@@ -147,6 +148,7 @@ class Model:
     qk_norm: bool = False
     qk_norm_over: str = "head"  # each head, or all "heads" of a token at once (OLMo 2)
     qk_norm_kind: str = ""  # its kind, where it is not `norm` (Wan)
+    branch: int = 0  # width of what attention gives and experts read, projected back; 0: embed
     value_norm: bool = False  # each head of values over its own mean square, unscaled (Gemma 4)
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
     pre_norms: bool = True  # a norm in front of attention and of the MLP
@@ -219,6 +221,7 @@ class Model:
         check_block(self, where)
         check_latent(self, where)
         check_delta(self, where)
+        check_branch(self, where)
         check_global_heads(self, where)
         check_experts(self, where)
         check_lora(self, where)

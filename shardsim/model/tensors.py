@@ -152,6 +152,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "one": 1,
         "embed": model.embed,
         "norm": model.embed,
+        **dict.fromkeys(("branch_embed", "branch_norm", "branch_mlp"), model.branch),
         "heads": model.heads,
         "kv_heads": model.kv_heads,
         "kv": model.kv_heads,

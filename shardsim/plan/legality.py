@@ -106,8 +106,10 @@ def _of_part(
                 over = over.replace("fsdp", "fsdp, the expert axis")
             elif axis == "expert" and np.any(layout.spread.by_expert):
                 over = f"{over} and those that shard parameters"
-            latent = axis == "embed" and size != model.embed
-            what = f"{'width of latents' if latent else _WHAT[axis]} over {over}"
+            words = _WHAT[axis]
+            if axis == "embed" and size != model.embed:
+                words = "width of branches" if model.branch else "width of latents"
+            what = f"{words} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
     for rounds, layers in () if layout.stage_layers else model.stacks:
         ways = layout.pipeline.size * interleave

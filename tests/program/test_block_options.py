@@ -36,6 +36,9 @@ MODELS: dict[str, Model] = {
     "latent attention, queries whole": decoder(
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
     ),
+    "a branch of another width": decoder(
+        **RMS, branch=256, experts=Experts(number=4, top_k=2, mlp=1024)
+    ),
     "linear attention": decoder(
         **RMS,
         output_gate=True,

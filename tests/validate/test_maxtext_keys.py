@@ -572,6 +572,11 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
         + 2 * _ONE
         + 10 * (_MIXED + 8 + 2 * _ONE),
     ),
+    "qwen3_custom_moe": (
+        {**_EXPERTS, "attention_output_dim": 48, "moe_expert_input_dim": 48},
+        # output, a norm, experts and router of 48 numbers a token, and back to 64
+        12 * (_ATTENTION - 64 * 16 + 64 + 48 + 48 * 64 + 8 * 3 * 48 * 96 + 48 * 8),
+    ),
     "qwen3_next": (
         {
             **_EXPERTS,

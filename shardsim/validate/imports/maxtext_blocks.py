@@ -286,6 +286,14 @@ def _olmo3(keys: Keys, made: Made, name: str) -> Made:
     }
 
 
+def _qwen3_custom(keys: Keys, made: Made, name: str) -> Made:
+    width = whole(keys["attention_output_dim"], "attention_output_dim")
+    if keys["moe_expert_input_dim"] != width:
+        raise FileError("moe_expert_input_dim: must be attention_output_dim, as MaxText has it")
+    made = _qwen3_moe(keys, made, name)
+    return made if width == made["embed"] else {**made, "branch": width}
+
+
 def _qwen3_next(keys: Keys, made: Made, name: str) -> Made:
     every = whole(keys["inhomogeneous_layer_cycle_interval"], "inhomogeneous_layer_cycle_interval")
     sizes = {
@@ -334,6 +342,7 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "envy": _envy,
     "qwen3_next": _qwen3_next,
     "qwen3_5": _qwen3_next,
+    "qwen3_custom_moe": _qwen3_custom,
 }
 REFUSED: Mapping[str, str] = {
     "deepseek4": (
@@ -344,9 +353,6 @@ REFUSED: Mapping[str, str] = {
         "embeddings of each layer, and layers that share keys and values of others; a model has "
         "neither"
     ),
-    "qwen3_custom_moe": (
-        "attention and experts work on another width than the residual stream's; a model has one"
-    ),
     "simple": "a layer for tests of MaxText, without attention",
     "simple_mlp": "a layer for tests of MaxText, without attention",
 }
@@ -354,5 +360,4 @@ REFUSED: Mapping[str, str] = {
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
     "gemma4-e": "gemma4_small",
-    "qwen3-custom": "qwen3_custom_moe",
 }

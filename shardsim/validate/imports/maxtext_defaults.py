@@ -47,6 +47,8 @@ _SAME: Mapping[str, Any] = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "first_num_dense_layers": 0,
+    "attention_output_dim": -1,
+    "moe_expert_input_dim": -1,
     "inhomogeneous_layer_cycle_interval": 1,
     "gdn_num_key_heads": 16,
     "gdn_num_value_heads": 32,
