@@ -50,6 +50,7 @@ MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prom
 UNSUPPORTED: dict[str, Any] = {
     "sinks": False,
     "branch": 0,
+    "index": None,
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,

@@ -320,6 +320,8 @@ _ALIKE = {
     "branch_embed": "embed",
     "branch_norm": "norm",
     "branch_mlp": "mlp",
+    "index_heads": "mlp",
+    "index_keys": "keys",
     "delta_keys": "delta",
     "delta_heads": "delta",
 }

@@ -20,6 +20,7 @@ from shardsim.model.flops import (
     model_flops_per_token,
     tokens_per_s_at_mfu,
 )
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.published import Published, published_count
 from shardsim.model.spec import Biases, Model
@@ -31,6 +32,7 @@ __all__ = [
     "Delta",
     "Experts",
     "HfModel",
+    "Index",
     "Latent",
     "Model",
     "Published",

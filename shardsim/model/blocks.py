@@ -24,6 +24,7 @@ from shardsim.ops.delta import VALUES as DELTA_VALUES
 from shardsim.ops.delta import delta_rule, gated_norm, short_conv
 from shardsim.ops.exchange import combine, dispatch, reach
 from shardsim.ops.experts import experts
+from shardsim.ops.index import token_index
 from shardsim.ops.latent import (
     RESULT,
     attend_latents,
@@ -256,7 +257,8 @@ class Block(Builder):
         window, experts, along = kind
         super().__init__()
         self.experts = experts
-        self.mask = Mask(causal=model.causal, window=window, along=along)
+        chosen = model.index.top if model.index else 0
+        self.mask = Mask(causal=model.causal, window=window, along=along, chosen=chosen)
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads
@@ -461,16 +463,21 @@ class Block(Builder):
             project_in(self, name, normed, out, dims, keep="qkv", bias=False)
             for name, out, dims in made
         )
+        chosen, index = None, self.model.index
         if latent.queries:
             q = latent_norm(self, "query_down_norm", q)
+            if index:
+                causal = self.model.causal
+                chosen = token_index(self, normed, q, heads=index.heads, causal=causal)
             (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
         q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
         both = latent_norm(self, "key_value_down_norm", both)
         ups = {"key": ("k", ("kv", "nope")), "value": ("v", ("kv", "value_dim"))}
         k, v = latent_up(self, both, "key_value_latent", ups)
         k = latent_keys(self, k, shared)
+        sinks = self.model.sinks
         return attend_latents(
-            self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=self.model.sinks
+            self, q, k, v, mask=self.mask, kernel=self.kernel, sinks=sinks, chosen=chosen
         )
 
     def mlp(self, normed: Array, out: Array, name: str = "mlp") -> None:

@@ -9,6 +9,7 @@ from shardsim.errors import ModelError
 from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 
@@ -29,6 +30,13 @@ def nearest_divisor(number: int, wanted: int) -> int:
 def check_latent(model: Model, where: str) -> None:
     """Check what latent attention goes with."""
     latent = model.latent
+    if (index := model.index) is not None:
+        if not isinstance(index, Index):
+            raise ModelError(f"{where}: index: expected Index, found {index!r:.40}")
+        if not (latent and isinstance(latent, Latent) and latent.queries and model.causal):
+            raise ModelError(f"{where}: index: needs latent.queries, which it reads, and causal")
+        if any(model.windows):
+            raise ModelError(f"{where}: index: not with windows; leave one of them out")
     if latent is None:
         return
     if not isinstance(latent, Latent):

@@ -173,7 +173,10 @@ def _products(
     for op in ops:
         if op.counts:
             dims = math.prod(sizes[d] for d in op.counts.dims)
-            yield op.counts.unit, int(2 * op.counts.times * dims)
+            whole = int(2 * op.counts.times * dims)
+            if op.mask:
+                whole = whole * op.mask.counted(tokens, halved) // tokens**2
+            yield op.counts.unit, whole
         elif op.product and op.counted:
             every = {d for array in op.arrays for d in array.dims}
             whole = int(2 * math.prod(sizes[d] for d in every))

@@ -25,6 +25,7 @@ from shardsim.model.checks import (
 from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 from shardsim.model.parts import Part, check_parts, parts_of
@@ -170,6 +171,7 @@ class Model:
     output_gate: bool = False  # what attention gives, times a sigmoid of the input (Qwen3-Next)
     delta: Delta | None = None  # linear attention in all layers but every n-th (Qwen3-Next)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
+    index: Index | None = None  # which tokens a query of latents sees (DeepSeek V3.2)
     experts: Experts | None = None  # in place of the MLP
     lora: Lora | None = None  # adapters, which alone are trained
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
@@ -377,7 +379,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Delta | Experts | GlobalHeads | Latent | Lora):
+            elif isinstance(value, Delta | Experts | GlobalHeads | Index | Latent | Lora):
                 value = {
                     item.name: _plain(getattr(value, item.name))
                     for item in fields(value)

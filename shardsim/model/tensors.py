@@ -47,6 +47,7 @@ AXES = (
     "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
     "delta",  # heads of linear attention: of keys, or of values
+    "index_dim",
     "delta_key",
     "delta_value",
     "delta_tap",  # tokens of its convolution
@@ -91,9 +92,11 @@ class Tensor:
 
 
 def of_tokens(model: Model, tokens: Number) -> Mapping[str, Number]:
-    """Return the lengths of dimensions that tokens are cut into: chunks of linear attention, and of
-    a video whose layers attend along them frames and locations; frames are as many in a sequence of
-    any length."""
+    """Return the lengths of dimensions that tokens make: keys of an index, chunks of linear
+    attention, and of a video whose layers attend along them frames and locations; frames are as
+    many in a sequence of any length."""
+    if model.index:  # sequences that are seen whole need none
+        return {"index_keys": tokens * (tokens > model.index.top)}
     if model.delta:
         chunk = model.delta.chunk
         return {"delta_chunk": tokens / chunk} | dict.fromkeys(_OF_CHUNK, chunk)
@@ -126,6 +129,8 @@ def lengths(model: Model) -> Mapping[str, int]:
             "delta_value": delta.value_dim,
             "delta_tap": delta.taps,
         }
+    if (index := model.index) is not None:
+        chosen |= {"index_heads": index.heads, "index_dim": index.head_dim}
     if experts is not None:
         chosen |= {
             "expert": experts.number,

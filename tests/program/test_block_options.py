@@ -10,7 +10,7 @@ from building import build, decoder, vit
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import export_plan
 from shardsim.errors import PlanError
-from shardsim.model import Delta, Experts, Latent, Model
+from shardsim.model import Delta, Experts, Index, Latent, Model
 from shardsim.model.flops import attention_flops_per_token
 from shardsim.plan import Overlap, resolve
 from shardsim.plan.split import stored_elements
@@ -35,6 +35,12 @@ MODELS: dict[str, Model] = {
     ),
     "latent attention, queries whole": decoder(
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
+    ),
+    "an index of tokens": decoder(
+        **RMS,
+        head_dim=96,
+        latent=Latent(queries=512, keys=256, rotary=32, values=64),
+        index=Index(heads=8, head_dim=64, top=512),
     ),
     "a branch of another width": decoder(
         **RMS, branch=256, experts=Experts(number=4, top_k=2, mlp=1024)
@@ -71,7 +77,7 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
-EMITTED = {name for name in MODELS if MODELS[name].latent} | {
+EMITTED = {name for name, model in MODELS.items() if model.latent and not model.index} | {
     "a norm in front",
     "layers after the last round",
     "a bias of each word",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shardsim.carried import Keys
 from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
-from shardsim.model import Model
+from shardsim.model import Model, attention_flops_per_token
 from shardsim.plan import resolve
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.maxtext_defaults import CURRENT
@@ -624,9 +624,7 @@ def test_windows_of_blocks(tmp_path: Path) -> None:
     assert block(tmp_path, "olmo3").windows == (32, 32, 32, 0)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("use_indexer", "true"), ("mhc_expansion_rate", 4), ("engram_layers", "[1]")]
-)
+@pytest.mark.parametrize(("key", "value"), [("mhc_expansion_rate", 4), ("engram_layers", "[1]")])
 def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
     key: str, value: Any, tmp_path: Path
 ) -> None:
@@ -638,6 +636,22 @@ def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)
+
+
+def test_an_index_of_tokens_has_weights_of_its_own(tmp_path: Path) -> None:
+    plain = block(tmp_path, "deepseek")
+    words = {"use_indexer": "true", "indexer_n_heads": 2, "indexer_head_dim": 6, "indexer_topk": 32}
+    model = block(tmp_path, "deepseek", **words)
+    # Queries out of their latent, a key with a norm, and a weight of each head.
+    more = 12 * (24 * 2 * 6 + 64 * 6 + 2 * 6 + 64 * 2)
+    assert model.parameters_all - plain.parameters_all == more
+    # By MaxText's calculate_mla_tflops_per_device: scores of all pairs, halved, then the chosen.
+    tokens = 128
+    scores = tokens * 2 * (6 + 1)
+    pairs = 2 * 4 * (12 + 10) * (32 * tokens - 32**2 / 2) / tokens
+    assert attention_flops_per_token(model, halved=True) == 12 * (scores + pairs)
+    with pytest.raises(ShardsimError, match="a loss of the index is not modelled"):
+        block(tmp_path, "deepseek", **words, indexer_loss_scaling_factor=0.1)
 
 
 def test_a_model_is_read_from_its_own_file_beside_base_yml(tmp_path: Path) -> None:

@@ -242,7 +242,6 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
             "block; mla is"
         )
     for key, usual, what in (
-        ("use_indexer", False, "a query sees tokens that an index of all of them chooses"),
         ("mhc_expansion_rate", 1, "several residual streams are mixed before and behind a branch"),
         ("engram_layers", [], "memories of n-grams are looked up"),
     ):
@@ -266,6 +265,15 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
         "rotary": rotary,
         "values": whole(keys["v_head_dim"], "v_head_dim"),
     }
+    if keys["use_indexer"]:
+        if keys["indexer_loss_scaling_factor"]:
+            raise FileError(
+                "indexer_loss_scaling_factor: a loss of the index is not modelled; 0 is"
+            )
+        made["index"] = {
+            key: whole(keys[f"indexer_{own}"], f"indexer_{own}")
+            for key, own in (("heads", "n_heads"), ("head_dim", "head_dim"), ("top", "topk"))
+        }
     width = whole(keys["qk_nope_head_dim"], "qk_nope_head_dim") + rotary
     heads = {"kv_heads": made["heads"], "head_dim": width}
     return {**made, **heads, "latent": latent, "experts": experts}
