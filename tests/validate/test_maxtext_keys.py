@@ -476,7 +476,9 @@ NOT_MAXTEXT = [
         "model: llama2-7b\nmachine: v5p:4x4x4\nbatch: 64\nmesh: {fsdp: 64}\nattention: flash\n",
         "no config of MaxText: 'batch' and 3 more of 5 keys",
     ),
-    ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "no config of MaxText"),
+    ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "use --from hf"),
+    ('{"model_type": "llava", "text_config": {}, "vision_config": {}}', "use --from hf"),
+    ('{"peft_type": "LORA", "lora_alpha": 8, "r": 4}', "peft_type is a key of Hugging Face's"),
 ]
 
 
