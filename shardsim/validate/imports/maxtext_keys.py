@@ -59,7 +59,7 @@ MATTERS: Mapping[str, Reason] = {
     ),
     "use_qk_clip": Reason("logits of attention are not clipped here", (TIME,), _OFF),
     "moba": Reason("attention to chosen blocks is not modelled", BOTH, _OFF),
-    "use_indexer": Reason("attention to chosen tokens is not modelled", BOTH, _OFF),
+    "use_indexer": Reason("the model sees all tokens here, not chosen ones", BOTH, _OFF),
     "engram_layers": Reason("memories of n-grams are not modelled", BOTH, ([],)),
     "mhc_expansion_rate": Reason("several residual streams are not modelled", BOTH, (1,)),
     "hidden_size_per_layer_input": Reason("embeddings of each layer are not modelled", BOTH, (0,)),
