@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardsim.carried import Keys
@@ -173,16 +173,14 @@ SAME = {
     ("ici_fsdp_parallelism", "64"),
     ("mesh_axes", "[data,fsdp]"),
 }
-_WORDS = ("true", "false", "1", "2", "8", "-1", "0", "0.5", "''", "[]", "{}", "float32", "flash")
+_WORDS = (
+    *("true", "false", "1", "2", "8", "-1", "0", "0.5", "''", "[]", "{}", "float32", "flash"),
+    *("full", "x y", "[1,2]"),
+)
 
 
-@settings(max_examples=250, deadline=None)
-@given(key=st.sampled_from(BASE_KEYS), value=st.sampled_from([*_WORDS, "full", "x y", "[1,2]"]))
-def test_any_key_of_base_yml_is_carried_refused_or_listed(
-    key: str, value: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("run")
-    usual = script(folder)
+def not_lost(folder: Path, key: str, value: str, usual: Imported) -> None:
+    """Assert that a key with a value is carried, refused or listed, or says what is so anyway."""
     try:
         found = script(folder, f"{key}='{value}'")
     except ShardsimError as error:
@@ -192,7 +190,27 @@ def test_any_key_of_base_yml_is_carried_refused_or_listed(
     if found.plan == usual.plan and key not in {item.key for item in found.not_carried}:
         read = Keys({}, CURRENT).get(key, 1 if "parallelism" in key else None)
         same = (key, value) in SAME or key == "override_model_config"  # nothing to override
-        assert same or yaml.safe_load(value) in (read, -1)
+        assert same or yaml.safe_load(value) in (read, -1), (key, value)
+
+
+@settings(max_examples=250, deadline=None)
+@given(key=st.sampled_from(BASE_KEYS), value=st.sampled_from(_WORDS))
+@example(key="mu_dtype", value="false")
+@example(key="quantization", value="0")
+@example(key="optimizer_memory_host_offload", value="[]")
+def test_any_key_of_base_yml_is_carried_refused_or_listed(
+    key: str, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    not_lost(folder, key, value, script(folder))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("value", _WORDS)
+def test_no_key_of_base_yml_is_lost_with_any_value(value: str, tmp_path: Path) -> None:
+    usual = script(tmp_path)
+    for key in BASE_KEYS:
+        not_lost(tmp_path, key, value, usual)
 
 
 _BY_ANOTHER = ("per_device_batch_size", "max_target_length", "sliding_window_size")
