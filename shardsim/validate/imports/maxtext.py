@@ -204,6 +204,7 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
         value = changes.get(field, getattr(model, first))
         own[key] = getattr(value, inner) if inner else value
     own["base_num_decoder_layers"] //= times["layers"]
+    keys.flag("logits_via_embedding")
     _no_two(keys, own)
     changes |= {
         field: keys[key] * times[field] if field in times else keys[key]
