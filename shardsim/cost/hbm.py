@@ -70,6 +70,11 @@ class HbmUse:
         return np.less_equal(self.thrifty_bytes, self.capacity_bytes) & self.host_fits
 
     @property
+    def hides(self) -> Number:
+        """Whether layers leave the compiler's scheduler memory to hide collectives in."""
+        return np.less_equal(self.at[0], self.account.passes.hides_up_to * self.capacity_bytes)
+
+    @property
     def host_fits(self) -> Number:
         """Whether what lies in the host's memory has room there."""
         return np.less_equal(self.host_bytes, self.host_capacity_bytes)

@@ -300,6 +300,15 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
             f"{float(use.thrifty_bytes) / 2**30:.1f}"
         )
     tensor = int(layout.tensor.size)
+    full = bool(use.fits) and not bool(use.hides)
+    overlaps = plan.overlap.weights or (plan.overlap.matmul != "off" and tensor > 1)
+    if full and overlaps:
+        there, limit = float(use.at[0]) / use.capacity_bytes, use.account.passes.hides_up_to
+        warnings.append(
+            f"HBM is {100 * there:.0f} % full while layers run: above {100 * limit:.0f} % or so the "
+            "TPU compiler's scheduler may hide no gather and no ring; compile the plan (shardsim "
+            "verify --against tpu)"
+        )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(
             "the residual stream is replicated over the tensor axis: its all-reduces cannot "
