@@ -306,8 +306,8 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
         there, limit = float(use.at[0]) / use.capacity_bytes, use.account.passes.hides_up_to
         warnings.append(
             f"HBM is {100 * there:.0f} % full while layers run: above {100 * limit:.0f} % or so "
-            "the TPU compiler's scheduler may hide no gather and no ring; compile the plan (shardsim "
-            "verify --against tpu)"
+            "the TPU compiler's scheduler may hide no gather and no ring; compile the plan "
+            "(shardsim verify --against tpu)"
         )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(

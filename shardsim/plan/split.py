@@ -150,7 +150,7 @@ def lengths(model: Model, batch: Number, sequence: int) -> dict[str, Number]:
     """Return the size of each axis of weights and activations."""
     return {
         **weights.lengths(model),
-        **weights.of_video(model, sequence),
+        **weights.of_tokens(model, sequence),
         "batch": batch,
         "seq": sequence,
         "keys": sequence,

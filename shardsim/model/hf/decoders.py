@@ -319,6 +319,41 @@ def _qwen2_moe(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _qwen3_next(keys: Keys) -> dict[str, Any]:
+    made = _base(keys)
+    every, types = keys.count("full_attention_interval", least=2), keys["layer_types"]
+    usual = [
+        "full_attention" if layer % every == every - 1 else "linear_attention"
+        for layer in range(made["layers"])
+    ]
+    if types not in (None, usual):
+        raise FileError(
+            f"layer_types: {shown(types)}: a model can say that every {every}th layer has full "
+            "attention, and others linear; no others"
+        )
+    shared = keys.count("shared_expert_intermediate_size")
+    delta = {
+        "key_heads": keys.count("linear_num_key_heads"),
+        "value_heads": keys.count("linear_num_value_heads"),
+        "key_dim": keys.count("linear_key_head_dim"),
+        "value_dim": keys.count("linear_value_head_dim"),
+        "taps": keys.count("linear_conv_kernel_dim"),
+        "every": every,
+    }
+    experts = {
+        "number": keys.count("num_experts"),
+        "top_k": keys.count("num_experts_per_tok"),
+        "mlp": keys.count("moe_intermediate_size"),
+        **{"shared": 1, "shared_mlp": shared, "shared_gate": True},
+        **_sparse(keys, made["layers"]),
+    }
+    if experts["dense_layers"] or experts["every"] > 1:
+        made["mlp"] = keys.count("intermediate_size")
+    biases = _attention_biases(keys)
+    normed = {"qk_norm": True, "output_gate": True, "biases": biases}
+    return {**made, **normed, "delta": delta, "experts": experts}
+
+
 def _olmo2(keys: Keys) -> dict[str, Any]:
     return {
         **_dense(keys),
@@ -446,6 +481,7 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "deepseek_v3": _deepseek_v3,
     "kimi_k2": _deepseek_v3,
     "qwen2_moe": _qwen2_moe,
+    "qwen3_next": _qwen3_next,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
     "phi": _phi,
@@ -466,8 +502,8 @@ REFUSED: Mapping[str, str] = {
         "an encoder of tokens; a model can say decoders, and encoders of images",
     ),
     **dict.fromkeys(
-        ("mamba", "mamba2", "rwkv", "jamba", "qwen3_next", "recurrent_gemma", "falcon_mamba"),
-        "layers that keep a recurrent state; a model can say attention only",
+        ("mamba", "mamba2", "rwkv", "jamba", "recurrent_gemma", "falcon_mamba"),
+        "layers that keep a recurrent state of another kind than the gated delta rule's",
     ),
     **dict.fromkeys(
         ("gemma3n", "gemma3n_text"),
