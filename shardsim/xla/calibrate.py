@@ -3,7 +3,8 @@
 Host devices are threads of one CPU. Each is a "chip" behind a switch, its links are copies in
 memory, and a collective starts when all its threads have met. Everything is measured with all
 devices at work, so that sharing cores and memory is in the figures: with eight devices on two
-cores, one device has an eighth of what the cores do together.
+cores, one device has an eighth of what the cores do together. Times are of all cores
+(`bench_worker.taken`), so that others' work on the machine is not in them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from shardsim.machine.kernels import Kernels
+from shardsim.ops.activate import ACTIVATE
+from shardsim.ops.attend import SOFTMAX
 from shardsim.xla.hlo.collect import sent_bytes
 from shardsim.xla.host import HostDevices, Progress
 
@@ -35,7 +39,8 @@ MATMUL_SHAPES = (
 COLLECTIVE_KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 COLLECTIVE_ELEMENTS = (2**12, 2**16, 2**19)
 STREAM_ELEMENTS = 2**22  # 16 MiB a device, beyond any cache's share
-VECTOR_ELEMENTS = 2**14
+TRANSPOSE_SIDE = 512
+ACTIVATE_ELEMENTS = 2**18  # 1 MiB a device, in the caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,8 @@ class Measured:
     matmuls: Mapping[tuple[int, int, int], float]  # by (m, k, n), float32
     collectives: Mapping[tuple[str, int, int], float]  # by (kind, elements, members), float32
     stream_s: float  # reading and writing STREAM_ELEMENTS once
-    vector_s: float  # 64 multiply-adds on each of VECTOR_ELEMENTS
+    transpose_s: float  # a matrix of TRANSPOSE_SIDE x TRANSPOSE_SIDE
+    activate_s: float  # gelu on each of ACTIVATE_ELEMENTS
 
 
 def calibrate_cpu(devices: int = 8, progress: Progress | None = None) -> str:
@@ -76,7 +82,8 @@ def calibrate_cpu(devices: int = 8, progress: Progress | None = None) -> str:
             matmuls=matmuls,
             collectives=collectives,
             stream_s=bench(bench="stream", elements=STREAM_ELEMENTS),
-            vector_s=bench(bench="vector", elements=VECTOR_ELEMENTS),
+            transpose_s=bench(bench="transpose", side=TRANSPOSE_SIDE),
+            activate_s=bench(bench="activate", elements=ACTIVATE_ELEMENTS),
         )
     where = (
         f"shardsim calibrate, {date.today().isoformat()}, {platform.machine()}, "
@@ -122,6 +129,23 @@ def hardware_file(where: str, devices: int, measured: Measured) -> str:
     def figure(value: Any, what: str, status: str = "measured") -> dict[str, Any]:
         return {"value": value, "source": f"{where}; {what}", "status": status}
 
+    stream = 8.0 * STREAM_ELEMENTS / measured.stream_s
+    kernels = Kernels(
+        contraction_start=0.0,
+        scores_hbm_efficiency=1.0,
+        sum_hbm_efficiency=1.0,
+        copy_hbm_efficiency=1.0,
+        transpose_hbm_efficiency=min(1.0, 8.0 * TRANSPOSE_SIDE**2 / measured.transpose_s / stream),
+        optimizer_hbm_efficiency=1.0,
+        attention_efficiency=1.0,
+        attention_gradient_efficiency=1.0,
+        softmax_ops=SOFTMAX.ops,
+        softmax_gradient_ops=SOFTMAX.gradient_ops,
+        fitted_to=f"{where}; transposes of a square of {TRANSPOSE_SIDE}; all else as streams, and "
+        "attention as matmuls and gelu, assumed",
+        date=date.today().isoformat(),
+        versions={"jax": version("jax")},
+    )
     data = {
         "name": "host",
         "title": "host",
@@ -135,10 +159,12 @@ def hardware_file(where: str, devices: int, measured: Measured) -> str:
             )
         },
         "mxu_dim": figure(8, "width of a vector register", "assumed"),
-        "vector_flops": figure(128.0 * VECTOR_ELEMENTS / measured.vector_s, "cached multiply-adds"),
+        "vector_flops": figure(
+            ACTIVATE.fused * ACTIVATE_ELEMENTS / measured.activate_s, "gelu in the caches"
+        ),
         "hbm_bytes": figure(4e9, "memory is not looked at", "assumed"),
         "hbm_usable_bytes": figure(4e9, "memory is not looked at", "assumed"),
-        "hbm_bytes_per_s": figure(8.0 * STREAM_ELEMENTS / measured.stream_s, "16 MiB in and out"),
+        "hbm_bytes_per_s": figure(stream, "16 MiB in and out"),
         "onchip_bytes": figure(262144, "share of a cache", "assumed"),
         "interconnect": figure("switch", "copies in memory, from any to any", "assumed"),
         "torus_dims": figure(1, "one switched axis", "assumed"),
@@ -157,6 +183,7 @@ def hardware_file(where: str, devices: int, measured: Measured) -> str:
         "dcn_efficiency": figure(1.0, "not used by one host", "assumed"),
         "op_overhead_s": figure(overhead_s, "matmuls, extrapolated to no size"),
         "collective_overhead_s": figure(start_s, "collectives, extrapolated to no bytes"),
+        "kernels": kernels.to_data(),
     }
     text: str = yaml.safe_dump(data, sort_keys=False, width=96)
     return text

@@ -94,9 +94,10 @@ def on_host(plan: Plan, machine: Machine) -> Plan:
 
 
 def predict_and_time(host: HostDevices, plan: Plan) -> dict[str, Any]:
-    """Return one row {plan, predicted_s, measured_s, error, cores_share}.
+    """Return one row {plan, predicted_s, measured_s, error, clock_s}.
 
-    The error is signed, a fraction; the share is of all cores, in the measured step.
+    Measured is the time of all cores, by the clock the step took `clock_s`, others' work included.
+    The error is signed, a fraction.
     """
     predicted_s = predict(plan).step_time_s
     answer = host.ask({"bench": "step", "data": plan_data(plan)})
@@ -106,7 +107,7 @@ def predict_and_time(host: HostDevices, plan: Plan) -> dict[str, Any]:
         "predicted_s": predicted_s,
         "measured_s": measured_s,
         "error": predicted_s / measured_s - 1.0,
-        "cores_share": float(answer["cores_share"]),
+        "clock_s": float(answer["clock_s"]),
     }
 
 
