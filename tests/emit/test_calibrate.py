@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import data_folder
-from shardsim.machine import Machine
+from shardsim.machine import Machine, chip_from_text
 from shardsim.machine.catalog import load_chip_file
 from shardsim.ops.activate import ACTIVATE
 from shardsim.plan import load_plan, resolve
@@ -29,9 +30,11 @@ from shardsim.xla.calibrate import (
     TRANSPOSE_SIDE,
     Measured,
     hardware_file,
+    waits,
 )
 from shardsim.xla.hlo.collect import sent_bytes
-from shardsim.xla.measure import measured_plans, measured_result, on_host
+from shardsim.xla.host_plans import measured_plans
+from shardsim.xla.measure import measured_result, on_host
 
 START_S = {"all-gather": 20e-6, "reduce-scatter": 20e-6, "all-reduce": 40e-6}
 
@@ -73,6 +76,10 @@ def test_measured_times_become_rates(machine: Machine) -> None:
     assert chip.vector_flops == pytest.approx(3e9)
     assert chip.kernels is not None
     assert chip.kernels.transpose_hbm_efficiency == pytest.approx(0.1)
+    assert waits({"compute_s": 2.0, "exposed_comm_s": 0.5}, 4.0) == 4.0
+    slow = chip_from_text(hardware_file("a test", 8, replace(ideal(), waits=4.0)), "a test")
+    assert slow.link_bytes_per_s * slow.link_efficiency == pytest.approx(0.25e9)
+    assert slow.collective_overhead_s == pytest.approx(80e-6)
     assert "a test" in chip.figures["link_bytes_per_s"]["source"]
     assert machine.describe().startswith("host:8: 8 host devices")
 
