@@ -1,4 +1,4 @@
-"""One block of a Transformer, as a list of ops: attention and MLP, or what stands in their place."""
+"""One block of a Transformer as a list of ops: attention and MLP, or what stands in their place."""
 
 from __future__ import annotations
 
