@@ -55,6 +55,7 @@ PRICE_TESTS = (
 HBM_TESTS = ("tests/cost/test_kept.py", "tests/cost/test_hbm.py", "tests/program/test_liveness.py")
 PROGRAM_TESTS = ("tests/program/test_op_traffic.py", "tests/program/test_program_collectives.py")
 RING_TESTS = ("tests/program/test_rings.py", "tests/program/test_overlap.py")
+KERNEL_TESTS = ("tests/cost/test_kernels_measured.py",)
 PIPELINE_TESTS = ("tests/simulate/test_pipeline.py",)
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/words.py", ()),  # prints
@@ -80,7 +81,7 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/network.py", ("tests/cost/test_collectives.py",)),
     (
         "shardsim/cost/costs.py",
-        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py"),
+        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py", *KERNEL_TESTS),
     ),
     ("shardsim/cost/hbm.py", HBM_TESTS),
     ("shardsim/cost/account.py", HBM_TESTS),
