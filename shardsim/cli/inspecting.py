@@ -18,9 +18,16 @@ from shardsim.views.table import Table
 )
 @click.option("--on", help="The slice that it runs on, or its chip: v5p:4x4x4, v5p.")
 @click.option("--mesh", help="The axes of its mesh, major first: data=4,fsdp=16.")
+@click.option(
+    "--causal/--whole",
+    default=None,
+    help="Whether fused attention is causal: programs leave its mask out.",
+)
 @json_option
 @command_errors
-def inspect(path: str, on: str | None, mesh: str | None, as_json: bool) -> None:
+def inspect(
+    path: str, on: str | None, mesh: str | None, causal: bool | None, as_json: bool
+) -> None:
     """Read a compiled program: what its step takes, and every collective and copy with its line.
 
     Those that nothing asked for are listed with the constraint that would remove them. The step is
@@ -34,7 +41,7 @@ def inspect(path: str, on: str | None, mesh: str | None, as_json: bool) -> None:
     from shardsim.views import inspect as views
     from shardsim.xla.inspect import inspect_file
 
-    found = inspect_file(path, on, mesh)
+    found = inspect_file(path, on, mesh, causal)
     if as_json:
         emit_json(found.to_data())
         return

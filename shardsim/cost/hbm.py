@@ -32,7 +32,7 @@ class HbmUse:
     gradients_bytes: Number
     activations_bytes: Number
     at: tuple[Number, Number]
-    thrifty_bytes: Number  # what a program that spends as little as it can has at its peak
+    thrifty_bytes: Number  # what a program that spends as little as it can reserves
     host_bytes: Number  # what the plan keeps in the host's memory
     host_capacity_bytes: float  # a device's share of it; infinite where that is not known
     account: Account = field(repr=False)
@@ -131,7 +131,7 @@ def hbm_use(
         gradients_bytes=account.gradients_bytes,
         activations_bytes=activations,
         at=at,
-        thrifty_bytes=np.maximum(*least),
+        thrifty_bytes=np.maximum(*least) * (1.0 + passes.least.tight),
         host_bytes=account.host_bytes,
         host_capacity_bytes=machine.chip.host_bytes_per_device,
         account=account,

@@ -147,12 +147,12 @@ class Ranking:
         )
 
     def _memory(self, machine: Machine, part: Part, layout: Layout) -> tuple[Array, Array, Array]:
-        """Return peak HBM of a part's plans, without and with prefetching, and whether hosts have
-        room for the rest: arrays of the part's shape."""
+        """Return the least HBM of a part's plans, without and with prefetching, and whether hosts
+        have room for the rest: arrays of the part's shape."""
         prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
         holds = held_by(USUAL[self.costs], machine.chip).least
         use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
-        least, most = np.broadcast_to(use.peak_bytes, (2, *part.shape))
+        least, most = np.broadcast_to(use.thrifty_bytes, (2, *part.shape))
         return least, most, np.broadcast_to(use.host_fits, (1, *part.shape))[0]
 
     def _schedule(self, machine: Machine, part: Part, prefetch: Array) -> tuple[Schedule, Layout]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from building import build, decoder
 
 from shardsim.cost.predict import predict
+from shardsim.machine import override_chip
 from shardsim.plan import Overlap
 
 REPLICATED = "the residual stream is replicated over the tensor axis"
@@ -32,9 +35,20 @@ def test_a_twist_is_told(twisted):
 @pytest.mark.parametrize("batch", [16, 16384])
 def test_what_does_not_fit_says_by_how_much(batch):
     found = predict(build(decoder(), "v5e:4x4", batch, {"data": {"x": 4, "y": 4}}, remat="none"))
-    short = (found.hbm["peak_bytes"] - found.hbm["capacity_bytes"]) / 2**30
+    short = (found.hbm["thrifty_bytes"] - found.hbm["capacity_bytes"]) / 2**30
     told = [text for text in found.warnings if text.startswith("does not fit")]
     assert found.fits == (short <= 0) == (not told)
     assert found.fits == (batch == 16)
     if told:
         assert told == [f"does not fit: needs {short:.1f} GiB more HBM than a device of v5e offers"]
+
+
+@pytest.mark.parametrize("room", [1.2, 1.08, 1.04])
+def test_that_nothing_may_be_hidden_is_told_where_hbm_is_nearly_full(room):
+    plan = build(decoder(layers=32), "v5p:4x4x4", 256, {"fsdp": {"x": 4, "y": 4, "z": 4}})
+    needed = predict(plan).hbm["thrifty_bytes"] / 1.03
+    chip = override_chip(plan.machine.chip, {"hbm_usable_bytes": needed * room})
+    found = predict(replace(plan, machine=replace(plan.machine, chip=chip)))
+    assert found.fits
+    told = [text for text in found.warnings if "may hide no gather" in text]
+    assert bool(told) == (1 / room > 0.92)

@@ -98,11 +98,15 @@ class Works:
 def transfer_of(module: Module, computation: Computation, item: Instruction) -> Copy:
     """Return a copy between memories that `item` starts."""
     arrays, first = item.shape.arrays, computation.operand(item, 0).shape
+    code = item.opcode
+    if code == "async-start":  # the long form of the same
+        inner = module.called(item)
+        code = f"{inner[inner.root].opcode}-start"
     # copy-start: (to, from, ...). A slice is ((operands), to, ...), an update ((to, piece, ...),
     # to, ...): the smaller end is what moves.
-    if item.opcode == "copy-start":
+    if code == "copy-start":
         ends = arrays[:2]
-    elif item.opcode == "dynamic-update-slice-start":
+    elif code == "dynamic-update-slice-start":
         ends = (first, computation.operand(item, 1).shape)
     else:
         ends = (first, arrays[len(item.operands)])

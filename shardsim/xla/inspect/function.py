@@ -34,6 +34,7 @@ def inspect(
     on: str | Machine,
     mesh: Mapping[str, int] | None = None,
     options: Mapping[str, str] | None = None,
+    causal: bool | None = None,
     cache: bool = True,
     timeout_s: float = TIMEOUT_S,
     memory_bytes: float = MEMORY_BYTES,
@@ -49,8 +50,9 @@ def inspect(
         found.step_time_s, found.unexpected[0].source
 
     The mesh lies on the torus as JAX's `create_device_mesh` lays it; `mesh` gives names and sizes
-    of its axes, major first, where the function names none. `options` are the TPU compiler's. It
-    is compiled in a process of its own, and kept, unless `cache` is false.
+    of its axes, major first, where the function names none. `options` are the TPU compiler's;
+    `causal` says whether fused attention is, as programs leave masks out. It is compiled in a
+    process of its own, and kept, unless `cache` is false.
 
     Raises `PlanError` for a function of other than the slice's devices, `ShardsimError` where it
     does not compile, also for want of HBM; what the function itself raises while it is traced is
@@ -85,7 +87,8 @@ def inspect(
     result, hlo = compile_once(request, text, timeout_s, memory_bytes, folder)
     if hlo is None:
         raise ShardsimError(f"inspect: {machine.name}: {problem_of(result)}")
-    return inspect_hlo(hlo, machine, axes=axes, peak_bytes=peak_bytes(result["memory"]))
+    used = peak_bytes(result["memory"])
+    return inspect_hlo(hlo, machine, axes=axes, peak_bytes=used, causal=causal)
 
 
 def _mesh(text: str, machine: Machine) -> dict[str, int]:

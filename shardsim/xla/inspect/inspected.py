@@ -169,10 +169,12 @@ def read_program(path: str) -> tuple[str, float | None]:
         return text, None
 
 
-def inspect_file(path: str, on: str | None = None, mesh: str | None = None) -> Inspected:
+def inspect_file(
+    path: str, on: str | None = None, mesh: str | None = None, causal: bool | None = None
+) -> Inspected:
     """Inspect a file with a program's HLO: a dump, or what `compiled.as_text()` gave.
 
-    `on` is the slice, or the chip; `mesh` its axes as `data=4,fsdp=16`.
+    `on` is the slice, or the chip; `mesh` its axes as `data=4,fsdp=16`; `causal` as `inspect_hlo`.
     """
     given = read_mesh(mesh) if mesh else None
     chip = on if on in chip_names() else None
@@ -182,7 +184,7 @@ def inspect_file(path: str, on: str | None = None, mesh: str | None = None) -> I
         module = read_text(text)
         if chip is not None:
             machine = slice_of(load_chip(chip), devices_of(module))
-        return inspect_module(module, machine, given, peak_bytes=peak_bytes)
+        return inspect_module(module, machine, given, peak_bytes=peak_bytes, causal=causal)
     except HloError as error:
         raise FileError(f"{path}: {error}") from None
 
@@ -212,15 +214,19 @@ def inspect_hlo(
     *,
     axes: tuple[MeshAxis, ...] = (),
     peak_bytes: float | None = None,
+    causal: bool | None = None,
 ) -> Inspected:
     """Inspect HLO `text` of a program for `machine`; without one nothing has a price.
 
     `mesh` names the axes on which its devices are numbered, major first; left out, it is what the
     text says, or the coarsest on which every group is a grid. It lies on the torus as JAX's
-    `create_device_mesh` lays it, unless `axes` say how. Raises `HloError` for text that is
-    damaged, `PlanError` for another slice than the program's.
+    `create_device_mesh` lays it, unless `axes` say how. `causal` says whether attention kernels
+    whose mask the text leaves out are causal; unsaid, all their blocks count, with a warning.
+    Raises `HloError` for text that is damaged, `PlanError` for another slice than the program's.
     """
-    return inspect_module(read_text(text), machine, mesh, axes=axes, peak_bytes=peak_bytes)
+    return inspect_module(
+        read_text(text), machine, mesh, axes=axes, peak_bytes=peak_bytes, causal=causal
+    )
 
 
 def inspect_module(
@@ -230,6 +236,7 @@ def inspect_module(
     *,
     axes: tuple[MeshAxis, ...] = (),
     peak_bytes: float | None = None,
+    causal: bool | None = None,
 ) -> Inspected:
     """Inspect a parsed program, as `inspect_hlo` does."""
     try:
@@ -249,7 +256,7 @@ def inspect_module(
             axes = axes or placed(dict(mesh), machine)
         else:
             axes = tuple(MeshAxis(name=n, size=size, torus={}) for n, size in mesh.items())
-        found = _Reader(module, machine, axes).read()
+        found = _Reader(module, machine, axes, causal).read()
     except RecursionError:
         raise HloError("computations that call each other too deeply") from None
     said = found.not_said
@@ -264,8 +271,15 @@ def inspect_module(
 class _Reader:
     """Reads one parsed program."""
 
-    def __init__(self, module: Module, machine: Machine | None, axes: tuple[MeshAxis, ...]) -> None:
+    def __init__(
+        self,
+        module: Module,
+        machine: Machine | None,
+        axes: tuple[MeshAxis, ...],
+        causal: bool | None = None,
+    ) -> None:
         self.module = module
+        self.causal = causal
         self.machine = machine
         self.axes = axes
         over = {axis.name: axis.torus.get("dcn", 1) for axis in axes}
@@ -313,7 +327,7 @@ class _Reader:
                 " and copies are listed with what they take alone"
             )
             return None, None
-        compiled = read_module(self.module, self.mesh, slices=self.slices)
+        compiled = read_module(self.module, self.mesh, self.causal, slices=self.slices)
         self.warnings.update(dict.fromkeys(compiled.schedule.warnings))
         if self.machine is None:
             self.not_said.append("any time: name the slice or the chip with --on")

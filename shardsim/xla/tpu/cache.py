@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 RESULT, HLO, SUM, OPS = "result.json", "hlo.txt.gz", "sha256", "ops"
-FORMAT = 1  # raised when entries written before can no longer be read
+FORMAT = 2  # raised when entries written before can no longer be read
 POLL_S = 0.2
 
 

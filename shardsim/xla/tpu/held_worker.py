@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shardsim.xla.hlo.buffers import Assignment, Buffer, read_assignment
-from shardsim.xla.tpu.worker import compile_step, serve, versions
+from shardsim.xla.hlo.buffers import Assignment, Buffer
+from shardsim.xla.tpu.worker import STEP, assignment_of, compile_step, serve, versions
 
 LISTED = 16  # of what is live at the peak, largest first
-_STEP = "*jit_step*after_optimizations"
 _POLL_S = 0.5
 _OF = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.MULTILINE)
 
@@ -32,7 +31,7 @@ def compile_held(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 def _answer_when_assigned(folder: Path) -> None:
     """Wait for the last of the dumps that buffers are read from; answer, and end."""
-    while not any((folder / "dump").glob(f"{_STEP}_after_buffer_assignment.txt")):
+    while not any((folder / "dump").glob(f"{STEP}_after_buffer_assignment.txt")):
         time.sleep(_POLL_S)
     time.sleep(4 * _POLL_S)  # it may still be written
     result = versions() | held(folder / "dump")
@@ -44,17 +43,14 @@ def _answer_when_assigned(folder: Path) -> None:
 
 def held(dump: Path) -> dict[str, Any]:
     """Return what a step holds in HBM at its fullest moment, and what HBM and host must have."""
-    assignment, live, text = (
-        sorted(dump.glob(f"{_STEP}{ending}.txt"))[-1].read_text(encoding="utf-8")
-        for ending in ("-buffer-assignment", "-live-range", "")
-    )
-    found = read_assignment(assignment, live)
+    found = assignment_of(dump)
     memory = {
         "peak_memory": found.peak_bytes,
         "argument_size": found.arguments_bytes,
         "host_size": found.host_bytes,
         "allocated_size": found.allocated_bytes,
     }
+    text = sorted(dump.glob(f"{STEP}.txt"))[-1].read_text(encoding="utf-8")
     return {"memory": memory, "at_peak": _largest(found, text)}
 
 

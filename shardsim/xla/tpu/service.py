@@ -92,12 +92,13 @@ class Compilation:
 
 
 def peak_bytes(memory: dict[str, int]) -> float:
-    """Return the HBM at the fullest moment that the compiler's memory analysis says."""
-    if not memory.get("host_temp_size"):
-        return float(memory["peak_memory"])
-    # The compiler's peak is then that of both memories; this is what it reserves in HBM.
-    outputs = memory["output_size"] - memory["alias_size"]
-    return float(memory["argument_size"] + outputs + memory["temp_size"])
+    """Return the HBM in use at the fullest moment.
+
+    The compiler's own figure, but where something lies in the host's memory: then that is the
+    larger of both memories, and the sum of the sizes that it says more than either, so that the
+    assigned buffers are counted.
+    """
+    return float(memory["assigned_peak" if memory.get("host_temp_size") else "peak_memory"])
 
 
 def problem_of(result: dict[str, Any]) -> str:

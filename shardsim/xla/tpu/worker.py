@@ -22,6 +22,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from shardsim.xla.hlo.buffers import Assignment, read_assignment
+
+STEP = "*jit_step*after_optimizations"  # the dumps of the step
 REPORT_LINES = 40  # of the compiler's list of what fills HBM, largest first
 
 
@@ -52,20 +55,32 @@ def compile_step(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     text: str = compiled.as_text()  # type: ignore[assignment]
     (folder / "hlo.txt").write_text(text, encoding="utf-8")
     return {
-        "memory": memory_of(compiled.memory_analysis()),
+        "memory": memory_of(compiled.memory_analysis(), assignment_of(folder / "dump")),
         "lower_s": lowered_s,
         "compile_s": time.perf_counter() - begun - lowered_s,
         "largest_buffers": largest_buffers(folder / "dump"),
     }
 
 
-def memory_of(analysis: Any) -> dict[str, int]:
-    """Return the figures of the compiler's memory analysis, in bytes of a device."""
+def memory_of(analysis: Any, assigned: Assignment) -> dict[str, int]:
+    """Return the figures of the compiler's memory analysis, in bytes of a device.
+
+    "assigned_peak" is not of them: the most that is in use of HBM alone.
+    """
     names = "argument_size output_size alias_size temp_size generated_code_size peak_memory"
     return {
         name: int(getattr(analysis, f"{name}_in_bytes"))
         for name in (*names.split(), "host_temp_size")
-    }
+    } | {"assigned_peak": assigned.peak_bytes}
+
+
+def assignment_of(dump: Path, program: str = STEP) -> Assignment:
+    """Return a program's buffer assignment, as the compiler dumped it."""
+    assignment, live = (
+        sorted(dump.glob(f"{program}{ending}.txt"))[-1].read_text(encoding="utf-8")
+        for ending in ("-buffer-assignment", "-live-range")
+    )
+    return read_assignment(assignment, live)
 
 
 def largest_buffers(dump: Path) -> list[str]:

@@ -234,8 +234,40 @@ dynamic_slice_sizes={1,64,128}
 """
 
 
-def test_pieces_go_to_the_host_and_come_back() -> None:
-    tasks = read_hlo(OFFLOAD, {"a": 1}).schedule.blocks[0].tasks
+# As libtpu 0.0.52 writes it.
+OFFLOAD_IN_FULL = """HloModule offload, is_scheduled=true
+
+%put (a: bf16[4,64,128], b: bf16[1,64,128], c: s32[]) -> bf16[4,64,128] {
+  %a = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} parameter(0)
+  %b = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %c = s32[]{:T(128)} parameter(2)
+  ROOT %d = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} dynamic-update-slice(%a, %b, %c, %c, %c)
+}
+
+%get (e: bf16[4,64,128], f: s32[]) -> bf16[1,64,128] {
+  %e = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} parameter(0)
+  %f = s32[]{:T(128)} parameter(1)
+  ROOT %g = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%e, %f, %f, %f), \
+dynamic_slice_sizes={1,64,128}
+}
+
+ENTRY %main (h: bf16[4,64,128], p: bf16[1,64,128], i: s32[]) -> bf16[1,64,128] {
+  %h = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} parameter(0)
+  %p = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %out = ((bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, bf16[1,64,128]{2,1,0:T(8,128)(2,1)}, \
+s32[]), bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, u32[]) async-start(%h, %p, %i), calls=%put
+  %kept = bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)} async-done(%out)
+  %in = ((bf16[4,64,128]{2,1,0:T(8,128)(2,1)S(5)}, s32[]), \
+bf16[1,64,128]{2,1,0:T(8,128)(2,1)}, u32[]) async-start(%kept, %i), calls=%get
+  ROOT %back = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} async-done(%in)
+}
+"""
+
+
+@pytest.mark.parametrize("text", [OFFLOAD, OFFLOAD_IN_FULL], ids=["short", "in full"])
+def test_pieces_go_to_the_host_and_come_back(text: str) -> None:
+    tasks = read_hlo(text, {"a": 1}).schedule.blocks[0].tasks
     started = [task.task for task in tasks if isinstance(task, Start)]
     assert [type(task).__name__ for task in tasks] == ["Start", "Await"] * 2
     assert [task.host_bytes for task in started if isinstance(task, Copy)] == [64 * 128 * 2] * 2

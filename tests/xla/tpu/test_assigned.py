@@ -39,7 +39,10 @@ def test_peaks_are_as_assigned_of_other_models(found: list[Pair], group: str) ->
 def test_what_does_not_fit_is_not_said_to_fit(found: list[Pair]) -> None:
     assert not [pair.row["kind"] for pair in found if pair.wrongly_fitting]
     refused = {f"{p.row['group']}: {p.row['kind']}" for p in found if p.wrongly_refused}
-    assert refused <= {"llama3-70b on tpu7x:4x4x4: 2-D tensor"}
+    assert refused <= {  # what is in use is predicted 14 and 9 % too high
+        "maxtext-16b on v5e:16x16: tensor 8, embed",
+        "vit-22b on v6e:16x16: tensor 8, embed",
+    }
 
 
 def test_state_is_that_of_the_plan(found: list[Pair]) -> None:
