@@ -38,9 +38,9 @@ CUT = 0.01  # of the tokens: less is not worth a word
 LIMITING = 0.01  # of an elasticity: below it nothing limits
 NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
 # The scheduler of the TPU compiler runs collectives beside operations only while what is live stays
-# below a share of HBM. Of llama3-70b on v5p three programs with 94 % in use hid nothing, three with up
-# to 91 % what they could; with `xla_tpu_scheduler_percent_shared_memory_limit` at 100 one of the three
-# hid its gathers again, and at 85 one of the others none (libtpu 0.0.42.1).
+# below a share of HBM. Of llama3-70b on v5p three programs with 94 % in use hid nothing, three with
+# up to 91 % what they could; with `xla_tpu_scheduler_percent_shared_memory_limit` at 100 one of the
+# three hid its gathers again, and at 85 one of the others none (libtpu 0.0.42.1).
 HIDES_UP_TO = 0.92
 HBM_PARTS = ("capacity_bytes", "peak_bytes", "thrifty_bytes", "lavish_bytes", *HBM)
 
@@ -310,8 +310,8 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
     if full and overlaps and plan.machine.chip.kind == "tpu":
         warnings.append(
             f"HBM is {100 * float(use.at[0]) / use.capacity_bytes:.0f} % full while layers run: "
-            f"above about {100 * HIDES_UP_TO:.0f} % the TPU compiler's scheduler may hide no gather "
-            "and no ring; compile the plan (shardsim verify --against tpu)"
+            f"above about {100 * HIDES_UP_TO:.0f} % the TPU compiler's scheduler may hide no "
+            "gather and no ring; compile the plan (shardsim verify --against tpu)"
         )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(
