@@ -16,6 +16,7 @@ COUNTS = {
     Accounting.PALM_CAUSAL: "6N + 6LHQT: attention halved, as a causal mask needs",
     Accounting.MAXTEXT_2024: "3 x forward matmuls, attention in full: MaxText before July 2025",
     Accounting.MAXTEXT_2025: "the same, attention halved: MaxText since July 2025",
+    Accounting.MAXTEXT_MIXED: "the same, half of each window too: MaxText of early 2025",
     Accounting.MEGATRON: "the same, attention in full, vocabulary padded to 128s: Megatron",
 }
 HFU = "hfu"

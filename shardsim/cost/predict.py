@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shardsim.cost.costs import costs_of
-from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.hbm import HIDES_UP_TO, HbmUse, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.real import RealTokens, real_tokens_of
@@ -37,11 +37,6 @@ TIME_PARTS = tuple(PARTS)
 CUT = 0.01  # of the tokens: less is not worth a word
 LIMITING = 0.01  # of an elasticity: below it nothing limits
 NOT_OF_LINKS = ("peak_flops", "vector_flops", "hbm_bytes_per_s")
-# The scheduler of the TPU compiler runs collectives beside operations only while what is live stays
-# below a share of HBM. Of llama3-70b on v5p three programs with 94 % in use hid nothing, three with
-# up to 91 % what they could; with `xla_tpu_scheduler_percent_shared_memory_limit` at 100 one of the
-# three hid its gathers again, and at 85 one of the others none (libtpu 0.0.42.1).
-HIDES_UP_TO = 0.92
 HBM_PARTS = ("capacity_bytes", "peak_bytes", "thrifty_bytes", "lavish_bytes", *HBM)
 
 
@@ -305,9 +300,9 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
             f"{float(use.thrifty_bytes) / 2**30:.1f}"
         )
     tensor = int(layout.tensor.size)
-    full = bool(use.fits) and float(use.at[0]) > HIDES_UP_TO * use.capacity_bytes
+    full = bool(use.fits) and not bool(use.hides)
     overlaps = plan.overlap.weights or (plan.overlap.matmul != "off" and tensor > 1)
-    if full and overlaps and plan.machine.chip.kind == "tpu":
+    if full and overlaps:
         warnings.append(
             f"HBM is {100 * float(use.at[0]) / use.capacity_bytes:.0f} % full while layers run: "
             f"above about {100 * HIDES_UP_TO:.0f} % the TPU compiler's scheduler may hide no "

@@ -75,6 +75,9 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("norms of another kind for queries and keys", model.qk_norm_kind),
         ("scales of branches' channels", model.layer_scale),
         ("registers", model.registers),
+        ("norms behind additions", model.deepnorm),
+        ("norms within branches", model.sub_norms),
+        ("norms of patches", model.patch_norms),
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")

@@ -48,7 +48,6 @@ FORMATS = ("f32", "bf16")
 MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prompt_embed")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
-    "sinks": False,
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
@@ -277,6 +276,13 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of conditions, predictions and norms over all
     heads cannot do."""
     model, tensor = plan.model, int(layout.tensor.size)
+    if model.sinks and plan.context.keys != "gathered" and int(layout.context.size) > 1:
+        raise PlanError(
+            f"context.keys: export of sinks with keys {plan.context.keys} is not supported; use "
+            "gathered"
+        )
+    if model.sinks and model.latent:
+        raise PlanError("model: export of sinks of latent attention is not supported; use false")
     if model.qk_norm_over == "heads" and (model.kv_heads % tensor or model.latent):
         raise PlanError(
             f"mesh: export of norms over all of {model.kv_heads} key-value heads, which a tensor "
@@ -290,6 +296,10 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
         ("qk_norm_over: heads", model.qk_norm_over == "heads"),
         ("layer_scale", model.layer_scale),
         ("registers", model.registers > 0),
+        ("sinks", model.sinks),
+        ("sub_norms", model.sub_norms),
+        ("patch_norms", model.patch_norms),
+        ("deepnorm", model.deepnorm > 0),
     ):
         if has and plan.execution != "explicit":
             raise PlanError(

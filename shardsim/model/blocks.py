@@ -246,7 +246,7 @@ class Block(Builder):
             if numbers is not None:
                 normed = stream(f"{name} input")
                 modulated_norm(self, x, normed, numbers, kind=model.norm, first=first, stored=True)
-            elif model.pre_norms:
+            elif model.pre_norms and not model.deepnorm:
                 normed = self.norm(f"{name}_norm", x)
             if name == "attention":
                 self.attention(normed, out)
@@ -266,7 +266,9 @@ class Block(Builder):
                     outs = [self.norm("post_both_norm", both)]
             if model.layer_scale:
                 outs = [layer_scale(self, one) for one in outs]
-            x = add(self, x, outs, after)
+            x = add(self, x, outs, after, scale=model.deepnorm or 1.0)
+            if model.deepnorm:
+                x = self.norm(f"{name}_norm", x, stream(f"{after.name} normed"))
         if model.residual_scale:
             x = residual_scale(self, x)
         return x
@@ -293,10 +295,12 @@ class Block(Builder):
         outs = [self.norm(f"post_{out.name}_norm", out) for out in outs]
         return add(self, x, outs, stream("result", keep=""))
 
-    def norm(self, name: str, source: Array) -> Array:
-        """Add a norm of the residual stream: of what a branch reads, or, "post", of its result."""
+    def norm(self, name: str, source: Array, out: Array | None = None) -> Array:
+        """Add a norm of the residual stream: of what a branch reads, or, "post", of its result; or
+        the stream itself, as `out`."""
         model, before = self.model, not name.startswith("post")
-        out = stream(name.replace("_norm", " input") if before else f"{name} result")
+        if out is None:
+            out = stream(name.replace("_norm", " input") if before else f"{name} result")
         kind, bias = model.norm, model.biases.norm
         return norm(self, name, source, out, kind=kind, bias=bias, stored=before)
 
@@ -327,7 +331,14 @@ class Block(Builder):
             context = attend_along(self, *parts, mask=self.mask, kernel=self.kernel)
         else:
             context = attend(self, *parts, mask=self.mask, kernel=self.kernel, sinks=model.sinks)
+        context = self.sub_norm("attention_inner_norm", context)
         self.back(f"{of}attention_output", context, out, heads, bias=bias)
+
+    def sub_norm(self, name: str, x: Array) -> Array:
+        """Add a norm of what an output projection reads, if the model has one."""
+        if not self.model.sub_norms:
+            return x
+        return heads_norm(self, name, x, kind=self.model.norm, bias=self.model.biases.norm)
 
     def values(self, x: Array) -> Array:
         """Add a norm of values, if the model has one: without a weight."""
@@ -371,6 +382,7 @@ class Block(Builder):
         q, k = self.qk_norm("cross_query", q), self.qk_norm("cross_key", k)
         context = cross_attend(self, q, k, v, kernel=self.kernel)
         bias = biases.attention_output
+        context = self.sub_norm("cross_inner_norm", context)
         self.back("cross_attention_output", context, out, HEADS, bias=bias)
 
     def latent_attention(self, normed: Array, latent: Latent) -> Array:
@@ -408,6 +420,7 @@ class Block(Builder):
             for weight, part in made.items()
         ]
         hidden = activate(self, parts, model.activation, f"{prefix}hidden")
+        hidden = self.sub_norm(f"{name}_inner_norm", hidden)
         self.back(f"{name}_out", hidden, out, dims, bias=bias)
 
     def soft_mixture(self, normed: Array, made: Experts) -> Array:
@@ -447,7 +460,7 @@ class Block(Builder):
         )
         reached = reach(self, chances, "chances of experts")
         chosen = reach(self, choices, "choices of experts")
-        slots = dispatch(self, tokens, chosen, grouped=grouped, capacity=capacity)
+        slots = dispatch(self, tokens, chosen, top=made.top_k, grouped=grouped, capacity=capacity)
         results = experts(
             self,
             slots,

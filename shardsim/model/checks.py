@@ -14,6 +14,7 @@ from shardsim.model.lora import Lora
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
 
+LARGEST_FACTOR = 1e3  # of the residual stream; far above any model's
 ATTENDS = ("all", "space", "time")  # what of a video's tokens a query sees
 
 _A = {"decoder": "a decoder", "encoder": "an encoder"}
@@ -136,6 +137,7 @@ def check_block(model: Model, where: str) -> None:
         raise ModelError(
             f"{where}: parallel_norms: serial layers have two norms anyway; leave it out"
         )
+    _check_norm_places(model, where)
     if model.mlp_post_norm and (model.parallel_block or model.post_norms):
         raise ModelError(
             f"{where}: mlp_post_norm: serial layers without post_norms have it; leave it out"
@@ -153,6 +155,30 @@ def check_block(model: Model, where: str) -> None:
             f"{where}: head_dim: rotary positions need an even number, found {model.head_dim};"
             f" the nearest is {model.head_dim + 1}"
         )
+
+
+def _check_norm_places(model: Model, where: str) -> None:
+    """Check norms behind additions, and those within branches."""
+    factor: Any = model.deepnorm
+    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not number or not 0 <= factor <= LARGEST_FACTOR:
+        raise ModelError(
+            f"{where}: deepnorm: expected a factor of the residual stream, or 0 for norms in front "
+            f"of branches (at most {LARGEST_FACTOR:g}), found {factor!r:.40}"
+        )
+    usual: dict[str, Any] = {"parallel_block": False, "pre_norms": True, "post_norms": False}
+    usual |= {"mlp_post_norm": False, "layer_scale": False, "residual_scale": False}
+    if model.deepnorm:
+        usual |= {"modulation": "none", "experts": None, "sub_norms": False}
+        for key, value in usual.items():
+            if getattr(model, key) != value:
+                raise ModelError(f"{where}: deepnorm: not with {key}; leave one of them out")
+    if model.sub_norms:
+        absent: dict[str, Any] = {"parallel_block": False, "experts": None, "latent": None}
+        absent |= {"attends": (), "global_heads": None, "lora": None}
+        for key, value in absent.items():
+            if getattr(model, key) != value:
+                raise ModelError(f"{where}: sub_norms: not with {key}; leave one of them out")
 
 
 def check_modulation(model: Model, where: str) -> None:
@@ -257,7 +283,7 @@ def check_tokens(model: Model, where: str) -> None:
         raise ModelError(f"{where}: vocab: {_A[model.family]} needs a vocabulary (vocab: 32000)")
     absences: dict[str, Any] = {"patch": 0, "image": 0, "classes": 0, "registers": 0}
     absences |= {"width": 0, "frames": 1, "kept": 0, "predicts": 0, "prompt": 0}
-    absences |= {"patch_bias": True, "input_norm": False}
+    absences |= {"patch_bias": True, "input_norm": False, "patch_norms": False}
     if model.family == "decoder":
         absences |= {"pooling": "none", "features": 0}
     for key, absent in absences.items():

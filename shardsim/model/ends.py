@@ -43,6 +43,7 @@ def start(build: Builder, model: Model) -> Array:
         registers=model.registers > 0,
         bias=model.patch_bias,
         kept=model.kept > 0,
+        norms=(model.norm, model.biases.norm) if model.patch_norms else None,
         name="embedded" if model.input_norm else "x",
     )
     if model.input_norm:

@@ -41,6 +41,8 @@ class Accounting(Enum):
     MAXTEXT_2024: three times the forward matmuls, logits included, the look-up of embeddings
         not, attention in full. (MaxText from 2024-05-09, commit 353fb837c.)
     MAXTEXT_2025: the same, attention halved. (MaxText from 2025-07-22, commit a4c01726e.)
+    MAXTEXT_MIXED: as MAXTEXT_2024, attention halved, of windows too: half as many keys as a window
+        has. (MaxText of early 2025, of models with windows beside layers without.)
     MEGATRON: three times the forward matmuls, attention in full, logits of a vocabulary padded to a
         multiple of 128. (arXiv 2104.04473, appendix, without what is computed again; Megatron-LM's
         `num_floating_point_operations`, which of late halves attention too, as MAXTEXT_2025.)
@@ -51,6 +53,7 @@ class Accounting(Enum):
     PALM_CAUSAL = "palm_causal"
     MAXTEXT_2024 = "maxtext_2024"
     MAXTEXT_2025 = "maxtext_2025"
+    MAXTEXT_MIXED = "maxtext_mixed"
     MEGATRON = "megatron"
 
 
@@ -207,6 +210,8 @@ def model_flops_per_token(
         return 6.0 * model.active_parameters + TRAINING * attention
     halved = accounting is Accounting.MAXTEXT_2025
     forward = forward_matmul_flops_per_token(model, sequence, halved=halved)
+    if accounting is Accounting.MAXTEXT_MIXED:
+        forward -= attention_flops_per_token(model, sequence) / 2
     if accounting is Accounting.MEGATRON and model.vocab:
         forward += 2.0 * model.embed * (-model.vocab % PADDED_VOCAB)
     return TRAINING * forward
@@ -215,7 +220,11 @@ def model_flops_per_token(
 def _flops_of_parts(model: Model, tokens: int, accounting: Accounting) -> float:
     """Return the FLOPs of training on an example of a model of several stacks, per token of the
     last one."""
-    causal = accounting in (Accounting.PALM_CAUSAL, Accounting.MAXTEXT_2025)
+    causal = accounting in (
+        Accounting.PALM_CAUSAL,
+        Accounting.MAXTEXT_2025,
+        Accounting.MAXTEXT_MIXED,
+    )
     total = 0.0
     for part, own in _parts(model, tokens):
         halved = causal and part.causal

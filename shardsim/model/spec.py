@@ -83,6 +83,8 @@ _FLAGS = (
     "patch_bias",
     "input_norm",
     "sinks",
+    "sub_norms",
+    "patch_norms",
     "shared_embeddings",
     "features_bias",
     "frozen",
@@ -149,6 +151,12 @@ class Model:
     pre_norms: bool = True  # a norm in front of attention and of the MLP
     post_norms: bool = False  # a second norm after attention and after the MLP (Gemma 2)
     mlp_post_norm: bool = False  # of those two the one after the MLP alone (MaxText's Envy)
+    # Norms stand behind each addition, of so many times the stream plus the branch (DeepNet; 1: the
+    # first Transformer), instead of in front of branches. 0: they do not.
+    deepnorm: float = 0.0
+    # A norm more in front of each branch's output projection: of all heads, of the MLP's hidden
+    # layer (sub-LN, Magneto).
+    sub_norms: bool = False
     layer_scale: bool = False  # a learned scale of each channel of what a branch adds (DINOv2)
     residual_scale: bool = False  # a learned number of each layer, times the stream (Gemma 4)
     final_norm: bool = True
@@ -171,6 +179,7 @@ class Model:
     frames: int = 1  # of a video, each in patches
     channels: int = 3
     patch_bias: bool = True  # of the patch embedding
+    patch_norms: bool = False  # norms of a patch's pixels and of its embedding (Dual PatchNorm)
     input_norm: bool = False  # a norm in front of the layers of a vit (CLIP)
     registers: int = 0  # learned tokens beside an image's patches, without positions (DINOv2)
     pooling: str = "none"  # none, mean, map (attention pooling with a probe), cls, last

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 ADD = Stream(passes=2.0, ops=1.0)
 
 
-def add(build: Builder, x: Array, branches: Sequence[Array], out: Array) -> Array:
-    """Add what branches add to the residual stream."""
+def add(
+    build: Builder, x: Array, branches: Sequence[Array], out: Array, *, scale: float = 1.0
+) -> Array:
+    """Add what branches add to the residual stream, or to `scale` times it."""
     apart = Apart(passes=ADD.passes + len(branches))
-    build.add(linear([x, *branches], out, stream=replace(ADD, apart=apart)))
-    build.call("add", [x, *branches], out)
+    scaled: dict[str, Any] = {} if scale == 1.0 else {"scale": scale}
+    more = float(len(scaled))
+    added = replace(ADD, ops=ADD.ops + more, gradient_ops=ADD.gradient_ops + more, apart=apart)
+    build.add(linear([x, *branches], out, stream=added))
+    build.call("add", [x, *branches], out, **scaled)
     return out
 
 
 @runs("add")
 def run_add(way: Whole, params: Params, call: Any, x: Any, *branches: Any) -> Any:
     """Return x plus all branches, where the residual stream lies."""
+    x = x * call["scale"] if "scale" in call else x
     return way.residual(sum(branches, x))

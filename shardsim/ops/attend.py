@@ -21,6 +21,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
 from shardsim.graph.build import Builder, vector, width_of
+from shardsim.ops.attend_blocks import NO_SEGMENT, blockwise_attention, same_sequence, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -157,6 +158,9 @@ class Mask:
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
 
+SINKS = vector("sinks", "kv", "group")
+
+
 def attend(
     build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str, sinks: bool = False
 ) -> Array:
@@ -169,7 +173,8 @@ def attend(
     attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
     fused = kernel in KERNELS
     more = {"mask": mask.to_data(), **width_of(q)}
-    build.call("attend", [q, k, v], context, named=fused, fused=fused, **more)
+    learned = [SINKS] if sinks else []
+    build.call("attend", [q, k, v], context, weights=learned, named=fused, fused=fused, **more)
     return context
 
 
@@ -194,7 +199,7 @@ def attention_ops(
     """
     if of[1] not in k.dims:
         k, v = (x.view(**dict([of])) for x in (k, v))
-    logits = (vector("sinks", "kv", "group"),) if sinks else ()
+    logits = (SINKS,) if sinks else ()
     if kernel in KERNELS:
         rows = of[0] if of[0] in q.dims else "seq"
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths, (rows, of[1]))
@@ -241,47 +246,38 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
     """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
     q, k, v = (way.by_head(x, call) for x in (q, k, v))
     k, v = way.all_keys(k), way.all_keys(v)
-    positions = None
+    positions, sinks = None, None
     mask = call["mask"]
+    if call["weights"]:
+        sinks = params[call["weights"][0]].astype(jnp.float32)
     if mask["causal"]:
         positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     if call["fused"]:
-        return way.flash(q, k, v, mask, positions)
+        return way.flash(q, k, v, mask, positions, sinks)
     pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
     if way.segments is not None:
         alike = same_sequence(way.segments, way.segments)
         pairs = alike if pairs is None else alike & pairs
-    return written_attention(q, k, v, pairs)
+    return written_attention(q, k, v, pairs, sinks)
 
 
-def written_attention(q: Any, k: Any, v: Any, pairs: Any) -> Any:
+def written_attention(q: Any, k: Any, v: Any, pairs: Any, sinks: Any = None) -> Any:
     """Return attention whose scores are in HBM.
 
     Values and result are written once: fused into operands, of the second product and of the
     projection, they would be computed again for every tile.
     """
     v = lax.optimization_barrier(v)
-    context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"))
+    context = softmax_attention(q, k, v, pairs, lambda x: checkpoint_name(x, "rest"), sinks)
     return lax.optimization_barrier(context)
 
 
-def seen(mask: Any, positions: Any, keys: Any) -> Any:
-    """Return which keys a query sees, [queries, keys], by the positions of both."""
-    back = positions[:, None] - keys
-    return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
-
-
-def same_sequence(one: Any, other: Any) -> Any:
-    """Return which pairs of tokens are of one sequence: [batch, 1, 1, queries, keys]."""
-    return (one[:, :, None] == other[:, None, :])[:, None, None]
-
-
-def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
+def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any, sinks: Any = None) -> Any:
     """Return softmax(q k^T / sqrt(head_dim)) v, computed in float32.
 
     q [batch, queries, heads, head_dim]; k and v [batch, keys, kv_heads, head_dim], each
     key-value head serving heads / kv_heads queries in turn; mask [queries, keys]. `name` marks
-    the probabilities for the remat policy.
+    the probabilities for the remat policy. `sinks` [heads] are logits that no value goes with.
     """
     batch, queries, heads, depth = q.shape
     grouped = q.reshape(batch, queries, k.shape[2], heads // k.shape[2], depth)
@@ -289,34 +285,47 @@ def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any) -> Any:
     scores = scores * depth**-0.5
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = name(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+    if sinks is None:
+        probabilities = jax.nn.softmax(scores, axis=-1)
+    else:
+        sinks = sinks.reshape(*grouped.shape[2:4], 1, 1)
+        top = lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sinks))
+        weights = jnp.exp(scores - top)
+        probabilities = weights / (weights.sum(-1, keepdims=True) + jnp.exp(sinks - top))
+    probabilities = name(probabilities.astype(q.dtype))
     return jnp.einsum("bhgqk,bkhd->bqhgd", probabilities, v).reshape(q.shape)
 
 
-KEYS_AT_ONCE = 512
 BLOCKS_OF_MASK = ("data_next", "mask_next", "block_mask")  # the kernel's: [heads, queries, keys]
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 CUDNN_MULTIPLE = 8  # of cuDNN's sequence
-NO_SEGMENT = -1  # of what pads a sequence for a kernel
 
 
 def flash_attention(
-    q: Any, k: Any, v: Any, mask: Any, positions: Any, platform: str, segments: Any = None
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    positions: Any,
+    platform: str,
+    segments: Any = None,
+    sinks: Any = None,
 ) -> Any:
     """Return softmax(q k^T / sqrt(head_dim)) v, [batch, queries, heads, head_dim].
 
-    Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves.
+    Of all tokens, `segments` [batch, tokens] are numbers of sequences that see only themselves;
+    `sinks` [heads] are logits that the softmax counts and no value goes with.
     On TPU in the kernel; but queries that are no whole tiles by blocks of keys, few keys apart.
     """
     queries, keys = q.shape[1], k.shape[1]
     if platform == "tpu" and is_short(keys) and positions is None and segments is None:
-        return checkpoint_name(written_attention(q, k, v, None), "context")
+        return checkpoint_name(written_attention(q, k, v, None, sinks), "context")
     whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
     if platform == "tpu" and whole:
-        return kernel_attention(q, k, v, mask, positions, segments)
-    if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16:
+        return kernel_attention(q, k, v, mask, positions, segments, sinks)
+    if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16 and sinks is None:
         return cudnn_attention(q, k, v, mask)
-    return blockwise_attention(q, k, v, mask, positions, segments)
+    return blockwise_attention(q, k, v, mask, positions, segments, sinks)
 
 
 def is_short(keys: int) -> bool:
@@ -324,7 +333,15 @@ def is_short(keys: int) -> bool:
     return 2 * keys <= KERNEL_MULTIPLE
 
 
-def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, numbers: Any = None) -> Any:
+def kernel_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any,
+    positions: Any,
+    numbers: Any = None,
+    sinks: Any = None,
+) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
     Queries are all of a sequence, or one of so many equal parts of it; `positions` says which.
@@ -363,7 +380,8 @@ def kernel_attention(q: Any, k: Any, v: Any, mask: Any, positions: Any, numbers:
     if numbers is not None:
         numbers = jnp.pad(numbers, ((0, 0), (0, more)), constant_values=NO_SEGMENT)
         segments, each = splash.SegmentIds(q=numbers, kv=numbers), 0
-    out = jax.vmap(kernel, in_axes=(0, 0, 0, each))(q, k, v, segments)
+    run = kernel if sinks is None else partial(kernel, sinks=sinks)
+    out = jax.vmap(run, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
 
 
@@ -404,96 +422,3 @@ def cudnn_attention(q: Any, k: Any, v: Any, mask: Any) -> Any:
         implementation="cudnn",
     )
     return checkpoint_name(out, "context")[:, :tokens]
-
-
-def blockwise_attention(
-    q: Any, k: Any, v: Any, mask: Any, positions: Any, segments: Any = None
-) -> Any:
-    """Return attention, summed over blocks of keys with a running maximum of the scores."""
-    attention = jax.custom_vjp(lambda *inputs: _attend_blocks(mask, *inputs)[0])
-    attention.defvjp(partial(_attend_blocks, mask), partial(_attend_blocks_gradient, mask))
-    return attention(q, k, v, positions, segments)
-
-
-def _attend_blocks(
-    mask: Any, q: Any, k: Any, v: Any, positions: Any, segments: Any = None
-) -> tuple[Any, Any]:
-    split = _group(q, k)
-    blocks = _blocks(k), _blocks(v)
-    shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
-
-    def block(carry: Any, inputs: Any) -> tuple[Any, None]:
-        top, norm, sums = carry
-        index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
-        new = jnp.maximum(top, scores.max(-1))
-        weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
-        part = _product("bhgqk,bkhd->bhgqd", weights.astype(q.dtype), values)
-        shrink = jnp.exp(top - new)
-        return (new, norm * shrink + weights.sum(-1), sums * shrink[..., None] + part), None
-
-    start = (
-        jnp.full(shape, jnp.finfo(jnp.float32).min),
-        jnp.zeros(shape),
-        jnp.zeros((*shape, q.shape[-1])),
-    )
-    (top, norm, sums), _ = lax.scan(block, start, (jnp.arange(blocks[0].shape[0]), *blocks))
-    out = jnp.moveaxis(sums / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
-    out = checkpoint_name(out, "context")
-    logs = checkpoint_name(top + jnp.log(norm), "context")
-    return out, (q, k, v, positions, segments, out, logs)
-
-
-def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, ...]:
-    q, k, v, positions, segments, out, logs = kept
-    split, d_out = _group(q, k), _group(gradient, k)
-    both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
-    shares = jnp.moveaxis(_group(both, k).sum(-1), 1, 3)
-
-    def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
-        index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
-        weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
-        d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
-        d_scores = weights * (d_weights - shares[..., None]) * q.shape[-1] ** -0.5
-        d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
-        dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
-        dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
-        return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
-
-    inputs = (jnp.arange(_blocks(k).shape[0]), _blocks(k), _blocks(v))
-    dq, pieces = lax.scan(block, jnp.zeros(split.shape), inputs)
-    dk, dv = (
-        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *k.shape[2:])[:, : k.shape[1]] for x in pieces
-    )
-    made = (dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
-    return *made, None, None
-
-
-def _product(equation: str, a: Any, b: Any) -> Any:
-    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
-def _group(q: Any, k: Any) -> Any:
-    """Return q as [batch, queries, kv_heads, heads of each, head_dim]."""
-    return q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-
-
-def _blocks(k: Any) -> Any:
-    """Return keys or values as [block, batch, keys of it, kv_heads, head_dim], padded."""
-    size = min(KEYS_AT_ONCE, k.shape[1])
-    k = jnp.pad(k, ((0, 0), (0, -k.shape[1] % size), (0, 0), (0, 0)))
-    return jnp.moveaxis(k.reshape(k.shape[0], -1, size, *k.shape[2:]), 1, 0)
-
-
-def _scores(
-    split: Any, keys: Any, index: Any, mask: Any, positions: Any, total: int, segments: Any
-) -> tuple[Any, Any]:
-    """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
-    scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
-    at = index * keys.shape[1] + jnp.arange(keys.shape[1])
-    pairs = at < total if positions is None else seen(mask, positions, at)
-    if segments is not None:
-        here = jnp.take(segments, at, axis=1, fill_value=NO_SEGMENT)
-        pairs = same_sequence(segments, here) & pairs
-    return jnp.where(pairs, scores, jnp.finfo(jnp.float32).min), pairs

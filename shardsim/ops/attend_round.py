@@ -1,7 +1,7 @@
 """Ring attention: keys and values pass round the members of a context axis (arXiv 2310.01889).
 
 Each member attends to its own keys, then to those that came, and sums what they give with a running
-maximum of the scores, as `attend._attend_blocks` does. Backward the gradients of what came travel
+maximum of the scores, as `attend_blocks` does. Backward the gradients of what came travel
 on with it and end where it is stored.
 
 Of a striped order (after arXiv 2311.09431) a member has an early part of the tokens and a late one.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardsim.ops.attend import _blocks, _group, _product, seen
+from shardsim.ops.attend_blocks import _blocks, _group, _product, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 
 NOT_THERE = -1  # the place of a key that pads a block

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, einsum, linear, weight
+from shardsim.graph.arrays import Array, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, stream, vector
 from shardsim.graph.place import CONTEXT, EVERY, TENSOR
-from shardsim.ops.lazy import jnp
+from shardsim.ops.lazy import jnp, lax
+from shardsim.ops.norm import EPSILON, HEAD_NORM, NORM, centred, statistics
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -79,14 +80,29 @@ def embed_patches(
     registers: bool = False,
     bias: bool = True,
     kept: bool = False,
+    norms: tuple[str, bool] | None = None,
     name: str = "x",
 ) -> Array:
     """Add the patch embedding, of all patches or of those `kept`, the positions, and tokens that
-    are learned as they are; the result is called `name`."""
+    are learned as they are; the result is called `name`.
+
+    `norms` are the kind of those in front of the embedding and behind it (Dual PatchNorm, arXiv
+    2302.01327), and whether they have biases.
+    """
     pixels = Array("pixels", (*TOKENS, "patch"), trained=False)
+    parts = ("scale", "bias")[: 1 + bool(norms and norms[1])]
+    if norms:
+        inner = [vector(f"pixel_norm_{part}", "patch") for part in parts]
+        normed = Array("pixels normed", pixels.dims)
+        pixels = build.add(pointwise([pixels], normed, *inner, stream=HEAD_NORM))
     table = weight("patch_embedding", "patch", "embed", purpose="ends")
     biases = [vector("patch_embedding_bias", "embed")] if bias else []
     x = build.add(einsum(pixels, table, stream("patches"), *biases))
+    if norms:
+        outer = [weight(f"patch_norm_{part}", "norm", kind="vector") for part in parts]
+        made = stream("patches normed")
+        sums = statistics(build, x, made, kind=norms[0])
+        x = build.add(pointwise([x, sums], made, *outer, stream=NORM))
     vectors = [vector("cls_token", "embed")] if class_token else []
     vectors += [vector("register_tokens", "register", "embed")] if registers else []
     learned = [position_table()] if positions == "learned" else []
@@ -94,6 +110,7 @@ def embed_patches(
     given = [Array(name, ("batch",)) for name in ("images", "kept")[: 1 + kept]]
     more: dict[str, Any] = {} if bias else {"bias": False}
     more |= {"registers": True} if registers else {}
+    more |= {"norms": norms[0]} if norms else {}
     build.call("embed_patches", given, out, positions=positions, class_token=class_token, **more)
     return out
 
@@ -145,10 +162,18 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any, kept: 
     without = pixels.shape[1]
     if call.get("registers"):
         pixels = jnp.pad(pixels, ((0, 0), (0, way.plan["sequence"] - without), (0, 0)))
-    pixels = way.own_tokens(pixels, 1).astype(way.compute)
+    pixels = way.own_tokens(pixels, 1)
+    if "norms" in call:
+        pixels = normed_pixels(params, call["norms"], pixels)
+    pixels = pixels.astype(way.compute)
     x = jnp.einsum("bsp,pe->bse", pixels, way.end_matrix(params, "patch_embedding"))
     if call.get("bias", True):
         x = way.add_vectors(params, x, ["patch_embedding_bias"])
+    if "norms" in call:
+        wide, square = centred(way, call["norms"], x)
+        y = wide * lax.rsqrt(square + EPSILON) * way.vector(params, "patch_norm_scale")
+        y = y.astype(x.dtype)
+        x = way.add_vectors(params, y, [name for name in ["patch_norm_bias"] if name in params])
     if call["class_token"]:
         first = way.own_tokens(jnp.arange(way.plan["sequence"]), 0) == 0
         x = jnp.where(first[:, None], way.vector(params, "cls_token").astype(x.dtype), x)
@@ -165,6 +190,16 @@ def run_embed_patches(way: Whole, params: Params, call: Any, images: Any, kept: 
     else:
         table = way.own_embed(sinusoids(patches + call["class_token"], way.model["embed"]))
     return way.residual(x + way.own_tokens(table[kept], 1).astype(x.dtype))
+
+
+def normed_pixels(params: Params, kind: str, pixels: Any) -> Any:
+    """Normalise the pixels of each patch [batch, patches, pixels], in float32."""
+    wide = pixels.astype(jnp.float32)
+    if kind == "layernorm":
+        wide = wide - wide.mean(-1, keepdims=True)
+    square = jnp.mean(wide * wide, -1, keepdims=True)
+    y = wide * lax.rsqrt(square + EPSILON) * params["pixel_norm_scale"].astype(jnp.float32)
+    return y + params["pixel_norm_bias"].astype(jnp.float32) if "pixel_norm_bias" in params else y
 
 
 def add_positions(way: Whole, params: Params, call: Any, x: Any) -> Any:

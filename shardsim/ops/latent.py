@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
-from shardsim.ops.attend import KERNELS, Mask, attention_ops, seen
+from shardsim.ops.attend import KERNELS, Mask, attention_ops
+from shardsim.ops.attend_blocks import seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs

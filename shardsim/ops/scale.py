@@ -6,6 +6,7 @@ The last only has a place in a graph: the emitted program has none, and says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ SCALE = Stream(ops=1.0, gradient_passes=2.0, gradient_ops=3.0)
 
 
 def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> Array:
-    """Add one norm over all heads of a token (OLMo 2, arXiv 2501.00656, section 2.1.3): where
-    devices have some of the heads, its sums cross them."""
+    """Add one norm over all heads of a token (OLMo 2, arXiv 2501.00656, section 2.1.3), or over a
+    hidden layer (sub-LN, arXiv 2210.06423): where devices have a part, its sums cross them."""
     count = ("moments",) if kind == "layernorm" else ()
     tokens, dims = x.dims[: len(TOKENS)], x.dims[len(TOKENS) :]
     sums = Array(f"{x.name} sums", (*tokens, *count), wide=True, purpose="norm statistics")
@@ -35,7 +36,8 @@ def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) ->
     out = replace(x, name=f"{x.name} normed", keep="rest")
     build.add(pointwise([x, sums], out, *vectors, stream=NORM))
     heads = "heads" if has_groups(dims) else "kv_heads"
-    build.call("heads_norm", [x], out, weights=vectors, kind=kind, heads=heads)
+    widths = [dims[0]] if len(dims) == 1 else [heads, "head_dim"]
+    build.call("heads_norm", [x], out, weights=vectors, kind=kind, over=widths)
     return out
 
 
@@ -76,15 +78,17 @@ def run_layer_scale(way: Whole, params: Params, call: Any, x: Any) -> Any:
 
 @runs("heads_norm")
 def run_heads_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
-    """Normalise all heads of a token at once [batch, tokens, heads, head_dim]."""
-    x = stored_gradient(way.by_head(x))
+    """Normalise all heads of a token at once [batch, tokens, heads, head_dim], or its hidden
+    layer [batch, tokens, mlp]."""
+    over = call["over"]
+    x = stored_gradient(way.by_head(x) if len(over) > 1 else x)
     wide = x.astype(jnp.float32)
-    layer = call["kind"] == "layernorm"
-    sums = [jnp.sum(wide * wide, (-2, -1))] + ([jnp.sum(wide, (-2, -1))] if layer else [])
-    width = way.model[call["heads"]] * way.model["head_dim"]
+    layer, dims = call["kind"] == "layernorm", tuple(range(-len(over), 0))
+    sums = [jnp.sum(wide * wide, dims)] + ([jnp.sum(wide, dims)] if layer else [])
+    width = math.prod(way.model[name] for name in over)
     with jax.named_scope("norm_statistics"):
         moments = way.tensor_sum(jnp.stack(sums, -1)) / width
-    moments = checkpoint_name(moments, "rest")[..., None, :]
+    moments = jnp.expand_dims(checkpoint_name(moments, "rest"), tuple(d - 1 for d in dims[1:]))
     square = moments[..., :1]
     if layer:
         mean = moments[..., 1:]

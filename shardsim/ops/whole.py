@@ -211,9 +211,18 @@ class Whole:
         """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""
         return x
 
-    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
+    def flash(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Any,
+        positions: Array | None,
+        sinks: Array | None = None,
+    ) -> Array:
         """Return attention without all scores at once (see `flash_attention`)."""
-        return flash_attention(q, k, v, mask, positions, self.plan["platform"], self.segments)
+        platform = self.plan["platform"]
+        return flash_attention(q, k, v, mask, positions, platform, self.segments, sinks)
 
     # A video's tokens: frame by frame, or location by location where the plan switches.
 

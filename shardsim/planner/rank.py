@@ -66,6 +66,7 @@ class _Fitting:
     part: Part
     fits: Array  # of the part's shape
     prefetch: Array  # of the part's shape: whether HBM has room for weights gathered ahead
+    full: bool  # whether all of it fills HBM so far that the compiler may hide nothing
     least: Array  # [pairs]: no plan of the form has a better score
     priced: Array  # [pairs]: whether all plans of the form are priced
 
@@ -111,7 +112,7 @@ class Ranking:
             part, layout, self.work.model, self.work.batch, self.work.sequence
         )
         self.searched += int(((legal * ways).sum(axis=(1, 2)) * many).sum())
-        least, most, room = self._memory(machine, part, layout)
+        least, most, room, hides = self._memory(machine, part, layout)
         self.smallest_peak_bytes = min(
             self.smallest_peak_bytes, float(np.min(least, initial=np.inf, where=legal & room))
         )
@@ -122,6 +123,7 @@ class Ranking:
         if not len(some):
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
+        roomy = fits & hides[0][some]
         self.fit += int((fits.sum(axis=(1, 2)) * many[some]).sum())
         # Layers may keep what not all of them can: then there may be room to prefetch, too.
         mixed: Array = fits
@@ -132,28 +134,39 @@ class Ranking:
         schedule, _ = self._schedule(machine, part, ahead)
         costs = costs_of(self.costs, machine.chip)
         bounds_s = least_step_s(FormLines(lines, part.form), schedule, costs)
-        least_s = np.where(fits, bounds_s, np.inf).min(axis=(1, 2))
+        full = not roomy.any()
+        wanted = fits if full else roomy
+        least_s = np.where(wanted, bounds_s, np.inf).min(axis=(1, 2))
         self.bound_s = min(self.bound_s, float(np.where(mixed, bounds_s, np.inf).min()))
         self._fitting.append(
             _Fitting(
                 number=self._parts,
                 machine=machine,
                 part=part,
-                fits=fits,
-                prefetch=prefetch,
+                fits=wanted,
+                prefetch=prefetch & (hides[1][some] | full),
+                full=full,
                 priced=np.zeros(part.pairs, dtype=bool),
                 least=least_s * (1.0 - SLACK) * _weight(machine, self.objective),
             )
         )
 
-    def _memory(self, machine: Machine, part: Part, layout: Layout) -> tuple[Array, Array, Array]:
-        """Return the least HBM of a part's plans, without and with prefetching, and whether hosts
-        have room for the rest: arrays of the part's shape."""
+    def _memory(
+        self, machine: Machine, part: Part, layout: Layout
+    ) -> tuple[Array, Array, Array, Array]:
+        """Return the least HBM of a part's plans, without and with prefetching, whether hosts have
+        room for the rest, and whether layers leave the compiler's scheduler room to hide anything,
+        without and with prefetching: arrays of the part's shape."""
         prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
         holds = held_by(USUAL[self.costs], machine.chip).least
         use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
         least, most = np.broadcast_to(use.thrifty_bytes, (2, *part.shape))
-        return least, most, np.broadcast_to(use.host_fits, (1, *part.shape))[0]
+        return (
+            least,
+            most,
+            np.broadcast_to(use.host_fits, (1, *part.shape))[0],
+            np.broadcast_to(use.hides, (2, *part.shape)),
+        )
 
     def _schedule(self, machine: Machine, part: Part, prefetch: Array) -> tuple[Schedule, Layout]:
         layout = part.layout().reshaped(weights_overlap=prefetch)
@@ -163,7 +176,12 @@ class Ranking:
     # Settling: prices.
 
     def settle(self) -> None:
-        """Price plans until the best of all that were looked at are known."""
+        """Price plans until the best of all that were looked at are known.
+
+        Those that fill HBM so far that the compiler may hide nothing count only among themselves.
+        """
+        if not all(fitting.full for fitting in self._fitting):
+            self._fitting = [fitting for fitting in self._fitting if not fitting.full]
         # The most promising sizes set the bar for all others.
         for fitting, pairs in self._promising():
             self._price(fitting, pairs)

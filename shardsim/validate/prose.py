@@ -444,6 +444,8 @@ def accounting_of(row: Mapping[str, Any]) -> Accounting:
     text = str(row.get("mfu_formula") or "").lower()
     source = str(row.get("source") or "").lower()
     maxtext = "maxtext" in text
+    if maxtext and "mixed" in text:
+        return Accounting.MAXTEXT_MIXED
     if "halved" in text:
         return Accounting.MAXTEXT_2025 if maxtext and "6n" not in text else Accounting.PALM_CAUSAL
     if re.search(r"12 ?\*? ?l|palm|full attention|attention in full", text):

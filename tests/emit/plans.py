@@ -119,6 +119,33 @@ MODELS: dict[str, dict[str, Any]] = {
         "biases": {"mlp": True},
         "experts": {**_EIGHT, "capacity": 1.25, "router_bias": True, "beside": True},
     },
+    # As gpt-oss: a learned logit of each head that no value goes with, windows, biases.
+    "gpt-oss": {
+        **_DECODER,
+        **_MIXED,
+        "name": "gpt-oss",
+        "layers": 4,
+        "kv_heads": 4,
+        "windows": [5, 0],
+        "sinks": True,
+        "biases": {"qkv": True, "attention_output": True, "mlp": True},
+        "experts": {**_EIGHT, "router_bias": True},
+    },
+    # As DeepNet: norms behind additions, of a scaled stream.
+    "deepnet": {**_DECODER, "name": "deepnet", "deepnorm": 1.7, "biases": _ALL_BIASES},
+    # As Magneto, with norms within branches; of images, with Dual PatchNorm.
+    "magneto": {**_DECODER, "name": "magneto", "sub_norms": True, "kv_heads": 2}
+    | {"norm": "rmsnorm", "positions": "rotary"},
+    "vit-norms": {
+        **_VIT,
+        "name": "vit-norms",
+        "pooling": "cls",
+        "sequence": 17,
+        "classes": 16,
+        "patch_norms": True,
+        "sub_norms": True,
+        "biases": _ALL_BIASES,
+    },
     # A capacity in groups of a sequence.
     "gshard": {**_DECODER, "name": "gshard", "experts": {**_EIGHT, "capacity": 1.0, "group": 8}},
     # As Gemma 2: every other layer sees a window of the last tokens.
@@ -372,6 +399,17 @@ EXPERTS: dict[str, Plan] = {
     "experts, tensor, replicated": make("mixtral", _FM, _FSDP_TENSOR, _B),
     "experts, tensor, sequence": make("llama4", _FM2, _FSDP_TENSOR, _B | _SEQ, remat="dots"),
     "experts, tensor, embed": make("mixtral", _FM2, _FSDP_TENSOR, _B | _EMB, remat="none"),
+    "norms behind additions": make("deepnet", _FM, _FSDP_TENSOR, _B | _SEQ, remat="dots"),
+    "norms within branches": make("magneto", _FM, _FSDP_TENSOR, _B | _EMB),
+    "norms of patches": make("vit-norms", _FM2, _FSDP_TENSOR, _B | _EMB, remat="none"),
+    "experts, sinks, tensor": make("gpt-oss", _FM, _FSDP_TENSOR, _B | _SEQ, remat="dots"),
+    "experts, sinks, context": make(
+        "gpt-oss",
+        {"fsdp": 4, "context": 2},
+        {"embed": ["fsdp", "context"]},
+        _B | {"seq": ["context"]},
+        attention="unfused",
+    ),
     "experts, ring and tensor": make(
         "mixtral", _FEM, _FE_SPLIT | _INSIDE, _ON_FE | _SEQ, **_RING, remat="save_mlp"
     ),

@@ -18,11 +18,12 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from shardsim.emit.runtime.collectives import gather_matrix
 from shardsim.emit.runtime.config import Group
 from shardsim.ops import attend as attention
+from shardsim.ops import attend_blocks
 from shardsim.ops.attend import softmax_attention
 
 BATCH, HEADS = 2, 4
-# (way, keys, queries, key-value heads, head_dim, causal, window)
-ATTENTION = [
+# (way, keys, queries, key-value heads, head_dim, causal, window, and whether heads have sinks)
+ATTENTION: list[tuple[Any, ...]] = [
     ("blocks", 16, 16, 4, 8, False, 0),
     ("blocks", 50, 50, 2, 8, False, 0),
     ("blocks", 50, 50, 1, 8, True, 0),
@@ -38,6 +39,8 @@ ATTENTION = [
     ("kernel", 384, 128, 2, 128, True, 0),
     ("kernel", 384, 128, 2, 128, True, 130),
     ("kernel", 200, 100, 2, 128, True, 0),  # no whole tiles: by blocks of keys
+    ("blocks", 24, 24, 2, 8, True, 7, True),  # with sinks
+    ("kernel", 130, 130, 2, 72, True, 7, True),
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 
@@ -55,30 +58,38 @@ def error(found: Any, wanted: Any) -> float:
 
 
 def attend(
-    way: str, keys: int, queries: int, kv: int, depth: int, causal: bool, window: int
+    way: str,
+    keys: int,
+    queries: int,
+    kv: int,
+    depth: int,
+    causal: bool,
+    window: int,
+    sunk: bool = False,
 ) -> float:
     """Compare output and gradients of attention over the last `queries` of `keys` tokens."""
     shapes = (queries, HEADS), (keys, kv), (keys, kv), (queries, HEADS)
     q, k, v, d = (normal(i, (BATCH, *shape, depth)) for i, shape in enumerate(shapes))
+    sinks = normal(9, (HEADS,)) if sunk else None
     positions = jnp.arange(keys - queries, keys) if causal else None
     mask = positions[:, None] >= jnp.arange(keys) if causal else None
     if window:
         mask &= positions[:, None] - jnp.arange(keys) < window
 
-    def ours(q: Any, k: Any, v: Any) -> Any:
+    def ours(q: Any, k: Any, v: Any, sinks: Any) -> Any:
         options = {"causal": causal, "window": window}
         platform = "tpu" if way == "kernel" else "cpu"
-        return attention.flash_attention(q, k, v, options, positions, platform)
+        return attention.flash_attention(q, k, v, options, positions, platform, None, sinks)
 
-    def plain(q: Any, k: Any, v: Any) -> Any:
-        return softmax_attention(q, k, v, mask, lambda x: x)
+    def plain(q: Any, k: Any, v: Any, sinks: Any) -> Any:
+        return softmax_attention(q, k, v, mask, lambda x: x, sinks)
 
     @jax.jit  # as one program: op by op takes ten times as long
     def both(*arrays: Any) -> Any:
         pairs = (jax.vjp(function, *arrays) for function in (ours, plain))
         return [(out, transpose(d)) for out, transpose in pairs]
 
-    return error(*both(q, k, v))
+    return error(*both(q, k, v, sinks))
 
 
 def gather(shape: tuple[int, int], dim: int) -> float:
@@ -99,7 +110,7 @@ def gather(shape: tuple[int, int], dim: int) -> float:
 
 
 if __name__ == "__main__":
-    attention.KEYS_AT_ONCE = 16  # several blocks, the last one not full
+    attend_blocks.KEYS_AT_ONCE = 16  # several blocks, the last one not full
     # The TPU's kernel, step by step on the CPU.
     make = splash_attention.make_splash_mha
     splash_attention.make_splash_mha = partial(make, interpret=True)

@@ -203,6 +203,8 @@ def test_each_option_adds_its_own_vectors(model: Model) -> None:
     """What LayerNorm's bias doubles, heads share, and a branch or an image has once."""
     norm = model.embed * (1 + model.biases.norm)
     heads = model.head_dim * (model.heads + model.kv_heads - 2) * (1 + model.biases.norm)
+    pixels = model.channels * model.patch**2 * (1 + model.biases.norm)
+    inner = (model.heads * model.head_dim + model.mlp) * (1 + model.biases.norm)
     added = {
         "parallel_norms": (False, True, model.layers * norm if model.parallel_block else None),
         "pre_norms": (False, True, 2 * model.layers * norm if model.post_norms else None),
@@ -212,6 +214,8 @@ def test_each_option_adds_its_own_vectors(model: Model) -> None:
         "registers": (0, 4, 4 * model.embed if model.patch else None),
         "patch_bias": (False, True, model.embed if model.patch else None),
         "input_norm": (False, True, norm if model.patch else None),
+        "patch_norms": (False, True, norm + pixels if model.patch else None),
+        "sub_norms": (False, True, None if model.parallel_block else model.layers * inner),
     }
     for key, (without, having, count) in added.items():
         serial_only = key in ("pre_norms", "layer_scale")

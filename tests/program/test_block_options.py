@@ -25,6 +25,9 @@ MODELS: dict[str, Model] = {
     "one norm over all heads": decoder(**RMS, qk_norm=True, qk_norm_over="heads"),
     "norms behind alone": decoder(**RMS, pre_norms=False, post_norms=True),
     "a norm behind the MLP": decoder(**RMS, mlp_post_norm=True),
+    "norms behind additions": decoder(**RMS, deepnorm=2.5),
+    "norms within branches": decoder(**RMS, sub_norms=True),
+    "norms of patches": vit(parallel_block=False, patch_norms=True),
     "two norms side by side": decoder(parallel_block=True, parallel_norms=True, sequence=2048),
     "scales of branches": decoder(**RMS, layer_scale=True),
     "a bias of each word": decoder(**RMS, head_bias=True),
@@ -63,6 +66,9 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
 
 
 EMITTED = {name for name in MODELS if MODELS[name].latent} | {
+    "norms behind additions",
+    "norms within branches",
+    "norms of patches",
     "a norm in front",
     "layers after the last round",
     "a bias of each word",

@@ -155,6 +155,21 @@ def test_dispatch_is_work_that_only_hfu_counts(factor: float, group: int, gated:
     assert one.mfu * one.step_time_s == pytest.approx(other.mfu * other.step_time_s, rel=1e-12)
 
 
+@pytest.mark.parametrize(("top", "registers"), [(1, 0), (2, 1), (8, 1), (10, 2)])
+def test_copies_of_a_token_are_added_over_whole_registers(top: int, registers: int) -> None:
+    """A register has eight sublanes: two copies of a token take as long to add as eight."""
+    plan = plan_of(mixture(top_k=top), {"fsdp": {"x": 4, "y": 4}})
+    results = BATCH / 16 * TOKENS * EMBED
+    forward = {task.name: task for task, _ in tasks(plan, "forward") if hasattr(task, "vector_ops")}
+    backward = {task.name: task for task, _ in tasks(plan, "backward")}
+    adding = forward["sum of experts"].vector_ops
+    assert adding == pytest.approx((2 * top + 14 * 8 * registers) * results)
+    spread = backward["sum of experts gradient"].vector_ops
+    assert spread == pytest.approx((4 * top + 8 * 8 * registers) * results)
+    added = backward["copies gradient"].vector_ops
+    assert added == pytest.approx((top + 14 * 8 * registers) * results)
+
+
 def test_only_an_expert_axis_feels_imbalance() -> None:
     even, uneven = Routing(), Routing(imbalance=1.5)
     for where, slower in ((WHERE, True), ({"fsdp": {"x": 4, "y": 4}}, False)):

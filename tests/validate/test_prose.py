@@ -373,6 +373,7 @@ def test_a_kernel_that_skips_no_blocks_computes_the_whole_square() -> None:
         ("MaxText (2023-07-01)", Accounting.PALM),
         ("MaxText (2023-05-01)", Accounting.SIX_N),
         ("MaxText, causal attention halved (after 2025-07-22)", Accounting.MAXTEXT_2025),
+        ("MaxText mixed attention, both halved", Accounting.MAXTEXT_MIXED),
         ("", Accounting.PALM),
         ("who knows", Accounting.PALM),
     ],

@@ -199,15 +199,23 @@ class Explicit(Whole):
             x = gather(x, self.context, 1)
             return in_order(x, self.context) if self.striped else x
 
-    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
+    def flash(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Any,
+        positions: Array | None,
+        sinks: Array | None = None,
+    ) -> Array:
         if self.keys == "ring":
             return self.pass_round(q, k, v, mask)
         if self.keys == "ulysses":
             return self.turn_to_heads(q, k, v, mask, positions)
         if not self.striped or positions is None:
-            return super().flash(q, k, v, mask, positions)
+            return super().flash(q, k, v, mask, positions, sinks)
         parts = zip(jnp.split(q, 2, 1), jnp.split(positions, 2), strict=True)
-        made = [super(Explicit, self).flash(rows, k, v, mask, at) for rows, at in parts]
+        made = [super(Explicit, self).flash(rows, k, v, mask, at, sinks) for rows, at in parts]
         return jnp.concatenate(made, 1)
 
     def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:

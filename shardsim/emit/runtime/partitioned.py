@@ -83,7 +83,15 @@ class Partitioned(Whole):
     def all_keys(self, x: Array) -> Array:
         return self.keep(x, "all_keys")
 
-    def flash(self, q: Array, k: Array, v: Array, mask: Any, positions: Array | None) -> Array:
+    def flash(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        mask: Any,
+        positions: Array | None,
+        sinks: Array | None = None,
+    ) -> Array:
         """Run attention by hand: the compiler cannot partition its kernel."""
         batch, context, heads = self.activations["wide"]
         keys = self.activations["all_keys"]
