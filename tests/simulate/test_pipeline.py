@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardsim.cost.stages import StageTurns, Took, Turns, waiting_s, walked_s
@@ -73,6 +73,9 @@ def makespan(
     st.floats(0.0, 3.0),
     st.floats(0.0, 2.0),
 )
+# Where the last stage ends last, and where few microbatches come back late; forward alone.
+@example(4, 3, 2, 1.0, 0.0, 1.0, 0.5)
+@example(6, 1, 2, 1.0, 0.0, 0.0, 2.0)
 def test_the_closed_form_is_the_last_of_all_turns(
     stages: int,
     rounds: int,
