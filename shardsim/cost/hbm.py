@@ -16,12 +16,6 @@ from shardsim.program.shapes import Workload
 MOMENTS = ("first layer of the backward pass", "output head")
 FORWARD_MOMENTS = ("layers", "output head")  # where there is no backward pass
 
-# The scheduler of the TPU compiler runs collectives beside operations only while what is live
-# stays below a share of HBM. Three programs of llama3-70b on v5p with 94 % in use hid nothing,
-# three with up to 91 % what they could; with `xla_tpu_scheduler_percent_shared_memory_limit` at 100
-# one of the three hid its gathers again, and at 85 one of the others none (libtpu 0.0.42.1).
-HIDES_UP_TO = 0.92
-
 
 @dataclass(frozen=True, kw_only=True)
 class HbmUse:
@@ -78,9 +72,7 @@ class HbmUse:
     @property
     def hides(self) -> Number:
         """Whether layers leave the compiler's scheduler memory to hide collectives in."""
-        if self.account.machine.chip.kind != "tpu":
-            return True
-        return np.less_equal(self.at[0], HIDES_UP_TO * self.capacity_bytes)
+        return np.less_equal(self.at[0], self.account.passes.hides_up_to * self.capacity_bytes)
 
     @property
     def host_fits(self) -> Number:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from shardsim.cost.costs import costs_of
-from shardsim.cost.hbm import HIDES_UP_TO, HbmUse, hbm_use
+from shardsim.cost.hbm import HbmUse, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.real import RealTokens, real_tokens_of
@@ -303,10 +303,11 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
     full = bool(use.fits) and not bool(use.hides)
     overlaps = plan.overlap.weights or (plan.overlap.matmul != "off" and tensor > 1)
     if full and overlaps:
+        there, limit = float(use.at[0]) / use.capacity_bytes, use.account.passes.hides_up_to
         warnings.append(
-            f"HBM is {100 * float(use.at[0]) / use.capacity_bytes:.0f} % full while layers run: "
-            f"above about {100 * HIDES_UP_TO:.0f} % the TPU compiler's scheduler may hide no "
-            "gather and no ring; compile the plan (shardsim verify --against tpu)"
+            f"HBM is {100 * there:.0f} % full while layers run: above {100 * limit:.0f} % or so the "
+            "TPU compiler's scheduler may hide no gather and no ring; compile the plan (shardsim "
+            "verify --against tpu)"
         )
     if plan.overlap.matmul != "off" and tensor > 1 and int(layout.residual) == 0:
         warnings.append(
