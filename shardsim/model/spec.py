@@ -253,11 +253,6 @@ class Model:
         return self.heads * self.head_dim
 
     @property
-    def kv_width(self) -> int:
-        """Width of the merged key (or value) heads, kv_heads * head_dim."""
-        return self.kv_heads * self.head_dim
-
-    @property
     def feature_width(self) -> int:
         """Width of a tower's embedding."""
         return self.features or self.embed

@@ -217,11 +217,3 @@ def _alike(
         key = embed, tuple(sorted(part for part in ruled if part != embed))
         found[key] = found.get(key, 0) + prod(part[2] for part in parts if part not in ruled)
     return tuple((*key, whole) for key, whole in found.items())
-
-
-def tensor_splits(tensor: Tensor, layout: Layout) -> Number:
-    """Return where a tensor axis of several members splits a weight; else all of them hold it."""
-    splits: Number = False
-    for item in split(*named(tensor), layout):
-        splits = splits | item.split_by("tensor")
-    return splits & (layout.tensor.size > 1)

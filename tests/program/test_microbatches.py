@@ -64,6 +64,10 @@ def test_weights_are_gathered_in_every_microbatch_or_once(microbatches: int) -> 
     tables = sent(replace(plan, accumulation="layered"), "tables")
     each = sent(plan, "tables")
     assert each["all-gather"][0] == pytest.approx(microbatches * tables["all-gather"][0])
+    # Of the tables too: gathered once, and scattered where the gradients of layers are.
+    for how, times in {"repeated": microbatches, "gathered": 1, "scattered": microbatches}.items():
+        found_bytes = sent(replace(plan, accumulation=how), "tables")["reduce-scatter"][0]
+        assert found_bytes == pytest.approx(times * tables["reduce-scatter"][0]), how
 
 
 def test_layers_that_run_all_microbatches_keep_those_of_all() -> None:
