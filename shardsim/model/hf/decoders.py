@@ -297,7 +297,8 @@ def _qwen2_moe(keys: Keys) -> dict[str, Any]:
 
 
 def _qwen3_next(keys: Keys) -> dict[str, Any]:
-    made = _base(keys)
+    shared = keys.count("shared_expert_intermediate_size")
+    made = _qwen_moe(keys, shared=1, shared_mlp=shared, shared_gate=True)
     every, types = keys.count("full_attention_interval", least=2), keys["layer_types"]
     usual = [
         "full_attention" if layer % every == every - 1 else "linear_attention"
@@ -308,7 +309,6 @@ def _qwen3_next(keys: Keys) -> dict[str, Any]:
             f"layer_types: {shown(types)}: a model can say that every {every}th layer has full "
             "attention, and others linear; no others"
         )
-    shared = keys.count("shared_expert_intermediate_size")
     delta = {
         "key_heads": keys.count("linear_num_key_heads"),
         "value_heads": keys.count("linear_num_value_heads"),
@@ -317,18 +317,9 @@ def _qwen3_next(keys: Keys) -> dict[str, Any]:
         "taps": keys.count("linear_conv_kernel_dim"),
         "every": every,
     }
-    experts = {
-        "number": keys.count("num_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("moe_intermediate_size"),
-        **{"shared": 1, "shared_mlp": shared, "shared_gate": True},
-        **_sparse(keys, made["layers"]),
-    }
-    if experts["dense_layers"] or experts["every"] > 1:
-        made["mlp"] = keys.count("intermediate_size")
     biases = _attention_biases(keys)
     normed = {"qk_norm": True, "output_gate": True, "biases": biases}
-    return {**made, **normed, "delta": delta, "experts": experts}
+    return {**made, **normed, "delta": delta}
 
 
 def _olmo2(keys: Keys) -> dict[str, Any]:
