@@ -7,7 +7,6 @@ from math import isfinite
 
 GIB = 2.0**30
 MIB = 2.0**20
-GB = 1e9
 
 _BINARY = ((2.0**40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (2.0**10, "KiB"))
 _DECIMAL = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

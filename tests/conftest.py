@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import os
 import re
@@ -121,6 +122,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if drawn is not None and is_fast_tier(config):
             fewer = settings(drawn, max_examples=max(2, drawn.max_examples // FEWER))
             item.function._hypothesis_internal_use_settings = fewer
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In the fast tier, let the collector of garbage pass over what was imported, and come rarely:
+    a fifteenth of its time."""
+    if is_fast_tier(session.config):
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 50)
 
 
 def own_id(item: pytest.Item) -> str:

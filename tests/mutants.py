@@ -55,18 +55,23 @@ PRICE_TESTS = (
 HBM_TESTS = ("tests/cost/test_kept.py", "tests/cost/test_hbm.py", "tests/program/test_liveness.py")
 PROGRAM_TESTS = ("tests/program/test_op_traffic.py", "tests/program/test_program_collectives.py")
 RING_TESTS = ("tests/program/test_rings.py", "tests/program/test_overlap.py")
+KERNEL_TESTS = ("tests/cost/test_kernels_measured.py",)
+PIPELINE_TESTS = ("tests/simulate/test_pipeline.py",)
 MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/words.py", ()),  # prints
     ("shardsim/program/liveness.py", HBM_TESTS),
     ("shardsim/program/sized.py", HBM_TESTS),
     ("shardsim/program/holds.py", HBM_TESTS),
     ("shardsim/program/kept.py", HBM_TESTS),
+    ("shardsim/program/gpu_rules.py", ("tests/program/test_gpu_rules.py",)),
+    ("shardsim/program/at_once.py", ("tests/program/test_gpu_rules.py", *HBM_TESTS)),
     ("shardsim/program/*rules.py", ("tests/program/test_passes.py", *RING_TESTS)),
     ("shardsim/program/rings.py", RING_TESTS),
     ("shardsim/program/rounds.py", ("tests/program/test_context.py",)),
     ("shardsim/program/kernels.py", ("tests/program/test_context.py", *PROGRAM_TESTS)),
     ("shardsim/program/overlap.py", RING_TESTS),
     ("shardsim/program/schedule.py", (*RING_TESTS, *REPLAY_TESTS)),
+    ("shardsim/program/turns.py", PIPELINE_TESTS),
     ("shardsim/program/*.py", PROGRAM_TESTS),
     (
         "shardsim/graph/*.py",
@@ -76,7 +81,7 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/network.py", ("tests/cost/test_collectives.py",)),
     (
         "shardsim/cost/costs.py",
-        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py"),
+        ("tests/cost/test_physical_costs.py", "tests/cost/test_compiler_costs.py", *KERNEL_TESTS),
     ),
     ("shardsim/cost/hbm.py", HBM_TESTS),
     ("shardsim/cost/account.py", HBM_TESTS),
@@ -84,6 +89,7 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),
     ("shardsim/cost/task_times.py", REPLAY_TESTS),
+    ("shardsim/cost/stages.py", PIPELINE_TESTS),
     ("shardsim/cost/*.py", PRICE_TESTS),
 )
 

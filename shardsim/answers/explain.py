@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from shardsim.answers.gap import Cause, causes
+from shardsim.answers.host import Instead, instead_of_host
 from shardsim.answers.nearest import NearestRun, nearest_runs
 from shardsim.answers.trials import Trial, trials
 from shardsim.cost.account import Held
@@ -50,6 +51,7 @@ class Explanation:
     limits: tuple[Sensitivity, ...]  # that whose elasticity is largest first
     trials: tuple[Trial, ...]  # that fit first, cheapest first
     measured: Measured | None = None
+    instead_of_host: tuple[Instead, ...] = ()  # of what lies in the host's memory
 
     @property
     def fits(self) -> bool:
@@ -82,6 +84,7 @@ class Explanation:
             "changes": [trial.to_data() for trial in self.trials],
             "gap": [cause.to_data() for cause in measured.causes] if measured else [],
             "at_peak": [{"what": held.name, "bytes": held.size_bytes} for held in self.at_peak],
+            "instead_of_host": [one.to_data() for one in self.instead_of_host],
             "prediction": item.to_data(),
         }
         if measured is not None:
@@ -139,6 +142,7 @@ def explain(
         limits=tuple(one for one in item.elasticities if abs(one.elasticity) >= LIMITING),
         trials=tuple(trials(item, progress)),
         measured=None if measured_step_s is None else _measured(item, measured_step_s),
+        instead_of_host=instead_of_host(item),
     )
 
 

@@ -109,7 +109,8 @@ class Account:
 
     @cached_property
     def gradients_bytes(self) -> Number:
-        """Gradients: with several microbatches, which add to the sums of those before, twice.
+        """Gradients: with several microbatches, which add to the sums of those before, twice; but
+        once where a stage runs turn by turn.
 
         Gradients that the data axis reduce-scatters as they come are never whole. Where weights
         stay gathered both are of whole weights; where a layer runs all microbatches before the
@@ -121,7 +122,8 @@ class Account:
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
-        both = self.microbatches.summed(self.trained) * (width + now)
+        beside = np.where(self.microbatches.by_turns, 0.0, now)
+        both = self.microbatches.summed(self.trained) * (width + beside)
         found = np.where(self._several, both, own * now)
         return np.where(layout.layered & self._several, self.trained * width, found)
 

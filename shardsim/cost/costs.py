@@ -223,7 +223,8 @@ class KernelCosts(Costs):
         if task.fused:
             return self._attention(task, memory_s)
         longer = 1.0 + kernels.contraction_start / np.maximum(task.k, 1)
-        unit_s = task.flops * longer / (peak_of(chip, task) * chip.matmul_efficiency)
+        product_s = task.flops * longer / (peak_of(chip, task) * chip.matmul_efficiency)
+        unit_s = np.maximum(product_s, self.vector_s(task))
         extra_s = np.maximum(memory_s - unit_s, 0.0)
         return ComputeTime(unit_s=unit_s, memory_s=extra_s, overhead_s=self.chip.op_overhead_s)
 

@@ -52,9 +52,26 @@ class Microbatches:
 
     def summed(self, own: Number) -> Number:
         """Return the elements of gradients that are summed over microbatches; a device's `own`,
-        unless they are scattered only afterwards."""
-        later = self.layout.summed_whole
-        return np.where(later, sum(self.whole), own) if np.any(later) else own
+        unless they are scattered only afterwards.
+
+        Of a stage with several chunks, microbatches that are one group (`turns.only_forward`) all
+        come back through one chunk before the next, whose sums are not there before those of the
+        other are scattered.
+        """
+        layout, later = self.layout, self.layout.summed_whole
+        if not np.any(later):
+            return own
+        layers, ends = self.whole
+        group = np.less(layout.microbatches, 2 * layout.pipeline.size) & self.by_turns
+        chunks = np.where(group, self.work.pipeline_interleave, 1)
+        return np.where(later, layers / chunks + ends, own)
+
+    @property
+    def by_turns(self) -> Number:
+        """Whether stages run turn by turn, each adding a layer's gradients to the sums as they
+        come, as PyTorch and Megatron do."""
+        layout = self.layout
+        return np.greater(layout.pipeline.size, 1) & np.logical_not(layout.lockstep)
 
     @property
     def in_flight(self) -> Number:

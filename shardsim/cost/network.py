@@ -128,9 +128,9 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     in_slice = torus_size * core.size
     # A ring closes over single hops on a whole wrapped axis, and on any patch of two or more axes
     # with an even number of members (a snake); on a line its last hop goes all the way back.
-    several = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0) & np.equal(strided, 1)
-    closes = closed_line | several
-    ring_ways = np.where(closes, 2.0, 1.0)
+    # Of members further apart that hop is as long as others, but groups share their links.
+    snake = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0)
+    ring_ways = np.where(closed_line | snake & np.equal(strided, 1), 2.0, 1.0)
     many = np.greater(layout.slices, 1)
     rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency
     dcn_rate = chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
@@ -152,7 +152,7 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
         ),
         ring_ways=np.where(many, 1.0, ring_ways),
         ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop),
-        ring_close_s=np.where(many | closes, 0.0, np.maximum(way_back_s - hop, 0.0)),
+        ring_close_s=np.where(many | closed_line | snake, 0.0, np.maximum(way_back_s - hop, 0.0)),
         longest_axis=longest / chip.link_efficiency,
         overhead_s=chip.collective_overhead_s,
     )

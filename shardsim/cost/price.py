@@ -11,7 +11,9 @@ start, and those in the middle are alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from shardsim.cost.collectives import sent_bytes
 from shardsim.cost.costs import ComputeTime, Costs
@@ -117,37 +119,42 @@ def _step_s(clock: Clock, waited_s: Number) -> Number:
 
 
 def price(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) -> Price:
-    """Return the time of a step by what takes it, down to every task."""
+    """Return the time of a step by what takes it, down to every task: of the stage with the head,
+    or where stages differ on average of all, one of which has it."""
     lines = LayoutLines(machine, layout)
     clock = Clock(Durations(costs, lines), _with_head(schedule))
-    computes, collectives = list(_computes(clock)), list(_collectives(clock, lines.links))
-    return Price(
+    waited_s = bubble_s(clock, schedule)
+    parts: dict[str, float] = {}
+    if shares := schedule.pipeline.shares:
+        step_s, stages = _step_s(clock, waited_s), len(shares)
+        clock = Clock(clock.durations, schedule.with_share(sum(shares) / stages))
+        parts = {"head": 1 / stages, "boundary": 2 * (stages - 1) / stages}
+    computes = list(_computes(clock, parts))
+    collectives = list(_collectives(clock, lines.links, parts))
+    found = Price(
         compute_s=sum(cost.unit_s for cost in computes),
         hbm_bound_s=sum(cost.memory_s for cost in computes),
         exposed_comm_s=sum(cost.exposed_s for cost in collectives),
-        bubble_s=bubble_s(clock, schedule),
+        bubble_s=waited_s,
         overhead_s=sum(cost.overhead_s for cost in computes),
-        flops=_flops(clock, schedule),
+        flops=sum(cost.flops for cost in computes),
         collectives=collectives,
         computes=computes,
     )
+    return replace(found, bubble_s=waited_s + step_s - found.step_time_s) if shares else found
 
 
-def _flops(clock: Clock, schedule: Schedule) -> Number:
-    """Return what a device executes: where stages differ, on average of all, with the head."""
-    shares = schedule.pipeline.shares
-    if shares:
-        clock = Clock(clock.durations, schedule.with_share(sum(shares) / len(shares)))
-    return sum(cost.flops for cost in _computes(clock))
-
-
-def _collectives(clock: Clock, links: Mapping[str, Group]) -> Iterator[CollectiveCost]:
-    """Yield every move and every copy to or from the host over a whole step."""
+def _collectives(
+    clock: Clock, links: Mapping[str, Group], parts: Mapping[str, float]
+) -> Iterator[CollectiveCost]:
+    """Yield every move and every copy to or from the host over a whole step, of phases in `parts`
+    as many times what there is."""
     blocks = clock.schedule.blocks
+    share = [parts.get(block.phase, 1) for block in blocks]
     for number, block in enumerate(blocks):
         for stretch in clock.stretches(number):
             for move, times, exposed_s in stretch.moves:
-                many = times * block.trips
+                many = times * block.trips * share[number]
                 yield _collective(clock.durations, links, block, move, many, exposed_s * many)
     counts: dict[tuple[int, int], tuple[Move | Copy, Number]] = {}
     for number, task, times in clock.schedule.runs():
@@ -156,7 +163,8 @@ def _collectives(clock: Clock, links: Mapping[str, Group]) -> Iterator[Collectiv
             _, before = counts.get(key, (task, 0))
             counts[key] = task, before + times
     for key, (task, many) in counts.items():
-        yield _collective(clock.durations, links, blocks[key[0]], task, many, clock.waited[key])
+        waited_s, of = clock.waited[key] * share[key[0]], blocks[key[0]]
+        yield _collective(clock.durations, links, of, task, many * share[key[0]], waited_s)
 
 
 def _collective(
@@ -170,8 +178,8 @@ def _collective(
     if isinstance(task, Copy):
         count, sent = many, task.host_bytes
     else:
-        count = many * task.count
         sent = sent_bytes(task.kind, links[task.role], task.bytes, task.stage)
+        count = many * task.count * np.greater(sent, 0)  # what crosses no link is none
     return CollectiveCost(
         task=task,
         block=block.name,
@@ -196,10 +204,11 @@ def work_cost(task: Work, cost: ComputeTime, block: str, count: Number) -> Compu
     )
 
 
-def _computes(clock: Clock) -> Iterator[ComputeCost]:
-    """Yield all work over a whole step."""
+def _computes(clock: Clock, parts: Mapping[str, float]) -> Iterator[ComputeCost]:
+    """Yield all work over a whole step, of phases in `parts` as many times what there is."""
     for number, block in enumerate(clock.schedule.blocks):
+        share = parts.get(block.phase, 1)
         for stretch in clock.stretches(number):
             for task, many in stretch.works.values():
                 cost = clock.durations.work(task)
-                yield work_cost(task, cost, block.name, task.count * many * block.trips)
+                yield work_cost(task, cost, block.name, task.count * many * block.trips * share)

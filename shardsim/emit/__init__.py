@@ -63,6 +63,9 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
     model = plan.model
     for what, has in (
         ("latents", model.latent),
+        ("linear attention", model.delta),
+        ("gates of attention", model.output_gate),
+        ("branches of another width", model.branch),
         ("experts", model.experts),
         ("sinks", model.sinks),
         ("several stacks", len(model.parts) > 1),

@@ -9,6 +9,7 @@ from typing import Any
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import Experts, Latent, Model
+from shardsim.model.delta import Delta
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
@@ -186,6 +187,7 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         kv_heads=kv_heads,
         head_dim=head_dim,
         latent=latent,
+        delta=_delta(model, heads),
         global_heads=_global_heads(model, kv_heads, head_dim),
         lora=replace(model.lora, rank=min(model.lora.rank, _RANK)) if model.lora else None,
         vocab=min(model.vocab, 64),
@@ -223,6 +225,14 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
                 sequence=kept + first,
             )
     raise PlanError(f"verify: no small image has tokens that divide by {split} with a class token")
+
+
+def _delta(model: Model, heads: int) -> Delta | None:
+    """Return linear attention of few narrow heads, in short chunks."""
+    if not model.delta:
+        return None
+    sizes = {"key_heads": heads, "value_heads": 2 * heads, "chunk": _TOKENS // 4}
+    return replace(model.delta, **sizes, key_dim=_HEAD_DIM, value_dim=_HEAD_DIM)
 
 
 def _global_heads(model: Model, kv_heads: int, head_dim: int) -> GlobalHeads | None:

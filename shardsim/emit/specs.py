@@ -48,6 +48,8 @@ FORMATS = ("f32", "bf16")
 MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prompt_embed")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
+    "branch": 0,
+    "index": None,
     "pre_norms": True,
     "mlp_post_norm": False,
     "parallel_norms": False,
@@ -247,6 +249,10 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
+    if model.delta and (plan.execution != "explicit" or plan.lengths):
+        raise PlanError(
+            "model: export of linear attention is supported as explicit, without lengths"
+        )
     axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
     if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
@@ -316,8 +322,6 @@ def _refuse_conditions(plan: Plan, layout: Layout) -> None:
 
 def _refuse_experts(plan: Plan, experts: Experts, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of experts cannot do."""
-    if experts.shared_gate:
-        raise PlanError("model: export of experts.shared_gate is not supported; use false")
     if plan.execution != "explicit":
         raise PlanError(f"execution: export of experts as {plan.execution} is not supported")
     if int(layout.tensor2.size) > 1:

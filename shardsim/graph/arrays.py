@@ -133,6 +133,15 @@ def matmul_dims(left: Dims, right: Dims, out: Dims) -> Matmul:
     )
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What model FLOPs count of an op instead of what it multiplies: `times` products of `dims`."""
+
+    unit: str
+    times: int
+    dims: Dims
+
+
 class Pairs(Hashable, Protocol):
     """Which of the pairs of queries and keys a softmax is over, in a sequence of so many tokens."""
 
@@ -195,7 +204,8 @@ class Op:
 
     A `relay` is its operand, where another array is stored. Products of experts have rows in
     groups, each of which starts a new tile of `tile` rows. Model FLOPs leave out what is not
-    `counted`. `dtype` is a product's format, where it is not the plan's.
+    `counted`, and of an op that has them take its `counts`. `dtype` is a product's format, where it
+    is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
     wants whole over axes in `passed` come round them piece by piece. A product of scores, or with
@@ -217,6 +227,7 @@ class Op:
     relay: bool = False
     tile: int = 0
     counted: bool = True
+    counts: Counted | None = None
     dtype: str = ""
     over: Split = field(default_factory=dict)
     passed: frozenset[str] = frozenset()

@@ -98,11 +98,11 @@ class Derived:
         return weights_of([step.op for step in self.steps])
 
 
-def derive(ops: Sequence[Op], axes: Iterable[str], eager: bool = True) -> Derived:
+def derive(ops: Sequence[Op], axes: Iterable[str]) -> Derived:
     """Return what one device does for `ops` on mesh `axes`, as if each had several members.
 
-    `eager`: with the sums that implementations make of gradients without need: see `Op.eager`; and
-    a weight's gradient is summed over all devices that hold the same part of it.
+    With the sums that implementations make of gradients without need: see `Op.eager`; and a
+    weight's gradient is summed over all devices that hold the same part of it.
     """
     last = {numbers[-1] for numbers in makers(ops).values()}
     steps = []
@@ -116,11 +116,11 @@ def derive(ops: Sequence[Op], axes: Iterable[str], eager: bool = True) -> Derive
             step.settles = settled(op.out, Summand(inside, frozenset(place) - set(inside)))
         steps.append(step)
     result = Derived(steps)
-    _transpose(result, last, frozenset(axes), eager)
+    _transpose(result, last, frozenset(axes))
     return result
 
 
-def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: bool) -> None:
+def _transpose(result: Derived, last: set[int], axes: frozenset[str]) -> None:
     """Write the backward pass: gathers become sums, sums become gathers."""
     steps, gradients = result.steps, defaultdict[str, list[Summand]](list)
     final = steps[-1].op.out
@@ -141,11 +141,10 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
             parts = gradients[op.out.name]
             lazy = frozenset.intersection(*(part.partial for part in parts))
             lazy -= set(op.out.split) | set(place)
-            if eager:
-                lazy &= frozenset.intersection(*(part.late for part in parts))
-            if eager and op.eager and op.relay:  # where it sums all of them, one by one none is
+            lazy &= frozenset.intersection(*(part.late for part in parts))
+            if op.eager and op.relay:  # where it sums all of them, one by one none is
                 lazy |= _sliced(op, place) & frozenset().union(*(part.late for part in parts))
-            if op.eager and eager:
+            if op.eager:
                 step.gradient_settles = [replace(t, gradient=True) for t in step.settles]
             step.gradient_settles += _summed(op.out, parts, lazy)
             gradients[op.out.name] = [Summand(op.out.split, lazy)]
@@ -156,10 +155,10 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
         step.gradient_gathers += halos(op, place, op.ins, gradient=True)
         for array in (*op.ins, *op.vectors):
             part = _gradient(op, array, place, lazy)
-            if eager and (op.eager or array.weight):  # a gather's transpose is a scatter
+            if op.eager or array.weight:  # a gather's transpose is a scatter
                 moved = frozenset(axis for axis in array.split if axis not in place)
                 part = replace(part, partial=part.partial | moved)
-            if eager and op.call and not array.weight:
+            if op.call and not array.weight:
                 part = replace(part, call=op.call, purpose=array.purpose)
             if array.trained and part not in gradients[array.name]:
                 gradients[array.name].append(part)
@@ -171,9 +170,7 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str], eager: boo
         parts = gradients[array.name]
         rest = NONE
         if array.weight:
-            rest = frozenset().union(*(part.partial for part in parts)) - set(array.split)
-            if eager:  # whether or not members have computed the same
-                rest = axes - set(array.split)
+            rest = axes - set(array.split)  # whether or not members have computed the same
         elif array.handed:
             rest = frozenset(array.owed)
         late = rest if array.weight else NONE

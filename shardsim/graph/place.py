@@ -27,6 +27,7 @@ _WEIGHT: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "delta": ("tensor",),
 }
 _MATRIX: dict[str, tuple[str, ...]] = {**_WEIGHT, "embed": ("tensor2", "gather")}
 _EXPERTS: dict[str, tuple[str, ...]] = {
@@ -78,6 +79,7 @@ RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "kv_heads": ("tensor", "tensor2"),
         "mlp": ("tensor", "tensor2"),
         "vocab": ("tensor",),
+        "delta": ("tensor", "tensor2"),
     },
     "attended": {
         "batch": _BATCH,
@@ -315,6 +317,13 @@ _ALIKE = {
     "prompt_embed": "embed",
     "condition": "mlp",
     "global_head_dim": "head_dim",
+    "branch_embed": "embed",
+    "branch_norm": "norm",
+    "branch_mlp": "mlp",
+    "index_heads": "mlp",
+    "index_keys": "keys",
+    "delta_keys": "delta",
+    "delta_heads": "delta",
 }
 # Key-value heads, and the queries that share each of them: of all layers, or of those without a
 # window where those have others.

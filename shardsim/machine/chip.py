@@ -153,11 +153,6 @@ class Chip:
         return self.host_bytes / self.chips_per_host / self.devices_per_chip
 
     @property
-    def cmem_bytes(self) -> float | None:
-        """Common memory beside VMEM, bytes per chip (v4 only), or None."""
-        return self._extra("cmem_bytes")
-
-    @property
     def async_permute_chips(self) -> float | None:
         """The chips of the largest slice on which work may run beside a permute, or None: any."""
         return self._extra("async_permute_chips")

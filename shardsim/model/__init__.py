@@ -9,6 +9,7 @@ from shardsim.model.catalog import (
     model_names,
     override_model,
 )
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.flops import (
     Accounting,
@@ -19,6 +20,7 @@ from shardsim.model.flops import (
     model_flops_per_token,
     tokens_per_s_at_mfu,
 )
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.published import Published, published_count
 from shardsim.model.spec import Biases, Model
@@ -27,8 +29,10 @@ from shardsim.model.tensors import Tensor, parameters
 __all__ = [
     "Accounting",
     "Biases",
+    "Delta",
     "Experts",
     "HfModel",
+    "Index",
     "Latent",
     "Model",
     "Published",

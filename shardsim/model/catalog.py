@@ -15,9 +15,11 @@ from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.kinds import MODEL, other_kind
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.hf import config_path, read_config
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 from shardsim.model.parts import KEYS as _PARTS
@@ -28,8 +30,13 @@ _BIASES = tuple(field.name for field in fields(Biases))
 _FIELDS = tuple(field.name for field in fields(Model))
 # Groups of options that a model may have or not, each with what it needs.
 _OWN: Mapping[str, tuple[Any, Mapping[str, int]]] = {
+    "delta": (
+        Delta,
+        {"key_heads": 16, "value_heads": 32, "key_dim": 128, "value_dim": 128},
+    ),
     "experts": (Experts, {"number": 8, "top_k": 2, "mlp": 14336}),
     "global_heads": (GlobalHeads, {"kv_heads": 4, "head_dim": 512}),
+    "index": (Index, {"heads": 64, "head_dim": 128, "top": 2048}),
     "latent": (Latent, {"keys": 512, "rotary": 64, "values": 128}),
     "lora": (Lora, {"rank": 16}),
 }
@@ -45,7 +52,7 @@ _OF_READER = (
     *("source", *_OF_PRESET, "patch", "image", "channels", "patch_bias", "input_norm", "registers"),
     *("pooling", "contrast", "features", "features_bias", "experts", "lora", "global_heads"),
     *("width", "frames", "kept", "predicts", "modulation", "labels", "prompt", "prompt_embed"),
-    "attends",
+    *("attends", "delta", "output_gate", "branch", "index"),
 )
 _SIZES_AN_IMAGE = (
     *("image", "width", "frames", "patch"),

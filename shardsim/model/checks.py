@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import ModelError
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 
@@ -29,6 +31,13 @@ def nearest_divisor(number: int, wanted: int) -> int:
 def check_latent(model: Model, where: str) -> None:
     """Check what latent attention goes with."""
     latent = model.latent
+    if (index := model.index) is not None:
+        if not isinstance(index, Index):
+            raise ModelError(f"{where}: index: expected Index, found {index!r:.40}")
+        if not (latent and isinstance(latent, Latent) and latent.queries and model.causal):
+            raise ModelError(f"{where}: index: needs latent.queries, which it reads, and causal")
+        if any(model.windows):
+            raise ModelError(f"{where}: index: not with windows; leave one of them out")
     if latent is None:
         return
     if not isinstance(latent, Latent):
@@ -49,6 +58,35 @@ def check_latent(model: Model, where: str) -> None:
             f"{where}: latent.values: {latent.values} is more than the {model.head_dim} of keys "
             f"(head_dim), to which kernels pad values; the nearest is {model.head_dim}"
         )
+
+
+def check_delta(model: Model, where: str) -> None:
+    """Check what linear attention, and a gate of attention's result, go with."""
+    delta = model.delta
+    if model.output_gate and (model.latent or model.lora):
+        raise ModelError(f"{where}: output_gate: not with latent and lora; leave one of them out")
+    if delta is None:
+        return
+    if not isinstance(delta, Delta):
+        raise ModelError(f"{where}: delta: expected Delta, found {delta!r:.40}")
+    if model.family != "decoder" or not model.causal:
+        raise ModelError(f"{where}: delta: a state passes forward; needs a decoder, causal: true")
+    for key in ("latent", "lora", "global_heads", "attends", "encoder"):
+        if getattr(model, key):
+            raise ModelError(f"{where}: delta: not with {key}; leave one of them out")
+
+
+def check_branch(model: Model, where: str) -> None:
+    """Check what a branch of another width goes with."""
+    if not model.branch:
+        return
+    if not model.experts or model.experts.every > 1 or model.experts.dense_layers:
+        raise ModelError(f"{where}: branch: needs experts in all layers, which read it")
+    for key in ("post_norms", "modulation", "experts.beside", "experts.shared", "delta", "lora"):
+        first, _, inner = key.partition(".")
+        value = getattr(model, first)
+        if getattr(value, inner) if inner else value not in (None, False, "none"):
+            raise ModelError(f"{where}: branch: not with {key}; leave one of them out")
 
 
 def check_global_heads(model: Model, where: str) -> None:

@@ -23,7 +23,7 @@ from shardsim.errors import ModelError, nearest
 from shardsim.graph.arrays import Op, weights_of
 from shardsim.model.blocks import graph_of
 from shardsim.model.spec import Model
-from shardsim.model.tensors import lengths, of_video
+from shardsim.model.tensors import lengths, of_tokens
 
 PADDED_VOCAB = 128  # Megatron-LM's make_vocab_size_divisible_by
 TRAINING = 3  # forward once, backward twice as much
@@ -169,14 +169,20 @@ def _products(
     sizes: dict[str, int | Fraction] = dict(lengths(model))
     # Comparing an embedding with those of others is not counted: it depends on the batch.
     sizes |= {"batch": 1, "seq": tokens, "keys": tokens, "others": 0}
-    sizes |= of_video(model, Fraction(tokens))
+    sizes |= of_tokens(model, Fraction(tokens))
     if model.experts:  # of an expert's tokens what comes, not what it has room for
         share = model.experts.share(tokens)
         sizes |= {"slot": share, "place": share, "chunk": model.experts.groups(tokens)}
     for op in ops:
-        if op.product and op.counted:
-            dims = {d for array in op.arrays for d in array.dims}
-            whole = int(2 * math.prod(sizes[d] for d in dims))
+        if op.counts:
+            dims = math.prod(sizes[d] for d in op.counts.dims)
+            whole = int(2 * op.counts.times * dims)
+            if op.mask:
+                whole = whole * op.mask.counted(tokens, halved) // tokens**2
+            yield op.counts.unit, whole
+        elif op.product and op.counted:
+            every = {d for array in op.arrays for d in array.dims}
+            whole = int(2 * math.prod(sizes[d] for d in every))
             if op.mask:
                 whole = whole * op.mask.counted(tokens, halved) // tokens**2
             yield op.unit, whole

@@ -12,6 +12,8 @@ from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
     check_attends,
     check_block,
+    check_branch,
+    check_delta,
     check_experts,
     check_global_heads,
     check_latent,
@@ -20,8 +22,10 @@ from shardsim.model.checks import (
     check_tokens,
     check_vit,
 )
+from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
+from shardsim.model.index import Index
 from shardsim.model.latent import Latent
 from shardsim.model.lora import Lora
 from shardsim.model.parts import Part, check_parts, parts_of
@@ -63,7 +67,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("vocab", "patch", "image", "classes", "registers", "features"),
-    *("width", "predicts", "labels", "prompt", "prompt_embed", "kept"),
+    *("width", "predicts", "labels", "prompt", "prompt_embed", "kept", "branch"),
 )
 _FLAGS = (
     "parallel_block",
@@ -83,6 +87,7 @@ _FLAGS = (
     "patch_bias",
     "input_norm",
     "sinks",
+    "output_gate",
     "sub_norms",
     "patch_norms",
     "shared_embeddings",
@@ -146,6 +151,7 @@ class Model:
     qk_norm: bool = False
     qk_norm_over: str = "head"  # each head, or all "heads" of a token at once (OLMo 2)
     qk_norm_kind: str = ""  # its kind, where it is not `norm` (Wan)
+    branch: int = 0  # width of what attention gives and experts read, projected back; 0: embed
     value_norm: bool = False  # each head of values over its own mean square, unscaled (Gemma 4)
     norm: str = "layernorm"  # or rmsnorm (no bias, no mean)
     pre_norms: bool = True  # a norm in front of attention and of the MLP
@@ -170,7 +176,10 @@ class Model:
     global_heads: GlobalHeads | None = None  # of layers without a window (Gemma 4)
     biases: Biases = Biases()
     sinks: bool = False  # a learned logit of each head that no value goes with (gpt-oss)
+    output_gate: bool = False  # what attention gives, times a sigmoid of the input (Qwen3-Next)
+    delta: Delta | None = None  # linear attention in all layers but every n-th (Qwen3-Next)
     latent: Latent | None = None  # queries, keys and values out of latents (DeepSeek)
+    index: Index | None = None  # which tokens a query of latents sees (DeepSeek V3.2)
     experts: Experts | None = None  # in place of the MLP
     lora: Lora | None = None  # adapters, which alone are trained
     patch: int = 0  # side of a square patch in pixels; 0: no patch embedding
@@ -222,6 +231,8 @@ class Model:
             raise ModelError(f"{where}: biases: expected Biases, found {self.biases!r}")
         check_block(self, where)
         check_latent(self, where)
+        check_delta(self, where)
+        check_branch(self, where)
         check_global_heads(self, where)
         check_experts(self, where)
         check_lora(self, where)
@@ -240,11 +251,6 @@ class Model:
     def attention_width(self) -> int:
         """Width of the merged query heads, heads * head_dim (not always `embed`)."""
         return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Width of the merged key (or value) heads, kv_heads * head_dim."""
-        return self.kv_heads * self.head_dim
 
     @property
     def feature_width(self) -> int:
@@ -377,7 +383,7 @@ class Model:
                 continue
             if isinstance(value, Biases):
                 value = {item.name: getattr(value, item.name) for item in fields(value)}
-            elif isinstance(value, Experts | GlobalHeads | Latent | Lora):
+            elif isinstance(value, Delta | Experts | GlobalHeads | Index | Latent | Lora):
                 value = {
                     item.name: _plain(getattr(value, item.name))
                     for item in fields(value)

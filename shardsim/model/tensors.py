@@ -46,9 +46,15 @@ AXES = (
     "rank",  # of an adapter
     "image_embed",  # the residual stream of images, where their tokens are projected
     "feature",  # of a tower's embedding
+    "delta",  # heads of linear attention: of keys, or of values
+    "index_dim",
+    "delta_key",
+    "delta_value",
+    "delta_tap",  # tokens of its convolution
     "one",  # of a single number
     "norm",  # width of a norm's scale or bias: as long as `embed`, rarely split
 )
+_OF_CHUNK = ("delta_token", "delta_seen", "delta_also")
 KINDS = ("matrix", "vector", "table")
 PARTS = ("input", "block", "output")
 
@@ -85,9 +91,15 @@ class Tensor:
         return self.stack * self.size_of_one
 
 
-def of_video(model: Model, tokens: Number) -> Mapping[str, Number]:
-    """Return the lengths of the dimensions that tokens of a video have, if its layers attend along
-    them; frames are as many in a sequence of any length."""
+def of_tokens(model: Model, tokens: Number) -> Mapping[str, Number]:
+    """Return the lengths of dimensions that tokens make: keys of an index, chunks of linear
+    attention, and of a video whose layers attend along them frames and locations; frames are as
+    many in a sequence of any length."""
+    if model.index:  # sequences that are seen whole need none
+        return {"index_keys": tokens * (tokens > model.index.top)}
+    if model.delta:
+        chunk = model.delta.chunk
+        return {"delta_chunk": tokens / chunk} | dict.fromkeys(_OF_CHUNK, chunk)
     if not model.attends:
         return {}
     locations = tokens / model.frames
@@ -109,6 +121,16 @@ def lengths(model: Model) -> Mapping[str, int]:
             "nope": model.head_dim - latent.rotary,
             "value_dim": latent.values,
         }
+    if (delta := model.delta) is not None:
+        chosen |= {
+            "delta_keys": delta.key_heads,
+            "delta_heads": delta.value_heads,
+            "delta_key": delta.key_dim,
+            "delta_value": delta.value_dim,
+            "delta_tap": delta.taps,
+        }
+    if (index := model.index) is not None:
+        chosen |= {"index_heads": index.heads, "index_dim": index.head_dim}
     if experts is not None:
         chosen |= {
             "expert": experts.number,
@@ -135,6 +157,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "one": 1,
         "embed": model.embed,
         "norm": model.embed,
+        **dict.fromkeys(("branch_embed", "branch_norm", "branch_mlp"), model.branch),
         "heads": model.heads,
         "kv_heads": model.kv_heads,
         "kv": model.kv_heads,
@@ -142,6 +165,7 @@ def lengths(model: Model) -> Mapping[str, int]:
         "head_dim": model.head_dim,
         "mlp": model.mlp,
         "vocab": model.vocab,
+        "delta": model.delta.key_heads if model.delta else 0,
         "patch": model.patch**2 * model.channels,
         "position": model.image_positions if model.patch else model.sequence,
         "register": model.registers,

@@ -75,12 +75,14 @@ class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
 
     Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
-    `along` "space", in the same frame, or "time", at the same location, where it is not "".
+    `along` "space", in the same frame, or "time", at the same location, where it is not "". Of all
+    keys so many may be `chosen`: those count, and kernels compute all.
     """
 
     causal: bool
     window: int = 0
     along: str = ""
+    chosen: int = 0
 
     @property
     def local(self) -> bool:
@@ -154,7 +156,7 @@ class Mask:
         In full a window counts as so many keys of every query; `halved`, what lies in it: w of T
         tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`).
         """
-        window = min(self.window or tokens, tokens)
+        window = min(self.window or self.chosen or tokens, tokens)
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
 
@@ -195,7 +197,7 @@ def attention_ops(
     """Add the ops of `attend`, which make `context`; for `widths` see `Kernel`.
 
     `of` is the dimension of keys that are attended to, and its name where all of them are there. A
-    `bias` of scores is added to them in HBM.
+    `bias` of scores is added to them in HBM, or read by the kernel.
     """
     if of[1] not in k.dims:
         k, v = (x.view(**dict([of])) for x in (k, v))
@@ -203,6 +205,8 @@ def attention_ops(
     if kernel in KERNELS:
         rows = of[0] if of[0] in q.dims else "seq"
         one = _kernel(q, k, v, context, mask, KERNELS[kernel], widths, (rows, of[1]))
+        if bias:
+            one = replace(one, ins=(*one.ins, bias), needs=(*one.needs, bias))
         build.add(replace(one, vectors=logits))
     else:
         pairs = (*q.dims[:-3], of[1], *q.dims[-3:-1])

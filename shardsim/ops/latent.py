@@ -80,9 +80,18 @@ def latent_keys(build: Builder, keys: Array, shared: Array) -> Array:
 
 
 def attend_latents(
-    build: Builder, q: Array, k: Array, v: Array, *, mask: Mask, kernel: str, sinks: bool
+    build: Builder,
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Mask,
+    kernel: str,
+    sinks: bool,
+    chosen: Array | None = None,
 ) -> Array:
-    """Add attention of heads whose values are narrower than their keys."""
+    """Add attention of heads whose values are narrower than their keys; queries may see `chosen`
+    tokens only."""
     context = Array("context", (*TOKENS, *RESULT), keep="context", purpose="second axis")
     fused = kernel in KERNELS
     if fused:
@@ -91,12 +100,11 @@ def attend_latents(
         build.add(linear([keys], wide, stream=COPY))
         result = replace(context, name="context wide", dims=(*TOKENS, *WIDE))
         widths = ("head_dim", "value_dim")
-        attention_ops(
-            build, q, k, wide, result, mask=mask, kernel=kernel, sinks=sinks, widths=widths
-        )
+        options: dict[str, Any] = {"mask": mask, "kernel": kernel, "sinks": sinks, "bias": chosen}
+        attention_ops(build, q, k, wide, result, widths=widths, **options)
         context = build.add(linear([result], replace(context, keep=""), stream=COPY))
     else:
-        attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks)
+        attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks, bias=chosen)
     build.call("attend_latents", [q, k, v], context, named=fused, fused=fused, mask=mask.to_data())
     return context
 

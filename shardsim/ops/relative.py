@@ -26,10 +26,10 @@ LOOK_UP = Stream(passes=1.0, ops=1.0, gradient_passes=1.0, gradient_ops=1.0)
 FARTHEST = 128  # tokens; beyond them all distances are in the last bucket
 
 
-def position_bias(trained: bool = True) -> Array:
+def position_bias() -> Array:
     """Return the bias of scores, as layers read it."""
     dims = ("kv", "group", "seq", "keys")
-    return Array("position bias", dims, keep="", handed=True, owed=EVERY, trained=trained)
+    return Array("position bias", dims, keep="", handed=True, owed=EVERY)
 
 
 def relative_bias(build: Builder, *, causal: bool, buckets: int) -> Array:

@@ -46,7 +46,7 @@ def chosen(way: Whole, params: Params, call: Any, x: Any, whole: Any) -> tuple[A
     `whole` is x gathered over a tensor axis. A softmax is over those experts alone, so that it adds
     up to one (Mixtral, arXiv 2401.04088).
     """
-    logits = way.routing(x, whole, params, "router")
+    logits = way.routing(x, whole, params)
     if call["router_bias"]:
         logits = logits + params["router_bias"].astype(jnp.float32)
     largest, choices = lax.top_k(logits, call["top"])

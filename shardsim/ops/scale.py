@@ -1,7 +1,5 @@
 """Learned scales: of all heads of a token at once, of the residual stream, of a branch's channels,
-of a token's branch.
-
-The last only has a place in a graph: the emitted program has none, and says so.
+of a token's branch, of what attention gives.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, einsum, pointwise, weight
+from shardsim.graph.arrays import Array, Counted, Stream, pointwise
 from shardsim.graph.build import TOKENS, Builder, stream, vector
 from shardsim.graph.place import has_groups
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
 
 # In the addition that reads a branch; the scale's own gradient reads the branch again.
 SCALE = Stream(ops=1.0, gradient_passes=2.0, gradient_ops=3.0)
+# A gate of as many elements is read too; backward both, and their gradients are written.
+GATE = Stream(passes=3.0, ops=9.0, gradient_passes=5.0, gradient_ops=12.0)
 
 
 def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) -> Array:
@@ -59,9 +59,38 @@ def layer_scale(build: Builder, branch: Array) -> Array:
 
 def token_gate(build: Builder, x: Array, branch: Array) -> Array:
     """Scale a branch by the sigmoid of a learned product of each token (Qwen 1.5's experts)."""
-    gate = Array(f"{branch.name} gate", TOKENS, wide=True, purpose=branch.purpose)
-    build.add(einsum(x, weight(f"{branch.name}_token_gate", "embed"), gate))
-    return build.add(pointwise([branch, gate], stream(f"{branch.name} gated"), stream=SCALE))
+    scale = vector(f"{branch.name}_token_gate", "embed")
+    gate = replace(x, name=f"{branch.name} gate", dims=TOKENS, keep="rest", wide=True)
+    gate = replace(gate, purpose="norm statistics")
+    counts = Counted("matmul", 1, (*TOKENS, "embed"))
+    build.add(replace(pointwise([x], gate, scale), counts=counts))
+    out = build.add(pointwise([branch, gate], stream(f"{branch.name} gated"), stream=SCALE))
+    build.call("token_gate", [x, branch], out, weights=[scale])
+    return out
+
+
+def head_gate(build: Builder, x: Array, gate: Array) -> Array:
+    """Multiply what attention gives by the sigmoid of a gate (Qwen3-Next)."""
+    out = replace(gate, name="context gated", keep="rest")
+    build.add(pointwise([x, gate], out, stream=GATE))
+    build.call("head_gate", [x, gate], out)
+    return out
+
+
+@runs("token_gate")
+def run_token_gate(way: Whole, params: Params, call: Any, x: Any, branch: Any) -> Any:
+    """Return a branch [batch, tokens, embed] times the sigmoid of a product of each token."""
+    scale = way.vector(params, call["weights"][0])
+    with jax.named_scope("norm_statistics"):
+        gate = way.embed_sum(jnp.einsum("bsk,k->bs", x.astype(jnp.float32), scale))
+    gate = checkpoint_name(gate, "rest")
+    return branch * jax.nn.sigmoid(gate).astype(branch.dtype)[..., None]
+
+
+@runs("head_gate")
+def run_head_gate(way: Whole, params: Params, call: Any, x: Any, gate: Any) -> Any:
+    """Return what attention gives [batch, tokens, heads, head_dim] times sigmoid(gate)."""
+    return x * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(x.dtype).reshape(x.shape)
 
 
 @runs("residual_scale")

@@ -334,10 +334,10 @@ class Whole:
     exchange_members = 1  # devices among which tokens are exchanged
     expert_members = 1  # devices that have different experts
 
-    def routing(self, x: Array, whole: Array, params: Params, name: str) -> Array:
+    def routing(self, x: Array, whole: Array, params: Params) -> Array:
         """Return float32 logits [batch, tokens, experts] of the tokens of the residual stream; in
         `whole` they are gathered over a tensor axis."""
-        w = self.matrix(params, name).astype(jnp.float32)
+        w = self.matrix(params, "router").astype(jnp.float32)
         return jnp.einsum("bsk,kn->bsn", x.astype(jnp.float32), w)
 
     def over_tensor(self, x: Array, embed: bool) -> Array:

@@ -27,6 +27,7 @@ _WHAT = {
     "chunk": "groups of a sequence",
     "frame": "frames",
     "location": "locations in a frame",
+    "delta": "heads of linear attention",
 }
 _OVER = {
     ("data", "fsdp", "expert"): "data, fsdp and microbatches",
@@ -105,8 +106,10 @@ def _of_part(
                 over = over.replace("fsdp", "fsdp, the expert axis")
             elif axis == "expert" and np.any(layout.spread.by_expert):
                 over = f"{over} and those that shard parameters"
-            latent = axis == "embed" and size != model.embed
-            what = f"{'width of latents' if latent else _WHAT[axis]} over {over}"
+            words = _WHAT[axis]
+            if axis == "embed" and size != model.embed:
+                words = "width of branches" if model.branch else "width of latents"
+            what = f"{words} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
     for rounds, layers in () if layout.stage_layers else model.stacks:
         ways = layout.pipeline.size * interleave
@@ -118,6 +121,10 @@ def _of_part(
         yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
     if model.latent:
         yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
+    if model.delta:
+        yield "mesh", "linear attention over a second tensor axis", 1, layout.tensor2.size
+        yield "mesh", "the state of linear attention over a context axis", 1, layout.context.size
+        yield "sequence", "tokens in chunks of linear attention", sequence, model.delta.chunk
     # Where each device has the key-value heads of its own queries.
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards

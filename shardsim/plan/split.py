@@ -150,7 +150,7 @@ def lengths(model: Model, batch: Number, sequence: int) -> dict[str, Number]:
     """Return the size of each axis of weights and activations."""
     return {
         **weights.lengths(model),
-        **weights.of_video(model, sequence),
+        **weights.of_tokens(model, sequence),
         "batch": batch,
         "seq": sequence,
         "keys": sequence,
@@ -217,11 +217,3 @@ def _alike(
         key = embed, tuple(sorted(part for part in ruled if part != embed))
         found[key] = found.get(key, 0) + prod(part[2] for part in parts if part not in ruled)
     return tuple((*key, whole) for key, whole in found.items())
-
-
-def tensor_splits(tensor: Tensor, layout: Layout) -> Number:
-    """Return where a tensor axis of several members splits a weight; else all of them hold it."""
-    splits: Number = False
-    for item in split(*named(tensor), layout):
-        splits = splits | item.split_by("tensor")
-    return splits & (layout.tensor.size > 1)

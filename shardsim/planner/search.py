@@ -17,6 +17,7 @@ from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError, expect, nearest
 from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
+from shardsim.memory import keep_freed_memory, no_collections
 from shardsim.model import Model, load_model
 from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
 from shardsim.plan.lengths import row_tokens
@@ -39,7 +40,6 @@ from shardsim.planner.attention import default_attention, may_gain, other_attent
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import ROOM, Fixed, fixed_of
 from shardsim.planner.layers import filled
-from shardsim.planner.memory import keep_freed_memory, no_collections
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts

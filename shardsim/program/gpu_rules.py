@@ -56,7 +56,8 @@ def activate_apart(block: Block, where: Where) -> Block:
         read = np.maximum(task.hbm_bytes - own, 0.0)
         moved = 2.0 * task.pointwise * width(task) + read
         product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
-        return [product, *stream(f"apply after {task.name}", "elementwise", moved, task.count)]
+        apart = stream(f"apply after {task.name}", "elementwise", moved, task.count)
+        return [product, *(replace(one, vector_ops=task.vector_ops) for one in apart)]
 
     return changed(block, change)
 

@@ -144,7 +144,7 @@ class Lowering:
         """Return the format of a product's operands; `gradient`: of one that makes a weight's."""
         precision = self.work.precision
         if op.unit == "attention":
-            return "bf16"
+            return "bf16" if DTYPE_BYTES[precision.compute] == 1 else precision.compute
         stays = gradient and WEIGHT_GRADIENTS in precision.bf16
         if op.dtype or not (stays or product_of(op) in precision.bf16):
             return op.dtype or precision.compute

@@ -38,6 +38,7 @@ from shardsim.program.gpu_rules import (
     keep_in_place,
     pass_sums_apart,
 )
+from shardsim.program.host_rules import copy_weights_out, lay_out_for_weights
 from shardsim.program.move_rules import (
     all_reduce_instead_of_waiting_gathers,
     all_reduce_over_whole_slices,
@@ -86,6 +87,19 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     ),
 }
 
+# What is done otherwise on host devices: XLA's processor backend has kernels for products and
+# fuses the rest as on GPUs. No library trains there.
+ON_HOST: Mapping[str, tuple[Rule, ...]] = {
+    "emitted": (
+        pass_sums_apart,
+        activate_apart,
+        attend_apart,
+        lay_out_for_weights,
+        copy_weights_out,
+        copy_in_and_out,
+    ),
+}
+
 # What is done otherwise on GPUs.
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
@@ -99,6 +113,9 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     # stay what they are (one of another kind is the TPU compiler's choice).
     "trainer": (pass_sums_apart, activate_apart, attend_by_cudnn, keep_in_place),
 }
+
+# By kind of chip.
+ELSEWHERE = {"gpu": ON_GPU, "cpu": ON_HOST}
 
 # How a plan is done where nothing else is said: a chip's figures bound what is possible, the other
 # costs hold for what the compiler makes.
@@ -114,8 +131,7 @@ def implemented(program: Program, name: str, machine: Machine, layout: Layout) -
         raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
     where = Where(machine=machine, layout=layout)
     blocks = program.blocks
-    rules = ON_GPU.get(name) if machine.chip.kind == "gpu" else None
-    for rule in IMPLEMENTATIONS[name] if rules is None else rules:
+    for rule in {**IMPLEMENTATIONS, **ELSEWHERE.get(machine.chip.kind, {})}[name]:
         blocks = tuple(rule(block, where) for block in blocks)
     return replace(program, blocks=blocks)
 
@@ -124,9 +140,11 @@ def table() -> str:
     """Return the rules of every implementation as a Markdown table."""
     lines = ["| implementation | rule | what it does |", "| --- | --- | --- |"]
     on_gpu = [(f"`{name}` on GPUs", rules) for name, rules in ON_GPU.items()]
+    on_host = [(f"`{name}` on host devices", rules) for name, rules in ON_HOST.items()]
     for name, rules in (
         *((f"`{name}`", rules) for name, rules in IMPLEMENTATIONS.items()),
         *on_gpu,
+        *on_host,
     ):
         if not rules:
             lines.append(f"| {name} | | adds nothing |")

@@ -72,17 +72,17 @@ def width(task: Compute) -> float:
     return max(2.0, float(DTYPE_BYTES[task.dtype]))
 
 
-def copy(name: str, kind: str, size: Number, count: Number) -> list[Task]:
+def copy(name: str, kind: str, size: Number, count: Number) -> list[Compute]:
     """Return an array of `size` bytes read and written: a "copy", or a "transpose" where another
     axis becomes the densest."""
     return stream(f"lay out: {name}", kind, 2.0 * size, count)
 
 
-def turned_into_place(name: str, size: Number, count: Number) -> list[Task]:
+def turned_into_place(name: str, size: Number, count: Number) -> list[Compute]:
     """Return pieces of an array of `size` bytes turned, then written into the whole."""
     turned = copy(f"{name} in pieces", "transpose", size, count)
     return [*turned, *stream(f"put together: {name}", "elementwise", 2.0 * size, count)]
 
 
-def stream(name: str, kind: str, moved: Number, count: Number) -> list[Task]:
+def stream(name: str, kind: str, moved: Number, count: Number) -> list[Compute]:
     return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)] if np.any(count) else []

@@ -268,10 +268,10 @@ class Schedule:
         seen: set[str] = set()
         for number in layers:
             for task in self.blocks[number].tasks:
-                for_head = isinstance(task, Start) and task.when.endswith("the head")
-                if isinstance(task, Start) and for_head and task.name not in seen:
-                    seen.add(task.name)
-                    yield task.task
+                if isinstance(task, Start) and task.when.endswith("the head"):
+                    if task.name not in seen:
+                        seen.add(task.name)
+                        yield task.task
 
     def visits(self) -> Iterator[Visit]:
         """Yield the visits to blocks, those of loops over several blocks once for all rounds."""

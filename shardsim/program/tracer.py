@@ -294,7 +294,6 @@ class Tracer:
             self.touch(d, op.out)
         elif elementwise and fresh and array.wide and self.root(whole.name) in self.named:
             self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
-            self.touch(whole.name, array)
         elif op.product and array.stream and _summed_over_tensor(array, place):
             if not fresh:  # what this is added to
                 self.touch(target, array)

@@ -64,11 +64,11 @@ class Chip:
         self.met[role] += 1
         return self.met[role]
 
-    def note(
-        self, role: str, name: str, start_s: float, end_s: float, group: int | None = None
-    ) -> None:
+    def note(self, role: str, name: str, start_s: float, end_s: float) -> None:
         """Tell who watches."""
         if self.engine.watch is not None and end_s > start_s:
-            number = self.number if group is None else group
-            span = Span(name=name, role=role, group=number, start_s=start_s, end_s=end_s, bytes=0.0)
-            self.engine.watch(span)
+            self.engine.watch(
+                Span(
+                    name=name, role=role, group=self.number, start_s=start_s, end_s=end_s, bytes=0.0
+                )
+            )

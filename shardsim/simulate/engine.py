@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardsim.machine import Machine
+from shardsim.memory import no_collections
 from shardsim.simulate.chip import Chip
 from shardsim.simulate.clock import Clock
 from shardsim.simulate.collective import Course, Span, Traveller
@@ -84,7 +85,8 @@ class Engine:
         """Simulate the step."""
         for chip in chips:
             self.clock.process(chip.run())
-        self.clock.run()
+        with no_collections():
+            self.clock.run()
         if self.clock.unfinished:
             raise RuntimeError(f"deadlock: chips wait for each other after {self.clock.now:g} s")
         # The clock may be later: timers of transfers that went on faster than they began.

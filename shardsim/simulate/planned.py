@@ -42,6 +42,8 @@ class StepEngine(TapeEngine):
         """Return the collectives, summed as in the analytic prediction."""
         sums: dict[tuple[str, tuple[str, ...], str], Floats] = {}
         for spec, count in self.counts.items():
+            if count == 0:  # of stages that are not shown
+                continue
             if isinstance(spec, str):
                 key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
                 sent = 0.0

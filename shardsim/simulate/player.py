@@ -72,13 +72,21 @@ class TapeEngine(Engine):
         return tuple(found)
 
     def bubble_s(self) -> float:
-        """Return the seconds in which a chip of the stage with the head waits for other stages."""
-        stage = 0 if self.schedule.pipeline.lockstep else len(self.tape.scripts) - 1
-        last = [player for player in self.players if player.stage == stage]
-        idle = sum(
-            (player.idle_s + self.step_time_s - player.ended_s) * player.weight for player in last
+        """Return the seconds in which a chip, of the stages that are shown, waits for others."""
+        return sum(
+            (player.idle_s + self.step_time_s - player.ended_s) * player.weight
+            for player in self.players
         )
-        return idle / sum(player.weight for player in last)
+
+    def shown(self, stage: int) -> float:
+        """Return how much a chip of a stage counts for, as `cost.price` has it: the one with the
+        head, of GPipe in ticks the first, stands for all, or where stages differ, each for
+        itself."""
+        pipeline, stages = self.schedule.pipeline, len(self.tape.scripts)
+        if pipeline.shares:
+            return 1.0
+        first = pipeline.lockstep and not pipeline.in_turns
+        return float(stages) if stage == (0 if first else stages - 1) else 0.0
 
     def alike(self) -> bool:
         """Return whether a trip that begins with nothing under way is like every other such trip:
@@ -99,6 +107,7 @@ class Player(Chip):
     def __init__(self, engine: TapeEngine, number: int) -> None:
         super().__init__(engine, number)
         self.stage = int(engine.stage[self.device])
+        self.weight *= engine.shown(self.stage)
         self.ahead_s = 0.0  # of the engine's clock
         self.idle_s = 0.0  # waiting for another stage's microbatches
         self.flights: dict[str, Flight] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from shardsim.views.table import Column, Table, table
 
 if TYPE_CHECKING:
     from shardsim.answers.explain import Explanation, Measured
+    from shardsim.answers.host import Instead
     from shardsim.answers.trials import Trial
     from shardsim.cost.account import Held
     from shardsim.cost.sensitivity import Sensitivity
@@ -46,6 +47,7 @@ def explained(item: Explanation) -> list[Table | str]:
         limits(item.limits, plan.machine.chip),
         "",
         *helping(item),
+        *hosted(item),
     ]
     if item.measured is not None:
         found += ["", *measured(item.measured)]
@@ -73,6 +75,30 @@ def held(items: Sequence[Held], peak_bytes: float) -> Table:
         Column("share", "share", lambda one: one.size_bytes / peak_bytes, "percent"),
     ]
     return table(columns, [one for one in items[:SHOWN] if abs(one.size_bytes) > VISIBLE * GIB])
+
+
+def hosted(item: Explanation) -> Iterator[str]:
+    """Yield what it is worth to use the host's memory, and where that breaks even."""
+    for one in item.instead_of_host:
+        fits = "fits" if one.fits else "does not fit"
+        yield (
+            f"{one.what} kept by the host: {one.how} instead, the step takes "
+            f"{show_time(one.step_time_s)} in {show_bytes(one.hbm_peak_bytes)} ({fits}); "
+            f"{even(one, item.prediction.plan.machine.chip)}"
+        )
+
+
+def even(one: Instead, chip: Chip) -> str:
+    """Return at which link of the host a plan takes as long as without its memory."""
+    if one.even_bytes_per_s is None:
+        return "the host is slower with any link"
+    if one.even_bytes_per_s == 0:
+        return "the host is faster with any link"
+    there = chip.pcie_bytes_per_s or 0.0
+    return (
+        f"the host breaks even at a link of {one.even_bytes_per_s / 1e9:.1f} GB/s, and its link "
+        f"has {there / 1e9:.1f}"
+    )
 
 
 def limits(items: Iterable[Sensitivity], chip: Chip) -> Table:

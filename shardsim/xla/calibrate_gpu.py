@@ -66,6 +66,11 @@ def calibrate_gpu(
     with benches() as bench:
         here = bench.ask({"bench": "devices"})
         say(f"{here['kind']} ({here['platform']})")
+        if here["platform"] != "gpu":
+            raise HardwareError(
+                f"calibrate: JAX finds no GPU here, but {here['count']} x {here['kind']}; "
+                "for host devices say --device cpu"
+            )
         found = find_name(name or here["kind"])
         if found is None:
             raise HardwareError(

@@ -11,79 +11,12 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.machine import Machine, chip_from_text, load_chip_file
-from shardsim.plan import Overlap, Plan, plan_from_data
+from shardsim.plan import Plan
 from shardsim.plan.placement import place
 from shardsim.validate.measured import rank_correlation
 from shardsim.xla.calibrate import calibrate_cpu
 from shardsim.xla.host import HostDevices, Progress
-
-# Host devices share the cores that move their data, so nothing runs beside a collective.
-NO_OVERLAP = Overlap(matmul="off", weights=False, gradients=False)
-
-DEVICES = 8  # that the plans below are for
-_MODEL = {
-    "name": "vit-small-host",
-    "family": "vit",
-    "layers": 4,
-    "embed": 256,
-    "heads": 8,
-    "patch": 4,
-    "image": 32,
-    "pooling": "mean",
-    "classes": 16,
-    "parallel_block": True,
-}
-_TENSOR = {axis: ["model"] for axis in ("heads", "mlp")}
-
-
-def measured_plans(machine: Machine) -> list[Plan]:
-    """Return plans of a small ViT for eight devices that differ in work and in what they move."""
-    fsdp = {"embed": ["fsdp"]}
-    both = fsdp | _TENSOR
-    rows, data = {"batch": ["fsdp"]}, {"batch": ["data"]}
-    sequence, embed = {"seq": ["model"]}, {"embed": ["model"]}
-    eight, wide, square = {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"fsdp": 2, "model": 4}
-    table: dict[str, tuple[dict[str, int], Any, Any, dict[str, Any]]] = {
-        "data, 16 images": ({"data": 8}, {}, data, {"batch": 16}),
-        "data": ({"data": 8}, {}, data, {}),
-        "data, 64 images": ({"data": 8}, {}, data, {"batch": 64}),
-        "data, nothing kept": ({"data": 8}, {}, data, {"remat": "full"}),
-        "fsdp": (eight, fsdp, rows, {}),
-        "fsdp, 64 images, nothing kept": (eight, fsdp, rows, {"batch": 64, "remat": "full"}),
-        "fsdp, four microbatches": (eight, fsdp, rows, {"microbatches": 4}),
-        "fsdp and tensor 2": (wide, both, rows | sequence, {}),
-        "fsdp and tensor 4": (square, both, rows | sequence, {}),
-        "fsdp and tensor 4 on embed": (square, both, rows | embed, {}),
-        "fsdp and tensor 4, whole residual": (square, both, rows, {}),
-        "tensor 8": ({"model": 8}, _TENSOR, sequence, {}),
-        "tensor 8, 64 images, nothing kept": (
-            {"model": 8},
-            _TENSOR,
-            sequence,
-            {"batch": 64, "remat": "full"},
-        ),
-        "tensor 8, whole residual": ({"model": 8}, _TENSOR, {}, {"batch": 16}),
-    }
-    plans = [
-        plan_from_data(
-            {
-                "name": name,
-                "model": _MODEL,
-                "machine": machine.name,
-                "batch": 32,
-                "mesh": mesh,
-                "rules": {"parameters": parameters, "activations": activations},
-                "precision": {"compute": "f32", "reduce": "f32"},
-                "attention": "unfused",
-                "remat": "none",
-                **more,
-            },
-            name,
-            machine=machine,
-        )
-        for name, (mesh, parameters, activations, more) in table.items()
-    ]
-    return [replace(plan, overlap=NO_OVERLAP) for plan in plans]
+from shardsim.xla.host_plans import DEVICES, NO_OVERLAP, measured_plans
 
 
 def on_host(plan: Plan, machine: Machine) -> Plan:
@@ -94,9 +27,10 @@ def on_host(plan: Plan, machine: Machine) -> Plan:
 
 
 def predict_and_time(host: HostDevices, plan: Plan) -> dict[str, Any]:
-    """Return one row {plan, predicted_s, measured_s, error, cores_share}.
+    """Return one row {plan, predicted_s, measured_s, error, clock_s}.
 
-    The error is signed, a fraction; the share is of all cores, in the measured step.
+    Measured is the time of all cores, by the clock the step took `clock_s`, others' work included.
+    The error is signed, a fraction.
     """
     predicted_s = predict(plan).step_time_s
     answer = host.ask({"bench": "step", "data": plan_data(plan)})
@@ -106,7 +40,7 @@ def predict_and_time(host: HostDevices, plan: Plan) -> dict[str, Any]:
         "predicted_s": predicted_s,
         "measured_s": measured_s,
         "error": predicted_s / measured_s - 1.0,
-        "cores_share": float(answer["cores_share"]),
+        "clock_s": float(answer["clock_s"]),
     }
 
 

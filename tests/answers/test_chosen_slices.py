@@ -128,7 +128,18 @@ def test_why_not_a_mesh(shardsim: Shardsim) -> None:
     meshes = ("data=4,fsdp=16", "fsdp=32", "model=64", "data=64")
     words = [word for mesh in meshes for word in ("--why-not", mesh)]
     found = data(
-        shardsim("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "2048", *words, "--json")
+        shardsim(
+            "plan",
+            "vit-22b",
+            "--on",
+            "v4:4x4x4",
+            "--batch",
+            "2048",
+            "--max-axes",
+            "2",
+            *words,
+            "--json",
+        )
     )
     best = found["plans"][0]["step_time_s"]
     slower, wrong, illegal, large = found["why_not"]

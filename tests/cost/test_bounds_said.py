@@ -71,3 +71,21 @@ def _of(mean: float, deviation: float) -> tuple[float, float]:
     """Return mean and deviation of the logarithm."""
     spread = np.log(1.0 + (deviation / mean) ** 2)
     return float(np.log(mean) - spread / 2), float(np.sqrt(spread))
+
+
+def test_mfu_over_real_tokens_counts_each_as_in_its_own_sequence() -> None:
+    """Rows half full: 6 FLOPs a weight and 12 a layer, head and key (PaLM, appendix B) of half of
+    the tokens, each seeing half as many keys."""
+    model = decoder()
+    whole = model.sequence
+    half = Lengths(distribution="constant", mean=whole / 2)
+    plan = build(model, "v5e:2x2", 16, {"fsdp": {"x": 2, "y": 2}}, lengths=half)
+    found = predict(plan)
+    assert found.real is not None
+    weights = sum(one.size for one in model.tensors if one.kind == "matrix")
+
+    def flops(keys: float) -> float:
+        return 6 * weights + 12 * model.layers * model.heads * model.head_dim * keys
+
+    share = 0.5 * flops(whole / 2) / flops(whole)
+    assert found.real.mfu_over_real_tokens == pytest.approx(share * found.mfu, rel=1e-3)

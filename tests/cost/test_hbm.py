@@ -273,3 +273,22 @@ def test_more_microbatches_never_keep_more_activations(plan):
     assert predict(replace(finer, batch=plan.batch * 2)).hbm["parameters_bytes"] == pytest.approx(
         before["parameters_bytes"]
     )
+
+
+def test_emitted_steps_hold_less_where_more_than_nine_tenths_of_hbm_would_be_taken() -> None:
+    """The TPU compiler spends what there is up to that, and beyond it only what is needed."""
+    plan = build(decoder(layers=8), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}})
+
+    def peak_of(usable_bytes: float) -> float:
+        chip = override_chip(
+            plan.machine.chip, {"hbm_bytes": 1e15, "hbm_usable_bytes": usable_bytes}
+        )
+        small = replace(plan, machine=replace(plan.machine, chip=chip))
+        return predict(small, implementation="emitted").hbm["peak_bytes"]
+
+    plenty = peak_of(1e15)
+    least = peak_of(1.0)
+    assert least < plenty
+    assert peak_of(1.2 * plenty) == plenty
+    for room in (least + 0.3 * (plenty - least), least + 0.7 * (plenty - least)):
+        assert peak_of(room / 0.9) == pytest.approx(room, rel=1e-12)

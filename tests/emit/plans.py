@@ -966,3 +966,28 @@ GLOBALS: dict[str, Plan] = {
     ),
     "global heads, partitioned": _wide("gemma4", _FM, _FSDP_TENSOR, _B | _SEQ, **_PART),
 }
+
+# As Qwen3-Next: three layers with linear attention to one with softmax, whose result has a gate.
+MODELS["next"] = {
+    **MODELS["gemma3"],
+    "name": "next",
+    "layers": 8,
+    "windows": [],
+    "output_gate": True,
+    "delta": {"key_heads": 4, "value_heads": 8, "key_dim": 8, "value_dim": 16, "chunk": 8},
+}
+MODELS["next-experts"] = {
+    **MODELS["next"],
+    "name": "next-experts",
+    "experts": {**_EIGHT, "shared": 1, "shared_gate": True},
+}
+STATES: dict[str, Plan] = {
+    "linear attention, tensor, sequence": _wide("next", _FM, _FSDP_TENSOR, _B | _SEQ),
+    "linear attention, experts, tensor, embed": _wide(
+        "next-experts", _FM2, _FSDP_TENSOR, _B | _EMB, remat="dots"
+    ),
+    "linear attention, fsdp, all kept": _wide(
+        "next", _F, {"embed": ["fsdp"]}, _B, microbatches=2, remat="none"
+    ),
+    "linear attention, experts exchanged": _wide("next-experts", _FE, _FE_SPLIT, _ON_FE, **_ROOM),
+}

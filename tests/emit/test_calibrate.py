@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,22 +14,27 @@ from shardsim.cost.predict import predict
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError, ShardsimError
 from shardsim.files import data_folder
-from shardsim.machine import Machine
+from shardsim.machine import Machine, chip_from_text
 from shardsim.machine.catalog import load_chip_file
+from shardsim.ops.activate import ACTIVATE
 from shardsim.plan import load_plan, resolve
+from shardsim.program.tasks import Compute
 from shardsim.validate.measured import rank_correlation
 from shardsim.xla import HostDevices, shrink
 from shardsim.xla.calibrate import (
+    ACTIVATE_ELEMENTS,
     COLLECTIVE_ELEMENTS,
     COLLECTIVE_KINDS,
     MATMUL_SHAPES,
     STREAM_ELEMENTS,
-    VECTOR_ELEMENTS,
+    TRANSPOSE_SIDE,
     Measured,
     hardware_file,
+    waits,
 )
 from shardsim.xla.hlo.collect import sent_bytes
-from shardsim.xla.measure import measured_plans, measured_result, on_host
+from shardsim.xla.host_plans import measured_plans
+from shardsim.xla.measure import measured_result, on_host
 
 START_S = {"all-gather": 20e-6, "reduce-scatter": 20e-6, "all-reduce": 40e-6}
 
@@ -44,7 +50,8 @@ def ideal(slower: float = 1.0) -> Measured:
             for group in (2, 8)
         },
         stream_s=slower * 8 * STREAM_ELEMENTS / 5e9,
-        vector_s=slower * 128 * VECTOR_ELEMENTS / 3e9,
+        transpose_s=slower * 8 * TRANSPOSE_SIDE**2 / 0.5e9,
+        activate_s=slower * ACTIVATE.fused * ACTIVATE_ELEMENTS / 3e9,
     )
 
 
@@ -67,6 +74,12 @@ def test_measured_times_become_rates(machine: Machine) -> None:
     assert chip.op_overhead_s == pytest.approx(1e-6)
     assert chip.hbm_bytes_per_s == pytest.approx(5e9)
     assert chip.vector_flops == pytest.approx(3e9)
+    assert chip.kernels is not None
+    assert chip.kernels.transpose_hbm_efficiency == pytest.approx(0.1)
+    assert waits({"compute_s": 2.0, "exposed_comm_s": 0.5}, 4.0) == 4.0
+    slow = chip_from_text(hardware_file("a test", 8, replace(ideal(), waits=4.0)), "a test")
+    assert slow.link_bytes_per_s * slow.link_efficiency == pytest.approx(0.25e9)
+    assert slow.collective_overhead_s == pytest.approx(80e-6)
     assert "a test" in chip.figures["link_bytes_per_s"]["source"]
     assert machine.describe().startswith("host:8: 8 host devices")
 
@@ -101,7 +114,8 @@ def test_times_that_fall_with_size_still_give_a_machine() -> None:
             matmuls=odd,
             collectives=times.collectives,
             stream_s=times.stream_s,
-            vector_s=times.vector_s,
+            transpose_s=times.transpose_s,
+            activate_s=times.activate_s,
         ),
     )
     data = yaml.safe_load(text)
@@ -122,6 +136,22 @@ def test_at_least_ten_plans_are_timed(machine: Machine) -> None:
         assert sum(use.exposed_s for use in uses) == pytest.approx(sum(u.time_s for u in uses))
 
 
+def test_what_xla_lays_out_anew_on_host_devices(machine: Machine) -> None:
+    """Counted by hand, in float32: 512 rows of a device through 4 layers of 256 and 1,024."""
+    plan = next(plan for plan in measured_plans(machine) if plan.name == "data, 64 images")
+    moved = {"transpose": 0.0, "copy": 0.0}
+    for _, task, times in predict(plan).schedule.runs():
+        if isinstance(task, Compute) and task.kind in moved and not task.purpose:
+            moved[task.kind] += float(times * task.count * task.hbm_bytes)
+    rows, layers, read_and_written = 512, 4, 2 * 4
+    # What gradients of six weights read, two arrays of each of six products of attention, and the
+    # same of the patches' and the classifier's weights.
+    turned = layers * rows * (5 * 256 + 1024 + 6 * 2 * 256) + rows * 256 + 8 * 16
+    weights = 4 * 256 * 256 + 2 * 256 * 1024
+    assert moved["transpose"] == read_and_written * turned
+    assert moved["copy"] == read_and_written * layers * 2 * weights  # forward and backward
+
+
 def test_a_plan_of_another_machine_is_put_on_host_devices(machine: Machine) -> None:
     tiny = shrink(load_plan("vit-22b-published-tp8"), 4)[0]
     plan = on_host(tiny, machine)
@@ -134,13 +164,14 @@ def test_a_bench_runs_on_all_devices(machine: Machine) -> None:
     with HostDevices(2, module="shardsim.xla.bench_worker") as host:
         assert host.ask({"bench": "matmul", "m": 64, "k": 64, "n": 32})["seconds"] > 0
         assert host.ask({"bench": "stream", "elements": 1024})["seconds"] > 0
-        assert host.ask({"bench": "vector", "elements": 1024})["seconds"] > 0
+        assert host.ask({"bench": "activate", "elements": 1024})["seconds"] > 0
+        assert host.ask({"bench": "transpose", "side": 16})["seconds"] > 0
         for kind in (*COLLECTIVE_KINDS, "permute"):
             asked = {"bench": "collective", "kind": kind, "elements": 1024, "group": 2}
             assert host.ask(asked)["seconds"] > 0
         answer = host.ask({"bench": "step", "data": plan_data(on_host(tiny, machine))})
         assert answer["seconds"] > 0
-        assert answer["cores_share"] > 0
+        assert answer["clock_s"] > 0
         with pytest.raises(ShardsimError, match="KeyError"):
             host.ask({"bench": "unknown"})
 

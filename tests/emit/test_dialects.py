@@ -117,7 +117,7 @@ def attempt(export: Callable[[], Any], reasons: str) -> Any:
     least=st.sampled_from([0, 4]),
 )
 def test_fsdp_takes_the_largest_free_dimension_that_divides(shape, size, least) -> None:
-    spec = resolve_tactics("k", shape, 4, [(".*", f'fsdp("x", {least})')], {"x": size})
+    spec = resolve_tactics("k", shape, [(".*", f'fsdp("x", {least})')], {"x": size})
     total = 4
     for length in shape:
         total *= length
@@ -132,9 +132,9 @@ def test_fsdp_takes_the_largest_free_dimension_that_divides(shape, size, least) 
 def test_the_first_pattern_that_matches_in_full_decides() -> None:
     strategy = [("kernel", 'shard_dim("x", 0)'), (".*/kernel", 'shard_dim("y", -1)')]
     sizes = {"x": 2, "y": 2}
-    assert resolve_tactics("a/kernel", (4, 4), 4, strategy, sizes) == [[], ["y"]]
-    assert resolve_tactics("kernel", (4, 4), 4, strategy, sizes) == [["x"], []]
-    assert resolve_tactics("a/bias", (4, 4), 4, strategy, sizes) == [[], []]
+    assert resolve_tactics("a/kernel", (4, 4), strategy, sizes) == [[], ["y"]]
+    assert resolve_tactics("kernel", (4, 4), strategy, sizes) == [["x"], []]
+    assert resolve_tactics("a/bias", (4, 4), strategy, sizes) == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_the_first_pattern_that_matches_in_full_decides() -> None:
 )
 def test_a_strategy_that_big_vision_refuses_is_refused(tactics: str, words: str) -> None:
     with pytest.raises(PlanError, match=words):
-        resolve_tactics("kernel", (4, 4), 4, [(".*", tactics)], {"x": 2})
+        resolve_tactics("kernel", (4, 4), [(".*", tactics)], {"x": 2})
 
 
 VITS = [name for name, plan in PLANS.items() if plan.model.patch and plan.microbatches == 1]
@@ -165,7 +165,7 @@ def test_big_vision_gets_the_specs_of_the_plan_or_a_reason(name: str) -> None:
     sizes = {axis.name: axis.size for axis in plan.mesh}
     for weight in made.weights:
         path = f"params/{weight.path}"
-        found = resolve_tactics(path, weight.shape, 4, made.strategy, sizes)
+        found = resolve_tactics(path, weight.shape, made.strategy, sizes)
         if weight.name != "patch_embedding":
             assert tuple(map(tuple, found)) == weight.spec
     names = ("act_batch", "act_len", "act_emb")

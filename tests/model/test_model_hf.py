@@ -179,6 +179,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "gpt-oss-120b": ({"model_type": "gpt_oss"}, 116_829_156_672),
     "Qwen1.5-MoE-A2.7B": ({"model_type": "qwen2_moe", "num_key_value_heads": 16}, 14_315_784_192),
+    # As MaxText's own code makes it; without the layer of a second prediction.
+    "Qwen3-Next-80B-A3B": ({"model_type": "qwen3_next"}, 79_674_391_296),
     "DeepSeek-V2-Lite": (
         {
             "model_type": "deepseek_v2",
@@ -489,6 +491,11 @@ def test_what_could_change_depends_on_the_value(tmp_path: Path) -> None:
 
 REFUSED = [
     ('{"model_type": "mamba2"}', "recurrent state"),
+    ('{"model_type": "qwen3_next", "layer_types": ["full_attention"]}', "layer_types"),
+    ('{"peft_type": "LORA", "r": 16}', "this file is of an adapter"),
+    ('{"metadata": {}, "weight_map": {}}', "this file lists where weights are"),
+    ('{"version": "1.0", "added_tokens": []}', "this file is of a tokenizer"),
+    ('{"do_sample": true, "eos_token_id": 2}', "this file is for generation"),
     ('{"model_type": "deepseek_v3", "moe_layer_freq": 2}', "moe_layer_freq: 2 is not modelled"),
     ('{"model_type": "umt5"}', "an encoder and a decoder"),
     ('{"model_type": "clip_text_model"}', "without an output head"),

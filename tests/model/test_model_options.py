@@ -37,7 +37,7 @@ TINY_DECODER: dict[str, Any] = {
 
 def test_tiny_models_are_valid() -> None:
     assert Model(**TINY_VIT).patches == 16
-    assert Model(**TINY_DECODER).kv_width == 4
+    assert Model(**TINY_DECODER).attention_width == 8
 
 
 @pytest.mark.parametrize(

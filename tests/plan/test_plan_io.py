@@ -127,7 +127,7 @@ def test_groups_are_whole_rounds_of_layers_and_no_stages():
     ],
 )
 def test_plans_of_the_search_read_back(slice_name, model, tmp_path):
-    result = search(model, parse_machine(slice_name), 256, top=10, max_axes=2)
+    result = search(model, parse_machine(slice_name), 256, top=4, max_axes=2)
     assert result.predictions
     for index, found in enumerate(result.predictions):
         path = tmp_path / f"{index}.yaml"

@@ -117,6 +117,7 @@ def test_state_that_data_does_not_divide_is_whole_on_every_device():
     assert kinds == {"all-reduce", "reduce-scatter", "all-gather"}
 
 
+@pytest.mark.slow
 def test_the_search_offers_no_state_split_that_does_not_happen():
     result = search("vit-e", "v4:8x8x8", 16384, top=15, max_axes=2)
     assert len(result.predictions) > 10

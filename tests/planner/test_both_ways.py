@@ -15,7 +15,11 @@ from shardsim.planner.search import search
 
 
 @pytest.mark.parametrize(
-    ("model", "machine", "batch"), [("dit-b-2", "v5e:2x2", 256), ("vit-s-16", "v4:2x2x1", 512)]
+    ("model", "machine", "batch"),
+    [
+        pytest.param("dit-b-2", "v5e:2x2", 256, marks=pytest.mark.slow),
+        ("vit-s-16", "v4:2x2x1", 512),
+    ],
 )
 def test_the_best_plan_never_loses_to_the_other_attention(model, machine, batch):
     best = search(model, machine, batch).best

@@ -389,6 +389,7 @@ def role_sizes(plan: Plan) -> tuple[int, ...]:
 
 
 @cache
+@cache
 def on_sixteen_chips(top: int, **figures: float) -> SearchResult:
     """Return the best plans of a decoder on 16 chips with some figures."""
     good = parse_machine("v5e:4x4")

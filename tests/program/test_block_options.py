@@ -10,7 +10,7 @@ from building import build, decoder, vit
 from shardsim.cost.predict import Prediction, predict
 from shardsim.emit import export_plan
 from shardsim.errors import PlanError
-from shardsim.model import Experts, Latent, Model
+from shardsim.model import Delta, Experts, Index, Latent, Model
 from shardsim.model.flops import attention_flops_per_token
 from shardsim.plan import Overlap, resolve
 from shardsim.plan.split import stored_elements
@@ -39,6 +39,21 @@ MODELS: dict[str, Model] = {
     "latent attention, queries whole": decoder(
         **RMS, head_dim=96, latent=Latent(keys=256, rotary=32, values=64)
     ),
+    "an index of tokens": decoder(
+        **RMS,
+        head_dim=96,
+        latent=Latent(queries=512, keys=256, rotary=32, values=64),
+        index=Index(heads=8, head_dim=64, top=512),
+    ),
+    "a branch of another width": decoder(
+        **RMS, branch=256, experts=Experts(number=4, top_k=2, mlp=1024)
+    ),
+    "linear attention": decoder(
+        **RMS,
+        output_gate=True,
+        layers=8,
+        delta=Delta(key_heads=4, value_heads=8, key_dim=64, value_dim=64),
+    ),
     "a norm in front": vit(input_norm=True, patch_bias=False),
     "a modulation of each layer": vit(**PIXELS, modulation="layer", labels=11),
     "one modulation, and a text": vit(
@@ -65,13 +80,15 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
-EMITTED = {name for name in MODELS if MODELS[name].latent} | {
+EMITTED = {name for name, model in MODELS.items() if model.latent and not model.index} | {
     "norms behind additions",
     "norms within branches",
     "norms of patches",
     "a norm in front",
     "layers after the last round",
     "a bias of each word",
+    "a gate of shared experts",
+    "linear attention",
     "one norm over all heads",
     "a modulation of each layer",
     "one modulation, and a text",

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from shardsim.cost.costs import KernelCosts, costs_of
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError
+from shardsim.graph.place import Kind
 from shardsim.machine import chip_names, load_chip
 from shardsim.machine.kernels import CONSTANTS, kernels_from_data
+from shardsim.model import load_model
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.planner.search import search
+from shardsim.program.at_once import layer_at_once
 from shardsim.program.partition import partition
 from shardsim.program.passes import ON_GPU, implemented
 from shardsim.program.rules import Where
@@ -99,6 +102,21 @@ def test_scores_are_made_again_where_only_probabilities_are_kept() -> None:
     each = 2.0 * 197 * 197 * 64 * 16 * 128
     assert products(kept) == pytest.approx(5 * each)
     assert products(again) == pytest.approx(6 * each)  # the result too
+    (scores,) = (task for task in kept if task.name == "scores, again")
+    # Queries and keys in bf16, the scores themselves in float32.
+    assert scores.hbm_bytes == 16 * 128 * (2 * 197 * 64 * 2 + 197 * 197 * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "branches"), [("palm-8b", 2), ("gpt-neox-20b", 2), ("vit-l-16", 1)]
+)
+def test_branches_of_a_parallel_block_are_not_there_together(name: str, branches: int) -> None:
+    """With a norm for both or one each: no array of one branch is needed for the other's gradient,
+    so what attention needs is gone before that of the MLP is made again, or the other way round."""
+    trace = layer_at_once(load_model(name), "unfused", 0, Kind(), frozenset(), True, True)
+    assert len(trace.labels) == branches
+    there = {one.name: {*range(one.born, one.last + 1)} for one in trace.arrays}
+    assert bool(there["scores"] & there["hidden"]) == (branches == 1)
 
 
 def test_stacks_are_filled_and_copied_only_where_there_are_several_layers() -> None:

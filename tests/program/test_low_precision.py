@@ -48,6 +48,19 @@ def cast_bytes(plan: Plan) -> float:
     return sum(float(task.hbm_bytes) for task in tasks(plan) if "quantise" in task.name)
 
 
+def test_weights_are_cast_in_one_pass_or_after_one_that_finds_their_scale() -> None:
+    """Float32 weights of a layer, a sixteenth of them: read once or twice, then written."""
+    weights = (4 * 4096 * 4096 + 3 * 4096 * 11008) / 16
+    eight = {"compute": "int8", "weights": "int8"}
+    for precision, one_bytes in (
+        ({}, 4 + 2),
+        (eight, 4 + 4 + 1),
+        (eight | {"scales": "static"}, 4 + 1),
+    ):
+        casts = [task for task in tasks(plan_of(**precision)) if task.name == "cast weights"]
+        assert [task.hbm_bytes for task in casts] == [weights * one_bytes] * 2, precision
+
+
 def test_products_that_stay_in_bf16_are_those_that_are_named() -> None:
     every = formats(plan_of(compute="int8"))
     assert set(every.values()) == {"int8"}

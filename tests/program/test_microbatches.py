@@ -64,6 +64,10 @@ def test_weights_are_gathered_in_every_microbatch_or_once(microbatches: int) -> 
     tables = sent(replace(plan, accumulation="layered"), "tables")
     each = sent(plan, "tables")
     assert each["all-gather"][0] == pytest.approx(microbatches * tables["all-gather"][0])
+    # Of the tables too: gathered once, and scattered where the gradients of layers are.
+    for how, times in {"repeated": microbatches, "gathered": 1, "scattered": microbatches}.items():
+        found_bytes = sent(replace(plan, accumulation=how), "tables")["reduce-scatter"][0]
+        assert found_bytes == pytest.approx(times * tables["reduce-scatter"][0]), how
 
 
 def test_layers_that_run_all_microbatches_keep_those_of_all() -> None:
@@ -125,6 +129,24 @@ def test_a_loop_of_ticks_sends_and_keeps_what_it_runs_on_nothing(
     # Both idle equally, but that in a loop the sends are part of a tick.
     bubbles = [predict(plan).time["bubble_s"] for plan in (ticks, usual)]
     assert bubbles[0] > bubbles[1] > 0.8 * bubbles[0]
+
+
+@pytest.mark.parametrize("microbatches", [4, 7, 8])
+def test_turns_add_to_the_sums_of_a_chunk_at_a_time(microbatches: int) -> None:
+    """Microbatches that are one group all come back through a chunk before the next one; of two
+    groups, the first come back through both."""
+
+    def gradients(chunks: int, **options: str) -> float:
+        more = {"pipeline_interleave": chunks, "accumulation": "gathered", **options}
+        plan = build(DEEP, "v5e:4x4", 4 * 96, STAGES, microbatches=microbatches, **more)
+        return float(predict(plan, implementation="ideal").hbm["gradients_bytes"])
+
+    layers = sum(t.size_of_one * 16 for t in DEEP.tensors if t.stack == 16)  # float32, of 4 stages
+    less = gradients(1) - gradients(2)
+    assert less == pytest.approx(layers / 2 if microbatches < 8 else 0, rel=0.01)
+    # In a loop of ticks a microbatch's gradients of all layers are there beside the sums.
+    beside = gradients(1, pipeline_schedule="gpipe") - gradients(1)
+    assert beside == pytest.approx(gradients(1) / 2, rel=0.01)
 
 
 @given(st.integers(1, 9), st.integers(1, 4))

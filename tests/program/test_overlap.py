@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from building import build, contends, decoder, plans
@@ -21,7 +22,7 @@ from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.layout import Layout
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.schedule import Await, Move, Repeat, Schedule, Start, Task, Work
+from shardsim.program.schedule import Await, Block, Move, Repeat, Schedule, Start, Task, Work
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Program
 from shardsim.xla.compare import planned
@@ -165,3 +166,29 @@ def test_of_one_layer_nothing_is_hidden(layers: int) -> None:
         # The first gather of either pass, and the last scatter.
         assert trips_s(1, False, False) <= waited * (1 + 1e-9)
         assert waited < alone
+
+
+def test_a_stage_without_layers_moves_what_the_head_needs_before_it() -> None:
+    """Once each, whatever many blocks of layers begin it; what layers move for themselves is
+    gone with them."""
+    head, mine, late = (Move(name=name, kind="all-gather", bytes=8.0) for name in ("h", "m", "l"))
+    product = Work(name="product", kind="matmul")
+    layer = Block(
+        name="layer forward",
+        phase="forward",
+        trips=4,
+        tasks=(
+            Start(task=mine),
+            Start(task=head, when="before the head"),
+            Start(task=late, when="after the head"),
+            product,
+            Await(name="m"),
+            Await(name="h", when="before the head"),
+        ),
+    )
+    end = Block(name="head", phase="head", trips=1, tasks=(product,))
+    whole = Schedule(blocks=(layer, replace(layer, name="other"), end), order=(0, 1, 2))
+    without = whole.with_share(0.0)
+    assert [block.trips for block in without.blocks] == [0.0, 0.0, 1]
+    assert without.blocks[2].tasks == (head, late, product)
+    assert whole.with_share(0.5).blocks[2].tasks == (product,)

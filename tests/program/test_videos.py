@@ -76,6 +76,7 @@ def test_events_agree_where_nothing_contends(keys: str, costs: str, attention: s
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
+@pytest.mark.slow
 def test_a_search_switches() -> None:
     longer = replace(VIDEO, image=224, sequence=16 * 256)
     found = search(longer, "v4:2x2x4", 2, top=4)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from alone import run_alone
 
 from shardsim.cost.collectives import collective_s
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.collective import run_alone
 
 SIZES = [2.0**power for power in (10, 16, 23, 30)]  # 1 KiB to 1 GiB
 SLOW = pytest.mark.slow  # another of the same kind is quick

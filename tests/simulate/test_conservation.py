@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from alone import Alone, run_alone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.plan import load_plan
 from shardsim.plan.layout import AxisLayout
 from shardsim.simulate import simulate_plan
-from shardsim.simulate.collective import Alone, run_alone
 from shardsim.simulate.fluid import Links, Transfer
 from shardsim.simulate.topology import Fault
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from alone import run_alone
+from messages import hop_by_hop
 
 from shardsim.machine import parse_machine
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.collective import run_alone
-from shardsim.simulate.messages import hop_by_hop
 
 CASES = [
     ("v4:4x4x4", (4, 1, 1)),

@@ -17,6 +17,7 @@ from shardsim.emit import export_plan
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.plan import load_plan, plan_from_data, resolve
 from shardsim.plan.io import plan_to_data
+from shardsim.plan.plan import Context
 from shardsim.validate.imports import import_config
 from shardsim.validate.rows import Run
 from shardsim.validate.runs import published_runs
@@ -181,12 +182,30 @@ def test_a_big_vision_config_is_read_without_running_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "context"),
+    [
+        ("ulysses", Context(keys="ulysses")),
+        ("ring", Context(keys="ring", order="striped", overlap=False)),
+        ("ring\ncontext_parallel_load_balance: false", Context(keys="ring", overlap=False)),
+        ("all_gather", Context()),
+    ],
+)
+def test_a_maxtext_config_says_how_members_attend(
+    said: str, context: Context, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yml"
+    text = f"model_name: llama2-7b\nici_context_parallelism: 4\ncontext_parallel_strategy: {said}\n"
+    file.write_text(text, encoding="utf-8")
+    assert import_config(str(file), "maxtext", machine="v5p:4x4x4").plan.context == context
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("decoder_block: deepseek\n", "not modelled"),
         ("remat_policy: nonsense\n", "not known"),
         ("per_device_batch_size: many\n", "positive number"),
-        ("ici_context_parallelism: 4\ncontext_parallel_strategy: ring\n", "not modelled"),
+        ("ici_context_parallelism: 4\ncontext_parallel_strategy: usp\n", "not modelled"),
         ("ici_expert_parallelism: 4\n", "not modelled"),
         ("ici_tensor_parallelism: 7\n", "ici_tensor_parallelism: sizes multiply"),
         ("dcn_sequence_parallelism: 2\n", "dcn_sequence_parallelism: sizes over slices"),

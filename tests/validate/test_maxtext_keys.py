@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shardsim.carried import Keys
 from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
-from shardsim.model import Model
+from shardsim.model import Model, attention_flops_per_token
 from shardsim.plan import resolve
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.maxtext_defaults import CURRENT
@@ -173,16 +173,14 @@ SAME = {
     ("ici_fsdp_parallelism", "64"),
     ("mesh_axes", "[data,fsdp]"),
 }
-_WORDS = ("true", "false", "1", "2", "8", "-1", "0", "0.5", "''", "[]", "{}", "float32", "flash")
+_WORDS = (
+    *("true", "false", "1", "2", "8", "-1", "0", "0.5", "''", "[]", "{}", "float32", "flash"),
+    *("full", "x y", "[1,2]"),
+)
 
 
-@settings(max_examples=250, deadline=None)
-@given(key=st.sampled_from(BASE_KEYS), value=st.sampled_from([*_WORDS, "full", "x y", "[1,2]"]))
-def test_any_key_of_base_yml_is_carried_refused_or_listed(
-    key: str, value: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("run")
-    usual = script(folder)
+def not_lost(folder: Path, key: str, value: str, usual: Imported) -> None:
+    """Assert that a key with a value is carried, refused or listed, or says what is so anyway."""
     try:
         found = script(folder, f"{key}='{value}'")
     except ShardsimError as error:
@@ -192,7 +190,27 @@ def test_any_key_of_base_yml_is_carried_refused_or_listed(
     if found.plan == usual.plan and key not in {item.key for item in found.not_carried}:
         read = Keys({}, CURRENT).get(key, 1 if "parallelism" in key else None)
         same = (key, value) in SAME or key == "override_model_config"  # nothing to override
-        assert same or yaml.safe_load(value) in (read, -1)
+        assert same or yaml.safe_load(value) in (read, -1), (key, value)
+
+
+@settings(max_examples=250, deadline=None)
+@given(key=st.sampled_from(BASE_KEYS), value=st.sampled_from(_WORDS))
+@example(key="mu_dtype", value="false")
+@example(key="quantization", value="0")
+@example(key="optimizer_memory_host_offload", value="[]")
+def test_any_key_of_base_yml_is_carried_refused_or_listed(
+    key: str, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    not_lost(folder, key, value, script(folder))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("value", _WORDS)
+def test_no_key_of_base_yml_is_lost_with_any_value(value: str, tmp_path: Path) -> None:
+    usual = script(tmp_path)
+    for key in BASE_KEYS:
+        not_lost(tmp_path, key, value, usual)
 
 
 _BY_ANOTHER = ("per_device_batch_size", "max_target_length", "sliding_window_size")
@@ -294,6 +312,8 @@ NAMED = {
     "gpt3-175b": 174_780_997_632,
     "deepseek2-236b": 235_741_434_880,
     "deepseek3-671b": 671_026_419_200,
+    "qwen3-next-80b-a3b": 79_674_391_296,
+    "qwen3.5-397b-a17b": 396_346_350_336,
 }
 
 
@@ -308,7 +328,6 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
     [
         ("deepseek4-284b", "compressed attention"),
         ("gemma4-e2b", "embeddings of each layer"),
-        ("qwen3-next-80b-a3b", "recurrent state"),
     ],
 )
 def test_a_named_model_that_cannot_be_said_has_the_reason(
@@ -475,7 +494,9 @@ NOT_MAXTEXT = [
         "model: llama2-7b\nmachine: v5p:4x4x4\nbatch: 64\nmesh: {fsdp: 64}\nattention: flash\n",
         "no config of MaxText: 'batch' and 3 more of 5 keys",
     ),
-    ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "no config of MaxText"),
+    ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "use --from hf"),
+    ('{"model_type": "llava", "text_config": {}, "vision_config": {}}', "use --from hf"),
+    ('{"peft_type": "LORA", "lora_alpha": 8, "r": 4}', "peft_type is a key of Hugging Face's"),
 ]
 
 
@@ -571,6 +592,27 @@ BLOCKS: dict[str, tuple[dict[str, Any], int]] = {
         + 2 * _ONE
         + 10 * (_MIXED + 8 + 2 * _ONE),
     ),
+    "qwen3_custom_moe": (
+        {**_EXPERTS, "attention_output_dim": 48, "moe_expert_input_dim": 48},
+        # output, a norm, experts and router of 48 numbers a token, and back to 64
+        12 * (_ATTENTION - 64 * 16 + 64 + 48 + 48 * 64 + 8 * 3 * 48 * 96 + 48 * 8),
+    ),
+    "qwen3_next": (
+        {
+            **_EXPERTS,
+            "shared_experts": 1,
+            "gdn_num_key_heads": 2,
+            "gdn_num_value_heads": 4,
+            "gdn_key_head_dim": 8,
+            "gdn_value_head_dim": 12,
+            "inhomogeneous_layer_cycle_interval": 3,
+        },
+        # a gate as wide as queries; of eight layers q, k, v, z, out, two numbers a head, taps,
+        # decays and a norm; and a shared expert with a gate of one number
+        4 * (_ATTENTION + 64 * 16 * 4 + 2 * 16)
+        + 8 * (64 * (2 * 16 + 3 * 48 + 2 * 4) + 4 * (2 * 16 + 48) + 2 * 4 + 12)
+        + 12 * (_MIXED + _ONE + 64 + 2 * 64),
+    ),
     "olmo3": (
         {"use_qk_norm": "true", "sliding_window_size": 32},
         12 * (_ATTENTION + 16 * (4 + 2) + _ONE + 2 * 64),
@@ -602,9 +644,7 @@ def test_windows_of_blocks(tmp_path: Path) -> None:
     assert block(tmp_path, "olmo3").windows == (32, 32, 32, 0)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("use_indexer", "true"), ("mhc_expansion_rate", 4), ("engram_layers", "[1]")]
-)
+@pytest.mark.parametrize(("key", "value"), [("mhc_expansion_rate", 4), ("engram_layers", "[1]")])
 def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
     key: str, value: Any, tmp_path: Path
 ) -> None:
@@ -612,10 +652,26 @@ def test_what_adds_weights_to_a_layer_of_deepseeks_is_refused(
         block(tmp_path, "deepseek", **{key: value})
 
 
-@pytest.mark.parametrize("name", ["deepseek4", "gemma4_small", "qwen3_next"])
+@pytest.mark.parametrize("name", ["deepseek4", "gemma4_small"])
 def test_a_block_that_cannot_be_said_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=f"{name} is not modelled: .*model can say|a model has"):
         block(tmp_path, name)
+
+
+def test_an_index_of_tokens_has_weights_of_its_own(tmp_path: Path) -> None:
+    plain = block(tmp_path, "deepseek")
+    words = {"use_indexer": "true", "indexer_n_heads": 2, "indexer_head_dim": 6, "indexer_topk": 32}
+    model = block(tmp_path, "deepseek", **words)
+    # Queries out of their latent, a key with a norm, and a weight of each head.
+    more = 12 * (24 * 2 * 6 + 64 * 6 + 2 * 6 + 64 * 2)
+    assert model.parameters_all - plain.parameters_all == more
+    # By MaxText's calculate_mla_tflops_per_device: scores of all pairs, halved, then the chosen.
+    tokens = 128
+    scores = tokens * 2 * (6 + 1)
+    pairs = 2 * 4 * (12 + 10) * (32 * tokens - 32**2 / 2) / tokens
+    assert attention_flops_per_token(model, halved=True) == 12 * (scores + pairs)
+    with pytest.raises(ShardsimError, match="a loss of the index is not modelled"):
+        block(tmp_path, "deepseek", **words, indexer_loss_scaling_factor=0.1)
 
 
 def test_a_model_is_read_from_its_own_file_beside_base_yml(tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def test_a_file_is_read_on_a_slice_that_divides_its_sizes(models: Path) -> None:
 
 def test_a_file_that_cannot_be_said_is_refused_with_the_reason(models: Path) -> None:
     file = models / "other-1b.yml"
-    file.write_text(_SIZES.replace("llama2", "qwen3_next"))
+    file.write_text(_SIZES.replace("llama2", "deepseek4"))
     row = row_of(file, "ValueError: no such model")
-    assert row["refused"].startswith("decoder_block: qwen3_next is not modelled: layers that keep")
+    assert row["refused"].startswith("decoder_block: deepseek4 is not modelled: compressed")
     assert row["own_error"] == "ValueError: no such model"
 
 

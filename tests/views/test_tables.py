@@ -86,6 +86,7 @@ def test_markdown_is_one_line_a_row_and_says_the_same(made: Table) -> None:
         assert not re.search(r"(?<!\\)<", line)
 
 
+@pytest.mark.slow
 @given(tables())
 def test_the_frame_holds_raw_values(made: Table) -> None:
     found = frame(made)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.costs import HEAD_DIM_TILE
+from shardsim.errors import HardwareError
 from shardsim.machine import Chip, chip_from_text, load_chip, override_chip
 from shardsim.machine.kernels import CONSTANTS, Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
-from shardsim.xla.calibrate_gpu import Sizes, benches, calibrated, matmul_constants
+from shardsim.xla.calibrate_gpu import (
+    Sizes,
+    benches,
+    calibrate_gpu,
+    calibrated,
+    matmul_constants,
+)
 
 CHIP = load_chip("h100")
 PEAK, HBM = CHIP.peak("bf16"), CHIP.hbm_bytes_per_s
@@ -94,6 +103,14 @@ def test_nothing_becomes_negative() -> None:
     share, start, start_s = matmul_constants(times, PEAK)
     assert 0.0 < share <= 1.0
     assert start >= 0.0 <= start_s
+
+
+def test_a_processor_is_not_measured_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"platform": "cpu", "kind": "cpu", "count": 8, "versions": {}}
+    process = nullcontext(SimpleNamespace(ask=lambda request: here))
+    monkeypatch.setattr("shardsim.xla.calibrate_gpu.benches", lambda: process)
+    with pytest.raises(HardwareError, match="no GPU here, but 8 x cpu"):
+        calibrate_gpu("h100")
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def big_vision_export(plan: Plan) -> Export:
         if weight.name in tables.WHOLE and any(weight.spec):
             remarks.append(f"{weight.name}: whole here: {tables.WHOLE[weight.name]}")
             continue
-        found = resolve_tactics(f"params/{weight.path}", weight.shape, 4, strategy, sizes)
+        found = resolve_tactics(f"params/{weight.path}", weight.shape, strategy, sizes)
         remark = compare(Array(weight.name, _unnamed(weight), weight.spec), found, TRAINER)
         remarks += [remark] if remark else []
     activations = [

@@ -70,14 +70,16 @@ def maxtext_export(plan: Plan, trainer_path: Path | None = None) -> Export:
 
 
 def _only(plan: Plan) -> dict[str, Any]:
-    """Return what MaxText has one of only: no images, and a vocabulary that divides."""
+    """Return what MaxText has one of only: no images, a vocabulary and positions that divide."""
     layout = resolve(plan)
     tensor = int(layout.tensor.size)
     vocab = plan.model.vocab or _VOCAB
+    learned = plan.model.positions == "learned" and bool(plan.model.vocab)
+    positions = max(plan.sequence, plan.model.sequence * learned)
     return {
         **tables.ONLY,
         "vocab": math.ceil(vocab / tensor) * tensor,
-        "sequence": math.ceil(plan.sequence / tensor) * tensor,
+        "sequence": math.ceil(positions / tensor) * tensor,
     }
 
 
@@ -111,7 +113,7 @@ def _arrays(
     def split(spec: Spec) -> Spec:
         return [[renamed[axis] for axis in axes] for axes in spec]
 
-    weights = {**tables.WEIGHTS, **(tables.GPT3_WEIGHTS if block == "gpt3" else {})}
+    weights = {**tables.WEIGHTS, **tables.OWN_WEIGHTS.get(block, {})}
     arrays = []
     for name, entry in data["parameters"].items():
         stack: tuple[str, ...] = ("layers",) if entry["part"] == "block" else ()

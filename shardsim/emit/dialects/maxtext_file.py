@@ -48,6 +48,7 @@ def _settings(made: Export) -> dict[str, Any]:
     return {
         "base_config": "base.yml",
         "decoder_block": made.block,
+        **tables.SWITCHES.get(made.block, {}),
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
         **({"context_parallel_load_balance": True} if plan.context.order == "striped" else {}),

@@ -23,6 +23,8 @@ _RMS = {
 }
 BLOCKS = (
     Block("llama2", {**_RMS, "parallel_block": False}),
+    Block("qwen3", {**_RMS, "parallel_block": False, "qk_norm": True}),
+    Block("qwen2", {**_RMS, "parallel_block": False, "biases": Biases(qkv=True)}),
     Block("default", {**_RMS, "parallel_block": True}),
     Block(
         "gpt3",
@@ -36,6 +38,11 @@ BLOCKS = (
         },
     ),
 )
+# Switches of a block that are off unless a file says so.
+SWITCHES: Mapping[str, Mapping[str, bool]] = {
+    "qwen3": {"use_qk_norm": True},
+    "qwen2": {"attention_bias": True},
+}
 # MaxText trains token decoders only.
 ONLY = {"patch": 0, "image": 0, "pooling": "none", "classes": 0}
 
@@ -67,6 +74,8 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "value_bias": ("heads", "kv"),
     "attention_output": ("heads", "kv", "embed_attn"),
     "attention_output_bias": ("embed_attn",),
+    "query_norm_scale": ("norm",),
+    "key_norm_scale": ("norm",),
     "mlp_in": ("embed", "mlp"),
     "mlp_gate": ("embed", "mlp"),
     "mlp_in_bias": ("mlp",),
@@ -75,8 +84,12 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "mlp_out_bias": ("embed",),
     "output_head": ("embed_vocab", "vocab"),
 }
-GPT3_WEIGHTS: Mapping[str, tuple[str, ...]] = {
-    name: ("embed_attn", "heads", "kv") for name in ("query", "key", "value")
+OWN_WEIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "gpt3": dict.fromkeys(("query", "key", "value"), ("embed_attn", "heads", "kv")),
+    "qwen2": {
+        "query_bias": ("q_heads", "kv"),
+        **dict.fromkeys(("key_bias", "value_bias"), ("kv_heads", "kv_head_dim")),
+    },
 }
 
 # Kind of activation -> logical axes of [batch, tokens, width] (of heads, for queries and keys).
@@ -149,8 +162,7 @@ REMAT: Mapping[str, tuple[str, ...]] = {
 GATED_HIDDEN = ("mlpwi_0", "mlpwi_1")
 # Without a flash kernel, which names its result "context" itself (layers/attentions.py only).
 UNFUSED_CONTEXT: Mapping[str, tuple[str, ...]] = {
-    "llama2": ("attention_out",),
-    "default": ("attention_out",),
+    name: ("attention_out",) for name in ("llama2", "qwen2", "qwen3", "default")
 }
 
 # Why MaxText does not attend over a context axis in other ways than by gathering keys.
@@ -168,11 +180,15 @@ OPTIMIZERS: Mapping[str, Mapping[str, str]] = {
 DTYPES: Mapping[str, str] = {"f32": "float32", "bf16": "bfloat16"}
 
 # Path in MaxText's state, after `model/` or a moment's -> weight. The first that fits the block.
+_LLAMA_NORMS = {
+    "pre_self_attention_layer_norm": "attention_norm",
+    "post_self_attention_layer_norm": "mlp_norm",
+}
 _NORM_PATHS: Mapping[str, Mapping[str, str]] = {
-    "llama2": {
-        "pre_self_attention_layer_norm": "attention_norm",
-        "post_self_attention_layer_norm": "mlp_norm",
-    },
+    "llama2": _LLAMA_NORMS,
+    "qwen2": _LLAMA_NORMS,
+    "qwen3": _LLAMA_NORMS
+    | {f"self_attention/{part}_norm": f"{part}_norm" for part in ("query", "key")},
     "default": {"pre_self_attention_norm": "block_norm"},
     "gpt3": {"pre_self_attention_norm": "attention_norm", "mlp/mlp_layer_norm": "mlp_norm"},
 }

@@ -16,17 +16,18 @@ from shardsim.emit.specs import Spec
 from shardsim.errors import PlanError
 
 Strategy = Sequence[tuple[str, str]]
+_ITEM_BYTES = 4  # parameters are float32
 _FSDP_LEAST_MB = 4.0  # the tactic's own default
 _TACTICS = ("replicate", "fsdp", "shard_dim", "logical_partitioning")
 
 
 def resolve_tactics(
-    path: str, shape: Sequence[int], item_bytes: int, strategy: Strategy, sizes: Mapping[str, int]
+    path: str, shape: Sequence[int], strategy: Strategy, sizes: Mapping[str, int]
 ) -> Spec:
-    """Return the spec of the array at `path`; `sizes` are those of the mesh axes.
+    """Return the spec of the float32 array at `path`; `sizes` are those of the mesh axes.
 
     >>> strategy = [(".*/kernel", 'shard_dim("model", -1)|fsdp("data", 0)'), (".*", "replicate")]
-    >>> resolve_tactics("params/kernel", (64, 8, 16), 4, strategy, {"data": 4, "model": 2})
+    >>> resolve_tactics("params/kernel", (64, 8, 16), strategy, {"data": 4, "model": 2})
     [['data'], [], ['model']]
     """
     spec: Spec = [[] for _ in shape]
@@ -37,7 +38,7 @@ def resolve_tactics(
             raise PlanError(f"sharding_strategy: {pattern!r}: {error}") from None
         if matches:
             for text in tactics.split("|"):
-                _apply(text, path, spec, shape, item_bytes, sizes)
+                _apply(text, path, spec, shape, sizes)
             break
     return spec
 
@@ -62,12 +63,7 @@ def parse_tactic(text: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 def _apply(
-    text: str,
-    path: str,
-    spec: Spec,
-    shape: Sequence[int],
-    item_bytes: int,
-    sizes: Mapping[str, int],
+    text: str, path: str, spec: Spec, shape: Sequence[int], sizes: Mapping[str, int]
 ) -> None:
     """Change `spec` as one tactic does."""
     name, given, named = parse_tactic(text)
@@ -93,7 +89,7 @@ def _apply(
         spec[dim] = axes
         return
     least = named.get("min_size_to_shard_mb", given[1] if len(given) > 1 else _FSDP_LEAST_MB)
-    if math.prod(shape) * item_bytes <= least * 2**20:
+    if math.prod(shape) * _ITEM_BYTES <= least * 2**20:
         return
     total = math.prod(sizes[axis] for axis in axes)
     # The largest first; of equal ones the last, as numpy's sort reversed gives them.

@@ -337,8 +337,8 @@ class Explicit(Whole):
 
     # Experts.
 
-    def routing(self, x: Array, whole: Array, params: Params, name: str) -> Array:
-        w = self.whole_weight(params[name], name, 0).astype(jnp.float32)
+    def routing(self, x: Array, whole: Array, params: Params) -> Array:
+        w = self.whole_weight(params["router"], "router", 0).astype(jnp.float32)
         x = whole if self.split == "embed" else x
         return jnp.einsum("bsk,kn->bsn", x.astype(jnp.float32), w)
 

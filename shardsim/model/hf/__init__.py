@@ -54,6 +54,16 @@ def config_path(name: str) -> Path | None:
     return Path(inside) if name and os.path.isfile(inside) else None
 
 
+# Keys that other files of a model's folder have, and what those are.
+_OTHERS: Mapping[str, str] = {
+    "peft_type": "this file is of an adapter",
+    "weight_map": "this file lists where weights are",
+    "added_tokens": "this file is of a tokenizer",
+    "tokenizer_class": "this file is of a tokenizer",
+    "eos_token_id": "this file is for generation",
+}
+
+
 def read_config(path: Path) -> Config:
     """Read a `config.json`; raise `FileError` for a file that is none, or cannot be said."""
     try:
@@ -92,6 +102,9 @@ def _config(data: Mapping[str, Any], path: Path) -> Config:
     kind = data.get("model_type")
     if other := other_kind(data, CONFIG):
         raise FileError(other)
+    for key, what in _OTHERS.items():
+        if key in data and "model_type" not in data:
+            raise FileError(f"{key}: {what}; give the config.json of the model")
     if not isinstance(kind, str):
         raise FileError(
             "model_type: no Hugging Face config without it; a plan or a model is a YAML file"

@@ -7,6 +7,7 @@ Source: models/*/modeling_*.py of the transformers named in `defaults`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shardsim.carried import Keys, shown
@@ -138,12 +139,24 @@ def _mistral(keys: Keys) -> dict[str, Any]:
     return {**_dense(keys), "windows": _all_layers(keys)}
 
 
-def _mixtral(keys: Keys) -> dict[str, Any]:
-    experts = {
-        "number": keys.count("num_local_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("intermediate_size"),
+def _experts(
+    keys: Keys,
+    number: str = "num_experts",
+    mlp: str = "moe_intermediate_size",
+    top_k: str = "num_experts_per_tok",
+    **more: Any,
+) -> dict[str, Any]:
+    """Return experts by the names of their keys, and what else is known of them."""
+    return {
+        "number": keys.count(number),
+        "top_k": keys.count(top_k),
+        "mlp": keys.count(mlp),
+        **more,
     }
+
+
+def _mixtral(keys: Keys) -> dict[str, Any]:
+    experts = _experts(keys, "num_local_experts", "intermediate_size")
     return {**_base(keys), "windows": _all_layers(keys), "experts": experts}
 
 
@@ -159,7 +172,7 @@ def _qwen3(keys: Keys) -> dict[str, Any]:
     return {**made, "biases": _attention_biases(keys), "qk_norm": True, "windows": windows}
 
 
-def _sparse(keys: Keys, layers: int) -> dict[str, int]:
+def _sparse(keys: Keys) -> dict[str, int]:
     """Return which layers have experts: Qwen's step, and the layers that it names as dense."""
     step, dense = keys.count("decoder_sparse_step"), keys["mlp_only_layers"] or []
     front = len(dense) if isinstance(dense, list) else 0
@@ -171,25 +184,20 @@ def _sparse(keys: Keys, layers: int) -> dict[str, int]:
     return {"dense_layers": front, "every": step}
 
 
-def _qwen3_moe(keys: Keys) -> dict[str, Any]:
-    made = _base(keys)
-    experts = {
-        "number": keys.count("num_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("moe_intermediate_size"),
-        **_sparse(keys, made["layers"]),
-    }
-    if experts["dense_layers"] or experts["every"] > 1:
+def _qwen_moe(keys: Keys, **more: Any) -> dict[str, Any]:
+    """Return what Qwen's models with experts have in common; `more` is said of the experts."""
+    made, sparse = _base(keys), _sparse(keys)
+    made["experts"] = {**_experts(keys, **more), **sparse}
+    if sparse["dense_layers"] or sparse["every"] > 1:
         made["mlp"] = keys.count("intermediate_size")
+    return made
+
+
+def _qwen3_moe(keys: Keys) -> dict[str, Any]:
+    made = _qwen_moe(keys)
     # All layers have the window in its modelling code, whatever max_window_layers says.
     windows = _all_layers(keys) if keys.flag("use_sliding_window") else []
-    return {
-        **made,
-        "biases": _attention_biases(keys),
-        "qk_norm": True,
-        "windows": windows,
-        "experts": experts,
-    }
+    return {**made, "biases": _attention_biases(keys), "qk_norm": True, "windows": windows}
 
 
 def _gemma(keys: Keys) -> dict[str, Any]:
@@ -245,14 +253,9 @@ def _gemma4(keys: Keys) -> dict[str, Any]:
         "values_are_keys": alike,
     }
     if keys.flag("enable_moe_block"):
-        made["experts"] = {
-            "number": keys.count("num_experts"),
-            "top_k": keys.count("top_k_experts"),
-            "mlp": keys.count("moe_intermediate_size"),
-            "beside": True,
-            "apart": True,
-            "scales": True,
-        }
+        made["experts"] = _experts(
+            keys, top_k="top_k_experts", beside=True, apart=True, scales=True
+        )
     return {
         **made,
         "biases": _attention_biases(keys),
@@ -267,12 +270,7 @@ def _gemma4(keys: Keys) -> dict[str, Any]:
 
 def _gpt_oss(keys: Keys) -> dict[str, Any]:
     made = _base(keys)
-    experts = {
-        "number": keys.count("num_local_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("intermediate_size"),
-        "router_bias": True,
-    }
+    experts = _experts(keys, "num_local_experts", "intermediate_size", router_bias=True)
     windows = _layer_windows(keys, made["layers"], lambda layer: layer % 2 == 0)
     biases = {**_attention_biases(keys), "mlp": True}
     return {**made, "biases": biases, "windows": windows, "sinks": True, "experts": experts}
@@ -284,39 +282,44 @@ def _llama4(keys: Keys) -> dict[str, Any]:
     listed = keys["moe_layers"]
     if listed is not None and listed != list(range(step - 1, layers, step)):
         raise FileError(f"moe_layers: {shown(listed)}: a model can say every n-th layer only")
-    experts = {
-        "number": keys.count("num_local_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("intermediate_size"),
-        "shared": 1,
-        "every": step,
-        "router": "sigmoid",
-    }
+    local = "num_local_experts", "intermediate_size"
+    experts = _experts(keys, *local, shared=1, every=step, router="sigmoid")
     if step > 1:
         made["mlp"] = keys.count("intermediate_size_mlp")
     return {**made, "biases": _attention_biases(keys), "experts": experts}
 
 
 def _qwen2_moe(keys: Keys) -> dict[str, Any]:
-    made = _base(keys)
-    experts = {
-        "number": keys.count("num_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("moe_intermediate_size"),
-        "shared": 1,
-        "shared_mlp": keys.count("shared_expert_intermediate_size"),
-        "shared_gate": True,
-        **_sparse(keys, made["layers"]),
-    }
-    if experts["dense_layers"] or experts["every"] > 1:
-        made["mlp"] = keys.count("intermediate_size")
+    shared = keys.count("shared_expert_intermediate_size")
+    made = _qwen_moe(keys, shared=1, shared_mlp=shared, shared_gate=True)
     windows = _last_layers(keys, made["layers"])
-    return {
-        **made,
-        "biases": {"qkv": keys.flag("qkv_bias")},
-        "windows": windows,
-        "experts": experts,
+    return {**made, "biases": {"qkv": keys.flag("qkv_bias")}, "windows": windows}
+
+
+def _qwen3_next(keys: Keys) -> dict[str, Any]:
+    shared = keys.count("shared_expert_intermediate_size")
+    made = _qwen_moe(keys, shared=1, shared_mlp=shared, shared_gate=True)
+    every, types = keys.count("full_attention_interval", least=2), keys["layer_types"]
+    usual = [
+        "full_attention" if layer % every == every - 1 else "linear_attention"
+        for layer in range(made["layers"])
+    ]
+    if types not in (None, usual):
+        raise FileError(
+            f"layer_types: {shown(types)}: a model can say that every {every}th layer has full "
+            "attention, and others linear; no others"
+        )
+    delta = {
+        "key_heads": keys.count("linear_num_key_heads"),
+        "value_heads": keys.count("linear_num_value_heads"),
+        "key_dim": keys.count("linear_key_head_dim"),
+        "value_dim": keys.count("linear_value_head_dim"),
+        "taps": keys.count("linear_conv_kernel_dim"),
+        "every": every,
     }
+    biases = _attention_biases(keys)
+    normed = {"qk_norm": True, "output_gate": True, "biases": biases}
+    return {**made, **normed, "delta": delta}
 
 
 def _olmo2(keys: Keys) -> dict[str, Any]:
@@ -378,14 +381,13 @@ def _deepseek(keys: Keys, router: str) -> dict[str, Any]:
             raise FileError(f"{key}: {shown(keys[key])} is not modelled; {usual} is")
     if made["kv_heads"] != heads:
         raise FileError(f"num_key_value_heads: latent attention has as many as heads, {heads}")
-    experts = {
-        "number": keys.count("n_routed_experts"),
-        "top_k": keys.count("num_experts_per_tok"),
-        "mlp": keys.count("moe_intermediate_size"),
-        "shared": keys.count_or("n_shared_experts", 0),
-        "dense_layers": keys.count("first_k_dense_replace", least=0),
-        "router": router,
-    }
+    experts = _experts(
+        keys,
+        "n_routed_experts",
+        shared=keys.count_or("n_shared_experts", 0),
+        dense_layers=keys.count("first_k_dense_replace", least=0),
+        router=router,
+    )
     latent = {
         "queries": keys.count_or("q_lora_rank", 0),
         "keys": keys.count("kv_lora_rank"),
@@ -394,18 +396,6 @@ def _deepseek(keys: Keys, router: str) -> dict[str, Any]:
     }
     width = keys.count("qk_nope_head_dim") + rotary
     return {**made, "head_dim": width, "latent": latent, "experts": experts}
-
-
-def _deepseek_v2(keys: Keys) -> dict[str, Any]:
-    return _deepseek(keys, "softmax")
-
-
-def _deepseek_v3(keys: Keys) -> dict[str, Any]:
-    return _deepseek(keys, "sigmoid")
-
-
-def _phi3(keys: Keys) -> dict[str, Any]:
-    return {**_dense(keys), "windows": _all_layers(keys)}
 
 
 def _gpt2(keys: Keys) -> dict[str, Any]:
@@ -442,15 +432,16 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "gemma4_text": _gemma4,
     "gpt_oss": _gpt_oss,
     "llama4_text": _llama4,
-    "deepseek_v2": _deepseek_v2,
-    "deepseek_v3": _deepseek_v3,
-    "kimi_k2": _deepseek_v3,
+    "deepseek_v2": partial(_deepseek, router="softmax"),
+    "deepseek_v3": partial(_deepseek, router="sigmoid"),
+    "kimi_k2": partial(_deepseek, router="sigmoid"),
     "qwen2_moe": _qwen2_moe,
+    "qwen3_next": _qwen3_next,
     "olmo2": _olmo2,
     "olmo3": _olmo3,
     "phi": _phi,
     "gpt_neox": _gpt_neox,
-    "phi3": _phi3,
+    "phi3": _mistral,
     "gpt2": _gpt2,
 }
 # Kinds that no options of a model can say, and why.
@@ -466,8 +457,8 @@ REFUSED: Mapping[str, str] = {
         "an encoder of tokens; a model can say decoders, and encoders of images",
     ),
     **dict.fromkeys(
-        ("mamba", "mamba2", "rwkv", "jamba", "qwen3_next", "recurrent_gemma", "falcon_mamba"),
-        "layers that keep a recurrent state; a model can say attention only",
+        ("mamba", "mamba2", "rwkv", "jamba", "recurrent_gemma", "falcon_mamba"),
+        "layers that keep a recurrent state of another kind than the gated delta rule's",
     ),
     **dict.fromkeys(
         ("gemma3n", "gemma3n_text"),

@@ -122,6 +122,21 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         **(_QWEN_EXPERTS | _QWEN_WINDOW | _ROW),
         max_position_embeddings=32768,
     ),
+    "qwen3_next": _decoder(
+        48,
+        2048,
+        5632,
+        16,
+        2,
+        151936,
+        **(_QWEN_EXPERTS | _ROW | {"head_dim": 256, "layer_types": None}),
+        **{"full_attention_interval": 4, "shared_expert_intermediate_size": 512},
+        **{"linear_num_key_heads": 16, "linear_num_value_heads": 32},
+        **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 128),
+        **{"linear_conv_kernel_dim": 4, "partial_rotary_factor": 0.25},
+        max_position_embeddings=32768,
+    )
+    | {"num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 512},
     "gemma": _decoder(28, 3072, 24576, 16, 16, 256000, **_GEMMA, max_position_embeddings=8192)
     | {"hidden_activation": None},
     "gemma2": _decoder(

@@ -204,12 +204,11 @@ def _rules(
     query = resolve_tactics(
         f"{root}/{tables.PATHS['query']}",
         (layers, width, heads, width // heads),
-        4,
         strategy,
         mesh,
     )
     inside = resolve_tactics(
-        f"{root}/{tables.PATHS['mlp_in']}", (layers, width, mlp), 4, strategy, mesh
+        f"{root}/{tables.PATHS['mlp_in']}", (layers, width, mlp), strategy, mesh
     )
     split = [axis for axes in (*query, *inside) for axis in axes]
     sharded = [axis for axis in dict.fromkeys(split) if axis in by["act_batch"]]

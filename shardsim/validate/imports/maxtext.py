@@ -16,7 +16,7 @@ from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
 from shardsim.plan import Plan, Remat
-from shardsim.plan.plan import Overlap, Routing, Rules
+from shardsim.plan.plan import Context, Overlap, Routing, Rules
 from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
@@ -35,6 +35,7 @@ _OVERLAP = "xla_enable_async_collective_permute"
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
 # Axes that split weights along another dimension than the plan says.
+_CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
 _COUNTED_AS: Mapping[str, str] = {
     "fsdp_transpose_parallelism": "counted as fsdp: weights lie along another dimension",
     "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
@@ -58,6 +59,13 @@ _SIZES: Mapping[str, str] = {
     "base_moe_mlp_dim": "experts.mlp",
     "num_experts": "experts.number",
     "num_experts_per_tok": "experts.top_k",
+    "gdn_num_key_heads": "delta.key_heads",
+    "gdn_num_value_heads": "delta.value_heads",
+    "gdn_key_head_dim": "delta.key_dim",
+    "gdn_value_head_dim": "delta.value_dim",
+    "gdn_conv_kernel_dim": "delta.taps",
+    "gdn_chunk_size": "delta.chunk",
+    "inhomogeneous_layer_cycle_interval": "delta.every",
 }
 # What MaxText's own model files say otherwise than what is published, by what names begin with.
 _OWN: Mapping[str, Mapping[str, int]] = {
@@ -69,6 +77,9 @@ _OWN: Mapping[str, Mapping[str, int]] = {
 }
 # Trained on, of the same sizes.
 _VARIANT = re.compile(r"-(base|pt|it|thinking-2507|instruct)$")
+_EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")  # of stored weights
+# Keys of Hugging Face's files that MaxText has not, adapters' first.
+_HUGGING_FACE = ("peft_type", "model_type", "architectures", "transformers_version")
 _COMPUTE: Mapping[str, str] = {"int8": "int8", "fp8": "fp8", "fp8_full": "fp8", "nanoo_fp8": "fp8"}
 
 
@@ -125,7 +136,11 @@ def _one(key: str, value: Any) -> Keys:
 
 
 def _recognised(given: Given, defaults: Mapping[str, Any]) -> None:
-    """Raise `FileError` where a file is not MaxText's: most of its keys are none of MaxText's."""
+    """Raise `FileError` where a file is not MaxText's: it has keys of Hugging Face's alone, or most
+    of its keys are none of MaxText's."""
+    if theirs := [key for key in _HUGGING_FACE if key in given.names]:
+        hint = "" if theirs[0] == "peft_type" else "; use --from hf"
+        raise FileError(f"no config of MaxText: {theirs[0]} is a key of Hugging Face's{hint}")
     own = (*KEYS_OF_2023, *KEYS_SINCE, *TENSORS)
     strange = [key for key in given.names if not (key in defaults or key in own or known(key))]
     if given.names and 2 * len(strange) > len(given.names):
@@ -180,7 +195,9 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
     # A layer of MaxText's Gemma 2 is two.
     times = {"layers": 2 if name.startswith("gemma2-") else 1}
     fields = {
-        key: field for key, field in _SIZES.items() if model.experts or "experts." not in field
+        key: field
+        for key, field in _SIZES.items()
+        if "." not in field or getattr(model, field.partition(".")[0])
     }
     own = {}
     for key, field in fields.items():
@@ -188,6 +205,7 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
         value = changes.get(field, getattr(model, first))
         own[key] = getattr(value, inner) if inner else value
     own["base_num_decoder_layers"] //= times["layers"]
+    keys.flag("logits_via_embedding")
     _no_two(keys, own)
     changes |= {
         field: keys[key] * times[field] if field in times else keys[key]
@@ -235,8 +253,7 @@ def _plan(
             split.add(of_keys, size, key)
     mesh = split.mesh(machine, split.rest or "data")
     names = [axis.name for axis in mesh]
-    if "context" in names and (strategy := keys["context_parallel_strategy"]) != "all_gather":
-        raise FileError(f"context_parallel_strategy: {strategy!r} is not modelled; all_gather is")
+    context = _context(keys) if "context" in names else Context()
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
     flash = _flash(keys, machine)
@@ -255,16 +272,22 @@ def _plan(
     optimizer = _OPTIMIZERS.get(str(keys["opt_type"]))
     if optimizer is None:
         raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
-    weights, gradients = (_format(keys, key) for key in ("weight_dtype", "grad_dtype"))
+    if is_one_of(stored := keys["weight_dtype"], _EIGHT_BITS):
+        why = "weights of 8 bits, with a scale of each block, are counted as bf16"
+        left.append(NotCarried("weight_dtype", stored, why, BOTH))
+        weights = "bf16"
+    else:
+        weights = _format(keys, "weight_dtype")
+    gradients = _format(keys, "grad_dtype")
     if keys["opt_type"] == "adam_pax":
         left.append(NotCarried("opt_type", "adam_pax", "counted as adamw: the same state and work"))
     if optimizer == "adamw":
-        mu = _format(keys, "mu_dtype") if keys["mu_dtype"] else weights
+        mu = weights if keys["mu_dtype"] in ("", None) else _format(keys, "mu_dtype")
         optimizer += "-bf16-mu" if mu == "bf16" else ""
-    over_data = "data" in names and bool(keys["shard_optimizer_over_data"])
+    over_data = "data" in names and keys.flag("shard_optimizer_over_data")
     parameters, activations, state = rules_by_name(names, optimizer_over_data=over_data)
     microbatches, interleave = _pipeline(keys, model, mesh, steps)
-    ring = model.experts is not None and "expert" in names and bool(keys["use_ring_of_experts"])
+    ring = model.experts is not None and "expert" in names and keys.flag("use_ring_of_experts")
     return Plan(
         name=model.name,
         model=model,
@@ -289,12 +312,30 @@ def _plan(
             gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
         ),
         experts=Routing(exchange="ring") if ring else Routing(),
+        context=context,
         vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
-        offload_optimizer=bool(keys["optimizer_memory_host_offload"]),
+        offload_optimizer=keys.flag("optimizer_memory_host_offload"),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
         compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
+
+
+def _context(keys: Keys) -> Context:
+    """Return how members of a context axis attend.
+
+    Source: AI-Hypercomputer/maxtext#4687: of a ring no hop runs beside the blocks.
+    """
+    strategy = keys["context_parallel_strategy"]
+    if strategy not in _CONTEXTS:
+        raise FileError(
+            f"context_parallel_strategy: {shown(strategy)} is not modelled; choose from: "
+            f"{', '.join(_CONTEXTS)}"
+        )
+    if strategy == "ring":
+        order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
+        return Context(keys="ring", order=order, overlap=False)
+    return Context(keys=_CONTEXTS[strategy])
 
 
 def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:
@@ -335,9 +376,11 @@ def _flash(keys: Keys, machine: Machine) -> bool:
 def _compute(keys: Keys, machine: Machine) -> str:
     """Return the format of matmuls."""
     usual = _format(keys, "dtype")
-    asked = keys["quantization"] or ("int8" if keys.get("int8_training") is True else "")
-    if not asked:
-        return usual
+    asked = keys["quantization"]
+    if asked in ("", None):
+        if keys.get("int8_training") is not True:
+            return usual
+        asked = "int8"
     if not is_one_of(asked, _COMPUTE):
         raise FileError(f"quantization: {shown(asked)} is not modelled{nearest(asked, _COMPUTE)}")
     compute = _COMPUTE[asked]

@@ -74,7 +74,7 @@ def _base(keys: Keys) -> dict[str, Any]:
         "activation": _ACTIVATIONS.get(str(words[0]), str(words[0])),
         "gated_mlp": len(words) > 1,
         "causal": True,
-        "tied_embeddings": bool(keys["logits_via_embedding"]),
+        "tied_embeddings": keys.flag("logits_via_embedding"),
         "norm": "rmsnorm",
         "positions": "rotary",
     }
@@ -141,20 +141,20 @@ def _mixtral(keys: Keys, made: Made, name: str) -> Made:
 
 
 def _qwen2(keys: Keys, made: Made, name: str) -> Made:
-    biases, normed = {"qkv": bool(keys["attention_bias"])}, bool(keys["use_qk_norm"])
+    biases, normed = {"qkv": keys.flag("attention_bias")}, keys.flag("use_qk_norm")
     return {**_plain(keys, made, name), "biases": biases, "qk_norm": normed}
 
 
 def _qwen3(keys: Keys, made: Made, name: str) -> Made:
-    return {**_plain(keys, made, name), "qk_norm": bool(keys["use_qk_norm"])}
+    return {**_plain(keys, made, name), "qk_norm": keys.flag("use_qk_norm")}
 
 
 def _qwen3_moe(keys: Keys, made: Made, name: str) -> Made:
-    return {**_mixtral(keys, made, name), "qk_norm": bool(keys["use_qk_norm"])}
+    return {**_mixtral(keys, made, name), "qk_norm": keys.flag("use_qk_norm")}
 
 
 def _post_norms(keys: Keys) -> bool:
-    attention, mlp = (bool(keys[f"use_post_{part}_norm"]) for part in ("attn", "ffw"))
+    attention, mlp = (keys.flag(f"use_post_{part}_norm") for part in ("attn", "ffw"))
     if attention != mlp:
         raise FileError(
             "use_post_ffw_norm: a model has norms behind both attention and MLP, or behind none"
@@ -180,14 +180,14 @@ def _gemma3(keys: Keys, made: Made, name: str) -> Made:
 
 
 def _gemma4(keys: Keys, made: Made, name: str) -> Made:
-    if keys["v_norm_with_scale"]:
+    if keys.flag("v_norm_with_scale"):
         raise FileError("v_norm_with_scale: true is not modelled: norms of values have no scale")
     window = _window(keys)
     windows = [0 if layer % 6 == 5 else window for layer in range(made["layers"])]
     heads = {
         "kv_heads": keys.count("global_num_kv_heads", least=0) or made["kv_heads"],
         "head_dim": keys.count("global_head_dim", least=0) or made["head_dim"],
-        "values_are_keys": bool(keys["share_kv_projections"]),
+        "values_are_keys": keys.flag("share_kv_projections"),
     }
     if not all(windows):
         made["global_heads"] = heads
@@ -204,15 +204,15 @@ def _gemma4(keys: Keys, made: Made, name: str) -> Made:
 
 
 def _gpt_oss(keys: Keys, made: Made, name: str) -> Made:
-    bias = bool(keys["attention_bias"])
-    experts = _experts(keys, made, router_bias=bool(keys["routed_bias"]))
+    bias = keys.flag("attention_bias")
+    experts = _experts(keys, made, router_bias=keys.flag("routed_bias"))
     return {
         **made,
         "activation": "silu",  # the product with a sigmoid, which MaxText lists by itself
         "mlp": experts["mlp"],
         "windows": [_window(keys), 0],
-        "sinks": bool(keys["attention_sink"]),
-        "biases": {"qkv": bias, "attention_output": bias, "mlp": bool(keys["mlp_bias"])},
+        "sinks": keys.flag("attention_sink"),
+        "biases": {"qkv": bias, "attention_output": bias, "mlp": keys.flag("mlp_bias")},
         "experts": experts,
     }
 
@@ -229,8 +229,8 @@ def _llama4(keys: Keys, made: Made, name: str) -> Made:
 def _envy(keys: Keys, made: Made, name: str) -> Made:
     every = whole(keys["interleave_moe_layer_step"], "interleave_moe_layer_step")
     normed = {
-        "qk_norm": bool(keys["use_qk_norm"]),
-        "mlp_post_norm": bool(keys["use_post_ffw_norm"]),
+        "qk_norm": keys.flag("use_qk_norm"),
+        "mlp_post_norm": keys.flag("use_post_ffw_norm"),
     }
     return {**_plain(keys, made, name), **normed, "experts": _experts(keys, made, every=every)}
 
@@ -242,7 +242,6 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
             "block; mla is"
         )
     for key, usual, what in (
-        ("use_indexer", False, "a query sees tokens that an index of all of them chooses"),
         ("mhc_expansion_rate", 1, "several residual streams are mixed before and behind a branch"),
         ("engram_layers", [], "memories of n-grams are looked up"),
     ):
@@ -258,7 +257,7 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
         shared=keys.count("shared_experts", least=0),
         dense_layers=keys.count("first_num_dense_layers", least=0),
         router="sigmoid" if keys["routed_score_func"] == "sigmoid" else "softmax",
-        router_bias=bool(keys["routed_bias"]),
+        router_bias=keys.flag("routed_bias"),
     )
     latent = {
         "queries": keys.count("q_lora_rank", least=0),
@@ -266,13 +265,22 @@ def _deepseek(keys: Keys, made: Made, name: str) -> Made:
         "rotary": rotary,
         "values": whole(keys["v_head_dim"], "v_head_dim"),
     }
+    if keys.flag("use_indexer"):
+        if keys["indexer_loss_scaling_factor"]:
+            raise FileError(
+                "indexer_loss_scaling_factor: a loss of the index is not modelled; 0 is"
+            )
+        made["index"] = {
+            key: whole(keys[f"indexer_{own}"], f"indexer_{own}")
+            for key, own in (("heads", "n_heads"), ("head_dim", "head_dim"), ("top", "topk"))
+        }
     width = whole(keys["qk_nope_head_dim"], "qk_nope_head_dim") + rotary
     heads = {"kv_heads": made["heads"], "head_dim": width}
     return {**made, **heads, "latent": latent, "experts": experts}
 
 
 def _olmo3(keys: Keys, made: Made, name: str) -> Made:
-    window, bias, normed = _window(keys), bool(keys["attention_bias"]), bool(keys["use_qk_norm"])
+    window, bias, normed = _window(keys), keys.flag("attention_bias"), keys.flag("use_qk_norm")
     # One norm over all heads where model_name says olmo3, as the name of a model's own file does.
     whole_norm = name.startswith("olmo3")
     return {
@@ -284,6 +292,42 @@ def _olmo3(keys: Keys, made: Made, name: str) -> Made:
         "biases": {"qkv": bias, "attention_output": bias},
         "windows": [window, window, window, 0],
     }
+
+
+def _qwen3_custom(keys: Keys, made: Made, name: str) -> Made:
+    width = whole(keys["attention_output_dim"], "attention_output_dim")
+    if keys["moe_expert_input_dim"] != width:
+        raise FileError("moe_expert_input_dim: must be attention_output_dim, as MaxText has it")
+    made = _qwen3_moe(keys, made, name)
+    return made if width == made["embed"] else {**made, "branch": width}
+
+
+def _qwen3_next(keys: Keys, made: Made, name: str) -> Made:
+    every = whole(keys["inhomogeneous_layer_cycle_interval"], "inhomogeneous_layer_cycle_interval")
+    sizes = {
+        key: whole(keys[f"gdn_{own}"], f"gdn_{own}")
+        for key, own in (
+            ("key_heads", "num_key_heads"),
+            ("value_heads", "num_value_heads"),
+            ("key_dim", "key_head_dim"),
+            ("value_dim", "value_head_dim"),
+            ("taps", "conv_kernel_dim"),
+            ("chunk", "chunk_size"),
+        )
+    }
+    if not keys.flag("use_qk_norm_in_gdn"):
+        raise FileError(
+            "use_qk_norm_in_gdn: false is not modelled: linear attention has queries and keys of "
+            "length one"
+        )
+    made = {**_mistral(keys, made, name), "output_gate": True}
+    made |= {"qk_norm": True}  # whatever use_qk_norm says
+    if every > 1:
+        made |= {"delta": {**sizes, "every": every}}
+    if "experts" in made:
+        shared = whole(keys["shared_experts"], "shared_experts") if keys["shared_experts"] else 0
+        made["experts"] |= {"shared": shared, "shared_gate": bool(shared)}
+    return made
 
 
 BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
@@ -304,8 +348,10 @@ BLOCKS: Mapping[str, Callable[[Keys, Made, str], Made]] = {
     "olmo3": _olmo3,
     "deepseek": _deepseek,
     "envy": _envy,
+    "qwen3_next": _qwen3_next,
+    "qwen3_5": _qwen3_next,
+    "qwen3_custom_moe": _qwen3_custom,
 }
-_STATE = "layers that keep a recurrent state (gated delta rule); a model can say attention only"
 REFUSED: Mapping[str, str] = {
     "deepseek4": (
         "compressed attention, and experts chosen by hashes; a model can say neither, nor "
@@ -315,11 +361,6 @@ REFUSED: Mapping[str, str] = {
         "embeddings of each layer, and layers that share keys and values of others; a model has "
         "neither"
     ),
-    "qwen3_next": _STATE,
-    "qwen3_5": _STATE,
-    "qwen3_custom_moe": (
-        "attention and experts work on another width than the residual stream's; a model has one"
-    ),
     "simple": "a layer for tests of MaxText, without attention",
     "simple_mlp": "a layer for tests of MaxText, without attention",
 }
@@ -327,7 +368,4 @@ REFUSED: Mapping[str, str] = {
 NAMES: Mapping[str, str] = {
     "deepseek4": "deepseek4",
     "gemma4-e": "gemma4_small",
-    "qwen3-next": "qwen3_next",
-    "qwen3.5": "qwen3_5",
-    "qwen3-custom": "qwen3_custom_moe",
 }

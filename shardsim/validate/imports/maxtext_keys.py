@@ -59,12 +59,13 @@ MATTERS: Mapping[str, Reason] = {
     ),
     "use_qk_clip": Reason("logits of attention are not clipped here", (TIME,), _OFF),
     "moba": Reason("attention to chosen blocks is not modelled", BOTH, _OFF),
-    "use_indexer": Reason("attention to chosen tokens is not modelled", BOTH, _OFF),
+    "use_indexer": Reason("the model sees all tokens here, not chosen ones", BOTH, _OFF),
     "engram_layers": Reason("memories of n-grams are not modelled", BOTH, ([],)),
     "mhc_expansion_rate": Reason("several residual streams are not modelled", BOTH, (1,)),
     "hidden_size_per_layer_input": Reason("embeddings of each layer are not modelled", BOTH, (0,)),
     "num_kv_shared_layers": Reason("layers that share keys are not modelled", BOTH, (0,)),
     "share_kv_projections": Reason("keys that are values are not modelled", BOTH, _OFF),
+    "partial_rotary_factor": Reason("all of each head turns by position here", (TIME,), (1, 1.0)),
     "nope_layer_interval": Reason("all layers turn by position here", (TIME,), (-1,)),
     "chunk_attn_window_size": Reason(
         "attention reaches the whole sequence here, not a chunk of it", (TIME,), (0,)
@@ -125,7 +126,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
         r"context_.*|ulysses_.*",
     ),
     ((), "rotary angles, which are numbers; no work", r".*rope.*|beta_(fast|slow)|mscale|.*mrope.*"
-        r"|(original_)?max_position_embeddings|partial_rotary_factor"),
+        r"|(original_)?max_position_embeddings"),
     (
         (),
         "of an encoder of images or sound, which is in no plan: see use_multimodal",
@@ -176,7 +177,7 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         BOTH,
         "how numbers are quantized beside `quantization`, or kept in float32",
-        r".*quant.*|constant_bound_config|weight_sparsity_.*|use_qwix.*|float32_.*"
+        r".*quant.*|weight_block_size|constant_bound_config|weight_sparsity_.*|use_qwix.*|float32_.*"
         r"|activations_in_float32|cast_logits_to_fp32|logits_dot_in_fp32|experimental_sa_.*|.*fp8.*",
     ),
     (

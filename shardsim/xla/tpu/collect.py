@@ -12,7 +12,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from shardsim.plan import Plan
 from shardsim.plan.io import plan_to_data
 from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cache import Cache
-from shardsim.xla.tpu.cases import GROUPS, cases
+from shardsim.xla.tpu.cases import GROUPS, Group, cases
 from shardsim.xla.tpu.evidence import Evidence
 from shardsim.xla.tpu.rows import BLOCKS, DATA, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
@@ -80,70 +80,79 @@ def is_held(row: dict[str, Any]) -> bool:
 Plans = Mapping[str, Mapping[str, Plan]]  # by group and kind
 
 
-def plans_of_groups() -> Plans:
-    """Return the plans of the evidence."""
-    return {group.name: cases(group) for group in GROUPS}
+def plans_of(groups: Iterable[Group] = GROUPS) -> Plans:
+    """Return the plans of groups: as they stand, those of the evidence."""
+    return {group.name: cases(group) for group in groups}
 
 
-def todo(rows: list[dict[str, Any]], plans: Plans) -> Iterator[tuple[str, str, Plan]]:
-    """Yield the plans that are missing: one kind after another, each over all groups."""
-    known = {(row["group"], row["kind"]) for row in rows if not is_held(row)}
+def todo(rows: Iterable[dict[str, Any]], plans: Plans) -> Iterator[tuple[str, str, Plan]]:
+    """Yield the plans that no row is of: one kind after another, each over all groups."""
+    known = {(row["group"], row["kind"]) for row in rows}
     for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
         for group, found in plans.items():
             if kind in found and (group, kind) not in known:
                 yield group, kind, found[kind]
 
 
+def say(text: str) -> None:
+    """Tell whoever waits for compilations."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def collect(
     path: Path,
-    plans: Plans,
-    workers: int,
-    most: int | None,
-    cache: Cache | None,
-    scheduler: str | None = None,
+    rows: list[dict[str, Any]],
+    missing: Sequence[tuple[str, str, Plan]],
+    compiler: TpuCompiler,
+    row_of: Callable[[str, str, Compilation], dict[str, Any]] = row_of,
 ) -> None:
-    """Compile what is missing in `path`, at most `most` plans, and keep each as it comes."""
-    rows = load_rows(path)
-    missing = list(todo(rows, plans))[:most]
-    print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
+    """Compile what is missing and keep a row of each in `path`, beside `rows`, as it comes."""
+    say(f"{len(rows)} plans are there, {len(missing)} to compile")
+    for index, made in compiler.compile_all([plan for _, _, plan in missing]):
+        group, kind, _ = missing[index]
+        rows = [row for row in rows if (row["group"], row["kind"]) != (group, kind)]
+        rows.append(row_of(group, kind, made))
+        rows.sort(key=lambda row: (row["group"], row["kind"]))
+        write_text(str(path), json.dumps({"rows": rows}, indent=1) + "\n")
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
-    with (
-        executor_of(1, scheduler) as executor,
-        TpuCompiler(workers=workers, executor=executor, cache=cache, progress=say) as compiler,
-    ):
-        for index, made in compiler.compile_all([plan for _, _, plan in missing]):
-            group, kind, _ = missing[index]
-            rows = [row for row in rows if (row["group"], row["kind"]) != (group, kind)]
-            rows.append(row_of(group, kind, made))
-            rows.sort(key=lambda row: (row["group"], row["kind"]))
-            write_text(str(path), json.dumps({"rows": rows}, indent=1) + "\n")
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """Return what reads the options that collecting has in common; the first of `text`'s lines
+    says what it is for."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0] if text else "")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--anew", action="store_true", help="forget what is there of them")
+    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
+    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
+    parser.add_argument("--output", type=Path, help="instead of the project's file")
+    return parser
+
+
+def asked(options: argparse.Namespace, path: Path, groups: Iterable[Group]) -> tuple[Path, Plans]:
+    """Return the file and the plans that the options ask for: usually of `groups`, in `path`."""
+    if options.techniques:
+        return options.output or TECHNIQUES, {GROUP: techniques()}
+    if options.blocks:
+        return options.output or BLOCKS, blocks()
+    return options.output or path, plans_of(groups)
 
 
 def main() -> None:
     """Collect the evidence."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--workers", type=int, default=2)
+    parser = parser_of(__doc__)
     parser.add_argument("--most", type=int, help="compile no more than so many plans")
-    parser.add_argument("--anew", action="store_true", help="forget what is there")
-    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
-    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
-    parser.add_argument("--output", type=Path, help="instead of the project's file")
     parser.add_argument("--scheduler", help="compile on the Dask cluster at this address")
     options = parser.parse_args()
-    path, plans = (
-        (TECHNIQUES, {GROUP: techniques()})
-        if options.techniques
-        else (BLOCKS, blocks())
-        if options.blocks
-        else (DATA, plans_of_groups())
-    )
-    path = options.output or path
-    if options.anew:
-        path.unlink(missing_ok=True)
-    collect(path, plans, options.workers, options.most, Cache(), options.scheduler)
+    path, plans = asked(options, DATA, GROUPS)
+    rows = [] if options.anew else load_rows(path)
+    missing = [*todo((row for row in rows if not is_held(row)), plans)][: options.most]
+    with (
+        executor_of(1, options.scheduler) as executor,
+        TpuCompiler(
+            workers=options.workers, executor=executor, cache=Cache(), progress=say
+        ) as compiler,
+    ):
+        collect(path, rows, missing, compiler)
 
 
 if __name__ == "__main__":

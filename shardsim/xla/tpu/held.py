@@ -9,21 +9,12 @@ whole compilation. The plans are those of `cases`, and of models on other chips 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from shardsim.files import write_text
-from shardsim.plan import Plan
-from shardsim.xla.tpu.block_cases import blocks
-from shardsim.xla.tpu.cases import GROUPS, Group, cases
-from shardsim.xla.tpu.collect import head_of
-from shardsim.xla.tpu.rows import BLOCKS, HELD, TECHNIQUES, load_rows
+from shardsim.xla.tpu.cases import GROUPS, Group
+from shardsim.xla.tpu.collect import asked, collect, head_of, parser_of, say, todo
+from shardsim.xla.tpu.rows import HELD, load_rows
 from shardsim.xla.tpu.service import Compilation, TpuCompiler
-from shardsim.xla.tpu.techniques import GROUP, techniques
 
 WORKER = "shardsim.xla.tpu.held_worker"
 # Other models than those of `cases`, or on other chips.
@@ -60,51 +51,22 @@ def _too_large(made: Compilation) -> bool:
     return bool(made.result["memory"]["allocated_size"] > room)
 
 
-def todo(
-    rows: list[dict[str, Any]], only: str = "", which: str = ""
-) -> Iterator[tuple[str, str, Plan]]:
-    """Yield the plans that are missing: one kind after another, each over all groups."""
-    known = {(row["group"], row["kind"]) for row in rows}
-    if which == "techniques":
-        plans = {GROUP: techniques()}
-    elif which == "blocks":
-        plans = blocks()
-    else:
-        plans = {group.name: cases(group) for group in (*GROUPS, *OTHERS)}
-    for kind in dict.fromkeys(kind for found in plans.values() for kind in found):
-        for group, found in plans.items():
-            new = kind in found and (group, kind) not in known
-            if new and only in f"{group}: {kind}":
-                yield group, kind, found[kind]
-
-
 def main() -> None:
     """Collect what is held."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--workers", type=int, default=2)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="", help="plans with this in their name")
-    parser.add_argument("--anew", action="store_true", help="forget what is there of them")
-    parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
-    parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
-    parser.add_argument("--output", type=Path, help="instead of the project's file")
     options = parser.parse_args()
-    which = "techniques" if options.techniques else "blocks" if options.blocks else ""
-    output = options.output or {"techniques": TECHNIQUES, "blocks": BLOCKS}.get(which, HELD)
-    rows = load_rows(output)
+    path, plans = asked(options, HELD, (*GROUPS, *OTHERS))
+
+    def is_asked(group: str, kind: str) -> bool:
+        return options.only in f"{group}: {kind}"
+
+    rows = load_rows(path)
     if options.anew:
-        rows = [row for row in rows if options.only not in f"{row['group']}: {row['kind']}"]
-    missing = list(todo([*rows, *load_rows()], options.only, which))
-    print(f"{len(rows)} plans are there, {len(missing)} to compile", file=sys.stderr)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
+        rows = [row for row in rows if not is_asked(row["group"], row["kind"])]
+    missing = [one for one in todo([*rows, *load_rows()], plans) if is_asked(*one[:2])]
     with TpuCompiler(workers=options.workers, worker=WORKER, progress=say) as compiler:
-        for index, made in compiler.compile_all([plan for _, _, plan in missing]):
-            group, kind, _ = missing[index]
-            rows.append(row_of(group, kind, made))
-            rows.sort(key=lambda row: (row["group"], row["kind"]))
-            write_text(str(output), json.dumps({"rows": rows}, indent=1) + "\n")
+        collect(path, rows, missing, compiler, row_of)
 
 
 if __name__ == "__main__":

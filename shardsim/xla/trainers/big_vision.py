@@ -83,7 +83,7 @@ def _result(
     by_data = int(resolve(made.plan).data.size)
     for weight in made.weights:
         path = f"params/{weight.path}"
-        exported = spec_of(resolve_tactics(path, weight.shape, 4, made.strategy, sizes))
+        exported = spec_of(resolve_tactics(path, weight.shape, made.strategy, sizes))
         spec = answer["specs"].get(path)
         if spec is None:
             missing.append(weight.name)

@@ -309,6 +309,7 @@ def test_damaged_text_gives_an_error_or_an_answer(host_step: Path, data: st.Data
         assert all(row.bytes >= 0 for row in found.rows)
 
 
+@pytest.mark.slow
 def test_calls_of_calls_without_end_do_not_hang() -> None:
     parts = ["HloModule deep, is_scheduled=true\n"]
     inner = "%c0 (p: f32[8]) -> f32[8] {\n  %p = f32[8]{0} parameter(0)\n"

@@ -8,6 +8,8 @@ import pytest
 from shardsim.xla.tpu.agreement import Pair, held
 from shardsim.xla.tpu.held import OTHERS
 
+pytestmark = pytest.mark.slow  # 155 plans; the whole compilations of `test_ranking` are fewer
+
 # Groups that no rule describes yet (docs/compiled.md), and how far they are in the median.
 FAR = {"gemma2-9b on v5e:16x16": 0.2, "vit-bigg on v5e:8x8": 0.33, "vit-h-14 on v4:4x4x4": 0.12}
 

@@ -22,7 +22,7 @@ from shardsim.views.evidence import by_group
 from shardsim.xla.tpu import Cache, TpuCompiler, service
 from shardsim.xla.tpu.agreement import kendall, pairs, summary
 from shardsim.xla.tpu.cases import GROUPS, cases
-from shardsim.xla.tpu.collect import plans_of_groups, row_of, todo
+from shardsim.xla.tpu.collect import plans_of, row_of, todo
 from shardsim.xla.tpu.compiled import as_replayed, compile_top, predict_compiled
 from shardsim.xla.tpu.evidence import Evidence, verify_tpu
 from shardsim.xla.tpu.rows import TECHNIQUES, load_rows
@@ -202,7 +202,7 @@ def test_techniques_hold_what_is_predicted_and_send_what_is_planned() -> None:
 
 def test_evidence_goes_on_where_it_stopped() -> None:
     rows = load_rows()
-    left = {(group, kind) for group, kind, _ in todo(rows, plans_of_groups())}
+    left = {(group, kind) for group, kind, _ in todo(rows, plans_of())}
     there = {(row["group"], row["kind"]) for row in rows}
     assert not left & there
     assert left | there == {(g.name, kind) for g in GROUPS for kind in cases(g)}

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import simpy
+from colours import Chain, colour_chains
 
 from shardsim.machine import Machine
 from shardsim.plan.layout import AxisLayout
-from shardsim.simulate.colours import Chain, colour_chains
 from shardsim.simulate.groups import Groups
 from shardsim.simulate.topology import Topology
 

@@ -1,0 +1,102 @@
+"""Plans of small ViTs for host devices: those that are timed, and the one that calibration learns
+from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from shardsim.machine import Machine
+from shardsim.plan import Overlap, Plan, plan_from_data
+
+# Host devices share the cores that move their data, so nothing runs beside a collective.
+NO_OVERLAP = Overlap(matmul="off", weights=False, gradients=False)
+
+DEVICES = 8  # that the plans below are for
+_MODEL = {
+    "name": "vit-small-host",
+    "family": "vit",
+    "layers": 4,
+    "embed": 256,
+    "heads": 8,
+    "patch": 4,
+    "image": 32,
+    "pooling": "mean",
+    "classes": 16,
+    "parallel_block": True,
+}
+_LEARNED = _MODEL | {
+    "name": "vit-learned-host",
+    "layers": 3,
+    "embed": 384,
+    "heads": 6,
+    "image": 24,
+    "parallel_block": False,
+}
+_TENSOR = {axis: ["model"] for axis in ("heads", "mlp")}
+
+
+def measured_plans(machine: Machine) -> list[Plan]:
+    """Return plans of a small ViT for eight devices that differ in work and in what they move."""
+    fsdp = {"embed": ["fsdp"]}
+    both = fsdp | _TENSOR
+    rows, data = {"batch": ["fsdp"]}, {"batch": ["data"]}
+    sequence, embed = {"seq": ["model"]}, {"embed": ["model"]}
+    eight, wide, square = {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"fsdp": 2, "model": 4}
+    table: dict[str, tuple[dict[str, int], Any, Any, dict[str, Any]]] = {
+        "data, 16 images": ({"data": 8}, {}, data, {"batch": 16}),
+        "data": ({"data": 8}, {}, data, {}),
+        "data, 64 images": ({"data": 8}, {}, data, {"batch": 64}),
+        "data, nothing kept": ({"data": 8}, {}, data, {"remat": "full"}),
+        "fsdp": (eight, fsdp, rows, {}),
+        "fsdp, 64 images, nothing kept": (eight, fsdp, rows, {"batch": 64, "remat": "full"}),
+        "fsdp, four microbatches": (eight, fsdp, rows, {"microbatches": 4}),
+        "fsdp and tensor 2": (wide, both, rows | sequence, {}),
+        "fsdp and tensor 4": (square, both, rows | sequence, {}),
+        "fsdp and tensor 4 on embed": (square, both, rows | embed, {}),
+        "fsdp and tensor 4, whole residual": (square, both, rows, {}),
+        "tensor 8": ({"model": 8}, _TENSOR, sequence, {}),
+        "tensor 8, 64 images, nothing kept": (
+            {"model": 8},
+            _TENSOR,
+            sequence,
+            {"batch": 64, "remat": "full"},
+        ),
+        "tensor 8, whole residual": ({"model": 8}, _TENSOR, {}, {"batch": 16}),
+    }
+    return [_plan(machine, name, *chosen) for name, chosen in table.items()]
+
+
+def learned_plan(machine: Machine) -> Plan:
+    """Return a plan of another small ViT than the timed ones, whose weights are gathered and whose
+    gradients are scattered."""
+    more = {"model": _LEARNED, "batch": 3 * machine.devices}
+    rows = {"batch": ["fsdp"]}
+    return _plan(machine, "gathered", {"fsdp": machine.devices}, {"embed": ["fsdp"]}, rows, more)
+
+
+def _plan(
+    machine: Machine,
+    name: str,
+    mesh: dict[str, int],
+    parameters: Any,
+    activations: Any,
+    more: dict[str, Any],
+) -> Plan:
+    plan = plan_from_data(
+        {
+            "name": name,
+            "model": _MODEL,
+            "machine": machine.name,
+            "batch": 32,
+            "mesh": mesh,
+            "rules": {"parameters": parameters, "activations": activations},
+            "precision": {"compute": "f32", "reduce": "f32"},
+            "attention": "unfused",
+            "remat": "none",
+            **more,
+        },
+        name,
+        machine=machine,
+    )
+    return replace(plan, overlap=NO_OVERLAP)

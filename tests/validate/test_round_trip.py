@@ -1,0 +1,103 @@
+"""A MaxText config, imported, planned anew and exported: what a plan changes, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardsim.emit import export_plan
+from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.io import plan_to_data
+from shardsim.validate.imports import import_config
+
+MODELS = (
+    *("llama2-7b", "llama3.1-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "gpt3-175b"),
+    *("gemma-2b", "qwen3-4b-thinking-2507"),
+)
+_INSIDE = {axis: ["model"] for axis in ("heads", "kv_heads", "mlp", "vocab")}
+# A part of the plan -> values that it may have, and the file's keys that say it.
+CHOICES: Mapping[str, tuple[list[Any], frozenset[str]]] = {
+    "remat": (
+        ["full", "save_qkv", "dots", {"offload": ["qkv"]}],
+        frozenset({"remat_policy", "query_proj", "key_proj", "value_proj", "out_proj", "mlpwo"})
+        | {"mlpwi", "mlpwi_0", "mlpwi_1", "context", "attention_out"},
+    ),
+    "microbatches": ([1, 2], frozenset({"gradient_accumulation_steps", "per_device_batch_size"})),
+    "batch": ([256, 512], frozenset({"per_device_batch_size"})),
+    "optimizer": (["adamw", "adamw-bf16-mu", "sgd"], frozenset({"opt_type", "mu_dtype"})),
+    "attention": (["flash", "unfused"], frozenset({"attention", "context", "attention_out"})),
+    "tensor": (
+        [1, 2, 4],
+        frozenset({"mesh_axes", "data_sharding", "logical_axis_rules"})
+        | {"ici_fsdp_parallelism", "ici_tensor_parallelism", "allow_split_physical_axes"},
+    ),
+}
+
+
+def changed(plan: Plan, choices: Mapping[str, Any]) -> Plan:
+    """Return a plan with other choices."""
+    data = plan_to_data(plan)
+    data |= {key: value for key, value in choices.items() if key != "tensor"}
+    if (tensor := choices["tensor"]) > 1:
+        data["mesh"] = {"fsdp": 64 // tensor, "model": tensor}
+        data["rules"] = {
+            "parameters": {"embed": ["fsdp"], **_INSIDE},
+            "activations": {"batch": ["fsdp"], "embed": ["model"], **_INSIDE},
+        }
+    else:
+        data["mesh"] = {"fsdp": 64}
+        data["rules"] = {
+            "parameters": {"embed": ["fsdp"]},
+            "activations": {"batch": ["fsdp"]},
+        }
+    return plan_from_data(data, "changed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trips")
+
+
+def imported(folder: Path, model: str) -> Plan:
+    file = folder / "run.sh"
+    file.write_text(
+        f"python3 -m maxtext.trainers.pre_train.train base.yml model_name={model} "
+        "per_device_batch_size=4 max_target_length=2048\n"
+    )
+    return import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+
+
+_DRAWN = st.fixed_dictionaries(
+    {key: st.sampled_from(values) for key, (values, _) in CHOICES.items()}
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(model=st.sampled_from(MODELS), one=_DRAWN, other=_DRAWN)
+def test_a_file_says_what_the_plan_changes_and_keeps_the_rest(
+    model: str, one: dict[str, Any], other: dict[str, Any], folder: Path
+) -> None:
+    first = imported(folder, model)
+    plans = [changed(first, choices) for choices in (one, other)]
+    texts = [export_plan(plan, "maxtext") for plan in plans]
+    before, after = (yaml.safe_load(text) for text in texts)
+    moved = {key for key in before.keys() | after if before.get(key) != after.get(key)}
+    may = {"compile_xla_flags"}.union(
+        *(keys for key, (_, keys) in CHOICES.items() if one[key] != other[key])
+    )
+    assert moved - may == set()
+    for plan, text in zip(plans, texts, strict=True):
+        file = folder / "plan.yml"
+        file.write_text(text)
+        found = import_config(str(file), "maxtext").plan
+        for key in ("machine", "batch", "sequence", "mesh", "remat", "microbatches", "optimizer"):
+            assert getattr(found, key) == getattr(plan, key), key
+        assert (found.attention, found.precision) == (plan.attention, plan.precision)
+        assert found.model.parameters_all == plan.model.parameters_all
+        assert (found.model.qk_norm, found.model.biases) == (plan.model.qk_norm, plan.model.biases)
