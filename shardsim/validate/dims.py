@@ -82,6 +82,8 @@ def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
         return None
     if not isinstance(said, Mapping):
         raise FileError(f"dims.moe: expected a mapping of keys, found {shown(said)}")
+    if said.get("kind") == "soft":
+        return _soft(said, layers)
     if said.get("kind") not in (None, "sparse", "token choice"):
         raise FileError(f"dims.moe.kind: {shown(said['kind'])} experts are not modelled")
     found: dict[str, Any] = {}
@@ -101,11 +103,27 @@ def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
     return found
 
 
+def _soft(said: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Return soft experts: every slot is a mean of all tokens; in the last layers, or in all."""
+    words = {"number": "experts", "soft_slots": "slots_per_expert", "mlp": "d_ff_expert"}
+    for word in words.values():
+        if not said.get(word):
+            raise FileError(f"dims.moe: missing key '{word}'")
+    found = {key: whole(said[word], f"dims.moe.{word}") for key, word in words.items()}
+    where = said.get("layers", layers)
+    having = layers // 2 if where == "last half" else whole(where, "dims.moe.layers")
+    return found | {"top_k": 1, "dense_layers": max(0, layers - having)}
+
+
 def _alike(experts: Mapping[str, Any], preset: Model) -> bool:
     """Return whether a preset has the experts that a row says."""
     if preset.experts is None:
         return False
-    return all(experts[key] == getattr(preset.experts, key) for key in ("number", "top_k", "mlp"))
+    same = {"soft_slots": 0, **experts}
+    return all(
+        same[key] == getattr(preset.experts, key)
+        for key in ("number", "top_k", "mlp", "soft_slots")
+    )
 
 
 def _routed(preset: Model, experts: Mapping[str, Any]) -> Model:

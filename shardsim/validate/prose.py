@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from shardsim.errors import FileError, HardwareError, ShardsimError
@@ -26,6 +26,7 @@ from shardsim.validate.words import (
     REMAT_POLICIES,
     TENSORS,
     UNMODELLED_AXES,
+    UNSAID,
     Split,
     number,
     remat_named,
@@ -129,6 +130,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     for key, name in _ROW_COUNTS.items():
         if row.get(key):
             split.counts[name] = whole(row[key], key)
+    if model.experts is not None and model.experts.soft_slots:
+        machine = _one_by_one(split, machine, chip, model.experts.number, notes)
     batch = _batch(row, machine, split.counts.get("microbatches", 1))
     precision = str(row.get("precision") or "").lower()
     library = library_of(str(row.get("source")))
@@ -162,6 +165,20 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if batch is None:
         raise FileError("global_batch: missing, and no per_device_batch either")
     return data | {"machine": machine.name, "batch": batch} | _mesh(split, machine, batch, model)
+
+
+def _one_by_one(
+    split: _Said, machine: Machine | None, chip: Chip, experts: int, notes: list[str]
+) -> Machine:
+    """Return the slice of a row with soft experts, and split them where the row does not say how:
+    there are as many as devices, or as divide them."""
+    if machine is None:
+        machine = default_slice(chip, max(1, experts // chip.devices_per_chip))
+        notes.append("chips: not stated; one device for each expert")
+    if not (split.sizes.inside or split.sizes.outside or split.sizes.rest):
+        split.sizes.add("expert", gcd(experts, machine.devices_per_slice))
+        split.sizes.rest = "data"
+    return machine
 
 
 @dataclass
@@ -289,7 +306,10 @@ def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str])
     text = str(row.get("topology") or "")[:200].lower()
     one = _named(text, chip)
     slices = whole(row["slices"], "slices") if row.get("slices") else None
-    chips = whole(row["chips"], "chips") if row.get("chips") else None
+    said = row.get("chips")
+    if str(said).lower().startswith(UNSAID):
+        said = None
+    chips = whole(said, "chips") if said else None
     if chips is None:
         return None if one is None else _times(one, slices or outside)
     if chip.interconnect == "switch":
@@ -384,7 +404,7 @@ def _remat(said: Any, notes: list[str]) -> Any:
     if isinstance(said, bool):
         return "full" if said else "none"
     words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
-    if not words or words.startswith(("unknown", "not stated", "not published")):
+    if not words or words.startswith(UNSAID):
         return None
     tokens = re.findall(r"[a-z_0-9]+", words)
     if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS):

@@ -86,6 +86,10 @@ _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _NUMBER = re.compile(r"~?\s*(\d[\d,_]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbt](?![a-z]))?(\D*)")
 
 
+# How sources say that they do not say.
+UNSAID = ("unknown", "not stated", "not published")
+
+
 def number(value: Any, key: str) -> float:
     """Return a positive finite number: 48, "48", "1,024", "21.7B", "54.9 %"; no others.
 

@@ -462,6 +462,20 @@ def test_experts_that_no_preset_has_are_made_of_dims() -> None:
     assert (experts.dense_layers, experts.router, experts.shared_width) == (2, "sigmoid", 1024)
 
 
+def test_soft_experts_lie_one_by_one_where_a_row_does_not_say() -> None:
+    moe = {"kind": "soft", "experts": 128, "slots_per_expert": 1, "d_ff_expert": 1536}
+    dims = {"layers": 12, "d_model": 384, "d_ff": 1536, "heads": 6, "glu": False, "image": 224}
+    dims |= {"patch": 16, "moe": moe | {"layers": "last half"}}
+    row = {"id": "row", "model": "mine", "dims": dims, "chip": "v3", "global_batch": 4096}
+    row |= {"chips": "not stated", "seq": 196, "measured": {"step_s": 1.0}}
+    plan = from_prose(row, "runs.yaml").plans[0]
+    experts = plan.model.experts
+    assert experts is not None
+    assert (experts.number, experts.soft_slots, experts.dense_layers) == (128, 1, 6)
+    assert plan.machine.devices == 128
+    assert {axis.name: axis.size for axis in plan.mesh} == {"expert": 128}
+
+
 def test_latents_of_a_row() -> None:
     mla = {"q_lora": 0, "kv_lora": 512, "nope": 128, "rope": 64, "v": 128}
     dims = {**MIXTRAL["dims"], "moe": None, "mla": mla, "kv_heads": 32, "d_head": 192}
@@ -476,7 +490,8 @@ def test_latents_of_a_row() -> None:
 @pytest.mark.parametrize(
     ("moe", "why"),
     [
-        ({"kind": "soft", "experts": 8, "top_k": 1, "d_ff_expert": 8}, "'soft' experts are not"),
+        ({"kind": "soft", "experts": 8, "d_ff_expert": 8}, "missing key 'slots_per_expert'"),
+        ({"kind": "expert choice", "experts": 8, "d_ff_expert": 8}, "experts are not modelled"),
         ({"experts": 8, "top_k": 2}, "dims.moe: missing key 'd_ff_expert'"),
         ("yes", "dims.moe: expected a mapping"),
         ({"experts": "many", "top_k": 2, "d_ff_expert": 8}, "dims.moe.experts"),
