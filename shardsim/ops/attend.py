@@ -104,13 +104,15 @@ class Mask:
         return np.minimum(pairs / (tokens * last), 1.0)
 
     def _in_blocks(self, queries: Number) -> Number:
-        """Return the pairs that a kernel computes for the first so many queries."""
-        pairs = (queries + BLOCK) * queries / 2.0
-        if self.window:  # blocks of keys that every query of a block is too late for
-            seen = 1 + -(-(self.window - 1) // BLOCK)
-            unseen = np.maximum(0, queries // BLOCK - seen)
-            pairs = pairs - unseen * (unseen + 1) / 2.0 * BLOCK**2
-        return pairs
+        """Return the pairs that a kernel computes for the first so many queries: those of a block
+        see their own block of keys and the ones before, as far as a window goes."""
+        blocks, rest = queries // BLOCK, queries % BLOCK
+        seen = 1 + -(-(self.window - 1) // BLOCK) if self.window else np.inf
+        full = np.minimum(blocks, seen)
+        # Of blocks beyond a window each sees as many; an endless one has none beyond.
+        beyond = np.where(blocks > full, blocks - full, 0.0) * (seen if self.window else 0.0)
+        whole = (full * (full + 1) / 2.0 + beyond) * BLOCK**2
+        return whole + rest * np.minimum(blocks + 1, seen) * BLOCK
 
     def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
         """Return the share of the pairs of each row of `tokens` that a kernel computes which skips

@@ -10,7 +10,7 @@ from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, ROLES, SEQUENCE_SHARDED
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Plan, Routing
+from shardsim.plan.plan import Overlap, Plan, Routing
 from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
 from shardsim.planner.attention import default_attention, with_faster
 from shardsim.planner.fixed import ROOM
@@ -76,6 +76,7 @@ def plan_of_mesh(
         optimizer_rules=optimizer,
         microbatches=mesh.get("pipeline", 1),
         attention=default_attention(model, sequence),
+        overlap=Overlap(gradients=False),  # as the search has it
         experts=Routing(padding=ROOM) if uneven else Routing(),
     )
     return with_faster(plan)

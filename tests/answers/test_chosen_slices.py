@@ -91,6 +91,7 @@ def test_days_and_chip_hours_and_money() -> None:
     assert Training(tokens=1e12).cost(BASE) is None
 
 
+@pytest.mark.slow
 def test_the_cheapest_slice_follows_the_prices(shardsim: Shardsim) -> None:
     words = ("plan", "vit-l", "--on", "v4:2x2x1,v5e:2x4", *SMALL, "--objective", "cost")
     dear, cheap = (

@@ -179,6 +179,7 @@ def test_a_step_as_predicted_has_no_causes() -> None:
     assert causes(item, item.step_time_s) == []
 
 
+@pytest.mark.slow
 def test_a_measured_mfu_is_a_measured_step(shardsim: Shardsim, plan_file) -> None:
     words = ("explain", str(plan_file), "--measured-mfu", "41%", "--counted", "six_n", "--json")
     found = data(shardsim(*words))["measured"]
@@ -254,7 +255,8 @@ HOSTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("model", "machine"), [("llama2-7b", "v5p:2x2x2"), ("vit-l-16", "v5e:2x4")]
+    ("model", "machine"),
+    [pytest.param("llama2-7b", "v5p:2x2x2", marks=pytest.mark.slow), ("vit-l-16", "v5e:2x4")],
 )
 def test_the_host_breaks_even_where_it_is_said(model: str, machine: str) -> None:
     """With both at once, which share the link; and events agree with the closed form."""

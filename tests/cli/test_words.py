@@ -33,6 +33,7 @@ rules:
   parameters: {embed: [fsdp], heads: [model], mlp: [model], vocab: [model]}
   activations: {batch: [fsdp], seq: [model], heads: [model], mlp: [model], vocab: [model]}
 attention: flash
+overlap: {gradients: false}
 """
 
 

@@ -66,7 +66,7 @@ def test_every_plan_has_what_is_held(choices: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "role", ["model", *(pytest.param(role, marks=pytest.mark.slow) for role in ("fsdp", "data"))]
+    "role", [pytest.param(role, marks=pytest.mark.slow) for role in ("model", "fsdp", "data")]
 )
 def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
     whole, *parts = (

@@ -37,6 +37,9 @@ def test_a_kernel_computes_the_blocks_that_have_a_pair(blocks: int, window: int)
     for last in range(1, blocks + 1):
         share = Mask(True, window).computed(tokens, last * BLOCK)
         assert share == pytest.approx(pairs[-last:].mean(), rel=1e-12)
+    for parts in (2, 8, 64):  # a part of the last block sees what the block sees
+        share = Mask(True, window).computed(tokens, BLOCK // parts)
+        assert share == pytest.approx(pairs[-1].mean(), rel=1e-12)
 
 
 @given(st.integers(1, 300), st.integers(0, 300))

@@ -206,6 +206,7 @@ def test_any_key_of_base_yml_is_carried_refused_or_listed(
 
 
 @pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize("value", _WORDS)
 def test_no_key_of_base_yml_is_lost_with_any_value(value: str, tmp_path: Path) -> None:
     usual = script(tmp_path)
