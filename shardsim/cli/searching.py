@@ -143,6 +143,7 @@ def plan(
     from shardsim.answers.slices import choices, slices_named
     from shardsim.answers.training import training_of
     from shardsim.answers.why_not import none_found, why_not
+    from shardsim.emit.specs import no_program
     from shardsim.errors import PlanError
     from shardsim.executors import executor_of
     from shardsim.machine import explain
@@ -234,6 +235,8 @@ def plan(
         f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
         + ("" if result.complete else "; interrupted, so these are the best so far")
     )
+    if result.predictions and (text := no_program(result.best.plan)):
+        note(f"the best plan has no exported program: {text}")
     if objective == "cost" and not prices and len({one.chip.name for one in machines}) > 1:
         note("cost counts chip-seconds of all chips alike; --chip-hour-price says what they cost")
     if output and result.predictions:

@@ -69,11 +69,17 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 def described(plan: Plan) -> dict[str, Any]:
     """Return the same of any plan; where it has no program, `no_program` says why."""
     layout = resolve(plan)
+    why = no_program(plan)
+    return {"no_program": why, **_data(plan, layout)} if why else _data(plan, layout)
+
+
+def no_program(plan: Plan) -> str:
+    """Return why a plan has no emitted program; nothing if it has one."""
     try:
-        _refuse(plan, layout)
+        _refuse(plan, resolve(plan))
     except PlanError as error:
-        return {"no_program": str(error), **_data(plan, layout)}
-    return _data(plan, layout)
+        return str(error)
+    return ""
 
 
 def _data(plan: Plan, layout: Layout) -> dict[str, Any]:

@@ -533,3 +533,12 @@ def test_long_work_tells_how_far_it_is() -> None:
     assert all_told() == [1, 2]
     simulate_plan(plan, jitter=0.02, progress=progress)
     assert len(all_told()) > 1
+
+
+def test_that_the_best_plan_has_no_program_is_said(shardsim: Shardsim) -> None:
+    held = ("--fix", "mesh.stage=2", "--fix", "pipeline_schedule=1f1b")
+    words = ("plan", "vit-b-16", "--on", "v5e:2x2", "--batch", "64", *held)
+    said = shardsim(*words)
+    assert said.exit_code == 0, said.output
+    assert "the best plan has no exported program: pipeline_schedule: export of 1f1b" in said.stderr
+    assert "no exported program" not in shardsim(*words[:6]).stderr
