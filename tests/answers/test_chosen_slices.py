@@ -107,6 +107,7 @@ def test_the_cheapest_slice_follows_the_prices(shardsim: Shardsim) -> None:
         assert found["plans"][0]["training"]["cost"] == pytest.approx(min(costs))
 
 
+@pytest.mark.slow
 def test_several_slices_are_named_in_the_table(shardsim: Shardsim) -> None:
     words = [word for word in SMALL if word != "--json"]
     result = shardsim("plan", "vit-l", "--on", "v4:2x2x1,v5e:2x4", *words, "--objective", "cost")
@@ -125,6 +126,7 @@ def test_a_price_for_every_chip_or_none(shardsim: Shardsim) -> None:
         assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
 
 
+@pytest.mark.slow
 def test_why_not_a_mesh(shardsim: Shardsim) -> None:
     meshes = ("data=4,fsdp=16", "fsdp=32", "model=64", "data=64")
     words = [word for mesh in meshes for word in ("--why-not", mesh)]

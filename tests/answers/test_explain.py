@@ -82,6 +82,7 @@ def test_changes_as_they_are_written_are_the_changes_themselves(name: str, drawn
     assert key in read
 
 
+@pytest.mark.slow
 def test_what_fits_comes_first_and_cheapest_first() -> None:
     base = predict(load_plan(TP8))
     found = trials(base)
@@ -190,6 +191,7 @@ def test_a_measured_mfu_is_a_measured_step(shardsim: Shardsim, plan_file) -> Non
     assert len(found["nearest_runs"]) == 3
 
 
+@pytest.mark.slow
 def test_the_nearest_run_of_a_published_plan_is_itself() -> None:
     for name in ("llama3-8b-published-v6e-1x16", "maxtext-128b-published-v5p-1x128"):
         plan = load_plan(name)
@@ -241,6 +243,7 @@ def test_a_measurement_below_zero_is_refused() -> None:
         explain(TP8, measured_step_s=-1.0)
 
 
+@pytest.mark.slow
 def test_an_explanation_shows_itself_in_one_line(shardsim: Shardsim, plan_file) -> None:
     assert "\n" not in repr(explain(plan_file))
     shown = shardsim("explain", str(plan_file), "--measured-step", "1s").stdout

@@ -33,6 +33,7 @@ def test_predict_takes_the_option_or_the_key(shardsim: Shardsim):
     assert not any("fitted to no run" in warning for warning in usual["warnings"])
 
 
+@pytest.mark.slow
 def test_the_search_ranks_by_the_costs_that_were_asked_for(shardsim: Shardsim):
     words = ("plan", "vit-l", "--on", "v4:2x2x1", "--batch", "256", "--max-axes", "1", "--json")
     physical = data(shardsim(*words, "--op-costs", "physical"))["plans"]

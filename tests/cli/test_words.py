@@ -173,6 +173,7 @@ def test_every_role_is_what_it_is_called(mesh: dict[str, int], name: str) -> Non
     assert plan_from_data(plan_to_data(plan), "again", plan.name, uneven=True) == plan
 
 
+@pytest.mark.slow
 def test_the_search_finds_plans_that_words_name() -> None:
     found = search("vit-l-16", "v5e:2x4", 64, top=20)
     asked = 0

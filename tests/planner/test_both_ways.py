@@ -27,6 +27,7 @@ def test_the_best_plan_never_loses_to_the_other_attention(model, machine, batch)
     assert not other.fits or best.step_time_s <= other.step_time_s
 
 
+@pytest.mark.slow
 def test_what_is_held_is_kept_though_the_other_is_faster():
     held = search("dit-b-2", "v5e:2x2", 256, attention="unfused", top=2)
     free = search("dit-b-2", "v5e:2x2", 256, top=2)

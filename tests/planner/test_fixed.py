@@ -150,6 +150,7 @@ MIXTURE = decoder(layers=4, embed=256, experts=Experts(number=8, top_k=4, mlp=51
 SMALL = parse_machine("v5e:2x4")
 
 
+@pytest.mark.slow
 def test_found_plans_of_experts_have_programs_at_their_price(tmp_path) -> None:
     found = search(MIXTURE, SMALL, 32, top=20, fix={"mesh.context": 1}).predictions
     routed = [item for item in found if int(resolve(item.plan).expert.size) > 1]

@@ -396,6 +396,7 @@ def on_sixteen_chips(top: int, **figures: float) -> SearchResult:
     return search(decoder(), replace(good, chip=override_chip(good.chip, figures)), 64, top=top)
 
 
+@pytest.mark.slow
 def test_results_read_back_and_differ_in_kind():
     result = on_sixteen_chips(10)
     assert len(result.predictions) == 10

@@ -27,6 +27,7 @@ def kept() -> list[Pair]:
     return pairs()
 
 
+@pytest.mark.slow
 def test_plans_are_ranked_as_their_compiled_programs(kept: list[Pair]) -> None:
     groups = summary(kept)["groups"]
     several = {name: group for name, group in groups.items() if group["compiled"] > 2}

@@ -105,6 +105,7 @@ def test_a_search_puts_plans_on_the_desk_for_the_chip_as_it_is(desk: Desk) -> No
 @pytest.mark.parametrize(
     ("on", "batch"), [pytest.param("v4:1x1x1", 8, marks=pytest.mark.slow), ("v4:2x2x2", 1001)]
 )
+@pytest.mark.slow
 def test_where_no_plan_is_found_the_reason_is_that_of_the_command(
     desk: Desk, shardsim: Shardsim, on: str, batch: int
 ) -> None:
