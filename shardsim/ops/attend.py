@@ -104,15 +104,17 @@ class Mask:
         return np.minimum(pairs / (tokens * last), 1.0)
 
     def _in_blocks(self, queries: Number) -> Number:
-        """Return the pairs that a kernel computes for the first so many queries: those of a block
-        see their own block of keys and the ones before, as far as a window goes."""
+        """Return the pairs that a kernel computes for the first so many queries."""
         blocks, rest = queries // BLOCK, queries % BLOCK
+        last = self._of_blocks(blocks + 1) - self._of_blocks(blocks)
+        return (self._of_blocks(blocks) * BLOCK + last * rest) * BLOCK
+
+    def _of_blocks(self, blocks: Number) -> Number:
+        """Return the blocks of keys that a kernel computes for the first so many of queries: of
+        each its own and those before, as far as a window goes."""
         seen = 1 + -(-(self.window - 1) // BLOCK) if self.window else np.inf
         full = np.minimum(blocks, seen)
-        # Of blocks beyond a window each sees as many; an endless one has none beyond.
-        beyond = np.where(blocks > full, blocks - full, 0.0) * (seen if self.window else 0.0)
-        whole = (full * (full + 1) / 2.0 + beyond) * BLOCK**2
-        return whole + rest * np.minimum(blocks + 1, seen) * BLOCK
+        return full * (full + 1) / 2.0 + (blocks - full) * full
 
     def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
         """Return the share of the pairs of each row of `tokens` that a kernel computes which skips
@@ -123,17 +125,12 @@ class Mask:
         """
         if tokens <= BLOCK:
             return [1.0] * len(rows)
-        seen = 1 + -(-(self.window - 1) // BLOCK) if self.window else tokens
         shares = []
         for row in rows:
             ends = np.cumsum(row)
             first, last = (ends - row) // BLOCK, (ends - 1) // BLOCK
             blocks = last - first + 1
-            if self.causal:  # of each block of queries those up to it, as far as a window goes
-                full = np.minimum(blocks, seen)
-                done = full * (full + 1) // 2 + (blocks - full) * full
-            else:
-                done = blocks**2
+            done = self._of_blocks(blocks) if self.causal else blocks**2
             both = np.sum(first[1:] == last[:-1])  # where two sequences meet inside a block
             shares.append(float(done.sum() - both) / (tokens / BLOCK) ** 2)
         return shares
