@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from shardsim.cost.costs import costs_of
@@ -25,21 +21,18 @@ from shardsim.machine import (
 )
 from shardsim.plan.plan import MeshAxis
 from shardsim.program.schedule import Copy, Move
-from shardsim.xla.hlo.buffers import read_assignment
 from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.collect import CompiledCollective, custom_target
 from shardsim.xla.hlo.compiled import CompiledProgram, read_module
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.module import Module
-from shardsim.xla.hlo.text import parse_module
 from shardsim.xla.inspect.mesh import devices_of, layout_of, mesh_of, placed, read_mesh
 from shardsim.xla.inspect.reasons import Reason, Reasons
+from shardsim.xla.inspect.texts import read_program, read_text
 from shardsim.xla.inspect.walk import Walk
 from shardsim.xla.replay import Replay, replay
 
-LARGEST_BYTES = 2**30  # of a text
 _SOURCE = re.compile(r"(?P<file>[^:]+):(?P<line>\d+)")
-_PLAIN = "after_optimizations.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,39 +129,6 @@ class Inspected:
         }
 
 
-def read_program(path: str) -> tuple[str, float | None]:
-    """Return the text of a file (.gz and .xz too), and its HBM peak if the dump beside it says so.
-
-    Raises `FileError` for a file that is none, or no text.
-    """
-    try:
-        raw = Path(path).read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        elif raw[:6] == b"\xfd7zXZ\x00":
-            raw = lzma.decompress(raw)
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise FileError(f"{path}: no text; give what compiled.as_text() returns") from None
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
-        raise FileError(f"{path}: the compressed file is cut off or damaged") from None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(text) > LARGEST_BYTES:
-        raise FileError(f"{path}: larger than {LARGEST_BYTES} bytes")
-    beside = [
-        Path(path.removesuffix(".txt") + ending)
-        for ending in ("-buffer-assignment.txt", "-live-range.txt")
-    ]
-    if not path.endswith(_PLAIN) or not all(one.is_file() for one in beside):
-        return text, None
-    try:
-        assignment, ranges = (one.read_text(encoding="utf-8") for one in beside)
-        return text, float(read_assignment(assignment, ranges).peak_bytes)
-    except (OSError, UnicodeDecodeError, HloError):
-        return text, None
-
-
 def inspect_file(
     path: str, on: str | None = None, mesh: str | None = None, causal: bool | None = None
 ) -> Inspected:
@@ -194,17 +154,6 @@ def slice_of(chip: Chip, devices: int) -> Machine:
     if devices % chip.devices_per_chip:
         raise HardwareError(f"--on {chip.name}: {devices} devices are no whole chips")
     return default_slice(chip, devices // chip.devices_per_chip)
-
-
-def read_text(text: str) -> Module:
-    """Parse HLO; raise `HloError` that says what to give instead for StableHLO."""
-    start = text.lstrip()[:2000]
-    if start.startswith(("module ", "#loc")) or "stablehlo." in start:
-        raise HloError("this is StableHLO, before the compiler; give what compiled.as_text() gives")
-    try:
-        return parse_module(text)
-    except RecursionError:
-        raise HloError("a text nested too deeply") from None
 
 
 def inspect_hlo(
