@@ -195,27 +195,30 @@ def _from_compiler(
     from shardsim.files import write_text
     from shardsim.machine import load_chip
     from shardsim.validate.op_file import hardware_text
-    from shardsim.validate.op_fit import Points, points_text, points_with, read_points, refit
+    from shardsim.validate.op_fit import OWN, Points, points_text, points_with, read_points, refit
     from shardsim.validate.ops import standard_ops
     from shardsim.xla.tpu.op_service import OpCompiler
 
     chip = load_chip(name)
-    compiler = OpCompiler(chip, folder=Path(cache) if cache else None, workers=workers)
-    cycles = compiler.estimate(standard_ops(), progress=note)
-    points = Points(
-        cycles={chip.name: cycles},
-        versions=compiler.versions,
-        date=datetime.now(UTC).date().isoformat(),
+    folder = Path(cache) if cache else None
+    names = [chip.name] if chip.scoped_vmem_bytes is None else [chip.name, chip.name + OWN]
+    found = []
+    failed: dict[str, str] = {}
+    for label in names:
+        own = label.endswith(OWN)
+        compiler = OpCompiler(chip, folder=folder, workers=workers, own_limit=own)
+        points = Points(
+            cycles={label: compiler.estimate(standard_ops(), progress=note)},
+            versions=compiler.versions,
+            dates={label: datetime.now(UTC).date().isoformat()},
+        )
+        found.append(refit(label, points))
+        failed |= {op.text: why for op, why in compiler.failed.items()}
+        if kept:
+            write_text(kept, points_text(points_with(read_points(Path(kept)), label, points)))
+    return {"chip": chip.name, **found[0].to_data(), "failed": failed}, hardware_text(
+        chip.name, *found
     )
-    costs = refit(chip.name, points)
-    if kept:
-        write_text(kept, points_text(points_with(read_points(Path(kept)), chip.name, points)))
-    data = {
-        "chip": chip.name,
-        **costs.to_data(),
-        "failed": {op.text: why for op, why in compiler.failed.items()},
-    }
-    return data, hardware_text(chip.name, costs)
 
 
 def _parts(data: dict[str, Any]) -> list[Table | str]:

@@ -15,6 +15,8 @@ import shardsim
 from shardsim.errors import PlanError
 from shardsim.graph.arrays import weights_of
 from shardsim.graph.build import Part
+from shardsim.machine import Chip
+from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.model import Experts, Model, Tensor
 from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
@@ -462,6 +464,7 @@ def tpu_options(plan: Plan) -> dict[str, str]:
     `prefer_async_allgather` keeps gathers over three torus axes, which else become all-reduces
     that nothing hides. No option made reductions of gradients asynchronous. The last ones let the
     partitioner make collective matmuls by itself, or forbid it. Other machines have none.
+    Operations get the on-chip memory that `vmem_options` says.
     """
 
     if plan.machine.chip.kind != "tpu":
@@ -490,4 +493,16 @@ def tpu_options(plan: Plan) -> dict[str, str]:
         options["xla_tpu_spmd_bidirectional_windowed_einsum"] = flag(
             plan.overlap.matmul == "bidirectional"
         )
-    return {**options, **plan.compiler_options}
+    return {**options, **vmem_options(plan.machine.chip), **plan.compiler_options}
+
+
+def vmem_options(chip: Chip) -> dict[str, str]:
+    """Return the compiler's option for the on-chip memory that one operation may take.
+
+    With more of it a matmul reads its operands fewer times: on v5e and v5p products are estimated
+    at 0.95 to 0.97 of the peak with 32 MiB, at 0.6 to 0.9 with the compiler's own 16
+    (`scoped_vmem_bytes` in hardware/).
+    """
+    if chip.scoped_vmem_bytes is None:
+        return {}
+    return {SCOPED_VMEM_KIB: str(int(chip.scoped_vmem_bytes / 1024))}

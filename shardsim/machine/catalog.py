@@ -57,10 +57,19 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 _IDENTITY = ("name", "title", "kind")
-_NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "kernels", "constants", "figures")
+_NOT_FIGURES = (*_IDENTITY, "aliases", "compiler", "compilers", "kernels", "constants", "figures")
 _FIGURES = tuple(item.name for item in fields(Chip) if item.name not in _NOT_FIGURES)
 # Figures that only some chips have and that are no field of Chip.
-_EXTRA = ("cmem_bytes", "async_permute_chips", "offloads_collectives", "sparse_gain")
+_EXTRA = (
+    "cmem_bytes",
+    "scoped_vmem_bytes",
+    "async_permute_chips",
+    "offloads_collectives",
+    "sparse_gain",
+)
+# A section like `compiler`: what operations take with the on-chip memory that the compiler gives
+# them by itself, where the emitted step gives them `scoped_vmem_bytes`.
+OWN_LIMIT = "compiler_own_limit"
 OVERRIDABLE = (*RATES, *TIMES, *EFFICIENCIES)
 
 
@@ -169,7 +178,7 @@ def _load_shipped(name: str) -> Chip:
 def _build(data: Any, where: str, aliases: tuple[str, ...]) -> Chip:
     """Return the chip that `data` describes; `FileError` naming file and key if it is not one."""
     required = (*_IDENTITY, *(name for name in _FIGURES if name not in OPTIONAL))
-    allowed = (*_IDENTITY, *_FIGURES, *_EXTRA, "compiler", "kernels")
+    allowed = (*_IDENTITY, *_FIGURES, *_EXTRA, "compiler", OWN_LIMIT, "kernels")
     check_keys(data, where=where, allowed=allowed, required=required)
     words = {}
     for key in _IDENTITY:
@@ -202,6 +211,11 @@ def _build(data: Any, where: str, aliases: tuple[str, ...]) -> Chip:
     )
     if "compiler" in data:
         values["compiler"] = op_costs_from_data(data["compiler"], f"{where}: compiler")
+    if OWN_LIMIT in data:
+        if "compiler" not in data or "scoped_vmem_bytes" not in data:
+            raise FileError(f"{where}: {OWN_LIMIT} goes with compiler and scoped_vmem_bytes")
+        own = op_costs_from_data(data[OWN_LIMIT], f"{where}: {OWN_LIMIT}")
+        values["compilers"] = (values["compiler"], own)
     if "kernels" in data:
         values["kernels"] = kernels_from_data(data["kernels"], f"{where}: kernels")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from shardsim.errors import HardwareError
@@ -40,6 +40,9 @@ WORDS = {
     "wrap": ("cube4", "length16", "full", "none"),
 }
 DTYPES = ("bf16", "int8", "fp8", "int4")
+
+# The TPU compiler's option for the on-chip memory that one operation may take.
+SCOPED_VMEM_KIB = "xla_tpu_scoped_vmem_limit_kib"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,8 @@ class Chip:
     collective_overhead_s: float  # start of one collective
 
     compiler: OpCosts | None = None  # learned from a compiler's estimates
+    compilers: tuple[OpCosts, ...] = ()
+    # ^ with `scoped_vmem_bytes` for one operation, and with the compiler's own limit
     kernels: Kernels | None = None  # of a GPU: measured
 
     constants: tuple[Constant, ...] = ()  # the fitted ones among the figures above
@@ -156,6 +161,25 @@ class Chip:
     def async_permute_chips(self) -> float | None:
         """The chips of the largest slice on which work may run beside a permute, or None: any."""
         return self._extra("async_permute_chips")
+
+    @property
+    def scoped_vmem_bytes(self) -> float | None:
+        """What one operation may take of on-chip memory in the emitted step, or None: what the
+        compiler gives it by itself."""
+        return self._extra("scoped_vmem_bytes")
+
+    def compiled_with(self, options: Mapping[str, str]) -> Chip:
+        """Return the chip with its compiler's estimates under `options` (a plan's).
+
+        An `xla_tpu_scoped_vmem_limit_kib` below `scoped_vmem_bytes` brings those that hold for the
+        compiler's own limit.
+        """
+        if not self.compilers:
+            return self
+        limit = options.get(SCOPED_VMEM_KIB, "")
+        small = limit.isdecimal() and float(limit) * 1024 < (self.scoped_vmem_bytes or 0.0)
+        found = self.compilers[1 if small else 0]
+        return self if found is self.compiler else replace(self, compiler=found)
 
     @property
     def offloads_collectives(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -151,6 +151,9 @@ class Plan:
     note: str = ""
 
     def __post_init__(self) -> None:
+        chip = self.machine.chip.compiled_with(self.compiler_options)
+        if chip is not self.machine.chip:
+            object.__setattr__(self, "machine", replace(self.machine, chip=chip))
         _check_numbers(self)
         _check_mesh(self)
         _check_rules(self)

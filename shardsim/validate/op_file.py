@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from shardsim.files import data_folder
+from shardsim.machine.catalog import OWN_LIMIT
 from shardsim.machine.op_costs import OpCosts
 
 HEAD = """
@@ -21,14 +22,16 @@ def hardware_path(name: str) -> Path:
 
 
 def without_section(name: str) -> str:
-    """Return the hardware file of a chip up to its section `compiler`, which is the last."""
+    """Return the hardware file of a chip up to its section `compiler` and what follows."""
     text = hardware_path(name).read_text(encoding="utf-8")
     for mark in (HEAD, "\ncompiler:"):
         text = text.partition(mark)[0]
     return text.rstrip("\n") + "\n"
 
 
-def hardware_text(name: str, costs: OpCosts) -> str:
-    """Return the hardware file of a chip with its section `compiler` made anew."""
-    section = yaml.safe_dump({"compiler": costs.to_data()}, sort_keys=False, width=96)
+def hardware_text(name: str, costs: OpCosts, own: OpCosts | None = None) -> str:
+    """Return the hardware file of a chip with its section `compiler` made anew, and that of what
+    operations take within the compiler's `own` limit of on-chip memory, if there is one."""
+    data = {"compiler": costs.to_data()} | ({} if own is None else {OWN_LIMIT: own.to_data()})
+    section = yaml.safe_dump(data, sort_keys=False, width=96)
     return without_section(name) + HEAD + str(section)

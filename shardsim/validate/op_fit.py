@@ -63,13 +63,21 @@ OF_CLASS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# What a chip's name ends in where operations have the compiler's own limit of on-chip memory.
+OWN = ", own limit"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Estimated cycles of operations, by chip, and the compiler that they come from."""
+    """Estimated cycles of operations, by chip, and the compiler that they come from.
+
+    With the compiler's own limit of on-chip memory, where emitted steps have another, a chip's name
+    ends in `OWN`.
+    """
 
     cycles: Mapping[str, Mapping[Op, int]]
     versions: Mapping[str, str]
-    date: str
+    dates: Mapping[str, str]  # by chip
 
 
 def read_points(path: Path = POINTS) -> Points:
@@ -83,7 +91,8 @@ def read_points(path: Path = POINTS) -> Points:
     cycles = {
         chip: {parse_op(row["op"]): int(row[chip]) for row in rows if row[chip]} for chip in chips
     }
-    return Points(cycles=cycles, date=heads.pop("date"), versions=heads)
+    dates = {chip: heads.pop(f"date of {chip}") for chip in chips}
+    return Points(cycles=cycles, dates=dates, versions=heads)
 
 
 def points_text(points: Points) -> str:
@@ -91,7 +100,9 @@ def points_text(points: Points) -> str:
     chips = list(points.cycles)
     ops = list(dict.fromkeys(op for chip in chips for op in points.cycles[chip]))
     lines = [f"# {name}: {value}" for name, value in points.versions.items()]
-    lines += [f"# date: {points.date}", ",".join(["op", *chips])]
+    heads = [f'"{chip}"' if "," in chip else chip for chip in chips]
+    lines += [f"# date of {chip}: {date}" for chip, date in points.dates.items()]
+    lines.append(",".join(["op", *heads]))
     for op in ops:
         cells = [str(points.cycles[chip].get(op, "")) for chip in chips]
         lines.append(",".join([f'"{op.text}"', *cells]))
@@ -103,7 +114,11 @@ def points_with(points: Points, chip: str, more: Points) -> Points:
     if more.versions != points.versions:
         old, new = (", ".join(map(" ".join, x.versions.items())) for x in (points, more))
         raise ShardsimError(f"points: estimated with {old}; they cannot be mixed with {new}")
-    return replace(points, cycles={**points.cycles, chip: more.cycles[chip]})
+    return replace(
+        points,
+        cycles={**points.cycles, chip: more.cycles[chip]},
+        dates={**points.dates, chip: more.dates[chip]},
+    )
 
 
 class Estimates:
@@ -198,12 +213,12 @@ def fitted_cycles(chip: Chip, op: Op) -> float:
 
 
 def refit(name: str, points: Points) -> OpCosts:
-    """Return the constants of the chip called `name` from points."""
-    costs = fit(load_chip(name), points.cycles[name])
+    """Return the constants of the chip called `name`, which may end in `OWN`, from points."""
+    costs = fit(load_chip(name.removesuffix(OWN)), points.cycles[name])
     return replace(
         costs,
         fitted_to=f"libtpu's estimated cycles of {len(points.cycles[name])} operations",
-        date=points.date,
+        date=points.dates[name],
         versions=points.versions,
     )
 
@@ -235,14 +250,16 @@ def main() -> None:
     """Fit all chips again and print constants and residuals; `--write` into hardware files too."""
     points = read_points()
     write = "--write" in sys.argv[1:]
+    bare = [name for name in points.cycles if not name.endswith(OWN)]
     if write:
-        for name in points.cycles:
+        for name in bare:
             # First without the section, which may lack a constant that is new.
             write_text(hardware_path(name), without_section(name))
     chips = {name: refit(name, points) for name in points.cycles}
     if write:
-        for name, costs in chips.items():
-            write_text(hardware_path(name), hardware_text(name, costs))
+        for name in bare:
+            own = chips.get(name + OWN)
+            write_text(hardware_path(name), hardware_text(name, chips[name], own))
     print("\n".join(constants_lines(chips)))
     print()
     print("\n".join(residuals_lines(chips)))

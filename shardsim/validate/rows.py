@@ -18,7 +18,7 @@ the slice. A row without `remat` takes the least recomputation that fits in HBM.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import isfinite, prod
 from typing import Any
@@ -27,6 +27,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import FileError, ShardsimError, nearest
 from shardsim.files import check_keys
 from shardsim.machine import Machine, parse_machine
+from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.model import Accounting, Model, accounting_named, model_flops_per_token
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import KEYS as PLAN_KEYS
@@ -53,6 +54,8 @@ KEYS = (
 )
 REST = "rest"
 MOST_PLANS = 100
+# Chips whose published runs leave an operation's on-chip memory to the compiler, and what it gives.
+COMPILERS_LIMIT = {"v5e": "16384", "v5p": "16384"}
 UNSTATED_REMAT = ("none", "dots", "full")
 
 
@@ -240,3 +243,15 @@ def _plan(data: dict[str, Any], where: str) -> Plan:
         if predict(plan).fits:
             break
     return plan
+
+
+def as_launched(plan: Plan) -> Plan:
+    """Return the plan of a published run with the on-chip memory that its operations had.
+
+    Launch scripts for v6e and tpu7x give operations what emitted steps do, those for v5e and v5p
+    leave it to the compiler (`flags` in shardsim/xla/trainers/programs.yaml).
+    """
+    limit = COMPILERS_LIMIT.get(plan.machine.chip.name)
+    if limit is None:
+        return plan
+    return replace(plan, compiler_options={SCOPED_VMEM_KIB: limit, **plan.compiler_options})

@@ -19,7 +19,7 @@ from shardsim.model import model_flops_per_token
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.validate.prose import from_prose, is_prose
-from shardsim.validate.rows import Run, read_run
+from shardsim.validate.rows import Run, as_launched, read_run
 
 TRAINER = "trainer"  # who runs published runs
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
@@ -260,7 +260,7 @@ def predictions_of(run: Run) -> tuple[list[Prediction], list[str]]:
     """
     predictions = []
     notes = []
-    for plan in run.plans:
+    for plan in map(as_launched, run.plans):
         layout = resolve(plan)
         try:
             check(plan, layout)
@@ -314,7 +314,7 @@ def _speedup(run: Run, all_slices: Prediction) -> float | None:
     slices = run.plans[0].machine.slices
     if "speedup_over_one_slice" not in run.measured:
         return None
-    single = predict(_on_one_slice(run.plans[0]), implementation=TRAINER)
+    single = predict(_on_one_slice(as_launched(run.plans[0])), implementation=TRAINER)
     return slices * all_slices.tokens_per_s_per_chip / single.tokens_per_s_per_chip
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from shardsim.emit.specs import vmem_options
 from shardsim.errors import ShardsimError
 from shardsim.machine import Chip, Machine
 from shardsim.validate.ops import Op, parse_op
@@ -36,13 +37,22 @@ Progress = Callable[[str], None]
 class OpCompiler:
     """Estimates operations on one chip; `estimates` maps what is known to cycles.
 
-    `folder` keeps estimates between calls, by chip and versions of the compiler.
+    `folder` keeps estimates between calls, by chip and versions of the compiler. Operations have
+    the on-chip memory that emitted steps give them, or with `own_limit` what the compiler does.
     """
 
-    def __init__(self, chip: Chip, *, folder: Path | None = None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        chip: Chip,
+        *,
+        folder: Path | None = None,
+        workers: int = 1,
+        own_limit: bool = False,
+    ) -> None:
         check_libtpu()
         machine = Machine(chip=chip, shape=(1,) * chip.torus_dims)
-        self._request = {"topology": topology_options(machine), "options": OPTIONS}
+        options = OPTIONS if own_limit else OPTIONS | vmem_options(chip)
+        self._request = {"topology": topology_options(machine), "options": options}
         self._workers = workers
         self._lock = threading.Lock()
         self.versions = {name: compiler_versions()[name] for name in ("jax", "libtpu")}

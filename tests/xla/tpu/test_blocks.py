@@ -24,7 +24,9 @@ def test_rows_are_of_the_plans(kept: list[Pair]) -> None:
     assert len(kept) >= 9
     for pair in kept:
         plan = plans[pair.row["group"]][pair.row["kind"]]
-        assert pair.row["plan"] == plan_to_data(plan), plan.name
+        # Compiled with the compiler's own limit of on-chip memory, as their rows say.
+        kept_plan = {key: v for key, v in pair.row["plan"].items() if key != "compiler_options"}
+        assert kept_plan == plan_to_data(plan), plan.name
 
 
 def test_hbm_is_near_what_the_compiler_takes(kept: list[Pair]) -> None:
