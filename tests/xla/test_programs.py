@@ -47,8 +47,9 @@ def test_what_is_kept_adds_up(program, row) -> None:
     assert program.plan.machine == program.machine
 
 
-# What no rule covers: layers that are no loop are not in a plan (import says so).
-NOT_COVERED = {"llama2-7b-v5p-64-unrolled"}
+# What no rule covers: on v5e the head's table is not there beside the stacks that come back from
+# the host; layers that are no loop are not in a plan (import says so).
+NOT_COVERED = {"llama31-8b-v5e-256", "llama2-7b-v5p-64-unrolled"}
 
 
 def errors(apart: bool) -> list[float]:
