@@ -197,7 +197,8 @@ def _count(name: str) -> dict[str, Any]:
 def read_model(name: str) -> Any:
     """Return the model of a preset's name or a file's path: YAML, or a Hugging Face config.
 
-    Keys of a config that are not carried and could change a step are named in a note.
+    Keys of a config that are not carried and could change a step are named in a note, and so are
+    sizes that it leaves to defaults.
     """
     from shardsim.model import load_hf, load_model
     from shardsim.model.hf import config_path
@@ -206,6 +207,8 @@ def read_model(name: str) -> Any:
         found = load_hf(name)
         if left := [item.key for item in found.not_carried if item.could_change]:
             note(f"{name}: not carried: {', '.join(left)}; why: shardsim import --from hf")
+        if found.assumed:
+            note(f"{name}: {found.assumed}")
         return found.model
     return load_model(name)
 

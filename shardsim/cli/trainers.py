@@ -147,14 +147,15 @@ def _model(path: str, output: str | None, as_json: bool) -> None:
 
     found = load_hf(path)
     mapping = found.model.to_mapping()
-    counted = f"{found.model.parameters_all:,} parameters"
+    notes = [f"{found.model.parameters_all:,} parameters"]
+    notes += [found.assumed] if found.assumed else []
     data = {
         "model": mapping,
         "parameters": found.model.parameters_all,
         "carried": list(found.carried),
-        "notes": [counted],
+        "notes": notes,
     }
-    _give(data, dump_yaml(mapping), [counted], found.not_carried, output, as_json)
+    _give(data, dump_yaml(mapping), notes, found.not_carried, output, as_json)
 
 
 def _give(

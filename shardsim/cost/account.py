@@ -17,7 +17,7 @@ from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, first_alike, over_policies, runs
 from shardsim.program.holds import Passes
-from shardsim.program.kept import kept_by_run
+from shardsim.program.kept import brought_back, kept_by_run
 from shardsim.program.liveness import (
     RINGS,
     Ends,
@@ -158,6 +158,17 @@ class Account:
         sizes = [measure.sizes for measure in self.measures]
         found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
         return [(here * times, away * times) for here, away in found]
+
+    @cached_property
+    def brought_back(self) -> Number:
+        """Stacks of what layers keep that are brought back from the host's memory whole; of experts
+        none was seen, and mixtral-8x7b ran on v6e with less room than they take."""
+        if self.work.forward_only or self.work.model.experts is not None:
+            return 0.0
+        narrow = self.passes.narrow_kept
+        sizes = [measure.sizes for measure in self.measures]
+        found = (brought_back(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return sum(found, 0.0) * self.microbatches.in_flight
 
     @property
     def of_one_layer(self) -> Number:
@@ -343,6 +354,8 @@ class Account:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
         if passes.ahead_from_host and moment == 0:
             found["fetched ahead from the host"] = self.of_one_layer
+        if passes.brings_back:
+            found["brought back from the host"] = self.brought_back
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))

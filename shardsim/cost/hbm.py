@@ -115,6 +115,11 @@ def hbm_use(
     if layout.partitioned:
         passes = passes.partitioned or passes
     account = Account(machine, work, layout, passes, measures)
+    if passes.brings_back and np.any(account.brought_back):
+        # It comes back beside the logits, before the head's gradient is made: never is that there
+        # with the table (five programs of llama3.1-8b, on v5e, v5p and v6e).
+        passes = replace(passes, head_last=passes.head_last or "head")
+        account = replace(account, passes=passes)
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:

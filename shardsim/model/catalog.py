@@ -131,6 +131,7 @@ class HfModel:
     model: Model
     carried: tuple[str, ...]
     not_carried: tuple[NotCarried, ...]
+    assumed: str  # sizes that the file does not say, in words; "": it says all
 
 
 def load_hf(name: str) -> HfModel:
@@ -147,7 +148,7 @@ def load_hf(name: str) -> HfModel:
         model = _build(found.options, str(path))
     except ModelError as error:
         raise ModelError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    return HfModel(model, found.carried, found.not_carried)
+    return HfModel(model, found.carried, found.not_carried, found.assumed)
 
 
 def load_model_file(path: str | os.PathLike[str]) -> Model:

@@ -104,6 +104,12 @@ class Passes:
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
+    # Where layers' inputs lie in the host's memory and what attention adds to the stream is kept,
+    # here or there, the stacks of both are brought back whole before the first layer runs back
+    # (llama3.1-8b on v6e with and without flags for SparseCores, and with that kept on the device,
+    # on v5e and on v5p; not where inputs and projections alone lie there, as of it and of
+    # llama3.1-70b on v6e; libtpu 0.0.52, and not 0.0.46).
+    brings_back: bool = False
     # What the next layer back finds in the host's memory is fetched while one runs: beside this
     # layer's own there is as much again (ViT-22B on v4 with queries, keys and values there, and
     # with hidden layers).
@@ -172,6 +178,7 @@ _TRAINER = Passes(
     ring_sums=0.0,
     ring_pieces=4.0,
     fetched=1.0,
+    brings_back=True,
 )
 _EMITTED = replace(
     _EMITTED_SCARCE,
@@ -213,7 +220,12 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": replace(
         _TRAINER,
         scarce=replace(
-            _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last="all"
+            _TRAINER,
+            gathers_ahead=0,
+            lanes=1.0,
+            fetched=0.0,
+            tiles=False,
+            head_last="all",
         ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),

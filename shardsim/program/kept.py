@@ -56,6 +56,19 @@ def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> tuple[N
     return here, away
 
 
+def brought_back(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> Number:
+    """Return the bytes of a run's stacks that come back from the host's memory whole: of layers'
+    inputs and what attention adds to the stream, where both are kept (`Passes.brings_back`)."""
+    names = {LAYER_INPUT, "attention_output"}
+    if not any(LAYER_INPUT in away and names <= {*all_, *away} for all_, away in run.kept.stores):
+        return 0.0
+    found: Number = 0.0
+    for number, layer in run.layers:
+        host = kept(run.work, layout, sizes, number, run.kept, narrow)[1]
+        found = found + sum((host[name] for name in names & {*host}), 0.0) * layer.times
+    return found * run.rounds
+
+
 def kept_for_products(
     work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept
 ) -> Number:

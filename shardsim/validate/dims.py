@@ -44,6 +44,7 @@ _EXPERTS = {
     "group": ("group",),
 }
 _LATENT = {"queries": "q_lora", "keys": "kv_lora", "rotary": "rope", "values": "v"}
+_EIGHT_THIRDS = 256  # what an MLP of 8/3 of the width is a multiple of (LLaMA's code)
 _GATED = ("llama", "fuji", "mistral", "gemma", "qwen", "palm", "olmo")
 
 
@@ -160,6 +161,13 @@ def sequence_of(row: Mapping[str, Any]) -> int | None:
 def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     """Return the preset that the row names if its dims agree, else a model made of its dims."""
     dims, name = {**_dims(row)}, str(row.get("model") or "model")
+    if re.search(r"\b8 ?/ ?3\b", str(dims.get("d_ff"))):
+        dims["d_ff"] = _EIGHT_THIRDS * math.ceil(
+            whole(dims.get("d_model"), "dims.d_model") * 8 / 3 / _EIGHT_THIRDS
+        )
+        notes.append(
+            f"dims: d_ff: 8/3 of d_model, as a multiple of {_EIGHT_THIRDS}: {dims['d_ff']:,}"
+        )
     if isinstance(window := dims.get("window"), Mapping) and "chunk" in window:
         if whole(window["chunk"], "dims.window.chunk") >= (sequence_of(row) or math.inf):
             del dims["window"]  # a chunk is the whole sequence

@@ -18,7 +18,8 @@ from shardsim.errors import FileError, ShardsimError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names
 from shardsim.planner.changes import changed
-from shardsim.validate.runs import TRAINER, published_runs
+from shardsim.validate.rows import TRAINER
+from shardsim.validate.runs import published_runs
 
 EFFECTS = Path(__file__).with_name("data") / "published_effects.yaml"
 KEYS = ("id", "what", "quantity", "before", "after", "published", "source", "filled")

@@ -8,6 +8,8 @@ One constant is fitted for each family of TPUs, one for all of them, and none fo
   which the hardware file's note gives. v4 is fitted to its five 22B and 52B rows by least squares
   of the logarithm of the error; every other family to one row: the one that leaves the smallest
   largest error over `ROWS` of the family.
+- The clock that 500 W leave an H100, as a share of that of 700 W, with which its matmuls and
+  attention run: to `H100_500W`, one row. The hardware file has its products.
 - `dcn_hop_latency_s`, one message between slices, from six pairs of runs on v4, v5e and v5p that
   differ in the number of slices alone: least squares of the logarithm of measured over predicted
   slow-down.
@@ -20,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
+from typing import Any
 
-from shardsim.machine import Chip
+from shardsim.machine import Chip, load_chip
 from shardsim.validate.rows import Run
 from shardsim.validate.runs import predictions_of, published_runs
 
@@ -58,13 +61,14 @@ V4_ROWS = (
     "maxtext-v4-22b-1x128-mar23",
     "maxtext-v4-52b-1x384",
 )
+H100_500W = "torchtitan-8b-8-bf16-compile"
 
 
-def with_constants(run: Run, **constants: float) -> Run:
+def with_constants(run: Run, **constants: Any) -> Run:
     """Return `run` on a chip with some constants replaced."""
     plans = []
     for plan in run.plans:
-        chip: Chip = replace(plan.machine.chip, **constants)  # type: ignore[arg-type]
+        chip: Chip = replace(plan.machine.chip, **constants)
         plans.append(replace(plan, machine=replace(plan.machine, chip=chip)))
     return replace(run, plans=tuple(plans))
 
@@ -135,6 +139,23 @@ def fit_family(runs: Sequence[Run], **constants: float) -> tuple[float, str]:
     return best[1], best[2]
 
 
+def at_clock(share: float) -> dict[str, Any]:
+    """Return the rates of an H100 whose clock is `share` of that of 700 W."""
+    fast = load_chip("h100")
+    assert fast.kernels is not None
+    kernels = replace(
+        fast.kernels,
+        attention_efficiency=fast.kernels.attention_efficiency * share,
+        attention_gradient_efficiency=fast.kernels.attention_gradient_efficiency * share,
+    )
+    return {"matmul_efficiency": fast.matmul_efficiency * share, "kernels": kernels}
+
+
+def fit_clock(run: Run) -> float:
+    """Return the share of the clock with which one run on H100 of 500 W is predicted exactly."""
+    return solve(lambda share: log_error(with_constants(run, **at_clock(share))), 0.4, 1.0)
+
+
 def main() -> None:
     """Fit all constants again and print them."""
     runs = {run.id: run for run in published_runs()}
@@ -145,6 +166,8 @@ def main() -> None:
         rows = [run for name, run in runs.items() if run.family == family and name in ROWS]
         efficiency, row = fit_family(rows, dcn_hop_latency_s=latency_s)
         print(f"{family} matmul_efficiency {efficiency:.3f} fitted to {row}")
+    share = fit_clock(runs[H100_500W])
+    print(f"h100-500w clock {share:.3f} of h100's: {at_clock(share)}")
 
 
 if __name__ == "__main__":

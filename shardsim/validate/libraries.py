@@ -1,15 +1,19 @@
-"""What training libraries do where a row does not say: what layers keep, and attention kernels."""
+"""What training libraries do where a row does not say: what layers keep, kernels, pipelines."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shardsim.machine import Chip
+from shardsim.model import Model
 
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
+KEEPS_ALL: Mapping[str, Any] = {
+    "save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,31 +22,60 @@ class Library:
 
     words: str
     remat: Mapping[str, Any]  # of a layer whose attention is fused
-    attention: str = ""  # the fused kernel that it always took; "": see `kernel_of`
+    attention: str = ""  # its fused kernel; "": see `kernel_of`
+    fused_from: int = 0  # tokens of a sequence, where a row names no kernel
+    remat_unfused: Mapping[str, Any] | None = None  # where that is something else
+    precision: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
+    over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    microbatches_per_stage: int = 4
+    chunks: int = 0  # of a stage that is interleaved; 0: a row must say
+    chips: Mapping[str, str] = field(default_factory=dict)  # what its published chips really are
+    collective_matmul: bool = True  # else only where a row says so
+    every_second_product: bool = False  # is what its "selective" computes again
+    # Weights are whole over context and expert axes, state is split over data.
+    state_over_data: bool = False
 
 
 LIBRARIES = (
     # `build_remat_spec` keeps the projections of attention, and its result only where it is not
-    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py).
+    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py). Of early 2024 are runs with
+    # 2,048 tokens, where fused attention had to be asked for: on 256 H100 they take 2.44 s, with
+    # 4,096 tokens later 1.78 s (axlearn/experiments/text/gpt/fuji.py at 01ebc3ff).
     Library(
         words="axlearn",
         remat={"save": ["qkv", "attention_output"], "offload": []},
+        remat_unfused={"save": ["qkv", "context", "attention_output"], "offload": []},
         attention="flash-2023",
+        fused_from=2049,
     ),
     # `gradient_checkpointing` is true (stanford-crfm/levanter at 0096e24f, models/gpt2.py).
     Library(words="levanter", remat=FULL),
     # `scaled_dot_product_attention`, whose fused kernel is FlashAttention-2; activations are kept
-    # unless a row says otherwise (pytorch/torchtitan at b5bcd76c).
+    # unless a row says otherwise; gradients travel in float32, the head multiplies in bf16. Over
+    # stages weights stay gathered, microbatches are as many as stages, interleaved ones have two
+    # chunks. All its published H100 have HBM2e and 500 W (pytorch/torchtitan at b5bcd76c).
     Library(
         words="torchtitan",
-        remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
+        remat=KEEPS_ALL,
         attention="flash-2023",
+        precision={"reduce": "f32"},
+        narrow_precision={"bf16": ["head"]},
+        over_stages={"accumulation": "gathered"},
+        microbatches_per_stage=1,
+        chunks=2,
+        chips={"h100": "h100-500w"},
+        collective_matmul=False,
+        every_second_product=True,
     ),
-    # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py).
-    Library(
-        words="megatron|nemo",
-        remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
-    ),
+    # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
+    # distributed optimizer splits state over data (NVIDIA-NeMo/Megatron-Bridge at 067f987d).
+    Library(words="megatron|nemo", remat=KEEPS_ALL, state_over_data=True),
+    # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
+    # 1d2842b5, configs/model/remat).
+    Library(words="torchprime", remat=FULL),
+    # All its runs with a context axis: `remat_policy=custom context=device`.
+    Library(words="maxtext#4687", remat={"save": ["context"]}),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml).
     Library(words="maxtext|tpu-recipes", remat=FULL),
 )
@@ -62,9 +95,32 @@ def kernel_of(chip: Chip, sequence: int, words: str, library: Library | None) ->
     """
     late = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu"
     if library and library.attention:
-        return library.attention
+        fused = "flash" in words or sequence >= library.fused_from
+        return library.attention if fused else "unfused"
     if late or "splash" in words:
         return "flash"
     if "flash" in words:
         return "flash-2023"
     return "flash" if chip.name in ("v5e", "v5p") or sequence > 2048 else "unfused"
+
+
+def every_second_product(model: Model) -> list[dict[str, Any]]:
+    """Return what layers keep where the results of every second product are computed again, of
+    queries, keys, values, output, gate, up and down in turn (PyTorch's selective checkpointing).
+
+    A plan keeps the MLP's hidden layers whole or not at all, so one part of the layers keeps all
+    products and another recomputes output and MLP: as many FLOPs and bytes in all.
+    """
+    keys = model.kv_heads * model.head_dim
+    output, hidden = model.heads * model.head_dim, model.mlp
+    again = keys + output + (hidden if model.gated_mlp else 0)
+    share = again / (output + hidden * (2 if model.gated_mlp else 1))
+    few = min(model.layers, round(share * model.layers))
+    groups = [
+        {"layers": model.layers - few, "save": [*_ATTENTION, "attention_output", "mlp_hidden"]},
+        {"layers": few, "save": list(_ATTENTION)},
+    ]
+    return [group for group in groups if group["layers"]]
+
+
+_ATTENTION = ("qkv", "context")

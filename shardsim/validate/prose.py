@@ -16,10 +16,11 @@ from typing import Any
 from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
 from shardsim.model import Accounting, Model, accounting_named
-from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
 from shardsim.validate.dims import model_of, sequence_of
-from shardsim.validate.libraries import kernel_of, library_of
+from shardsim.validate.formats import optimizer_of, precision_of
+from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
 from shardsim.validate.rows import REST, Run, read_run
 from shardsim.validate.words import (
     PARALLELISM,
@@ -107,7 +108,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
-    chip = load_chip(_chip_name(row))
+    library = library_of(str(row.get("source")))
+    chip = load_chip(_chip_name(row, library))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -115,7 +117,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
-    split = _split(row.get("parallelism"), model.experts is not None)
+    split = _split(row.get("parallelism"), model.experts is not None, library)
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
@@ -134,16 +136,15 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
     batch = _batch(row, machine, split.counts.get("microbatches", 1))
     precision = str(row.get("precision") or "").lower()
-    library = library_of(str(row.get("source")))
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
         "id": str(row.get("id", "run"))[:200],
         "model": model.to_mapping(),
         "sequence": sequence,
         "attention": kernel_of(chip, sequence, attention, library),
-        "overlap": _overlap(chip.name, words),
-        "precision": _precision(chip, precision, f"{precision} {words or ''}"),
-        "optimizer": _optimizer(f"{row.get('optimizer') or ''} {precision}".lower()),
+        "overlap": _overlap(chip, words, f"{split.text} {precision}", library),
+        "precision": precision_of(chip, precision, f"{precision} {words or ''}", library),
+        "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
         "measured": _measured(row),
         "accounting": accounting_of(row).value,
@@ -151,20 +152,31 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "filled": {"id": FILLED},
         **context,
     }
+    if tiles := re.search(r"num_vocab_tiling[ =:]*(\d{1,4})\b", words or ""):
+        data["vocab_tiles"] = int(tiles[1])
     remat = _remat(row.get("remat"), notes)
+    if library and library.every_second_product and "pipeline" not in split.sizes.inside:
+        if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
+            remat = every_second_product(model)
     if remat is None and library and "custom" not in str(row.get("remat")):
-        remat = library.remat
+        apart = library.remat_unfused if data["attention"] == "unfused" else None
+        remat = apart or library.remat
     if remat is not None:
         data["remat"] = remat
     if machine is None:
         slices = [default_slice(chip, count).name for count in _CHIPS]
         rest = split.rest(chip) or "data"
         data |= {"machine": slices, "batch": batch or list(_BATCHES)}
-        data |= {"mesh": {AXIS_NAMES[rest]: REST}} | _rules(split, {AXIS_NAMES[rest]}, chip)
+        data |= {"mesh": {AXIS_NAMES[rest]: REST}}
+        data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
         return data
     if batch is None:
         raise FileError("global_batch: missing, and no per_device_batch either")
-    return data | {"machine": machine.name, "batch": batch} | _mesh(split, machine, batch, model)
+    return (
+        data
+        | {"machine": machine.name, "batch": batch}
+        | _mesh(split, machine, batch, model, library)
+    )
 
 
 def _one_by_one(
@@ -217,14 +229,17 @@ def _context(said: Mapping[str, str], split: _Said, model: Model) -> dict[str, A
     return {}
 
 
-def _chip_name(row: Mapping[str, Any]) -> str:
-    """Return the chip of a row; its notes may say that it is another of the same name."""
+def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
+    """Return the chip of a row; its notes may say that it is another of the same name, and so may
+    what is known of its library's runs."""
     name, notes = str(row["chip"])[:200], str(row.get("notes") or "").lower()
     slower = "hbm2e" in notes or "500 w limit" in notes
-    return "h100-500w" if name.lower() == "h100" and slower else name
+    if name.lower() == "h100" and slower:
+        return "h100-500w"
+    return library.chips.get(name.lower(), name) if library else name
 
 
-def _split(said: Any, experts: bool) -> _Said:
+def _split(said: Any, experts: bool, library: Library | None) -> _Said:
     """Read a row's `parallelism`: sizes by key, or a text such as "fsdp 64, tp 4"."""
     entries = dict(said) if isinstance(said, Mapping) else {}
     text = " ".join(map(str, entries.values())) if entries else str(said or "")
@@ -247,6 +262,8 @@ def _split(said: Any, experts: bool) -> _Said:
     stated = bool(sizes.inside or sizes.outside or sizes.rest)
     only_data = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
     found = _Said(text, sizes, counts, replicated=re.search(only_data, text) is not None)
+    if "interleaved" in text and "vpp" not in counts and library and library.chunks:
+        counts["vpp"] = library.chunks
     if "interleaved" in text and "vpp" not in counts:
         raise FileError("parallelism: interleaved: missing the stages of a rank (vpp 4)")
     found.unknown_tensor = "tensor" not in sizes.inside and (
@@ -256,7 +273,9 @@ def _split(said: Any, experts: bool) -> _Said:
     return found
 
 
-def _mesh(split: _Said, machine: Machine, batch: int, model: Model) -> dict[str, Any]:
+def _mesh(
+    split: _Said, machine: Machine, batch: int, model: Model, library: Library | None
+) -> dict[str, Any]:
     """Return mesh, rules and pipeline of a row whose slices are known."""
     if split.unknown_tensor:
         sizes = [
@@ -269,7 +288,7 @@ def _mesh(split: _Said, machine: Machine, batch: int, model: Model) -> dict[str,
     found = {axis.name: axis.size for axis in mesh}
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
-        **_rules(split, set(found), machine.chip),
+        **_rules(split, set(found), machine.chip, library),
     }
     stages = found.get("stage", 1)
     if "microbatches" in split.counts:
@@ -278,19 +297,25 @@ def _mesh(split: _Said, machine: Machine, batch: int, model: Model) -> dict[str,
         groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
-        data["microbatches"] = 4 * stages
+        data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
+    if library and stages > 1:
+        data |= library.over_stages
     return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
 
 
-def _rules(split: _Said, names: set[str], chip: Chip) -> dict[str, Any]:
-    """Return rules where they are not the usual ones: of data parallelism only, and of Megatron's
-    expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3)."""
-    if not split.replicated and not (chip.kind == "gpu" and "expert" in names):
+def _rules(split: _Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
+    """Return rules where they are not the usual ones: of data parallelism only, of Megatron's
+    expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3), and of
+    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198)."""
+    gpu = chip.kind == "gpu"
+    apart = split.replicated or bool(library and library.state_over_data)
+    if not (apart or (gpu and {"expert", "model"} & names)):
         return {}
     rules = rules_by_name(
         names,
-        optimizer_over_data=True,
-        context_shards_parameters=False,
+        residual=SEQUENCE_SHARDED if gpu else EMBED_SHARDED,
+        optimizer_over_data=apart,
+        context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )
     return {
@@ -355,9 +380,14 @@ def _batch(row: Mapping[str, Any], machine: Machine | None, steps: int) -> int |
     return max(1, round(each * machine.devices * steps))
 
 
-def _overlap(chip: str, words: str | None) -> dict[str, Any]:
-    if words is None or chip not in ("v2", "v3", "v4"):
-        return {"matmul": "bidirectional", "weights": True, "gradients": False}
+def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) -> dict[str, Any]:
+    """Return what waits behind what. On GPUs reductions have a stream of their own (PyTorch's FSDP,
+    Megatron's `overlap_grad_reduce`)."""
+    gpu = chip.kind == "gpu"
+    rings = not library or library.collective_matmul
+    rings = rings or re.search(r"async[- _]?(tp|tensor)", f"{words or ''} {said}") is not None
+    if words is None or chip.name not in ("v2", "v3", "v4"):
+        return {"matmul": "bidirectional" if rings else "off", "weights": True, "gradients": gpu}
     linear = "async parallel linear" in words or "collective matmul" in words
     reduce = "async reduce" in words or "async gradient" in words
     return {
@@ -365,38 +395,6 @@ def _overlap(chip: str, words: str | None) -> dict[str, Any]:
         "weights": "async" in words,
         "gradients": reduce,
     }
-
-
-def _optimizer(words: str) -> str:
-    if "adafactor" in words:
-        whole_moment = re.search(r"not factored|unfactored|without factor|no factor", words)
-        return "adafactor-full" if whole_moment else "adafactor"
-    if re.search(r"\bmu (in )?bf16|first moment (in )?bf16", words):
-        return "adamw-bf16-mu"
-    for name in ("momentum", "sgd", "adam"):
-        if name in words:
-            return {"adam": "adamw"}.get(name, name)
-    if other := re.search(r"shampoo|\blion\b|muon|lamb|lars|sophia", words):
-        raise FileError(
-            f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
-        )
-    return "adamw"
-
-
-def _precision(chip: Chip, precision: str, words: str) -> dict[str, str]:
-    """Return formats: of products, and of stored weights where a row says that they are bf16."""
-    narrow = re.search(r"\b(bf16|bfloat16)[- ](weights|parameters|params)\b", words)
-    return {"compute": _compute(chip, precision)} | ({"parameters": "bf16"} if narrow else {})
-
-
-def _compute(chip: Chip, words: str) -> str:
-    """Return the number format of matmuls."""
-    for word, name in (("fp8", "fp8"), ("float8", "fp8"), ("int8", "int8"), ("fp4", "fp4")):
-        if word in words:
-            if name not in chip.peak_flops:
-                raise FileError(f"precision: {name}: the {chip.name} multiplies no {name}")
-            return name
-    return "f32" if re.match(r"(fp32|f32|float32)\b", words) and "bf16" not in words else "bf16"
 
 
 def _remat(said: Any, notes: list[str]) -> Any:

@@ -19,9 +19,8 @@ from shardsim.model import model_flops_per_token
 from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.validate.prose import from_prose, is_prose
-from shardsim.validate.rows import Run, as_launched, read_run
+from shardsim.validate.rows import TRAINER, Run, as_launched, read_run
 
-TRAINER = "trainer"  # who runs published runs
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
 
 

@@ -457,6 +457,22 @@ def test_the_text_part_of_a_model_of_several_is_read(tmp_path: Path) -> None:
     left = {item.key: item.could_change for item in found.not_carried}
     assert left["vision_config"] == ("time", "hbm")
     assert left["mm_tokens_per_image"] == ()
+    assert "text_config.num_attention_heads 8" in found.assumed
+    assert "text_config.hidden_size" not in found.assumed
+
+
+def test_sizes_that_a_file_leaves_to_defaults_are_said(tmp_path: Path) -> None:
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    every = dict.fromkeys((*sizes, "vocab_size", "max_position_embeddings"), 64) | {
+        "hidden_size": 4096
+    }
+    assert read(tmp_path, {"model_type": "llama", **every}).assumed == ""
+    read(tmp_path, {"model_type": "llama", "hidden_size": 2048})
+    words = ["--on", "v5p:2x2x2", "--batch", "16", "--mesh", "fsdp=8"]
+    run = CliRunner().invoke(main, ["predict", str(tmp_path), *words, "--json"])
+    assert run.exit_code == 0, run.output
+    assert "assumed, as transformers" in run.stderr
+    assert "num_hidden_layers 32, intermediate_size 11008" in run.stderr
 
 
 def test_a_tower_cuts_pixels_of_no_whole_patch(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shardsim.errors import FileError
 from shardsim.model import Accounting, load_model
+from shardsim.plan import Plan
 from shardsim.plan.remat import Policy, Remat
 from shardsim.validate.prose import accounting_of, from_prose, is_prose
 from shardsim.validate.rows import Run, read_run
@@ -325,6 +326,66 @@ def test_images(dims: dict[str, Any], seq: int | None, tokens: int) -> None:
     run = run_of(model="vit-mine", dims=dims, seq=seq)
     assert (run.model.family, run.model.causal) == ("vit", False)
     assert (run.sequence, run.model.sequence) == (tokens, tokens)
+
+
+def torchtitan(**changes: Any) -> Plan:
+    """Return the plan of a row of PyTorch's library, on one node unless changed."""
+    row = {"model": "llama3-8b", "chip": "h100", "chips": 8, "parallelism": "FSDP 8", "seq": 8192}
+    source = {"source": "pytorch/torchtitan:benchmarks/x.md", "remat": None, "global_batch": 256}
+    (plan,) = run_of(**(row | source | changes)).plans
+    return plan
+
+
+def test_what_pytorchs_library_does_by_itself() -> None:
+    plan = torchtitan(precision="fp8 compile")
+    assert plan.machine.name == "h100-500w:8"  # its runs were on those
+    assert (plan.precision.reduce, plan.precision.bf16) == ("f32", ("head",))
+    assert (plan.overlap.matmul, plan.overlap.gradients) == ("off", True)
+    assert torchtitan(precision="bf16, async TP").overlap.matmul == "bidirectional"
+    staged = {"chips": 512, "parallelism": "FSDP 8 x TP 8 x PP 8, interleaved"}
+    plan = torchtitan(model="llama3-405b", **staged)
+    assert (plan.microbatches, plan.pipeline_interleave, plan.accumulation) == (8, 2, "gathered")
+    assert plan.activations["seq"] == ("model",)
+
+
+@pytest.mark.parametrize(("said", "few"), [("selective", 19), ("selective op", 19), ("full", 0)])
+def test_every_second_product_again_is_as_much_work_in_whole_layers(said: str, few: int) -> None:
+    """Keys, output and gate of seven products: 4.75 of 13 squares of the width, where output and
+    both halves of the MLP are 8."""
+    assert 19 / 32 == pytest.approx(4.75 / 8, abs=0.5 / 32)
+    groups = torchtitan(remat=said).remat.groups
+    if not few:
+        assert groups == (Policy(),)
+        return
+    assert [group.layers for group in groups] == [32 - few, few]
+    assert groups[0].save - groups[1].save == {"attention_output", "mlp_hidden"}
+
+
+def test_fused_attention_had_to_be_asked_for_in_axlearn() -> None:
+    source = {"source": "apple/axlearn:fuji.py", "remat": None}
+    (short,) = run_of(seq=2048, **source).plans
+    (long,) = run_of(seq=4096, **source).plans
+    (asked,) = run_of(seq=2048, tricks=["flash attention"], **source).plans
+    assert [plan.attention for plan in (short, long, asked)] == [
+        "unfused",
+        "flash-2023",
+        "flash-2023",
+    ]
+    assert short.remat.only("it").save - long.remat.only("it").save == {"context"}
+
+
+def test_formats_and_tiles_in_words() -> None:
+    (plan,) = run_of(
+        precision="bf16 compute; mu_dtype, grad_dtype bf16", tricks=["num_vocab_tiling 8"]
+    ).plans
+    assert (plan.optimizer, plan.precision.gradients) == ("adamw-bf16-mu", "bf16")
+    assert plan.vocab_tiles == 8
+
+
+def test_an_mlp_of_eight_thirds_of_the_width() -> None:
+    run = run_of(model="mine", dims={"layers": 2, "d_model": 2048, "heads": 32, "d_ff": "8/3 d"})
+    assert run.model.mlp == 5632
+    assert run.notes == ("dims: d_ff: 8/3 of d_model, as a multiple of 256: 5,632",)
 
 
 def test_dims_that_disagree_with_a_preset_make_a_model_of_their_own() -> None:

@@ -44,6 +44,7 @@ class Config:
     options: Mapping[str, Any]
     carried: tuple[str, ...]
     not_carried: tuple[NotCarried, ...]
+    assumed: str  # sizes that the file leaves to transformers' defaults, in words; "": none
 
 
 def config_path(name: str) -> Path | None:
@@ -168,7 +169,17 @@ def _part(
     options = {"name": _name(path), **options, "source": source}
     carried = tuple(prefix + key for key in given if key in keys.read)
     rest = left_of(keys, defaults, kind, prefix)
-    return Config(options, carried, (*outer, *left, *rest))
+    sizes = (
+        f"{prefix}{key} {shown(defaults[key])}"
+        for key in defaults
+        if key in keys.read
+        and key not in given
+        and type(defaults[key]) is int
+        and defaults[key] > 1
+    )
+    listed = ", ".join(sizes)
+    assumed = f"assumed, as {VERSION} does where a config says nothing: {listed}" if listed else ""
+    return Config(options, carried, (*outer, *left, *rest), assumed)
 
 
 def _head(architecture: str) -> list[NotCarried]:

@@ -1,0 +1,56 @@
+"""Rows' words for number formats and optimizers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from shardsim.errors import FileError
+from shardsim.machine import Chip
+from shardsim.plan.optimizer import OPTIMIZERS
+from shardsim.plan.precision import NARROW
+from shardsim.validate.libraries import Library
+
+_OF_GRADIENTS = r"(grad_dtype|grads|gradients)"
+
+
+def optimizer_of(words: str) -> str:
+    """Return the optimizer of a row by its words, AdamW where it names none."""
+    if "adafactor" in words:
+        whole_moment = re.search(r"not factored|unfactored|without factor|no factor", words)
+        return "adafactor-full" if whole_moment else "adafactor"
+    if re.search(
+        rf"\bmu(_dtype)?,? ({_OF_GRADIENTS},? )?(in )?bf16|first moment (in )?bf16", words
+    ):
+        return "adamw-bf16-mu"
+    for name in ("momentum", "sgd", "adam"):
+        if name in words:
+            return {"adam": "adamw"}.get(name, name)
+    if other := re.search(r"shampoo|\blion\b|muon|lamb|lars|sophia", words):
+        raise FileError(
+            f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
+        )
+    return "adamw"
+
+
+def precision_of(chip: Chip, precision: str, words: str, library: Library | None) -> dict[str, Any]:
+    """Return formats: of products, and of weights and gradients that a row says are bf16."""
+    found: dict[str, Any] = {"compute": _compute(chip, precision)}
+    if library:
+        found |= library.precision
+        found |= library.narrow_precision if found["compute"] in NARROW else {}
+    if re.search(r"\b(bf16|bfloat16)[- ](weights|parameters|params)\b", words):
+        found["parameters"] = "bf16"
+    if re.search(rf"\b{_OF_GRADIENTS} (in )?bf16|\bbf16 (grads|gradients)\b", words):
+        found["gradients"] = "bf16"
+    return found
+
+
+def _compute(chip: Chip, words: str) -> str:
+    """Return the number format of matmuls."""
+    for word, name in (("fp8", "fp8"), ("float8", "fp8"), ("int8", "int8"), ("fp4", "fp4")):
+        if word in words:
+            if name not in chip.peak_flops:
+                raise FileError(f"precision: {name}: the {chip.name} multiplies no {name}")
+            return name
+    return "f32" if re.match(r"(fp32|f32|float32)\b", words) and "bf16" not in words else "bf16"
