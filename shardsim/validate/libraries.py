@@ -19,6 +19,7 @@ class Library:
     words: str
     remat: Mapping[str, Any]  # of a layer whose attention is fused
     attention: str = ""  # the fused kernel that it always took; "": see `kernel_of`
+    offloads: Mapping[str, Any] | None = None  # what "custom with offload" keeps, if nothing else
 
 
 LIBRARIES = (
@@ -43,8 +44,14 @@ LIBRARIES = (
         words="megatron|nemo",
         remat={"save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]},
     ),
-    # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml).
-    Library(words="maxtext|tpu-recipes", remat=FULL),
+    # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
+    # policies in benchmarks/maxtext_trillium_model_configs.py 23 offload the layers' input, 21
+    # queries, keys and values, 10 what comes after attention.
+    Library(
+        words="maxtext|tpu-recipes",
+        remat=FULL,
+        offloads={"save": [], "offload": ["layer_input", "qkv"]},
+    ),
 )
 
 

@@ -19,7 +19,7 @@ from shardsim.model import Accounting, Model, accounting_named
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
 from shardsim.validate.dims import model_of, sequence_of
-from shardsim.validate.libraries import kernel_of, library_of
+from shardsim.validate.libraries import Library, kernel_of, library_of
 from shardsim.validate.rows import REST, Run, read_run
 from shardsim.validate.words import (
     PARALLELISM,
@@ -151,7 +151,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "filled": {"id": FILLED},
         **context,
     }
-    remat = _remat(row.get("remat"), notes)
+    remat = _remat(row.get("remat"), library, notes)
     if remat is None and library and "custom" not in str(row.get("remat")):
         remat = library.remat
     if remat is not None:
@@ -399,7 +399,7 @@ def _compute(chip: Chip, words: str) -> str:
     return "f32" if re.match(r"(fp32|f32|float32)\b", words) and "bf16" not in words else "bf16"
 
 
-def _remat(said: Any, notes: list[str]) -> Any:
+def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     """Return the policy as a plan file holds it; None if the row does not say."""
     if isinstance(said, bool):
         return "full" if said else "none"
@@ -418,6 +418,9 @@ def _remat(said: Any, notes: list[str]) -> Any:
             notes.append(f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole")
         if kept:
             return _remat_data("custom", kept)
+        if "offload" in words and library and library.offloads:
+            notes.append("remat: what is offloaded is not stated: layers' input and qkv")
+            return library.offloads
     if (tokens and tokens[0] == "save") or "one activation" in words:
         return "full"
     if tokens and tokens[0] in ("no", "off", "false", "without"):
