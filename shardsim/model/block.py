@@ -334,7 +334,7 @@ class Block(Builder):
 
     def soft_mixture(self, normed: Array, made: Experts) -> Array:
         """Add experts on slots that are means of tokens; return what they add to x."""
-        model, out, first = self.model, stream("experts", "mlp_output"), len(self.made)
+        model, out, first = self.model, stream("experts", keep=""), len(self.made)
         bias = model.biases.mlp
         soft_experts(self, normed, out, gated=model.gated_mlp, bias=bias)
         self.call(
@@ -362,7 +362,7 @@ class Block(Builder):
         tokens = asking = normed
         if made.apart:
             tokens, asking = self.norm("experts_norm", x), self.norm("router_norm", x)
-        routed, first = stream("experts", "mlp_output"), len(self.made)
+        routed, first = stream("experts", keep=""), len(self.made)
         bias, scales = made.router_bias, made.scales
         chances, choices = route(
             self, asking, top=made.top_k, kind=made.router, bias=bias, scales=scales

@@ -24,7 +24,9 @@ SORT = Stream(passes=2.0, ops=1.0, gradient_passes=2.0, gradient_ops=1.0)
 # Copies of one token lie side by side in the eight sublanes of a vector register, whose rest is
 # empty. To add them up takes so many operations for each sublane beside the passes, to spread and
 # compare a gradient so many: libtpu 0.0.42.1 counts 14 to 15 and 8 on tpu7x (4 copies of 2,880 and
-# 8 of 2,816, 4,096 and 7,168), 9 to 25 where v5p and v6e add 2 copies of 4,096.
+# 8 of 2,816, 4,096 and 7,168), 9 to 25 where v5p and v6e add 2 copies of 4,096. By itself the sum
+# of 2, 4 or 8 copies of 4,096 takes the same cycles, in bf16 and float32: 7 operations on tpu7x, 10
+# on v5p, 22 on v6e. So the eight sublanes are certain, how long they take is to a factor of two.
 SUBLANES, ADDED, SPREAD = 8, 14.0, 8.0
 MASK = Stream(passes=1.0, ops=2.0)  # which place is whose
 SHARES = Stream(passes=1.0, ops=2.0, gradient_passes=1.0, gradient_ops=2.0)

@@ -49,7 +49,7 @@ def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by:
         product = einsum(slots, weight(name, "expert", "embed", "expert_mlp"), out, *vectors)
         parts.append(build.add(replace(product, tile=tile)))
     hidden = build.add(activation(parts, "expert hidden"))
-    made = Array("made", slots.dims, keep="", lies="made", purpose=ROUTED)
+    made = Array("made", slots.dims, keep="mlp_output", lies="made", purpose=ROUTED)
     vectors = [vector("expert_out_bias", "expert", "embed")] if bias else []
     product = einsum(hidden, weight("expert_out", "expert", "expert_mlp", "embed"), made, *vectors)
     return build.add(replace(product, tile=tile))
@@ -163,6 +163,7 @@ def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
     hidden = getattr(jax.nn, call["activation"])(parts[0])
     hidden = checkpoint_name(hidden * parts[1] if call["gated"] else hidden, "rest")
     made = biased(way.expert_scatter(product(hidden, "expert_out")), "expert_out")
+    made = checkpoint_name(made, "mlp_output")
     return made if here is None else jnp.where(here, made, 0)
 
 

@@ -12,6 +12,9 @@ again. The names are those of the block, not of a trainer:
 | mlp_output | the MLP's output projection's result: kept by `dots`, never needed |
 | rest | norms, activated hidden layer, attention probabilities: everything else |
 
+Of experts `mlp_output` is what they make of every copy of a token, before it is brought back: where
+they lie behind a router it is needed.
+
 The layer's input is always kept: layers run under a scan, and that is the scan's carry. All layers
 keep the same, or groups of them that follow each other keep something else each.
 """

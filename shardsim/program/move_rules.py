@@ -82,7 +82,7 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
     Counted in compiled programs, emitted ones (docs/compiled.md, `shardsim/xla/compare.py`) and
     MaxText's (docs/trainers.md).
     """
-    return _all_reduced(block, "reduce-scatter", _over_a_whole_slice(where))
+    return _all_reduced(block, "reduce-scatter", where, True)
 
 
 def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
@@ -91,26 +91,25 @@ def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
 
     Counted in compiled programs (docs/compiled.md, `shardsim/xla/compare.py`).
     """
-    waits = _over_a_whole_slice(where) & np.logical_not(where.layout.weights_overlap)
-    return _all_reduced(block, "all-gather", waits)
+    return _all_reduced(block, "all-gather", where, np.logical_not(where.layout.weights_overlap))
 
 
-def _over_a_whole_slice(where: Where) -> Number:
-    """Return whether weights are gathered over all devices of a slice, and no SparseCore does."""
-    inside = where.layout.gather.size / where.layout.gather.slices
-    whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
-    return whole & (not where.machine.chip.offloads_collectives)
-
-
-def _all_reduced(block: Block, kind: str, chosen: Number) -> Block:
-    """Return a block with all-reduces for the collectives of weights of a kind, where `chosen`."""
-    if not np.any(chosen):
+def _all_reduced(block: Block, kind: str, where: Where, wanted: Number) -> Block:
+    """Return a block with all-reduces for the collectives of weights of a kind, where `wanted` and
+    over all devices of a slice. Those of experts are over fewer where an axis splits experts."""
+    if where.machine.chip.offloads_collectives:
         return block
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective) or task.purpose not in GATHERED_WEIGHTS:
             return [task]
         if task.kind != kind:
+            return [task]
+        group = where.layout.role(task.role)
+        inside = group.size / group.slices
+        whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
+        chosen = whole & wanted
+        if not np.any(chosen):
             return [task]
         summed = replace(task, name=f"{task.name}, all-reduced", kind="all-reduce")
         if kind == "all-gather":

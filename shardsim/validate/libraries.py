@@ -35,6 +35,7 @@ class Library:
     every_second_product: bool = False  # is what its "selective" computes again
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
+    offloads: Mapping[str, Any] | None = None  # what "custom with offload" keeps, if nothing else
 
 
 LIBRARIES = (
@@ -76,8 +77,14 @@ LIBRARIES = (
     Library(words="torchprime", remat=FULL),
     # All its runs with a context axis: `remat_policy=custom context=device`.
     Library(words="maxtext#4687", remat={"save": ["context"]}),
-    # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml).
-    Library(words="maxtext|tpu-recipes", remat=FULL),
+    # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
+    # policies in benchmarks/maxtext_trillium_model_configs.py 23 offload the layers' input, 21
+    # queries, keys and values, 10 what comes after attention.
+    Library(
+        words="maxtext|tpu-recipes",
+        remat=FULL,
+        offloads={"save": [], "offload": ["layer_input", "qkv"]},
+    ),
 )
 
 

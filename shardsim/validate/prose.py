@@ -154,7 +154,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     }
     if tiles := re.search(r"num_vocab_tiling[ =:]*(\d{1,4})\b", words or ""):
         data["vocab_tiles"] = int(tiles[1])
-    remat = _remat(row.get("remat"), notes)
+    remat = _remat(row.get("remat"), library, notes)
     if library and library.every_second_product and "pipeline" not in split.sizes.inside:
         if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
             remat = every_second_product(model)
@@ -397,7 +397,7 @@ def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) 
     }
 
 
-def _remat(said: Any, notes: list[str]) -> Any:
+def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     """Return the policy as a plan file holds it; None if the row does not say."""
     if isinstance(said, bool):
         return "full" if said else "none"
@@ -416,6 +416,9 @@ def _remat(said: Any, notes: list[str]) -> Any:
             notes.append(f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole")
         if kept:
             return _remat_data("custom", kept)
+        if "offload" in words and library and library.offloads:
+            notes.append("remat: what is offloaded is not stated: layers' input and qkv")
+            return library.offloads
     if (tokens and tokens[0] == "save") or "one activation" in words:
         return "full"
     if tokens and tokens[0] in ("no", "off", "false", "without"):

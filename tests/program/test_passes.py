@@ -205,6 +205,29 @@ def test_weights_travel_as_often_as_planned_or_twice_over_a_whole_slice(plan: Pl
         assert emitted["other"] == pytest.approx((2 if whole else 1) * ideal["other"])
 
 
+def test_gradients_of_experts_on_an_axis_of_their_own_are_scattered_over_the_others() -> None:
+    plan = plan_from_data(
+        {
+            "model": "mixtral-8x7b",
+            "machine": "v6e:8x8",
+            "batch": 64,
+            "mesh": {"fsdp": 8, "expert": 8},
+            "rules": {
+                "parameters": {"embed": ["fsdp", "expert"], "expert": ["expert"]},
+                "activations": {"batch": ["fsdp", "expert"], "expert": ["expert"]},
+            },
+        },
+        "experts",
+    )
+    summed = {
+        (task.role, task.kind)
+        for block in program_as(plan, "trainer").blocks
+        for task in block.collectives()
+        if task.name.startswith("scatter gradients of weights")
+    }
+    assert summed == {("fsdp+expert", "all-reduce"), ("fsdp", "reduce-scatter")}
+
+
 def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> None:
     emitted = predict(LONG, costs="compiler")
     others = [predict(LONG, costs="compiler", implementation=name) for name in ("trainer", "ideal")]

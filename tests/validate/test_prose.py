@@ -129,6 +129,12 @@ def test_a_part_of_a_tensor_is_said_to_be_taken_whole() -> None:
     assert run_of(remat="custom: q, k, v on device").notes == ()
 
 
+def test_what_a_library_offloads_where_a_row_only_says_that_it_does() -> None:
+    run = run_of(remat="custom with offload", source="AI-Hypercomputer/maxtext: docs")
+    assert run.plans[0].remat == Remat.of(offload=frozenset({"layer_input", "qkv"}))
+    assert run.notes == ("remat: what is offloaded is not stated: layers' input and qkv",)
+
+
 @pytest.mark.parametrize("said", [None, "unknown", "not stated", "sprinkles", "custom offload"])
 def test_remat_that_is_not_understood_is_taken_as_not_stated(said: str | None) -> None:
     run = run_of(remat=said, global_batch=64)
