@@ -171,6 +171,8 @@ def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:
     for kept in POLICIES.values():
         yield "remat", _policy(kept, frozenset())
     yield "offload", {"offload_optimizer": not plan.offload_optimizer}
+    if plan.accumulation in ("repeated", "layered"):  # else weights stay whole on the device
+        yield "offload", {"offload_parameters": not plan.offload_parameters}
 
 
 def _policy(save: set[str] | frozenset[str], offload: set[str] | frozenset[str]) -> Keys:
