@@ -89,6 +89,7 @@ TICKS = ("1f1b-ticks", "gpipe")
 # gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
 # ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
 ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
+WHOLE = ("gathered", "scattered")  # weights stay whole on the device over a step
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
@@ -223,10 +224,10 @@ def _check_numbers(plan: Plan) -> None:
         raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
-    if plan.offload_parameters and plan.accumulation in ("gathered", "scattered"):
+    if plan.offload_parameters and plan.accumulation in WHOLE:
         raise PlanError(
-            f"offload_parameters: weights stay whole on the device over a step "
-            f"(accumulation: {plan.accumulation}); use repeated or layered"
+            "offload_parameters: weights stay whole on the device over a step (accumulation: "
+            f"{plan.accumulation}); use repeated or layered"
         )
     if plan.fused_projections and not plan.model.parallel_block:
         raise PlanError(
