@@ -22,6 +22,11 @@ class Search(Protocol):
     def __call__(self, fix: Mapping[str, Any]) -> SearchResult: ...
 
 
+def decided(fix: Mapping[str, Any]) -> dict[str, Any]:
+    """Return choices that a part of a search holds: whether it uses the host is not for it."""
+    return {KEYS[0]: False, **fix}
+
+
 def where_none_fits(
     found: SearchResult, search: Search, fix: Mapping[str, Any], fixed: Fixed
 ) -> SearchResult:

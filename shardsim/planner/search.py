@@ -39,7 +39,7 @@ from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.attention import default_attention, may_gain, other_attention
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import FLAGS, ROOM, Fixed, fixed_of
-from shardsim.planner.hosted import where_none_fits
+from shardsim.planner.hosted import decided, where_none_fits
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
@@ -207,15 +207,18 @@ def search(
     options: dict[str, Any] = {
         **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
         **{"attention": attention, "precision": precision, "max_axes": max_axes},
-        **{"costs": costs, "by_layer": by_layer, "fix": fix},
+        **{"costs": costs, "by_layer": by_layer, "fix": decided(fix or {})},
     }
     run = partial(search, **options)
-    if len(slices) != 1:
-        return _side_by_side(executor, run, model, slices, batch, prices, progress)
-    (machine,) = slices
-    if attention is None:
-        first = default_attention(model, sequence)
-        return _either_way(run, model, machine, batch, first, progress)
+    machine = slices[0]
+    with_host = partial(run, model, slices, batch, prices=prices, executor=executor)
+    if len(slices) > 1 or attention is None:
+        if len(slices) > 1:
+            found = _side_by_side(executor, run, model, slices, batch, prices, progress)
+        else:
+            first = default_attention(model, sequence)
+            found = _either_way(run, model, machine, batch, first, progress)
+        return where_none_fits(found, with_host, fix or {}, fixed)
     keep_freed_memory()
     work = Workload(
         model=model,
@@ -286,7 +289,7 @@ def search(
             ),
         ),
     )
-    return where_none_fits(found, partial(run, model, machine, batch), fix or {}, fixed)
+    return where_none_fits(found, with_host, fix or {}, fixed)
 
 
 def _either_way(
