@@ -43,6 +43,14 @@ def where_none_fits(
             searched=found.searched + more.searched,
             seconds=found.seconds + more.seconds,
             smallest_peak_bytes=min(found.smallest_peak_bytes, more.smallest_peak_bytes),
+            slices=tuple(
+                replace(
+                    two,
+                    searched=one.searched + two.searched,
+                    smallest_peak_bytes=min(one.smallest_peak_bytes, two.smallest_peak_bytes),
+                )
+                for one, two in zip(found.slices, more.slices, strict=False)
+            ),
         )
     return found
 
