@@ -138,8 +138,8 @@ def none_found(result: OfSlice, asked: Question, fix: Mapping[str, Any], again: 
     if fix and result.searched == 0 and asked.legal({}):
         return f"no plan: {why_illegal(asked, fix)}"
     if fix and result.searched and again(machine, fix=None, top=1).predictions:
-        said = {key: str(v).lower() if isinstance(v, bool) else v for key, v in fix.items()}
-        held = ", ".join(f"{key}={value}" for key, value in said.items())
+        words = {key: str(v).lower() if isinstance(v, bool) else v for key, v in fix.items()}
+        held = ", ".join(f"{key}={value}" for key, value in words.items())
         how = f"none fits: {_needs(result, machine)}"
         return f"of the plans with {held} {how}; without it there are plans"
     if (said := _batch(model, machine, batch, again)) is not None:
