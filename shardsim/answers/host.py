@@ -21,7 +21,7 @@ NEAR = 1e-2  # of a link's bytes/s
 class Instead:
     """What a plan could do with what it keeps in the host's memory."""
 
-    what: str  # "activations" or "optimizer state"
+    what: str  # "activations", "optimizer state" or "parameters of layers"
     how: str  # "computed again", or "on the device"
     step_time_s: float
     hbm_peak_bytes: float
@@ -57,6 +57,8 @@ def _others(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
                 continue
     if plan.offload_optimizer:
         yield "optimizer state", "on the device", replace(plan, offload_optimizer=False)
+    if plan.offload_parameters:
+        yield "parameters of layers", "on the device", replace(plan, offload_parameters=False)
 
 
 def _without(group: Policy, kept: bool) -> Policy:

@@ -12,7 +12,14 @@ import yaml
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
 from shardsim.machine import scaled
-from shardsim.plan.plan import ACCUMULATION, CONTEXT_KEYS, CONTEXT_ORDERS, MATMUL_OVERLAP, Plan
+from shardsim.plan.plan import (
+    ACCUMULATION,
+    CONTEXT_KEYS,
+    CONTEXT_ORDERS,
+    MATMUL_OVERLAP,
+    WHOLE,
+    Plan,
+)
 from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.attention import other_attention
@@ -171,6 +178,8 @@ def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:
     for kept in POLICIES.values():
         yield "remat", _policy(kept, frozenset())
     yield "offload", {"offload_optimizer": not plan.offload_optimizer}
+    if plan.accumulation not in WHOLE:
+        yield "offload", {"offload_parameters": not plan.offload_parameters}
 
 
 def _policy(save: set[str] | frozenset[str], offload: set[str] | frozenset[str]) -> Keys:

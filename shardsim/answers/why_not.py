@@ -15,6 +15,7 @@ from shardsim.model import Model
 from shardsim.plan.layout import ROLES
 from shardsim.plan.legality import check
 from shardsim.plan.resolve import AXIS_NAMES, resolve
+from shardsim.planner import hosted
 from shardsim.planner.presets import parse_mesh, plan_of_mesh
 from shardsim.planner.search import OfSlice, SearchResult
 from shardsim.units import show_bytes, show_time
@@ -72,6 +73,8 @@ def why_not(
         return WhyNot(mesh=mesh, prediction=None, says=f"{mesh} cannot be: {error}")
     held = {key: value for key, value in (fix or {}).items() if not key.startswith("mesh.")}
     held |= {f"mesh.{role}": sizes.get(role, 1) for role in ROLES}
+    if best is not None:  # as the plan that it is compared with
+        held |= {key: getattr(best.plan, key) for key in hosted.KEYS}
     found = again(machine, fix=held)
     if found.predictions:
         return _beside(mesh, found.best, best)
@@ -135,7 +138,8 @@ def none_found(result: OfSlice, asked: Question, fix: Mapping[str, Any], again: 
     if fix and result.searched == 0 and asked.legal({}):
         return f"no plan: {why_illegal(asked, fix)}"
     if fix and result.searched and again(machine, fix=None, top=1).predictions:
-        held = ", ".join(f"{key}={value}" for key, value in fix.items())
+        words = {key: str(v).lower() if isinstance(v, bool) else v for key, v in fix.items()}
+        held = ", ".join(f"{key}={value}" for key, value in words.items())
         how = f"none fits: {_needs(result, machine)}"
         return f"of the plans with {held} {how}; without it there are plans"
     if (said := _batch(model, machine, batch, again)) is not None:

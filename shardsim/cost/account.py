@@ -92,8 +92,34 @@ class Account:
 
     @property
     def parameters_bytes(self) -> Number:
-        """Stored parameters."""
-        return self.elements * self.work.parameter_bytes
+        """Parameters that lie on the device."""
+        return (self.elements - self.away) * self.work.parameter_bytes
+
+    @cached_property
+    def away(self) -> Number:
+        """Parameters of one device that lie in its host's memory."""
+        if not self.work.offload_parameters:
+            return 0.0
+        fetched = [tensor for tensor in self.work.model.tensors if tensor.fetched]
+        return stored_elements(fetched, self.layout)
+
+    @cached_property
+    def fetched_bytes(self) -> Number:
+        """The most parameters that a round of layers fetches from the host's memory."""
+
+        def of(run: Run) -> Number:
+            blocks = derived_blocks(
+                self.work.parts[run.part].model, self.work.attention, self.kinds[run.part]
+            )
+            sizes = self.measures[run.part].sizes
+            return sum(
+                layer.times * sizes.stored(array)
+                for number, layer in run.layers
+                for array in blocks.layers[number].weights
+                if array.weight == "matrix"
+            )
+
+        return reduce(np.maximum, map(of, self.runs)) * self.work.parameter_bytes
 
     @property
     def optimizer_bytes(self) -> Number:
@@ -140,9 +166,11 @@ class Account:
 
     @property
     def host_bytes(self) -> Number:
-        """Activations and optimizer state in the host's memory."""
-        state = self.state_bytes if self.work.offload_optimizer else 0.0
-        return sum((away for _, away in self._stored), state)
+        """Activations, optimizer state and parameters in the host's memory."""
+        work, found = self.work, self.away * self.work.parameter_bytes
+        if work.offload_optimizer and not work.forward_only:
+            found = found + self.state_bytes
+        return sum((away for _, away in self._stored), found)
 
     @property
     def by_group(self) -> list[Number]:
@@ -352,6 +380,8 @@ class Account:
         }
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes
+        if work.offload_parameters:  # those of one layer: what it gathers is in another format
+            found["parameters from the host"] = self.fetched_bytes
         if passes.ahead_from_host and moment == 0:
             found["fetched ahead from the host"] = self.of_one_layer
         if passes.brings_back:
@@ -362,7 +392,8 @@ class Account:
             found["gradients"] = summed * self.work.gradient_bytes * several
         found |= self.microbatches.held(moment)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
-            found["weights cast ahead"] = gathered * self.elements * work.weight_wire_bytes
+            ahead = self.elements - self.away
+            found["weights cast ahead"] = gathered * ahead * work.weight_wire_bytes
         if moment == 0:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:

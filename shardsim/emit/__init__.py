@@ -50,6 +50,7 @@ FORMS: dict[str, Callable[[Plan], str]] = {
 }
 OWN_FORMS = ("jax", "specs", "json", "yaml")  # of no other trainer
 CONTEXT_FORMS = (*OWN_FORMS, "maxtext")  # that can say how a context axis attends
+HOST_FORMS = ("jax", "json", "yaml", "maxtext")  # that keep weights or state in the host's memory
 
 
 def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> str:
@@ -89,6 +90,9 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
             "of contiguous tokens; leave the key out"
         )
+    for key in ("offload_optimizer", "offload_parameters"):
+        if getattr(plan, key) and to not in HOST_FORMS:
+            raise PlanError(f"export to {to}: {key}: export of true is not supported; leave it out")
     if plan.accumulation != "repeated" and to not in OWN_FORMS:
         raise PlanError(
             f"export to {to}: accumulation: it has no {plan.accumulation} one; leave the key out"

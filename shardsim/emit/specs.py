@@ -44,6 +44,7 @@ MODEL_OPTIONS = (
     "classes",
 )
 ROWS = 64  # whose sequences the emitted program has; then they come again
+HOST = "pinned_host"  # what JAX calls the host's memory
 RESIDUALS = ("replicated", "sequence", "embed")
 FORMATS = ("f32", "bf16")
 # The same where they are not the usual ones.
@@ -129,6 +130,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "parameters": plan.precision.parameters,
             "reduce": plan.precision.reduce,
             "optimizer": plan.optimizer,
+            **({"state_memory": HOST} if plan.offload_optimizer else {}),
             "tpu_options": tpu_options(plan),
             **_rows(plan),
         },
@@ -220,13 +222,13 @@ def _refuse(plan: Plan, layout: Layout) -> None:
                     f"execution: export of {what} as {plan.execution} is not supported; use "
                     "explicit"
                 )
+    _refuse_host(plan, layout)
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:
             raise PlanError(
                 f"precision.{key}: export of {value} is not supported; choose f32 or bf16"
             )
     for key, value, usual in (
-        ("offload_optimizer", plan.offload_optimizer, False),
         ("forward_only", plan.forward_only, False),
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
@@ -246,6 +248,19 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} is longer than the {model.sequence} learned positions of "
             f"{model.name}"
         )
+
+
+def _refuse_host(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code cannot keep in the host's memory."""
+    if not plan.offload_parameters:
+        return
+    for what, there in (
+        ("over pipeline stages", int(layout.pipeline.size) > 1),
+        ("of several stacks", len(plan.model.parts) > 1),
+        (f"as {plan.execution}", plan.execution != "explicit"),
+    ):
+        if there:
+            raise PlanError(f"offload_parameters: export {what} is not supported; leave it out")
 
 
 def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
@@ -411,7 +426,8 @@ def parameter_table(plan: Plan, layout: Layout) -> dict[str, dict[str, Any]]:
 def parameter_entries(plan: Plan, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and entry of every weight, as `parameter_table`; kinds of layers share names."""
     for tensor in plan.model.tensors:
-        yield tensor.name, _parameter(tensor, layout)
+        away = plan.offload_parameters and tensor.fetched
+        yield tensor.name, _parameter(tensor, layout) | ({"memory": HOST} if away else {})
 
 
 def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:

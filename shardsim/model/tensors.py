@@ -81,6 +81,11 @@ class Tensor:
         return replace(self, name=f"{name}/{self.name}") if name else self
 
     @property
+    def fetched(self) -> bool:
+        """Whether it may lie in the host's memory, and each layer fetches its own: a matrix."""
+        return self.part == "block" and self.kind == "matrix"
+
+    @property
     def size_of_one(self) -> int:
         """Number of weights in one copy."""
         return math.prod(self.shape)

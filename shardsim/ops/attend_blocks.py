@@ -42,14 +42,9 @@ def _attend_blocks(
     shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
 
     def block(carry: Any, inputs: Any) -> tuple[Any, None]:
-        top, norm, sums = carry
         index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
-        new = jnp.maximum(top, scores.max(-1))
-        weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
-        part = _product("bhgqk,bkhd->bhgqd", weights.astype(q.dtype), values)
-        shrink = jnp.exp(top - new)
-        return (new, norm * shrink + weights.sum(-1), sums * shrink[..., None] + part), None
+        scores = _scores(split, keys, index, mask, positions, k.shape[1], segments)
+        return _added(carry, *scores, values), None
 
     start = (
         jnp.full(shape, jnp.finfo(jnp.float32).min),
@@ -76,26 +71,47 @@ def _attend_blocks_gradient(mask: Any, kept: Any, gradient: Any) -> tuple[Any, .
 
     def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
         index, keys, values = inputs
-        scores, pairs = _scores(split, keys, index, mask, positions, k.shape[1], segments)
-        weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
-        d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
-        d_scores = weights * (d_weights - shares[..., None]) * q.shape[-1] ** -0.5
-        d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
-        dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
-        dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
-        return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
+        scores = _scores(split, keys, index, mask, positions, k.shape[1], segments)
+        more, of_keys = _block_gradients((split, d_out, logs, shares), *scores, keys, values)
+        return dq + more, of_keys
 
     inputs = (jnp.arange(_blocks(k).shape[0]), _blocks(k), _blocks(v))
     dq, pieces = lax.scan(block, jnp.zeros(split.shape), inputs)
-    dk, dv = (
-        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *k.shape[2:])[:, : k.shape[1]] for x in pieces
-    )
+    dk, dv = _from_blocks(pieces, k)
     made = (dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
     d_sinks = None
     if sinks is not None:
         chances = jnp.exp(sinks.reshape(*logs.shape[1:3], 1) - logs)
         d_sinks = -(chances * shares).sum((0, 3)).reshape(sinks.shape)
     return *made, None, None, d_sinks
+
+
+def _added(sums: Any, scores: Any, pairs: Any, values: Any) -> Any:
+    """Add to the running (maximum, norm, sums) of queries what a block of keys gives."""
+    top, norm, total = sums
+    scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
+    new = jnp.maximum(top, scores.max(-1))
+    weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
+    part = _product("bhgqk,bkhd->bhgqd", weights.astype(values.dtype), values)
+    shrink = jnp.exp(top - new)
+    return new, norm * shrink + weights.sum(-1), total * shrink[..., None] + part
+
+
+def _block_gradients(rows: Any, scores: Any, pairs: Any, keys: Any, values: Any) -> Any:
+    """Return what a block of keys gives to the float32 gradient of queries, and those of its keys
+    and values.
+
+    `rows` are the queries, the gradient of their result, logarithms of their norms, and by how much
+    the gradient of each weight is too large: the sum of that result times its gradient.
+    """
+    split, d_out, logs, shares = rows
+    weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
+    d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
+    d_scores = weights * (d_weights - shares[..., None]) * split.shape[-1] ** -0.5
+    d_scores, weights = d_scores.astype(split.dtype), weights.astype(split.dtype)
+    dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
+    dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
+    return _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
 
 
 def _product(equation: str, a: Any, b: Any) -> Any:
@@ -114,6 +130,13 @@ def _blocks(k: Any) -> Any:
     return jnp.moveaxis(k.reshape(k.shape[0], -1, size, *k.shape[2:]), 1, 0)
 
 
+def _from_blocks(pieces: Any, k: Any) -> list[Any]:
+    """Return arrays like keys k [batch, keys, ...] from their blocks, without what pads them."""
+    return [
+        jnp.moveaxis(x, 0, 1).reshape(k.shape[0], -1, *k.shape[2:])[:, : k.shape[1]] for x in pieces
+    ]
+
+
 def _scores(
     split: Any, keys: Any, index: Any, mask: Any, positions: Any, total: int, segments: Any
 ) -> tuple[Any, Any]:
@@ -124,4 +147,4 @@ def _scores(
     if segments is not None:
         here = jnp.take(segments, at, axis=1, fill_value=NO_SEGMENT)
         pairs = same_sequence(segments, here) & pairs
-    return jnp.where(pairs, scores, jnp.finfo(jnp.float32).min), pairs
+    return scores, pairs

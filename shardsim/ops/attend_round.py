@@ -15,7 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from shardsim.ops.attend_blocks import _blocks, _group, _product, seen
+from shardsim.ops.attend_blocks import (
+    _added,
+    _block_gradients,
+    _blocks,
+    _from_blocks,
+    _group,
+    _product,
+    seen,
+)
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 
 NOT_THERE = -1  # the place of a key that pads a block
@@ -178,38 +186,21 @@ def _attend(mask: Any, sums: Any, rows: Any, here: Any) -> Any:
     split, own = rows
 
     def block(carry: Any, inputs: Any) -> tuple[Any, None]:
-        top, norm, total = carry
         keys, values, places = inputs
-        scores, pairs = _pairs(mask, split, keys, own, places)
-        scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
-        new = jnp.maximum(top, scores.max(-1))
-        weights = jnp.where(pairs, jnp.exp(scores - new[..., None]), 0)
-        part = _product("bhgqk,bkhd->bhgqd", weights.astype(split.dtype), values)
-        shrink = jnp.exp(top - new)
-        return (new, norm * shrink + weights.sum(-1), total * shrink[..., None] + part), None
+        return _added(carry, *_pairs(mask, split, keys, own, places), values), None
 
     return lax.scan(block, sums, _in_blocks(here))[0]
 
 
 def _gradients(mask: Any, rows: Any, here: Any) -> tuple[Any, Any, Any]:
     """Return float32 gradients of queries (`rows`: see `QUERIES`), and of some keys and values."""
-    split, d_out, logs, shares, own = rows
+    *queries, own = rows
 
     def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
         keys, values, places = inputs
-        scores, pairs = _pairs(mask, split, keys, own, places)
-        weights = jnp.where(pairs, jnp.exp(scores - logs[..., None]), 0)
-        d_weights = _product("bqhgd,bkhd->bhgqk", d_out, values)
-        d_scores = weights * (d_weights - shares[..., None]) * split.shape[-1] ** -0.5
-        d_scores, weights = d_scores.astype(split.dtype), weights.astype(split.dtype)
-        dk = _product("bhgqk,bqhgd->bkhd", d_scores, split)
-        dv = _product("bhgqk,bqhgd->bkhd", weights, d_out)
-        return dq + _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
+        pairs = _pairs(mask, queries[0], keys, own, places)
+        more, of_keys = _block_gradients(queries, *pairs, keys, values)
+        return dq + more, of_keys
 
-    keys = here[0]
-    dq, pieces = lax.scan(block, jnp.zeros(split.shape), _in_blocks(here))
-    dk, dv = (
-        jnp.moveaxis(x, 0, 1).reshape(keys.shape[0], -1, *keys.shape[2:])[:, : keys.shape[1]]
-        for x in pieces
-    )
-    return dq, dk, dv
+    dq, pieces = lax.scan(block, jnp.zeros(queries[0].shape), _in_blocks(here))
+    return dq, *_from_blocks(pieces, here[0])

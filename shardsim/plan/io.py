@@ -37,7 +37,7 @@ MOST_AXES = 16
 MOST_STAGES = 10**4
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
-FLAGS = ("fused_projections", "offload_optimizer", "forward_only")
+FLAGS = ("fused_projections", "offload_optimizer", "offload_parameters", "forward_only")
 KEYS = (
     "name",
     "note",
@@ -60,6 +60,7 @@ KEYS = (
     "accumulation",
     "vocab_tiles",
     "offload_optimizer",
+    "offload_parameters",
     "execution",
     "compiler_options",
     "op_costs",
@@ -361,10 +362,9 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
         data["stage_layers"] = list(plan.stage_layers)
     if plan.vocab_tiles != 1:
         data["vocab_tiles"] = plan.vocab_tiles
-    if plan.offload_optimizer:
-        data["offload_optimizer"] = True
-    if plan.forward_only:
-        data["forward_only"] = True
+    for flag in ("offload_optimizer", "offload_parameters", "forward_only"):
+        if getattr(plan, flag):
+            data[flag] = True
     if plan.execution != "explicit":
         data["execution"] = plan.execution
     if plan.compiler_options:

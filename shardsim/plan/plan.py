@@ -89,6 +89,7 @@ TICKS = ("1f1b-ticks", "gpipe")
 # gradients until they are scattered ("gathered": ZeRO-1), or gradients are scattered in each
 # ("scattered": ZeRO-2); or every layer runs all microbatches before the next ("layered").
 ACCUMULATION = ("repeated", "gathered", "scattered", "layered")
+WHOLE = ("gathered", "scattered")  # weights stay whole on the device over a step
 
 # How keys and values reach the queries of other members of a context axis, and which tokens a
 # member has: see `Context`.
@@ -145,6 +146,7 @@ class Plan:
     vocab_tiles: int = 1  # parts of the tokens for which logits are made one after another
     forward_only: bool = False  # inference: one forward pass of the batch, and nothing is trained
     offload_optimizer: bool = False  # optimizer state lies in the host's memory
+    offload_parameters: bool = False  # so do matrices of layers, which each layer fetches
     execution: str = "explicit"  # or "partitioned": see EXECUTION
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # beyond the usual ones
     op_costs: str = "calibrated"  # how the plan is priced by whoever says nothing else: OP_COSTS
@@ -225,6 +227,11 @@ def _check_numbers(plan: Plan) -> None:
         raise PlanError("experts: slots of soft experts are exchanged, and even; leave the key out")
     if plan.op_costs == "compiler" and plan.machine.chip.compiler is None:
         raise PlanError(f"op_costs: the file of {plan.machine.chip.name} has none of its compiler")
+    if plan.offload_parameters and plan.accumulation in WHOLE:
+        raise PlanError(
+            "offload_parameters: weights stay whole on the device over a step (accumulation: "
+            f"{plan.accumulation}); use repeated or layered"
+        )
     if plan.fused_projections and not plan.model.parallel_block:
         raise PlanError(
             "fused_projections: only a parallel block can fuse QKV with the MLP's input; "

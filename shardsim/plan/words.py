@@ -50,3 +50,9 @@ def context_text(plan: Plan) -> str:
     words += "" if context.overlap else ", not overlapped"
     striped = "striped tokens" if context.order == "striped" else ""
     return ", ".join(filter(None, (words, striped)))
+
+
+def hosted_text(plan: Plan) -> str:
+    """Return what besides activations lies in the host's memory: "optimizer state, parameters"."""
+    there = ("optimizer state", plan.offload_optimizer), ("parameters", plan.offload_parameters)
+    return ", ".join(what for what, away in there if away)

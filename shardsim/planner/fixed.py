@@ -17,6 +17,7 @@ from shardsim.plan.plan import (
     EXCHANGES,
     MATMUL_OVERLAP,
     PIPELINE_SCHEDULES,
+    WHOLE,
     Routing,
     uneven,
 )
@@ -27,10 +28,11 @@ from shardsim.plan.resolve import ROLE_OF
 SCALED = "scales"
 FORMATS_OF = tuple(DTYPE_BYTES)
 FORMATS = tuple(name for name in Precision.__dataclass_fields__ if name not in ("bf16", "sparsity"))
+FLAGS = ("forward_only", "offload_optimizer", "offload_parameters")
 KEYS = (
     *("remat", "microbatches", "overlap.matmul", "attention", "optimizer", "context.keys"),
     *("accumulation", "pipeline_schedule", "pipeline_interleave"),
-    *("lengths", "forward_only"),
+    *("lengths", *FLAGS),
     *(f"experts.{name}" for name in Routing.__dataclass_fields__),
     *(f"precision.{name}" for name in FORMATS),
 )
@@ -65,6 +67,8 @@ class Fixed:
     imbalance: float | None = None
     padding: float | None = None  # where none is held, `ROOM`
     forward_only: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
     precision: Mapping[str, str] = field(default_factory=dict)
 
     def precise(self, precision: Precision) -> Precision:
@@ -99,7 +103,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain["remat"] = parse_remat(value, "fix: remat", 0).only("a search")
         elif key in ("microbatches", "pipeline_interleave"):
             plain[key] = _count(value, key)
-        elif key == "forward_only":
+        elif key in FLAGS:
             if not isinstance(value, bool):
                 raise PlanError(f"fix: {key}: must be true or false, not {value!r:.40}")
             plain[key] = value
@@ -120,7 +124,13 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
     lengths = plain.get("lengths")
     if lengths is not None and lengths.held in BY_SEQUENCE:
         sizes.setdefault("context", 1)
-    return Fixed(sizes=sizes, precision=precision, **plain)
+    found = Fixed(sizes=sizes, precision=precision, **plain)
+    if found.offload_parameters and found.accumulation in WHOLE:
+        raise PlanError(
+            f"fix: offload_parameters: accumulation {found.accumulation} keeps weights whole on "
+            "the device; hold repeated or layered"
+        )
+    return found
 
 
 def _count(value: Any, key: str) -> int:

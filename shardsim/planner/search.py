@@ -38,7 +38,8 @@ from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.attention import default_attention, may_gain, other_attention
 from shardsim.planner.bounds import BestLines
-from shardsim.planner.fixed import ROOM, Fixed, fixed_of
+from shardsim.planner.fixed import FLAGS, ROOM, Fixed, fixed_of
+from shardsim.planner.hosted import decided, where_none_fits
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
@@ -206,15 +207,18 @@ def search(
     options: dict[str, Any] = {
         **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
         **{"attention": attention, "precision": precision, "max_axes": max_axes},
-        **{"costs": costs, "by_layer": by_layer, "fix": fix},
+        **{"costs": costs, "by_layer": by_layer, "fix": decided(fix or {})},
     }
     run = partial(search, **options)
-    if len(slices) != 1:
-        return _side_by_side(executor, run, model, slices, batch, prices, progress)
-    (machine,) = slices
-    if attention is None:
-        first = default_attention(model, sequence)
-        return _either_way(run, model, machine, batch, first, progress)
+    machine = slices[0]
+    with_host = partial(run, model, slices, batch, prices=prices, executor=executor)
+    if len(slices) > 1 or attention is None:
+        if len(slices) > 1:
+            found = _side_by_side(executor, run, model, slices, batch, prices, progress)
+        else:
+            first = default_attention(model, sequence)
+            found = _either_way(run, model, machine, batch, first, progress)
+        return where_none_fits(found, with_host, fix or {}, fixed)
     keep_freed_memory()
     work = Workload(
         model=model,
@@ -228,7 +232,7 @@ def search(
         pipeline_interleave=fixed.pipeline_interleave,
         imbalance=fixed.imbalance or 1.0,
         padding=fixed.padding or ROOM,
-        forward_only=fixed.forward_only,
+        **{name: getattr(fixed, name) for name in FLAGS},
     )
     ranking = Ranking(
         work=work,
@@ -266,7 +270,7 @@ def search(
     why = WHY_BY_LAYER if by_layer else WHY
     # The best plan may reach the bound, but for rounding.
     bound_s = min([ranking.bound_s, *(item.step_time_s for item in predictions)])
-    return SearchResult(
+    found = SearchResult(
         predictions=tuple(predictions),
         searched=ranking.searched,
         fit=ranking.fit,
@@ -285,6 +289,7 @@ def search(
             ),
         ),
     )
+    return where_none_fits(found, with_host, fix or {}, fixed)
 
 
 def _either_way(
@@ -485,7 +490,7 @@ def plan_at(
         experts=_routing(work, numbers),
         context=_context(part.choices.spread, bool(one.striped[0])),
         optimizer=work.optimizer,
-        forward_only=work.forward_only,
+        **{name: getattr(work, name) for name in FLAGS},
         attention=work.attention,
         fused_projections=work.fused_projections,
         accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",

@@ -120,6 +120,23 @@ def place_ring_operands(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
+def put_turned_pieces_in_order(block: Block, where: Where) -> Block:
+    """Copy what an all-to-all over a context axis brings into order: it comes by sender, and is
+    read by token and head.
+
+    Compiled plans with ulysses and with frames and locations switched, in docs/compiled.md.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.kind != "all-to-all":
+            return [task]
+        if "context" not in task.role.split("+"):
+            return [task]
+        return [task, *copy(task.name, "copy", task.bytes, task.count)]
+
+    return changed(block, change)
+
+
 def apply_activations_apart(block: Block, where: Where) -> Block:
     """Run a pointwise operation on its own where a ring puts its matmul's result in place by piece.
 

@@ -160,8 +160,11 @@ def _layers(
     away = {name: size * many for name, size in away.items()}
     out = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
     home = [_copy("fetch activations", sum(away.values()))]
-    apart = *of_forward, *of_backward
-    return _beside(there, out), _beside(back, home), apart
+    there, back = _beside(there, out), _beside(back, home)
+    if work.offload_parameters:
+        there = _fetched_ahead(there, stored * work.parameter_bytes)
+        back = _fetched_ahead(back, stored * work.parameter_bytes) if run.trained else back
+    return there, back, (*of_forward, *of_backward)
 
 
 def _copy(name: str, size: Number, keeps: str = "") -> Copy:
@@ -174,6 +177,22 @@ def _beside(block: Block, copies: Sequence[Copy]) -> Block:
     begun = (Start(task=copy) for copy in copies)
     ended = (Await(name=copy.name) for copy in copies)
     return replace(block, tasks=(*begun, *block.tasks, *ended))
+
+
+def _fetched_ahead(block: Block, size: Number) -> Block:
+    """Return a block of layers whose matrices lie in the host's memory: beside one layer the next
+    one's are fetched, and those of the first before anything else."""
+    copy = _copy("fetch weights", size)
+    return replace(
+        block,
+        tasks=(
+            Start(task=copy, when="first"),
+            Await(name=copy.name, when="first"),
+            Start(task=copy, when="but last"),
+            *block.tasks,
+            Await(name=copy.name),
+        ),
+    )
 
 
 def _cast(work: Workload, stored: Number) -> Compute:

@@ -28,6 +28,7 @@ from shardsim.program.array_rules import (
     pad_for_kernels,
     place_ring_operands,
     place_ring_results,
+    put_turned_pieces_in_order,
     two_backward_kernels,
 )
 from shardsim.program.gpu_rules import (
@@ -64,6 +65,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         place_ring_results,
         place_ring_operands,
         stop_for_hops,
+        put_turned_pieces_in_order,
         apply_activations_apart,
         lay_out_by_head,
         norm_by_position,
@@ -81,6 +83,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # A training library, as MaxText's compiled programs do.
     "trainer": (
         attend_to_whole_rows,
+        put_turned_pieces_in_order,
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,

@@ -229,7 +229,11 @@ def update(work: Workload, layout: Layout) -> Block:
     weights = work.model.trained_tensors
     elements = stored_elements(weights, layout, state=True)
     state = state_bytes(work.optimizer, weights, layout, work.state_element_bytes)
-    fetch = Copy(name="fetch and offload optimizer state", host_bytes=2.0 * state)
+    away = state * work.offload_optimizer
+    if work.offload_parameters:
+        fetched = [tensor for tensor in weights if tensor.fetched]
+        away = away + stored_elements(fetched, layout) * work.parameter_bytes
+    fetch = Copy(name="fetch what is updated, and offload it", host_bytes=2.0 * away)
     work_of_it = Compute(
         name="optimizer update",
         kind="optimizer",
@@ -237,6 +241,6 @@ def update(work: Workload, layout: Layout) -> Block:
         vector_ops=elements * OPS_UPDATE,
     )
     ahead, ended = [], []
-    if work.offload_optimizer:  # each array's copies run beside the update of others
+    if work.offload_optimizer or work.offload_parameters:  # one's copies beside others' update
         ahead, ended = [Start(task=fetch)], [Await(name=fetch.name)]
     return Block(name="update", phase="update", trips=1, tasks=(*ahead, work_of_it, *ended))

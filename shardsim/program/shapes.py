@@ -28,6 +28,7 @@ class Workload:
     pipeline_interleave: int = 1
     vocab_tiles: int = 1
     offload_optimizer: bool = False
+    offload_parameters: bool = False
     forward_only: bool = False
     imbalance: float = 1.0  # tokens of the fullest device of an expert axis over the mean
     padding: float = 1.0  # what all-to-alls of experts' tokens have room for, over what comes
@@ -49,6 +50,7 @@ class Workload:
             pipeline_interleave=plan.pipeline_interleave,
             vocab_tiles=plan.vocab_tiles,
             offload_optimizer=plan.offload_optimizer,
+            offload_parameters=plan.offload_parameters,
             forward_only=plan.forward_only,
             imbalance=plan.experts.imbalance,
             padding=plan.experts.padding,

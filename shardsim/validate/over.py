@@ -182,6 +182,7 @@ def maxtext_keys(plan: Plan) -> dict[str, Any]:
         "opt_type": "sgd" if plan.optimizer == "sgd" else "adamw",
         "num_vocab_tiling": plan.vocab_tiles,
         "optimizer_memory_host_offload": plan.offload_optimizer,
+        "parameter_memory_host_offload": plan.offload_parameters,
         "shard_optimizer_over_data": bool(plan.optimizer_rules.get("embed")),
         "use_ring_of_experts": plan.experts.exchange == "ring",
     }

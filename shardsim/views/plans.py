@@ -7,7 +7,7 @@ from dataclasses import replace
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-from shardsim.plan.words import context_text, mesh_text
+from shardsim.plan.words import context_text, hosted_text, mesh_text
 from shardsim.units import GIB
 from shardsim.views.step import OPERATIONS, STEP_PARTS, step_columns
 from shardsim.views.table import Column, Table, pick, table, yes_no
@@ -30,6 +30,7 @@ PLANS = (
     Column("chips", "chips", lambda item: item.plan.machine.chips, ",d"),
     Column("mesh", "mesh (torus axes)", lambda item: mesh_text(item.plan)),
     Column("remat", "remat", lambda item: item.plan.remat.name),
+    Column("hosted", "in the host's memory", lambda item: hosted_text(item.plan) or None),
     Column("microbatches", "microbatches", lambda item: item.plan.microbatches, "d"),
     Column(
         "collective_matmul",
@@ -148,6 +149,8 @@ def found(
     shown = [key for key in FOUND if not more or key not in DETAILS]
     if any(context_text(item.plan) for item in items):
         shown.insert(1, "context")
+    if any(hosted_text(item.plan) for item in items):
+        shown.insert(shown.index("remat") + 1, "hosted")
     own = [one.within(itemgetter(1)) for one in (*columns(items, *first, *shown), *more)]
     return table([Column("number", "#", itemgetter(0), "d"), *own], enumerate(items, 1), title)
 

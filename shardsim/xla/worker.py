@@ -71,7 +71,7 @@ def _train(data: dict[str, Any], mesh: Any, steps: int) -> Any:
 
 def _first_parameters(trainer: Trainer) -> Any:
     """Return the same random parameters for every plan of a model, where the plan wants them."""
-    places = trainer.shardings(trainer.specs)
+    places = trainer.places()
     params = {}
     for i, (name, entry) in enumerate(trainer.parameters.items()):
         noise = np.random.default_rng(i).normal(size=entry["shape"]).astype(np.float32)

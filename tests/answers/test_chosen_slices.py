@@ -169,8 +169,8 @@ def test_why_not_a_mesh(shardsim: Shardsim) -> None:
             "do: 4 and 8",
         ),
         (
-            ("vit-22b", "--on", "v4:2x2x1", "--batch", "64"),
-            "no plan fits in HBM: the leanest needs ",
+            ("vit-22b", "--on", "v4:1x1x1", "--batch", "64"),
+            "GiB of 30.75 GiB on a device; v4:2x2x1 would do, or a smaller batch",
         ),
         (
             (*HELD, "mesh.model=3"),

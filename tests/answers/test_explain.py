@@ -254,6 +254,7 @@ def test_an_explanation_shows_itself_in_one_line(shardsim: Shardsim, plan_file) 
 HOSTED: dict[str, dict[str, Any]] = {
     "activations": {"remat": {"offload": ["layer_input", "qkv"]}},
     "optimizer state": {"offload_optimizer": True},
+    "parameters of layers": {"offload_parameters": True},
 }
 
 
@@ -262,7 +263,7 @@ HOSTED: dict[str, dict[str, Any]] = {
     [pytest.param("llama2-7b", "v5p:2x2x2", marks=pytest.mark.slow), ("vit-l-16", "v5e:2x4")],
 )
 def test_the_host_breaks_even_where_it_is_said(model: str, machine: str) -> None:
-    """With both at once, which share the link; and events agree with the closed form."""
+    """With all at once, which share the link; and events agree with the closed form."""
     data = {
         "model": model,
         "machine": machine,
@@ -270,7 +271,8 @@ def test_the_host_breaks_even_where_it_is_said(model: str, machine: str) -> None
         "mesh": {"fsdp": 8},
         "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
     }
-    plan = plan_from_data({**data, **HOSTED["activations"], **HOSTED["optimizer state"]}, "both")
+    every = {key: value for one in HOSTED.values() for key, value in one.items()}
+    plan = plan_from_data({**data, **every}, "all")
     found = explain(plan)
     assert {one.what for one in found.instead_of_host} == HOSTED.keys()
     said = [line for line in explained(found) if isinstance(line, str) and "host breaks" in line]

@@ -849,6 +849,35 @@ PHASES: dict[str, Plan] = {
     ),
 }
 
+_AWAY = {"offload_parameters": True}
+
+# With matrices of layers, or optimizer state, in the host's memory.
+HOSTED: dict[str, Plan] = {
+    "weights and state on the host, tensor": make(
+        "vit", _DFM, _FSDP_TENSOR, _DB | _EMB, **_AWAY, **_ZERO, offload_optimizer=True
+    ),
+    "weights on the host, windows, microbatches": make(
+        "gemma2", _F, {"embed": ["fsdp"]}, _B, **_AWAY, microbatches=2, optimizer="sgd"
+    ),
+    "weights on the host, layered, groups of layers": make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        **_AWAY,
+        microbatches=2,
+        accumulation="layered",
+        remat=_PART_KEPT,
+    ),
+    "weights on the host, experts": make("mixtral", _FE, _FE_SPLIT, _ON_FE, **_ROOM, **_AWAY),
+    "weights on the host, adapters": make(
+        "lora", _FM2, _FSDP_TENSOR, _B | _SEQ, **_AWAY, remat="dots"
+    ),
+    "state on the host, factored": make(
+        "llama", _F, {"embed": ["fsdp"]}, _B, offload_optimizer=True, optimizer="adafactor"
+    ),
+}
+
 # Of layers in several stacks, which share arrays of weights.
 ENDS = {
     "layers in three stacks, scattered": make(

@@ -12,6 +12,7 @@ from plans import (
     ENDS,
     EXPERTS,
     GLOBALS,
+    HOSTED,
     LENGTHS,
     PHASES,
     PLANS,
@@ -27,7 +28,7 @@ from shardsim.xla.host import LARGEST_ERROR
 SCATTERED = {"experts, tensor, replicated"}
 
 ALL = PLANS | EXPERTS | CONTEXTS | STACKS | LENGTHS | PHASES | ENDS | CONDITIONED | GLOBALS
-ALL = ALL | VIDEOS
+ALL = ALL | VIDEOS | HOSTED
 EACH = 3  # of so many plans one runs every time; -m deep runs the others
 
 

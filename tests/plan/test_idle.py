@@ -37,6 +37,7 @@ CHANGES: dict[str, Any] = {
     "accumulation": "layered",
     "vocab_tiles": 2,
     "offload_optimizer": True,
+    "offload_parameters": True,
     "execution": "partitioned",
     "compiler_options": {"xla_tpu_scoped_vmem_limit_kib": 65536},
     "lengths": {"distribution": "constant", "mean": 100},

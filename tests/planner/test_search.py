@@ -457,3 +457,13 @@ def test_free_communication_leaves_only_compute():
     machine = Machine(chip=plain_chip("v5e", **free), shape=(4, 4))
     best = search(decoder(), machine, 64, top=1).best
     assert best.time["exposed_comm_s"] < 1e-9 * best.step_time_s
+
+
+def test_the_host_s_memory_is_used_where_nothing_fits_without() -> None:
+    found = search("llama2-7b", "v5e:2x2", 8, top=1, attention="flash", max_axes=1)
+    assert found.best.plan.offload_optimizer
+    assert found.best.fits
+    held = {"offload_optimizer": False}
+    assert not search("llama2-7b", "v5e:2x2", 8, attention="flash", fix=held, max_axes=1).fit
+    plenty = search("llama2-7b", "v5e:4x4", 16, top=1, attention="flash", max_axes=1).best.plan
+    assert not plenty.offload_optimizer

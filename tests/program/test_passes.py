@@ -73,6 +73,9 @@ WAITING = plan_from_data(
     "waiting",
 )
 
+# Heads for tokens, over a context axis.
+TURNED = load_plan("ulysses-32k")
+
 # Queries, keys and values in the host's memory.
 AWAY = replace(WAITING, name="away", remat=Remat.of(offload=frozenset({"qkv"})))
 
@@ -136,6 +139,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             WAITING,
             PACKED,
             AWAY,
+            TURNED,
             NARROW,
             FRAMES,
         )

@@ -56,6 +56,7 @@ TECHNIQUES: tuple[dict[str, Any], ...] = (
     {"accumulation": "layered"},
     {"remat": Remat.of(save=frozenset(), offload=frozenset({"qkv", "layer_input"}))},
     {"offload_optimizer": True},
+    {"offload_parameters": True},
     {"forward_only": True},
     {"lengths": Lengths(held="packed", distribution="uniform", least=32, most=256)},
     {"lengths": Lengths(held="unpadded", distribution="uniform", least=32, most=256)},

@@ -257,6 +257,7 @@ HELD = [
     ("grad_dtype=bfloat16", lambda plan: (plan.precision.gradients,), "bf16"),
     ("mu_dtype=bfloat16", lambda plan: (plan.optimizer,), "adamw-bf16-mu"),
     ("optimizer_memory_host_offload=true", lambda plan: (plan.offload_optimizer,), True),
+    ("parameter_memory_host_offload=true", lambda plan: (plan.offload_parameters,), True),
     ("num_vocab_tiling=8", lambda plan: (plan.vocab_tiles,), 8),
 ]
 LLAMA_COMMAND = (
@@ -277,12 +278,18 @@ def test_what_hbm_holds_is_carried(option, carried, value, tmp_path: Path) -> No
     less, more = (predict(one, implementation="trainer").hbm for one in (plan, usual))
     assert less["thrifty_bytes"] < more["thrifty_bytes"]
     assert plan_from_data(plan_to_data(plan), "again") == plan
-    if option != "mu_dtype=bfloat16":
+    if option == "mu_dtype=bfloat16":
+        return
+    if "host_offload" not in option:
         with pytest.raises(PlanError, match="export of"):
             export_plan(plan, "maxtext")
+        return
+    assert option.replace("=", ": ") in export_plan(plan, "maxtext")
+    with pytest.raises(PlanError, match="export to levanter: offload_"):
+        export_plan(plan, "levanter")
 
 
-@pytest.mark.parametrize("option", ["scan_layers=false", "parameter_memory_host_offload=true"])
+@pytest.mark.parametrize("option", ["scan_layers=false", "matmul_precision=highest"])
 def test_what_no_plan_has_is_listed(option, tmp_path: Path) -> None:
     script = tmp_path / "run.sh"
     script.write_text(f"{LLAMA_COMMAND} {option}\n")

@@ -46,6 +46,7 @@ CHANGED = {
     "quantization": "int8",
     "num_vocab_tiling": "8",
     "optimizer_memory_host_offload": "true",
+    "parameter_memory_host_offload": "true",
     "attention": "dot_product",
     "attention_type": "full",
     "ici_tensor_parallelism": "4",
@@ -63,7 +64,6 @@ CHANGED = {
     "head_dim": "64",
     # listed, and could change a step
     "scan_layers": "false",
-    "parameter_memory_host_offload": "true",
     "matmul_precision": "highest",
     "use_dpo": "true",
     "lora_rank": "16",

@@ -70,6 +70,8 @@ def _settings(made: Export) -> dict[str, Any]:
         "weight_dtype": tables.DTYPES[plan.precision.parameters],
         "grad_dtype": tables.DTYPES[plan.precision.parameters],
         **_optimizer(made),
+        **({"optimizer_memory_host_offload": True} if plan.offload_optimizer else {}),
+        **({"parameter_memory_host_offload": True} if plan.offload_parameters else {}),
         "scan_layers": True,
         **_remat(plan, made.block),
         "mesh_axes": axes,

@@ -11,7 +11,7 @@ in float32 over microbatches, scattered once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,7 +100,13 @@ def zeros(params: Params) -> Params:
 
 def lend(params: Params, sums: Params) -> Params:
     """Return weights whose gradients are those of `sums`."""
-    return {name: lent(value, sums[name]) for name, value in params.items()}
+    return {name: lent(on_device(value), sums[name]) for name, value in params.items()}
+
+
+def on_device(value: Array) -> Array:
+    """Return an array in the device's memory, fetched where it is in the host's."""
+    there = jax.typeof(value).memory_space == jax.memory.Space.Host
+    return jax.device_put(value, jax.memory.Space.Device) if there else value
 
 
 def whole_first(way: Explicit, params: Params, accumulate: Callable[..., Any]) -> Any:
@@ -110,6 +116,26 @@ def whole_first(way: Explicit, params: Params, accumulate: Callable[..., Any]) -
 
 
 SUMS = " sums"  # what a layer's calls do not name, beside each weight that they do
+
+
+def with_sums(calls: Data, names: Iterable[str]) -> Data:
+    """Return calls of layers that take, beside those of their weights that are named, sums."""
+    names = set(names)
+    kinds = [
+        {**kind, "weights": kind["weights"] + [n + SUMS for n in kind["weights"] if n in names]}
+        for kind in calls["layers"]
+    ]
+    return {**calls, "layers": kinds}
+
+
+class Fetching(Explicit):
+    """Weights in the host's memory, which a layer fetches, forward and again back; its gradients
+    are those of sums on the device."""
+
+    def of_layer(self, weights: Params) -> Params:
+        here = {name: on_device(value) for name, value in weights.items()}
+        sums = {name: here[name + SUMS] for name in here if name + SUMS in here}
+        return {**here, **lend({name: here[name] for name in sums}, sums)}
 
 
 class Lending(Explicit):
@@ -156,10 +182,6 @@ def scattered(
 
     `parts` are the batch as [microbatch, ...].
     """
-    kinds = [
-        {**kind, "weights": [*kind["weights"], *(name + SUMS for name in kind["weights"])]}
-        for kind in calls["layers"]
-    ]
     of_layers = {name for kind in calls["layers"] for name in kind["weights"]}
     held, inside = whole(way, params), Lending(way)
     ends = {name: value for name, value in held.items() if name not in of_layers}
@@ -167,7 +189,7 @@ def scattered(
 
     def loss(sums: Params, ends: Params, part: Params) -> Array:
         every = {**held, **ends, **{name + SUMS: value for name, value in sums.items()}}
-        return loss_sum(inside, {**calls, "layers": kinds}, every, part) / units
+        return loss_sum(inside, with_sums(calls, of_layers), every, part) / units
 
     def body(before: Any, part: Params) -> tuple[Any, None]:
         value, (mine, others) = jax.value_and_grad(loss, (0, 1))(nothing, ends, part)

@@ -20,22 +20,19 @@ from shardsim.emit.runtime.data import batch_shapes, whole_batch
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import use_host_devices
 from shardsim.emit.runtime.model import loss_sum
+from shardsim.emit.runtime.optimizer import by_layer, in_float32, make_optimizer, merged, of, stored
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
-from shardsim.emit.runtime.phases import in_phases, scattered, whole_first
+from shardsim.emit.runtime.phases import (
+    SUMS,
+    Fetching,
+    in_phases,
+    on_device,
+    scattered,
+    whole_first,
+    with_sums,
+)
 from shardsim.ops.whole import Array, Params, Whole, dtype
 
-# Gradients that are zero up to rounding, such as those of a bias of keys, must not move weights,
-# so Adam's epsilon is larger than optax's 1e-8.
-ADAM_EPSILON = 1e-6
-# What suits the synthetic data; a real run has a schedule. Adafactor's is relative to the weights.
-LEARNING_RATES = {
-    "adamw": 1e-3,
-    "adamw-bf16-mu": 1e-3,
-    "adafactor": 3e-2,
-    "adafactor-full": 3e-2,
-    "momentum": 1e-2,
-    "sgd": 1e-1,
-}
 SYNTHETIC_BATCHES = 4  # then they come again
 
 
@@ -55,6 +52,9 @@ class Trainer:
         roles = self.plan["roles"]
         batch = roles["data"] + roles["fsdp"] + roles["expert"]
         self.batch_spec = PartitionSpec(tuple(batch) or None)
+        # Parameters in the host's memory.
+        away = {name: e["memory"] for name, e in self.parameters.items() if "memory" in e}
+        self.away = {} if mesh is None else away
         self.specs = {name: to_spec(e["spec"]) for name, e in self.parameters.items()}
         self.state_specs = {
             name: to_spec(e["optimizer_spec"])
@@ -73,6 +73,13 @@ class Trainer:
             return None
         is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs, is_leaf=is_spec)
+
+    def places(self) -> Any:
+        """Return where parameters lie, on the mesh and in which memory, or nothing without one."""
+        found = self.shardings(self.specs)
+        for name, memory in self.away.items():
+            found[name] = found[name].with_memory_kind(memory)
+        return found
 
     # The state: parameters in the plan's format, and what the optimizer keeps.
 
@@ -105,12 +112,21 @@ class Trainer:
         return jax.tree_util.tree_map_with_path(place, state)
 
     def state_shardings(self) -> Any:
-        """Return `state_places` as shardings on the mesh, or nothing without one."""
-        return None if self.mesh is None else self.shardings(self.state_places())
+        """Return `state_places` as shardings on the mesh, or nothing without one; arrays lie in the
+        memory that the plan says."""
+        if self.mesh is None:
+            return None
+        memory = self.plan.get("state_memory")
+
+        def where(place: Any, leaf: Any) -> Any:
+            return place.with_memory_kind(memory) if memory and leaf.ndim else place
+
+        _, state, _ = self.whole_shapes()
+        return jax.tree.map(where, self.shardings(self.state_places()), state)
 
     def start(self, key: Array) -> tuple[Params, Any]:
         """Return parameters and optimizer state on the mesh."""
-        init = jax.jit(self.initial_parameters, out_shardings=self.shardings(self.specs))
+        init = jax.jit(self.initial_parameters, out_shardings=self.places())
         return self.start_from(init(key))
 
     def start_from(self, params: Params) -> tuple[Params, Any]:
@@ -139,7 +155,7 @@ class Trainer:
             return params, state, batch
         here = NamedSharding(self.mesh, self.batch_spec)
         return (
-            jax.tree.map(placed, params, self.shardings(self.specs)),
+            jax.tree.map(placed, params, self.places()),
             jax.tree.map(placed, state, self.state_shardings()),
             {name: placed(value, here) for name, value in batch.items()},
         )
@@ -147,8 +163,8 @@ class Trainer:
     # Loss and gradients.
 
     def loss_and_gradients(self, params: Params, batch: Params) -> tuple[Array, Params]:
-        """Return the mean loss of a batch and its float32 gradients, sharded as the parameters;
-        what is not trained has none."""
+        """Return the mean loss of a batch and its gradients, sharded as the parameters, in the
+        format in which they were summed; what is not trained has none."""
         if self.mesh is None:
             way = Whole(self.plan, self.model, self.parameters, self.activations)
             return self.accumulate(way, params, batch)
@@ -207,27 +223,37 @@ class Trainer:
             gradient = total(gradient, make_group(self.plan, [a for a in left if a in replicas]))
         with jax.named_scope("reduce_shared_gradients"):
             others = make_group(self.plan, [a for a in left if a not in replicas])
-            return total(gradient, others).astype(jnp.float32)
+            return total(gradient, others)
 
     def accumulate(self, way: Whole, params: Params, batch: Params) -> tuple[Array, Params]:
         """Return loss and float32 gradients summed over the microbatches, one after another."""
-        units, count = self.units, self.plan["microbatches"]
+        units, count, calls = self.units, self.plan["microbatches"], self.calls
+        away = self.trained(self.away)
+        if self.away:
+            way = Fetching(way.plan, self.model, self.parameters, self.activations)
+            calls = with_sums(calls, away)
 
         def loss(trained: Params, still: Params, part: Params) -> Array:
-            return loss_sum(way, self.calls, {**still, **trained}, part, self.parts) / units
+            return loss_sum(way, calls, {**still, **trained}, part, self.parts) / units
 
         def run(params: Params, part: Params) -> tuple[Array, Params]:
             trained = self.trained(params)
+            sums = {name + SUMS: jnp.zeros(trained.pop(name).shape, jnp.float32) for name in away}
             still = {name: value for name, value in params.items() if name not in trained}
-            value, gradients = jax.value_and_grad(loss)(trained, still, part)
-            return value, {name: g.astype(jnp.float32) for name, g in gradients.items()}
+            value, gradients = jax.value_and_grad(loss)(trained | sums, still, part)
+            return value, {
+                name.removesuffix(SUMS): gradient.astype(jnp.float32)
+                for name, gradient in gradients.items()
+            }
 
         if count == 1:
             return run(params, batch)
 
         def body(sums: Any, part: Params) -> tuple[Any, None]:
             # Tied to its microbatch, so that weights gathered for one need not stay for the next.
-            own, part = lax.optimization_barrier((params, part))
+            here = {name: value for name, value in params.items() if name not in self.away}
+            here, part = lax.optimization_barrier((here, part))
+            own = {**params, **here}
             # Apart from the sum, into which the TPU compiler would move the scatters, and fails.
             found = lax.optimization_barrier(run(own, part))
             return jax.tree.map(jnp.add, sums, found), None
@@ -255,17 +281,60 @@ class Trainer:
     def full_step(self, params: Params, state: Any, batch: Params) -> Any:
         """Do one step and return the gradients too."""
         loss, gradients = self.loss_and_gradients(params, batch)
-        mine = self.trained(params)
-        if self.mesh is not None:  # update where the optimizer's state is
-            mine = lax.with_sharding_constraint(mine, self.shardings(self.state_specs))
-        with jax.named_scope("optimizer_update"):
-            updates, state = self.optimizer.update(gradients, state, in_float32(mine))
-        with jax.named_scope("update"):  # where only a part was updated, it is gathered from here
-            mine = {**params, **optax.apply_updates(mine, updates)}
+        mine, state = self.updated(gradients, state, self.trained(params))
+        mine = {**params, **mine}
         if self.mesh is not None:
-            mine = lax.with_sharding_constraint(mine, self.shardings(self.specs))
-            state = lax.with_sharding_constraint(state, self.state_shardings())
+            mine = jax.tree.map(stored, mine, self.places())
+            state = jax.tree.map(stored, state, self.state_shardings())
         return mine, state, loss, gradients
+
+    def updated(self, gradients: Params, state: Any, params: Params) -> Any:
+        """Return parameters and state after an update.
+
+        Stacks of layers of which something lies in the host's memory are updated layer by layer,
+        so that those of one are fetched at a time.
+        """
+        alone = self.layer_by_layer(params)
+        rest = [name for name in params if name not in alone]
+        done = [self.update(of(rest, gradients), of(rest, state), of(rest, params))]
+        for length in {len(params[name]) for name in alone}:
+            mine = [name for name in alone if len(params[name]) == length]
+            update = partial(self.update, dropped=1)
+            done.append(by_layer(update, of(mine, gradients), of(mine, (params, state))))
+        return merged(done)
+
+    def layer_by_layer(self, params: Params) -> list[str]:
+        """Return the stacks of matrices that are updated so: not where they lie on stages, nor
+        where state is split otherwise, nor by an optimizer that looks at whole arrays."""
+        if self.mesh is None or (not self.away and "state_memory" not in self.plan):
+            return []
+        if self.plan["stages"] > 1 or self.plan["optimizer"].startswith("adafactor"):
+            return []
+        stacks = [name for name, entry in self.parameters.items() if entry["part"] == "block"]
+        alike = [name for name in stacks if self.specs[name] == self.state_specs.get(name)]
+        return [name for name in alike if params[name].ndim > 2]
+
+    def update(
+        self, gradients: Params, state: Any, params: Params, dropped: int = 0
+    ) -> tuple[Params, Any]:
+        """Update some arrays, without as many leading dimensions as are `dropped`."""
+        params, state = jax.tree.map(on_device, (params, state))
+
+        def at(specs: Any) -> Any:
+            cut = jax.tree.map(lambda spec: PartitionSpec(*spec[dropped:]), of(params, specs))
+            return self.shardings(cut)
+
+        keep = lax.with_sharding_constraint
+        if self.mesh is not None:  # update where the optimizer's state is
+            params = keep(params, at(self.state_specs))
+        with jax.named_scope("optimizer_update"):
+            wide = in_float32(gradients), state, in_float32(params)
+            updates, state = self.optimizer.update(*wide)
+        with jax.named_scope("update"):  # where only a part was updated, it is gathered from here
+            params = optax.apply_updates(params, updates)
+        if self.mesh is not None:
+            params, state = keep(params, at(self.specs)), keep(state, at(self.state_places()))
+        return params, state
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
         """Compile a step for its arguments (arrays or their shapes); it consumes its state."""
@@ -283,29 +352,6 @@ class Trainer:
             name: jax.make_array_from_callback(value.shape, place, value.__getitem__)
             for name, value in arrays.items()
         }
-
-
-def in_float32(params: Params) -> Params:
-    """Return parameters in the format in which the optimizer computes and keeps its state."""
-    return {name: value.astype(jnp.float32) for name, value in params.items()}
-
-
-def make_optimizer(name: str, learning_rate: float) -> Any:
-    """Return the optimizer that the plan names; a learning rate of 0 takes its usual one."""
-    learning_rate = learning_rate or LEARNING_RATES[name]
-    if name == "adamw":
-        return optax.adamw(learning_rate, eps=ADAM_EPSILON)
-    if name == "adamw-bf16-mu":
-        return optax.adamw(learning_rate, eps=ADAM_EPSILON, mu_dtype=jnp.bfloat16)
-    if name == "adafactor":
-        return optax.adafactor(learning_rate, momentum=0.9, dtype_momentum=jnp.bfloat16)
-    if name == "adafactor-full":
-        return optax.adafactor(learning_rate, factored=False)
-    if name == "momentum":
-        return optax.sgd(learning_rate, momentum=0.9)
-    if name == "sgd":
-        return optax.sgd(learning_rate)
-    raise ValueError(f"unknown optimizer {name!r}")
 
 
 def main(full: Data, tiny: Data | None) -> None:

@@ -315,6 +315,7 @@ def _plan(
         context=context,
         vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
         offload_optimizer=keys.flag("optimizer_memory_host_offload"),
+        offload_parameters=keys.flag("parameter_memory_host_offload"),
         optimizer=optimizer,
         attention="flash" if flash else "unfused",
         compiler_options={key: flags[key] for key in _CARRIED if key in flags},

@@ -19,9 +19,6 @@ MATTERS: Mapping[str, Reason] = {
         (HBM,),
         (True,),
     ),
-    "parameter_memory_host_offload": Reason(
-        "parameters are taken to lie on the device", BOTH, (False,)
-    ),
     "matmul_precision": Reason(
         "float32 products of several passes are not modelled", (TIME,), ("default",)
     ),

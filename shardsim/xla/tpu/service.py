@@ -98,7 +98,8 @@ def peak_bytes(memory: dict[str, int]) -> float:
     larger of both memories, and the sum of the sizes that it says more than either, so that the
     assigned buffers are counted.
     """
-    return float(memory["assigned_peak" if memory.get("host_temp_size") else "peak_memory"])
+    away = memory.get("host_temp_size") or memory.get("host_argument_size")
+    return float(memory["assigned_peak" if away else "peak_memory"])
 
 
 def problem_of(result: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def memory_of(analysis: Any, assigned: Assignment) -> dict[str, int]:
     names = "argument_size output_size alias_size temp_size generated_code_size peak_memory"
     return {
         name: int(getattr(analysis, f"{name}_in_bytes"))
-        for name in (*names.split(), "host_temp_size")
+        for name in (*names.split(), "host_argument_size", "host_temp_size")
     } | {"assigned_peak": assigned.peak_bytes}
 
 
