@@ -283,6 +283,11 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
             f"does not fit: keeps {float(use.host_bytes) / 2**30:.1f} GiB in the host's memory, of "
             f"which a device of {plan.machine.chip.name} has {use.host_capacity_bytes / 2**30:.1f}"
         )
+    if float(use.host_bytes) and plan.machine.chip.pcie_bytes_per_s is None:
+        warnings.append(
+            f"copies to the host's memory are taken as free: {plan.machine.chip.name} has no "
+            "pcie_bytes_per_s"
+        )
     if short > 0:
         warnings.append(
             f"does not fit: needs {short:.1f} GiB more HBM than a device of "

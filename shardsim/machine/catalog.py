@@ -204,6 +204,13 @@ def _build(data: Any, where: str, aliases: tuple[str, ...]) -> Chip:
         figures[name] = _figure(data[name], f"{where}: {name}", name)
         if name in _FIGURES:
             values[name] = _plain_value(name, figures[name]["value"])
+    if (room := figures.get("scoped_vmem_bytes")) and "onchip_bytes" in figures:
+        onchip = float(figures["onchip_bytes"]["value"])
+        if not 1024 <= float(room["value"]) <= onchip:
+            raise FileError(
+                f"{where}: scoped_vmem_bytes: value must be from 1024 to onchip_bytes, {onchip:g}, "
+                f"not {room['value']:g}"
+            )
     constants = tuple(
         Constant(name=name, value=float(figure["value"]), fitted_to=figure["fitted_to"])
         for name, figure in figures.items()

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardsim.errors import PlanError
+from shardsim.machine.chip import SCOPED_VMEM_KIB
 
 _NAME = re.compile(r"xla_[a-z0-9_]{1,95}")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:+-]{1,200}")
+_KIB = re.compile(r"[1-9][0-9]{0,8}")  # it decides by which costs a plan is priced
 
 
 def parse_compiler_options(data: Any) -> dict[str, str]:
@@ -31,6 +33,11 @@ def parse_compiler_options(data: Any) -> dict[str, str]:
         if not isinstance(value, (bool, int, float, str)) or not _VALUE.fullmatch(text):
             raise PlanError(
                 f"compiler_options.{name}: must be true, false, a number or a word, not "
+                f"{_show(value)}"
+            )
+        if name == SCOPED_VMEM_KIB and not _KIB.fullmatch(text):
+            raise PlanError(
+                f"compiler_options.{name}: must be a positive whole number of KiB, not "
                 f"{_show(value)}"
             )
         options[name] = text

@@ -152,13 +152,12 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "filled": {"id": FILLED},
         **context,
     }
-    if tiles := re.search(r"num_vocab_tiling[ =:]*(\d{1,4})\b", words or ""):
-        data["vocab_tiles"] = int(tiles[1])
+    data |= _switches(words or "", notes)
     remat = _remat(row.get("remat"), library, notes)
     if library and library.every_second_product and "pipeline" not in split.sizes.inside:
         if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
             remat = every_second_product(model)
-    if remat is None and library and "custom" not in str(row.get("remat")):
+    if remat is None and library and "custom" not in str(row.get("remat")).lower():
         apart = library.remat_unfused if data["attention"] == "unfused" else None
         remat = apart or library.remat
     if remat is not None:
@@ -395,6 +394,19 @@ def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) 
         "weights": "async" in words,
         "gradients": reduce,
     }
+
+
+def _switches(words: str, notes: list[str]) -> dict[str, Any]:
+    """Return the keys of a plan that a row's tricks name as MaxText's config does."""
+    data: dict[str, Any] = {}
+    for what in ("optimizer", "parameter"):
+        if re.search(rf"{what}_memory_host_offload(?![ =:]*(?:false|off|0)\b)", words):
+            data[f"offload_{what}" + "s" * (what == "parameter")] = True
+    if tiles := re.search(r"num_vocab_tiling[ =:]*(\d{1,4})\b", words):
+        data["vocab_tiles"] = int(tiles[1])
+    elif "num_vocab_tiling" in words:
+        notes.append("tricks: num_vocab_tiling without a whole number below 10,000; left out")
+    return data
 
 
 def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:

@@ -53,3 +53,14 @@ def test_that_nothing_may_be_hidden_is_told_where_hbm_is_nearly_full(room):
     assert found.fits
     told = [text for text in found.warnings if "may hide no gather" in text]
     assert bool(told) == (1 / room > 0.92)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("offload", [False, True])
+def test_copies_over_an_unknown_link_to_the_host_are_told(known, offload):
+    plan = build(decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}}, offload_optimizer=offload)
+    if not known:
+        chip = replace(plan.machine.chip, pcie_bytes_per_s=None)
+        plan = replace(plan, machine=replace(plan.machine, chip=chip))
+    told = any("has no pcie_bytes_per_s" in text for text in predict(plan).warnings)
+    assert told == (offload and not known)

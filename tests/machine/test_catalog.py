@@ -168,6 +168,10 @@ def test_aliases(spelling, name):
     assert load_chip(spelling) is load_chip(name)
 
 
+def test_a_board_has_no_memory_beside_its_own():
+    assert load_chip("rpi4").host_bytes_per_device == 1
+
+
 def test_aliases_are_unique():
     spellings = [
         re.sub("[ _-]", "", each.lower())
@@ -253,6 +257,10 @@ def put(key: str, value: Any):
     return apply
 
 
+def figure(value: float) -> dict[str, Any]:
+    return {"value": value, "source": "mine", "status": "assumed"}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -281,6 +289,9 @@ def put(key: str, value: Any):
         (change("max_slice", value=[16, 16]), "max_slice must have 3 axes"),
         (change("torus_dims", value=1), "torus_dims must be 2 or 3 for a torus"),
         (change("devices_per_chip", value=2), "die_to_die_bytes_per_s must be given"),
+        (put("scoped_vmem_bytes", figure(1000)), "value must be from 1024 to onchip_bytes"),
+        (put("scoped_vmem_bytes", figure(1e30)), "value must be from 1024 to onchip_bytes"),
+        (put("compiler_own_limit", {}), "goes with compiler and scoped_vmem_bytes"),
         (put("peak_flops", {}), "peak_flops: missing key 'bf16'"),
         (change("peak_flops", fp16={}), "peak_flops: unknown key 'fp16'"),
         (put("hbm_bytes", 3e10), "hbm_bytes: expected a mapping"),

@@ -14,6 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.files import parse_yaml
 from shardsim.machine import parse_machine
+from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.plan import dump_plan, load_plan, plan_from_data, plan_to_data, resolve, save_plan
 from shardsim.plan.remat import POLICIES, TENSORS, Remat
 from shardsim.planner.search import search
@@ -180,6 +181,11 @@ def test_a_mesh_may_leave_its_place_to_the_planner():
         ({"compiler_options": {"xla_x": "a\n"}}, ["compiler_options.xla_x"]),
         ({"precision": {"sparsity": 124}}, ["precision.sparsity", "'2:4'", "here 124"]),
         ({"compiler_options": {"xla_x": None}}, ["compiler_options.xla_x", "None"]),
+        ({"compiler_options": {SCOPED_VMEM_KIB: -1}}, [SCOPED_VMEM_KIB, "KiB, not -1"]),
+        ({"compiler_options": {SCOPED_VMEM_KIB: 0}}, [SCOPED_VMEM_KIB, "KiB, not 0"]),
+        ({"compiler_options": {SCOPED_VMEM_KIB: 1e5}}, [SCOPED_VMEM_KIB, "KiB, not 100000.0"]),
+        ({"compiler_options": {SCOPED_VMEM_KIB: True}}, [SCOPED_VMEM_KIB, "KiB, not True"]),
+        ({"compiler_options": {SCOPED_VMEM_KIB: "64MiB"}}, [SCOPED_VMEM_KIB, "KiB, not '64MiB'"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(change, words):

@@ -388,6 +388,29 @@ def test_formats_and_tiles_in_words() -> None:
     assert plan.vocab_tiles == 8
 
 
+@pytest.mark.parametrize("said", ["-3", "lots", "=1e9"])
+def test_tiles_that_are_no_number_are_said(said: str) -> None:
+    run = run_of(tricks=[f"num_vocab_tiling {said}"])
+    assert run.plans[0].vocab_tiles == 1
+    assert "tricks: num_vocab_tiling without a whole number below 10,000; left out" in run.notes
+
+
+def test_offloading_in_words() -> None:
+    tricks = ["optimizer_memory_host_offload=true", "parameter_memory_host_offload=false"]
+    (plan,) = run_of(tricks=tricks).plans
+    assert (plan.offload_optimizer, plan.offload_parameters) == (True, False)
+    (plan,) = run_of(tricks=["Parameter_memory_host_offload"]).plans
+    assert (plan.offload_optimizer, plan.offload_parameters) == (False, True)
+
+
+def test_remat_is_read_alike_in_any_case() -> None:
+    one, other = (
+        run_of(remat=said, source="torchprime", global_batch=64)
+        for said in ("custom with offload", "Custom With Offload")
+    )
+    assert one.plans[0].remat == other.plans[0].remat
+
+
 def test_an_mlp_of_eight_thirds_of_the_width() -> None:
     run = run_of(model="mine", dims={"layers": 2, "d_model": 2048, "heads": 32, "d_ff": "8/3 d"})
     assert run.model.mlp == 5632
