@@ -413,6 +413,8 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     """Return the policy as a plan file holds it; None if the row does not say."""
     if isinstance(said, bool):
         return "full" if said else "none"
+    if isinstance(said, Mapping | list) and said:
+        return said  # as in a plan file
     words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
     if not words or words.startswith(UNSAID):
         return None

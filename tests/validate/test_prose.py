@@ -84,6 +84,7 @@ MINIMAL = remat_named("minimal", {})
     ("said", "policy"),
     [
         ("full", Policy()),
+        ({"save": ["qkv"]}, Policy(save=frozenset({"qkv"}))),
         ("FULL", Policy()),
         (True, Policy()),
         ("save one activation per layer, rematerialise rest", Policy()),
