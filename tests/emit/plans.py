@@ -723,6 +723,21 @@ _GPIPE = {"pipeline_schedule": "gpipe"}
 _SFM = {"stage": 2, "fsdp": 2, "model": 2}
 _PART_KEPT = [{"layers": 3, "save": []}, {"layers": 4, "save": ["mlp_hidden"]}]
 
+
+def _in_groups(accumulation: str, **more: Any) -> Plan:
+    """Return a plan of two microbatches whose groups of layers keep different things."""
+    return make(
+        "vit-deep",
+        _DFM,
+        _FSDP_TENSOR,
+        _DB | _SEQ,
+        microbatches=2,
+        accumulation=accumulation,
+        remat=_PART_KEPT,
+        **more,
+    )
+
+
 # Steps that do not run one microbatch after another, which other trainers' exports refuse.
 PHASES: dict[str, Plan] = {
     "stages, data": make(
@@ -819,25 +834,9 @@ PHASES: dict[str, Plan] = {
     "scattered": make(
         "llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="scattered"
     ),
-    "scattered, replicas, groups of layers": make(
-        "vit-deep",
-        _DFM,
-        _FSDP_TENSOR,
-        _DB | _SEQ,
-        microbatches=2,
-        accumulation="scattered",
-        remat=_PART_KEPT,
-    ),
+    "scattered, replicas, groups of layers": _in_groups("scattered"),
     "layered": make("llama", _F, {"embed": ["fsdp"]}, _B, microbatches=2, accumulation="layered"),
-    "layered, replicas, groups of layers": make(
-        "vit-deep",
-        _DFM,
-        _FSDP_TENSOR,
-        _DB | _SEQ,
-        microbatches=2,
-        accumulation="layered",
-        remat=_PART_KEPT,
-    ),
+    "layered, replicas, groups of layers": _in_groups("layered"),
     "layered, windows, sharded optimizer": make(
         "gemma2",
         _DFM,
@@ -859,16 +858,7 @@ HOSTED: dict[str, Plan] = {
     "weights on the host, windows, microbatches": make(
         "gemma2", _F, {"embed": ["fsdp"]}, _B, **_AWAY, microbatches=2, optimizer="sgd"
     ),
-    "weights on the host, layered, groups of layers": make(
-        "vit-deep",
-        _DFM,
-        _FSDP_TENSOR,
-        _DB | _SEQ,
-        **_AWAY,
-        microbatches=2,
-        accumulation="layered",
-        remat=_PART_KEPT,
-    ),
+    "weights on the host, layered, groups of layers": _in_groups("layered", **_AWAY),
     "weights on the host, experts": make("mixtral", _FE, _FE_SPLIT, _ON_FE, **_ROOM, **_AWAY),
     "weights on the host, adapters": make(
         "lora", _FM2, _FSDP_TENSOR, _B | _SEQ, **_AWAY, remat="dots"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shardsim.emit.specs import tpu_options
+from shardsim.emit.tpu_options import tpu_options
 from shardsim.plan import Plan
 
 # Trainers bring compilers newer than the plan's; libtpu 0.0.51 refuses fused asynchronous

@@ -12,7 +12,8 @@ from typing import Any
 
 from shardsim.emit.jax_code import header, literal
 from shardsim.emit.source import RUNTIME, module_text
-from shardsim.emit.specs import activation_specs, parameter_entries, tpu_options
+from shardsim.emit.specs import activation_specs, parameter_entries
+from shardsim.emit.tpu_options import tpu_options
 from shardsim.plan import Plan, resolve
 
 _Axis = tuple[str, int, list[tuple[str, int, int]]]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from shardsim.emit.specs import vmem_options
+from shardsim.emit.tpu_options import vmem_options
 from shardsim.errors import ShardsimError
 from shardsim.machine import Chip, Machine
 from shardsim.validate.ops import Op, parse_op

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from shardsim.emit.jax_code import jax_code
-from shardsim.emit.specs import tpu_options
+from shardsim.emit.tpu_options import tpu_options
 from shardsim.errors import ShardsimError
 from shardsim.executors import outcomes
 from shardsim.plan import Plan
