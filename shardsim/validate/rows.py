@@ -55,7 +55,8 @@ KEYS = (
 REST = "rest"
 TRAINER = "trainer"  # who runs published runs
 MOST_PLANS = 100
-# Chips whose published runs leave an operation's on-chip memory to the compiler, and what it gives.
+# Chips whose published runs leave an operation's on-chip memory to the compiler, and the KiB that
+# it gives (docs/compiled.md).
 COMPILERS_LIMIT = {"v5e": "16384", "v5p": "16384"}
 UNSTATED_REMAT = ("none", "dots", "full")
 
