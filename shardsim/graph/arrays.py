@@ -203,8 +203,8 @@ class Op:
     would do later.
 
     A `relay` is its operand, where another array is stored. Products of experts have rows in
-    groups, each of which starts a new tile of `tile` rows. Model FLOPs leave out what is not
-    `counted`, and of an op that has them take its `counts`. `dtype` is a product's format, where it
+    groups: in the end each costs a tile of rows more, where they are cut in tiles (`tile`). Model
+    FLOPs leave out what is not `counted`, and of an op that has them take its `counts`. `dtype` is a product's format, where it
     is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
@@ -225,7 +225,7 @@ class Op:
     eager: bool = False
     call: str = ""
     relay: bool = False
-    tile: int = 0
+    tile: bool = False
     counted: bool = True
     counts: Counted | None = None
     dtype: str = ""

@@ -25,11 +25,23 @@ from shardsim.ops.route import chosen
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
-# Rows of one tile of a grouped matmul (megablox's default). The last tile of an expert is half
-# empty on average.
-TILE = 512
-WIDE_TILE = 1024  # its other sides, as MaxText has them
 LANES = 128
+WIDE_TILE = 1024  # columns of a tile of a grouped matmul, as MaxText has them
+
+
+def row_tile(rows: Any) -> Any:
+    """Return the rows of a tile of a grouped matmul for so many `rows` an expert: about a quarter of
+    them, from 128 to 512, as Tokamax's tuned tiles for TPU are (openxla/tokamax at 099096d3,
+    ragged_dot/pallas_mosaic_tpu.py); megablox's own are of 512.
+
+    A tile that two experts share is multiplied with the matrices of both (`make_group_metadata` of
+    JAX's megablox), so that each expert costs a tile more than its rows.
+
+    >>> [row_tile(rows) for rows in (512, 1024, 2560)]
+    [128, 256, 512]
+    """
+    return LANES * (1 + (rows >= 8 * LANES) + 2 * (rows >= 16 * LANES))
+
 
 
 def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:
@@ -40,19 +52,18 @@ def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by:
     """
     rows: Dims = slots.dims[1:-1]
     names = ("expert_in", "expert_gate") if gated else ("expert_in",)
-    tile = TILE if sorted_by else 0
     parts = []
     for name in names:
         out = Array(f"{name} result", ("expert", *rows, "expert_mlp"), keep="mlp_hidden")
         out = replace(out, lies="slots", purpose=ROUTED)
         vectors = [vector(f"{name}_bias", "expert", "expert_mlp")] if bias else []
         product = einsum(slots, weight(name, "expert", "embed", "expert_mlp"), out, *vectors)
-        parts.append(build.add(replace(product, tile=tile)))
+        parts.append(build.add(replace(product, tile=sorted_by)))
     hidden = build.add(activation(parts, "expert hidden"))
     made = Array("made", slots.dims, keep="mlp_output", lies="made", purpose=ROUTED)
     vectors = [vector("expert_out_bias", "expert", "embed")] if bias else []
     product = einsum(hidden, weight("expert_out", "expert", "expert_mlp", "embed"), made, *vectors)
-    return build.add(replace(product, tile=tile))
+    return build.add(replace(product, tile=sorted_by))
 
 
 @runs("experts")
@@ -180,8 +191,8 @@ def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
         return lax.ragged_dot(x, w, sizes)
     from jax.experimental.pallas.ops.tpu import megablox
 
-    rows, (_, inner, columns) = len(x), w.shape
-    tile = min(TILE, rows + -rows % LANES)
+    rows, (experts, inner, columns) = len(x), w.shape
+    tile = min(row_tile(rows // experts), rows + -rows % LANES)
     tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
     padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
     return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]

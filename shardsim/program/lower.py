@@ -14,6 +14,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.ops.experts import row_tile
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
@@ -117,9 +118,9 @@ class Lowering:
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
         )
-        if op.tile:  # rows in groups, whose last tile is half empty
+        if op.tile:  # rows in groups, of which two share a tile
             m, k = (
-                size + op.tile / 2.0 * bool({"slot"} & {*part})
+                size + row_tile(size) * ("slot" in part)
                 for size, part in ((m, dims.rows), (k, dims.inner))
             )
         gradient = bool(made.weight)

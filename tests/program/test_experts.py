@@ -147,7 +147,8 @@ def test_dispatch_is_work_that_only_hfu_counts(factor: float, group: int, gated:
         assert flops(plan, "sum of experts") + flops(plan, "shares") >= 3 * one * (1 - 1e-9)
         worked = rows * factor
     else:
-        worked = rows + 16 / 4 * 512 / 2  # half a tile for each expert of a device
+        each = rows / (16 / 4)
+        worked = rows + 16 / 4 * (128 if each < 1024 else 256 if each < 2048 else 512)
     experts = 3 * 2 * worked * matrices * EMBED * MLP
     assert flops(plan, "expert_") == pytest.approx(experts)
     counted = replace(model, experts=replace(model.experts, capacity=0.0, group=0))
