@@ -153,6 +153,9 @@ class Pairs(Hashable, Protocol):
     def local(self) -> bool:
         """Whether every device has all keys that its queries see."""
 
+    def back(self) -> Pairs:
+        """Return the pairs of the gradient's kernel, in its blocks."""
+
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 
@@ -203,9 +206,9 @@ class Op:
     would do later.
 
     A `relay` is its operand, where another array is stored. Products of experts have rows in
-    groups: in the end each costs a tile of rows more, where they are cut in tiles (`tile`). Model
-    FLOPs leave out what is not `counted`, and of an op that has them take its `counts`. `dtype` is a product's format, where it
-    is not the plan's.
+    groups: each costs a tile of rows more, where they are cut in tiles (`tile`). Model FLOPs leave
+    out what is not `counted`, and of an op that has them take its `counts`. `dtype` is a product's
+    format, where it is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
     wants whole over axes in `passed` come round them piece by piece. A product of scores, or with

@@ -30,8 +30,8 @@ WIDE_TILE = 1024  # columns of a tile of a grouped matmul, as MaxText has them
 
 
 def row_tile(rows: Any) -> Any:
-    """Return the rows of a tile of a grouped matmul for so many `rows` an expert: about a quarter of
-    them, from 128 to 512, as Tokamax's tuned tiles for TPU are (openxla/tokamax at 099096d3,
+    """Return the rows of a tile of a grouped matmul, for so many `rows` an expert: about a quarter
+    of them, from 128 to 512, as Tokamax's tuned tiles for TPU are (openxla/tokamax at 099096d3,
     ragged_dot/pallas_mosaic_tpu.py); megablox's own are of 512.
 
     A tile that two experts share is multiplied with the matrices of both (`make_group_metadata` of
@@ -41,7 +41,6 @@ def row_tile(rows: Any) -> Any:
     [128, 256, 512]
     """
     return LANES * (1 + (rows >= 8 * LANES) + 2 * (rows >= 16 * LANES))
-
 
 
 def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:

@@ -36,6 +36,7 @@ class Library:
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
     offloads: Mapping[str, Any] | None = None  # what "custom with offload" keeps, if nothing else
+    late_attention: str = "flash"  # its fused kernel on v6e and tpu7x
 
 
 LIBRARIES = (
@@ -79,11 +80,14 @@ LIBRARIES = (
     Library(words="maxtext#4687", remat={"save": ["context"]}),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
     # policies in benchmarks/maxtext_trillium_model_configs.py 23 offload the layers' input, 21
-    # queries, keys and values, 10 what comes after attention.
+    # queries, keys and values, 10 what comes after attention. Its recipes for v6e and tpu7x set
+    # `sa_block_*` to 1,024 or 2,048 forward and mostly 2,048 back, those of 2024 for v5p leave 512
+    # (AI-Hypercomputer/tpu-recipes at c8cfe2f, training/trillium and training/ironwood).
     Library(
         words="maxtext|tpu-recipes",
         remat=FULL,
         offloads={"save": [], "offload": ["layer_input", "qkv"]},
+        late_attention="flash-2048",
     ),
 )
 
@@ -104,6 +108,8 @@ def kernel_of(chip: Chip, sequence: int, words: str, library: Library | None) ->
     if library and library.attention:
         fused = "flash" in words or sequence >= library.fused_from
         return library.attention if fused else "unfused"
+    if chip.name in ("v6e", "tpu7x") and library:
+        return library.late_attention
     if late or "splash" in words:
         return "flash"
     if "flash" in words:
