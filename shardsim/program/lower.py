@@ -199,10 +199,12 @@ class Lowering:
         switch: str = "",
     ) -> Collective:
         """Return a transfer as a collective, for `purpose` unless it says another."""
-        size = self.sizes.moved(transfer.dims, transfer.by) * width
+        size, whole = self.sizes.moved(transfer.dims, transfer.by) * width, ""
         if transfer.kind == "all-to-all" and "expert" in transfer.axes:
-            there = dict(transfer.by).get("expert") == "expert"
-            size = size * (1.0 if there else self.sizes.room)
+            split = dict(transfer.by)
+            size = size * (1.0 if split.get("expert") == "expert" else self.sizes.room)
+            if "embed" in transfer.dims and "tensor" not in split:
+                whole = "summed" if transfer.gradient else "gathered"
         return Collective(
             name=name,
             kind=transfer.kind,
@@ -212,6 +214,7 @@ class Lowering:
             purpose=purpose_of_transfer(transfer) or purpose,
             schedule=schedule,
             switch=switch,
+            whole=whole,
         )
 
 

@@ -45,6 +45,7 @@ from shardsim.program.move_rules import (
     all_reduce_over_whole_slices,
     await_some_gathers,
     copy_beside_a_part,
+    exchange_parts_of_embed,
     gather_for_several,
     gather_for_the_others,
     offload_to_sparse_cores,
@@ -84,6 +85,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "trainer": (
         attend_to_whole_rows,
         put_turned_pieces_in_order,
+        exchange_parts_of_embed,
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,

@@ -68,6 +68,8 @@ class Collective(Move):
         0  # of weights with heads; of gradients, those of weights that make them
     )
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
+    # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.
+    whole: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardsim.machine import Chip
+from shardsim.machine import Chip, Machine
 from shardsim.model import Model
+from shardsim.plan.plan import MeshAxis
 
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
@@ -37,6 +38,18 @@ class Library:
     state_over_data: bool = False
     offloads: Mapping[str, Any] | None = None  # what "custom with offload" keeps, if nothing else
     late_attention: str = "flash"  # its fused kernel on v6e and tpu7x
+    rings_of_four: bool = False  # has a mesh of its own for an axis of four on a torus of 16 x 16
+
+    def placed(self, mesh: tuple[MeshAxis, ...], machine: Machine) -> tuple[MeshAxis, ...]:
+        """Return a mesh of one slice as the library places it."""
+        if not self.rings_of_four or machine.shape != (16, 16):
+            return mesh
+        if sorted(axis.size for axis in mesh) != [4, 64]:
+            return mesh
+        sides = {4: 2, 64: 8}
+        return tuple(
+            replace(axis, torus=dict.fromkeys(("x", "y"), sides[axis.size])) for axis in mesh
+        )
 
 
 LIBRARIES = (
@@ -88,6 +101,7 @@ LIBRARIES = (
         remat=FULL,
         offloads={"save": [], "offload": ["layer_input", "qkv"]},
         late_attention="flash-2048",
+        rings_of_four=True,  # `hybrid_ring_64x4` (src/maxtext/utils/max_utils.py)
     ),
 )
 

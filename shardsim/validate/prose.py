@@ -284,6 +284,8 @@ def _mesh(
         ]
         return {"mesh": {"fsdp": REST, "model": sizes}}
     mesh = split.sizes.mesh(machine, split.rest(machine.chip))
+    if library and machine.slices == 1:
+        mesh = library.placed(mesh, machine)
     found = {axis.name: axis.size for axis in mesh}
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},

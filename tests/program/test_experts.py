@@ -171,6 +171,23 @@ def test_copies_of_a_token_are_added_over_whole_registers(top: int, registers: i
     assert added == pytest.approx((top + 14 * 8 * registers) * results)
 
 
+def test_libraries_exchange_parts_of_embed() -> None:
+    """Over a tensor axis of four a quarter of what goes to experts is exchanged, gathered there;
+    back its sums are scattered before."""
+    plan = build(mixture(), "v5e:4x4", BATCH, {"expert": {"x": 4}, "tensor": {"y": 4}})
+    sent = {
+        (name, use.kind, use.mesh_axes): use.bytes_per_chip
+        for name in ("emitted", "trainer")
+        for use in predict(plan, implementation=name).collectives
+        if use.purpose == "activations"
+    }
+    copies = LAYERS * BATCH / 4 * TOKENS * TOP * EMBED * 2 * 3 / 4  # of them one of four stays
+    fewer = [sent[name, "all-to-all", ("e",)] for name in ("emitted", "trainer")]
+    assert fewer[0] - fewer[1] == pytest.approx(3 * copies * 3 / 4)
+    more = [sent[name, "reduce-scatter", ("t",)] for name in ("trainer", "emitted")]
+    assert more[0] - more[1] == pytest.approx(copies)
+
+
 def test_only_an_expert_axis_feels_imbalance() -> None:
     even, uneven = Routing(), Routing(imbalance=1.5)
     for where, slower in ((WHERE, True), ({"fsdp": {"x": 4, "y": 4}}, False)):

@@ -98,8 +98,8 @@ def test_windows_that_cannot_be_are_refused_with_what_can() -> None:
 
 
 def test_larger_blocks_compute_more_of_what_a_mask_leaves_out() -> None:
-    """Of 4,096 tokens: 36 of 64 blocks of 512, 10 of 16 of 1,024 forward, 3 of 4 of 2,048 back; of a
-    window of 128 the block of a query and the one before."""
+    """Of 4,096 tokens: 36 of 64 blocks of 512, 10 of 16 of 1,024 forward, 3 of 4 of 2,048 back; of
+    a window of 128 the block of a query and the one before."""
     small, large = Mask(causal=True), Mask(causal=True, blocks=(1024, 2048))
     assert small.computed(4096) == small.back().computed(4096) == 36 / 64
     assert (large.computed(4096), large.back().computed(4096)) == (10 / 16, 3 / 4)
