@@ -16,9 +16,9 @@ _UNMODELLED = {
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
     "window": "attention in a window, but of a size and in all but one of so many layers, is",
-    "enc_dec": "encoder-decoders are",
-    "enc_layers": "encoder-decoders are",
-    "cross_attention": "cross-attention is",
+    "enc_dec": "an encoder with a decoder, but by the name of a preset or in a plan's words, is",
+    "enc_layers": "an encoder with a decoder, but by the name of a preset or in a plan's words, is",
+    "cross_attention": "cross-attention, but by the name of a preset or in a plan's words, is",
 }
 # What a preset must agree in, with the row's key for it.
 _DIMS = {

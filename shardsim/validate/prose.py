@@ -36,9 +36,11 @@ from shardsim.validate.words import (
     widened,
 )
 
+NO_BATCH = "global_batch: missing, and no per_device_batch either"
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
+SOME_TOKENS = "attention to some of the tokens only"
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
@@ -47,7 +49,7 @@ _UNMODELLED = (
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
-     "attention to some of the tokens only"),
+     SOME_TOKENS),
 )  # fmt: skip
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
 _ATTENDS = (
@@ -110,6 +112,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("missing key 'chip'")
     library = library_of(str(row.get("source")))
     chip = load_chip(_chip_name(row, library))
+    if row.get("chips") and not (row.get("global_batch") or row.get("per_device_batch")):
+        raise FileError(NO_BATCH)
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -123,7 +127,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text):
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     context = _context(said, split, model)
     if given.get("skips_masked_blocks") is False and model.causal:
@@ -170,7 +174,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
         return data
     if batch is None:
-        raise FileError("global_batch: missing, and no per_device_batch either")
+        raise FileError(NO_BATCH)
     return (
         data
         | {"machine": machine.name, "batch": batch}
