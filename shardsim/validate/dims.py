@@ -52,12 +52,22 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     dims = row.get("dims") or {}
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
+    preset = _preset(row)
+    has = {"window"} | ({"cross_attention"} if preset and preset.prompt else set())
     for key, value in dims.items():
-        if key == "window":  # a preset may have it
+        if key in has:  # a preset may have it
             continue
         if key in _UNMODELLED and value not in (None, False, 0, 1):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
     return {key: value for key, value in dims.items() if value is not None}
+
+
+def _preset(row: Mapping[str, Any]) -> Model | None:
+    """Return the preset that a row names, or None."""
+    try:
+        return load_model(str(row.get("model") or "model").strip())
+    except ModelError:
+        return None
 
 
 def _plain_window(value: Any) -> bool:
@@ -182,14 +192,11 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "moe",
         "mla",
     }
-    if unread := unread - {"tokens", "params_published", "note", "causal"}:
+    if unread := unread - {"tokens", "params_published", "note", "causal", "cross_attention"}:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}
-    try:
-        preset = load_model(name.strip())
-    except ModelError:
-        preset = None
+    preset = _preset(row)
     same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
     windows = _windows(dims).get("windows") if _plain_window(dims.get("window")) else None
     experts = _experts(dims, sizes.get("layers", 0))

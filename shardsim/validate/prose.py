@@ -77,9 +77,7 @@ _MAXTEXT = (
     ("", Accounting.SIX_N),
 )
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
-_TENSOR_SIZES = (1, 2, 4, 8, 16)
-_CHIPS = (256, 512, 1024)
-_BATCHES = (4096, 16384, 65536)
+_TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
 _TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
 _COUNTS = ("microbatches", "microbatch", "vpp")
@@ -112,7 +110,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("missing key 'chip'")
     library = library_of(str(row.get("source")))
     chip = load_chip(_chip_name(row, library))
-    if row.get("chips") and not (row.get("global_batch") or row.get("per_device_batch")):
+    if row.get("chips") and not any(row.get(key) for key in ("global_batch", "per_device_batch")):
         raise FileError(NO_BATCH)
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
@@ -291,6 +289,8 @@ def _mesh(
     if library and machine.slices == 1:
         mesh = library.placed(mesh, machine)
     found = {axis.name: axis.size for axis in mesh}
+    if batch == 1 < (groups := prod(found.get(each, 1) for each in ("data", "fsdp", "expert"))):
+        raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
         **_rules(split, set(found), machine.chip, library),
@@ -299,7 +299,6 @@ def _mesh(
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
     elif each := split.counts.get("microbatch"):
-        groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
