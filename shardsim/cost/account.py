@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
 import numpy as np
@@ -31,7 +31,6 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sized import WIDE, stored
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Live, Measure, Trace
-from shardsim.program.tracer import EMPTY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,9 @@ class Account:
     @cached_property
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice; but
-        once where a stage runs turn by turn.
+        once where a stage runs turn by turn. Those that are scattered as they come are stacked in
+        the sums' format (six programs of vit-bigg, ViT-22B, maxtext-16b and 22b, llama3-8b and
+        llama2-7b), those that stay whole in the products' (a Llama with ZeRO-1).
 
         Gradients that the data axis reduce-scatters as they come are never whole. Where weights
         stay gathered both are of whole weights; where a layer runs all microbatches before the
@@ -148,7 +149,8 @@ class Account:
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
-        beside = np.where(self.microbatches.by_turns, 0.0, now)
+        scattered = np.where(self.layout.summed_whole, now, width)
+        beside = np.where(self.microbatches.by_turns, 0.0, scattered)
         both = self.microbatches.summed(self.trained) * (width + beside)
         found = np.where(self._several, both, own * now)
         return np.where(layout.layered & self._several, self.trained * width, found)
@@ -324,7 +326,8 @@ class Account:
             return []
         run = self.runs[-1]
         trace = self.traces(run, run.kept.names[0], mode)[0]
-        return [array for array in trace.arrays if array.name.startswith(EMPTY)]
+        many = run.stack.round_layers
+        return [replace(array, times=array.times * many) for array in trace.empty]
 
     @cached_property
     def of_layers(self) -> Number:
@@ -333,10 +336,8 @@ class Account:
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
-            first, *others = (measure.peak(trace) for trace in self.traces(run, names, mode))
-            for other in others:
-                first = np.maximum(first, other)
-            return first
+            traces = self.traces(run, names, mode)
+            return reduce(np.maximum, map(measure.peak, traces)) + self.empty_of_others(run, traces[0])
 
         def of(run: Run) -> Number:
             return over_policies(
@@ -345,6 +346,12 @@ class Account:
 
         found = [of(run) - later for run, later in zip(self.runs, self.let_go, strict=True)]
         return reduce(np.maximum, found)
+
+    def empty_of_others(self, run: Run, trace: Trace) -> Number:
+        """Return the bytes that the other layers of a round have empty for their rings: they are
+        there all through the loop over rounds (gemma2-9b, of two layers a round)."""
+        empty = self.measures[run.part].total(trace.empty)
+        return empty * (run.stack.round_layers - 1)
 
     @property
     def let_go(self) -> list[Number]:

@@ -15,10 +15,7 @@ from shardsim.ops.exchange import ROUTED
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import role_of
-from shardsim.program.trace import Live, Size, Trace
-
-# What names of arrays begin with in which rings put things together.
-EMPTY = "ring buffer, "
+from shardsim.program.trace import EMPTY, Live, Size, Trace
 
 
 @dataclass
@@ -346,8 +343,10 @@ class Tracer:
         """Note the empty arrays in which rings put together what they gather and make."""
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
         if self.ring == "embed":
-            for _, gather in gathers[:1]:
-                self.arrays.append(Live(f"{EMPTY}whole", moved(gather), 0, self.now, 2.0))
+            back = [g for step in steps for g in step.gradient_gathers if _gathers_stream(g)]
+            wholes = {g.array: g for g in (*(gather for _, gather in gathers), *back)}
+            for name, gather in wholes.items():
+                self.arrays.append(Live(f"{EMPTY}{name}", moved(gather), 0, self.now))
             return
         every = self.passes.ring_empty == "every"
         empty: dict[str, Size] = {}
