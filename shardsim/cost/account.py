@@ -103,6 +103,22 @@ class Account:
         return stored_elements(fetched, self.layout)
 
     @cached_property
+    def gathered_ahead(self) -> Number:
+        """Whole weights of the round of layers that the backward pass begins with, which are
+        gathered while the head runs (gemma2-9b on v5e and v6e, palm-8b on v4)."""
+        run, layout = self.runs[-1], self.layout
+        measure = self.measures[run.part]
+        blocks = derived_blocks(run.work.model, run.work.attention, self.kinds[run.part])
+        whole = sum(
+            layer.times * measure.sizes.gathered(array)
+            for number, layer in run.layers
+            for array in blocks.layers[number].weights
+            if array.weight == "matrix"
+        )
+        ahead = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
+        return (ahead & ~self.ring) * whole * self.work.weight_wire_bytes
+
+    @cached_property
     def fetched_bytes(self) -> Number:
         """The most parameters that a round of layers fetches from the host's memory."""
 
@@ -393,6 +409,8 @@ class Account:
             found["fetched ahead from the host"] = self.of_one_layer
         if passes.brings_back:
             found["brought back from the host"] = self.brought_back
+        if passes.gathers_ahead > 1 and moment == 1 and not work.forward_only:
+            found["weights of the first round back"] = self.gathered_ahead
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
@@ -405,6 +423,8 @@ class Account:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
             waits = gathered & np.logical_not(late)
+            if not work.model.tied_embeddings:
+                waits = waits & np.asarray(layout.weights_overlap)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
         if len(self.measures) > 1 and moment == 1:
