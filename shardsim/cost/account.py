@@ -338,7 +338,7 @@ class Account:
 
     def empty(self, mode: Mode) -> list[Live]:
         """Return the empty arrays of the layers' rings, which the head finds there as well."""
-        if self.passes.ring_empty != "every" or not mode.ring:
+        if self.passes.ring_empty != "every":
             return []
         run = self.runs[-1]
         trace = self.traces(run, run.kept.names[0], mode)[0]

@@ -162,6 +162,6 @@ def followed(
             tracer.forward(steps[number], " again")
             waiting.remove(number)
         tracer.backward(step)
-    if passes.ring_empty and ring:
+    if passes.ring_empty:
         tracer.empties(steps)
     return tracer
