@@ -353,7 +353,9 @@ class Account:
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
             traces = self.traces(run, names, mode)
-            return reduce(np.maximum, map(measure.peak, traces)) + self.empty_of_others(run, traces[0])
+            return reduce(np.maximum, map(measure.peak, traces)) + self.empty_of_others(
+                run, traces[0]
+            )
 
         def of(run: Run) -> Number:
             return over_policies(

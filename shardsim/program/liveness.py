@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from shardsim.graph.derive import Derived, Step
+from shardsim.graph.derive import Derived
 from shardsim.graph.place import (
     CONTEXT,
     EMBED_SHARDED,
@@ -84,11 +84,9 @@ def _traces(
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
     empty = passes.ring_empty and ("every" if every else "few")
     passes = replace(passes, head_last=last, ring_copies=copies, ring_empty=empty)
-    at_once = followed(derived, again, passes, ring, signs)
-    if ring:
-        return at_once.trace(0), at_once.trace(passes.gathers_ahead)
-    needed = followed(derived, again, passes, ring, signs, as_needed=True)
-    return at_once.trace(0), needed.trace(passes.gathers_ahead)
+    tracer = followed(derived, again, passes, ring, signs)
+    ahead = (0, passes.gathers_ahead)
+    return tracer.trace(ahead[0]), tracer.trace(ahead[1])
 
 
 @lru_cache(maxsize=1024)
@@ -125,25 +123,8 @@ def forward_trace(
     return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
 
 
-def _needed(derived: Derived, step: Step, waiting: Sequence[int]) -> list[int]:
-    """Return which of the ops that run again a gradient needs, in order: they run right before."""
-    read = {(array.original or array).name for array in step.op.needs}
-    found = []
-    for number in reversed(waiting):
-        op = derived.steps[number].op
-        if op.out.name in read:
-            found.append(number)
-            read |= {(array.original or array).name for array in op.ins}
-    return found[::-1]
-
-
 def followed(
-    derived: Derived,
-    again: Sequence[int],
-    passes: Passes,
-    ring: str = "",
-    signs: bool = False,
-    as_needed: bool = False,
+    derived: Derived, again: Sequence[int], passes: Passes, ring: str = "", signs: bool = False
 ) -> Tracer:
     """Return the tracer of a derived block that runs back, after the ops in `again` ran again."""
     tracer = Tracer(passes, ring, signs)
@@ -154,14 +135,11 @@ def followed(
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)
         tracer.fused = frozenset(op.ins[0].name for op in gated)
-    waiting = list(again)
+    for number in again:
+        tracer.forward(steps[number], " again")
     for step in reversed(steps):
-        if not step.trained:
-            continue
-        for number in _needed(derived, step, waiting) if as_needed else waiting[:]:
-            tracer.forward(steps[number], " again")
-            waiting.remove(number)
-        tracer.backward(step)
+        if step.trained:
+            tracer.backward(step)
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer

@@ -11,11 +11,10 @@ from shardsim.graph.place import (
     HEAD_WIDTHS,
     TENSOR,
 )
-from shardsim.ops.attend_blocks import KEYS_AT_ONCE
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
-from shardsim.program.sizes import role_of
+from shardsim.program.sizes import BLOCK, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
 
 
@@ -177,8 +176,8 @@ class Tracer:
     def scores(self, array: Array, place: Split, axes: frozenset[str]) -> None:
         """Note a block of scores, or its gradient, of queries and keys that pass round `axes`: in
         float32, and rounded for the product that reads it."""
-        rows = Size(array.dims[:-1], by_place(array, place), WIDE, axes)
-        self.passing(f"{array.name}, scores", rows, 1.5 * KEYS_AT_ONCE)
+        block = Size((*array.dims[:-1], BLOCK), by_place(array, place), WIDE, axes)
+        self.passing(f"{array.name}, scores", block, 1.5)
 
     def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
         """Return the size of float32 sums over what passes round `axes`."""
