@@ -8,7 +8,7 @@ from functools import cached_property, reduce
 
 import numpy as np
 
-from shardsim.cost.microbatches import Microbatches
+from shardsim.cost.microbatches import GATHERED, Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Chip, Machine
 from shardsim.plan.layout import REPLICATED, Layout, Number
@@ -412,12 +412,15 @@ class Account:
         if passes.brings_back:
             found["brought back from the host"] = self.brought_back
         if passes.gathers_ahead > 1 and moment == 1 and not work.forward_only:
-            found["weights of the first round back"] = self.gathered_ahead
+            ahead = np.logical_not(in_phases(layout)) * self.gathered_ahead
+            found["weights of the first round back"] = ahead
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
             found["gradients"] = summed * self.work.gradient_bytes * several
         found |= self.microbatches.held(moment)
+        if moment == 1 and GATHERED in found:  # the head's is among what it gathers
+            found[GATHERED] = np.maximum(found[GATHERED] - self.table, 0.0)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
             ahead = self.elements - self.away
             found["weights cast ahead"] = gathered * ahead * work.weight_wire_bytes
