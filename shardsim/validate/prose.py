@@ -36,10 +36,10 @@ from shardsim.validate.words import (
     widened,
 )
 
-NO_BATCH = "global_batch: missing, and no per_device_batch either"
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
+NO_BATCH = "global_batch: missing, and no per_device_batch either"
 SOME_TOKENS = "attention to some of the tokens only"
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
@@ -286,10 +286,10 @@ def _mesh(
         ]
         return {"mesh": {"fsdp": REST, "model": sizes}}
     mesh = split.sizes.mesh(machine, split.rest(machine.chip))
-    if library and machine.slices == 1:
-        mesh = library.placed(mesh, machine)
+    mesh = library.placed(mesh, machine) if library and machine.slices == 1 else mesh
     found = {axis.name: axis.size for axis in mesh}
-    if batch == 1 < (groups := prod(found.get(each, 1) for each in ("data", "fsdp", "expert"))):
+    groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
+    if batch == 1 < groups:
         raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
