@@ -99,7 +99,8 @@ class Stream:
     `passes` arrays of that size cross HBM and `ops` float32 operations are done for each element.
     `fused` operations run in the end of the matmul that makes the op's first operand; those of the
     gradient in the end of the matmul that makes the gradient of its result, with `fused_reads`
-    more arrays read there.
+    more arrays read there. Of copies of tokens, `beside` passes are more where those of a token lie
+    side by side.
     """
 
     passes: float = 0.0
@@ -109,6 +110,8 @@ class Stream:
     fused: float = 0.0
     fused_gradient: float = 0.0
     fused_reads: float = 0.0
+    beside: float = 0.0
+    beside_gradient: float = 0.0
     by_head: bool = False  # a norm of each head of queries or keys
     apart: Apart | None = None  # where nothing is fused into matmuls, if that differs
 

@@ -165,6 +165,7 @@ class Lowering:
         ops: float,
         count: Number = 1,
         apart: float | None = None,
+        beside: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not passes and not ops and not apart:
@@ -183,6 +184,7 @@ class Lowering:
                 purpose=purpose_of(op, op.out),
                 pointwise=elements,
                 apart_bytes=None if apart is None else elements * apart * self.width(widest),
+                beside_bytes=elements * beside * self.width(widest),
                 sums=op.stream.apart is not None and op.stream.apart.sums,
             )
         ]
@@ -297,7 +299,7 @@ class _Pass:
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
         apart = stream.apart.passes if stream.apart else None
-        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart)
+        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart, stream.beside)
         read = {array.name for array in op.ins}
         self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
         self._settle(step.settles, op.out.name, count)
@@ -326,7 +328,8 @@ class _Pass:
         products = sum(bool(reader.product) for reader in readers)
         if apart and products > 1:  # what the gradients of several products add up to
             apart += products
-        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart)
+        beside = stream.beside_gradient
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart, beside)
         gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT, SOFTMAX: SOFTMAX_GRADIENT}
         made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
         self.tasks += self._turning(made, op, readers)
