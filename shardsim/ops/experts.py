@@ -190,8 +190,8 @@ def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
         return lax.ragged_dot(x, w, sizes)
     from jax.experimental.pallas.ops.tpu import megablox
 
-    rows, (experts, inner, columns) = len(x), w.shape
-    tile = min(row_tile(rows // experts), rows + -rows % LANES)
+    rows, (many, inner, columns) = len(x), w.shape
+    tile = min(row_tile(rows // many), rows + -rows % LANES)
     tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
     padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
     return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]

@@ -331,10 +331,15 @@ def test_what_cannot_be_is_refused_with_what_can(
     assert words in str(caught.value)
 
 
+def test_what_plans_alone_need_stays_out_of_an_emitted_step() -> None:
+    assert "Stream(" not in export_plan(plan_of(mixture()), "jax")
+
+
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_no_export_leaves_experts_out(form: str) -> None:
     if form == "specs":
-        assert "'expert_in', [16, 1024, 1024], [['e']" in export_plan(plan_of(mixture()), form)
+        code = export_plan(plan_of(mixture()), form)
+        assert "'expert_in', [16, 1024, 1024], [['e']" in code
         return
     if form in ("json", "yaml"):
         data = parse_yaml(export_plan(plan_of(mixture()), form), form)
