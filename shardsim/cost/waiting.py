@@ -29,11 +29,12 @@ def bubble_s(clock: Clock, schedule: Schedule, waits: bool = True) -> Number:
         return 0.0
     if pipeline.shares:
         return _walked_s(clock, schedule, waits)
-    if np.all(apart := pipeline.split_backward | np.less_equal(pipeline.stages, 1)):
+    apart = pipeline.split_backward & np.logical_not(pipeline.lockstep)
+    if np.all(walked := apart | np.less_equal(pipeline.stages, 1)):
         return _walked_of_many_s(clock, schedule, waits)
     found = _formula_s(clock, waits)
-    if np.any(pipeline.split_backward):
-        found = np.where(apart, _walked_of_many_s(clock, schedule, waits), found)
+    if np.any(apart):
+        found = np.where(walked, _walked_of_many_s(clock, schedule, waits), found)
     return found
 
 
