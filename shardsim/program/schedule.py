@@ -116,6 +116,7 @@ class Copy:
     hbm_bytes: Number = 0  # read from HBM and written to it
     host_bytes: Number = 0  # to or from the host's memory
     keeps: str = ""  # to the host's: what remat policies call it
+    moves: str = "activations"  # or "parameters", or "optimizer state"
     source: str = ""
 
 
