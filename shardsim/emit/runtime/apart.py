@@ -15,6 +15,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import (
     ClosedJaxpr,
     DebugInfo,
@@ -32,38 +34,128 @@ _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jax
 _MOVES = {"all_gather", "ppermute", "all_to_all"}
 
 
-def apart(
-    back: Callable[[list[Array], Array], tuple[Params, Array]], kept: Sequence[Any], gradient: Any
-) -> tuple[Callable[..., Any], Callable[..., Params]]:
-    """Return `back` of shapes of what was kept and of a gradient as two functions.
+class Apart:
+    """A way back, `back` of what was kept and of a gradient, as two functions.
 
-    The first, of (kept, gradient), returns the gradients of weights that it has, that of what the
-    layers read, and a list of arrays. The second, of (kept, those arrays), returns all others.
+    What crosses from one to the other waits in arrays [place, ...] like `waiting`, in which several
+    microbatches have their places: loops over layers write it there, and read it from there.
     """
-    whole, shape = jax.make_jaxpr(back, return_shape=True)(list(kept), gradient)
-    tree = jax.tree.structure(shape)
-    names = range(len(whole.out_avals))
-    of_x = jax.tree.unflatten(tree, names)[1]
-    flat = _flat(whole)
-    cut = _cut(flat.jaxpr, [place == of_x for place in names], flat.jaxpr.invars[-1:], ())
-    here = [place for place in names if place not in cut.later_outs]
-    first = _program(flat, cut.first, flat.jaxpr.invars, here, cut.crossing)
-    second = _program(flat, cut.later, [*flat.jaxpr.invars[:-1], *cut.crossing], cut.later_outs, ())
 
-    def named(places: Iterable[int], values: Iterable[Array]) -> tuple[Params, Any]:
-        there = dict(zip(places, values, strict=True))
-        own, x = jax.tree.unflatten(tree, [there.get(place) for place in names])
+    def __init__(
+        self,
+        back: Callable[[list[Array], Array], tuple[Params, Array]],
+        kept: Sequence[Any],
+        gradient: Any,
+    ) -> None:
+        """Take shapes of what was kept, and of a gradient."""
+        whole, shape = jax.make_jaxpr(back, return_shape=True)(list(kept), gradient)
+        self._flat, self._tree = _flat(whole), jax.tree.structure(shape)
+        jaxpr, self._outs = self._flat.jaxpr, range(len(whole.out_avals))
+        outs, of_x = self._outs, jax.tree.unflatten(self._tree, self._outs)[1]
+        self._cut = _cut(jaxpr, [place == of_x for place in outs], jaxpr.invars[-1:], ())
+        self._here = [place for place in outs if place not in self._cut.later_outs]
+        shapes: list[Any] = [one.aval for one in self._cut.crossing]
+        self.waiting = [jax.ShapeDtypeStruct(one.shape, one.dtype) for one in shapes]
+
+    def at_once(
+        self, kept: Sequence[Array], gradient: Array, wait: Sequence[Array], place: Array
+    ) -> tuple[Params, Array, list[Array]]:
+        """Return the gradients of weights that are there at once, that of what the layers read,
+        and what waits, with that of this microbatch in its place."""
+        made, wait = self._run(self._cut.first, self._here, [*kept, gradient], wait, place)
+        own, x = self._named(self._here, made)
+        return own, x, wait
+
+    def later(self, kept: Sequence[Array], wait: Sequence[Array], place: Array) -> Params:
+        """Return the other gradients of weights, of the microbatch in a place."""
+        outs = self._cut.later_outs
+        return self._named(outs, self._run(self._cut.later, outs, kept, wait, place)[0])[0]
+
+    def _named(self, outs: Sequence[int], values: Sequence[Array]) -> tuple[Params, Any]:
+        there = dict(zip(outs, values, strict=True))
+        every = [there.get(place) for place in self._outs]
+        own, x = jax.tree.unflatten(self._tree, every)
         return {name: value for name, value in own.items() if value is not None}, x
 
-    def at_once(kept: Sequence[Array], gradient: Array) -> tuple[Params, Array, list[Array]]:
-        made = first(*kept, gradient)
-        own, x = named(here, made[: len(here)])
-        return own, x, made[len(here) :]
+    def _run(
+        self,
+        equations: Sequence[JaxprEqn],
+        outs: Sequence[int],
+        reads: Sequence[Array],
+        wait: Sequence[Array],
+        place: Array,
+    ) -> tuple[list[Array], list[Array]]:
+        """Run some equations; return some results, and what waits."""
+        jaxpr, crossing = self._flat.jaxpr, self._cut.crossing
+        names = [*jaxpr.constvars, *jaxpr.invars[: len(reads)]]
+        there = dict(zip(names, [*self._flat.consts, *reads], strict=True))
+        held = dict(zip(crossing, wait, strict=True))
 
-    def later(kept: Sequence[Array], crossing: Sequence[Array]) -> Params:
-        return named(cut.later_outs, second(*kept, *crossing))[0]
+        def value(one: Any) -> Any:
+            if isinstance(one, Literal):
+                return one.val
+            return _of(held[one], place) if one in held else there[one]
 
-    return at_once, later
+        for equation in equations:
+            if equation.primitive.name == "scan":
+                made = _loop(equation, value, held, place)
+            else:
+                made = _alone(equation, value)
+                for name, result in zip(equation.outvars, made, strict=True):
+                    if name in held:
+                        held[name] = _put(held[name], result, place)
+            there.update(zip(equation.outvars, made, strict=True))
+        results = [value(jaxpr.outvars[out]) for out in outs]
+        return results, [held[name] for name in crossing]
+
+
+def _loop(
+    loop: JaxprEqn, value: Callable[[Any], Any], held: dict[Any, Array], place: Array
+) -> list[Any]:
+    """Run a loop whose steps read and write what is `held` at [place, step]; return its results,
+    of what is held nothing."""
+    params, run = loop.params, jaxpr_as_fun(loop.params["jaxpr"])
+    consts, carried = params["num_consts"], params["num_carry"]
+    given, stacks = loop.invars[: consts + carried], loop.invars[consts + carried :]
+    fixed, carry = [value(one) for one in given[:consts]], [value(one) for one in given[consts:]]
+    waits = [not isinstance(one, Literal) and one in held for one in stacks]
+    rows = [None if waiting else value(one) for one, waiting in zip(stacks, waits, strict=True)]
+    read = {one: held[one] for one, waiting in zip(stacks, waits, strict=True) if waiting}
+    written = [at for at, one in enumerate(loop.outvars) if one in held]
+    others = [at for at in range(carried, len(loop.outvars)) if at not in written]
+
+    def step(state: Any, at: Any) -> tuple[Any, list[Any]]:
+        carry, own = state
+        number, rows = at
+        rows = [
+            _of(read[one], place, number) if waiting else row
+            for one, row, waiting in zip(stacks, rows, waits, strict=True)
+        ]
+        made = run(*fixed, *carry, *rows)
+        own = [_put(one, made[at], place, number) for one, at in zip(own, written, strict=True)]
+        return (made[:carried], own), [made[at] for at in others]
+
+    state = carry, [held[loop.outvars[at]] for at in written]
+    numbers = jnp.arange(params["length"])
+    (carry, own), ys = lax.scan(step, state, (numbers, rows), reverse=params["reverse"])
+    held.update(zip((loop.outvars[at] for at in written), own, strict=True))
+    results: list[Any] = [*carry, *([None] * (len(loop.outvars) - carried))]
+    for at, stacked in zip(others, ys, strict=True):
+        results[at] = stacked
+    return results
+
+
+def _of(waiting: Array, *places: Array) -> Array:
+    """Return what is in a place."""
+    starts = [*places, *[0] * (waiting.ndim - len(places))]
+    sizes = [*[1] * len(places), *waiting.shape[len(places) :]]
+    return lax.dynamic_slice(waiting, starts, sizes).reshape(sizes[len(places) :])
+
+
+def _put(waiting: Array, value: Array, *places: Array) -> Array:
+    """Return all that waits with a value in its place."""
+    starts = [*places, *[0] * value.ndim]
+    return lax.dynamic_update_slice(waiting, value[(None,) * len(places)], starts)
 
 
 @dataclass
@@ -208,11 +300,6 @@ def _jaxpr(
     return ClosedJaxpr(Jaxpr(constvars, reads, made, equations, effects, told), consts)
 
 
-def _program(*parts: Any) -> Callable[..., list[Array]]:
-    run: Callable[..., list[Array]] = jaxpr_as_fun(_closed(*parts))
-    return run
-
-
 def _reads(equation: JaxprEqn) -> set[Var]:
     return set(_ordered(equation))
 
@@ -249,8 +336,14 @@ def _play(jaxpr: Jaxpr, consts: Sequence[Any], *reads: Array) -> list[Array]:
             with jax.named_scope(str(equation.source_info.name_stack)):
                 made = _play(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), *read)
         else:
-            names = list(dict.fromkeys(_ordered(equation)))
-            alone = jaxpr_as_fun(_jaxpr((), names, equation.outvars, [equation]))
-            made = alone(*(there[one] for one in names))
+            made = _alone(equation, value)
         there.update(zip(equation.outvars, made, strict=True))
     return [value(one) for one in jaxpr.outvars]
+
+
+def _alone(equation: JaxprEqn, value: Callable[[Any], Any]) -> list[Array]:
+    """Run one equation."""
+    names = list(dict.fromkeys(_ordered(equation)))
+    run = jaxpr_as_fun(_jaxpr((), names, equation.outvars, [equation]))
+    made: list[Array] = run(*(value(one) for one in names))
+    return made

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shardsim.emit.runtime.apart import apart
+from shardsim.emit.runtime.apart import Apart
 from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
 from shardsim.emit.runtime.config import Data, Group, make_group
 from shardsim.emit.runtime.explicit import Explicit
@@ -346,18 +346,18 @@ def in_turns(
         kept = iter([one[microbatch % places] for one in room])
         return [next(kept) if name is None else mine[name] for name in how[1]]
 
-    def all_at_once(kept: Sequence[Array], gradient: Array) -> tuple[Params, Array, list[Array]]:
-        return *jax.tree.unflatten(how[0], kept)(gradient), []
+    def pulled(kept: Sequence[Array], gradient: Array) -> Any:
+        return jax.tree.unflatten(how[0], kept)(gradient)
 
     def space(several: int, of: Sequence[Array]) -> list[Array]:
         return [jnp.zeros((several, *one.shape), one.dtype) for one in of]
 
     _, kept = jax.eval_shape(keep, held, queue[0])
-    room, at_once, wait = space(places, kept), all_at_once, []
+    room, wait, apart = space(places, kept), [], None
     if way.plan["weights_apart"]:
         shapes = jax.eval_shape(kept_of, jnp.zeros((), int), room, held)
-        at_once, later = apart(lambda *these: all_at_once(*these)[:2], shapes, queue[0])
-        wait = space(stages, jax.eval_shape(at_once, shapes, queue[0])[2])
+        apart = Apart(pulled, shapes, queue[0])
+        wait = space(stages, apart.waiting)
 
     def forward(carry: Any, now: Array) -> tuple[Any, Array]:
         queue, arrived, room = carry
@@ -379,23 +379,24 @@ def in_turns(
             (held, jnp.where(stage == last, gradient, arrived))
         )
         microbatch = now - 2 * last + stage
-        own, x, waiting = at_once(kept_of(microbatch, room, mine), gradient)
+        kept = kept_of(microbatch, room, mine)
+        if apart:
+            own, x, wait = apart.at_once(kept, gradient, wait, microbatch % stages)
+        else:
+            own, x = pulled(kept, gradient)
         busy = (microbatch >= 0) & (microbatch < many)
         added = {
             name: jnp.where(busy, sums[name] + value, sums[name]) for name, value in own.items()
         }
-        place = microbatch % stages
-        wait = [all_.at[place].set(one) for all_, one in zip(wait, waiting, strict=True)]
         place = jnp.clip(now - 2 * last, 0, many - 1)
         queue = queue.at[place].set(jnp.where((stage == 0) & busy, x, queue[place]))
         return queue, x, {**sums, **added}, wait
 
     def weights(carry: Any, room: list[Array], now: Array) -> Any:
         queue, made, sums, wait = carry
-        if way.plan["weights_apart"]:
+        if apart:
             microbatch = now - 2 * last
-            waiting = [one[microbatch % stages] for one in wait]
-            own = later(kept_of(microbatch, room, held), waiting)
+            own = apart.later(kept_of(microbatch, room, held), wait, microbatch % stages)
             sums = {**sums, **{name: sums[name] + value for name, value in own.items()}}
         return queue, made, sums, wait
 
@@ -418,7 +419,7 @@ def in_turns(
     )
     carry = queue, arrived, room, nothing, zeros(held), wait, zeros(ends), jnp.zeros(())
     ticks = last + jnp.arange(many)
-    if way.plan["weights_apart"]:
+    if apart:
         carry, _ = lax.scan(partial(both, full=False), carry, ticks[:last])
         ticks = ticks[last:]
     carry, _ = lax.scan(partial(both, full=True), carry, ticks)
