@@ -251,7 +251,7 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
 def _key(task: Move | Copy, layout: Layout) -> tuple[str, tuple[str, ...], str]:
     """Return kind, mesh axes and purpose of a move, or of a copy to or from the host."""
     if isinstance(task, Copy):
-        return "host-transfer", (), "activations"
+        return "host-transfer", (), task.moves
     return task.kind, layout.mesh_axes(task.role), task.moves
 
 
