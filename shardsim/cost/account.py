@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
 import numpy as np
 
-from shardsim.cost.microbatches import Microbatches
+from shardsim.cost.microbatches import GATHERED, Microbatches
 from shardsim.graph.place import Kind
 from shardsim.machine import Chip, Machine
 from shardsim.plan.layout import REPLICATED, Layout, Number
@@ -31,7 +31,6 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sized import WIDE, stored
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Live, Measure, Trace
-from shardsim.program.tracer import EMPTY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +103,22 @@ class Account:
         return stored_elements(fetched, self.layout)
 
     @cached_property
+    def gathered_ahead(self) -> Number:
+        """Whole weights of the round of layers that the backward pass begins with, which are
+        gathered while the head runs (gemma2-9b on v5e and v6e, palm-8b on v4)."""
+        run, layout = self.runs[-1], self.layout
+        measure = self.measures[run.part]
+        blocks = derived_blocks(run.work.model, run.work.attention, self.kinds[run.part])
+        whole = sum(
+            layer.times * measure.sizes.gathered(array)
+            for number, layer in run.layers
+            for array in blocks.layers[number].weights
+            if array.weight == "matrix"
+        )
+        ahead = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
+        return (ahead & ~self.ring) * whole * self.work.weight_wire_bytes
+
+    @cached_property
     def fetched_bytes(self) -> Number:
         """The most parameters that a round of layers fetches from the host's memory."""
 
@@ -136,7 +151,9 @@ class Account:
     @cached_property
     def gradients_bytes(self) -> Number:
         """Gradients: with several microbatches, which add to the sums of those before, twice; but
-        once where a stage runs turn by turn.
+        once where a stage runs turn by turn. Those that are scattered as they come are stacked in
+        the sums' format (six programs of vit-bigg, ViT-22B, maxtext-16b and 22b, llama3-8b and
+        llama2-7b), those that stay whole in the products' (a Llama with ZeRO-1).
 
         Gradients that the data axis reduce-scatters as they come are never whole. Where weights
         stay gathered both are of whole weights; where a layer runs all microbatches before the
@@ -149,7 +166,8 @@ class Account:
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
         in_place = np.logical_or(self.microbatches.by_turns, self.passes.adds_in_place)
-        beside = np.where(in_place, 0.0, now)
+        scattered = np.where(self.layout.summed_whole, now, width)
+        beside = np.where(in_place, 0.0, scattered)
         both = self.microbatches.summed(self.trained) * (width + beside)
         found = np.where(self._several, both, own * now)
         return np.where(layout.layered & self._several, self.trained * width, found)
@@ -328,11 +346,12 @@ class Account:
 
     def empty(self, mode: Mode) -> list[Live]:
         """Return the empty arrays of the layers' rings, which the head finds there as well."""
-        if self.passes.ring_empty != "every" or not mode.ring:
+        if self.passes.ring_empty != "every":
             return []
         run = self.runs[-1]
         trace = self.traces(run, run.kept.names[0], mode)[0]
-        return [array for array in trace.arrays if array.name.startswith(EMPTY)]
+        many = run.stack.round_layers
+        return [replace(array, times=array.times * many) for array in trace.empty]
 
     @cached_property
     def of_layers(self) -> Number:
@@ -341,10 +360,10 @@ class Account:
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
-            first, *others = (measure.peak(trace) for trace in self.traces(run, names, mode))
-            for other in others:
-                first = np.maximum(first, other)
-            return first
+            traces = self.traces(run, names, mode)
+            return reduce(np.maximum, map(measure.peak, traces)) + self.empty_of_others(
+                run, traces[0]
+            )
 
         def of(run: Run) -> Number:
             return over_policies(
@@ -353,6 +372,12 @@ class Account:
 
         found = [of(run) - later for run, later in zip(self.runs, self.let_go, strict=True)]
         return reduce(np.maximum, found)
+
+    def empty_of_others(self, run: Run, trace: Trace) -> Number:
+        """Return the bytes that the other layers of a round have empty for their rings: they are
+        there all through the loop over rounds (gemma2-9b, of two layers a round)."""
+        empty = self.measures[run.part].total(trace.empty)
+        return empty * (run.stack.round_layers - 1)
 
     @property
     def let_go(self) -> list[Number]:
@@ -394,11 +419,16 @@ class Account:
             found["fetched ahead from the host"] = self.of_one_layer
         if passes.brings_back:
             found["brought back from the host"] = self.brought_back
+        if passes.gathers_ahead > 1 and moment == 1 and not work.forward_only:
+            ahead = np.logical_not(in_phases(layout)) * self.gathered_ahead
+            found["weights of the first round back"] = ahead
         if moment == 1:  # the sums of the microbatches before
             several = self._several & (not self.work.forward_only)
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
             found["gradients"] = summed * self.work.gradient_bytes * several
         found |= self.microbatches.held(moment)
+        if moment == 1 and GATHERED in found:  # the head's is among what it gathers
+            found[GATHERED] = np.maximum(found[GATHERED] - self.table, 0.0)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:
             ahead = self.elements - self.away
             found["weights cast ahead"] = gathered * ahead * work.weight_wire_bytes
@@ -406,6 +436,8 @@ class Account:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
             waits = gathered & np.logical_not(late)
+            if not work.model.tied_embeddings:
+                waits = waits & np.asarray(layout.weights_overlap)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
         if len(self.measures) > 1 and moment == 1:

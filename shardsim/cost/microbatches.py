@@ -18,6 +18,7 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sized import stored
 from shardsim.program.trace import Measure
 
+GATHERED = "weights gathered for the step"
 WAITING = "operands of gradients of weights that wait"
 
 
@@ -131,10 +132,12 @@ class Microbatches:
         several = np.greater(layout.microbatches, 1)
         once = np.where(layout.gathered, layers + ends, phases * ends)
         once = once * np.greater(layout.gather.size, 1)
-        found = {"weights gathered for the step": once * work.wire_bytes}
+        found = {GATHERED: once * work.wire_bytes}
         if np.any(phases):
-            # Of a layer that runs all microbatches, what it reads and what it makes.
-            streams = np.where(layout.layered & (moment == 0), 2, 1) * layout.microbatches
+            # Of a layer that runs all microbatches, what it reads and what it makes; of a head that
+            # does, what it reads and its gradients.
+            head = phases & np.logical_not(layout.in_turns)
+            streams = np.where(layout.layered if moment == 0 else head, 2, 1) * layout.microbatches
             stream = self.measure(stored(self._blocks.ends.steps[0].op.out))
             found["boundaries of all microbatches"] = phases * several * streams * stream
             found["sums of the ends' gradients"] = phases * ends * work.gradient_bytes

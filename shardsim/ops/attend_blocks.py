@@ -114,6 +114,15 @@ def _block_gradients(rows: Any, scores: Any, pairs: Any, keys: Any, values: Any)
     return _product("bhgqk,bkhd->bqhgd", d_scores, keys), (dk, dv)
 
 
+def made_beside(positions: Any, keys: Any) -> Any:
+    """Return positions as something that is known no earlier than the keys.
+
+    JAX makes what depends on no input once, for all layers and blocks: of a mask one bit for each
+    pair of tokens of every head, which would lie in HBM all through the step.
+    """
+    return lax.optimization_barrier((positions, keys[(0,) * keys.ndim]))[0]
+
+
 def _product(equation: str, a: Any, b: Any) -> Any:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
@@ -142,7 +151,7 @@ def _scores(
 ) -> tuple[Any, Any]:
     """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
     scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
-    at = index * keys.shape[1] + jnp.arange(keys.shape[1])
+    at = made_beside(index * keys.shape[1] + jnp.arange(keys.shape[1]), keys)
     pairs = at < total if positions is None else seen(mask, positions, at)
     if segments is not None:
         here = jnp.take(segments, at, axis=1, fill_value=NO_SEGMENT)

@@ -22,6 +22,7 @@ from shardsim.ops.attend_blocks import (
     _from_blocks,
     _group,
     _product,
+    made_beside,
     seen,
 )
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
@@ -101,10 +102,9 @@ def _backward(mask: Any, ring: Round, kept: Any, gradient: Any) -> tuple[Any, An
             keys, values = _passed(ring, (keys, values), dq)
         carried = tuple(map(ring.send, carried))
         if hops and ring.striped and mask["causal"]:
-            more, *made = _gradients_striped(mask, ring.later(hops), rows, here)
+            dq, *made = _gradients_striped(mask, ring.later(hops), rows, here, dq)
         else:
-            more, *made = _gradients(mask, rows, here)
-        dq = dq + more
+            dq, *made = _gradients(mask, rows, here, dq)
         if not hops:
             mine = made
         elif carried:
@@ -129,13 +129,17 @@ def _attend_striped(mask: Any, later: Any, sums: Any, rows: Any, here: Any) -> A
     return tuple(jnp.concatenate(pair, 3) for pair in zip(early, late, strict=True))
 
 
-def _gradients_striped(mask: Any, later: Any, rows: Any, here: Any) -> Any:
-    """Return the gradients of the same: of all queries, and of all keys and values."""
+def _gradients_striped(mask: Any, later: Any, rows: Any, here: Any, dq: Any) -> Any:
+    """Return the gradients of the same: `dq` with those of queries added, those of all keys and
+    values."""
+    d_early, d_late = _halves(dq, 1)
     early, late = zip(*(_halves(x, dim) for x, dim in zip(rows, QUERIES, strict=True)), strict=True)
     start, rest = _half_keys(here)
-    one, *made = _gradients(mask, _either(later, late, early), start)
-    two, *more = _gradients(mask, late, _either(later, rest, start))
-    dq = jnp.concatenate([jnp.where(later, 0, one), jnp.where(later, one, 0) + two], 1)
+    first = _either(later, d_late, d_early)
+    first, *made = _gradients(mask, _either(later, late, early), start, first)
+    d_early, d_late = _either(later, d_early, first), _either(later, first, d_late)
+    d_late, *more = _gradients(mask, late, _either(later, rest, start), d_late)
+    dq = jnp.concatenate([d_early, d_late], 1)
     halves = (
         (x + jnp.where(later, 0, y), jnp.where(later, y, 0))
         for x, y in zip(made, more, strict=True)
@@ -177,6 +181,7 @@ def _in_blocks(here: Any) -> tuple[Any, Any, Any]:
 def _pairs(mask: Any, split: Any, keys: Any, own: Any, places: Any) -> tuple[Any, Any]:
     """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
     scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
+    places = made_beside(places, keys)
     there = places != NOT_THERE
     return scores, there & seen(mask, own, places) if mask["causal"] else there
 
@@ -192,8 +197,9 @@ def _attend(mask: Any, sums: Any, rows: Any, here: Any) -> Any:
     return lax.scan(block, sums, _in_blocks(here))[0]
 
 
-def _gradients(mask: Any, rows: Any, here: Any) -> tuple[Any, Any, Any]:
-    """Return float32 gradients of queries (`rows`: see `QUERIES`), and of some keys and values."""
+def _gradients(mask: Any, rows: Any, here: Any, dq: Any) -> tuple[Any, Any, Any]:
+    """Return `dq` with what some keys give to float32 gradients of queries (`rows`: see `QUERIES`)
+    added, and the gradients of those keys and their values."""
     *queries, own = rows
 
     def block(dq: Any, inputs: Any) -> tuple[Any, Any]:
@@ -202,5 +208,5 @@ def _gradients(mask: Any, rows: Any, here: Any) -> tuple[Any, Any, Any]:
         more, of_keys = _block_gradients(queries, *pairs, keys, values)
         return dq + more, of_keys
 
-    dq, pieces = lax.scan(block, jnp.zeros(queries[0].shape), _in_blocks(here))
+    dq, pieces = lax.scan(block, dq, _in_blocks(here))
     return dq, *_from_blocks(pieces, here[0])

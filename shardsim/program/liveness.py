@@ -140,6 +140,6 @@ def followed(
     for step in reversed(steps):
         if step.trained:
             tracer.backward(step)
-    if passes.ring_empty and ring:
+    if passes.ring_empty:
         tracer.empties(steps)
     return tracer

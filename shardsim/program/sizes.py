@@ -13,11 +13,13 @@ import numpy as np
 from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind, Spread
 from shardsim.model import Model
+from shardsim.ops.attend_blocks import KEYS_AT_ONCE
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
 from shardsim.program.shapes import Workload
 from shardsim.program.uneven import tokens_load
 
+BLOCK = "block"  # of the keys on one device, what attention without a kernel takes at once
 SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
 
 
@@ -77,6 +79,7 @@ class Sizes:
             "vocab": dimension("inside", "vocab", model.vocab, layout).size,
             **_slots(model, work.sequence),
             "others": work.batch / layout.microbatches,
+            BLOCK: np.minimum(work.sequence / layout.context.size, KEYS_AT_ONCE),
         }
         if work.lengths and work.lengths.unpadded:  # the fullest device is waited for
             self.lengths |= {"batch": self.lengths["batch"] * tokens_load(work, layout)}

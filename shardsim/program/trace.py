@@ -18,6 +18,7 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 ROWS, LANES = 8, 128  # of a tile of HBM
 POSITIONS = ("seq", "keys")
+EMPTY = "ring buffer, "  # what names of arrays begin with in which rings put things together
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
 # Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
 # wait for each other longer than these small products take, and turn idly on a busy machine.
@@ -141,6 +142,11 @@ class Trace:
 
     labels: tuple[str, ...]
     arrays: tuple[Live, ...]
+
+    @property
+    def empty(self) -> tuple[Live, ...]:
+        """Arrays in which rings put together what they gather and make."""
+        return tuple(array for array in self.arrays if array.name.startswith(EMPTY))
 
     @cached_property
     def matrix(self) -> Matrix:

@@ -14,11 +14,8 @@ from shardsim.graph.place import (
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
-from shardsim.program.sizes import role_of
-from shardsim.program.trace import Live, Size, Trace
-
-# What names of arrays begin with in which rings put things together.
-EMPTY = "ring buffer, "
+from shardsim.program.sizes import BLOCK, role_of
+from shardsim.program.trace import EMPTY, Live, Size, Trace
 
 
 @dataclass
@@ -174,6 +171,13 @@ class Tracer:
             )
         if op.passed:
             self.passing(f"{op.out.name}, sums", self.sums(op.out, place, op.passed))
+            self.scores(op.out, place, op.passed)
+
+    def scores(self, array: Array, place: Split, axes: frozenset[str]) -> None:
+        """Note a block of scores, or its gradient, of queries and keys that pass round `axes`: in
+        float32, and rounded for the product that reads it."""
+        block = Size((*array.dims[:-1], BLOCK), by_place(array, place), WIDE, axes)
+        self.passing(f"{array.name}, scores", block, 1.5)
 
     def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
         """Return the size of float32 sums over what passes round `axes`."""
@@ -313,6 +317,7 @@ class Tracer:
                 self.coming_round(target, array, op.passed)
             elif op.passed:
                 self.passing(f"{target}, sums", self.sums(whole, place, op.passed))
+                self.scores(whole, place, op.passed)
             if op.product and not array.stream:
                 inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
                 if inner:
@@ -343,11 +348,20 @@ class Tracer:
         return list(found.values())
 
     def empties(self, steps: Sequence[Step]) -> None:
-        """Note the empty arrays in which rings put together what they gather and make."""
+        """Note the empty arrays in which rings put together what they gather and make, and the
+        zeros from which sums over what passes round begin, forward and backward."""
+        for step in steps:
+            if step.op.passed:
+                zeros = self.sums(step.op.out, step.place, step.op.passed)
+                self.arrays.append(Live(f"{EMPTY}{step.op.out.name}", zeros, 0, self.now, 2.0))
+        if not self.ring:
+            return
         gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
         if self.ring == "embed":
-            for _, gather in gathers[:1]:
-                self.arrays.append(Live(f"{EMPTY}whole", moved(gather), 0, self.now, 2.0))
+            back = [g for step in steps for g in step.gradient_gathers if _gathers_stream(g)]
+            wholes = {g.array: g for g in (*(gather for _, gather in gathers), *back)}
+            for name, gather in wholes.items():
+                self.arrays.append(Live(f"{EMPTY}{name}", moved(gather), 0, self.now))
             return
         every = self.passes.ring_empty == "every"
         empty: dict[str, Size] = {}

@@ -133,12 +133,12 @@ def test_empty_arrays_of_rings_are_there_all_along(model, ring):
     empty = {array.name: array for array in trace.arrays if array.name.startswith("ring buffer")}
     assert all(array.born == 0 for array in empty.values())
     assert all(array.last == len(trace.labels) - 1 for array in empty.values())
-    # One of the stream, of which a ring over embed has two, and of what attention reads.
-    heads = {"ring buffer, q", "ring buffer, k", "ring buffer, v"}
-    named = {"": set(), "embed": {"ring buffer, whole"}, "sequence": {"ring buffer, whole", *heads}}
-    assert set(empty) == named[ring]
-    if ring:
-        assert empty["ring buffer, whole"].times == (2 if ring == "embed" else 1)
+    # Over the sequence one of the stream and of what attention reads, over embed of all gathers.
+    serial = {"attention input", "mlp input", "attention", "mlp"}
+    gathered = {"block input", "y"} if model.parallel_block else serial
+    named = {"": set(), "embed": gathered, "sequence": {"whole", "q", "k", "v"}}
+    assert set(empty) == {f"ring buffer, {name}" for name in named[ring]}
+    assert all(array.times == 1 for array in empty.values())
 
 
 @given(plans(), NAMES)

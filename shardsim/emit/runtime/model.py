@@ -126,7 +126,7 @@ def rounds(
                 for name in kinds[kind]["weights"]
             }
             step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=alone)
-            x = step(x, mine)
+            x = step(checkpoint_name(x, "layer_input"), mine)
         return x, None
 
     if len(order) > 1:

@@ -272,14 +272,21 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
     mine = lend(held, sums)
     cut = {name: v.reshape(chunks, -1, *v.shape[1:]) for name, v in mine.items()}
 
+    kept = {name for group in plan["remat"] for name in (*group["save"], *group["offload"])}
+    policy = jax.checkpoint_policies.save_only_these_names("layer_input", *kept)
+
+    # Of a chunk's weights only the number stays for the way back.
+    @partial(jax.checkpoint, policy=policy)
+    def run_chunk(cut: Params, chunk: Array, x: Array) -> Array:
+        weights = {n: v[0] if chunks == 1 else v[chunk] for n, v in cut.items()}
+        # Tied to its tick, so that weights gathered for one need not stay for the next.
+        weights, x = lax.optimization_barrier((weights, x))
+        return layers(inside, calls, weights, x, {})
+
     def tick(carry: tuple[Array, Array], now: Array) -> tuple[tuple[Array, Array], None]:
         queue, arrived = carry
         chunk = jnp.clip((now - stage) // many, 0, chunks - 1)
-        weights = {n: v[0] if chunks == 1 else v[chunk] for n, v in cut.items()}
-        # Tied to its tick, so that weights gathered for one need not stay for the next.
-        weights, arrived = lax.optimization_barrier((weights, arrived))
-        x = jnp.where(stage == 0, queue[now % many], arrived)
-        x = layers(inside, calls, weights, x, {})
+        x = run_chunk(cut, chunk, jnp.where(stage == 0, queue[now % many], arrived))
         with jax.named_scope("stage_boundary"):
             arrived = lax.ppermute(x, way.stages.axes, ring)
         place = (now - stages + 1) % many
