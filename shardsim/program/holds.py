@@ -36,6 +36,11 @@ class Passes:
     # moves the rounding to where an array is made): the stacks of a GPT of 12 layers in float32 on
     # v3, of two sizes and in two versions of the compiler.
     narrow_kept: bool = True
+    # Products of 8 bits keep the operand that they made of what nothing else reads (Transformer
+    # Engine's `Linear`: NVIDIA/TransformerEngine, pytorch/module/linear.py).
+    keeps_operands: bool = False
+    # A microbatch's gradients are added to the sum one by one as they come (PyTorch's autograd).
+    adds_in_place: bool = False
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
@@ -236,6 +241,15 @@ _GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
 ON_GPU: Mapping[str, Passes] = {
     "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
     "emitted": replace(_GPU, at_once=True),
+    # A library's step is PyTorch's, which recomputes nothing that nobody asked for.
+    "trainer": replace(
+        HOLDS["trainer"],
+        scarce=None,
+        recomputes=False,
+        lavish=None,
+        keeps_operands=True,
+        adds_in_place=True,
+    ),
 }
 
 
