@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shardsim.errors import PlanError, nearest
 from shardsim.machine import Chip
 
 
@@ -262,7 +263,12 @@ ADDS_UP_TO = 128
 
 
 def held_by(implementation: str, chip: Chip) -> Passes:
-    """Return what an implementation holds on a chip."""
+    """Return what an implementation holds on a chip.
+
+    Raises `PlanError` for an unknown one.
+    """
+    if implementation not in HOLDS:
+        raise PlanError(f"as: '{implementation}' is not possible{nearest(implementation, HOLDS)}")
     if chip.kind == "gpu" and implementation in ON_GPU:
         return ON_GPU[implementation]
     found = HOLDS[implementation]
