@@ -16,10 +16,15 @@ _UNMODELLED = {
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
     "window": "attention in a window, but of a size and in all but one of so many layers, is",
-    "enc_dec": "an encoder with a decoder, but by the name of a preset or in a plan's words, is",
-    "enc_layers": "an encoder with a decoder, but by the name of a preset or in a plan's words, is",
-    "cross_attention": "cross-attention, but by the name of a preset or in a plan's words, is",
+    "enc_dec": "an encoder with a decoder that is no preset is",
+    "enc_layers": "an encoder with a decoder that is no preset is",
+    "cross_attention": "cross-attention of what is no preset is",
 }
+# Of keys that are not read these, by their names, would make another model or run of it.
+UNMODELLED_KEYS = (
+    r"mtp|window|sliding|local|cross|^enc|^dec_|encoder|decoder_l|lora|adapter|frozen|freeze"
+    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout"
+)
 # What a preset must agree in, with the row's key for it.
 _DIMS = {
     "layers": "layers",
@@ -52,14 +57,16 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     dims = row.get("dims") or {}
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
-    preset = _preset(row)
-    has = {"window"} | ({"cross_attention"} if preset and preset.prompt else set())
+    has = _of_preset(_preset(row))
     for key, value in dims.items():
-        if key in has:  # a preset may have it
+        if key in has:
             continue
-        if key in _UNMODELLED and value not in (None, False, 0, 1):
+        if key in _UNMODELLED and (value is True or value not in (None, False, 0, 1)):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
-    return {key: value for key, value in dims.items() if value is not None}
+    found = {key: value for key, value in dims.items() if value is not None}
+    if isinstance(size := found.pop("sliding_window", found.get("window")), int | str) and size:
+        found["window"] = {"size": size}
+    return found
 
 
 def _preset(row: Mapping[str, Any]) -> Model | None:
@@ -68,6 +75,11 @@ def _preset(row: Mapping[str, Any]) -> Model | None:
         return load_model(str(row.get("model") or "model").strip())
     except ModelError:
         return None
+
+
+def _of_preset(preset: Model | None) -> set[str]:
+    """Return keys of `dims` of which a preset may be a model."""
+    return {"window"} | ({"cross_attention"} if preset and preset.prompt else set())
 
 
 def _plain_window(value: Any) -> bool:
@@ -192,7 +204,11 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "moe",
         "mla",
     }
-    if unread := unread - {"tokens", "params_published", "note", "causal", "cross_attention"}:
+    unread -= {"tokens", "params_published", "note", "causal"} | _of_preset(_preset(row))
+    for key in sorted(unread):
+        if re.search(UNMODELLED_KEYS, key.lower()) and dims[key] not in (False, 0, "none"):
+            raise FileError(f"dims.{key}: not modelled")
+    if unread:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}

@@ -332,7 +332,8 @@ def test_what_cannot_be_is_refused_with_what_can(
 
 
 def test_what_plans_alone_need_stays_out_of_an_emitted_step() -> None:
-    assert "Stream(" not in export_plan(plan_of(mixture()), "jax")
+    plan = plan_of(mixture(), {"fsdp": {"x": 4, "y": 4}})
+    assert "Stream(" not in export_plan(plan, "jax")
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))
