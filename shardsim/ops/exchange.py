@@ -190,9 +190,17 @@ def look_up(rows: Any, places: Any, all_there: bool) -> Any:
 
 
 def by_choice(rows: Any, places: Any, tokens: int, all_there: bool) -> list[Any]:
-    """Return [tokens, n] in float32 for each choice of a token, from where its copies are."""
-    copies = look_up(rows, places, all_there).reshape(-1, tokens, rows.shape[-1])
-    return [one.astype(jnp.float32) for one in copies]
+    """Return [tokens, n] in float32 for each choice of a token, from where its copies are; what
+    has no place is masked only as it is added, so that no array of float32 is written."""
+    near = places if all_there else jnp.minimum(places, len(rows) - 1)
+    copies = rows[near].reshape(-1, tokens, rows.shape[-1])
+    there = (places < len(rows)).reshape(-1, tokens, 1)
+    kept = (
+        copies
+        if all_there
+        else [jnp.where(mask, one, 0) for mask, one in zip(there, copies, strict=True)]
+    )
+    return [one.astype(jnp.float32) for one in kept]
 
 
 def in_order(x: Any, order: Any, places: Any, all_there: bool) -> Any:
