@@ -83,7 +83,10 @@ def _traces(
     every = passes.ring_empty == "every" and not model.biases.mlp
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
     empty = passes.ring_empty and ("every" if every else "few")
-    passes = replace(passes, head_last=last, ring_copies=copies, ring_empty=empty)
+    waits = passes.mlp_waits and not model.parallel_block
+    passes = replace(
+        passes, head_last=last, ring_copies=copies, ring_empty=empty, mlp_waits=waits
+    )
     tracer = followed(derived, again, passes, ring, signs)
     ahead = (0, passes.gathers_ahead)
     return tracer.trace(ahead[0]), tracer.trace(ahead[1])
