@@ -43,12 +43,23 @@ def _loader() -> Any:
     return loader
 
 
-def _construct_int(loader: Any, node: Any) -> int:
+def _construct_int(loader: Any, node: Any) -> int | str:
+    """Return a whole number. 0100 is 64 to YAML 1.1 and 100 to YAML 1.2, so it is refused; 12:30
+    is no number to YAML 1.2."""
     value: int = 0
+    line = node.start_mark.line + 1
+    if ":" in node.value:
+        return str(node.value)
+    if re.fullmatch(r"[-+]?0[0-9_]+", node.value) and node.value.strip("+-0_"):
+        plain = node.value.replace("_", "").lstrip("+-0")
+        raise FileError(
+            f"line {line}: {node.value[:40]}: with a leading zero it is {plain[:40]} to some "
+            "readers of YAML and octal to others; leave the zero out, or quote a name"
+        )
     if len(node.value) <= 80:
         value = loader.construct_yaml_int(node)
     if len(node.value) > 80 or abs(value) > LARGEST_INT:
-        raise FileError(f"line {node.start_mark.line + 1}: a whole number beyond 2^63")
+        raise FileError(f"line {line}: a whole number beyond 2^63")
     return value
 
 

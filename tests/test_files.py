@@ -59,6 +59,8 @@ def test_what_is_read(text: str, value: object) -> None:
         ("a: !mine 1", "here: line 1: YAML tags (!word) are not accepted"),
         ("? [a, b]\n: 1", "here: line 1: a key must be a plain word"),
         ("a: 9223372036854775809", "here: line 1: a whole number beyond 2^63"),
+        ("a: 1\nb: 00100", "here: line 2: 00100: with a leading zero it is 100 to some readers of "
+             "YAML and octal to others; leave the zero out, or quote a name"),
         ("a: 0x" + "f" * 5000, "here: line 1: a whole number beyond 2^63"),
         ("\na: 1" + "0" * 5000, "here: line 2: a whole number beyond 2^63"),
         ("[" * (MAX_DEPTH + 1), f"here: line 1: nested deeper than {MAX_DEPTH} levels"),

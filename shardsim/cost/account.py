@@ -165,8 +165,9 @@ class Account:
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
+        in_place = np.logical_or(self.microbatches.by_turns, self.passes.adds_in_place)
         scattered = np.where(self.layout.summed_whole, now, width)
-        beside = np.where(self.microbatches.by_turns, 0.0, scattered)
+        beside = np.where(in_place, 0.0, scattered)
         both = self.microbatches.summed(self.trained) * (width + beside)
         found = np.where(self._several, both, own * now)
         return np.where(layout.layered & self._several, self.trained * width, found)
@@ -200,10 +201,17 @@ class Account:
         """Kept activations of each of `runs`, on the device and in the host's memory."""
         if self.work.forward_only:
             return [(0.0, 0.0) for _ in self.runs]
-        times, narrow = self.microbatches.in_flight, self.passes.narrow_kept
+        times, narrow = self.microbatches.in_flight, self._narrow_bytes
         sizes = [measure.sizes for measure in self.measures]
         found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
         return [(here * times, away * times) for here, away in found]
+
+    @property
+    def _narrow_bytes(self) -> float:
+        """Bytes of an element that products alone read; 0: as of all others."""
+        if self.passes.keeps_operands and self.work.compute_bytes == 1:
+            return 1.0
+        return 2.0 if self.passes.narrow_kept else 0.0
 
     @cached_property
     def brought_back(self) -> Number:
@@ -211,7 +219,7 @@ class Account:
         none was seen, and mixtral-8x7b ran on v6e with less room than they take."""
         if self.work.forward_only or self.work.model.experts is not None:
             return 0.0
-        narrow = self.passes.narrow_kept
+        narrow = self._narrow_bytes
         sizes = [measure.sizes for measure in self.measures]
         found = (brought_back(run, self.layout, sizes[run.part], narrow) for run in self.runs)
         return sum(found, 0.0) * self.microbatches.in_flight
@@ -428,7 +436,7 @@ class Account:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
             waits = gathered & np.logical_not(late)
-            if not work.model.tied_embeddings:
+            if passes.tables_leave and not work.model.tied_embeddings:
                 waits = waits & np.asarray(layout.weights_overlap)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide

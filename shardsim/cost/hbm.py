@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.cost.account import Account, Held, measure_of
 from shardsim.machine import Machine
-from shardsim.plan.layout import Kept, Layout, Number
+from shardsim.plan.layout import Layout, Number
 from shardsim.program.holds import Passes
 from shardsim.program.shapes import Workload
 
@@ -58,11 +58,19 @@ class HbmUse:
     @property
     def recomputed(self) -> Number:
         """Whether it fits only as the compiler recomputes by itself what layers keep."""
+        return np.greater(self.recomputed_share, 0.0) if self.account.passes.recomputes else False
+
+    @property
+    def recomputed_share(self) -> Number:
+        """The share of what layers keep that the compiler drops until the rest fits, 0 to 1."""
         passes = self.account.passes
-        if not passes.recomputes:
-            return False
+        if not passes.recomputes or passes.scarce is None:
+            return 0.0
         kept = np.maximum(*replace(self.account, passes=passes.least).at)
-        return np.greater(kept, self.capacity_bytes) & self.fits
+        layout = dropping(self.account.layout)
+        dropped = np.maximum(*replace(self.account, passes=passes.scarce, layout=layout).at)
+        over = np.maximum(kept - self.capacity_bytes, 0.0)
+        return np.minimum(over / np.maximum(kept - dropped, 1.0), 1.0) * self.fits
 
     @property
     def fits(self) -> Number:
@@ -126,7 +134,7 @@ def hbm_use(
         thrifty = replace(account, passes=passes.scarce)
         least = thrifty.at
         if passes.recomputes:
-            dropped = replace(thrifty, layout=layout.reshaped(kept=_marked(layout)))
+            dropped = replace(thrifty, layout=dropping(layout))
             least = (np.minimum(least[0], dropped.at[0]), np.minimum(least[1], dropped.at[1]))
         room = passes.share * capacity_bytes
         at = (_within(at[0], least[0], room), _within(at[1], least[1], room))
@@ -148,15 +156,22 @@ def hbm_use(
     )
 
 
-def _marked(layout: Layout) -> tuple[Kept, ...]:
-    """Return what groups of layers keep at least: nothing, where no policy marks what to keep."""
-    return tuple(
+def dropping(layout: Layout, layers: int = 0, of: int = 0) -> Layout:
+    """Return a layout whose layers keep the least: nothing, where no policy marks what to keep.
+
+    Of one group of `of` layers the first `layers` do so, if that many are given.
+    """
+    least = tuple(
         replace(
             group,
             names=tuple(frozenset() if "rest" in names else names for names in group.names),
         )
         for group in layout.kept
     )
+    if len(least) == 1 and 0 < layers < of:
+        (every,) = layout.kept
+        least = replace(least[0], layers=layers), replace(every, layers=of - layers)
+    return layout.reshaped(kept=least)
 
 
 def _within(plenty: Number, least: Number, room: float) -> Number:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
 
 from shardsim.cost.costs import costs_of
-from shardsim.cost.hbm import HbmUse, hbm_use
+from shardsim.cost.hbm import HbmUse, dropping, hbm_use
 from shardsim.cost.mfu import beyond, mfu_of
 from shardsim.cost.price import CollectiveCost, Price, price
 from shardsim.cost.real import RealTokens, real_tokens_of
@@ -197,10 +198,11 @@ def predict(
     costs = costs or plan.op_costs
     implementation = implementation or USUAL.get(costs, "ideal")
     work = Workload.of(plan)
-    program = implemented(partition(work, layout), implementation, machine, layout)
-    schedule = overlap(program, layout)
-    cost = price(machine, layout, schedule, costs_of(costs, machine.chip))
     use = hbm_use(machine, work, layout, held_by(implementation, machine.chip))
+    done, again = _as_compiled(plan, layout, use)
+    program = implemented(partition(work, done), implementation, machine, done)
+    schedule = overlap(program, done)
+    cost = price(machine, done, schedule, costs_of(costs, machine.chip))
     step_time_s = float(cost.step_time_s)
     peak = machine.chip.peak(plan.precision.compute)
     flops_per_chip = float(cost.flops) * machine.chip.devices_per_chip
@@ -219,7 +221,7 @@ def predict(
         time={name: float(getattr(cost, name)) for name in TIME_PARTS},
         collectives=_summed(cost.collectives, layout),
         warnings=(
-            *_warnings(plan, layout, use),
+            *_warnings(plan, layout, use, again),
             *_pricing(costs, implementation, machine),
             *_of_lengths(plan, real),
             *_of_precision(plan),
@@ -234,6 +236,24 @@ def predict(
         price=cost,
         real=real,
     )
+
+
+def _as_compiled(plan: Plan, layout: Layout, use: HbmUse) -> tuple[Layout, int]:
+    """Return the layout that is priced, and how many layers are computed again though the plan
+    keeps what they make: as many as have to be until the rest fits.
+
+    XLA's pass chooses single arrays, whose price lies about that of whole layers with as many
+    bytes. Where layers are of several kinds or on pipeline stages, it is all of them.
+    """
+    if not bool(use.recomputed):
+        return layout, 0
+    model = plan.model
+    alone = len(model.stacks) == 1 and len(model.parts) == 1 and int(layout.pipeline.size) == 1
+    rounds = model.layers // model.round_layers
+    again = model.round_layers * ceil(float(use.recomputed_share) * rounds)
+    if not alone or len(layout.kept) > 1:
+        again = model.layers
+    return dropping(layout, again, model.layers), again
 
 
 def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse, ...]:
@@ -274,7 +294,7 @@ def collective_uses(
     return tuple(sorted(uses, key=lambda use: -use.time_s))
 
 
-def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
+def _warnings(plan: Plan, layout: Layout, use: HbmUse, again: int) -> tuple[str, ...]:
     warnings = []
     capacity = use.capacity_bytes / 2**30
     short = float(use.thrifty_bytes) / 2**30 - capacity
@@ -295,8 +315,8 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse) -> tuple[str, ...]:
         )
     elif bool(use.recomputed):
         warnings.append(
-            "fits only as the compiler by itself recomputes what layers keep: the step takes "
-            "longer than predicted"
+            f"fits only as the compiler by itself recomputes what layers keep: what {again} of "
+            f"{plan.model.layers} layers keep is priced as computed twice"
         )
     elif float(use.lavish_bytes) > use.capacity_bytes:
         warnings.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shardsim.errors import PlanError, nearest
 from shardsim.machine import Chip
 
 
@@ -36,8 +37,19 @@ class Passes:
     # moves the rounding to where an array is made): the stacks of a GPT of 12 layers in float32 on
     # v3, of two sizes and in two versions of the compiler.
     narrow_kept: bool = True
+    # Products of 8 bits keep the operand that they made of what nothing else reads (Transformer
+    # Engine's `Linear`: NVIDIA/TransformerEngine, pytorch/module/linear.py).
+    keeps_operands: bool = False
+    # A microbatch's gradients are added to the sum one by one as they come (PyTorch's autograd).
+    adds_in_place: bool = False
+    # Gradients of an MLP's weights come after those of scores that lie in HBM (vit-h-14 on v4 and
+    # vit-bigg on v5e, whose MLP stands after attention).
+    mlp_waits: bool = False
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
+    # Without prefetching, the gradient of a head with a table of its own is scattered before layers
+    # run back (llama2-7b and llama2-70b on v5p, llama3-70b on tpu7x; not in MaxText's programs).
+    tables_leave: bool = False
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
@@ -157,6 +169,7 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
+    tables_leave=True,
     head_last="head",
     scores_bytes=4.0,
     ring_copies=1.0,
@@ -186,6 +199,7 @@ _EMITTED = replace(
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,
+    mlp_waits=True,
     ring_waits=True,
     ring_results=1.0,
     ring_empty="every",
@@ -236,6 +250,15 @@ _GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
 ON_GPU: Mapping[str, Passes] = {
     "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
     "emitted": replace(_GPU, at_once=True),
+    # A library's step is PyTorch's, which recomputes nothing that nobody asked for.
+    "trainer": replace(
+        HOLDS["trainer"],
+        scarce=None,
+        recomputes=False,
+        lavish=None,
+        keeps_operands=True,
+        adds_in_place=True,
+    ),
 }
 
 
@@ -244,7 +267,12 @@ ADDS_UP_TO = 128
 
 
 def held_by(implementation: str, chip: Chip) -> Passes:
-    """Return what an implementation holds on a chip."""
+    """Return what an implementation holds on a chip.
+
+    Raises `PlanError` for an unknown one.
+    """
+    if implementation not in HOLDS:
+        raise PlanError(f"as: '{implementation}' is not possible{nearest(implementation, HOLDS)}")
     if chip.kind == "gpu" and implementation in ON_GPU:
         return ON_GPU[implementation]
     found = HOLDS[implementation]

@@ -14,13 +14,13 @@ LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts
 
 
 def kept(
-    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept, narrow: bool = False
+    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept, narrow: float = 0.0
 ) -> tuple[Number, dict[str, Number]]:
     """Return the bytes that one layer of a kind and a group keeps of one microbatch, on the device
     and, by what remat policies call it, in the host's memory.
 
     What no gradient reads is not kept, whatever a policy says. The layer's input always is.
-    `narrow`: in bf16 is what nothing but products read, which they would round to it.
+    `narrow`: bytes of an element that nothing but products read, which they would round to it.
     """
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
     made = {step.op.out.name: step.op.out for step in derived.steps}
@@ -29,7 +29,7 @@ def kept(
 
     def size(array: Array) -> Number:
         narrowed = array.name in rounded and not array.wide
-        return sizes.stored(array) * 2.0 if narrowed else _size(work, sizes, array)
+        return sizes.stored(array) * narrow if narrowed else _size(work, sizes, array)
 
     def total(store: tuple[frozenset[str], frozenset[str]], away: str = "") -> Number:
         names, offloaded = store
@@ -45,7 +45,7 @@ def kept(
     return by_policy(), {name: by_policy(name) for name in names}
 
 
-def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> tuple[Number, Number]:
+def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: float) -> tuple[Number, Number]:
     """Return the bytes of `kept` of all layers of a run, on the device and in the host's memory."""
     here: Number = 0.0
     away: Number = 0.0
@@ -56,7 +56,7 @@ def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> tuple[N
     return here, away
 
 
-def brought_back(run: Run, layout: Layout, sizes: Sizes, narrow: bool) -> Number:
+def brought_back(run: Run, layout: Layout, sizes: Sizes, narrow: float) -> Number:
     """Return the bytes of a run's stacks that come back from the host's memory whole: of layers'
     inputs and what attention adds to the stream, where both are kept (`Passes.brings_back`)."""
     names = {LAYER_INPUT, "attention_output"}

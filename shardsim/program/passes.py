@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
@@ -130,8 +129,6 @@ def implemented(program: Program, name: str, machine: Machine, layout: Layout) -
 
     `layout` is the one that the program was written for, a single plan or many.
     """
-    if name not in IMPLEMENTATIONS:
-        raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
     where = Where(machine=machine, layout=layout)
     blocks = program.blocks
     for rule in {**IMPLEMENTATIONS, **ELSEWHERE.get(machine.chip.kind, {})}[name]:

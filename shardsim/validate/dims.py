@@ -20,6 +20,11 @@ _UNMODELLED = {
     "enc_layers": "encoder-decoders are",
     "cross_attention": "cross-attention is",
 }
+# Of keys that are not read these, by their names, would make another model or run of it.
+UNMODELLED_KEYS = (
+    r"mtp|window|sliding|local|cross|^enc|^dec_|encoder|decoder_l|lora|adapter|frozen|freeze"
+    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout"
+)
 # What a preset must agree in, with the row's key for it.
 _DIMS = {
     "layers": "layers",
@@ -55,9 +60,12 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, value in dims.items():
         if key == "window":  # a preset may have it
             continue
-        if key in _UNMODELLED and value not in (None, False, 0, 1):
+        if key in _UNMODELLED and (value is True or value not in (None, False, 0, 1)):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
-    return {key: value for key, value in dims.items() if value is not None}
+    found = {key: value for key, value in dims.items() if value is not None}
+    if isinstance(size := found.pop("sliding_window", found.get("window")), int | str) and size:
+        found["window"] = {"size": size}
+    return found
 
 
 def _plain_window(value: Any) -> bool:
@@ -182,7 +190,11 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "moe",
         "mla",
     }
-    if unread := unread - {"tokens", "params_published", "note", "causal"}:
+    unread -= {"tokens", "params_published", "note", "causal"}
+    for key in sorted(unread):
+        if re.search(UNMODELLED_KEYS, key.lower()) and dims[key] not in (False, 0, "none"):
+            raise FileError(f"dims.{key}: not modelled")
+    if unread:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}

@@ -16,6 +16,8 @@ _OF_GRADIENTS = r"(grad_dtype|grads|gradients)"
 
 def optimizer_of(words: str) -> str:
     """Return the optimizer of a row by its words, AdamW where it names none."""
+    if narrow := re.search(r"\b8[- ]?bit\b|\bint8 (adam|state|moments?)|adam[w_ ]*8", words):
+        raise FileError(f"optimizer: state of 8 bits ({narrow.group()}) is not modelled")
     if "adafactor" in words:
         whole_moment = re.search(r"not factored|unfactored|without factor|no factor", words)
         return "adafactor-full" if whole_moment else "adafactor"
@@ -26,7 +28,7 @@ def optimizer_of(words: str) -> str:
     for name in ("momentum", "sgd", "adam"):
         if name in words:
             return {"adam": "adamw"}.get(name, name)
-    if other := re.search(r"shampoo|\blion\b|muon|lamb|lars|sophia", words):
+    if other := re.search(r"soap\b|shampoo|\blion\b|muon|lamb|lars|sophia", words):
         raise FileError(
             f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
         )

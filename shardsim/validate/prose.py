@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
 from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
-from shardsim.model import Accounting, Model, accounting_named
+from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
-from shardsim.validate.dims import model_of, sequence_of
+from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
+from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
 from shardsim.validate.rows import REST, Run, read_run
+from shardsim.validate.split_words import Said, split_of
 from shardsim.validate.words import (
-    PARALLELISM,
     REMAT_POLICIES,
     TENSORS,
     UNMODELLED_AXES,
     UNSAID,
-    Split,
     number,
     remat_named,
     shown,
@@ -49,38 +49,64 @@ _UNMODELLED = (
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
      "attention to some of the tokens only"),
 )  # fmt: skip
+# What is not modelled of a whole run, by the words for it in anything a row says but its notes.
+_OTHER_RUNS = (
+    (r"\b(q?lora|peft)\b|\badapters?\b", "weights beside frozen ones (LoRA, adapters)"),
+    (r"\bfrozen\b|\bfreez", "frozen weights"),
+    (r"\b(dpo|rlhf|ppo|grpo)\b|distill|reference model", "a second model beside the trained one"),
+    (r"\b(decode|decoding|inference|serving|prefill)\b", "anything but training"),
+    (r"cross[- ]attention", "cross-attention"),
+    (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
+     "8-bit products, or work, in the forward pass only"),
+)  # fmt: skip
+# Keys of a plan that a row in words may have as they are; others of its keys are words.
+_PLAN_KEYS = (
+    "offload_optimizer",
+    "offload_parameters",
+    "vocab_tiles",
+    "compiler_options",
+    "accumulation",
+    "execution",
+    "fused_projections",
+    "lengths",
+    "overlap",
+    "pipeline_interleave",
+    "pipeline_schedule",
+    "stage_layers",
+    "context",
+    "experts",
+    "rules",
+)
+# Keys that say what a row is or how sure it is, and nothing of what ran.
+_REMARKS = re.compile(
+    r"(notes?|source|url|date|confidence|id|about|name|library|framework|software|version|commit"
+    r"|hardware|loss|host|hosts|nodes|family|kind|task|dataset|steps|hours|compiler_flags|peak)$"
+    r"|.*(_derived|_confirmed|_assumed|_stated|_gib|_gb|_counts|_pct|_published|_notes?"
+    r"|_per_chip|_printed|_jax|_libtpu|_version)$|train_.*|published.*|mfu.*|hfu.*|peak_.*"
+)
+_READ = {
+    *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
+    *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
+    *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
+    "gradient_accumulation_steps",
+}
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
 _ATTENDS = (
     (r"ulysses|all[- ]to[- ]all", "ulysses", "Ulysses (all-to-all of heads)"),
     (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring", "ring attention"),
 )
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
-_MEASURED = {
-    "tokens_s_chip": "tokens_per_s_per_chip",
-    "tokens_s_gpu": "tokens_per_s_per_chip",
-    "tokens_s_total": "tokens_per_s",
-    "step_s": "step_time_s",
-    "tflops_chip": "tflops_per_s_per_chip",
-    "tflops_s_chip": "tflops_per_s_per_chip",
-    "tflops_s_gpu": "tflops_per_s_per_chip",
-    "mfu_pct": "mfu",
-    "speedup_2pods_vs_1": "speedup_over_one_slice",
-}
-# When MaxText changed what it counts, and what it counted from then on.
-_MAXTEXT = (
-    ("2025-07-22", Accounting.MAXTEXT_2025),
-    ("2024-05-09", Accounting.MAXTEXT_2024),
-    ("2023-11-29", Accounting.PALM_CAUSAL),
-    ("2023-06-06", Accounting.PALM),
-    ("", Accounting.SIX_N),
+# Words for layers that are computed again whole.
+_WHOLE_LAYERS = (
+    r"true|yes|on|(activation |gradient |full |per_layer |whole_layer |layer )*(re)?"
+    r"(checkpoint(ing)?|comput(e|ation|ing)|remat(erialization|erialisation)?)"
+    r"( (of )?(all|every|each|full|whole|per) ?(layers?|blocks?)?\b.*| \(.*)?"
+    r"|(all|every|each|whole) (layers?|blocks?)\b.*"
 )
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
 _TENSOR_SIZES = (1, 2, 4, 8, 16)
 _CHIPS = (256, 512, 1024)
 _BATCHES = (4096, 16384, 65536)
-_SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
-_TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
-_COUNTS = ("microbatches", "microbatch", "vpp")
 _ROW_COUNTS = {
     "microbatches": "microbatches",
     "gradient_accumulation_steps": "microbatches",
@@ -117,7 +143,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
-    split = _split(row.get("parallelism"), model.experts is not None, library)
+    split = split_of(row.get("parallelism"), model.experts is not None, library)
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
@@ -125,6 +151,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         for pattern, what in _UNMODELLED:
             if re.search(pattern, text):
                 raise FileError(f"{key}: not modelled: {what}")
+    _same_run(row)
     context = _context(said, split, model)
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
@@ -146,13 +173,16 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "precision": precision_of(chip, precision, f"{precision} {words or ''}", library),
         "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
-        "measured": _measured(row),
+        "measured": measured_of(row, sequence),
         "accounting": accounting_of(row).value,
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
         **context,
     }
     data |= _switches(words or "", notes)
+    data |= {key: row[key] for key in _PLAN_KEYS if row.get(key) is not None}
+    if unread := [key for key in row if not _is_read(str(key))]:
+        notes.append(f"not read: {', '.join(sorted(map(str, unread)))[:200]}")
     remat = _remat(row.get("remat"), library, notes)
     if library and library.every_second_product and "pipeline" not in split.sizes.inside:
         if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
@@ -178,8 +208,26 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     )
 
 
+def _is_read(key: str) -> bool:
+    return key in _READ or key in _PLAN_KEYS or _REMARKS.fullmatch(key.lower()) is not None
+
+
+def _same_run(row: Mapping[str, Any]) -> None:
+    """Raise `FileError` where a row says that something else ran than training of a whole model."""
+    for key in ("tricks", "task", "model", "precision", "optimizer", "remat", "parallelism"):
+        for pattern, what in _OTHER_RUNS:
+            if re.search(pattern, str(row.get(key) or "").lower()[:2000]):
+                raise FileError(f"{key}: not modelled: {what}")
+    for key, value in row.items():
+        name = str(key).lower()
+        if key in _READ or value in (None, False, 0, "none") or _is_read(name):
+            continue
+        if re.search(UNMODELLED_KEYS, name):
+            raise FileError(f"{key}: not modelled")
+
+
 def _one_by_one(
-    split: _Said, machine: Machine | None, chip: Chip, experts: int, notes: list[str]
+    split: Said, machine: Machine | None, chip: Chip, experts: int, notes: list[str]
 ) -> Machine:
     """Return the slice of a row with soft experts, and split them where the row does not say how:
     there are as many as devices, or as divide them."""
@@ -192,28 +240,7 @@ def _one_by_one(
     return machine
 
 
-@dataclass
-class _Said:
-    """What a row says of its split."""
-
-    text: str
-    sizes: Split
-    counts: dict[str, int]  # microbatches, sequences of one, virtual stages
-    replicated: bool  # data parallel only
-    unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
-
-    def rest(self, chip: Chip) -> str | None:
-        """Return the role of the devices that the sizes leave over; None: see `Split.mesh`."""
-        inside = self.sizes.inside
-        if self.sizes.rest or self.replicated:
-            return self.sizes.rest or "data"
-        if "fsdp" in inside:
-            return None
-        gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
-        return "data" if "data" in inside or gpu else "fsdp"
-
-
-def _context(said: Mapping[str, str], split: _Said, model: Model) -> dict[str, Any]:
+def _context(said: Mapping[str, str], split: Said, model: Model) -> dict[str, Any]:
     """Return how a context axis attends; raise `FileError` where a row says how and has none."""
     for pattern, keys, what in _ATTENDS:
         for key, text in said.items():
@@ -238,42 +265,8 @@ def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
     return library.chips.get(name.lower(), name) if library else name
 
 
-def _split(said: Any, experts: bool, library: Library | None) -> _Said:
-    """Read a row's `parallelism`: sizes by key, or a text such as "fsdp 64, tp 4"."""
-    entries = dict(said) if isinstance(said, Mapping) else {}
-    text = " ".join(map(str, entries.values())) if entries else str(said or "")
-    text = text[:2000].lower()
-    sizes, counts = Split(experts=experts), {}
-    for key, size in entries.items():
-        if key in _COUNTS:
-            counts[key] = whole(size, f"parallelism.{key}")
-        elif re.fullmatch(r"-?[\d.]+", str(size)):  # other words are remarks, true is a switch
-            sizes.add(str(key), size)
-    if not (sizes.inside or sizes.outside or sizes.rest):
-        for word, size in dict(reversed(_SIZED.findall(text))).items():
-            name = word.strip("_")
-            if name in _COUNTS:
-                counts[name] = int(size)
-            elif name in PARALLELISM or name in UNMODELLED_AXES or name.startswith("dcn_"):
-                sizes.add(name, size)
-        if not sizes.inside and re.search(r"\b(fsdp|zero-?3)\b", text):
-            sizes.rest = "fsdp"
-    stated = bool(sizes.inside or sizes.outside or sizes.rest)
-    only_data = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
-    found = _Said(text, sizes, counts, replicated=re.search(only_data, text) is not None)
-    if "interleaved" in text and "vpp" not in counts and library and library.chunks:
-        counts["vpp"] = library.chunks
-    if "interleaved" in text and "vpp" not in counts:
-        raise FileError("parallelism: interleaved: missing the stages of a rank (vpp 4)")
-    found.unknown_tensor = "tensor" not in sizes.inside and (
-        ("unknown" in text and "tensor" in text)
-        or (not stated and not found.replicated and _TENSOR.search(text) is not None)
-    )
-    return found
-
-
 def _mesh(
-    split: _Said, machine: Machine, batch: int, model: Model, library: Library | None
+    split: Said, machine: Machine, batch: int, model: Model, library: Library | None
 ) -> dict[str, Any]:
     """Return mesh, rules and pipeline of a row whose slices are known."""
     if split.unknown_tensor:
@@ -302,7 +295,7 @@ def _mesh(
     return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
 
 
-def _rules(split: _Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
+def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
     """Return rules where they are not the usual ones: of data parallelism only, of Megatron's
     expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3), and of
     a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198)."""
@@ -419,7 +412,8 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     if not words or words.startswith(UNSAID):
         return None
     tokens = re.findall(r"[a-z_0-9]+", words)
-    if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS):
+    placed = re.search(r"[a-z_0-9]+\s*=\s*(offload|device)\b", words)
+    if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS) or placed:
         kept: dict[str, str] = {}
         for clause in re.split(r"[;.]|\band\b", words.replace("layer input", "layer_input")):
             place = "offload" if "offload" in clause else "device"
@@ -437,9 +431,13 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
         return "full"
     if tokens and tokens[0] in ("no", "off", "false", "without"):
         return "none"
+    if re.fullmatch(_WHOLE_LAYERS, words):
+        return "full"
     named = [name for name in REMAT_POLICIES if name in tokens]
     if named:
         first = tokens[0] if tokens[0] in named else max(named, key=len)
+        if "offload" in words and not REMAT_POLICIES[first].offload:
+            raise FileError(f"remat: what of it is offloaded is not understood: {shown(said)}")
         return _remat_data(first, {})
     notes.append(f"remat: '{words[:60]}' is not known; taken as not stated")
     return None
@@ -449,47 +447,3 @@ def _remat_data(policy: str, tensors: Mapping[str, str]) -> Any:
     remat = remat_named(policy, tensors)
     assert remat is not None
     return remat.lists()
-
-
-def _measured(row: Mapping[str, Any]) -> dict[str, float]:
-    said = row.get("measured") or {}
-    if not isinstance(said, Mapping):
-        raise FileError(f"measured: expected a mapping of keys, found {shown(said)}")
-    found = {
-        key: number(said[word], f"measured.{word}")
-        for word, key in _MEASURED.items()
-        if said.get(word) is not None
-    }
-    if found.get("mfu", 0.0) >= 1.0:
-        found["mfu"] /= 100.0
-    if row.get("tokens_per_s_per_chip"):
-        found["tokens_per_s_per_chip"] = number(
-            row["tokens_per_s_per_chip"], "tokens_per_s_per_chip"
-        )
-    return found
-
-
-def accounting_of(row: Mapping[str, Any]) -> Accounting:
-    """Return how the row's source counts FLOPs, by its `accounting` or the words of `mfu_formula`.
-
-    MaxText's count goes by the date in the words or in `source`; without any words: as PaLM.
-    """
-    if row.get("accounting"):
-        return accounting_named(str(row["accounting"]))
-    text = str(row.get("mfu_formula") or "").lower()
-    source = str(row.get("source") or "").lower()
-    maxtext = "maxtext" in text
-    if maxtext and "mixed" in text:
-        return Accounting.MAXTEXT_MIXED
-    if "halved" in text:
-        return Accounting.MAXTEXT_2025 if maxtext and "6n" not in text else Accounting.PALM_CAUSAL
-    if re.search(r"12 ?\*? ?l|palm|full attention|attention in full", text):
-        return Accounting.MAXTEXT_2024 if "explicit" in text else Accounting.PALM
-    if re.search(r"\b6 ?\*? ?n", text):
-        return Accounting.SIX_N
-    if maxtext or (not text and "maxtext" in source):
-        dates = re.findall(r"20\d\d-\d\d-\d\d", text) or re.findall(r"20\d\d-\d\d-\d\d", source)
-        if not dates:
-            return Accounting.MAXTEXT_2024
-        return next(counted for day, counted in _MAXTEXT if dates[0] >= day)
-    return Accounting.PALM

@@ -203,6 +203,11 @@ class Split:
                     outside[role] = part
                     sizes[role] //= part
                     left //= part
+        elif machine.chip.interconnect == "switch" and machine.devices % product:
+            raise PlanError(
+                f"{self._keys(False)}: sizes multiply to {product}, which does not divide the "
+                f"{machine.devices} devices of {machine.name}"
+            )
         elif devices % product:
             raise PlanError(
                 f"{self._keys(False)}: sizes multiply to {product}, which does not divide the "

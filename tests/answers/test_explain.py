@@ -112,7 +112,7 @@ def test_what_only_the_compilers_own_recomputing_makes_fit_is_no_advice() -> Non
     plan = changed(load_plan("llama2-70b-published-v6e-1x256"), {"remat": "dots"})
     made = explain(plan, implementation="trainer")
     kept = next(one for one in made.trials if one.text == "remat=none")
-    assert kept.prediction.fits  # as its warning says: by recomputing, in more time than predicted
+    assert kept.prediction.fits  # as its warning says: by recomputing
     assert not kept.has_room
     assert any("by itself recomputes" in text for text in kept.prediction.warnings)
     shown = "\n".join(part if isinstance(part, str) else plain(part) for part in helping(made))

@@ -9,7 +9,8 @@ from building import build, decoder
 
 from shardsim.cost.predict import predict
 from shardsim.machine import override_chip
-from shardsim.plan import Overlap
+from shardsim.plan import Overlap, plan_from_data
+from shardsim.planner.changes import changed
 
 REPLICATED = "the residual stream is replicated over the tensor axis"
 TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
@@ -64,3 +65,28 @@ def test_copies_over_an_unknown_link_to_the_host_are_told(known, offload):
         plan = replace(plan, machine=replace(plan.machine, chip=chip))
     told = any("has no pcie_bytes_per_s" in text for text in predict(plan).warnings)
     assert told == (offload and not known)
+
+
+def test_what_the_compiler_computes_again_by_itself_is_priced():
+    sizes = {"layers": 12, "embed": 768, "mlp": 3072, "heads": 12, "kv_heads": 12, "head_dim": 64}
+    data = {
+        "model": {"base": "gpt3-175b", "name": "small", "vocab": 50257, **sizes},
+        "machine": "v3:2x2",
+        "batch": 512,
+        "sequence": 512,
+        "mesh": {"data": 8},
+        "rules": {"activations": {"batch": ["data"]}},
+        "remat": "none",
+        "precision": {"compute": "f32", "parameters": "f32", "reduce": "f32"},
+        "attention": "unfused",
+    }
+    plan = plan_from_data(data, "here")
+    found = predict(plan, implementation="trainer")
+    again = next(text for text in found.warnings if "by itself recomputes" in text)
+    assert found.fits
+    assert "what 8 of 12 layers keep is priced as computed twice" in again
+    kept = predict(plan, implementation="emitted")  # it does not fit there
+    whole = predict(changed(plan, {"remat": "full"}), implementation="trainer")
+    assert kept.step_time_s < found.step_time_s < whole.step_time_s
+    assert kept.hfu < found.hfu < whole.hfu
+    assert found.mfu < kept.mfu

@@ -312,5 +312,5 @@ def test_describe():
     )
     assert parse_machine("16*h100:8").describe() == (
         "16*h100:8: 128 NVIDIA H100 SXM 80 GB GPUs, 16 nodes, 8 to a switch, "
-        "68.55 GiB HBM per device"
+        "73.28 GiB HBM per device"
     )

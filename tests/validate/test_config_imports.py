@@ -227,6 +227,13 @@ def test_a_maxtext_config_that_cannot_be_read_is_one_line(
     assert len(run.output.strip().splitlines()) == 1
 
 
+def test_a_config_without_keys_says_what_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(ShardsimError, match="no keys; missing what says the model: model_name"):
+        import_config(str(file), "maxtext", machine="v5p:4x4x4")
+
+
 def test_both_axes_of_the_sequence_count(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
     file.write_text("ici_sequence_parallelism: 2\nici_context_parallelism: 4\n", encoding="utf-8")

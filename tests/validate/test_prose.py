@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from shardsim.errors import FileError
 from shardsim.model import Accounting, load_model
 from shardsim.plan import Plan
 from shardsim.plan.remat import Policy, Remat
-from shardsim.validate.prose import accounting_of, from_prose, is_prose
+from shardsim.validate.figures import accounting_of
+from shardsim.validate.prose import from_prose, is_prose
 from shardsim.validate.rows import Run, read_run
 from shardsim.validate.runs import validate_data
 from shardsim.validate.words import number, remat_named, whole
@@ -498,9 +500,97 @@ def test_rates(measured: dict[str, Any] | None, rate: float | None) -> None:
 
 
 def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
-    more = {"notes": "n", "confidence": "c", "step_s_derived": 4, "anything": [1]}
+    more = {"notes": "n", "confidence": "c", "step_s_derived": 4}
     plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
     assert plain == other
+    assert run_of(anything=[1]).notes == ("not read: anything",)
+
+
+@pytest.mark.parametrize(
+    ("said", "sizes"),
+    [
+        ("(1, 16, 1, 4) over (data, fsdp, context, tensor)", {"fsdp": 16, "model": 4}),
+        ("[data, fsdp, tensor] = [1, -1, 4]", {"fsdp": 16, "model": 4}),
+        ("fsdp 16, context parallelism 4 (all-gather)", {"fsdp": 16, "context": 4}),
+        ("8-way tensor parallel, 8-way data parallel", {"data": 8, "model": 8}),
+        ("tensor parallel size 4, pipeline parallel degree 2", {"stage": 2, "fsdp": 8, "model": 4}),
+        ("four-way tensor parallelism, fsdp over 16 chips", {"fsdp": 16, "model": 4}),
+        ({"fsdp": "16 (in a slice)", "tensor": 4}, {"fsdp": 16, "model": 4}),
+        ({"mesh": {"fsdp": 16, "tensor": 4}}, {"fsdp": 16, "model": 4}),
+        (["fsdp 16", "tp 4"], {"fsdp": 16, "model": 4}),
+    ],
+)
+def test_axes_and_sizes_in_any_order(said: Any, sizes: dict[str, int]) -> None:
+    assert sizes_of(parallelism=said) == sizes
+
+
+def test_data_over_slices_is_not_inside_them() -> None:
+    for said in ("fsdp 32, data 2 over DCN", "fsdp 32; DCN: data=2"):
+        plan = run_of(parallelism=said, chips=128, slices=2).plans[0]
+        assert plan.mesh[0].torus["dcn"] == 2
+        assert [axis.size for axis in plan.mesh] == [4, 32]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"parallelism": "fsdp 16, with pipeline stages"},
+            "parallelism: 'pipeline' without its size",
+        ),
+        ({"parallelism": "mesh (1, 16, 4)"}, "(1, 16, 4) without the names of its axes"),
+        ({"parallelism": {"fsdp": 16, "tensor": "inside a host"}}, "tensor: expected a size"),
+        ({"tricks": ["LoRA of rank 16"]}, "tricks: not modelled: weights beside frozen"),
+        ({"lora_rank": 16}, "lora_rank: not modelled"),
+        ({"tricks": ["DPO"]}, "tricks: not modelled: a second model"),
+        ({"tricks": ["decode only"]}, "tricks: not modelled: anything but training"),
+        ({"precision": "int8 forward, bf16 backward"}, "precision: not modelled"),
+        ({"optimizer": "8-bit Adam"}, "optimizer: state of 8 bits"),
+        ({"remat": "minimal with offload of mlp"}, "remat: what of it is offloaded"),
+        ({"dims": {"mtp_layers": 1}}, "dims.mtp_layers: not modelled"),
+        ({"dims": {"enc_dec": True}}, "dims.enc_dec: encoder-decoders are not modelled"),
+    ],
+)
+def test_what_would_be_another_run_is_refused(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(FileError, match=re.escape(why)):
+        run_of(**change)
+
+
+def test_keys_of_a_plan_in_rows_of_words() -> None:
+    options = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+    row = run_of(offload_optimizer=True, vocab_tiles=8, compiler_options=options)
+    plan = row.plans[0]
+    assert (plan.offload_optimizer, plan.vocab_tiles) == (True, 8)
+    assert dict(plan.compiler_options) == options
+    dims = {"layers": 2, "d_model": 256, "heads": 2, "sliding_window": 1024}
+    window = run_of(dims=dims, model="other")
+    assert window.model.windows == (1024,)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("per-layer checkpointing (HFU > MFU)", "full"),
+        ("True", "full"),
+        ("every layer is computed again", "full"),
+        ("full, decoder_layer_input=offload", "offload layer_input"),
+    ],
+)
+def test_remat_in_more_words(said: str, name: str) -> None:
+    assert run_of(remat=said).plans[0].remat.name == name
+
+
+@pytest.mark.parametrize(
+    ("measured", "rate"),
+    [
+        ({"images_s_chip": 10}, 40960),
+        ({"examples_s_total": 64}, 4096),
+        ({"steps_per_s": 0.25}, 256 * 4096 / 4.0 / 64),
+    ],
+)
+def test_rates_of_sequences(measured: dict[str, Any], rate: float) -> None:
+    assert run_of(measured=measured).rate() == pytest.approx(rate)
+    assert run_of(measured=None, images_per_s_per_chip=10).rate() == pytest.approx(40960)
 
 
 WORDS = (*LLAMA, "topology", "slices", "per_device_batch", "tricks", "attention", "precision",

@@ -64,6 +64,11 @@ def read_given(path: Path, text: str, base: Path | None = None) -> Given:
         data = parse_yaml(text, str(path))
         if not isinstance(data, Mapping):
             raise FileError(f"{path}: expected MaxText's keys, or a command with key=value words")
+        if not data:
+            raise FileError(
+                f"{path}: no keys; missing what says the model: model_name, or "
+                "base_num_decoder_layers, base_emb_dim and the like"
+            )
         own, usual = _with_bases({str(key): value for key, value in data.items()}, folders)
         return Given(own, flags, defaults=usual)
     variables, lost = _variables(lines[: commands[-1] + 1])

@@ -1,0 +1,177 @@
+"""What a row's `parallelism` says of its split: sizes by key, or a sentence ("fsdp 64, tp 4").
+
+Every axis that is named has to have a size, or the row is refused: an axis that is left out would
+make a row of another run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardsim.errors import FileError
+from shardsim.machine import Chip
+from shardsim.validate.libraries import Library
+from shardsim.validate.words import (
+    EXPERT_AXES,
+    PARALLELISM,
+    UNMODELLED_AXES,
+    Split,
+    shown,
+    whole,
+)
+
+COUNTS = ("microbatches", "microbatch", "vpp")
+_LONGEST = 2000  # characters of a sentence that are read
+_NAMES = {**PARALLELISM, **UNMODELLED_AXES}
+_AXIS = "|".join(sorted(_NAMES, key=len, reverse=True))
+_SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
+_TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
+# Words that can only be axes, which must have a size where others have one.
+_MUST = re.compile(
+    r"(?<!no )(?<!without )(?<!async )\b(tensor|tp|context|cp|pipeline|pp)\b(?![- ]?strategy)"
+)
+_ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
+_LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
+_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+_DIGITS = {"sixteen": "16", **{word: str(n) for n, word in enumerate(_WORDS, 1)}}
+_KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|sharding|dim(?:ension)?))"
+_OF = r"(?:(?:of )?(?:size|degree)|of|over)"
+# How sentences put an axis and its size, as "AXIS SIZE".
+_PUT = (
+    (r"fully[- ]sharded data[- ]parallel(ism)?", "fsdp"),
+    (rf"\b(\d+)[- ]way (?:\w+[- ])??({_AXIS})\b{_KIND}*", r"\2 \1"),
+    (r"\b(\d+) pipeline stages?", r"pipeline \1"),
+    (rf"\b({_AXIS}){_KIND}*[\s:=]*{_OF}?[\s:=]*(\d+)\b(?!x)", r"\1 \2"),
+    (
+        rf"\b({_AXIS}) (\d+) ?\(?(?:over|across|on|via) (?:the )?(?:dcn|slices|pods)\b",
+        r"dcn_\1 \2",
+    ),
+    (rf"\bdcn[: ]+({_AXIS})[\s:=]*(\d+)", r"dcn_\1 \2"),
+)
+
+
+@dataclass
+class Said:
+    """What a row says of its split."""
+
+    text: str
+    sizes: Split
+    counts: dict[str, int] = field(default_factory=dict)  # microbatches, virtual stages ...
+    replicated: bool = False  # data parallel only
+    unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
+
+    def rest(self, chip: Chip) -> str | None:
+        """Return the role of the devices that the sizes leave over; None: see `Split.mesh`."""
+        inside = self.sizes.inside
+        if self.sizes.rest or self.replicated:
+            return self.sizes.rest or "data"
+        if "fsdp" in inside:
+            return None
+        gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
+        return "data" if "data" in inside or gpu else "fsdp"
+
+
+def split_of(said: Any, experts: bool, library: Library | None) -> Said:
+    """Read a row's `parallelism`; raise `FileError` where it names an axis without a size."""
+    entries = said if isinstance(said, Mapping) else {}
+    values = list(entries.values()) if entries else said if isinstance(said, list) else [said or ""]
+    text = " ; ".join(map(str, values))[:_LONGEST].lower()
+    found = Said(text, Split(experts=experts))
+    for key, size in _flat(entries):
+        if key in COUNTS:
+            found.counts[key] = whole(size, f"parallelism.{key}")
+        elif (given := _size(key, size)) is not None:
+            found.sizes.add(key, given)
+    sizes = found.sizes
+    if not (sizes.inside or sizes.outside or sizes.rest):
+        _sentence(text, found)
+    stated = bool(sizes.inside or sizes.outside or sizes.rest)
+    found.replicated = re.search(_ONLY_DATA, text) is not None
+    if "interleaved" in text and "vpp" not in found.counts:
+        if not (library and library.chunks):
+            raise FileError("parallelism: interleaved: missing the stages of a rank (vpp 4)")
+        found.counts["vpp"] = library.chunks
+    found.unknown_tensor = "tensor" not in sizes.inside and (
+        ("unknown" in text and "tensor" in text)
+        or (not stated and not found.replicated and _TENSOR.search(text) is not None)
+    )
+    return found
+
+
+def _flat(entries: Mapping[Any, Any], over: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield axes and sizes, those of groups (`ici`, `dcn`, a mesh) too."""
+    for name, value in entries.items():
+        key = str(name)
+        if isinstance(value, Mapping):
+            yield from _flat(value, "dcn_" if key.startswith("dcn") else over)
+        else:
+            yield f"{over}{key}", value
+
+
+def _size(key: str, said: Any) -> Any:
+    """Return the size of an axis, or None of a key with a remark."""
+    if re.fullmatch(r"-?[\d.]+", str(said)):
+        return said
+    name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
+    if name not in _NAMES or said is None:
+        return None
+    if isinstance(said, bool):  # a switch: only fully sharded is something without a size
+        return "rest" if said and PARALLELISM.get(name) == "fsdp" else None
+    if str(said).lower() in ("rest", "auto", "all", "remaining"):
+        return "rest"
+    if isinstance(said, str) and re.match(r"\s*\d", said):
+        return whole(re.sub(r"[(,;\[].*", "", said), f"parallelism.{key}")
+    raise FileError(f"parallelism.{key}: expected a size, found {shown(said)}")
+
+
+def _sentence(text: str, found: Said) -> None:
+    """Read the sizes of a sentence."""
+    text = _zipped(text)
+    text = re.sub(rf"\b({'|'.join(_DIGITS)})(?=[- ]way\b| pipeline)", lambda m: _DIGITS[m[1]], text)
+    for pattern, put in _PUT:
+        text = re.sub(pattern, put, text)
+    named = dict(reversed(_SIZED.findall(text)))
+    for word, size in named.items():
+        name = word.strip("_")
+        axis = name.removeprefix("dcn_")
+        if name in COUNTS:
+            found.counts[name] = int(size)
+        elif axis in _NAMES:
+            found.sizes.add(name, size)
+    if not found.sizes.inside and re.search(r"\b(fsdp|zero-?3)\b", text):
+        found.sizes.rest = "fsdp"
+    if not (found.sizes.inside or found.sizes.rest) or "unknown" in text:
+        return
+    roles = {_NAMES.get(word.strip("_").removeprefix("dcn_")) for word in named}
+    for word in _MUST.findall(text):
+        if _NAMES[word] not in roles:
+            raise FileError(f"parallelism: '{word}' without its size")
+
+
+def _zipped(text: str) -> str:
+    """Put lists of axes and of sizes, "(data, fsdp) = (2, 64)", as axes with sizes."""
+    lists = [
+        (one[0], re.split(r"[\s,]+|(?<=\d)x(?=\d)", one[1])) for one in re.finditer(_LIST, text)
+    ]
+    names = [words for _, words in lists if all(map(_is_axis, words))]
+    for written, one in lists:
+        if len(one) < 2 or not all(map(_is_size, one)):
+            continue
+        same = next((axes for axes in names if len(axes) == len(one)), None)
+        if same is None:
+            raise FileError(f"parallelism: {written} without the names of its axes")
+        pairs = ", ".join(f"{axis} {size}" for axis, size in zip(same, one, strict=True))
+        text = text.replace(written, pairs, 1)
+    return text
+
+
+def _is_size(word: str) -> bool:
+    return re.fullmatch(r"-?\d+", word) is not None
+
+
+def _is_axis(word: str) -> bool:
+    plain = word.strip("'\"").removeprefix("dcn_")
+    return plain in _NAMES or plain in EXPERT_AXES
