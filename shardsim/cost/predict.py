@@ -29,7 +29,7 @@ from shardsim.plan.split import state_apart
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, implemented
+from shardsim.program.passes import USUAL, check_implementation, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Compute, Program
@@ -197,6 +197,7 @@ def predict(
     machine = plan.machine
     costs = costs or plan.op_costs
     implementation = implementation or USUAL.get(costs, "ideal")
+    check_implementation(implementation)
     work = Workload.of(plan)
     use = hbm_use(machine, work, layout, held_by(implementation, machine.chip))
     done, again = _as_compiled(plan, layout, use)

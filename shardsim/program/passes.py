@@ -18,6 +18,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
     apply_activations_apart,
+    attend_in_large_blocks,
     attend_to_few,
     attend_to_whole_rows,
     attend_with_the_last,
@@ -83,6 +84,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # A training library, as MaxText's compiled programs do.
     "trainer": (
         attend_to_whole_rows,
+        attend_in_large_blocks,
         put_turned_pieces_in_order,
         gather_for_the_others,
         all_reduce_over_whole_slices,
@@ -125,13 +127,18 @@ ELSEWHERE = {"gpu": ON_GPU, "cpu": ON_HOST}
 USUAL: Mapping[str, str] = {"calibrated": "emitted", "compiler": "emitted", "physical": "ideal"}
 
 
+def check_implementation(name: str) -> None:
+    """Raise `PlanError` unless there is an implementation called `name`."""
+    if name not in IMPLEMENTATIONS:
+        raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
+
+
 def implemented(program: Program, name: str, machine: Machine, layout: Layout) -> Program:
     """Return what the implementation called `name` makes of a partitioned Program.
 
     `layout` is the one that the program was written for, a single plan or many.
     """
-    if name not in IMPLEMENTATIONS:
-        raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
+    check_implementation(name)
     where = Where(machine=machine, layout=layout)
     blocks = program.blocks
     for rule in {**IMPLEMENTATIONS, **ELSEWHERE.get(machine.chip.kind, {})}[name]:
