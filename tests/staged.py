@@ -25,7 +25,10 @@ STAGES: tuple[tuple[str, dict[str, dict[str, int]]], ...] = (
 def layers_of(pipeline: dict[str, int], schedule: str) -> st.SearchStrategy[tuple[int, ...]]:
     """Draw the layers of stages, of eight in all: alike or not, an end on a stage of its own."""
     (stages,) = pipeline.values()
-    uneven = {2: [(5, 3), (2, 6), (8, 0)], 4: [(1, 3, 3, 1), (0, 4, 4, 0), (3, 2, 2, 1)]}
+    uneven = {
+        2: [(5, 3), (2, 6), (8, 0)],
+        4: [(1, 3, 3, 1), (0, 4, 4, 0), (3, 2, 2, 1), (0, 0, 0, 8)],
+    }
     return st.sampled_from([(), *([] if schedule in TICKS else uneven[stages])])
 
 

@@ -436,7 +436,7 @@ class Account:
             late = self.late if late is None else late
         if passes.tables and late is not None and work.model.vocab and work.vocab_tiles == 1:
             waits = gathered & np.logical_not(late)
-            if not work.model.tied_embeddings:
+            if passes.tables_leave and not work.model.tied_embeddings:
                 waits = waits & np.asarray(layout.weights_overlap)
             wide = WIDE / self.work.wire_bytes if passes.wide_tables else 1.0
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide

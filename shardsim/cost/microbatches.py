@@ -102,7 +102,8 @@ class Microbatches:
         """Bytes of what gradients of weights that wait multiply, on the stage that has most of it.
 
         Stage s of P lets s microbatches wait, beside P - s that it keeps activations of: the last
-        one has most, if it is as full as others.
+        one has most, if it is as full as others. In ticks all have room for those and the one at
+        hand.
         """
         layout, work = self.layout, self.work
         stages, many = layout.pipeline.size, layout.microbatches
@@ -119,20 +120,21 @@ class Microbatches:
                 min(stage, float(many)) * own / most
                 for stage, own in enumerate(layout.stage_layers)
             )
-        return wait * each
+        return np.where(layout.lockstep, stages, wait) * each
 
     def held(self, moment: int) -> dict[str, Number]:
         """Return what is there all through a moment of `hbm.MOMENTS`, by name."""
         layout, phases = self.layout, in_phases(self.layout)
+        waiting = {}
         if np.any(layout.split_backward):
-            return {WAITING: self.waiting * layout.split_backward}
+            waiting = {WAITING: self.waiting * layout.split_backward}
         if not np.any(phases | layout.gathered):
-            return {}
+            return waiting
         (layers, ends), work = self.whole, self.work
         several = np.greater(layout.microbatches, 1)
         once = np.where(layout.gathered, layers + ends, phases * ends)
         once = once * np.greater(layout.gather.size, 1)
-        found = {GATHERED: once * work.wire_bytes}
+        found = {**waiting, GATHERED: once * work.wire_bytes}
         if np.any(phases):
             # Of a layer that runs all microbatches, what it reads and what it makes; of a head that
             # does, what it reads and its gradients.

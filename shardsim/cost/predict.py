@@ -29,7 +29,7 @@ from shardsim.plan.split import state_apart
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
-from shardsim.program.passes import USUAL, check_implementation, implemented
+from shardsim.program.passes import USUAL, implemented
 from shardsim.program.schedule import Copy, Move, Schedule
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Compute, Program
@@ -197,7 +197,6 @@ def predict(
     machine = plan.machine
     costs = costs or plan.op_costs
     implementation = implementation or USUAL.get(costs, "ideal")
-    check_implementation(implementation)
     work = Workload.of(plan)
     use = hbm_use(machine, work, layout, held_by(implementation, machine.chip))
     done, again = _as_compiled(plan, layout, use)
@@ -272,7 +271,7 @@ def _summed(costs: list[CollectiveCost], layout: Layout) -> tuple[CollectiveUse,
 def _key(task: Move | Copy, layout: Layout) -> tuple[str, tuple[str, ...], str]:
     """Return kind, mesh axes and purpose of a move, or of a copy to or from the host."""
     if isinstance(task, Copy):
-        return "host-transfer", (), "activations"
+        return "host-transfer", (), task.moves
     return task.kind, layout.mesh_axes(task.role), task.moves
 
 

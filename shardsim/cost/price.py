@@ -127,7 +127,7 @@ def price(machine: Machine, layout: Layout, schedule: Schedule, costs: Costs) ->
     parts: dict[str, float] = {}
     if shares := schedule.pipeline.shares:
         step_s, stages = _step_s(clock, waited_s), len(shares)
-        clock = Clock(clock.durations, schedule.with_share(sum(shares) / stages))
+        clock = Clock(clock.durations, schedule.with_share(sum(shares) / stages, head=True))
         parts = {"head": 1 / stages, "boundary": 2 * (stages - 1) / stages}
     computes = list(_computes(clock, parts))
     collectives = list(_collectives(clock, lines.links, parts))

@@ -116,10 +116,14 @@ class StageTurns:
 
 
 def walked_s(
-    pipeline: Pipeline, each: Sequence[StageTurns], send_s: Number, trained: bool
+    pipeline: Pipeline,
+    each: Sequence[StageTurns],
+    send_s: Number,
+    trained: bool,
+    after_s: Number = 0.0,
 ) -> Number:
-    """Return when the last stage has done its last turn, of stages `each` as it is; `pipeline` is
-    of one size."""
+    """Return when all stages have done their last turns, and the last one `after_s` more behind
+    its own, of stages `each` as it is; `pipeline` is of one size."""
     stages, many = len(each), round(float(pipeline.microbatches))
     todo = [_order(pipeline, stage, stages, many, trained) for stage in range(stages)]
     free: list[Number] = [0.0] * stages
@@ -143,8 +147,8 @@ def walked_s(
                 if not turn.weights:
                     done[turn.forward, turn.microbatch, stage] = there
                 places[stage] += 1
-    latest: Number = free[0]
-    for other in free[1:]:
+    latest: Number = free[-1] + after_s
+    for other in free[:-1]:
         latest = np.maximum(latest, other)
     return latest
 

@@ -29,11 +29,12 @@ def bubble_s(clock: Clock, schedule: Schedule, waits: bool = True) -> Number:
         return 0.0
     if pipeline.shares:
         return _walked_s(clock, schedule, waits)
-    if np.all(apart := pipeline.split_backward | np.less_equal(pipeline.stages, 1)):
+    apart = pipeline.split_backward & np.logical_not(pipeline.lockstep)
+    if np.all(walked := apart | np.less_equal(pipeline.stages, 1)):
         return _walked_of_many_s(clock, schedule, waits)
     found = _formula_s(clock, waits)
-    if np.any(pipeline.split_backward):
-        found = np.where(apart, _walked_of_many_s(clock, schedule, waits), found)
+    if np.any(apart):
+        found = np.where(walked, _walked_of_many_s(clock, schedule, waits), found)
     return found
 
 
@@ -65,14 +66,17 @@ def _walked_s(clock: Clock, schedule: Schedule, waits: bool, many: Number = None
         if share not in made:
             alone = clock
             if waits:
-                own = schedule.with_share(share) if pipeline.shares else schedule
+                own = schedule.with_share(share, head=False) if pipeline.shares else schedule
                 alone = Clock(clock.durations, own, head=False)
             made[share] = _turns_of(_took(alone, many, waits))
     each = [made[share] for share in shares[:-1]]
     each.append(replace(_turns_of(head), head=head["head"]))
     (boundary,) = (n for n, block in enumerate(schedule.blocks) if block.phase == "boundary")
-    own_s = sum(took.total_s(pipeline.microbatches) for took in head.values())
-    return walked_s(pipeline, each, trip_s(clock, boundary, waits), trained) - own_s
+    # Sums that no layer of the last stage hides, which none but that stage waits for.
+    after = () if shares[-1] else schedule.beside_the_head()[1]
+    after_s = sum(clock.durations.alone_s(task) for task in after)
+    own_s = sum(took.total_s(pipeline.microbatches) for took in head.values()) + after_s
+    return walked_s(pipeline, each, trip_s(clock, boundary, waits), trained, after_s) - own_s
 
 
 def _turns_of(found: Mapping[str, Took]) -> StageTurns:

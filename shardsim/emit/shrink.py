@@ -60,6 +60,8 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     model = _model(plan.model, small, _chunks(plan, small))
     stages = int(small.pipeline.size)
     microbatches = min(plan.microbatches, 2 * stages) if stages > 1 else min(plan.microbatches, 2)
+    if small.split_backward:  # of one tick with all in it a compiler leaves out what it sends last
+        microbatches = max(microbatches, stages + 1)
     groups = int(small.data.size * small.fsdp.size * small.expert.size)
     tiny = replace(
         draft,

@@ -110,6 +110,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "accumulation": plan.accumulation,
             "stages": int(layout.pipeline.size),
             "in_turns": bool(layout.in_turns),
+            "weights_apart": bool(layout.split_backward),
             "chunks": plan.pipeline_interleave if int(layout.pipeline.size) > 1 else 1,
             "remat": [
                 {
@@ -204,7 +205,12 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     if int(layout.pipeline.size) > 1 and not layout.lockstep:
         raise PlanError(
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
-            "run one program, in ticks; use 1f1b-ticks or gpipe"
+            f"run one program, in ticks; use {plan.pipeline_schedule}-ticks"
+        )
+    if layout.split_backward and int(layout.tensor2.size) > 1:
+        raise PlanError(
+            f"pipeline_schedule: export of {plan.pipeline_schedule} beside a second tensor axis is "
+            "not supported; use 1f1b-ticks"
         )
     if plan.stage_layers:
         raise PlanError(

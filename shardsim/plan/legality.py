@@ -242,8 +242,8 @@ def check(plan: Plan, layout: Layout) -> None:
         )
     if layout.split_backward and layout.gathered:
         raise PlanError(
-            f"accumulation: {plan.accumulation} beside pipeline_schedule: zb-h1 is not modelled; "
-            "use repeated"
+            f"accumulation: {plan.accumulation} beside pipeline_schedule: "
+            f"{plan.pipeline_schedule} is not modelled; use repeated"
         )
     _check_stages(plan, layout)
     if layout.layered and int(layout.pipeline.size) > 1:

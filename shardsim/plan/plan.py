@@ -79,10 +79,12 @@ class Routing:
 
 
 # The order of microbatches over pipeline stages: one forward, one backward; the same in ticks that
-# all stages run alike; all forward, then all backward, in such ticks; or as the first, with
+# all stages run alike; all forward, then all backward, in such ticks; or as the first two, with
 # gradients of weights apart from the way back ("zb-h1": zero-bubble, arXiv 2401.10241).
-PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe", "zb-h1")
-TICKS = ("1f1b-ticks", "gpipe")
+PIPELINE_SCHEDULES = ("1f1b", "1f1b-ticks", "gpipe", "zb-h1", "zb-h1-ticks")
+TICKS = ("1f1b-ticks", "gpipe", "zb-h1-ticks")
+IN_TURNS = ("1f1b-ticks", "zb-h1-ticks")  # one forward, one backward in a tick
+WEIGHTS_APART = ("zb-h1", "zb-h1-ticks")
 
 # How gradients add up over microbatches. Weights are gathered, and their gradients scattered, in
 # each ("repeated": ZeRO-3); weights are gathered once a step and stay whole, and so do sums of

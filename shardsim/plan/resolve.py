@@ -18,7 +18,16 @@ from shardsim.plan.layout import (
     Spread,
     whole_axis,
 )
-from shardsim.plan.plan import MATMUL_OVERLAP, TICKS, Context, MeshAxis, Plan, Rules
+from shardsim.plan.plan import (
+    IN_TURNS,
+    MATMUL_OVERLAP,
+    TICKS,
+    WEIGHTS_APART,
+    Context,
+    MeshAxis,
+    Plan,
+    Rules,
+)
 
 TENSOR_AXES = ("heads", "mlp")
 
@@ -86,8 +95,8 @@ def resolve(plan: Plan) -> Layout:
         scattered=plan.accumulation == "scattered",
         layered=plan.accumulation == "layered",
         lockstep=plan.pipeline_schedule in TICKS and bool(members["pipeline"]),
-        in_turns=plan.pipeline_schedule == "1f1b-ticks" and bool(members["pipeline"]),
-        split_backward=plan.pipeline_schedule == "zb-h1" and bool(members["pipeline"]),
+        in_turns=plan.pipeline_schedule in IN_TURNS and bool(members["pipeline"]),
+        split_backward=plan.pipeline_schedule in WEIGHTS_APART and bool(members["pipeline"]),
         stage_layers=plan.stage_layers,
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)

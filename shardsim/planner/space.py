@@ -44,7 +44,7 @@ from shardsim.plan.layout import (
     Spread,
 )
 from shardsim.plan.legality import divides, legal
-from shardsim.plan.plan import TICKS
+from shardsim.plan.plan import IN_TURNS, TICKS, WEIGHTS_APART
 from shardsim.plan.remat import OFFLOADS, POLICIES, Policy
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
@@ -403,8 +403,8 @@ def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:
         "scattered": fixed.accumulation == "scattered",
         "layered": fixed.accumulation == "layered",
         "lockstep": (fixed.pipeline_schedule in TICKS) & (stages > 1),
-        "split_backward": (fixed.pipeline_schedule == "zb-h1") & (stages > 1),
-        "in_turns": (fixed.pipeline_schedule == "1f1b-ticks") & (stages > 1),
+        "split_backward": (fixed.pipeline_schedule in WEIGHTS_APART) & (stages > 1),
+        "in_turns": (fixed.pipeline_schedule in IN_TURNS) & (stages > 1),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shardsim.errors import PlanError, nearest
 from shardsim.machine import Chip
 
 
@@ -43,6 +44,9 @@ class Passes:
     adds_in_place: bool = False
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
+    # Without prefetching, the gradient of a head with a table of its own is scattered before layers
+    # run back (llama2-7b and llama2-70b on v5p, llama3-70b on tpu7x; not in MaxText's programs).
+    tables_leave: bool = False
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
@@ -162,6 +166,7 @@ _EMITTED_SCARCE = Passes(
     gradients_waiting=0,
     cast_ahead=True,
     tables=1.0,
+    tables_leave=True,
     head_last="head",
     scores_bytes=4.0,
     ring_copies=1.0,
@@ -258,7 +263,12 @@ ADDS_UP_TO = 128
 
 
 def held_by(implementation: str, chip: Chip) -> Passes:
-    """Return what an implementation holds on a chip."""
+    """Return what an implementation holds on a chip.
+
+    Raises `PlanError` for an unknown one.
+    """
+    if implementation not in HOLDS:
+        raise PlanError(f"as: '{implementation}' is not possible{nearest(implementation, HOLDS)}")
     if chip.kind == "gpu" and implementation in ON_GPU:
         return ON_GPU[implementation]
     found = HOLDS[implementation]

@@ -115,9 +115,12 @@ def _apart(block: Block, layout: Layout) -> tuple[Block, ...]:
         return (block,)
     back: list[Task] = []
     weights: list[Task] = []
+    makers = {task.name for task in block.tasks if isinstance(task, Compute) and task.of_weights}
     for task in block.tasks:
         own = isinstance(task, Compute) and task.of_weights
-        own |= isinstance(task, Collective) and task.switch == "gradients_overlap"
+        if isinstance(task, Collective):
+            own = task.switch == "gradients_overlap"
+            own |= bool(task.partners) and makers.issuperset(task.partners)
         if not own or isinstance(task, Start | Await | Repeat | Copy):
             back.append(task)
             continue

@@ -182,7 +182,7 @@ def _beside(block: Block, copies: Sequence[Copy]) -> Block:
 def _fetched_ahead(block: Block, size: Number) -> Block:
     """Return a block of layers whose matrices lie in the host's memory: beside one layer the next
     one's are fetched, and those of the first before anything else."""
-    copy = _copy("fetch weights", size)
+    copy = Copy(name="fetch weights", host_bytes=size, moves="parameters")
     return replace(
         block,
         tasks=(

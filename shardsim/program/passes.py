@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from shardsim.errors import PlanError, nearest
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
@@ -127,18 +126,11 @@ ELSEWHERE = {"gpu": ON_GPU, "cpu": ON_HOST}
 USUAL: Mapping[str, str] = {"calibrated": "emitted", "compiler": "emitted", "physical": "ideal"}
 
 
-def check_implementation(name: str) -> None:
-    """Raise `PlanError` unless there is an implementation called `name`."""
-    if name not in IMPLEMENTATIONS:
-        raise PlanError(f"as: '{name}' is not possible{nearest(name, IMPLEMENTATIONS)}")
-
-
 def implemented(program: Program, name: str, machine: Machine, layout: Layout) -> Program:
     """Return what the implementation called `name` makes of a partitioned Program.
 
     `layout` is the one that the program was written for, a single plan or many.
     """
-    check_implementation(name)
     where = Where(machine=machine, layout=layout)
     blocks = program.blocks
     for rule in {**IMPLEMENTATIONS, **ELSEWHERE.get(machine.chip.kind, {})}[name]:

@@ -229,18 +229,24 @@ def update(work: Workload, layout: Layout) -> Block:
     weights = work.model.trained_tensors
     elements = stored_elements(weights, layout, state=True)
     state = state_bytes(work.optimizer, weights, layout, work.state_element_bytes)
-    away = state * work.offload_optimizer
+    copies = []  # one's beside others' update
+    if work.offload_optimizer:
+        copies.append(_both_ways("optimizer state", state))
     if work.offload_parameters:
         fetched = [tensor for tensor in weights if tensor.fetched]
-        away = away + stored_elements(fetched, layout) * work.parameter_bytes
-    fetch = Copy(name="fetch what is updated, and offload it", host_bytes=2.0 * away)
+        stored = stored_elements(fetched, layout) * work.parameter_bytes
+        copies.append(_both_ways("parameters", stored))
     work_of_it = Compute(
         name="optimizer update",
         kind="optimizer",
         hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
         vector_ops=elements * OPS_UPDATE,
     )
-    ahead, ended = [], []
-    if work.offload_optimizer or work.offload_parameters:  # one's copies beside others' update
-        ahead, ended = [Start(task=fetch)], [Await(name=fetch.name)]
+    ahead = (Start(task=copy) for copy in copies)
+    ended = (Await(name=copy.name) for copy in copies)
     return Block(name="update", phase="update", trips=1, tasks=(*ahead, work_of_it, *ended))
+
+
+def _both_ways(moves: str, size: Number) -> Copy:
+    """Return the copy of what is updated from the host's memory, and back to it."""
+    return Copy(name=f"fetch {moves}, and offload them", host_bytes=2.0 * size, moves=moves)

@@ -116,6 +116,7 @@ class Copy:
     hbm_bytes: Number = 0  # read from HBM and written to it
     host_bytes: Number = 0  # to or from the host's memory
     keeps: str = ""  # to the host's: what remat policies call it
+    moves: str = "activations"  # or "parameters", or "optimizer state"
     source: str = ""
 
 
@@ -236,12 +237,15 @@ class Schedule:
         """Return what one stage does, where stages have different numbers of layers: as of the
         fullest one, with fewer trips."""
         shares = self.pipeline.shares
-        return self.with_share(shares[stage]) if shares else self
+        if not shares:
+            return self
+        return self.with_share(shares[stage], head=stage in (-1, len(shares) - 1))
 
-    def with_share(self, share: float) -> Schedule:
+    def with_share(self, share: float, head: bool) -> Schedule:
         """Return the same with so many times the trips through layers.
 
-        Without any, what runs beside them for the head runs before it.
+        Without any, what runs beside them for the `head` is waited for: nothing of a stage is there
+        to hide it, as nothing hides the first gather of a pass over layers.
         """
         layers = {n for n, block in enumerate(self.blocks) if block.phase in STAGE_PHASES}
 
@@ -252,26 +256,44 @@ class Schedule:
                 return replace(item, times=item.times * share)
             return replace(item, body=tuple(map(scaled, item.body)))
 
-        beside = () if share else tuple(self._beside_the_head(layers))
-        blocks = (
-            replace(block, trips=block.trips * share)
-            if number in layers
-            else replace(block, tasks=(*beside, *block.tasks))
-            if block.phase == "head"
-            else block
-            for number, block in enumerate(self.blocks)
+        ahead, after = self.beside_the_head() if head and not share else ((), ())
+        last = max(
+            (n for n, block in enumerate(self.blocks) if block.phase == "reduction"), default=-1
         )
-        return replace(self, blocks=tuple(blocks), order=tuple(map(scaled, self.order)))
 
-    def _beside_the_head(self, layers: set[int]) -> Iterator[Move | Copy]:
-        """Yield what trips through layers do for the head, before it and after it."""
-        seen: set[str] = set()
-        for number in layers:
-            for task in self.blocks[number].tasks:
-                if isinstance(task, Start) and task.when.endswith("the head"):
-                    if task.name not in seen:
-                        seen.add(task.name)
-                        yield task.task
+        def own(number: int, block: Block) -> Block:
+            if number in layers:
+                return replace(block, trips=block.trips * share)
+            if block.phase == "head" and ahead:
+                return replace(block, tasks=(*ahead, *block.tasks))
+            if number == last and after:
+                return replace(block, tasks=(*after, *block.tasks))
+            return block
+
+        blocks = tuple(own(number, block) for number, block in enumerate(self.blocks))
+        return replace(self, blocks=blocks, order=tuple(map(scaled, self.order)))
+
+    def beside_the_head(self) -> tuple[tuple[Move | Copy, ...], tuple[Move | Copy, ...]]:
+        """Return what trips through layers do for the head: in each microbatch, and once a step,
+        which are sums over replicas."""
+        heads = sum(
+            visit.many * visit.times for visit in self.visits() if self._is_head(visit.block)
+        )
+        found: dict[str, tuple[Move | Copy, Number]] = {}
+        for visit in self.visits():
+            block = self.blocks[visit.block]
+            for task in block.tasks if block.phase in STAGE_PHASES else ():
+                if isinstance(task, Start) and (
+                    task.when.endswith("the head")
+                    or (task.when == "first" and block.phase == "weights")
+                ):
+                    _, before = found.get(task.name, (task.task, 0))
+                    found[task.name] = task.task, before + visit.trips(task.when)
+        each = {name for name, (_, times) in found.items() if np.all(np.equal(times, heads))}
+        return (
+            tuple(task for name, (task, _) in found.items() if name in each),
+            tuple(task for name, (task, _) in found.items() if name not in each),
+        )
 
     def visits(self) -> Iterator[Visit]:
         """Yield the visits to blocks, those of loops over several blocks once for all rounds."""

@@ -164,9 +164,11 @@ def _in_ticks(
 def _in_turns(schedule: Schedule, stage: int, stages: int, microbatches: int) -> Iterator[Line]:
     """Yield the same where a tick has one microbatch forward and one backward.
 
-    Rings close: in each tick every stage passes something on both ways.
+    Rings close: in each tick every stage passes something on both ways. Gradients of weights that
+    are apart are those of one microbatch on all stages, before a tick passes gradients on.
     """
-    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
+    phases = ("forward", "head", "backward", "weights")
+    visits = {phase: _visits(schedule, phase) for phase in phases}
     last = stages - 1
 
     def message(arriving: bool, way: int, microbatch: int) -> Message:
@@ -191,6 +193,10 @@ def _in_turns(schedule: Schedule, stage: int, stages: int, microbatches: int) ->
             if stage < last:
                 yield message(True, -1, back)
             yield from layers("backward", back == microbatches - 1)
+        made = tick - 2 * last
+        if visits["weights"] and 0 <= made < microbatches:
+            yield from layers("weights", made == microbatches - 1)
+        if 0 <= back < microbatches:
             yield message(False, -1, back)
 
 

@@ -12,6 +12,7 @@ from shardsim.cost.predict import CollectiveUse, Prediction, collective_uses
 from shardsim.cost.task_times import TaskTimes
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
+from shardsim.program.schedule import Copy, every
 from shardsim.simulate.collective import Span
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.player import TapeEngine
@@ -41,11 +42,13 @@ class StepEngine(TapeEngine):
     def uses(self, analytic: Prediction) -> tuple[CollectiveUse, ...]:
         """Return the collectives, summed as in the analytic prediction."""
         sums: dict[tuple[str, tuple[str, ...], str], Floats] = {}
+        tasks = [task for block in self.schedule.blocks for task, _, _ in every(block.tasks)]
+        copied = {task.name: task.moves for task in tasks if isinstance(task, Copy)}
         for spec, count in self.counts.items():
             if count == 0:  # of stages that are not shown
                 continue
             if isinstance(spec, str):
-                key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
+                key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), copied[spec])
                 sent = 0.0
             else:
                 key = (spec.kind, self.layout.mesh_axes(spec.role), spec.moves)

@@ -87,9 +87,9 @@ class TapeWriter:
                     names.extend((names[block], f"{names[block]}, its end"))
             return halves[block][closing]
 
-        def entries(line: Line) -> Iterator[Entry]:
+        def entries(line: Line, own: dict[int, int]) -> Iterator[Entry]:
             if isinstance(line, Trip):
-                yield Entry(trip=line)
+                yield Entry(trip=replace(line, block=own.get(line.block, line.block)))
             elif isinstance(line, Message):
                 block = place(line.arriving, line.leg)
                 trip = Trip(block=block, first=True, last=True, after=False, before=False)
@@ -97,15 +97,21 @@ class TapeWriter:
             elif (block := half(line.trip.block, line.closing)) >= 0:
                 yield Entry(trip=replace(line.trip, block=block))
 
-        scripts = tuple(
-            tuple(entry for line in script(schedule, stage) for entry in entries(line))
-            for stage in range(stages)
-        )
+        scripts = []
+        for stage in range(stages):
+            own: dict[int, int] = {}  # places of what this stage does otherwise than others
+            for number, block in enumerate(schedule.of_stage(stage).blocks):
+                if block.tasks is not schedule.blocks[number].tasks:
+                    own[number] = len(blocks)
+                    blocks.append(tuple(self._ops(block.tasks)))
+                    names.append(block.name)
+            lines = script(schedule, stage)
+            scripts.append(tuple(entry for line in lines for entry in entries(line, own)))
         return Tape(
             blocks=tuple(blocks),
             names=tuple(names),
             fixed=tuple(_fixed(ops) for ops in blocks),
-            scripts=scripts,
+            scripts=tuple(scripts),
             groups=self.groups,
             legs={role: tuple(sorted(names)) for role, names in self.legs.items()},
         )

@@ -77,7 +77,7 @@ def _summed(costs: list[CollectiveCost]) -> tuple[CollectiveUse, ...]:
     """Return the collectives, summed as in a prediction."""
     sums: dict[tuple[str, tuple[str, ...], str], np.ndarray[Any, Any]] = {}
     for cost in costs:
-        key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), "activations")
+        key: tuple[str, tuple[str, ...], str] = ("host-transfer", (), cost.task.moves)
         if isinstance(cost.task, Move):
             key = (cost.task.kind, cost.task.mesh_axes, cost.task.moves)
         row = np.array([cost.sent_bytes, cost.count, cost.time_s, cost.exposed_s], dtype=float)

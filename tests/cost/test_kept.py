@@ -14,8 +14,10 @@ from shardsim.cost.predict import predict
 from shardsim.model import Model
 from shardsim.plan import Plan, Precision, Remat, resolve
 from shardsim.plan.remat import POLICIES
+from shardsim.plan.split import stored_elements
 from shardsim.program.holds import HOLDS
 from shardsim.program.shapes import Workload
+from shardsim.simulate import simulate_plan
 
 FSDP_TENSOR = {"fsdp": {"x": 4}, "tensor": {"y": 4}}
 MODELS = {
@@ -115,6 +117,27 @@ def test_every_layer_of_a_round_is_offloaded(windows):
     plain = crossed([])
     assert plain > 0
     assert crossed(windows) == pytest.approx(plain, rel=1e-12)
+
+
+def test_what_crosses_to_the_host_is_called_what_it_is():
+    """Weights come forward and back, and are updated there with two float32 moments of each; what
+    layers read goes and comes. Events say the same."""
+    options = {"offload_optimizer": True, "offload_parameters": True}
+    plan = build(decoder(), "v5e:4x4", 64, FSDP_TENSOR, **options)
+    plan = replace(plan, remat=Remat.of(save=frozenset(), offload=frozenset({"layer_input"})))
+    hand, layout = Hand(plan, tensor=4, fsdp=4), resolve(plan)
+    weights = plan.model.trained_tensors
+    away = stored_elements([tensor for tensor in weights if tensor.fetched], layout) * 4
+    state = predict(replace(plan, offload_optimizer=False)).hbm["optimizer_bytes"]
+    for found in (predict(plan), simulate_plan(plan)):
+        uses = [use for use in found.collectives if use.kind == "host-transfer"]
+        assert {use.purpose: use.bytes_per_chip for use in uses} == pytest.approx(
+            {
+                "parameters": 4 * away,
+                "optimizer state": 2 * state,
+                "activations": 2 * hand.r * 2 * plan.model.layers,
+            }
+        )
 
 
 # Workspace.

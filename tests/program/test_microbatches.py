@@ -126,6 +126,17 @@ def test_a_loop_of_ticks_sends_and_keeps_what_it_runs_on_nothing(
         assert turns.hbm["activations_bytes"] / kept[1] == pytest.approx((2 * 4 - 1) / flying)
         assert turns.step_time_s == pytest.approx(predict(ticks).step_time_s)
         assert sent(replace(usual, pipeline_schedule="1f1b-ticks"), "weights") == gathers
+        # Gradients of weights apart: in as many ticks as there are microbatches, on all stages.
+        apart = replace(usual, pipeline_schedule="zb-h1-ticks")
+        assert sent(apart, "weights")["all-gather"] == gathers["all-gather"]
+        assert sent(apart, "weights")["reduce-scatter"] == usually["reduce-scatter"]
+        found = predict(apart).price
+        computed = [cost for cost in found.computes if "gradients of weights" in cost.block]
+        moved = [cost for cost in found.collectives if "gradients of weights" in cost.block]
+        made_s = sum(cost.unit_s + cost.memory_s + cost.overhead_s for cost in computed)
+        made_s += sum(cost.exposed_s for cost in moved)
+        saved_s = turns.step_time_s - found.step_time_s
+        assert saved_s == pytest.approx(3 / microbatches * made_s, rel=1e-6)
     # Both idle equally, but that in a loop the sends are part of a tick.
     bubbles = [predict(plan).time["bubble_s"] for plan in (ticks, usual)]
     assert bubbles[0] > bubbles[1] > 0.8 * bubbles[0]

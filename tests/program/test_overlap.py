@@ -187,8 +187,8 @@ def test_a_stage_without_layers_moves_what_the_head_needs_before_it() -> None:
         ),
     )
     end = Block(name="head", phase="head", trips=1, tasks=(product,))
-    whole = Schedule(blocks=(layer, replace(layer, name="other"), end), order=(0, 1, 2))
-    without = whole.with_share(0.0)
+    whole = Schedule(blocks=(layer, replace(layer, name="other"), end), order=(0, 2, 1))
+    without = whole.with_share(0.0, head=True)
     assert [block.trips for block in without.blocks] == [0.0, 0.0, 1]
     assert without.blocks[2].tasks == (head, late, product)
-    assert whole.with_share(0.5).blocks[2].tasks == (product,)
+    assert whole.with_share(0.5, head=True).blocks[2].tasks == (product,)

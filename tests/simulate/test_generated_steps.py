@@ -130,6 +130,37 @@ def test_events_of_stages_agree_with_the_closed_form(plan: Plan, costs: str) -> 
     assert found.step_time_s == pytest.approx(closed_s, rel=0.005, abs=one_s)
 
 
+@given(
+    st.sampled_from([(8, 0), (0, 8), (7, 1)]),
+    st.sampled_from([{"d": 8}, {"f": 8}, {"d": 2, "f": 4}]),
+    st.sampled_from(["forward", "1f1b", "zb-h1"]),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_head_without_layers_beside_it_waits_for_its_tables(
+    layers: tuple[int, int], inside: dict[str, int], schedule: str, weights: bool, gradients: bool
+) -> None:
+    """In a vocabulary as large as this one the head's stage is the one that others wait for."""
+    data = {
+        "model": {**MODEL, "layers": 8, "vocab": 65536, "sequence": 512},
+        "machine": "v5p:2x2x4",
+        "batch": 128,
+        "mesh": {"p": 2, **inside},
+        "rules": {
+            "parameters": {"layers": ["p"], "embed": ["f"] if "f" in inside else []},
+            "activations": {"batch": [*inside]},
+        },
+        "stage_layers": [*layers],
+        "microbatches": 4,
+        "forward_only": schedule == "forward",
+        "pipeline_schedule": "1f1b" if schedule == "forward" else schedule,
+        "overlap": {"weights": weights, "gradients": gradients},
+    }
+    found = simulate_plan(plan_from_data(data, "the head alone"))
+    assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
+
+
 @given(st.one_of(staged(), plans(models=MODELS, machines=MACHINES)))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_events_count_the_collectives_that_are_planned(plan: Plan) -> None:

@@ -9,6 +9,10 @@ import os
 # may find none, and the process is ended after 40 s. A dozen independent collectives of 8 devices
 # on one core stop with 8 and with 12 threads, and not with 16 (jaxlib 0.10.2). Idle ones are cheap.
 THREADS_PER_DEVICE = 8
+# XLA's CPU client knows collectives apart by their kind and group, and its usual scheduler lets
+# those that do not read each other run at once: several gradients of weights that are scattered in
+# a row meet each other's members, and the process is ended (jaxlib 0.10.2).
+ONE_BY_ONE = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 def thread_variables(devices: int) -> dict[str, str]:

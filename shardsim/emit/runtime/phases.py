@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shardsim.emit.runtime.apart import Apart
 from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
 from shardsim.emit.runtime.config import Data, Group, make_group
 from shardsim.emit.runtime.explicit import Explicit
@@ -311,8 +312,13 @@ def in_turns(
     Stage s of P runs microbatch m forward in tick m + s and back in tick m + 2 (P - 1) - s, the
     last stage in one tick, with the head between. So there are P - 1 ticks forward alone, as many
     of both as there are microbatches, and P - 1 back alone; in each a stage that has nothing to do
-    works on nothing. What layers keep for the way back lies in 2 P - 1 places. Return the loss, the
-    float32 gradients of layers and ends, and those of what the layers start from.
+    works on nothing. What layers keep for the way back lies in 2 P - 1 places.
+
+    Where gradients of weights are apart, those of microbatch m are made in tick m + 2 (P - 1) on
+    all stages, so that none is made of nothing; what they multiply waits in P places.
+
+    Return the loss, the float32 gradients of layers and ends, and those of what the layers start
+    from.
     """
     inside = opened(way) if way.plan["accumulation"] == "gathered" else way
     queue, parts = batch
@@ -335,8 +341,23 @@ def in_turns(
         how[:] = [tree, names]
         return y, [leaf for leaf, name in zip(leaves, names, strict=True) if name is None]
 
+    def kept_of(microbatch: Array, room: Sequence[Array], mine: Params) -> list[Array]:
+        """Return all that the way back of a microbatch reads."""
+        kept = iter([one[microbatch % places] for one in room])
+        return [next(kept) if name is None else mine[name] for name in how[1]]
+
+    def pulled(kept: Sequence[Array], gradient: Array) -> Any:
+        return jax.tree.unflatten(how[0], kept)(gradient)
+
+    def space(several: int, of: Sequence[Array]) -> list[Array]:
+        return [jnp.zeros((several, *one.shape), one.dtype) for one in of]
+
     _, kept = jax.eval_shape(keep, held, queue[0])
-    room = [jnp.zeros((places, *leaf.shape), leaf.dtype) for leaf in kept]
+    room, wait, apart = space(places, kept), [], None
+    if way.plan["weights_apart"]:
+        shapes = jax.eval_shape(kept_of, jnp.zeros((), int), room, held)
+        apart = Apart(pulled, shapes, queue[0])
+        wait = space(stages, apart.waiting)
 
     def forward(carry: Any, now: Array) -> tuple[Any, Array]:
         queue, arrived, room = carry
@@ -351,43 +372,60 @@ def in_turns(
         return (queue, arrived, room), y
 
     def back(carry: Any, room: list[Array], gradient: Array, now: Array) -> Any:
-        queue, made, sums = carry
+        queue, made, sums, wait = carry
         with jax.named_scope("stage_boundary"):
             arrived = lax.ppermute(made, way.stages.axes, [(to, come) for come, to in ring])
         mine, gradient = lax.optimization_barrier(
             (held, jnp.where(stage == last, gradient, arrived))
         )
         microbatch = now - 2 * last + stage
-        tree, names = how
-        kept = iter([one[microbatch % places] for one in room])
-        leaves = [next(kept) if name is None else mine[name] for name in names]
-        own, x = jax.tree.unflatten(tree, leaves)(gradient)
+        kept = kept_of(microbatch, room, mine)
+        if apart:
+            own, x, wait = apart.at_once(kept, gradient, wait, microbatch % stages)
+        else:
+            own, x = pulled(kept, gradient)
         busy = (microbatch >= 0) & (microbatch < many)
-        sums = {name: jnp.where(busy, value + own[name], value) for name, value in sums.items()}
+        added = {
+            name: jnp.where(busy, sums[name] + value, sums[name]) for name, value in own.items()
+        }
         place = jnp.clip(now - 2 * last, 0, many - 1)
         queue = queue.at[place].set(jnp.where((stage == 0) & busy, x, queue[place]))
-        return queue, x, sums
+        return queue, x, {**sums, **added}, wait
 
-    def both(carry: Any, now: Array) -> tuple[Any, None]:
-        queue, arrived, room, made, sums, of_ends, value = carry
+    def weights(carry: Any, room: list[Array], now: Array) -> Any:
+        queue, made, sums, wait = carry
+        if apart:
+            microbatch = now - 2 * last
+            own = apart.later(kept_of(microbatch, room, held), wait, microbatch % stages)
+            sums = {**sums, **{name: sums[name] + value for name, value in own.items()}}
+        return queue, made, sums, wait
+
+    def both(carry: Any, now: Array, full: bool) -> tuple[Any, None]:
+        queue, arrived, room, made, sums, wait, of_ends, value = carry
         (queue, arrived, room), y = forward((queue, arrived, room), now)
         part = {name: all_[now - last] for name, all_ in parts.items()}
         more, (gradients, gradient) = jax.value_and_grad(loss, (0, 1))(ends, y, part)
         of_ends = jax.tree.map(jnp.add, of_ends, in_sums(gradients))
-        queue, made, sums = back((queue, made, sums), room, gradient, now)
-        return (queue, arrived, room, made, sums, of_ends, value + more), None
+        backwards = back((queue, made, sums, wait), room, gradient, now)
+        queue, made, sums, wait = weights(backwards, room, now) if full else backwards
+        return (queue, arrived, room, made, sums, wait, of_ends, value + more), None
+
+    def only_back(carry: Any, now: Array, room: list[Array]) -> tuple[Any, None]:
+        return weights(back(carry, room, nothing, now), room, now), None
 
     nothing = jnp.zeros_like(queue[0])
     (queue, arrived, room), _ = lax.scan(
         lambda carry, now: (forward(carry, now)[0], None), (queue, nothing, room), jnp.arange(last)
     )
-    carry = queue, arrived, room, nothing, zeros(held), zeros(ends), jnp.zeros(())
-    carry, _ = lax.scan(both, carry, last + jnp.arange(many))
-    queue, _, room, made, sums, of_ends, value = carry
-    (queue, _, sums), _ = lax.scan(
-        lambda carry, now: (back(carry, room, nothing, now), None),
-        (queue, made, sums),
-        last + many + jnp.arange(last),
+    carry = queue, arrived, room, nothing, zeros(held), wait, zeros(ends), jnp.zeros(())
+    ticks = last + jnp.arange(many)
+    if apart:
+        carry, _ = lax.scan(partial(both, full=False), carry, ticks[:last])
+        ticks = ticks[last:]
+    carry, _ = lax.scan(partial(both, full=True), carry, ticks)
+    queue, _, room, made, sums, wait, of_ends, value = carry
+    (queue, _, sums, _), _ = lax.scan(
+        partial(only_back, room=room), (queue, made, sums, wait), last + many + jnp.arange(last)
     )
     return value, sums, of_ends, jnp.where(stage == 0, queue, 0)
 

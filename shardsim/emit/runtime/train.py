@@ -18,7 +18,7 @@ from shardsim.emit.runtime.collectives import scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
 from shardsim.emit.runtime.data import batch_shapes, whole_batch
 from shardsim.emit.runtime.explicit import Explicit
-from shardsim.emit.runtime.host import use_host_devices
+from shardsim.emit.runtime.host import ONE_BY_ONE, use_host_devices
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.optimizer import by_layer, in_float32, make_optimizer, merged, of, stored
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
@@ -339,6 +339,8 @@ class Trainer:
     def compiled(self, function: Any, *arguments: Any) -> Any:
         """Compile a step for its arguments (arrays or their shapes); it consumes its state."""
         options = self.plan["tpu_options"] if self.plan["platform"] == "tpu" else None
+        if self.plan["platform"] == "cpu" and self.plan["weights_apart"]:
+            options = ONE_BY_ONE
         jitted = jax.jit(function, donate_argnums=(0, 1))
         return jitted.lower(*arguments).compile(compiler_options=options)
 

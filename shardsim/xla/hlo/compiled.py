@@ -12,6 +12,7 @@ from shardsim.xla.hlo.between import Part
 from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.collect import CompiledCollective
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import UNKNOWN, Masks
 from shardsim.xla.hlo.module import Module
 from shardsim.xla.hlo.operations import Operation
 from shardsim.xla.hlo.steps import Steps
@@ -55,23 +56,25 @@ def read_hlo(
     mesh: Mapping[str, int],
     causal: bool | None = None,
     windows: Iterable[int] = (),
+    striped: bool = False,
 ) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
 
     HLO leaves out the numbers of large constants, among them the masks of attention kernels:
     `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
     counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`.
+    `striped`: of a sequence that devices share each has an early part and a late one.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
-    return read_module(parse_module(text), mesh, causal, windows)
+    masks = Masks(causal=causal, windows=tuple(sorted(set(windows) - {0})), striped=striped)
+    return read_module(parse_module(text), mesh, masks)
 
 
 def read_module(
     module: Module,
     mesh: Mapping[str, int],
-    causal: bool | None = None,
-    windows: Iterable[int] = (),
+    masks: Masks = UNKNOWN,
     slices: Sequence[Part] = (),
 ) -> CompiledProgram:
     """Read a parsed module, as `read_hlo` does.
@@ -85,7 +88,7 @@ def read_module(
     if module.partitions not in (None, devices):
         raise HloError(f"compiled for {module.partitions} devices, but the mesh has {devices}")
     check_module(module, mesh)
-    steps = Steps(module, dict(mesh), causal, tuple(sorted(set(windows) - {0})), tuple(slices))
+    steps = Steps(module, dict(mesh), masks, tuple(slices))
     schedule = Schedule(
         blocks=tuple(steps.blocks), order=tuple(steps.order), warnings=tuple(steps.warnings)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardsim.xla.hlo.constants import Constants
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.grouped import grouped_of
-from shardsim.xla.hlo.kernels import ELIDED, Executed
+from shardsim.xla.hlo.kernels import ELIDED, Executed, Masks
 from shardsim.xla.hlo.matmul import Matmul, matmul_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import FREE, KINDS
@@ -18,16 +18,11 @@ _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 
 
 class Costs:
-    """Costs of the instructions of a module; what a computation holds is found once.
+    """Costs of the instructions of a module; what a computation holds is found once."""
 
-    `causal` says whether attention kernels whose mask the text leaves out are causal; None: it is
-    not known. Some may have one of the `windows`.
-    """
-
-    def __init__(self, module: Module, causal: bool | None, windows: tuple[int, ...]) -> None:
+    def __init__(self, module: Module, masks: Masks) -> None:
         self.module = module
-        self.causal = causal
-        self.windows = windows
+        self.masks = masks
         self._matmuls: dict[str, tuple[Matmul, ...]] = {}
         self._kernels: dict[Instruction, Executed | None] = {}
         self._constants = Constants(module)
@@ -47,7 +42,7 @@ class Costs:
         table = self._constants.behind(computation, computation.operand(item, TABLE))
         try:
             literal = ELIDED if table is None else table.literal
-            return kernel.executed(literal, self.causal, self.windows)
+            return kernel.executed(literal, self.masks)
         except HloError as error:
             raise error.at(item.line) from None
 

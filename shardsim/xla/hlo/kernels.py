@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,19 @@ ELIDED = "{...}"  # what HLO prints in place of a constant of more than ten numb
 
 # Products whose contraction or width is the head_dim of queries and keys, and that of values.
 _PRODUCTS = {"fwd": (1, 1), "dkv": (2, 2), "dq": (2, 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """What is known of the masks of attention kernels, which the text of a module leaves out."""
+
+    causal: bool | None = None  # or whole (False); None: nobody knows
+    windows: tuple[int, ...] = ()  # some causal ones may see only so many tokens
+    # Where devices have parts of a sequence: each an early one and a late one (`plan.Context`).
+    striped: bool = False
+
+
+UNKNOWN = Masks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +75,16 @@ class Kernel:
         """Blocks of queries and of keys."""
         return self.q.dims[-2] // self.block[0], self.k.dims[-2] // self.block[1]
 
-    def executed(self, literal: str, causal: bool | None, windows: Sequence[int] = ()) -> Executed:
+    def executed(self, literal: str, masks: Masks) -> Executed:
         """Return what the kernel executes.
 
         `literal` is what the module writes for the second table. Where that is elided, the mask
-        is one that the caller knows: `causal` or none, or of one of the `windows`, whose table is
-        as narrow as it can be; if nobody knows (None), all blocks are counted, and `problem` says
-        so. Raises `HloError` if the operands belong to another mask.
+        is one of those that the caller knows, of a window as narrow a table as it can be; if nobody
+        knows, all blocks are counted, and `problem` says so. Raises `HloError` if the operands
+        belong to another mask.
         """
-        usual = [fraction for grid, fraction in self._masks(windows) if grid == self.table[1:]]
+        causal = masks.causal
+        usual = [fraction for grid, fraction in self._masks(masks) if grid == self.table[1:]]
         problem = ""
         if literal != ELIDED:
             fraction = self._counted(literal)
@@ -92,13 +106,16 @@ class Kernel:
             problem=problem,
         )
 
-    def _masks(self, windows: Sequence[int]) -> Iterator[tuple[tuple[int, int], float]]:
+    def _masks(self, masks: Masks) -> Iterator[tuple[tuple[int, int], float]]:
         """Yield the table of each mask that may be expected, and the part of all blocks it has."""
         if not self.positions:
             yield self.blocks, 1.0
             return
-        for window in (0, *windows):
+        for window in (0, *masks.windows):
             has = self._seen(window)
+            if masks.striped and not window:  # an early part and a late one take turns to be long
+                yield self.blocks, float((has.mean() + self._seen(0, before=0).mean()) / 2)
+                continue
             rows, columns = self.blocks
             if window and self.phase == "dkv":
                 rows = int(has.sum(axis=0).max())

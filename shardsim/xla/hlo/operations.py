@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shardsim.program.schedule import Copy, Work
 from shardsim.xla.hlo.costs import Costs
+from shardsim.xla.hlo.kernels import Masks
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.scopes import phase_of
@@ -61,9 +62,9 @@ class Operation:
 class Works:
     """Reads operations in their order: one without a name belongs to the phase before it."""
 
-    def __init__(self, module: Module, causal: bool | None, windows: tuple[int, ...]) -> None:
+    def __init__(self, module: Module, masks: Masks) -> None:
         self.module = module
-        self.costs = Costs(module, causal, windows)
+        self.costs = Costs(module, masks)
         self.phase = "forward"
 
     def read(self, computation: Computation, item: Instruction, trips: int) -> Operation | None:

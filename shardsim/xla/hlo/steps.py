@@ -16,6 +16,7 @@ from shardsim.xla.hlo.collect import (
     read_collective,
 )
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import Masks
 from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import ASYNC_DONE, FREE, FREE_TARGETS, KINDS, MOVES, TRANSFERS
@@ -52,8 +53,7 @@ class Steps:
 
     module: Module
     mesh: Mapping[str, int]
-    causal: bool | None  # as `Costs.causal`
-    windows: tuple[int, ...]  # as `Costs.windows`
+    masks: Masks
     slices: tuple[Part, ...] = ()  # what mesh axes have of several slices
     blocks: list[Block] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Steps:
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._works = Works(self.module, self.causal, self.windows)
+        self._works = Works(self.module, self.masks)
         self._open: dict[str, str] = {}  # what is started -> what is awaited, "" for nothing
         # Computation and number: the fusion that starts it, and the collective in that.
         self._chains: dict[tuple[str, str], tuple[str, Instruction]] = {}

@@ -25,6 +25,7 @@ from shardsim.xla.hlo.check import check_module
 from shardsim.xla.hlo.collect import CompiledCollective, custom_target
 from shardsim.xla.hlo.compiled import CompiledProgram, read_module
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import Masks
 from shardsim.xla.hlo.module import Module
 from shardsim.xla.inspect.mesh import devices_of, layout_of, mesh_of, placed, read_mesh
 from shardsim.xla.inspect.reasons import Reason, Reasons
@@ -276,7 +277,9 @@ class _Reader:
                 " and copies are listed with what they take alone"
             )
             return None, None
-        compiled = read_module(self.module, self.mesh, self.causal, slices=self.slices)
+        compiled = read_module(
+            self.module, self.mesh, Masks(causal=self.causal), slices=self.slices
+        )
         self.warnings.update(dict.fromkeys(compiled.schedule.warnings))
         if self.machine is None:
             self.not_said.append("any time: name the slice or the chip with --on")

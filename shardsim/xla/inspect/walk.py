@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from shardsim.xla.hlo.collect import CompiledCollective, read_collective
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import UNKNOWN
 from shardsim.xla.hlo.loops import trips_of
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS
@@ -43,7 +44,7 @@ class Walk:
     warnings: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._costs = Costs(self.module, None, ())
+        self._costs = Costs(self.module, UNKNOWN)
         self._visits = 0
         self._computation(self.module.computations[self.module.entry], 1)
 

@@ -12,6 +12,7 @@ from shardsim.ops.registry import RUNS
 from shardsim.xla.hlo.collect import custom_target, read_collective
 from shardsim.xla.hlo.costs import Costs
 from shardsim.xla.hlo.errors import HloError
+from shardsim.xla.hlo.kernels import UNKNOWN
 from shardsim.xla.hlo.matmul import Matmul
 from shardsim.xla.hlo.module import Computation, Instruction, Module
 from shardsim.xla.hlo.opcodes import KINDS, TRANSFERS
@@ -67,7 +68,7 @@ class Program:
         self._items: dict[str, tuple[Computation, Instruction]] = {}
         if module is None:
             return
-        self._costs = Costs(module, None, ())
+        self._costs = Costs(module, UNKNOWN)
         for computation in module.computations.values():
             for name, item in computation.instructions.items():
                 self._items[name] = computation, item

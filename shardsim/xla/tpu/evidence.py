@@ -56,7 +56,11 @@ class Evidence:
         self.predicted: Prediction = predict(self.costed)
         model = self.plan.model
         self.compiled: CompiledProgram = read_hlo(
-            compilation.text, mesh, causal=model.causal, windows=model.windows
+            compilation.text,
+            mesh,
+            causal=model.causal,
+            windows=model.windows,
+            striped=self.plan.context.order == "striped",
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
         self.collectives = Comparison(self.plan, self.compiled)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shardsim.cost.predict import predict
 from shardsim.ops.attend import SOFTMAX, Mask
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
-from shardsim.xla.hlo.kernels import Kernel
+from shardsim.xla.hlo.kernels import Kernel, Masks
 from shardsim.xla.hlo.shapes import parse_shape
 from shardsim.xla.tpu.evidence import Evidence
 from shardsim.xla.tpu.service import Compilation
@@ -207,8 +207,12 @@ def test_of_fewer_queries_than_keys_the_last_are_counted() -> None:
     )
     # Blocks 12 to 15 of queries see 13 to 16 of 16 blocks of keys.
     wanted = (13 + 14 + 15 + 16) / 64
-    assert kernel.executed("{...}", causal=True).matmuls[0].fraction == wanted
+    assert kernel.executed("{...}", Masks(causal=True)).matmuls[0].fraction == wanted
     assert Mask(causal=True).computed(8192, 2048) == pytest.approx(wanted)
+    # Of a striped order a device has parts 0 and 3 or 1 and 2: on average the same.
+    parts = [sum(range(4 * part + 1, 4 * part + 5)) / 64 for part in range(4)]
+    striped = kernel.executed("{...}", Masks(causal=True, striped=True)).matmuls[0].fraction
+    assert striped == (parts[0] + parts[3]) / 2 == (parts[1] + parts[2]) / 2
 
 
 def test_causal_blocks_of_any_size_are_counted() -> None:
@@ -235,10 +239,10 @@ def test_causal_blocks_of_any_size_are_counted() -> None:
             for column in range(columns)
         ]
         whole = kernel(wide, long, (1, rows, columns))
-        found = whole.executed("{...}", causal=True)
+        found = whole.executed("{...}", Masks(causal=True))
         assert found.matmuls[0].fraction == sum(pairs) / len(pairs)
         literal = "{ " + ", ".join(str(int(pair)) for pair in pairs) + " }"
-        assert whole.executed(literal, causal=None).matmuls == found.matmuls
+        assert whole.executed(literal, Masks(causal=None)).matmuls == found.matmuls
 
 
 @pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
@@ -269,11 +273,11 @@ def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> Non
         streamed_bytes=0.0,
         other_bytes=0.0,
     )
-    found = kernel.executed("{...}", causal=True, windows=(200, 1000))
+    found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000)))
     assert found.matmuls[0].fraction == pytest.approx(blocks.mean(), rel=1e-12)
     assert not found.problem
     with pytest.raises(HloError, match="its mask is not causal"):
-        kernel.executed("{...}", causal=True, windows=(1000,))
+        kernel.executed("{...}", Masks(causal=True, windows=(1000,)))
 
 
 @pytest.mark.parametrize(
