@@ -156,9 +156,6 @@ class Pairs(Hashable, Protocol):
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
 
-    def enlarged(self, tokens: int, gradient: bool) -> float:
-        """Return how many times as many pairs large blocks leave of a window."""
-
     def packed(self, tokens: int, rows: Sequence[Sequence[int]]) -> list[float]:
         """Return the share of the pairs of each row of several sequences."""
 

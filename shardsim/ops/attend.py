@@ -70,12 +70,6 @@ KERNELS = {
 BLOCK = 512
 
 
-# Queries and keys of a block, forward and backward, in windows of published runs: of five launch
-# scripts for v6e and tpu7x forward 1,024 by 1,024 in all, backward 512 to 2,048 by 2,048
-# (AI-Hypercomputer/tpu-recipes, gemma3-12b, gemma4-31b, gpt-oss-120b).
-LARGE_BLOCKS = ((1024, 1024), (1024, 2048))
-
-
 @dataclass(frozen=True)
 class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
@@ -108,29 +102,6 @@ class Mask:
         last = tokens if last is None else last
         pairs = self._in_blocks(tokens) - self._in_blocks(tokens - last)
         return np.minimum(pairs / (tokens * last), 1.0)
-
-    def enlarged(self, tokens: int, gradient: bool) -> float:
-        """Return how many times as many pairs a window has in blocks of `LARGE_BLOCKS` as in those
-        of `BLOCK`, counted in those that all causal pairs have in either: such blocks are chosen
-        where these take no longer in them.
-
-        >>> round(Mask(causal=True, window=128).enlarged(8192, gradient=True), 2)
-        2.89
-        """
-        if not self.window or not self.causal or tokens <= BLOCK:
-            return 1.0
-        queries, keys = LARGE_BLOCKS[gradient]
-        every = replace(self, window=0)
-        more = self._pairs(tokens, queries, keys) / float(self._in_blocks(tokens))
-        return float(more * every._in_blocks(tokens) / every._pairs(tokens, queries, keys))
-
-    def _pairs(self, tokens: int, queries: int, keys: int) -> float:
-        """Return the pairs in blocks of so many `queries` and `keys` that the mask leaves."""
-        first = np.arange(0, tokens, queries)
-        last = np.minimum(first + queries, tokens)
-        start = np.maximum(first - self.window + 1, 0) if self.window else 0 * first
-        blocks = (last - 1) // keys - start // keys + 1
-        return float(np.sum((last - first) * np.minimum(blocks * keys, tokens)))
 
     def _in_blocks(self, queries: Number) -> Number:
         """Return the pairs that a kernel computes for the first so many queries."""

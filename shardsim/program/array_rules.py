@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import KERNEL_MULTIPLE, LARGE_BLOCKS, SOFTMAX
+from shardsim.ops.attend import KERNEL_MULTIPLE, SOFTMAX
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
@@ -225,32 +225,6 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
             own_fraction=np.where(blocks, 1.0, task.own_fraction),
         )
         return [last]
-
-    return changed(block, change)
-
-
-def attend_in_large_blocks(block: Block, where: Where) -> Block:
-    """Attend to a window in the large blocks that launch scripts name where on-chip memory holds
-    the scores of one more than once: of each more than the window is computed.
-
-    Launch scripts of maxtext for v6e and tpu7x (`LARGE_BLOCKS` in `shardsim/ops/attend.py`).
-    """
-    scores = max(queries * keys for queries, keys in LARGE_BLOCKS) * SUM_BYTES
-    if (where.machine.chip.scoped_vmem_bytes or 0.0) <= 4.0 * scores:
-        return block
-
-    def change(task: Task) -> list[Task]:
-        if not attends(task) or task.enlarged == 1.0:
-            return [task]
-        return [
-            replace(
-                task,
-                fraction=task.fraction * task.enlarged,
-                last_fraction=task.last_fraction * task.enlarged,
-                own_fraction=np.minimum(task.own_fraction * task.enlarged, 1.0),
-                vector_ops=task.vector_ops * task.enlarged,
-            )
-        ]
 
     return changed(block, change)
 

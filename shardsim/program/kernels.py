@@ -63,7 +63,6 @@ def kernel(
         own_fraction=own,
         makes=op.out.keep,
         whole_fraction=whole,
-        enlarged=mask.enlarged(tokens, gradient) if mask and by_sequence is None else 1.0,
         hbm_bytes=moved,
         vector_ops=m * n * batch * share * ops,
         count=count,

@@ -17,7 +17,6 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.program.array_rules import (
     apply_activations_apart,
-    attend_in_large_blocks,
     attend_to_few,
     attend_to_whole_rows,
     attend_with_the_last,
@@ -83,7 +82,6 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # A training library, as MaxText's compiled programs do.
     "trainer": (
         attend_to_whole_rows,
-        attend_in_large_blocks,
         put_turned_pieces_in_order,
         gather_for_the_others,
         all_reduce_over_whole_slices,

@@ -40,7 +40,6 @@ class Compute(Work):
     last_fraction: Number = 1.0  # of attention: `fraction`, of the last queries as many as are here
     own_fraction: Number = 1.0  # of attention: `fraction`, of the keys that belong to its queries
     whole_fraction: Number = 0.0  # of attention by sequence: `fraction`, of whole rows
-    enlarged: float = 1.0  # of attention in a window: times as many pairs in large blocks
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel

@@ -20,7 +20,6 @@ from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError
 from shardsim.files import data_folder
 from shardsim.machine import parse_machine
-from shardsim.model import load_model
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
 from shardsim.plan.remat import Remat
 from shardsim.program.overlap import overlap
@@ -59,10 +58,6 @@ OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", "embed", overlap={"gradients": False
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
 # Attention through 16 frames.
 FRAMES = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, attention="flash")
-# Windows on a chip with the on-chip memory for large blocks.
-WINDOWS = build(
-    load_model("gemma3-4b"), "v6e:4x4", 16, {"fsdp": {"x": 4, "y": 4}}, attention="flash"
-)
 PACKED = load_plan("navit-packed")  # rows of several images, attended to one by one
 # Weights over the whole slice, none gathered ahead.
 WAITING = plan_from_data(
@@ -147,7 +142,6 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             TURNED,
             NARROW,
             FRAMES,
-            WINDOWS,
         )
         for block in written(plan).blocks
     ]

@@ -14,7 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import ModelError, PlanError
 from shardsim.model import load_model
 from shardsim.model.flops import attention_flops_per_token
-from shardsim.ops.attend import BLOCK, LARGE_BLOCKS, Mask
+from shardsim.ops.attend import BLOCK, Mask
 from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.simulate import simulate_plan
@@ -95,31 +95,3 @@ def test_windows_that_cannot_be_are_refused_with_what_can() -> None:
     plan = build(model, "v4:2x2x2", 32, where, microbatches=4)
     with pytest.raises(PlanError, match="layers over pipeline stages: 4 does not divide by 8"):
         check(plan, resolve(plan))
-
-
-def in_blocks(tokens: int, window: int, queries: int, keys: int) -> float:
-    """Return the share of pairs in blocks that have one that counts, pair by pair."""
-    blocks = seen(tokens, window).reshape(tokens // queries, queries, tokens // keys, keys)
-    return float(blocks.any((1, 3)).mean())
-
-
-@pytest.mark.parametrize(("window", "gradient"), [(128, False), (128, True), (1024, True)])
-def test_large_blocks_have_more_of_a_window(window: int, gradient: bool) -> None:
-    tokens, small = 8192, (BLOCK, BLOCK)
-    large = LARGE_BLOCKS[gradient]
-    more = in_blocks(tokens, window, *large) / in_blocks(tokens, window, *small)
-    every = in_blocks(tokens, 0, *large) / in_blocks(tokens, 0, *small)
-    assert Mask(True, window).enlarged(tokens, gradient) == pytest.approx(more / every, rel=1e-12)
-    assert Mask(True).enlarged(tokens, gradient) == 1.0
-
-
-def test_only_libraries_with_the_memory_for_it_attend_in_large_blocks() -> None:
-    model = replace(decoder(sequence=4096), windows=(128,))
-    times = {}
-    for machine in ("v5e:4x4", "v6e:4x4"):
-        plan = build(model, machine, 64, {"fsdp": {"x": 4, "y": 4}}, attention="flash")
-        for implementation in ("ideal", "trainer"):
-            found = predict(plan, implementation=implementation, costs="physical")
-            times[machine, implementation] = found.price.flops
-    assert times["v5e:4x4", "ideal"] == times["v5e:4x4", "trainer"]
-    assert times["v6e:4x4", "ideal"] < times["v6e:4x4", "trainer"]
