@@ -16,9 +16,9 @@ _UNMODELLED = {
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
     "window": "attention in a window, but of a size and in all but one of so many layers, is",
-    "enc_dec": "encoder-decoders are",
-    "enc_layers": "encoder-decoders are",
-    "cross_attention": "cross-attention is",
+    "enc_dec": "an encoder with a decoder that is no preset is",
+    "enc_layers": "an encoder with a decoder that is no preset is",
+    "cross_attention": "cross-attention of what is no preset is",
 }
 # Of keys that are not read these, by their names, would make another model or run of it.
 UNMODELLED_KEYS = (
@@ -67,8 +67,9 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     dims = row.get("dims") or {}
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
+    has = _of_preset(_preset(row))
     for key, value in dims.items():
-        if key == "window":  # a preset may have it
+        if key in has:
             continue
         if key in _UNMODELLED and (value is True or value not in (None, False, 0, 1)):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
@@ -82,6 +83,19 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(size := found.pop("sliding_window", found.get("window")), int | str) and size:
         found["window"] = {"size": size}
     return found
+
+
+def _preset(row: Mapping[str, Any]) -> Model | None:
+    """Return the preset that a row names, or None."""
+    try:
+        return load_model(str(row.get("model") or "model").strip())
+    except ModelError:
+        return None
+
+
+def _of_preset(preset: Model | None) -> set[str]:
+    """Return keys of `dims` of which a preset may be a model."""
+    return {"window"} | ({"cross_attention"} if preset and preset.prompt else set())
 
 
 def _plain_window(value: Any) -> bool:
@@ -208,7 +222,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "moe",
         "mla",
     }
-    unread -= {"tokens", "params_published", "note", "causal"}
+    unread -= {"tokens", "params_published", "note", "causal"} | _of_preset(_preset(row))
     for key in sorted(unread):
         if re.search(UNMODELLED_KEYS, key.lower()) and dims[key] not in (False, 0, "none"):
             raise FileError(f"dims.{key}: not modelled")
@@ -216,10 +230,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}
-    try:
-        preset = load_model(name.strip())
-    except ModelError:
-        preset = None
+    preset = _preset(row)
     same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
     windows = _windows(dims).get("windows") if _plain_window(dims.get("window")) else None
     experts = _experts(dims, sizes.get("layers", 0))

@@ -39,6 +39,8 @@ from shardsim.validate.words import (
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
+NO_BATCH = "global_batch: missing, and no per_device_batch either"
+SOME_TOKENS = "attention to some of the tokens only"
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
@@ -47,7 +49,7 @@ _UNMODELLED = (
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
-     "attention to some of the tokens only"),
+     SOME_TOKENS),
 )  # fmt: skip
 # What is not modelled of a whole run, by the words for it in anything a row says but its notes.
 _OTHER_RUNS = (
@@ -105,9 +107,7 @@ _WHOLE_LAYERS = (
     r"|(all|every|each|whole) (layers?|blocks?)\b.*"
 )
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
-_TENSOR_SIZES = (1, 2, 4, 8, 16)
-_CHIPS = (256, 512, 1024)
-_BATCHES = (4096, 16384, 65536)
+_TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
     "microbatches": "microbatches",
     "gradient_accumulation_steps": "microbatches",
@@ -137,6 +137,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("missing key 'chip'")
     library = library_of(str(row.get("source")))
     chip = load_chip(_chip_name(row, library))
+    if row.get("chips") and not any(row.get(key) for key in ("global_batch", "per_device_batch")):
+        raise FileError(NO_BATCH)
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -152,7 +154,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text):
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
     context = _context(said, split, model)
@@ -203,7 +205,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
         return data
     if batch is None:
-        raise FileError("global_batch: missing, and no per_device_batch either")
+        raise FileError(NO_BATCH)
     return (
         data
         | {"machine": machine.name, "batch": batch}
@@ -280,7 +282,11 @@ def _mesh(
         ]
         return {"mesh": {"fsdp": REST, "model": sizes}}
     mesh = split.sizes.mesh(machine, split.rest(machine.chip))
+    mesh = library.placed(mesh, machine) if library and machine.slices == 1 else mesh
     found = {axis.name: axis.size for axis in mesh}
+    groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
+    if batch == 1 < groups:
+        raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
         **_rules(split, set(found), machine.chip, library),
@@ -289,7 +295,6 @@ def _mesh(
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
     elif each := split.counts.get("microbatch"):
-        groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)

@@ -245,7 +245,7 @@ def test_how_a_context_axis_attends(changes: dict[str, Any], keys: str, order: s
         ({"optimizer": "Lion"}, "optimizer: lion is not modelled; choose from: adamw"),
         ({"dims": {"window": {"size": 9, "global_head": 512}}}, "dims.window: attention in a win"),
         ({"dims": {"num_experts": 8}}, "dims.num_experts: mixtures of experts are not modelled"),
-        ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention is not mod"),
+        ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention of wh"),
     ],
 )  # fmt: skip
 def test_what_would_fall_into_another_mechanism_is_refused(
