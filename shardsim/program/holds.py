@@ -42,6 +42,9 @@ class Passes:
     keeps_operands: bool = False
     # A microbatch's gradients are added to the sum one by one as they come (PyTorch's autograd).
     adds_in_place: bool = False
+    # Gradients of an MLP's weights come after those of scores that lie in HBM (vit-h-14 on v4 and
+    # vit-bigg on v5e, whose MLP stands after attention).
+    mlp_waits: bool = False
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Without prefetching, the gradient of a head with a table of its own is scattered before layers
@@ -196,6 +199,7 @@ _EMITTED = replace(
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,
+    mlp_waits=True,
     ring_waits=True,
     ring_results=1.0,
     ring_empty="every",

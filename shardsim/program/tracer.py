@@ -45,6 +45,7 @@ class Tracer:
     current: list[Step] = field(default_factory=list)
     earlier: list[Step] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
+    hidden: list[tuple[str, Array]] = field(default_factory=list)  # what gradients of MLPs read
 
     @property
     def waits(self) -> bool:
@@ -225,6 +226,9 @@ class Tracer:
             elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
                 times = 0.5
             beside = self.passing(f"{name}, summands", size, times)
+            if out.wide and not self.passes.ring_apart:  # one product is not added as it is made
+                more = replace(size, many=gathered[0].axes)
+                self.beside.append(self.passing(f"{name}, product", more, 0.5))
         else:
             size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
@@ -247,6 +251,8 @@ class Tracer:
             self.make(d, stored(op.out))
         if self.waits and op.product:
             self.wait(step)
+        if self.passes.mlp_waits and not self.ring:
+            self.wait_for_scores(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
         if not (self.signs and op.stream.fused_reads):
@@ -274,6 +280,17 @@ class Tracer:
             wide = self.passes.wide_tables and array.weight == "table"
             size = Size(array.dims, by_place(array, place), WIDE if wide else "reduce", summed)
             self.gradients[array.name] = (first, self.now, size)
+
+    def wait_for_scores(self, step: Step) -> None:
+        """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""
+        op = step.op
+        if op.product and any(array.weight for array in op.ins):
+            operands = [(array.name, array) for array in op.ins if not array.weight]
+            both = (*operands, (f"d {op.out.name}", op.out))
+            self.hidden += [(name, array) for name, array in both if "mlp" in array.dims]
+        elif op.unit == "attention" and not op.kernel:
+            for name, array in self.hidden:
+                self.touch(name, array)
 
     def wait(self, step: Step) -> None:
         """Let what gradients of weights multiply wait for the rings of the next products back."""

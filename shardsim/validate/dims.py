@@ -23,8 +23,18 @@ _UNMODELLED = {
 # Of keys that are not read these, by their names, would make another model or run of it.
 UNMODELLED_KEYS = (
     r"mtp|window|sliding|local|cross|^enc|^dec_|encoder|decoder_l|lora|adapter|frozen|freeze"
-    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout"
+    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout|attention_type|mixer"
 )
+# What other collections call the keys of `_DIMS`.
+_ALIASES = {
+    **dict.fromkeys(("n_layers", "num_layers"), "layers"),
+    **dict.fromkeys(("hidden_size", "embed_dim", "emb_dim"), "d_model"),
+    **dict.fromkeys(("n_heads", "num_heads"), "heads"),
+    **dict.fromkeys(("n_kv_heads", "num_kv_heads"), "kv_heads"),
+    **dict.fromkeys(("mlp_dim", "intermediate_size"), "d_ff"),
+    "head_dim": "d_head",
+    "vocab_size": "vocab",
+}
 # What a preset must agree in, with the row's key for it.
 _DIMS = {
     "layers": "layers",
@@ -63,7 +73,13 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
             continue
         if key in _UNMODELLED and (value is True or value not in (None, False, 0, 1)):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
-    found = {key: value for key, value in dims.items() if value is not None}
+    found: dict[str, Any] = {}
+    for key, value in dims.items():
+        name = _ALIASES.get(str(key), str(key))
+        if value is not None and name in found:
+            raise FileError(f"dims: '{key}' and '{name}' are one")
+        if value is not None:
+            found[name] = value
     if isinstance(size := found.pop("sliding_window", found.get("window")), int | str) and size:
         found["window"] = {"size": size}
     return found
@@ -101,7 +117,7 @@ def _windows(dims: Mapping[str, Any]) -> dict[str, list[int]]:
 def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
     """Return what a row says of its experts, or None of a model without."""
     said = dims.get("moe")
-    if said in (None, False, 0, 1):
+    if said is not True and said in (None, False, 0, 1):
         return None
     if not isinstance(said, Mapping):
         raise FileError(f"dims.moe: expected a mapping of keys, found {shown(said)}")
@@ -177,6 +193,8 @@ def _latent(dims: Mapping[str, Any]) -> dict[str, Any]:
 def sequence_of(row: Mapping[str, Any]) -> int | None:
     """Return the tokens per sequence that a row states, or None."""
     said = row.get("seq") or _dims(row).get("tokens")
+    if thousands := re.fullmatch(r"(\d+) ?k(\b.*)?", str(said).lower()):
+        return int(thousands[1]) * 1024  # of tokens "8k" are 8,192
     return whole(said, "seq") if said else None
 
 

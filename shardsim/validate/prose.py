@@ -60,6 +60,7 @@ _OTHER_RUNS = (
     (r"cross[- ]attention", "cross-attention"),
     (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
      "8-bit products, or work, in the forward pass only"),
+    (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
 )  # fmt: skip
 # Keys of a plan that a row in words may have as they are; others of its keys are words.
 _PLAN_KEYS = (
@@ -142,6 +143,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
     given = given if isinstance(given, Mapping) else {"kernel": given}
+    if given.get("window"):
+        raise FileError("attention.window: give it as dims.window")
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
@@ -163,7 +166,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
-    batch = _batch(row, machine, split.counts.get("microbatches", 1))
+    batch = _batch(row, machine, split.counts.get("microbatches", 1), sequence)
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
@@ -367,10 +370,19 @@ def _times(machine: Machine, slices: int) -> Machine:
     return replace(machine, slices=slices)
 
 
-def _batch(row: Mapping[str, Any], machine: Machine | None, steps: int) -> int | None:
+def _batch(
+    row: Mapping[str, Any], machine: Machine | None, steps: int, sequence: int
+) -> int | None:
     """Return sequences per step over all chips; per-device sizes may be fractions."""
-    if row.get("global_batch"):
-        return whole(row["global_batch"], "global_batch")
+    if said := row.get("global_batch"):
+        found = whole(said, "global_batch")
+        if "token" not in str(said).lower():
+            if re.search(r"\d\s*[mbt]\b", str(said).lower()):
+                raise FileError(f"global_batch: {shown(said)}: of tokens or of sequences?")
+            return found
+        millions = re.match(r"\s*(\d+) ?m", str(said).lower())  # "4M tokens" are 2^22
+        found = int(millions[1]) * 2**20 if millions else found
+        return max(1, round(found / sequence))
     if machine is None or not row.get("per_device_batch"):
         return None
     each = number(row["per_device_batch"], "per_device_batch")
@@ -411,7 +423,12 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     """Return the policy as a plan file holds it; None if the row does not say."""
     if isinstance(said, bool):
         return "full" if said else "none"
-    if isinstance(said, Mapping | list) and said:
+    if isinstance(said, list) and all(isinstance(one, str) for one in said):
+        said = f"custom: {', '.join(said)}"
+    elif isinstance(said, Mapping) and "policy" in said:
+        places = ", ".join(f"{key}={value}" for key, value in said.items() if key != "policy")
+        said = f"{said['policy']}: {places}"
+    elif isinstance(said, Mapping | list) and said:
         return said  # as in a plan file
     words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
     if not words or words.startswith(UNSAID):

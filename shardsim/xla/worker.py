@@ -36,7 +36,9 @@ def run(data: dict[str, Any], steps: int) -> dict[str, Any]:
     chosen = [
         plain[name] for name in ("batch", "sequence", "optimizer", "attention", "stages", "chunks")
     ]
-    key = json.dumps([data["model"], data.get("parts"), chosen, plain.get("rows"), steps])
+    key = json.dumps(
+        [data["model"], data["calls"], data.get("parts"), chosen, plain.get("rows"), steps]
+    )
     if key not in _references:
         _references[key] = _train({**data, "plan": plain}, None, steps)[:3]
     expected = _references[key]

@@ -915,7 +915,9 @@ MODELS["latte-parallel"] = {
     "attends": ["time", "all"],
     "pooling": "mean",
 }
-for _name in ("latte", "latte-parallel"):
+# One picture of 4 rows of 8 patches: along rows, then along columns.
+MODELS["axial"] = {**MODELS["latte"], "name": "axial", "image": 4, "width": 32}
+for _name in ("latte", "latte-parallel", "axial"):
     MODELS[_name] = {k: v for k, v in MODELS[_name].items() if k != "sequence"}
 _FC, _ON_FC = {"fsdp": 2, "context": 4}, _B | {"seq": ["context"]}
 
@@ -945,6 +947,7 @@ VIDEOS: dict[str, Plan] = {
     "through time, ring": make(
         "latte", _C4, {"embed": ["context"]}, _ON_C4, **_context(keys="ring"), microbatches=2
     ),
+    "rows and columns switched": make("axial", _C4, {}, _ON_C4, **_context(keys="dsp")),
     "through time, fsdp": make("latte", _F, {"embed": ["fsdp"]}, _B, remat="none"),
 }
 
