@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NoReturn
 
 import click
@@ -17,7 +18,8 @@ from shardsim.views.table import Table
 @click.option(
     "--runs",
     type=click.Path(dir_okay=False),
-    help="A file of runs in the format of shardsim's own; those that ship with it if left out.",
+    help="A file of runs in the format of shardsim's own; `experts`: those that ship with it of "
+    "mixtures of experts; the others that ship with it if left out.",
 )
 @click.option(
     "--op-costs",
@@ -55,6 +57,7 @@ def validate(
       shardsim validate
       shardsim validate --op-costs both
       shardsim validate --runs my_runs.yaml --json
+      shardsim validate --runs experts
       shardsim validate --measured
       shardsim validate --effects
     """
@@ -64,8 +67,11 @@ def validate(
     if measured is not None:
         _measured(measured or None, runs, as_json)
         return
+    from shardsim.validate.runs import EXPERTS
     from shardsim.validate.runs import validate as run
 
+    if runs == "experts" and not os.path.exists(runs):
+        runs = str(EXPERTS)
     result = run(runs, "calibrated" if op_costs == "both" else op_costs)
     other = run(runs, "compiler") if op_costs == "both" else None
     if not result.rows:

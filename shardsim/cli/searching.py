@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from math import lcm
 from typing import Any
 
 import click
@@ -28,6 +30,8 @@ from shardsim.cli.output import (
 )
 from shardsim.cli.planning import OP_COSTS, training_options
 
+USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, section 3.4.1)
+
 
 @click.command()
 @click.argument("model")
@@ -39,7 +43,9 @@ from shardsim.cli.planning import OP_COSTS, training_options
     help="v4:8x8x16, 2*v5p:8x8x8, v5e-256; several with commas; v5p:* for all its usual sizes.",
 )
 @click.option(
-    "--batch", required=True, type=whole, help="Sequences (images) per step, all chips: 4096, 64k."
+    "--batch",
+    type=whole,
+    help="Sequences (images) per step, all chips: 4096, 64k; four million tokens if left out.",
 )
 @click.option("--seq", type=whole, help="Tokens per sequence; the model's own if left out.")
 @click.option("--top", default=10, show_default=True, type=whole, help="How many plans to show.")
@@ -105,7 +111,7 @@ from shardsim.cli.planning import OP_COSTS, training_options
 def plan(
     model: str,
     slices: str,
-    batch: int,
+    batch: int | None,
     seq: int | None,
     top: int,
     objective: str,
@@ -168,6 +174,9 @@ def plan(
         tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
         if len(machines) == 1:
             tell_unused("one slice is searched in this process", "workers", "scheduler")
+    if batch is None:
+        batch = _usual_batch(seq or wanted.sequence, [one.devices for one in machines])
+        note(f"batch {batch:,}: about four million tokens, as --batch is not given")
     held: dict[str, Any] = {}
     for key, value in map(parse_assignment, fix):
         if key in held:
@@ -262,6 +271,16 @@ def plan(
             several = f"none on these slices; on {of.machine.name}: " if len(machines) > 1 else ""
             note(several + none_found(of, question, held, again))
         sys.exit(1)
+
+
+def _usual_batch(sequence: int, devices: Sequence[int]) -> int:
+    """Return the least multiple of all numbers of devices that has USUAL_TOKENS in a step.
+
+    >>> _usual_batch(4096, [64]), _usual_batch(8192, [1024, 512])
+    (1024, 1024)
+    """
+    each = lcm(*devices)
+    return -(-USUAL_TOKENS // (sequence * each)) * each
 
 
 def _show(

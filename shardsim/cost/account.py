@@ -43,7 +43,7 @@ class Held:
 
 def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    how = "kernel" if work.attention == "flash" else "rows"
+    how = "kernel" if work.attention in ("flash", "flash-2048") else "rows"
     return Measure(
         Sizes(work, layout, tiles),
         float(work.wire_bytes),

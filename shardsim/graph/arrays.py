@@ -99,7 +99,8 @@ class Stream:
     `passes` arrays of that size cross HBM and `ops` float32 operations are done for each element.
     `fused` operations run in the end of the matmul that makes the op's first operand; those of the
     gradient in the end of the matmul that makes the gradient of its result, with `fused_reads`
-    more arrays read there.
+    more arrays read there. Of copies of tokens, `beside` passes are more where those of a token lie
+    side by side.
     """
 
     passes: float = 0.0
@@ -109,6 +110,8 @@ class Stream:
     fused: float = 0.0
     fused_gradient: float = 0.0
     fused_reads: float = 0.0
+    beside: float = 0.0
+    beside_gradient: float = 0.0
     by_head: bool = False  # a norm of each head of queries or keys
     apart: Apart | None = None  # where nothing is fused into matmuls, if that differs
 
@@ -152,6 +155,9 @@ class Pairs(Hashable, Protocol):
     @property
     def local(self) -> bool:
         """Whether every device has all keys that its queries see."""
+
+    def back(self) -> Pairs:
+        """Return the pairs of the gradient's kernel, in its blocks."""
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of all pairs that a fused kernel computes."""
@@ -203,9 +209,9 @@ class Op:
     would do later.
 
     A `relay` is its operand, where another array is stored. Products of experts have rows in
-    groups, each of which starts a new tile of `tile` rows. Model FLOPs leave out what is not
-    `counted`, and of an op that has them take its `counts`. `dtype` is a product's format, where it
-    is not the plan's.
+    groups: each costs a tile of rows more, where they are cut in tiles (`tile`). Model FLOPs leave
+    out what is not `counted`, and of an op that has them take its `counts`. `dtype` is a product's
+    format, where it is not the plan's.
 
     What mesh axes split in it follows from its arrays, but for those in `over`. Operands that it
     wants whole over axes in `passed` come round them piece by piece. A product of scores, or with
@@ -225,7 +231,7 @@ class Op:
     eager: bool = False
     call: str = ""
     relay: bool = False
-    tile: int = 0
+    tile: bool = False
     counted: bool = True
     counts: Counted | None = None
     dtype: str = ""

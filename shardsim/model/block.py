@@ -9,7 +9,16 @@ from shardsim.graph.arrays import Array, Dims, Op, weights_of
 from shardsim.graph.build import Builder, stream
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
-from shardsim.ops.attend import GLOBAL_HEADS, GLOBAL_KV, HEADS, KV, Mask, attend
+from shardsim.ops.attend import (
+    BLOCKS,
+    GLOBAL_HEADS,
+    GLOBAL_KV,
+    HEADS,
+    KERNELS,
+    KV,
+    Mask,
+    attend,
+)
 from shardsim.ops.cross import cross_attend, cross_keys, memory
 from shardsim.ops.delta import KEYS as DELTA_KEYS
 from shardsim.ops.delta import VALUES as DELTA_VALUES
@@ -84,7 +93,8 @@ class Block(Builder):
         super().__init__()
         self.experts = experts
         chosen = model.index.top if model.index else 0
-        self.mask = Mask(causal=model.causal, window=window, along=along, chosen=chosen)
+        blocks = KERNELS[attention].blocks if attention in KERNELS else BLOCKS
+        self.mask = Mask(model.causal, window, along, chosen, blocks)
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads

@@ -47,27 +47,31 @@ APART = Apart(passes=8.0, gradient_passes=7.0)
 APART_MASKED = Apart(passes=10.5, gradient_passes=14.0)
 
 
+# A fused kernel skips the blocks of so many queries and keys that a mask leaves empty, forward and
+# back; others are whole.
+BLOCKS = (512, 512)
+
+
 @dataclass(frozen=True)
 class Fused:
-    """A fused kernel: how many times the operations of a plain softmax it takes, and whether they
-    run beside its products or in turn with them."""
+    """A fused kernel: how many times the operations of a plain softmax it takes, whether they run
+    beside its products or in turn with them, and its blocks."""
 
     operations: float
     beside: bool
+    blocks: tuple[int, int] = BLOCKS
 
 
 # "flash" is today's kernel (splash attention). "flash-2023" is the first one
 # (`pallas.ops.tpu.flash_attention`, blocks of 512): fitted to MaxText's runs of that year on v5e,
 # whose matmuls reach the same share of the peak, attention being 8 % of the products or 4 %, with 6
-# times the operations, and no more than a large matmul on its own (0.933) with 5.
+# times the operations, and no more than a large matmul on its own (0.933) with 5. "flash-2048" is
+# today's with the blocks that MaxText's recipes for v6e and tpu7x ask for.
 KERNELS = {
     "flash": Fused(operations=1.0, beside=True),
+    "flash-2048": Fused(operations=1.0, beside=True, blocks=(1024, 2048)),
     "flash-2023": Fused(operations=5.0, beside=False),
 }
-
-# A fused kernel skips the blocks of so many queries and keys that a mask leaves empty; others are
-# whole.
-BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,19 @@ class Mask:
 
     Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
     `along` "space", in the same frame, or "time", at the same location, where it is not "". Of all
-    keys so many may be `chosen`: those count, and kernels compute all.
+    keys so many may be `chosen`: those count, and kernels compute all. These have `blocks` of so
+    many queries and keys, forward and back.
     """
 
     causal: bool
     window: int = 0
     along: str = ""
     chosen: int = 0
+    blocks: tuple[int, int] = BLOCKS
+
+    def back(self) -> Mask:
+        """Return the mask of the gradient's kernel."""
+        return replace(self, blocks=self.blocks[::-1])
 
     @property
     def local(self) -> bool:
@@ -92,12 +102,13 @@ class Mask:
     def to_data(self) -> dict[str, Any]:
         """Return it as plain data."""
         along = {"along": self.along} if self.along else {}
-        return {"causal": self.causal, "window": self.window, **along}
+        blocks = {"blocks": self.blocks} if self.blocks != BLOCKS else {}
+        return {"causal": self.causal, "window": self.window, **along, **blocks}
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
         queries, or of the `last` so many, which see most."""
-        if not self.causal or tokens <= BLOCK:
+        if not self.causal or tokens <= self.blocks[0]:
             return 1.0
         last = tokens if last is None else last
         pairs = self._in_blocks(tokens) - self._in_blocks(tokens - last)
@@ -105,14 +116,15 @@ class Mask:
 
     def _in_blocks(self, queries: Number) -> Number:
         """Return the pairs that a kernel computes for the first so many queries."""
-        blocks, rest = queries // BLOCK, queries % BLOCK
+        size = self.blocks[0]
+        blocks, rest = queries // size, queries % size
         last = self._of_blocks(blocks + 1) - self._of_blocks(blocks)
-        return (self._of_blocks(blocks) * BLOCK + last * rest) * BLOCK
+        return (self._of_blocks(blocks) * size + last * rest) * size
 
     def _of_blocks(self, blocks: Number) -> Number:
         """Return the blocks of keys that a kernel computes for the first so many of queries: of
         each its own and those before, as far as a window goes."""
-        seen = 1 + -(-(self.window - 1) // BLOCK) if self.window else np.inf
+        seen = 1 + -(-(self.window - 1) // self.blocks[0]) if self.window else np.inf
         full = np.minimum(blocks, seen)
         return full * (full + 1) / 2.0 + (blocks - full) * full
 
@@ -123,16 +135,17 @@ class Mask:
         >>> Mask(causal=False).packed(2048, [[1024, 1024], [512, 512, 1000]])
         [0.5, 0.375]
         """
-        if tokens <= BLOCK:
+        size = self.blocks[0]
+        if tokens <= size:
             return [1.0] * len(rows)
         shares = []
         for row in rows:
             ends = np.cumsum(row)
-            first, last = (ends - row) // BLOCK, (ends - 1) // BLOCK
+            first, last = (ends - row) // size, (ends - 1) // size
             blocks = last - first + 1
             done = self._of_blocks(blocks) if self.causal else blocks**2
             both = np.sum(first[1:] == last[:-1])  # where two sequences meet inside a block
-            shares.append(float(done.sum() - both) / (tokens / BLOCK) ** 2)
+            shares.append(float(done.sum() - both) / (tokens / size) ** 2)
         return shares
 
     def alone(self, lengths: Sequence[int]) -> list[float]:
@@ -300,6 +313,10 @@ def softmax_attention(q: Any, k: Any, v: Any, mask: Any, name: Any, sinks: Any =
 
 
 BLOCKS_OF_MASK = ("data_next", "mask_next", "block_mask")  # the kernel's: [heads, queries, keys]
+BLOCKS_OF = (
+    ("block_q", "block_kv"),
+    ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"),
+)
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
 CUDNN_MULTIPLE = 8  # of cuDNN's sequence
 
@@ -358,10 +375,12 @@ def kernel_attention(
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
     length = tokens + more
-    block = next(size for size in (512, 256, KERNEL_MULTIPLE) if length % size == 0)
-    blocks: dict[str, Any] = dict.fromkeys(
-        [f"block_{name}" for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")], block
-    )
+    blocks: dict[str, Any] = {}
+    for names, most in zip(BLOCKS_OF, mask.get("blocks", (512, 512)), strict=True):
+        size = next(
+            size for size in (2048, 1024, 512, 256, 128) if size <= most and length % size == 0
+        )
+        blocks |= dict.fromkeys(names, size)
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)

@@ -19,15 +19,16 @@ from shardsim.graph.arrays import Array, Dims, Op, Stream, einsum, linear
 from shardsim.graph.build import TOKENS, Builder
 from shardsim.ops.lazy import jax, jnp
 
-# Copies are read and written as they are sorted; so are their gradients, which are summed.
-SORT = Stream(passes=2.0, ops=1.0, gradient_passes=2.0, gradient_ops=1.0)
-# Copies of one token lie side by side in the eight sublanes of a vector register, whose rest is
-# empty. To add them up takes so many operations for each sublane beside the passes, to spread and
-# compare a gradient so many: libtpu 0.0.42.1 counts 14 to 15 and 8 on tpu7x (4 copies of 2,880 and
-# 8 of 2,816, 4,096 and 7,168), 9 to 25 where v5p and v6e add 2 copies of 4,096. By itself the sum
-# of 2, 4 or 8 copies of 4,096 takes the same cycles, in bf16 and float32: 7 operations on tpu7x, 10
-# on v5p, 22 on v6e. So the eight sublanes are certain, how long they take is to a factor of two.
-SUBLANES, ADDED, SPREAD = 8, 14.0, 8.0
+# Copies are read and written as they are sorted; of their gradients those of a token are looked up,
+# and added. Where results are added so are they, and what each counts is a sum over its width.
+SORT = Stream(passes=2.0, ops=1.0, gradient_passes=3.0, gradient_ops=1.0)
+# Copies of one token lie apart, choice by choice. Side by side they lie in the eight sublanes of a
+# vector register, whose rest is empty; then libtpu 0.0.42.1 counts so many passes more of whole
+# sublanes on tpu7x: to repeat tokens, to add the gradients of copies, to add results, and for the
+# gradients of those (MaxText's `permute` and `unpermute`, 8 copies of 4,096 and 7,168, 2 and 4 of
+# 4,096; a third as many to as many on v5p and v6e).
+SUBLANES = 8
+REPEATED, REPEATED_GRADIENT, ADDED, ADDED_GRADIENT = 4.1, 11.8, 3.4, 2.9
 MASK = Stream(passes=1.0, ops=2.0)  # which place is whose
 SHARES = Stream(passes=1.0, ops=2.0, gradient_passes=1.0, gradient_ops=2.0)
 
@@ -80,8 +81,10 @@ def dispatch(
     else:
         view = tokens.view("expert", "batch", "slot", "embed", seq="slot")
         order = choices.view("batch", "slot", "top", seq="slot")
-        added = SORT.gradient_ops + ADDED * sublanes(top) / top
-        build.add(Op((view, order), copies, (order,), stream=replace(SORT, gradient_ops=added)))
+        share = sublanes(top) / top
+        more, back = REPEATED * share, REPEATED_GRADIENT * share
+        stream = replace(SORT, beside=more, beside_gradient=back)
+        build.add(Op((view, order), copies, (order,), stream=stream))
     brought = replace(copies, name="slots", keep="rest", lies="slots")
     if capacity:
         return relay(build, copies, brought)
@@ -115,13 +118,15 @@ def combine(
         build.add(replace(einsum(shares, returned, total), counted=False))
     else:
         view = returned.view("expert", "batch", "seq", "embed", slot="seq")
-        # All copies are brought back in order, then read, weighted and added.
-        each = 3.0 * top + 1.0
+        # All copies are brought back in order, then read, weighted and added. Back the gradient is
+        # looked up for each, then read with what it goes to, and written.
         taken = Stream(
-            passes=each,
-            ops=2.0 * top + ADDED * sublanes(top),
-            gradient_passes=each + top,
-            gradient_ops=4.0 * top + SPREAD * sublanes(top),
+            passes=3.0 * top + 1.0,
+            ops=0.5 * top,
+            gradient_passes=5.0 * top,
+            gradient_ops=2.0 * top,
+            beside=ADDED * sublanes(top),
+            beside_gradient=ADDED_GRADIENT * sublanes(top),
         )
         build.add(Op((view, chances), total, (view, chances), stream=taken))
     relay(build, total if not grouped else total.view(*out.dims, chunk="seq"), out)
@@ -171,28 +176,65 @@ def rooms(copies: int, members: int, padding: float) -> int:
     return min(copies, int(-(-copies * padding // members)))
 
 
-def copies_of(member: Any, members: int, room: int) -> tuple[Any, Any]:
+def places_of(member: Any, members: int, room: int) -> Any:
     """Return the place of each copy among rooms of equal size, one for the `member` that it goes
-    to, and whether there is one: the others are dropped."""
+    to; those for which there is none, which are dropped, are beyond the last."""
     one = jax.nn.one_hot(member, members, dtype=jnp.int32)
     before = jnp.sum((jnp.cumsum(one, 0) - one) * one, -1)
-    there = before < room
-    return jnp.where(there, member * room + before, members * room), there
+    return jnp.where(before < room, member * room + before, members * room)
 
 
-def delivered(tokens: Any, top: int, place: Any, many: int) -> Any:
-    """Return copies of tokens [tokens, embed] in `many` places; empty ones are 0."""
-    copies = jnp.repeat(tokens, top, 0)
-    return jnp.zeros((many, tokens.shape[1]), tokens.dtype).at[place].set(copies, mode="drop")
+def look_up(rows: Any, places: Any, all_there: bool) -> Any:
+    """Return rows [rows, n] at `places`; where not `all_there`, 0 for places beyond the last."""
+    return rows[places] if all_there else rows.at[places].get(mode="fill", fill_value=0)
 
 
-def put_back(rows: Any, order: Any, many: int) -> Any:
-    """Return rows that were taken in an order out of `many`, where they were; others are 0."""
-    return jnp.zeros((many, rows.shape[1]), rows.dtype).at[order].set(rows)
+def by_choice(rows: Any, places: Any, tokens: int, all_there: bool) -> list[Any]:
+    """Return [tokens, n] in float32 for each choice of a token, from where its copies are."""
+    copies = look_up(rows, places, all_there).reshape(-1, tokens, rows.shape[-1])
+    return [one.astype(jnp.float32) for one in copies]
 
 
-def weighted(copies: Any, there: Any, chances: Any) -> Any:
-    """Return the sum over the copies of a token of each times its chance, of those that are
-    `there`."""
-    kept = jnp.where(there.reshape(chances.shape), chances, 0).reshape(-1, chances.shape[-1])
-    return jnp.einsum("tkd,tk->td", copies.reshape(*kept.shape, -1), kept.astype(copies.dtype))
+def in_order(x: Any, order: Any, places: Any, all_there: bool) -> Any:
+    """Return copies of tokens x [tokens, n] in an `order` of their numbers, [rows, n].
+
+    Copy c is of token c % tokens: first choices come first. `places` are the rows of all copies.
+    Where not `all_there` rows of a number, and copies with a place, beyond the last are empty. The
+    gradient is looked up and added; that of a look-up would be scattered.
+    """
+    tokens = len(x)
+
+    def run(x: Any, order: Any, places: Any) -> Any:
+        token = order % tokens
+        token = token if all_there else jnp.where(order < len(places), token, tokens)
+        return look_up(x, token, all_there)
+
+    def gradient(kept: Any, g: Any) -> Any:
+        return sum(by_choice(g, kept, tokens, all_there)).astype(g.dtype), None, None
+
+    taken = jax.custom_vjp(run)
+    taken.defvjp(lambda x, order, places: (run(x, order, places), places), gradient)
+    return taken(x, order, places)
+
+
+def combined(made: Any, chances: Any, order: Any, places: Any, all_there: bool) -> Any:
+    """Return the sum over the copies of a token of each row of `made` [rows, n] times its chance,
+    of chances [tokens, choices]; `order` and `places` are as in `in_order`."""
+    tokens, top = chances.shape
+
+    def run(made: Any, chances: Any, order: Any, places: Any) -> Any:
+        copies = by_choice(made, places, tokens, all_there)
+        wide = chances.astype(jnp.float32)
+        return sum(copies[i] * wide[:, i, None] for i in range(top)).astype(made.dtype)
+
+    def gradient(kept: Any, g: Any) -> Any:
+        made, chances, order, places = kept
+        back = g[order % tokens].astype(jnp.float32)
+        each = look_up(chances.T.reshape(-1, 1).astype(jnp.float32), order, all_there)
+        counts = jnp.sum(back * made.astype(jnp.float32), -1, keepdims=True)
+        of_chances = look_up(counts, places, all_there).reshape(top, tokens).T
+        return (back * each).astype(made.dtype), of_chances.astype(chances.dtype), None, None
+
+    adding = jax.custom_vjp(run)
+    adding.defvjp(lambda *given: (run(*given), given), gradient)
+    return adding(made, chances, order, places)

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Dims, einsum, weight
 from shardsim.graph.build import Builder, vector
 from shardsim.ops.activate import activation
-from shardsim.ops.exchange import (
-    ROUTED,
-    copies_of,
-    delivered,
-    masks,
-    put_back,
-    rooms,
-    weighted,
-)
+from shardsim.ops.exchange import ROUTED, combined, in_order, masks, places_of, rooms
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 from shardsim.ops.route import chosen
@@ -25,11 +17,22 @@ from shardsim.ops.route import chosen
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
-# Rows of one tile of a grouped matmul (megablox's default). The last tile of an expert is half
-# empty on average.
-TILE = 512
-WIDE_TILE = 1024  # its other sides, as MaxText has them
 LANES = 128
+WIDE_TILE = 1024  # columns of a tile of a grouped matmul, as MaxText has them
+
+
+def row_tile(rows: Any) -> Any:
+    """Return the rows of a tile of a grouped matmul, for so many `rows` an expert: about a quarter
+    of them, from 128 to 512, as Tokamax's tuned tiles for TPU are (openxla/tokamax at 099096d3,
+    ragged_dot/pallas_mosaic_tpu.py); megablox's own are of 512.
+
+    A tile that two experts share is multiplied with the matrices of both (`make_group_metadata` of
+    JAX's megablox), so that each expert costs a tile more than its rows.
+
+    >>> [row_tile(rows) for rows in (512, 1024, 2560)]
+    [128, 256, 512]
+    """
+    return LANES * (1 + (rows >= 8 * LANES) + 2 * (rows >= 16 * LANES))
 
 
 def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:
@@ -40,19 +43,18 @@ def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by:
     """
     rows: Dims = slots.dims[1:-1]
     names = ("expert_in", "expert_gate") if gated else ("expert_in",)
-    tile = TILE if sorted_by else 0
     parts = []
     for name in names:
         out = Array(f"{name} result", ("expert", *rows, "expert_mlp"), keep="mlp_hidden")
         out = replace(out, lies="slots", purpose=ROUTED)
         vectors = [vector(f"{name}_bias", "expert", "expert_mlp")] if bias else []
         product = einsum(slots, weight(name, "expert", "embed", "expert_mlp"), out, *vectors)
-        parts.append(build.add(replace(product, tile=tile)))
+        parts.append(build.add(replace(product, tile=sorted_by)))
     hidden = build.add(activation(parts, "expert hidden"))
     made = Array("made", slots.dims, keep="mlp_output", lies="made", purpose=ROUTED)
     vectors = [vector("expert_out_bias", "expert", "embed")] if bias else []
     product = einsum(hidden, weight("expert_out", "expert", "expert_mlp", "embed"), made, *vectors)
-    return build.add(replace(product, tile=tile))
+    return build.add(replace(product, tile=sorted_by))
 
 
 @runs("experts")
@@ -108,30 +110,38 @@ def sorted_by_expert(
     """
     number, top = call["number"], call["top"]
     batch, tokens, width = x.shape
-    flat, mine = x.reshape(-1, width), choices.reshape(-1, top)
+    flat, chances = x.reshape(-1, width), chances.reshape(-1, top)
+    mine = choices.reshape(-1, top).T.reshape(-1)  # first choices come first
     members = way.exchange_members
     if members == 1:
         first, many = way.experts_here(number)
-        which = jnp.where((mine >= first) & (mine < first + many), mine - first, many).reshape(-1)
-        order = jnp.argsort(which)[: rooms(mine.size, way.expert_members, way.plan["padding"])]
-        rows = checkpoint_name(flat[order // top], "rest")
-        made = mlps(way, params, call, rows, which[order])
-        back = checkpoint_name(put_back(made, order, mine.size), "rest")
-        there = which < many
+        which = jnp.where((mine >= first) & (mine < first + many), mine - first, many)
+        all_there = way.expert_members == 1
+        order = jnp.argsort(which)
+        places, room = jnp.argsort(order), rooms(mine.size, way.expert_members, way.plan["padding"])
+        if not all_there:
+            places = jnp.where((which < many) & (places < room), places, room)
+        order = order[:room]
+        rows = checkpoint_name(in_order(flat, order, places, all_there), "rest")
+        back = mlps(way, params, call, rows, which[order])
     else:
-        many = number // members
+        many, all_there = number // members, False
         room = rooms(mine.size, members, way.plan["padding"])
-        place, there = copies_of(mine.reshape(-1) // many, members, room)
-        sent = delivered(flat, top, place, members * room)
-        names = jnp.full(members * room, many).at[place].set(mine.reshape(-1) % many, mode="drop")
-        rows = way.exchange(sent.reshape(members, room, width)).reshape(-1, width)
+        places = places_of(mine // many, members, room)
+        order = (
+            jnp.full(members * room, mine.size).at[places].set(jnp.arange(mine.size), mode="drop")
+        )
+        names = jnp.full(members * room, many).at[places].set(mine % many, mode="drop")
+        sent = in_order(flat, order, places, all_there).reshape(members, room, width)
+        rows = way.exchange(sent).reshape(-1, width)
         names = way.exchange(names.reshape(members, room, 1)).reshape(-1)
-        order = jnp.argsort(names)
-        made = mlps(way, params, call, checkpoint_name(rows[order], "rest"), names[order])
-        back = put_back(made, order, len(order)).reshape(1, members * room, -1)
+        sort = jnp.argsort(names)
+        there = jnp.argsort(sort)
+        rows = checkpoint_name(in_order(rows, sort, there, True), "rest")
+        made = mlps(way, params, call, rows, names[sort])
+        back = in_order(made, there, sort, True).reshape(1, members * room, -1)
         back = checkpoint_name(way.exchange_back(back), "rest").reshape(members * room, -1)
-        back = back[jnp.where(there, place, 0)]
-    return weighted(back, there, chances).reshape(batch, tokens, -1)
+    return combined(back, chances, order, places, all_there).reshape(batch, tokens, -1)
 
 
 def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
@@ -156,7 +166,7 @@ def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
         bias = way.expert_vector(params, f"{name}_bias", y.shape[-1])
         if not grouped:
             return y + bias[:, None]
-        return y + bias[jnp.minimum(which, len(bias) - 1)]
+        return y + jax.nn.one_hot(which, len(bias), dtype=y.dtype) @ bias  # no row is scattered
 
     names = ("expert_in", "expert_gate") if call["gated"] else ("expert_in",)
     parts = [checkpoint_name(biased(product(rows, name), name), "mlp_hidden") for name in names]
@@ -180,8 +190,8 @@ def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
         return lax.ragged_dot(x, w, sizes)
     from jax.experimental.pallas.ops.tpu import megablox
 
-    rows, (_, inner, columns) = len(x), w.shape
-    tile = min(TILE, rows + -rows % LANES)
+    rows, (many, inner, columns) = len(x), w.shape
+    tile = min(row_tile(rows // many), rows + -rows % LANES)
     tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
     padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
     return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]

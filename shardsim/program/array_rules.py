@@ -334,3 +334,19 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
         ]
 
     return changed(block, change)
+
+
+def lay_copies_side_by_side(block: Block, where: Where) -> Block:
+    """Repeat tokens for their experts, and add what those make, where copies of a token lie side by
+    side, in sublanes of which the rest is empty.
+
+    `permute` and `unpermute` of MaxText (AI-Hypercomputer/maxtext at e591f30cb, layers/moe.py),
+    compiled on their own for tpu7x, v5p and v6e (docs/compiled.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or not np.any(task.beside_bytes):
+            return [task]
+        return [replace(task, hbm_bytes=task.hbm_bytes + task.beside_bytes, beside_bytes=0)]
+
+    return changed(block, change)

@@ -34,6 +34,8 @@ def kernel(
     moved = sum(sizes.product(array.dims, place) for array in op.arrays) * float(work.wire_bytes)
     moved = moved * (2.0 if gradient else 1.0)
     tokens, mask = work.sequence, made.mask
+    if mask and gradient:
+        mask = mask.back()
     share = mask.computed(tokens) if mask else 1.0
     last = mask.computed(tokens, m) if mask else 1.0
     by_sequence = attended(work, layout, mask) if mask else None

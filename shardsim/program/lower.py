@@ -14,6 +14,7 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
+from shardsim.ops.experts import row_tile
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
@@ -117,9 +118,9 @@ class Lowering:
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
         )
-        if op.tile:  # rows in groups, whose last tile is half empty
+        if op.tile:  # rows in groups, of which two share a tile
             m, k = (
-                size + op.tile / 2.0 * bool({"slot"} & {*part})
+                size + row_tile(size) * ("slot" in part)
                 for size, part in ((m, dims.rows), (k, dims.inner))
             )
         gradient = bool(made.weight)
@@ -164,6 +165,7 @@ class Lowering:
         ops: float,
         count: Number = 1,
         apart: float | None = None,
+        beside: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not passes and not ops and not apart:
@@ -182,6 +184,7 @@ class Lowering:
                 purpose=purpose_of(op, op.out),
                 pointwise=elements,
                 apart_bytes=None if apart is None else elements * apart * self.width(widest),
+                beside_bytes=elements * beside * self.width(widest),
                 sums=op.stream.apart is not None and op.stream.apart.sums,
             )
         ]
@@ -198,10 +201,12 @@ class Lowering:
         switch: str = "",
     ) -> Collective:
         """Return a transfer as a collective, for `purpose` unless it says another."""
-        size = self.sizes.moved(transfer.dims, transfer.by) * width
+        size, whole = self.sizes.moved(transfer.dims, transfer.by) * width, ""
         if transfer.kind == "all-to-all" and "expert" in transfer.axes:
-            there = dict(transfer.by).get("expert") == "expert"
-            size = size * (1.0 if there else self.sizes.room)
+            split = dict(transfer.by)
+            size = size * (1.0 if split.get("expert") == "expert" else self.sizes.room)
+            if "embed" in transfer.dims and "tensor" not in split:
+                whole = "summed" if transfer.gradient else "gathered"
         return Collective(
             name=name,
             kind=transfer.kind,
@@ -211,6 +216,7 @@ class Lowering:
             purpose=purpose_of_transfer(transfer) or purpose,
             schedule=schedule,
             switch=switch,
+            whole=whole,
         )
 
 
@@ -293,7 +299,7 @@ class _Pass:
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
         apart = stream.apart.passes if stream.apart else None
-        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart)
+        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart, stream.beside)
         read = {array.name for array in op.ins}
         self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
         self._settle(step.settles, op.out.name, count)
@@ -322,7 +328,8 @@ class _Pass:
         products = sum(bool(reader.product) for reader in readers)
         if apart and products > 1:  # what the gradients of several products add up to
             apart += products
-        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart)
+        beside = stream.beside_gradient
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart, beside)
         gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT, SOFTMAX: SOFTMAX_GRADIENT}
         made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
         self.tasks += self._turning(made, op, readers)

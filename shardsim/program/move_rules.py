@@ -56,6 +56,27 @@ def gather_for_the_others(block: Block, where: Where) -> Block:
     return changed(block, change) if np.any(where.ring) else block
 
 
+def exchange_parts_of_embed(block: Block, where: Where) -> Block:
+    """Exchange over an expert axis what each member of the tensor axis has of embed, and gather it
+    where experts are; back, scatter its sums there before they return.
+
+    MaxText's `activation_embed_moe` lies over tensor (AI-Hypercomputer/maxtext at e591f30cb,
+    configs/base.yml and `dense_matmul` in layers/moe.py).
+    """
+    tensor = where.layout.tensor.size
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or not task.whole:
+            return [task]
+        kind = "all-gather" if task.whole == "gathered" else "reduce-scatter"
+        part = replace(task, bytes=task.bytes / tensor)
+        name = f"{task.name}, over tensor"
+        rest = replace(task, name=name, kind=kind, role="tensor")
+        return [part, rest] if task.whole == "gathered" else [rest, part]
+
+    return changed(block, change) if np.any(np.greater(tensor, 1)) else block
+
+
 def stop_for_hops(block: Block, where: Where) -> Block:
     """Stop all work for every hop of a ring, one direction after the other, on slices for which
     the compiler makes no permute asynchronous.

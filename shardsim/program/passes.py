@@ -20,6 +20,7 @@ from shardsim.program.array_rules import (
     attend_to_few,
     attend_to_whole_rows,
     attend_with_the_last,
+    lay_copies_side_by_side,
     lay_out_by_head,
     lay_out_gathered_weights,
     lay_out_turned_gradients,
@@ -44,6 +45,7 @@ from shardsim.program.move_rules import (
     all_reduce_over_whole_slices,
     await_some_gathers,
     copy_beside_a_part,
+    exchange_parts_of_embed,
     gather_for_several,
     gather_for_the_others,
     offload_to_sparse_cores,
@@ -82,7 +84,9 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # A training library, as MaxText's compiled programs do.
     "trainer": (
         attend_to_whole_rows,
+        lay_copies_side_by_side,
         put_turned_pieces_in_order,
+        exchange_parts_of_embed,
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,

@@ -41,6 +41,7 @@ class Compute(Work):
     own_fraction: Number = 1.0  # of attention: `fraction`, of the keys that belong to its queries
     whole_fraction: Number = 0.0  # of attention by sequence: `fraction`, of whole rows
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
+    beside_bytes: Number = 0  # what it moves more where copies of a token lie side by side
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
@@ -68,6 +69,8 @@ class Collective(Move):
         0  # of weights with heads; of gradients, those of weights that make them
     )
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
+    # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.
+    whole: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

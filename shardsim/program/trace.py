@@ -19,6 +19,7 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 ROWS, LANES = 8, 128  # of a tile of HBM
 POSITIONS = ("seq", "keys")
 EMPTY = "ring buffer, "  # what names of arrays begin with in which rings put things together
+FEW = 4  # members of a ring, the matrix unit of each of which adds to the sum of another
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
 # Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
 # wait for each other longer than these small products take, and turn idly on a busy machine.
@@ -35,6 +36,7 @@ class Size:
     several: frozenset[str] = frozenset()  # only where these axes have several members
     alone: frozenset[str] = frozenset()  # only where none of these has
     others: frozenset[str] = frozenset()  # one for each other member of a group over these
+    many: frozenset[str] = frozenset()  # only where a group over these has more than `FEW` members
     # Gathered along a dimension that these axes split: pieces that are no whole tiles are put one
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
@@ -42,7 +44,16 @@ class Size:
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
         known = hash(
-            (self.dims, self.by, self.width, self.several, self.alone, self.others, self.pieces)
+            (
+                self.dims,
+                self.by,
+                self.width,
+                self.several,
+                self.alone,
+                self.others,
+                self.many,
+                self.pieces,
+            )
         )
         object.__setattr__(self, "_hash", known)
 
@@ -99,6 +110,8 @@ class Measure:
                 known = known * np.logical_not(self.sizes.several(size.alone))
             if size.others:
                 known = known * (self.sizes.members(size.others) - 1)
+            if size.many:
+                known = known * np.greater(self.sizes.members(size.many), FEW)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
             self.known[size] = known

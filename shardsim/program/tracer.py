@@ -226,6 +226,9 @@ class Tracer:
             elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
                 times = 0.5
             beside = self.passing(f"{name}, summands", size, times)
+            if out.wide and not self.passes.ring_apart:  # one product is not added as it is made
+                more = replace(size, many=gathered[0].axes)
+                self.beside.append(self.passing(f"{name}, product", more, 0.5))
         else:
             size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)

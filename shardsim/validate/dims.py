@@ -16,15 +16,25 @@ _UNMODELLED = {
     "experts": "mixtures of experts are",
     "num_experts": "mixtures of experts are",
     "window": "attention in a window, but of a size and in all but one of so many layers, is",
-    "enc_dec": "encoder-decoders are",
-    "enc_layers": "encoder-decoders are",
-    "cross_attention": "cross-attention is",
+    "enc_dec": "an encoder with a decoder that is no preset is",
+    "enc_layers": "an encoder with a decoder that is no preset is",
+    "cross_attention": "cross-attention of what is no preset is",
 }
 # Of keys that are not read these, by their names, would make another model or run of it.
 UNMODELLED_KEYS = (
     r"mtp|window|sliding|local|cross|^enc|^dec_|encoder|decoder_l|lora|adapter|frozen|freeze"
-    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout"
+    r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout|attention_type|mixer"
 )
+# What other collections call the keys of `_DIMS`.
+_ALIASES = {
+    **dict.fromkeys(("n_layers", "num_layers"), "layers"),
+    **dict.fromkeys(("hidden_size", "embed_dim", "emb_dim"), "d_model"),
+    **dict.fromkeys(("n_heads", "num_heads"), "heads"),
+    **dict.fromkeys(("n_kv_heads", "num_kv_heads"), "kv_heads"),
+    **dict.fromkeys(("mlp_dim", "intermediate_size"), "d_ff"),
+    "head_dim": "d_head",
+    "vocab_size": "vocab",
+}
 # What a preset must agree in, with the row's key for it.
 _DIMS = {
     "layers": "layers",
@@ -57,15 +67,35 @@ def _dims(row: Mapping[str, Any]) -> Mapping[str, Any]:
     dims = row.get("dims") or {}
     if not isinstance(dims, Mapping):
         raise FileError(f"dims: expected a mapping of keys, found {shown(dims)}")
+    has = _of_preset(_preset(row))
     for key, value in dims.items():
-        if key == "window":  # a preset may have it
+        if key in has:
             continue
         if key in _UNMODELLED and (value is True or value not in (None, False, 0, 1)):
             raise FileError(f"dims.{key}: {_UNMODELLED[key]} not modelled")
-    found = {key: value for key, value in dims.items() if value is not None}
+    found: dict[str, Any] = {}
+    for key, value in dims.items():
+        name = _ALIASES.get(str(key), str(key))
+        if value is not None and name in found:
+            raise FileError(f"dims: '{key}' and '{name}' are one")
+        if value is not None:
+            found[name] = value
     if isinstance(size := found.pop("sliding_window", found.get("window")), int | str) and size:
         found["window"] = {"size": size}
     return found
+
+
+def _preset(row: Mapping[str, Any]) -> Model | None:
+    """Return the preset that a row names, or None."""
+    try:
+        return load_model(str(row.get("model") or "model").strip())
+    except ModelError:
+        return None
+
+
+def _of_preset(preset: Model | None) -> set[str]:
+    """Return keys of `dims` of which a preset may be a model."""
+    return {"window"} | ({"cross_attention"} if preset and preset.prompt else set())
 
 
 def _plain_window(value: Any) -> bool:
@@ -87,7 +117,7 @@ def _windows(dims: Mapping[str, Any]) -> dict[str, list[int]]:
 def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
     """Return what a row says of its experts, or None of a model without."""
     said = dims.get("moe")
-    if said in (None, False, 0, 1):
+    if said is not True and said in (None, False, 0, 1):
         return None
     if not isinstance(said, Mapping):
         raise FileError(f"dims.moe: expected a mapping of keys, found {shown(said)}")
@@ -163,6 +193,8 @@ def _latent(dims: Mapping[str, Any]) -> dict[str, Any]:
 def sequence_of(row: Mapping[str, Any]) -> int | None:
     """Return the tokens per sequence that a row states, or None."""
     said = row.get("seq") or _dims(row).get("tokens")
+    if thousands := re.fullmatch(r"(\d+) ?k(\b.*)?", str(said).lower()):
+        return int(thousands[1]) * 1024  # of tokens "8k" are 8,192
     return whole(said, "seq") if said else None
 
 
@@ -190,7 +222,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         "moe",
         "mla",
     }
-    unread -= {"tokens", "params_published", "note", "causal"}
+    unread -= {"tokens", "params_published", "note", "causal"} | _of_preset(_preset(row))
     for key in sorted(unread):
         if re.search(UNMODELLED_KEYS, key.lower()) and dims[key] not in (False, 0, "none"):
             raise FileError(f"dims.{key}: not modelled")
@@ -198,10 +230,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
         notes.append(f"dims: not read: {', '.join(sorted(unread))}")
     given = {key: said for key, said in _DIMS.items() if dims.get(said)}
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}
-    try:
-        preset = load_model(name.strip())
-    except ModelError:
-        preset = None
+    preset = _preset(row)
     same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
     windows = _windows(dims).get("windows") if _plain_window(dims.get("window")) else None
     experts = _experts(dims, sizes.get("layers", 0))

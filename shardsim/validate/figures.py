@@ -20,6 +20,8 @@ _MEASURED = {
     "tflops_s_gpu": "tflops_per_s_per_chip",
     "mfu_pct": "mfu",
     "speedup_2pods_vs_1": "speedup_over_one_slice",
+    "seconds_per_step": "step_time_s",
+    **{key: key for key in ("tokens_per_s_per_chip", "tokens_per_s", "step_time_s", "mfu")},
 }
 # The same in images, examples or sequences.
 _SAMPLES = {

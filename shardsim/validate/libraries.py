@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardsim.machine import Chip
+from shardsim.machine import Chip, Machine
 from shardsim.model import Model
+from shardsim.plan.plan import MeshAxis
 
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
@@ -36,6 +37,19 @@ class Library:
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
     offloads: Mapping[str, Any] | None = None  # what "custom with offload" keeps, if nothing else
+    late_attention: str = "flash"  # its fused kernel on v6e and tpu7x
+    rings_of_four: bool = False  # has a mesh of its own for an axis of four on a torus of 16 x 16
+
+    def placed(self, mesh: tuple[MeshAxis, ...], machine: Machine) -> tuple[MeshAxis, ...]:
+        """Return a mesh of one slice as the library places it."""
+        if not self.rings_of_four or machine.shape != (16, 16):
+            return mesh
+        if sorted(axis.size for axis in mesh) != [4, 64]:
+            return mesh
+        sides = {4: 2, 64: 8}
+        return tuple(
+            replace(axis, torus=dict.fromkeys(("x", "y"), sides[axis.size])) for axis in mesh
+        )
 
 
 LIBRARIES = (
@@ -79,11 +93,15 @@ LIBRARIES = (
     Library(words="maxtext#4687", remat={"save": ["context"]}),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
     # policies in benchmarks/maxtext_trillium_model_configs.py 23 offload the layers' input, 21
-    # queries, keys and values, 10 what comes after attention.
+    # queries, keys and values, 10 what comes after attention. Its recipes for v6e and tpu7x set
+    # `sa_block_*` to 1,024 or 2,048 forward and mostly 2,048 back, those of 2024 for v5p leave 512
+    # (AI-Hypercomputer/tpu-recipes at c8cfe2f, training/trillium and training/ironwood).
     Library(
         words="maxtext|tpu-recipes",
         remat=FULL,
         offloads={"save": [], "offload": ["layer_input", "qkv"]},
+        late_attention="flash-2048",
+        rings_of_four=True,  # `hybrid_ring_64x4` (src/maxtext/utils/max_utils.py)
     ),
 )
 
@@ -104,6 +122,8 @@ def kernel_of(chip: Chip, sequence: int, words: str, library: Library | None) ->
     if library and library.attention:
         fused = "flash" in words or sequence >= library.fused_from
         return library.attention if fused else "unfused"
+    if chip.name in ("v6e", "tpu7x") and library:
+        return library.late_attention
     if late or "splash" in words:
         return "flash"
     if "flash" in words:

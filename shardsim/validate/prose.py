@@ -39,6 +39,8 @@ from shardsim.validate.words import (
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
+NO_BATCH = "global_batch: missing, and no per_device_batch either"
+SOME_TOKENS = "attention to some of the tokens only"
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
@@ -47,7 +49,7 @@ _UNMODELLED = (
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
     (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
-     "attention to some of the tokens only"),
+     SOME_TOKENS),
 )  # fmt: skip
 # What is not modelled of a whole run, by the words for it in anything a row says but its notes.
 _OTHER_RUNS = (
@@ -58,6 +60,7 @@ _OTHER_RUNS = (
     (r"cross[- ]attention", "cross-attention"),
     (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
      "8-bit products, or work, in the forward pass only"),
+    (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
 )  # fmt: skip
 # Keys of a plan that a row in words may have as they are; others of its keys are words.
 _PLAN_KEYS = (
@@ -104,9 +107,7 @@ _WHOLE_LAYERS = (
     r"|(all|every|each|whole) (layers?|blocks?)\b.*"
 )
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
-_TENSOR_SIZES = (1, 2, 4, 8, 16)
-_CHIPS = (256, 512, 1024)
-_BATCHES = (4096, 16384, 65536)
+_TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
     "microbatches": "microbatches",
     "gradient_accumulation_steps": "microbatches",
@@ -136,10 +137,14 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("missing key 'chip'")
     library = library_of(str(row.get("source")))
     chip = load_chip(_chip_name(row, library))
+    if row.get("chips") and not any(row.get(key) for key in ("global_batch", "per_device_batch")):
+        raise FileError(NO_BATCH)
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
     given = given if isinstance(given, Mapping) else {"kernel": given}
+    if given.get("window"):
+        raise FileError("attention.window: give it as dims.window")
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
     words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
@@ -149,7 +154,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text):
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
     context = _context(said, split, model)
@@ -161,7 +166,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
-    batch = _batch(row, machine, split.counts.get("microbatches", 1))
+    batch = _batch(row, machine, split.counts.get("microbatches", 1), sequence)
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
@@ -200,7 +205,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
         return data
     if batch is None:
-        raise FileError("global_batch: missing, and no per_device_batch either")
+        raise FileError(NO_BATCH)
     return (
         data
         | {"machine": machine.name, "batch": batch}
@@ -277,7 +282,11 @@ def _mesh(
         ]
         return {"mesh": {"fsdp": REST, "model": sizes}}
     mesh = split.sizes.mesh(machine, split.rest(machine.chip))
+    mesh = library.placed(mesh, machine) if library and machine.slices == 1 else mesh
     found = {axis.name: axis.size for axis in mesh}
+    groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
+    if batch == 1 < groups:
+        raise FileError(f"parallelism: how {groups} devices share one sequence is not said")
     data: dict[str, Any] = {
         "mesh": {axis.name: {"size": axis.size, "torus": dict(axis.torus)} for axis in mesh},
         **_rules(split, set(found), machine.chip, library),
@@ -286,7 +295,6 @@ def _mesh(
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
     elif each := split.counts.get("microbatch"):
-        groups = prod(found.get(axis, 1) for axis in ("data", "fsdp", "expert"))
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
@@ -362,10 +370,19 @@ def _times(machine: Machine, slices: int) -> Machine:
     return replace(machine, slices=slices)
 
 
-def _batch(row: Mapping[str, Any], machine: Machine | None, steps: int) -> int | None:
+def _batch(
+    row: Mapping[str, Any], machine: Machine | None, steps: int, sequence: int
+) -> int | None:
     """Return sequences per step over all chips; per-device sizes may be fractions."""
-    if row.get("global_batch"):
-        return whole(row["global_batch"], "global_batch")
+    if said := row.get("global_batch"):
+        found = whole(said, "global_batch")
+        if "token" not in str(said).lower():
+            if re.search(r"\d\s*[mbt]\b", str(said).lower()):
+                raise FileError(f"global_batch: {shown(said)}: of tokens or of sequences?")
+            return found
+        millions = re.match(r"\s*(\d+) ?m", str(said).lower())  # "4M tokens" are 2^22
+        found = int(millions[1]) * 2**20 if millions else found
+        return max(1, round(found / sequence))
     if machine is None or not row.get("per_device_batch"):
         return None
     each = number(row["per_device_batch"], "per_device_batch")
@@ -406,7 +423,12 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
     """Return the policy as a plan file holds it; None if the row does not say."""
     if isinstance(said, bool):
         return "full" if said else "none"
-    if isinstance(said, Mapping | list) and said:
+    if isinstance(said, list) and all(isinstance(one, str) for one in said):
+        said = f"custom: {', '.join(said)}"
+    elif isinstance(said, Mapping) and "policy" in said:
+        places = ", ".join(f"{key}={value}" for key, value in said.items() if key != "policy")
+        said = f"{said['policy']}: {places}"
+    elif isinstance(said, Mapping | list) and said:
         return said  # as in a plan file
     words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
     if not words or words.startswith(UNSAID):

@@ -22,6 +22,7 @@ from shardsim.validate.prose import from_prose, is_prose
 from shardsim.validate.rows import TRAINER, Run, as_launched, read_run
 
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
+EXPERTS = PUBLISHED.with_name("expert_runs.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)

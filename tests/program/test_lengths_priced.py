@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
-from shardsim.ops.attend import BLOCK, Mask
+from shardsim.ops.attend import BLOCKS, Mask
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.lengths import fullest, sampled
 from shardsim.planner.search import search
@@ -56,7 +56,7 @@ def test_blocks_of_packed_rows_are_those_that_some_pair_needs(
     row: list[int], causal: bool, window: int
 ) -> None:
     """The rule for many sequences beside a mask of every pair, token by token."""
-    tokens = -(-sum(row) // BLOCK) * BLOCK
+    tokens = -(-sum(row) // BLOCKS[0]) * BLOCKS[0]
     mask = Mask(causal=causal, window=window if causal else 0)
     number = np.repeat(np.arange(len(row)), row)
     number = np.concatenate([number, -1 - np.arange(tokens - len(number))])
@@ -66,11 +66,11 @@ def test_blocks_of_packed_rows_are_those_that_some_pair_needs(
         counts &= back >= 0
     if mask.window:
         counts &= back < mask.window
-    side = tokens // BLOCK
-    blocks = counts.reshape(side, BLOCK, side, BLOCK).any((1, 3)).sum()
+    side = tokens // BLOCKS[0]
+    blocks = counts.reshape(side, BLOCKS[0], side, BLOCKS[0]).any((1, 3)).sum()
     found = mask.packed(tokens, [row])[0]
-    expected = blocks / side**2 if tokens > BLOCK else 1.0
-    if not mask.window or tokens <= BLOCK:
+    expected = blocks / side**2 if tokens > BLOCKS[0] else 1.0
+    if not mask.window or tokens <= BLOCKS[0]:
         assert found == pytest.approx(expected)
     else:  # blocks that a window leaves by a part of their tokens count as whole
         assert expected <= found * (1 + 1e-9)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from building import LONG as LONG_DATA
-from building import VIDEO, build, plans
+from building import MIXTURES, VIDEO, build, plans
 from found import SAMPLE
 from hypothesis import given
 
@@ -58,6 +58,13 @@ OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", "embed", overlap={"gradients": False
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
 # Attention through 16 frames.
 FRAMES = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, attention="flash")
+# Experts over one axis, their MLPs over another.
+EXCHANGED = build(
+    next(model for model in MIXTURES if model.experts and not model.experts.soft_slots),
+    "v4:2x2x4",
+    64,
+    {"expert": {"x": 2, "y": 2}, "tensor": {"z": 4}},
+)
 PACKED = load_plan("navit-packed")  # rows of several images, attended to one by one
 # Weights over the whole slice, none gathered ahead.
 WAITING = plan_from_data(
@@ -142,6 +149,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             TURNED,
             NARROW,
             FRAMES,
+            EXCHANGED,
         )
         for block in written(plan).blocks
     ]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost import predict as predictions
 from shardsim.model import Model, forward_matmul_flops_per_token
-from shardsim.ops.attend import BLOCK
+from shardsim.ops.attend import BLOCKS
 from shardsim.plan import Plan, Precision, resolve
 from shardsim.plan.remat import POLICIES
 from shardsim.program.partition import partition
@@ -106,10 +106,10 @@ def test_fused_attention_computes_its_scores_twice_and_skips_half_of_a_mask(sequ
     model = decoder(causal=causal, sequence=sequence)
     plan = build(model, "v5e:4x4", 32, SPLITS["fsdp"], remat="none")
     pairs = sequence**2
-    if causal and sequence > BLOCK:
+    if causal and sequence > BLOCKS[0]:
         # Blocks of queries times blocks of keys, those above the diagonal left out.
-        blocks = sequence // BLOCK
-        pairs = sum(row + 1 for row in range(blocks)) * BLOCK**2
+        blocks = sequence // BLOCKS[0]
+        pairs = sum(row + 1 for row in range(blocks)) * BLOCKS[0] ** 2
     one_matmul = 2 * model.layers * model.heads * model.head_dim * pairs * plan.batch
     all_but_attention = (
         forward_matmul_flops_per_token(model) * plan.tokens

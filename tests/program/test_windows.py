@@ -14,7 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import ModelError, PlanError
 from shardsim.model import load_model
 from shardsim.model.flops import attention_flops_per_token
-from shardsim.ops.attend import BLOCK, Mask
+from shardsim.ops.attend import BLOCKS, Mask
 from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.simulate import simulate_plan
@@ -29,16 +29,16 @@ def seen(tokens: int, window: int) -> np.ndarray:
     return (back >= 0) & (back < window) if window else back >= 0
 
 
-@given(st.integers(2, 6), st.integers(0, 6 * BLOCK))
+@given(st.integers(2, 6), st.integers(0, 6 * BLOCKS[0]))
 def test_a_kernel_computes_the_blocks_that_have_a_pair(blocks: int, window: int) -> None:
-    tokens = blocks * BLOCK
-    pairs = seen(tokens, window).reshape(blocks, BLOCK, blocks, BLOCK).any((1, 3))
+    tokens = blocks * BLOCKS[0]
+    pairs = seen(tokens, window).reshape(blocks, BLOCKS[0], blocks, BLOCKS[0]).any((1, 3))
     assert Mask(True, window).computed(tokens) == pytest.approx(pairs.mean(), rel=1e-12)
     for last in range(1, blocks + 1):
-        share = Mask(True, window).computed(tokens, last * BLOCK)
+        share = Mask(True, window).computed(tokens, last * BLOCKS[0])
         assert share == pytest.approx(pairs[-last:].mean(), rel=1e-12)
     for parts in (2, 8, 64):  # a part of the last block sees what the block sees
-        share = Mask(True, window).computed(tokens, BLOCK // parts)
+        share = Mask(True, window).computed(tokens, BLOCKS[0] // parts)
         assert share == pytest.approx(pairs[-1].mean(), rel=1e-12)
 
 
@@ -95,3 +95,12 @@ def test_windows_that_cannot_be_are_refused_with_what_can() -> None:
     plan = build(model, "v4:2x2x2", 32, where, microbatches=4)
     with pytest.raises(PlanError, match="layers over pipeline stages: 4 does not divide by 8"):
         check(plan, resolve(plan))
+
+
+def test_larger_blocks_compute_more_of_what_a_mask_leaves_out() -> None:
+    """Of 4,096 tokens: 36 of 64 blocks of 512, 10 of 16 of 1,024 forward, 3 of 4 of 2,048 back; of
+    a window of 128 the block of a query and the one before."""
+    small, large = Mask(causal=True), Mask(causal=True, blocks=(1024, 2048))
+    assert small.computed(4096) == small.back().computed(4096) == 36 / 64
+    assert (large.computed(4096), large.back().computed(4096)) == (10 / 16, 3 / 4)
+    assert replace(large, window=128).computed(8192) == 15 / 64

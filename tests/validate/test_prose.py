@@ -245,7 +245,7 @@ def test_how_a_context_axis_attends(changes: dict[str, Any], keys: str, order: s
         ({"optimizer": "Lion"}, "optimizer: lion is not modelled; choose from: adamw"),
         ({"dims": {"window": {"size": 9, "global_head": 512}}}, "dims.window: attention in a win"),
         ({"dims": {"num_experts": 8}}, "dims.num_experts: mixtures of experts are not modelled"),
-        ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention is not mod"),
+        ({"dims": {"cross_attention": "yes"}}, "dims.cross_attention: cross-attention of wh"),
     ],
 )  # fmt: skip
 def test_what_would_fall_into_another_mechanism_is_refused(
@@ -548,12 +548,22 @@ def test_data_over_slices_is_not_inside_them() -> None:
         ({"optimizer": "8-bit Adam"}, "optimizer: state of 8 bits"),
         ({"remat": "minimal with offload of mlp"}, "remat: what of it is offloaded"),
         ({"dims": {"mtp_layers": 1}}, "dims.mtp_layers: not modelled"),
+        ({"dims": {"moe": True}}, "dims.moe: expected a mapping"),
+        ({"dims": {"n_kv_heads": 4, "kv_heads": 8}}, "dims: 'kv_heads' and 'kv_heads' are one"),
+        ({"global_batch": "4M"}, "global_batch: '4M': of tokens or of sequences?"),
+        ({"precision": "bf16, int8 for MLP only"}, "precision: not modelled"),
+        ({"attention": {"kernel": "splash", "window": 1024}}, "attention.window: give it as"),
         ({"dims": {"enc_dec": True}}, "dims.enc_dec: encoder-decoders are not modelled"),
     ],
 )
 def test_what_would_be_another_run_is_refused(change: dict[str, Any], why: str) -> None:
     with pytest.raises(FileError, match=re.escape(why)):
         run_of(**change)
+
+
+def test_tokens_in_thousands_and_millions() -> None:
+    plan = run_of(seq="8k", global_batch="4M tokens").plans[0]
+    assert (plan.sequence, plan.batch) == (8192, 2**22 // 8192)
 
 
 def test_keys_of_a_plan_in_rows_of_words() -> None:
@@ -574,9 +584,11 @@ def test_keys_of_a_plan_in_rows_of_words() -> None:
         ("True", "full"),
         ("every layer is computed again", "full"),
         ("full, decoder_layer_input=offload", "offload layer_input"),
+        (["q", "k", "v", "context"], "save_attention"),
+        ({"policy": "custom", "context": "device", "qkv": "offload"}, "save context, offload qkv"),
     ],
 )
-def test_remat_in_more_words(said: str, name: str) -> None:
+def test_remat_in_more_words(said: Any, name: str) -> None:
     assert run_of(remat=said).plans[0].remat.name == name
 
 

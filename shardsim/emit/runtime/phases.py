@@ -23,7 +23,7 @@ from shardsim.emit.runtime.apart import Apart
 from shardsim.emit.runtime.collectives import gather_weight, member, scatter_gradient
 from shardsim.emit.runtime.config import Data, Group, make_group
 from shardsim.emit.runtime.explicit import Explicit
-from shardsim.emit.runtime.model import by_stack, layers, loss_sum, run
+from shardsim.emit.runtime.model import by_stack, layers, loss_sum, remat_policy, run
 from shardsim.ops.whole import Array, Params
 
 
@@ -273,8 +273,9 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
     mine = lend(held, sums)
     cut = {name: v.reshape(chunks, -1, *v.shape[1:]) for name, v in mine.items()}
 
-    kept = {name for group in plan["remat"] for name in (*group["save"], *group["offload"])}
-    policy = jax.checkpoint_policies.save_only_these_names("layer_input", *kept)
+    away = sorted({name for group in plan["remat"] for name in group["offload"]})
+    here = {"layer_input"}.union(*(group["save"] for group in plan["remat"])) - {*away}
+    policy = remat_policy(plan, {"save": sorted(here), "offload": away})
 
     # Of a chunk's weights only the number stays for the way back.
     @partial(jax.checkpoint, policy=policy)
