@@ -553,7 +553,7 @@ def test_data_over_slices_is_not_inside_them() -> None:
         ({"global_batch": "4M"}, "global_batch: '4M': of tokens or of sequences?"),
         ({"precision": "bf16, int8 for MLP only"}, "precision: not modelled"),
         ({"attention": {"kernel": "splash", "window": 1024}}, "attention.window: give it as"),
-        ({"dims": {"enc_dec": True}}, "dims.enc_dec: encoder-decoders are not modelled"),
+        ({"dims": {"enc_dec": True}}, "dims.enc_dec: an encoder with a decoder that is no preset"),
     ],
 )
 def test_what_would_be_another_run_is_refused(change: dict[str, Any], why: str) -> None:
