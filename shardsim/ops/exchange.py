@@ -203,7 +203,7 @@ def by_choice(rows: Any, places: Any, tokens: int, all_there: bool) -> list[Any]
     return [one.astype(jnp.float32) for one in kept]
 
 
-def in_order(x: Any, order: Any, places: Any, all_there: bool) -> Any:
+def copies_in_order(x: Any, order: Any, places: Any, all_there: bool) -> Any:
     """Return copies of tokens x [tokens, n] in an `order` of their numbers, [rows, n].
 
     Copy c is of token c % tokens: first choices come first. `places` are the rows of all copies.
@@ -227,7 +227,7 @@ def in_order(x: Any, order: Any, places: Any, all_there: bool) -> Any:
 
 def combined(made: Any, chances: Any, order: Any, places: Any, all_there: bool) -> Any:
     """Return the sum over the copies of a token of each row of `made` [rows, n] times its chance,
-    of chances [tokens, choices]; `order` and `places` are as in `in_order`."""
+    of chances [tokens, choices]; `order` and `places` are as in `copies_in_order`."""
     tokens, top = chances.shape
 
     def run(made: Any, chances: Any, order: Any, places: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Dims, einsum, weight
 from shardsim.graph.build import Builder, vector
 from shardsim.ops.activate import activation
-from shardsim.ops.exchange import ROUTED, combined, in_order, masks, places_of, rooms
+from shardsim.ops.exchange import ROUTED, combined, copies_in_order, masks, places_of, rooms
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 from shardsim.ops.route import chosen
@@ -122,7 +122,7 @@ def sorted_by_expert(
         if not all_there:
             places = jnp.where((which < many) & (places < room), places, room)
         order = order[:room]
-        rows = checkpoint_name(in_order(flat, order, places, all_there), "rest")
+        rows = checkpoint_name(copies_in_order(flat, order, places, all_there), "rest")
         back = mlps(way, params, call, rows, which[order])
     else:
         many, all_there = number // members, False
@@ -132,14 +132,14 @@ def sorted_by_expert(
             jnp.full(members * room, mine.size).at[places].set(jnp.arange(mine.size), mode="drop")
         )
         names = jnp.full(members * room, many).at[places].set(mine % many, mode="drop")
-        sent = in_order(flat, order, places, all_there).reshape(members, room, width)
+        sent = copies_in_order(flat, order, places, all_there).reshape(members, room, width)
         rows = way.exchange(sent).reshape(-1, width)
         names = way.exchange(names.reshape(members, room, 1)).reshape(-1)
         sort = jnp.argsort(names)
         there = jnp.argsort(sort)
-        rows = checkpoint_name(in_order(rows, sort, there, True), "rest")
+        rows = checkpoint_name(copies_in_order(rows, sort, there, True), "rest")
         made = mlps(way, params, call, rows, names[sort])
-        back = in_order(made, there, sort, True).reshape(1, members * room, -1)
+        back = copies_in_order(made, there, sort, True).reshape(1, members * room, -1)
         back = checkpoint_name(way.exchange_back(back), "rest").reshape(members * room, -1)
     return combined(back, chances, order, places, all_there).reshape(batch, tokens, -1)
 
