@@ -45,7 +45,8 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
 @click.option(
     "--batch",
     type=whole,
-    help="Sequences (images) per step, all chips: 4096, 64k; four million tokens if left out.",
+    help="Sequences (images) per step, all chips: 4096, 64k; if left out, four million tokens or "
+    "the least above that divides by all devices.",
 )
 @click.option("--seq", type=whole, help="Tokens per sequence; the model's own if left out.")
 @click.option("--top", default=10, show_default=True, type=whole, help="How many plans to show.")
@@ -176,7 +177,11 @@ def plan(
             tell_unused("one slice is searched in this process", "workers", "scheduler")
     if batch is None:
         batch = _usual_batch(seq or wanted.sequence, [one.devices for one in machines])
-        note(f"batch {batch:,}: about four million tokens, as --batch is not given")
+        tokens_each_step = batch * (seq or wanted.sequence)
+        note(
+            f"batch {batch:,}: {tokens_each_step:,} tokens, as --batch is not given: the least "
+            "from four million up that divides by all devices"
+        )
     held: dict[str, Any] = {}
     for key, value in map(parse_assignment, fix):
         if key in held:
