@@ -9,7 +9,7 @@ import click
 
 from shardsim.cli.output import command_errors, emit_json, json_option, note, show
 from shardsim.cli.planning import OP_COSTS
-from shardsim.errors import ShardsimError
+from shardsim.errors import FileError, ShardsimError
 from shardsim.units import show_percent
 from shardsim.views.table import Table
 
@@ -70,7 +70,9 @@ def validate(
     from shardsim.validate.runs import EXPERTS
     from shardsim.validate.runs import validate as run
 
-    if runs == "experts" and not os.path.exists(runs):
+    if runs is not None and not os.path.exists(runs):
+        if runs != "experts":
+            raise FileError(f"{runs}: No such file or directory; 'experts' are those of shardsim's")
         runs = str(EXPERTS)
     result = run(runs, "calibrated" if op_costs == "both" else op_costs)
     other = run(runs, "compiler") if op_costs == "both" else None

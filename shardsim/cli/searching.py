@@ -45,8 +45,8 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
 @click.option(
     "--batch",
     type=whole,
-    help="Sequences (images) per step, all chips: 4096, 64k; if left out, four million tokens or "
-    "the least above that divides by all devices.",
+    help="Sequences (images) per step, all chips: 4096, 64k; if left out, of all devices the "
+    "first multiple by a power of two that has four million tokens.",
 )
 @click.option("--seq", type=whole, help="Tokens per sequence; the model's own if left out.")
 @click.option("--top", default=10, show_default=True, type=whole, help="How many plans to show.")
@@ -179,8 +179,8 @@ def plan(
         batch = _usual_batch(seq or wanted.sequence, [one.devices for one in machines])
         tokens_each_step = batch * (seq or wanted.sequence)
         note(
-            f"batch {batch:,}: {tokens_each_step:,} tokens, as --batch is not given: the least "
-            "from four million up that divides by all devices"
+            f"batch {batch:,}: {tokens_each_step:,} tokens, as --batch is not given: of all "
+            "devices the first multiple by a power of two with four million or more"
         )
     held: dict[str, Any] = {}
     for key, value in map(parse_assignment, fix):
@@ -279,13 +279,15 @@ def plan(
 
 
 def _usual_batch(sequence: int, devices: Sequence[int]) -> int:
-    """Return the least multiple of all numbers of devices that has USUAL_TOKENS in a step.
+    """Return the first multiple of all numbers of devices, by a power of two as microbatches have
+    to divide it, that has USUAL_TOKENS in a step.
 
-    >>> _usual_batch(4096, [64]), _usual_batch(8192, [1024, 512])
-    (1024, 1024)
+    >>> _usual_batch(4096, [64]), _usual_batch(8192, [1024, 512]), _usual_batch(197, [4])
+    (1024, 1024, 32768)
     """
     each = lcm(*devices)
-    return -(-USUAL_TOKENS // (sequence * each)) * each
+    least = -(-USUAL_TOKENS // (sequence * each))
+    return each * 2 ** (least - 1).bit_length()
 
 
 def _show(

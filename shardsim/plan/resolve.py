@@ -174,9 +174,10 @@ def _role(plan: Plan, name: str) -> str | None:
         return "tensor2"
     if plan.axis(name).size == 1:
         return None
+    rule = "parameters.layers" if name in ("stage", "pipeline") else "activations.batch"
     raise PlanError(
         f"mesh.{name}: no rule gives this axis work, so its {plan.axis(name).size} groups would "
-        f"all compute the same; name it in a rule, for example rules.activations.batch: [{name}]"
+        f"all compute the same; name it in a rule, for example rules.{rule}: [{name}]"
     )
 
 

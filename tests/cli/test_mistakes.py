@@ -75,7 +75,8 @@ def refused(result: Result) -> str:
         (["predict", ""], "a plan's name is empty; give a file, or the name of a shipped plan"),
         (["predict", "vit-22b-published-tp9"], "vit-22b-published-tp9: no such file, nor a plan of "
                                                "that name; did you mean 'vit-22b-published-tp8'?"),
-        (["validate", "--runs", "/nosuch"], "/nosuch: No such file or directory"),
+        (["validate", "--runs", "/nosuch"], "/nosuch: No such file or directory; 'experts' "
+                                        "are those of shardsim's"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(

@@ -93,6 +93,14 @@ def test_an_axis_without_work_is_refused():
         resolve(idle)
 
 
+def test_an_axis_of_stages_without_work_is_told_its_rule():
+    plan = build(decoder(), "v5e:4x4", 64, {"fsdp": X, "tensor": Y})
+    mesh = tuple(replace(axis, name={"t": "stage"}.get(axis.name, axis.name)) for axis in plan.mesh)
+    idle = replace(plan, mesh=mesh, parameters={}, activations={"batch": ("f",)})
+    with pytest.raises(PlanError, match=r"rules\.parameters\.layers: \[stage\]$"):
+        resolve(idle)
+
+
 @pytest.mark.parametrize(
     ("parameters", "activations", "words"),
     [

@@ -109,6 +109,11 @@ _FAMILIES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         (TIME,),
+        "a plan prices blocks of 512, or with attention: flash-2048 of 1,024 forward, 2,048 back",
+        r"(local_)?sa_block_.*",
+    ),
+    (
+        (TIME,),
         "a kernel's own switch; a plan prices the usual ones",
         r"(local_)?sa_.*|(wi|wo)_tile_.*|(local_)?use_(tokamax|jax)_?\w*|(local_)?use_splash_\w+"
         r"|cost_estimate_.*|use_max_logit_estimate|dq_reduction_steps|ring_scan_unroll|megablox"
