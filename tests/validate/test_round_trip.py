@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.emit import export_plan
+from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import plan_to_data
 from shardsim.validate.imports import import_config
@@ -31,7 +32,10 @@ CHOICES: Mapping[str, tuple[list[Any], frozenset[str]]] = {
     "microbatches": ([1, 2], frozenset({"gradient_accumulation_steps", "per_device_batch_size"})),
     "batch": ([256, 512], frozenset({"per_device_batch_size"})),
     "optimizer": (["adamw", "adamw-bf16-mu", "sgd"], frozenset({"opt_type", "mu_dtype"})),
-    "attention": (["flash", "unfused"], frozenset({"attention", "context", "attention_out"})),
+    "attention": (
+        ["flash", "flash-2048", "unfused"],
+        frozenset({"attention", "context", "attention_out", *blocks_of("flash-2048")}),
+    ),
     "tensor": (
         [1, 2, 4],
         frozenset({"mesh_axes", "data_sharding", "logical_axis_rules"})

@@ -51,6 +51,7 @@ def _settings(made: Export) -> dict[str, Any]:
         **tables.SWITCHES.get(made.block, {}),
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
+        **tables.blocks_of(plan.attention),
         **({"context_parallel_load_balance": True} if plan.context.order == "striped" else {}),
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from shardsim.emit.dialects.nearest import ALL_BIASES, Block
 from shardsim.model import Biases
+from shardsim.ops import attend
 
 # What `decoder_block` fixes. "default" is a parallel block on one norm.
 _RMS = {
@@ -219,3 +220,20 @@ def state_paths(block: str) -> dict[str, str]:
         paths[f"decoder/layers/{path}/kernel"] = weight
         paths[f"decoder/layers/{path}/bias"] = f"{weight}_bias"
     return paths
+
+
+def blocks_of(kernel: str) -> dict[str, int]:
+    """Return the keys of a fused kernel's blocks, where they are not MaxText's own (512).
+
+    >>> blocks_of("flash"), blocks_of("flash-2048")["sa_block_q_dkv"]
+    ({}, 2048)
+    """
+    fused = attend.KERNELS.get(kernel)
+    if fused is None or fused.blocks == attend.BLOCKS:
+        return {}
+    forward, back = fused.blocks
+    return {
+        **dict.fromkeys(("sa_block_q", "sa_block_kv", "sa_block_kv_compute"), forward),
+        **dict.fromkeys(("sa_block_q_dkv", "sa_block_kv_dkv", "sa_block_kv_dkv_compute"), back),
+        **dict.fromkeys(("sa_block_q_dq", "sa_block_kv_dq"), back),
+    }

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
+from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
+from shardsim.ops.attend import KERNELS
 from shardsim.plan import Plan, Remat
 from shardsim.plan.plan import Context, Overlap, Routing, Rules
 from shardsim.plan.precision import Precision
@@ -317,7 +319,7 @@ def _plan(
         offload_optimizer=keys.flag("optimizer_memory_host_offload"),
         offload_parameters=keys.flag("parameter_memory_host_offload"),
         optimizer=optimizer,
-        attention="flash" if flash else "unfused",
+        attention=_kernel(keys) if flash else "unfused",
         compiler_options={key: flags[key] for key in _CARRIED if key in flags},
     )
 
@@ -372,6 +374,16 @@ def _flash(keys: Keys, machine: Machine) -> bool:
             "flash and dot_product are"
         )
     return bool(kernel != "dot_product")
+
+
+def _kernel(keys: Keys) -> str:
+    """Return the fused kernel that has all blocks as a config sets them, or the usual one."""
+    for name in KERNELS:
+        blocks = blocks_of(name)
+        if blocks and blocks.items() <= keys.given.items():
+            keys.read |= blocks.keys()
+            return name
+    return "flash"
 
 
 def _compute(keys: Keys, machine: Machine) -> str:
