@@ -287,7 +287,7 @@ def _usual_batch(sequence: int, devices: Sequence[int]) -> int:
     """
     each = lcm(*devices)
     least = -(-USUAL_TOKENS // (sequence * each))
-    return each * 2 ** (least - 1).bit_length()
+    return each << (least - 1).bit_length()
 
 
 def _show(
