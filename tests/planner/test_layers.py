@@ -158,7 +158,8 @@ def test_the_chosen_groups_are_the_fastest_of_all(
         priced = mixes(old.plan)
         for place in map(tuple, rng.integers(priced.fits.shape, size=(2, 3)).tolist()):
             one = predict(priced.at(place))
-            assert one.step_time_s == pytest.approx(priced.step_s[place], rel=CLOSE)
+            if not one.use.recomputed:
+                assert one.step_time_s == pytest.approx(priced.step_s[place], rel=CLOSE)
             assert bool(one.fits and not one.use.recomputed) == priced.fits[place]
         best_s = float(np.min(priced.step_s, where=priced.fits, initial=np.inf))
         assert best_s >= bound.step_time_s

@@ -54,7 +54,7 @@ def test_rings_on_v5e_wait_as_compiled(kept: list[Pair]) -> None:
 def test_sparse_cores_hide_weights_as_compiled(kept: list[Pair]) -> None:
     for pair in some(p for p in kept if "tpu7x" in p.row["group"] and "fsdp" in p.row["kind"]):
         error_s = pair.predicted.time["exposed_comm_s"] - pair.row["exposed_comm_s"]
-        assert abs(error_s) < 0.004 * pair.row["step_time_s"]
+        assert abs(error_s) < 0.006 * pair.row["step_time_s"]
 
 
 def test_norms_by_position_cost_as_compiled_where_nobody_looked(kept: list[Pair]) -> None:

@@ -188,10 +188,12 @@ def test_techniques_hold_what_is_predicted_and_send_what_is_planned() -> None:
     compiled = [pair for pair in found if pair.row["compiled"]]
     assert len(compiled) >= 10
     errors = {pair.row["kind"]: abs(pair.peak_error or 0.0) for pair in compiled}
-    assert max(error for kind, error in errors.items() if "ring" not in kind) < 0.16
-    assert float(np.median(list(errors.values()))) < 0.1
+    assert max(errors.values()) < 0.06
+    assert float(np.median(list(errors.values()))) < 0.03
     whole = [pair for pair in compiled if "collectives" in pair.row]
-    assert all(pair.accounted > 0.999 for pair in whole)
+    # Scatters over four members beside other axes are compiled with 4 % more bytes, and permutes.
+    assert all(pair.accounted > 0.97 for pair in whole)
+    assert sum(pair.accounted > 0.999 for pair in whole) >= 10
     assert "frames and locations switched" in {pair.row["kind"] for pair in whole}
     page = Path(__file__).parents[3].joinpath("docs", "compiled.md").read_text("utf-8")
     assert by_group(found).strip() in page
