@@ -9,8 +9,10 @@ from functools import cached_property, reduce
 import numpy as np
 
 from shardsim.cost.microbatches import GATHERED, Microbatches
+from shardsim.graph.arrays import Array
 from shardsim.graph.place import Kind
 from shardsim.machine import Chip, Machine
+from shardsim.ops.attend import KERNELS
 from shardsim.plan.layout import REPLICATED, Layout, Number
 from shardsim.plan.optimizer import state_bytes
 from shardsim.plan.split import stored_elements
@@ -43,7 +45,8 @@ class Held:
 
 def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
-    how = "kernel" if work.attention in ("flash", "flash-2048") else "rows"
+    fused = KERNELS.get(work.attention)
+    how = "kernel" if fused and fused.beside else "rows"
     return Measure(
         Sizes(work, layout, tiles),
         float(work.wire_bytes),
@@ -107,34 +110,25 @@ class Account:
         """Whole weights of the round of layers that the backward pass begins with, which are
         gathered while the head runs (gemma2-9b on v5e and v6e, palm-8b on v4)."""
         run, layout = self.runs[-1], self.layout
-        measure = self.measures[run.part]
-        blocks = derived_blocks(run.work.model, run.work.attention, self.kinds[run.part])
-        whole = sum(
-            layer.times * measure.sizes.gathered(array)
-            for number, layer in run.layers
-            for array in blocks.layers[number].weights
-            if array.weight == "matrix"
-        )
+        whole = self._of_a_round(run, self.measures[run.part].sizes.gathered)
         ahead = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
         return (ahead & ~self.ring) * whole * self.work.weight_wire_bytes
 
     @cached_property
     def fetched_bytes(self) -> Number:
         """The most parameters that a round of layers fetches from the host's memory."""
+        rounds = (self._of_a_round(run, self.measures[run.part].sizes.stored) for run in self.runs)
+        return reduce(np.maximum, rounds) * self.work.parameter_bytes
 
-        def of(run: Run) -> Number:
-            blocks = derived_blocks(
-                self.work.parts[run.part].model, self.work.attention, self.kinds[run.part]
-            )
-            sizes = self.measures[run.part].sizes
-            return sum(
-                layer.times * sizes.stored(array)
-                for number, layer in run.layers
-                for array in blocks.layers[number].weights
-                if array.weight == "matrix"
-            )
-
-        return reduce(np.maximum, map(of, self.runs)) * self.work.parameter_bytes
+    def _of_a_round(self, run: Run, elements: Callable[[Array], Number]) -> Number:
+        """Return the elements of the matrices of a round of layers together."""
+        blocks = derived_blocks(run.work.model, run.work.attention, self.kinds[run.part])
+        return sum(
+            layer.times * elements(array)
+            for number, layer in run.layers
+            for array in blocks.layers[number].weights
+            if array.weight == "matrix"
+        )
 
     @property
     def optimizer_bytes(self) -> Number:

@@ -105,13 +105,14 @@ class Passes:
     # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
     # mistral-7b agree).
     ring_pieces: float = 0.0
-    # Whole arrays are put together in empty ones, and those were moved out of the loop. "few": one
-    # of the stream and one of each projection that attention reads, in a ring over embed two of the
-    # stream (1.3 to 3 GiB in ViT-22B, maxtext-16b and llama2-70b). "every": in a ring over the
-    # sequence one of each array that a product gathers and of each of its results, forward and
-    # backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b and llama2-7b,
-    # against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e), nor beside
-    # SparseCores (llama3-8b and llama3-70b on tpu7x).
+    # Whole arrays are put together in empty ones, and those were moved out of the loop. In a ring
+    # over embed, whatever this says, one of each array that it gathers, forward and back: two of a
+    # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
+    # vit-bigg, gemma2-9b). Over the sequence "few": one of the stream and one of each projection
+    # that attention reads; "every": one of each array that a product gathers and of each of its
+    # results, forward and backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b
+    # and llama2-7b, against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e),
+    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x).
     ring_empty: str = ""
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.

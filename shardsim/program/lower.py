@@ -27,6 +27,7 @@ from shardsim.program.purposes import (
     purpose_of_transfer,
     works_by_head,
 )
+from shardsim.program.quantise import quantise
 from shardsim.program.rounds import PASSED, ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -42,10 +43,6 @@ from shardsim.program.tasks import (
 )
 from shardsim.program.weights import Weights
 
-OPS_QUANTISE = 4.0
-# In units of 16 bits: read for its scale, read, written in half of the bytes; fixed scales and
-# factors in the model need no reading before.
-QUANTISE_PASSES = {"dynamic": 2.5, "static": 1.5, "unit": 1.5}
 SUM_BYTES = 4.0  # what is summed in float32
 VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
 
@@ -410,16 +407,7 @@ class _Pass:
         if DTYPE_BYTES[dtype] > 1 or name in self.cast:
             return
         self.cast.add(name)
-        elements = low.elements(array, place)
-        self.tasks.append(
-            Compute(
-                name=f"quantise {name}",
-                kind="elementwise",
-                hbm_bytes=elements * QUANTISE_PASSES[low.work.precision.scales] * low.wire,
-                vector_ops=elements * OPS_QUANTISE,
-                count=count,
-            )
-        )
+        self.tasks.append(quantise(low.work, name, low.elements(array, place), count))
 
     # Collectives.
 
