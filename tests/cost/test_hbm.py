@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from building import build, decoder, plans, vit
+from building import SMALL_GPT, build, decoder, plans, vit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -161,28 +161,6 @@ def test_a_published_run_needs_what_arithmetic_says():
     assert hbm["activations_bytes"] == 48 * 16384 * 6144 * 2
     blocks = 48 * (4 * 6144**2 + 2 * 6144 * 24576) / 1024
     assert 4 * blocks < hbm["parameters_bytes"] < 4 * (blocks * 1.03 + vectors(model))
-
-
-SMALL_GPT = {
-    "model": {
-        "base": "gpt3-175b",
-        "name": "small",
-        "layers": 12,
-        "embed": 768,
-        "mlp": 3072,
-        "heads": 12,
-        "kv_heads": 12,
-        "head_dim": 64,
-        "vocab": 50257,
-    },
-    "machine": "v3:2x2",
-    "sequence": 512,
-    "mesh": {"data": 8},
-    "rules": {"activations": {"batch": ["data"]}},
-    "remat": "none",
-    "precision": {"compute": "f32", "parameters": "f32", "reduce": "f32"},
-    "attention": "unfused",
-}
 
 
 @pytest.mark.parametrize("implementation", ["ideal", "trainer"])

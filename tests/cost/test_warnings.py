@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from building import build, decoder
+from building import SMALL_GPT, build, decoder
 
 from shardsim.cost.predict import predict
 from shardsim.machine import override_chip
@@ -68,19 +68,7 @@ def test_copies_over_an_unknown_link_to_the_host_are_told(known, offload):
 
 
 def test_what_the_compiler_computes_again_by_itself_is_priced():
-    sizes = {"layers": 12, "embed": 768, "mlp": 3072, "heads": 12, "kv_heads": 12, "head_dim": 64}
-    data = {
-        "model": {"base": "gpt3-175b", "name": "small", "vocab": 50257, **sizes},
-        "machine": "v3:2x2",
-        "batch": 512,
-        "sequence": 512,
-        "mesh": {"data": 8},
-        "rules": {"activations": {"batch": ["data"]}},
-        "remat": "none",
-        "precision": {"compute": "f32", "parameters": "f32", "reduce": "f32"},
-        "attention": "unfused",
-    }
-    plan = plan_from_data(data, "here")
+    plan = plan_from_data({**SMALL_GPT, "batch": 512}, "here")
     found = predict(plan, implementation="trainer")
     again = next(text for text in found.warnings if "by itself recomputes" in text)
     assert found.fits

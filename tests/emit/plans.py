@@ -724,6 +724,33 @@ _SFM = {"stage": 2, "fsdp": 2, "model": 2}
 _PART_KEPT = [{"layers": 3, "save": []}, {"layers": 4, "save": ["mlp_hidden"]}]
 
 
+def _in_turns(schedule: str, microbatches: int, **more: Any) -> Plan:
+    """Return four stages of two devices that share the weights."""
+    return make(
+        "llama-deep",
+        {"stage": 4, "fsdp": 2},
+        {**_STAGES, "embed": ["fsdp"]},
+        _B,
+        microbatches=microbatches,
+        pipeline_schedule=schedule,
+        **more,
+    )
+
+
+def _in_turns_over_tensor(schedule: str, **more: Any) -> Plan:
+    """Return two stages with a tensor axis, part of what layers make kept."""
+    return make(
+        "gpt-deep",
+        _SFM,
+        {**_STAGES, **_FSDP_TENSOR},
+        _B | _SEQ,
+        microbatches=4,
+        remat="save_mlp",
+        pipeline_schedule=schedule,
+        **more,
+    )
+
+
 def _in_groups(accumulation: str, **more: Any) -> Plan:
     """Return a plan of two microbatches whose groups of layers keep different things."""
     return make(
@@ -766,42 +793,12 @@ PHASES: dict[str, Plan] = {
         accumulation="gathered",
         **_GPIPE,
     ),
-    "stages in turns, fsdp": make(
-        "llama-deep",
-        {"stage": 4, "fsdp": 2},
-        {**_STAGES, "embed": ["fsdp"]},
-        _B,
-        microbatches=4,
-        pipeline_schedule="1f1b-ticks",
+    "stages in turns, fsdp": _in_turns("1f1b-ticks", 4),
+    "stages in turns, gathered once, tensor": _in_turns_over_tensor(
+        "1f1b-ticks", accumulation="gathered"
     ),
-    "stages in turns, gathered once, tensor": make(
-        "gpt-deep",
-        _SFM,
-        {**_STAGES, **_FSDP_TENSOR},
-        _B | _SEQ,
-        microbatches=4,
-        remat="save_mlp",
-        accumulation="gathered",
-        pipeline_schedule="1f1b-ticks",
-    ),
-    "zero-bubble stages, fsdp": make(
-        "llama-deep",
-        {"stage": 4, "fsdp": 2},
-        {**_STAGES, "embed": ["fsdp"]},
-        _B,
-        microbatches=6,
-        batch=24,
-        pipeline_schedule="zb-h1-ticks",
-    ),
-    "zero-bubble stages, tensor": make(
-        "gpt-deep",
-        _SFM,
-        {**_STAGES, **_FSDP_TENSOR},
-        _B | _SEQ,
-        microbatches=4,
-        remat="save_mlp",
-        pipeline_schedule="zb-h1-ticks",
-    ),
+    "zero-bubble stages, fsdp": _in_turns("zb-h1-ticks", 6, batch=24),
+    "zero-bubble stages, tensor": _in_turns_over_tensor("zb-h1-ticks"),
     "stages, images, tensor": make(
         "vit",
         _SFM,
