@@ -123,6 +123,7 @@ def derive(ops: Sequence[Op], axes: Iterable[str]) -> Derived:
 def _transpose(result: Derived, last: set[int], axes: frozenset[str]) -> None:
     """Write the backward pass: gathers become sums, sums become gathers."""
     steps, gradients = result.steps, defaultdict[str, list[Summand]](list)
+    calls = {step.op.out.name: step.op.call for step in steps}
     final = steps[-1].op.out
     gradients[final.name] = [Summand(final.split, NONE)]
     for out in (step.op.out for step in steps if step.op.out.handed):
@@ -154,11 +155,15 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str]) -> None:
         step.gradient_gathers += halos(op, place, op.needs)
         step.gradient_gathers += halos(op, place, op.ins, gradient=True)
         for array in (*op.ins, *op.vectors):
-            part = _gradient(op, array, place, lazy)
+            # What a call makes for itself is summed as elsewhere, and so is what was gathered once
+            # for the projections of several calls. A router gathers for itself.
+            inside = op.call == calls.get((array.original or array).name)
+            part = _gradient(op, array, place, lazy, late=not op.call or inside)
             if op.eager or array.weight:  # a gather's transpose is a scatter
                 moved = frozenset(axis for axis in array.split if axis not in place)
                 part = replace(part, partial=part.partial | moved)
-            if op.call and not array.weight:
+            shared = op.product and not op.dtype and part.partial & set(array.split)
+            if op.call and not (array.weight or inside or shared):
                 part = replace(part, call=op.call, purpose=array.purpose)
             if array.trained and part not in gradients[array.name]:
                 gradients[array.name].append(part)
@@ -182,16 +187,16 @@ def _sliced(op: Op, place: Split) -> frozenset[str]:
     return frozenset(axis for array in op.ins for axis in array.split if axis not in place)
 
 
-def _gradient(op: Op, array: Array, place: Split, lazy: frozenset[str]) -> Summand:
-    """Return how the gradient of an operand comes out of an op."""
+def _gradient(op: Op, array: Array, place: Split, lazy: frozenset[str], late: bool) -> Summand:
+    """Return how the gradient of an operand comes out of an op, which may be summed `late`."""
     inside = {axis: d for axis, d in place.items() if d in array.dims}
     # Padded with zeros, the gradient of a slice is partial too.
     partial = {axis for axis in place if axis not in inside or axis not in array.split}
     if array.original:
         here = {axis for axis, d in inside.items() if array.split.get(axis) == d}
         inside |= {axis: array.original.split[axis] for axis in here}
-    late = lazy if op.call else frozenset(partial) | lazy
-    return Summand(inside, frozenset(partial) | lazy, late)
+    all_partial = frozenset(partial) | lazy
+    return Summand(inside, all_partial, all_partial if late else lazy)
 
 
 def where(op: Op) -> dict[str, str]:

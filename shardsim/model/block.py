@@ -177,7 +177,7 @@ class Block(Builder):
             self.mlp(second, out)
             return add(self, x, [out], stream("result", keep=""))
         outs = [stream(name, f"{name}_output") for name in ("attention", "mlp")]
-        first = 0
+        first = len(self.made)
         branches = ((self.attention, normed), (self.mlp, second))
         for (branch, read), out in zip(branches, outs, strict=True):
             branch(read, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from drawn import drawn
 
 from plans import (
     CONDITIONED,
@@ -61,6 +62,18 @@ def test_a_plan_gives_the_numbers_of_the_unsharded_model(name: str, host: HostDe
         assert result.collectives.differences == []
         unplanned = {one.purpose for one in result.collectives.accounts if not one.planned_count}
         assert unplanned <= {"loss", "optimizer"}
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=() if n < 3 else pytest.mark.deep) for n in range(24)]
+)
+def test_a_drawn_block_gives_the_numbers_of_the_unsharded_model(
+    number: int, host: HostDevices
+) -> None:
+    result = host.compare(drawn(number))
+    errors = (result.loss_error, result.gradient_error, result.update_error)
+    assert max(errors) <= LARGEST_ERROR
+    assert result.collectives.differences == []
 
 
 # A norm of what linear attention gives divides by it, and of a first token it is a product of two
