@@ -294,7 +294,7 @@ class Block(Builder):
         q = self.into("cross_query", normed, "cross q", HEADS, keep="qkv", bias=biases.qkv)
         k, v = cross_keys(self, memory(trained=trained), bias=biases.qkv)
         q, k = self.qk_norm("cross_query", q), self.qk_norm("cross_key", k)
-        context = cross_attend(self, q, k, v, kernel=self.kernel)
+        context = cross_attend(self, q, k, v, kernel=self.kernel, text=model.encoder is None)
         bias = biases.attention_output
         context = self.sub_norm("cross_inner_norm", context)
         self.back("cross_attention_output", context, out, HEADS, bias=bias)

@@ -37,6 +37,20 @@ class Every(Mask):
         return tokens**2
 
 
+@dataclass(frozen=True)
+class OfText(Every):
+    """The same of a text's few tokens, whose keys are gathered however those of a layer's own
+    tokens come: turning queries by head, or a ring, would move all of the queries for them, or
+    wait at every hop."""
+
+    @property
+    def local(self) -> bool:
+        return True
+
+    def to_data(self) -> dict[str, Any]:
+        return {**super().to_data(), "text": True}
+
+
 def hand_on(build: Builder, final: Array, name: str, *, whole: bool = False) -> Array:
     """Add what hands the tokens of a stack to others: gathered over a tensor axis, or, as a
     `whole`, over all axes that split tokens."""
@@ -81,15 +95,15 @@ def cross_keys(build: Builder, read: Array, *, bias: bool) -> tuple[Array, Array
     return made[0], made[1]
 
 
-def cross_attend(build: Builder, q: Array, k: Array, v: Array, *, kernel: str) -> Array:
-    """Add attention to all tokens of memory; `kernel` as of `attend`."""
-    dims = (*TOKENS, *HEADS)
-    context = Array("cross context", dims, keep="context", purpose="second axis", lies="attended")
+def cross_attend(build: Builder, q: Array, k: Array, v: Array, *, kernel: str, text: bool) -> Array:
+    """Add attention to all tokens of memory, which may be a `text`'s; `kernel` as of `attend`."""
+    dims, lies = (*TOKENS, *HEADS), "" if text else "attended"
+    context = Array("cross context", dims, keep="context", purpose="second axis", lies=lies)
     of = ("memory", "memory_keys")
-    attention_ops(build, q, k, v, context, mask=Every(), kernel=kernel, sinks=False, of=of)
-    fused = kernel in KERNELS
-    mask = Every().to_data()
-    build.call("cross_attend", [q, k, v], context, named=fused, fused=fused, mask=mask)
+    mask = OfText() if text else Every()
+    attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=False, of=of)
+    fused, said = kernel in KERNELS, mask.to_data()
+    build.call("cross_attend", [q, k, v], context, named=fused, fused=fused, mask=said)
     return context
 
 
@@ -129,7 +143,7 @@ def run_project_memory(way: Whole, params: Params, call: Any, read: Any) -> Any:
 def run_cross_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
     """Return the weighted values [batch, tokens, heads, head_dim], before their projection."""
     q, k, v = (way.by_head(x) for x in (q, k, v))
-    k, v = way.all_keys(k), way.all_keys(v)
+    k, v = (way.all_keys(x, text="text" in call["mask"]) for x in (k, v))
     if call["fused"]:
         return way.flash(q, k, v, call["mask"], None)
     v = lax.optimization_barrier(v)

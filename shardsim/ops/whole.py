@@ -207,8 +207,9 @@ class Whole:
         width = (call or {}).get("width", "head_dim")
         return x.reshape(*x.shape[:2], -1, self.model[width])
 
-    def all_keys(self, x: Array) -> Array:
-        """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence."""
+    def all_keys(self, x: Array, text: bool = False) -> Array:
+        """Return keys or values [batch, tokens, heads, head_dim] of the whole sequence, or of a
+        `text`, unless attention brings them itself."""
         return x
 
     def flash(

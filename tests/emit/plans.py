@@ -946,6 +946,11 @@ VIDEOS: dict[str, Plan] = {
     ),
     "rows and columns switched": make("axial", _C4, {}, _ON_C4, **_context(keys="dsp")),
     "through time, fsdp": make("latte", _F, {"embed": ["fsdp"]}, _B, remat="none"),
+    # A text's keys are gathered beside all of these.
+    "text and video, ulysses": make("wan", _C4, {}, _ON_C4, **_context(keys="ulysses")),
+    "text and video, ring": make(
+        "wan", _C4, {"embed": ["context"]}, _ON_C4, **_context(keys="ring"), remat="save_context"
+    ),
 }
 
 # As Gemma 4: layers without a window have fewer and wider heads, whose values are their keys.

@@ -192,9 +192,9 @@ class Explicit(Whole):
         last = x.ndim - 1
         return own(own(x, self.tensor2, last), self.on_embed, last)
 
-    def all_keys(self, x: Array) -> Array:
+    def all_keys(self, x: Array, text: bool = False) -> Array:
         with jax.named_scope("keys"):
-            if self.keys in ("ring", "ulysses"):
+            if self.keys in ("ring", "ulysses") and not text:
                 return x
             x = gather(x, self.context, 1)
             return in_order(x, self.context) if self.striped else x
@@ -208,9 +208,9 @@ class Explicit(Whole):
         positions: Array | None,
         sinks: Array | None = None,
     ) -> Array:
-        if self.keys == "ring":
+        if self.keys == "ring" and "text" not in mask:
             return self.pass_round(q, k, v, mask)
-        if self.keys == "ulysses":
+        if self.keys == "ulysses" and "text" not in mask:
             return self.turn_to_heads(q, k, v, mask, positions)
         if not self.striped or positions is None:
             return super().flash(q, k, v, mask, positions, sinks)

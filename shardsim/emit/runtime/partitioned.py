@@ -80,7 +80,7 @@ class Partitioned(Whole):
     def residual(self, x: Array) -> Array:
         return self.keep(x, "residual")
 
-    def all_keys(self, x: Array) -> Array:
+    def all_keys(self, x: Array, text: bool = False) -> Array:
         return self.keep(x, "all_keys")
 
     def flash(
