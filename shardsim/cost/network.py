@@ -132,7 +132,7 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     snake = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0)
     ring_ways = np.where(closed_line | snake & np.equal(strided, 1), 2.0, 1.0)
     many = np.greater(layout.slices, 1)
-    rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency
+    rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency * chip.permute_gain
     dcn_rate = chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
     return Group(
         torus=Level(

@@ -30,9 +30,21 @@ RATES = (
     "dcn_bytes_per_s",
 )
 TIMES = ("hop_latency_s", "dcn_hop_latency_s", "op_overhead_s", "collective_overhead_s")
-EFFICIENCIES = ("matmul_efficiency", "hbm_efficiency", "link_efficiency", "dcn_efficiency")
+EFFICIENCIES = (
+    "matmul_efficiency",
+    "hbm_efficiency",
+    "link_efficiency",
+    "permute_efficiency",
+    "dcn_efficiency",
+)
 COUNTS = ("cores_per_chip", "devices_per_chip", "mxu_dim", "torus_dims", "chips_per_host")
-OPTIONAL = ("clock_hz", "die_to_die_bytes_per_s", "pcie_bytes_per_s", "host_bytes")
+OPTIONAL = (
+    "clock_hz",
+    "die_to_die_bytes_per_s",
+    "pcie_bytes_per_s",
+    "host_bytes",
+    "permute_efficiency",
+)
 WORDS = {
     "kind": ("tpu", "gpu", "cpu"),
     "names_count": ("cores", "chips"),
@@ -106,6 +118,7 @@ class Chip:
     matmul_efficiency: float
     hbm_efficiency: float
     link_efficiency: float
+    permute_efficiency: float | None  # of links in a permute, where it was measured apart
     dcn_efficiency: float
     op_overhead_s: float  # start of one compiled operation
     collective_overhead_s: float  # start of one collective
@@ -123,6 +136,11 @@ class Chip:
         """Refuse values that no machine can have; the message names chip and field."""
         for name, problem in _problems(self):
             raise HardwareError(f"chip {self.name}: {name} {problem}")
+
+    @property
+    def permute_gain(self) -> float:
+        """How much faster links are for a permute to neighbours than for other collectives."""
+        return (self.permute_efficiency or self.link_efficiency) / self.link_efficiency
 
     def __repr__(self) -> str:
         peak, hbm = self.peak_flops["bf16"] / 1e12, self.hbm_bytes / 2**30

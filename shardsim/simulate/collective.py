@@ -9,7 +9,7 @@ from functools import partial
 from shardsim.simulate.clock import Clock, Mark
 from shardsim.simulate.fluid import Links, Route
 from shardsim.simulate.folding import Fold
-from shardsim.simulate.traffic import Traffic
+from shardsim.simulate.traffic import GATHERS, Traffic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +155,7 @@ class Traveller:
     hop_s: float
     dcn_hop_s: float
     overhead_s: float
+    permute_gain: float  # how much faster links are for permutes: these put so much less on them
     watch: Callable[[Span], None] | None = None
     started: int = 0
     running: int = 0
@@ -259,4 +260,6 @@ class Traveller:
     ) -> Stretch:
         route = self.folded.route(role, group, leg)
         hop_s = self.dcn_hop_s if route.dcn else self.hop_s
+        if not (route.dcn or leg.startswith(GATHERS)):
+            unit_bytes = unit_bytes / self.permute_gain
         return Stretch(route=route, unit_bytes=unit_bytes, latency_s=route.hops * hop_s * messages)

@@ -78,6 +78,7 @@ class Engine:
             chip.hop_latency_s,
             chip.dcn_hop_latency_s,
             chip.collective_overhead_s,
+            chip.permute_gain,
             self.watch,
         )
 

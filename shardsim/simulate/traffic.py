@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from shardsim.simulate.groups import Groups
 
 RING_LEGS = ("ring+", "closing+", "ring+-")  # see `Groups`
+GATHERS = ("gather", "scatter", "exchange")  # how legs begin that are no permutes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
-    context = _context(said, split, model)
+    context = _context(said, split, model, str(row.get("notes") or ""))
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
@@ -245,16 +245,22 @@ def _one_by_one(
     return machine
 
 
-def _context(said: Mapping[str, str], split: Said, model: Model) -> dict[str, Any]:
+def _context(said: Mapping[str, str], split: Said, model: Model, notes: str) -> dict[str, Any]:
     """Return how a context axis attends; raise `FileError` where a row says how and has none."""
     for pattern, keys, what in _ATTENDS:
         for key, text in said.items():
             if not re.search(pattern, text):
                 continue
             if "context" in split.sizes.inside:
-                striped = re.search(r"striped|zig-?zag|load[- ]balanc", " ".join(said.values()))
-                order = {"order": "striped"} if striped else {}
-                return {"context": {"keys": keys, **order}}
+                every = f"{' '.join(said.values())} {notes}".lower()
+                # The last is MaxText's key, which balances tokens unless it is told otherwise.
+                dealt = r"striped|zig-?zag|load[- ]balanc|context[ _]parallel[ _]strategy"
+                found: dict[str, Any] = {"keys": keys}
+                if keys != "ulysses" and re.search(dealt, every):
+                    found["order"] = "striped"
+                if keys == "ring" and re.search(r"without overlap|not overlap", every):
+                    found["overlap"] = False
+                return {"context": found}
             if keys == "ring" or model.experts is None:  # experts' tokens are exchanged too
                 raise FileError(f"{key}: not modelled: {what} without a context axis")
     return {}

@@ -57,7 +57,13 @@ def run_alone(
     links = Links(clock, topology.rates[folded.links])
     chip = machine.chip
     traveller = Traveller(
-        clock, folded, links, chip.hop_latency_s, chip.dcn_hop_latency_s, chip.collective_overhead_s
+        clock,
+        folded,
+        links,
+        chip.hop_latency_s,
+        chip.dcn_hop_latency_s,
+        chip.collective_overhead_s,
+        chip.permute_gain,
     )
     moved = traffic(kind, groups["group"], total_bytes, stage)
     ends: list[float] = []

@@ -20,7 +20,7 @@ from shardsim.plan.plan import TICKS
 from shardsim.simulate import simulate_plan
 
 # Permutes stop all work on the larger v5e.
-MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:4x8", "2*v4:2x2x4")
+MACHINES = ("v4:2x2x4", "v4:4x4x4", "v5p:2x2x4", "v5e:4x4", "v5e:4x8", "2*v4:2x2x4")
 
 
 @given(

@@ -213,7 +213,7 @@ CONTEXT = "context 16 x fsdp 4"
         ({"parallelism": {"cp": 16, "note": "all-to-all over heads"}}, "ulysses", "contiguous"),
         ({"parallelism": CONTEXT, "tricks": ["Ulysses"]}, "ulysses", "contiguous"),
         ({"parallelism": CONTEXT, "attention": "ulysses"}, "ulysses", "contiguous"),
-        ({"parallelism": f"{CONTEXT}, context parallel strategy ring"}, "ring", "contiguous"),
+        ({"parallelism": f"{CONTEXT}, context parallel strategy ring"}, "ring", "striped"),
         ({"parallelism": CONTEXT, "tricks": ["RingAttention"]}, "ring", "contiguous"),
         ({"parallelism": CONTEXT, "attention": {"kernel": "ring_attention"}}, "ring", "contiguous"),
         ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring", "striped"),
@@ -223,6 +223,8 @@ CONTEXT = "context 16 x fsdp 4"
 def test_how_a_context_axis_attends(changes: dict[str, Any], keys: str, order: str) -> None:
     (plan,) = run_of(seq=32768, **changes).plans
     assert (plan.context.keys, plan.context.order) == (keys, order)
+    (waits,) = run_of(seq=32768, notes="without overlap", **changes).plans
+    assert waits.context.overlap == (keys != "ring")
 
 
 @pytest.mark.parametrize(
