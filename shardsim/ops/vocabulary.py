@@ -12,6 +12,7 @@ from shardsim.ops.registry import runs
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
+STATISTICS = "loss statistics"  # the purpose of summing them
 # The loss reads float32 logits for the maximum and for the sum; backward reads them again and
 # writes their gradient in the compute format: 14 bytes an element, 3.5 of four.
 LOSS = Stream(passes=2.0, ops=15.0, gradient_passes=1.5, gradient_ops=15.0)
@@ -29,8 +30,8 @@ def token_loss(
     logits = Array("logits", (*TOKENS, "vocab"), wide=True, purpose="vocabulary")
     vectors = [vector(f"{name}_bias", "vocab")] if bias else []
     build.add(einsum(final, table, logits, *vectors))
-    build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose="loss statistics")))
-    loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose="loss statistics")
+    build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose=STATISTICS)))
+    loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose=STATISTICS)
     build.add(pointwise([logits], loss, stream=LOSS))
     head, targets = Array("head", ("embed", "vocab")), Array("targets", TOKENS)
     named: dict[str, Any] = {"bias": f"{name}_bias"} if bias else {}

@@ -32,10 +32,7 @@ from shardsim.program.rounds import PASSED, ROUND
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
 from shardsim.program.tasks import (
-    QUERY_KEY_NORM,
-    QUERY_KEY_NORM_GRADIENT,
-    SOFTMAX,
-    SOFTMAX_GRADIENT,
+    GRADIENTS,
     Collective,
     Compute,
     Task,
@@ -327,8 +324,7 @@ class _Pass:
             apart += products
         beside = stream.beside_gradient
         made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart, beside)
-        gradient = {QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT, SOFTMAX: SOFTMAX_GRADIENT}
-        made = [replace(task, purpose=gradient.get(task.purpose, task.purpose)) for task in made]
+        made = [replace(task, purpose=GRADIENTS.get(task.purpose, task.purpose)) for task in made]
         self.tasks += self._turning(made, op, readers)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))

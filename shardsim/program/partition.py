@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Run, backward_of, runs, runs_again
-from shardsim.program.kept import kept, kept_for_products
+from shardsim.program.kept import kept, kept_for_products, operands_of_weights
 from shardsim.program.lower import Lowering
 from shardsim.program.members import PartOf, parts_of
 from shardsim.program.once import ends_once, once, repeated_work
@@ -97,6 +97,8 @@ def _layers(
     away: dict[str, Number] = {}
     whole: Number = 0.0
     taken_bytes: Number = 0.0
+    waiting_bytes: Number = 0.0
+    in_ticks = layout.split_backward & layout.lockstep
     for number, layer in run.layers:
         one = part.derived.layers[number]
         low = Lowering(work, layout, sizes, one)
@@ -118,6 +120,9 @@ def _layers(
             away[name] = away.get(name, 0.0) + layer.times * size
         taken = kept_for_products(work, layout, sizes, number, policy)
         taken_bytes = taken_bytes + layer.times * taken
+        if np.any(in_ticks):
+            own = operands_of_weights(work, layout, sizes, number, policy)
+            waiting_bytes = waiting_bytes + layer.times * own
     keep = Compute(
         name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes, purpose=KEEP
     )
@@ -128,11 +133,19 @@ def _layers(
         count=0,
         purpose=TAKE,
     )
+    wait = Compute(
+        name="keep for gradients of weights",
+        kind="elementwise",
+        hbm_bytes=2.0 * waiting_bytes,
+        count=in_ticks * 1,
+        purpose=KEEP,
+    )
     title = "" if group is None else f", group {group + 1}"
     many = np.where(layout.layered, layout.microbatches, 1)
     trips = run.rounds * layout.microbatches / many
     forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
-    backward = repeated_work([take, *backward, _accumulate(work, layout, trained, whole)], many)
+    summed = _accumulate(work, layout, trained, whole)
+    backward = repeated_work([take, *backward, *([wait] if np.any(in_ticks) else []), summed], many)
     there, of_forward = once(
         Block(
             name=f"layer forward{title}",

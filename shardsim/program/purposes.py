@@ -9,8 +9,9 @@ from shardsim.graph.derive import Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
 from shardsim.ops.predict import PREDICTIONS
+from shardsim.ops.vocabulary import STATISTICS
 from shardsim.program.sizes import role_of
-from shardsim.program.tasks import BY_HEAD, KEYS, QUERY_KEY_NORM, SOFTMAX
+from shardsim.program.tasks import BY_HEAD, KEYS, LOSS, QUERY_KEY_NORM, SOFTMAX
 
 APART = (ROUTED, PREDICTIONS)  # purposes of what no collective matmul moves
 ENDS = ("tables", "ends")  # purposes of weights before and after the layers
@@ -47,11 +48,14 @@ def works_by_head(op: Op) -> bool:
 
 
 def purpose_of(op: Op, array: Array) -> str:
-    """Return the purpose of what makes `array`: attention reads queries and the like by head."""
+    """Return the purpose of what makes `array`: attention reads queries and the like by head, a
+    loss logits."""
     if op.stream.by_head:
         return QUERY_KEY_NORM
     if op.unit == "attention" and not op.product:
         return SOFTMAX
+    if array.purpose == STATISTICS and not op.product:
+        return LOSS
     return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
 
 

@@ -19,10 +19,18 @@ SOFTMAX = "softmax"  # of scores in HBM
 SOFTMAX_GRADIENT = "softmax gradient"
 QUERY_KEY_NORM = "query-key norm"
 QUERY_KEY_NORM_GRADIENT = "query-key norm gradient"
+LOSS = "loss"  # of logits
+LOSS_GRADIENT = "loss gradient"
 KEEP = "keep"  # copies what the backward pass needs to where it waits
 TAKE = "take"  # copies from there what products read, where they take no part of an array
 KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
+# What the gradient of something with a purpose of its own is for.
+GRADIENTS = {
+    QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT,
+    SOFTMAX: SOFTMAX_GRADIENT,
+    LOSS: LOSS_GRADIENT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -344,7 +344,8 @@ def in_turns(
 
     def kept_of(microbatch: Array, room: Sequence[Array], mine: Params) -> list[Array]:
         """Return all that the way back of a microbatch reads."""
-        kept = iter([one[microbatch % places] for one in room])
+        at = microbatch % places
+        kept = iter([lax.dynamic_index_in_dim(one, at, keepdims=False) for one in room])
         return [next(kept) if name is None else mine[name] for name in how[1]]
 
     def pulled(kept: Sequence[Array], gradient: Array) -> Any:
@@ -367,7 +368,10 @@ def in_turns(
         x = jnp.where(stage == 0, queue[jnp.clip(now, 0, many - 1)], arrived)
         y, kept = keep(mine, x)
         place = (now - stage) % places
-        room = [all_.at[place].set(one) for all_, one in zip(room, kept, strict=True)]
+        room = [
+            lax.dynamic_update_index_in_dim(all_, one, place, 0)
+            for all_, one in zip(room, kept, strict=True)
+        ]
         with jax.named_scope("stage_boundary"):
             arrived = lax.ppermute(y, way.stages.axes, ring)
         return (queue, arrived, room), y
