@@ -94,7 +94,8 @@ class Microbatches:
             ]
             found = max(parts)
         found = np.where(layout.lockstep, many + more, found)
-        found = np.where(layout.in_turns, 2 * stages - 1, found)
+        # In turns a stack has so many places, and a tick's is made before it is put in its own.
+        found = np.where(layout.in_turns, 2 * stages, found)
         return np.where(layout.layered, many, found)
 
     @property
