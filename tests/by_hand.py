@@ -22,6 +22,7 @@ Key = tuple[str, str]  # pass, kind
 NORM, ACTIVATION, ADD, QUANTISE = 8, 12, 1, 4
 SOFTMAX, SOFTMAX_GRADIENT = 13, 14
 LOSS, UPDATE = 30, 16
+LOSS_IN_A_PASS = 2
 # Bytes that an optimizer keeps of a weight.
 STATE_BYTES = {"adamw": 8, "momentum": 4, "sgd": 0, "adafactor-full": 4, "adamw-bf16-mu": 6}
 
@@ -467,7 +468,10 @@ class Hand:
         logits = t * vocab
         self.quantised(logits)  # their gradient
         # Float32 for the maximum, the sum and the gradient; the gradient as it is multiplied.
-        self.add("elementwise", logits, LOSS * logits, width=4 + 4 + 4 + 2)
+        if not self.ring:  # the rest is in the ends of products, and in operands
+            self.add("elementwise", logits, LOSS_IN_A_PASS * logits, width=4)
+        else:
+            self.add("elementwise", logits, LOSS * logits, width=4 + 4 + 4 + 2)
         self.product(t, vocab, self.embed)
         self.product(self.embed, t, vocab, out=self.reduced)
         # Rows of the table's gradient: read, added to, written, for all tokens of the group.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Stream, einsum, linear, pointwise, weight
+from shardsim.graph.arrays import Apart, Array, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.lazy import jax, jnp, lax
 from shardsim.ops.registry import runs
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
 STATISTICS = "loss statistics"  # the purpose of summing them
-# The loss reads float32 logits for the maximum and for the sum; backward reads them again and
-# writes their gradient in the compute format: 14 bytes an element, 3.5 of four.
-LOSS = Stream(passes=2.0, ops=15.0, gradient_passes=1.5, gradient_ops=15.0)
+# The maximum of logits is found in the end of their product, and their gradient made where products
+# read it: the loss reads float32 logits once, for the sum of exponentials. Apart it reads them
+# twice, and backward again, and writes their gradient in the compute format: 14 bytes an element.
+LOSS = Stream(passes=1.0, ops=2.0, apart=Apart(passes=2.0, gradient_passes=1.5))
+LOSS_APART_OPS = 15.0  # of each of the two
 
 
 def token_loss(

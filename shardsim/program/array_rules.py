@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.ops.attend import KERNEL_MULTIPLE, SOFTMAX
+from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
@@ -39,11 +40,6 @@ NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
 
 
 NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
-
-
-# Of a loss whose maximum is found in the end of the logits' product: the share of its bytes, and of
-# its operations that the pass takes beside them, as the compiler has it on v5p.
-ONE_PASS_OF_LOSS = (0.5, 2.0 / 15.0)
 
 
 # A number of each row that lies in all lanes takes as many.
@@ -384,26 +380,33 @@ def fetch_blocks(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-def fuse_loss(block: Block, where: Where) -> Block:
-    """Find the maximum of logits in the end of the product that makes them, and their gradient in
-    the two products that read it: one pass is left, for sums of exponentials, unless rings cut
-    these products.
+def pass_logits_where_rings_cut(block: Block, where: Where) -> Block:
+    """Read logits apart from the products that make them and read their gradient, where rings cut
+    these; elsewhere one pass is left, for sums of exponentials.
 
     Seen in all programs of docs/compiled.md that were looked at: maxtext-16b on v5e, llama2-70b and
     the techniques on v5p (2.1 ms a pass of 2.1 GB on v5p, 2.1 priced; 4.8 of 1.6 GB on v5e, 6.4).
     """
-    ring = where.ring
+    return _logits_apart(block, where.ring)
 
+
+def pass_logits_apart(block: Block, where: Where) -> Block:
+    """Read logits for their maximum, for the sum of exponentials and for their gradient, which is
+    written: losses of libraries with gradients of their own (`cross_entropy_with_logits` of
+    maxtext).
+    """
+    return _logits_apart(block, True)
+
+
+def _logits_apart(block: Block, on: Number) -> Block:
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.purpose not in (LOSS, LOSS_GRADIENT):
             return [task]
-        passes, ops = ONE_PASS_OF_LOSS if task.purpose == LOSS else (0.0, 0.0)
         return [
             replace(
                 task,
-                hbm_bytes=task.hbm_bytes * np.where(ring, 1.0, passes),
-                vector_ops=task.vector_ops * np.where(ring, 1.0, ops),
-                count=task.count * (np.asarray(ring) | (passes > 0)),
+                hbm_bytes=np.where(on, task.apart_bytes, task.hbm_bytes),
+                vector_ops=np.where(on, LOSS_APART_OPS * task.pointwise, task.vector_ops),
             )
         ]
 
