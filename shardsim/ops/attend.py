@@ -50,26 +50,31 @@ APART_MASKED = Apart(passes=10.5, gradient_passes=14.0)
 # A fused kernel skips the blocks of so many queries and keys that a mask leaves empty, forward and
 # back; others are whole.
 BLOCKS = (512, 512)
+FUSED_GRADIENT = 5  # products of the gradient in one kernel
 
 
 @dataclass(frozen=True)
 class Fused:
     """A fused kernel: how many times the operations of a plain softmax it takes, whether they run
-    beside its products or in turn with them, and its blocks."""
+    beside its products or in turn with them, its blocks, and whether gradients of keys and values
+    and of queries are two kernels, each of which makes the scores again and their gradient."""
 
     operations: float
     beside: bool
     blocks: tuple[int, int] = BLOCKS
+    two: bool = False
 
 
 # "flash" is today's kernel (splash attention). "flash-2023" is the first one
 # (`pallas.ops.tpu.flash_attention`, blocks of 512): fitted to MaxText's runs of that year on v5e,
 # whose matmuls reach the same share of the peak, attention being 8 % of the products or 4 %, with 6
 # times the operations, and no more than a large matmul on its own (0.933) with 5. "flash-2048" is
-# today's with the blocks that MaxText's recipes for v6e and tpu7x ask for.
+# today's with the blocks that MaxText's recipes for v6e and tpu7x ask for, "flash-two-kernels" what
+# it does where nobody asks for a fused gradient (`use_fused_bwd_kernel`).
 KERNELS = {
     "flash": Fused(operations=1.0, beside=True),
     "flash-2048": Fused(operations=1.0, beside=True, blocks=(1024, 2048)),
+    "flash-two-kernels": Fused(operations=1.0, beside=True, two=True),
     "flash-2023": Fused(operations=5.0, beside=False),
 }
 
@@ -247,9 +252,9 @@ def _kernel(
     kernel = Kernel(
         shape=Matmul(rows=of[:1], inner=q.dims[-1:], columns=of[1:], batch=batch),
         products=2,
-        gradient_products=5,  # the scores again, and dV, dP, dQ, dK
+        gradient_products=FUSED_GRADIENT + 2 * fused.two,  # the scores again, and dV, dP, dQ, dK
         ops=SOFTMAX.ops * fused.operations,
-        gradient_ops=SOFTMAX.gradient_ops * fused.operations,
+        gradient_ops=SOFTMAX.gradient_ops * fused.operations * (1 + fused.two),
         mask=mask,
         beside=fused.beside,
         widths=widths,

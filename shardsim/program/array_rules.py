@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import KERNEL_MULTIPLE, SOFTMAX
+from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX
 from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
@@ -331,7 +331,7 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
-        fused = _in_kernel(task, where)
+        fused = _in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
         return [
             replace(
                 task,
