@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from shardsim.cost.collectives import move_s
-from shardsim.cost.network import Links
+from shardsim.cost.network import Group, Links, group_of
 from shardsim.machine import Machine
 from shardsim.plan.layout import AxisLayout, Layout, Number
 from shardsim.program.schedule import Copy, Move
@@ -66,10 +66,13 @@ class LayoutLines:
                 per_byte, per_message = self.line(replace(task, kind="all-gather"))
                 self._lines[key] = twice * per_byte, twice * per_message
             else:
-                group = self.links[task.role]
+                group = self._inside(task.role) if inside(task) else self.links[task.role]
                 byte, message = (replace(task, bytes=many, messages=1 - many) for many in (1, 0))
                 self._lines[key] = move_s(group, byte), move_s(group, message)
         return self._lines[key]
+
+    def _inside(self, role: str) -> Group:
+        return group_of(self.links.machine, replace(self.layout.role(role), slices=1))
 
     def shared(self, one: Wires, other: Wires) -> Number:
         """Return whether some link carries traffic of both."""
@@ -86,6 +89,11 @@ class LayoutLines:
         stages = {one.stage, other.stage}
         torus: Number = "dcn" not in stages and mine.shares_links_with(theirs)
         return torus | ("torus" not in stages and _several(mine) & _several(theirs))
+
+
+def inside(task: Move) -> bool:
+    """Return whether it goes to a neighbour in the same slice, though its group has several."""
+    return task.kind == "permute" and task.stage == "torus"
 
 
 def line_key(task: Move) -> tuple[str, str, str, int]:

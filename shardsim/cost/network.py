@@ -187,7 +187,7 @@ class Links(Mapping[str, Group]):
     ROLES = (*ROLES, *JOINT_ROLES)
 
     def __init__(self, machine: Machine, layout: Layout) -> None:
-        self._machine = machine
+        self.machine = machine
         self._layout = layout
         self._known: dict[str, Group] = {}
 
@@ -195,7 +195,7 @@ class Links(Mapping[str, Group]):
         if role not in self._known:
             if not set(role.split("+")) <= set(self.ROLES):
                 raise KeyError(role)
-            self._known[role] = group_of(self._machine, self._layout.role(role))
+            self._known[role] = group_of(self.machine, self._layout.role(role))
         return self._known[role]
 
     def __iter__(self) -> Iterator[str]:

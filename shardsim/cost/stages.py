@@ -118,12 +118,13 @@ class StageTurns:
 def walked_s(
     pipeline: Pipeline,
     each: Sequence[StageTurns],
-    send_s: Number,
+    sends_s: Sequence[Number],
     trained: bool,
     after_s: Number = 0.0,
 ) -> Number:
     """Return when all stages have done their last turns, and the last one `after_s` more behind
-    its own, of stages `each` as it is; `pipeline` is of one size."""
+    its own, of stages `each` as it is, between which sends take `sends_s`; `pipeline` is of one
+    size."""
     stages, many = len(each), round(float(pipeline.microbatches))
     todo = [_order(pipeline, stage, stages, many, trained) for stage in range(stages)]
     free: list[Number] = [0.0] * stages
@@ -142,7 +143,8 @@ def walked_s(
                 begin = free[stage] if first else np.maximum(free[stage], done[need])
                 passed_on = not turn.weights and stage != end
                 took_s, closing_s = _took(each[stage], turn, many)
-                there = begin + took_s + send_s * passed_on
+                across = stage if turn.forward else stage - 1
+                there = begin + took_s + (sends_s[across] if passed_on else 0.0)
                 free[stage] = there + closing_s
                 if not turn.weights:
                     done[turn.forward, turn.microbatch, stage] = there

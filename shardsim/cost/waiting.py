@@ -30,6 +30,7 @@ def bubble_s(clock: Clock, schedule: Schedule, waits: bool = True) -> Number:
     if pipeline.shares:
         return _walked_s(clock, schedule, waits)
     apart = pipeline.split_backward & np.logical_not(pipeline.lockstep)
+    apart = apart | np.greater(pipeline.in_a_row, 1)
     if np.all(walked := apart | np.less_equal(pipeline.stages, 1)):
         return _walked_of_many_s(clock, schedule, waits)
     found = _formula_s(clock, waits)
@@ -42,12 +43,13 @@ def _walked_of_many_s(clock: Clock, schedule: Schedule, waits: bool) -> Number:
     """Return the same of plans with stages that are alike, by walking their turns: plans of one
     size of pipeline at a time."""
     pipeline = schedule.pipeline
-    sizes = np.broadcast_arrays(pipeline.stages, pipeline.microbatches)
+    sizes = np.broadcast_arrays(pipeline.stages, pipeline.microbatches, pipeline.in_a_row)
     found: Number = 0.0
-    for stages, many in {*zip(*(size.ravel().tolist() for size in sizes), strict=True)}:
+    for stages, many, row in {*zip(*(size.ravel().tolist() for size in sizes), strict=True)}:
         if stages > 1:
-            own = replace(pipeline, stages=stages, microbatches=many)
+            own = replace(pipeline, stages=stages, microbatches=many, in_a_row=row)
             here = np.equal(pipeline.stages, stages) & np.equal(pipeline.microbatches, many)
+            here = here & np.equal(pipeline.in_a_row, row)
             one = _walked_s(clock, replace(schedule, pipeline=own), waits, pipeline.microbatches)
             found = np.where(here, one, found)
     return found
@@ -76,7 +78,12 @@ def _walked_s(clock: Clock, schedule: Schedule, waits: bool, many: Number = None
     after = () if shares[-1] else schedule.beside_the_head()[1]
     after_s = sum(clock.durations.alone_s(task) for task in after)
     own_s = sum(took.total_s(pipeline.microbatches) for took in head.values()) + after_s
-    return walked_s(pipeline, each, trip_s(clock, boundary, waits), trained, after_s) - own_s
+    near_s = trip_s(clock, boundary, waits)
+    row = round(float(pipeline.in_a_row))
+    far = next(schedule.blocks[boundary].collectives())
+    far_s = clock.durations.alone_s(replace(far, count=1, stage="all")) if row > 1 else near_s
+    sends_s = [far_s if row > 1 and (n + 1) % row == 0 else near_s for n in range(stages - 1)]
+    return walked_s(pipeline, each, sends_s, trained, after_s) - own_s
 
 
 def _turns_of(found: Mapping[str, Took]) -> StageTurns:

@@ -38,6 +38,7 @@ from shardsim.program.schedule import (
     When,
 )
 from shardsim.program.tasks import Collective, Compute, Program
+from shardsim.program.turns import stages_in_a_row
 
 # What turns on the overlap of the collectives that name it in `Collective.switch`.
 SWITCHES: dict[str, Callable[[Layout], Number]] = {
@@ -294,6 +295,7 @@ def _ordered(
             lockstep=lockstep,
             in_turns=layout.in_turns,
             split_backward=layout.split_backward,
+            in_a_row=stages_in_a_row(layout, program.interleave),
             shares=tuple(many / max(layout.stage_layers) for many in layout.stage_layers),
         ),
     )

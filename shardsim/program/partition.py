@@ -17,6 +17,7 @@ from shardsim.program.reductions import gradient_reductions, update
 from shardsim.program.schedule import Await, Block, Copy, Start
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import KEEP, TAKE, Collective, Compute, Program, Task, repeated
+from shardsim.program.turns import stages_in_a_row
 
 
 def partition(work: Workload, layout: Layout) -> Program:
@@ -244,8 +245,19 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
     """Return the sends of the residual `stream` from chunk to chunk, of the stage with the head.
 
     The last chunk hands its microbatches to no other, but gets their gradients back first. In ticks
-    a ring closes, and all stages send alike.
+    a ring closes, and all stages send alike; else the stage before the last one may lie in its
+    slice where others do not.
     """
+    inside = np.greater(stages_in_a_row(layout, work.pipeline_interleave), 1)
+    send = Collective(
+        name="send activations and gradients",
+        kind="permute",
+        role="pipeline",
+        bytes=stream * work.wire_bytes,
+        count=np.greater(layout.pipeline.size, 1) & np.logical_not(inside),
+        purpose="stage boundary",
+    )
+    near = replace(send, name="send to the stage beside", stage="torus", count=inside)
     forward = work.pipeline_interleave - np.logical_not(layout.lockstep)
     backward = 0 if work.forward_only else work.pipeline_interleave
     return (
@@ -253,15 +265,6 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
             name="stage boundary",
             phase="boundary",
             trips=layout.microbatches * (forward + backward),
-            tasks=(
-                Collective(
-                    name="send activations and gradients",
-                    kind="permute",
-                    role="pipeline",
-                    bytes=stream * work.wire_bytes,
-                    count=np.greater(layout.pipeline.size, 1) * 1,
-                    purpose="stage boundary",
-                ),
-            ),
+            tasks=tuple(replace(task, count=task.count * 1) for task in (send, near)),
         ),
     )

@@ -205,6 +205,7 @@ class Pipeline:
     lockstep: Number = False
     in_turns: Number = False  # and in a tick one of them forward, one backward
     split_backward: Number = False  # gradients of weights are turns of their own (zero-bubble H1)
+    in_a_row: Number = 1  # stages of a slice, where sends inside one are faster than between two
     shares: tuple[float, ...] = ()  # layers of each stage over those of the fullest; (): all alike
 
     @property

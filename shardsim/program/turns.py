@@ -10,6 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
+
+from shardsim.plan.layout import Layout, Number
+
+
+def stages_in_a_row(layout: Layout, chunks: int) -> Number:
+    """Return how many stages lie in a slice where some sends stay inside one and others cross to
+    the next; 1 where all take as long: in ticks the slowest. Chunks that are dealt round go by the
+    slowest too."""
+    axis = layout.pipeline
+    inner = axis.size / axis.slices
+    mixed = np.greater(axis.slices, 1) & np.greater(inner, 1) & np.logical_not(layout.lockstep)
+    return np.where(mixed & (chunks == 1), inner, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:

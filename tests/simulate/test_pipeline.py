@@ -115,7 +115,7 @@ def test_walked_turns_end_as_the_closed_form_says(
     each = [StageTurns(forward=took(forward), backward=took(backward)) for _ in range(stages)]
     each[-1] = dataclasses.replace(each[-1], head=took(head))
     pipeline = Pipeline(stages=stages, microbatches=many)
-    walked = walked_s(pipeline, each, send, trained=True)
+    walked = walked_s(pipeline, each, [send] * stages, trained=True)
     assert walked == pytest.approx(makespan(stages, many, 1, forward, backward, head, send))
 
 
@@ -147,7 +147,9 @@ def test_zero_bubble_idles_as_published(
 
     one = StageTurns(forward=took(forward), backward=took(backward), weights=took(weights))
     pipeline = Pipeline(stages=stages, microbatches=many, split_backward=True)
-    idle = walked_s(pipeline, [one] * stages, 0.0, True) - many * (forward + backward + weights)
+    idle = walked_s(pipeline, [one] * stages, [0.0] * stages, True) - many * (
+        forward + backward + weights
+    )
     assert idle == pytest.approx((stages - 1) * (forward + backward - weights))
 
 
