@@ -36,7 +36,7 @@ def plan_called(name: str, axis: str = "model") -> Plan:
     data = {
         "name": name,
         "note": name,
-        "model": MODELS["vit"],
+        "model": {"name": "vit", **MODELS["vit"]},
         "machine": "v5e:2x4",
         "batch": 16,
         "mesh": {"fsdp": 2, axis: 4},
