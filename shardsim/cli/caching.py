@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import emit_json, json_option, note, show
 from shardsim.units import show_bytes
 
 
 @click.command()
 @click.argument("what", type=click.Choice(["list", "size", "clear"]), default="list")
 @json_option
-@command_errors
 def cache(what: str, as_json: bool) -> None:
     """List what is kept of compilations and estimates, say how large it is, or remove it.
 

@@ -11,7 +11,6 @@ import click
 from shardsim.cli.output import (
     STDOUT,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
@@ -69,7 +68,6 @@ from shardsim.views.table import Table
 @hlo_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
 @json_option
-@command_errors
 def calibrate(
     plan: str | None,
     device: str | None,

@@ -6,13 +6,12 @@ from typing import Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import emit_json, json_option, note, show
 
 
 @click.command()
 @click.argument("name", required=False)
 @json_option
-@command_errors
 def hardware(name: str | None, as_json: bool) -> None:
     """List chips; with NAME, one chip with the source of every figure, or one slice.
 
@@ -119,7 +118,6 @@ def _chip_data(chip: Any) -> dict[str, Any]:
 @click.argument("name", required=False)
 @click.option("--counts", is_flag=True, help="Print parameters beside the published number.")
 @json_option
-@command_errors
 def models(name: str | None, counts: bool, as_json: bool) -> None:
     """List models; with NAME (a preset, a YAML file, a config.json), one with all its weights.
 

@@ -9,11 +9,10 @@ from shardsim.cli.caching import cache
 from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
-from shardsim.cli.evidence import validate
+from shardsim.cli.evidence import evidence, validate
 from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.inspecting import inspect
-from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.planning import predict
 from shardsim.cli.reporting import report

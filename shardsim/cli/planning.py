@@ -1,52 +1,29 @@
-"""`shardsim predict`, and the options of how a plan is priced."""
+"""`shardsim predict`: one plan, priced."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.amounts import amount, prices
-from shardsim.cli.chosen import chosen_plan, set_option, words_options
-from shardsim.cli.output import command_errors, emit_json, json_option, show
-from shardsim.cli.what_ifs import compiled_option, given, what_if_options
-
-OP_COSTS = ("calibrated", "compiler", "physical")
-
-op_costs_option = click.option(
-    "--op-costs",
-    type=click.Choice(OP_COSTS),
-    help="What operations take: calibrated to published runs, as the TPU compiler estimates, or "
-    "from the chip's figures alone; as the plan files say if left out.",
+from shardsim.cli.options import (
+    as_option,
+    asked,
+    compiled_option,
+    op_costs_option,
+    plan_argument,
+    training_options,
+    what_if_options,
 )
+from shardsim.cli.output import answer, json_option
 
-as_option = click.option(
-    "--as",
-    "implementation",
-    type=click.Choice(["emitted", "trainer", "ideal"]),
-    help="What is done beyond the plan: what the exported code does under the TPU compiler, what a "
-    "training library does, or nothing; if left out, emitted, with physical costs ideal.",
-)
-
-
-training_options = (
-    click.option("--tokens", type=amount, help="Tokens to train on, 300B: days and chip-hours."),
-    click.option("--images", type=amount, help="The same in images (sequences)."),
-    click.option(
-        "--chip-hour-price",
-        "prices",
-        type=prices,
-        metavar="PRICES",
-        help="What a chip costs for an hour, in any currency: 4.2, or v5p=4.2,v5e=1.2.",
-    ),
-)
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
-@words_options
-@set_option
+@plan_argument
 @op_costs_option
 @as_option
 @click.option(
@@ -63,24 +40,17 @@ training_options = (
     type=click.Choice(["all"]),
     help="Show the utilisation in every way of counting FLOPs, beside the prediction.",
 )
-@training_options[0]
-@training_options[1]
-@training_options[2]
+@training_options
 @compiled_option
 @what_if_options
 @json_option
-@command_errors
 def predict(
-    path: str,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
+    plan: Plan,
     op_costs: str | None,
     implementation: str | None,
     fidelity: str,
     counted: str | None,
-    tokens: float | None,
-    images: float | None,
-    prices: dict[str, float] | None,
+    training: dict[str, Any],
     compiled: bool,
     what_ifs: dict[str, Any],
     as_json: bool,
@@ -104,44 +74,41 @@ def predict(
     from shardsim.cost.mfus import utilisations
     from shardsim.cost.predict import predict as run
     from shardsim.errors import PlanError
+    from shardsim.planner.changes import changed
     from shardsim.views import slices as views
     from shardsim.views.table import table
 
     if op_costs:
-        changes = (*changes, f"op_costs={op_costs}")
-    chosen = chosen_plan(path, words, changes)
-    chips = [chosen.machine.chip.name]
-    training = training_of(tokens, images, chosen.sequence, prices, chips)
+        plan = changed(plan, {"op_costs": op_costs})
+    trained = training_of(**training, sequence=plan.sequence, chips=[plan.machine.chip.name])
     if implementation and (compiled or fidelity == "compiled"):
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
-    if fidelity == "events" or (fidelity == "compiled" and given(what_ifs)):
+    if fidelity == "events" or (fidelity == "compiled" and asked(what_ifs)):
         from shardsim.cli.simulation import simulated
 
         compiled = compiled or fidelity == "compiled"
-        item = simulated(chosen, what_ifs, compiled, implementation)
-    elif given(what_ifs):
+        item = simulated(plan, what_ifs, compiled, implementation)
+    elif asked(what_ifs):
         raise PlanError("slow and broken chips and links, jitter, twists need --fidelity events")
     elif compiled and fidelity == "analytic":
         raise PlanError("--compiled is for --fidelity events; or use --fidelity compiled")
     elif fidelity == "compiled":
         from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import predict_compiled
-        from shardsim.xla.tpu.service import TIMEOUT_S
 
-        with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
-            item = predict_compiled(chosen, service)
+        with compiler() as service:
+            item = predict_compiled(plan, service)
     else:
-        item = run(chosen, implementation=implementation)
-    rows = utilisations(item) if counted else []
-    if as_json:
-        more: dict[str, Any] = {"training": training.to_data(item)} if training else {}
-        more |= {"mfus": [row.to_data() for row in rows]} if rows else {}
-        emit_json(item.to_data() | more)
-    else:
-        show(*prediction_parts(item))
-        if rows:
-            show("", views.mfus(rows))
-        if training:
-            show("", table(views.training_columns(training), [item]), views.trained(training))
+        item = run(plan, implementation=implementation)
+    data, parts = item.to_data(), prediction_parts(item)
+    if trained:
+        data["training"] = trained.to_data(item)
+    if counted:
+        rows = utilisations(item)
+        data["mfus"] = [row.to_data() for row in rows]
+        parts += ["", views.mfus(rows)]
+    if trained:
+        parts += ["", table(views.training_columns(trained), [item]), views.trained(trained)]
+    answer(as_json, data, *parts)
     if not item.fits:
         sys.exit(1)

@@ -11,12 +11,11 @@ import click
 from shardsim.cli.output import (
     STDOUT,
     YAML,
+    answer,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
-    show,
     write_output,
 )
 from shardsim.views.table import Table
@@ -45,12 +44,8 @@ def verify_against(
     result = verify_trainer(
         plan, against, python=python, path=path, scale=scale, devices=devices
     ).to_data()
-    if as_json:
-        emit_json(result)
-    else:
-        show(*_parts(result))
-    if not result["ok"]:
-        sys.exit(1)
+    answer(as_json, result, *_parts(result))
+    sys.exit(0 if result["ok"] else 1)
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
@@ -105,7 +100,6 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     "-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here; - is stdout."
 )
 @json_option
-@command_errors
 def import_(
     path: str,
     form: str,
