@@ -28,23 +28,17 @@ def cache(what: str, as_json: bool) -> None:
     here = Cache()
     entries = here.clear() if what == "clear" else here.entries()
     size = sum(entry.size_bytes for entry in entries)
+    told = f"{len(entries)} entries, {show_bytes(size)}, in {here.folder}"
     if as_json:
         rows = [
-            {
-                "kind": entry.kind,
-                "name": entry.path.name,
-                "bytes": entry.size_bytes,
-                "time_s": entry.time_s,
-            }
-            for entry in entries
+            {"kind": one.kind, "name": one.path.name, "bytes": one.size_bytes, "time_s": one.time_s}
+            for one in entries
         ]
         removed = what == "clear"
         emit_json({"folder": str(here.folder), "bytes": size, "removed": removed, "entries": rows})
-        return
-    if what == "list" and entries:
-        show(kept(entries))
-    told = f"{len(entries)} entries, {show_bytes(size)}, in {here.folder}"
-    if what == "size":
-        click.echo(told)
+    elif what == "size":
+        show(told)
     else:
+        if what == "list" and entries:
+            show(kept(entries))
         note(f"removed {told}" if what == "clear" else told)

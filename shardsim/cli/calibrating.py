@@ -10,6 +10,7 @@ import click
 
 from shardsim.cli.output import (
     STDOUT,
+    answer,
     check_output,
     emit_json,
     json_option,
@@ -178,10 +179,8 @@ def _estimates(
     fitted = {op: fitted_cycles(chip, op) if chip.compiler else None for op in cycles}
     failed = {op.text: why for op, why in compiler.failed.items()}
     rows = [{"op": op.text, "cycles": cycles[op], "fitted_cycles": fitted[op]} for op in cycles]
-    if as_json:
-        emit_json({"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed})
-        return
-    show(views.estimates(rows))
+    data = {"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed}
+    answer(as_json, data, views.estimates(rows))
     for op, why in failed.items():
         note(f"not estimated: {op}: {why}")
 

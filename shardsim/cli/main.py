@@ -14,7 +14,7 @@ from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.inspecting import inspect
 from shardsim.cli.output import OneLineGroup
-from shardsim.cli.planning import predict
+from shardsim.cli.predicting import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan

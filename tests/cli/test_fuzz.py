@@ -74,9 +74,9 @@ def test_the_fuzz_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardsim.cli.catalog.read_model", wrong)
     assert (failure := run(case)) is not None
     assert failure.what.startswith("KeyError")
-    monkeypatch.setattr("shardsim.cli.catalog.show", half)
+    monkeypatch.setattr("shardsim.cli.catalog.answer", half)
     monkeypatch.undo()
-    monkeypatch.setattr("shardsim.cli.catalog.show", half)
+    monkeypatch.setattr("shardsim.cli.catalog.answer", half)
     assert (failure := run(case)) is not None
     assert failure.what == "half-written"
 
