@@ -20,6 +20,8 @@ from shardsim.report.style import (
     MUTED,
     PAPER,
     SERIES,
+    diagonal,
+    marks,
     picture,
     plain,
     styled,
@@ -100,17 +102,11 @@ def ablation_bars(base: Prediction, items: Sequence[Ablation]) -> Figure:
     axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes.set_xlabel("change of the step time (%)")
     axes.xaxis.grid(True)
+    elsewhere = "published (other models)"
     handles: list[Patch | Line2D] = [
         Patch(facecolor=SERIES[0], edgecolor=PAPER, label="predicted"),
         Patch(facecolor=PAPER, edgecolor=SERIES[0], hatch=HATCHES[1], label="does not fit in HBM"),
-        Line2D(
-            [],
-            [],
-            marker="D",
-            color=INK,
-            markerfacecolor=SERIES[3],
-            label="published (other models)",
-        ),
+        Line2D([], [], marker="D", color=INK, markerfacecolor=SERIES[3], label=elsewhere),
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, handlelength=1.6)
     return figure
@@ -189,31 +185,18 @@ def published_scatter(result: Validation) -> Figure:
         linewidth=0,
         label="within 10 %",
     )
-    axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9)
     for index, family in enumerate(families):
         mine = [row for row in rows if row.family == family]
-        axes.scatter(
-            [row.measured or 0.0 for row in mine],
-            [row.predicted or 0.0 for row in mine],
-            marker=MARKERS[index % len(MARKERS)],
-            facecolor="none",
-            edgecolor=SERIES[index % len(SERIES)],
-            linewidth=1.5,
-            s=38,
-            label=family,
-            zorder=3,
-        )
+        measured = [row.measured or 0.0 for row in mine]
+        marks(axes, measured, [row.predicted or 0.0 for row in mine], index, family)
     ticks = [10**power for power in range(0, 7)]
     ticks = [tick for tick in ticks if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_aspect("equal")
+    diagonal(axes, low, high)
     axes.set_xlabel("published throughput (tokens/s/chip)")
     axes.set_ylabel("predicted throughput (tokens/s/chip)")
-    axes.grid(True)
     figure.legend(loc="outside lower left", ncols=4)
     return figure
 
@@ -227,26 +210,13 @@ def predicted_against_compiled(found: Sequence[Pair]) -> Figure:
     axes = figure.add_subplot()
     values = [value for pair in read for value in (pair.predicted.mfu, pair.row["mfu"])]
     top = 100 * max(values, default=0.9) * 1.08
-    axes.plot([0, top], [0, top], color=MUTED, linewidth=0.9)
+    diagonal(axes, 0, top)
     for index, group in enumerate(groups):
         mine = [pair for pair in read if pair.row["group"] == group]
-        axes.scatter(
-            [100 * pair.row["mfu"] for pair in mine],
-            [100 * pair.predicted.mfu for pair in mine],
-            marker=MARKERS[index % len(MARKERS)],
-            facecolor="none",
-            edgecolor=SERIES[index % len(SERIES)],
-            linewidth=1.5,
-            s=38,
-            label=plain(group, 40),
-            zorder=3,
-        )
-    axes.set_xlim(0, top)
-    axes.set_ylim(0, top)
-    axes.set_aspect("equal")
+        compiled = [100 * pair.row["mfu"] for pair in mine]
+        marks(axes, compiled, [100 * pair.predicted.mfu for pair in mine], index, plain(group, 40))
     axes.set_xlabel("MFU as compiled (%)")
     axes.set_ylabel("predicted MFU (%)")
-    axes.grid(True)
     if groups:
         figure.legend(loc="outside lower left", ncols=1)
     return figure
