@@ -17,7 +17,7 @@ from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
-from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
+from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
@@ -311,19 +311,14 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     apart = split.replicated or bool(library and library.state_over_data)
     if not (apart or (gpu and {"expert", "model"} & names)):
         return {}
-    rules = rules_by_name(
+    rules = rules_data(
         names,
         residual=SEQUENCE_SHARDED if gpu else EMBED_SHARDED,
         optimizer_over_data=apart,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )
-    return {
-        "rules": {
-            kind: {logical: list(axes) for logical, axes in each.items()}
-            for kind, each in zip(("parameters", "activations", "optimizer"), rules, strict=True)
-        }
-    }
+    return {"rules": rules}
 
 
 def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str]) -> Machine | None:

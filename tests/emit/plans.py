@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
 _SIZES = {"layers": 2, "embed": 64, "mlp": 128, "heads": 8, "head_dim": 8}
 _ALL_BIASES = {"qkv": True, "attention_output": True, "mlp": True, "norm": True}
@@ -188,27 +189,15 @@ def make(
 
 
 def spread(
-    model: str,
-    mesh: dict[str, Any],
-    residual: str = "",
-    *,
-    embed: Sequence[str] = ("fsdp", "model2"),
-    **more: Any,
+    model: str, mesh: dict[str, Any], residual: str = "", *, over: str = "", **more: Any
 ) -> Plan:
-    """Return a plan whose mesh axes split what their names say; the residual stream is split over
-    the tensor axis along `residual`, and embed of parameters over those of `embed` that there are.
+    """Return a plan whose mesh axes split what their names say; a tensor axis splits the residual
+    stream along `residual`, and those that `over` names embed of parameters too.
     """
-
-    def there(**axes: Sequence[str]) -> dict[str, list[str]]:
-        found = {dim: [name for name in names if name in mesh] for dim, names in axes.items()}
-        return {dim: names for dim, names in found.items() if names}
-
-    tensor = {dim: ["model"] for dim in ("heads", "mlp", "vocab")}
-    parameters = there(layers=["stage"], embed=embed, expert=["expert"], **tensor)
-    activations = there(batch=["data", "fsdp", "expert"], expert=["expert"])
-    along = {dim: ["model"] if dim == residual else [] for dim in ("seq", "embed")}
-    activations |= there(seq=["context", *along["seq"]], embed=["model2", *along["embed"]])
-    return make(model, mesh, parameters, activations, **more)
+    kept = {"": REPLICATED, "seq": SEQUENCE_SHARDED, "embed": EMBED_SHARDED}[residual]
+    shards = {f"{role}_shards_parameters": role in over for role in ("context", "expert")}
+    rules = rules_data(mesh, residual=kept, **shards)
+    return make(model, mesh, rules["parameters"], rules["activations"], **more)
 
 
 def _overlap(matmul: str) -> dict[str, Any]:
@@ -223,7 +212,7 @@ _FCM = {"fsdp": 2, "context": 2, "model": 2}
 _FE, _DE = {"fsdp": 2, "expert": 4}, {"data": 2, "expert": 4}
 _FEM = {"fsdp": 2, "expert": 2, "model": 2}
 _RING, _ROOM = {"experts": {"exchange": "ring", "padding": 4}}, {"experts": {"padding": 4}}
-_SPLIT = {"embed": ["fsdp", "context", "expert"]}
+_SPLIT = {"over": "context, expert"}
 _PART, _UNFUSED = {"execution": "partitioned"}, {"attention": "unfused"}
 _ZERO = {"optimizer_rules": {"embed": ["data"]}}
 _CUSTOM = {"save": ["context", "mlp_output"]}
@@ -330,7 +319,7 @@ EXPERTS: dict[str, Plan] = {
     "experts, ring and tensor": spread("mixtral", _FEM, "seq", **_SPLIT, **_RING, remat="save_mlp"),
     "experts, exchanged and tensor": spread("llama4", _FEM, "seq", **_ROOM),
     "experts, context": spread(
-        "mixtral", {"fsdp": 2, "expert": 2, "context": 2}, embed=["fsdp", "context"], **_RING
+        "mixtral", {"fsdp": 2, "expert": 2, "context": 2}, over="context", **_RING
     ),
     "capacity, fsdp": spread("switch", _F, remat="none"),
     "capacity, exchanged": spread("switch", _FE, **_SPLIT),
@@ -519,7 +508,7 @@ CONTEXTS: dict[str, Plan] = {
     "striped, windows": spread("gemma2", _C4, **_context(order="striped")),
     "latents, striped": spread("latents-parallel", _C4, **_context(order="striped")),
     "ulysses, weights over context": spread(
-        "gemma", _C4, embed=["context"], **_context(keys="ulysses"), remat="none"
+        "gemma", _C4, over="context", **_context(keys="ulysses"), remat="none"
     ),
     "ulysses, one key-value head": spread(
         "palm", {"context": 4, "model": 2}, **_context(keys="ulysses"), remat="save_context"
@@ -692,7 +681,7 @@ VIDEOS: dict[str, Plan] = {
         "latte", _FCM, "seq", **_SPLIT, **_context(keys="ulysses")
     ),
     "through time, ring": spread(
-        "latte", _C4, embed=["context"], **_context(keys="ring"), microbatches=2
+        "latte", _C4, over="context", **_context(keys="ring"), microbatches=2
     ),
     "rows and columns switched": spread("axial", _C4, **_context(keys="dsp")),
     "through time, fsdp": spread("latte", _F, remat="none"),
