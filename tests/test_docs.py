@@ -87,6 +87,7 @@ def test_examples_of_the_help_are_read(name: str) -> None:
     lines = [line for line in (main.commands[name].help or "").splitlines() if "shardsim " in line]
     commands = [found for line in lines if line.startswith("  ") for found in parsed(line.strip())]
     assert commands
+    assert all(len(f"    {line.strip()}") <= 80 for line in lines)  # as click shows them
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

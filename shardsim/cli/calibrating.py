@@ -93,7 +93,7 @@ def calibrate(
     \b
     Examples:
       shardsim calibrate --against tpu-compiler --chip v4 -o v4.yaml
-      shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,4096,6144,24576:bf16
+      shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,8,8,8:bf16
       shardsim calibrate --device cpu -o host.yaml
       shardsim calibrate --device gpu -o h100.yaml
       shardsim calibrate plan.yaml --profile host.xplane.pb -o h100.yaml

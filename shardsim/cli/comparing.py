@@ -27,8 +27,8 @@ def compare(
     \b
     Examples:
       shardsim compare plan.yaml vit-22b-published-tp8
-      shardsim compare vit-22b-published-tp2 vit-22b-published-tp8 --op-costs physical
-      shardsim compare a.yaml b.yaml --tokens 1e12 --chip-hour-price v5p=4.2,v6e=2.7
+      shardsim compare plan.yaml vit-22b-published-tp8 --op-costs physical
+      shardsim compare a.yaml b.yaml --tokens 1T --chip-hour-price v5p=4.2,v6e=3
     """
     from shardsim.answers.training import training_of
     from shardsim.planner.compare import compare, differences, how_priced

@@ -105,9 +105,9 @@ def sweep(
 
     \b
     Examples:
-      shardsim sweep plan.yaml --vary microbatches=1,2,4 --fidelity events --workers 2
+      shardsim sweep plan.yaml --vary microbatches=1,2,4 --fidelity events
       shardsim sweep vit-22b-published-tp8 --vary batch=16384,32768,65536
-      shardsim sweep plan.yaml --vary mesh.model=1,2,4,8 --vary remat=full,dots --csv out.csv
+      shardsim sweep plan.yaml --vary mesh.model=1,2,4 --vary remat=full,dots
     """
     from dataclasses import replace
 

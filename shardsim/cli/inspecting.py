@@ -34,7 +34,7 @@ def inspect(
 
     \b
     Examples:
-      shardsim inspect --hlo module_0001.jit_step.after_optimizations.txt --on v5p:4x4x4
+      shardsim inspect --hlo jit_step.after_optimizations.txt --on v5p:4x4x4
       shardsim inspect --hlo step.hlo.gz --on v5e --mesh data=4,model=16 --json
     """
     from shardsim.views import inspect as views

@@ -38,6 +38,8 @@ def answer(as_json: bool, data: Any, *parts: Table | str) -> None:
 def show(*parts: Table | str, err: bool = False) -> None:
     """Print tables and lines: fitted to the terminal, or plain where nobody watches; with `err` to
     stderr."""
+    if not parts:
+        return
     if not (sys.stderr if err else sys.stdout).isatty():
         lines = (part if isinstance(part, str) else plain(part) for part in parts)
         click.echo("\n".join(lines), err=err)

@@ -63,8 +63,8 @@ def predict(
     \b
     Examples:
       shardsim predict vit-22b-published-tp8
-      shardsim predict vit-22b --on v4:8x8x16 --batch 65536 --mesh fsdp=128,tensor=8
-      shardsim predict plan.yaml --set microbatches=4 --set chip.link_bytes_per_s=90e9
+      shardsim predict vit-22b --on v4:8x8x16 --batch 64k --mesh fsdp=128,tensor=8
+      shardsim predict plan.yaml --set remat=full --set chip.link_bytes_per_s=9e10
       shardsim predict plan.yaml --mfu all --tokens 300B --chip-hour-price 3.2
       shardsim predict plan.yaml --fidelity events --straggler 3,0,5=1.1
       shardsim predict plan.yaml --fidelity events --compiled

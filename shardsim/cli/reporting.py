@@ -36,7 +36,7 @@ def report(paths: tuple[str, ...], output: str, training: dict[str, Any], as_jso
     \b
     Examples:
       shardsim report plan.yaml -o report.html --tokens 1e12
-      shardsim report plan.yaml vit-22b-published-tp8 -o report.html --images 4e9
+      shardsim report a.yaml b.yaml -o report.html --images 4e9
     """
     from shardsim.report import require
 

@@ -170,9 +170,9 @@ def verify(
     Examples:
       shardsim verify vit-22b-published-tp8 --against host
       shardsim verify vit-22b-published-tp8 --against tpu
-      shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
-      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
-      shardsim verify plan.yaml --profile plugins/profile/2026_11_27/host.xplane.pb
+      shardsim verify plan.yaml --measure --machine-file host.yaml
+      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext
+      shardsim verify plan.yaml --profile plugins/profile/run/host.xplane.pb
     """
     from shardsim.errors import PlanError
 

@@ -141,8 +141,8 @@ def plan(
     \b
     Examples:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
-      shardsim plan vit-22b --on v4:8x8x16 --batch 64k --fix mesh.model=4 --why-not fsdp=128,model=8
-      shardsim plan llama3-8b --on v5p:*,v6e:* --batch 1024 --chip-hour-price v5p=4.2,v6e=2.7
+      shardsim plan vit-22b --on v4-2048 --batch 64k --why-not fsdp=128,model=8
+      shardsim plan llama3-8b --on v5p:*,v6e:* --batch 1024 --tokens 300B
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
     from shardsim.answers.slices import choices, slices_named
