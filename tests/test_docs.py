@@ -90,6 +90,10 @@ def test_examples_of_the_help_are_read(name: str) -> None:
     assert all(len(f"    {line.strip()}") <= 80 for line in lines)  # as click shows them
 
 
+def test_the_list_of_commands_says_whole_sentences() -> None:
+    assert "..." not in run("shardsim --help").partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_in_the_text_are_those_of_the_commands(page: Path) -> None:
     for command, rest in re.findall(r"`shardsim (\w+)([^`]*)`", page.read_text(encoding="utf-8")):

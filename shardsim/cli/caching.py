@@ -12,7 +12,7 @@ from shardsim.units import show_bytes
 @click.argument("what", type=click.Choice(["list", "size", "clear"]), default="list")
 @json_option
 def cache(what: str, as_json: bool) -> None:
-    """List what is kept of compilations and estimates, say how large it is, or remove it.
+    """List or clear what is kept of compilations, or say its size.
 
     It lies in ~/.cache/shardsim, or where $SHARDSIM_CACHE says.
 

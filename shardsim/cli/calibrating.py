@@ -84,7 +84,7 @@ def calibrate(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Make a hardware file: measure this machine, ask the TPU compiler, or read a trace.
+    """Make a hardware file from a machine, a compiler or a trace.
 
     A trace of a plan's real step (--profile) gives the shares of its chip's peaks at which matmuls
     and streams through HBM ran. The compiler is asked for a few hundred operations, which takes

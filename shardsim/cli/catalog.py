@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @json_option
 def hardware(name: str | None, as_json: bool) -> None:
-    """List chips; with NAME, one chip with the source of every figure, or one slice.
+    """List chips; with NAME, show a chip's figures, or a slice.
 
     \b
     Examples:
@@ -113,9 +113,10 @@ def _chip_data(chip: Chip) -> dict[str, Any]:
 @click.option("--counts", is_flag=True, help="Print parameters beside the published number.")
 @json_option
 def models(name: str | None, counts: bool, as_json: bool) -> None:
-    """List models; with NAME (a preset, a YAML file, a config.json), one with all its weights.
+    """List models; with NAME, show one with all its weights.
 
-    With --counts the exit code is 1 if a number is not the published one.
+    NAME is a preset, a YAML file or a config.json. With --counts the exit code is 1 if a number is
+    not the published one.
 
     \b
     Examples:

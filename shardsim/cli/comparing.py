@@ -19,10 +19,10 @@ from shardsim.cli.output import answer, json_option, note
 def compare(
     paths: tuple[str, ...], op_costs: str | None, training: dict[str, Any], as_json: bool
 ) -> None:
-    """Set plans side by side, priced alike, with what differs between their files.
+    """Set plans side by side, priced alike.
 
-    Plans of different batches are compared by what a token takes, of different models not at all:
-    then it says so.
+    It says what differs between their files. Plans of different batches are compared by what a
+    token takes, of different models not at all: then it says so.
 
     \b
     Examples:

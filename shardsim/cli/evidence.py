@@ -49,7 +49,7 @@ from shardsim.views.table import Table
 def validate(
     runs: str | None, op_costs: str, measured: str | None, effects: str | None, as_json: bool
 ) -> None:
-    """Predict published runs and compare tokens/s/chip with what was measured.
+    """Compare predictions with published or measured runs.
 
     \b
     Examples:
@@ -184,7 +184,9 @@ def _summary(summary: dict[str, float | None]) -> str:
 @click.command()
 @json_option
 def evidence(as_json: bool) -> None:
-    """Compare predictions with the kept compilations: emitted steps and MaxText's own programs.
+    """Compare predictions with kept compilations.
+
+    They are of emitted steps and of MaxText's own programs.
 
     \b
     Examples:

@@ -38,10 +38,10 @@ def explain(
     implementation: str | None,
     as_json: bool,
 ) -> None:
-    """Say whether a plan fits, what fills HBM, what limits it, and which single changes help.
+    """Say what fills HBM, what limits a plan, and what would help.
 
-    With a measured step or MFU also what may explain the gap, and the published runs most like
-    it. Exit status 1 if the plan does not fit in HBM.
+    Changes are single ones. With a measured step or MFU it says what may explain the gap, and the
+    published runs most like it. Exit status 1 if the plan does not fit in HBM.
 
     \b
     Examples:

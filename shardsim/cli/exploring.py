@@ -149,7 +149,7 @@ def sweep(
 @as_option
 @json_option
 def sensitivity(plan: Plan, implementation: str | None, as_json: bool) -> None:
-    """Show which figure limits a plan, of the chip or of experts and windows: elasticities.
+    """Show which figures limit a plan: elasticities of the step.
 
     \b
     Example:

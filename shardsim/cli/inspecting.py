@@ -27,7 +27,7 @@ from shardsim.views.table import Table
 def inspect(
     path: str, on: str | None, mesh: str | None, causal: bool | None, as_json: bool
 ) -> None:
-    """Read a compiled program: what its step takes, and every collective and copy with its line.
+    """Read a compiled program, every collective and copy priced.
 
     Those that nothing asked for are listed with the constraint that would remove them. The step is
     the TPU compiler's own schedule; of a program for a host or GPU collectives and copies are read.

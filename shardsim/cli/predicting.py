@@ -55,10 +55,11 @@ def predict(
     what_ifs: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Predict MFU, step time and HBM of one plan: a file, the name of a shipped one, or a model.
+    """Predict MFU, step time and HBM of one plan.
 
-    A model needs a slice, a batch and a mesh; the rest is as the search has it, unless --set says
-    otherwise. Exit status 1 if the plan does not fit in HBM.
+    A plan is a file, the name of one that ships, or a model. A model needs a slice, a batch and a
+    mesh; the rest is as the search has it, unless --set says otherwise. Exit status 1 if the plan
+    does not fit in HBM.
 
     \b
     Examples:

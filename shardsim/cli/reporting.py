@@ -31,7 +31,7 @@ from shardsim.cli.output import (
 @training_options
 @json_option
 def report(paths: tuple[str, ...], output: str, training: dict[str, Any], as_json: bool) -> None:
-    """Write what is known about one or several plans as one self-contained page.
+    """Write what is known about plans as one self-contained page.
 
     \b
     Examples:

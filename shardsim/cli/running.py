@@ -61,7 +61,7 @@ def export(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Write a plan as executable JAX, for another trainer, or as plain data.
+    """Write a plan as JAX code, for another trainer, or as data.
 
     What a trainer cannot hold is refused, with the reason.
 
@@ -155,7 +155,7 @@ def verify(
     service: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Run or compile a plan for real, and compare what comes out with what was planned.
+    """Run or compile a plan for real, and compare.
 
     Against the host, loss, gradients and updated parameters are compared with those of the
     unsharded model, and the collectives of the compiled program with the planned ones (needs

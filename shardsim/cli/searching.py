@@ -133,10 +133,11 @@ def plan(
     service: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Search the best sharding plans for MODEL (a preset or a YAML file) on a slice.
+    """Search the best sharding plans of MODEL on a slice.
 
-    On several slices it also shows the best plan of each: those marked `front` no other slice beats
-    in step time, cost and chips. Exit status 1 if no plan fits.
+    MODEL is a preset, a YAML file or a config.json. On several slices it also shows the best plan
+    of each: those marked `front` no other slice beats in step time, cost and chips. Exit status 1
+    if no plan fits.
 
     \b
     Examples:

@@ -160,9 +160,12 @@ def _give(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Write what was imported; say beside it what was not."""
-    for told in (*notes, *map(str, left)):
+    """Write what was imported; say beside it what was not, with reasons where it could matter."""
+    harmless = [item.key for item in left if not item.could_change]
+    for told in (*notes, *(str(item) for item in left if item.could_change)):
         note(told)
+    if harmless:
+        note(f"not carried, and no part of a step: {', '.join(harmless)} (--json says why)")
     if output or not as_json:
         write_output(output or STDOUT, text)
     if as_json:

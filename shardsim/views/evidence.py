@@ -57,7 +57,7 @@ def published(
         Column("fitted", "fitted", attrgetter("fitted"), show=lambda value: "yes" * value),
         Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
     ]
-    return table(columns, result.rows)
+    return table(columns, result.rows, spare=("range", "mean_mfu_error", "fitted"))
 
 
 def measured_steps(found: Measured, noted: Sequence[str] = ()) -> Table:
@@ -163,7 +163,7 @@ def hbm(pairs: Iterable[Pair]) -> Table:
         Column("fits", "predicted", verdict),
         Column("libtpu", "libtpu", lambda pair: pair.row["versions"].get("libtpu", "")),
     ]
-    return table(columns, pairs)
+    return table(columns, pairs, spare=("libtpu", "lavish_bytes", "thrifty_bytes", "as"))
 
 
 SECONDS = [replace(one, form=".3g") for one in (OPERATIONS, *pick(STEP_PARTS, "exposed_comm_s"))]

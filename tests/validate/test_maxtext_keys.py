@@ -481,11 +481,13 @@ def test_a_command_in_another_commands_words_is_read(tmp_path: Path) -> None:
     assert found.plan == script(tmp_path, "remat_policy=minimal").plan
 
 
-def test_flags_of_the_compiler_are_listed(tmp_path: Path) -> None:
-    before = "export LIBTPU_INIT_ARGS='--xla_tpu_scoped_vmem_limit_kib=98304'"
-    assert listed(script(tmp_path, before=before)) == {
-        "xla_tpu_scoped_vmem_limit_kib": ("time", "hbm")
-    }
+def test_flags_of_the_compiler_are_in_the_plan_or_listed(tmp_path: Path) -> None:
+    flags = "--xla_tpu_scoped_vmem_limit_kib=98304 --xla_tpu_enable_ici_ag_pipelining=true"
+    found = script(tmp_path, before=f"export LIBTPU_INIT_ARGS='{flags}'")
+    assert listed(found) == {"xla_tpu_enable_ici_ag_pipelining": ("time", "hbm")}
+    assert found.plan.compiler_options == {"xla_tpu_scoped_vmem_limit_kib": "98304"}
+    with pytest.raises(ShardsimError, match="must be a positive whole number of KiB"):
+        script(tmp_path, before=f"export LIBTPU_INIT_ARGS='{flags.replace('98304', 'much')}'")
 
 
 NOT_MAXTEXT = [
