@@ -155,13 +155,26 @@ class Hand:
         blocks = sequence // FLASH_BLOCK
         return sum(range(1, blocks + 1)) / blocks**2
 
+    def fetched_keys(self) -> float:
+        """Keys and values once, or in the compiled kernel for each block of queries of each head
+        that sees them, but where all of them are one block."""
+        blocks = self.plan.sequence // FLASH_BLOCK
+        if not self.emitted or blocks < 2:
+            return 2 * self.keys
+        return 2 * self.wide * self.q * blocks * self.fraction()
+
+    def lanes(self) -> float:
+        """A number of each row of each head in 128 lanes."""
+        return self.sequences * self.heads * self.plan.sequence * 128.0
+
     def attend(self, scores: bool, context: bool) -> None:
         """Fused: queries, keys, values in, context out. Else scores, softmax and weighted values
         apart, each of `scores` and `context` only if wanted."""
         if self.plan.attention == "flash":
             if context:
-                elements = self.wide * 2 * self.q + 2 * self.keys
+                elements = self.wide * 2 * self.q + self.fetched_keys()
                 self.add("attention", elements, SOFTMAX * self.pairs * self.fraction())
+                self.add("attention", self.lanes() * self.emitted, width=4.0)
             return
         queries = keys = self.wide * self.q  # every query head reads the keys of its group
         if scores:
@@ -353,6 +366,13 @@ class Hand:
             # softmax of its own.
             kernels = 2 if self.emitted else 1
             ops = kernels * SOFTMAX_GRADIENT * self.pairs * self.fraction()
+            if self.emitted:  # read for keys and values, written; read for queries, written
+                side = self.wide * self.q
+                times = max(self.plan.sequence // FLASH_BLOCK * self.fraction(), 1)
+                elements = 2 * side * times + 4 * self.keys
+                elements += 3 * side + self.fetched_keys()
+                self.add("elementwise", 2 * side)
+                self.add("elementwise", self.lanes(), width=4.0)
             self.add("attention", elements, ops)
             return
         side = self.wide * self.q

@@ -156,6 +156,10 @@ class Pairs(Hashable, Protocol):
     def local(self) -> bool:
         """Whether every device has all keys that its queries see."""
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many queries and keys a fused kernel takes at once."""
+
     def back(self) -> Pairs:
         """Return the pairs of the gradient's kernel, in its blocks."""
 
