@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from shardsim.plan import plan_names
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.found import SearchResult
+from shardsim.planner.search import search
 
 # Of shipped plans the fast tier takes these: every family of chips, several slices, each kind of
 # mesh. The others differ in size.

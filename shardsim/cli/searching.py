@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shardsim.answers.slices import Choice
     from shardsim.answers.training import Training
     from shardsim.model import Model
-    from shardsim.planner.search import SearchResult
+    from shardsim.planner.found import SearchResult
     from shardsim.views.table import Table
     from shardsim.xla.tpu.compiled import Ranked
 

@@ -21,7 +21,7 @@ from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import load_plan
 from shardsim.planner.changes import parse_assignment
-from shardsim.planner.search import OfSlice
+from shardsim.planner.found import OfSlice
 
 Shardsim = Callable[..., Result]
 BASE = predict(load_plan("vit-22b-published-tp8"))

@@ -22,7 +22,8 @@ from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolv
 from shardsim.plan.plan import Context
 from shardsim.plan.remat import OFFLOADS, POLICIES
 from shardsim.planner.attention import default_attention
-from shardsim.planner.search import SearchResult, plan_at, search
+from shardsim.planner.found import SearchResult, plan_at
+from shardsim.planner.search import search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
