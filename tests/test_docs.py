@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim as invoked
 
 import shardsim
 from shardsim.cli.main import main
@@ -36,7 +36,7 @@ def run(command: str) -> str:
     """Return what one documented command prints to stdout."""
     words = shlex.split(command)
     assert words[0] == "shardsim"
-    result = CliRunner().invoke(main, words[1:])
+    result = invoked(*words[1:])
     assert result.exit_code in (0, 1), f"{command}: {result.output}"
     return "\n".join(line.rstrip() for line in result.stdout.splitlines())
 

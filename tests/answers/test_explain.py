@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from building import LONG
-from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import Shardsim, data
 
 from shardsim.answers.explain import explain
 from shardsim.answers.gap import causes
@@ -29,7 +27,6 @@ from shardsim.simulate import simulate_plan
 from shardsim.views.explain import explained, helping, measured
 from shardsim.views.write import plain
 
-Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
 WIDE = {
     "model": "llama2-13b",
@@ -40,11 +37,6 @@ WIDE = {
     "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
     "remat": "save_qkv",
 }
-
-
-def data(result: Result, code: int = 0):
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 def test_every_change_is_what_predict_says_of_it(shardsim: Shardsim, plan_file) -> None:

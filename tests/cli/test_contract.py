@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import Result
+from said import Shardsim
 from small_plan import PLAN
 
 from shardsim.cli.main import main
 from shardsim.files import read_yaml
 from shardsim.plan import load_plan
 from shardsim.validate.runs import PUBLISHED
-
-Shardsim = Callable[..., Result]
 
 PREDICTION = {
     "model",

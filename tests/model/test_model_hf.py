@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import refused, shardsim
 
-from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.model import HfModel, load_hf, load_model
 from shardsim.model.hf.decoders import FAMILIES
@@ -323,7 +322,7 @@ def test_sizes_that_a_file_leaves_to_defaults_are_said(tmp_path: Path) -> None:
     assert read(tmp_path, {"model_type": "llama", **every}).assumed == ""
     read(tmp_path, {"model_type": "llama", "hidden_size": 2048})
     words = ["--on", "v5p:2x2x2", "--batch", "16", "--mesh", "fsdp=8"]
-    run = CliRunner().invoke(main, ["predict", str(tmp_path), *words, "--json"])
+    run = shardsim("predict", str(tmp_path), *words, "--json")
     assert run.exit_code == 0, run.output
     assert "assumed, as transformers" in run.stderr
     assert "num_hidden_layers 32, intermediate_size 11008" in run.stderr
@@ -398,10 +397,8 @@ def test_what_is_no_such_file_or_cannot_be_said_is_one_line(
     file = tmp_path / "config.json"
     file.write_text(text, encoding="utf-8")
     for command in (["import", "--from", "hf"], ["models"]):
-        run = CliRunner().invoke(main, [*command, str(file)])
-        assert run.exit_code == 2
-        assert words in run.output
-        assert len(run.output.strip().splitlines()) == 1
+        run = shardsim(*command, str(file))
+        assert words in refused(run)
 
 
 def test_files_that_are_no_text_or_too_large_are_refused(tmp_path: Path) -> None:
@@ -420,18 +417,16 @@ def test_a_config_stands_where_a_model_does(tmp_path: Path) -> None:
     assert model.name == "Qwen3-8B"
     assert load_model(str(folder)) == load_model(str(folder / "config.json")) == model
     words = ["--on", "v5p:2x2x2", "--batch", "16", "--seq", "2048", "--mesh", "fsdp=8"]
-    run = CliRunner().invoke(main, ["predict", str(folder), *words, "--json"])
+    run = shardsim("predict", str(folder), *words, "--json")
     assert run.exit_code == 0, run.output
     assert "not carried: max_position_embeddings, torch_dtype" in run.stderr
     out = tmp_path / "model.yaml"
-    run = CliRunner().invoke(
-        main, ["import", "--from", "hf", str(folder), "-o", str(out), "--json"]
-    )
+    run = shardsim("import", "--from", "hf", str(folder), "-o", str(out), "--json")
     assert run.exit_code == 0
     data = json.loads(run.stdout)
     assert {item["key"] for item in data["not_carried"]} == {
         "max_position_embeddings",
         "torch_dtype",
     }
-    run = CliRunner().invoke(main, ["models", str(out), "--json"])
+    run = shardsim("models", str(out), "--json")
     assert json.loads(run.stdout)["parameters"] == data["parameters"] == 8_190_735_360

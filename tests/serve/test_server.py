@@ -13,9 +13,8 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.serve.server import MOST_BODY_BYTES, PageServer
 
 PLAN = "vit-22b-published-tp8"
@@ -128,10 +127,10 @@ def test_a_bug_is_told_in_one_line(
 
 
 def test_a_busy_port_is_one_line(server: PageServer) -> None:
-    busy = CliRunner().invoke(main, ["serve", "--port", str(server.server_port), "--no-open"])
+    busy = shardsim("serve", "--port", str(server.server_port), "--no-open")
     assert busy.exit_code == 2
     assert re.fullmatch(r"error: --port \d+: cannot listen there .*\n", busy.stderr)
-    named = CliRunner().invoke(main, ["serve", "nothing-like-it", "--no-open"])
+    named = shardsim("serve", "nothing-like-it", "--no-open")
     assert (named.exit_code, named.stderr.count("\n")) == (2, 1)
 
 
