@@ -113,6 +113,7 @@ class Stream:
     beside: float = 0.0
     beside_gradient: float = 0.0
     by_head: bool = False  # a norm of each head of queries or keys
+    sums: float = 0.0  # of `passes`, those that make the operand that is kept as "statistics"
     apart: Apart | None = None  # where nothing is fused into matmuls, if that differs
 
 

@@ -91,6 +91,12 @@ def test_every_policy_computes_again_what_it_did_not_keep(policy, name, attentio
     compared(model, "tensor", remat=policy, attention=attention)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("save", [["statistics"], ["qkv", "statistics"]])
+def test_norms_whose_statistics_are_kept_are_not_summed_again(name, save):
+    compared(MODELS[name], "fsdp", remat=frozenset(save))
+
+
 @pytest.mark.parametrize("compute", ["bf16", "f32", "fp8"])
 @pytest.mark.parametrize("parameters", ["f32", "bf16"])
 @pytest.mark.parametrize("reduce", ["f32", "bf16"])
