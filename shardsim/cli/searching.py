@@ -169,9 +169,10 @@ def plan(
         if len(machines) == 1:
             tell_unused("one slice is searched in this process", "workers", "scheduler")
     sequence = seq or wanted.sequence
+    usual = ""
     if batch is None:
         batch = _usual_batch(sequence, [one.devices for one in machines])
-        note(
+        usual = (
             f"batch {batch:,}: {batch * sequence:,} tokens, as --batch is not given: of all "
             "devices the first multiple by a power of two with four million or more"
         )
@@ -201,6 +202,8 @@ def plan(
             progress=progress_line("searching"),
             executor=executor,
         )
+    if usual:  # said of a search alone, not before what is wrong with one
+        note(usual)
     outcomes, tried = None, min(compile_top, len(result.predictions))
     if tried:
         from shardsim.cli.compiling import compiler
