@@ -296,9 +296,7 @@ VIDEO = vit(
 # Latents: of queries too, or of keys and values alone, with experts.
 LATENTS = (
     decoder(
-        norm="rmsnorm",
-        head_dim=64,
-        latent=Latent(queries=256, keys=128, rotary=16, values=32),
+        norm="rmsnorm", head_dim=64, latent=Latent(queries=256, keys=128, rotary=16, values=32)
     ),
     decoder(
         norm="rmsnorm",

@@ -26,10 +26,7 @@ from shardsim.cli.trainers import import_
 
 @click.group(
     cls=OneLineGroup,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(shardsim.__version__, prog_name="shardsim")
 def main() -> None:

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.options import (
-    as_option,
-    asked,
-    compiled_option,
-    plan_argument,
-    what_if_options,
-)
+from shardsim.cli.options import as_option, asked, compiled_option, plan_argument, what_if_options
 from shardsim.cli.output import (
     STDOUT,
     check_output,
@@ -33,11 +27,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def simulated(
-    plan: Any,
-    what_ifs: dict[str, Any],
-    compiled: bool,
-    implementation: str | None,
-    **options: Any,
+    plan: Any, what_ifs: dict[str, Any], compiled: bool, implementation: str | None, **options: Any
 ) -> Any:
     """Return the step as the event simulation plays it: the plan's, or as it is compiled."""
     _require("simpy", "networkx")

@@ -20,14 +20,7 @@ from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.lengths import parse_lengths
 from shardsim.plan.placement import place
-from shardsim.plan.plan import (
-    Context,
-    MeshAxis,
-    Overlap,
-    Plan,
-    Routing,
-    Rules,
-)
+from shardsim.plan.plan import Context, MeshAxis, Overlap, Plan, Routing, Rules
 from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve

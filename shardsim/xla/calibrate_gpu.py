@@ -208,8 +208,5 @@ def _attention(ask: Ask, shape: tuple[int, int, int, int], gradient: bool) -> fl
 def benches() -> Child:
     """Return a process that has the device and times what it is asked (see `kernel_bench`)."""
     return Child(
-        "shardsim.xla.kernel_bench",
-        {},
-        called="the process that measures",
-        failing="not measured",
+        "shardsim.xla.kernel_bench", {}, called="the process that measures", failing="not measured"
     )

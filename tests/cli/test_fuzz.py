@@ -40,7 +40,7 @@ FOUND = {
         {"plan.yaml": EXPERTS.encode()},
     ),
     "a price of another chip": Case(
-        ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1"),
+        ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1")
     ),
     "a null byte in the name of a file": Case(("export", "plan.yaml", "-o", "a\x00b")),
     "no words at all": Case(()),

@@ -388,13 +388,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_in_comments(name: str) -> None:
     plain, hostile = (
-        make(
-            "vit-serial",
-            {"fsdp": 8},
-            {"embed": ["fsdp"]},
-            {"batch": ["fsdp"]},
-            name=given_name,
-        )
+        make("vit-serial", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, name=given_name)
         for given_name in ("plain", name)
     )
     assert exported(hostile) == exported(plain)
@@ -463,10 +457,7 @@ def test_axlearn_writes_the_specs_of_the_plan_or_a_reason(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_levanter_holds_the_plan_or_a_reason(name: str) -> None:
     plan = PLANS[name]
-    text = attempt(
-        lambda: export_plan(plan, "levanter"),
-        LEVANTER_REASONS,
-    )
+    text = attempt(lambda: export_plan(plan, "levanter"), LEVANTER_REASONS)
     if text is None:
         return
     trainer = yaml.safe_load(text)["trainer"]

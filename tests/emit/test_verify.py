@@ -23,14 +23,7 @@ KEYS = {
     "collectives",
     "unplanned",
 }
-ROW = {
-    "kind",
-    "mesh_axes",
-    "planned_bytes",
-    "compiled_bytes",
-    "planned_count",
-    "compiled_count",
-}
+ROW = {"kind", "mesh_axes", "planned_bytes", "compiled_bytes", "planned_count", "compiled_count"}
 
 
 def test_a_published_plan_verifies() -> None:

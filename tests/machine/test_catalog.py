@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 
 from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.files import data_folder, read_yaml
-from shardsim.machine import (
-    Chip,
-    Constant,
-    chip_names,
-    load_chip,
-    load_chip_file,
-    override_chip,
-)
+from shardsim.machine import Chip, Constant, chip_names, load_chip, load_chip_file, override_chip
 from shardsim.machine.catalog import ALIASES, STATUSES
 from shardsim.units import GIB
 

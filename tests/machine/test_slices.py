@@ -97,11 +97,7 @@ def test_gpus_of_a_node_share_a_switch():
     assert axis.bytes_per_s == 450e9
 
 
-@given(
-    name=st.sampled_from(ALL_SLICES),
-    slices=st.integers(1, 999_999),
-    data=st.data(),
-)
+@given(name=st.sampled_from(ALL_SLICES), slices=st.integers(1, 999_999), data=st.data())
 def test_names_round_trip(name, slices, data):
     base = parse_machine(name)
     shape = tuple(data.draw(st.permutations(base.shape)))

@@ -8,12 +8,7 @@ import pytest
 
 from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
-from shardsim.model import (
-    Accounting,
-    attention_flops_per_token,
-    load_model,
-    model_flops_per_token,
-)
+from shardsim.model import Accounting, attention_flops_per_token, load_model, model_flops_per_token
 from shardsim.plan import plan_from_data
 from shardsim.plan.resolve import resolve, rules_data
 

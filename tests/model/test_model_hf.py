@@ -246,10 +246,7 @@ _NAMES = sorted({key for config in DEFAULTS.values() for key in config} | {"rope
     gone=st.sets(st.sampled_from(_NAMES), max_size=2),
 )
 def test_every_key_is_carried_listed_or_refused(
-    name: str,
-    changes: dict[str, Any],
-    gone: set[str],
-    tmp_path_factory: pytest.TempPathFactory,
+    name: str, changes: dict[str, Any], gone: set[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = {k: v for k, v in {**PUBLISHED[name][0], **changes}.items() if k not in gone}
     try:

@@ -74,11 +74,7 @@ def test_tiny_models_are_valid() -> None:
         ({"latent": {"keys": 4}}, ["latent"]),
         ({"latent": Latent(keys=4, rotary=2, values=2)}, ["latent", "as many key-value heads"]),
         (
-            {
-                "latent": Latent(keys=4, rotary=2, values=2),
-                "kv_heads": 4,
-                "positions": "rotary",
-            },
+            {"latent": Latent(keys=4, rotary=2, values=2), "kv_heads": 4, "positions": "rotary"},
             ["latent.rotary", "part of a head's 2"],
         ),
         ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),

@@ -85,10 +85,7 @@ def compare(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "slice_name", "batch", "costs"),
-    [
-        ("llama2-70b", "2*v5p:8x8x8", 2048, "physical"),
-        ("vit-22b", "v4:8x8x16", 65536, "compiler"),
-    ],
+    [("llama2-70b", "2*v5p:8x8x8", 2048, "physical"), ("vit-22b", "v4:8x8x16", 65536, "compiler")],
 )
 def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     model, machine = load_model(name), parse_machine(slice_name)

@@ -21,11 +21,7 @@ PLAN = "vit-22b-published-tp8"
 
 
 def send(
-    server: PageServer,
-    path: str,
-    body: Any = None,
-    method: str = "POST",
-    **headers: str,
+    server: PageServer, path: str, body: Any = None, method: str = "POST", **headers: str
 ) -> tuple[int, Any, http.client.HTTPResponse]:
     """Return status, what came back, and the response."""
     link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)

@@ -221,10 +221,7 @@ _VALUES = st.sampled_from(["true", "false", "0", "4", "-1", "1.5", "bfloat16", "
 @settings(max_examples=60, deadline=None)
 @given(
     words=st.dictionaries(
-        st.one_of(
-            st.sampled_from(sorted({**CHANGED, **HARMLESS})),
-            st.text("abc_é", min_size=3),
-        ),
+        st.one_of(st.sampled_from(sorted({**CHANGED, **HARMLESS})), st.text("abc_é", min_size=3)),
         _VALUES,
         max_size=4,
     )
@@ -326,10 +323,7 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [
-        ("deepseek4-284b", "compressed attention"),
-        ("gemma4-e2b", "embeddings of each layer"),
-    ],
+    [("deepseek4-284b", "compressed attention"), ("gemma4-e2b", "embeddings of each layer")],
 )
 def test_a_named_model_that_cannot_be_said_has_the_reason(
     name: str, reason: str, tmp_path: Path

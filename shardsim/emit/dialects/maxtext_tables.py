@@ -48,20 +48,10 @@ SWITCHES: Mapping[str, Mapping[str, bool]] = {
 ONLY = {"patch": 0, "image": 0, "pooling": "none", "classes": 0}
 
 # Roles of mesh axes that MaxText has an axis for, and the key that sizes it.
-AXES: Mapping[str, str] = {
-    "data": "data",
-    "fsdp": "fsdp",
-    "context": "context",
-    "tensor": "tensor",
-}
+AXES: Mapping[str, str] = {"data": "data", "fsdp": "fsdp", "context": "context", "tensor": "tensor"}
 SIZE_KEYS: Mapping[str, str] = {name: f"{name}_parallelism" for name in AXES.values()}
 
-_NORMS = (
-    "block_norm",
-    "attention_norm",
-    "mlp_norm",
-    "final_norm",
-)
+_NORMS = ("block_norm", "attention_norm", "mlp_norm", "final_norm")
 # Weight -> logical axes, without the stack of layers; where `models/gpt3.py` has others, those.
 WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "token_embedding": ("vocab", "embed_vocab"),

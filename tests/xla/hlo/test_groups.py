@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.xla.hlo import HloError
-from shardsim.xla.hlo.groups import (
-    AxisPart,
-    form_of,
-    group_form,
-    parse_groups,
-    permute_of,
-)
+from shardsim.xla.hlo.groups import AxisPart, form_of, group_form, parse_groups, permute_of
 
 MESHES = st.lists(st.integers(2, 5), min_size=1, max_size=4).map(
     lambda sizes: {"abcd"[i]: size for i, size in enumerate(sizes)}
