@@ -105,27 +105,12 @@ GPT3_HEADS = ("activation_batch", _TOKENS, "activation_heads")
 
 # First to keep their mesh axes: what matmuls compute.
 INNER = (
-    "activation_mlp",
-    "activation_heads",
-    "activation_kv_heads",
-    "activation_vocab",
-    "activation_embed",
-    "activation_embed_attn",
-    "q_heads",
-    "heads",
-    "kv_heads",
-    "mlp",
-    "vocab",
+    *("activation_mlp", "activation_heads", "activation_kv_heads", "activation_vocab"),
+    *("activation_embed", "activation_embed_attn", "q_heads", "heads", "kv_heads", "mlp", "vocab"),
 )
 # Never split by a plan, whatever their default rule.
 WHOLE = (
-    "norm",
-    "qkv",
-    "kv",
-    "kv_head_dim",
-    "layers",
-    "activation_kv",
-    "activation_kv_head_dim",
+    *("norm", "qkv", "kv", "kv_head_dim", "layers", "activation_kv", "activation_kv_head_dim"),
     "activation_kv_length",
 )
 # Names that older releases did not tell apart.
