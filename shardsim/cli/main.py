@@ -44,27 +44,10 @@ def main() -> None:
     """
 
 
-for command in (
-    plan,
-    predict,
-    explain,
-    compare,
-    ablate,
-    sweep,
-    sensitivity,
-    timeline,
-    report,
-    serve,
-    export,
-    inspect,
-    verify,
-    import_,
-    validate,
-    evidence,
-    calibrate,
-    hardware,
-    models,
-    cache,
-):
+COMMANDS = (
+    *(plan, predict, explain, compare, ablate, sweep, sensitivity, timeline, report, serve),
+    *(export, inspect, verify, import_, validate, evidence, calibrate, hardware, models, cache),
+)
+for command in COMMANDS:
     main.add_command(command)
 name_variables(main.commands)
