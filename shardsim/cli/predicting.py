@@ -71,12 +71,12 @@ def predict(
       shardsim predict plan.yaml --fidelity events --compiled
     """
     from shardsim.answers.training import training_of
-    from shardsim.cli.show import prediction_parts
     from shardsim.cost.mfus import utilisations
     from shardsim.cost.predict import predict as run
     from shardsim.errors import PlanError
     from shardsim.planner.changes import changed
     from shardsim.views import slices as views
+    from shardsim.views.prediction import prediction_parts
     from shardsim.views.table import table
 
     if op_costs:
