@@ -84,8 +84,15 @@ LIBRARIES = (
         every_second_product=True,
     ),
     # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
-    # distributed optimizer splits state over data (NVIDIA-NeMo/Megatron-Bridge at 067f987d).
-    Library(words="megatron|nemo", remat=KEEPS_ALL, state_over_data=True),
+    # distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones,
+    # which are cast once a step; its benchmarks set `grad_reduce_in_fp32` to false, so that sums of
+    # gradients are in bf16 too (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance).
+    Library(
+        words="megatron|nemo",
+        remat=KEEPS_ALL,
+        state_over_data=True,
+        precision={"parameters": "bf16", "master": "f32"},
+    ),
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
     # 1d2842b5, configs/model/remat).
     Library(words="torchprime", remat=FULL),
