@@ -175,10 +175,11 @@ def plan(
         tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
         if len(machines) == 1:
             tell_unused("one slice is searched in this process", "workers", "scheduler")
+    usual = ""
     if batch is None:
         batch = _usual_batch(seq or wanted.sequence, [one.devices for one in machines])
         tokens_each_step = batch * (seq or wanted.sequence)
-        note(
+        usual = (
             f"batch {batch:,}: {tokens_each_step:,} tokens, as --batch is not given: of all "
             "devices the first multiple by a power of two with four million or more"
         )
@@ -208,6 +209,9 @@ def plan(
             executor=executor,
             **options,
         )
+
+    if usual:  # said of a search alone, not before what is wrong with one
+        note(usual)
 
     def again(machine: Any, batch: int = batch, **other: Any) -> Any:
         return search(wanted, machine, batch, **{**options, **other})
