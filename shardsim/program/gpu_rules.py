@@ -14,12 +14,14 @@ import numpy as np
 
 from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
+from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import Where, attends, changed, copy, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     KEEP,
+    NARROWED,
     SOFTMAX,
     SOFTMAX_GRADIENT,
     TAKE,
@@ -160,6 +162,19 @@ def copy_in_and_out(block: Block, where: Where) -> Block:
             return [one]
         zeros = stream("fill with zeros", "elementwise", task.hbm_bytes / 2.0, one.count)
         return [one, *zeros]
+
+    return changed(block, change)
+
+
+def narrow_both_ways(block: Block, where: Where) -> Block:
+    """Write what is cast to 8 bits as it lies and turned: products of 8 bits read both operands
+    along what they sum over (cuBLAS, data types of Hopper's FP8 products), and gradients of weights
+    sum over tokens, where the others sum over features."""
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or task.purpose != NARROWED:
+            return [task]
+        return [replace(task, hbm_bytes=task.hbm_bytes + task.vector_ops / OPS)]  # a byte each
 
     return changed(block, change)
 

@@ -22,6 +22,7 @@ QUERY_KEY_NORM_GRADIENT = "query-key norm gradient"
 KEEP = "keep"  # copies what the backward pass needs to where it waits
 TAKE = "take"  # copies from there what products read, where they take no part of an array
 KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
+NARROWED = "8 bits"  # casts an operand of products to 8 bits
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 
 
