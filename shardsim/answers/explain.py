@@ -133,7 +133,7 @@ def explain(
     if measured_step_s is not None:
         if not 0 < measured_step_s < LONGEST_S:
             raise PlanError(
-                f"measured step: expected seconds, above 0 and below {LONGEST_S:g}, found "
+                f"measured step: expected seconds above 0 and below {LONGEST_S:g}, found "
                 f"{measured_step_s:g}"
             )
         if measured_step_s < (least_s := least_step_s(plan)):

@@ -149,7 +149,8 @@ def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str
         try:
             where = f"{path}: runs[{index}]"
             run = from_prose(row, where) if is_prose(row) else read_run(row, where)
-            if (before := first.setdefault(run.id, index)) != index:
+            before = first.setdefault(run.id, index) if row.get("id") else index
+            if before != index:
                 raise FileError(f"{where}: id: {run.id!r} is that of runs[{before}] too")
             runs.append(run)
         except FileError as error:

@@ -532,8 +532,11 @@ def test_rates(measured: dict[str, Any] | None, rate: float | None) -> None:
 
 def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
     more = {"notes": "n", "confidence": "c", "step_s_derived": 4}
-    plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
+    (plain,), (other,) = (validate_data([row], "runs.yaml").rows for row in (LLAMA, LLAMA | more))
     assert plain == other
+    twice = validate_data([LLAMA, LLAMA | more], "runs.yaml")
+    assert twice.rows == (plain,)
+    assert twice.failed == (("row", "runs.yaml: runs[1]: id: 'row' is that of runs[0] too"),)
     assert run_of(anything=[1]).notes == ("not read: anything",)
 
 
