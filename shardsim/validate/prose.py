@@ -224,6 +224,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         return data
     if batch is None:
         raise FileError(NO_BATCH)
+    if chip.kind == "gpu" and (folded := split.fold(machine.devices)):
+        notes.append(folded)
     return (
         data
         | {"machine": machine.name, "batch": batch}
@@ -312,7 +314,7 @@ def _mesh(
     stages = found.get("stage", 1)
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
-    elif each := split.counts.get("microbatch"):
+    elif each := split.counts.get("microbatch", library.microbatch if library else 0):
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from shardsim.errors import FileError
@@ -93,6 +94,23 @@ class Said:
             return None
         gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
         return "data" if "data" in inside or gpu else "fsdp"
+
+    def fold(self, devices: int) -> str:
+        """Take the tensor axis out of an expert axis that has it inside, as sizes that multiply to
+        more than there are of GPUs say; return how, in words.
+
+        Then an expert lies whole on one GPU; a plan has parts of it on all of the tensor axis.
+        """
+        sizes = self.sizes.inside
+        over = prod(sizes.values()) / devices
+        tensor, experts = sizes.get("tensor", 1), sizes.get("expert", 1)
+        if over <= 1 or tensor % over or experts % over:
+            return ""
+        sizes["expert"] = int(experts / over)
+        return (
+            f"parallelism: experts over {experts}, tensor parallelism inside: taken as "
+            f"{sizes['expert']} and tensors of {tensor}"
+        )
 
 
 def split_of(said: Any, experts: bool, library: Library | None) -> Said:
