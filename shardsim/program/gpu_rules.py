@@ -25,6 +25,7 @@ from shardsim.program.tasks import (
     SOFTMAX,
     SOFTMAX_GRADIENT,
     TAKE,
+    Collective,
     Compute,
 )
 
@@ -177,6 +178,27 @@ def narrow_both_ways(block: Block, where: Where) -> Block:
         return [replace(task, hbm_bytes=task.hbm_bytes + task.vector_ops / OPS)]  # a byte each
 
     return changed(block, change)
+
+
+def send_once_to_each_node(block: Block, where: Where) -> Block:
+    """Send a token once to each node that has experts of it, and to those from there; add up what
+    comes back in the node before it returns. So do DeepEP and HybridEP, which Megatron-Bridge asks
+    for (`moe_token_dispatcher_type` flex; NVIDIA-NeMo/Megatron-Bridge at 067f987d)."""
+    nodes = where.layout.expert.slices
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or not task.chosen[1]:
+            return [task]
+        experts, copies = task.chosen
+        missed = np.prod([1.0 - experts / nodes / (experts - one) for one in range(copies)], axis=0)
+        once = task.bytes * nodes * (1.0 - np.maximum(missed, 0.0)) / copies
+        name = f"{task.name}, between nodes"
+        return [
+            replace(task, name=name, stage="dcn", bytes=np.minimum(once, task.bytes)),
+            replace(task, stage="torus"),
+        ]
+
+    return changed(block, change) if np.any(np.greater(nodes, 1)) else block
 
 
 def keep_in_place(block: Block, where: Where) -> Block:

@@ -40,6 +40,7 @@ from shardsim.program.gpu_rules import (
     keep_in_place,
     narrow_both_ways,
     pass_sums_apart,
+    send_once_to_each_node,
 )
 from shardsim.program.host_rules import copy_weights_out, lay_out_for_weights
 from shardsim.program.move_rules import (
@@ -126,6 +127,7 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         activate_apart,
         attend_by_cudnn,
         narrow_both_ways,
+        send_once_to_each_node,
         keep_in_place,
     ),
 }

@@ -73,6 +73,7 @@ class Collective(Move):
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
     # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.
     whole: str = ""
+    chosen: tuple[int, int] = (0, 0)  # of experts' tokens: of how many experts each has how many
 
 
 @dataclass(frozen=True, kw_only=True)

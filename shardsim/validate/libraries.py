@@ -87,8 +87,8 @@ LIBRARIES = (
     # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
     # distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones,
     # which are cast once a step; its benchmarks set `grad_reduce_in_fp32` to false, so that sums of
-    # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that of
-    # tensors (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance; arXiv 2504.14960).
+    # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that
+    # of tensors (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance; arXiv 2504.14960).
     Library(
         words="megatron|nemo",
         remat=KEEPS_ALL,

@@ -331,6 +331,19 @@ def test_weights_of_16_bits_and_who_keeps_others_beside_them() -> None:
     assert (found.parameters, found.state, found.master) == ("bf16", "", "f32")
 
 
+def test_megatrons_experts_lie_over_the_tensor_axis_too() -> None:
+    row = {"model": "qwen3-235b-a22b", "chip": "h100", "chips": 256, "global_batch": 2048}
+    row |= {"parallelism": "TP2 PP8 EP32", "source": "NVIDIA-NeMo/Megatron-Bridge"}
+    run = run_of(**row)
+    assert {axis.name: axis.size for axis in run.plans[0].mesh} == {
+        **{"stage": 8, "expert": 16, "model": 2}
+    }
+    assert run.plans[0].microbatches == 2048 // 16  # of one sequence
+    assert "taken as 16 and tensors of 2" in run.notes[0]
+    with pytest.raises(FileError, match="sizes multiply to 1536"):
+        run_of(**row | {"parallelism": "TP2 PP8 EP96"})
+
+
 def test_a_librarys_own_remat_is_left_where_it_does_not_fit() -> None:
     row = {"model": "llama2-70b", "chip": "v6e", "chips": 256, "global_batch": 1024}
     row |= {"parallelism": "fsdp 256", "remat": None, "source": "AI-Hypercomputer/maxtext"}
