@@ -241,7 +241,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     experts = _experts(dims, sizes.get("layers", 0))
     known = _plain_window(dims.get("window") or {"size": 0}) or (preset and preset.windows)
     if preset is not None and same and known and windows in (None, list(preset.windows)):
-        if experts is None and preset.experts is None:
+        if experts is None and (preset.experts is None or "moe" not in dims):
             return _with_tokens(preset, row)
         if experts is not None and _alike(experts, preset):
             return _routed(preset, experts)
