@@ -233,6 +233,8 @@ def test_what_a_measured_step_cannot_be(name: str) -> None:
 def test_a_measurement_below_zero_is_refused() -> None:
     with pytest.raises(PlanError, match="expected seconds above 0"):
         explain(TP8, measured_step_s=-1.0)
+    with pytest.raises(PlanError, match=r"below 1e\+07, found 1e\+300"):
+        explain(TP8, measured_step_s=1e300)
 
 
 @pytest.mark.slow

@@ -684,3 +684,21 @@ def test_a_model_is_read_from_its_own_file_beside_base_yml(tmp_path: Path) -> No
     file.write_text("model_name: mine-1b\nvocab_size: 512\n")
     with pytest.raises(ShardsimError, match="vocab_size: 512, but model_name says 256"):
         import_config(str(file), "maxtext", machine="v5e:2x2", base=base)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kernel", "listed"),
+    [
+        ({"q": 2048, "kv": 2048, "q_dkv": 2048, "kv_dkv": 2048, "q_dq": 2048}, "flash-2048", 2),
+        ({"q": 1024, "q_dkv": 2048, "q_dq": 2048}, "flash-2048", 0),
+        ({"q": 256}, "flash", 1),
+        ({"kv": 512}, "flash", 0),
+    ],
+)
+def test_blocks_of_a_kernel_are_taken_as_near_as_they_come(
+    tmp_path: Path, blocks: dict[str, int], kernel: str, listed: int
+) -> None:
+    words = " ".join(f"sa_block_{side}={size}" for side, size in blocks.items())
+    found = script(tmp_path, words, on="v6e:8x8")
+    assert found.plan.attention == kernel
+    assert len([one for one in found.not_carried if one.key.startswith("sa_block")]) == listed
