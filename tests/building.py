@@ -20,6 +20,7 @@ from shardsim.plan.legality import check
 from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.plan import CONTEXT_KEYS, EXCHANGES, MATMUL_OVERLAP, Context, Routing
 from shardsim.plan.remat import POLICIES, Policy
+from shardsim.plan.resolve import rules_data
 from shardsim.program.schedule import Move, Schedule, Start
 
 # One sequence over 16 devices, whose keys and values are gathered, as a plan file.
@@ -29,10 +30,7 @@ LONG: dict[str, Any] = {
     "batch": 64,
     "sequence": 32768,
     "mesh": {"fsdp": 4, "context": 16},
-    "rules": {
-        "parameters": {"embed": ["fsdp", "context"]},
-        "activations": {"batch": ["fsdp"], "seq": ["context"]},
-    },
+    "rules": rules_data(["fsdp", "context"]),
     "remat": {"save": ["context"]},
 }
 
@@ -51,15 +49,8 @@ NAMES = {
 # As reported: a GPT on v3 that fits in batches of 512 only as the compiler recomputes by itself.
 SMALL_GPT = {
     "model": {
-        "base": "gpt3-175b",
-        "name": "small",
-        "layers": 12,
-        "embed": 768,
-        "mlp": 3072,
-        "heads": 12,
-        "kv_heads": 12,
-        "head_dim": 64,
-        "vocab": 50257,
+        **{"base": "gpt3-175b", "name": "small", "vocab": 50257, "head_dim": 64},
+        **{"layers": 12, "embed": 768, "mlp": 3072, "heads": 12, "kv_heads": 12},
     },
     "machine": "v3:2x2",
     "sequence": 512,
@@ -71,44 +62,20 @@ SMALL_GPT = {
 }
 
 
+SMALL = dict[str, Any](layers=8, embed=1024, mlp=4096, heads=16, head_dim=64, kv_heads=16)
+
+
 def decoder(**changes: Any) -> Model:
     """Return a decoder whose every dimension divides by 16."""
-    options: dict[str, Any] = {
-        "name": "small-decoder",
-        "family": "decoder",
-        "layers": 8,
-        "embed": 1024,
-        "mlp": 4096,
-        "heads": 16,
-        "head_dim": 64,
-        "kv_heads": 16,
-        "sequence": 512,
-        "vocab": 2048,
-        "causal": True,
-        "positions": "rotary",
-    }
-    return Model(**(options | changes))
+    options = {"name": "small-decoder", "family": "decoder", "sequence": 512, "vocab": 2048}
+    return Model(**(SMALL | options | {"causal": True, "positions": "rotary"} | changes))
 
 
 def vit(**changes: Any) -> Model:
     """Return a vision transformer with a parallel block, 256 tokens an image."""
-    options: dict[str, Any] = {
-        "name": "small-vit",
-        "family": "vit",
-        "layers": 8,
-        "embed": 1024,
-        "mlp": 4096,
-        "heads": 16,
-        "head_dim": 64,
-        "kv_heads": 16,
-        "sequence": 256,
-        "patch": 14,
-        "image": 224,
-        "parallel_block": True,
-        "qk_norm": True,
-        "biases": Biases(mlp=True),
-    }
-    return Model(**(options | changes))
+    options = {"name": "small-vit", "family": "vit", "sequence": 256, "patch": 14, "image": 224}
+    block = {"parallel_block": True, "qk_norm": True, "biases": Biases(mlp=True)}
+    return Model(**(SMALL | options | block | changes))
 
 
 def plain_chip(name: str = "v4", **figures: float) -> Chip:
@@ -329,9 +296,7 @@ VIDEO = vit(
 # Latents: of queries too, or of keys and values alone, with experts.
 LATENTS = (
     decoder(
-        norm="rmsnorm",
-        head_dim=64,
-        latent=Latent(queries=256, keys=128, rotary=16, values=32),
+        norm="rmsnorm", head_dim=64, latent=Latent(queries=256, keys=128, rotary=16, values=32)
     ),
     decoder(
         norm="rmsnorm",
@@ -342,17 +307,8 @@ LATENTS = (
     ),
 )
 MACHINES = (
-    "v4:2x2x1",
-    "v4:2x2x4",
-    "v4:4x4x4",
-    "v5e:4x4",
-    "v5e:8x16",
-    "v3:4x4",
-    "tpu7x:2x2x2",
-    "2*v4:2x2x4",
-    "4*v5e:4x4",
-    "h100:8",
-    "2*h100:8",
+    *("v4:2x2x1", "v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:8x16", "v3:4x4", "tpu7x:2x2x2"),
+    *("2*v4:2x2x4", "4*v5e:4x4", "h100:8", "2*h100:8"),
 )
 
 

@@ -16,11 +16,9 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, settings
+from said import Shardsim, shardsim
 from small_plan import PLAN
-
-from shardsim.cli.main import main
 
 settings.register_profile(
     "shardsim",
@@ -31,7 +29,6 @@ settings.register_profile(
 )
 settings.load_profile("shardsim")
 
-Shardsim = Callable[..., Result]
 
 # Tests marked `jax` are found by their own text or a fixture's: it imports JAX or starts a process
 # that does. Where a whole file imports it, the fast tier does not even read the file.
@@ -173,14 +170,10 @@ def names_jax(function: Callable[..., object]) -> bool:
     return here and bool(STARTS_JAX.search(inspect.getsource(function)))
 
 
-@pytest.fixture
-def shardsim() -> Shardsim:
+@pytest.fixture(name="shardsim")
+def command() -> Shardsim:
     """Run `shardsim` with the given words."""
-
-    def run(*words: str) -> Result:
-        return CliRunner().invoke(main, list(words), prog_name="shardsim")
-
-    return run
+    return shardsim
 
 
 @pytest.fixture

@@ -8,18 +8,15 @@ from typing import Any
 import pytest
 
 from shardsim.plan import plan_names
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.found import SearchResult
+from shardsim.planner.search import search
 
 # Of shipped plans the fast tier takes these: every family of chips, several slices, each kind of
 # mesh. The others differ in size.
 SAMPLE = (
-    "llama2-70b-published-v6e-1x256",
-    "llama3-70b-published-tpu7x-1x64",
-    "maxtext-16b-published-v5e-8x256",
-    "maxtext-32b-published-v5p-1x64",
-    "palm-540b-published-two-pods",
-    "vit-22b-published-tp2",
-    "vit-22b-published-tp8",
+    *("llama2-70b-published-v6e-1x256", "llama3-70b-published-tpu7x-1x64"),
+    *("maxtext-16b-published-v5e-8x256", "maxtext-32b-published-v5p-1x64"),
+    *("palm-540b-published-two-pods", "vit-22b-published-tp2", "vit-22b-published-tp8"),
     "vit-e-data-parallel",
 )
 

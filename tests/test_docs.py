@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim as invoked
 
 import shardsim
 from shardsim.cli.main import main
@@ -36,7 +36,7 @@ def run(command: str) -> str:
     """Return what one documented command prints to stdout."""
     words = shlex.split(command)
     assert words[0] == "shardsim"
-    result = CliRunner().invoke(main, words[1:])
+    result = invoked(*words[1:])
     assert result.exit_code in (0, 1), f"{command}: {result.output}"
     return "\n".join(line.rstrip() for line in result.stdout.splitlines())
 
@@ -87,6 +87,11 @@ def test_examples_of_the_help_are_read(name: str) -> None:
     lines = [line for line in (main.commands[name].help or "").splitlines() if "shardsim " in line]
     commands = [found for line in lines if line.startswith("  ") for found in parsed(line.strip())]
     assert commands
+    assert all(len(f"    {line.strip()}") <= 80 for line in lines)  # as click shows them
+
+
+def test_the_list_of_commands_says_whole_sentences() -> None:
+    assert "..." not in run("shardsim --help").partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

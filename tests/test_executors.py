@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from cluster import Cluster, slow_square, started
+from said import shardsim
 
 from shardsim import executors
-from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.executors import cluster, executor_of, outcomes
@@ -133,7 +132,7 @@ def test_a_simulated_step_travels_without_its_engine() -> None:
 
 def test_without_dask_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "find_spec", lambda name: None)
-    done = CliRunner().invoke(main, ["sweep", TP8, "--vary", "batch=1", "--scheduler", "x:1"])
+    done = shardsim("sweep", TP8, "--vary", "batch=1", "--scheduler", "x:1")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == "error: --scheduler needs Dask: pip install 'shardsim[cluster]'\n"
 
@@ -143,7 +142,7 @@ def test_without_dask_the_message_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("address", ["nowhere", "", "post://office:1", "tcp://127.0.0.1:9"])
 def test_a_bad_address_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(executors, "CONNECT_S", 0.5)
-    done = CliRunner().invoke(main, ["sweep", TP8, "--vary", "batch=1", "--scheduler", address])
+    done = shardsim("sweep", TP8, "--vary", "batch=1", "--scheduler", address)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: --scheduler {address}: no Dask scheduler there (")
     assert done.stderr.count("\n") == 1
@@ -172,8 +171,8 @@ def test_a_killed_worker_loses_no_call(two_workers: Cluster) -> None:
 @needs_dask
 def test_slices_are_searched_and_plans_simulated_on_a_cluster(two_workers: Cluster) -> None:
     words = ["sweep", TP8, "--vary", "microbatches=1,2", "--fidelity", "events"]
-    here = CliRunner().invoke(main, words)
-    there = CliRunner().invoke(main, [*words, "--scheduler", two_workers.address])
+    here = shardsim(*words)
+    there = shardsim(*words, "--scheduler", two_workers.address)
     assert there.exit_code == 0
     assert there.stdout == here.stdout
     names = ["v5e:2x2", "v4:2x2x1"]

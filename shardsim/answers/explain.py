@@ -21,6 +21,8 @@ from shardsim.model import Accounting
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.units import show_time
 
+LONGEST_S = 1e7  # of a step that somebody waited for: four months
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -129,8 +131,11 @@ def explain(
             raise PlanError(f"measured MFU: expected a fraction above 0, found {measured_mfu:g}")
         measured_step_s = step_at_mfu(plan, measured_mfu, accounting)
     if measured_step_s is not None:
-        if not 0 < measured_step_s < float("inf"):
-            raise PlanError(f"measured step: expected seconds above 0, found {measured_step_s:g}")
+        if not 0 < measured_step_s < LONGEST_S:
+            raise PlanError(
+                f"measured step: expected seconds above 0 and below {LONGEST_S:g}, found "
+                f"{measured_step_s:g}"
+            )
         if measured_step_s < (least_s := least_step_s(plan)):
             raise PlanError(
                 f"measured: a step of {show_time(measured_step_s)} cannot be: {plan.model.name}'s "

@@ -10,7 +10,7 @@ from shardsim.answers.training import Training
 from shardsim.cost.predict import Prediction
 from shardsim.errors import HardwareError
 from shardsim.machine import Machine, default_slice, load_chip, parse_machine
-from shardsim.planner.search import OfSlice
+from shardsim.planner.found import OfSlice
 from shardsim.units import show_bytes
 
 ALL = ":*"

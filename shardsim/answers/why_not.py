@@ -16,8 +16,8 @@ from shardsim.plan.layout import ROLES
 from shardsim.plan.legality import check
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner import hosted
+from shardsim.planner.found import OfSlice, SearchResult
 from shardsim.planner.presets import parse_mesh, plan_of_mesh
-from shardsim.planner.search import OfSlice, SearchResult
 from shardsim.units import show_bytes, show_time
 
 # A change of the step time smaller than this is none to a reader.

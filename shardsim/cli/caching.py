@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import emit_json, json_option, note, show
 from shardsim.units import show_bytes
 
 
 @click.command()
 @click.argument("what", type=click.Choice(["list", "size", "clear"]), default="list")
 @json_option
-@command_errors
 def cache(what: str, as_json: bool) -> None:
-    """List what is kept of compilations and estimates, say how large it is, or remove it.
+    """List or clear what is kept of compilations, or say its size.
 
     It lies in ~/.cache/shardsim, or where $SHARDSIM_CACHE says.
 
@@ -29,23 +28,17 @@ def cache(what: str, as_json: bool) -> None:
     here = Cache()
     entries = here.clear() if what == "clear" else here.entries()
     size = sum(entry.size_bytes for entry in entries)
+    told = f"{len(entries)} entries, {show_bytes(size)}, in {here.folder}"
     if as_json:
         rows = [
-            {
-                "kind": entry.kind,
-                "name": entry.path.name,
-                "bytes": entry.size_bytes,
-                "time_s": entry.time_s,
-            }
-            for entry in entries
+            {"kind": one.kind, "name": one.path.name, "bytes": one.size_bytes, "time_s": one.time_s}
+            for one in entries
         ]
         removed = what == "clear"
         emit_json({"folder": str(here.folder), "bytes": size, "removed": removed, "entries": rows})
-        return
-    if what == "list" and entries:
-        show(kept(entries))
-    told = f"{len(entries)} entries, {show_bytes(size)}, in {here.folder}"
-    if what == "size":
-        click.echo(told)
+    elif what == "size":
+        show(told)
     else:
+        if what == "list" and entries:
+            show(kept(entries))
         note(f"removed {told}" if what == "clear" else told)

@@ -10,8 +10,8 @@ import click
 
 from shardsim.cli.output import (
     STDOUT,
+    answer,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
@@ -69,7 +69,6 @@ from shardsim.views.table import Table
 @hlo_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
 @json_option
-@command_errors
 def calibrate(
     plan: str | None,
     device: str | None,
@@ -85,7 +84,7 @@ def calibrate(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Make a hardware file: measure this machine, ask the TPU compiler, or read a trace.
+    """Make a hardware file from a machine, a compiler or a trace.
 
     A trace of a plan's real step (--profile) gives the shares of its chip's peaks at which matmuls
     and streams through HBM ran. The compiler is asked for a few hundred operations, which takes
@@ -94,7 +93,7 @@ def calibrate(
     \b
     Examples:
       shardsim calibrate --against tpu-compiler --chip v4 -o v4.yaml
-      shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,4096,6144,24576:bf16
+      shardsim calibrate --against tpu-compiler --chip v4 --op matmul:1,8,8,8:bf16
       shardsim calibrate --device cpu -o host.yaml
       shardsim calibrate --device gpu -o h100.yaml
       shardsim calibrate plan.yaml --profile host.xplane.pb -o h100.yaml
@@ -180,10 +179,8 @@ def _estimates(
     fitted = {op: fitted_cycles(chip, op) if chip.compiler else None for op in cycles}
     failed = {op.text: why for op, why in compiler.failed.items()}
     rows = [{"op": op.text, "cycles": cycles[op], "fitted_cycles": fitted[op]} for op in cycles]
-    if as_json:
-        emit_json({"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed})
-        return
-    show(views.estimates(rows))
+    data = {"chip": chip.name, "versions": compiler.versions, "ops": rows, "failed": failed}
+    answer(as_json, data, views.estimates(rows))
     for op, why in failed.items():
         note(f"not estimated: {op}: {why}")
 

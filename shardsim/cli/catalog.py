@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
+from shardsim.cli.output import answer, json_option, note
+
+if TYPE_CHECKING:
+    from shardsim.machine import Chip
+    from shardsim.model import Model
+    from shardsim.views.table import Table
 
 
 @click.command()
 @click.argument("name", required=False)
 @json_option
-@command_errors
 def hardware(name: str | None, as_json: bool) -> None:
-    """List chips; with NAME, one chip with the source of every figure, or one slice.
+    """List chips; with NAME, show a chip's figures, or a slice.
 
     \b
     Examples:
@@ -22,67 +26,56 @@ def hardware(name: str | None, as_json: bool) -> None:
       shardsim hardware v4
       shardsim hardware v4-2048
     """
-    from shardsim.machine import chip_names, explain, load_chip, parse_machine, possible_slices
+    from shardsim.machine import chip_names, load_chip
     from shardsim.machine.catalog import find_name
     from shardsim.views import catalog as views
 
     if name is None:
         chips = [load_chip(each) for each in chip_names()]
-        if as_json:
-            emit_json({"chips": [_chip_data(chip) for chip in chips]})
-            return
-        show(views.chips(chips))
-        return
-    if find_name(name) is None and (":" in name or "-" in name or "*" in name):
-        machine = parse_machine(name)
-        axes = [
-            {
-                "name": axis.name,
-                "length": axis.length,
-                "wrapped": axis.wrapped,
-                "bytes_per_s": axis.bytes_per_s,
-            }
-            for axis in machine.axes
-        ]
-        if as_json:
-            emit_json(
-                {
-                    "machine": machine.name,
-                    "explanation": explain(name),
-                    "chip": machine.chip.name,
-                    "chips": machine.chips,
-                    "devices": machine.devices,
-                    "slices": machine.slices,
-                    "hosts": machine.hosts,
-                    "axes": axes,
-                }
-            )
-            return
-        if told := explain(name):
-            click.echo(told)
-        click.echo(machine.describe())
-        return
-    chip = load_chip(name)
-    if as_json:
-        emit_json(_chip_data(chip))
-        return
+        answer(as_json, {"chips": [_chip_data(chip) for chip in chips]}, views.chips(chips))
+    elif find_name(name) is None and (":" in name or "-" in name or "*" in name):
+        _slice(name, as_json)
+    else:
+        chip = load_chip(name)
+        answer(as_json, _chip_data(chip), *_chip_parts(chip))
+
+
+def _slice(name: str, as_json: bool) -> None:
+    """Show a slice: its devices, hosts and torus axes."""
+    from shardsim.machine import explain, parse_machine
+
+    machine, told = parse_machine(name), explain(name)
+    fields = ("name", "length", "wrapped", "bytes_per_s")
+    data = {
+        "machine": machine.name,
+        "explanation": told,
+        "chip": machine.chip.name,
+        **{key: getattr(machine, key) for key in ("chips", "devices", "slices", "hosts")},
+        "axes": [{key: getattr(axis, key) for key in fields} for axis in machine.axes],
+    }
+    answer(as_json, data, *([told] if told else []), machine.describe())
+
+
+def _chip_parts(chip: Chip) -> list[Table | str]:
+    """Return a chip with the source of every figure, its slices and its constants."""
+    from shardsim.machine import possible_slices
+    from shardsim.views import catalog as views
+
     shapes = possible_slices(chip)
     shown = ", ".join(shapes[:12]) + (f", ... ({len(shapes)} in all)" if len(shapes) > 12 else "")
-    show(
+    parts: list[Table | str] = [
         f"{chip.title} ({chip.name})",
         "",
         views.figures(_figures(chip.figures)),
-        f"\nslices: {shown}",
-        *(
-            f"fitted: {constant.name} = {constant.value:g}, to {constant.fitted_to}"
-            for constant in chip.constants
-        ),
-    )
+    ]
+    parts.append(f"\nslices: {shown}")
+    parts += [f"fitted: {one.name} = {one.value:g}, to {one.fitted_to}" for one in chip.constants]
     if chip.compiler is not None:
         costs = chip.compiler.to_data()
         versions = ", ".join(f"{name} {value}" for name, value in costs["versions"].items())
-        told = f"\nop costs, fitted to {costs['fitted_to']} ({versions})\n"
-        show(told, views.constants(costs["constants"]))
+        parts.append(f"\nop costs, fitted to {costs['fitted_to']} ({versions})\n")
+        parts.append(views.constants(costs["constants"]))
+    return parts
 
 
 def _figures(figures: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -95,7 +88,7 @@ def _figures(figures: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _chip_data(chip: Any) -> dict[str, Any]:
+def _chip_data(chip: Chip) -> dict[str, Any]:
     return {
         "name": chip.name,
         "title": chip.title,
@@ -119,11 +112,11 @@ def _chip_data(chip: Any) -> dict[str, Any]:
 @click.argument("name", required=False)
 @click.option("--counts", is_flag=True, help="Print parameters beside the published number.")
 @json_option
-@command_errors
 def models(name: str | None, counts: bool, as_json: bool) -> None:
-    """List models; with NAME (a preset, a YAML file, a config.json), one with all its weights.
+    """List models; with NAME, show one with all its weights.
 
-    With --counts the exit code is 1 if a number is not the published one.
+    NAME is a preset, a YAML file or a config.json. With --counts the exit code is 1 if a number is
+    not the published one.
 
     \b
     Examples:
@@ -138,42 +131,28 @@ def models(name: str | None, counts: bool, as_json: bool) -> None:
 
     if counts:
         rows = [_count(each) for each in ([name] if name else model_names())]
-        if as_json:
-            emit_json({"counts": rows})
-        else:
-            show(views.counts(rows))
+        answer(as_json, {"counts": rows}, views.counts(rows))
         if not all(row["agrees"] for row in rows):
             raise SystemExit(1)
         return
     if name is None:
-        if as_json:
-            emit_json({"models": [_model_data(load_model(each)) for each in model_names()]})
-        else:
-            show(views.models((each, load_model(each)) for each in model_names()))
+        known = {each: load_model(each) for each in model_names()}
+        data = {"models": [_model_data(each) for each in known.values()]}
+        answer(as_json, data, views.models(known.items()))
         return
     model = read_model(name)
-    if as_json:
-        tensors = [
-            {
-                "name": tensor.name,
-                "axes": list(tensor.axes),
-                "shape": list(tensor.shape),
-                "stack": tensor.stack,
-            }
-            for tensor in model.tensors
-        ]
-        emit_json({**_model_data(model), "tensors": tensors})
-        return
-    click.echo(f"{model.name}: {model.parameters:,} parameters ({model.parameter_convention})")
+    fields = ("name", "axes", "shape", "stack")
+    tensors = [{key: getattr(tensor, key) for key in fields} for tensor in model.tensors]
+    lines = [f"{model.name}: {model.parameters:,} parameters ({model.parameter_convention})"]
     if model.parameters != model.parameters_all:
-        click.echo(f"every tensor counted: {model.parameters_all:,}")
+        lines.append(f"every tensor counted: {model.parameters_all:,}")
     if model.experts:
-        click.echo(f"active, of a token: {model.active_parameters:,}")
-    click.echo(
-        f"{show_count(model_flops_per_token(model), 'FLOP')} per token in training (6N + 12LHQT)"
-    )
-    lines = dump_yaml(model.to_mapping()).splitlines()
-    show(*(f"  {line}" for line in lines), "", views.tensors(model.tensors))
+        lines.append(f"active, of a token: {model.active_parameters:,}")
+    flops = show_count(model_flops_per_token(model), "FLOP")
+    lines.append(f"{flops} per token in training (6N + 12LHQT)")
+    lines += [f"  {line}" for line in dump_yaml(model.to_mapping()).splitlines()]
+    data = {**_model_data(model), "tensors": tensors}
+    answer(as_json, data, *lines, "", views.tensors(model.tensors))
 
 
 def _count(name: str) -> dict[str, Any]:
@@ -194,7 +173,7 @@ def _count(name: str) -> dict[str, Any]:
     }
 
 
-def read_model(name: str) -> Any:
+def read_model(name: str) -> Model:
     """Return the model of a preset's name or a file's path: YAML, or a Hugging Face config.
 
     Keys of a config that are not carried and could change a step are named in a note, and so are
@@ -213,7 +192,7 @@ def read_model(name: str) -> Any:
     return load_model(name)
 
 
-def _model_data(model: Any) -> dict[str, Any]:
+def _model_data(model: Model) -> dict[str, Any]:
     return {
         **model.to_mapping(),
         "parameters": model.parameters,

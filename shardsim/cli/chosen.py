@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import click
-
-from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
 from shardsim.cli.output import note
 from shardsim.kinds import PLAN, kind_of
-
-_OPTIONS = (
-    click.option("--on", metavar="SLICE", help="With MODEL: where it trains, such as v4:8x8x16."),
-    click.option("--batch", type=whole, help="With MODEL: sequences (images) per step, all chips."),
-    click.option("--seq", type=whole, help="With MODEL: tokens per sequence, else its own."),
-    click.option(
-        "--mesh",
-        metavar="ROLE=SIZE,...",
-        help="With MODEL: data, fsdp, expert, context, tensor, tensor2, pipeline: fsdp=256,data=4.",
-    ),
-)
-
-
-set_option = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a key of the plan, model.* or chip.*; may be repeated.",
-)
-
-
-def words_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options; the command gets them as one argument, `words`."""
-
-    @functools.wraps(function)
-    def run(**values: Any) -> Any:
-        words = {name: values.pop(name) for name in ("on", "batch", "seq", "mesh")}
-        return function(**values, words=words)
-
-    command: Callable[..., Any] = run
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def load(path: str, changes: Sequence[str] = ()) -> Any:

@@ -1,8 +1,8 @@
-"""What the commands that use the TPU compiler share: options, and what they show."""
+"""What the commands that use the TPU compiler share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,38 +10,6 @@ import click
 
 from shardsim.cli.output import note
 from shardsim.views.table import Table
-
-scheduler_option = click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Run it on the Dask cluster whose scheduler is there, such as tcp://127.0.0.1:8786.",
-)
-
-
-def compiler_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of the compile service to a command."""
-    for option in (
-        click.option(
-            "--no-cache", is_flag=True, help="Compile anew, and keep nothing that is compiled."
-        ),
-        click.option(
-            "--timeout",
-            default=1200.0,
-            show_default=True,
-            type=click.FloatRange(1.0),
-            help="Seconds that one compilation may take.",
-        ),
-        scheduler_option,
-        click.option(
-            "--workers",
-            default=1,
-            show_default=True,
-            type=click.IntRange(1, 256),
-            help="Compilations, or searches of slices, side by side; a compilation may take 4 GB.",
-        ),
-    ):
-        function = option(function)
-    return function
 
 
 def tell_unused(why: str, *names: str) -> None:
@@ -57,16 +25,26 @@ def tell_unused(why: str, *names: str) -> None:
 
 
 @contextmanager
-def compiler(workers: int, timeout: float, scheduler: str | None, no_cache: bool) -> Iterator[Any]:
+def compiler(
+    workers: int = 1,
+    scheduler: str | None = None,
+    timeout: float | None = None,
+    no_cache: bool = False,
+) -> Iterator[Any]:
     """Give a `TpuCompiler` that tells on stderr how far it is."""
     from shardsim.executors import executor_of
     from shardsim.xla.tpu import Cache, TpuCompiler
+    from shardsim.xla.tpu.service import TIMEOUT_S
 
     cache = None if no_cache else Cache()
     with (
         executor_of(1, scheduler) as executor,
         TpuCompiler(
-            workers=workers, executor=executor, timeout_s=timeout, cache=cache, progress=note
+            workers=workers,
+            executor=executor,
+            timeout_s=timeout or TIMEOUT_S,
+            cache=cache,
+            progress=note,
         ) as service,
     ):
         yield service

@@ -1,4 +1,4 @@
-"""`shardsim validate`: predictions beside published results."""
+"""`shardsim validate` and `evidence`: predictions beside what was published, measured, compiled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, note, show
-from shardsim.cli.planning import OP_COSTS
+from shardsim.cli.options import OP_COSTS
+from shardsim.cli.output import answer, json_option, note
 from shardsim.errors import FileError, ShardsimError
 from shardsim.units import show_percent
 from shardsim.views.table import Table
@@ -46,11 +46,10 @@ from shardsim.views.table import Table
     "ship with shardsim.",
 )
 @json_option
-@command_errors
 def validate(
     runs: str | None, op_costs: str, measured: str | None, effects: str | None, as_json: bool
 ) -> None:
-    """Predict published runs and compare tokens/s/chip with what was measured.
+    """Compare predictions with published or measured runs.
 
     \b
     Examples:
@@ -76,19 +75,17 @@ def validate(
         runs = str(EXPERTS)
     result = run(runs, "calibrated" if op_costs == "both" else op_costs)
     other = run(runs, "compiler") if op_costs == "both" else None
-    if not result.rows:
-        pass
-    elif as_json:
-        emit_json(result.to_data() | ({"compiler": other.to_data()} if other else {}))
-    else:
-        show(*_rows(result, other))
+    if result.rows:
+        parts = _rows(result, other)
         for each in (result, other) if other else (result,):
-            click.echo(f"\nop costs: {COSTS[each.op_costs]}\n{_summary(each.summary())}")
-        click.echo("\nfitted constants:")
+            parts.append(f"\nop costs: {COSTS[each.op_costs]}\n{_summary(each.summary())}")
+        parts.append("\nfitted constants:")
         for item in result.constants:
-            click.echo(f"  {item.name} = {item.value:g}, fitted to {item.fitted_to}")
+            parts.append(f"  {item.name} = {item.value:g}, fitted to {item.fitted_to}")
         if filled := _filled(result):
-            click.echo(f"\nwhat the sources leave open:\n{filled}")
+            parts.append(f"\nwhat the sources leave open:\n{filled}")
+        data = result.to_data() | ({"compiler": other.to_data()} if other else {})
+        answer(as_json, data, *parts)
     for name, why in result.failed:
         note(f"not predicted: {name}: {why}")
     if not result.rows:
@@ -107,10 +104,8 @@ def _effects(path: str | None, as_json: bool) -> None:
     from shardsim.views.evidence import changes, changes_words
 
     found = effects(path)
-    if as_json:
-        emit_json({"effects": [one.to_data() for one in found]})
-    else:
-        show(changes(found), "", *changes_words(found))
+    data = {"effects": [one.to_data() for one in found]}
+    answer(as_json, data, changes(found), "", *changes_words(found))
 
 
 def _measured(path: str | None, runs: str | None, as_json: bool) -> None:
@@ -121,16 +116,13 @@ def _measured(path: str | None, runs: str | None, as_json: bool) -> None:
     if runs:
         raise ShardsimError("validate: --runs and --measured are two files: give one")
     found = measured(path)
-    if not found.steps:
-        pass
-    elif as_json:
-        emit_json(found.to_data())
-    else:
+    if found.steps:
         other = [(step.id, step.other_program) for step in found.steps if step.other_program]
         notes = [f"[{n}] {name}: measured with {text}" for n, (name, text) in enumerate(other, 1)]
-        show(measured_steps(found, [name for name, _ in other]), *notes, "")
-        for kind, summary in {"all": found.summary(), **found.by_attention()}.items():
-            click.echo(measured_words(kind, summary))
+        kinds = {"all": found.summary(), **found.by_attention()}
+        summaries = [measured_words(kind, summary) for kind, summary in kinds.items()]
+        steps = measured_steps(found, [name for name, _ in other])
+        answer(as_json, found.to_data(), steps, *notes, "", *summaries)
     for name, why in found.failed:
         note(f"not predicted: {name}: {why}")
     if not found.steps:
@@ -187,3 +179,36 @@ def _summary(summary: dict[str, float | None]) -> str:
         f"median {percent('baseline_median_abs_error')}, "
         f"mean {percent('baseline_mean_abs_error')}"
     )
+
+
+@click.command()
+@json_option
+def evidence(as_json: bool) -> None:
+    """Compare predictions with kept compilations.
+
+    They are of emitted steps and of MaxText's own programs.
+
+    \b
+    Examples:
+      shardsim evidence
+      shardsim evidence --json
+    """
+    from shardsim.views.evidence import hbm
+    from shardsim.xla.tpu.agreement import held, pairs, to_data, trainers
+
+    ours, theirs = pairs(), [*held(), *trainers()]
+    data = to_data(ours, theirs)
+    found = data["hbm"]
+    lines = [
+        f"\nHBM peaks within 5 %: {show_percent(found['within_5'])}, "
+        f"within 10 %: {show_percent(found['within_10'])}\n"
+        f"predicted to fit but refused: {', '.join(found['false_fits']) or 'none'}\n"
+        f"predicted not to fit but compiled: {', '.join(found['false_refusals']) or 'none'}\n"
+        f"operations of emitted steps: median error {show_percent(data['operations_median'])}"
+    ]
+    lines += [
+        f"{group['model']} on {group['slice']}: {group['plans']} plans, "
+        f"rank correlation of step time {group['kendall']:.2f}"
+        for group in data["groups"]
+    ]
+    answer(as_json, data, hbm([*ours, *theirs]), *lines)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from shardsim.cli.amounts import seconds, share
-from shardsim.cli.chosen import chosen_plan, set_option, words_options
-from shardsim.cli.output import command_errors, emit_json, json_option, progress_line, show
-from shardsim.cli.planning import as_option, op_costs_option
+from shardsim.cli.options import as_option, op_costs_option, plan_argument
+from shardsim.cli.output import answer, json_option, progress_line
+
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option("--measured-step", type=seconds, help="What a step of a real run took: 14.2, 850ms.")
 @click.option("--measured-mfu", type=share, help="Or the MFU that it reached: 0.41, 41%.")
 @click.option(
@@ -24,27 +25,23 @@ from shardsim.cli.planning import as_option, op_costs_option
     metavar="CONVENTION",
     help="How that MFU counts FLOPs; `predict --mfu all` lists the ways.",
 )
-@words_options
-@set_option
+@plan_argument
 @op_costs_option
 @as_option
 @json_option
-@command_errors
 def explain(
-    path: str,
+    plan: Plan,
     measured_step: float | None,
     measured_mfu: float | None,
     counted: str,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
     op_costs: str | None,
     implementation: str | None,
     as_json: bool,
 ) -> None:
-    """Say whether a plan fits, what fills HBM, what limits it, and which single changes help.
+    """Say what fills HBM, what limits a plan, and what would help.
 
-    With a measured step or MFU also what may explain the gap, and the published runs most like
-    it. Exit status 1 if the plan does not fit in HBM.
+    Changes are single ones. With a measured step or MFU it says what may explain the gap, and the
+    published runs most like it. Exit status 1 if the plan does not fit in HBM.
 
     \b
     Examples:
@@ -57,7 +54,7 @@ def explain(
     from shardsim.views.explain import explained
 
     made = run(
-        chosen_plan(path, words, changes),
+        plan,
         measured_step_s=measured_step,
         measured_mfu=measured_mfu,
         accounting=accounting_named(counted),
@@ -65,9 +62,6 @@ def explain(
         implementation=implementation,
         progress=progress_line("trying changes"),
     )
-    if as_json:
-        emit_json(made.to_data())
-    else:
-        show(*explained(made))
+    answer(as_json, made.to_data(), *explained(made))
     if not made.fits:
         sys.exit(1)

@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import sys
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.chosen import chosen_plan, set_option, words_options
-from shardsim.cli.compiling import scheduler_option
+from shardsim.cli.options import as_option, plan_argument, scheduler_option
 from shardsim.cli.output import (
     CSV,
     INTERRUPTED,
     STDOUT,
+    answer,
     check_output,
-    command_errors,
-    emit_json,
     json_option,
     note,
     progress_line,
-    show,
     write_output,
 )
-from shardsim.cli.planning import as_option
+
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
-@words_options
-@set_option
+@plan_argument
 @as_option
 @json_option
-@command_errors
-def ablate(
-    path: str,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
-    implementation: str | None,
-    as_json: bool,
-) -> None:
+def ablate(plan: Plan, implementation: str | None, as_json: bool) -> None:
     """Switch each technique off alone and show what it is worth.
 
     \b
@@ -50,37 +40,27 @@ def ablate(
     from shardsim.planner.whatif import ablate as run_ablations
     from shardsim.views import what_ifs as views
 
-    base = run(chosen_plan(path, words, changes), implementation=implementation)
+    base = run(plan, implementation=implementation)
     results = run_ablations(base.plan, implementation)
-    if as_json:
-        emit_json(
-            {
-                "base": base.to_data(),
-                "ablations": [
-                    {
-                        "technique": item.technique,
-                        "change": item.change,
-                        "published": item.published or None,
-                        "why_not": item.why or None,
-                        "step_time_ratio": None
-                        if item.prediction is None
-                        else item.prediction.step_time_s / base.step_time_s,
-                        "prediction": None
-                        if item.prediction is None
-                        else item.prediction.to_data(),
-                    }
-                    for item in results
-                ],
-            }
-        )
-        return
+    rows = [
+        {
+            "technique": item.technique,
+            "change": item.change,
+            "published": item.published or None,
+            "why_not": item.why or None,
+            "step_time_ratio": found and found.step_time_s / base.step_time_s,
+            "prediction": found and found.to_data(),
+        }
+        for item in results
+        for found in (item.prediction,)
+    ]
     made = views.ablations(base, results, whole=True)
     hbm = ("hbm_peak_gib", "fits")
-    show(made.only("without", "so", "mfu", "step_time_s", "step_change", *hbm, "published"))
+    shown = made.only("without", "so", "mfu", "step_time_s", "step_change", *hbm, "published")
+    answer(as_json, {"base": base.to_data(), "ablations": rows}, shown)
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--vary",
     multiple=True,
@@ -106,20 +86,16 @@ def ablate(
     help="Processes that predict side by side.",
 )
 @scheduler_option
-@words_options
-@set_option
+@plan_argument
 @as_option
 @json_option
-@command_errors
 def sweep(
-    path: str,
+    plan: Plan,
     vary: tuple[str, ...],
     csv_path: str | None,
     fidelity: str,
     workers: int,
     scheduler: str | None,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
     implementation: str | None,
     as_json: bool,
 ) -> None:
@@ -129,9 +105,9 @@ def sweep(
 
     \b
     Examples:
-      shardsim sweep plan.yaml --vary microbatches=1,2,4 --fidelity events --workers 2
+      shardsim sweep plan.yaml --vary microbatches=1,2,4 --fidelity events
       shardsim sweep vit-22b-published-tp8 --vary batch=16384,32768,65536
-      shardsim sweep plan.yaml --vary mesh.model=1,2,4,8 --vary remat=full,dots --csv out.csv
+      shardsim sweep plan.yaml --vary mesh.model=1,2,4 --vary remat=full,dots
     """
     from dataclasses import replace
 
@@ -145,7 +121,6 @@ def sweep(
 
     check_output(csv_path, as_json, text=CSV)
     keys = [parse_vary(text) for text in vary]
-    plan = chosen_plan(path, words, changes)
     with executor_of(workers, scheduler) as executor:
         options: dict[str, Any] = {"executor": executor, "progress": progress_line("sweeping")}
         rows = [*run(plan, keys, implementation, run=predictor(fidelity), **options)]
@@ -154,21 +129,12 @@ def sweep(
     if rows and all(item is None for _, item, _ in rows):
         raise PlanError(f"no combination makes a plan: {rows[0][2]}")
     made = views.swept(rows)
-    if as_json:
-        emit_json(
-            {
-                "rows": [
-                    {
-                        "values": values,
-                        "why_not": why or None,
-                        "prediction": item and item.to_data(),
-                    }
-                    for values, item, why in rows
-                ]
-            }
-        )
-    elif csv_path != STDOUT:
-        show(made)
+    data = [
+        {"values": values, "why_not": why or None, "prediction": item and item.to_data()}
+        for values, item, why in rows
+    ]
+    if csv_path != STDOUT:
+        answer(as_json, {"rows": data}, made)
     if csv_path:
         names = {"hbm_peak_gib": "peak_gib", "why_not": "note"}
         columns = (replace(one, key=names.get(one.key, one.key)) for one in made.columns)
@@ -179,20 +145,11 @@ def sweep(
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
-@words_options
-@set_option
+@plan_argument
 @as_option
 @json_option
-@command_errors
-def sensitivity(
-    path: str,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
-    implementation: str | None,
-    as_json: bool,
-) -> None:
-    """Show which figure limits a plan, of the chip or of experts and windows: elasticities.
+def sensitivity(plan: Plan, implementation: str | None, as_json: bool) -> None:
+    """Show which figures limit a plan: elasticities of the step.
 
     \b
     Example:
@@ -203,25 +160,19 @@ def sensitivity(
     from shardsim.planner.whatif import model_sensitivity
     from shardsim.views import what_ifs as views
 
-    base = run(chosen_plan(path, words, changes), implementation=implementation)
+    base = run(plan, implementation=implementation)
     results = elasticities(base.plan, implementation)
     results += model_sensitivity(base.plan, implementation)
-    if as_json:
-        emit_json(
-            {
-                "base": base.to_data(),
-                "sensitivities": [
-                    {
-                        "figure": item.figure,
-                        "elasticity": item.elasticity,
-                        "step_time_s_at_110_percent": item.step_time_s_at_110,
-                        "mfu_at_110_percent": item.mfu_at_110,
-                    }
-                    for item in results
-                ],
-            }
-        )
-        return
+    rows = [
+        {
+            "figure": item.figure,
+            "elasticity": item.elasticity,
+            "step_time_s_at_110_percent": item.step_time_s_at_110,
+            "mfu_at_110_percent": item.mfu_at_110,
+        }
+        for item in results
+    ]
     made = views.sensitivities(base, results)
     head = f"step {base.step_time_s:.4g} s, MFU {100 * base.mfu:.1f} %\n"
-    show(head, made.only("figure", "elasticity", "step_time_s_at_110_percent", "change"))
+    shown = made.only("figure", "elasticity", "step_time_s_at_110_percent", "change")
+    answer(as_json, {"base": base.to_data(), "sensitivities": rows}, head, shown)

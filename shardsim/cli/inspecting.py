@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from shardsim.cli.output import command_errors, emit_json, json_option, show
+from shardsim.cli.output import answer, json_option
 from shardsim.views.table import Table
 
 
@@ -24,27 +24,23 @@ from shardsim.views.table import Table
     help="Whether fused attention is causal: programs leave its mask out.",
 )
 @json_option
-@command_errors
 def inspect(
     path: str, on: str | None, mesh: str | None, causal: bool | None, as_json: bool
 ) -> None:
-    """Read a compiled program: what its step takes, and every collective and copy with its line.
+    """Read a compiled program, every collective and copy priced.
 
     Those that nothing asked for are listed with the constraint that would remove them. The step is
     the TPU compiler's own schedule; of a program for a host or GPU collectives and copies are read.
 
     \b
     Examples:
-      shardsim inspect --hlo module_0001.jit_step.after_optimizations.txt --on v5p:4x4x4
+      shardsim inspect --hlo jit_step.after_optimizations.txt --on v5p:4x4x4
       shardsim inspect --hlo step.hlo.gz --on v5e --mesh data=4,model=16 --json
     """
     from shardsim.views import inspect as views
     from shardsim.xla.inspect import inspect_file
 
     found = inspect_file(path, on, mesh, causal)
-    if as_json:
-        emit_json(found.to_data())
-        return
     parts: list[Table | str] = [*views.headline(found)]
     if found.operations:
         parts += ["", views.operations(found)]
@@ -54,4 +50,4 @@ def inspect(
         parts += ["", "unexpected:", *views.constraints(found.unexpected)]
     parts += [f"not said: {text}" for text in found.not_said]
     parts += [f"warning: {text}" for text in found.warnings]
-    show(*parts)
+    answer(as_json, found.to_data(), *parts)

@@ -9,13 +9,12 @@ from shardsim.cli.caching import cache
 from shardsim.cli.calibrating import calibrate
 from shardsim.cli.catalog import hardware, models
 from shardsim.cli.comparing import compare
-from shardsim.cli.evidence import validate
+from shardsim.cli.evidence import evidence, validate
 from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.inspecting import inspect
-from shardsim.cli.kept import evidence
 from shardsim.cli.output import OneLineGroup
-from shardsim.cli.planning import predict
+from shardsim.cli.predicting import predict
 from shardsim.cli.reporting import report
 from shardsim.cli.running import export, verify
 from shardsim.cli.searching import plan
@@ -27,10 +26,7 @@ from shardsim.cli.trainers import import_
 
 @click.group(
     cls=OneLineGroup,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(shardsim.__version__, prog_name="shardsim")
 def main() -> None:
@@ -48,27 +44,10 @@ def main() -> None:
     """
 
 
-for command in (
-    plan,
-    predict,
-    explain,
-    compare,
-    ablate,
-    sweep,
-    sensitivity,
-    timeline,
-    report,
-    serve,
-    export,
-    inspect,
-    verify,
-    import_,
-    validate,
-    evidence,
-    calibrate,
-    hardware,
-    models,
-    cache,
-):
+COMMANDS = (
+    *(plan, predict, explain, compare, ablate, sweep, sensitivity, timeline, report, serve),
+    *(export, inspect, verify, import_, validate, evidence, calibrate, hardware, models, cache),
+)
+for command in COMMANDS:
     main.add_command(command)
 name_variables(main.commands)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import sys
@@ -28,9 +27,19 @@ def emit_json(data: Any) -> None:
     click.echo(json_text(data, indent=2))
 
 
+def answer(as_json: bool, data: Any, *parts: Table | str) -> None:
+    """Print what a command found: `data` for scripts, or tables and lines for people."""
+    if as_json:
+        emit_json(data)
+    else:
+        show(*parts)
+
+
 def show(*parts: Table | str, err: bool = False) -> None:
     """Print tables and lines: fitted to the terminal, or plain where nobody watches; with `err` to
     stderr."""
+    if not parts:
+        return
     if not (sys.stderr if err else sys.stdout).isatty():
         lines = (part if isinstance(part, str) else plain(part) for part in parts)
         click.echo("\n".join(lines), err=err)
@@ -129,12 +138,18 @@ class OneLineGroup(click.Group):
                     note(text)
                 ctx.default_map = read_settings(self.commands)
                 return super().invoke(ctx)
-            except KeyboardInterrupt:
-                note("interrupted")
-                ctx.exit(INTERRUPTED)
-            except ShardsimError as error:  # of the settings: commands tell of their own
+            except ShardsimError as error:
                 complain(error)
                 ctx.exit(error.exit_code)
+            except BrokenPipeError:
+                # The reader of a pipe went away; Python would complain again at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                ctx.exit(1)
+            except (Exception, KeyboardInterrupt) as error:
+                if not _of_interrupt(error):
+                    raise
+                note("interrupted")
+                ctx.exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -174,32 +189,6 @@ def progress_line(what: str) -> Callable[[int, int], None]:
             shown[:] = [now, max(shown[1], float(len(text)))]
 
     return show
-
-
-def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn `ShardsimError` into one line on stderr and its exit code."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except ShardsimError as error:
-            complain(error)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            note("interrupted")
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            # The reader of a pipe went away; Python would complain again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except Exception as error:
-            if not _of_interrupt(error):
-                raise
-            note("interrupted")
-            sys.exit(INTERRUPTED)
-
-    return run
 
 
 def _of_interrupt(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import STDOUT, emit_json, note, show, write_output
+from shardsim.cli.output import STDOUT, answer, emit_json, note, show, write_output
 from shardsim.units import show_time
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ def compare_profile(plan: Plan, path: str, hlo: str | None, as_json: bool) -> No
     from shardsim.xla.profile.lined import Row, line_up
 
     lined = line_up(plan, path, hlo)
-    if as_json:
-        emit_json(_data(lined))
-        return
     whole = Row(
         kind="",
         what="step",
@@ -36,7 +33,9 @@ def compare_profile(plan: Plan, path: str, hlo: str | None, as_json: bool) -> No
         measured_s=lined.profile.step_s,
     )
     unknown = views.not_lined_up(lined)
-    show(
+    answer(
+        as_json,
+        _data(lined),
         _title(lined),
         "",
         views.shown(views.kinds(lined), whole),
@@ -44,7 +43,7 @@ def compare_profile(plan: Plan, path: str, hlo: str | None, as_json: bool) -> No
         views.shown(views.rows(lined), whole),
         *(("", unknown.head(views.MOST_OPS)) if unknown.rows else ()),
     )
-    for text in lined.warnings:
+    for text in lined.warnings if not as_json else ():
         note(f"warning: {text}")
 
 

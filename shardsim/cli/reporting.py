@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import click
 
-from shardsim.cli.amounts import amount, prices
+from shardsim.cli.options import training_options
 from shardsim.cli.output import (
     STDOUT,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
@@ -29,31 +28,15 @@ from shardsim.cli.output import (
     help="report.html: one page; - the same on stdout; report.md: Markdown, with pictures in "
     "report_files.",
 )
-@click.option("--tokens", type=amount, help="Tokens to train on, such as 1e12: days, chip-hours.")
-@click.option("--images", type=amount, help="The same in images (sequences).")
-@click.option(
-    "--chip-hour-price",
-    type=prices,
-    metavar="PRICES",
-    help="What a chip costs for an hour, in any currency: 4.2, or v5p=4.2,v5e=1.2; what training "
-    "costs, on more and fewer.",
-)
+@training_options
 @json_option
-@command_errors
-def report(
-    paths: tuple[str, ...],
-    output: str,
-    tokens: float | None,
-    images: float | None,
-    chip_hour_price: Mapping[str, float] | None,
-    as_json: bool,
-) -> None:
-    """Write what is known about one or several plans as one self-contained page.
+def report(paths: tuple[str, ...], output: str, training: dict[str, Any], as_json: bool) -> None:
+    """Write what is known about plans as one self-contained page.
 
     \b
     Examples:
       shardsim report plan.yaml -o report.html --tokens 1e12
-      shardsim report plan.yaml vit-22b-published-tp8 -o report.html --images 4e9
+      shardsim report a.yaml b.yaml -o report.html --images 4e9
     """
     from shardsim.report import require
 
@@ -67,9 +50,9 @@ def report(
         check_target(output)
     document, studies = report_document(
         list(paths),
-        tokens=tokens,
-        images=images,
-        chip_hour_price=chip_hour_price,
+        tokens=training["tokens"],
+        images=training["images"],
+        chip_hour_price=training["prices"],
         progress=progress_line("report"),
     )
     if output == STDOUT:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.chosen import chosen_plan, words_options
-from shardsim.cli.compiling import compiler, compiler_options, evidence_parts, tell_unused
+from shardsim.cli.compiling import compiler, evidence_parts, tell_unused
+from shardsim.cli.options import compiler_options, plan_argument
 from shardsim.cli.output import (
     JSON,
     PYTHON,
     STDOUT,
     YAML,
+    answer,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
-    show,
     write_output,
 )
 from shardsim.cli.profiling import compare_profile, hlo_option
 from shardsim.views.table import Table
 
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
+
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--to",
     "form",
@@ -49,20 +50,18 @@ from shardsim.views.table import Table
     metavar="CONFIG",
     help="maxtext, levanter: your config (or script), with what the plan changes of it alone.",
 )
-@words_options
+@plan_argument
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here; - is stdout.")
 @json_option
-@command_errors
 def export(
-    path: str,
+    plan: Plan,
     form: str,
     trainer_path: Path | None,
     over: str | None,
-    words: dict[str, Any],
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Write a plan as executable JAX, for another trainer, or as plain data.
+    """Write a plan as JAX code, for another trainer, or as data.
 
     What a trainer cannot hold is refused, with the reason.
 
@@ -76,7 +75,6 @@ def export(
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))
-    plan = chosen_plan(path, words)
     if over is not None:
         from shardsim.validate.over import export_over
 
@@ -90,7 +88,6 @@ def export(
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "--against",
     default="host",
@@ -140,12 +137,11 @@ def export(
     help="Run nothing: read this trace (xplane.pb or trace.json.gz) of the plan's step.",
 )
 @hlo_option
-@words_options
+@plan_argument
 @compiler_options
 @json_option
-@command_errors
 def verify(
-    path: str,
+    plan: Plan,
     against: str,
     trainer_python: str | None,
     trainer_path: Path | None,
@@ -156,14 +152,10 @@ def verify(
     machine_file: str | None,
     profile: str | None,
     hlo: str | None,
-    words: dict[str, Any],
-    workers: int,
-    timeout: float,
-    scheduler: str | None,
-    no_cache: bool,
+    service: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Run or compile a plan for real, and compare what comes out with what was planned.
+    """Run or compile a plan for real, and compare.
 
     Against the host, loss, gradients and updated parameters are compared with those of the
     unsharded model, and the collectives of the compiled program with the planned ones (needs
@@ -178,15 +170,14 @@ def verify(
     Examples:
       shardsim verify vit-22b-published-tp8 --against host
       shardsim verify vit-22b-published-tp8 --against tpu
-      shardsim verify vit-22b-published-tp8 --against host --measure --machine-file host.yaml
-      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext --scale full
-      shardsim verify plan.yaml --profile plugins/profile/2026_11_27/host.xplane.pb
+      shardsim verify plan.yaml --measure --machine-file host.yaml
+      shardsim verify plan.yaml --against maxtext --trainer-python ~/maxtext
+      shardsim verify plan.yaml --profile plugins/profile/run/host.xplane.pb
     """
     from shardsim.errors import PlanError
 
     if hlo and not profile:
         raise PlanError("verify: --hlo is only for --profile")
-    plan = chosen_plan(path, words)
     if profile or against != "tpu":
         tell_unused("no TPU compiler is asked", "workers", "scheduler", "timeout", "no_cache")
     if profile:
@@ -199,13 +190,10 @@ def verify(
     if against == "tpu":
         from shardsim.xla.tpu.evidence import verify_tpu
 
-        with compiler(workers, timeout, scheduler, no_cache) as service:
-            answer = verify_tpu(plan, service)
-        if as_json:
-            emit_json(answer)
-        else:
-            show(*evidence_parts(answer))
-        sys.exit(0 if answer["ok"] else 1)
+        with compiler(**service) as tpu:
+            found = verify_tpu(plan, tpu)
+        answer(as_json, found, *evidence_parts(found))
+        sys.exit(0 if found["ok"] else 1)
     if against == "device":
         _on_device(plan, measure, scale, results, as_json)
         return
@@ -215,7 +203,6 @@ def verify(
         from shardsim.cli.trainers import verify_against
 
         verify_against(plan, against, trainer_python, trainer_path, scale, devices, as_json)
-        return
     if machine_file and not measure:
         raise PlanError("verify: --machine-file is only for --measure")
     need_jax("verify")
@@ -225,15 +212,11 @@ def verify(
     result = verify_host(plan, devices=devices, scale=scale, progress=note)
     if measure:
         result = measured_result(result, plan, devices, scale, machine_file, note)
-    if as_json:
-        emit_json(result)
-    else:
-        show(*_parts(result))
-    if not result["ok"]:
-        sys.exit(1)
+    answer(as_json, result, *_parts(result))
+    sys.exit(0 if result["ok"] else 1)
 
 
-def _on_device(plan: Any, measure: bool, scale: str, results: str | None, as_json: bool) -> None:
+def _on_device(plan: Plan, measure: bool, scale: str, results: str | None, as_json: bool) -> None:
     """Run a plan where JAX finds devices, and show what came out."""
     from shardsim.errors import PlanError
     from shardsim.files import check_writable
@@ -244,26 +227,23 @@ def _on_device(plan: Any, measure: bool, scale: str, results: str | None, as_jso
         if not measure:
             raise PlanError("verify: --results needs --measure")
         check_writable(results)
-    answer = verify_device(plan, measure=measure, scale=scale, results=results, progress=note)
-    if as_json:
-        emit_json(answer)
-    else:
-        show(*_device_parts(answer))
-    sys.exit(0 if answer["ok"] else 1)
+    found = verify_device(plan, measure=measure, scale=scale, results=results, progress=note)
+    answer(as_json, found, *_device_parts(found))
+    sys.exit(0 if found["ok"] else 1)
 
 
-def _device_parts(answer: dict[str, Any]) -> list[Table | str]:
+def _device_parts(found: dict[str, Any]) -> list[Table | str]:
     from shardsim.units import show_bytes, show_percent, show_time
 
-    device = answer["device"]
+    device = found["device"]
     parts: list[Table | str] = [
-        "verified" if answer["ok"] else "NOT VERIFIED",
+        "verified" if found["ok"] else "NOT VERIFIED",
         f"on {device['count']} x {device['kind']}",
-        _errors(answer),
+        _errors(found),
     ]
-    if "measured" not in answer:
+    if "measured" not in found:
         return parts
-    step, measured = answer["step"], answer["measured"]
+    step, measured = found["step"], found["measured"]
     error = step["predicted_s"] / step["measured_s"] - 1.0
     parts += [
         "",
@@ -277,9 +257,9 @@ def _device_parts(answer: dict[str, Any]) -> list[Table | str]:
             f"memory: {show_bytes(measured['peak_bytes'])} measured, "
             f"{show_bytes(measured['predicted_peak_bytes'])} predicted ({100 * error:+.1f} %)"
         )
-    if answer["measured_on"] != answer["predicted_for"]:
+    if found["measured_on"] != found["predicted_for"]:
         parts.append(
-            f"the prediction is for {answer['predicted_for']}, which {answer['measured_on']} is not"
+            f"the prediction is for {found['predicted_for']}, which {found['measured_on']} is not"
         )
     return parts
 

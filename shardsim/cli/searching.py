@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardsim.cli.amounts import whole
 from shardsim.cli.catalog import read_model
-from shardsim.cli.compiling import compiler_options, tell_unused
+from shardsim.cli.compiling import tell_unused
+from shardsim.cli.options import OP_COSTS, compiler_options, training_options
 from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
     YAML,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
@@ -28,7 +28,14 @@ from shardsim.cli.output import (
     show,
     write_output,
 )
-from shardsim.cli.planning import OP_COSTS, training_options
+
+if TYPE_CHECKING:
+    from shardsim.answers.slices import Choice
+    from shardsim.answers.training import Training
+    from shardsim.model import Model
+    from shardsim.planner.found import SearchResult
+    from shardsim.views.table import Table
+    from shardsim.xla.tpu.compiled import Ranked
 
 USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, section 3.4.1)
 
@@ -71,9 +78,7 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
     metavar="ROLE=SIZE,...",
     help="Say what makes a mesh slower than the best: fsdp=32,model=8; may be repeated.",
 )
-@training_options[0]
-@training_options[1]
-@training_options[2]
+@training_options
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adafactor, ...")
 @click.option("--attention", help="flash or unfused; chosen by sequence length if left out.")
 @click.option(
@@ -108,7 +113,6 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
 )
 @compiler_options
 @json_option
-@command_errors
 def plan(
     model: str,
     slices: str,
@@ -118,9 +122,7 @@ def plan(
     objective: str,
     fix: tuple[str, ...],
     asked: tuple[str, ...],
-    tokens: float | None,
-    images: float | None,
-    prices: dict[str, float] | None,
+    training: dict[str, Any],
     optimizer: str,
     attention: str | None,
     max_axes: int,
@@ -128,35 +130,28 @@ def plan(
     by_layer: bool,
     output: str | None,
     compile_top: int,
-    workers: int,
-    timeout: float,
-    scheduler: str | None,
-    no_cache: bool,
+    service: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Search the best sharding plans for MODEL (a preset or a YAML file) on a slice.
+    """Search the best sharding plans of MODEL on a slice.
 
-    On several slices it also shows the best plan of each: those marked `front` no other slice beats
-    in step time, cost and chips. Exit status 1 if no plan fits.
+    MODEL is a preset, a YAML file or a config.json. On several slices it also shows the best plan
+    of each: those marked `front` no other slice beats in step time, cost and chips. Exit status 1
+    if no plan fits.
 
     \b
     Examples:
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 -o plan.yaml
-      shardsim plan vit-22b --on v4:8x8x16 --batch 64k --fix mesh.model=4 --why-not fsdp=128,model=8
-      shardsim plan llama3-8b --on v5p:*,v6e:* --batch 1024 --chip-hour-price v5p=4.2,v6e=2.7
+      shardsim plan vit-22b --on v4-2048 --batch 64k --why-not fsdp=128,model=8
+      shardsim plan llama3-8b --on v5p:*,v6e:* --batch 1024 --tokens 300B
       shardsim plan vit-22b --on v4:8x8x16 --batch 65536 --compile-top 3
     """
-    from shardsim.answers.illegal import Question
     from shardsim.answers.slices import choices, slices_named
     from shardsim.answers.training import training_of
-    from shardsim.answers.why_not import none_found, why_not
-    from shardsim.emit.specs import no_program
+    from shardsim.answers.why_not import why_not
     from shardsim.errors import PlanError
     from shardsim.executors import executor_of
-    from shardsim.machine import explain
-    from shardsim.plan.io import LARGEST, dump_plan
-    from shardsim.planner.attention import default_attention
-    from shardsim.planner.changes import parse_assignment
+    from shardsim.plan.io import LARGEST
     from shardsim.planner.presets import parse_mesh
     from shardsim.planner.search import search
 
@@ -168,60 +163,57 @@ def plan(
         parse_mesh(text, "--why-not")
     wanted = read_model(model)
     machines = slices_named(slices)
-    for text in slices.split(","):
-        if not text.strip().endswith("*") and (told := explain(text)):
-            note(told)
+    _tell_slices(slices)
     if not compile_top:
         tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
         if len(machines) == 1:
             tell_unused("one slice is searched in this process", "workers", "scheduler")
+    sequence = seq or wanted.sequence
+    usual = ""
     if batch is None:
-        batch = _usual_batch(seq or wanted.sequence, [one.devices for one in machines])
-        tokens_each_step = batch * (seq or wanted.sequence)
-        note(
-            f"batch {batch:,}: {tokens_each_step:,} tokens, as --batch is not given: of all "
+        batch = _usual_batch(sequence, [one.devices for one in machines])
+        usual = (
+            f"batch {batch:,}: {batch * sequence:,} tokens, as --batch is not given: of all "
             "devices the first multiple by a power of two with four million or more"
         )
-    held: dict[str, Any] = {}
-    for key, value in map(parse_assignment, fix):
-        if key in held:
-            raise PlanError(f"--fix: {key} appears twice; hold it once")
-        held[key] = value
+    held = _held(fix)
     if attention is not None and "attention" in held:
         raise PlanError("--attention and --fix attention: give one")
-    training = training_of(
-        tokens, images, seq or wanted.sequence, prices, [one.chip.name for one in machines]
-    )
-    options: dict[str, Any] = {
-        **{"sequence": seq, "optimizer": optimizer, "attention": attention, "costs": op_costs},
-        **{"max_axes": max_axes, "by_layer": by_layer, "fix": held},
-    }
-    with executor_of(workers, scheduler) if len(machines) > 1 else nullcontext() as executor:
-        result = search(
-            wanted,
-            machines,
-            batch,
-            top=max(top, compile_top),
-            objective=objective,
-            prices=prices,
-            progress=progress_line("searching"),
-            executor=executor,
-            **options,
-        )
+    chips = [one.chip.name for one in machines]
+    trained = training_of(**training, sequence=sequence, chips=chips)
 
     def again(machine: Any, batch: int = batch, **other: Any) -> Any:
-        return search(wanted, machine, batch, **{**options, **other})
+        options: dict[str, Any] = {
+            "sequence": seq,
+            "max_axes": max_axes,
+            "by_layer": by_layer,
+            "fix": held,
+        }
+        options |= {"optimizer": optimizer, "attention": attention, "costs": op_costs}
+        return search(wanted, machine, batch, **(options | other))
 
+    workers, scheduler = service["workers"], service["scheduler"]
+    with executor_of(workers, scheduler) if len(machines) > 1 else nullcontext() as executor:
+        result = again(
+            machines,
+            top=max(top, compile_top),
+            objective=objective,
+            prices=training["prices"],
+            progress=progress_line("searching"),
+            executor=executor,
+        )
+    if usual:  # said of a search alone, not before what is wrong with one
+        note(usual)
     outcomes, tried = None, min(compile_top, len(result.predictions))
-    if compile_top and result.predictions:
+    if tried:
         from shardsim.cli.compiling import compiler
         from shardsim.xla.tpu.compiled import compile_top as compile_best
 
-        with compiler(workers, timeout, scheduler, no_cache) as service:
-            outcomes = compile_best(result.predictions[:compile_top], service)
+        with compiler(**service) as tpu:
+            outcomes = compile_best(result.predictions[:compile_top], tpu)
         found = tuple(item.compiled for item in outcomes if item.compiled)
         result = replace(result, predictions=found)
-    best_of = choices(result.slices, training)
+    best_of = choices(result.slices, trained)
     because = []
     if asked and result.complete:
         best = result.best if result.predictions else None
@@ -230,52 +222,54 @@ def plan(
         because = [ask(text, best=best, again=again) for text in asked]
     if as_json:
         data = result.to_data()
-        if training:
+        if trained:
             for row, item in zip(data["plans"], result.predictions, strict=True):
-                row["training"] = training.to_data(item)
-        data["slices"] = [one.to_data(training) for one in best_of]
+                row["training"] = trained.to_data(item)
+        data["slices"] = [one.to_data(trained) for one in best_of]
         data["why_not"] = [one.to_data() for one in because]
         if outcomes:
             data["compiled"] = [item.to_data() for item in outcomes]
         emit_json(data)
     else:
-        _show(result, outcomes, best_of, training, wanted.name, batch, output == STDOUT)
+        parts = _parts(result, outcomes, best_of, trained, wanted.name, batch)
+        show(*parts, err=output == STDOUT)
     for one in because:
         note(one.says)
     if outcomes:
         note(f"compiled {len(result.predictions)} of the {compile_top} best")
-    note(
-        f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
-        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
-        + ("" if result.complete else "; interrupted, so these are the best so far")
-    )
-    if result.predictions and (text := no_program(result.best.plan)):
-        note(f"the best plan has no exported program: {text}")
-    if objective == "cost" and not prices and len({one.chip.name for one in machines}) > 1:
-        note("cost counts chip-seconds of all chips alike; --chip-hour-price says what they cost")
+    _tell_search(result, compared_by_cost=objective == "cost" and not training["prices"])
     if output and result.predictions:
-        best_plan = result.best.plan
-        if not result.complete:
-            best_plan = replace(best_plan, note="Best so far of a search that was interrupted.")
-        write_output(output, dump_plan(best_plan), "best plan")
+        _write(result, output)
     if not result.complete or (outcomes is not None and len(outcomes) < tried):
         sys.exit(INTERRUPTED)
     if not result.predictions:
         if outcomes is not None:
             note("none of the plans compiled; try more of them, or see the reasons above")
         else:
-            of = max(result.slices, key=lambda one: one.machine.devices)
-            question = Question(
-                model=wanted,
-                machine=of.machine,
-                batch=batch,
-                sequence=seq or wanted.sequence,
-                attention=attention or default_attention(wanted, seq or wanted.sequence),
-                max_axes=max_axes,
-            )
-            several = f"none on these slices; on {of.machine.name}: " if len(machines) > 1 else ""
-            note(several + none_found(of, question, held, again))
+            _tell_none(result, wanted, batch, sequence, attention, max_axes, held, again)
         sys.exit(1)
+
+
+def _tell_slices(slices: str) -> None:
+    """Say what names of slices stand for, where they do not say it themselves."""
+    from shardsim.machine import explain
+
+    for text in slices.split(","):
+        if not text.strip().endswith("*") and (told := explain(text)):
+            note(told)
+
+
+def _held(fix: Sequence[str]) -> dict[str, Any]:
+    """Return the choices that are held, by their keys."""
+    from shardsim.errors import PlanError
+    from shardsim.planner.changes import parse_assignment
+
+    held: dict[str, Any] = {}
+    for key, value in map(parse_assignment, fix):
+        if key in held:
+            raise PlanError(f"--fix: {key} appears twice; hold it once")
+        held[key] = value
+    return held
 
 
 def _usual_batch(sequence: int, devices: Sequence[int]) -> int:
@@ -290,21 +284,21 @@ def _usual_batch(sequence: int, devices: Sequence[int]) -> int:
     return each << (least - 1).bit_length()
 
 
-def _show(
-    result: Any,
-    outcomes: Any,
-    best_of: Any,
-    training: Any,
+def _parts(
+    result: SearchResult,
+    outcomes: Sequence[Ranked] | None,
+    best_of: Sequence[Choice],
+    training: Training | None,
     model: str,
     batch: int,
-    err: bool,
-) -> None:
-    """Print the plans of a search, and what is known of several slices."""
+) -> list[Table | str]:
+    """Return the plans of a search, and what is known of several slices."""
     from shardsim.views import plans as views
     from shardsim.views import slices as of_slices
 
+    parts: list[Table | str] = []
     if outcomes:
-        show(views.ranked(outcomes), err=err)
+        parts = [views.ranked(outcomes)]
     elif result.predictions:
         names = ", ".join(one.machine.name for one in best_of[:NAMED])
         names += f" and {len(best_of) - NAMED} more" if len(best_of) > NAMED else ""
@@ -312,14 +306,68 @@ def _show(
         told = ", as the TPU compiler schedules plans" if compiled else ""
         more = of_slices.training_columns(training) if training else []
         found = views.found(result.predictions, slices=len(best_of) > 1, more=more)
-        why = [f"\n{text}" for text in views.beyond(result.predictions)]
         head = f"{model} on {names}, batch {batch:,}{told}; MFU as PaLM counts it"
-        show(head, "", found, *why, err=err)
+        parts = [head, "", found]
+        parts += [f"\n{text}" for text in views.beyond(result.predictions)]
     if len(best_of) > 1:
         each = of_slices.best_of_each(best_of, training)
-        show("", "the best of each slice:", "", each, err=err)
+        parts += ["", "the best of each slice:", "", each]
     if training and result.predictions:
-        show("", of_slices.trained(training), err=err)
+        parts += ["", of_slices.trained(training)]
+    return parts
 
 
 NAMED = 6  # slices in the first line
+
+
+def _tell_search(result: SearchResult, compared_by_cost: bool) -> None:
+    """Say how many plans were considered, and what to know of the best."""
+    from shardsim.emit.specs import no_program
+
+    note(
+        f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
+        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
+        + ("" if result.complete else "; interrupted, so these are the best so far")
+    )
+    if result.predictions and (text := no_program(result.best.plan)):
+        note(f"the best plan has no exported program: {text}")
+    if compared_by_cost and len({one.machine.chip.name for one in result.slices}) > 1:
+        note("cost counts chip-seconds of all chips alike; --chip-hour-price says what they cost")
+
+
+def _write(result: SearchResult, output: str) -> None:
+    from shardsim.plan.io import dump_plan
+
+    best = result.best.plan
+    if not result.complete:
+        best = replace(best, note="Best so far of a search that was interrupted.")
+    write_output(output, dump_plan(best), "best plan")
+
+
+def _tell_none(
+    result: SearchResult,
+    model: Model,
+    batch: int,
+    sequence: int,
+    attention: str | None,
+    max_axes: int,
+    held: dict[str, Any],
+    again: Callable[..., SearchResult],
+) -> None:
+    """Say why no plan was found on the largest slice, and what would change that."""
+    from shardsim.answers.illegal import Question
+    from shardsim.answers.why_not import none_found
+    from shardsim.planner.attention import default_attention
+
+    of = max(result.slices, key=lambda one: one.machine.devices)
+    question = Question(
+        model=model,
+        machine=of.machine,
+        batch=batch,
+        sequence=sequence,
+        attention=attention or default_attention(model, sequence),
+        max_axes=max_axes,
+    )
+    several = len(result.slices) > 1
+    start = f"none on these slices; on {of.machine.name}: " if several else ""
+    note(start + none_found(of, question, held, again))

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from shardsim.cli.chosen import chosen_plan, words_options
-from shardsim.cli.output import command_errors, emit_json, json_option, note, progress_line
+from shardsim.cli.chosen import chosen_plan
+from shardsim.cli.options import words_options
+from shardsim.cli.output import emit_json, json_option, note, progress_line
 from shardsim.errors import PlanError
 
 PORT = 8741
@@ -29,14 +30,14 @@ FIRST = "vit-22b-published-tp8"  # what the page begins with where nothing is na
 )
 @click.option("--no-open", is_flag=True, help="Do not show the page in the browser.")
 @json_option
-@command_errors
 def serve(
     paths: tuple[str, ...], words: dict[str, Any], port: int, no_open: bool, as_json: bool
 ) -> None:
-    """Serve a page on 127.0.0.1 on which plans can be changed and compared; Ctrl-C ends it.
+    """Serve a local page to change and compare plans.
 
-    It has the plans given, and all that ship with shardsim. A model needs a slice and a batch;
-    without --mesh it is the best plan that is found. The page asks nothing of any other address.
+    It is on 127.0.0.1 until Ctrl-C ends it. It has the plans given, and all that ship with
+    shardsim. A model needs a slice and a batch; without --mesh it is the best plan that is found.
+    The page asks nothing of any other address.
 
     \b
     Examples:

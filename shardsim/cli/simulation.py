@@ -4,34 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.chosen import chosen_plan, set_option, words_options
+from shardsim.cli.options import as_option, asked, compiled_option, plan_argument, what_if_options
 from shardsim.cli.output import (
     STDOUT,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
     progress_line,
     write_output,
 )
-from shardsim.cli.planning import as_option
-from shardsim.cli.what_ifs import compiled_option, given, what_if_options
 from shardsim.errors import PlanError, ShardsimError
+
+if TYPE_CHECKING:
+    from shardsim.plan import Plan
 
 PICTURES = (".png", ".svg", ".pdf")
 
 
 def simulated(
-    plan: Any,
-    what_ifs: dict[str, Any],
-    compiled: bool,
-    implementation: str | None,
-    **options: Any,
+    plan: Any, what_ifs: dict[str, Any], compiled: bool, implementation: str | None, **options: Any
 ) -> Any:
     """Return the step as the event simulation plays it: the plan's, or as it is compiled."""
     _require("simpy", "networkx")
@@ -46,20 +42,19 @@ def simulated(
             progress=progress_line("simulating"),
             **options,
         )
-        if not given(what_ifs) or options:
+        if not asked(what_ifs) or options:
             return result
         return _beside(result, simulate_plan(healthy, implementation=implementation))
     from shardsim.cli.compiling import compiler
     from shardsim.simulate.spare import refuse_broken
     from shardsim.xla.tpu.compiled import evidence_of
-    from shardsim.xla.tpu.service import TIMEOUT_S
     from shardsim.xla.tpu.simulated import simulate_evidence
 
     refuse_broken(plan.machine, perturbation.broken)  # before it is compiled
-    with compiler(1, TIMEOUT_S, None, no_cache=False) as service:
+    with compiler() as service:
         made = evidence_of(plan, service)
     result = simulate_evidence(made, perturbation=perturbation, **options)
-    if not given(what_ifs) or options or plan is not healthy:
+    if not asked(what_ifs) or options or plan is not healthy:
         return result
     return _beside(result, simulate_evidence(made))
 
@@ -104,7 +99,6 @@ def _require(*modules: str) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="PLAN.yaml|MODEL")
 @click.option(
     "-o",
     "--output",
@@ -113,18 +107,14 @@ def _require(*modules: str) -> None:
     help="trace.json or - (stdout): the step, for Perfetto; layer.png or .svg: one layer as a "
     "picture.",
 )
-@words_options
-@set_option
+@plan_argument
 @as_option
 @compiled_option
 @what_if_options
 @json_option
-@command_errors
 def timeline(
-    path: str,
+    plan: Plan,
     output: str,
-    words: dict[str, Any],
-    changes: tuple[str, ...],
     implementation: str | None,
     compiled: bool,
     what_ifs: dict[str, Any],
@@ -140,7 +130,6 @@ def timeline(
       shardsim timeline vit-22b-published-tp8 -o layer.png --dead-link 0,0,0-0,1,0
       shardsim timeline plan.yaml --compiled -o trace.json
     """
-    plan = chosen_plan(path, words, changes)
     if implementation and compiled:
         raise PlanError("--as is for plans; what the TPU compiler schedules is what it is")
     check_output(output, as_json, (".json", *PICTURES))

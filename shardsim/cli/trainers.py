@@ -11,12 +11,11 @@ import click
 from shardsim.cli.output import (
     STDOUT,
     YAML,
+    answer,
     check_output,
-    command_errors,
     emit_json,
     json_option,
     note,
-    show,
     write_output,
 )
 from shardsim.views.table import Table
@@ -45,12 +44,8 @@ def verify_against(
     result = verify_trainer(
         plan, against, python=python, path=path, scale=scale, devices=devices
     ).to_data()
-    if as_json:
-        emit_json(result)
-    else:
-        show(*_parts(result))
-    if not result["ok"]:
-        sys.exit(1)
+    answer(as_json, result, *_parts(result))
+    sys.exit(0 if result["ok"] else 1)
 
 
 def _parts(result: dict[str, Any]) -> list[Table | str]:
@@ -105,7 +100,6 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
     "-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here; - is stdout."
 )
 @json_option
-@command_errors
 def import_(
     path: str,
     form: str,
@@ -166,9 +160,12 @@ def _give(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Write what was imported; say beside it what was not."""
-    for told in (*notes, *map(str, left)):
+    """Write what was imported; say beside it what was not, with reasons where it could matter."""
+    harmless = [item.key for item in left if not item.could_change]
+    for told in (*notes, *(str(item) for item in left if item.could_change)):
         note(told)
+    if harmless:
+        note(f"not carried, and no part of a step: {', '.join(harmless)} (--json says why)")
     if output or not as_json:
         write_output(output or STDOUT, text)
     if as_json:

@@ -139,8 +139,8 @@ class Account:
     def state_bytes(self) -> Number:
         """Optimizer state, wherever it lies."""
         work = self.work
-        widest = work.state_element_bytes
-        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, widest)
+        widths = work.state_element_bytes, work.master_bytes
+        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, *widths)
 
     @cached_property
     def gradients_bytes(self) -> Number:

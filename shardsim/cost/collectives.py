@@ -52,19 +52,27 @@ def all_reduce_s(group: Group, total_bytes: Number, messages: Number, stage: str
     return 2.0 * all_gather_s(group, total_bytes, messages, stage)
 
 
-def all_to_all_s(group: Group, held_bytes: Number, messages: Number) -> Number:
+def all_to_all_s(group: Group, held_bytes: Number, messages: Number, stage: str) -> Number:
     """Return the time to exchange `held_bytes` of each member with every other member.
 
     Across the middle of an axis of P members goes half of what each half holds for the other:
     v P/4 over two links of a wrapped axis or one of an open one, so v P/(8 w) or v P/(4 w), with
     (P^2 - 1)/P instead of an odd P; the longest axis governs. Between slices each member
-    sends the share of the other slices.
+    sends the share of the other slices. `stage` leaves only the part inside a slice or node
+    ("torus") or between them ("dcn").
     """
-    many = np.greater(group.size, 1)
-    dcn = held_bytes * (group.dcn.size - 1) / group.dcn.size / group.dcn.bytes_per_s
-    core = held_bytes * (group.core.size - 1) / group.core.size / group.core.bytes_per_s
-    time = held_bytes * group.longest_axis + dcn + core
-    latency = group.torus.latency_s + group.core.latency_s + group.dcn.latency_s
+    time: Number = 0.0
+    latency: Number = 0.0
+    size: Number = 1
+    if stage != "torus":
+        time = held_bytes * (group.dcn.size - 1) / group.dcn.size / group.dcn.bytes_per_s
+        size, latency = group.dcn.size, group.dcn.latency_s
+    if stage != "dcn":
+        core = held_bytes * (group.core.size - 1) / group.core.size / group.core.bytes_per_s
+        time = time + held_bytes * group.longest_axis + core
+        size = size * group.torus.size * group.core.size
+        latency = latency + group.torus.latency_s + group.core.latency_s
+    many = np.greater(size, 1)
     return time + np.where(many, messages * (latency + group.overhead_s), 0.0)
 
 
@@ -104,7 +112,7 @@ def collective_s(
     if kind in _TIMES:
         return _TIMES[kind](group, total_bytes, messages, stage)
     if kind == "all-to-all":
-        return all_to_all_s(group, total_bytes, messages)
+        return all_to_all_s(group, total_bytes, messages, stage)
     if kind == "permute":
         return permute_s(group, total_bytes, messages)
     raise ValueError(f"unknown collective '{kind}'")
@@ -128,6 +136,8 @@ def sent_bytes(kind: str, group: Group, total_bytes: Number, stage: str = "all")
         return many * total_bytes
     size = group.size
     if kind == "all-to-all":
+        if stage != "all":
+            size = group.dcn.size if stage == "dcn" else size / group.dcn.size
         return total_bytes * (size - 1) / size
     moved = total_bytes * (size - 1) / size
     across = total_bytes * (group.dcn.size - 1) / size  # between slices, of a 1/inner share

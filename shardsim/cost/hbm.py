@@ -105,12 +105,7 @@ class HbmUse:
         return tuple(sorted(found, key=lambda held: -held.size_bytes))
 
 
-def hbm_use(
-    machine: Machine,
-    work: Workload,
-    layout: Layout,
-    passes: Passes,
-) -> HbmUse:
+def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) -> HbmUse:
     """Return HBM over the step of one device of `machine`, as an implementation with `passes` uses
     it.
 
@@ -163,8 +158,7 @@ def dropping(layout: Layout, layers: int = 0, of: int = 0) -> Layout:
     """
     least = tuple(
         replace(
-            group,
-            names=tuple(frozenset() if "rest" in names else names for names in group.names),
+            group, names=tuple(frozenset() if "rest" in names else names for names in group.names)
         )
         for group in layout.kept
     )

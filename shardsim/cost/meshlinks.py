@@ -71,10 +71,7 @@ class MeshLinks:
         self._known: dict[tuple[object, ...], Route] = {}
 
     def route(
-        self,
-        mesh_axes: Sequence[str],
-        parts: Sequence[Part] = (),
-        shifts: Sequence[int] = (),
+        self, mesh_axes: Sequence[str], parts: Sequence[Part] = (), shifts: Sequence[int] = ()
     ) -> Route:
         """Return the links of the group over `mesh_axes`; of those in `parts` it takes a part.
 

@@ -25,13 +25,7 @@ from shardsim.cost.trips import Clock
 from shardsim.cost.waiting import bubble_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.schedule import (
-    Block,
-    Copy,
-    Move,
-    Schedule,
-    Work,
-)
+from shardsim.program.schedule import Block, Copy, Move, Schedule, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,17 +18,7 @@ from shardsim.cost.task_times import Copies, TaskTimes, WorkTime
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
-from shardsim.program.schedule import (
-    Await,
-    Block,
-    Copy,
-    Move,
-    Repeat,
-    Schedule,
-    Task,
-    Trip,
-    Work,
-)
+from shardsim.program.schedule import Await, Block, Copy, Move, Repeat, Schedule, Task, Trip, Work
 
 PARTS = ("compute_s", "hbm_bound_s", "exposed_comm_s", "overhead_s")
 

@@ -238,6 +238,7 @@ def _refuse(plan: Plan, layout: Layout) -> None:
         ("vocab_tiles", plan.vocab_tiles, 1),
         ("precision.gradients", plan.precision.gradients, ""),
         ("precision.state", plan.precision.state, ""),
+        ("precision.master", plan.precision.master, ""),
         ("precision.sparsity", plan.precision.sparsity, ""),
     ):
         if value != usual:

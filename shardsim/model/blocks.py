@@ -151,10 +151,7 @@ def _period(kinds: Sequence[LayerKind]) -> int:
     3
     """
     many = len(kinds)
-    return next(
-        (n for n in range(1, many // 2 + 1) if all(map(eq, kinds, kinds[n:]))),
-        many,
-    )
+    return next((n for n in range(1, many // 2 + 1) if all(map(eq, kinds, kinds[n:]))), many)
 
 
 def _stack(model: Model, attention: str, kinds: list[LayerKind]) -> Stack:

@@ -30,10 +30,7 @@ _BIASES = tuple(field.name for field in fields(Biases))
 _FIELDS = tuple(field.name for field in fields(Model))
 # Groups of options that a model may have or not, each with what it needs.
 _OWN: Mapping[str, tuple[Any, Mapping[str, int]]] = {
-    "delta": (
-        Delta,
-        {"key_heads": 16, "value_heads": 32, "key_dim": 128, "value_dim": 128},
-    ),
+    "delta": (Delta, {"key_heads": 16, "value_heads": 32, "key_dim": 128, "value_dim": 128}),
     "experts": (Experts, {"number": 8, "top_k": 2, "mlp": 14336}),
     "global_heads": (GlobalHeads, {"kv_heads": 4, "head_dim": 512}),
     "index": (Index, {"heads": 64, "head_dim": 128, "top": 2048}),

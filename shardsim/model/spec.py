@@ -70,29 +70,10 @@ _NOT_NEGATIVE = (
     *("width", "predicts", "labels", "prompt", "prompt_embed", "kept", "branch"),
 )
 _FLAGS = (
-    "parallel_block",
-    "gated_mlp",
-    "causal",
-    "tied_embeddings",
-    "head_bias",
-    "qk_norm",
-    "parallel_norms",
-    "pre_norms",
-    "post_norms",
-    "mlp_post_norm",
-    "layer_scale",
-    "residual_scale",
-    "value_norm",
-    "final_norm",
-    "patch_bias",
-    "input_norm",
-    "sinks",
-    "output_gate",
-    "sub_norms",
-    "patch_norms",
-    "shared_embeddings",
-    "features_bias",
-    "frozen",
+    *("parallel_block", "gated_mlp", "causal", "tied_embeddings", "head_bias", "qk_norm"),
+    *("parallel_norms", "pre_norms", "post_norms", "mlp_post_norm", "layer_scale"),
+    *("residual_scale", "value_norm", "final_norm", "patch_bias", "input_norm", "sinks"),
+    *("output_gate", "sub_norms", "patch_norms", "shared_embeddings", "features_bias", "frozen"),
 )
 
 

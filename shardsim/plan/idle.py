@@ -76,7 +76,7 @@ def _of_state(plan: Plan) -> Iterator[tuple[str, object, str]]:
 def _of_training(plan: Plan) -> Iterator[tuple[str, object, str]]:
     """Yield what only a backward pass and an update read."""
     why = "nothing is trained (forward_only)"
-    for key in ("reduce", "gradients", "state"):
+    for key in ("reduce", "gradients", "state", "master"):
         value = getattr(plan.precision, key)
         if value != getattr(Precision(), key):
             yield f"precision.{key}", value, why

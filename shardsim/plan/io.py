@@ -20,14 +20,7 @@ from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.lengths import parse_lengths
 from shardsim.plan.placement import place
-from shardsim.plan.plan import (
-    Context,
-    MeshAxis,
-    Overlap,
-    Plan,
-    Routing,
-    Rules,
-)
+from shardsim.plan.plan import Context, MeshAxis, Overlap, Plan, Routing, Rules
 from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
@@ -39,35 +32,11 @@ _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 FLAGS = ("fused_projections", "offload_optimizer", "offload_parameters", "forward_only")
 KEYS = (
-    "name",
-    "note",
-    "model",
-    "machine",
-    "batch",
-    "sequence",
-    "mesh",
-    "rules",
-    "remat",
-    "microbatches",
-    "overlap",
-    "precision",
-    "optimizer",
-    "attention",
-    "fused_projections",
-    "pipeline_schedule",
-    "pipeline_interleave",
-    "stage_layers",
-    "accumulation",
-    "vocab_tiles",
-    "offload_optimizer",
-    "offload_parameters",
-    "execution",
-    "compiler_options",
-    "op_costs",
-    "experts",
-    "context",
-    "lengths",
-    "forward_only",
+    *("name", "note", "model", "machine", "batch", "sequence", "mesh", "rules", "remat"),
+    *("microbatches", "overlap", "precision", "optimizer", "attention", "fused_projections"),
+    *("pipeline_schedule", "pipeline_interleave", "stage_layers", "accumulation", "vocab_tiles"),
+    *("offload_optimizer", "offload_parameters", "execution", "compiler_options", "op_costs"),
+    *("experts", "context", "lengths", "forward_only"),
 )
 
 

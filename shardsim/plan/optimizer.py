@@ -49,16 +49,20 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 
 def state_bytes(
-    name: str, tensors: Sequence[Tensor], layout: Layout, element_bytes: float = 4.0
+    name: str,
+    tensors: Sequence[Tensor],
+    layout: Layout,
+    element_bytes: float = 4.0,
+    master_bytes: float = 0.0,
 ) -> Number:
     """Return the bytes of optimizer state of `tensors` that one device holds.
 
-    No element of a moment takes more than `element_bytes`.
+    No element of a moment takes more than `element_bytes`; one of the optimizer's own weights takes
+    `master_bytes`.
     """
     optimizer = OPTIMIZERS[name]
     total: Number = 0.0
-    if optimizer.moments:
-        each = sum(min(moment, element_bytes) for moment in optimizer.moments)
+    if each := master_bytes + sum(min(moment, element_bytes) for moment in optimizer.moments):
         total = each * stored_elements(tensors, layout, state=True)
     if optimizer.factored:
         for tensor in tensors:

@@ -23,7 +23,9 @@ class Precision:
     """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
 
     Summed gradients are kept in the format of `gradients`, or if it is empty as parameters are;
-    moments in that of `state`, or as the optimizer has them.
+    moments in that of `state`, or as the optimizer has them. Beside them an optimizer may keep
+    weights of its own in the format of `master`, of which the parameters are a copy (arXiv
+    1710.03740).
 
     Operands of 8 bits have `scales` from their largest element ("dynamic": one more pass), fixed
     ones ("static"), or none at run time, as the model's own factors keep them in range ("unit",
@@ -37,6 +39,7 @@ class Precision:
     reduce: str = "bf16"
     gradients: str = ""
     state: str = ""
+    master: str = ""
     weights: str = ""
     scales: str = "dynamic"
     bf16: tuple[str, ...] = ()
@@ -46,9 +49,14 @@ class Precision:
         """Raise `PlanError` for a key that is wrong by itself or beside others."""
         for key in ("compute", "parameters", "reduce"):
             choose(getattr(self, key), DTYPE_BYTES, f"precision.{key}")
-        for key in ("gradients", "state"):
+        for key in ("gradients", "state", "master"):
             if value := getattr(self, key):
                 choose(value, DTYPE_BYTES, f"precision.{key}")
+        if self.master and DTYPE_BYTES[self.master] <= DTYPE_BYTES[self.parameters]:
+            raise PlanError(
+                f"precision.master: {self.master} is no wider than the parameters, "
+                f"{self.parameters}; use a wider one, or leave the key out"
+            )
         choose(self.scales, SCALES, "precision.scales")
         for product in self.bf16:
             choose(product, PRODUCTS, "precision.bf16")

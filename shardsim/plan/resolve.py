@@ -314,3 +314,10 @@ def rules_by_name(
         for rules in (parameters, activations, optimizer)
     ]
     return kept[0], kept[1], kept[2]
+
+
+def rules_data(present: Collection[str], **how: Any) -> dict[str, dict[str, list[str]]]:
+    """Return the same, `how` as there, as the `rules` of a plan file."""
+    kinds = ("parameters", "activations", "optimizer")
+    found = zip(kinds, rules_by_name(present, **how), strict=True)
+    return {kind: {key: list(axes) for key, axes in rules.items()} for kind, rules in found}

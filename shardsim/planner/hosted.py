@@ -11,7 +11,7 @@ from shardsim.plan.plan import WHOLE
 from shardsim.planner.fixed import Fixed
 
 if TYPE_CHECKING:
-    from shardsim.planner.search import SearchResult
+    from shardsim.planner.found import SearchResult
 
 KEYS = ("offload_optimizer", "offload_parameters")
 

@@ -1,13 +1,12 @@
-"""Searching the space for the best plans: `search`, and what it finds."""
+"""Searching the space of plans for the best ones."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -19,30 +18,18 @@ from shardsim.executors import outcomes
 from shardsim.machine import Machine, parse_machine
 from shardsim.memory import keep_freed_memory, no_collections
 from shardsim.model import Model, load_model
-from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
 from shardsim.plan.lengths import row_tokens
 from shardsim.plan.optimizer import OPTIMIZERS
-from shardsim.plan.plan import (
-    ATTENTION,
-    CONTEXT_ORDERS,
-    EXCHANGES,
-    MATMUL_OVERLAP,
-    OP_COSTS,
-    Context,
-    Overlap,
-    Plan,
-    Routing,
-)
+from shardsim.plan.plan import ATTENTION, OP_COSTS
 from shardsim.plan.precision import Precision, check_multiplied
-from shardsim.plan.remat import Remat
-from shardsim.plan.resolve import mesh_of, rules_of
 from shardsim.planner.attention import default_attention, may_gain, other_attention
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import FLAGS, ROOM, Fixed, fixed_of
+from shardsim.planner.found import Bound, OfSlice, SearchResult, plan_at
 from shardsim.planner.hosted import decided, where_none_fits
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
-from shardsim.planner.rank import OBJECTIVES, Cell, Ranking, Score, score_of
+from shardsim.planner.rank import OBJECTIVES, Ranking, Score, score_of
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
@@ -50,83 +37,6 @@ WHY = "the best plan that fits, with every role on the best links that any mesh 
 WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
 STEPS = 1000  # of progress on one of several slices
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """A lower bound on the step time of all plans that fit."""
-
-    step_time_s: float
-    why: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfSlice:
-    """What a search found on one slice: its fastest plan, or None where none fits."""
-
-    machine: Machine
-    best: Prediction | None
-    searched: int
-    fit: int
-    smallest_peak_bytes: float
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SearchResult:
-    """The best plans, best first, and how many were looked at."""
-
-    predictions: tuple[Prediction, ...]
-    searched: int  # legal plans considered
-    fit: int  # of those, fitting in HBM
-    priced: int  # of those, priced in full
-    seconds: float
-    smallest_peak_bytes: float  # the least HBM that any considered plan needs on a device
-    bound: Bound | None = None  # of an empty or interrupted search none
-    complete: bool = True
-    slices: tuple[OfSlice, ...] = ()  # each that was searched, as they were named
-
-    @property
-    def pruned(self) -> int:
-        """How many plans that fit were not priced: by their bound none is among the best."""
-        return self.fit - self.priced
-
-    @property
-    def best(self) -> Prediction:
-        """The best plan's prediction."""
-        if not self.predictions:
-            raise PlanError("no plan fits in HBM")
-        return self.predictions[0]
-
-    def __repr__(self) -> str:
-        best = f", best {self.best!r}" if self.predictions else ""
-        return f"SearchResult({self.searched:,} plans considered, {self.fit:,} fit{best})"
-
-    def frame(self) -> Any:
-        """Return the plans as a pandas frame (needs pandas), best first."""
-        # Reports stand above the planner and need more: looked up only when asked.
-        return import_module("shardsim.report").plans_frame(self)
-
-    def _repr_html_(self) -> str:
-        # Views stand above: looked up only when a notebook asks.
-        return str(import_module("shardsim.views.notebook").shown(self))
-
-    def to_data(self) -> dict[str, Any]:
-        """Return the JSON of `shardsim plan`."""
-        from shardsim.plan.io import plan_to_data
-
-        return {
-            "plans": [
-                {**item.to_data(), "plan": plan_to_data(item.plan)} for item in self.predictions
-            ],
-            "searched": self.searched,
-            "fit": self.fit,
-            "pruned": self.pruned,
-            "priced": self.priced,
-            "bound": None if self.bound is None else asdict(self.bound),
-            "seconds": self.seconds,
-            "smallest_peak_bytes": self.smallest_peak_bytes,
-            "complete": self.complete,
-        }
 
 
 @no_collections()
@@ -165,7 +75,6 @@ def search(
     `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
     of its own.
     """
-    started = time.perf_counter()
     model = load_model(model) if isinstance(model, str) else model
     given: list[Any] = [*machines] if isinstance(machines, (list, tuple)) else [machines]
     for one in given:
@@ -176,15 +85,10 @@ def search(
     optimizer, attention = fixed.optimizer or optimizer, fixed.attention or attention
     for chip in {item.chip.name for item in slices} if prices else ():
         price_of(prices or {}, chip)
-    _check_experts(model, fixed)
-    if fixed.keys == "dsp" and "time" not in model.attends:
-        raise PlanError(
-            f"fix: context.keys: layers of {model.name} see all tokens, and none to switch for; "
-            "use ulysses"
-        )
+    precise = fixed.precise(precision or Precision())
     for machine in slices:
-        check_multiplied(machine, fixed.precise(precision or Precision()).compute)
-    fixed.precise(precision or Precision()).check()
+        check_multiplied(machine, precise.compute)
+    precise.check()
     for value, choices, what in (
         (objective, OBJECTIVES, "objective"),
         (optimizer, OPTIMIZERS, "optimizer"),
@@ -197,51 +101,56 @@ def search(
         expect(count, int | np.integer, f"{what}: expected a whole number")
     if top < 1 or not slices:
         raise PlanError("search: ask for at least one plan, on at least one slice")
-    if batch < 1 or sequence < 1:
-        raise PlanError("batch and sequence must be positive")
-    if model.family == "vit" and sequence != model.sequence and fixed.lengths is None:
-        raise PlanError(
-            f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
-            "size in the model instead"
-        )
+    _check(model, fixed, batch, sequence)
     options: dict[str, Any] = {
         **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
         **{"attention": attention, "precision": precision, "max_axes": max_axes},
         **{"costs": costs, "by_layer": by_layer, "fix": decided(fix or {})},
     }
     run = partial(search, **options)
-    machine = slices[0]
-    with_host = partial(run, model, slices, batch, prices=prices, executor=executor)
-    if len(slices) > 1 or attention is None:
-        if len(slices) > 1:
-            found = _side_by_side(executor, run, model, slices, batch, prices, progress)
-        else:
-            first = default_attention(model, sequence)
-            found = _either_way(run, model, machine, batch, first, progress)
-        return where_none_fits(found, with_host, fix or {}, fixed)
+    if len(slices) > 1:
+        found = _side_by_side(executor, run, model, slices, batch, prices, progress)
+    elif attention is None:
+        first = default_attention(model, sequence)
+        found = _either_way(run, model, slices[0], batch, first, progress)
+    else:
+        work = Workload(
+            model=model,
+            batch=batch,
+            sequence=row_tokens(fixed.lengths, sequence),
+            lengths=fixed.lengths,
+            longest=sequence,
+            precision=precise,
+            optimizer=optimizer,
+            attention=attention,
+            pipeline_interleave=fixed.pipeline_interleave,
+            imbalance=fixed.imbalance or 1.0,
+            padding=fixed.padding or ROOM,
+            **{name: getattr(fixed, name) for name in FLAGS},
+        )
+        ranking = Ranking(
+            work=work,
+            costs=costs,
+            objective=objective,
+            top=max(top, CANDIDATES) if by_layer else top,
+            by_layer=by_layer,
+        )
+        space = parts(model, slices[0], batch, sequence, max_axes, fixed, attention)
+        found = _on_one(ranking, slices[0], [*space], top, progress)
+    again = partial(run, model, slices, batch, prices=prices, executor=executor)
+    return where_none_fits(found, again, fix or {}, fixed)
+
+
+def _on_one(
+    ranking: Ranking,
+    machine: Machine,
+    space: Sequence[Part],
+    top: int,
+    progress: Callable[[int, int], None] | None,
+) -> SearchResult:
+    """Return the best plans of a space on one slice; an interrupt ends the looking."""
     keep_freed_memory()
-    work = Workload(
-        model=model,
-        batch=batch,
-        sequence=row_tokens(fixed.lengths, sequence),
-        lengths=fixed.lengths,
-        longest=sequence,
-        precision=fixed.precise(precision or Precision()),
-        optimizer=optimizer,
-        attention=attention,
-        pipeline_interleave=fixed.pipeline_interleave,
-        imbalance=fixed.imbalance or 1.0,
-        padding=fixed.padding or ROOM,
-        **{name: getattr(fixed, name) for name in FLAGS},
-    )
-    ranking = Ranking(
-        work=work,
-        costs=costs,
-        objective=objective,
-        top=max(top, CANDIDATES) if by_layer else top,
-        by_layer=by_layer,
-    )
-    space = [*parts(model, machine, batch, sequence, max_axes, fixed, work.attention)]
+    started = time.perf_counter()
     total = sum(int(part.many.sum()) for part in space)
     done = 0
     complete, lines = True, None
@@ -260,17 +169,27 @@ def search(
         complete = False
     scored: list[tuple[Score, Prediction]] = []
     for item in ranking.best():
-        one = predict(plan_at(work, costs, item.machine, item.part, item.cell, item.prefetch))
-        better = filled(one) if by_layer else one
-        score = (
-            item.score if better is one else score_of(item.machine, objective, better.step_time_s)
+        plan = plan_at(
+            ranking.work, ranking.costs, item.machine, item.part, item.cell, item.prefetch
         )
+        one = predict(plan)
+        better = filled(one) if ranking.by_layer else one
+        score = item.score
+        if better is not one:
+            score = score_of(item.machine, ranking.objective, better.step_time_s)
         scored.append((score, better))
     predictions = [better for _, better in sorted(scored, key=itemgetter(0))][:top]
-    why = WHY_BY_LAYER if by_layer else WHY
+    why = WHY_BY_LAYER if ranking.by_layer else WHY
     # The best plan may reach the bound, but for rounding.
     bound_s = min([ranking.bound_s, *(item.step_time_s for item in predictions)])
-    found = SearchResult(
+    of = OfSlice(
+        machine=machine,
+        best=predictions[0] if predictions else None,
+        searched=ranking.searched,
+        fit=ranking.fit,
+        smallest_peak_bytes=ranking.smallest_peak_bytes,
+    )
+    return SearchResult(
         predictions=tuple(predictions),
         searched=ranking.searched,
         fit=ranking.fit,
@@ -279,17 +198,8 @@ def search(
         seconds=time.perf_counter() - started,
         smallest_peak_bytes=ranking.smallest_peak_bytes,
         complete=complete,
-        slices=(
-            OfSlice(
-                machine=machine,
-                best=predictions[0] if predictions else None,
-                searched=ranking.searched,
-                fit=ranking.fit,
-                smallest_peak_bytes=ranking.smallest_peak_bytes,
-            ),
-        ),
+        slices=(of,),
     )
-    return where_none_fits(found, with_host, fix or {}, fixed)
 
 
 def _either_way(
@@ -410,8 +320,20 @@ def _in_turn(
         yield index, run(*call, progress=tell)
 
 
-def _check_experts(model: Model, fixed: Fixed) -> None:
-    """Refuse to hold how tokens reach experts where there are none, or where they are even."""
+def _check(model: Model, fixed: Fixed, batch: int, sequence: int) -> None:
+    """Refuse numbers and held choices that no plan of a model can have."""
+    if batch < 1 or sequence < 1:
+        raise PlanError("batch and sequence must be positive")
+    if model.family == "vit" and sequence != model.sequence and fixed.lengths is None:
+        raise PlanError(
+            f"sequence: {model.name} makes {model.sequence} tokens of an image; change the image "
+            "size in the model instead"
+        )
+    if fixed.keys == "dsp" and "time" not in model.attends:
+        raise PlanError(
+            f"fix: context.keys: layers of {model.name} see all tokens, and none to switch for; "
+            "use ulysses"
+        )
     uneven = fixed.imbalance is not None or fixed.padding is not None
     if model.experts is None and (uneven or fixed.exchange is not None):
         raise PlanError(f"fix: experts: {model.name} has none; leave the key out")
@@ -420,81 +342,3 @@ def _check_experts(model: Model, fixed: Fixed) -> None:
             f"fix: experts: those of {model.name} have as many places as their capacity or slots "
             "say; leave imbalance and padding out"
         )
-
-
-def _routing(work: Workload, layout: Layout) -> Routing:
-    """Return how tokens reach the experts of a layout."""
-    routing = Routing(exchange=EXCHANGES[int(layout.spread.ring)])
-    if work.model.experts and work.model.experts.dropless and int(layout.expert.size) > 1:
-        return replace(routing, imbalance=work.imbalance, padding=work.padding)
-    return routing
-
-
-def _context(spread: Spread, striped: bool) -> Context:
-    """Return how a context axis attends, if there is one."""
-    keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
-    keys = "dsp" if spread.switched else keys
-    return Context(keys=keys, order=CONTEXT_ORDERS[striped])
-
-
-def plan_at(
-    work: Workload, costs: str, machine: Machine, part: Part, cell: Cell, prefetch: bool
-) -> Plan:
-    """Return one plan of a part of the space as a `Plan`."""
-    pair, remat, option = cell
-    one = part.take(slice(pair, pair + 1))
-    layout = one.layout()
-
-    def scalar(value: Any) -> Any:
-        array = np.broadcast_to(value, one.shape)
-        return array[0, remat, option].item()
-
-    axes: dict[str, Any] = {
-        role: AxisLayout(
-            factors=tuple(scalar(item) for item in layout.role(role).factors),
-            strides=tuple(scalar(item) for item in layout.role(role).strides),
-            slices=scalar(layout.role(role).slices),
-        )
-        for role in ROLES
-    }
-    numbers = Layout(
-        **axes,
-        residual=part.choices.residual,
-        optimizer_over_data=scalar(layout.optimizer_over_data),
-        context_shards_parameters=part.choices.context_shards_parameters,
-        spread=part.choices.spread,
-    )
-    mesh = mesh_of(numbers, machine)
-    parameters, activations, optimizer = rules_of(numbers, mesh)
-    staged = int(numbers.pipeline.size) > 1
-    sizes = "-".join(f"{axis.name}{axis.size}" for axis in mesh)
-    return Plan(
-        name=f"{work.model.name}-{machine.name.replace(':', '-').replace('*', 'x')}-{sizes}",
-        model=work.model,
-        machine=machine,
-        batch=work.batch,
-        sequence=work.longest if work.lengths else work.sequence,
-        lengths=work.lengths,
-        mesh=mesh,
-        parameters=parameters,
-        activations=activations,
-        optimizer_rules=optimizer,
-        remat=Remat((part.remats[remat],)),
-        microbatches=scalar(layout.microbatches),
-        overlap=Overlap(
-            matmul=MATMUL_OVERLAP[scalar(layout.matmul_overlap)],
-            weights=prefetch,
-            gradients=bool(scalar(layout.gradients_overlap)),
-        ),
-        precision=work.precision,
-        experts=_routing(work, numbers),
-        context=_context(part.choices.spread, bool(one.striped[0])),
-        optimizer=work.optimizer,
-        **{name: getattr(work, name) for name in FLAGS},
-        attention=work.attention,
-        fused_projections=work.fused_projections,
-        accumulation=part.fixed.accumulation if scalar(layout.microbatches) > 1 else "repeated",
-        pipeline_schedule=part.fixed.pipeline_schedule if staged else "1f1b",
-        pipeline_interleave=work.pipeline_interleave if staged else 1,
-        op_costs=costs,
-    )

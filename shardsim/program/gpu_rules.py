@@ -14,15 +14,18 @@ import numpy as np
 
 from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
+from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import Where, attends, changed, copy, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     KEEP,
+    NARROWED,
     SOFTMAX,
     SOFTMAX_GRADIENT,
     TAKE,
+    Collective,
     Compute,
 )
 
@@ -162,6 +165,40 @@ def copy_in_and_out(block: Block, where: Where) -> Block:
         return [one, *zeros]
 
     return changed(block, change)
+
+
+def narrow_both_ways(block: Block, where: Where) -> Block:
+    """Write what is cast to 8 bits as it lies and turned: products of 8 bits read both operands
+    along what they sum over (cuBLAS, data types of Hopper's FP8 products), and gradients of weights
+    sum over tokens, where the others sum over features."""
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or task.purpose != NARROWED:
+            return [task]
+        return [replace(task, hbm_bytes=task.hbm_bytes + task.vector_ops / OPS)]  # a byte each
+
+    return changed(block, change)
+
+
+def send_once_to_each_node(block: Block, where: Where) -> Block:
+    """Send a token once to each node that has experts of it, and to those from there; add up what
+    comes back in the node before it returns. So do DeepEP and HybridEP, which Megatron-Bridge asks
+    for (`moe_token_dispatcher_type` flex; NVIDIA-NeMo/Megatron-Bridge at 067f987d)."""
+    nodes = where.layout.expert.slices
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or not task.chosen[1]:
+            return [task]
+        experts, copies = task.chosen
+        missed = np.prod([1.0 - experts / nodes / (experts - one) for one in range(copies)], axis=0)
+        once = task.bytes * nodes * (1.0 - np.maximum(missed, 0.0)) / copies
+        name = f"{task.name}, between nodes"
+        return [
+            replace(task, name=name, stage="dcn", bytes=np.minimum(once, task.bytes)),
+            replace(task, stage="torus"),
+        ]
+
+    return changed(block, change) if np.any(np.greater(nodes, 1)) else block
 
 
 def keep_in_place(block: Block, where: Where) -> Block:

@@ -195,9 +195,10 @@ class Lowering:
         switch: str = "",
     ) -> Collective:
         """Return a transfer as a collective, for `purpose` unless it says another."""
-        size, whole = self.sizes.moved(transfer.dims, transfer.by) * width, ""
+        size, whole, chosen = self.sizes.moved(transfer.dims, transfer.by) * width, "", (0, 0)
         if transfer.kind == "all-to-all" and "expert" in transfer.axes:
-            split = dict(transfer.by)
+            split, experts = dict(transfer.by), self.work.model.experts
+            chosen = (experts.number, experts.top_k) if experts else chosen
             size = size * (1.0 if split.get("expert") == "expert" else self.sizes.room)
             if "embed" in transfer.dims and "tensor" not in split:
                 whole = "summed" if transfer.gradient else "gathered"
@@ -211,6 +212,7 @@ class Lowering:
             schedule=schedule,
             switch=switch,
             whole=whole,
+            chosen=chosen,
         )
 
 

@@ -237,7 +237,7 @@ def _accumulate(work: Workload, layout: Layout, stored: Number, whole: Number) -
         name="accumulate gradients",
         of_weights=True,
         kind="elementwise",
-        hbm_bytes=stored * (passes * work.parameter_bytes + work.reduce_bytes),
+        hbm_bytes=stored * (passes * work.gradient_bytes + work.reduce_bytes),
     )
 
 

@@ -40,7 +40,9 @@ from shardsim.program.gpu_rules import (
     attend_by_cudnn,
     copy_in_and_out,
     keep_in_place,
+    narrow_both_ways,
     pass_sums_apart,
+    send_once_to_each_node,
 )
 from shardsim.program.host_rules import copy_weights_out, lay_out_for_weights
 from shardsim.program.move_rules import (
@@ -124,7 +126,14 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     ),
     # PyTorch's libraries: kernels fuse no more into matmuls, layers are no loop, and reductions
     # stay what they are (one of another kind is the TPU compiler's choice).
-    "trainer": (pass_sums_apart, activate_apart, attend_by_cudnn, keep_in_place),
+    "trainer": (
+        pass_sums_apart,
+        activate_apart,
+        attend_by_cudnn,
+        narrow_both_ways,
+        send_once_to_each_node,
+        keep_in_place,
+    ),
 }
 
 # By kind of chip.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shardsim.plan.layout import Number
 from shardsim.program.shapes import Workload
-from shardsim.program.tasks import Compute
+from shardsim.program.tasks import NARROWED, Compute
 
 OPS = 4.0
 # In units of 16 bits: read for its scale, read, written in half of the bytes; fixed scales and
@@ -20,4 +20,5 @@ def quantise(work: Workload, name: str, elements: Number, count: Number) -> Comp
         hbm_bytes=elements * PASSES[work.precision.scales] * float(work.wire_bytes),
         vector_ops=elements * OPS,
         count=count,
+        purpose=NARROWED,
     )

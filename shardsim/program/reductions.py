@@ -228,7 +228,8 @@ def update(work: Workload, layout: Layout) -> Block:
     """Return the optimizer's update: HBM traffic of parameters, gradients and state."""
     weights = work.model.trained_tensors
     elements = stored_elements(weights, layout, state=True)
-    state = state_bytes(work.optimizer, weights, layout, work.state_element_bytes)
+    widths = work.state_element_bytes, work.master_bytes
+    state = state_bytes(work.optimizer, weights, layout, *widths)
     copies = []  # one's beside others' update
     if work.offload_optimizer:
         copies.append(_both_ways("optimizer state", state))
@@ -239,7 +240,7 @@ def update(work: Workload, layout: Layout) -> Block:
     work_of_it = Compute(
         name="optimizer update",
         kind="optimizer",
-        hbm_bytes=3.0 * elements * work.parameter_bytes + 2.0 * state,
+        hbm_bytes=elements * (2.0 * work.parameter_bytes + work.gradient_bytes) + 2.0 * state,
         vector_ops=elements * OPS_UPDATE,
     )
     ahead = (Start(task=copy) for copy in copies)

@@ -97,6 +97,11 @@ class Workload:
         return DTYPE_BYTES[self.precision.state or "f32"]
 
     @property
+    def master_bytes(self) -> int:
+        """Bytes of one of the weights that the optimizer keeps beside the parameters."""
+        return DTYPE_BYTES[self.precision.master] if self.precision.master else 0
+
+    @property
     def reduce_bytes(self) -> int:
         """Bytes of one element of a gradient on the wire."""
         return DTYPE_BYTES[self.precision.reduce]

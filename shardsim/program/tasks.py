@@ -24,6 +24,7 @@ LOSS_GRADIENT = "loss gradient"
 KEEP = "keep"  # copies what the backward pass needs to where it waits
 TAKE = "take"  # copies from there what products read, where they take no part of an array
 KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
+NARROWED = "8 bits"  # casts an operand of products to 8 bits
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 # What the gradient of something with a purpose of its own is for.
 GRADIENTS = {
@@ -80,6 +81,7 @@ class Collective(Move):
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
     # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.
     whole: str = ""
+    chosen: tuple[int, int] = (0, 0)  # of experts' tokens: of how many experts each has how many
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from shardsim.views.table import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Text:
     """One paragraph."""
 
@@ -18,28 +18,28 @@ class Text:
     warning: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Facts:
     """The few numbers that matter: (what, value) pairs shown large."""
 
     pairs: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Bullets:
     """A list of sentences."""
 
     lines: Sequence[str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Code:
     """Text to be copied as it is."""
 
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Drawing:
     """A picture with a caption that says what it shows."""
 
@@ -47,7 +47,7 @@ class Drawing:
     caption: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Beside:
     """Items that stand beside each other where the page is wide enough."""
 
@@ -67,7 +67,7 @@ def folded(table: Table) -> str:
 Item = Text | Facts | Bullets | Table | Code | Drawing | Beside
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
     """A heading and what stands under it."""
 
@@ -75,7 +75,7 @@ class Section:
     items: Sequence[Item]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chapter:
     """All sections about one plan (or about all plans together)."""
 
@@ -83,7 +83,7 @@ class Chapter:
     sections: Sequence[Section]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Document:
     """A whole report."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ParamSpec
 
 from shardsim.cost.predict import Prediction
-from shardsim.planner.search import SearchResult
+from shardsim.planner.found import SearchResult
 from shardsim.report.roofline import matmuls
 from shardsim.report.timeline import spans
 from shardsim.views import evidence, step, what_ifs

@@ -47,11 +47,7 @@ def hbm_moments(item: Prediction) -> tuple[Moment, ...]:
     there = sum(kept.values())
     return (
         Moment(name="between steps", short="between\nsteps", uses=state),
-        Moment(
-            name="end of the forward pass",
-            short="forward\nends",
-            uses=kept,
-        ),
+        Moment(name="end of the forward pass", short="forward\nends", uses=kept),
         Moment(
             name="output head",
             short="output\nhead",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from shardsim.cost.predict import Prediction
 from shardsim.cost.words import HBM, PARTS
 from shardsim.report.moments import hbm_moments
-from shardsim.report.style import HATCHES, INK, PAPER, SERIES, folded, picture, styled
+from shardsim.report.style import INK, PAPER, boxed, folded, look, picture, styled, swatch
 from shardsim.units import GIB, show_percent
 from shardsim.views.step import step_columns
 
@@ -42,40 +41,20 @@ def step_breakdown(
         left = 0.0
         for part in parts:
             index, value = SERIES_OF.get(part.key, 0), part.get(item)
-            axes.barh(
-                row,
-                value,
-                left=left,
-                height=0.62,
-                color=SERIES[index],
-                edgecolor=PAPER,
-                hatch=HATCHES[index],
-                linewidth=0.6,
-            )
+            axes.barh(row, value, left=left, height=0.62, **look(index))
             if value > 0.09 * longest:
-                axes.text(
-                    left + value / 2,
-                    row,
-                    show_percent(value / item.step_time_s),
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color=INK,
-                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.2},
-                )
+                boxed(axes, left + value / 2, row, show_percent(value / item.step_time_s))
             left += value
     axes.set_yticks(range(len(items)), [folded(name) for name in names])
     axes.set_ylim(len(items) - 0.5, -0.5)
     axes.set_xlim(0, 1.03 * longest)
     axes.set_xlabel("step time (s)")
     axes.xaxis.grid(True)
-    handles = []
-    for part in parts:
-        if any(part.get(item) > 0 for item in items):
-            index = SERIES_OF.get(part.key, 0)
-            patch = Patch(facecolor=SERIES[index], edgecolor=PAPER, label=part.heading)
-            patch.set_hatch(HATCHES[index])
-            handles.append(patch)
+    handles = [
+        swatch(SERIES_OF.get(part.key, 0), part.heading)
+        for part in parts
+        if any(part.get(item) > 0 for item in items)
+    ]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
     return figure
 
@@ -89,16 +68,7 @@ def hbm_over_step(item: Prediction) -> Figure:
     bottoms = [0.0] * len(moments)
     for index, use in enumerate(HBM):
         heights = [moment.uses[use] / GIB for moment in moments]
-        axes.bar(
-            range(len(moments)),
-            heights,
-            bottom=bottoms,
-            width=0.66,
-            color=SERIES[index],
-            edgecolor=PAPER,
-            hatch=HATCHES[index],
-            linewidth=0.6,
-        )
+        axes.bar(range(len(moments)), heights, bottom=bottoms, width=0.66, **look(index))
         bottoms = [low + high for low, high in zip(bottoms, heights, strict=True)]
     capacity = item.hbm["capacity_bytes"] / GIB
     axes.axhline(capacity, color=INK, linewidth=1.1, linestyle=(0, (5, 2)))
@@ -129,9 +99,6 @@ def hbm_over_step(item: Prediction) -> Figure:
     axes.set_ylabel("HBM of one device (GiB)")
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.grid(True)
-    handles = [
-        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=label)
-        for index, label in enumerate(HBM.values())
-    ]
+    handles = [swatch(index, label) for index, label in enumerate(HBM.values())]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, handlelength=1.8)
     return figure

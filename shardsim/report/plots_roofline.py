@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from shardsim.cost.predict import Prediction
 from shardsim.report.roofline import GROUPS, device_peaks, matmul_points
-from shardsim.report.style import GRID, INK, MARKERS, MUTED, SERIES, picture, styled
+from shardsim.report.style import GRID, INK, MUTED, marks, picture, styled
 
 DRAWN = 1e-3  # of the step
 
@@ -51,17 +51,9 @@ def roofline(item: Prediction) -> Figure:
     for index, group in enumerate(GROUPS):
         mine = [point for point in points if point.group == group]
         if mine:
-            axes.scatter(
-                [point.flops_per_byte for point in mine],
-                [point.flops_per_s for point in mine],
-                s=[18 + 500 * point.step_s / item.step_time_s for point in mine],
-                marker=MARKERS[index],
-                facecolor="none",
-                edgecolor=SERIES[index],
-                linewidth=1.6,
-                label=group,
-                zorder=3,
-            )
+            sizes = [18 + 500 * point.step_s / item.step_time_s for point in mine]
+            rates = [point.flops_per_s for point in mine]
+            marks(axes, [point.flops_per_byte for point in mine], rates, index, group, sizes)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, peak * 1.6)
     _decades(axes.set_xticks, low, high, 1.0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from shardsim.answers.training import Training
 from shardsim.cost.predict import Prediction
 from shardsim.plan.words import mesh_text
-from shardsim.planner.search import SearchResult
+from shardsim.planner.found import SearchResult
 from shardsim.report.style import INK, MARKERS, MUTED, PAPER, SERIES, picture, plain, styled
 from shardsim.report.words import count_words
 from shardsim.units import GIB

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from shardsim.cost.predict import Prediction
-from shardsim.report.style import HATCHES, INK, PAPER, SERIES, picture, plain, styled
+from shardsim.report.style import boxed, look, picture, plain, styled, swatch
 from shardsim.report.timeline import COMPUTE, LayerTimeline, Span, layer_timelines
 
 KINDS = (
@@ -34,10 +33,7 @@ def layer_timeline(item: Prediction) -> Figure:
     axes_list = figure.subplots(len(passes), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, one, key in zip(axes_list, passes, keys, strict=True):
         _draw(axes, one, key)
-    handles = [
-        Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=label)
-        for _, label, index in KINDS
-    ]
+    handles = [swatch(index, label) for _, label, index in KINDS]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, handlelength=1.6)
     return figure
 
@@ -58,22 +54,11 @@ def _draw(axes: Axes, one: LayerTimeline, key: list[Span]) -> None:
             span.duration_s * 1e3,
             left=span.start_s * 1e3,
             height=0.66,
-            color=SERIES[index],
-            hatch=HATCHES[index],
-            edgecolor=PAPER,
-            linewidth=0.5,
+            **look(index),
         )
     for number, span in enumerate(key, 1):
-        axes.text(
-            (span.start_s + span.duration_s / 2) * 1e3,
-            streams.index(span.stream),
-            str(number),
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=INK,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.9},
-        )
+        middle_s = span.start_s + span.duration_s / 2
+        boxed(axes, middle_s * 1e3, streams.index(span.stream), str(number))
     names = [COMPUTE, *(f"over {plain(name, 16)}" for name in streams[1:])]
     axes.set_yticks(range(len(streams)), names)
     axes.set_ylim(len(streams) - 0.5, -0.5)

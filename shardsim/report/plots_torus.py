@@ -104,12 +104,7 @@ def _title(machine: Machine, name: str, length: int, wrapped: bool) -> str:
 
 
 def _line(
-    axes: Axes,
-    y: float,
-    track: Track | None,
-    length: int,
-    longest: int,
-    colours: dict[str, int],
+    axes: Axes, y: float, track: Track | None, length: int, longest: int, colours: dict[str, int]
 ) -> None:
     """Draw the chips of a torus axis, those of one group filled and linked."""
     left, right = 0.36, 0.985

@@ -19,15 +19,15 @@ def question(study: Study) -> Section:
     unit = "images" if study.images else "sequences"
     items: list[Item] = [
         Text(
-            text=f"Train {plan.model.name} ({count_words(plan.model.parameters)} parameters, "
+            f"Train {plan.model.name} ({count_words(plan.model.parameters)} parameters, "
             f"{plan.model.layers} layers) on {plan.machine.describe()}, with "
             f"{plan.batch:,} {unit} of {plan.sequence:,} tokens per step: how fast does this plan "
             "train it, and does it fit?"
         )
     ]
     if plan.note:
-        items.append(Text(text=f"Note in the plan: {' '.join(plan.note.split())}"))
-    return Section(title="Question", items=items)
+        items.append(Text(f"Note in the plan: {' '.join(plan.note.split())}"))
+    return Section("Question", items)
 
 
 def answer(study: Study) -> Section:
@@ -45,8 +45,8 @@ def answer(study: Study) -> Section:
         ("fits", "yes" if item.fits else "no"),
         ("HFU, recomputation counted", show_percent(item.hfu)),
     ]
-    items: list[Item] = [Facts(pairs=[*facts, *_cost_facts(study)])]
-    items += [Text(text=f"Warning: {warning}", warning=True) for warning in item.warnings]
+    items: list[Item] = [Facts([*facts, *_cost_facts(study)])]
+    items += [Text(f"Warning: {warning}", warning=True) for warning in item.warnings]
     verdict = (
         f"It fits, with {show_bytes(free)} free on a device"
         if item.fits
@@ -54,18 +54,18 @@ def answer(study: Study) -> Section:
     )
     items.append(
         Text(
-            text=f"{verdict} at the peak ({item.peak_moment}). "
+            f"{verdict} at the peak ({item.peak_moment}). "
             f"{limits_sentence(item, study.sensitivities)}"
         )
     )
-    items.append(Text(text=_days(study)))
+    items.append(Text(_days(study)))
     items.append(
         Text(
-            text=f"Priced {how_priced([study.plan], item.costs)}, done as {item.implementation}: "
+            f"Priced {how_priced([study.plan], item.costs)}, done as {item.implementation}: "
             "so is all on this page but published runs and what compilers made."
         )
     )
-    return Section(title="Answer", items=items)
+    return Section("Answer", items)
 
 
 def _cost_facts(study: Study) -> list[tuple[str, str]]:
@@ -108,19 +108,19 @@ def the_plan(study: Study) -> Section:
     """Return the plan in words, on the torus, and as specs."""
     plan = study.plan
     items: list[Item] = [
-        Text(text=f"Mesh: {mesh_text(plan)}. Besides: {techniques(plan)}, {_numbers(study)}."),
-        Bullets(lines=axis_sentences(plan)),
+        Text(f"Mesh: {mesh_text(plan)}. Besides: {techniques(plan)}, {_numbers(study)}."),
+        Bullets(axis_sentences(plan)),
         Drawing(
-            figure=mesh_on_torus(study.prediction),
-            caption="Which mesh axis lies on which links. Filled marks are the members of one "
+            mesh_on_torus(study.prediction),
+            "Which mesh axis lies on which links. Filled marks are the members of one "
             "group of a mesh axis, a bracket closes a ring. The links are busy for as long as "
             "collectives over them would take alone, hidden or not.",
         ),
-        Text(text="Weights, and activations of one microbatch inside a block:"),
+        Text("Weights, and activations of one microbatch inside a block:"),
         specs("weight", weight_specs(plan)),
         specs("activation", activation_specs(plan)),
     ]
-    return Section(title="The plan", items=items)
+    return Section("The plan", items)
 
 
 def _numbers(study: Study) -> str:
@@ -147,12 +147,8 @@ def reproduce(study: Study) -> Section:
         f"shardsim report {' '.join(study.page)}{_trained(study)} -o report.html",
     ]
     return Section(
-        title="Commands that reproduce it",
-        items=[
-            Code(text="\n".join(lines)),
-            Text(text="The plan file:"),
-            Code(text=dump_plan(plan)),
-        ],
+        "Commands that reproduce it",
+        [Code("\n".join(lines)), Text("The plan file:"), Code(dump_plan(plan))],
     )
 
 

@@ -20,28 +20,22 @@ def cost_section(study: Study) -> Section:
     columns = [
         *pick(PLANS, "chips", "mfu"),
         Column("days", "training", training.days, show=days_words),
-        Column(
-            "chip_hours",
-            "chip-hours",
-            training.chip_hours,
-            ",.0f",
-        ),
+        Column("chip_hours", "chip-hours", training.chip_hours, ",.0f"),
         Column("cost", "cost", study.cost, ",.0f"),
         *of_plans([study.prediction], "mesh"),
     ]
     return Section(
-        title="What it costs",
-        items=[
+        "What it costs",
+        [
             Text(
-                text=f"Training on {count_words(tokens)} tokens at {price:g} a chip-hour, the "
+                f"Training on {count_words(tokens)} tokens at {price:g} a chip-hour, the "
                 "price that was given, with the same batch on every slice; failures and pauses "
                 "apart."
             ),
             named(plans, columns),
             Drawing(
-                figure=cost_front([item for _, item in plans], price, tokens),
-                caption="Days against cost. On the line no other plan is both sooner done and "
-                "cheaper.",
+                cost_front([item for _, item in plans], price, tokens),
+                "Days against cost. On the line no other plan is both sooner done and cheaper.",
             ),
         ],
     )

@@ -14,11 +14,7 @@ from shardsim.report.plots_evidence import ablation_bars, sensitivity_bars
 from shardsim.report.plots_plan import step_breakdown
 from shardsim.report.sections_fidelity import fidelity
 from shardsim.report.study import Study, family_range
-from shardsim.report.words import (
-    count_words,
-    limits_sentence,
-    sensitivity_sentences,
-)
+from shardsim.report.words import count_words, limits_sentence, sensitivity_sentences
 from shardsim.units import show_percent
 from shardsim.views import what_ifs
 from shardsim.views.evidence import published
@@ -31,15 +27,15 @@ def sensitivity_section(study: Study) -> Section:
     """Return what would change if the chip were better in one figure."""
     item = study.prediction
     return Section(
-        title="What would change it",
-        items=[
-            Text(text=limits_sentence(item, study.sensitivities)),
+        "What would change it",
+        [
+            Text(limits_sentence(item, study.sensitivities)),
             Beside(
-                items=[
-                    Bullets(lines=sensitivity_sentences(item, study.sensitivities)),
+                [
+                    Bullets(sensitivity_sentences(item, study.sensitivities)),
                     Drawing(
-                        figure=sensitivity_bars(item, study.sensitivities),
-                        caption="What 10 % more of each figure of the chip would save of the step.",
+                        sensitivity_bars(item, study.sensitivities),
+                        "What 10 % more of each figure of the chip would save of the step.",
                     ),
                 ]
             ),
@@ -51,18 +47,16 @@ def ablation_section(study: Study) -> Section:
     """Return what each technique is worth, beside what was published."""
     item = study.prediction
     made = what_ifs.ablations(item, study.ablations)
-    items: list[Item] = [
-        made.only("without", "so", "step_change", "mfu", "fits", "published"),
-    ]
+    items: list[Item] = [made.only("without", "so", "step_change", "mfu", "fits", "published")]
     if any(one.prediction is not None for one in study.ablations):
         items.append(
             Drawing(
-                figure=ablation_bars(item, study.ablations),
-                caption="Each technique switched off alone. Diamonds are published effects, "
+                ablation_bars(item, study.ablations),
+                "Each technique switched off alone. Diamonds are published effects, "
                 "measured on other models and slices.",
             )
         )
-    return Section(title="What each technique is worth", items=items)
+    return Section("What each technique is worth", items)
 
 
 def runners_section(study: Study) -> Section:
@@ -71,7 +65,7 @@ def runners_section(study: Study) -> Section:
     item = study.prediction
     if found is None:
         text = "A search for the same model, slice and batch finds no plan that fits in HBM."
-        return Section(title="Runners-up", items=[Text(text=text)])
+        return Section("Runners-up", [Text(text)])
     best = found.best
     ratio = item.step_time_s / best.step_time_s - 1
     how = (
@@ -90,10 +84,10 @@ def runners_section(study: Study) -> Section:
         Column("why", "why", lambda one: "the best found" if one is best else why_lost(best, one)),
     ]
     return Section(
-        title="Runners-up, and why they lost",
-        items=[
+        "Runners-up, and why they lost",
+        [
             Text(
-                text=f"The same model, slice and batch searched anew: {found.searched:,} plans "
+                f"The same model, slice and batch searched anew: {found.searched:,} plans "
                 f"considered, {found.fit:,} of them fit. This plan is {how}, "
                 f"{show_percent(item.mfu)} against {show_percent(best.mfu)} MFU. All are "
                 f"priced as this plan is, {how_priced([item.plan], item.costs)}. "
@@ -124,7 +118,7 @@ def trust_section(study: Study) -> Section:
         errors = [abs(row.error) for row in compared if row.error is not None]
         items.append(
             Text(
-                text=f"Predictions of {len(compared)} published runs on {chip.name}: median "
+                f"Predictions of {len(compared)} published runs on {chip.name}: median "
                 f"absolute error {show_percent(median(errors))}, largest "
                 f"{show_percent(max(errors))}."
             )
@@ -133,7 +127,7 @@ def trust_section(study: Study) -> Section:
     else:
         items.append(
             Text(
-                text=f"No published run on {chip.name} was compared: {_rates(chip)}",
+                f"No published run on {chip.name} was compared: {_rates(chip)}",
                 warning=chip.kernels is None,
             )
         )
@@ -143,24 +137,24 @@ def trust_section(study: Study) -> Section:
     ]
     items.append(
         Text(
-            text="Constants of this chip that were fitted:"
+            "Constants of this chip that were fitted:"
             if constants
             else "No constant of this chip was fitted."
         )
     )
     if constants:
-        items.append(Bullets(lines=constants))
+        items.append(Bullets(constants))
     if compared:
         made = published(replace(study.validation, rows=tuple(compared)))
         items.append(made.only("run", "measured", "predicted", "error", "fitted"))
     items.append(
         Text(
-            text="Not in these numbers: stragglers, jitter and broken links (what-ifs of shardsim "
+            "Not in these numbers: stragglers, jitter and broken links (what-ifs of shardsim "
             "predict --fidelity events), input pipelines, checkpoints, and what a compiler does "
             "beyond the plan."
         )
     )
-    return Section(title="How far to trust it", items=items)
+    return Section("How far to trust it", items)
 
 
 def _range(study: Study) -> Text:
@@ -183,10 +177,10 @@ def _range(study: Study) -> Text:
     where = f"Those runs have {', '.join(inside)}."
     if outside:
         return Text(
-            text=f"{where} This plan is outside of what was validated: {', '.join(outside)}.",
+            f"{where} This plan is outside of what was validated: {', '.join(outside)}.",
             warning=True,
         )
-    return Text(text=f"{where} This plan is inside of that.")
+    return Text(f"{where} This plan is inside of that.")
 
 
 def comparison_section(studies: list[Study], costs: str) -> Section:
@@ -209,16 +203,15 @@ def comparison_section(studies: list[Study], costs: str) -> Section:
         columns.insert(5, Column("cost", "cost", studies[0].cost, ",.0f"))
     items = [(study.plan.name, study.prediction) for study in studies]
     return Section(
-        title="Side by side",
-        items=[
-            Text(text=f"All plans are priced {how}, whatever their files say."),
+        "Side by side",
+        [
+            Text(f"All plans are priced {how}, whatever their files say."),
             named(items, columns),
             Drawing(
-                figure=step_breakdown(
-                    [study.prediction for study in studies],
-                    [study.plan.name for study in studies],
+                step_breakdown(
+                    [study.prediction for study in studies], [study.plan.name for study in studies]
                 ),
-                caption="The step of each plan by what it is made of.",
+                "The step of each plan by what it is made of.",
             ),
         ],
     )

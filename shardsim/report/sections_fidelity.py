@@ -44,10 +44,7 @@ def fidelity(study: Study) -> list[Item]:
         levels.append(("compiled", what, kept.row["mfu"], kept.row["step_time_s"]))
     items: list[Item] = [
         table(LEVELS, levels),
-        Text(
-            text="Nothing was run on chips for this report. The chip's peak is "
-            f"{peak_words(study)}."
-        ),
+        Text(f"Nothing was run on chips for this report. The chip's peak is {peak_words(study)}."),
         *compiled_items(study.plan, found),
     ]
     if simulation is None:
@@ -58,9 +55,9 @@ def fidelity(study: Study) -> list[Item]:
         for row in simulation.events.contention[:MOST_CONTENTION]
     ]
     if lost:
-        items += [Text(text="Collectives that share links at the same time:"), Bullets(lines=lost)]
+        items += [Text("Collectives that share links at the same time:"), Bullets(lost)]
     else:
-        items.append(Text(text="No collective waits for another one's links."))
+        items.append(Text("No collective waits for another one's links."))
     return items
 
 
@@ -128,4 +125,4 @@ def _words(found: list[Pair], start: str) -> Text:
         parts.append(f"median error of the time of operations {error}")
     if figures["peak_median_abs_error"] is not None:
         parts.append(f"of the HBM peak {show_percent(figures['peak_median_abs_error'])}")
-    return Text(text=f"{'; '.join(parts)}.")
+    return Text(f"{'; '.join(parts)}.")

@@ -22,20 +22,20 @@ def time_section(study: Study) -> Section:
     """Return where the step's time goes."""
     item = study.prediction
     return Section(
-        title="Where the time goes",
-        items=[
+        "Where the time goes",
+        [
             Beside(
-                items=[
+                [
                     Drawing(
-                        figure=step_breakdown(item),
-                        caption="The step by what it is made of. Exposed communication is what "
+                        step_breakdown(item),
+                        "The step by what it is made of. Exposed communication is what "
                         "nothing hides; waiting for HBM is what memory adds to the units' own "
                         "time.",
                     ),
                     parts(item),
                 ]
             ),
-            Text(text=f"The {LONGEST} longest computations of a step, on one device:"),
+            Text(f"The {LONGEST} longest computations of a step, on one device:"),
             operations(item).head(LONGEST).only("task", "block", "count", "time_s", "share"),
         ],
     )
@@ -45,12 +45,12 @@ def hbm_section(study: Study) -> Section:
     """Return where HBM goes over the step."""
     item = study.prediction
     return Section(
-        title="Where HBM goes",
-        items=[
+        "Where HBM goes",
+        [
             moments(item),
             Drawing(
-                figure=hbm_over_step(item),
-                caption=f"HBM of one device at five moments of the step; it peaks at the "
+                hbm_over_step(item),
+                f"HBM of one device at five moments of the step; it peaks at the "
                 f"{item.peak_moment}. The dashed line is what programs may use.",
             ),
         ],
@@ -61,19 +61,19 @@ def collectives_section(study: Study) -> Section:
     """Return the collectives of a step with their axes."""
     item = study.prediction
     if not item.collectives:
-        return Section(title="Collectives", items=[Text(text="None: one device needs no links.")])
+        return Section("Collectives", [Text("None: one device needs no links.")])
     total = sum(use.time_s for use in item.collectives)
     hidden = 1.0 - item.time["exposed_comm_s"] / total if total else 0.0
     return Section(
-        title="Collectives",
-        items=[
+        "Collectives",
+        [
             Text(
-                text=f"Alone they would take {show_time(total)} of a step of "
+                f"Alone they would take {show_time(total)} of a step of "
                 f"{show_time(item.step_time_s)}; {show_percent(max(hidden, 0.0))} of that is "
                 "hidden behind computation."
             ),
             collectives(item),
-            Text(text=_links(study)),
+            Text(_links(study)),
         ],
     )
 
@@ -91,11 +91,11 @@ def roofline_section(study: Study) -> Section:
     """Return every matmul against the roofline."""
     item = study.prediction
     return Section(
-        title="Roofline of every matmul",
-        items=[
+        "Roofline of every matmul",
+        [
             Drawing(
-                figure=roofline(item),
-                caption="Rate against arithmetic intensity; the area of a mark is its share of the "
+                roofline(item),
+                "Rate against arithmetic intensity; the area of a mark is its share of the "
                 "step. Left of the knee HBM is the roof, right of it the matrix unit.",
             ),
             matmuls(item).only(
@@ -110,15 +110,15 @@ def layer_section(study: Study) -> Section:
     """Return the timeline of one layer."""
     item = study.prediction
     return Section(
-        title="Timeline of one layer",
-        items=[
+        "Timeline of one layer",
+        [
             Drawing(
-                figure=layer_timeline(item),
-                caption="One layer of one microbatch on one device: computation in the Program's "
+                layer_timeline(item),
+                "One layer of one microbatch on one device: computation in the Program's "
                 "order, below it what its links do meanwhile. Recomputation is part of the "
                 "backward pass.",
             ),
-            Text(text="Tasks of at least 1 % of their pass:"),
+            Text("Tasks of at least 1 % of their pass:"),
             spans(item, least=0.01).only("pass", "stream", "task", "start_s", "duration_s"),
         ],
     )

@@ -13,8 +13,9 @@ from shardsim.cost.sensitivity import Sensitivity, sensitivity
 from shardsim.errors import ShardsimError
 from shardsim.machine import Machine, scaled
 from shardsim.plan import Plan
+from shardsim.planner.found import SearchResult
 from shardsim.planner.prices import Prices, price_of
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.search import search
 from shardsim.planner.whatif import Ablation, ablate
 from shardsim.validate.runs import Validation, published_runs, validate
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Patch
 
 from shardsim.views.colours import COLOURS
 
@@ -169,6 +170,46 @@ def folded(text: str, width: int = 20) -> str:
     cut = max(flat.rfind(mark, 6, width) for mark in "- _/.")
     cut = cut + 1 if cut > 0 else width
     return f"{flat[:cut]}\n{flat[cut:]}"
+
+
+def look(index: int) -> Any:
+    """Return how bars of series `index` look, as keywords of matplotlib."""
+    return {"color": SERIES[index], "edgecolor": PAPER, "hatch": HATCHES[index], "linewidth": 0.6}
+
+
+def swatch(index: int, label: str) -> Patch:
+    """Return what a legend shows for bars of series `index`."""
+    return Patch(facecolor=SERIES[index], edgecolor=PAPER, hatch=HATCHES[index], label=label)
+
+
+def boxed(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write a short text on a bar."""
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=INK, bbox=box)
+
+
+def marks(
+    axes: Axes, xs: Sequence[float], ys: Sequence[float], index: int, label: str, size: Any = 38
+) -> None:
+    """Draw hollow marks in the form and colour of series `index`."""
+    axes.scatter(
+        xs,
+        ys,
+        s=size,
+        marker=MARKERS[index % len(MARKERS)],
+        facecolor="none",
+        edgecolor=SERIES[index % len(SERIES)],
+        linewidth=1.5,
+        label=label,
+        zorder=3,
+    )
+
+
+def diagonal(axes: Axes, low: float, high: float) -> None:
+    """Let both axes run from `low` to `high`, with the line on which both are alike."""
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9)
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.grid(True)
 
 
 def bare(axes: Axes) -> None:

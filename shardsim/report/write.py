@@ -143,11 +143,9 @@ def _document(studies: list[Study], costs: str) -> Document:
     chapters = []
     if several:
         side = sections_evidence.comparison_section(studies, costs)
-        chapters.append(Chapter(title="All plans", sections=[side]))
+        chapters.append(Chapter("All plans", [side]))
     for study in studies:
-        chapters.append(
-            Chapter(title=study.plan.name if several else "", sections=_sections(study))
-        )
+        chapters.append(Chapter(study.plan.name if several else "", _sections(study)))
     title = (
         f"{len(studies)} sharding plans for {first.plan.model.name}"
         if several

@@ -30,8 +30,9 @@ from shardsim.plan.remat import POLICIES
 from shardsim.planner.attention import default_attention
 from shardsim.planner.changes import changed, positive
 from shardsim.planner.compare import how_priced, priced_alike
+from shardsim.planner.found import SearchResult
 from shardsim.planner.presets import plan_of_mesh
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.search import search
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL
 from shardsim.serve import shown
 from shardsim.serve.asked import Asked, read, word

@@ -41,19 +41,8 @@ class Transfer:
     """Data on its way."""
 
     __slots__ = (
-        "alone",
-        "by",
-        "changed_s",
-        "collective",
-        "done",
-        "due_s",
-        "label",
-        "left",
-        "links",
-        "number",
-        "rate",
-        "route",
-        "unit_bytes",
+        *("alone", "by", "changed_s", "collective", "done", "due_s", "label", "left", "links"),
+        *("number", "rate", "route", "unit_bytes"),
     )
 
     def __init__(

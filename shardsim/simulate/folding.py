@@ -169,12 +169,7 @@ def fold(
     return result
 
 
-def _refine(
-    result: Fold,
-    tables: dict[str, list[Incidence]],
-    kinds: Ints,
-    used: Any,
-) -> None:
+def _refine(result: Fold, tables: dict[str, list[Incidence]], kinds: Ints, used: Any) -> None:
     topology, groups = result.topology, result.groups
     devices = kinds
     port = np.arange(len(used)) % topology.ports  # kept apart so that reports can name them

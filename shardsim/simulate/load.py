@@ -49,13 +49,7 @@ class Load:
         self.moved.append(self.shards[-1] if moved is None else np.full(len(links), moved))
 
     def step(
-        self,
-        sources: Ints,
-        targets: Ints,
-        owners: Ints,
-        port: int,
-        stride: int,
-        shards: float,
+        self, sources: Ints, targets: Ints, owners: Ints, port: int, stride: int, shards: float
     ) -> None:
         """Send `shards` from each source `stride` wires along `port`; detour where needed."""
         topology = self.topology

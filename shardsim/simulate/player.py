@@ -216,6 +216,7 @@ class Player(Chip):
         elif isinstance(op, operations.HostCopy):
             begin = max(self.now, self.host_free_s)
             self.host_free_s = self.host[op.name] = begin + op.host_s
+            self.note("host", op.name, begin, self.host_free_s)
             self.engine.counts[op.name] += self.weight
             self.engine.flown[op.name] += op.host_s * self.weight
         elif op.name in self.flights:

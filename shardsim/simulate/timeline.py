@@ -19,6 +19,7 @@ from shardsim.simulate.outcome import engine_of
 from shardsim.simulate.step import simulate_plan
 
 US = 1e6
+OF_A_CHIP = {"unit": "layer", "compute": "compute", "host": "host link"}  # rows, by what they show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def tracks(simulation: Prediction, spans: Iterable[Span]) -> list[Track]:
     rows: dict[tuple[int, str, str], list[Span]] = {}
     seen: set[tuple[str, str, int, float]] = set()
     for span in spans:
-        if span.role in ("compute", "unit"):
+        if span.role in OF_A_CHIP:
             count = int(engine.folded.device_counts[span.group])
             example = engine.topology.coordinates(int(engine.folded.devices[span.group]))
             process = f"{count} chips like {example}"
@@ -65,7 +66,7 @@ def tracks(simulation: Prediction, spans: Iterable[Span]) -> list[Track]:
     found = []
     for (_, process, name), row in sorted(rows.items(), key=lambda item: item[0]):
         for number, lane in enumerate(_lanes(row)):
-            title = {"unit": "layer", "compute": "compute"}.get(name, name)
+            title = OF_A_CHIP.get(name, name)
             found.append(
                 Track(
                     process=process,
@@ -108,7 +109,7 @@ def trace_events(simulation: Prediction, spans: Iterable[Span]) -> list[dict[str
         events.append({"name": "thread_name", "ph": "M", "pid": pid, "tid": thread, "args": named})
         for span in track.spans:
             arguments: dict[str, Any] = {}
-            if span.role not in ("compute", "unit"):
+            if span.role not in OF_A_CHIP:
                 arguments = {"bytes": round(span.bytes), "role": span.role}
                 if span.leg:
                     arguments["axis"] = span.leg
@@ -134,13 +135,8 @@ def write_trace(plan: PlanOrPath, path: str | os.PathLike[str], **options: Any) 
     link direction, with the bytes that one chip's link carries. `options` as in `simulate_plan`.
     """
     simulation, spans = watched(plan, **options)
-    save_trace(simulation, spans, path)
-    return simulation
-
-
-def save_trace(simulation: Prediction, spans: Iterable[Span], path: str | os.PathLike[str]) -> None:
-    """Write what was seen of a step as trace events."""
     write_text(path, trace_text(simulation, spans))
+    return simulation
 
 
 def trace_text(simulation: Prediction, spans: Iterable[Span]) -> str:

@@ -131,10 +131,7 @@ class Topology:
             raise HardwareError(f"{self.machine.name}: no wire leaves {self.link_name(fault)}")
         if not 0 <= fault.factor <= 1:
             raise HardwareError(f"a link runs at 0 to 1 of its rate, not {fault.factor:g}")
-        for link in (
-            fault.device * self.ports + fault.port,
-            other * self.ports + (fault.port ^ 1),
-        ):
+        for link in (fault.device * self.ports + fault.port, other * self.ports + (fault.port ^ 1)):
             self.rates[link] *= fault.factor
             if fault.factor == 0:
                 self.dead.add(link)

@@ -55,7 +55,7 @@ def traffic(
         leg = f"permute:{','.join(map(str, shifts))}" if shifts else "shift"
         return Traffic(moves=(Move(leg=leg, unit_bytes=total_bytes),), overheads=1)
     if kind == "all-to-all":
-        return Traffic(moves=_exchange(groups, total_bytes), overheads=1)
+        return Traffic(moves=_exchange(groups, total_bytes, stage), overheads=1)
     gather = _gather(groups, total_bytes, stage)
     if not gather:
         return Traffic(moves=(), overheads=0)
@@ -100,15 +100,15 @@ def _gather(groups: Groups, total_bytes: float, stage: str) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def _exchange(groups: Groups, held_bytes: float) -> tuple[Move, ...]:
+def _exchange(groups: Groups, held_bytes: float, stage: str) -> tuple[Move, ...]:
     """Return an all-to-all: each axis exchanges everything, all torus axes at the same time."""
     moves: list[Move] = []
-    if groups.axes():
+    if groups.axes() and stage != "dcn":
         moves.append(Move(leg="exchange", unit_bytes=held_bytes))
-    for axis in groups.inner_axes():
+    for axis in groups.inner_axes() if stage != "dcn" else ():
         unit = held_bytes / groups.factors[axis + 1]
         moves.append(Move(leg=f"gather:{axis}", unit_bytes=unit))
-    if groups.factors[0] > 1:
+    if groups.factors[0] > 1 and stage != "torus":
         unit = held_bytes / groups.factors[0]
         moves.append(Move(leg="gather:dcn", unit_bytes=unit))
     return tuple(moves)

@@ -103,15 +103,18 @@ def _plain_window(value: Any) -> bool:
     return isinstance(value, Mapping) and {"size"} <= set(value) <= {"size", "global_every"}
 
 
-def _windows(dims: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the windows of a round of layers: the last one has none."""
+def _windows(dims: Mapping[str, Any], layers: int) -> dict[str, list[int]]:
+    """Return the windows of a round of layers, of which the last one has none; of all `layers`
+    where these are no whole rounds."""
     if not (window := dims.get("window")):
         return {}
     size = whole(window["size"], "dims.window.size")
     every = window.get("global_every")
     if every is None:
         return {"windows": [size]}
-    return {"windows": [size] * (whole(every, "dims.window.global_every") - 1) + [0]}
+    one = [size] * (whole(every, "dims.window.global_every") - 1) + [0]
+    many = -(-layers // len(one))
+    return {"windows": one if layers % len(one) == 0 else (one * many)[:layers]}
 
 
 def _experts(dims: Mapping[str, Any], layers: int) -> dict[str, Any] | None:
@@ -232,11 +235,13 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     sizes = {key: whole(dims[said], f"dims.{said}") for key, said in given.items()}
     preset = _preset(row)
     same = preset is not None and all(getattr(preset, key) == size for key, size in sizes.items())
-    windows = _windows(dims).get("windows") if _plain_window(dims.get("window")) else None
+    layers = sizes.get("layers") or (preset.layers if preset else 0)
+    plain = _plain_window(dims.get("window"))
+    windows = _windows(dims, layers).get("windows") if plain else None
     experts = _experts(dims, sizes.get("layers", 0))
     known = _plain_window(dims.get("window") or {"size": 0}) or (preset and preset.windows)
     if preset is not None and same and known and windows in (None, list(preset.windows)):
-        if experts is None and preset.experts is None:
+        if experts is None and (preset.experts is None or "moe" not in dims):
             return _with_tokens(preset, row)
         if experts is not None and _alike(experts, preset):
             return _routed(preset, experts)
@@ -280,7 +285,7 @@ def _made(
     }
     if biases:
         data["biases"] = biases
-    data |= _windows(dims) | _latent(dims)
+    data |= _windows(dims, sizes["layers"]) | _latent(dims)
     if experts := _experts(dims, sizes["layers"]):
         data["experts"] = experts
     if vision:

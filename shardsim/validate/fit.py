@@ -92,9 +92,7 @@ def solve(function: Callable[[float], float], low: float, high: float) -> float:
 def fit_one(run: Run, **constants: float) -> float:
     """Return the matmul efficiency with which one run is predicted exactly."""
     return solve(
-        lambda value: log_error(with_constants(run, matmul_efficiency=value, **constants)),
-        0.2,
-        1.0,
+        lambda value: log_error(with_constants(run, matmul_efficiency=value, **constants)), 0.2, 1.0
     )
 
 

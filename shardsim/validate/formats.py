@@ -42,7 +42,7 @@ def precision_of(chip: Chip, precision: str, words: str, library: Library | None
         found |= library.precision
         found |= library.narrow_precision if found["compute"] in NARROW else {}
     if re.search(r"\b(bf16|bfloat16)[- ](weights|parameters|params)\b", words):
-        found["parameters"] = "bf16"
+        found |= {"parameters": "bf16", "state": "bf16"}  # moments are as the weights are
     if re.search(rf"\b{_OF_GRADIENTS} (in )?bf16|\bbf16 (grads|gradients)\b", words):
         found["gradients"] = "bf16"
     return found

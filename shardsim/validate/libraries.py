@@ -30,6 +30,7 @@ class Library:
     narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
     over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
     microbatches_per_stage: int = 4
+    microbatch: int = 0  # its sequences where a row does not say; 0: see `microbatches_per_stage`
     chunks: int = 0  # of a stage that is interleaved; 0: a row must say
     chips: Mapping[str, str] = field(default_factory=dict)  # what its published chips really are
     collective_matmul: bool = True  # else only where a row says so
@@ -84,8 +85,17 @@ LIBRARIES = (
         every_second_product=True,
     ),
     # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
-    # distributed optimizer splits state over data (NVIDIA-NeMo/Megatron-Bridge at 067f987d).
-    Library(words="megatron|nemo", remat=KEEPS_ALL, state_over_data=True),
+    # distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones,
+    # which are cast once a step; its benchmarks set `grad_reduce_in_fp32` to false, so that sums of
+    # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that
+    # of tensors (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance; arXiv 2504.14960).
+    Library(
+        words="megatron|nemo",
+        remat=KEEPS_ALL,
+        state_over_data=True,
+        precision={"parameters": "bf16", "master": "f32"},
+        microbatch=1,
+    ),
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
     # 1d2842b5, configs/model/remat).
     Library(words="torchprime", remat=FULL),

@@ -26,16 +26,7 @@ from shardsim.files import check_keys
 from shardsim.plan import plan_from_data
 
 SHIPPED = Path(__file__).parent / "data" / "measured_gpu.jsonl"
-KEYS = (
-    "id",
-    "date",
-    "device",
-    "versions",
-    "step_time_s",
-    "peak_bytes",
-    "other_program",
-    "plan",
-)
+KEYS = ("id", "date", "device", "versions", "step_time_s", "peak_bytes", "other_program", "plan")
 OPTIONAL = ("peak_bytes", "other_program")
 
 

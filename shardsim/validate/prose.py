@@ -13,16 +13,17 @@ from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
+from shardsim.cost.predict import predict
 from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
-from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
+from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
-from shardsim.validate.rows import REST, Run, read_run
+from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
 from shardsim.validate.words import (
     REMAT_POLICIES,
@@ -128,7 +129,22 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
         data = strict_row(row, notes)
     except ShardsimError as error:
         raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
-    return replace(read_run(data, where), notes=tuple(notes))
+    run = read_run(data, where)
+    library = library_of(data["source"])
+    if library and library.offloads and data.get("remat") == library.remat and _unsaid(row):
+        if not any(predict(plan, implementation=TRAINER).fits for plan in run.plans):
+            offloads = read_run(data | {"remat": library.offloads}, where)
+            if any(predict(plan, implementation=TRAINER).fits for plan in offloads.plans):
+                run = offloads
+                notes.append(
+                    "remat: not stated, and whole layers again do not fit: what layers "
+                    "start from and queries, keys and values wait in the host's memory"
+                )
+    return replace(run, notes=tuple(notes))
+
+
+def _unsaid(row: Mapping[str, Any]) -> bool:
+    return str(row.get("remat") or "unknown").lower().startswith(UNSAID)
 
 
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -161,6 +177,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
+    if split.unread:
+        notes.append(f"parallelism: not read: {', '.join(split.unread)[:200]}")
     for key, name in _ROW_COUNTS.items():
         if row.get(key):
             split.counts[name] = whole(row[key], key)
@@ -206,6 +224,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         return data
     if batch is None:
         raise FileError(NO_BATCH)
+    if chip.kind == "gpu" and (folded := split.fold(machine.devices)):
+        notes.append(folded)
     return (
         data
         | {"machine": machine.name, "batch": batch}
@@ -300,7 +320,7 @@ def _mesh(
     stages = found.get("stage", 1)
     if "microbatches" in split.counts:
         data["microbatches"] = split.counts["microbatches"]
-    elif each := split.counts.get("microbatch"):
+    elif each := split.counts.get("microbatch", library.microbatch if library else 0):
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
         data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
@@ -317,19 +337,14 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     apart = split.replicated or bool(library and library.state_over_data)
     if not (apart or (gpu and {"expert", "model"} & names)):
         return {}
-    rules = rules_by_name(
+    rules = rules_data(
         names,
         residual=SEQUENCE_SHARDED if gpu else EMBED_SHARDED,
         optimizer_over_data=apart,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )
-    return {
-        "rules": {
-            kind: {logical: list(axes) for logical, axes in each.items()}
-            for kind, each in zip(("parameters", "activations", "optimizer"), rules, strict=True)
-        }
-    }
+    return {"rules": rules}
 
 
 def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str]) -> Machine | None:

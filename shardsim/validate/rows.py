@@ -31,7 +31,7 @@ from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.model import Accounting, Model, accounting_named, model_flops_per_token
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import KEYS as PLAN_KEYS
-from shardsim.plan.resolve import AXIS_NAMES, rules_by_name
+from shardsim.plan.resolve import AXIS_NAMES, rules_data
 
 # What a row may have measured, in the order in which the rate of tokens is taken from it.
 MEASURED = (
@@ -225,15 +225,7 @@ def _usual(mesh: Mapping[str, Any]) -> dict[str, Any]:
                 "(context gathers keys and values)"
             )
     kept = {name: size for name, size in mesh.items() if size != 1} or {"data": 1}
-    parameters, activations, _ = rules_by_name(kept)
-    rules = {"parameters": parameters, "activations": activations}
-    return {
-        "mesh": kept,
-        "rules": {
-            kind: {logical: list(axes) for logical, axes in each.items()}
-            for kind, each in rules.items()
-        },
-    }
+    return {"mesh": kept, "rules": rules_data(kept)}
 
 
 def _plan(data: dict[str, Any], where: str) -> Plan:

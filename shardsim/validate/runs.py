@@ -144,10 +144,15 @@ def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise FileError(f"{path}: missing key 'runs', a list of published runs")
     runs, failed = [], []
+    first: dict[str, int] = {}  # row of an id
     for index, row in enumerate(rows):
         try:
             where = f"{path}: runs[{index}]"
-            runs.append(from_prose(row, where) if is_prose(row) else read_run(row, where))
+            run = from_prose(row, where) if is_prose(row) else read_run(row, where)
+            before = first.setdefault(run.id, index) if row.get("id") else index
+            if before != index:
+                raise FileError(f"{where}: id: {run.id!r} is that of runs[{before}] too")
+            runs.append(run)
         except FileError as error:
             name = row.get("id", f"runs[{index}]") if isinstance(row, Mapping) else f"runs[{index}]"
             failed.append((str(name), str(error)))

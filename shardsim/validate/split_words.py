@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from shardsim.errors import FileError
@@ -23,12 +24,24 @@ from shardsim.validate.words import (
     whole,
 )
 
-COUNTS = ("microbatches", "microbatch", "vpp")
+# Counts beside axes, by the words for them; `microbatch` is the sequences of one.
+COUNTS = {
+    **dict.fromkeys(
+        ("microbatches", "num_microbatches", "num_pipeline_microbatches"), "microbatches"
+    ),
+    **dict.fromkeys(("ga", "grad_accum", "gradient_accumulation_steps"), "microbatches"),
+    **dict.fromkeys(("microbatch", "mbs", "micro_batch", "micro_batch_size"), "microbatch"),
+    **dict.fromkeys(("vpp", "vp", "virtual_pipeline", "virtual_stages"), "vpp"),
+}
 _LONGEST = 2000  # characters of a sentence that are read
 _NAMES = {**PARALLELISM, **UNMODELLED_AXES}
 _AXIS = "|".join(sorted(_NAMES, key=len, reverse=True))
 _SIZED = re.compile(r"([a-z][a-z_0-9]*?)[\s\-_:=]*?(?:x|of)?[\s\-_:=(]*(\d{1,7})(?![\dx.])")
 _TENSOR = re.compile(r"tensor|\btp\b|\b2-?d\b|model[- ](axis|parallel)|megatron|\bmodel\]")
+# Words with a number that say no more than the row's other keys.
+_HARMLESS = re.compile(
+    r"v\d\w?|x|f|on|over|all|across|of|and|by|to|the|now|is|cores?|chips?|gpus?|devices?|.*slices?"
+)
 # Words that can only be axes, which must have a size where others have one.
 _MUST = re.compile(
     r"(?<!no )(?<!without )(?<!async )\b(tensor|tp|context|cp|pipeline|pp)\b(?![- ]?strategy)"
@@ -41,6 +54,14 @@ _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|shardin
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
 # How sentences put an axis and its size, as "AXIS SIZE".
 _PUT = (
+    (
+        r"\b(virtual|interleaved)[- _](pipeline|pp|stages?)([- _](parallel\w*|stages?|size))*\b",
+        "vpp",
+    ),
+    (r"\b(\d+) (vpp|virtual stages)\b", r"vpp \1"),
+    (r"\bgradient[- ]accumulation( steps)?\b", "microbatches"),
+    (r"\bmicro[- _]?batch[- _]?size\b", "microbatch"),
+    (r"\bmicro[- _](batch(es)?)\b", r"micro\1"),
     (r"fully[- ]sharded data[- ]parallel(ism)?", "fsdp"),
     (rf"\b(\d+)[- ]way (?:\w+[- ])??({_AXIS})\b{_KIND}*", r"\2 \1"),
     (r"\b(\d+) pipeline stages?", r"pipeline \1"),
@@ -62,6 +83,7 @@ class Said:
     counts: dict[str, int] = field(default_factory=dict)  # microbatches, virtual stages ...
     replicated: bool = False  # data parallel only
     unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
+    unread: list[str] = field(default_factory=list)  # words with a number, of no meaning here
 
     def rest(self, chip: Chip) -> str | None:
         """Return the role of the devices that the sizes leave over; None: see `Split.mesh`."""
@@ -73,6 +95,23 @@ class Said:
         gpu = chip.kind == "gpu" and {"tensor", "pipeline"} & set(inside)
         return "data" if "data" in inside or gpu else "fsdp"
 
+    def fold(self, devices: int) -> str:
+        """Take the tensor axis out of an expert axis that has it inside, as sizes that multiply to
+        more than there are of GPUs say; return how, in words.
+
+        Then an expert lies whole on one GPU; a plan has parts of it on all of the tensor axis.
+        """
+        sizes = self.sizes.inside
+        over = prod(sizes.values()) / devices
+        tensor, experts = sizes.get("tensor", 1), sizes.get("expert", 1)
+        if over <= 1 or tensor % over or experts % over:
+            return ""
+        sizes["expert"] = int(experts / over)
+        return (
+            f"parallelism: experts over {experts}, tensor parallelism inside: taken as "
+            f"{sizes['expert']} and tensors of {tensor}"
+        )
+
 
 def split_of(said: Any, experts: bool, library: Library | None) -> Said:
     """Read a row's `parallelism`; raise `FileError` where it names an axis without a size."""
@@ -82,7 +121,7 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
     found = Said(text, Split(experts=experts))
     for key, size in _flat(entries):
         if key in COUNTS:
-            found.counts[key] = whole(size, f"parallelism.{key}")
+            found.counts[COUNTS[key]] = whole(size, f"parallelism.{key}")
         elif (given := _size(key, size)) is not None:
             found.sizes.add(key, given)
     sizes = found.sizes
@@ -138,9 +177,11 @@ def _sentence(text: str, found: Said) -> None:
         name = word.strip("_")
         axis = name.removeprefix("dcn_")
         if name in COUNTS:
-            found.counts[name] = int(size)
+            found.counts[COUNTS[name]] = int(size)
         elif axis in _NAMES:
             found.sizes.add(name, size)
+        elif not _HARMLESS.fullmatch(name):
+            found.unread.append(f"{name} {size}")
     if not found.sizes.inside and re.search(r"\b(fsdp|zero-?3)\b", text):
         found.sizes.rest = "fsdp"
     if not (found.sizes.inside or found.sizes.rest) or "unknown" in text:

@@ -83,7 +83,7 @@ def models(items: Iterable[tuple[str, Model]]) -> Table:
     whole = Column("parameters", "parameters", lambda model: model.parameters / 1e9, ",.3f", "B")
     own = [
         *(Column(key, key, attrgetter(key), "d") for key in ("layers", "embed", "mlp")),
-        Column("heads", "heads", lambda model: f"{model.heads} x {model.head_dim}", right=True),
+        Column("heads", "heads", lambda model: f"{model.heads}x{model.head_dim}", right=True),
         Column("kv_heads", "kv heads", attrgetter("kv_heads"), "d"),
         Column("block", "block", lambda model: "parallel" if model.parallel_block else "serial"),
         Column("sequence", "tokens", attrgetter("sequence"), "d"),

@@ -19,10 +19,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "c5": ("#b9c2ce", "#5d6675"),
 }
 # Of pages alone: what lies on paper, and warnings.
-PAGE: dict[str, tuple[str, str]] = {
-    "soft": ("#f1f3f6", "#1f242b"),
-    "warn": ("#a33b12", "#ff9d73"),
-}
+PAGE: dict[str, tuple[str, str]] = {"soft": ("#f1f3f6", "#1f242b"), "warn": ("#a33b12", "#ff9d73")}
 
 
 def root_css() -> str:

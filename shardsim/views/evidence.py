@@ -57,7 +57,7 @@ def published(
         Column("fitted", "fitted", attrgetter("fitted"), show=lambda value: "yes" * value),
         Column("note", "", lambda row: f"[{noted.index(row.id) + 1}]" if row.id in noted else ""),
     ]
-    return table(columns, result.rows)
+    return table(columns, result.rows, spare=("range", "mean_mfu_error", "fitted"))
 
 
 def measured_steps(found: Measured, noted: Sequence[str] = ()) -> Table:
@@ -163,7 +163,7 @@ def hbm(pairs: Iterable[Pair]) -> Table:
         Column("fits", "predicted", verdict),
         Column("libtpu", "libtpu", lambda pair: pair.row["versions"].get("libtpu", "")),
     ]
-    return table(columns, pairs)
+    return table(columns, pairs, spare=("libtpu", "lavish_bytes", "thrifty_bytes", "as"))
 
 
 SECONDS = [replace(one, form=".3g") for one in (OPERATIONS, *pick(STEP_PARTS, "exposed_comm_s"))]
@@ -320,20 +320,14 @@ def main() -> None:
     from shardsim.xla.tpu.agreement import headline, held, pairs, trainers
     from shardsim.xla.tpu.rows import BLOCKS, TECHNIQUES, load_rows
 
-    if sys.argv[1:] == ["trainers"]:
-        print(markdown(hbm(trainers()).without("as")))
-        return
-    if sys.argv[1:] == ["held"]:
-        print(markdown(held_by_group(held())))
-        return
-    if sys.argv[1:] == ["techniques"]:
-        print(by_group(pairs(load_rows(TECHNIQUES))))
-        return
-    if sys.argv[1:] == ["blocks"]:
-        print(in_one(pairs(load_rows(BLOCKS))))
-        return
-    found = pairs()
-    print(f"{headline(found)}\n\n{by_group(found)}")
+    pages: dict[str, Callable[[], str]] = {
+        "trainers": lambda: markdown(hbm(trainers()).without("as")),
+        "held": lambda: markdown(held_by_group(held())),
+        "techniques": lambda: by_group(pairs(load_rows(TECHNIQUES))),
+        "blocks": lambda: in_one(pairs(load_rows(BLOCKS))),
+        "": lambda: f"{headline(pairs())}\n\n{by_group(pairs())}",
+    }
+    print(pages["".join(sys.argv[1:])]())
 
 
 def held_by_group(pairs: Sequence[Pair]) -> Table:

@@ -43,10 +43,7 @@ PLANS = (
     Column("hfu", "HFU", lambda item: item.hfu, ".1f", "%"),
     STEP,
     Column(
-        "tokens_per_s_per_chip",
-        "tokens/s/chip",
-        lambda item: item.tokens_per_s_per_chip,
-        ",.1f",
+        "tokens_per_s_per_chip", "tokens/s/chip", lambda item: item.tokens_per_s_per_chip, ",.1f"
     ),
     *STEP_PARTS,
     OPERATIONS,

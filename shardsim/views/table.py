@@ -74,6 +74,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Any, ...], ...]
     title: str = ""
+    spare: tuple[str, ...] = ()  # keys of columns that a narrow terminal does without, in order
 
     @property
     def labels(self) -> list[str]:
@@ -114,14 +115,17 @@ class Table:
         return replace(self, rows=self.rows[:count])
 
 
-def table(columns: Iterable[Column], items: Iterable[Any], title: str = "") -> Table:
+def table(
+    columns: Iterable[Column], items: Iterable[Any], title: str = "", spare: tuple[str, ...] = ()
+) -> Table:
     """Return a table of one row for each of `items`.
 
     >>> table([Column("n", "number", lambda n: n, "d")], [1, 2]).rows
     ((1,), (2,))
     """
     columns = tuple(columns)
-    return Table(columns, tuple(tuple(one.get(item) for one in columns) for item in items), title)
+    rows = tuple(tuple(one.get(item) for one in columns) for item in items)
+    return Table(columns, rows, title, spare)
 
 
 def pick(columns: Iterable[Column], *keys: str) -> list[Column]:

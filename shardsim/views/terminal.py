@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 GAP = 2  # spaces between columns
 NARROWEST = 8  # of a column of text, before rows are written as lists
+EASY = 16  # of a column of text, before columns are left out that can be spared
 
 
 def fitted(part: Table | str, width: int, colour: bool = False) -> str:
     """Return a table, or lines of text, in which no line is longer than `width`.
 
-    Where a table is too wide, columns that say the same in every row move to a line below it;
-    headings and text wrap, numbers do not; and where even that is too wide, each row is a list.
+    Where a table is too wide, columns that say the same in every row move to a line below it, and a
+    single row becomes a list. Headings and text wrap, numbers do not. Where even that is too wide,
+    columns that the table can spare are left out, or each row is a list.
     """
     from rich.console import Console
     from rich.text import Text
@@ -37,13 +39,16 @@ def fitted(part: Table | str, width: int, colour: bool = False) -> str:
     )
     if isinstance(part, Table):
         shared: list[str] = []
-        if max(map(len, plain(part).splitlines())) > width and len(part.rows) > 1:
+        too_wide = max(map(len, plain(part).splitlines())) > width
+        if too_wide and len(part.rows) > 1:
             part, shared = _without_shared(part)
-        widths = _widths(part, width)
+        part, left = _without_spare(part, width)
+        widths = [] if too_wide and len(part.rows) == 1 else _widths(part, width)
         if widths:
             console.print(_rich(part, widths))
         lines = [] if widths else _lists(part)
         lines += [f"in all rows: {'; '.join(shared)}"] if shared else []
+        lines += [f"in a wider terminal also: {', '.join(left)}"] if left else []
     else:
         lines = part.split("\n")
     for line in lines:
@@ -62,7 +67,20 @@ def _without_shared(table: Table) -> tuple[Table, list[str]]:
     return (table.only(*kept), shared) if kept else (table, [])
 
 
-def _widths(table: Table, width: int) -> list[int]:
+def _without_spare(table: Table, width: int) -> tuple[Table, list[str]]:
+    """Return a table without the columns that it has to spare for others to be easy to read, and
+    what they are called."""
+    left: list[str] = []
+    for key in table.spare:
+        if _widths(table, width, EASY):
+            break
+        if key in table.keys:
+            left += table.only(key).labels
+            table = table.without(key)
+    return table, left
+
+
+def _widths(table: Table, width: int, narrowest: int = NARROWEST) -> list[int]:
     """Return the columns' widths, so that all fit into `width`; none where they cannot."""
     columns = list(zip(table.labels, *table.cells, strict=True))
     most = [max(map(len, texts)) for texts in columns]
@@ -77,7 +95,7 @@ def _widths(table: Table, width: int) -> list[int]:
         long = [
             (size, index)
             for index, size in enumerate(least)
-            if size > NARROWEST and not table.columns[index].form
+            if size > narrowest and not table.columns[index].form
         ]
         if not long:
             return []

@@ -29,15 +29,9 @@ class Sizes:
     """What is measured: large enough to leave every cache, small enough for any GPU."""
 
     matmuls: tuple[tuple[int, int, int], ...] = (
-        (1024, 1024, 1024),
-        (16384, 1024, 1024),
-        (16384, 1024, 4096),
-        (16384, 4096, 1024),
-        (16384, 4096, 6144),
-        (16384, 6144, 5376),
-        (8192, 8192, 8192),
-        (16384, 30720, 6144),
-    )
+        (1024, 1024, 1024), (16384, 1024, 1024), (16384, 1024, 4096), (16384, 4096, 1024),
+        (16384, 4096, 6144), (16384, 6144, 5376), (8192, 8192, 8192), (16384, 30720, 6144),
+    )  # fmt: skip
     elements: int = 2**27
     rows: int = 16384
     columns: int = 6144
@@ -208,8 +202,5 @@ def _attention(ask: Ask, shape: tuple[int, int, int, int], gradient: bool) -> fl
 def benches() -> Child:
     """Return a process that has the device and times what it is asked (see `kernel_bench`)."""
     return Child(
-        "shardsim.xla.kernel_bench",
-        {},
-        called="the process that measures",
-        failing="not measured",
+        "shardsim.xla.kernel_bench", {}, called="the process that measures", failing="not measured"
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 from shardsim.machine import Machine
 from shardsim.plan import Overlap, Plan, plan_from_data
+from shardsim.plan.layout import EMBED_SHARDED, REPLICATED, SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
 # Host devices share the cores that move their data, so nothing runs beside a collective.
 NO_OVERLAP = Overlap(matmul="off", weights=False, gradients=False)
@@ -33,36 +35,30 @@ _LEARNED = _MODEL | {
     "image": 24,
     "parallel_block": False,
 }
-_TENSOR = {axis: ["model"] for axis in ("heads", "mlp")}
 
 
 def measured_plans(machine: Machine) -> list[Plan]:
     """Return plans of a small ViT for eight devices that differ in work and in what they move."""
-    fsdp = {"embed": ["fsdp"]}
-    both = fsdp | _TENSOR
-    rows, data = {"batch": ["fsdp"]}, {"batch": ["data"]}
-    sequence, embed = {"seq": ["model"]}, {"embed": ["model"]}
     eight, wide, square = {"fsdp": 8}, {"fsdp": 4, "model": 2}, {"fsdp": 2, "model": 4}
-    table: dict[str, tuple[dict[str, int], Any, Any, dict[str, Any]]] = {
-        "data, 16 images": ({"data": 8}, {}, data, {"batch": 16}),
-        "data": ({"data": 8}, {}, data, {}),
-        "data, 64 images": ({"data": 8}, {}, data, {"batch": 64}),
-        "data, nothing kept": ({"data": 8}, {}, data, {"remat": "full"}),
-        "fsdp": (eight, fsdp, rows, {}),
-        "fsdp, 64 images, nothing kept": (eight, fsdp, rows, {"batch": 64, "remat": "full"}),
-        "fsdp, four microbatches": (eight, fsdp, rows, {"microbatches": 4}),
-        "fsdp and tensor 2": (wide, both, rows | sequence, {}),
-        "fsdp and tensor 4": (square, both, rows | sequence, {}),
-        "fsdp and tensor 4 on embed": (square, both, rows | embed, {}),
-        "fsdp and tensor 4, whole residual": (square, both, rows, {}),
-        "tensor 8": ({"model": 8}, _TENSOR, sequence, {}),
+    data, tensor = {"data": 8}, {"model": 8}
+    table: dict[str, tuple[dict[str, int], int, dict[str, Any]]] = {
+        "data, 16 images": (data, REPLICATED, {"batch": 16}),
+        "data": (data, REPLICATED, {}),
+        "data, 64 images": (data, REPLICATED, {"batch": 64}),
+        "data, nothing kept": (data, REPLICATED, {"remat": "full"}),
+        "fsdp": (eight, REPLICATED, {}),
+        "fsdp, 64 images, nothing kept": (eight, REPLICATED, {"batch": 64, "remat": "full"}),
+        "fsdp, four microbatches": (eight, REPLICATED, {"microbatches": 4}),
+        "fsdp and tensor 2": (wide, SEQUENCE_SHARDED, {}),
+        "fsdp and tensor 4": (square, SEQUENCE_SHARDED, {}),
+        "fsdp and tensor 4 on embed": (square, EMBED_SHARDED, {}),
+        "fsdp and tensor 4, whole residual": (square, REPLICATED, {}),
+        "tensor 8": (tensor, SEQUENCE_SHARDED, {}),
         "tensor 8, 64 images, nothing kept": (
-            {"model": 8},
-            _TENSOR,
-            sequence,
+            *(tensor, SEQUENCE_SHARDED),
             {"batch": 64, "remat": "full"},
         ),
-        "tensor 8, whole residual": ({"model": 8}, _TENSOR, {}, {"batch": 16}),
+        "tensor 8, whole residual": (tensor, REPLICATED, {"batch": 16}),
     }
     return [_plan(machine, name, *chosen) for name, chosen in table.items()]
 
@@ -71,17 +67,11 @@ def learned_plan(machine: Machine) -> Plan:
     """Return a plan of another small ViT than the timed ones, whose weights are gathered and whose
     gradients are scattered."""
     more = {"model": _LEARNED, "batch": 3 * machine.devices}
-    rows = {"batch": ["fsdp"]}
-    return _plan(machine, "gathered", {"fsdp": machine.devices}, {"embed": ["fsdp"]}, rows, more)
+    return _plan(machine, "gathered", {"fsdp": machine.devices}, REPLICATED, more)
 
 
 def _plan(
-    machine: Machine,
-    name: str,
-    mesh: dict[str, int],
-    parameters: Any,
-    activations: Any,
-    more: dict[str, Any],
+    machine: Machine, name: str, mesh: dict[str, int], residual: int, more: dict[str, Any]
 ) -> Plan:
     plan = plan_from_data(
         {
@@ -90,7 +80,7 @@ def _plan(
             "machine": machine.name,
             "batch": 32,
             "mesh": mesh,
-            "rules": {"parameters": parameters, "activations": activations},
+            "rules": rules_data(mesh, residual=residual),
             "precision": {"compute": "f32", "reduce": "f32"},
             "attention": "unfused",
             "remat": "none",

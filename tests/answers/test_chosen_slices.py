@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from said import Shardsim, data
 
 from shardsim.answers.illegal import Question, why_illegal
 from shardsim.answers.slices import choices, slices_named
@@ -21,17 +19,11 @@ from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import load_plan
 from shardsim.planner.changes import parse_assignment
-from shardsim.planner.search import OfSlice
+from shardsim.planner.found import OfSlice
 
-Shardsim = Callable[..., Result]
 BASE = predict(load_plan("vit-22b-published-tp8"))
 HELD = ("vit-l", "--on", "v4:4x4x4", "--batch", "64", "--fix")
 SMALL = ("--batch", "256", "--max-axes", "1", "--json")
-
-
-def data(result: Result, code: int = 0) -> Any:
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 def of_slice(name: str, step_s: float | None) -> OfSlice:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from building import LONG
-from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import Shardsim, data
 
 from shardsim.answers.explain import explain
 from shardsim.answers.gap import causes
@@ -29,7 +27,6 @@ from shardsim.simulate import simulate_plan
 from shardsim.views.explain import explained, helping, measured
 from shardsim.views.write import plain
 
-Shardsim = Callable[..., Result]
 TP8 = "vit-22b-published-tp8"
 WIDE = {
     "model": "llama2-13b",
@@ -40,11 +37,6 @@ WIDE = {
     "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
     "remat": "save_qkv",
 }
-
-
-def data(result: Result, code: int = 0):
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
 
 
 def test_every_change_is_what_predict_says_of_it(shardsim: Shardsim, plan_file) -> None:
@@ -241,6 +233,8 @@ def test_what_a_measured_step_cannot_be(name: str) -> None:
 def test_a_measurement_below_zero_is_refused() -> None:
     with pytest.raises(PlanError, match="expected seconds above 0"):
         explain(TP8, measured_step_s=-1.0)
+    with pytest.raises(PlanError, match=r"below 1e\+07, found 1e\+300"):
+        explain(TP8, measured_step_s=1e300)
 
 
 @pytest.mark.slow

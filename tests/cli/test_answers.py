@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from said import Shardsim, data, refused
 
 import shardsim as ss
 from shardsim.answers.explain import explain
@@ -26,7 +25,6 @@ from shardsim.simulate import simulate_plan
 from shardsim.units import measure_of, read_number
 from shardsim.xla.tpu.cache import Cache
 
-Shardsim = Callable[..., Result]
 SEARCH = ("plan", "vit-b-16", "--on", "v5e:2x2", "--batch", "256", "--max-axes", "1", "--top", "2")
 TWICE = """\
 model: llama2-7b
@@ -37,16 +35,6 @@ rules:
   parameters: {embed: [data], mlp: [data], vocab: [data], heads: [model]}
   activations: {batch: [data], heads: [model], mlp: [model]}
 """
-
-
-def data(result: Result, code: int = 0) -> Any:
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout)
-
-
-def refused(result: Result) -> str:
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    return result.stderr.removeprefix("error: ").rstrip()
 
 
 # Units.

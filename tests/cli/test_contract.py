@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import Result
+from said import Shardsim
+from said import data as read
 from small_plan import PLAN
 
 from shardsim.cli.main import main
@@ -19,42 +19,17 @@ from shardsim.files import read_yaml
 from shardsim.plan import load_plan
 from shardsim.validate.runs import PUBLISHED
 
-Shardsim = Callable[..., Result]
-
 PREDICTION = {
-    "model",
-    "machine",
-    "chips",
-    "step_time_s",
-    "tokens_per_s_per_chip",
-    "mfu",
-    "hfu",
-    "hbm",
-    "fits",
-    "time",
-    "collectives",
-    "warnings",
+    *("model", "machine", "chips", "step_time_s", "tokens_per_s_per_chip", "mfu", "hfu", "hbm"),
+    *("fits", "time", "collectives", "warnings"),
 }
 HBM = {
-    "capacity_bytes",
-    "peak_bytes",
-    "thrifty_bytes",
-    "lavish_bytes",
-    "parameters_bytes",
-    "optimizer_bytes",
-    "gradients_bytes",
-    "activations_bytes",
-    "workspace_bytes",
+    *("capacity_bytes", "peak_bytes", "thrifty_bytes", "lavish_bytes", "parameters_bytes"),
+    *("optimizer_bytes", "gradients_bytes", "activations_bytes", "workspace_bytes"),
 }
 TIME = {"compute_s", "hbm_bound_s", "exposed_comm_s", "bubble_s", "overhead_s"}
 COLLECTIVE = {"kind", "mesh_axes", "bytes_per_chip", "count", "time_s", "exposed_s"}
 PLAN_KEYS = {"model", "machine", "batch", "sequence", "mesh", "rules", "remat", "microbatches"}
-
-
-def read(result: Result, exit_code: int = 0) -> Any:
-    """Return the one JSON document that a command wrote to stdout."""
-    assert result.exit_code == exit_code, result.output
-    return json.loads(result.stdout)
 
 
 def check_prediction(data: dict[str, Any]) -> None:
@@ -83,7 +58,7 @@ def test_predict(shardsim: Shardsim, plan_file: Path) -> None:
 
 def test_a_plan_that_does_not_fit_exits_with_1(shardsim: Shardsim, plan_file: Path) -> None:
     huge = ("predict", str(plan_file), "--set", "batch=1048576", "--set", "remat=none")
-    data = read(shardsim(*huge, "--json"), exit_code=1)
+    data = read(shardsim(*huge, "--json"), code=1)
     check_prediction(data)
     assert data["fits"] is False
     assert data["warnings"][0].startswith("does not fit: needs ")
@@ -127,7 +102,7 @@ def test_no_plan_fits(shardsim: Shardsim, tmp_path: Path) -> None:
     out = tmp_path / "best.yaml"
     words = ("plan", "vit-22b", "--on", "v4:1x1x1", "--batch", "8", "-o", str(out))
     result = shardsim(*words, "--json")
-    data = read(result, exit_code=1)
+    data = read(result, code=1)
     assert (data["plans"], data["fit"]) == ([], 0)
     assert "no plan fits in HBM" in result.stderr
     assert not out.exists()

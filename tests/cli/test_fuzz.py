@@ -40,7 +40,7 @@ FOUND = {
         {"plan.yaml": EXPERTS.encode()},
     ),
     "a price of another chip": Case(
-        ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1"),
+        ("predict", "vit-22b-published-tp8", "--chip-hour-price", "v5e=1")
     ),
     "a null byte in the name of a file": Case(("export", "plan.yaml", "-o", "a\x00b")),
     "no words at all": Case(()),
@@ -74,9 +74,9 @@ def test_the_fuzz_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shardsim.cli.catalog.read_model", wrong)
     assert (failure := run(case)) is not None
     assert failure.what.startswith("KeyError")
-    monkeypatch.setattr("shardsim.cli.catalog.show", half)
+    monkeypatch.setattr("shardsim.cli.catalog.answer", half)
     monkeypatch.undo()
-    monkeypatch.setattr("shardsim.cli.catalog.show", half)
+    monkeypatch.setattr("shardsim.cli.catalog.answer", half)
     assert (failure := run(case)) is not None
     assert failure.what == "half-written"
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fuzz_cases import places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -63,17 +64,6 @@ JUNK = st.recursive(
     ),
     max_leaves=6,
 )
-
-
-def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths of everything inside nested mappings and lists."""
-    entries = data.items() if isinstance(data, dict) else enumerate(data)
-    found: list[tuple[Any, ...]] = []
-    for key, value in entries:
-        found.append((*path, key))
-        if isinstance(value, (dict, list)):
-            found += places(value, (*path, key))
-    return found
 
 
 @st.composite

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from said import Shardsim, refused
 from small_plan import PLAN
 
 from shardsim.errors import ModelError
@@ -14,19 +13,7 @@ from shardsim.files import data_folder
 from shardsim.model import load_model, load_model_file, model_names
 from shardsim.views.write import printable
 
-Shardsim = Callable[..., Result]
 ON = ("--on", "v4:4x4x4", "--batch", "1024")
-
-
-def refused(result: Result) -> str:
-    """Return the one line in which a command refused its input."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    assert lines[0].isprintable()
-    return lines[0].removeprefix("error: ")
 
 
 @pytest.mark.parametrize(

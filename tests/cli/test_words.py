@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import Shardsim
 
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
@@ -20,7 +19,6 @@ from shardsim.plan.legality import check
 from shardsim.planner.presets import parse_mesh, plan_of_mesh
 from shardsim.planner.search import search
 
-Shardsim = Callable[..., Result]
 WORDS = ["vit-22b", "--on", "v4:8x8x16", "--batch", "65536", "--mesh", "fsdp=128,tensor=8"]
 
 # The same plan, every rule written out.

@@ -393,11 +393,7 @@ def jax_roofline(operation: str, sizes: tuple[int, ...], rows: int, columns: int
     call, before, after = {
         "all-gather": (lambda a: jax.lax.all_gather(a, names, tiled=True), split, split),
         "all-reduce": (lambda a: jax.lax.psum(a, names), split, whole),
-        "reduce-scatter": (
-            lambda a: jax.lax.psum_scatter(a, names, tiled=True),
-            whole,
-            split,
-        ),
+        "reduce-scatter": (lambda a: jax.lax.psum_scatter(a, names, tiled=True), whole, split),
         "all-to-all": (
             lambda a: jax.lax.all_to_all(a, names, 1, 0, tiled=True),
             split,

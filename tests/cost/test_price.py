@@ -23,15 +23,8 @@ from shardsim.plan import Overlap, Plan, resolve
 from shardsim.program.schedule import Await, Block, Move, Schedule, Start
 
 FASTER = (
-    "peak_flops.bf16",
-    "vector_flops",
-    "hbm_bytes_per_s",
-    "link_bytes_per_s",
-    "dcn_bytes_per_s",
-    "matmul_efficiency",
-    "hbm_efficiency",
-    "link_efficiency",
-    "dcn_efficiency",
+    *("peak_flops.bf16", "vector_flops", "hbm_bytes_per_s", "link_bytes_per_s", "dcn_bytes_per_s"),
+    *("matmul_efficiency", "hbm_efficiency", "link_efficiency", "dcn_efficiency"),
 )
 SHORTER = ("hop_latency_s", "dcn_hop_latency_s", "op_overhead_s", "collective_overhead_s")
 

@@ -157,11 +157,7 @@ def test_a_permute_of_more_steps_loads_more_links() -> None:
 def test_transfers_take_what_the_work_leaves_of_hbm(
     seconds: float, own: float, size: float
 ) -> None:
-    tasks = (
-        copied("t", size),
-        work("w", seconds, hbm_bytes=own * seconds * HBM),
-        Await(name="t"),
-    )
+    tasks = (copied("t", size), work("w", seconds, hbm_bytes=own * seconds * HBM), Await(name="t"))
     price = run(*tasks).price
     left = max(size / HBM - seconds * (1 - own), 0.0)
     assert price.hbm_bound_s == pytest.approx(left, rel=1e-9, abs=1e-12)

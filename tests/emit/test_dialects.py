@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans import CONTEXTS, PLANS, make
+from plans import CONTEXTS, PLANS, make, spread
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.big_vision import big_vision_export
 from shardsim.emit.dialects.keras import keras_layout, resolve_layout, variable_path
@@ -294,9 +294,8 @@ def test_every_plan_that_ships_goes_to_maxtext_or_says_why_not(name: str) -> Non
 )
 def test_maxtext_refuses_with_the_reason(more: dict, words: str) -> None:
     mesh = more.pop("mesh", {"fsdp": 8})
-    batch = [name for name in mesh]
     with pytest.raises(PlanError, match=words):
-        export_plan(make("gpt", mesh, {"embed": ["fsdp"]}, {"batch": batch}, **more), "maxtext")
+        export_plan(spread("gpt", mesh, **more), "maxtext")
 
 
 def test_maxtext_stripes_tokens_and_says_why_it_has_no_ring() -> None:
@@ -316,13 +315,10 @@ def test_other_trainers_refuse_other_ways_to_attend(to: str) -> None:
 
 
 def test_a_placement_that_jax_would_not_choose_is_refused() -> None:
-    inside = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
-    rules = ({"embed": ["fsdp"], **inside}, {"batch": ["fsdp"], "embed": ["model"]})
-
     def placed(**torus: dict[str, int]) -> Plan:
         sizes = {"fsdp": 16, "model": 4}
         mesh = {name: {"size": sizes[name], "torus": on} for name, on in torus.items()}
-        return make("llama", mesh, *rules, machine="v4:4x4x4", batch=64)
+        return spread("llama", mesh, "embed", machine="v4:4x4x4", batch=64)
 
     assert "mesh_axes" in export_plan(placed(fsdp={"x": 4, "y": 4}, model={"z": 4}), "maxtext")
     other = placed(fsdp={"y": 4, "z": 4}, model={"x": 4})
@@ -388,14 +384,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_stay_in_comments(name: str) -> None:
     plain, hostile = (
-        make(
-            "vit-serial",
-            {"fsdp": 8},
-            {"embed": ["fsdp"]},
-            {"batch": ["fsdp"]},
-            name=given_name,
-        )
-        for given_name in ("plain", name)
+        spread("vit-serial", {"fsdp": 8}, name=given_name) for given_name in ("plain", name)
     )
     assert exported(hostile) == exported(plain)
     code = export_plan(hostile, "big_vision")
@@ -409,8 +398,8 @@ def test_hostile_names_stay_in_comments(name: str) -> None:
 @settings(max_examples=30, deadline=None)
 @given(name=st.text(max_size=40))
 def test_any_name_gives_the_same_maxtext_file(name: str) -> None:
-    plan = make("gpt", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, name=name)
-    plain = make("gpt", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, name="plain")
+    plan = spread("gpt", {"fsdp": 8}, name=name)
+    plain = spread("gpt", {"fsdp": 8}, name="plain")
     assert exported(plan) == exported(plain)
 
 
@@ -429,7 +418,7 @@ def test_trainers_with_one_policy_refuse_groups_of_layers(to: str) -> None:
     if to == "big_vision":
         plan = PLANS["partitioned fsdp"]
     else:
-        plan = make("llama", {"data": 8}, {}, {"batch": ["data"]}, remat="full")
+        plan = spread("llama", {"data": 8}, remat="full")
     export_plan(plan, to)
     with pytest.raises(PlanError) as raised:
         export_plan(replace(plan, remat=groups), to)
@@ -463,10 +452,7 @@ def test_axlearn_writes_the_specs_of_the_plan_or_a_reason(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_levanter_holds_the_plan_or_a_reason(name: str) -> None:
     plan = PLANS[name]
-    text = attempt(
-        lambda: export_plan(plan, "levanter"),
-        LEVANTER_REASONS,
-    )
+    text = attempt(lambda: export_plan(plan, "levanter"), LEVANTER_REASONS)
     if text is None:
         return
     trainer = yaml.safe_load(text)["trainer"]

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans import MODELS, PLANS, make
+from plans import MODELS, PLANS, spread
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.flax import logical_rules
 from shardsim.emit.dialects.rules import resolve_names
@@ -36,7 +36,7 @@ def plan_called(name: str, axis: str = "model") -> Plan:
     data = {
         "name": name,
         "note": name,
-        "model": MODELS["vit"],
+        "model": {"name": "vit", **MODELS["vit"]},
         "machine": "v5e:2x4",
         "batch": 16,
         "mesh": {"fsdp": 2, axis: 4},
@@ -149,7 +149,7 @@ def test_the_emitted_code_imports_only_what_it_says(to: str) -> None:
 @pytest.mark.parametrize("to", FORMS)
 def test_every_form_has_the_plans_compiler_options(to: str) -> None:
     own = {"xla_tpu_scoped_vmem_limit_kib": "65536", "xla_enable_async_all_gather": "false"}
-    plan = make("vit", {"fsdp": 8}, {"embed": ["fsdp"]}, {"batch": ["fsdp"]}, compiler_options=own)
+    plan = spread("vit", {"fsdp": 8}, compiler_options=own)
     options = plan_data(plan)["plan"]["tpu_options"]
     assert options.items() >= own.items()
     assert options["xla_tpu_enable_async_collective_fusion"] == "true"
@@ -226,7 +226,7 @@ def test_every_plan_that_ships_can_be_exported_or_says_why_not(name: str) -> Non
 
 def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
     mesh, more = {"stage": 2, "data": 4}, {"microbatches": 2}
-    plan = make("vit", mesh, {"layers": ["stage"]}, {"batch": ["data"]}, **more)
+    plan = spread("vit", mesh, **more)
     with pytest.raises(PlanError, match="pipeline_schedule: export of 1f1b is not supported"):
         export_plan(plan, "jax")
     ticks = replace(plan, pipeline_schedule="gpipe")

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.emit.specs import plan_data
 from shardsim.plan import plan_from_data
 from shardsim.validate.measured import read_results
@@ -75,7 +74,7 @@ def test_a_step_is_run_timed_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     plan, results = tmp_path / "small.yaml", tmp_path / "steps.jsonl"
     plan.write_text(SMALL, encoding="utf-8")
     asked = ["verify", str(plan), "--against", "device", "--scale", "full"]
-    done = CliRunner().invoke(main, [*asked, "--measure", "--results", str(results), "--json"])
+    done = shardsim(*asked, "--measure", "--results", str(results), "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert answer["device"]["platform"] == "cpu"
@@ -84,7 +83,7 @@ def test_a_step_is_run_timed_and_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     (row,) = read_results(results)
     assert row["step_time_s"] == answer["step"]["measured_s"] > 0.0
     assert plan_from_data(row["plan"], "row") == plan_from_data(row["plan"], "row")
-    shown = CliRunner().invoke(main, ["validate", "--measured", str(results)])
+    shown = shardsim("validate", "--measured", str(results))
     assert "small" in shown.output
 
 
@@ -97,7 +96,7 @@ def test_too_few_devices_are_said_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         SMALL.replace("h100:1", "h100:8").replace("data: 1", "data: 8"), encoding="utf-8"
     )
     asked = ["verify", str(plan), "--against", "device", "--scale", "full", "--measure"]
-    done = CliRunner().invoke(main, asked)
+    done = shardsim(*asked)
     assert done.exit_code == 2
     assert "needs 8 devices, but JAX finds 1" in done.output
 
@@ -106,6 +105,6 @@ def test_results_need_a_measured_step(tmp_path: Path) -> None:
     plan = tmp_path / "small.yaml"
     plan.write_text(SMALL, encoding="utf-8")
     for more in (["--against", "device"], ["--against", "host", "--measure"]):
-        done = CliRunner().invoke(main, ["verify", str(plan), *more, "--results", "x.jsonl"])
+        done = shardsim("verify", str(plan), *more, "--results", "x.jsonl")
         assert done.exit_code == 2
         assert "--results" in done.output

@@ -76,10 +76,7 @@ def emitted(plans: Sequence[Plan]) -> list[tuple[Plan, dict[str, Any]]]:
 
 def held(datas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what `run_held.py` finds, in a process of its own."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(Path(__file__).with_name("run_held.py"))],
         input=json.dumps(datas),

@@ -35,10 +35,7 @@ def made_of(
 def test_a_process_that_is_killed_says_by_what_and_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        made_of(DYING, tmp_path, monkeypatch) as host,
-        pytest.raises(ShardsimError) as raised,
-    ):
+    with made_of(DYING, tmp_path, monkeypatch) as host, pytest.raises(ShardsimError) as raised:
         host.ask({})
     assert str(raised.value) == (
         "the process with host devices was killed by signal 6 (Aborted): "

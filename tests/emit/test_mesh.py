@@ -13,6 +13,8 @@ import pytest
 from shardsim.emit.runtime.config import build_mesh, cycle, device_places, make_group, snake
 from shardsim.emit.specs import plan_data
 from shardsim.plan import plan_from_data
+from shardsim.plan.layout import SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,12 @@ class MockTpu:
 
 
 def data_of(machine: str, mesh: dict[str, Any]) -> dict[str, Any]:
-    inside = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
     plan = {
         "model": {"base": "vit-22b", "heads": 64, "head_dim": 96},
         "machine": machine,
         "batch": 65536,
         "mesh": mesh,
-        "rules": {
-            "parameters": {"embed": ["fsdp"], **inside},
-            "activations": {"batch": ["fsdp"], "seq": ["model"]},
-        },
+        "rules": rules_data(["fsdp", "model"], residual=SEQUENCE_SHARDED),
     }
     return plan_data(plan_from_data(plan, "plan"))["plan"]
 

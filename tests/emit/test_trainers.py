@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from said import shardsim
 
 from plans import PLANS
-from shardsim.cli.main import main
 from shardsim.emit.dialects.maxtext import maxtext_export
 from shardsim.emit.dialects.maxtext_tables import state_paths
 from shardsim.emit.dialects.rules import resolve_names
@@ -104,7 +103,7 @@ def test_every_case_is_a_plan(case) -> None:
 @pytest.mark.parametrize("against", ["maxtext", "big_vision"])
 def test_a_trainer_that_is_not_installed_is_one_line(against: str, tmp_path: Path) -> None:
     command = ["verify", "vit-22b-published-tp8", "--against", against]
-    run = CliRunner().invoke(main, [*command, "--trainer-python", str(tmp_path / "nowhere")])
+    run = shardsim(*command, "--trainer-python", str(tmp_path / "nowhere"))
     assert run.exit_code == 2
     lines = run.output.strip().splitlines()
     assert len(lines) == 2  # what is done, and why not

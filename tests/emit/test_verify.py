@@ -13,24 +13,10 @@ from shardsim.plan import load_plan
 from shardsim.xla import HostDevices, verify_host
 
 KEYS = {
-    "ok",
-    "against",
-    "loss_rel_error",
-    "grad_rel_error",
-    "hbm",
-    "compute",
-    "step",
-    "collectives",
-    "unplanned",
+    *("ok", "against", "loss_rel_error", "grad_rel_error", "hbm", "compute", "step"),
+    *("collectives", "unplanned"),
 }
-ROW = {
-    "kind",
-    "mesh_axes",
-    "planned_bytes",
-    "compiled_bytes",
-    "planned_count",
-    "compiled_count",
-}
+ROW = {"kind", "mesh_axes", "planned_bytes", "compiled_bytes", "planned_count", "compiled_count"}
 
 
 def test_a_published_plan_verifies() -> None:

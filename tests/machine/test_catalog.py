@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 
 from shardsim.errors import FileError, HardwareError, ShardsimError
 from shardsim.files import data_folder, read_yaml
-from shardsim.machine import (
-    Chip,
-    Constant,
-    chip_names,
-    load_chip,
-    load_chip_file,
-    override_chip,
-)
+from shardsim.machine import Chip, Constant, chip_names, load_chip, load_chip_file, override_chip
 from shardsim.machine.catalog import ALIASES, STATUSES
 from shardsim.units import GIB
 
@@ -105,20 +98,10 @@ def test_devices_and_hbm_are_those_of_the_compiler(name, devices, gib):
 @pytest.mark.parametrize(
     ("name", "bf16"),
     [
-        ("v2", 46),
-        ("v3", 123),
-        ("v4", 275),
-        ("v5e", 197),
-        ("v5p", 459),
-        ("v6e", 918),
-        ("tpu7x", 2307),
-        ("a100", 312),
-        ("h100", 989),
-        ("h200", 989),
-        ("h800", 989),
-        ("v100", 125),
+        ("v2", 46), ("v3", 123), ("v4", 275), ("v5e", 197), ("v5p", 459), ("v6e", 918),
+        ("tpu7x", 2307), ("a100", 312), ("h100", 989), ("h200", 989), ("h800", 989), ("v100", 125),
     ],
-)
+)  # fmt: skip
 def test_peaks(name, bf16):
     chip = load_chip(name)
     assert chip.peak("bf16") == chip.peak("float32") == bf16 * 1e12
@@ -151,19 +134,11 @@ def test_only_v4_has_common_memory():
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [
-        ("v5litepod", "v5e"),
-        ("V5Lite", "v5e"),
-        ("TPU v5 lite", "v5e"),
-        ("TPU v5", "v5p"),
-        ("Trillium", "v6e"),
-        ("tpu_v6e", "v6e"),
-        ("IRONWOOD", "tpu7x"),
-        ("TPU7x", "tpu7x"),
-        ("tpu-v4", "v4"),
-        ("H100", "h100"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("v5litepod", "v5e"), ("V5Lite", "v5e"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"),
+        ("Trillium", "v6e"), ("tpu_v6e", "v6e"), ("IRONWOOD", "tpu7x"), ("TPU7x", "tpu7x"),
+        ("tpu-v4", "v4"), ("H100", "h100"), ("NVIDIA H100 80GB HBM3", "h100"),
     ],
-)
+)  # fmt: skip
 def test_aliases(spelling, name):
     assert load_chip(spelling) is load_chip(name)
 

@@ -29,28 +29,13 @@ ALL_SLICES = [name for chip in chip_names() for name in possible_slices(chip)]
 @pytest.mark.parametrize(
     ("name", "wraps"),
     [
-        ("v4:8x8x16", "xyz"),
-        ("v4:4x4x4", "xyz"),
-        ("v4:2x4x4", ""),
-        ("v4:2x2x1", ""),
-        ("v4:1x1x1", ""),
-        ("v5p:16x20x28", "xyz"),
-        ("v5p:2x2x4", ""),
-        ("tpu7x:4x4x8", "xyz"),
-        ("tpu7x:2x2x2", ""),
-        ("v5e:16x16", "xy"),
-        ("v5e:8x16", "y"),
-        ("v5e:16x8", "x"),
-        ("v6e:8x8", ""),
-        ("v6e:16x16", "xy"),
-        ("v3:32x32", "xy"),
-        ("v3:16x32", "y"),
-        ("v3:16x16", ""),
-        ("v2:16x16", "xy"),
-        ("v2:8x8", ""),
-        ("h100:8", ""),
+        ("v4:8x8x16", "xyz"), ("v4:4x4x4", "xyz"), ("v4:2x4x4", ""), ("v4:2x2x1", ""),
+        ("v4:1x1x1", ""), ("v5p:16x20x28", "xyz"), ("v5p:2x2x4", ""), ("tpu7x:4x4x8", "xyz"),
+        ("tpu7x:2x2x2", ""), ("v5e:16x16", "xy"), ("v5e:8x16", "y"), ("v5e:16x8", "x"),
+        ("v6e:8x8", ""), ("v6e:16x16", "xy"), ("v3:32x32", "xy"), ("v3:16x32", "y"),
+        ("v3:16x16", ""), ("v2:16x16", "xy"), ("v2:8x8", ""), ("h100:8", ""),
     ],
-)
+)  # fmt: skip
 def test_wrap_rules(name, wraps):
     assert "".join(axis.name for axis in parse_machine(name).axes if axis.wrapped) == wraps
 
@@ -97,11 +82,7 @@ def test_gpus_of_a_node_share_a_switch():
     assert axis.bytes_per_s == 450e9
 
 
-@given(
-    name=st.sampled_from(ALL_SLICES),
-    slices=st.integers(1, 999_999),
-    data=st.data(),
-)
+@given(name=st.sampled_from(ALL_SLICES), slices=st.integers(1, 999_999), data=st.data())
 def test_names_round_trip(name, slices, data):
     base = parse_machine(name)
     shape = tuple(data.draw(st.permutations(base.shape)))

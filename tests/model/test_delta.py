@@ -8,14 +8,9 @@ import pytest
 
 from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
-from shardsim.model import (
-    Accounting,
-    attention_flops_per_token,
-    load_model,
-    model_flops_per_token,
-)
+from shardsim.model import Accounting, attention_flops_per_token, load_model, model_flops_per_token
 from shardsim.plan import plan_from_data
-from shardsim.plan.resolve import resolve
+from shardsim.plan.resolve import resolve, rules_data
 
 # What MaxText's own code makes of its files (docs/maxtext_models.yaml).
 WEIGHTS = {
@@ -105,13 +100,7 @@ def test_what_does_not_go_together_is_said(changes: dict[str, Any], words: str) 
     [
         ({"sequence": 4100}, "tokens in chunks of linear attention: 4100 does not divide by 64"),
         (
-            {
-                "mesh": {"fsdp": 16, "context": 4},
-                "rules": {
-                    "parameters": {"embed": ["fsdp"]},
-                    "activations": {"batch": ["fsdp"], "seq": ["context"]},
-                },
-            },
+            {"mesh": {"fsdp": 16, "context": 4}, "rules": rules_data(["fsdp", "context"])},
             "the state of linear attention over a context axis",
         ),
     ],

@@ -10,6 +10,8 @@ from shardsim.cost.predict import predict
 from shardsim.errors import ShardsimError
 from shardsim.model import forward_matmul_flops_per_token, load_model
 from shardsim.plan import plan_from_data
+from shardsim.plan.layout import SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -30,7 +32,6 @@ SMALL: dict[str, Any] = {
     "windows": [512, 512, 0],
 }
 SAME = {"kv_heads": 8, "head_dim": 128}
-_INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
 
 
 def step(model: dict[str, Any], fsdp: int = 32, tensor: int = 2, **more: Any) -> Any:
@@ -40,10 +41,7 @@ def step(model: dict[str, Any], fsdp: int = 32, tensor: int = 2, **more: Any) ->
         "machine": "v5p:4x4x4",
         "batch": 128,
         "mesh": {"fsdp": fsdp, "model": tensor},
-        "rules": {
-            "parameters": {"embed": ["fsdp"], **_INSIDE},
-            "activations": {"batch": ["fsdp"], "seq": ["model"]},
-        },
+        "rules": rules_data(["fsdp", "model"], residual=SEQUENCE_SHARDED),
     }
     return predict(plan_from_data({**data, **more}, "step"))
 

@@ -3,276 +3,129 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import refused, shardsim
 
-from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.model import HfModel, load_hf, load_model
 from shardsim.model.hf.decoders import FAMILIES
 from shardsim.model.hf.defaults import DEFAULTS
 from shardsim.model.hf.towers import TOWERS
 
-_LLAMA = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128256}
-_QWEN = {"model_type": "qwen2", "num_key_value_heads": 4}
 _CLASSES = {
     "architectures": ["ViTForImageClassification"],
     "id2label": {str(number): "name" for number in range(1000)},
 }
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "num_key_value_heads",
+)
+
+
+def _config(
+    kind: str, count: int, sizes: Sequence[int | None] = (), **more: Any
+) -> tuple[dict[str, Any], int]:
+    given = {key: size for key, size in zip(_SIZES, sizes, strict=False) if size is not None}
+    return {"model_type": kind, **given, **more}, count
+
+
 # What published files set beside transformers' defaults, and the count of the weights there.
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
-    "Llama-3.1-8B": ({**_LLAMA, "intermediate_size": 14336}, 8_030_261_248),
-    "Llama-3.1-70B": (
-        {
-            **_LLAMA,
-            "hidden_size": 8192,
-            "intermediate_size": 28672,
-            "num_hidden_layers": 80,
-            "num_attention_heads": 64,
-        },
-        70_553_706_496,
+    "Llama-3.1-8B": _config(
+        "llama", 8_030_261_248, (None, 14336, None, None, 8), vocab_size=128256
     ),
-    "Llama-3.2-1B": (
-        {
-            **_LLAMA,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "head_dim": 64,
-            "tie_word_embeddings": True,
-        },
+    "Llama-3.1-70B": _config("llama", 70_553_706_496, (8192, 28672, 80, 64, 8), vocab_size=128256),
+    "Llama-3.2-1B": _config(
+        "llama",
         1_235_814_400,
+        (2048, 8192, 16, None, 8),
+        vocab_size=128256,
+        head_dim=64,
+        tie_word_embeddings=True,
     ),
-    "Llama-2-7b": ({"model_type": "llama"}, 6_738_415_616),
-    "Mistral-7B-v0.1": ({"model_type": "mistral"}, 7_241_732_096),
-    "Mixtral-8x7B-v0.1": ({"model_type": "mixtral"}, 46_702_792_704),
-    "Qwen2.5-7B": (
-        {
-            **_QWEN,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "vocab_size": 152064,
-        },
-        7_615_616_512,
-    ),
-    "Qwen2.5-0.5B": (
-        {
-            **_QWEN,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-        494_032_768,
-    ),
-    "Qwen3-8B": (
-        {
-            "model_type": "qwen3",
-            "intermediate_size": 12288,
-            "num_hidden_layers": 36,
-            "num_key_value_heads": 8,
-        },
-        8_190_735_360,
-    ),
-    "Qwen3-30B-A3B": (
-        {"model_type": "qwen3_moe", "num_hidden_layers": 48, "head_dim": 128},
-        30_532_122_624,
-    ),
-    "gemma-2b": (
-        {
-            "model_type": "gemma",
-            "hidden_size": 2048,
-            "intermediate_size": 16384,
-            "num_hidden_layers": 18,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 1,
-        },
-        2_506_172_416,
-    ),
-    "gemma-2-9b": (
-        {
-            "model_type": "gemma2",
-            "hidden_size": 3584,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 42,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-        },
-        9_241_705_984,
-    ),
-    "gemma-3-1b-pt": (
-        {
-            "model_type": "gemma3_text",
-            "hidden_size": 1152,
-            "intermediate_size": 6912,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 1,
-            "vocab_size": 262144,
-        },
-        999_885_952,
+    "Llama-2-7b": _config("llama", 6_738_415_616),
+    "Mistral-7B-v0.1": _config("mistral", 7_241_732_096),
+    "Mixtral-8x7B-v0.1": _config("mixtral", 46_702_792_704),
+    "Qwen2.5-7B": _config("qwen2", 7_615_616_512, (3584, 18944, 28, 28, 4), vocab_size=152064),
+    "Qwen2.5-0.5B": _config("qwen2", 494_032_768, (896, 4864, 24, 14, 2), tie_word_embeddings=True),
+    "Qwen3-8B": _config("qwen3", 8_190_735_360, (None, 12288, 36, None, 8)),
+    "Qwen3-30B-A3B": _config("qwen3_moe", 30_532_122_624, (None, None, 48), head_dim=128),
+    "gemma-2b": _config("gemma", 2_506_172_416, (2048, 16384, 18, 8, 1)),
+    "gemma-2-9b": _config("gemma2", 9_241_705_984, (3584, 14336, 42, 16, 8)),
+    "gemma-3-1b-pt": _config(
+        "gemma3_text", 999_885_952, (1152, 6912, None, 4, 1), vocab_size=262144
     ),
     # Counted by hand from the sizes; published as 30.7 B and, of text, 25.2 B.
-    "gemma-4-31B": (
-        {
-            "model_type": "gemma4_text",
-            "hidden_size": 5376,
-            "intermediate_size": 21504,
-            "num_hidden_layers": 60,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 16,
-            "num_global_key_value_heads": 4,
-            "attention_k_eq_v": True,
-            "sliding_window": 1024,
-            "hidden_size_per_layer_input": 0,
-        },
+    "gemma-4-31B": _config(
+        "gemma4_text",
         30_697_345_340,
+        (5376, 21504, 60, 32, 16),
+        num_global_key_value_heads=4,
+        attention_k_eq_v=True,
+        sliding_window=1024,
+        hidden_size_per_layer_input=0,
     ),
-    "gemma-4-26B-A4B": (
-        {
-            "model_type": "gemma4_text",
-            "hidden_size": 2816,
-            "intermediate_size": 2112,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "num_global_key_value_heads": 2,
-            "attention_k_eq_v": True,
-            "sliding_window": 1024,
-            "hidden_size_per_layer_input": 0,
-            "enable_moe_block": True,
-            "num_experts": 128,
-            "top_k_experts": 8,
-            "moe_intermediate_size": 704,
-        },
+    "gemma-4-26B-A4B": _config(
+        "gemma4_text",
         25_233_141_790,
+        (2816, 2112, 30, 16, 8),
+        num_global_key_value_heads=2,
+        attention_k_eq_v=True,
+        sliding_window=1024,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=128,
+        top_k_experts=8,
+        moe_intermediate_size=704,
     ),
-    "Phi-3-mini-4k-instruct": ({"model_type": "phi3"}, 3_821_079_552),
-    "phi-4": (
-        {
-            "model_type": "phi3",
-            "hidden_size": 5120,
-            "intermediate_size": 17920,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 10,
-            "vocab_size": 100352,
-        },
-        14_659_507_200,
-    ),
-    "gpt2": ({"model_type": "gpt2"}, 124_439_808),
-    "gpt2-xl": (
-        {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25},
-        1_557_611_200,
-    ),
-    "gpt-oss-20b": (
-        {"model_type": "gpt_oss", "num_hidden_layers": 24, "num_local_experts": 32},
-        20_914_757_184,
-    ),
-    "gpt-oss-120b": ({"model_type": "gpt_oss"}, 116_829_156_672),
-    "Qwen1.5-MoE-A2.7B": ({"model_type": "qwen2_moe", "num_key_value_heads": 16}, 14_315_784_192),
+    "Phi-3-mini-4k-instruct": _config("phi3", 3_821_079_552),
+    "phi-4": _config("phi3", 14_659_507_200, (5120, 17920, 40, 40, 10), vocab_size=100352),
+    "gpt2": _config("gpt2", 124_439_808),
+    "gpt2-xl": _config("gpt2", 1_557_611_200, n_embd=1600, n_layer=48, n_head=25),
+    "gpt-oss-20b": _config("gpt_oss", 20_914_757_184, (None, None, 24), num_local_experts=32),
+    "gpt-oss-120b": _config("gpt_oss", 116_829_156_672),
+    "Qwen1.5-MoE-A2.7B": _config("qwen2_moe", 14_315_784_192, (None, None, None, None, 16)),
     # As MaxText's own code makes it; without the layer of a second prediction.
-    "Qwen3-Next-80B-A3B": ({"model_type": "qwen3_next"}, 79_674_391_296),
-    "DeepSeek-V2-Lite": (
-        {
-            "model_type": "deepseek_v2",
-            "hidden_size": 2048,
-            "intermediate_size": 10944,
-            "moe_intermediate_size": 1408,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "num_experts_per_tok": 6,
-            "q_lora_rank": None,
-            "first_k_dense_replace": 1,
-            "vocab_size": 102400,
-        },
+    "Qwen3-Next-80B-A3B": _config("qwen3_next", 79_674_391_296),
+    "DeepSeek-V2-Lite": _config(
+        "deepseek_v2",
         15_706_484_224,
+        (2048, 10944, 27, 16, 16),
+        moe_intermediate_size=1408,
+        num_experts_per_tok=6,
+        q_lora_rank=None,
+        first_k_dense_replace=1,
+        vocab_size=102400,
     ),
     # Without the layer of a second prediction, and biases of routers that no gradient reaches.
-    "DeepSeek-V3": ({"model_type": "deepseek_v3"}, 671_026_419_200 - 58 * 256),
-    "OLMo-2-1124-7B": ({"model_type": "olmo2", "vocab_size": 100352}, 7_298_617_344),
-    "OLMo-2-1124-13B": (
-        {
-            "model_type": "olmo2",
-            "hidden_size": 5120,
-            "intermediate_size": 13824,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 40,
-            "vocab_size": 100352,
-        },
-        13_716_198_400,
-    ),
-    "Olmo-3-1025-7B": ({"model_type": "olmo3", "vocab_size": 100278}, 7_298_011_136),
-    "phi-2": (
-        {
-            "model_type": "phi",
-            "hidden_size": 2560,
-            "intermediate_size": 10240,
-            "num_hidden_layers": 32,
-        },
-        2_779_683_840,
-    ),
-    "gpt-neox-20b": ({"model_type": "gpt_neox"}, 20_554_567_680),
-    "pythia-6.9b": (
-        {
-            "model_type": "gpt_neox",
-            "hidden_size": 4096,
-            "intermediate_size": 16384,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-        },
-        6_857_302_016,
-    ),
+    "DeepSeek-V3": _config("deepseek_v3", 671_026_419_200 - 58 * 256),
+    "OLMo-2-1124-7B": _config("olmo2", 7_298_617_344, vocab_size=100352),
+    "OLMo-2-1124-13B": _config("olmo2", 13_716_198_400, (5120, 13824, 40, 40), vocab_size=100352),
+    "Olmo-3-1025-7B": _config("olmo3", 7_298_011_136, vocab_size=100278),
+    "phi-2": _config("phi", 2_779_683_840, (2560, 10240, 32)),
+    "gpt-neox-20b": _config("gpt_neox", 20_554_567_680),
+    "pythia-6.9b": _config("gpt_neox", 6_857_302_016, (4096, 16384, 32, 32)),
     # Of facebook/dinov2-*, less the token of masked patches.
-    "dinov2-base": ({"model_type": "dinov2", "image_size": 518}, 86_580_480 - 768),
-    "dinov2-giant": (
-        {
-            "model_type": "dinov2",
-            "image_size": 518,
-            "hidden_size": 1536,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 24,
-            "use_swiglu_ffn": True,
-        },
-        1_136_480_768 - 1536,
+    "dinov2-base": _config("dinov2", 86_580_480 - 768, image_size=518),
+    "dinov2-giant": _config(
+        "dinov2", 1_136_480_768 - 1536, (1536, None, 40, 24), image_size=518, use_swiglu_ffn=True
     ),
-    "dinov2-with-registers-base": (
-        {"model_type": "dinov2_with_registers", "image_size": 518, "patch_size": 14},
-        86_583_552 - 768,
+    "dinov2-with-registers-base": _config(
+        "dinov2_with_registers", 86_583_552 - 768, image_size=518, patch_size=14
     ),
     # The towers of images of openai/clip-*.
-    "clip-vit-base-patch32": ({"model_type": "clip_vision_model"}, 87_456_000),
-    "clip-vit-large-patch14": (
-        {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "patch_size": 14,
-        },
-        303_179_776,
+    "clip-vit-base-patch32": _config("clip_vision_model", 87_456_000),
+    "clip-vit-large-patch14": _config(
+        "clip_vision_model", 303_179_776, (1024, 4096, 24, 16), patch_size=14
     ),
-    "vit-base-patch16-224": ({"model_type": "vit", **_CLASSES}, 86_567_656),
-    "deit-tiny-patch16-224": (
-        {
-            "model_type": "vit",
-            "hidden_size": 192,
-            "intermediate_size": 768,
-            "num_attention_heads": 3,
-            **_CLASSES,
-        },
-        5_717_416,
-    ),
+    "vit-base-patch16-224": _config("vit", 86_567_656, **_CLASSES),
+    "deit-tiny-patch16-224": _config("vit", 5_717_416, (192, 768, None, 3), **_CLASSES),
 }
 
 
@@ -393,10 +246,7 @@ _NAMES = sorted({key for config in DEFAULTS.values() for key in config} | {"rope
     gone=st.sets(st.sampled_from(_NAMES), max_size=2),
 )
 def test_every_key_is_carried_listed_or_refused(
-    name: str,
-    changes: dict[str, Any],
-    gone: set[str],
-    tmp_path_factory: pytest.TempPathFactory,
+    name: str, changes: dict[str, Any], gone: set[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = {k: v for k, v in {**PUBLISHED[name][0], **changes}.items() if k not in gone}
     try:
@@ -469,7 +319,7 @@ def test_sizes_that_a_file_leaves_to_defaults_are_said(tmp_path: Path) -> None:
     assert read(tmp_path, {"model_type": "llama", **every}).assumed == ""
     read(tmp_path, {"model_type": "llama", "hidden_size": 2048})
     words = ["--on", "v5p:2x2x2", "--batch", "16", "--mesh", "fsdp=8"]
-    run = CliRunner().invoke(main, ["predict", str(tmp_path), *words, "--json"])
+    run = shardsim("predict", str(tmp_path), *words, "--json")
     assert run.exit_code == 0, run.output
     assert "assumed, as transformers" in run.stderr
     assert "num_hidden_layers 32, intermediate_size 11008" in run.stderr
@@ -544,10 +394,8 @@ def test_what_is_no_such_file_or_cannot_be_said_is_one_line(
     file = tmp_path / "config.json"
     file.write_text(text, encoding="utf-8")
     for command in (["import", "--from", "hf"], ["models"]):
-        run = CliRunner().invoke(main, [*command, str(file)])
-        assert run.exit_code == 2
-        assert words in run.output
-        assert len(run.output.strip().splitlines()) == 1
+        run = shardsim(*command, str(file))
+        assert words in refused(run)
 
 
 def test_files_that_are_no_text_or_too_large_are_refused(tmp_path: Path) -> None:
@@ -566,18 +414,16 @@ def test_a_config_stands_where_a_model_does(tmp_path: Path) -> None:
     assert model.name == "Qwen3-8B"
     assert load_model(str(folder)) == load_model(str(folder / "config.json")) == model
     words = ["--on", "v5p:2x2x2", "--batch", "16", "--seq", "2048", "--mesh", "fsdp=8"]
-    run = CliRunner().invoke(main, ["predict", str(folder), *words, "--json"])
+    run = shardsim("predict", str(folder), *words, "--json")
     assert run.exit_code == 0, run.output
     assert "not carried: max_position_embeddings, torch_dtype" in run.stderr
     out = tmp_path / "model.yaml"
-    run = CliRunner().invoke(
-        main, ["import", "--from", "hf", str(folder), "-o", str(out), "--json"]
-    )
+    run = shardsim("import", "--from", "hf", str(folder), "-o", str(out), "--json")
     assert run.exit_code == 0
     data = json.loads(run.stdout)
     assert {item["key"] for item in data["not_carried"]} == {
         "max_position_embeddings",
         "torch_dtype",
     }
-    run = CliRunner().invoke(main, ["models", str(out), "--json"])
+    run = shardsim("models", str(out), "--json")
     assert json.loads(run.stdout)["parameters"] == data["parameters"] == 8_190_735_360

@@ -8,31 +8,9 @@ import pytest
 from shardsim.errors import ModelError
 from shardsim.model import Biases, Latent, Model, load_model
 
-TINY_VIT: dict[str, Any] = {
-    "name": "tiny-vit",
-    "family": "vit",
-    "layers": 2,
-    "embed": 8,
-    "mlp": 32,
-    "heads": 4,
-    "head_dim": 2,
-    "kv_heads": 4,
-    "sequence": 16,
-    "patch": 4,
-    "image": 16,
-}
-TINY_DECODER: dict[str, Any] = {
-    "name": "tiny",
-    "family": "decoder",
-    "layers": 2,
-    "embed": 8,
-    "mlp": 32,
-    "heads": 4,
-    "head_dim": 2,
-    "kv_heads": 2,
-    "sequence": 16,
-    "vocab": 64,
-}
+TINY = dict[str, Any](layers=2, embed=8, mlp=32, heads=4, head_dim=2, kv_heads=4, sequence=16)
+TINY_VIT = TINY | {"name": "tiny-vit", "family": "vit", "patch": 4, "image": 16}
+TINY_DECODER = TINY | {"name": "tiny", "family": "decoder", "kv_heads": 2, "vocab": 64}
 
 
 def test_tiny_models_are_valid() -> None:
@@ -74,11 +52,7 @@ def test_tiny_models_are_valid() -> None:
         ({"latent": {"keys": 4}}, ["latent"]),
         ({"latent": Latent(keys=4, rotary=2, values=2)}, ["latent", "as many key-value heads"]),
         (
-            {
-                "latent": Latent(keys=4, rotary=2, values=2),
-                "kv_heads": 4,
-                "positions": "rotary",
-            },
+            {"latent": Latent(keys=4, rotary=2, values=2), "kv_heads": 4, "positions": "rotary"},
             ["latent.rotary", "part of a head's 2"],
         ),
         ({"pre_norms": False}, ["pre_norms", "post_norms: true"]),

@@ -65,13 +65,7 @@ def test_blocks_hold_what_their_options_say() -> None:
     palm = load_model("palm-8b")
     assert names(palm) == ["block_norm_scale", *plain, "mlp_in", "mlp_gate", "mlp_out"]
     serial = replace(palm, parallel_block=False, gated_mlp=False)
-    assert names(serial) == [
-        "attention_norm_scale",
-        *plain,
-        "mlp_norm_scale",
-        "mlp_in",
-        "mlp_out",
-    ]
+    assert names(serial) == ["attention_norm_scale", *plain, "mlp_norm_scale", "mlp_in", "mlp_out"]
     gemma = load_model("gemma2-2b")
     assert [name for name in names(gemma) if "norm" in name] == [
         "attention_norm_scale",

@@ -51,6 +51,7 @@ CHANGES: dict[str, Any] = {
     "precision.reduce": "f32",
     "precision.gradients": "bf16",
     "precision.state": "bf16",
+    "precision.master": "f32",
     "precision.weights": "int8",
     "precision.scales": "static",
     "precision.bf16": ["head"],

@@ -105,11 +105,7 @@ def test_an_axis_of_stages_without_work_is_told_its_rule():
     ("parameters", "activations", "words"),
     [
         ({"heads": ("t",)}, {"batch": ("f",)}, "mlp: must name 't' too"),
-        (
-            {"heads": ("t",), "mlp": ("t",)},
-            {"batch": ("f", "t")},
-            "an axis can serve only one",
-        ),
+        ({"heads": ("t",), "mlp": ("t",)}, {"batch": ("f", "t")}, "an axis can serve only one"),
         (
             {"heads": ("t",), "mlp": ("t",)},
             {"batch": ("f",), "seq": ("t",), "embed": ("t",)},

@@ -17,18 +17,8 @@ from shardsim.plan import MeshAxis
 from shardsim.plan.placement import place
 
 SLICES = (
-    "v4:4x4x4",
-    "v4:8x8x16",
-    "v4:4x8x8",
-    "v5p:4x4x12",
-    "v4:2x2x4",
-    "v5e:16x16",
-    "v5e:8x16",
-    "2*v4:4x4x4",
-    "6*v5e:4x8",
-    "tpu7x:4x4x4",
-    "h100:8",
-    "16*h100:8",
+    *("v4:4x4x4", "v4:8x8x16", "v4:4x8x8", "v5p:4x4x12", "v4:2x2x4", "v5e:16x16", "v5e:8x16"),
+    *("2*v4:4x4x4", "6*v5e:4x8", "tpu7x:4x4x4", "h100:8", "16*h100:8"),
 )
 
 

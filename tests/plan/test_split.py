@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
+from shardsim.errors import PlanError
 from shardsim.graph.place import RULES
 from shardsim.model import load_model
-from shardsim.plan import Plan, resolve
+from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.layout import ROLES, Layout
 from shardsim.plan.optimizer import OPTIMIZERS, state_bytes
 from shardsim.plan.split import dimension, stored_elements
@@ -127,3 +129,22 @@ def test_the_search_offers_no_state_split_that_does_not_happen():
         whole = 8 * stored_elements(found.plan.model.tensors, sizes)
         assert (found.hbm["optimizer_bytes"] < whole) == bool(found.plan.optimizer_rules)
         assert int(sizes.data.size) < 512
+
+
+def test_an_optimizers_own_weights_lie_as_its_state_does() -> None:
+    plan = plan_from_data(
+        {
+            "model": "llama2-7b",
+            "machine": "v5p:2x2x2",
+            "batch": 8,
+            "mesh": {"data": 8},
+            "rules": {"activations": {"batch": ["data"]}, "optimizer": {"embed": ["data"]}},
+            "precision": {"parameters": "bf16", "master": "f32"},
+        },
+        "plan",
+    )
+    plain = replace(plan, precision=replace(plan.precision, master=""))
+    more = predict(plan).hbm["optimizer_bytes"] / predict(plain).hbm["optimizer_bytes"]
+    assert more == pytest.approx(1.5)
+    with pytest.raises(PlanError, match=r"precision.master: bf16 is no wider"):
+        replace(plan.precision, master="bf16").check()

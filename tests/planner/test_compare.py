@@ -6,10 +6,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 from found import shipped
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.cost.sensitivity import sensitivity
 from shardsim.cost.words import FIGURES
@@ -56,17 +55,17 @@ def test_what_was_changed_is_all_that_differs(key: str, value: object, shown: li
 
 def test_the_command_says_how_it_prices(tmp_path: object) -> None:
     words = ["compare", "vit-22b-published-tp2", "vit-22b-published-tp8"]
-    data = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    data = json.loads(shardsim(*words, "--json").stdout)
     assert data["costs"] == "calibrated"
     for name, item in zip(words[1:], data["plans"], strict=True):
         assert item["path"] == name
         assert item["step_time_s"] == predict(load_plan(name)).step_time_s
     keys = {row["key"]: row["values"] for row in data["differences"]}
     assert keys["mesh.model.size"] == [2, 8]
-    text = CliRunner().invoke(main, [*words, "--op-costs", "compiler"])
+    text = shardsim(*words, "--op-costs", "compiler")
     assert text.exit_code == 0
     assert text.stdout.startswith("all priced as the TPU compiler estimates")
-    alone = CliRunner().invoke(main, words[:2])
+    alone = shardsim(*words[:2])
     assert (alone.exit_code, alone.stderr.count("\n")) == (2, 1)
 
 

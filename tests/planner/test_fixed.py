@@ -80,8 +80,7 @@ def test_holding_each_size_in_turn_is_the_whole_search(role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [pytest.param(k, marks=() if k == "ring" else pytest.mark.slow) for k in ALIKE_KEYS],
+    "keys", [pytest.param(k, marks=() if k == "ring" else pytest.mark.slow) for k in ALIKE_KEYS]
 )
 def test_how_a_context_axis_attends_is_held(keys: str) -> None:
     # Four sequences on sixteen chips: some axis has to split more than the batch.

@@ -21,8 +21,9 @@ from shardsim.model import Model
 from shardsim.plan import Plan, Remat, resolve
 from shardsim.plan.layout import Kept
 from shardsim.plan.remat import POLICIES, Policy
+from shardsim.planner.found import SearchResult
 from shardsim.planner.layers import WORTH, filled
-from shardsim.planner.search import SearchResult, search
+from shardsim.planner.search import search
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition

@@ -23,8 +23,9 @@ from shardsim.plan.layout import ROLES, Layout
 from shardsim.planner.attention import default_attention
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.fixed import ROOM
+from shardsim.planner.found import SearchResult, plan_at
 from shardsim.planner.rank import OBJECTIVES
-from shardsim.planner.search import SearchResult, plan_at, search
+from shardsim.planner.search import search
 from shardsim.planner.space import Part, legal_cells, meshes, parts
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap

@@ -22,7 +22,8 @@ from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolv
 from shardsim.plan.plan import Context
 from shardsim.plan.remat import OFFLOADS, POLICIES
 from shardsim.planner.attention import default_attention
-from shardsim.planner.search import SearchResult, plan_at, search
+from shardsim.planner.found import SearchResult, plan_at
+from shardsim.planner.search import search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
@@ -84,10 +85,7 @@ def compare(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "slice_name", "batch", "costs"),
-    [
-        ("llama2-70b", "2*v5p:8x8x8", 2048, "physical"),
-        ("vit-22b", "v4:8x8x16", 65536, "compiler"),
-    ],
+    [("llama2-70b", "2*v5p:8x8x8", 2048, "physical"), ("vit-22b", "v4:8x8x16", 65536, "compiler")],
 )
 def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     model, machine = load_model(name), parse_machine(slice_name)

@@ -81,20 +81,10 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
 
 
 EMITTED = {name for name, model in MODELS.items() if model.latent and not model.index} | {
-    "norms behind additions",
-    "norms within branches",
-    "norms of patches",
-    "a norm in front",
-    "layers after the last round",
-    "a bias of each word",
-    "a gate of shared experts",
-    "linear attention",
-    "one norm over all heads",
-    "a modulation of each layer",
-    "one modulation, and a text",
-    "masked patches",
-    "registers",
-    "scales of branches",
+    *("norms behind additions", "norms within branches", "norms of patches", "a norm in front"),
+    *("layers after the last round", "a bias of each word", "a gate of shared experts"),
+    *("linear attention", "one norm over all heads", "a modulation of each layer"),
+    *("one modulation, and a text", "masked patches", "registers", "scales of branches"),
 }
 
 

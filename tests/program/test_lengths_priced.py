@@ -15,6 +15,7 @@ from shardsim.errors import PlanError
 from shardsim.ops.attend import BLOCKS, Mask
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.lengths import fullest, sampled
+from shardsim.plan.resolve import rules_data
 from shardsim.planner.search import search
 from shardsim.program.partition import partition
 from shardsim.program.shapes import Workload
@@ -156,10 +157,7 @@ def test_sequences_that_are_skipped_are_not_split_over_a_context_axis() -> None:
         "machine": "v5p:2x2x2",
         "batch": 16,
         "mesh": {"fsdp": 4, "context": 2},
-        "rules": {
-            "parameters": {"embed": ["fsdp"]},
-            "activations": {"batch": ["fsdp"], "seq": ["context"]},
-        },
+        "rules": rules_data(["fsdp", "context"]),
         "lengths": {"mean": 500, "as": "packed"},
     }
     with pytest.raises(PlanError, match=r"lengths.as: packed sequences are not split over a con"):

@@ -21,7 +21,9 @@ from shardsim.errors import PlanError
 from shardsim.files import data_folder
 from shardsim.machine import parse_machine
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
+from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.remat import Remat
+from shardsim.plan.resolve import rules_data
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL, Where, implemented, table
@@ -34,18 +36,14 @@ SHIPPED = [load_plan(name) for name in SAMPLE]
 LONG = plan_from_data(LONG_DATA, "long")
 
 
-def rings(model: str, machine: str, split: str = "seq", **more: Any) -> Plan:
+def rings(model: str, machine: str, split: int = SEQUENCE_SHARDED, **more: Any) -> Plan:
     """Return a plan with a tensor axis of 4, whose rings pass pieces of the sequence or embed."""
-    inside = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
     data = {
         "model": model,
         "machine": machine,
         "batch": 4096,
         "mesh": {"fsdp": parse_machine(machine).devices // 4, "model": 4},
-        "rules": {
-            "parameters": {"embed": ["fsdp"], **inside},
-            "activations": {"batch": ["fsdp"], split: ["model"]},
-        },
+        "rules": rules_data(["fsdp", "model"], residual=split),
         **more,
     }
     return plan_from_data(data, "rings")
@@ -54,7 +52,7 @@ def rings(model: str, machine: str, split: str = "seq", **more: Any) -> Plan:
 RINGS = rings("vit-22b", "v4:4x4x4", overlap={"weights": False})
 STOPPED = rings("maxtext-16b", "v5e:4x8")
 LEFT = rings("vit-22b", "v4:4x4x4", execution="partitioned")
-OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", "embed", overlap={"gradients": False})
+OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", EMBED_SHARDED, overlap={"gradients": False})
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
 # Attention through 16 frames.
 FRAMES = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, attention="flash")
@@ -224,10 +222,7 @@ def test_gradients_of_experts_on_an_axis_of_their_own_are_scattered_over_the_oth
             "machine": "v6e:8x8",
             "batch": 64,
             "mesh": {"fsdp": 8, "expert": 8},
-            "rules": {
-                "parameters": {"embed": ["fsdp", "expert"], "expert": ["expert"]},
-                "activations": {"batch": ["fsdp", "expert"], "expert": ["expert"]},
-            },
+            "rules": rules_data(["fsdp", "expert"]),
         },
         "experts",
     )
@@ -295,8 +290,8 @@ def added(plan: Plan, block: str) -> dict[str, list[Compute]]:
     return found
 
 
-@pytest.mark.parametrize("split", ["seq", "embed"])
-def test_what_a_ring_gathers_is_turned_and_put_together(split: str) -> None:
+@pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
+def test_what_a_ring_gathers_is_turned_and_put_together(split: int) -> None:
     """Once for each array that a weight gradient needs: read and written as pieces, and again."""
     plan = rings("vit-22b", "v4:4x4x4", split)
     stream = 4096 * 256 / 16 * 6144 * 2.0  # of the tokens of a member of fsdp, in bf16

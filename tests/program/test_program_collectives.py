@@ -109,13 +109,7 @@ def test_activation_traffic_of_tensor_parallelism(residual, microbatches):
     # Each branch moves 2 (k - 1)/k of its tokens forward, in bf16, either way.
     model = decoder(vocab=2048)
     plan = build(
-        model,
-        "v5e:4x4",
-        64,
-        TENSOR,
-        remat="none",
-        residual=residual,
-        microbatches=microbatches,
+        model, "v5e:4x4", 64, TENSOR, remat="none", residual=residual, microbatches=microbatches
     )
     program = program_of(plan)
     group_tokens = plan.batch * plan.sequence / 4 / microbatches

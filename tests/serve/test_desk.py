@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import Shardsim, shardsim
 from small_plan import PLAN
 
-from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.files import parse_yaml
 from shardsim.machine import load_chip, parse_machine
@@ -26,7 +24,6 @@ from shardsim.serve.asked import read
 from shardsim.serve.desk import Desk
 from shardsim.views.write import json_text
 
-Shardsim = Callable[..., Result]
 SMALL = plan_from_data(parse_yaml(PLAN, "small"), "small")
 
 
@@ -51,7 +48,7 @@ def test_a_prediction_is_that_of_the_command_that_it_names(desk: Desk, tmp_path:
         }
     )
     words = shlex.split(answer["command"])
-    said = CliRunner().invoke(main, [*words[1:], "--json"])
+    said = shardsim(*words[1:], "--json")
     assert json.loads(said.stdout) == answer["prediction"]
 
 

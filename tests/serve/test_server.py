@@ -13,20 +13,15 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.serve.server import MOST_BODY_BYTES, PageServer
 
 PLAN = "vit-22b-published-tp8"
 
 
 def send(
-    server: PageServer,
-    path: str,
-    body: Any = None,
-    method: str = "POST",
-    **headers: str,
+    server: PageServer, path: str, body: Any = None, method: str = "POST", **headers: str
 ) -> tuple[int, Any, http.client.HTTPResponse]:
     """Return status, what came back, and the response."""
     link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
@@ -128,10 +123,10 @@ def test_a_bug_is_told_in_one_line(
 
 
 def test_a_busy_port_is_one_line(server: PageServer) -> None:
-    busy = CliRunner().invoke(main, ["serve", "--port", str(server.server_port), "--no-open"])
+    busy = shardsim("serve", "--port", str(server.server_port), "--no-open")
     assert busy.exit_code == 2
     assert re.fullmatch(r"error: --port \d+: cannot listen there .*\n", busy.stderr)
-    named = CliRunner().invoke(main, ["serve", "nothing-like-it", "--no-open"])
+    named = shardsim("serve", "nothing-like-it", "--no-open")
     assert (named.exit_code, named.stderr.count("\n")) == (2, 1)
 
 

@@ -320,13 +320,7 @@ def test_same_seed_same_result_to_the_last_bit() -> None:
 
 
 def test_trips_that_are_alike_are_played_once() -> None:
-    body = (
-        started("g", 1e8),
-        work("w", 1e-3),
-        copied("t", 1e6),
-        Await(name="g"),
-        Await(name="t"),
-    )
+    body = (started("g", 1e8), work("w", 1e-3), copied("t", 1e6), Await(name="g"), Await(name="t"))
     few, many = play(*body, trips=3), play(*body, trips=300)
     assert many.step_time_s == pytest.approx(100 * few.step_time_s, rel=1e-9)
     assert many.events.transfers == few.events.transfers

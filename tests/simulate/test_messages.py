@@ -9,12 +9,7 @@ from messages import hop_by_hop
 from shardsim.machine import parse_machine
 from shardsim.plan.layout import AxisLayout
 
-CASES = [
-    ("v4:4x4x4", (4, 1, 1)),
-    ("v4:4x4x4", (4, 4, 4)),
-    ("v5e:4x8", (1, 8)),
-    ("v5e:4x4", (4, 4)),
-]
+CASES = [("v4:4x4x4", (4, 1, 1)), ("v4:4x4x4", (4, 4, 4)), ("v5e:4x8", (1, 8)), ("v5e:4x4", (4, 4))]
 
 
 @pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])

@@ -78,13 +78,7 @@ def makespan(
 @example(4, 3, 2, 1.0, 0.0, 1.0, 0.5)
 @example(6, 1, 2, 1.0, 0.0, 0.0, 2.0)
 def test_the_closed_form_is_the_last_of_all_turns(
-    stages: int,
-    rounds: int,
-    chunks: int,
-    forward: float,
-    backward: float,
-    head: float,
-    send: float,
+    stages: int, rounds: int, chunks: int, forward: float, backward: float, head: float, send: float
 ) -> None:
     """Whole groups of microbatches; `backward` of one forward."""
     many, back = stages * rounds, forward * backward

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardsim.errors import FileError
-from shardsim.plan import Plan, load_plan
+from shardsim.plan import Plan, Remat, load_plan
 from shardsim.simulate.timeline import draw_layer, write_trace
 
 
@@ -54,6 +54,15 @@ def test_compute_row_is_never_double_booked(plan: Plan, tmp_path: Path) -> None:
     rows = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
     assert rows.count("compute") == 4
     assert "compute (2)" not in rows
+
+
+def test_traffic_with_the_host_has_a_row_of_its_own(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    plan = dataclasses.replace(plan, remat=Remat.of(offload=frozenset({"qkv"})))
+    found = write_trace(plan, path)
+    spans = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("cat") == "host"]
+    (use,) = [use for use in found.collectives if use.kind == "host-transfer"]
+    assert sum(span["dur"] for span in spans) == pytest.approx(use.time_s * 1e6)
 
 
 @pytest.mark.slow

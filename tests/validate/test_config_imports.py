@@ -7,11 +7,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
 from shardsim.errors import PlanError, ShardsimError
@@ -221,7 +220,7 @@ def test_a_maxtext_config_that_cannot_be_read_is_one_line(
 ) -> None:
     file = tmp_path / "config.yml"
     file.write_text(text, encoding="utf-8")
-    run = CliRunner().invoke(main, ["import", "--from", "maxtext", str(file), "--on", "v5p:4x4x4"])
+    run = shardsim("import", "--from", "maxtext", str(file), "--on", "v5p:4x4x4")
     assert run.exit_code == 2
     assert words in run.output
     assert len(run.output.strip().splitlines()) == 1

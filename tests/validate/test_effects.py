@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.cost.predict import predict
 from shardsim.errors import FileError
 from shardsim.planner.changes import changed
@@ -98,7 +97,7 @@ def test_the_published_ones() -> None:
 
 
 def test_the_command_shows_both_and_says_how_many(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["validate", "--effects", str(written(tmp_path))])
+    done = shardsim("validate", "--effects", str(written(tmp_path)))
     assert done.exit_code == 0, done.output
     assert "1 of 1 go the right way, 1 are within a third of their size" in done.output
     assert "-50.0" in done.output

@@ -221,10 +221,7 @@ _VALUES = st.sampled_from(["true", "false", "0", "4", "-1", "1.5", "bfloat16", "
 @settings(max_examples=60, deadline=None)
 @given(
     words=st.dictionaries(
-        st.one_of(
-            st.sampled_from(sorted({**CHANGED, **HARMLESS})),
-            st.text("abc_é", min_size=3),
-        ),
+        st.one_of(st.sampled_from(sorted({**CHANGED, **HARMLESS})), st.text("abc_é", min_size=3)),
         _VALUES,
         max_size=4,
     )
@@ -326,10 +323,7 @@ def test_a_named_model_has_the_weights_of_maxtexts_file(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [
-        ("deepseek4-284b", "compressed attention"),
-        ("gemma4-e2b", "embeddings of each layer"),
-    ],
+    [("deepseek4-284b", "compressed attention"), ("gemma4-e2b", "embeddings of each layer")],
 )
 def test_a_named_model_that_cannot_be_said_has_the_reason(
     name: str, reason: str, tmp_path: Path
@@ -481,11 +475,13 @@ def test_a_command_in_another_commands_words_is_read(tmp_path: Path) -> None:
     assert found.plan == script(tmp_path, "remat_policy=minimal").plan
 
 
-def test_flags_of_the_compiler_are_listed(tmp_path: Path) -> None:
-    before = "export LIBTPU_INIT_ARGS='--xla_tpu_scoped_vmem_limit_kib=98304'"
-    assert listed(script(tmp_path, before=before)) == {
-        "xla_tpu_scoped_vmem_limit_kib": ("time", "hbm")
-    }
+def test_flags_of_the_compiler_are_in_the_plan_or_listed(tmp_path: Path) -> None:
+    flags = "--xla_tpu_scoped_vmem_limit_kib=98304 --xla_tpu_enable_ici_ag_pipelining=true"
+    found = script(tmp_path, before=f"export LIBTPU_INIT_ARGS='{flags}'")
+    assert listed(found) == {"xla_tpu_enable_ici_ag_pipelining": ("time", "hbm")}
+    assert found.plan.compiler_options == {"xla_tpu_scoped_vmem_limit_kib": "98304"}
+    with pytest.raises(ShardsimError, match="must be a positive whole number of KiB"):
+        script(tmp_path, before=f"export LIBTPU_INIT_ARGS='{flags.replace('98304', 'much')}'")
 
 
 NOT_MAXTEXT = [
@@ -688,3 +684,21 @@ def test_a_model_is_read_from_its_own_file_beside_base_yml(tmp_path: Path) -> No
     file.write_text("model_name: mine-1b\nvocab_size: 512\n")
     with pytest.raises(ShardsimError, match="vocab_size: 512, but model_name says 256"):
         import_config(str(file), "maxtext", machine="v5e:2x2", base=base)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kernel", "listed"),
+    [
+        ({"q": 2048, "kv": 2048, "q_dkv": 2048, "kv_dkv": 2048, "q_dq": 2048}, "flash-2048", 2),
+        ({"q": 1024, "q_dkv": 2048, "q_dq": 2048}, "flash-2048", 0),
+        ({"q": 256}, "flash", 1),
+        ({"kv": 512}, "flash", 0),
+    ],
+)
+def test_blocks_of_a_kernel_are_taken_as_near_as_they_come(
+    tmp_path: Path, blocks: dict[str, int], kernel: str, listed: int
+) -> None:
+    words = " ".join(f"sa_block_{side}={size}" for side, size in blocks.items())
+    found = script(tmp_path, words, on="v6e:8x8")
+    assert found.plan.attention == kernel
+    assert len([one for one in found.not_carried if one.key.startswith("sa_block")]) == listed

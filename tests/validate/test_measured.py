@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.errors import FileError
 from shardsim.files import data_folder
 from shardsim.validate.measured import SHIPPED, Measured, append_result, measured, read_results
@@ -87,7 +86,7 @@ def test_a_wrong_row_is_named(change: dict[str, Any], words: str, tmp_path: Path
 def test_a_foreign_file_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     path.write_text(text, encoding="utf-8")
-    result = CliRunner().invoke(main, ["validate", "--measured", str(path)])
+    result = shardsim("validate", "--measured", str(path))
     assert result.exit_code == 2
     assert result.output.startswith("error: ")
     assert len(result.output.splitlines()) == 1
@@ -103,6 +102,6 @@ def test_a_plan_that_cannot_be_predicted_is_said(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_what_json_has(kept: Measured) -> None:
-    result = CliRunner().invoke(main, ["validate", "--measured", "--json"])
+    result = shardsim("validate", "--measured", "--json")
     assert result.exit_code == 0
     assert json.loads(result.output)["summary"] == pytest.approx(kept.summary())

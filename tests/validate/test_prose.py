@@ -314,6 +314,45 @@ def test_batch_of_a_device_and_microbatches() -> None:
     assert run_of(**stages).plans[0].microbatches == 16
     plan = run_of(chip="a100", parallelism="TP8 PP4 VPP2, microbatch 2").plans[0]
     assert (plan.microbatches, plan.pipeline_interleave) == (256 // (2 * 2), 2)
+    for words in (
+        "TP=8, PP=4, VP=2, MBS=2",
+        "TP8 PP4, virtual pipeline size 2, micro-batch size 2",
+        {"tp": 8, "pp": 4, "virtual_pipeline": 2, "micro_batch_size": 2},
+    ):
+        assert run_of(chip="a100", parallelism=words).plans[0].mesh == plan.mesh
+        assert run_of(chip="a100", parallelism=words).plans[0].microbatches == plan.microbatches
+        assert run_of(chip="a100", parallelism=words).plans[0].pipeline_interleave == 2
+    assert run_of(parallelism="fsdp 64, warps 3").notes == ("parallelism: not read: warps 3",)
+
+
+def test_weights_of_16_bits_and_who_keeps_others_beside_them() -> None:
+    found = run_of(precision="bf16, bf16 weights").plans[0].precision
+    assert (found.parameters, found.state, found.master) == ("bf16", "bf16", "")
+    nemo = run_of(chip="h100", parallelism="TP2 PP2", source="NVIDIA-NeMo/Megatron-Bridge")
+    found = nemo.plans[0].precision
+    assert (found.parameters, found.state, found.master) == ("bf16", "", "f32")
+
+
+def test_megatrons_experts_lie_over_the_tensor_axis_too() -> None:
+    row = {"model": "qwen3-235b-a22b", "chip": "h100", "chips": 256, "global_batch": 2048}
+    row |= {"parallelism": "TP2 PP8 EP32", "source": "NVIDIA-NeMo/Megatron-Bridge"}
+    run = run_of(**row)
+    assert {axis.name: axis.size for axis in run.plans[0].mesh} == {
+        **{"stage": 8, "expert": 16, "model": 2}
+    }
+    assert run.plans[0].microbatches == 2048 // 16  # of one sequence
+    assert "taken as 16 and tensors of 2" in run.notes[0]
+    with pytest.raises(FileError, match="sizes multiply to 1536"):
+        run_of(**row | {"parallelism": "TP2 PP8 EP96"})
+
+
+def test_a_librarys_own_remat_is_left_where_it_does_not_fit() -> None:
+    row = {"model": "llama2-70b", "chip": "v6e", "chips": 256, "global_batch": 1024}
+    row |= {"parallelism": "fsdp 256", "remat": None, "source": "AI-Hypercomputer/maxtext"}
+    run = run_of(**row)
+    assert run.plans[0].remat.groups[0].offload == {"layer_input", "qkv"}
+    assert "do not fit" in run.notes[-1]
+    assert run_of(**row | {"global_batch": 256}).plans[0].remat == Remat()
 
 
 def test_a_row_without_chips_gives_a_range() -> None:
@@ -446,6 +485,11 @@ def test_windows_are_those_of_a_round_of_layers() -> None:
     sizes = {"layers": 32, "d_model": 4096, "d_ff": 11008, "heads": 32}
     named = run_of(dims=sizes | {"window": {"size": 64}}).model
     assert tuple(named.windows) == (64,)
+    preset = load_model("gemma3-4b")  # 34 layers: no whole rounds
+    dims = {"layers": 34, "d_model": 2560, "d_ff": 10240, "heads": 8, "kv_heads": 4, "d_head": 256}
+    dims |= {"vocab": preset.vocab, "window": {"size": 1024, "global_every": 6}}
+    assert run_of(model="gemma3-4b", dims=dims).model == preset
+    assert run_of(model="other", dims=dims).model.windows == preset.windows
 
 
 def test_a_kernel_that_skips_no_blocks_computes_the_whole_square() -> None:
@@ -503,8 +547,11 @@ def test_rates(measured: dict[str, Any] | None, rate: float | None) -> None:
 
 def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
     more = {"notes": "n", "confidence": "c", "step_s_derived": 4}
-    plain, other = validate_data([LLAMA, LLAMA | more], "runs.yaml").rows
+    (plain,), (other,) = (validate_data([row], "runs.yaml").rows for row in (LLAMA, LLAMA | more))
     assert plain == other
+    twice = validate_data([LLAMA, LLAMA | more], "runs.yaml")
+    assert twice.rows == (plain,)
+    assert twice.failed == (("row", "runs.yaml: runs[1]: id: 'row' is that of runs[0] too"),)
     assert run_of(anything=[1]).notes == ("not read: anything",)
 
 

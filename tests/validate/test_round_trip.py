@@ -15,13 +15,13 @@ from shardsim.emit import export_plan
 from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import plan_to_data
+from shardsim.plan.resolve import rules_data
 from shardsim.validate.imports import import_config
 
 MODELS = (
     *("llama2-7b", "llama3.1-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "gpt3-175b"),
     *("gemma-2b", "qwen3-4b-thinking-2507"),
 )
-_INSIDE = {axis: ["model"] for axis in ("heads", "kv_heads", "mlp", "vocab")}
 # A part of the plan -> values that it may have, and the file's keys that say it.
 CHOICES: Mapping[str, tuple[list[Any], frozenset[str]]] = {
     "remat": (
@@ -50,16 +50,9 @@ def changed(plan: Plan, choices: Mapping[str, Any]) -> Plan:
     data |= {key: value for key, value in choices.items() if key != "tensor"}
     if (tensor := choices["tensor"]) > 1:
         data["mesh"] = {"fsdp": 64 // tensor, "model": tensor}
-        data["rules"] = {
-            "parameters": {"embed": ["fsdp"], **_INSIDE},
-            "activations": {"batch": ["fsdp"], "embed": ["model"], **_INSIDE},
-        }
     else:
         data["mesh"] = {"fsdp": 64}
-        data["rules"] = {
-            "parameters": {"embed": ["fsdp"]},
-            "activations": {"batch": ["fsdp"]},
-        }
+    data["rules"] = rules_data(data["mesh"])
     return plan_from_data(data, "changed")
 
 

@@ -130,6 +130,14 @@ def test_what_all_rows_share_is_said_once_where_there_is_no_room(width: int) -> 
     assert "fsdp=256 (x8 y2 z16)" in text
 
 
+def test_a_narrow_terminal_does_without_what_can_be_spared() -> None:
+    columns = [Column(key, f"{key} of a run", itemgetter(0)) for key in "abcdefg"]
+    made = table(columns, [("a-word-of-twenty-one",), ("b",)], spare=("g", "e"))
+    assert fitted(made, 200).count("of a run") == 7
+    assert fitted(made, 80).endswith("in a wider terminal also: g of a run, e of a run")
+    assert fitted(table(columns, made.rows[:1]), 20).startswith("a of a run:\na-word-of-twenty-one")
+
+
 def test_a_search_is_readable_in_eighty_columns() -> None:
     result = search("vit-l-16", "v4:2x2x4", 256, top=4)
     lines = fitted(found(result.predictions), 80).split("\n")

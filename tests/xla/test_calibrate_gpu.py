@@ -16,13 +16,7 @@ from shardsim.errors import HardwareError
 from shardsim.machine import Chip, chip_from_text, load_chip, override_chip
 from shardsim.machine.kernels import CONSTANTS, Kernels
 from shardsim.program.gpu_rules import CUDNN_GRADIENT_PASSES
-from shardsim.xla.calibrate_gpu import (
-    Sizes,
-    benches,
-    calibrate_gpu,
-    calibrated,
-    matmul_constants,
-)
+from shardsim.xla.calibrate_gpu import Sizes, benches, calibrate_gpu, calibrated, matmul_constants
 
 CHIP = load_chip("h100")
 PEAK, HBM = CHIP.peak("bf16"), CHIP.hbm_bytes_per_s

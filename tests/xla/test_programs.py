@@ -206,14 +206,9 @@ def test_a_damaged_list_is_refused(tmp_path) -> None:
 
 # Programs without host offload or accumulation, whose counts are of one pass over the layers.
 PLAIN = (
-    "maxtext-v4-22b-1x128",
-    "maxtext-v5e-16b-1x256",
-    "maxtext-v5e-64b-1x256",
-    "llama2-70b-v5p-64-batch4",
-    "llama2-7b-v5p-64-full",
-    "llama2-7b-v5p-64-minimal",
-    "llama2-7b-v5e-64",
-    "llama3-8b-tpu7x-64",
+    *("maxtext-v4-22b-1x128", "maxtext-v5e-16b-1x256", "maxtext-v5e-64b-1x256"),
+    *("llama2-70b-v5p-64-batch4", "llama2-7b-v5p-64-full", "llama2-7b-v5p-64-minimal"),
+    *("llama2-7b-v5e-64", "llama3-8b-tpu7x-64"),
 )
 # Their rings gather for one matmul, and once more for the others that read the same.
 WITH_RINGS = (

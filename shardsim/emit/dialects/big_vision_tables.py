@@ -135,5 +135,5 @@ INNER = ("act_emb",)
 # Weights that stay whole whatever the plan says, and why.
 WHOLE: Mapping[str, str] = {
     "patch_embedding": "no activation before the first block is constrained, and a split kernel "
-    "made the compiler gather the batch there (38 GB of temporaries for ViT-22B)",
+    "made the compiler gather the batch there (38 GB of temporaries for ViT-22B)"
 }

@@ -48,20 +48,10 @@ SWITCHES: Mapping[str, Mapping[str, bool]] = {
 ONLY = {"patch": 0, "image": 0, "pooling": "none", "classes": 0}
 
 # Roles of mesh axes that MaxText has an axis for, and the key that sizes it.
-AXES: Mapping[str, str] = {
-    "data": "data",
-    "fsdp": "fsdp",
-    "context": "context",
-    "tensor": "tensor",
-}
+AXES: Mapping[str, str] = {"data": "data", "fsdp": "fsdp", "context": "context", "tensor": "tensor"}
 SIZE_KEYS: Mapping[str, str] = {name: f"{name}_parallelism" for name in AXES.values()}
 
-_NORMS = (
-    "block_norm",
-    "attention_norm",
-    "mlp_norm",
-    "final_norm",
-)
+_NORMS = ("block_norm", "attention_norm", "mlp_norm", "final_norm")
 # Weight -> logical axes, without the stack of layers; where `models/gpt3.py` has others, those.
 WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "token_embedding": ("vocab", "embed_vocab"),
@@ -115,27 +105,12 @@ GPT3_HEADS = ("activation_batch", _TOKENS, "activation_heads")
 
 # First to keep their mesh axes: what matmuls compute.
 INNER = (
-    "activation_mlp",
-    "activation_heads",
-    "activation_kv_heads",
-    "activation_vocab",
-    "activation_embed",
-    "activation_embed_attn",
-    "q_heads",
-    "heads",
-    "kv_heads",
-    "mlp",
-    "vocab",
+    *("activation_mlp", "activation_heads", "activation_kv_heads", "activation_vocab"),
+    *("activation_embed", "activation_embed_attn", "q_heads", "heads", "kv_heads", "mlp", "vocab"),
 )
 # Never split by a plan, whatever their default rule.
 WHOLE = (
-    "norm",
-    "qkv",
-    "kv",
-    "kv_head_dim",
-    "layers",
-    "activation_kv",
-    "activation_kv_head_dim",
+    *("norm", "qkv", "kv", "kv_head_dim", "layers", "activation_kv", "activation_kv_head_dim"),
     "activation_kv_length",
 )
 # Names that older releases did not tell apart.

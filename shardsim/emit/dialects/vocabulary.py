@@ -98,9 +98,7 @@ def installed(path: Path) -> Vocabulary:
             raise FileError(f"{base}: logical_axis_rules: expected [name, axes], found {rule!r}")
         axes.setdefault(rule[0], _axes(rule[1]))
     return Vocabulary(
-        source=f"the MaxText at {base.parent.parent}",
-        axes=axes,
-        slices=_slices(base.parent.parent),
+        source=f"the MaxText at {base.parent.parent}", axes=axes, slices=_slices(base.parent.parent)
     )
 
 

@@ -13,23 +13,22 @@ from typing import Any
 VERSION = "transformers 4.57.6"
 
 
-def _decoder(
-    layers: int, embed: int, mlp: int, heads: int, kv_heads: int | None, vocab: int, **more: Any
-) -> dict[str, Any]:
+def _decoder(sizes: tuple[int | None, ...], tokens: int, **more: Any) -> dict[str, Any]:
     return {
-        "num_hidden_layers": layers,
-        "hidden_size": embed,
-        "intermediate_size": mlp,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
+        **dict(zip(_SIZES, sizes, strict=True)),
         "head_dim": None,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
+        "max_position_embeddings": tokens,
         **more,
     }
 
 
+# What sizes of decoders are, in this order.
+_SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size"),
+)
 _ROW: dict[str, Any] = {"attention_bias": False}
 _QWEN_WINDOW: dict[str, Any] = {
     "use_sliding_window": False,
@@ -68,111 +67,59 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 128,
     "moe_layer_freq": 1,
 }
-_OLMO: dict[str, Any] = {**_ROW, "max_position_embeddings": 2048}
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": _decoder(
-        32, 4096, 11008, 32, None, 32000, **_ROW, mlp_bias=False, max_position_embeddings=2048
-    ),
-    "mistral": _decoder(
-        32, 4096, 14336, 32, 8, 32000, sliding_window=4096, max_position_embeddings=131072
-    ),
+    "llama": _decoder((32, 4096, 11008, 32, None, 32000), 2048, **_ROW, mlp_bias=False),
+    "mistral": _decoder((32, 4096, 14336, 32, 8, 32000), 131072, sliding_window=4096),
     "mixtral": _decoder(
-        32,
-        4096,
-        14336,
-        32,
-        8,
-        32000,
+        (32, 4096, 14336, 32, 8, 32000),
+        131072,
         sliding_window=None,
-        max_position_embeddings=131072,
         num_local_experts=8,
         num_experts_per_tok=2,
     ),
-    "qwen2": _decoder(32, 4096, 22016, 32, 32, 151936, **_LAYERED, max_position_embeddings=32768),
+    "qwen2": _decoder((32, 4096, 22016, 32, 32, 151936), 32768, **_LAYERED),
     "qwen3": _decoder(
-        32,
-        4096,
-        22016,
-        32,
-        32,
-        151936,
-        **(_LAYERED | _ROW | {"head_dim": 128}),
-        max_position_embeddings=32768,
+        (32, 4096, 22016, 32, 32, 151936), 32768, **_LAYERED | _ROW | {"head_dim": 128}
     ),
     "qwen2_moe": _decoder(
-        24,
-        2048,
-        5632,
-        16,
-        16,
-        151936,
-        **(_QWEN_EXPERTS | _QWEN_WINDOW),
+        (24, 2048, 5632, 16, 16, 151936),
+        32768,
+        **_QWEN_EXPERTS | _QWEN_WINDOW,
         **{"qkv_bias": True, "shared_expert_intermediate_size": 5632},
-        max_position_embeddings=32768,
     )
     | {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408},
     "qwen3_moe": _decoder(
-        24,
-        2048,
-        6144,
-        32,
-        4,
-        151936,
-        **(_QWEN_EXPERTS | _QWEN_WINDOW | _ROW),
-        max_position_embeddings=32768,
+        (24, 2048, 6144, 32, 4, 151936), 32768, **_QWEN_EXPERTS | _QWEN_WINDOW | _ROW
     ),
     "qwen3_next": _decoder(
-        48,
-        2048,
-        5632,
-        16,
-        2,
-        151936,
-        **(_QWEN_EXPERTS | _ROW | {"head_dim": 256, "layer_types": None}),
+        (48, 2048, 5632, 16, 2, 151936),
+        32768,
+        **_QWEN_EXPERTS | _ROW | {"head_dim": 256, "layer_types": None},
         **{"full_attention_interval": 4, "shared_expert_intermediate_size": 512},
         **{"linear_num_key_heads": 16, "linear_num_value_heads": 32},
         **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 128),
         **{"linear_conv_kernel_dim": 4, "partial_rotary_factor": 0.25},
-        max_position_embeddings=32768,
     )
     | {"num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 512},
-    "gemma": _decoder(28, 3072, 24576, 16, 16, 256000, **_GEMMA, max_position_embeddings=8192)
+    "gemma": _decoder((28, 3072, 24576, 16, 16, 256000), 8192, **_GEMMA)
     | {"hidden_activation": None},
     "gemma2": _decoder(
-        26,
-        2304,
-        9216,
-        8,
-        4,
-        256000,
-        **_GEMMA,
-        sliding_window=4096,
-        layer_types=None,
-        max_position_embeddings=8192,
+        (26, 2304, 9216, 8, 4, 256000), 8192, **_GEMMA, sliding_window=4096, layer_types=None
     ),
     "gemma3_text": _decoder(
-        26,
-        2304,
-        9216,
-        8,
-        4,
-        262208,
+        (26, 2304, 9216, 8, 4, 262208),
+        131072,
         **_GEMMA,
         sliding_window=4096,
         layer_types=None,
         sliding_window_pattern=6,
         use_bidirectional_attention=False,
-        max_position_embeddings=131072,
     ),
     # transformers of 2026; src/transformers/models/gemma4/configuration_gemma4.py
     "gemma4_text": _decoder(
-        30,
-        2304,
-        9216,
-        8,
-        4,
-        262144,
+        (30, 2304, 9216, 8, 4, 262144),
+        131072,
         **_GEMMA,
         sliding_window=512,
         layer_types=None,
@@ -188,80 +135,50 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         num_experts=None,
         top_k_experts=None,
         moe_intermediate_size=None,
-        max_position_embeddings=131072,
     ),
     "gpt_oss": _decoder(
-        36,
-        2880,
-        2880,
-        64,
-        8,
-        201088,
+        (36, 2880, 2880, 64, 8, 201088),
+        131072,
         **{"attention_bias": True, "head_dim": 64},
         num_local_experts=128,
         num_experts_per_tok=4,
         sliding_window=128,
         layer_types=None,
-        max_position_embeddings=131072,
     ),
     "llama4_text": _decoder(
-        48,
-        5120,
-        8192,
-        40,
-        8,
-        202048,
-        **(_ROW | {"head_dim": 128}),
+        (48, 5120, 8192, 40, 8, 202048),
+        131072,
+        **_ROW | {"head_dim": 128},
         intermediate_size_mlp=16384,
         num_local_experts=16,
         num_experts_per_tok=1,
         interleave_moe_layer_step=1,
         moe_layers=None,
-        max_position_embeddings=131072,
     ),
     "deepseek_v2": _decoder(
-        32,
-        4096,
-        11008,
-        32,
-        32,
-        32000,
-        **(_LATENT | {"n_routed_experts": 64, "n_shared_experts": 2}),
+        (32, 4096, 11008, 32, 32, 32000),
+        2048,
+        **_LATENT | {"n_routed_experts": 64, "n_shared_experts": 2},
         num_experts_per_tok=None,
         moe_intermediate_size=1407,
         first_k_dense_replace=0,
-        max_position_embeddings=2048,
     ),
     "deepseek_v3": _decoder(
-        61,
-        7168,
-        18432,
-        128,
-        128,
-        129280,
-        **(_LATENT | {"n_routed_experts": 256, "n_shared_experts": 1}),
+        (61, 7168, 18432, 128, 128, 129280),
+        4096,
+        **_LATENT | {"n_routed_experts": 256, "n_shared_experts": 1},
         num_experts_per_tok=8,
         moe_intermediate_size=2048,
         first_k_dense_replace=3,
-        max_position_embeddings=4096,
     ),
-    "olmo2": _decoder(32, 4096, 11008, 32, None, 50304, **_OLMO),
+    "olmo2": _decoder((32, 4096, 11008, 32, None, 50304), 2048, **_ROW),
     "olmo3": _decoder(
-        32, 4096, 11008, 32, None, 50304, **_OLMO, sliding_window=4096, layer_types=None
+        (32, 4096, 11008, 32, None, 50304), 2048, **_ROW, sliding_window=4096, layer_types=None
     ),
     "phi": _decoder(
-        24,
-        2048,
-        8192,
-        32,
-        None,
-        51200,
-        **{"hidden_act": "gelu_new", "qk_layernorm": False},
-        max_position_embeddings=2048,
+        (24, 2048, 8192, 32, None, 51200), 2048, **{"hidden_act": "gelu_new", "qk_layernorm": False}
     ),
-    "phi3": _decoder(
-        32, 3072, 8192, 32, None, 32064, sliding_window=None, max_position_embeddings=4096
-    ),
+    "phi3": _decoder((32, 3072, 8192, 32, None, 32064), 4096, sliding_window=None),
     "gpt2": {
         "vocab_size": 50257,
         "n_positions": 1024,
@@ -304,11 +221,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_register_tokens": 4,
     },
     "clip_vision_model": {**_VIT, "patch_size": 32, "hidden_act": "quick_gelu"},
-    "siglip_vision_model": {
-        **_VIT,
-        "hidden_act": "gelu_pytorch_tanh",
-        "vision_use_head": True,
-    },
+    "siglip_vision_model": {**_VIT, "hidden_act": "gelu_pytorch_tanh", "vision_use_head": True},
     "siglip2_vision_model": {
         **_TOWER,
         "hidden_act": "gelu_pytorch_tanh",

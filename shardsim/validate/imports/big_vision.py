@@ -202,10 +202,7 @@ def _rules(
     width, mlp, heads = model["embed"], model["mlp"], model["heads"]
     layers = model["layers"]
     query = resolve_tactics(
-        f"{root}/{tables.PATHS['query']}",
-        (layers, width, heads, width // heads),
-        strategy,
-        mesh,
+        f"{root}/{tables.PATHS['query']}", (layers, width, heads, width // heads), strategy, mesh
     )
     inside = resolve_tactics(
         f"{root}/{tables.PATHS['mlp_in']}", (layers, width, mlp), strategy, mesh

@@ -15,9 +15,11 @@ from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
+from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.model import Model, load_model, override_model
-from shardsim.ops.attend import KERNELS
+from shardsim.ops.attend import BLOCKS
 from shardsim.plan import Plan, Remat
+from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.plan import Context, Overlap, Routing, Rules
 from shardsim.plan.precision import Precision
 from shardsim.plan.resolve import rules_by_name
@@ -31,7 +33,7 @@ from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, rema
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
 # Flags that change what a program holds, and one that is in a plan's overlap.
-_CARRIED = ("xla_enable_async_all_gather",)
+_CARRIED = ("xla_enable_async_all_gather", SCOPED_VMEM_KIB)
 _OVERLAP = "xla_enable_async_collective_permute"
 # Chips for which today's compiler gathers no weights asynchronously, asked to or not: all twenty
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
@@ -320,7 +322,7 @@ def _plan(
         offload_parameters=keys.flag("parameter_memory_host_offload"),
         optimizer=optimizer,
         attention=_kernel(keys) if flash else "unfused",
-        compiler_options={key: flags[key] for key in _CARRIED if key in flags},
+        compiler_options=parse_compiler_options({k: flags[k] for k in _CARRIED if k in flags}),
     )
 
 
@@ -377,13 +379,28 @@ def _flash(keys: Keys, machine: Machine) -> bool:
 
 
 def _kernel(keys: Keys) -> str:
-    """Return the fused kernel that has all blocks as a config sets them, or the usual one."""
-    for name in KERNELS:
-        blocks = blocks_of(name)
-        if blocks and blocks.items() <= keys.given.items():
-            keys.read |= blocks.keys()
-            return name
-    return "flash"
+    """Return the fused kernel whose largest blocks forward and back come nearest to a config's.
+
+    The larger of a block's sides decides what a mask saves. Keys that are not as the kernel has
+    them stay unread, and are listed.
+    """
+    longer = blocks_of("flash-2048")
+    given = {key: keys.given[key] for key in longer if isinstance(keys.given.get(key), int)}
+
+    def sides(blocks: Mapping[str, int]) -> tuple[int, int]:
+        own = [(key, blocks.get(key, BLOCKS[0])) for key in longer]
+        ways = [[side for key, side in own if ("_d" in key) == back] for back in (False, True)]
+        return max(ways[0]), max(ways[1])
+
+    wanted = sides(given)
+
+    def apart(name: str) -> float:
+        had = sides(blocks_of(name))
+        return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(wanted, had, strict=True))
+
+    name = min(("flash", "flash-2048"), key=apart)
+    keys.read |= {key for key, side in given.items() if blocks_of(name).get(key, BLOCKS[0]) == side}
+    return name
 
 
 def _compute(keys: Keys, machine: Machine) -> str:

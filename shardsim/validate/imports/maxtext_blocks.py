@@ -30,11 +30,7 @@ def scales(scale: int) -> dict[str, int]:
     if 2**log != scale:
         raise FileError(f"global_parameter_scale: must be a power of two, not {scale}")
     base, rest = divmod(log, 3)
-    return {
-        "heads": 2 ** (base + (rest > 0)),
-        "embed": 2 ** (base + (rest > 1)),
-        "layers": 2**base,
-    }
+    return {"heads": 2 ** (base + (rest > 0)), "embed": 2 ** (base + (rest > 1)), "layers": 2**base}
 
 
 def options_of(keys: Keys, name: str) -> dict[str, Any]:
@@ -228,10 +224,7 @@ def _llama4(keys: Keys, made: Made, name: str) -> Made:
 
 def _envy(keys: Keys, made: Made, name: str) -> Made:
     every = whole(keys["interleave_moe_layer_step"], "interleave_moe_layer_step")
-    normed = {
-        "qk_norm": keys.flag("use_qk_norm"),
-        "mlp_post_norm": keys.flag("use_post_ffw_norm"),
-    }
+    normed = {"qk_norm": keys.flag("use_qk_norm"), "mlp_post_norm": keys.flag("use_post_ffw_norm")}
     return {**_plain(keys, made, name), **normed, "experts": _experts(keys, made, every=every)}
 
 
@@ -365,7 +358,4 @@ REFUSED: Mapping[str, str] = {
     "simple_mlp": "a layer for tests of MaxText, without attention",
 }
 # What names of such models begin with, and their block.
-NAMES: Mapping[str, str] = {
-    "deepseek4": "deepseek4",
-    "gemma4-e": "gemma4_small",
-}
+NAMES: Mapping[str, str] = {"deepseek4": "deepseek4", "gemma4-e": "gemma4_small"}

@@ -72,10 +72,7 @@ def read_hlo(
 
 
 def read_module(
-    module: Module,
-    mesh: Mapping[str, int],
-    masks: Masks = UNKNOWN,
-    slices: Sequence[Part] = (),
+    module: Module, mesh: Mapping[str, int], masks: Masks = UNKNOWN, slices: Sequence[Part] = ()
 ) -> CompiledProgram:
     """Read a parsed module, as `read_hlo` does.
 

@@ -9,12 +9,7 @@ from dataclasses import dataclass, field
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
 from shardsim.xla.hlo.between import Part, array_bytes, kind_of, rendezvous_of
 from shardsim.xla.hlo.calls import copied_first, is_prepared, offloaded
-from shardsim.xla.hlo.collect import (
-    CompiledCollective,
-    chain_of,
-    custom_target,
-    read_collective,
-)
+from shardsim.xla.hlo.collect import CompiledCollective, chain_of, custom_target, read_collective
 from shardsim.xla.hlo.errors import HloError
 from shardsim.xla.hlo.kernels import Masks
 from shardsim.xla.hlo.loops import trips_of

@@ -11,14 +11,7 @@ from shardsim.cost.costs import costs_of
 from shardsim.cost.meshlinks import DCN, MeshLinks
 from shardsim.cost.task_times import TaskTimes
 from shardsim.errors import FileError, HardwareError, PlanError
-from shardsim.machine import (
-    Chip,
-    Machine,
-    chip_names,
-    default_slice,
-    load_chip,
-    parse_machine,
-)
+from shardsim.machine import Chip, Machine, chip_names, default_slice, load_chip, parse_machine
 from shardsim.plan.plan import MeshAxis
 from shardsim.program.schedule import Copy, Move
 from shardsim.xla.hlo.check import check_module
@@ -211,10 +204,7 @@ def inspect_module(
         raise HloError("computations that call each other too deeply") from None
     said = found.not_said
     if peak_bytes is None:
-        said = (
-            *said,
-            "the HBM peak: it stands in the buffer assignment beside a dump",
-        )
+        said = (*said, "the HBM peak: it stands in the buffer assignment beside a dump")
     return replace(found, mesh_named=named, peak_bytes=peak_bytes, not_said=said)
 
 

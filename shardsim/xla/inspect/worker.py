@@ -46,15 +46,12 @@ def compile_function(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         free.allow_spmd_sharding_propagation_to_parameters = _unsaid(module, "arg_attrs")
         free.allow_spmd_sharding_propagation_to_output = _unsaid(module, "res_attrs")
         made = client.compile(
-            module,
-            executable_devices=_jax.DeviceList(tuple(devices.flat)),
-            compile_options=options,
+            module, executable_devices=_jax.DeviceList(tuple(devices.flat)), compile_options=options
         )
     (folder / "hlo.txt").write_text(made.hlo_modules()[0].to_string(), encoding="utf-8")
     return {
         "memory": memory_of(
-            made.get_compiled_memory_stats(),
-            assignment_of(folder / "dump", "*after_optimizations"),
+            made.get_compiled_memory_stats(), assignment_of(folder / "dump", "*after_optimizations")
         ),
         "lower_s": 0.0,
         "compile_s": time.perf_counter() - begun,

@@ -20,13 +20,7 @@ from shardsim.xla.hlo.scopes import phase_of
 from shardsim.xla.hlo.sources import named, source_of
 from shardsim.xla.hlo.text import parse_module
 from shardsim.xla.profile.files import hlo_text
-from shardsim.xla.profile.names import (
-    collective_of,
-    guess,
-    is_container,
-    is_started,
-    kernel_name,
-)
+from shardsim.xla.profile.names import collective_of, guess, is_container, is_started, kernel_name
 from shardsim.xla.profile.trace import Trace
 
 CONTAINER, COLLECTIVE = "loops and calls", "collective"

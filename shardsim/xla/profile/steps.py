@@ -97,12 +97,7 @@ def profile_of(trace: Trace, name: str, program: Program) -> Profile:
         idle_s += ((end_ns - start_ns) * NS - busy_s) * share
     ops = [
         OpTime(
-            program=key[0],
-            op=key[1],
-            kernel=key[2],
-            what=whats[key],
-            own_s=own[key],
-            count=count,
+            program=key[0], op=key[1], kernel=key[2], what=whats[key], own_s=own[key], count=count
         )
         for key, count in counts.items()
     ]

@@ -9,21 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.layout import SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
-_INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
-_EXPERT = {"expert": ["expert"]}
-# How a plan splits -> its rules.
-RULES: dict[str, dict[str, Any]] = {
-    "fsdp": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
-    "experts": {
-        "parameters": {"embed": ["fsdp", "expert"], **_EXPERT},
-        "activations": {"batch": ["fsdp", "expert"], **_EXPERT},
-    },
-    "tensor": {
-        "parameters": {"embed": ["fsdp"], **_INSIDE},
-        "activations": {"batch": ["fsdp"], "seq": ["model"]},
-    },
-}
 _CAPACITY = {
     "base": "mixtral-8x7b",
     "experts": {"number": 8, "top_k": 2, "mlp": 14336, "capacity": 1.25},
@@ -33,17 +21,13 @@ _ROOM, _RING = {"padding": 2}, {"exchange": "ring", "padding": 2}
 
 
 def _plan(
-    model: str | dict[str, Any],
-    machine: str,
-    batch: int,
-    mesh: dict[str, int],
-    by: str = "fsdp",
-    **more: Any,
+    model: str | dict[str, Any], machine: str, batch: int, mesh: dict[str, int], **more: Any
 ) -> dict[str, Any]:
-    matmul = "bidirectional" if by == "tensor" else "off"
+    matmul = "bidirectional" if "model" in mesh else "off"
     overlap = {"matmul": matmul, "weights": True, "gradients": False, "dcn": False}
     given = {"model": model, "machine": machine, "batch": batch, "mesh": mesh}
-    return {**given, "rules": RULES[by], "overlap": overlap, "remat": "full", **more}
+    rules = rules_data(mesh, residual=SEQUENCE_SHARDED)
+    return {**given, "rules": rules, "overlap": overlap, "remat": "full", **more}
 
 
 # "Group: kind" -> what the plan's file says.
@@ -61,14 +45,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "cappa-b-16 on v5e:4x4: captioner, fsdp": _plan("cappa-b-16", "v5e:4x4", 1024, {"fsdp": 16}),
     "siglip-so400m on v5e:4x4: towers, fsdp": _plan("siglip-so400m", "v5e:4x4", 1024, {"fsdp": 16}),
     "mixtral-8x7b on v6e:8x8: capacity 1.25, exchanged": _plan(
-        _CAPACITY, "v6e:8x8", 128, {"fsdp": 8, "expert": 8}, "experts", sequence=4096
+        _CAPACITY, "v6e:8x8", 128, {"fsdp": 8, "expert": 8}, sequence=4096
     ),
     "deepseek-v2-lite on tpu7x:2x2x2: ring of experts": _plan(
         "deepseek-v2-lite",
         "tpu7x:2x2x2",
         32,
         {"fsdp": 2, "expert": 8},
-        "experts",
         sequence=4096,
         experts=_RING,
     ),
@@ -79,16 +62,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "gemma2-9b", "v6e:8x8", 64, {"fsdp": 64}, sequence=8192
     ),
     "gemma2-9b on v5p:4x4x4: windows, tensor": _plan(
-        "gemma2-9b", "v5p:4x4x4", 128, {"fsdp": 16, "model": 4}, "tensor", sequence=8192
+        "gemma2-9b", "v5p:4x4x4", 128, {"fsdp": 16, "model": 4}, sequence=8192
     ),
     "mixtral-8x7b on v5p:4x4x4: dropless, exchanged": _plan(
-        "mixtral-8x7b",
-        "v5p:4x4x4",
-        256,
-        {"fsdp": 8, "expert": 8},
-        "experts",
-        sequence=4096,
-        experts=_ROOM,
+        "mixtral-8x7b", "v5p:4x4x4", 256, {"fsdp": 8, "expert": 8}, sequence=4096, experts=_ROOM
     ),
     "deepseek-v2-lite on v6e:8x8: latents, dropless, fsdp": _plan(
         "deepseek-v2-lite", "v6e:8x8", 128, {"fsdp": 64}, sequence=4096
@@ -97,12 +74,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "dit-xl-2", "v5e:4x4", 512, {"fsdp": 16}, attention="unfused"
     ),
     "softmoe-b-16-128e on v5p:2x2x4: exchanged": _plan(
-        "softmoe-b-16-128e",
-        "v5p:2x2x4",
-        1024,
-        {"fsdp": 2, "expert": 8},
-        "experts",
-        attention="unfused",
+        "softmoe-b-16-128e", "v5p:2x2x4", 1024, {"fsdp": 2, "expert": 8}, attention="unfused"
     ),
 }
 

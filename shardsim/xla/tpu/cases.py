@@ -13,6 +13,8 @@ from shardsim.errors import PlanError
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
+from shardsim.plan.resolve import rules_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,7 @@ class Group:
 
 
 GROUPS = (
-    Group(
-        model="vit-22b",
-        machine="v4:8x8x16",
-        batch=65536,
-        sequence=256,
-        optimizer="adafactor",
-    ),
+    Group(model="vit-22b", machine="v4:8x8x16", batch=65536, sequence=256, optimizer="adafactor"),
     Group(model="maxtext-22b", machine="v4:4x4x4", batch=512, sequence=1024),
     Group(model="maxtext-16b", machine="v5e:16x16", batch=1536, sequence=2048),
     Group(model="vit-22b", machine="v5p:4x8x8", batch=16384, sequence=256),
@@ -51,32 +47,25 @@ GROUPS = (
     Group(model="vit-bigg", machine="v5e:8x8", batch=4096, sequence=256),
 )
 
-_INSIDE = {axis: ["model"] for axis in ("heads", "mlp", "vocab")}
-_BATCH = {"batch": ["fsdp"]}
 GROUPED = "a quarter of the layers keeps mlp_hidden"
 
 
 def kinds(devices: int) -> dict[str, dict[str, Any]]:
     """Return the kinds of plan for a slice of `devices`, by name, what says most first."""
 
+    def over(mesh: dict[str, int], residual: int = SEQUENCE_SHARDED, **more: Any) -> dict[str, Any]:
+        return {"mesh": mesh, "rules": rules_data(mesh, residual=residual), **more}
+
     def sharded(**more: Any) -> dict[str, Any]:
-        rules = {"parameters": {"embed": ["fsdp"]}, "activations": _BATCH}
-        return {"mesh": {"fsdp": devices}, "rules": rules, **more}
+        return over({"fsdp": devices}, **more)
 
     def over_32(**more: Any) -> dict[str, Any]:
-        rules = {
-            "parameters": {"embed": ["fsdp"]},
-            "activations": {"batch": ["data", "fsdp"]},
-        }
-        return {"mesh": {"data": devices // 32, "fsdp": 32}, "rules": rules, **more}
+        return over({"data": devices // 32, "fsdp": 32}, **more)
 
     def tensor(size: int, residual: str, matmul: str, **more: Any) -> dict[str, Any]:
-        rules = {
-            "parameters": {"embed": ["fsdp"], **_INSIDE},
-            "activations": {**_BATCH, residual: ["model"]},
-        }
         mesh = {"fsdp": devices // size, "model": size}
-        return {"mesh": mesh, "rules": rules, "overlap": _overlap(matmul), **more}
+        how = SEQUENCE_SHARDED if residual == "seq" else EMBED_SHARDED
+        return over(mesh, how, overlap={"matmul": matmul, "weights": True}, **more)
 
     return {
         "fsdp": sharded(),
@@ -88,13 +77,7 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
         "tensor 4, sequence": tensor(4, "seq", "bidirectional"),
         "tensor 4, embed": tensor(4, "embed", "bidirectional"),
         "partitioned, fsdp": sharded(execution="partitioned"),
-        "context 4": {
-            "mesh": {"fsdp": devices // 4, "context": 4},
-            "rules": {
-                "parameters": {"embed": ["fsdp", "context"]},
-                "activations": {**_BATCH, "seq": ["context"]},
-            },
-        },
+        "context 4": over({"fsdp": devices // 4, "context": 4}),
         "fsdp, no prefetch": sharded(overlap={"matmul": "off", "weights": False}),
         "tensor 8, sequence": tensor(8, "seq", "bidirectional"),
         "partitioned, tensor 4, embed": tensor(
@@ -106,23 +89,13 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
         "tensor 4, sequence, one direction, 2 microbatches": tensor(
             4, "seq", "unidirectional", microbatches=2
         ),
-        "2-D tensor": {
-            "mesh": {"fsdp": devices // 16, "model2": 4, "model": 4},
-            "rules": {
-                "parameters": {"embed": ["fsdp", "model2"], **_INSIDE},
-                "activations": {**_BATCH, "embed": ["model2"], "seq": ["model"]},
-            },
-        },
+        "2-D tensor": over({"fsdp": devices // 16, "model2": 4, "model": 4}),
         "tensor 16, embed": tensor(16, "embed", "bidirectional"),
         "tensor 4, sequence, 4 microbatches, dots": tensor(
             4, "seq", "bidirectional", microbatches=4, remat="dots_and_context"
         ),
         "fsdp, 4 microbatches, dots": sharded(microbatches=4, remat="dots_and_context"),
     }
-
-
-def _overlap(matmul: str) -> dict[str, Any]:
-    return {"matmul": matmul, "weights": True}
 
 
 def cases(group: Group) -> dict[str, Plan]:

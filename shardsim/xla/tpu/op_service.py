@@ -42,12 +42,7 @@ class OpCompiler:
     """
 
     def __init__(
-        self,
-        chip: Chip,
-        *,
-        folder: Path | None = None,
-        workers: int = 1,
-        own_limit: bool = False,
+        self, chip: Chip, *, folder: Path | None = None, workers: int = 1, own_limit: bool = False
     ) -> None:
         check_libtpu()
         machine = Machine(chip=chip, shape=(1,) * chip.torus_dims)

@@ -120,10 +120,7 @@ def hbm_needed(message: str) -> tuple[float, float] | None:
     match = _TOTAL.search(message) or _USED.search(message)
     if match is None:
         return None
-    return (
-        float(match[1]) * _SIZES[match[2].upper()],
-        float(match[3]) * _SIZES[match[4].upper()],
-    )
+    return (float(match[1]) * _SIZES[match[2].upper()], float(match[3]) * _SIZES[match[4].upper()])
 
 
 def run_compiler(

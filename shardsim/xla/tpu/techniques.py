@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.resolve import rules_data
 
 MACHINE = "v5p:2x2x4"
 GROUP = f"techniques on {MACHINE}"
@@ -48,29 +49,10 @@ _VIDEO: dict[str, Any] = {
     "positions": "fixed",
     "attends": ["space", "time"],
 }
-_BY_CONTEXT = {
-    "mesh": {"fsdp": 4, "context": 4},
-    "rules": {
-        "parameters": {"embed": ["fsdp", "context"]},
-        "activations": {"batch": ["fsdp"], "seq": ["context"]},
-    },
-}
-_SHARDED = {
-    "mesh": {"fsdp": 16},
-    "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
-}
-_HYBRID = {
-    "mesh": {"data": 4, "fsdp": 4},
-    "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["data", "fsdp"]}},
-}
-_STAGED = {
-    "mesh": {"stage": 4, "fsdp": 4},
-    "rules": {
-        "parameters": {"layers": ["stage"], "embed": ["fsdp"]},
-        "activations": {"batch": ["fsdp"]},
-    },
-    "microbatches": 8,
-}
+_BY_CONTEXT = {"mesh": {"fsdp": 4, "context": 4}}
+_SHARDED = {"mesh": {"fsdp": 16}}
+_HYBRID = {"mesh": {"data": 4, "fsdp": 4}}
+_STAGED = {"mesh": {"stage": 4, "fsdp": 4}, "microbatches": 8}
 _SHORT = {"distribution": "log_normal", "mean": 1500, "deviation": 1200, "as": "packed"}
 
 # Kind of plan -> what its file says besides model, machine and batch, or in their place.
@@ -79,28 +61,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "ring, striped": {**_BY_CONTEXT, "context": {"keys": "ring", "order": "striped"}},
     "ring, contiguous, no overlap": {**_BY_CONTEXT, "context": {"keys": "ring", "overlap": False}},
     "zero-2, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "scattered"},
-    "frames and locations switched": {
-        **_BY_CONTEXT,
-        "context": {"keys": "dsp"},
-        "model": _VIDEO,
-        "batch": 32,
-    },
+    "frames and locations switched": {**_BY_CONTEXT, "context": {"keys": "dsp"}}
+    | {"model": _VIDEO, "batch": 32},
     "ulysses": {**_BY_CONTEXT, "context": {"keys": "ulysses"}},
     "layered, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "layered"},
     "stages, gpipe": {**_STAGED, "pipeline_schedule": "gpipe"},
     "stages, one forward, one back": {**_STAGED, "pipeline_schedule": "1f1b-ticks"},
     "rows of several sequences": {**_SHARDED, "lengths": _SHORT},
-    "hybrid, queries, keys and values in the host's memory": {
-        **_HYBRID,
-        "remat": {"offload": ["qkv"]},
-    },
+    "hybrid, queries, keys and values in the host's memory": _HYBRID
+    | {"remat": {"offload": ["qkv"]}},
     "zero-1, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "gathered"},
     "zero-3, 4 microbatches": {**_SHARDED, "microbatches": 4},
-    "stages dealt round, gpipe": {
-        **_STAGED,
-        "pipeline_schedule": "gpipe",
-        "pipeline_interleave": 2,
-    },
+    "stages dealt round, gpipe": {**_STAGED, "pipeline_schedule": "gpipe"}
+    | {"pipeline_interleave": 2},
     "hybrid": _HYBRID,
 }
 
@@ -115,6 +88,7 @@ def techniques() -> dict[str, Plan]:
             "machine": MACHINE,
             "batch": 64,
             "remat": "full",
+            "rules": rules_data(keys["mesh"]),
             **keys,
         }
         found[kind] = plan_from_data(data, kind)

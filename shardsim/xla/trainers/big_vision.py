@@ -10,11 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.emit.dialects.big_vision import (
-    Export,
-    big_vision_export,
-    big_vision_text,
-)
+from shardsim.emit.dialects.big_vision import Export, big_vision_export, big_vision_text
 from shardsim.emit.dialects.options import compiler_options
 from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.emit.shrink import shrink

@@ -14,35 +14,20 @@ from shardsim.xla.trainers.result import Placed, TrainerResult, spec_of
 
 STEPS = 2
 
-# Weight of ours -> the end of its path in AXLearn; one path may hold several (fused) weights.
-_AXLEARN = {
-    "token_embedding": "emb/token_emb/weight",
-    "attention_norm_scale": "self_attention/norm/scale",
-    "query": "i_proj/qkv_proj/weight",
-    "key": "i_proj/qkv_proj/weight",
-    "value": "i_proj/qkv_proj/weight",
-    "attention_output": "attention/o_proj/weight",
-    "mlp_norm_scale": "feed_forward/norm/scale",
-    "mlp_in": "feed_forward/linear1_0/weight",
-    "mlp_gate": "feed_forward/linear1_1/weight",
-    "mlp_out": "feed_forward/linear2/weight",
-    "final_norm_scale": "output_norm/scale",
-    "output_head": "lm_head/weight",
-}
-# And in Levanter.
-_LEVANTER = {
-    "token_embedding": "token_embeddings.weight",
-    "attention_norm_scale": "input_layernorm.weight",
-    "query": "q_proj.weight",
-    "key": "k_proj.weight",
-    "value": "v_proj.weight",
-    "attention_output": "o_proj.weight",
-    "mlp_norm_scale": "post_attention_layernorm.weight",
-    "mlp_in": "up_proj.weight",
-    "mlp_gate": "gate_proj.weight",
-    "mlp_out": "down_proj.weight",
-    "final_norm_scale": "transformer.norm.weight",
-    "output_head": "lm_head.weight",
+# Weight of ours -> the end of its path in AXLearn, where one may hold several (fused), in Levanter.
+_PATHS = {
+    "token_embedding": ("emb/token_emb/weight", "token_embeddings.weight"),
+    "attention_norm_scale": ("self_attention/norm/scale", "input_layernorm.weight"),
+    "query": ("i_proj/qkv_proj/weight", "q_proj.weight"),
+    "key": ("i_proj/qkv_proj/weight", "k_proj.weight"),
+    "value": ("i_proj/qkv_proj/weight", "v_proj.weight"),
+    "attention_output": ("attention/o_proj/weight", "o_proj.weight"),
+    "mlp_norm_scale": ("feed_forward/norm/scale", "post_attention_layernorm.weight"),
+    "mlp_in": ("feed_forward/linear1_0/weight", "up_proj.weight"),
+    "mlp_gate": ("feed_forward/linear1_1/weight", "gate_proj.weight"),
+    "mlp_out": ("feed_forward/linear2/weight", "down_proj.weight"),
+    "final_norm_scale": ("output_norm/scale", "transformer.norm.weight"),
+    "output_head": ("lm_head/weight", "lm_head.weight"),
 }
 
 
@@ -71,7 +56,7 @@ def verify_axlearn(
     answer, versions = ask("axlearn", axlearn_code(plan), request, plan, python)
     rows, missing = [], []
     for name, (array, exported) in axlearn_arrays(plan).items():
-        found = [spec for end, spec in answer["specs"].items() if end.endswith(_AXLEARN[name])]
+        found = [spec for end, spec in answer["specs"].items() if end.endswith(_PATHS[name][0])]
         if not found:
             missing.append(name)
         # What is of the layers has their dimension first, which nothing splits.
@@ -122,7 +107,7 @@ def verify_levanter(
         found = {
             path: entry
             for path, entry in answer["arrays"].items()
-            if path.endswith(_LEVANTER[array.what])
+            if path.endswith(_PATHS[array.what][1])
         }
         if not found:
             missing.append(array.what)

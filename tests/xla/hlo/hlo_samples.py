@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.resolve import rules_data
 from shardsim.xla.hlo import CompiledProgram, read_hlo
 
 FOLDER = Path(__file__).parent / "data"
@@ -49,11 +50,6 @@ DATA: dict[str, dict[str, Any]] = {
         "machine": "v4:2x2x2",
         "batch": 64,
         "mesh": {"fsdp": 2, "model": 4},
-        "rules": {
-            "parameters": {"embed": ["fsdp"], **_INSIDE},
-            "activations": {"batch": ["fsdp"], "embed": ["model"], "heads": ["model"]}
-            | {"mlp": ["model"]},
-        },
         "remat": "full",
         "optimizer": "adafactor",
     },
@@ -63,7 +59,6 @@ DATA: dict[str, dict[str, Any]] = {
         "machine": "v5e:4x4",
         "batch": 128,
         "mesh": {"fsdp": 16},
-        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
         "remat": "full",
         "microbatches": 2,
         # In bf16 the compiler (libtpu 0.0.42.1) stops with an internal error, in its pass
@@ -76,7 +71,6 @@ DATA: dict[str, dict[str, Any]] = {
         "machine": "tpu7x:2x2x1",
         "batch": 64,
         "mesh": {"fsdp": 8},
-        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
         "remat": "full",
     },
     # The compiler chooses the collectives.
@@ -98,7 +92,6 @@ DATA: dict[str, dict[str, Any]] = {
         "machine": "v5e:2x2",
         "batch": 8,
         "mesh": {"fsdp": 4},
-        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
         "remat": "full",
         "attention": "flash",
     },
@@ -106,8 +99,9 @@ DATA: dict[str, dict[str, Any]] = {
 
 
 def plan_of(name: str) -> Plan:
-    """Return the plan of a sample."""
-    return plan_from_data({"name": name, "op_costs": "physical", **DATA[name]}, name)
+    """Return the plan of a sample; where it says no rules, the usual ones."""
+    data = {"name": name, "op_costs": "physical", "rules": rules_data(DATA[name]["mesh"])}
+    return plan_from_data(data | DATA[name], name)
 
 
 # The program `matmuls`: a few products and every kind of collective, on this mesh of v5e:4x4.

@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardsim.xla.hlo import HloError
-from shardsim.xla.hlo.groups import (
-    AxisPart,
-    form_of,
-    group_form,
-    parse_groups,
-    permute_of,
-)
+from shardsim.xla.hlo.groups import AxisPart, form_of, group_form, parse_groups, permute_of
 
 MESHES = st.lists(st.integers(2, 5), min_size=1, max_size=4).map(
     lambda sizes: {"abcd"[i]: size for i, size in enumerate(sizes)}
@@ -95,18 +89,9 @@ def test_groups_that_are_no_grid_are_not_regular() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "{{0,1},{2,3,4}}",
-        "{{0,1},{1,2}}",
-        "{{0,1},{2,4}}",
-        "{{0,1}}",
-        "[2,3]<=[4]",
-        "[2,2]<=[4]T(1)",
-        "[2,2]<=[2,2]T(1,1)",
-        "mesh['a'=2] {'a'}",
-        "mesh['a'=2,'b'=2] {'c'}",
-        "mesh['a'=4] {'a':(1)3}",
-        "{{0,1},{2,x}}",
-        "nothing",
+        *("{{0,1},{2,3,4}}", "{{0,1},{1,2}}", "{{0,1},{2,4}}", "{{0,1}}", "[2,3]<=[4]"),
+        *("[2,2]<=[4]T(1)", "[2,2]<=[2,2]T(1,1)", "mesh['a'=2] {'a'}", "mesh['a'=2,'b'=2] {'c'}"),
+        *("mesh['a'=4] {'a':(1)3}", "{{0,1},{2,x}}", "nothing"),
     ],
 )
 def test_bad_groups_are_an_error(text: str) -> None:

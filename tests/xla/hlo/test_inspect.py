@@ -14,13 +14,12 @@ from typing import Any
 
 import hlo_samples as samples
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import shardsim
 from test_damage import LETTERS
 from test_dumps import BRANCHES, OFFLOAD
 
-from shardsim.cli.main import main
 from shardsim.errors import PlanError, ShardsimError
 from shardsim.machine import parse_machine
 from shardsim.xla.hlo import HloError
@@ -231,7 +230,7 @@ def test_without_its_slices_a_program_says_what_has_no_price() -> None:
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
-    run = CliRunner().invoke(main, ["inspect", *arguments])
+    run = shardsim("inspect", *arguments)
     return run.exit_code, run.stdout, run.stderr
 
 

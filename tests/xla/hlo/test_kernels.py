@@ -90,6 +90,16 @@ def kernel_text(
     return "\n".join(lines) + "\n"
 
 
+def a_kernel(
+    phase: str, block: tuple[int, int], table: tuple[int, int, int], tokens: int, queries: int = 0
+) -> Kernel:
+    """Return a kernel of one head whose mask goes by positions."""
+    q, k = (parse_shape(f"bf16[1,1,{size},64]") for size in (queries or tokens, tokens))
+    given = {"name": "k", "positions": True, "fused": False}
+    read = {"streamed_bytes": 0.0, "other_bytes": 0.0}
+    return Kernel(phase=phase, q=q, k=k, v=k, block=block, table=table, **given, **read)
+
+
 def read(text: str, causal: bool | None = None) -> CompiledProgram:
     """Read a module of one device."""
     return read_hlo(text, {"a": 1}, causal)
@@ -194,19 +204,7 @@ def test_flops_and_bytes(
 
 def test_of_fewer_queries_than_keys_the_last_are_counted() -> None:
     """Of a sequence over four devices all wait for the one with the last quarter."""
-    kernel = Kernel(
-        name="k",
-        phase="fwd",
-        q=parse_shape("bf16[1,1,2048,64]"),
-        k=parse_shape("bf16[1,1,8192,64]"),
-        v=parse_shape("bf16[1,1,8192,64]"),
-        block=(512, 512),
-        table=(1, 4, 16),
-        positions=True,
-        fused=False,
-        streamed_bytes=0.0,
-        other_bytes=0.0,
-    )
+    kernel = a_kernel("fwd", (512, 512), (1, 4, 16), 8192, 2048)
     # Blocks 12 to 15 of queries see 13 to 16 of 16 blocks of keys.
     wanted = (13 + 14 + 15 + 16) / 64
     assert kernel.executed("{...}", Masks(causal=True)).matmuls[0].fraction == wanted
@@ -218,21 +216,6 @@ def test_of_fewer_queries_than_keys_the_last_are_counted() -> None:
 
 
 def test_causal_blocks_of_any_size_are_counted() -> None:
-    def kernel(wide: int, long: int, table: tuple[int, int, int]) -> Kernel:
-        return Kernel(
-            name="k",
-            phase="fwd",
-            q=parse_shape("bf16[1,1,1536,64]"),
-            k=parse_shape("bf16[1,1,1536,64]"),
-            v=parse_shape("bf16[1,1,1536,64]"),
-            block=(wide, long),
-            table=table,
-            positions=True,
-            fused=False,
-            streamed_bytes=0.0,
-            other_bytes=0.0,
-        )
-
     for wide, long in ((128, 128), (256, 768), (768, 256), (512, 1536), (1536, 128)):
         rows, columns = 1536 // wide, 1536 // long
         pairs = [
@@ -240,7 +223,7 @@ def test_causal_blocks_of_any_size_are_counted() -> None:
             for row in range(rows)
             for column in range(columns)
         ]
-        whole = kernel(wide, long, (1, rows, columns))
+        whole = a_kernel("fwd", (wide, long), (1, rows, columns), 1536)
         found = whole.executed("{...}", Masks(causal=True))
         assert found.matmuls[0].fraction == sum(pairs) / len(pairs)
         literal = "{ " + ", ".join(str(int(pair)) for pair in pairs) + " }"
@@ -261,20 +244,7 @@ def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> Non
         rows = int(blocks.sum(0).max())
     else:
         columns = int(blocks.sum(1).max())
-    array = parse_shape(f"bf16[1,1,{tokens},64]")
-    kernel = Kernel(
-        name="k",
-        phase=phase,
-        q=array,
-        k=array,
-        v=array,
-        block=(wide, long),
-        table=(1, rows, columns),
-        positions=True,
-        fused=False,
-        streamed_bytes=0.0,
-        other_bytes=0.0,
-    )
+    kernel = a_kernel(phase, (wide, long), (1, rows, columns), tokens)
     found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000)))
     assert found.matmuls[0].fraction == pytest.approx(blocks.mean(), rel=1e-12)
     assert not found.problem

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from said import shardsim
 from small_step import small_plan
 
 from shardsim import executors
-from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.plan import save_plan
 from shardsim.views.evidence import by_group
@@ -121,13 +120,13 @@ def test_the_commands(
     monkeypatch.setenv("SHARDSIM_CACHE", str(compiled_here))
     path = tmp_path / "plan.yaml"
     save_plan(small_plan(), path)
-    done = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu", "--json"])
+    done = shardsim("verify", str(path), "--against", "tpu", "--json")
     assert done.exit_code == (0 if evidence.ok else 1), done.output
     assert json.loads(done.stdout)["step"]["replayed_s"] == evidence.replayed.step_time_s
-    shown = CliRunner().invoke(main, ["verify", str(path), "--against", "tpu"])
+    shown = shardsim("verify", str(path), "--against", "tpu")
     assert "HBM peak" in shown.output
     assert "libtpu" in shown.output
-    item = CliRunner().invoke(main, ["predict", str(path), "--fidelity", "compiled", "--json"])
+    item = shardsim("predict", str(path), "--fidelity", "compiled", "--json")
     assert item.exit_code == 0, item.output
     assert json.loads(item.stdout)["mfu"] == pytest.approx(evidence.replayed.mfu)
 
@@ -138,7 +137,7 @@ def test_an_unknown_scheduler_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "plan.yaml"
     save_plan(small_plan(), path)
     arguments = ["verify", str(path), "--against", "tpu", "--scheduler", "tcp://127.0.0.1:9"]
-    done = CliRunner().invoke(main, arguments)
+    done = shardsim(*arguments)
     assert done.exit_code == 2
     assert "--scheduler" in done.output
     assert "Traceback" not in done.output

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from said import shardsim
 
-from shardsim.cli.main import main
 from shardsim.errors import ShardsimError
 from shardsim.machine import load_chip
 from shardsim.validate.op_fit import read_points
@@ -108,8 +107,8 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, tmp_pat
 @needs_libtpu
 def test_the_command_gives_the_estimates_that_the_constants_were_fitted_to(tmp_path: Path):
     words = ["calibrate", "--against", "tpu-compiler", "--chip", "v4", "--cache", str(tmp_path)]
-    result = CliRunner().invoke(
-        main, [*words, "--op", ADD.text, "--op", MATMUL.text, "--json"], catch_exceptions=False
+    result = shardsim(
+        *[*words, "--op", ADD.text, "--op", MATMUL.text, "--json"], catch_exceptions=False
     )
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
@@ -142,7 +141,7 @@ def test_the_command_gives_the_estimates_that_the_constants_were_fitted_to(tmp_p
 )
 def test_mistakes_are_one_line(words, message, monkeypatch):
     monkeypatch.setattr(service, "find_spec", lambda name: True)
-    result = CliRunner().invoke(main, ["calibrate", *words])
+    result = shardsim("calibrate", *words)
     assert result.exit_code == 2
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1

@@ -361,8 +361,7 @@ def test_a_killed_parent_takes_its_compilations_along(tmp_path: Path) -> None:
         "run_compiler({}, 'import time\\ntime.sleep(600)\\n', 600, 1e12)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=service.os.environ | {"TMPDIR": str(tmp_path)},
+        [sys.executable, "-c", code], env=service.os.environ | {"TMPDIR": str(tmp_path)}
     )
 
     def workers() -> list[str]:
