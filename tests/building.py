@@ -205,6 +205,7 @@ def build(
         "embed": present["tensor2"] + (present["tensor"] if residual == "embed" else ()),
     }
     options.setdefault("op_costs", "physical")
+    kept = options.pop("remat", "full")
     return Plan(
         name="built",
         model=model,
@@ -215,7 +216,7 @@ def build(
         parameters={key: axes for key, axes in parameters.items() if axes},
         activations={key: axes for key, axes in activations.items() if axes},
         optimizer_rules={"embed": present["data"]} if over_data and present["data"] else {},
-        remat=Remat.of(save=POLICIES[options.pop("remat", "full")]),
+        remat=Remat.of(save=POLICIES.get(kept, kept)),
         **options,
     )
 
@@ -426,7 +427,7 @@ def plans(
         context_shards=draw(st.booleans()),
         **(draw(_routing("expert" in where)) if model.experts else {}),
         over_data=draw(st.booleans()),
-        remat=draw(st.sampled_from(sorted(POLICIES))),
+        remat=draw(st.sampled_from([*sorted(POLICIES), frozenset({"statistics", "qkv"})])),
         microbatches=microbatches,
         overlap=Overlap(
             matmul=draw(st.sampled_from(matmul_overlap)),

@@ -102,6 +102,11 @@ class Hand:
         for _ in range(many):
             self.stream([self.r], [self.r], NORM * self.r)
 
+    def without_sums(self, elements: float) -> None:
+        """A norm that has its sums reads and writes in three fifths of the time of both passes."""
+        if "statistics" in self.saves:
+            self.add("elementwise", -0.8 * elements)
+
     def quantised(self, elements: float) -> None:
         """To 8 bits: read for the largest value, read again, written at half the width."""
         if self.plan.precision.compute in ("fp8", "int8"):
@@ -155,13 +160,26 @@ class Hand:
         blocks = sequence // FLASH_BLOCK
         return sum(range(1, blocks + 1)) / blocks**2
 
+    def fetched_keys(self) -> float:
+        """Keys and values once, or in the compiled kernel for each block of queries of each head
+        that sees them, but where all of them are one block."""
+        blocks = self.plan.sequence // FLASH_BLOCK
+        if not self.emitted or blocks < 2:
+            return 2 * self.keys
+        return 2 * self.wide * self.q * blocks * self.fraction()
+
+    def lanes(self) -> float:
+        """A number of each row of each head in 128 lanes."""
+        return self.sequences * self.heads * self.plan.sequence * 128.0
+
     def attend(self, scores: bool, context: bool) -> None:
         """Fused: queries, keys, values in, context out. Else scores, softmax and weighted values
         apart, each of `scores` and `context` only if wanted."""
         if self.plan.attention == "flash":
             if context:
-                elements = self.wide * 2 * self.q + 2 * self.keys
+                elements = self.wide * 2 * self.q + self.fetched_keys()
                 self.add("attention", elements, SOFTMAX * self.pairs * self.fraction())
+                self.add("attention", self.lanes() * self.emitted, width=4.0)
             return
         queries = keys = self.wide * self.q  # every query head reads the keys of its group
         if scores:
@@ -228,6 +246,7 @@ class Hand:
         # Where rotated queries and keys are kept, no gradient reads them as they were before.
         turned = "rest" in saves and model.positions == "rotary" and not model.qk_norm
         heads = t * self.q + 2 * self.keys
+        heads_of_norms = (t * self.q + self.keys) / model.head_dim
         arrays = {
             "qkv": self.keys if turned else heads,
             "context": t * self.q,
@@ -235,13 +254,16 @@ class Hand:
             # In a parallel block one sum ends both branches: no backward pass reads its parts.
             "attention_output": 0.0 if model.parallel_block and not model.post_norms else self.r,
             "mlp_output": self.r if model.post_norms else 0.0,
-            "rest": (
-                self.r * len(self.branches())  # normed inputs
-                # and their float32 statistics: a layer norm's are two
-                + self.rows
-                * sum(self.branch_norms(*branch) for branch in self.branches())
+            "statistics": (  # in float32: a layer norm's are two, of each row or head
+                (
+                    self.rows * sum(self.branch_norms(*branch) for branch in self.branches())
+                    + heads_of_norms * model.qk_norm
+                )
                 * (2 if model.norm == "layernorm" else 1)
                 * (4 / self.wire)
+            ),
+            "rest": (
+                self.r * len(self.branches())  # normed inputs
                 # What is added between two branches, after a norm.
                 + self.r * (model.post_norms and not model.parallel_block)
                 + t * self.h  # the activated hidden layer
@@ -273,7 +295,9 @@ class Hand:
         everything = "rest" in saves
         if not everything:
             # Of norms after a branch only what is added between two branches is needed again.
-            self.norms(2 if model.post_norms and attention and not mlp else 1)
+            many = 2 if model.post_norms and attention and not mlp else 1
+            self.norms(many)
+            self.without_sums(self.r * many)
         if self.ring:
             self.turned_into_place(self.x)
         if (attention and "qkv" not in saves) or (mlp and "mlp_hidden" not in saves):
@@ -285,6 +309,7 @@ class Hand:
                 self.placed(t * (self.q + self.k + self.v), 0)
             if not everything:
                 self.rotary_and_query_norm(2)
+                self.without_sums((self.wide * self.q + self.keys) * model.qk_norm)
             self.attend(not everything, "context" not in saves)
         if mlp and "mlp_hidden" not in saves:
             for width, acts in self.into(False, True):
@@ -353,6 +378,13 @@ class Hand:
             # softmax of its own.
             kernels = 2 if self.emitted else 1
             ops = kernels * SOFTMAX_GRADIENT * self.pairs * self.fraction()
+            if self.emitted:  # read for keys and values, written; read for queries, written
+                side = self.wide * self.q
+                times = max(self.plan.sequence // FLASH_BLOCK * self.fraction(), 1)
+                elements = 2 * side * times + 4 * self.keys
+                elements += 3 * side + self.fetched_keys()
+                self.add("elementwise", 2 * side)
+                self.add("elementwise", self.lanes(), width=4.0)
             self.add("attention", elements, ops)
             return
         side = self.wide * self.q

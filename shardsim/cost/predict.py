@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -222,6 +222,7 @@ def predict(
         collectives=_summed(cost.collectives, layout),
         warnings=(
             *_warnings(plan, layout, use, again),
+            *_of_another_program(plan, layout, implementation, use),
             *_pricing(costs, implementation, machine),
             *_of_lengths(plan, real),
             *_of_precision(plan),
@@ -381,6 +382,19 @@ def _by_sequence(plan: Plan, program: Program) -> bool:
         isinstance(task, Compute) and bool(np.any(np.less(task.fraction, task.whole_fraction)))
         for task in tasks
     )
+
+
+def _of_another_program(
+    plan: Plan, layout: Layout, implementation: str, use: HbmUse
+) -> Iterator[str]:
+    """Yield that a training library's program of a plan fits, where the emitted one does not."""
+    if implementation != "emitted" or bool(use.fits):
+        return
+    passes = held_by("trainer", plan.machine.chip)
+    other = hbm_use(plan.machine, Workload.of(plan), layout, passes)
+    if bool(other.fits):
+        size = float(other.peak_bytes) / 2**30
+        yield f"a training library's program of it fits, with {size:.2f} GiB (--as trainer)"
 
 
 def _of_lengths(plan: Plan, real: RealTokens | None) -> list[str]:

@@ -113,6 +113,7 @@ class Stream:
     beside: float = 0.0
     beside_gradient: float = 0.0
     by_head: bool = False  # a norm of each head of queries or keys
+    sums: float = 0.0  # of `passes`, those that make the operand that is kept as "statistics"
     apart: Apart | None = None  # where nothing is fused into matmuls, if that differs
 
 
@@ -155,6 +156,10 @@ class Pairs(Hashable, Protocol):
     @property
     def local(self) -> bool:
         """Whether every device has all keys that its queries see."""
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many queries and keys a fused kernel takes at once."""
 
     def back(self) -> Pairs:
         """Return the pairs of the gradient's kernel, in its blocks."""

@@ -30,7 +30,13 @@ def heads_norm(build: Builder, name: str, x: Array, *, kind: str, bias: bool) ->
     hidden layer (sub-LN, arXiv 2210.06423): where devices have a part, its sums cross them."""
     count = ("moments",) if kind == "layernorm" else ()
     tokens, dims = x.dims[: len(TOKENS)], x.dims[len(TOKENS) :]
-    sums = Array(f"{x.name} sums", (*tokens, *count), wide=True, purpose="norm statistics")
+    sums = Array(
+        f"{x.name} sums",
+        (*tokens, *count),
+        keep="statistics",
+        wide=True,
+        purpose="norm statistics",
+    )
     build.add(pointwise([x], sums))
     vectors = [vector(f"{name}_{part}", *dims) for part in ("scale", "bias")[: 1 + bias]]
     out = replace(x, name=f"{x.name} normed", keep="rest")
@@ -117,7 +123,9 @@ def run_heads_norm(way: Whole, params: Params, call: Any, x: Any) -> Any:
     width = math.prod(way.model[name] for name in over)
     with jax.named_scope("norm_statistics"):
         moments = way.tensor_sum(jnp.stack(sums, -1)) / width
-    moments = jnp.expand_dims(checkpoint_name(moments, "rest"), tuple(d - 1 for d in dims[1:]))
+    moments = jnp.expand_dims(
+        checkpoint_name(moments, "statistics"), tuple(d - 1 for d in dims[1:])
+    )
     square = moments[..., :1]
     if layer:
         mean = moments[..., 1:]

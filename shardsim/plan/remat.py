@@ -10,7 +10,8 @@ again. The names are those of the block, not of a trainer:
 | attention_output | the output projection's result (a serial block adds it to the residual) |
 | mlp_hidden | the MLP's input projection(s) |
 | mlp_output | the MLP's output projection's result: kept by `dots`, never needed |
-| rest | norms, activated hidden layer, attention probabilities: everything else |
+| statistics | sums of norms, a number or two of each row or head, which a pass of their own makes |
+| rest | norms and their statistics, activated hidden layer, attention probabilities: all else |
 
 Of experts `mlp_output` is what they make of every copy of a token, before it is brought back: where
 they lie behind a router it is needed.
@@ -27,7 +28,10 @@ from typing import Any
 
 from shardsim.errors import PlanError, nearest
 
-TENSORS = ("qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest")
+TENSORS = (
+    *("qkv", "context", "attention_output", "mlp_hidden", "mlp_output"),
+    *("statistics", "rest"),
+)
 
 POLICIES: Mapping[str, frozenset[str]] = {
     "none": frozenset(TENSORS),
@@ -43,12 +47,6 @@ POLICIES: Mapping[str, frozenset[str]] = {
     "save_context_and_mlp": frozenset({"context", "mlp_hidden"}),
 }
 
-# What a search may keep in the host's memory: results of matmuls, each of which takes longer to
-# make than to fetch where a layer is wide. A layer's input is not among them, as compiled programs
-# wait for it, nor are others on the device beside them: such a step crashes the compiler
-# (docs/compiled.md).
-OFFLOADS: tuple[frozenset[str], ...] = (frozenset({"qkv"}), frozenset({"mlp_hidden"}))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -57,6 +55,10 @@ class Policy:
     save: frozenset[str] = frozenset()
     offload: frozenset[str] = frozenset()  # also accepts "layer_input"
     layers: int = 0  # 0: all that the model has
+
+    def __post_init__(self) -> None:
+        if "rest" in self.save:  # statistics are of the rest
+            object.__setattr__(self, "save", self.save | {"statistics"})
 
     @property
     def kept(self) -> frozenset[str]:
@@ -80,6 +82,16 @@ class Policy:
         data: dict[str, Any] = {"layers": self.layers} if self.layers else {}
         data["save"] = sorted(self.save)
         return data | {"offload": sorted(self.offload)} if self.offload else data
+
+
+# What a search may keep in the host's memory: results of matmuls, each of which takes longer to
+# make than to fetch where a layer is wide. A layer's input is not among them, as compiled programs
+# wait for it, nor are other such results on the device beside them: such a step crashes the
+# compiler. Sums of norms do not, beside queries, keys and values (docs/compiled.md).
+OFFLOADS: tuple[Policy, ...] = (
+    Policy(save=frozenset({"statistics"}), offload=frozenset({"qkv"})),
+    Policy(offload=frozenset({"mlp_hidden"})),
+)
 
 
 @dataclass(frozen=True)

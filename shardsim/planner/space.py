@@ -207,7 +207,7 @@ def policies(machine: Machine) -> tuple[Policy, ...]:
     known, in the host's memory."""
     kept = [Policy(save=names) for names in POLICIES.values()]
     if machine.chip.kind == "tpu" and machine.chip.pcie_bytes_per_s is not None:
-        kept += [Policy(offload=offload) for offload in OFFLOADS]
+        kept += OFFLOADS
     return tuple(kept)
 
 

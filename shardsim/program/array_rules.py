@@ -39,6 +39,10 @@ NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
 NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
 
 
+# A number of each row that lies in all lanes takes as many.
+LANES = 128
+
+
 # Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and
 # read, probabilities written and read in bf16; backward that again, and the gradients of both:
 # probabilities' in float32 written and read, scores' in bf16 written once and read twice.
@@ -331,6 +335,43 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
                 matmuls=task.matmuls + 2 * fused,
                 vector_ops=task.vector_ops * (1 + fused),
             )
+        ]
+
+    return changed(block, change)
+
+
+def fetch_blocks(block: Block, where: Where) -> Block:
+    """Fetch keys and values anew for each block of queries, for their gradient queries for each
+    block of keys, unless one block is all; and write the logarithm of each row's sum in float32 to
+    all lanes, of which the gradient takes one, beside the sums of the result times its gradient.
+
+    JAX's splash attention: what its grids go through, as `shardsim.xla.hlo.kernels` reads them in
+    compiled programs (ViT-22B on v4: 0.38 s as compiled, 0.38 priced, 0.26 without).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.ring == "passed":
+            return [task]
+        back, one = task.purpose == ATTENTION_GRADIENT, width(task) * task.batch * task.k
+        queries, pairs = task.m * one, task.hbm_bytes / (2.0 if back else 1.0) - 2.0 * task.m * one
+        rows, keys = (
+            np.ceil(size / float(most))
+            for size, most in zip((task.m, task.n), task.blocks, strict=True)
+        )
+        fetched = np.where(np.greater(keys, 1), 2.0 * task.n * one * rows * task.fraction, pairs)
+        lanes = task.m * task.batch * float(LANES * SUM_BYTES)
+        moved = 2.0 * queries + fetched + lanes
+        if back:
+            asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
+            moved = (asked + 2.0 * pairs) + (3.0 * queries + fetched)
+        inside = _in_kernel(task, where)
+        done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
+        if not back:
+            return [done]
+        sums = 2.0 * queries + lanes
+        return [
+            *stream(f"row sums for {task.name}", "elementwise", sums, task.count * inside),
+            done,
         ]
 
     return changed(block, change)

@@ -70,6 +70,7 @@ def kernel(
         count=count,
         fused="beside" if made.beside else "in turn",
         causal=bool(mask and mask.causal),
+        blocks=mask.blocks if mask else (0, 0),
         ring="passed" if op.passed else "",
         purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if mask else "",
     )

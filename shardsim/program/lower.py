@@ -154,14 +154,14 @@ class Lowering:
         name: str,
         op: Op,
         place: Split,
-        passes: float,
+        passes: Number,
         ops: float,
         count: Number = 1,
         apart: float | None = None,
         beside: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
-        if not passes and not ops and not apart:
+        if not np.any(passes) and not ops and not apart:
             return []
         elements = self.elements(op.out, place)
         widest = op.ins[0] if op.ins and op.ins[0].wide and not op.product else op.out
@@ -258,7 +258,7 @@ class _Pass:
         """Write ops in order, each so many times."""
         for number, step in enumerate(self.low.derived.steps):
             if number in counts:
-                self._forward(step, suffix, counts[number])
+                self._forward(step, suffix, counts[number], counts)
         return self
 
     def backward(self) -> _Pass:
@@ -271,7 +271,9 @@ class _Pass:
             self._settle(leaf.settles, "d " + leaf.array.name, 1)
         return self
 
-    def _forward(self, step: Step, suffix: str, count: Number) -> None:
+    def _forward(
+        self, step: Step, suffix: str, count: Number, counts: Mapping[int, Number]
+    ) -> None:
         low, op, place = self.low, step.op, step.place
         name = op.name + suffix
         self._pass_round(step.gathers, name, count)
@@ -292,7 +294,12 @@ class _Pass:
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
         apart = stream.apart.passes if stream.apart else None
-        made = low.stream(name, op, place, stream.passes, stream.ops, count, apart, stream.beside)
+        passes = stream.passes
+        if suffix and stream.sums:  # kept, they are only read
+            sums = {array.name for array in op.ins if array.keep == "statistics"}
+            again = [counts.get(n, 0) for n, s in enumerate(self._steps) if s.op.out.name in sums]
+            passes = passes - stream.sums * (1.0 - sum(again)) * bool(sums)
+        made = low.stream(name, op, place, passes, stream.ops, count, apart, stream.beside)
         read = {array.name for array in op.ins}
         self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
         self._settle(step.settles, op.out.name, count)

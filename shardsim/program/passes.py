@@ -20,6 +20,7 @@ from shardsim.program.array_rules import (
     attend_to_few,
     attend_to_whole_rows,
     attend_with_the_last,
+    fetch_blocks,
     lay_copies_side_by_side,
     lay_out_by_head,
     lay_out_gathered_weights,
@@ -81,6 +82,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         pad_for_kernels,
         two_backward_kernels,
         attend_with_the_last,
+        fetch_blocks,
         all_reduce_over_whole_slices,
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
@@ -91,6 +93,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "trainer": (
         multiply_groups_as_libraries,
         attend_to_whole_rows,
+        fetch_blocks,
         lay_copies_side_by_side,
         put_turned_pieces_in_order,
         exchange_parts_of_embed,

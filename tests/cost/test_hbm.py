@@ -176,7 +176,9 @@ def test_a_compiler_recomputes_by_itself_what_would_not_fit(each, fits, implemen
         assert found.hbm["thrifty_bytes"] < found.hbm["peak_bytes"]
     # A loop over layers, as in the emitted step, carries what it keeps: nothing can be dropped
     # there (compiled for v3 with libtpu 0.0.42 and 0.0.52: refused at 24.9 and 94.5 of 15.48 GiB).
-    assert not predict(plan, implementation="emitted").fits
+    emitted = predict(plan, implementation="emitted")
+    assert not emitted.fits
+    assert any("--as trainer" in text for text in emitted.warnings) == fits
 
 
 @pytest.mark.parametrize("offloaded", [True, False])

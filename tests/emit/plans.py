@@ -245,8 +245,8 @@ _ZERO = {"optimizer_rules": {"embed": ["data"]}}
 _CUSTOM = {"save": ["context", "mlp_output"]}
 _GROUPS = [
     {"layers": 2, "save": []},
-    {"layers": 3, "save": ["qkv", "mlp_hidden"]},
-    {"layers": 2, "save": ["qkv"], "offload": ["context"]},
+    {"layers": 3, "save": ["qkv", "mlp_hidden", "statistics"]},
+    {"layers": 2, "save": ["statistics"], "offload": ["context", "qkv"]},
 ]
 
 PLANS: dict[str, Plan] = {

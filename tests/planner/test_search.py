@@ -32,7 +32,7 @@ from shardsim.program.shapes import Workload
 
 CLOSE = 1e-12
 REMATS = {name: Remat.of(save=save) for name, save in POLICIES.items()}
-REMATS |= {"to host: " + "+".join(names): Remat.of(offload=names) for names in OFFLOADS}
+REMATS |= {one.name: Remat((one,)) for one in OFFLOADS}
 
 
 def workload(model: Model, batch: int) -> Workload:

@@ -132,16 +132,18 @@ def axlearn_code(plan: Plan) -> str:
         "BATCH_AXES": tuple(renamed[axis] for axis in data["activations"]["residual"][0]),
         "PARTITION_SPECS": specs,
         "LAYER": _LAYER,
-        "SAVED": [REMAT[name] for name in sorted(remat.save)],
+        "SAVED": [REMAT[name] for name in sorted(remat.save - {"statistics"})],
         "OFFLOADED": [REMAT[name] for name in sorted(remat.offload)],
         "MICROBATCHES": plan.microbatches,
     }
     head = [header(plan), "#", "#   import THIS; cfg = THIS.apply(cfg)   # a SpmdTrainer.Config"]
+    if "statistics" in remat.save:
+        remarks.append(f"Sums of norms are computed again: {TRAINER} has no name for them.")
     head += [f"# {text}" for text in (*mesh.remarks, *remarks)]
     body = "\n".join(f"{key} = {literal(value)}" for key, value in values.items())
     imports, code = _code(
         slices=math.prod(mesh.slices) > 1,
-        named=bool(remat.save | remat.offload),
+        named=bool(values["SAVED"] or values["OFFLOADED"]),
         accumulated=plan.microbatches > 1,
     )
     return "\n".join([*head, "", *imports, "", body, code]).rstrip() + "\n"

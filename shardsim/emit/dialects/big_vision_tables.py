@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shardsim.emit.dialects.nearest import ALL_BIASES, Block
+from shardsim.plan.remat import POLICIES
 
 VIT = (
     Block(
@@ -36,9 +37,7 @@ REMAT: Mapping[frozenset[str], str] = {
     frozenset(
         {"qkv", "attention_output", "mlp_hidden", "mlp_output"}
     ): "dots_with_no_batch_dims_saveable",
-    frozenset(
-        {"qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"}
-    ): "everything_saveable",
+    POLICIES["none"]: "everything_saveable",
 }
 # Optimizer -> config.optax_name and config.optax.
 OPTIMIZERS: Mapping[str, tuple[str, Mapping[str, str]]] = {

@@ -94,6 +94,8 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
         found.append(
             f"remat: context computed again: {chosen.block} names it in flash kernels only"
         )
+    if "statistics" in kept:
+        found.append("remat: statistics computed again: MaxText has no name for sums of norms")
     if plan.precision.reduce != plan.precision.parameters:
         found.append(
             f"precision.reduce: {plan.precision.parameters} as the parameters, "

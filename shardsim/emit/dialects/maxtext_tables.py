@@ -159,6 +159,7 @@ REMAT: Mapping[str, tuple[str, ...]] = {
     "mlp_hidden": ("mlpwi",),
     "mlp_output": ("mlpwo",),
     "layer_input": ("decoder_layer_input",),
+    "statistics": (),  # has no name there
 }
 GATED_HIDDEN = ("mlpwi_0", "mlpwi_1")
 # Without a flash kernel, which names its result "context" itself (layers/attentions.py only).

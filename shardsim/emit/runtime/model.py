@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -57,8 +58,20 @@ def run(way: Whole, params: Params, calls: Sequence[Data], arrays: Params) -> Pa
         made = RUNS[call["run"]](way, params, call, *(arrays[name] for name in call["ins"]))
         made = made if isinstance(made, list) else [made]
         for name, keep, value in zip(call["outs"], call["keeps"], made, strict=True):
-            arrays[name] = checkpoint_name(value, keep) if keep else value
+            arrays[name] = named(way, value, keep) if keep else value
     return arrays
+
+
+def named(way: Whole, value: Array, keep: str) -> Array:
+    """Name an array for the remat policy.
+
+    What has heads and goes to the host's memory lies there as attention's kernel reads it, heads
+    before tokens: in another order each of its readers would lay it out anew when it comes back.
+    """
+    away = any(keep in group["offload"] for group in way.plan["remat"])
+    if away and keep in ("qkv", "context") and value.ndim == 4 and way.plan["platform"] != "gpu":
+        return jnp.swapaxes(checkpoint_name(jnp.swapaxes(value, 1, 2), keep), 1, 2)
+    return checkpoint_name(value, keep)
 
 
 def layers(way: Whole, calls: Data, params: Params, x: Array, shared: Params) -> Array:

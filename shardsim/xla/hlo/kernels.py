@@ -173,10 +173,12 @@ class Kernel:
 
         The grid of `fwd` and `dq` goes through keys and values once for each block of queries of
         each head, that of `dkv` through queries and what belongs to them for each block of keys.
+        Where they are one block, it is there already.
         """
         rows, columns = self.blocks
         if self.phase == "dkv":
-            times = columns * fraction
+            times = columns * fraction if rows > 1 else 1.0
         else:
-            times = rows * fraction * (self.q.dims[-3] // self.k.dims[-3])
+            heads = self.q.dims[-3] // self.k.dims[-3]
+            times = rows * fraction * heads if columns > 1 else 1.0
         return self.other_bytes + self.streamed_bytes * times

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.ops.attend import SOFTMAX, Mask
+from shardsim.plan import plan_from_data
+from shardsim.program.schedule import Work
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
 from shardsim.xla.hlo.kernels import Kernel, Masks
 from shardsim.xla.hlo.shapes import parse_shape
@@ -452,3 +454,54 @@ ENTRY %main (a: s8[4096], b: s8[4096]) -> {result} {{
     else:
         with pytest.raises(HloError, match="does not fit its operands"):
             read(text)
+
+
+@settings(max_examples=30)
+@given(
+    sequences=st.integers(1, 4),
+    blocks=st.integers(1, 12),
+    heads=st.sampled_from([(8, 8), (8, 2), (12, 1)]),
+    causal=st.booleans(),
+)
+def test_a_plan_moves_as_many_bytes(
+    sequences: int, blocks: int, heads: tuple[int, int], causal: bool
+) -> None:
+    tokens, depth = 512 * blocks, 128
+    data = {
+        "model": {
+            "base": "llama3-8b" if causal else "vit-h-14",
+            **{"name": "small", "layers": 1, "embed": 256, "head_dim": depth},
+            **dict(zip(("heads", "kv_heads"), heads, strict=True)),
+        },
+        **{"machine": "v5p:1x1x1", "batch": sequences, "sequence": tokens, "remat": "full"},
+        **{"mesh": {"data": 1}, "attention": "flash"},
+    }
+    schedule = predict(plan_from_data(data, "a plan")).schedule
+    tasks = {task.name: task for _, task, _ in schedule.runs() if isinstance(task, Work)}
+    q, k = (parse_shape(f"bf16[{sequences},{n},{tokens},{depth}]") for n in heads)
+    logarithms = sequences * heads[0] * tokens * 128 * 4.0
+    moved = {
+        phase: Kernel(
+            name="k",
+            phase=phase,
+            q=q,
+            k=k,
+            v=k,
+            block=(512, 512),
+            table=(1, blocks, blocks),
+            positions=causal,
+            fused=False,
+            streamed_bytes=streamed,
+            other_bytes=other,
+        )
+        .executed("{...}", Masks(causal=causal))
+        .hbm_bytes
+        for phase, streamed, other in (
+            ("fwd", 2 * k.bytes, 2 * q.bytes + logarithms),
+            ("dkv", 2 * q.bytes, 4 * k.bytes),
+            ("dq", 2 * k.bytes, 3 * q.bytes),
+        )
+    }
+    found = {name: task.hbm_bytes for name, task in tasks.items()}
+    assert found["context"] == found["context again"] == moved["fwd"]
+    assert found["context gradient"] == moved["dkv"] + moved["dq"]
