@@ -32,8 +32,8 @@ from shardsim.program.schedule import Grid, Work
 SUBLANES = 8
 # How the products of a matmul and its results' way out of the matrix unit overlap, as estimated.
 OVERLAP_POWER = 3.0
-# A step of a kernel's grid takes so long besides: the median that 94 timings of Tokamax's grouped
-# products on tpu7x leave (openxla/tokamax at 783ea95, tokamax/data/autotuning; docs/accuracy.md).
+# A step of a kernel's grid takes so long besides: with it 98 timings of Tokamax's grouped products
+# on tpu7x are met in the median (shardsim/validate/data/tokamax_grouped.csv).
 STEP_S = 0.35e-6
 # The contraction, over `resident_contraction`, from which all results wait for the products.
 STREAMED = 2.25

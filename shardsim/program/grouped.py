@@ -18,7 +18,9 @@ from shardsim.program.rules import Where, changed, width
 from shardsim.program.schedule import Block, Grid, Task
 from shardsim.program.tasks import Compute
 
-SUM_BYTES = 4.0  # of an element of what a kernel adds products to
+# A kernel has its inputs twice and its result three times in so much of on-chip memory, as Tokamax
+# reckons (`_fit_within_tpu_vmem` in openxla/tokamax at 783ea95, ragged_dot/pallas_mosaic_tpu.py).
+INPUTS, RESULTS, ROOM = 2.0, 3.0, 0.75 / 2.0
 # Rows of a tile that holds the whole contraction: 128 to 512 in Tokamax's tuned tiles, fewer where
 # a group's matrix is large; twice as many beside those of up to `SMALL` elements.
 WHOLE_ROWS, SMALL = 256.0, 2.0**21
@@ -70,7 +72,7 @@ def multiply_groups_as_libraries(block: Block, where: Where) -> Block:
             return [_in_tiles(task, LIBRARY_ROWS, *_up_to(task, WIDE_TILE))]
         beyond = [(side > WIDE_TILE) & (side % LANES > 0) for side in _sides(task)]
         slower = np.where(np.logical_or(*beyond), BEYOND, 1.0)
-        fitting = _as_fits(task, float(chip.scoped_vmem_bytes or 0.0))
+        fitting = _as_fits(task, ROOM * chip.onchip_bytes / chip.devices_per_chip)
         rows = WHOLE_ROWS * np.where(fitting[0] * fitting[1] <= SMALL, 2.0, 1.0)
         return [_in_tiles(task, rows, *fitting, slower)]
 
@@ -92,14 +94,14 @@ def _up_to(task: Compute, widest: float) -> list[Number]:
 
 
 def _as_fits(task: Compute, room_bytes: float) -> tuple[Number, Number]:
-    """Return the sides of a tile of a group's matrix: halved until tiles fit into on-chip memory,
-    each twice, beside their sum. Of a contraction all stays, if columns can be fewer."""
+    """Return the sides of a tile of a group's matrix: halved until what a kernel has of on-chip
+    memory is enough. Of a contraction all stays, if columns can be fewer."""
     tile, forward = WHOLE_ROWS, task.groups == "m"
     tall, wide = (np.asarray(side, dtype=float) for side in _sides(task))
     for _ in range(HALVES):
-        parts = tile * tall + tile * wide + tall * wide
-        sums = (tile if forward else tall) * wide
-        large = 2.0 * width(task) * parts + SUM_BYTES * sums > room_bytes
+        read = tile * tall + (tall if forward else tile) * wide
+        made = (tile if forward else tall) * wide
+        large = (INPUTS * read + RESULTS * made) * width(task) > room_bytes
         first = (wide <= LANES) if forward else (tall > wide)
         tall = np.where(large & first, _half(tall), tall)
         wide = np.where(large & ~first, _half(wide), wide)

@@ -46,8 +46,8 @@ def test_tokamaxs_kernel_takes_about_what_it_was_timed_at() -> None:
         took = priced(multiply_groups_as_libraries, "tpu7x", rows, k, n, groups)
         errors.append(took / float(row["ms"]) * 1e3 - 1)
     assert len(errors) == 98
-    assert -0.1 < median(errors) < 0.05
-    assert median(map(abs, errors)) < 0.1
+    assert abs(median(errors)) < 0.02
+    assert median(map(abs, errors)) < 0.07
 
 
 @pytest.mark.parametrize("rule", [multiply_groups, multiply_groups_as_libraries])
