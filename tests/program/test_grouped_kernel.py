@@ -26,8 +26,8 @@ def priced(rule: Rule, chip: str, rows: float, k: float, n: float, groups: int) 
     `rows` negative of the gradient of those matrices."""
     gradient = rows < 0
     m, k = (k, -rows) if gradient else (rows, k)
-    sizes = {"m": m, "k": k, "n": n, "batch": groups, "matmuls": 1}
-    task = Compute(name="p", kind="matmul", groups="k" if gradient else "m", **sizes)
+    of = "k" if gradient else "m"
+    task = Compute(name="p", kind="matmul", m=m, k=k, n=n, batch=groups, matmuls=1, groups=of)
     machine = Machine(chip=load_chip(chip), shape=(1,) * load_chip(chip).torus_dims)
     block = Block(name="b", phase="forward", trips=1, tasks=(task,))
     (made,) = rule(block, Where(machine=machine, layout=NOWHERE)).tasks
