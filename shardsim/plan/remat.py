@@ -86,10 +86,11 @@ class Policy:
 
 # What a search may keep in the host's memory: results of matmuls, each of which takes longer to
 # make than to fetch where a layer is wide. A layer's input is not among them, as compiled programs
-# wait for it, nor are other such results on the device beside them: such a step crashes the
-# compiler. Sums of norms do not, beside queries, keys and values (docs/compiled.md).
+# wait for it. Beside queries, keys and values there, sums of norms and hidden layers may be kept on
+# the device: so it was compiled (docs/compiled.md); other pairs were not.
 OFFLOADS: tuple[Policy, ...] = (
     Policy(save=frozenset({"statistics"}), offload=frozenset({"qkv"})),
+    Policy(save=frozenset({"statistics", "mlp_hidden"}), offload=frozenset({"qkv"})),
     Policy(offload=frozenset({"mlp_hidden"})),
 )
 
