@@ -375,15 +375,20 @@ class Account:
 
     @property
     def let_go(self) -> list[Number]:
-        """What the groups of layers after each group kept."""
-        return [sum(self.by_group[number + 1 :]) for number in range(len(self.by_group))]
+        """What the groups of layers after each group kept, of the same stack: the end of another
+        stack waits for gradients of its weights (t5-xxl on v4, siglip-so400m on v5e)."""
+        found = [*zip(self.runs, self.by_group, strict=True)]
+        return [
+            sum((kept for later, kept in found[number + 1 :] if later.part == run.part), 0.0)
+            for number, (run, _) in enumerate(found)
+        ]
 
     @cached_property
     def late(self) -> Number:
         """Whether the head's gradients of weights are computed after the layers."""
         rule, model = self.passes.head_late, self.work.model
         beside = self.machine.chip.offloads_collectives & np.asarray(self.layout.weights_overlap)
-        late = np.greater(self.layout.tensor.size, 1) | beside
+        late = np.greater(self.layout.tensor.size, 1) | beside | (len(self.measures) > 1)
         if rule == "tensor":
             return late if model.vocab else late & ~self.ring
         if rule != "synchronous" or not model.vocab:

@@ -97,6 +97,13 @@ class Derived:
         """The weights that it uses, trained or not."""
         return weights_of([step.op for step in self.steps])
 
+    @property
+    def start(self) -> Array:
+        """The stream that enters it, which need not be what its first op reads: blocks of a
+        diffusion model read a condition before."""
+        read = [array for step in self.steps for array in step.op.ins]
+        return next((array for array in read if array.stream), read[0])
+
 
 def derive(ops: Sequence[Op], axes: Iterable[str]) -> Derived:
     """Return what one device does for `ops` on mesh `axes`, as if each had several members.

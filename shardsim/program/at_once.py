@@ -40,11 +40,11 @@ def layer_at_once(
     derived = derived_blocks(model, attention, kind).layers[layer]
     waiting = {array.name for array in backward_of(model, attention, layer, kept).kept}
     products = read_by_products(derived)
-    first, last = derived.steps[0].op, derived.steps[-1].op
+    last = derived.steps[-1].op
     start = next(number for number, step in enumerate(derived.steps) if step.op.product)
     made = [step.op.out.name for step in derived.steps]
     sums = [name for name in made if made.count(name) > 1]  # what several branches add to
-    ends = (first.ins[0].name, *made[:start], *sums, last.out.name)
+    ends = (derived.start.name, *made[:start], *sums, last.out.name)
     branches = _branches(derived, ends)
     moments = sorted(set(branches.values())) or [0]
     found: list[Live] = []
@@ -54,7 +54,7 @@ def layer_at_once(
         born, gone = (0, len(moments) - 1) if one is None else (moments.index(one),) * 2
         found.append(Live(name, size, born, gone))
 
-    there("x", stored(first.ins[0]))
+    there("x", stored(derived.start))
     there(f"d {last.out.name}", stored(last.out))
     needed: dict[str, Array] = {}
     for step in derived.steps:
@@ -70,7 +70,7 @@ def layer_at_once(
                 there(f"d {array.name}", stored(array), array.name)
     for name, array in needed.items():
         copied = stacked and name in products
-        if name != first.ins[0].name and not array.weight and (name not in waiting or copied):
+        if name != derived.start.name and not array.weight and (name not in waiting or copied):
             there(name, stored(array))
     for name, size in _weights(derived, casts).items():
         there(name, size)

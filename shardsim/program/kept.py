@@ -24,7 +24,7 @@ def kept(
     """
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
     made = {step.op.out.name: step.op.out for step in derived.steps}
-    start = derived.steps[0].op.ins[0]
+    start = derived.start
     rounded = only_products_read(derived) if narrow else set()
 
     def size(array: Array) -> Number:

@@ -140,7 +140,7 @@ def followed(
     tracer = Tracer(passes, ring, signs)
     steps = derived.steps
     tracer.moment("enter")
-    tracer.make(steps[0].op.ins[0].name, stored(steps[0].op.ins[0]))
+    tracer.make(derived.start.name, stored(derived.start))
     tracer.make(f"d {steps[-1].op.out.name}", stored(steps[-1].op.out))
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)

@@ -14,7 +14,6 @@ import numpy as np
 
 from shardsim.graph.arrays import Array, Matmul, Op, Split, matmul_dims
 from shardsim.graph.derive import Derived, Step, Transfer
-from shardsim.ops.experts import row_tile
 from shardsim.plan.layout import Layout, Number
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
@@ -112,11 +111,7 @@ class Lowering:
             self.sizes.product(part, place)
             for part in (dims.rows, dims.inner, dims.columns, dims.batch)
         )
-        if op.tile:  # rows in groups, of which two share a tile
-            m, k = (
-                size + row_tile(size) * ("slot" in part)
-                for size, part in ((m, dims.rows), (k, dims.inner))
-            )
+        groups = "m" if "slot" in dims.rows else "k" if "slot" in dims.inner else ""
         gradient = bool(made.weight)
         return Compute(
             of_weights=gradient,
@@ -133,6 +128,7 @@ class Lowering:
             count=count,
             purpose=purpose_of(op, made),
             makes=made.keep,
+            groups=groups if op.tile else "",
         )
 
     def format(self, op: Op, gradient: bool = False) -> str:

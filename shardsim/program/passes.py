@@ -44,6 +44,11 @@ from shardsim.program.gpu_rules import (
     pass_sums_apart,
     send_once_to_each_node,
 )
+from shardsim.program.grouped import (
+    multiply_groups,
+    multiply_groups_as_libraries,
+    share_tiles,
+)
 from shardsim.program.host_rules import copy_weights_out, lay_out_for_weights
 from shardsim.program.move_rules import (
     all_reduce_instead_of_waiting_gathers,
@@ -65,6 +70,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "ideal": (),
     # What the exported code does under the TPU compiler.
     "emitted": (
+        multiply_groups,
         gather_for_several,
         lay_out_gathered_weights,
         lay_out_turned_gradients,
@@ -90,6 +96,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     ),
     # A training library, as MaxText's compiled programs do.
     "trainer": (
+        multiply_groups_as_libraries,
         attend_to_whole_rows,
         fetch_blocks,
         pass_logits_apart,
@@ -106,6 +113,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
 # fuses the rest as on GPUs. No library trains there.
 ON_HOST: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
+        share_tiles,
         pass_sums_apart,
         activate_apart,
         attend_apart,
@@ -118,6 +126,7 @@ ON_HOST: Mapping[str, tuple[Rule, ...]] = {
 # What is done otherwise on GPUs.
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
+        share_tiles,
         pass_sums_apart,
         activate_apart,
         attend_apart,
@@ -127,6 +136,7 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     # PyTorch's libraries: kernels fuse no more into matmuls, layers are no loop, and reductions
     # stay what they are (one of another kind is the TPU compiler's choice).
     "trainer": (
+        share_tiles,
         pass_sums_apart,
         activate_apart,
         attend_by_cudnn,

@@ -102,6 +102,7 @@ def ring_block(task: Compute, members: Number, embed: Number) -> Work:
     `embed` says whether the ring passes pieces of the embed axis, else of the sequence.
     """
     wire = max(2.0, float(DTYPE_BYTES[task.dtype]))
+    task = replace(task, grid=None)  # a part of one
     m, k, n = task.m, task.k, task.n
     rows: Number
     deep: Number

@@ -42,6 +42,18 @@ PARAMETER_PURPOSES = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """How a kernel multiplies rows of many groups: in steps one after the other, while HBM brings
+    what the next step reads; where another group begins that is more."""
+
+    steps: Number
+    step_bytes: Number
+    groups: Number  # changes from one group's matrix to another's
+    group_bytes: Number  # what the first step of a group needs
+    slower: Number = 1.0  # work beyond the arrays' ends, in parts of their own
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """One compiled operation on one device, or `count` equal ones in a row.
 
@@ -65,6 +77,7 @@ class Work:
     sparse: bool = False  # one operand has two zeros in four numbers
     count: Number = 1
     fused: str = ""  # of a fused kernel: its vector operations run "beside" products, or "in turn"
+    grid: Grid | None = None  # of a kernel of grouped products
     cycles: Number | None = None  # a compiler's estimate; it stands for the units' time
     source: str = ""  # of compiled code: file, line and function
 

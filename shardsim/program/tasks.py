@@ -53,6 +53,7 @@ class Compute(Work):
     beside_bytes: Number = 0  # what it moves more where copies of a token lie side by side
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
+    groups: str = ""  # of products of rows in groups of any size: which of `m` and `k` are rows
     blocks: tuple[int, int] = (0, 0)  # of that: the queries and keys that it takes at once
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
     of_weights: bool = False  # a gradient of weights, which no other stage waits for

@@ -310,6 +310,11 @@ class Tracer:
         fresh = self.root(target) not in self.named
         elementwise = not op.product and not op.kernel and not (op.relay and _gathers(step))
         elementwise &= array.original is None  # other dimensions may be other sizes
+        biased = op.unit == "attention" and not op.product and not op.kernel
+        biased = biased and sum(one.trained and not one.weight for one in op.ins) > 1
+        if biased and fresh and array.dims == op.out.dims:  # the bias's is a sum of it, in float32
+            self.make(target, replace(stored(whole), width=WIDE))
+            return
         if elementwise and fresh and array.dims == op.out.dims and self.root(d) in self.named:
             self.same[target] = self.root(d)
             self.touch(d, op.out)

@@ -157,15 +157,21 @@ def _soft(said: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return found | {"top_k": 1, "dense_layers": max(0, layers - having)}
 
 
-def _alike(experts: Mapping[str, Any], preset: Model) -> bool:
-    """Return whether a preset has the experts that a row says."""
-    if preset.experts is None:
+def _alike(experts: Mapping[str, Any], preset: Model, said: Mapping[str, Any]) -> bool:
+    """Return whether a preset has the experts that a row says, and those that all tokens go to and
+    the layers without, if the row says them."""
+    has = preset.experts
+    if has is None:
         return False
     same = {"soft_slots": 0, **experts}
-    return all(
-        same[key] == getattr(preset.experts, key)
-        for key in ("number", "top_k", "mlp", "soft_slots")
-    )
+    if any(same[key] != getattr(has, key) for key in ("number", "top_k", "mlp", "soft_slots")):
+        return False
+    shared = experts.get("shared", 0) * experts.get("shared_mlp", experts["mlp"])
+    if said.get("shared") is not None and shared != has.shared_width + has.beside * preset.mlp:
+        return False
+    plain = not {"dense_layers", "every"} & {*experts}
+    layers = {key: experts.get(key, least) for key, least in (("dense_layers", 0), ("every", 1))}
+    return plain or layers == {key: getattr(has, key) for key in layers}
 
 
 def _routed(preset: Model, experts: Mapping[str, Any]) -> Model:
@@ -243,7 +249,7 @@ def model_of(row: Mapping[str, Any], notes: list[str]) -> Model:
     if preset is not None and same and known and windows in (None, list(preset.windows)):
         if experts is None and (preset.experts is None or "moe" not in dims):
             return _with_tokens(preset, row)
-        if experts is not None and _alike(experts, preset):
+        if experts is not None and _alike(experts, preset, dims["moe"]):
             return _routed(preset, experts)
     if dims.get("window") and not _plain_window(dims["window"]):
         raise FileError(f"dims.window: {_UNMODELLED['window']} not modelled")

@@ -255,13 +255,14 @@ def _one_by_one(
     split: Said, machine: Machine | None, chip: Chip, experts: int, notes: list[str]
 ) -> Machine:
     """Return the slice of a row with soft experts, and split them where the row does not say how:
-    there are as many as devices, or as divide them."""
+    there are as many as devices, or as divide them, and all else is replicated, as in the code of
+    the paper (`params_axis_resources` in the configs of google-research/vmoe)."""
     if machine is None:
         machine = default_slice(chip, max(1, experts // chip.devices_per_chip))
         notes.append("chips: not stated; one device for each expert")
     if not (split.sizes.inside or split.sizes.outside or split.sizes.rest):
         split.sizes.add("expert", gcd(experts, machine.devices_per_slice))
-        split.sizes.rest = "data"
+        split.sizes.rest, split.replicated = "data", True
     return machine
 
 

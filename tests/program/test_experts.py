@@ -22,6 +22,7 @@ from shardsim.plan.legality import check
 from shardsim.plan.plan import Routing
 from shardsim.plan.split import stored_elements
 from shardsim.program.partition import partition
+from shardsim.program.passes import implemented
 from shardsim.program.schedule import Move, Work
 from shardsim.program.shapes import Workload
 from shardsim.simulate import simulate_plan
@@ -39,9 +40,10 @@ def plan_of(model: Model, where: dict[str, dict[str, int]] = WHERE, **options: A
     return build(model, "v5e:4x4", BATCH, where, **options)
 
 
-def tasks(plan: Plan, phase: str = "") -> list[tuple[Any, float]]:
-    """Return what is planned of the layers, each with how often a layer does it."""
-    program = partition(Workload.of(plan), resolve(plan))
+def tasks(plan: Plan, phase: str = "", made: str = "ideal") -> list[tuple[Any, float]]:
+    """Return what is planned of the layers, or made of it, each with how often a layer does it."""
+    layout = resolve(plan)
+    program = implemented(partition(Workload.of(plan), layout), made, plan.machine, layout)
     return [
         (task, float(task.count))
         for block in program.blocks
@@ -60,10 +62,10 @@ def moves(plan: Plan, role: str, phase: str = "") -> dict[str, list[float]]:
     return found
 
 
-def flops(plan: Plan, name: str) -> float:
+def flops(plan: Plan, name: str, made: str = "ideal") -> float:
     return sum(
         float(task.flops) * count
-        for task, count in tasks(plan)
+        for task, count in tasks(plan, made=made)
         if isinstance(task, Work) and name in task.name
     )
 
@@ -149,8 +151,9 @@ def test_dispatch_is_work_that_only_hfu_counts(factor: float, group: int, gated:
     else:
         each = rows / (16 / 4)
         worked = rows + 16 / 4 * (128 if each < 1024 else 256 if each < 2048 else 512)
-    experts = 3 * 2 * worked * matrices * EMBED * MLP
-    assert flops(plan, "expert_") == pytest.approx(experts)
+    experts = 3 * 2 * matrices * EMBED * MLP
+    assert flops(plan, "expert_") == pytest.approx(rows * (factor or 1.0) * experts)
+    assert flops(plan, "expert_", "emitted") == pytest.approx(worked * experts)
     counted = replace(model, experts=replace(model.experts, capacity=0.0, group=0))
     one, other = predict(plan), predict(plan_of(counted, remat="none"))
     assert one.mfu * one.step_time_s == pytest.approx(other.mfu * other.step_time_s, rel=1e-12)

@@ -51,7 +51,9 @@ def llama(**more: Any) -> Plan:
     return vit(**{"model": {"base": "llama3-8b", "layers": 2}, "batch": 8, "sequence": 2048} | more)
 
 
+EXPERTS = {"base": "mixtral-8x7b", "layers": 2}
 PLANS = [vit(), vit(remat="full"), vit(attention="flash"), llama(), llama(attention="flash")]
+PLANS.append(llama(model=EXPERTS))
 
 
 def blocks(plan: Plan, gpu: bool = True) -> dict[str, list[Compute]]:

@@ -716,6 +716,23 @@ def test_soft_experts_lie_one_by_one_where_a_row_does_not_say() -> None:
     assert (experts.number, experts.soft_slots, experts.dense_layers) == (128, 1, 6)
     assert plan.machine.devices == 128
     assert {axis.name: axis.size for axis in plan.mesh} == {"expert": 128}
+    assert plan.parameters == {"expert": ("expert",)}  # all else is replicated
+
+
+@pytest.mark.parametrize("change", [{"shared": 0}, {"shared": 2}, {"dense_layers": 1}])
+def test_a_row_that_differs_from_its_preset_in_experts_is_no_preset(change: dict[str, int]) -> None:
+    model = load_model("deepseek-v3")
+    moe = {"experts": 256, "top_k": 8, "d_ff_expert": 2048, "shared": 1, "dense_layers": 3}
+    mla = {"q_lora": 1536, "kv_lora": 512, "nope": 128, "rope": 64, "v": 128}
+    dims = {"layers": 61, "d_model": 7168, "d_ff": 18432, "heads": 128, "vocab": 129280}
+    dims |= {"d_head": 192, "kv_heads": 128, "glu": True, "tied": False, "mla": mla}
+    row = {"id": "row", "model": "deepseek-v3", "chip": "tpu7x", "chips": 128, "seq": 4096}
+    row |= {"global_batch": 2048, "parallelism": "fsdp 256", "measured": {"step_s": 27.0}}
+    same, other = (
+        from_prose(row | {"dims": dims | {"moe": each}}, "runs.yaml").plans[0].model
+        for each in (moe, moe | change)
+    )
+    assert same.parameters_all == model.parameters_all != other.parameters_all
 
 
 def test_latents_of_a_row() -> None:
