@@ -57,7 +57,7 @@ class Policy:
     layers: int = 0  # 0: all that the model has
 
     def __post_init__(self) -> None:
-        if "rest" in self.save:  # statistics are of the rest
+        if "rest" in self.save and "statistics" not in self.offload:  # they are of the rest
             object.__setattr__(self, "save", self.save | {"statistics"})
 
     @property
