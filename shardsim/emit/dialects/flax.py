@@ -37,7 +37,7 @@ _USAGE = {
 # gives the shardings to start with.""",
 }
 _WARNING = """# `with mesh:` instead of jax.set_mesh switches the rules off unnoticed since 0.12.2.
-# Remat and microbatches are the model's and the trainer's: PLAN has them, nothing here does them."""
+# Remat and microbatches are the model's and the trainer's: PLAN has them, nothing here runs one."""
 
 
 def flax_code(plan: Plan, form: str = "flax") -> str:
