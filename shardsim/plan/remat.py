@@ -57,8 +57,10 @@ class Policy:
     layers: int = 0  # 0: all that the model has
 
     def __post_init__(self) -> None:
-        if "rest" in self.save and "statistics" not in self.offload:  # they are of the rest
-            object.__setattr__(self, "save", self.save | {"statistics"})
+        for kept, other in (("save", self.offload), ("offload", self.save)):
+            names = getattr(self, kept)
+            if "rest" in names and "statistics" not in other:  # which are of the rest
+                object.__setattr__(self, kept, names | {"statistics"})
 
     @property
     def kept(self) -> frozenset[str]:

@@ -477,6 +477,13 @@ def test_axlearn_finds_the_query_inside_of_rotary_positions() -> None:
     assert "attention.input_linear.layer'" in export_plan(plain, "axlearn")
 
 
+@pytest.mark.parametrize("keep", [{"save": ["statistics"]}, {"offload": ["statistics", "qkv"]}])
+@pytest.mark.parametrize("to", ["axlearn", "maxtext"])
+def test_trainers_say_that_sums_of_norms_are_not_kept(to: str, keep: dict[str, list[str]]) -> None:
+    code = export_plan(spread("llama", {"data": 8}, remat=keep), to)
+    assert re.search(r"# +.*(computed again.*no name for)", code)
+
+
 def test_levanter_splits_queries_by_the_heads_of_keys() -> None:
     plan = next(
         plan

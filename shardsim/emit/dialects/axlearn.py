@@ -64,6 +64,7 @@ REMAT: Mapping[str, str] = {
     "mlp_hidden": "LINEAR1_X",
     "mlp_output": "LINEAR2_X",
 }
+UNNAMED = frozenset({"statistics"})
 
 _CODE = '''
 
@@ -132,12 +133,12 @@ def axlearn_code(plan: Plan) -> str:
         "BATCH_AXES": tuple(renamed[axis] for axis in data["activations"]["residual"][0]),
         "PARTITION_SPECS": specs,
         "LAYER": _LAYER,
-        "SAVED": [REMAT[name] for name in sorted(remat.save - {"statistics"})],
-        "OFFLOADED": [REMAT[name] for name in sorted(remat.offload)],
+        "SAVED": [REMAT[name] for name in sorted(remat.save - UNNAMED)],
+        "OFFLOADED": [REMAT[name] for name in sorted(remat.offload - UNNAMED)],
         "MICROBATCHES": plan.microbatches,
     }
     head = [header(plan), "#", "#   import THIS; cfg = THIS.apply(cfg)   # a SpmdTrainer.Config"]
-    if "statistics" in remat.save:
+    if remat.kept & UNNAMED:
         remarks.append(f"Sums of norms are computed again: {TRAINER} has no name for them.")
     head += [f"# {text}" for text in (*mesh.remarks, *remarks)]
     body = "\n".join(f"{key} = {literal(value)}" for key, value in values.items())

@@ -36,7 +36,8 @@ _USAGE = {
 # leave it out there. nn.logical_to_mesh_sharding(nn.get_partition_spec(shapes), mesh, RULES)
 # gives the shardings to start with.""",
 }
-_WARNING = "# `with mesh:` instead of jax.set_mesh switches the rules off unnoticed since 0.12.2."
+_WARNING = """# `with mesh:` instead of jax.set_mesh switches the rules off unnoticed since 0.12.2.
+# Remat and microbatches are the model's and the trainer's: PLAN has them, nothing here runs one."""
 
 
 def flax_code(plan: Plan, form: str = "flax") -> str:

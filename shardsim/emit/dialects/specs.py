@@ -93,7 +93,8 @@ def specs_code(plan: Plan) -> str:
                 if not name.startswith(_FLAT)
             },
         ),
-        "\n# What each group of layers keeps for the backward pass, and the compiler's options.",
+        "\n# What each group of layers keeps for the backward pass, by names that the model gives"
+        "\n# (statistics: the sums of norms), and the compiler's options.",
         _assigned(
             "REMAT",
             [
