@@ -387,8 +387,9 @@ def _by_sequence(plan: Plan, program: Program) -> bool:
 def _of_another_program(
     plan: Plan, layout: Layout, implementation: str, use: HbmUse
 ) -> Iterator[str]:
-    """Yield that a training library's program of a plan fits, where the emitted one does not."""
-    if implementation != "emitted" or bool(use.fits):
+    """Yield that a training library's program of a plan fits, where the emitted one does not; no
+    library trains on host devices."""
+    if implementation != "emitted" or bool(use.fits) or plan.machine.chip.kind == "cpu":
         return
     passes = held_by("trainer", plan.machine.chip)
     other = hbm_use(plan.machine, Workload.of(plan), layout, passes)

@@ -12,7 +12,7 @@ from shardsim.ops.registry import runs
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
 
-STATISTICS = "loss statistics"  # the purpose of summing them
+LOSS_STATISTICS = "loss statistics"  # the purpose of summing over logits
 # The maximum of logits is found in the end of their product, and their gradient made where products
 # read it: the loss reads float32 logits once, for the sum of exponentials. Apart it reads them
 # twice, and backward again, and writes their gradient in the compute format: 14 bytes an element.
@@ -32,8 +32,8 @@ def token_loss(
     logits = Array("logits", (*TOKENS, "vocab"), wide=True, purpose="vocabulary")
     vectors = [vector(f"{name}_bias", "vocab")] if bias else []
     build.add(einsum(final, table, logits, *vectors))
-    build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose=STATISTICS)))
-    loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose=STATISTICS)
+    build.add(linear([logits], Array("maximum", TOKENS, wide=True, purpose=LOSS_STATISTICS)))
+    loss = Array("loss", (*TOKENS, "two"), keep="", wide=True, purpose=LOSS_STATISTICS)
     build.add(pointwise([logits], loss, stream=LOSS))
     head, targets = Array("head", ("embed", "vocab")), Array("targets", TOKENS)
     named: dict[str, Any] = {"bias": f"{name}_bias"} if bias else {}

@@ -32,6 +32,7 @@ from shardsim.program.tasks import (
     Collective,
     Compute,
 )
+from shardsim.program.trace import LANES
 
 # Bytes per element of a norm of queries and keys that has float32 arrays to itself: the mean, the
 # variance and the result read it, the result is written in bf16. The gradient reads and writes
@@ -40,10 +41,6 @@ NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
 
 
 NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
-
-
-# A number of each row that lies in all lanes takes as many.
-LANES = 128
 
 
 # Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and

@@ -154,11 +154,11 @@ class Lowering:
         passes: Number,
         ops: float,
         count: Number = 1,
-        apart: float | None = None,
+        apart: Number | None = None,
         beside: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
-        if not np.any(passes) and not ops and not apart:
+        if not np.any(passes) and not ops and not np.any(apart):
             return []
         elements = self.elements(op.out, place)
         widest = op.ins[0] if op.ins and op.ins[0].wide and not op.product else op.out
@@ -292,12 +292,14 @@ class _Pass:
         stream = op.stream
         if stream.fused:
             self._fuse(op.ins[0].name, low.elements(op.out, place), stream.fused, 0.0)
-        apart = stream.apart.passes if stream.apart else None
-        passes = stream.passes
+        apart: Number | None = stream.apart.passes if stream.apart else None
+        passes: Number = stream.passes
         if suffix and stream.sums:  # kept, they are only read
             sums = {array.name for array in op.ins if array.keep == "statistics"}
             again = [counts.get(n, 0) for n, s in enumerate(self._steps) if s.op.out.name in sums]
-            passes = passes - stream.sums * (1.0 - sum(again)) * bool(sums)
+            spared = (1.0 - sum(again)) * bool(sums)
+            apart = None if apart is None else apart - (apart - passes) * spared
+            passes = passes - stream.sums * spared
         made = low.stream(name, op, place, passes, stream.ops, count, apart, stream.beside)
         read = {array.name for array in op.ins}
         self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])

@@ -9,7 +9,7 @@ from shardsim.graph.derive import Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.ops.exchange import ROUTED
 from shardsim.ops.predict import PREDICTIONS
-from shardsim.ops.vocabulary import STATISTICS
+from shardsim.ops.vocabulary import LOSS_STATISTICS
 from shardsim.program.sizes import role_of
 from shardsim.program.tasks import BY_HEAD, KEYS, LOSS, QUERY_KEY_NORM, SOFTMAX
 
@@ -54,7 +54,7 @@ def purpose_of(op: Op, array: Array) -> str:
         return QUERY_KEY_NORM
     if op.unit == "attention" and not op.product:
         return SOFTMAX
-    if array.purpose == STATISTICS and not op.product:
+    if array.purpose == LOSS_STATISTICS and not op.product:
         return LOSS
     return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
 

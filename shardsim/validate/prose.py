@@ -99,6 +99,12 @@ _ATTENDS = (
     (r"ulysses|all[- ]to[- ]all", "ulysses", "Ulysses (all-to-all of heads)"),
     (r"\bring\b(?![- ]all)|ring[-_]?attention|striped|zig-?zag", "ring", "ring attention"),
 )
+# Words for tokens that are dealt so that all have as much to do; experts' loads are another matter.
+# The last is MaxText's key, which deals them so unless it is told otherwise.
+_DEALT = (
+    r"(?<!no )(?<!not )(?<!without )(striped|zig-?zag"
+    r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
+)
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
 # Words for layers that are computed again whole.
 _WHOLE_LAYERS = (
@@ -274,10 +280,8 @@ def _context(said: Mapping[str, str], split: Said, model: Model, notes: str) -> 
                 continue
             if "context" in split.sizes.inside:
                 every = f"{' '.join(said.values())} {notes}".lower()
-                # The last is MaxText's key, which balances tokens unless it is told otherwise.
-                dealt = r"striped|zig-?zag|load[- ]balanc|context[ _]parallel[ _]strategy"
                 found: dict[str, Any] = {"keys": keys}
-                if keys != "ulysses" and re.search(dealt, every):
+                if keys != "ulysses" and re.search(_DEALT, every):
                     found["order"] = "striped"
                 if keys == "ring" and re.search(r"without overlap|not overlap", every):
                     found["overlap"] = False

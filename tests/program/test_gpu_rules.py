@@ -95,6 +95,10 @@ def test_norms_read_their_rows_once_for_each_sum() -> None:
     assert [task.hbm_bytes / rows for task in norms] == [4.0, 4.0]  # two moments, one in, one out
     llamas = [task for task in blocks(llama())["layer forward"] if task.kind == "sum"]
     assert [task.hbm_bytes / (8 * 2048 * 4096 * 2.0) for task in llamas] == [3.0, 3.0]
+    for save, moved in ([], 4.0), (["statistics"], 2.0):  # kept sums are not made again
+        back = blocks(vit(remat={"save": save}))["layer backward"]
+        again = [task for task in back if task.kind == "sum" and task.name.endswith("again")]
+        assert [task.hbm_bytes / rows for task in again if np.any(task.count)] == [moved] * 2
 
 
 def test_scores_are_made_again_where_only_probabilities_are_kept() -> None:

@@ -217,6 +217,9 @@ CONTEXT = "context 16 x fsdp 4"
         ({"parallelism": CONTEXT, "tricks": ["RingAttention"]}, "ring", "contiguous"),
         ({"parallelism": CONTEXT, "attention": {"kernel": "ring_attention"}}, "ring", "contiguous"),
         ({"parallelism": CONTEXT, "tricks": ["striped attention"]}, "ring", "striped"),
+        ({"parallelism": CONTEXT, "tricks": ["ring attention, load-balanced"]}, "ring", "striped"),
+        ({"parallelism": CONTEXT, "tricks": ["Ring", "load-balancing loss"]}, "ring", "contiguous"),
+        ({"parallelism": CONTEXT, "tricks": ["Ring", "not striped"]}, "ring", "contiguous"),
         ({"parallelism": CONTEXT}, "gathered", "contiguous"),
     ],
 )  # fmt: skip
