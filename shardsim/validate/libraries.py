@@ -129,6 +129,8 @@ def kernel_of(chip: Chip, sequence: int, words: str, library: Library | None) ->
     Fused kernels are usual from v5e on, and for long sequences anywhere.
     """
     late = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu"
+    if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
+        return own[0]  # as a plan calls it
     if library and library.attention:
         fused = "flash" in words or sequence >= library.fused_from
         return library.attention if fused else "unfused"

@@ -31,6 +31,7 @@ from shardsim.validate.words import (
     UNMODELLED_AXES,
     UNSAID,
     number,
+    remat_by_its_name,
     remat_named,
     shown,
     whole,
@@ -42,10 +43,12 @@ FILLED = "a row in the words of its source: what it leaves open is filled as doc
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 NO_BATCH = "global_batch: missing, and no per_device_batch either"
 SOME_TOKENS = "attention to some of the tokens only"
+OPTIMIZER_STATE = "ZeRO over some of the state only"  # but of trainers that always split it
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
     (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
-    (r"zero[- _]?[12]\b", "ZeRO over some of the state only"),
+    (r"zero[- _]?2\b", "ZeRO over optimizer state and gradients only"),
+    (r"zero[- _]?1\b", OPTIMIZER_STATE),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
@@ -174,9 +177,10 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
+    has = {SOME_TOKENS: model.windows, OPTIMIZER_STATE: library and library.state_over_data}
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
+            if re.search(pattern, text) and not has.get(what):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
     context = _context(said, split, model, str(row.get("notes") or ""))
@@ -475,6 +479,8 @@ def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
         if "offload" in words and library and library.offloads:
             notes.append("remat: what is offloaded is not stated: layers' input and qkv")
             return library.offloads
+    if (own_name := remat_by_its_name(words)) is not None:
+        return own_name.lists()
     if (tokens and tokens[0] == "save") or "one activation" in words:
         return "full"
     if tokens and tokens[0] in ("no", "off", "false", "without"):

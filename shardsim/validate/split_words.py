@@ -32,6 +32,7 @@ COUNTS = {
     **dict.fromkeys(("ga", "grad_accum", "gradient_accumulation_steps"), "microbatches"),
     **dict.fromkeys(("microbatch", "mbs", "micro_batch", "micro_batch_size"), "microbatch"),
     **dict.fromkeys(("vpp", "vp", "virtual_pipeline", "virtual_stages"), "vpp"),
+    "virtual_pipeline_model_parallel_size": "vpp",
 }
 _LONGEST = 2000  # characters of a sentence that are read
 _NAMES = {**PARALLELISM, **UNMODELLED_AXES}
@@ -54,13 +55,15 @@ _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|shardin
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
 # How sentences put an axis and its size, as "AXIS SIZE".
 _PUT = (
+    (r"\bvirtual_pipeline_model_parallel_size\b", "vpp"),
     (
         r"\b(virtual|interleaved)[- _](pipeline|pp|stages?)([- _](parallel\w*|stages?|size))*\b",
         "vpp",
     ),
-    (r"\b(\d+) (vpp|virtual stages)\b", r"vpp \1"),
+    (r"\b(\d+) (vpp|virtual stages)\b(?![\s:=]*\d)", r"vpp \1"),
     (r"\bgradient[- ]accumulation( steps)?\b", "microbatches"),
     (r"\bmicro[- _]?batch[- _]?size\b", "microbatch"),
+    (r"\b([a-z]+)_model_parallel_size\b", r"\1"),
     (r"\bmicro[- _](batch(es)?)\b", r"micro\1"),
     (r"fully[- ]sharded data[- ]parallel(ism)?", "fsdp"),
     (rf"\b(\d+)[- ]way (?:\w+[- ])??({_AXIS})\b{_KIND}*", r"\2 \1"),
@@ -129,6 +132,8 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
         _sentence(text, found)
     stated = bool(sizes.inside or sizes.outside or sizes.rest)
     found.replicated = re.search(_ONLY_DATA, text) is not None
+    if "vpp" in found.counts and "pipeline" not in sizes.inside | sizes.outside:
+        found.unread.append(f"virtual pipeline {found.counts['vpp']}, without stages")
     if "interleaved" in text and "vpp" not in found.counts:
         if not (library and library.chunks):
             raise FileError("parallelism: interleaved: missing the stages of a rank (vpp 4)")
@@ -154,7 +159,7 @@ def _size(key: str, said: Any) -> Any:
     """Return the size of an axis, or None of a key with a remark."""
     if re.fullmatch(r"-?[\d.]+", str(said)):
         return said
-    name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
+    name = re.sub(r"^(dcn|ici)_|((_model)?_parallel(ism)?)?(_size|_degree)?$", "", key)
     if name not in _NAMES or said is None:
         return None
     if isinstance(said, bool):  # a switch: only fully sharded is something without a size
@@ -172,12 +177,13 @@ def _sentence(text: str, found: Said) -> None:
     text = re.sub(rf"\b({'|'.join(_DIGITS)})(?=[- ]way\b| pipeline)", lambda m: _DIGITS[m[1]], text)
     for pattern, put in _PUT:
         text = re.sub(pattern, put, text)
-    named = dict(reversed(_SIZED.findall(text)))
-    for word, size in named.items():
-        name = word.strip("_")
+    every = [(word.strip("_"), size) for word, size in _SIZED.findall(text)]
+    named = dict(reversed(every))
+    found.unread += [f"{w} {n}" for w, n in every if n != named[w] and {w} & {*COUNTS, *_NAMES}]
+    for name, size in named.items():
         axis = name.removeprefix("dcn_")
         if name in COUNTS:
-            found.counts[COUNTS[name]] = int(size)
+            found.counts[COUNTS[name]] = whole(size, f"parallelism.{name}")
         elif axis in _NAMES:
             found.sizes.add(name, size)
         elif not _HARMLESS.fullmatch(name):
@@ -186,7 +192,7 @@ def _sentence(text: str, found: Said) -> None:
         found.sizes.rest = "fsdp"
     if not (found.sizes.inside or found.sizes.rest) or "unknown" in text:
         return
-    roles = {_NAMES.get(word.strip("_").removeprefix("dcn_")) for word in named}
+    roles = {_NAMES.get(word.removeprefix("dcn_")) for word in named}
     for word in _MUST.findall(text):
         if _NAMES[word] not in roles:
             raise FileError(f"parallelism: '{word}' without its size")

@@ -14,6 +14,7 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import ROLES
 from shardsim.plan.placement import place
 from shardsim.plan.plan import MeshAxis
+from shardsim.plan.remat import TENSORS as KEPT
 from shardsim.plan.remat import Policy
 from shardsim.plan.resolve import AXIS_NAMES
 
@@ -139,6 +140,23 @@ def remat_named(policy: str, tensors: Mapping[str, Any]) -> Policy | None:
     return Policy(save=frozenset(saved), offload=frozenset(places["offload"]))
 
 
+def remat_by_its_name(words: str) -> Policy | None:
+    """Return the policy that `Policy.name` calls so, of tensors of a plan; None of other words.
+
+    >>> remat_by_its_name("save statistics, offload context+qkv").name
+    'save statistics, offload context+qkv'
+    """
+    kept: dict[str, frozenset[str]] = {}
+    for part in words.split(", "):
+        place, _, names = part.partition(" ")
+        kept[place] = frozenset(names.split("+"))
+        known = {*KEPT, "layer_input"} if place == "offload" else {*KEPT}
+        if place not in ("save", "offload") or not kept[place] <= known:
+            return None
+    nothing: frozenset[str] = frozenset()
+    return Policy(save=kept.get("save", nothing), offload=kept.get("offload", nothing))
+
+
 def widened(names: Iterable[str]) -> list[str]:
     """Return those names of a custom policy for which a plan keeps more than they say.
 
@@ -165,7 +183,7 @@ class Split:
         `said` is the key in the file, where that is another word for the same.
         """
         over_slices = key.startswith("dcn_")
-        name = re.sub(r"^(dcn|ici)_|(_parallel(ism)?)?(_size|_degree)?$", "", key)
+        name = re.sub(r"^(dcn|ici)_|((_model)?_parallel(ism)?)?(_size|_degree)?$", "", key)
         if size in (0, 1, "0", "1"):
             return
         of_experts = self.experts and name in EXPERT_AXES

@@ -242,7 +242,9 @@ def test_how_a_context_axis_attends(changes: dict[str, Any], keys: str, order: s
         ({"parallelism": {"fsdp": 0.5}}, "parallelism.fsdp: expected a whole number, found 0.5"),
         ({"parallelism": {"ep": 8, "fsdp": 8}}, "experts on an axis of their own"),
         ({"parallelism": "expert 8, fsdp 8"}, "experts on an axis of their own"),
-        ({"parallelism": "ZeRO-2, dp 64"}, "ZeRO over some of the state only"),
+        ({"parallelism": "ZeRO-2, dp 64"}, "ZeRO over optimizer state and gradients"),
+        ({"parallelism": "ZeRO-1, dp 64"}, "ZeRO over some of the state only"),
+        ({"parallelism": "tp 8, MBS 0"}, "parallelism.mbs: must be positive"),
         ({"parallelism": "tp 8 x pp 8, interleaved"}, "missing the stages of a rank (vpp 4)"),
         ({"parallelism": "tp 8 x pp 8, zero bubble"}, "a pipeline schedule other than 1F1B"),
         ({"tricks": ["sliding window of 4,096"]}, "attention to some of the tokens only"),
@@ -321,11 +323,23 @@ def test_batch_of_a_device_and_microbatches() -> None:
         "TP=8, PP=4, VP=2, MBS=2",
         "TP8 PP4, virtual pipeline size 2, micro-batch size 2",
         {"tp": 8, "pp": 4, "virtual_pipeline": 2, "micro_batch_size": 2},
+        "TP 8 PP 4 VPP 2 MBS 2",
+        "tensor_model_parallel_size=8 pipeline_model_parallel_size=4 "
+        "virtual_pipeline_model_parallel_size=2 micro_batch_size=2",
     ):
         assert run_of(chip="a100", parallelism=words).plans[0].mesh == plan.mesh
         assert run_of(chip="a100", parallelism=words).plans[0].microbatches == plan.microbatches
         assert run_of(chip="a100", parallelism=words).plans[0].pipeline_interleave == 2
     assert run_of(parallelism="fsdp 64, warps 3").notes == ("parallelism: not read: warps 3",)
+    said = run_of(chip="a100", parallelism="TP 8, TP 4, VP 2").notes
+    assert said == ("parallelism: not read: tp 4, virtual pipeline 2, without stages",)
+    run_of(chip="a100", parallelism="TP 8, ZeRO-1", source="NVIDIA/Megatron-LM")
+
+
+def test_rows_may_call_kernels_and_remat_as_a_plan_does() -> None:
+    (plan,) = run_of(attention="flash-two-kernels", remat="save statistics, offload qkv").plans
+    assert plan.attention == "flash-two-kernels"
+    assert plan.remat.name == "save statistics, offload qkv"
 
 
 def test_weights_of_16_bits_and_who_keeps_others_beside_them() -> None:
