@@ -16,7 +16,7 @@ from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
 from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES
-from shardsim.program.rules import Where, attends, changed, copy, stream, width
+from shardsim.program.rules import Where, attends, changed, copy, in_two, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
@@ -54,13 +54,7 @@ def activate_apart(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.kind != "matmul" or not np.any(task.pointwise):
             return [task]
-        m, k, n = task.m, task.k, task.n
-        own = (m * k + k * n + m * n) * task.batch * width(task)
-        read = np.maximum(task.hbm_bytes - own, 0.0)
-        moved = 2.0 * task.pointwise * width(task) + read
-        product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
-        apart = stream(f"apply after {task.name}", "elementwise", moved, task.count)
-        return [product, *(replace(one, vector_ops=task.vector_ops) for one in apart)]
+        return [*in_two(task)]
 
     return changed(block, change)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shardsim.ops.experts import LANES, WIDE_TILE, row_tile
 from shardsim.plan.layout import Number
-from shardsim.program.rules import Where, changed, width
+from shardsim.program.rules import Where, changed, in_two, width
 from shardsim.program.schedule import Block, Grid, Task
 from shardsim.program.tasks import Compute
 
@@ -40,6 +40,19 @@ def share_tiles(block: Block, where: Where) -> Block:
         if not isinstance(task, Compute) or not task.groups:
             return [task]
         return [_padded(task, row_tile(_rows(task)))]
+
+    return changed(block, change)
+
+
+def activate_groups_apart(block: Block, where: Where) -> Block:
+    """Run an activation of what a kernel of groups makes in a pass of its own: the kernel is a
+    custom call, into which XLA fuses nothing (dropless plans of mixtral-8x7b in docs/compiled.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Compute) or not task.groups or not np.any(task.pointwise):
+            return [task]
+        return [*in_two(task)]
 
     return changed(block, change)
 

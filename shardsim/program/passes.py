@@ -45,6 +45,7 @@ from shardsim.program.gpu_rules import (
     send_once_to_each_node,
 )
 from shardsim.program.grouped import (
+    activate_groups_apart,
     multiply_groups,
     multiply_groups_as_libraries,
     share_tiles,
@@ -70,6 +71,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "ideal": (),
     # What the exported code does under the TPU compiler.
     "emitted": (
+        activate_groups_apart,
         multiply_groups,
         gather_for_several,
         lay_out_gathered_weights,
@@ -96,6 +98,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     ),
     # A training library, as MaxText's compiled programs do.
     "trainer": (
+        activate_groups_apart,
         multiply_groups_as_libraries,
         attend_to_whole_rows,
         fetch_blocks,

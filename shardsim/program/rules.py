@@ -67,6 +67,20 @@ def attends(task: Task) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
 
 
+def in_two(task: Compute) -> list[Compute]:
+    """Return a product, and what is fused into its end as a pass of its own.
+
+    The pass reads the result and whatever else is read there, and writes.
+    """
+    m, k, n = task.m, task.k, task.n
+    own = (m * k + k * n + m * n) * task.batch * width(task)
+    read = np.maximum(task.hbm_bytes - own, 0.0)
+    moved = 2.0 * task.pointwise * width(task) + read
+    product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
+    apart = stream(f"apply after {task.name}", "elementwise", moved, task.count)
+    return [product, *(replace(one, vector_ops=task.vector_ops) for one in apart)]
+
+
 def width(task: Compute) -> float:
     """Return the bytes of an element of its arrays: 8-bit formats are made inside a matmul."""
     return max(2.0, float(DTYPE_BYTES[task.dtype]))
