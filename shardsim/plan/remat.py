@@ -74,9 +74,9 @@ class Policy:
             for name, kept in POLICIES.items():
                 if kept == self.save:
                     return name
-        parts = ["save " + "+".join(sorted(self.save))] if self.save else []
+        parts = ["save " + " + ".join(sorted(self.save))] if self.save else []
         if self.offload:
-            parts.append("offload " + "+".join(sorted(self.offload)))
+            parts.append("offload " + " + ".join(sorted(self.offload)))
         return ", ".join(parts) or "full"
 
     def lists(self) -> dict[str, Any]:

@@ -143,13 +143,13 @@ def remat_named(policy: str, tensors: Mapping[str, Any]) -> Policy | None:
 def remat_by_its_name(words: str) -> Policy | None:
     """Return the policy that `Policy.name` calls so, of tensors of a plan; None of other words.
 
-    >>> remat_by_its_name("save statistics, offload context+qkv").name
-    'save statistics, offload context+qkv'
+    >>> remat_by_its_name("save statistics, offload context + qkv").name
+    'save statistics, offload context + qkv'
     """
     kept: dict[str, frozenset[str]] = {}
     for part in words.split(", "):
         place, _, names = part.partition(" ")
-        kept[place] = frozenset(names.split("+"))
+        kept[place] = frozenset(name.strip() for name in names.split("+"))
         known = {*KEPT, "layer_input"} if place == "offload" else {*KEPT}
         if place not in ("save", "offload") or not kept[place] <= known:
             return None
