@@ -42,6 +42,8 @@ def _idle(plan: Plan, layout: Layout) -> Iterator[tuple[str, object, str]]:
     if plan.compiler_options and plan.machine.chip.kind != "tpu" and not plan.forward_only:
         names = ", ".join(sorted(plan.compiler_options))
         yield "compiler_options", names, f"{plan.machine.chip.name} is no TPU"
+    if plan.attention == "flash-2048" and plan.machine.chip.kind == "gpu":
+        yield "attention", plan.attention, f"{plan.machine.chip.name}'s kernel has its own blocks"
     yield from _of_experts(plan, layout)
     yield from _of_state(plan)
     if plan.forward_only:

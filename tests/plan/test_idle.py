@@ -146,6 +146,12 @@ def test_what_a_key_changes_is_seen_or_said(name: str) -> None:
         assert said or value is False, key
 
 
+def test_blocks_of_a_kernel_of_tpus_are_none_of_a_gpu() -> None:
+    found = predict(changed(BASES["GPUs"], {"attention": "flash-2048"}))
+    assert numbers(found) == numbers(predict(changed(BASES["GPUs"], {"attention": "flash"})))
+    assert any(text.startswith("attention flash-2048 ") for text in found.warnings)
+
+
 def test_a_key_that_does_something_is_not_said_to_do_nothing() -> None:
     for key, value, name in (
         ("pipeline_schedule", "gpipe", "stages"),
