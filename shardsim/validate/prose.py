@@ -23,20 +23,10 @@ from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
+from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
-from shardsim.validate.words import (
-    REMAT_POLICIES,
-    TENSORS,
-    UNMODELLED_AXES,
-    UNSAID,
-    number,
-    remat_by_its_name,
-    remat_named,
-    shown,
-    whole,
-    widened,
-)
+from shardsim.validate.words import UNMODELLED_AXES, UNSAID, number, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
@@ -109,13 +99,6 @@ _DEALT = (
     r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
 )
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
-# Words for layers that are computed again whole.
-_WHOLE_LAYERS = (
-    r"true|yes|on|(activation |gradient |full |per_layer |whole_layer |layer )*(re)?"
-    r"(checkpoint(ing)?|comput(e|ation|ing)|remat(erialization|erialisation)?)"
-    r"( (of )?(all|every|each|full|whole|per) ?(layers?|blocks?)?\b.*| \(.*)?"
-    r"|(all|every|each|whole) (layers?|blocks?)\b.*"
-)
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
 _TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
@@ -216,7 +199,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     data |= {key: row[key] for key in _PLAN_KEYS if row.get(key) is not None}
     if unread := [key for key in row if not _is_read(str(key))]:
         notes.append(f"not read: {', '.join(sorted(map(str, unread)))[:200]}")
-    remat = _remat(row.get("remat"), library, notes)
+    remat = remat_of(row.get("remat"), library, notes)
     if library and library.every_second_product and "pipeline" not in split.sizes.inside:
         if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
             remat = every_second_product(model)
@@ -447,57 +430,3 @@ def _switches(words: str, notes: list[str]) -> dict[str, Any]:
     elif "num_vocab_tiling" in words:
         notes.append("tricks: num_vocab_tiling without a whole number below 10,000; left out")
     return data
-
-
-def _remat(said: Any, library: Library | None, notes: list[str]) -> Any:
-    """Return the policy as a plan file holds it; None if the row does not say."""
-    if isinstance(said, bool):
-        return "full" if said else "none"
-    if isinstance(said, list) and all(isinstance(one, str) for one in said):
-        said = f"custom: {', '.join(said)}"
-    elif isinstance(said, Mapping) and "policy" in said:
-        places = ", ".join(f"{key}={value}" for key, value in said.items() if key != "policy")
-        said = f"{said['policy']}: {places}"
-    elif isinstance(said, Mapping | list) and said:
-        return said  # as in a plan file
-    words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
-    if not words or words.startswith(UNSAID):
-        return None
-    tokens = re.findall(r"[a-z_0-9]+", words)
-    placed = re.search(r"[a-z_0-9]+\s*=\s*(offload|device)\b", words)
-    if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS) or placed:
-        kept: dict[str, str] = {}
-        for clause in re.split(r"[;.]|\band\b", words.replace("layer input", "layer_input")):
-            place = "offload" if "offload" in clause else "device"
-            for name, own in re.findall(r"([a-z_0-9]+)(?:\s*=\s*([a-z]+))?", clause):
-                if name in TENSORS:
-                    kept[name] = own or place
-        for name in widened(kept):
-            notes.append(f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole")
-        if kept:
-            return _remat_data("custom", kept)
-        if "offload" in words and library and library.offloads:
-            notes.append("remat: what is offloaded is not stated: layers' input and qkv")
-            return library.offloads
-    if (own_name := remat_by_its_name(words)) is not None:
-        return own_name.lists()
-    if (tokens and tokens[0] == "save") or "one activation" in words:
-        return "full"
-    if tokens and tokens[0] in ("no", "off", "false", "without"):
-        return "none"
-    if re.fullmatch(_WHOLE_LAYERS, words):
-        return "full"
-    named = [name for name in REMAT_POLICIES if name in tokens]
-    if named:
-        first = tokens[0] if tokens[0] in named else max(named, key=len)
-        if "offload" in words and not REMAT_POLICIES[first].offload:
-            raise FileError(f"remat: what of it is offloaded is not understood: {shown(said)}")
-        return _remat_data(first, {})
-    notes.append(f"remat: '{words[:60]}' is not known; taken as not stated")
-    return None
-
-
-def _remat_data(policy: str, tensors: Mapping[str, str]) -> Any:
-    remat = remat_named(policy, tensors)
-    assert remat is not None
-    return remat.lists()
