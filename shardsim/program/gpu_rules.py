@@ -54,7 +54,7 @@ def activate_apart(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.kind != "matmul" or not np.any(task.pointwise):
             return [task]
-        return [*in_two(task)]
+        return in_two(task)
 
     return changed(block, change)
 

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.experts import LANES, WIDE_TILE, row_tile
+from shardsim.ops.experts import WIDE_TILE, row_tile
 from shardsim.plan.layout import Number
 from shardsim.program.rules import Where, changed, in_two, width
 from shardsim.program.schedule import Block, Grid, Task
 from shardsim.program.tasks import Compute
+from shardsim.program.trace import LANES
 
 # A kernel has its inputs twice and its result three times in so much of on-chip memory, as Tokamax
 # reckons (`_fit_within_tpu_vmem` in openxla/tokamax at 783ea95, ragged_dot/pallas_mosaic_tpu.py).
@@ -52,7 +53,7 @@ def activate_groups_apart(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or not task.groups or not np.any(task.pointwise):
             return [task]
-        return [*in_two(task)]
+        return in_two(task)
 
     return changed(block, change)
 

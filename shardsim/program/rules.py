@@ -67,7 +67,7 @@ def attends(task: Task) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
 
 
-def in_two(task: Compute) -> list[Compute]:
+def in_two(task: Compute) -> list[Task]:
     """Return a product, and what is fused into its end as a pass of its own.
 
     The pass reads the result and whatever else is read there, and writes.
