@@ -98,7 +98,7 @@ def _beside(mesh: str, item: Prediction, best: Prediction | None) -> WhyNot:
     many = item.plan.microbatches
     says += f"{many} microbatch{'es' if many > 1 else ''}"
     if there := hosted_text(item.plan):
-        says += f", {there} in the host's memory"
+        says += f", {there.replace(', ', ' and ')} in the host's memory"
     says += ")"
     if best is not None:
         says += f" against {show_time(best.step_time_s)}: {why_lost(best, item)}"

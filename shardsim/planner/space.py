@@ -74,11 +74,13 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class Meshes:
-    """Meshes of one slice, and the forms that they have: how large each role is, and which of them
-    lie over slices. Meshes of one form differ only in where roles lie."""
+    """Meshes of machines, and the forms that they have: of which machine they are, how large each
+    role is, and which of them lie over slices. Meshes of one form differ only in where roles lie.
+    """
 
     factors: Array  # [meshes, torus axes, roles]
     slices: Array  # [meshes, roles]
+    machine: Array  # [meshes]: the number of the machine of each
 
     @cached_property
     def sizes(self) -> Array:
@@ -89,7 +91,7 @@ class Meshes:
     def form(self) -> Array:
         """The number of each mesh's form: [meshes]."""
         number: Array = np.zeros(len(self.slices), dtype=np.int64)
-        for column in (*self.sizes.T, *self.slices.T):
+        for column in (self.machine, *self.sizes.T, *self.slices.T):
             values, place = np.unique(column, return_inverse=True)
             _, number = np.unique(number * len(values) + place, return_inverse=True)
         return number
@@ -111,7 +113,9 @@ class Meshes:
 
     def take(self, index: Any) -> Meshes:
         """Return some of them."""
-        return Meshes(factors=self.factors[index], slices=self.slices[index])
+        return Meshes(
+            factors=self.factors[index], slices=self.slices[index], machine=self.machine[index]
+        )
 
     def axes(self, index: Any = slice(None)) -> dict[str, AxisLayout]:
         """Return the roles of some meshes, as arrays of shape [meshes, 1, 1]."""
@@ -161,6 +165,11 @@ class Part:
     def form(self) -> Array:
         """The form of each pair's mesh: [pairs]."""
         return np.asarray(self.meshes.form[self.mesh])
+
+    @property
+    def machine(self) -> Array:
+        """The number of the machine of each pair: [pairs]."""
+        return np.asarray(self.meshes.machine[self.mesh])
 
     @property
     def many(self) -> Array:
@@ -268,7 +277,18 @@ def meshes(machine: Machine, max_axes: int, experts: bool = False) -> Meshes:
             slices[row, ROLES.index(role)] = machine.slices
     many = len(factors)
     factors = np.repeat(factors, len(slices), axis=0)
-    return Meshes(factors=factors, slices=np.tile(slices, (many, 1)))
+    slices = np.tile(slices, (many, 1))
+    return Meshes(factors=factors, slices=slices, machine=np.zeros(len(slices), dtype=np.int64))
+
+
+def _of_all(machines: Sequence[Machine], max_axes: int, experts: bool) -> Meshes:
+    """Return the meshes of machines whose chips have equally many torus axes."""
+    found = [meshes(machine, max_axes, experts) for machine in machines]
+    return Meshes(
+        factors=np.concatenate([one.factors for one in found]),
+        slices=np.concatenate([one.slices for one in found]),
+        machine=np.repeat(np.arange(len(found)), [len(one.slices) for one in found]),
+    )
 
 
 def _choices(
@@ -296,7 +316,7 @@ def _choices(
 
 def parts(
     model: Model,
-    machine: Machine,
+    machines: Sequence[Machine],
     batch: int,
     sequence: int,
     max_axes: int = 3,
@@ -305,10 +325,11 @@ def parts(
 ) -> Iterator[Part]:
     """Yield the space, in parts, with all forms of meshes that some legal plan has.
 
-    Of choices that are `fixed` it has only those. `attention` is the plans'.
+    Of choices that are `fixed` it has only those. `attention` is the plans'. Of several `machines`,
+    which are of one chip, a part has the meshes of all.
     """
     several = sum(size > 1 for size in fixed.sizes.values())
-    every = meshes(machine, max(max_axes, several), model.experts is not None)
+    every = _of_all(machines, max(max_axes, several), model.experts is not None)
     for role, size in fixed.sizes.items():
         every = every.take(every.sizes[:, ROLES.index(role)] == size)
     # What no choice can mend goes first.
@@ -331,7 +352,7 @@ def parts(
         whole, whole2 = heads_whole(one.model, bare)
         heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats = policies(machine) if fixed.remat is None else (fixed.remat,)
+    remats = policies(machines[0]) if fixed.remat is None else (fixed.remat,)
     if fixed.forward_only and fixed.remat is None:  # nothing is kept
         remats = (Policy(),)
     # The sequence first: of plans that take equally long, the first is kept.
@@ -465,6 +486,6 @@ def any_legal(
     """Return whether the space of `parts` has any legal plan, fitting or not."""
     return any(
         legal_cells(part, part.layout(), model, batch, sequence)[0].any()
-        for part in parts(model, machine, batch, sequence, max_axes, fixed, attention)
+        for part in parts(model, [machine], batch, sequence, max_axes, fixed, attention)
         if part.pairs
     )
