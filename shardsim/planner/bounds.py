@@ -16,7 +16,7 @@ import numpy as np
 from shardsim.cost.lines import LayoutLines, Line, Wires, line_key
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
-from shardsim.planner.space import Array, Meshes
+from shardsim.planner.meshes import Array, Meshes
 from shardsim.program.schedule import Move
 
 

@@ -18,7 +18,8 @@ from shardsim.cost.price import least_step_s, step_time_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.planner.bounds import BestLines, FormLines
-from shardsim.planner.space import Array, Part, legal_cells
+from shardsim.planner.meshes import Array
+from shardsim.planner.space import Part, legal_cells
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition

@@ -24,9 +24,10 @@ from shardsim.planner.attention import default_attention
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.fixed import ROOM
 from shardsim.planner.found import SearchResult, plan_at
+from shardsim.planner.meshes import meshes
 from shardsim.planner.rank import OBJECTIVES
 from shardsim.planner.search import search
-from shardsim.planner.space import Part, legal_cells, meshes, parts
+from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
