@@ -39,12 +39,24 @@ class Held:
 class Account(Stays):
     """All that HBM holds over a step, by name."""
 
+    @property
+    def quiet(self) -> Number:
+        """Whether layers gather and sum nothing but weights."""
+        layout = self.layout
+        split = layout.tensor.size * layout.tensor2.size * layout.context.size
+        return np.less_equal(split * layout.expert.size, 1)
+
     def by_mode(self, value: Callable[[Mode], Number]) -> Number:
         """Return a value that depends on what runs as a ring, and on what is prefetched."""
 
         def of_ring(ring: bool) -> Number:
             name = RINGS.get(self.kind.residual, "") if ring else ""
-            return _where(self.layout.weights_overlap, lambda prefetch: value(Mode(name, prefetch)))
+            return _where(
+                self.layout.weights_overlap,
+                lambda prefetch: _where(
+                    self.quiet, lambda quiet: value(Mode(name, prefetch, quiet))
+                ),
+            )
 
         return _where(self.ring, of_ring)
 
@@ -233,11 +245,28 @@ class Account(Stays):
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
         if len(self.measures) > 1 and moment == 1:
             found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
+        if moment == 0 and passes.pooled_waits and not work.model.vocab:
+            waits = np.logical_not(late) & (
+                np.logical_not(self.ring) & self.quiet | layout.partitioned
+            )
+            found["left by the head"] = waits * self.by_mode(self.pooled)
         if late is not None and np.any(late):
             found["the head's operands"] = late * self.by_mode(
                 lambda mode: self.measure.total(self.ends(mode).late)
             )
         return found
+
+    def pooled(self, mode: Mode) -> Number:
+        """Return the bytes that a head that pools by attention leaves to the first layer back: the
+        stream and its keys, which its gradients of weights read, and more of these than one."""
+        ends = self.ends(mode)
+        read = [array for array in ends.late if array.name == "final, for the head"]
+        whole = [np.asarray(self.measure(array.size)) for array in ends.whole]
+        if not whole or not (mode.prefetch and mode.quiet) or mode.ring:
+            return 2.0 * self.measure.total(read)
+        apart = np.less_equal(self.layout.data.size, 1) & np.logical_not(self.layout.partitioned)
+        one = reduce(np.maximum, whole)
+        return 2.0 * self.measure.total(read) + apart * (sum(whole) - one)
 
     def _handed(self, part: int) -> Number:
         """Return the bytes of what a part hands to others."""
@@ -250,7 +279,7 @@ class Account(Stays):
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
-        mode = Mode(name, bool(self.layout.weights_overlap))
+        mode = Mode(name, bool(self.layout.weights_overlap), bool(self.quiet))
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [
