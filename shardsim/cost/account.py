@@ -245,7 +245,7 @@ class Account(Stays):
             found["whole vocabulary tables"] = waits * passes.tables * self.table * wide
         if len(self.measures) > 1 and moment == 1:
             found["tokens of other stacks"] = sum(map(self._handed, range(len(self.measures) - 1)))
-        if moment == 0 and passes.pooled_waits and not work.model.vocab:
+        if late is not None and passes.pooled_waits and not work.model.vocab:
             waits = np.logical_not(late) & (
                 np.logical_not(self.ring) & self.quiet | layout.partitioned
             )
@@ -265,8 +265,8 @@ class Account(Stays):
         if not whole or not (mode.prefetch and mode.quiet) or mode.ring:
             return 2.0 * self.measure.total(read)
         apart = np.less_equal(self.layout.data.size, 1) & np.logical_not(self.layout.partitioned)
-        one = reduce(np.maximum, whole)
-        return 2.0 * self.measure.total(read) + apart * (sum(whole) - one)
+        one = np.max(whole, axis=0)
+        return 2.0 * self.measure.total(read) + apart * (np.sum(whole, axis=0) - one)
 
     def _handed(self, part: int) -> Number:
         """Return the bytes of what a part hands to others."""
