@@ -297,8 +297,11 @@ def held_by(implementation: str, chip: Chip) -> Passes:
         found = replace(found, ring_empty="few")
     if implementation != "emitted":
         return found
-    twice, apart = chip.cores_per_chip > chip.devices_per_chip, chip.mxu_dim > ADDS_UP_TO
-    return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice, ring_apart=apart))
+    if chip.mxu_dim > ADDS_UP_TO:  # not where the partitioner writes rings
+        scarce = found.scarce and replace(found.scarce, ring_apart=True)
+        found = replace(found, ring_apart=True, scarce=scarce)
+    twice = chip.cores_per_chip > chip.devices_per_chip
+    return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))
 
 
 def _everywhere(passes: Passes, change: Callable[[Passes], Passes]) -> Passes:
