@@ -33,12 +33,9 @@ FILLED = "a row in the words of its source: what it leaves open is filled as doc
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 NO_BATCH = "global_batch: missing, and no per_device_batch either"
 SOME_TOKENS = "attention to some of the tokens only"
-OPTIMIZER_STATE = "ZeRO over some of the state only"  # but of trainers that always split it
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
-    (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
-    (r"zero[- _]?2\b", "ZeRO over optimizer state and gradients only"),
-    (r"zero[- _]?1\b", OPTIMIZER_STATE),
+    (r"hsdp(?!.*\bdp_shard)", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
@@ -76,16 +73,18 @@ _PLAN_KEYS = (
 )
 # Keys that say what a row is or how sure it is, and nothing of what ran.
 _REMARKS = re.compile(
-    r"(notes?|source|url|date|confidence|id|about|name|library|framework|software|version|commit"
+    r"(notes?|source|url|date|confidence|id|about|name|version|commit"
     r"|hardware|loss|host|hosts|nodes|family|kind|task|dataset|steps|hours|compiler_flags|peak)$"
     r"|.*(_derived|_confirmed|_assumed|_stated|_gib|_gb|_counts|_pct|_published|_notes?"
     r"|_per_chip|_printed|_jax|_libtpu|_version)$|train_.*|published.*|mfu.*|hfu.*|peak_.*"
 )
+_LIBRARY_KEYS = ("library", "framework", "trainer", "codebase", "software")
 _READ = {
     *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
     *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
     *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
     "gradient_accumulation_steps",
+    *_LIBRARY_KEYS,
 }
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
 _ATTENDS = (
@@ -122,31 +121,64 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
     except ShardsimError as error:
         raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
     run = read_run(data, where)
-    library = library_of(data["source"])
-    if library and library.offloads and data.get("remat") == library.remat and _unsaid(row):
-        if not any(predict(plan, implementation=TRAINER).fits for plan in run.plans):
-            offloads = read_run(data | {"remat": library.offloads}, where)
-            if any(predict(plan, implementation=TRAINER).fits for plan in offloads.plans):
-                run = offloads
-                notes.append(
-                    "remat: not stated, and whole layers again do not fit: what layers "
-                    "start from and queries, keys and values wait in the host's memory"
-                )
+    library = _library(row)
+    try:
+        if library and data.get("remat") == library.remat and _unsaid(row) and not _fits(run):
+            run = _that_fits(run, data, library, where, notes)
+    except ShardsimError as error:
+        raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
+    if not run.measured and (said := row.get("measured")):
+        notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
     return replace(run, notes=tuple(notes))
+
+
+def _that_fits(
+    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
+) -> Run:
+    """Return a run whose remat is not stated and whose library's own does not fit, as it may have
+    run: with what the library offloads, or with the least recomputation that fits."""
+    if library.offloads:
+        other = read_run({**data, "remat": library.offloads}, where)
+        how = (
+            "whole layers again do not fit: what layers start from and queries, keys and values "
+            "wait in the host's memory"
+        )
+    else:
+        other = read_run({key: value for key, value in data.items() if key != "remat"}, where)
+        how = "what its library keeps does not fit: the least recomputation that fits"
+    if not _fits(other):
+        return run
+    notes.append(f"remat: not stated, and {how}")
+    return other
+
+
+def _fits(run: Run) -> bool:
+    return any(predict(plan, implementation=TRAINER).fits for plan in run.plans)
 
 
 def _unsaid(row: Mapping[str, Any]) -> bool:
     return str(row.get("remat") or "unknown").lower().startswith(UNSAID)
 
 
+def _library(row: Mapping[str, Any]) -> Library | None:
+    """Return the library that a row names with a key of its own, or by its source."""
+    named = " ".join(str(row[key]) for key in _LIBRARY_KEYS if row.get(key))
+    return library_of(str(row.get("source")), named)
+
+
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
-    library = library_of(str(row.get("source")))
-    chip = load_chip(_chip_name(row, library))
-    if row.get("chips") and not any(row.get(key) for key in ("global_batch", "per_device_batch")):
+    library = _library(row)
+    stated = any(row.get(key) for key in ("global_batch", "per_device_batch"))
+    batch_words = r"\b(gbs|global_batch_size)\b"
+    if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
         raise FileError(NO_BATCH)
+    for key in _LIBRARY_KEYS[:-1]:  # software may be a version of anything
+        if row.get(key) and library_of("", str(row[key])) is None:
+            notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
+    chip = load_chip(_chip_name(row, library))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -160,10 +192,9 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
-    has = {SOME_TOKENS: model.windows, OPTIMIZER_STATE: library and library.state_over_data}
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text) and not has.get(what):
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
     context = _context(said, split, model, str(row.get("notes") or ""))
@@ -177,14 +208,18 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
+    if (said_batch := split.counts.get("batch")) and not row.get("global_batch"):
+        row = {**row, "global_batch": said_batch}
     batch = _batch(row, machine, split.counts.get("microbatches", 1), sequence)
+    if said_batch and batch != said_batch:
+        notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
         "id": str(row.get("id", "run"))[:200],
         "model": model.to_mapping(),
         "sequence": sequence,
-        "attention": kernel_of(chip, sequence, attention, library),
+        "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),
         "overlap": _overlap(chip, words, f"{split.text} {precision}", library),
         "precision": precision_of(chip, precision, f"{precision} {words or ''}", library),
         "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
@@ -315,10 +350,22 @@ def _mesh(
     elif each := split.counts.get("microbatch", library.microbatch if library else 0):
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
-        data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
+        most = stages * (library.microbatches_per_stage if library else 4)
+        data["microbatches"] = _divisor(max(1, batch // groups), most)
     if library and stages > 1:
         data |= library.over_stages
+    if split.zero == 2:
+        if stages > 1:
+            raise FileError("parallelism: not modelled: ZeRO-2 over pipeline stages")
+        data["accumulation"] = "scattered"
     return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` up to `most`; `most` itself where that is half or less
+    of it, as then sequences do not come out even anyway."""
+    found = next(one for one in range(min(number, most), 0, -1) if number % one == 0)
+    return found if 2 * found > min(number, most) else min(number, most)
 
 
 def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
@@ -430,3 +477,7 @@ def _switches(words: str, notes: list[str]) -> dict[str, Any]:
     elif "num_vocab_tiling" in words:
         notes.append("tricks: num_vocab_tiling without a whole number below 10,000; left out")
     return data
+
+
+def _lower(row: Mapping[str, Any], key: str) -> str:
+    return str(row.get(key) or "").lower()
