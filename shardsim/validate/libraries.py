@@ -117,6 +117,9 @@ LIBRARIES = (
 )
 
 
+_UNFUSED = (
+    r"\b(unfused|dot_product|(no|without|not) (flash|fused)|(vanilla|naive|eager) attention)\b"
+)
 _FUSED_GPU = "2205"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
 
 
@@ -140,6 +143,8 @@ def kernel_of(
     Fused kernels are usual from v5e on, and for long sequences anywhere; on GPUs since there is
     one, which a paper's number on arXiv tells.
     """
+    if re.search(_UNFUSED, words):
+        return "unfused"
     paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
     if chip.name == "v100" or (chip.kind == "gpu" and paper and paper[1] <= _FUSED_GPU):
         return "flash-2023" if "flash" in words else "unfused"

@@ -14,19 +14,20 @@ from math import gcd, prod
 from typing import Any
 
 from shardsim.cost.predict import predict
-from shardsim.errors import FileError, HardwareError, ShardsimError
-from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
+from shardsim.errors import FileError, ShardsimError
+from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
+from shardsim.validate.job import batch_of, machine_of
 from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
-from shardsim.validate.words import UNMODELLED_AXES, UNSAID, number, shown, whole
+from shardsim.validate.words import UNMODELLED_AXES, UNSAID, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
@@ -51,6 +52,7 @@ _OTHER_RUNS = (
     (r"cross[- ]attention", "cross-attention"),
     (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
      "8-bit products, or work, in the forward pass only"),
+    (r"\bdrhs|\bwgrad in bf16|bf16 wgrad", "gradients of weights in more bits than other products"),
     (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
 )  # fmt: skip
 # Keys of a plan that a row in words may have as they are; others of its keys are words.
@@ -98,6 +100,8 @@ _DEALT = (
     r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
 )
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
+# A tensor axis over which the residual stream is split by tokens, not by embed.
+_BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
 _TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
@@ -105,6 +109,48 @@ _ROW_COUNTS = {
     "gradient_accumulation_steps": "microbatches",
     "microbatch": "microbatch",
 }
+
+
+# Techniques that are read somewhere, that every plan has, or that are no work.
+_TRICKS = re.compile(
+    r"async|overlap|collective|all[_-]?reduce|all[_-]?gather|reduce[_-]?scatter|fused|flash|splash"
+    r"|attention|parallel (attn|layers)|norm|bias|glu|relu|gelu|silu|mqa|gqa|rope|embedding|scan"
+    r"|synthetic|reused|vocab_tiling|offload|bf16|bfloat16|fp8|int8|quanti|dropless|drop(ping)?\b"
+    r"|capacity|megablox|gmm|grouped matmul|routing|router|balanc|sort vjp|weight_sum|logit|window"
+    r"|moe|gating|dispatch|expert|tiles|sa_block|ulysses|ring|striped|accumulation|optimizer"
+    r"|compile\b|cuda graph|remat|checkpoint|packing|splitting|split_physical|hybrid_ring"
+)
+# What other collections call the keys that are read.
+_ALIASES = {
+    **dict.fromkeys(("seq_len", "seq_length", "sequence_length", "max_target_length"), "seq"),
+    **dict.fromkeys(("global_batch_size", "batch_size", "gbs"), "global_batch"),
+    **dict.fromkeys(("per_device_batch_size", "local_batch_size"), "per_device_batch"),
+    **dict.fromkeys(("num_microbatches", "num_pipeline_microbatches"), "microbatches"),
+    **dict.fromkeys(("grad_accum", "gradient_accumulation"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("micro_batch_size", "microbatch_size", "mbs"), "microbatch"),
+    **dict.fromkeys(("num_chips", "gpus", "num_gpus"), "chips"),
+    **dict.fromkeys(("num_slices", "pods"), "slices"),
+    **dict.fromkeys(("num_vocab_tiling", "vocab_tiling"), "vocab_tiles"),
+    **dict.fromkeys(("remat_policy", "activation_checkpointing", "recompute"), "remat"),
+    "num_nodes": "nodes",
+    "xla_flags": "compiler_flags",
+}
+_OF_TOKENS = ("global_batch_tokens", "batch_tokens", "tokens_per_step")
+
+
+def _with_usual_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its keys as they are read; raise `FileError` where two say one thing."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = _ALIASES.get(str(key), key)
+        if value is not None and name in found:
+            raise FileError(f"'{key}' and '{name}' are one")
+        if value is not None:
+            found[name] = value
+    for key in _OF_TOKENS:
+        if (tokens := found.pop(key, None)) and "global_batch" not in found:
+            found["global_batch"] = f"{whole(tokens, key)} tokens"
+    return found
 
 
 def is_prose(row: Any) -> bool:
@@ -121,7 +167,7 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
     except ShardsimError as error:
         raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
     run = read_run(data, where)
-    library = _library(row)
+    library, row = _library(row), _with_usual_keys(row)
     try:
         if library and data.get("remat") == library.remat and _unsaid(row) and not _fits(run):
             run = _that_fits(run, data, library, where, notes)
@@ -168,6 +214,7 @@ def _library(row: Mapping[str, Any]) -> Library | None:
 
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
+    row = _with_usual_keys(row)
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
     library = _library(row)
@@ -187,7 +234,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("attention.window: give it as dims.window")
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
-    words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
+    tricks = [tricks] if isinstance(tricks, str) else tricks if isinstance(tricks, list) else None
+    words = " ; ".join(map(str, tricks)).lower() if tricks is not None else None
     split = split_of(row.get("parallelism"), model.experts is not None, library)
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
@@ -200,7 +248,12 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     context = _context(said, split, model, str(row.get("notes") or ""))
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
-    machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
+    machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
+    if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words or ""):
+        split.counts.setdefault("microbatches", int(steps[1]))
+    unknown = [one for one in tricks or () if not re.search(_TRICKS, str(one).lower())]
+    if unknown:
+        notes.append(f"tricks: not read: {'; '.join(map(str, unknown))[:200]}")
     if split.unread:
         notes.append(f"parallelism: not read: {', '.join(split.unread)[:200]}")
     for key, name in _ROW_COUNTS.items():
@@ -210,7 +263,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
     if (said_batch := split.counts.get("batch")) and not row.get("global_batch"):
         row = {**row, "global_batch": said_batch}
-    batch = _batch(row, machine, split.counts.get("microbatches", 1), sequence)
+    batch = batch_of(row, machine, split.counts.get("microbatches", 1), sequence)
     if said_batch and batch != said_batch:
         notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
     precision = str(row.get("precision") or "").lower()
@@ -221,10 +274,12 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "sequence": sequence,
         "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),
         "overlap": _overlap(chip, words, f"{split.text} {precision}", library),
-        "precision": precision_of(chip, precision, f"{precision} {words or ''}", library),
+        "precision": precision_of(
+            chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
+        ),
         "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
-        "measured": measured_of(row, sequence),
+        "measured": measured_of(row, sequence, chip),
         "accounting": accounting_of(row).value,
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
@@ -374,79 +429,17 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198)."""
     gpu = chip.kind == "gpu"
     apart = split.replicated or bool(library and library.state_over_data)
-    if not (apart or (gpu and {"expert", "model"} & names)):
+    by_tokens = gpu or re.search(_BY_TOKENS, f"{split.text} {' '.join(split.sizes.keys)}")
+    if not (apart or (by_tokens and "model" in names) or (gpu and "expert" in names)):
         return {}
     rules = rules_data(
         names,
-        residual=SEQUENCE_SHARDED if gpu else EMBED_SHARDED,
+        residual=SEQUENCE_SHARDED if by_tokens else EMBED_SHARDED,
         optimizer_over_data=apart,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )
     return {"rules": rules}
-
-
-def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str]) -> Machine | None:
-    """Return the slices of a row; None if it does not say how many chips."""
-    text = str(row.get("topology") or "")[:200].lower()
-    one = _named(text, chip)
-    slices = whole(row["slices"], "slices") if row.get("slices") else None
-    said = row.get("chips")
-    if str(said).lower().startswith(UNSAID):
-        said = None
-    chips = whole(said, "chips") if said else None
-    if chips is None:
-        return None if one is None else _times(one, slices or outside)
-    if chip.interconnect == "switch":
-        return default_slice(chip, chips)
-    if slices is None:
-        pod = one.chips if one else prod(chip.max_slice)
-        slices = outside if outside > 1 else chips // pod if chips % pod == 0 else 1
-    if chips % slices:
-        raise FileError(f"chips: {chips} do not divide into {slices} slices")
-    if one is None or one.chips != chips // slices:
-        if one is not None:
-            notes.append(
-                f"topology: not one of {chips // slices} chips; the default slice is taken"
-            )
-        one = default_slice(chip, chips // slices)
-    return _times(one, slices)
-
-
-def _named(text: str, chip: Chip) -> Machine | None:
-    """Return the slice of `chip` that a name (v5p-1024) or a shape (4x4x8) in a text stands for."""
-    for match in re.finditer(r"(?<![\dx.])\d+x\d+(?:x\d+)?(?![\dx])", text):
-        if match.group().count("x") == chip.torus_dims - 1:
-            return parse_machine(f"{chip.name}:{match.group()}")
-    for match in re.finditer(rf"{chip.name}-\d+", text):
-        try:
-            return parse_machine(match.group())
-        except HardwareError:
-            continue
-    return None
-
-
-def _times(machine: Machine, slices: int) -> Machine:
-    return replace(machine, slices=slices)
-
-
-def _batch(
-    row: Mapping[str, Any], machine: Machine | None, steps: int, sequence: int
-) -> int | None:
-    """Return sequences per step over all chips; per-device sizes may be fractions."""
-    if said := row.get("global_batch"):
-        found = whole(said, "global_batch")
-        if "token" not in str(said).lower():
-            if re.search(r"\d\s*[mbt]\b", str(said).lower()):
-                raise FileError(f"global_batch: {shown(said)}: of tokens or of sequences?")
-            return found
-        millions = re.match(r"\s*(\d+) ?m", str(said).lower())  # "4M tokens" are 2^22
-        found = int(millions[1]) * 2**20 if millions else found
-        return max(1, round(found / sequence))
-    if machine is None or not row.get("per_device_batch"):
-        return None
-    each = number(row["per_device_batch"], "per_device_batch")
-    return max(1, round(each * machine.devices * steps))
 
 
 def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) -> dict[str, Any]:

@@ -621,6 +621,62 @@ def test_gpus_had_no_fused_attention_before_there_was_one(
     assert run_of(parallelism="tp 8", **changes).plans[0].attention == attention
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        ({"attention": "dot_product"}, "attention", "unfused"),
+        ({"attention": "no flash attention"}, "attention", "unfused"),
+        ({"seq": None, "max_target_length": 8192}, "sequence", 8192),
+        ({"global_batch": None, "tokens_per_step": 2**20}, "batch", 256),
+        ({"grad_accum": 4}, "microbatches", 4),
+        ({"micro_batch_size": 1}, "microbatches", 4),
+        ({"tricks": "gradient accumulation 4"}, "microbatches", 4),
+        ({"tricks": "optimizer_memory_host_offload=true"}, "offload_optimizer", True),
+        ({"vocab_tiling": 8}, "vocab_tiles", 8),
+    ],
+)
+def test_keys_and_words_of_other_collections(
+    changes: dict[str, Any], key: str, value: object
+) -> None:
+    assert getattr(run_of(**changes).plans[0], key) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        ({"precision": "pure bf16"}, "parameters", "bf16"),
+        ({"precision": "bf16, weight_dtype bfloat16"}, "parameters", "bf16"),
+        ({"optimizer": "AdamW with mu and nu in bf16"}, "state", "bf16"),
+        ({"tricks": ["quantization=int8 (AQT)"]}, "compute", "int8"),
+    ],
+)
+def test_formats_in_other_words(changes: dict[str, Any], key: str, value: str) -> None:
+    assert getattr(run_of(**changes).plans[0].precision, key) == value
+
+
+def test_machines_and_axes_in_other_words() -> None:
+    two = run_of(chips=128, topology="two slices of v5p-128").plans[0]
+    assert two.machine.name == "2*v5p:4x4x4"
+    nodes = run_of(chip="h100", chips=None, nodes=8, parallelism="TP 8").plans[0]
+    assert nodes.machine.chips == 64
+    by_tokens = run_of(parallelism={"fsdp": 16, "tensor_sequence": 4}).plans[0]
+    assert by_tokens.activations["seq"] == ("model",)
+
+
+@pytest.mark.parametrize(
+    ("measured", "rate"),
+    [
+        ({"step_ms": 4000}, 256 * 4096 / 4 / 64),
+        ({"tokens_per_sec_per_device": 5000}, 5000),
+        ({"tokens_s_core": 2500}, 5000),
+    ],
+)
+def test_rates_by_other_keys(measured: dict[str, float], rate: float) -> None:
+    assert run_of(measured=measured).rate() == pytest.approx(rate)
+    unread = run_of(measured={"hours": 6}, tricks=["a shiny new trick"]).notes
+    assert unread == ("tricks: not read: a shiny new trick", "measured: no rate is read of hours")
+
+
 def test_no_more_microbatches_than_sequences() -> None:
     """Stages take four each where a row does not say, as far as there are sequences."""
     staged = {"chip": "h100", "chips": 512, "parallelism": "TP 8, PP 8, DP 8"}
@@ -667,6 +723,8 @@ def test_data_over_slices_is_not_inside_them() -> None:
         ({"tricks": ["DPO"]}, "tricks: not modelled: a second model"),
         ({"tricks": ["decode only"]}, "tricks: not modelled: anything but training"),
         ({"precision": "int8 forward, bf16 backward"}, "precision: not modelled"),
+        ({"precision": "int8 with drhs in bf16"}, "precision: not modelled: gradients of weights"),
+        ({"seq_len": 4096}, "'seq_len' and 'seq' are one"),
         ({"optimizer": "8-bit Adam"}, "optimizer: state of 8 bits"),
         ({"remat": "minimal with offload of mlp"}, "remat: what of it is offloaded"),
         ({"dims": {"mtp_layers": 1}}, "dims.mtp_layers: not modelled"),
