@@ -187,7 +187,7 @@ def _policy(data: Any, where: str, keys: tuple[str, ...]) -> Policy:
             raise PlanError(f"{where}: '{min(both)}' is both saved and offloaded")
         return Policy(save=save, offload=offload, layers=data.get("layers", 0))
     if data is None:
-        data = "none"
+        raise PlanError(f"{where}: is empty; name a policy, such as full or none")
     if not isinstance(data, str) or data not in POLICIES:
         raise PlanError(f"{where}: unknown remat policy '{data}'{nearest(data, POLICIES)}")
     return Policy(save=POLICIES[data])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardsim.errors import FileError
+from shardsim.machine import Chip
 from shardsim.model import Accounting, accounting_named
 from shardsim.validate.words import number, shown
 
@@ -43,12 +44,31 @@ _MAXTEXT = (
 )
 
 
-def measured_of(row: Mapping[str, Any], sequence: int) -> dict[str, float]:
+_RATE = re.compile(r"(tokens?|tflops?)_(?:per_)?s(?:ec|econd)?_(?:per_)?(chip|gpu|device|core)")
+_MILLISECONDS = ("step_ms", "step_time_ms", "ms_per_step")
+
+
+def _rates(said: Mapping[str, Any], chip: Chip) -> dict[str, float]:
+    """Return rates by the many ways to write their keys, of a chip."""
+    found: dict[str, float] = {}
+    for key, value in said.items():
+        name = re.sub(r"(?<=tflops)_(?=(per_)?(device|core)$)", "_s_", str(key).lower())
+        if value is not None and (match := _RATE.fullmatch(name)):
+            what = "tokens" if match[1].startswith("token") else "tflops"
+            parts = {"device": chip.devices_per_chip, "core": chip.cores_per_chip}
+            each = parts.get(match[2], 1)
+            found[f"{what}_per_s_per_chip"] = each * number(value, f"measured.{key}")
+        elif key in _MILLISECONDS and value is not None:
+            found["step_time_s"] = number(value, f"measured.{key}") / 1e3
+    return found
+
+
+def measured_of(row: Mapping[str, Any], sequence: int, chip: Chip) -> dict[str, float]:
     """Return what was measured; `sequence` is the tokens of one image, example or sequence."""
     said = row.get("measured") or {}
     if not isinstance(said, Mapping):
         raise FileError(f"measured: expected a mapping of keys, found {shown(said)}")
-    found = {
+    found = _rates(said, chip) | {
         key: number(said[word], f"measured.{word}")
         for word, key in _MEASURED.items()
         if said.get(word) is not None

@@ -12,6 +12,19 @@ from shardsim.plan.precision import NARROW
 from shardsim.validate.libraries import Library
 
 _OF_GRADIENTS = r"(grad_dtype|grads|gradients)"
+_BF16 = r"(bf16|bfloat16)"
+_WEIGHTS = r"(weights|parameters|params)"
+_NARROW_WEIGHTS = (
+    rf"\b{_BF16}[- ]{_WEIGHTS}\b|\b{_BF16} \({_WEIGHTS}\b|\b{_WEIGHTS} (are )?in {_BF16}"
+    rf"|\bweight_dtype[ =:]*{_BF16}|\bpure {_BF16}"
+)
+_NARROW_STATE = (
+    rf"\b{_BF16} (both )?(moments|(optimizer )?states?)\b"
+    rf"|\b(moments|states?|mu and nu) (are )?(in )?{_BF16}"
+)
+_QUANTISED = (
+    r"\bquantization[ =:'\"]*(int8|fp8)\w*|\b(int8|fp8|float8)( training| matmuls?| \(?aqt)"
+)
 
 
 def optimizer_of(words: str) -> str:
@@ -37,12 +50,15 @@ def optimizer_of(words: str) -> str:
 
 def precision_of(chip: Chip, precision: str, words: str, library: Library | None) -> dict[str, Any]:
     """Return formats: of products, and of weights and gradients that a row says are bf16."""
-    found: dict[str, Any] = {"compute": _compute(chip, precision)}
+    narrow = re.search(_QUANTISED, words)
+    found: dict[str, Any] = {"compute": _compute(chip, narrow[0] if narrow else precision)}
     if library:
         found |= library.precision
         found |= library.narrow_precision if found["compute"] in NARROW else {}
-    if re.search(r"\b(bf16|bfloat16)[- ](weights|parameters|params)\b", words):
+    if re.search(_NARROW_WEIGHTS, words):
         found |= {"parameters": "bf16", "state": "bf16"}  # moments are as the weights are
+    if re.search(_NARROW_STATE, words):
+        found["state"] = "bf16"
     if re.search(rf"\b{_OF_GRADIENTS} (in )?bf16|\bbf16 (grads|gradients)\b", words):
         found["gradients"] = "bf16"
     return found

@@ -66,7 +66,8 @@ LIBRARIES = (
         fused_from=2049,
     ),
     # `gradient_checkpointing` is true (stanford-crfm/levanter at 0096e24f, models/gpt2.py).
-    Library(words="levanter", remat=FULL),
+    # Marin trains with it.
+    Library(words="levanter|marin", remat=FULL),
     # `scaled_dot_product_attention`, whose fused kernel is FlashAttention-2; activations are kept
     # unless a row says otherwise; gradients travel in float32, the head multiplies in bf16. Over
     # stages weights stay gathered, microbatches are as many as stages, interleaved ones have two
@@ -116,18 +117,37 @@ LIBRARIES = (
 )
 
 
-def library_of(source: str) -> Library | None:
-    """Return the library that a row's source is about."""
-    found = (one for one in LIBRARIES if re.search(one.words, source.lower()))
+_UNFUSED = (
+    r"\b(unfused|dot_product|(no|without|not) (flash|fused)|(vanilla|naive|eager) attention)\b"
+)
+_FUSED_GPU = "2205"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
+
+
+def library_of(source: str, named: str = "") -> Library | None:
+    """Return the library that a row names, or else that its source is about."""
+    found = (
+        one
+        for text in (named, source)
+        for one in LIBRARIES
+        if text and re.search(one.words, text.lower())
+    )
     return next(found, None)
 
 
-def kernel_of(chip: Chip, sequence: int, words: str, library: Library | None) -> str:
+def kernel_of(
+    chip: Chip, sequence: int, words: str, library: Library | None, source: str = ""
+) -> str:
     """Return the attention that a row ran, by what it says of kernels and where it ran.
 
     "flash" alone was the kernel of 2023 on chips of that time; later chips came with today's.
-    Fused kernels are usual from v5e on, and for long sequences anywhere.
+    Fused kernels are usual from v5e on, and for long sequences anywhere; on GPUs since there is
+    one, which a paper's number on arXiv tells.
     """
+    if re.search(_UNFUSED, words):
+        return "unfused"
+    paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
+    if chip.name == "v100" or (chip.kind == "gpu" and paper and paper[1] <= _FUSED_GPU):
+        return "flash-2023" if "flash" in words else "unfused"
     late = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu"
     if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
         return own[0]  # as a plan calls it

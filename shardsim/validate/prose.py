@@ -14,31 +14,29 @@ from math import gcd, prod
 from typing import Any
 
 from shardsim.cost.predict import predict
-from shardsim.errors import FileError, HardwareError, ShardsimError
-from shardsim.machine import Chip, Machine, default_slice, load_chip, parse_machine
+from shardsim.errors import FileError, ShardsimError
+from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
+from shardsim.validate.job import batch_of, machine_of
 from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
-from shardsim.validate.words import UNMODELLED_AXES, UNSAID, number, shown, whole
+from shardsim.validate.words import UNMODELLED_AXES, UNSAID, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 NO_BATCH = "global_batch: missing, and no per_device_batch either"
 SOME_TOKENS = "attention to some of the tokens only"
-OPTIMIZER_STATE = "ZeRO over some of the state only"  # but of trainers that always split it
 # What is not modelled, by the words for it in what a row says of its split and its attention.
 _UNMODELLED = (
-    (r"hsdp", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
-    (r"zero[- _]?2\b", "ZeRO over optimizer state and gradients only"),
-    (r"zero[- _]?1\b", OPTIMIZER_STATE),
+    (r"hsdp(?!.*\bdp_shard)", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
     (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
     (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
      "that is not said to gather keys and values (context does)"),
@@ -54,6 +52,7 @@ _OTHER_RUNS = (
     (r"cross[- ]attention", "cross-attention"),
     (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
      "8-bit products, or work, in the forward pass only"),
+    (r"\bdrhs|\bwgrad in bf16|bf16 wgrad", "gradients of weights in more bits than other products"),
     (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
 )  # fmt: skip
 # Keys of a plan that a row in words may have as they are; others of its keys are words.
@@ -76,16 +75,18 @@ _PLAN_KEYS = (
 )
 # Keys that say what a row is or how sure it is, and nothing of what ran.
 _REMARKS = re.compile(
-    r"(notes?|source|url|date|confidence|id|about|name|library|framework|software|version|commit"
+    r"(notes?|source|url|date|confidence|id|about|name|version|commit"
     r"|hardware|loss|host|hosts|nodes|family|kind|task|dataset|steps|hours|compiler_flags|peak)$"
     r"|.*(_derived|_confirmed|_assumed|_stated|_gib|_gb|_counts|_pct|_published|_notes?"
     r"|_per_chip|_printed|_jax|_libtpu|_version)$|train_.*|published.*|mfu.*|hfu.*|peak_.*"
 )
+_LIBRARY_KEYS = ("library", "framework", "trainer", "codebase", "software")
 _READ = {
     *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
     *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
     *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
     "gradient_accumulation_steps",
+    *_LIBRARY_KEYS,
 }
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
 _ATTENDS = (
@@ -99,6 +100,8 @@ _DEALT = (
     r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
 )
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
+# A tensor axis over which the residual stream is split by tokens, not by embed.
+_BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
 _TENSOR_SIZES, _CHIPS, _BATCHES = (1, 2, 4, 8, 16), (256, 512, 1024), (4096, 16384, 65536)
 _ROW_COUNTS = {
@@ -106,6 +109,48 @@ _ROW_COUNTS = {
     "gradient_accumulation_steps": "microbatches",
     "microbatch": "microbatch",
 }
+
+
+# Techniques that are read somewhere, that every plan has, or that are no work.
+_TRICKS = re.compile(
+    r"async|overlap|collective|all[_-]?reduce|all[_-]?gather|reduce[_-]?scatter|fused|flash|splash"
+    r"|attention|parallel (attn|layers)|norm|bias|glu|relu|gelu|silu|mqa|gqa|rope|embedding|scan"
+    r"|synthetic|reused|vocab_tiling|offload|bf16|bfloat16|fp8|int8|quanti|dropless|drop(ping)?\b"
+    r"|capacity|megablox|gmm|grouped matmul|routing|router|balanc|sort vjp|weight_sum|logit|window"
+    r"|moe|gating|dispatch|expert|tiles|sa_block|ulysses|ring|striped|accumulation|optimizer"
+    r"|compile\b|cuda graph|remat|checkpoint|packing|splitting|split_physical|hybrid_ring"
+)
+# What other collections call the keys that are read.
+_ALIASES = {
+    **dict.fromkeys(("seq_len", "seq_length", "sequence_length", "max_target_length"), "seq"),
+    **dict.fromkeys(("global_batch_size", "batch_size", "gbs"), "global_batch"),
+    **dict.fromkeys(("per_device_batch_size", "local_batch_size"), "per_device_batch"),
+    **dict.fromkeys(("num_microbatches", "num_pipeline_microbatches"), "microbatches"),
+    **dict.fromkeys(("grad_accum", "gradient_accumulation"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("micro_batch_size", "microbatch_size", "mbs"), "microbatch"),
+    **dict.fromkeys(("num_chips", "gpus", "num_gpus"), "chips"),
+    **dict.fromkeys(("num_slices", "pods"), "slices"),
+    **dict.fromkeys(("num_vocab_tiling", "vocab_tiling"), "vocab_tiles"),
+    **dict.fromkeys(("remat_policy", "activation_checkpointing", "recompute"), "remat"),
+    "num_nodes": "nodes",
+    "xla_flags": "compiler_flags",
+}
+_OF_TOKENS = ("global_batch_tokens", "batch_tokens", "tokens_per_step")
+
+
+def _with_usual_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its keys as they are read; raise `FileError` where two say one thing."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = _ALIASES.get(str(key), key)
+        if value is not None and name in found:
+            raise FileError(f"'{key}' and '{name}' are one")
+        if value is not None:
+            found[name] = value
+    for key in _OF_TOKENS:
+        if (tokens := found.pop(key, None)) and "global_batch" not in found:
+            found["global_batch"] = f"{whole(tokens, key)} tokens"
+    return found
 
 
 def is_prose(row: Any) -> bool:
@@ -122,31 +167,65 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
     except ShardsimError as error:
         raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
     run = read_run(data, where)
-    library = library_of(data["source"])
-    if library and library.offloads and data.get("remat") == library.remat and _unsaid(row):
-        if not any(predict(plan, implementation=TRAINER).fits for plan in run.plans):
-            offloads = read_run(data | {"remat": library.offloads}, where)
-            if any(predict(plan, implementation=TRAINER).fits for plan in offloads.plans):
-                run = offloads
-                notes.append(
-                    "remat: not stated, and whole layers again do not fit: what layers "
-                    "start from and queries, keys and values wait in the host's memory"
-                )
+    library, row = _library(row), _with_usual_keys(row)
+    try:
+        if library and data.get("remat") == library.remat and _unsaid(row) and not _fits(run):
+            run = _that_fits(run, data, library, where, notes)
+    except ShardsimError as error:
+        raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
+    if not run.measured and (said := row.get("measured")):
+        notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
     return replace(run, notes=tuple(notes))
+
+
+def _that_fits(
+    run: Run, data: Mapping[str, Any], library: Library, where: str, notes: list[str]
+) -> Run:
+    """Return a run whose remat is not stated and whose library's own does not fit, as it may have
+    run: with what the library offloads, or with the least recomputation that fits."""
+    if library.offloads:
+        other = read_run({**data, "remat": library.offloads}, where)
+        how = (
+            "whole layers again do not fit: what layers start from and queries, keys and values "
+            "wait in the host's memory"
+        )
+    else:
+        other = read_run({key: value for key, value in data.items() if key != "remat"}, where)
+        how = "what its library keeps does not fit: the least recomputation that fits"
+    if not _fits(other):
+        return run
+    notes.append(f"remat: not stated, and {how}")
+    return other
+
+
+def _fits(run: Run) -> bool:
+    return any(predict(plan, implementation=TRAINER).fits for plan in run.plans)
 
 
 def _unsaid(row: Mapping[str, Any]) -> bool:
     return str(row.get("remat") or "unknown").lower().startswith(UNSAID)
 
 
+def _library(row: Mapping[str, Any]) -> Library | None:
+    """Return the library that a row names with a key of its own, or by its source."""
+    named = " ".join(str(row[key]) for key in _LIBRARY_KEYS if row.get(key))
+    return library_of(str(row.get("source")), named)
+
+
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
+    row = _with_usual_keys(row)
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
-    library = library_of(str(row.get("source")))
-    chip = load_chip(_chip_name(row, library))
-    if row.get("chips") and not any(row.get(key) for key in ("global_batch", "per_device_batch")):
+    library = _library(row)
+    stated = any(row.get(key) for key in ("global_batch", "per_device_batch"))
+    batch_words = r"\b(gbs|global_batch_size)\b"
+    if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
         raise FileError(NO_BATCH)
+    for key in _LIBRARY_KEYS[:-1]:  # software may be a version of anything
+        if row.get(key) and library_of("", str(row[key])) is None:
+            notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
+    chip = load_chip(_chip_name(row, library))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
     given = row.get("attention")
@@ -155,21 +234,26 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         raise FileError("attention.window: give it as dims.window")
     kernel = str(given.get("kernel") or "").lower()
     tricks = row.get("tricks")
-    words = " ".join(map(str, tricks)).lower() if isinstance(tricks, list) else None
+    tricks = [tricks] if isinstance(tricks, str) else tricks if isinstance(tricks, list) else None
+    words = " ; ".join(map(str, tricks)).lower() if tricks is not None else None
     split = split_of(row.get("parallelism"), model.experts is not None, library)
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
-    has = {SOME_TOKENS: model.windows, OPTIMIZER_STATE: library and library.state_over_data}
     for key, text in said.items():
         for pattern, what in _UNMODELLED:
-            if re.search(pattern, text) and not has.get(what):
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
                 raise FileError(f"{key}: not modelled: {what}")
     _same_run(row)
     context = _context(said, split, model, str(row.get("notes") or ""))
     if given.get("skips_masked_blocks") is False and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
-    machine = _machine(row, chip, prod(split.sizes.outside.values()), notes)
+    machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
+    if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words or ""):
+        split.counts.setdefault("microbatches", int(steps[1]))
+    unknown = [one for one in tricks or () if not re.search(_TRICKS, str(one).lower())]
+    if unknown:
+        notes.append(f"tricks: not read: {'; '.join(map(str, unknown))[:200]}")
     if split.unread:
         notes.append(f"parallelism: not read: {', '.join(split.unread)[:200]}")
     for key, name in _ROW_COUNTS.items():
@@ -177,19 +261,25 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
-    batch = _batch(row, machine, split.counts.get("microbatches", 1), sequence)
+    if (said_batch := split.counts.get("batch")) and not row.get("global_batch"):
+        row = {**row, "global_batch": said_batch}
+    batch = batch_of(row, machine, split.counts.get("microbatches", 1), sequence)
+    if said_batch and batch != said_batch:
+        notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
         "id": str(row.get("id", "run"))[:200],
         "model": model.to_mapping(),
         "sequence": sequence,
-        "attention": kernel_of(chip, sequence, attention, library),
+        "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),
         "overlap": _overlap(chip, words, f"{split.text} {precision}", library),
-        "precision": precision_of(chip, precision, f"{precision} {words or ''}", library),
+        "precision": precision_of(
+            chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
+        ),
         "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
-        "measured": measured_of(row, sequence),
+        "measured": measured_of(row, sequence, chip),
         "accounting": accounting_of(row).value,
         "source": str(row.get("source") or "not stated"),
         "filled": {"id": FILLED},
@@ -315,10 +405,22 @@ def _mesh(
     elif each := split.counts.get("microbatch", library.microbatch if library else 0):
         data["microbatches"] = max(1, round(batch / (groups * each)))
     elif stages > 1:
-        data["microbatches"] = stages * (library.microbatches_per_stage if library else 4)
+        most = stages * (library.microbatches_per_stage if library else 4)
+        data["microbatches"] = _divisor(max(1, batch // groups), most)
     if library and stages > 1:
         data |= library.over_stages
+    if split.zero == 2:
+        if stages > 1:
+            raise FileError("parallelism: not modelled: ZeRO-2 over pipeline stages")
+        data["accumulation"] = "scattered"
     return data | {"pipeline_interleave": split.counts.get("vpp", 1)}
+
+
+def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor of `number` up to `most`; `most` itself where that is half or less
+    of it, as then sequences do not come out even anyway."""
+    found = next(one for one in range(min(number, most), 0, -1) if number % one == 0)
+    return found if 2 * found > min(number, most) else min(number, most)
 
 
 def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
@@ -327,79 +429,17 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198)."""
     gpu = chip.kind == "gpu"
     apart = split.replicated or bool(library and library.state_over_data)
-    if not (apart or (gpu and {"expert", "model"} & names)):
+    by_tokens = gpu or re.search(_BY_TOKENS, f"{split.text} {' '.join(split.sizes.keys)}")
+    if not (apart or (by_tokens and "model" in names) or (gpu and "expert" in names)):
         return {}
     rules = rules_data(
         names,
-        residual=SEQUENCE_SHARDED if gpu else EMBED_SHARDED,
+        residual=SEQUENCE_SHARDED if by_tokens else EMBED_SHARDED,
         optimizer_over_data=apart,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )
     return {"rules": rules}
-
-
-def _machine(row: Mapping[str, Any], chip: Chip, outside: int, notes: list[str]) -> Machine | None:
-    """Return the slices of a row; None if it does not say how many chips."""
-    text = str(row.get("topology") or "")[:200].lower()
-    one = _named(text, chip)
-    slices = whole(row["slices"], "slices") if row.get("slices") else None
-    said = row.get("chips")
-    if str(said).lower().startswith(UNSAID):
-        said = None
-    chips = whole(said, "chips") if said else None
-    if chips is None:
-        return None if one is None else _times(one, slices or outside)
-    if chip.interconnect == "switch":
-        return default_slice(chip, chips)
-    if slices is None:
-        pod = one.chips if one else prod(chip.max_slice)
-        slices = outside if outside > 1 else chips // pod if chips % pod == 0 else 1
-    if chips % slices:
-        raise FileError(f"chips: {chips} do not divide into {slices} slices")
-    if one is None or one.chips != chips // slices:
-        if one is not None:
-            notes.append(
-                f"topology: not one of {chips // slices} chips; the default slice is taken"
-            )
-        one = default_slice(chip, chips // slices)
-    return _times(one, slices)
-
-
-def _named(text: str, chip: Chip) -> Machine | None:
-    """Return the slice of `chip` that a name (v5p-1024) or a shape (4x4x8) in a text stands for."""
-    for match in re.finditer(r"(?<![\dx.])\d+x\d+(?:x\d+)?(?![\dx])", text):
-        if match.group().count("x") == chip.torus_dims - 1:
-            return parse_machine(f"{chip.name}:{match.group()}")
-    for match in re.finditer(rf"{chip.name}-\d+", text):
-        try:
-            return parse_machine(match.group())
-        except HardwareError:
-            continue
-    return None
-
-
-def _times(machine: Machine, slices: int) -> Machine:
-    return replace(machine, slices=slices)
-
-
-def _batch(
-    row: Mapping[str, Any], machine: Machine | None, steps: int, sequence: int
-) -> int | None:
-    """Return sequences per step over all chips; per-device sizes may be fractions."""
-    if said := row.get("global_batch"):
-        found = whole(said, "global_batch")
-        if "token" not in str(said).lower():
-            if re.search(r"\d\s*[mbt]\b", str(said).lower()):
-                raise FileError(f"global_batch: {shown(said)}: of tokens or of sequences?")
-            return found
-        millions = re.match(r"\s*(\d+) ?m", str(said).lower())  # "4M tokens" are 2^22
-        found = int(millions[1]) * 2**20 if millions else found
-        return max(1, round(found / sequence))
-    if machine is None or not row.get("per_device_batch"):
-        return None
-    each = number(row["per_device_batch"], "per_device_batch")
-    return max(1, round(each * machine.devices * steps))
 
 
 def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) -> dict[str, Any]:
@@ -430,3 +470,7 @@ def _switches(words: str, notes: list[str]) -> dict[str, Any]:
     elif "num_vocab_tiling" in words:
         notes.append("tricks: num_vocab_tiling without a whole number below 10,000; left out")
     return data
+
+
+def _lower(row: Mapping[str, Any], key: str) -> str:
+    return str(row.get(key) or "").lower()

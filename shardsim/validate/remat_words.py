@@ -18,13 +18,28 @@ from shardsim.validate.words import (
     widened,
 )
 
-# Words for layers that are computed again whole.
+_SWITCH = r"(activation|act|gradient)_?(ckpt|checkpoint(ing)?)"
+# Words for layers of which nothing but their input is kept, and for nothing that is computed again.
 _WHOLE_LAYERS = (
-    r"true|yes|on|(activation |gradient |full |per_layer |whole_layer |layer )*(re)?"
+    rf"true|yes|on|{_SWITCH}[ :=]*(true|yes|on)"
+    r"|(scan with )?(activation |gradient |full |per_layer |whole_layer |layer )*(re)?"
     r"(checkpoint(ing)?|comput(e|ation|ing)|remat(erialization|erialisation)?)"
     r"( (of )?(all|every|each|full|whole|per) ?(layers?|blocks?)?\b.*| \(.*)?"
     r"|(all|every|each|whole) (layers?|blocks?)\b.*"
+    r"|.*\bone activation\b.*|(saves?|keeps?) nothing\b.*"
+    r"|((saves?|keeps?|only) )+(layer|block)_? ?inputs?( only)?( (is|are) (kept|saved))?"
 )
+_NOTHING = (
+    rf"(no|off|false|without|disabled)\b.*|not (used|enabled)|{_SWITCH}[ :=]*(false|no|off|none)"
+    r"|(saves?|keeps?) (everything|all( activations)?)"
+)
+# Words that sources use for arrays beside the names of trainers.
+_ARRAYS = (
+    (r"\b(layer|block)_? inputs?\b|\bhidden[_ ]states?\b|\b(carry|carries)\b", "layer_input"),
+    (r"\battention(?=[ _](results?|outputs?)\b)|(?<=/)attention\b", "context"),
+    (r"\bqkvo\b", "qkv, out_proj"),
+)
+_ON_HOST = r"offload|\bhost\b"
 
 
 def remat_of(said: Any, library: Library | None, notes: list[str]) -> Any:
@@ -33,39 +48,43 @@ def remat_of(said: Any, library: Library | None, notes: list[str]) -> Any:
         return "full" if said else "none"
     if isinstance(said, list) and all(isinstance(one, str) for one in said):
         said = f"custom: {', '.join(said)}"
-    elif isinstance(said, Mapping) and "policy" in said:
+    elif isinstance(said, Mapping) and {"policy", *TENSORS} & {*map(str, said)}:
         places = ", ".join(f"{key}={value}" for key, value in said.items() if key != "policy")
-        said = f"{said['policy']}: {places}"
+        said = f"{said.get('policy', 'custom')}: {places}"
     elif isinstance(said, Mapping | list) and said:
         return said  # as in a plan file
     words = re.sub(r"\s+", " ", str(said or "").lower().replace("-", "_")).strip()
     if not words or words.startswith(UNSAID):
         return None
+    if (own_name := remat_by_its_name(words)) is not None:
+        return own_name.lists()
+    if re.fullmatch(_NOTHING, words):
+        return "none"
+    if re.fullmatch(_WHOLE_LAYERS, words):
+        return "full"
+    if (some := re.search(r"\b(\d+) layers\b", words)) and int(some[1]) > 1:
+        raise FileError(
+            f"remat: of {some[1]} layers at a time, or of some layers only: give groups of layers "
+            "with what each saves, as a plan file does"
+        )
     tokens = re.findall(r"[a-z_0-9]+", words)
+    custom = tokens[:1] in (["custom"], ["save"], ["saves"], ["keep"], ["keeps"])
     placed = re.search(r"[a-z_0-9]+\s*=\s*(offload|device)\b", words)
-    if tokens[:1] == ["custom"] or (tokens and tokens[0] in TENSORS) or placed:
-        kept: dict[str, str] = {}
-        for clause in re.split(r"[;.]|\band\b", words.replace("layer input", "layer_input")):
-            place = "offload" if "offload" in clause else "device"
-            for name, own in re.findall(r"([a-z_0-9]+)(?:\s*=\s*([a-z]+))?", clause):
-                if name in TENSORS:
-                    kept[name] = own or place
-        for name in widened(kept):
-            notes.append(f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole")
-        if kept:
+    carried = re.search(r"\b(carry|carries|(layer|block)_? inputs?)\b", words)
+    if custom or placed or carried or (tokens and tokens[0] in TENSORS):
+        if kept := _kept(words):
+            if re.search(r"\b(all|everything|dots?) (but|except)\b", words):
+                raise FileError(f"remat: name what is kept, not what is not: {shown(said)}")
+            for name in widened(kept):
+                notes.append(
+                    f"remat: {name} taken as all of {TENSORS[name]}, which a plan keeps whole"
+                )
             return _remat_data("custom", kept)
         if "offload" in words and library and library.offloads:
             notes.append("remat: what is offloaded is not stated: layers' input and qkv")
             return library.offloads
-    if (own_name := remat_by_its_name(words)) is not None:
-        return own_name.lists()
-    if (tokens and tokens[0] == "save") or "one activation" in words:
-        return "full"
-    if tokens and tokens[0] in ("no", "off", "false", "without"):
-        return "none"
-    if re.fullmatch(_WHOLE_LAYERS, words):
-        return "full"
     named = [name for name in REMAT_POLICIES if name in tokens]
+    named += ["dots"] if custom and "dots" in tokens else []
     if named:
         first = tokens[0] if tokens[0] in named else max(named, key=len)
         if "offload" in words and not REMAT_POLICIES[first].offload:
@@ -73,6 +92,19 @@ def remat_of(said: Any, library: Library | None, notes: list[str]) -> Any:
         return _remat_data(first, {})
     notes.append(f"remat: '{words[:60]}' is not known; taken as not stated")
     return None
+
+
+def _kept(words: str) -> dict[str, str]:
+    """Return the place of each array that is named; one in the host's memory is offloaded."""
+    for pattern, name in _ARRAYS:
+        words = re.sub(pattern, name, words)
+    kept: dict[str, str] = {}
+    for clause in re.split(r"[;.]|\band\b(?=[^;.]*[:=])", words):
+        place = "offload" if re.search(_ON_HOST, clause) else "device"
+        for name, own in re.findall(r"([a-z_0-9]+)(?:\s*[:=]\s*(offload|device|remat))?", clause):
+            if name in TENSORS:
+                kept[name] = own or place
+    return {name: place for name, place in kept.items() if place != "remat"}
 
 
 def _remat_data(policy: str, tensors: Mapping[str, str]) -> Any:

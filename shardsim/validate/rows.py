@@ -160,7 +160,7 @@ def _read(row: Mapping[str, Any], where: str) -> Run:
     filled = check_keys(row.get("filled") or {}, where="filled", allowed=allowed)
     for key, text in filled.items():
         _text(text, f"filled.{key}")
-    return Run(
+    run = Run(
         id=row["id"],
         plans=tuple(plans),
         measured=dict(measured),
@@ -168,6 +168,22 @@ def _read(row: Mapping[str, Any], where: str) -> Run:
         source=row["source"],
         filled=dict(filled),
     )
+    _below_peak(run)
+    return run
+
+
+def _below_peak(run: Run) -> None:
+    """Raise `FileError` where what was measured is more than the chips can multiply."""
+    if (rate := run.rate()) is None:
+        return
+    flops = model_flops_per_token(run.model, run.sequence, Accounting.MAXTEXT_2025)
+    share = max(rate * flops / plan.machine.chip.peak(run.compute) for plan in run.plans)
+    if share >= 1:
+        found = next(key for key in MEASURED if key in run.measured)
+        raise FileError(
+            f"measured.{found}: {run.measured[found]:g} would be {share:.0%} of the {run.compute} "
+            f"peak of the {run.family}; check its unit, chips, batch and precision"
+        )
 
 
 def _text(value: Any, where: str) -> None:

@@ -33,6 +33,7 @@ COUNTS = {
     **dict.fromkeys(("microbatch", "mbs", "micro_batch", "micro_batch_size"), "microbatch"),
     **dict.fromkeys(("vpp", "vp", "virtual_pipeline", "virtual_stages"), "vpp"),
     "virtual_pipeline_model_parallel_size": "vpp",
+    **dict.fromkeys(("gbs", "global_batch_size"), "batch"),
 }
 _LONGEST = 2000  # characters of a sentence that are read
 _NAMES = {**PARALLELISM, **UNMODELLED_AXES}
@@ -47,6 +48,9 @@ _HARMLESS = re.compile(
 _MUST = re.compile(
     r"(?<!no )(?<!without )(?<!async )\b(tensor|tp|context|cp|pipeline|pp)\b(?![- ]?strategy)"
 )
+# DeepSpeed's stages, and what PyTorch's FSDP calls them.
+_ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?([123])\b|\bshard_grad_op\b")
+_SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
 _ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -86,6 +90,7 @@ class Said:
     counts: dict[str, int] = field(default_factory=dict)  # microbatches, virtual stages ...
     replicated: bool = False  # data parallel only
     unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
+    zero: int = 0  # DeepSpeed's stage: state (1), gradients (2), weights (3) split over data
     unread: list[str] = field(default_factory=list)  # words with a number, of no meaning here
 
     def rest(self, chip: Chip) -> str | None:
@@ -123,15 +128,24 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
     text = " ; ".join(map(str, values))[:_LONGEST].lower()
     found = Said(text, Split(experts=experts))
     for key, size in _flat(entries):
-        if key in COUNTS:
+        if stage := re.fullmatch(r"zero(?:_?stage)?_?([123]?)", key):
+            found.zero = whole(stage[1] or size, f"parallelism.{key}")
+            found.sizes.add("data", size if stage[1] else 1)
+        elif key in COUNTS:
             found.counts[COUNTS[key]] = whole(size, f"parallelism.{key}")
         elif (given := _size(key, size)) is not None:
             found.sizes.add(key, given)
     sizes = found.sizes
+    if zero := _ZERO.search(text):
+        found.zero = int(zero[1] or 2)
     if not (sizes.inside or sizes.outside or sizes.rest):
-        _sentence(text, found)
+        _sentence(_ZERO.sub(" ", text), found)
+    if found.zero > 1 and "fsdp" not in sizes.inside | sizes.outside:
+        _shard_data(sizes)
+    elif found.zero == 1:
+        found.replicated = True
     stated = bool(sizes.inside or sizes.outside or sizes.rest)
-    found.replicated = re.search(_ONLY_DATA, text) is not None
+    found.replicated |= re.search(_ONLY_DATA, text) is not None
     if "vpp" in found.counts and "pipeline" not in sizes.inside | sizes.outside:
         found.unread.append(f"virtual pipeline {found.counts['vpp']}, without stages")
     if "interleaved" in text and "vpp" not in found.counts:
@@ -143,6 +157,15 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
         or (not stated and not found.replicated and _TENSOR.search(text) is not None)
     )
     return found
+
+
+def _shard_data(sizes: Split) -> None:
+    """Make an axis of data, or what sizes leave over, one that splits weights and gradients too."""
+    for over in (sizes.inside, sizes.outside):
+        if "data" in over:
+            over["fsdp"] = over.pop("data")
+    if "fsdp" not in sizes.inside:
+        sizes.rest = "fsdp"
 
 
 def _flat(entries: Mapping[Any, Any], over: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,7 +211,7 @@ def _sentence(text: str, found: Said) -> None:
             found.sizes.add(name, size)
         elif not _HARMLESS.fullmatch(name):
             found.unread.append(f"{name} {size}")
-    if not found.sizes.inside and re.search(r"\b(fsdp|zero-?3)\b", text):
+    if "fsdp" not in found.sizes.inside | found.sizes.outside and _SHARDED.search(text):
         found.sizes.rest = "fsdp"
     if not (found.sizes.inside or found.sizes.rest) or "unknown" in text:
         return

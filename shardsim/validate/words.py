@@ -21,7 +21,7 @@ from shardsim.plan.resolve import AXIS_NAMES
 # Words for the axes of parallelism, by the role that they have here.
 PARALLELISM: Mapping[str, str] = {
     **dict.fromkeys(("data", "dp", "ddp", "replica", "dp_replicate"), "data"),
-    **dict.fromkeys(("fsdp", "fsdp_transpose", "dp_shard", "zero3"), "fsdp"),
+    **dict.fromkeys(("fsdp", "fsdp_transpose", "dp_shard"), "fsdp"),
     **dict.fromkeys(("tensor", "tp", "model", "mp", "mdl", "tensor_model"), "tensor"),
     **dict.fromkeys(("tensor_transpose", "tensor_sequence"), "tensor"),
     **dict.fromkeys(("context", "cp"), "context"),
@@ -32,7 +32,6 @@ UNMODELLED_AXES: Mapping[str, str] = {
     **dict.fromkeys(("ulysses", "context_ulysses"), "Ulysses (all-to-all of heads)"),
     **dict.fromkeys(("ring", "ring_attention"), "ring attention"),
     **dict.fromkeys(("ep", "expert", "experts"), "experts on an axis of their own"),
-    **dict.fromkeys(("zero1", "zero2"), "ZeRO over some of the state only"),
     **dict.fromkeys(("sp", "sequence", "seq"), "an axis over the sequence that is not said to "
                     "gather keys and values ('context' does)"),
     **dict.fromkeys(("autoregressive", "track"), "this axis"),
@@ -80,7 +79,8 @@ REMAT_POLICIES: Mapping[str, Policy] = {
     "save_qkv_proj": Policy(save=frozenset({"qkv"})),
     "save_out_proj": Policy(save=frozenset({"attention_output"})),
     "qkv_proj_offloaded": Policy(offload=frozenset({"qkv"})),
-    "minimal_offloaded": Policy(offload=_DOTS),
+    **dict.fromkeys(("minimal_offloaded", "offload_dots_saveable"), Policy(offload=_DOTS)),
+    "save_qkvo": Policy(save=frozenset({"qkv", "attention_output"})),
 }
 
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}

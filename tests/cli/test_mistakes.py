@@ -170,6 +170,7 @@ def test_a_long_message_is_cut_in_its_middle(shardsim: Shardsim, plan_file: Path
         ("data: {size: 16", "'da-ta': {size: 16",
          "mesh: an axis is called by letters, digits and _, such as data, not 'da-ta'"),
         ("remat: full", "remat: fll", "remat: unknown remat policy 'fll'; did you mean 'full'?"),
+        ("remat: full", "remat:", "remat: is empty; name a policy, such as full or none"),
         ("remat: full", "remat: [{layers: 16, save: []}, {layers: 4, save: [qkv]}]",
          "remat: its groups have 20 layers, the model has 24"),
         ("remat: full", "fused_projections: true",

@@ -702,3 +702,5 @@ def test_blocks_of_a_kernel_are_taken_as_near_as_they_come(
     found = script(tmp_path, words, on="v6e:8x8")
     assert found.plan.attention == kernel
     assert len([one for one in found.not_carried if one.key.startswith("sa_block")]) == listed
+    with pytest.raises(ShardsimError, match="sa_block_q: expected a positive number, found 'abc'"):
+        script(tmp_path, "sa_block_q=abc", on="v6e:8x8")

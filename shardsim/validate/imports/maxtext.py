@@ -386,7 +386,7 @@ def _kernel(keys: Keys) -> str:
     them stay unread, and are listed.
     """
     longer = blocks_of("flash-2048")
-    given = {key: keys.given[key] for key in longer if isinstance(keys.given.get(key), int)}
+    given = {key: whole(keys.given[key], key) for key in longer if key in keys.given}
 
     def sides(blocks: Mapping[str, int]) -> tuple[int, int]:
         own = [(key, blocks.get(key, BLOCKS[0])) for key in longer]
