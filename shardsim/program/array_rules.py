@@ -22,9 +22,11 @@ from shardsim.program.rules import (
     width,
 )
 from shardsim.program.schedule import Block, Task
+from shardsim.program.sizes import SUBLANES
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     BY_HEAD,
+    KEYS,
     LOSS,
     LOSS_GRADIENT,
     QUERY_KEY_NORM,
@@ -52,21 +54,33 @@ BLOCKS_BYTES = 4.0 + 4.0 + 2.0 + 2.0
 BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
 
 
+# Sublanes of a tile in which the partitioner's gathers leave columns that are no whole tiles.
+COLUMN_SUBLANES = 2
+
+
 def lay_out_gathered_weights(block: Block, where: Where) -> Block:
     """Copy a layer's gathered weights into the layout that matmuls read: those with heads, and all
     where pieces are no whole tiles and travel cut into lanes.
 
     Seen in every fully sharded program of docs/compiled.md, also left to the partitioner, but not
-    in what it makes of rings.
+    in what it makes of rings. Columns that it gathers come as rows, in tiles of two sublanes, and
+    are turned a quarter as fast as whole tiles are (ViT-22B on v4, maxtext-16b and vit-bigg on v5e,
+    "partitioned, fsdp": 7 % of what HBM moves); other odd pieces products read as slowly as a copy
+    would take.
     """
-    lanes = np.logical_not(where.ring & where.layout.partitioned)
+    partitioned = where.layout.partitioned
+    lanes = np.logical_not(where.ring & partitioned)
 
     def change(task: Task) -> list[Task]:
         if not of_layer_weights(task, "all-gather"):
             return [task]
-        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), task.odd_bytes * lanes)
-        count = task.count * np.greater(size, 0)
-        return [*copy(task.name, "copy", size, count), task] if np.any(size) else [task]
+        columns = task.odd_columns_bytes * (lanes & partitioned)
+        odd = task.odd_bytes * lanes - columns
+        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), odd)
+        copied = copy(task.name, "copy", size, task.count * np.greater(size, 0))
+        slow = columns * (SUBLANES / COLUMN_SUBLANES)
+        count = task.count * np.greater(slow, 0)
+        return [*copied, *copy(f"{task.name}, turned", "transpose", slow, count), task]
 
     return changed(block, change)
 
@@ -120,6 +134,36 @@ def place_ring_operands(block: Block, where: Where) -> Block:
         if (task.kind, task.schedule) != ("all-gather", "ring"):
             return [task]
         return [task, *turned_into_place(task.name, task.bytes, task.count * ring)]
+
+    return changed(block, change)
+
+
+def turn_short_parts(block: Block, where: Where) -> Block:
+    """Turn keys and values that a context axis gathers, and their gradients before they are
+    scattered, where queries are fewer than lanes and attention's products run apart: sequences
+    become the densest dimension instead. What a norm makes of keys is turned before it is gathered.
+
+    Compiled plans "context 4" of ViT-22B on v4 and v5p and vit-bigg on v5e, 64 of 256 tokens, in
+    docs/compiled.md; none of those with 256 or more tokens a device has such copies.
+    """
+    apart = (
+        task
+        for task in block.tasks
+        if isinstance(task, Compute) and task.kind == "attention" and not task.purpose
+    )
+    first = next(apart, None)
+    if first is None:
+        return block
+    normed = any(getattr(task, "purpose", "") == QUERY_KEY_NORM for task in block.tasks)
+    own = where.layout.context.size if normed else 1
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.purpose != KEYS:
+            return [task]
+        gathers = task.kind == "all-gather"
+        size = task.bytes / own if gathers else task.bytes
+        turned = copy(task.name, "transpose", size, task.count * np.less(first.m, LANES))
+        return [*turned, task]
 
     return changed(block, change)
 

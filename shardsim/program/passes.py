@@ -32,6 +32,7 @@ from shardsim.program.array_rules import (
     place_ring_operands,
     place_ring_results,
     put_turned_pieces_in_order,
+    turn_short_parts,
     two_backward_kernels,
 )
 from shardsim.program.gpu_rules import (
@@ -80,6 +81,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         place_ring_operands,
         stop_for_hops,
         put_turned_pieces_in_order,
+        turn_short_parts,
         apply_activations_apart,
         lay_out_by_head,
         norm_by_position,

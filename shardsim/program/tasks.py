@@ -80,6 +80,7 @@ class Collective(Move):
         0  # of weights with heads; of gradients, those of weights that make them
     )
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
+    odd_columns_bytes: Number = 0  # of those whose pieces are columns
     # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.
     whole: str = ""
     chosen: tuple[int, int] = (0, 0)  # of experts' tokens: of how many experts each has how many

@@ -26,7 +26,13 @@ class Weights:
         by_head = bool(HEAD_WIDTHS & {*transfer.dims})
         by_head &= not transfer.gradient or transfer.dims[0] == along
         odd = self._sizes.odd(along, transfer.axes)
-        moved = replace(moved, by_head_bytes=moved.bytes * by_head, odd_bytes=moved.bytes * odd)
+        across = len(transfer.dims) == 2 and transfer.dims[-1] == along
+        moved = replace(
+            moved,
+            by_head_bytes=moved.bytes * by_head,
+            odd_bytes=moved.bytes * odd,
+            odd_columns_bytes=moved.bytes * odd * across,
+        )
         places = self._places.setdefault((moved.kind, moved.name), {})
         if moved.role not in places:
             places[moved.role] = len(tasks)
@@ -40,6 +46,7 @@ class Weights:
             messages=before.messages + 1,
             by_head_bytes=before.by_head_bytes + moved.by_head_bytes,
             odd_bytes=before.odd_bytes + moved.odd_bytes,
+            odd_columns_bytes=before.odd_columns_bytes + moved.odd_columns_bytes,
         )
 
     def order(self, tasks: list[Task]) -> None:
