@@ -45,6 +45,11 @@ class Precision:
     bf16: tuple[str, ...] = ()
     sparsity: str = ""
 
+    @property
+    def made_in(self) -> str:
+        """The format in which products make gradients, which travel so where none is asked for."""
+        return "f32" if self.compute == "f32" else "bf16"
+
     def check(self) -> None:
         """Raise `PlanError` for a key that is wrong by itself or beside others."""
         for key in ("compute", "parameters", "reduce"):

@@ -96,10 +96,9 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
         )
     if "statistics" in kept:
         found.append("remat: statistics computed again: MaxText has no name for sums of norms")
-    if plan.precision.reduce != plan.precision.parameters:
+    if plan.precision.reduce != (wire := plan.precision.made_in):
         found.append(
-            f"precision.reduce: {plan.precision.parameters} as the parameters, "
-            f"not {plan.precision.reduce}"
+            f"precision.reduce: {wire} as matmuls make gradients, not {plan.precision.reduce}"
         )
     return tuple(found)
 

@@ -283,6 +283,7 @@ def _plan(
     else:
         weights = _format(keys, "weight_dtype")
     gradients = _format(keys, "grad_dtype")
+    compute = _compute(keys, machine)
     if keys["opt_type"] == "adam_pax":
         left.append(NotCarried("opt_type", "adam_pax", "counted as adamw: the same state and work"))
     if optimizer == "adamw":
@@ -309,8 +310,9 @@ def _plan(
             matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
         ),
         precision=Precision(
-            compute=_compute(keys, machine),
+            compute=compute,
             parameters=weights,
+            reduce=Precision(compute=compute).made_in,  # of whatever weights
             state="bf16" if weights == "bf16" else "",  # moments are as the weights are
             # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
             gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
