@@ -274,6 +274,10 @@ def test_a_tiny_copy_keeps_every_axis_and_technique(name: str) -> None:
     assert int(before.residual) == int(after.residual)
     assert (plan.remat, plan.overlap, plan.optimizer) == (tiny.remat, tiny.overlap, tiny.optimizer)
     assert plan.fused_projections == tiny.fused_projections
+    # Products of 8 bits, sparse ones and sums in bf16 are not run, and that is said.
+    formats = {key for key in ("compute", "sparsity") if f"precision.{key} " in "".join(lost)}
+    narrow = plan.precision.compute in NARROW
+    assert formats == {*["compute"] * narrow, *["sparsity"] * bool(plan.precision.sparsity)}
 
 
 def test_shardings_are_ready_for_a_notebook() -> None:
