@@ -26,6 +26,7 @@ from shardsim.emit.source import module_text, op_modules, program_text
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
+from shardsim.plan.precision import NARROW
 from shardsim.xla.host import QUICK
 
 FORMS = ("jax", "specs", "flax", "json", "yaml")
