@@ -96,5 +96,5 @@ def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> No
     """Refuse a format that a chip has no unit for: it would run as another."""
     chip = machine.chip
     if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
+        own = ", ".join(name for name in (*chip.peak_flops, "f32") if name in DTYPE_BYTES)
         raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")
