@@ -18,6 +18,11 @@ PRODUCTS = ("head", "attention", "mlp", "experts", WEIGHT_GRADIENTS)
 _SPARSE = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
 
+def wire(compute: str) -> str:
+    """Return the format in which gradients travel where nothing casts them: that of products."""
+    return "f32" if compute == "f32" else "bf16"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
@@ -44,11 +49,6 @@ class Precision:
     scales: str = "dynamic"
     bf16: tuple[str, ...] = ()
     sparsity: str = ""
-
-    @property
-    def made_in(self) -> str:
-        """The format in which products make gradients, which travel so where none is asked for."""
-        return "f32" if self.compute == "f32" else "bf16"
 
     def check(self) -> None:
         """Raise `PlanError` for a key that is wrong by itself or beside others."""
@@ -96,5 +96,5 @@ def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> No
     """Refuse a format that a chip has no unit for: it would run as another."""
     chip = machine.chip
     if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join(name for name in (*chip.peak_flops, "f32") if name in DTYPE_BYTES)
+        own = ", ".join(one for one in [*chip.peak_flops, "f32"] if one in DTYPE_BYTES)
         raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")
