@@ -54,6 +54,9 @@ class Passes:
     # There the gradient of scores is written for each product that reads it, where two cores share
     # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e).
     scores_twice: float = 0.0
+    # In rings over embed of a parallel block, those back run before scores are made again
+    # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
+    scores_late: bool = False
     # What a head that pools by attention reads waits for its gradients of weights, which come while
     # the last layer runs back; where all devices split weights, more of these than of a layer are
     # whole meanwhile (ViT-22B, the same programs).
@@ -181,6 +184,7 @@ _EMITTED_SCARCE = Passes(
     gates_fused=True,
     ahead_from_host=True,
     attends_first=True,
+    scores_late=True,
     pooled_waits=True,
     gathers_ahead=1,
     gradients_waiting=0,
@@ -240,6 +244,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         ring_results=_TRAINER.ring_results,
         ring_pieces=_TRAINER.ring_pieces,
         ring_waits=False,
+        scores_late=False,
         ring_empty="",
         scarce=passes.scarce and _left_to_the_partitioner(passes.scarce),
     )

@@ -99,6 +99,7 @@ def _followed(
         ring_empty=empty,
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         ring_waits=passes.ring_waits and not after,
+        scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
     )
     return followed(derived, again, passes, ring, signs)
 
@@ -152,16 +153,25 @@ def followed(
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)
         tracer.fused = frozenset(op.ins[0].name for op in gated)
-    last = {number for number, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
+    last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
+    late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
     for some in (set(range(len(steps))) - last, last):
-        for number in (number for number in again if number in some):
+        for number in (n for n in again if n in some - late):
             tracer.forward(steps[number], " again")
         for number in sorted(some, reverse=True):
+            while late and _of_scores(steps[number]):
+                tracer.forward(steps[min(late)], " again")
+                late.remove(min(late))
             if steps[number].trained:
                 tracer.backward(steps[number])
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer
+
+
+def _of_scores(step: Step) -> bool:
+    """Return whether an op makes scores in HBM, softmax of them, or attention's result."""
+    return step.op.unit == "attention" and not step.op.kernel
 
 
 def _of_mlp(step: Step) -> bool:
