@@ -21,6 +21,7 @@ from shardsim.emit.dialects.vocabulary import Vocabulary, installed, table
 from shardsim.emit.specs import Spec, plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, resolve
+from shardsim.plan.precision import wire
 
 TRAINER = "maxtext"
 _VOCAB = 1024  # of a model that stands in for one without tokens
@@ -96,10 +97,9 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
         )
     if "statistics" in kept:
         found.append("remat: statistics computed again: MaxText has no name for sums of norms")
-    if plan.precision.reduce != plan.precision.parameters:
+    if plan.precision.reduce != (made := wire(plan.precision.compute)):
         found.append(
-            f"precision.reduce: {plan.precision.parameters} as the parameters, "
-            f"not {plan.precision.reduce}"
+            f"precision.reduce: {made} as matmuls make gradients, not {plan.precision.reduce}"
         )
     return tuple(found)
 
