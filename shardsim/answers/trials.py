@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
+from shardsim.files import flow_text
 from shardsim.machine import scaled
 from shardsim.plan.plan import (
     ACCUMULATION,
@@ -88,14 +87,7 @@ def set_text(changes: Keys) -> str:
     >>> set_text({"remat": {"save": ["qkv"]}, "microbatches": 2})
     'remat={save: [qkv]} microbatches=2'
     """
-    return " ".join(f"{key}={_flow(value)}" for key, value in changes.items())
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return " ".join(f"{key}={flow_text(value)}" for key, value in changes.items())
 
 
 def _per_token(item: Prediction) -> float:
