@@ -315,6 +315,7 @@ EXPERTS: dict[str, Plan] = {
     "experts, ring": spread("mixtral", _FE, **_SPLIT, **_RING),
     "experts, ring, everything kept": spread("mixtral", _DE, **_RING, **_ZERO, remat="none"),
     "experts, exchanged": spread("mixtral", _FE, **_SPLIT, **_ROOM),
+    "experts, exchanged, everything kept": spread("mixtral", _FE, **_ROOM, remat="none"),
     "experts, exchanged, replicas": spread("llama4", _DE, **_ROOM, microbatches=2),
     "experts, tensor, replicated": spread("mixtral", _FM),
     "experts, tensor, sequence": spread("llama4", _FM2, "seq", remat="dots"),
