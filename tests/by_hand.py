@@ -239,7 +239,9 @@ class Hand:
             # Residual and branch are read; the sum takes the place of the product's result.
             self.stream([self.r, self.r], [], ADD * self.r)
         kept = self.kept()
-        self.stream([kept], [kept])
+        self.laid_out("transpose", kept)  # zeros of the stacks, as slowly
+        copied = self.r if self.emitted else kept  # the rest is written there as it is made
+        self.stream([copied], [copied])
 
     def kept(self) -> float:
         """Return the elements of a layer that are copied to where the backward pass finds them."""

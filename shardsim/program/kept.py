@@ -45,6 +45,13 @@ def kept(
     return by_policy(), {name: by_policy(name) for name in names}
 
 
+def entered(work: Workload, sizes: Sizes, start: Array, group: Kept) -> Number:
+    """Return the bytes of the input `start` of a layer, of one microbatch, on the device."""
+    size = _size(work, sizes, start)
+    stores = group.stores
+    return over(stores, group.shape, lambda store: size * (LAYER_INPUT not in store[1]))
+
+
 def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: float) -> tuple[Number, Number]:
     """Return the bytes of `kept` of all layers of a run, on the device and in the host's memory."""
     here: Number = 0.0

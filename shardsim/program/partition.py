@@ -9,7 +9,7 @@ import numpy as np
 
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.blocks import Run, backward_of, runs, runs_again
-from shardsim.program.kept import kept, kept_for_products, operands_of_weights
+from shardsim.program.kept import entered, kept, kept_for_products, operands_of_weights
 from shardsim.program.lower import Lowering
 from shardsim.program.members import PartOf, parts_of
 from shardsim.program.once import ends_once, once, repeated_work
@@ -95,6 +95,7 @@ def _layers(
     stored: Number = 0.0
     trained: Number = 0.0
     kept_bytes: Number = 0.0
+    entered_bytes: Number = 0.0
     away: dict[str, Number] = {}
     whole: Number = 0.0
     taken_bytes: Number = 0.0
@@ -117,6 +118,8 @@ def _layers(
             continue
         on_device, on_host = kept(work, layout, sizes, number, policy)
         kept_bytes = kept_bytes + layer.times * on_device
+        of_input = entered(work, sizes, one.start, policy)
+        entered_bytes = entered_bytes + layer.times * of_input
         for name, size in on_host.items():
             away[name] = away.get(name, 0.0) + layer.times * size
         taken = kept_for_products(work, layout, sizes, number, policy)
@@ -125,7 +128,11 @@ def _layers(
             own = operands_of_weights(work, layout, sizes, number, policy)
             waiting_bytes = waiting_bytes + layer.times * own
     keep = Compute(
-        name="keep for backward", kind="elementwise", hbm_bytes=2.0 * kept_bytes, purpose=KEEP
+        name="keep for backward",
+        kind="elementwise",
+        hbm_bytes=2.0 * kept_bytes,
+        copied_bytes=2.0 * entered_bytes,
+        purpose=KEEP,
     )
     take = Compute(
         name="take what was kept",

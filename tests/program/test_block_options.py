@@ -85,6 +85,7 @@ EMITTED = {name for name, model in MODELS.items() if model.latent and not model.
     *("layers after the last round", "a bias of each word", "a gate of shared experts"),
     *("linear attention", "one norm over all heads", "a modulation of each layer"),
     *("one modulation, and a text", "masked patches", "registers", "scales of branches"),
+    *("a norm behind the MLP", "norms behind alone", "two norms side by side"),
 }
 
 
