@@ -118,6 +118,20 @@ def parse_yaml(text: str, where: str) -> Any:
         raise FileError(f"{where}: not valid YAML: {str(error)[:80]}") from None
 
 
+def flow_text(value: Any) -> str:
+    """Return a value as a line of YAML, a text as it is.
+
+    >>> flow_text({"save": ["qkv"], "offload": []}), flow_text(8e9), flow_text(True)
+    ('{offload: [], save: [qkv]}', '8000000000', 'true')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read one YAML document from `path`."""
     return parse_yaml(read_text(path), str(path))

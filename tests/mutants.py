@@ -85,6 +85,7 @@ MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("shardsim/cost/hbm.py", HBM_TESTS),
     ("shardsim/cost/account.py", HBM_TESTS),
+    ("shardsim/cost/stays.py", HBM_TESTS),
     ("shardsim/cost/microbatches.py", HBM_TESTS),
     ("shardsim/cost/replay.py", REPLAY_TESTS),
     ("shardsim/cost/meshlinks.py", REPLAY_TESTS),

@@ -14,7 +14,8 @@ from shardsim.plan.legality import conditions
 from shardsim.plan.plan import CONTEXT_KEYS, MATMUL_OVERLAP
 from shardsim.plan.resolve import ROLE_OF
 from shardsim.planner.fixed import fixed_of
-from shardsim.planner.space import any_legal, meshes
+from shardsim.planner.meshes import meshes
+from shardsim.planner.space import any_legal
 
 MOST_AXES = 6
 TRIED = 12  # of sizes on each side of one that cannot be

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import ShardsimError
+from shardsim.files import flow_text
 from shardsim.machine import scaled
 from shardsim.plan.plan import (
     ACCUMULATION,
@@ -20,10 +19,11 @@ from shardsim.plan.plan import (
     WHOLE,
     Plan,
 )
-from shardsim.plan.remat import POLICIES, TENSORS, Policy, Remat
+from shardsim.plan.remat import TENSORS, Remat
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.attention import other_attention
 from shardsim.planner.changes import changed
+from shardsim.planner.space import policies
 
 MOST_MICROBATCHES = 64
 TILES = 8  # of the vocabulary's logits
@@ -88,14 +88,7 @@ def set_text(changes: Keys) -> str:
     >>> set_text({"remat": {"save": ["qkv"]}, "microbatches": 2})
     'remat={save: [qkv]} microbatches=2'
     """
-    return " ".join(f"{key}={_flow(value)}" for key, value in changes.items())
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    return text.removesuffix("\n").removesuffix("\n...")
+    return " ".join(f"{key}={flow_text(value)}" for key, value in changes.items())
 
 
 def _per_token(item: Prediction) -> float:
@@ -163,28 +156,29 @@ def candidates(plan: Plan) -> Iterator[tuple[str, Keys]]:
 
 
 def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:
-    """Yield other remat policies: one tensor kept, computed again or moved to the host, and those
-    that have a name."""
+    """Yield other remat policies: one tensor more or less, those that have a name, and those with
+    the host's memory that searches try, also without what they keep beside on the device. No
+    other pair with it was compiled."""
     if len(plan.remat.groups) == 1:
         policy = plan.remat.groups[0]
-        device = {*policy.save} - {*policy.offload}
-        for name in (*TENSORS, "layer_input"):
-            save, host = device - {name}, policy.offload - {name}
-            if name != "layer_input" and name not in device:
-                yield "remat", _policy(save | {name}, host)
-            if name not in policy.offload:
-                yield "offload", _policy(save, host | {name})
-            yield "remat", _policy(save, host)
-    for kept in POLICIES.values():
-        yield "remat", _policy(kept, frozenset())
+        for name in sorted(policy.offload):
+            yield "remat", _policy(policy.save - {name}, policy.offload - {name})
+        for name in TENSORS:
+            if name in policy.save:
+                yield "remat", _policy(policy.save - {name}, policy.offload)
+            elif not policy.offload:
+                yield "remat", _policy(policy.save | {name}, policy.offload)
+    for policy in policies(plan.machine):
+        if policy.offload:
+            yield "offload", _policy(frozenset(), policy.offload)
+        yield "offload" if policy.offload else "remat", _policy(policy.save, policy.offload)
     yield "offload", {"offload_optimizer": not plan.offload_optimizer}
     if plan.accumulation not in WHOLE:
         yield "offload", {"offload_parameters": not plan.offload_parameters}
 
 
-def _policy(save: set[str] | frozenset[str], offload: set[str] | frozenset[str]) -> Keys:
-    group = Policy(save=frozenset(save), offload=frozenset(offload))
-    data = Remat((group,)).to_data()
+def _policy(save: frozenset[str], offload: frozenset[str]) -> Keys:
+    data = Remat.of(save, offload).to_data()
     if isinstance(data, dict):
         data = {key: names for key, names in data.items() if names}
     return {"remat": data}

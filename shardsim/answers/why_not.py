@@ -15,6 +15,7 @@ from shardsim.model import Model
 from shardsim.plan.layout import ROLES
 from shardsim.plan.legality import check
 from shardsim.plan.resolve import AXIS_NAMES, resolve
+from shardsim.plan.words import hosted_text
 from shardsim.planner import hosted
 from shardsim.planner.found import OfSlice, SearchResult
 from shardsim.planner.presets import parse_mesh, plan_of_mesh
@@ -73,9 +74,11 @@ def why_not(
         return WhyNot(mesh=mesh, prediction=None, says=f"{mesh} cannot be: {error}")
     held = {key: value for key, value in (fix or {}).items() if not key.startswith("mesh.")}
     held |= {f"mesh.{role}": sizes.get(role, 1) for role in ROLES}
-    if best is not None:  # as the plan that it is compared with
-        held |= {key: getattr(best.plan, key) for key in hosted.KEYS}
-    found = again(machine, fix=held)
+    # First as the plan that it is compared with.
+    alike = {} if best is None else {key: getattr(best.plan, key) for key in hosted.KEYS}
+    found = again(machine, fix=held | alike)
+    if not found.predictions and not held.keys() & set(hosted.KEYS):
+        found = again(machine, fix=held)
     if found.predictions:
         return _beside(mesh, found.best, best)
     item = predict(one)
@@ -93,7 +96,10 @@ def why_not(
 def _beside(mesh: str, item: Prediction, best: Prediction | None) -> WhyNot:
     says = f"{mesh} takes {show_time(item.step_time_s)} at best (remat {item.plan.remat.name}, "
     many = item.plan.microbatches
-    says += f"{many} microbatch{'es' if many > 1 else ''})"
+    says += f"{many} microbatch{'es' if many > 1 else ''}"
+    if there := hosted_text(item.plan):
+        says += f", {there.replace(', ', ' and ')} in the host's memory"
+    says += ")"
     if best is not None:
         says += f" against {show_time(best.step_time_s)}: {why_lost(best, item)}"
     return WhyNot(mesh=mesh, prediction=item, says=says)

@@ -13,6 +13,7 @@ from shardsim.cli.evidence import evidence, validate
 from shardsim.cli.explaining import explain
 from shardsim.cli.exploring import ablate, sensitivity, sweep
 from shardsim.cli.inspecting import inspect
+from shardsim.cli.narrow import Context
 from shardsim.cli.output import OneLineGroup
 from shardsim.cli.predicting import predict
 from shardsim.cli.reporting import report
@@ -50,4 +51,6 @@ COMMANDS = (
 )
 for command in COMMANDS:
     main.add_command(command)
+for command in (main, *COMMANDS):
+    command.context_class = Context
 name_variables(main.commands)

@@ -124,6 +124,16 @@ class OneLineGroup(click.Group):
         with _one_line():
             return super().make_context(*args, **kwargs)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command with its whole first sentence, however narrow the terminal is."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, one.get_short_help_str(limit=200))
+                    for name, one in sorted(self.commands.items())
+                ]
+            )
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words of a command line; only calls from Python can have a null byte in one."""
         if any("\0" in word for word in args):

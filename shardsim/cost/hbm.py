@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from shardsim.cost.account import Account, Held, measure_of
+from shardsim.cost.account import Account, Held
+from shardsim.cost.stays import measure_of
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.holds import Passes

@@ -123,32 +123,33 @@ def walked_s(
     after_s: Number = 0.0,
 ) -> Number:
     """Return when all stages have done their last turns, and the last one `after_s` more behind
-    its own, of stages `each` as it is, between which sends take `sends_s`; `pipeline` is of one
-    size."""
+    its own, of stages `each` as it is, from which sends to the next one (from the last one to the
+    first) take `sends_s`; `pipeline` is of one size."""
     stages, many = len(each), round(float(pipeline.microbatches))
-    todo = [_order(pipeline, stage, stages, many, trained) for stage in range(stages)]
+    chunks = round(float(pipeline.chunks))
+    todo = [_order(pipeline, stage, stages, many, chunks, trained) for stage in range(stages)]
     free: list[Number] = [0.0] * stages
     done: dict[tuple[bool, int, int], Number] = {}  # and sent
-    places = [0] * stages
-    while any(place < len(turns) for place, turns in zip(places, todo, strict=True)):
+    nexts = [0] * stages
+    while any(number < len(turns) for number, turns in zip(nexts, todo, strict=True)):
         for stage, turns in enumerate(todo):
-            while places[stage] < len(turns):
-                turn = turns[places[stage]]
-                way = 1 if turn.forward else -1
-                end = stages - 1 if turn.forward else 0
-                first = turn.weights or stage == (0 if turn.forward else stages - 1)
-                need = (turn.forward, turn.microbatch, stage - way)
+            while nexts[stage] < len(turns):
+                turn = turns[nexts[stage]]
+                place, way = turn.chunk * stages + stage, 1 if turn.forward else -1
+                start, end = (0, stages * chunks - 1)[::way]
+                first = turn.weights or place == start
+                need = (turn.forward, turn.microbatch, place - way)
                 if not first and need not in done:
                     break
                 begin = free[stage] if first else np.maximum(free[stage], done[need])
-                passed_on = not turn.weights and stage != end
-                took_s, closing_s = _took(each[stage], turn, many)
-                across = stage if turn.forward else stage - 1
+                passed_on = not turn.weights and place != end
+                took_s, closing_s = _took(each[stage], turn, many, chunks)
+                across = stage if turn.forward else (stage - 1) % stages
                 there = begin + took_s + (sends_s[across] if passed_on else 0.0)
                 free[stage] = there + closing_s
                 if not turn.weights:
-                    done[turn.forward, turn.microbatch, stage] = there
-                places[stage] += 1
+                    done[turn.forward, turn.microbatch, place] = there
+                nexts[stage] += 1
     latest: Number = free[-1] + after_s
     for other in free[:-1]:
         latest = np.maximum(latest, other)
@@ -156,18 +157,20 @@ def walked_s(
 
 
 def _order(
-    pipeline: Pipeline, stage: int, stages: int, many: int, trained: bool
+    pipeline: Pipeline, stage: int, stages: int, many: int, chunks: int, trained: bool
 ) -> tuple[Turn, ...]:
     if not trained:
-        return only_forward(stages, many)
+        return only_forward(stages, many, chunks)
     if np.any(pipeline.split_backward):
         return zero_bubble(stages, stage, many)
-    return one_forward_one_backward(stages, stage, many)
+    return one_forward_one_backward(stages, stage, many, chunks)
 
 
-def _took(stage: StageTurns, turn: Turn, many: int) -> tuple[Number, Number]:
+def _took(stage: StageTurns, turn: Turn, many: int, chunks: int) -> tuple[Number, Number]:
     last = turn.microbatch == many - 1
     if turn.forward:
         turn_s, closing_s = stage.forward.of(last)
-        return turn_s + sum(stage.head.of(last)), closing_s
-    return (stage.weights if turn.weights else stage.backward).of(last)
+        head_s = sum(stage.head.of(last)) if turn.chunk == chunks - 1 else 0.0
+        return turn_s / chunks + head_s, closing_s / chunks
+    turn_s, closing_s = (stage.weights if turn.weights else stage.backward).of(last)
+    return turn_s / chunks, closing_s / chunks

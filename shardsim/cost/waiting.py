@@ -43,15 +43,15 @@ def _walked_of_many_s(clock: Clock, schedule: Schedule, waits: bool) -> Number:
     """Return the same of plans with stages that are alike, by walking their turns: plans of one
     size of pipeline at a time."""
     pipeline = schedule.pipeline
-    sizes = np.broadcast_arrays(pipeline.stages, pipeline.microbatches, pipeline.in_a_row)
+    names = ("stages", "microbatches", "chunks", "in_a_row")
+    sizes = np.broadcast_arrays(*(getattr(pipeline, name) for name in names))
     found: Number = 0.0
-    for stages, many, row in {*zip(*(size.ravel().tolist() for size in sizes), strict=True)}:
-        if stages > 1:
-            own = replace(pipeline, stages=stages, microbatches=many, in_a_row=row)
-            here = np.equal(pipeline.stages, stages) & np.equal(pipeline.microbatches, many)
-            here = here & np.equal(pipeline.in_a_row, row)
+    for each in {*zip(*(size.ravel().tolist() for size in sizes), strict=True)}:
+        own = replace(pipeline, **dict(zip(names, each, strict=True)))
+        if own.stages > 1:
             one = _walked_s(clock, replace(schedule, pipeline=own), waits, pipeline.microbatches)
-            found = np.where(here, one, found)
+            here = [np.equal(size, mine) for size, mine in zip(sizes, each, strict=True)]
+            found = np.where(np.logical_and.reduce(here), one, found)
     return found
 
 
@@ -73,16 +73,17 @@ def _walked_s(clock: Clock, schedule: Schedule, waits: bool, many: Number = None
             made[share] = _turns_of(_took(alone, many, waits))
     each = [made[share] for share in shares[:-1]]
     each.append(replace(_turns_of(head), head=head["head"]))
-    (boundary,) = (n for n, block in enumerate(schedule.blocks) if block.phase == "boundary")
+    (boundary,) = (block for block in schedule.blocks if block.phase == "boundary")
     # Sums that no layer of the last stage hides, which none but that stage waits for.
     after = () if shares[-1] else schedule.beside_the_head()[1]
     after_s = sum(clock.durations.alone_s(task) for task in after)
     own_s = sum(took.total_s(pipeline.microbatches) for took in head.values()) + after_s
-    near_s = trip_s(clock, boundary, waits)
     row = round(float(pipeline.in_a_row))
-    far = next(schedule.blocks[boundary].collectives())
-    far_s = clock.durations.alone_s(replace(far, count=1, stage="all")) if row > 1 else near_s
-    sends_s = [far_s if row > 1 and (n + 1) % row == 0 else near_s for n in range(stages - 1)]
+    send = next(boundary.collectives())
+    far_s, near_s = (
+        clock.durations.alone_s(replace(send, count=1, stage=where)) for where in ("all", "torus")
+    )
+    sends_s = [far_s if (number + 1) % row == 0 else near_s for number in range(stages)]
     return walked_s(pipeline, each, sends_s, trained, after_s) - own_s
 
 

@@ -67,7 +67,7 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("linear attention", model.delta),
         ("gates of attention", model.output_gate),
         ("branches of another width", model.branch),
-        ("experts", model.experts),
+        ("experts", model.experts if to != "maxtext" else None),
         ("sinks", model.sinks),
         ("several stacks", len(model.parts) > 1),
         ("adapters", model.lora),

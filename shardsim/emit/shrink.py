@@ -17,7 +17,7 @@ from shardsim.plan.legality import check
 from shardsim.plan.lengths import Lengths
 from shardsim.plan.placement import place
 from shardsim.plan.plan import Plan
-from shardsim.plan.precision import Precision
+from shardsim.plan.precision import NARROW, Precision
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
 
@@ -33,6 +33,7 @@ _RANK = 4
 _CHANNELS, _LABELS = 4, 16
 _FRAMES = 2
 _EXPERTS = 4  # at least, and as many on each device of an expert axis
+_NOT_EMITTED = ("compute", "weights", "sparsity", "gradients", "state", "master")
 _SIDES = (4, 8, 3, 5, 7, 16)  # patches along a side of the image, the preferred first
 
 
@@ -52,6 +53,11 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
         "for two along every axis"
         for axis in plan.mesh
         if axis.size > 1 and sizes[axis.name] == 1
+    )
+    lost += tuple(
+        f"precision.{key} {value} is not run: the tiny copy computes, keeps and sends float32"
+        for key, value in vars(plan.precision).items()
+        if key in _NOT_EMITTED and value and (key != "compute" or value in NARROW)
     )
     used = math.prod(sizes.values())
     machine = _machine(plan, used)

@@ -14,7 +14,10 @@ from importlib import resources
 RUNTIME, _OPS = "shardsim.emit.runtime", "shardsim.ops"
 # In the order in which an emitted program has them; ops stand before what calls them.
 _BEFORE = ("host", "config", "collectives")
-_AFTER = ("data", "explicit", "partitioned", "model", "apart", "phases", "optimizer", "train")
+_AFTER = (
+    *("data", "explicit", "partitioned", "model", "apart"),
+    *("lending", "phases", "optimizer", "train"),
+)
 _WHOLE_OPS = ("registry", "whole")  # modules of ops that planning has no part in
 _GIVEN = ("jax", "numpy", "optax")  # packages that the program needs
 _LAZY = f"{_OPS}.lazy"  # what ops use of JAX; the runtime's own imports bring the same names

@@ -52,9 +52,6 @@ MORE_OPTIONS = ("width", "frames", "kept", "predicts", "labels", "prompt", "prom
 UNSUPPORTED: dict[str, Any] = {
     "branch": 0,
     "index": None,
-    "pre_norms": True,
-    "mlp_post_norm": False,
-    "parallel_norms": False,
 }
 
 
@@ -289,6 +286,11 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
         )
     if model.positions == "relative" and int(layout.pipeline.size) > 1:
         raise PlanError("mesh: export of relative positions over pipeline stages is not supported")
+    if model.parallel_norms and plan.activations.get("embed"):
+        raise PlanError(
+            "rules.activations: export of parallel_norms with a residual stream split along embed "
+            "is not supported: the compiler makes the sums of both norms at once; leave embed out"
+        )
     for key, usual in UNSUPPORTED.items():
         if (value := getattr(model, key)) != usual:
             shown = "" if usual is None else f": {str(value).lower()}"

@@ -143,6 +143,7 @@ def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
             fixed = key in Chip.__dataclass_fields__ and key != "peak_flops"
             what = "cannot be overridden" if fixed else "is no figure of a chip"
             inside = [name for name in choices if name.startswith(f"{key.partition('.')[0]}.")]
+            inside = inside or [name for name in choices if name.startswith(f"{key}_")]
             hint = f"; name one of {', '.join(inside)}" if inside else nearest(key, choices)
             raise HardwareError(f"override: {show(key)} {what}{hint}")
         problem = problem_with(key.partition(".")[0], value)

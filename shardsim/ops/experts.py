@@ -134,7 +134,7 @@ def sorted_by_expert(
         names = jnp.full(members * room, many).at[places].set(mine % many, mode="drop")
         sent = copies_in_order(flat, order, places, all_there).reshape(members, room, width)
         rows = way.exchange(sent).reshape(-1, width)
-        names = way.exchange(names.reshape(members, room, 1)).reshape(-1)
+        names = checkpoint_name(way.exchange(names.reshape(members, room, 1)), "rest").reshape(-1)
         sort = jnp.argsort(names)
         there = jnp.argsort(sort)
         rows = checkpoint_name(copies_in_order(rows, sort, there, True), "rest")

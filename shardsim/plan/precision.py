@@ -18,6 +18,11 @@ PRODUCTS = ("head", "attention", "mlp", "experts", WEIGHT_GRADIENTS)
 _SPARSE = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
 
+def wire(compute: str) -> str:
+    """Return the format in which gradients travel where nothing casts them: that of products."""
+    return "f32" if compute == "f32" else "bf16"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """Number formats: of matmul inputs, stored parameters, and gradients on the wire.
@@ -91,5 +96,5 @@ def check_multiplied(machine: Machine, compute: str, key: str = "compute") -> No
     """Refuse a format that a chip has no unit for: it would run as another."""
     chip = machine.chip
     if compute in NARROW and compute not in chip.peak_flops:
-        own = ", ".join([*chip.peak_flops, "f32"])
+        own = ", ".join(one for one in [*chip.peak_flops, "f32"] if one in DTYPE_BYTES)
         raise PlanError(f"precision.{key}: {chip.name} has no {compute}; choose from: {own}")

@@ -20,7 +20,8 @@ from shardsim.plan.layout import Layout
 from shardsim.plan.plan import Plan
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import resolve
-from shardsim.planner.space import Array, kept_by, policies
+from shardsim.planner.meshes import Array
+from shardsim.planner.space import kept_by, policies
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition

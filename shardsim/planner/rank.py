@@ -7,7 +7,7 @@ first, until no other can be among the best; all that fit and are not priced are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,8 @@ from shardsim.cost.price import least_step_s, step_time_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
 from shardsim.planner.bounds import BestLines, FormLines
-from shardsim.planner.space import Array, Part, legal_cells
+from shardsim.planner.meshes import Array
+from shardsim.planner.space import Part, legal_cells
 from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
@@ -104,52 +105,69 @@ class Ranking:
 
     # Looking: memory and bounds.
 
-    def look(self, machine: Machine, lines: BestLines, part: Part) -> None:
-        """Note what fits of a part, and how good it can be."""
-        self._parts += 1
-        layout, many = part.layout(), part.many
-        legal, ways = legal_cells(
-            part, layout, self.work.model, self.work.batch, self.work.sequence
-        )
-        self.searched += int(((legal * ways).sum(axis=(1, 2)) * many).sum())
-        least, most, room, hides = self._memory(machine, part, layout)
-        self.smallest_peak_bytes = min(
-            self.smallest_peak_bytes, float(np.min(least, initial=np.inf, where=legal & room))
-        )
+    @staticmethod
+    def look(
+        rankings: Sequence[Ranking], machines: Sequence[Machine], lines: BestLines, part: Part
+    ) -> None:
+        """Note in the ranking of each machine what fits of a part, and how good it can be.
+
+        The rankings are of the same question, the machines `alike`.
+        """
+        one, chip = rankings[0], machines[0].chip
+        layout, many, number = part.layout(), part.many, part.machine
+        legal, ways = legal_cells(part, layout, one.work.model, one.work.batch, one.work.sequence)
+        searched = (legal * ways).sum(axis=(1, 2)) * many
+        least, most, room, hides = one._memory(machines[0], part, layout)
+        smallest = np.min(least, axis=(1, 2), initial=np.inf, where=legal & room)
         # Without prefetching there is room for more; with it no plan is slower.
-        capacity_bytes = machine.chip.hbm_usable_bytes_per_device
+        capacity_bytes = chip.hbm_usable_bytes_per_device
         fits: Array = legal & room & (least <= capacity_bytes)
         some = np.flatnonzero(fits.any(axis=(1, 2)))
+        for index, ranking in enumerate(rankings):
+            own = number == index
+            ranking._parts += 1
+            ranking.searched += int(searched[own].sum())
+            ranking.fit += int((fits[own].sum(axis=(1, 2)) * many[own]).sum())
+            ranking.smallest_peak_bytes = min(
+                ranking.smallest_peak_bytes, float(np.min(smallest[own], initial=np.inf))
+            )
         if not len(some):
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
         roomy = fits & hides[0][some]
-        self.fit += int((fits.sum(axis=(1, 2)) * many[some]).sum())
         # Layers may keep what not all of them can: then there may be room to prefetch, too.
         mixed: Array = fits
         ahead: Array = prefetch
-        if self.by_layer:
+        if one.by_layer:
             mixed = np.asarray(fits.any(axis=1, keepdims=True))
             ahead = np.broadcast_to(prefetch.any(axis=1, keepdims=True), part.shape)
-        schedule, _ = self._schedule(machine, part, ahead)
-        costs = costs_of(self.costs, machine.chip)
+        devices = np.array([machine.devices_per_slice for machine in machines])
+        schedule, _ = one._schedule(machines[0], part, ahead, devices[part.machine][:, None, None])
+        costs = costs_of(one.costs, chip)
         bounds_s = least_step_s(FormLines(lines, part.form), schedule, costs)
-        full = not roomy.any()
-        wanted = fits if full else roomy
-        least_s = np.where(wanted, bounds_s, np.inf).min(axis=(1, 2))
-        self.bound_s = min(self.bound_s, float(np.where(mixed, bounds_s, np.inf).min()))
-        self._fitting.append(
-            _Fitting(
-                number=self._parts,
-                machine=machine,
-                part=part,
-                fits=wanted,
-                prefetch=prefetch & (hides[1][some] | full),
-                full=full,
-                priced=np.zeros(part.pairs, dtype=bool),
-                least=least_s * (1.0 - SLACK) * _weight(machine, self.objective),
+        bounds_s = np.broadcast_to(bounds_s, part.shape)
+        hidden = hides[1][some]
+        for index, (ranking, machine) in enumerate(zip(rankings, machines, strict=True)):
+            own = np.flatnonzero(part.machine == index)
+            if not len(own):
+                continue
+            full = not roomy[own].any()
+            wanted = fits[own] if full else roomy[own]
+            least_s = np.where(wanted, bounds_s[own], np.inf).min(axis=(1, 2))
+            bound_s = float(np.where(mixed[own], bounds_s[own], np.inf).min())
+            ranking.bound_s = min(ranking.bound_s, bound_s)
+            ranking._fitting.append(
+                _Fitting(
+                    number=ranking._parts,
+                    machine=machine,
+                    part=part.take(own),
+                    fits=wanted,
+                    prefetch=prefetch[own] & (hidden[own] | full),
+                    full=full,
+                    priced=np.zeros(len(own), dtype=bool),
+                    least=least_s * (1.0 - SLACK) * _weight(machine, ranking.objective),
+                )
             )
-        )
 
     def _memory(
         self, machine: Machine, part: Part, layout: Layout
@@ -168,9 +186,12 @@ class Ranking:
             np.broadcast_to(use.hides, (2, *part.shape)),
         )
 
-    def _schedule(self, machine: Machine, part: Part, prefetch: Array) -> tuple[Schedule, Layout]:
+    def _schedule(
+        self, machine: Machine, part: Part, prefetch: Array, devices: Array | None = None
+    ) -> tuple[Schedule, Layout]:
         layout = part.layout().reshaped(weights_overlap=prefetch)
-        program = implemented(partition(self.work, layout), USUAL[self.costs], machine, layout)
+        program = partition(self.work, layout)
+        program = implemented(program, USUAL[self.costs], machine, layout, devices)
         return overlap(program, layout), layout
 
     # Settling: prices.
@@ -269,6 +290,13 @@ class Ranking:
 
     def _score(self, machine: Machine, value: float) -> Score:
         return _first(machine, self.objective), value
+
+
+def alike(machine: Machine) -> tuple[object, ...]:
+    """Return what is the same of machines that may be looked at together: all but their sizes."""
+    chip, chips = machine.chip, machine.chips_per_slice
+    synchronous = chip.async_permute_chips is not None and chips > chip.async_permute_chips
+    return id(chip), machine.slices, synchronous
 
 
 def score_of(machine: Machine, objective: str, step_s: float, price: float = 1.0) -> Score:

@@ -29,7 +29,7 @@ from shardsim.planner.found import Bound, OfSlice, SearchResult, plan_at
 from shardsim.planner.hosted import decided, where_none_fits
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
-from shardsim.planner.rank import OBJECTIVES, Ranking, Score, score_of
+from shardsim.planner.rank import OBJECTIVES, Ranking, Score, alike, score_of
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
@@ -37,6 +37,11 @@ WHY = "the best plan that fits, with every role on the best links that any mesh 
 WHY_BY_LAYER = f"{WHY}, and layers that keep whatever is fastest"
 STEPS = 1000  # of progress on one of several slices
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
+
+
+Progress = Callable[[int, int], None]
+Look = tuple[Ranking, bool]  # of one slice; whether no interrupt ended it
+Looked = Mapping[tuple[int, str], Look]  # by identities of machines, and attention
 
 
 @no_collections()
@@ -56,8 +61,9 @@ def search(
     by_layer: bool = False,
     fix: Mapping[str, Any] | None = None,
     prices: Prices | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     executor: Executor | None = None,
+    looked: Looked | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
 
@@ -73,7 +79,7 @@ def search(
     chip-hour by the chip's name, for the objective "cost". `progress(done, total)` is called
     between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
     `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
-    of its own.
+    of its own; without one, slices of one chip are looked at together, and `looked` is what was.
     """
     model = load_model(model) if isinstance(model, str) else model
     given: list[Any] = [*machines] if isinstance(machines, (list, tuple)) else [machines]
@@ -102,18 +108,16 @@ def search(
     if top < 1 or not slices:
         raise PlanError("search: ask for at least one plan, on at least one slice")
     _check(model, fixed, batch, sequence)
+    held = decided(fix or {})
     options: dict[str, Any] = {
         **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
         **{"attention": attention, "precision": precision, "max_axes": max_axes},
-        **{"costs": costs, "by_layer": by_layer, "fix": decided(fix or {})},
+        **{"costs": costs, "by_layer": by_layer, "fix": held, "looked": looked},
     }
     run = partial(search, **options)
-    if len(slices) > 1:
-        found = _side_by_side(executor, run, model, slices, batch, prices, progress)
-    elif attention is None:
-        first = default_attention(model, sequence)
-        found = _either_way(run, model, slices[0], batch, first, progress)
-    else:
+    first = attention or default_attention(model, sequence)
+
+    def look(machines: Sequence[Machine], progress: Progress | None) -> list[Look]:
         work = Workload(
             model=model,
             batch=batch,
@@ -122,47 +126,63 @@ def search(
             longest=sequence,
             precision=precise,
             optimizer=optimizer,
-            attention=attention,
+            attention=first,
             pipeline_interleave=fixed.pipeline_interleave,
             imbalance=fixed.imbalance or 1.0,
             padding=fixed.padding or ROOM,
             **{name: getattr(fixed, name) for name in FLAGS},
         )
-        ranking = Ranking(
+        ranking = partial(
+            Ranking,
             work=work,
             costs=costs,
             objective=objective,
             top=max(top, CANDIDATES) if by_layer else top,
             by_layer=by_layer,
         )
-        space = parts(model, slices[0], batch, sequence, max_axes, fixed, attention)
-        found = _on_one(ranking, slices[0], [*space], top, progress)
+        space = parts(model, machines, batch, sequence, max_axes, fixed, first)
+        return _look([ranking() for _ in machines], machines, [*space], progress)
+
+    if len(slices) > 1:
+        found = _side_by_side(executor, run, look, first, model, slices, batch, prices, progress)
+    elif attention is None:
+        found = _either_way(run, model, slices[0], batch, first, progress)
+    else:
+        started = time.perf_counter()
+        key = id(slices[0]), attention
+        known = looked[key] if looked and key in looked else look(slices, progress)[0]
+        found = _settled(*known, slices[0], top, started)
     again = partial(run, model, slices, batch, prices=prices, executor=executor)
     return where_none_fits(found, again, fix or {}, fixed)
 
 
-def _on_one(
-    ranking: Ranking,
-    machine: Machine,
+def _look(
+    rankings: Sequence[Ranking],
+    machines: Sequence[Machine],
     space: Sequence[Part],
-    top: int,
-    progress: Callable[[int, int], None] | None,
-) -> SearchResult:
-    """Return the best plans of a space on one slice; an interrupt ends the looking."""
+    progress: Progress | None,
+) -> list[Look]:
+    """Look at a space of slices that are `alike`; an interrupt ends it."""
     keep_freed_memory()
-    started = time.perf_counter()
     total = sum(int(part.many.sum()) for part in space)
     done = 0
     complete, lines = True, None
     try:
         for part in space:
-            lines = lines or BestLines(machine, part.meshes)
-            ranking.look(machine, lines, part)
+            lines = lines or BestLines(machines, part.meshes)
+            Ranking.look(rankings, machines, lines, part)
             done += int(part.many.sum())
             if progress is not None:
                 progress(done, total)
     except KeyboardInterrupt:
         complete = False
+    return [(ranking, complete) for ranking in rankings]
+
+
+def _settled(
+    ranking: Ranking, complete: bool, machine: Machine, top: int, started: float
+) -> SearchResult:
+    """Return the best plans of a slice that was looked at."""
     try:
         ranking.settle()
     except KeyboardInterrupt:
@@ -208,7 +228,7 @@ def _either_way(
     machine: Machine,
     batch: int,
     attention: str,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> SearchResult:
     """Return the best plans with one attention, and with the other where that may gain."""
     total = 0
@@ -257,26 +277,35 @@ def _either_way(
 def _side_by_side(
     executor: Executor | None,
     run: partial[SearchResult],
+    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    attention: str,
     model: Model,
     slices: Sequence[Machine],
     batch: int,
     prices: Prices | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> SearchResult:
-    """Return the best plans of slices that are each searched for itself."""
+    """Return the best plans of slices that are each searched for itself, but for what one look
+    shows of all that are alike."""
     started = time.perf_counter()
     found: dict[int, SearchResult] = {}
     calls = [(model, machine, batch) for machine in slices]
+    interrupted = False
     try:
         if executor is None:
-            every: Iterable[tuple[int, SearchResult]] = _in_turn(run, calls, progress)
+            looked = _together(look, attention, slices, _share(progress, 0, 2))
+            interrupted = not all(complete for _, complete in looked.values())
+            of_all = partial(run, looked=looked)
+            every: Iterable[tuple[int, SearchResult]] = _in_turn(
+                of_all, calls, _share(progress, 1, 2)
+            )
         else:
             every = outcomes(executor, run, calls)
         for index, result in every:
             found[index] = result
-            if progress is not None:
-                progress(len(found) * STEPS, len(slices) * STEPS)
-            if not result.complete:
+            if executor is not None and progress is not None:
+                progress(len(found), len(slices))
+            if not (result.complete or interrupted):
                 break
     except KeyboardInterrupt:
         pass
@@ -304,20 +333,43 @@ def _side_by_side(
     )
 
 
+def _share(progress: Progress | None, begun: int, of: int) -> Progress | None:
+    """Return what is told of one of so many shares of a whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress((begun * total + done) * STEPS // (of * total), STEPS)
+
+
+def _together(
+    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    attention: str,
+    slices: Sequence[Machine],
+    progress: Progress | None,
+) -> Looked:
+    """Return what one look shows of several slices each; of others nothing."""
+    groups: dict[object, list[Machine]] = {}
+    for machine in slices:
+        groups.setdefault(alike(machine), []).append(machine)
+    several = [group for group in groups.values() if len(group) > 1]
+    found: dict[tuple[int, str], Look] = {}
+    for number, group in enumerate(several):
+        every = look(group, _share(progress, number, len(several)))
+        found |= {(id(one), attention): it for one, it in zip(group, every, strict=True)}
+        if not all(complete for _, complete in every):
+            break
+    return found
+
+
 def _in_turn(
     run: Callable[..., SearchResult],
     calls: Sequence[tuple[Model, Machine, int]],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Iterator[tuple[int, SearchResult]]:
     """Search one slice after the other, and tell how far it is."""
-    total = len(calls) * STEPS
     for index, call in enumerate(calls):
-
-        def tell(done: int, of: int, begun: int = index * STEPS) -> None:
-            if progress is not None:
-                progress(begun + done * STEPS // max(of, 1), total)
-
-        yield index, run(*call, progress=tell)
+        yield index, run(*call, progress=_share(progress, index, len(calls)))
+        if progress is not None:
+            progress(index + 1, len(calls))
 
 
 def _check(model: Model, fixed: Fixed, batch: int, sequence: int) -> None:

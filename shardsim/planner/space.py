@@ -23,13 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from shardsim.machine import Machine, TorusAxis
+from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
@@ -48,16 +47,14 @@ from shardsim.plan.plan import IN_TURNS, TICKS, WEIGHTS_APART
 from shardsim.plan.remat import OFFLOADS, POLICIES, Policy
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
+from shardsim.planner.meshes import Array, Meshes, of_all
 from shardsim.program.rings import BIDIRECTIONAL
-
-Array = np.ndarray[Any, Any]
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 # Experts of a token from which on tokens may be gathered over the expert axis: on a wrapped axis
 # that takes 4 / top_k of the time of an all-to-all (`cost.collectives`).
 RING_TOP = 4
 FREE = Fixed()
-SLICE_ROLES = ("data", "fsdp", "pipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,65 +67,6 @@ class Choices:
     spread: Spread
     matmul_overlap: Array
     optimizer_over_data: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class Meshes:
-    """Meshes of one slice, and the forms that they have: how large each role is, and which of them
-    lie over slices. Meshes of one form differ only in where roles lie."""
-
-    factors: Array  # [meshes, torus axes, roles]
-    slices: Array  # [meshes, roles]
-
-    @cached_property
-    def sizes(self) -> Array:
-        """Sizes of roles: [meshes, roles]."""
-        return np.asarray(self.factors.prod(axis=1) * self.slices)
-
-    @cached_property
-    def form(self) -> Array:
-        """The number of each mesh's form: [meshes]."""
-        number: Array = np.zeros(len(self.slices), dtype=np.int64)
-        for column in (*self.sizes.T, *self.slices.T):
-            values, place = np.unique(column, return_inverse=True)
-            _, number = np.unique(number * len(values) + place, return_inverse=True)
-        return number
-
-    @cached_property
-    def by_form(self) -> Array:
-        """Meshes sorted by form, those of one form in order."""
-        return np.argsort(self.form, kind="stable")
-
-    @cached_property
-    def many(self) -> Array:
-        """How many meshes have a form: [forms]."""
-        return np.bincount(self.form)
-
-    @cached_property
-    def starts(self) -> Array:
-        """Where the meshes of a form start in `by_form`: [forms]."""
-        return np.cumsum(self.many) - self.many
-
-    def take(self, index: Any) -> Meshes:
-        """Return some of them."""
-        return Meshes(factors=self.factors[index], slices=self.slices[index])
-
-    def axes(self, index: Any = slice(None)) -> dict[str, AxisLayout]:
-        """Return the roles of some meshes, as arrays of shape [meshes, 1, 1]."""
-        factors, slices = self.factors[index], self.slices[index]
-        found: dict[str, AxisLayout] = {}
-        reached, passed = np.ones_like(factors[..., 0]), np.ones_like(slices[..., 0])
-        for number in reversed(range(len(ROLES))):
-            own = factors[..., number]
-            strides = np.where(own > 1, reached, 1)
-            found[ROLES[number]] = AxisLayout(
-                factors=tuple(column[:, None, None] for column in own.T),
-                strides=tuple(column[:, None, None] for column in strides.T),
-                slices=slices[:, number, None, None],
-                slice_stride=np.where(slices[:, number] > 1, passed, 1)[:, None, None],
-            )
-            reached, passed = reached * own, passed * slices[:, number]
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +99,11 @@ class Part:
     def form(self) -> Array:
         """The form of each pair's mesh: [pairs]."""
         return np.asarray(self.meshes.form[self.mesh])
+
+    @property
+    def machine(self) -> Array:
+        """The number of the machine of each pair: [pairs]."""
+        return np.asarray(self.meshes.machine[self.mesh])
 
     @property
     def many(self) -> Array:
@@ -218,59 +161,6 @@ def kept_by(remats: Sequence[Policy], shape: tuple[int, ...], layers: Number = 0
     return Kept(names=names, shape=shape, offloaded=offloaded, layers=layers)
 
 
-def axis_options(axis: TorusAxis, experts: bool) -> Array:
-    """Return the ways to give one torus axis to roles: [ways, roles], factors of each role; one is
-    only there for models with `experts`."""
-    ways = []
-    roles = [number for number, role in enumerate(ROLES) if experts or role != "expert"]
-    for role in roles:
-        row = [1] * len(ROLES)
-        row[role] = axis.length
-        ways.append(row)
-    splits = [size for size in range(2, axis.length) if axis.length % size == 0]
-    for outer, inner in combinations(roles, 2):
-        for size in splits:
-            row = [1] * len(ROLES)
-            row[inner] = size
-            row[outer] = axis.length // size
-            ways.append(row)
-    return np.array(ways if axis.length > 1 else [[1] * len(ROLES)])
-
-
-def meshes(machine: Machine, max_axes: int, experts: bool = False) -> Meshes:
-    """Return every mesh, for a model with `experts` or without.
-
-    Inside a slice at most `max_axes` roles have a size above one.
-    """
-    factors: Array = np.zeros((1, 0, len(ROLES)), dtype=np.int64)
-    last: Array = np.zeros(1, dtype=np.int64)
-    before: TorusAxis | None = None
-    for axis in machine.axes:
-        ways = axis_options(axis, experts)
-        count = len(ways)
-        old = np.repeat(np.arange(len(factors)), count)
-        new = np.tile(np.arange(count), len(factors))
-        alike = (
-            before is not None and before.length == axis.length and before.wrapped == axis.wrapped
-        )
-        if alike:
-            keep = new >= last[old]
-            old, new = old[keep], new[keep]
-        factors = np.concatenate([factors[old], ways[new][:, None, :]], axis=1)
-        # Only few roles at a time: cut as early as possible.
-        few = (factors.prod(axis=1) > 1).sum(axis=1) <= max_axes
-        factors, last = factors[few], new[few]
-        before = axis
-    slices = np.ones((1, len(ROLES)), dtype=np.int64)
-    if machine.slices > 1:
-        slices = np.ones((len(SLICE_ROLES), len(ROLES)), dtype=np.int64)
-        for row, role in enumerate(SLICE_ROLES):
-            slices[row, ROLES.index(role)] = machine.slices
-    many = len(factors)
-    factors = np.repeat(factors, len(slices), axis=0)
-    return Meshes(factors=factors, slices=np.tile(slices, (many, 1)))
-
-
 def _choices(
     residual: int,
     context_shards: bool,
@@ -296,7 +186,7 @@ def _choices(
 
 def parts(
     model: Model,
-    machine: Machine,
+    machines: Sequence[Machine],
     batch: int,
     sequence: int,
     max_axes: int = 3,
@@ -305,10 +195,11 @@ def parts(
 ) -> Iterator[Part]:
     """Yield the space, in parts, with all forms of meshes that some legal plan has.
 
-    Of choices that are `fixed` it has only those. `attention` is the plans'.
+    Of choices that are `fixed` it has only those. `attention` is the plans'. Of several `machines`,
+    which are of one chip, a part has the meshes of all.
     """
     several = sum(size > 1 for size in fixed.sizes.values())
-    every = meshes(machine, max(max_axes, several), model.experts is not None)
+    every = of_all(machines, max(max_axes, several), model.experts is not None)
     for role, size in fixed.sizes.items():
         every = every.take(every.sizes[:, ROLES.index(role)] == size)
     # What no choice can mend goes first.
@@ -331,7 +222,7 @@ def parts(
         whole, whole2 = heads_whole(one.model, bare)
         heads_split = 4 * heads_split + whole + 2 * whole2
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats = policies(machine) if fixed.remat is None else (fixed.remat,)
+    remats = policies(machines[0]) if fixed.remat is None else (fixed.remat,)
     if fixed.forward_only and fixed.remat is None:  # nothing is kept
         remats = (Policy(),)
     # The sequence first: of plans that take equally long, the first is kept.
@@ -465,6 +356,6 @@ def any_legal(
     """Return whether the space of `parts` has any legal plan, fitting or not."""
     return any(
         legal_cells(part, part.layout(), model, batch, sequence)[0].any()
-        for part in parts(model, machine, batch, sequence, max_axes, fixed, attention)
+        for part in parts(model, [machine], batch, sequence, max_axes, fixed, attention)
         if part.pairs
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,22 @@ class Passes:
     # Gradients of an MLP's weights come after those of scores that lie in HBM (vit-h-14 on v4 and
     # vit-bigg on v5e, whose MLP stands after attention).
     mlp_waits: bool = False
+    # Where layers gather nothing but weights, and those beside the layer before, a parallel block's
+    # attention runs back before its MLP runs again: ViT-22B on v4, v5p and v6e, also in four
+    # microbatches and with fused attention, maxtext-16b on v5e and v6e and maxtext-22b on v4 (not
+    # with fused attention and a relu: maxtext-22b). What is made of scores in HBM then stays until
+    # gradients of queries and keys are made of it.
+    attends_first: bool = False
+    # There the gradient of scores is written for each product that reads it, where two cores share
+    # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e).
+    scores_twice: float = 0.0
+    # In rings over embed of a parallel block, those back run before scores are made again
+    # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
+    scores_late: bool = False
+    # What a head that pools by attention reads waits for its gradients of weights, which come while
+    # the last layer runs back; where all devices split weights, more of these than of a layer are
+    # whole meanwhile (ViT-22B, the same programs).
+    pooled_waits: bool = False
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Without prefetching, the gradient of a head with a table of its own is scattered before layers
@@ -171,6 +187,9 @@ class Passes:
 _EMITTED_SCARCE = Passes(
     gates_fused=True,
     ahead_from_host=True,
+    attends_first=True,
+    scores_late=True,
+    pooled_waits=True,
     gathers_ahead=1,
     gradients_waiting=0,
     cast_ahead=True,
@@ -230,6 +249,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         ring_results=_TRAINER.ring_results,
         ring_pieces=_TRAINER.ring_pieces,
         ring_waits=False,
+        scores_late=False,
         ring_empty="",
         scarce=passes.scarce and _left_to_the_partitioner(passes.scarce),
     )
@@ -285,7 +305,19 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     found = HOLDS[implementation]
     if found.ring_empty and chip.offloads_collectives:
         found = replace(found, ring_empty="few")
-    if implementation == "emitted" and chip.mxu_dim > ADDS_UP_TO:
+    if implementation != "emitted":
+        return found
+    if chip.mxu_dim > ADDS_UP_TO:  # not where the partitioner writes rings
         scarce = found.scarce and replace(found.scarce, ring_apart=True)
-        return replace(found, ring_apart=True, scarce=scarce)
-    return found
+        found = replace(found, ring_apart=True, scarce=scarce)
+    twice = chip.cores_per_chip > chip.devices_per_chip
+    return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))
+
+
+def _everywhere(passes: Passes, change: Callable[[Passes], Passes]) -> Passes:
+    """Return passes changed, also where memory is scarce and where the partitioner writes."""
+    return replace(
+        change(passes),
+        scarce=passes.scarce and _everywhere(passes.scarce, change),
+        partitioned=passes.partitioned and _everywhere(passes.partitioned, change),
+    )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from shardsim.graph.derive import Derived
+from shardsim.graph.derive import Derived, Step
 from shardsim.graph.place import (
     CONTEXT,
     EMBED_SHARDED,
@@ -40,6 +40,7 @@ class Mode:
 
     ring: str = ""  # over "embed" or "sequence", or none
     prefetch: bool = True  # whether gathers of weights may overlap
+    quiet: bool = False  # whether layers gather and sum nothing else
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Ends:
 
     trace: Trace
     late: tuple[Live, ...]  # what its gradients of weights multiply
+    whole: tuple[Live, ...] = ()  # the gradients of its matrices, before they are scattered
 
 
 @lru_cache(maxsize=4096)
@@ -63,11 +65,15 @@ def layer_trace(
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
     layer = first_alike(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
-    return _traces(model, attention, layer, kind, again, passes, mode.ring)[mode.prefetch]
+    first = mode.prefetch and mode.quiet and model.parallel_block
+    first = first and (attention == "unfused" or model.activation != "relu")
+    passes = replace(passes, attends_first=passes.attends_first and first)
+    tracer = _followed(model, attention, layer, kind, again, passes, mode.ring)
+    return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
 
 
 @lru_cache(maxsize=4096)
-def _traces(
+def _followed(
     model: Model,
     attention: str,
     layer: int,
@@ -75,8 +81,8 @@ def _traces(
     again: tuple[int, ...],
     passes: Passes,
     ring: str,
-) -> tuple[Trace, Trace]:
-    """Return the traces without and with prefetching: of many policies that run the same again."""
+) -> Tracer:
+    """Return the tracer of a layer: of many policies that run the same again."""
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
@@ -93,10 +99,9 @@ def _traces(
         ring_empty=empty,
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         ring_waits=passes.ring_waits and not after,
+        scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
     )
-    tracer = followed(derived, again, passes, ring, signs)
-    ahead = (0, passes.gathers_ahead)
-    return tracer.trace(ahead[0]), tracer.trace(ahead[1])
+    return followed(derived, again, passes, ring, signs)
 
 
 @lru_cache(maxsize=1024)
@@ -114,7 +119,10 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     for step in reversed(steps):
         if step.trained:
             tracer.backward(step)
-    return Ends(tracer.trace(0), tuple(late))
+    trace = tracer.trace(0)
+    names = {f"d {name}, whole" for name in tracer.gradients}
+    whole = [array for array in trace.arrays if array.name in names]
+    return Ends(trace, tuple(late), tuple(whole))
 
 
 @lru_cache(maxsize=1024)
@@ -145,11 +153,27 @@ def followed(
     if passes.gates_fused and not ring:
         gated = (step.op for step in steps if step.op.stream == GATE)
         tracer.fused = frozenset(op.ins[0].name for op in gated)
-    for number in again:
-        tracer.forward(steps[number], " again")
-    for step in reversed(steps):
-        if step.trained:
-            tracer.backward(step)
+    last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
+    late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
+    for some in (set(range(len(steps))) - last, last):
+        for number in (n for n in again if n in some - late):
+            tracer.forward(steps[number], " again")
+        for number in sorted(some, reverse=True):
+            while late and _of_scores(steps[number]):
+                tracer.forward(steps[min(late)], " again")
+                late.remove(min(late))
+            if steps[number].trained:
+                tracer.backward(steps[number])
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer
+
+
+def _of_scores(step: Step) -> bool:
+    """Return whether an op makes scores in HBM, softmax of them, or attention's result."""
+    return step.op.unit == "attention" and not step.op.kernel
+
+
+def _of_mlp(step: Step) -> bool:
+    """Return whether an op works on an MLP's hidden layer."""
+    return any("mlp" in array.dims for array in (*step.op.ins, step.op.out))

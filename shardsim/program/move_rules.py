@@ -131,7 +131,7 @@ def _all_reduced(block: Block, kind: str, where: Where, wanted: Number) -> Block
             return [task]
         group = where.layout.role(task.role)
         inside = group.size / group.slices
-        whole = np.equal(inside, where.machine.devices_per_slice) & np.greater(inside, 1)
+        whole = np.equal(inside, where.devices_per_slice) & np.greater(inside, 1)
         chosen = whole & wanted
         if not np.any(chosen):
             return [task]

@@ -295,7 +295,7 @@ def _ordered(
             lockstep=lockstep,
             in_turns=layout.in_turns,
             split_backward=layout.split_backward,
-            in_a_row=stages_in_a_row(layout, program.interleave),
+            in_a_row=stages_in_a_row(layout),
             shares=tuple(many / max(layout.stage_layers) for many in layout.stage_layers),
         ),
     )

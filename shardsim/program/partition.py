@@ -245,21 +245,21 @@ def _pipeline_sends(work: Workload, layout: Layout, stream: Number) -> tuple[Blo
     """Return the sends of the residual `stream` from chunk to chunk, of the stage with the head.
 
     The last chunk hands its microbatches to no other, but gets their gradients back first. In ticks
-    a ring closes, and all stages send alike; else the stage before the last one may lie in its
-    slice where others do not.
+    a ring closes, and all stages send alike; else the stage before the last one, to which gradients
+    go, may lie in its slice where others do not.
     """
-    inside = np.greater(stages_in_a_row(layout, work.pipeline_interleave), 1)
+    forward = work.pipeline_interleave - np.logical_not(layout.lockstep)
+    backward = 0 if work.forward_only else work.pipeline_interleave
+    inside = np.greater(stages_in_a_row(layout), 1) * backward / np.maximum(forward + backward, 1)
     send = Collective(
         name="send activations and gradients",
         kind="permute",
         role="pipeline",
         bytes=stream * work.wire_bytes,
-        count=np.greater(layout.pipeline.size, 1) & np.logical_not(inside),
+        count=np.greater(layout.pipeline.size, 1) * (1 - inside),
         purpose="stage boundary",
     )
     near = replace(send, name="send to the stage beside", stage="torus", count=inside)
-    forward = work.pipeline_interleave - np.logical_not(layout.lockstep)
-    backward = 0 if work.forward_only else work.pipeline_interleave
     return (
         Block(
             name="stage boundary",

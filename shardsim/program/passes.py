@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from shardsim.machine import Machine
-from shardsim.plan.layout import Layout
+from shardsim.plan.layout import Layout, Number
 from shardsim.program.array_rules import (
     apply_activations_apart,
     attend_to_few,
@@ -159,12 +159,19 @@ ELSEWHERE = {"gpu": ON_GPU, "cpu": ON_HOST}
 USUAL: Mapping[str, str] = {"calibrated": "emitted", "compiler": "emitted", "physical": "ideal"}
 
 
-def implemented(program: Program, name: str, machine: Machine, layout: Layout) -> Program:
+def implemented(
+    program: Program,
+    name: str,
+    machine: Machine,
+    layout: Layout,
+    devices: Number | None = None,
+) -> Program:
     """Return what the implementation called `name` makes of a partitioned Program.
 
-    `layout` is the one that the program was written for, a single plan or many.
+    `layout` is the one that the program was written for, a single plan or many. Of plans on several
+    machines like `machine`, a slice has so many `devices`.
     """
-    where = Where(machine=machine, layout=layout)
+    where = Where(machine=machine, layout=layout, devices=devices)
     blocks = program.blocks
     for rule in {**IMPLEMENTATIONS, **ELSEWHERE.get(machine.chip.kind, {})}[name]:
         blocks = tuple(rule(block, where) for block in blocks)

@@ -230,6 +230,8 @@ def update(work: Workload, layout: Layout) -> Block:
     elements = stored_elements(weights, layout, state=True)
     widths = work.state_element_bytes, work.master_bytes
     state = state_bytes(work.optimizer, weights, layout, *widths)
+    # Beside weights of the optimizer's own, which are state, parameters are only written.
+    passes = 1.0 if work.master_bytes else 2.0
     copies = []  # one's beside others' update
     if work.offload_optimizer:
         copies.append(_both_ways("optimizer state", state))
@@ -240,7 +242,7 @@ def update(work: Workload, layout: Layout) -> Block:
     work_of_it = Compute(
         name="optimizer update",
         kind="optimizer",
-        hbm_bytes=elements * (2.0 * work.parameter_bytes + work.gradient_bytes) + 2.0 * state,
+        hbm_bytes=elements * (passes * work.parameter_bytes + work.gradient_bytes) + 2.0 * state,
         vector_ops=elements * OPS_UPDATE,
     )
     ahead = (Start(task=copy) for copy in copies)

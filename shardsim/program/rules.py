@@ -28,8 +28,14 @@ GATHERED_WEIGHTS = ("weights", "tables", "ends")  # purposes of what is gathered
 class Where:
     """The machine and the layout that a Program was written for."""
 
-    machine: Machine
+    machine: Machine  # or the first of several, which differ in how many devices a slice has
     layout: Layout
+    devices: Number | None = None  # of a slice, for each plan; none: the machine's
+
+    @property
+    def devices_per_slice(self) -> Number:
+        """Devices of a slice."""
+        return self.machine.devices_per_slice if self.devices is None else self.devices
 
     @property
     def ring(self) -> Number:

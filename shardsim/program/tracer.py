@@ -45,6 +45,7 @@ class Tracer:
     current: list[Step] = field(default_factory=list)
     earlier: list[Step] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
+    softmaxed: dict[str, Array] = field(default_factory=dict)  # scores -> what is made of them
     hidden: list[tuple[str, Array]] = field(default_factory=list)  # what gradients of MLPs read
 
     @property
@@ -255,6 +256,8 @@ class Tracer:
             self.wait_for_scores(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
+        if self.passes.attends_first and op.unit == "attention" and not op.kernel:
+            self.softmax(op)
         if not (self.signs and op.stream.fused_reads):
             self.operands(op.needs, step.gradient_gathers)
         if f"{op.out.name}, statistics" in self.named:
@@ -280,6 +283,15 @@ class Tracer:
             wide = self.passes.wide_tables and array.weight == "table"
             size = Size(array.dims, by_place(array, place), WIDE if wide else "reduce", summed)
             self.gradients[array.name] = (first, self.now, size)
+
+    def softmax(self, op: Op) -> None:
+        """Let softmax's values stay while queries' and keys' gradients are made of them."""
+        if not op.product:
+            self.softmaxed = {op.ins[0].name: op.out}
+        elif op.out.name in self.softmaxed:
+            out = self.softmaxed[op.out.name]
+            self.touch(out.name, out)
+            self.passing(f"d {op.out.name}, again", stored(op.out), self.passes.scores_twice)
 
     def wait_for_scores(self, step: Step) -> None:
         """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""

@@ -1,8 +1,8 @@
 """What a pipeline stage does in order, chunk by chunk and microbatch by microbatch.
 
 1F1B has as many microbatches under way as there are stages (Narayanan et al. 2021, arXiv
-2104.04473, section 2.2), GPipe all of them (arXiv 1811.06965), zero-bubble H1 as many as 1F1B, and
-gradients of weights apart, for which nobody waits (arXiv 2401.10241, section 2).
+2104.04473, section 2.2), zero-bubble H1 as many, and gradients of weights apart, for which nobody
+waits (arXiv 2401.10241, section 2). What stages do in ticks is in `simulate/pipeline.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import numpy as np
 from shardsim.plan.layout import Layout, Number
 
 
-def stages_in_a_row(layout: Layout, chunks: int) -> Number:
+def stages_in_a_row(layout: Layout) -> Number:
     """Return how many stages lie in a slice where some sends stay inside one and others cross to
-    the next; 1 where all take as long: in ticks the slowest. Chunks that are dealt round go by the
-    slowest too."""
+    the next; 1 where all take as long: in ticks the slowest."""
     axis = layout.pipeline
     inner = axis.size / axis.slices
     mixed = np.greater(axis.slices, 1) & np.greater(inner, 1) & np.logical_not(layout.lockstep)
-    return np.where(mixed & (chunks == 1), inner, 1)
+    return np.where(mixed, inner, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +74,6 @@ def only_forward(stages: int, microbatches: int, chunks: int = 1) -> tuple[Turn,
         for chunk in range(chunks)
         for microbatch in range(first, end)
     )
-
-
-def all_forward_all_backward(microbatches: int, chunks: int = 1) -> tuple[Turn, ...]:
-    """Return the turns of every stage in order: with several chunks, all microbatches pass one
-    before the next.
-
-    >>> turns = all_forward_all_backward(2)
-    >>> [("F" if turn.forward else "B") + str(turn.microbatch) for turn in turns]
-    ['F0', 'F1', 'B1', 'B0']
-    """
-    places = [(chunk, number) for chunk in range(chunks) for number in range(microbatches)]
-    forward = [Turn(forward=True, microbatch=number, chunk=chunk) for chunk, number in places]
-    return (*forward, *(replace(turn, forward=False) for turn in reversed(forward)))
 
 
 def zero_bubble(stages: int, stage: int, microbatches: int) -> tuple[Turn, ...]:

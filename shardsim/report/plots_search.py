@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from shardsim.answers.training import Training
 from shardsim.cost.predict import Prediction
+from shardsim.files import flow_text
 from shardsim.plan.words import mesh_text
 from shardsim.planner.found import SearchResult
 from shardsim.report.style import INK, MARKERS, MUTED, PAPER, SERIES, picture, plain, styled
@@ -239,7 +240,9 @@ def sweep_curves(
             markersize=6,
             markerfacecolor=colour,
             markeredgecolor=colour,
-            label=", ".join(f"{key}={part}" for key, part in zip(keys[1:], other, strict=True)),
+            label=", ".join(
+                f"{key}={flow_text(part)}" for key, part in zip(keys[1:], other, strict=True)
+            ),
         )
         over = [(x, y) for x, y, (_, item) in zip(xs, ys, points, strict=True) if not item.fits]
         axes.plot(
@@ -278,4 +281,4 @@ def _tick(value: float) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool)) else str(value)
+    return value if isinstance(value, (int, float, str, bool)) else flow_text(value)

@@ -195,12 +195,13 @@ def comparison_section(studies: list[Study], costs: str) -> Section:
 
     columns = [
         *pick(PLANS, "mfu", "step_time_s", "hbm_peak_gib", "fits"),
-        Column("days", "days", lambda item: studied[id(item)].days, ",.1f"),
         *of_plans((study.prediction for study in studies), "mesh"),
         Column("why", "against the first", against),
     ]
     if studies[0].chip_hour_price is not None:
-        columns.insert(5, Column("cost", "cost", studies[0].cost, ",.0f"))
+        columns.insert(4, Column("cost", "cost", studies[0].cost, ",.0f"))
+    if any(study.days is not None for study in studies):
+        columns.insert(4, Column("days", "days", lambda item: studied[id(item)].days, ",.1f"))
     items = [(study.plan.name, study.prediction) for study in studies]
     return Section(
         "Side by side",

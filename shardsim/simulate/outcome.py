@@ -7,10 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardsim.cost.predict import Prediction
+from shardsim.cost.predict import CollectiveUse, Prediction
 from shardsim.errors import PlanError
-from shardsim.simulate.engine import Contention, Engine
+from shardsim.simulate.engine import CONTENTION_SHARE, Contention, Engine
 from shardsim.simulate.perturb import Perturbation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """Collectives that the closed form lets wait for others on their links, and for how much less
+    they were waited for as they shared those."""
+
+    collective: str  # "all-gather over fsdp, context"
+    less_s: float  # over the step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,7 @@ class Outcome:
     """What a run of the event simulation tells beside the times of a step."""
 
     contention: tuple[Contention, ...] = ()
+    queued: tuple[Queued, ...] = ()  # in the closed form alone, longest first
     utilisation: dict[str, float] = field(default_factory=dict)  # busiest link of each port
     link_bytes: dict[str, float] = field(default_factory=dict)  # on that link
     classes: dict[str, int] = field(default_factory=dict)
@@ -38,7 +48,9 @@ class Outcome:
             "analytic_step_time_s": self.analytic_step_time_s,
             "healthy_step_time_s": self.healthy_step_time_s,
             "perturbation": dataclasses.asdict(self.perturbation),
+            "perturbed": self.perturbation != Perturbation(),
             "contention": [dataclasses.asdict(item) for item in self.contention],
+            "closed_form_queues": [dataclasses.asdict(item) for item in self.queued],
             "link_utilisation": dict(self.utilisation),
             "link_bytes": dict(self.link_bytes),
             "classes": dict(self.classes),
@@ -63,6 +75,20 @@ def outcome(engine: Engine, analytic_step_time_s: float, seconds: float) -> Outc
         perturbation=engine.wanted,
         engine=engine,
     )
+
+
+def queued(analytic: Prediction, uses: Iterable[CollectiveUse]) -> tuple[Queued, ...]:
+    """Return which collectives are waited for less, in `uses`, than the closed form says."""
+    waited = {(use.kind, use.mesh_axes, use.purpose): use.exposed_s for use in uses}
+    rows = [
+        Queued(
+            collective=f"{use.kind} over {', '.join(use.mesh_axes) or 'the host link'}",
+            less_s=use.exposed_s - waited.get((use.kind, use.mesh_axes, use.purpose), 0.0),
+        )
+        for use in analytic.collectives
+    ]
+    found = [row for row in rows if row.less_s >= CONTENTION_SHARE * analytic.step_time_s]
+    return tuple(sorted(found, key=lambda row: -row.less_s))
 
 
 def engine_of(item: Prediction) -> Engine:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from shardsim.program.schedule import Schedule, Trip, Visit
 from shardsim.program.turns import (
     Turn,
-    all_forward_all_backward,
     one_forward_one_backward,
     only_forward,
     zero_bubble,
@@ -36,7 +35,14 @@ class Part:
     closing: bool
 
 
-Line = Trip | Message | Part  # of a script
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """What a stage does on nothing, in a tick that all stages run alike."""
+
+    line: Trip | Message
+
+
+Line = Trip | Message | Part | Idle  # of a script
 
 
 def script(schedule: Schedule, stage: int) -> Iterator[Line]:
@@ -57,10 +63,6 @@ def script(schedule: Schedule, stage: int) -> Iterator[Line]:
         yield from schedule.trips()
         return
     yield from _once(schedule, "opening")
-    if schedule.pipeline.in_turns:
-        yield from _in_turns(schedule, stage, stages, microbatches)
-        yield from _once(schedule, "reduction", "update")
-        return
     if schedule.pipeline.lockstep:
         yield from _in_ticks(schedule, stage, stages, microbatches, chunks)
         yield from _once(schedule, "reduction", "update")
@@ -125,79 +127,57 @@ def _once(schedule: Schedule, *phases: str) -> Iterator[Trip]:
 def _in_ticks(
     schedule: Schedule, stage: int, stages: int, microbatches: int, chunks: int
 ) -> Iterator[Line]:
-    """Yield what a stage does between a step's beginning and its end, with all microbatches forward
-    first.
+    """Yield what a stage does between a step's beginning and its end in ticks that all stages run
+    alike, also on nothing, as the emitted loops do.
 
-    The first stage has embedding and head: the last one passes microbatches on to it, and gets
-    their gradients back, as in the emitted loop.
-    """
-    visits = {phase: _visits(schedule, phase) for phase in ("forward", "head", "backward")}
-    turns = all_forward_all_backward(microbatches, chunks)
-    last, halfway = stages * chunks - 1, len(turns) // 2
-
-    def message(arriving: bool, way: int, microbatch: int, place: int) -> Message:
-        leg, sender = "next" if way == 1 else "back", (stage - way * arriving) % stages
-        number = microbatch * stages * chunks + place
-        return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
-
-    for at, turn in enumerate(turns):
-        if stage == 0 and at == halfway:
-            for microbatch in range(microbatches):
-                yield message(True, 1, microbatch, last + 1)
-            for _ in range(microbatches):
-                yield from visits["head"][0].each()
-        if stage == 0 and at >= halfway:
-            # What the last stage gets in the next tick; before the first one, what it got so far.
-            begin = at + stages - 1 if at > halfway else at
-            for sent in turns[begin : at + stages]:
-                yield message(False, -1, sent.microbatch, sent.chunk * stages + stages - 1)
-        place, way = turn.chunk * stages + stage, 1 if turn.forward else -1
-        if not turn.forward or place > 0:
-            yield message(True, way, turn.microbatch, place)
-        final = at == len(turns) - 1
-        visit = visits["forward" if turn.forward else "backward"][-1 if final else 0]
-        yield from replace(visit, before=False, after=False).each()
-        if turn.forward or stage > 0:
-            yield message(False, way, turn.microbatch, place + way)
-
-
-def _in_turns(schedule: Schedule, stage: int, stages: int, microbatches: int) -> Iterator[Line]:
-    """Yield the same where a tick has one microbatch forward and one backward.
-
-    Rings close: in each tick every stage passes something on both ways. Gradients of weights that
-    are apart are those of one microbatch on all stages, before a tick passes gradients on.
+    In each tick every stage passes something on round the ring, and waits for what it gets: the
+    last one passes microbatches on to the first. The way back of GPipe's loop (arXiv 1811.06965)
+    has its ticks in reverse, and the head is the first stage's. Where a tick has one microbatch
+    forward and one backward, a stage passes back what it made in the tick before; gradients of
+    weights that are apart are those of one microbatch on all stages.
     """
     phases = ("forward", "head", "backward", "weights")
     visits = {phase: _visits(schedule, phase) for phase in phases}
-    last = stages - 1
+    turns, last = microbatches * chunks, stages - 1
 
-    def message(arriving: bool, way: int, microbatch: int) -> Message:
-        leg, sender = "next" if way == 1 else "back", (stage - way * arriving) % stages
-        number = microbatch * stages + sender
-        return Message(arriving=arriving, leg=f"{leg}:{sender}", number=number)
+    def turn(phase: str, number: int) -> Iterator[Line]:
+        final = phase != "forward" and number == turns - 1
+        visit = replace(visits[phase][-1 if final else 0], before=False, after=False)
+        for trip in visit.each():
+            yield trip if 0 <= number < turns else Idle(line=trip)
 
-    def layers(phase: str, final: bool) -> Iterator[Trip]:
-        visit = visits[phase][-1 if final else 0]
-        return replace(visit, before=False, after=False).each()
+    def shift(way: int, tick: int, number: int) -> Iterator[Line]:
+        leg = "next" if way == 1 else "back"
+        for arriving, sender in ((False, stage), (True, (stage - way) % stages)):
+            message = Message(arriving=arriving, leg=f"{leg}:{sender}", number=tick)
+            yield message if 0 <= number < turns else Idle(line=message)
 
-    for tick in range(microbatches + 2 * last):
-        there, back = tick - stage, tick - 2 * last + stage
-        if 0 <= there < microbatches:
-            if stage > 0:
-                yield message(True, 1, there)
-            yield from layers("forward", False)
-            yield message(False, 1, there)
-            if stage == last:
-                yield from visits["head"][0].each()
-        if 0 <= back < microbatches:
-            if stage < last:
-                yield message(True, -1, back)
-            yield from layers("backward", back == microbatches - 1)
-        made = tick - 2 * last
-        if visits["weights"] and 0 <= made < microbatches:
-            yield from layers("weights", made == microbatches - 1)
-        if 0 <= back < microbatches:
-            yield message(False, -1, back)
+    def head(mine: bool) -> Iterator[Line]:
+        for trip in visits["head"][0].each():
+            yield trip if mine else Idle(line=trip)
+
+    if not schedule.pipeline.in_turns:
+        for tick in range(turns + last):
+            yield from turn("forward", tick - stage)
+            yield from shift(1, tick, tick - stage)
+        for _ in range(microbatches):
+            yield from head(stage == 0)
+        for tick in range(turns + last):
+            yield from shift(-1, tick, tick - last + (stage - 1) % stages)
+            yield from turn("backward", tick - last + stage)
+        return
+    for tick in range(turns + 2 * last):
+        if tick < turns + last:
+            yield from turn("forward", tick - stage)
+            yield from shift(1, tick, tick - stage)
+        back = tick - 2 * last + stage
+        if last <= tick < turns + last:
+            yield from head(stage == last)
+        if tick >= last:
+            yield from shift(-1, tick, back - 1)
+            yield from turn("backward", back)
+        if visits["weights"] and tick >= 2 * last:
+            yield from turn("weights", tick - 2 * last)
 
 
 def _visits(schedule: Schedule, phase: str) -> list[Visit]:

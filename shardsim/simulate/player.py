@@ -127,13 +127,18 @@ class Player(Chip):
         script = engine.tape.scripts[self.stage]
         draws = engine.wanted.draws(self.device, len(script))
         alike = engine.alike()
+        counts_for = self.weight
         for entry, draw in zip(script, draws, strict=True):
-            began = self.now
+            began, waited_s = self.now, self.idle_s
+            self.weight = 0.0 if entry.idle else counts_for
             if alike:
                 yield from self._remembered(entry)
             else:
                 yield from self._block(entry, self.speed * draw)
+            if entry.idle:
+                self.idle_s = waited_s + self.now - began
             self.note("unit", engine.tape.names[entry.trip.block], began, self.now)
+        self.weight = counts_for
         yield from self._catch_up()
         self.ended_s = self.clock.now
 

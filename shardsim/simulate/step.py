@@ -10,7 +10,7 @@ from shardsim.cost.predict import Prediction, predict
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.resolve import resolve
 from shardsim.simulate.collective import Span
-from shardsim.simulate.outcome import outcome, straight
+from shardsim.simulate.outcome import outcome, queued, straight
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.planned import StepEngine
 from shardsim.simulate.spare import refuse_broken
@@ -62,6 +62,10 @@ def simulate_plan(
     parts["exposed_comm_s"] = step_time_s - sum(
         parts[name] for name in ("compute_s", "hbm_bound_s", "overhead_s", "bubble_s")
     )
+    uses = engine.uses(analytic)
+    seen = outcome(engine, analytic.step_time_s, time.perf_counter() - began)
+    if wanted == Perturbation():
+        seen = replace(seen, queued=queued(analytic, uses))
     return replace(
         analytic,
         fidelity="events",
@@ -70,7 +74,7 @@ def simulate_plan(
         mfu=analytic.mfu / slower,
         hfu=analytic.hfu / slower,
         time=parts,
-        collectives=engine.uses(analytic),
+        collectives=uses,
         warnings=straight(analytic.warnings),
-        events=outcome(engine, analytic.step_time_s, time.perf_counter() - began),
+        events=seen,
     )

@@ -25,7 +25,7 @@ from shardsim.program.schedule import (
 )
 from shardsim.simulate import operations
 from shardsim.simulate.groups import Groups
-from shardsim.simulate.pipeline import Line, Message, script
+from shardsim.simulate.pipeline import Idle, Line, Message, script
 from shardsim.simulate.topology import Topology
 from shardsim.simulate.traffic import leg_names
 
@@ -36,6 +36,7 @@ class Entry:
 
     trip: Trip
     message: int = 0  # what a `Send` or `Receive` in it is about
+    idle: bool = False  # on nothing: time that its stage waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,9 @@ class TapeWriter:
             return halves[block][closing]
 
         def entries(line: Line, own: dict[int, int]) -> Iterator[Entry]:
-            if isinstance(line, Trip):
+            if isinstance(line, Idle):
+                yield from (replace(entry, idle=True) for entry in entries(line.line, own))
+            elif isinstance(line, Trip):
                 yield Entry(trip=replace(line, block=own.get(line.block, line.block)))
             elif isinstance(line, Message):
                 block = place(line.arriving, line.leg)

@@ -19,6 +19,7 @@ from shardsim.simulate.outcome import engine_of
 from shardsim.simulate.step import simulate_plan
 
 US = 1e6
+OF_A_LETTER = 0.0055  # of a picture's width, of a name on a bar
 OF_A_CHIP = {"unit": "layer", "compute": "compute", "host": "host link"}  # rows, by what they show
 
 
@@ -232,7 +233,7 @@ def _label(axes: Any, span: Span, begin: float, end: float, window: Span, row: i
     if span.role != "compute":
         return
     share = (end - begin) / (window.end_s - window.start_s)
-    if share > 0.009 * len(span.name):
+    if share > OF_A_LETTER * len(span.name):
         middle = ((begin + end) / 2 - window.start_s) * 1e3
         axes.text(middle, row, span.name, ha="center", va="center", fontsize=7, color="white")
 

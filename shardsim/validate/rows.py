@@ -23,7 +23,7 @@ from itertools import product
 from math import isfinite, prod
 from typing import Any
 
-from shardsim.cost.predict import predict
+from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError, nearest
 from shardsim.files import check_keys
 from shardsim.machine import Machine, parse_machine
@@ -250,7 +250,7 @@ def _plan(data: dict[str, Any], where: str) -> Plan:
         return plan_from_data(data, where, uneven=True)
     for remat in UNSTATED_REMAT:
         plan = plan_from_data(data | {"remat": remat}, where, uneven=True)
-        use = predict(plan, implementation=TRAINER).use
+        use = hbm_of(plan, TRAINER)
         if use.fits and not use.recomputed:  # nobody asks for what a compiler has to drop
             break
     return plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
@@ -327,7 +327,9 @@ def main() -> None:
         "blocks": lambda: in_one(pairs(load_rows(BLOCKS))),
         "": lambda: f"{headline(pairs())}\n\n{by_group(pairs())}",
     }
-    print(pages["".join(sys.argv[1:])]())
+    parser = ArgumentParser(description="Print the kept evidence as tables of docs/compiled.md.")
+    parser.add_argument("page", nargs="?", default="", choices=pages)
+    print(pages[parser.parse_args().page]())
 
 
 def held_by_group(pairs: Sequence[Pair]) -> Table:

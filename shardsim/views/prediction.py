@@ -12,6 +12,9 @@ from shardsim.views.table import Table
 if TYPE_CHECKING:
     from shardsim.cost.predict import Prediction
 
+AGREE = 0.005  # of the step: closed form and events differ by more where collectives contend
+MOST = 2  # collectives that are named
+
 
 def prediction_parts(item: Prediction) -> list[Table | str]:
     """Return one prediction in full, as lines and tables."""
@@ -29,7 +32,7 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
         f"MFU {show_percent(item.mfu)} (PaLM)   HFU {show_percent(item.hfu)}   "
         f"step {show_time(item.step_time_s)}   {item.tokens_per_s_per_chip:,.1f} tokens/s/chip",
         *_real(item),
-        *_healthy(item),
+        *_beside(item),
         f"HBM {peak} of {capacity} per device, at the {item.peak_moment}: {verdict}",
         f"limited by: {item.limited_by}",
         "",
@@ -56,10 +59,29 @@ def _real(item: Prediction) -> list[str]:
     ]
 
 
-def _healthy(item: Prediction) -> list[str]:
-    """Return what the step takes with nothing slow or broken, where it was played with that."""
+def _beside(item: Prediction) -> list[str]:
+    """Return what the step takes with nothing slow or broken, where it was played with that; else
+    the closed form's where it differs, with who shares links with whom."""
     data = item.events.to_data() if item.events else {}
-    if not (healthy_s := data.get("healthy_step_time_s")):
+    if healthy_s := data.get("healthy_step_time_s"):
+        more = item.step_time_s / healthy_s - 1
+        return [f"with nothing slow or broken {show_time(healthy_s)}: this is {100 * more:+.1f} %"]
+    closed_s = data.get("analytic_step_time_s") or item.step_time_s
+    more = item.step_time_s / closed_s - 1
+    if abs(more) < AGREE or item.fidelity != "events" or data["perturbed"]:
         return []
-    more = item.step_time_s / healthy_s - 1
-    return [f"with nothing slow or broken {show_time(healthy_s)}: this is {100 * more:+.1f} %"]
+    if more > 0:
+        rows = data["contention"][:MOST]
+        why = [
+            f"{row['collective']} loses {show_time(row['lost_s'])} to {row['other']} on "
+            f"{', '.join(row['links'])}"
+            for row in rows
+        ]
+    else:
+        rows = data["closed_form_queues"][:MOST]
+        why = [
+            f"{row['collective']} waits {show_time(row['less_s'])} less, as links that the "
+            "closed form lets it queue for are shared"
+            for row in rows
+        ]
+    return [f"closed form {show_time(closed_s)}: this is {100 * more:+.1f} %", *why]

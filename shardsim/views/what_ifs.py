@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
+from shardsim.files import flow_text
 from shardsim.views.plans import FITS, MFU, PEAK, PLANS, REAL, STEP
 from shardsim.views.table import Column, Table, pick, table
 
@@ -52,12 +53,20 @@ def sensitivities(base: Prediction, items: Iterable[Sensitivity]) -> Table:
 def swept(rows: Iterable[tuple[Mapping[str, Any], Prediction | None, str]]) -> Table:
     """Return a sweep, one row per combination; what makes no legal plan says why."""
     rows = list(rows)
+
+    def varied(key: str) -> Callable[[Any], Any]:
+        def cell(row: Any) -> Any:
+            value = row[0][key]
+            return flow_text(value) if isinstance(value, Mapping | list | tuple) else value
+
+        return cell
+
     keys = dict.fromkeys(key for changes, _, _ in rows for key in changes)
     main = pick(PLANS, "mfu", "hfu", "step_time_s", "tokens_per_s_per_chip", "hbm_peak_gib", "fits")
     if any(item and item.real for _, item, _ in rows):
         main = [*main[:-2], *REAL, *main[-2:]]
     columns = [
-        *(Column(key, key, itemgetter(key), right=True).within(itemgetter(0)) for key in keys),
+        *(Column(key, key, varied(key), show=flow_text, right=True) for key in keys),
         *(one.within(itemgetter(1)) for one in main),
         Column("why_not", "why not", itemgetter(2)),
     ]

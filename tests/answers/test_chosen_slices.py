@@ -15,7 +15,7 @@ from shardsim.answers.slices import choices, slices_named
 from shardsim.answers.training import Training
 from shardsim.cost.mfus import utilisations
 from shardsim.cost.predict import predict
-from shardsim.machine import parse_machine
+from shardsim.machine import load_chip, parse_machine
 from shardsim.model import load_model
 from shardsim.plan import load_plan
 from shardsim.planner.changes import parse_assignment
@@ -143,8 +143,15 @@ def test_why_not_a_mesh(shardsim: Shardsim) -> None:
     assert "slower: " in slower["says"] or "as fast" in slower["says"]
     assert "its axes multiply to 32, but v4:4x4x4 has 64 devices" in wrong["says"]
     assert "48 does not divide by 64" in illegal["says"]
-    assert large["fits"] is False
-    assert "does not fit: its leanest plan needs" in large["says"]
+    # The best plan keeps all on the devices; this one cannot.
+    assert large["fits"] is True
+    assert "optimizer state and parameters in the host's memory) against" in large["says"]
+    assert large["hbm_peak_bytes"] < load_chip("v4").hbm_usable_bytes
+    words = ("--fix", "offload_optimizer=false", "--why-not", "data=64", "--json")
+    said = shardsim("plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "2048", *words)
+    (held,) = data(said)["why_not"]
+    assert held["fits"] is False
+    assert "does not fit: its leanest plan needs" in held["says"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from shardsim.errors import PlanError, ShardsimError
 from shardsim.model import Accounting
 from shardsim.plan import load_plan, plan_names
 from shardsim.plan.io import plan_from_data
+from shardsim.plan.remat import OFFLOADS
 from shardsim.planner.changes import changed, parse_assignment
 from shardsim.simulate import simulate_plan
 from shardsim.views.explain import explained, helping, measured
@@ -95,6 +96,9 @@ def test_a_plan_without_room_is_told_what_makes_it_fit() -> None:
     first = made.trials[0]
     assert first.prediction.fits
     assert first.kind in ("remat", "offload")
+    # Nothing is advised of the host's memory that searches do not try.
+    hosts = {one.prediction.plan.remat.groups[0].offload for one in made.trials}
+    assert hosts <= {frozenset(), *(policy.offload for policy in OFFLOADS)}
     assert sum(held.size_bytes for held in made.at_peak) == pytest.approx(
         made.prediction.hbm["peak_bytes"], rel=1e-9
     )

@@ -150,6 +150,9 @@ def test_sweep(shardsim: Shardsim, plan_file: Path, tmp_path: Path) -> None:
     lines = csv.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "batch,mfu,hfu,step_time_s,tokens_per_s_per_chip,peak_gib,fits,note"
     assert [line.split(",")[0] for line in lines[1:]] == ["512", "1000", "1024"]
+    vary = ("--vary", "remat={save: [qkv, context]}", "--vary", "overlap.weights=true")
+    shown = shardsim("sweep", str(plan_file), *vary, "--vary", "chip.hbm_bytes=8GiB").stdout
+    assert "{save: [qkv, context]}             true      8589934592" in shown
 
 
 def test_sweep_over_slices_lays_the_mesh_anew(shardsim: Shardsim, plan_file: Path) -> None:
@@ -257,6 +260,15 @@ def test_the_help_of_every_command_has_an_example(shardsim: Shardsim, name: str)
     assert f"\n    shardsim {name}" in result.stdout
     assert "Example" in result.stdout
     assert shardsim(name, "-h").stdout == result.stdout
+
+
+@pytest.mark.parametrize("name", ["", *sorted(main.commands)])
+def test_the_help_fits_a_narrow_terminal(
+    shardsim: Shardsim, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = shardsim(*filter(None, [name]), "--help").stdout.splitlines()
+    assert [line for line in lines if len(line) > 40 and "shardsim " not in line] == []
 
 
 INTERRUPTED = """

@@ -125,6 +125,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "sub_norms": True,
         "biases": _ALL_BIASES,
     },
+    # As OLMo 3: norms behind branches alone, windows.
+    "olmo3": {**_DECODER, **_MIXED, "layers": 4, "windows": [6, 0], "qk_norm": True}
+    | {"pre_norms": False, "post_norms": True, "qk_norm_over": "heads"},
+    # As GPT-NeoX: attention and MLP side by side, each with a norm of its own.
+    "neox": {**_DECODER, "parallel_block": True, "parallel_norms": True}
+    | {"norm": "layernorm", "positions": "rotary", "biases": _ALL_BIASES},
+    # As AXLearn's Envy: a norm behind the MLP too.
+    "envy": {**_DECODER, **_MIXED, "mlp_post_norm": True, "qk_norm": True},
     # A capacity in groups of a sequence.
     "gshard": {**_DECODER, "experts": {**_EIGHT, "capacity": 1.0, "group": 8}},
     # As Gemma 2: every other layer sees a window of the last tokens.
@@ -307,12 +315,16 @@ EXPERTS: dict[str, Plan] = {
     "experts, ring": spread("mixtral", _FE, **_SPLIT, **_RING),
     "experts, ring, everything kept": spread("mixtral", _DE, **_RING, **_ZERO, remat="none"),
     "experts, exchanged": spread("mixtral", _FE, **_SPLIT, **_ROOM),
+    "experts, exchanged, everything kept": spread("mixtral", _FE, **_ROOM, remat="none"),
     "experts, exchanged, replicas": spread("llama4", _DE, **_ROOM, microbatches=2),
     "experts, tensor, replicated": spread("mixtral", _FM),
     "experts, tensor, sequence": spread("llama4", _FM2, "seq", remat="dots"),
     "experts, tensor, embed": spread("mixtral", _FM2, "embed", remat="none"),
     "norms behind additions": spread("deepnet", _FM, "seq", remat="dots"),
     "norms within branches": spread("magneto", _FM, "embed"),
+    "norms behind branches alone": spread("olmo3", _FM2, "embed", microbatches=2),
+    "a norm for each of two branches": spread("neox", _FCM, remat="save_mlp"),
+    "a norm behind the MLP too": spread("envy", _FM2, "embed", remat="dots"),
     "norms of patches": spread("vit-norms", _FM2, "embed", remat="none"),
     "experts, sinks, tensor": spread("gpt-oss", _FM, "seq", remat="dots"),
     "experts, sinks, context": spread("gpt-oss", {"fsdp": 4, "context": 2}, **_SPLIT, **_UNFUSED),

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans import CONTEXTS, PLANS, make, spread
+from plans import CONTEXTS, EXPERTS, PLANS, make, spread
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.big_vision import big_vision_export
 from shardsim.emit.dialects.keras import keras_layout, resolve_layout, variable_path
@@ -25,7 +25,7 @@ from shardsim.emit.dialects.levanter import levanter_layout
 from shardsim.emit.dialects.maxtext import maxtext_export
 from shardsim.emit.dialects.rules import Array, compare, order_rules, resolve_names
 from shardsim.emit.dialects.tactics import resolve_tactics
-from shardsim.emit.dialects.vocabulary import DENSE_AXES, installed
+from shardsim.emit.dialects.vocabulary import TRAINING_AXES, installed
 from shardsim.emit.specs import plan_data
 from shardsim.errors import FileError, PlanError
 from shardsim.plan import Plan, load_plan, plan_names, resolve
@@ -240,6 +240,28 @@ def test_maxtext_rules_resolve_to_the_specs_of_the_plan(name: str) -> None:
     assert checked == len(data["parameters"])
 
 
+@pytest.mark.parametrize("name", ["experts, ring", "experts, exchanged", "experts, tensor, embed"])
+def test_maxtext_places_experts_by_axes_of_their_own(name: str) -> None:
+    plan = replace(EXPERTS[name], remat=Remat())
+    made, keys = maxtext_export(plan), exported(plan)
+    rules = [(logical, tuple(axes)) for logical, axes in keys["logical_axis_rules"]]
+    for array in made.arrays:
+        assert tuple(map(tuple, resolve_names(array.names, rules))) == array.spec
+    assert (keys["decoder_block"], keys["num_experts"], keys["num_experts_per_tok"]) == (
+        "mixtral",
+        8,
+        2,
+    )
+    assert (keys["sparse_matmul"], keys["base_mlp_dim"]) == (True, plan.model.experts.mlp)
+    assert keys.get("use_ring_of_experts", False) == (name == "experts, ring")
+    assert keys.get("ragged_buffer_factor") == (4 if name == "experts, exchanged" else None)
+
+
+def test_maxtext_refuses_experts_that_its_blocks_cannot_say() -> None:
+    with pytest.raises(PlanError, match=r"experts\.shared: 1 of llama4 is not supported"):
+        export_plan(EXPERTS["experts, exchanged, replicas"], "maxtext")
+
+
 def test_maxtext_sizes_multiply_to_the_devices_of_a_slice_and_to_the_slices() -> None:
     plan = load_plan("maxtext-32b-published-v5p-2x64")
     keys = exported(plan)
@@ -336,7 +358,7 @@ logical_axis_rules:
 
 
 def base_yml(folder: Path, names: list[str], more: list[str] | None = None) -> Path:
-    rules = [f"  - {json.dumps([name, list(DENSE_AXES[name])])}" for name in names]
+    rules = [f"  - {json.dumps([name, list(TRAINING_AXES[name])])}" for name in names]
     path = folder / "base.yml"
     path.write_text(BASE.format(rules="\n".join([*rules, *(more or [])])), encoding="utf-8")
     return path
@@ -344,7 +366,7 @@ def base_yml(folder: Path, names: list[str], more: list[str] | None = None) -> P
 
 def test_a_logical_axis_that_only_the_installed_release_has_gets_its_default(tmp_path) -> None:
     plan = load_plan("maxtext-32b-published-v5p-1x64")
-    file = base_yml(tmp_path, list(DENSE_AXES), ["  - [brand_new, [fsdp, expert]]"])
+    file = base_yml(tmp_path, list(TRAINING_AXES), ["  - [brand_new, [fsdp, expert]]"])
     rules = dict(
         map(tuple, yaml.safe_load(export_plan(plan, "maxtext", file))["logical_axis_rules"])
     )
@@ -353,7 +375,7 @@ def test_a_logical_axis_that_only_the_installed_release_has_gets_its_default(tmp
 
 def test_an_older_release_says_embed_for_attention_too(tmp_path: Path) -> None:
     plan = load_plan("maxtext-32b-published-v5p-1x64")
-    known = [name for name in DENSE_AXES if name not in ("embed_attn", "embed_vocab")]
+    known = [name for name in TRAINING_AXES if name not in ("embed_attn", "embed_vocab")]
     made = maxtext_export(plan, base_yml(tmp_path, known))
     query = next(array for array in made.arrays if array.what == "query")
     assert query.names[1] == "embed"
@@ -362,7 +384,7 @@ def test_an_older_release_says_embed_for_attention_too(tmp_path: Path) -> None:
 
 def test_a_release_without_a_needed_axis_is_refused(tmp_path: Path) -> None:
     plan = load_plan("maxtext-32b-published-v5p-1x64")
-    known = [name for name in DENSE_AXES if name != "mlp"]
+    known = [name for name in TRAINING_AXES if name != "mlp"]
     with pytest.raises(PlanError, match="no logical axis 'mlp'"):
         maxtext_export(plan, base_yml(tmp_path, known))
     with pytest.raises(FileError, match="no MaxText there"):

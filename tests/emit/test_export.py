@@ -26,6 +26,7 @@ from shardsim.emit.source import module_text, op_modules, program_text
 from shardsim.emit.specs import plan_data
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names, resolve
+from shardsim.plan.precision import NARROW
 from shardsim.xla.host import QUICK
 
 FORMS = ("jax", "specs", "flax", "json", "yaml")
@@ -274,6 +275,10 @@ def test_a_tiny_copy_keeps_every_axis_and_technique(name: str) -> None:
     assert int(before.residual) == int(after.residual)
     assert (plan.remat, plan.overlap, plan.optimizer) == (tiny.remat, tiny.overlap, tiny.optimizer)
     assert plan.fused_projections == tiny.fused_projections
+    # Products of 8 bits, sparse ones and sums in bf16 are not run, and that is said.
+    formats = {key for key in ("compute", "sparsity") if f"precision.{key} " in "".join(lost)}
+    narrow = plan.precision.compute in NARROW
+    assert formats == {*["compute"] * narrow, *["sparsity"] * bool(plan.precision.sparsity)}
 
 
 def test_shardings_are_ready_for_a_notebook() -> None:

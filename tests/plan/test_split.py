@@ -20,6 +20,9 @@ from shardsim.plan.layout import ROLES, Layout
 from shardsim.plan.optimizer import OPTIMIZERS, state_bytes
 from shardsim.plan.split import dimension, stored_elements
 from shardsim.planner.search import search
+from shardsim.program.reductions import update
+from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Compute
 
 GIB = 2**30
 
@@ -146,5 +149,11 @@ def test_an_optimizers_own_weights_lie_as_its_state_does() -> None:
     plain = replace(plan, precision=replace(plan.precision, master=""))
     more = predict(plan).hbm["optimizer_bytes"] / predict(plain).hbm["optimizer_bytes"]
     assert more == pytest.approx(1.5)
+    # The update reads and writes what is state, and then writes parameters without reading them.
+    (mine,), (other,) = (update(Workload.of(one), resolve(one)).tasks for one in (plan, plain))
+    master, read = (plan.model.parameters * width / 8 for width in (4, 2))
+    assert isinstance(mine, Compute)
+    assert isinstance(other, Compute)
+    assert mine.hbm_bytes - other.hbm_bytes == pytest.approx(2 * master - read, rel=1e-3)
     with pytest.raises(PlanError, match=r"precision.master: bf16 is no wider"):
         replace(plan.precision, master="bf16").check()

@@ -24,9 +24,10 @@ from shardsim.planner.attention import default_attention
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.fixed import ROOM
 from shardsim.planner.found import SearchResult, plan_at
+from shardsim.planner.meshes import meshes
 from shardsim.planner.rank import OBJECTIVES
 from shardsim.planner.search import search
-from shardsim.planner.space import Part, legal_cells, meshes, parts
+from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.holds import HOLDS
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
@@ -68,7 +69,7 @@ class Question:
     def parts(self) -> list[Part]:
         """Return the space."""
         model, attention = self.model, self.work.attention
-        return [*parts(model, self.machine, self.batch, model.sequence, attention=attention)]
+        return [*parts(model, [self.machine], self.batch, model.sequence, attention=attention)]
 
     def schedule(self, layout: Layout) -> Schedule:
         """Return the schedule of some plans."""
@@ -109,7 +110,7 @@ def questions(draw: st.DrawFn) -> Question:
 def test_no_plan_is_faster_than_the_bound_of_its_form(question, data):
     costs = costs_of(question.costs, question.machine.chip)
     for part in question.parts():
-        lines = BestLines(question.machine, part.meshes)
+        lines = BestLines([question.machine], part.meshes)
         switches = {
             name: data.draw(st.booleans(), name) for name in ("gradients_overlap", "dcn_overlap")
         }
@@ -256,7 +257,7 @@ def test_forms_are_sizes_and_slices_and_spread_to_all_meshes():
     for form in range(len(every.many)):
         same = rows[every.form == form]
         assert (same == same[0]).all()
-    part = next(iter(parts(decoder(), parse_machine("2*v4:2x2x4"), 64, 512)))
+    part = next(iter(parts(decoder(), [parse_machine("2*v4:2x2x4")], 64, 512)))
     spread, place = part.spread()
     assert spread.pairs == part.many.sum()
     assert (spread.form == part.form[place]).all()

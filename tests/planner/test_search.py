@@ -93,7 +93,7 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
     rng = np.random.default_rng(22)
     found = [
         part.spread()[0]
-        for part in parts(model, machine, batch, model.sequence, attention=work.attention)
+        for part in parts(model, [machine], batch, model.sequence, attention=work.attention)
     ]
     space = sum(np.prod(part.shape) for part in found)
     assert space > 1_000_000
@@ -117,7 +117,7 @@ def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
     rng = np.random.default_rng(4)
     found = [
         part.spread()[0]
-        for part in parts(model, machine, 4, model.sequence, attention=work.attention)
+        for part in parts(model, [machine], 4, model.sequence, attention=work.attention)
     ]
     compared = sum(compare(work, machine, part, rng, part.pairs, each) for part in found)
     assert compared > 80
@@ -415,6 +415,28 @@ def test_top_n_starts_with_top_one():
     one, ten = on_sixteen_chips(1), on_sixteen_chips(10)
     assert ten.best.plan == one.best.plan
     assert (one.searched, one.fit) == (ten.searched, ten.fit)
+
+
+def test_slices_looked_at_together_are_as_each_alone():
+    """Two have equally many chips, and v5e makes no permute asynchronous on more than sixteen."""
+    model = decoder(layers=4)
+    names = ("v5e:2x2", "v4:2x2x1", "v5e:4x4", "v5e:4x8", "v4:2x2x2")
+    machines = [parse_machine(name) for name in names]
+    machines.append(replace(machines[2], shape=(2, 8)))
+    whole = search(model, machines, 64, top=2, max_axes=2)
+    alone = [search(model, machine, 64, top=2, max_axes=2) for machine in machines]
+    assert whole.predictions[0].step_time_s > 0.0
+    for one, of in zip(alone, whole.slices, strict=True):
+        assert (one.searched, one.fit, one.smallest_peak_bytes) == (
+            of.searched,
+            of.fit,
+            of.smallest_peak_bytes,
+        )
+        assert of.best is not None
+        assert of.best.plan == one.best.plan
+        assert of.best.step_time_s == one.best.step_time_s
+    assert whole.priced == sum(one.priced for one in alone)
+    assert whole.bound == min((one.bound for one in alone), key=lambda bound: bound.step_time_s)
 
 
 def test_interrupting_keeps_what_was_found():

@@ -141,6 +141,19 @@ def test_empty_arrays_of_rings_are_there_all_along(model, ring):
     assert all(array.times == 1 for array in empty.values())
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_attention_of_parallel_blocks_runs_back_before_hidden_layers_are_made_again(quiet):
+    passes, mode = HOLDS["emitted"], Mode(quiet=quiet)
+    trace = layer_trace(vit(), "unfused", 0, Kind(), frozenset(), passes, mode)
+    there = {array.name: array for array in trace.arrays}
+    scores, hidden = there["probabilities"], there["up"]
+    together = scores.born <= hidden.last and hidden.born <= scores.last
+    assert together == (not quiet)
+    ops = {label.removesuffix(" gradient") for label in trace.labels if "gradient" in label}
+    other = layer_trace(vit(), "unfused", 0, Kind(), frozenset(), passes, Mode())
+    assert ops == {label.removesuffix(" gradient") for label in other.labels if "gradient" in label}
+
+
 @given(plans(), NAMES)
 def test_where_memory_is_scarce_only_what_is_needed_is_held(plan, name):
     passes = HOLDS[name]

@@ -17,7 +17,6 @@ from shardsim.plan.io import plan_from_data, plan_to_data
 from shardsim.plan.plan import ACCUMULATION
 from shardsim.planner.search import search
 from shardsim.simulate import simulate_plan
-from shardsim.simulate.pipeline import all_forward_all_backward
 from shardsim.xla.compare import planned
 
 DEEP = decoder(layers=16)
@@ -162,14 +161,6 @@ def test_turns_add_to_the_sums_of_a_chunk_at_a_time(microbatches: int) -> None:
     # In a loop of ticks a microbatch's gradients of all layers are there beside the sums.
     beside = gradients(1, pipeline_schedule="gpipe") - gradients(1)
     assert beside == pytest.approx(gradients(1) / 2, rel=0.01)
-
-
-@given(st.integers(1, 9), st.integers(1, 4))
-def test_gradients_come_back_as_microbatches_went(microbatches: int, chunks: int) -> None:
-    turns = all_forward_all_backward(microbatches, chunks)
-    there, back = turns[: len(turns) // 2], turns[len(turns) // 2 :]
-    assert [replace(turn, forward=True) for turn in reversed(back)] == [*there]
-    assert len(set(there)) == microbatches * chunks == len(there)
 
 
 @settings(max_examples=25, deadline=None)

@@ -20,6 +20,7 @@ from shardsim.cost.price import step_time_s
 from shardsim.errors import PlanError
 from shardsim.files import data_folder
 from shardsim.machine import parse_machine
+from shardsim.model import load_model
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.remat import Remat
@@ -77,6 +78,27 @@ WAITING = plan_from_data(
     },
     "waiting",
 )
+
+
+def odd(machine: str = "v4:8x8x16", execution: str = "partitioned") -> Plan:
+    """Return a plan with weights over a whole slice: on 1,024 chips in pieces of 6 rows or columns,
+    which are no whole tiles."""
+    data = {
+        "model": "vit-22b",
+        "machine": machine,
+        "batch": 65536,
+        "mesh": {"fsdp": parse_machine(machine).devices},
+        "rules": {"parameters": {"embed": ["fsdp"]}, "activations": {"batch": ["fsdp"]}},
+        "execution": execution,
+    }
+    return plan_from_data(data, "odd")
+
+
+def short(members: int) -> Plan:
+    """Return a plan whose devices have 256 tokens over so many members."""
+    where = {"fsdp": {"x": 4, "y": 4, "z": 4 // members}, "context": {"z": members}}
+    return build(load_model("vit-22b"), "v4:4x4x4", 256, where, attention="unfused")
+
 
 # Heads for tokens, over a context axis.
 TURNED = load_plan("ulysses-32k")
@@ -148,6 +170,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             NARROW,
             FRAMES,
             EXCHANGED,
+            short(4),
         )
         for block in written(plan).blocks
     ]
@@ -156,6 +179,30 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             assert any(rule(block, where) != block for block, where in blocks), rule.__name__
             words = rule.__doc__ or ""
             assert any(place in words for place in ("docs/", "splash", "maxtext")), rule.__name__
+
+
+def test_columns_that_are_no_whole_tiles_are_turned_where_the_partitioner_gathers_them() -> None:
+    def turned(plan: Plan) -> list[float]:
+        blocks = program_as(plan, "emitted").blocks
+        return [
+            float(task.hbm_bytes)
+            for block in blocks
+            for task in block.tasks
+            if isinstance(task, Compute) and task.kind == "transpose" and task.count
+        ]
+
+    columns = 24576 * 6144 * 2.0  # of the second product of the MLP, in bf16
+    assert turned(odd()) == [2 * 4 * columns] * 2  # forward and back, read and written by quarters
+    assert turned(odd("v4:4x4x4")) == []
+    assert turned(odd(execution="explicit")) == []
+
+
+@pytest.mark.parametrize(("members", "turned"), [(4, {"forward": 2, "backward": 4}), (2, {})])
+def test_keys_of_few_queries_are_turned(members: int, turned: dict[str, int]) -> None:
+    plan = short(members)
+    for block in program_as(plan, "emitted").blocks:
+        copies = [t for t in block.tasks if isinstance(t, Compute) and t.kind == "transpose"]
+        assert sum(bool(np.any(task.count)) for task in copies) == turned.get(block.phase, 0)
 
 
 def test_the_docs_have_every_rule() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from building import build, decoder
 from found import shipped
 
 from shardsim.errors import HardwareError
@@ -13,6 +14,7 @@ from shardsim.plan import Plan, load_plan, resolve
 from shardsim.simulate import simulate_plan
 from shardsim.simulate.perturb import Perturbation
 from shardsim.simulate.topology import Fault
+from shardsim.views.prediction import prediction_parts
 
 # Plans whose tensor and weight traffic share links: simulated, they come out slower.
 CONTENDING = ("512b", "tp2", "tp4", "st-moe")
@@ -68,6 +70,21 @@ WHAT_IFS: list[dict[str, Any]] = [
     {"straggler": (5, 1.1), "dead_link": (7, 0)},
     {"perturbation": Perturbation(slowdowns=((0, 1.05), (9, 1.2)))},
 ]
+
+
+def test_what_the_closed_form_queues_for_is_named() -> None:
+    """Keys are gathered over links on which a gather of weights is under way: in turn there, both
+    at once here."""
+    where = {"context": {"x": 2, "y": 2, "z": 2}, "tensor2": {"z": 2}}
+    plan = build(decoder(), "v4:2x2x4", 16, where, context_shards=True, attention="unfused")
+    plan = dataclasses.replace(plan, microbatches=16, forward_only=True)
+    found = simulate_plan(plan)
+    assert found.step_time_s < 0.995 * found.events.analytic_step_time_s
+    assert found.events.queued[0].collective == "all-gather over c"
+    words = "\n".join(map(str, prediction_parts(found)))
+    assert "all-gather over c waits" in words
+    assert "this is -" in words
+    assert not simulate_plan(plan, straggler=(0, 1.1)).events.queued
 
 
 @pytest.mark.parametrize("options", WHAT_IFS, ids=str)

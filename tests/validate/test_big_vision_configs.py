@@ -62,6 +62,7 @@ def test_arguments_decide_what_branches_and_functions_make(tmp_path: Path) -> No
     plan = read(tmp_path, CONFIG, "variant=L/16,res=384,batch=2048").plan
     assert (plan.batch, plan.model.image, plan.model.embed) == (2048, 384, 1024)
     assert plan.microbatches == 4
+    assert (plan.precision.compute, plan.precision.reduce) == ("f32", "f32")  # nothing is cast
     with pytest.raises(ShardsimError, match="8"):  # does not divide by 64 devices
         read(tmp_path, CONFIG, "runlocal")
     with pytest.raises(ShardsimError, match="argument 'size': the config does not read it"):
@@ -330,6 +331,7 @@ def test_functions_of_the_tree_that_a_config_is_in_are_followed(tmp_path: Path) 
         (TOWERS.replace("vocab_size=32_000", "vocab_size='x'"), "vocab_size: expected"),
         (CAPTIONS.replace("= 12\n", "= 0\n"), "num_layers: expected a positive whole number"),
         (CAPTIONS.replace("3072", "arg.width"), "mlp_dim: decided by arg.width; say it"),
+        (CAPTIONS.replace("3072", "arg"), "mlp_dim: decided by arg; write its value into"),
     ],
 )
 def test_models_that_cannot_be_said_have_the_reason(text: str, words: str, tmp_path: Path) -> None:

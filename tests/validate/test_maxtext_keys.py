@@ -489,7 +489,7 @@ NOT_MAXTEXT = [
     ("export A=1\n./train_all.sh\n", "no training command in this script"),
     (
         "model: llama2-7b\nmachine: v5p:4x4x4\nbatch: 64\nmesh: {fsdp: 64}\nattention: flash\n",
-        "no config of MaxText: 'batch' and 3 more of 5 keys",
+        "no config of MaxText: 4 of its 5 keys, such as 'batch', are",
     ),
     ("model_type: llama\nhidden_size: 8\nvocab_size: 9\n", "use --from hf"),
     ('{"model_type": "llava", "text_config": {}, "vision_config": {}}', "use --from hf"),

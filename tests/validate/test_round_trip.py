@@ -20,7 +20,7 @@ from shardsim.validate.imports import import_config
 
 MODELS = (
     *("llama2-7b", "llama3.1-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "gpt3-175b"),
-    *("gemma-2b", "qwen3-4b-thinking-2507"),
+    *("gemma-2b", "qwen3-4b-thinking-2507", "mixtral-8x7b", "qwen3-30b-a3b"),
 )
 # A part of the plan -> values that it may have, and the file's keys that say it.
 CHOICES: Mapping[str, tuple[list[Any], frozenset[str]]] = {
@@ -98,3 +98,4 @@ def test_a_file_says_what_the_plan_changes_and_keeps_the_rest(
         assert (found.attention, found.precision) == (plan.attention, plan.precision)
         assert found.model.parameters_all == plan.model.parameters_all
         assert (found.model.qk_norm, found.model.biases) == (plan.model.qk_norm, plan.model.biases)
+        assert found.model.experts == plan.model.experts

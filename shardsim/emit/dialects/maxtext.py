@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from shardsim.emit.dialects.vocabulary import Vocabulary, installed, table
 from shardsim.emit.specs import Spec, plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, resolve
+from shardsim.plan.precision import wire
 
 TRAINER = "maxtext"
 _VOCAB = 1024  # of a model that stands in for one without tokens
@@ -46,7 +47,9 @@ def maxtext_export(plan: Plan, trainer_path: Path | None = None) -> Export:
     vocabulary = installed(trainer_path) if trainer_path else table()
     if plan.context.keys in tables.NO_KEYS:
         raise PlanError(f"export to {TRAINER}: context.keys: {tables.NO_KEYS[plan.context.keys]}")
-    chosen = nearest_model(plan.model, tables.BLOCKS, _only(plan))
+    experts = plan.model.experts
+    blocks = tables.EXPERT_BLOCKS if experts else tables.BLOCKS
+    chosen = nearest_model(plan.model, blocks, _only(plan) | (_experts(plan) if experts else {}))
     own = replace(plan, model=chosen.model, fused_projections=False)
     mesh = mesh_shape(own, TRAINER, several_slices=True)
     renamed = rename_axes(resolve(own), mesh, tables.AXES)
@@ -83,6 +86,27 @@ def _only(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _experts(plan: Plan) -> dict[str, Any]:
+    """Return experts as MaxText's blocks of nothing else say them; an MLP there has their width.
+
+    Raises `PlanError` for what those blocks cannot say.
+    """
+    experts = plan.model.experts
+    assert experts is not None
+    for field in fields(experts):
+        value = getattr(experts, field.name)
+        if field.name not in tables.EXPERT_OPTIONS and value != field.default:
+            raise PlanError(
+                f"export to {TRAINER}: experts.{field.name}: {str(value).lower()} of "
+                f"{plan.model.name} is not supported, nor any key of experts but "
+                f"{', '.join(tables.EXPERT_OPTIONS)}; export to jax, or over a config that has it "
+                "(--over)"
+            )
+    if not plan.model.gated_mlp:
+        raise PlanError(f"export to {TRAINER}: experts there are gated; use gated_mlp: true")
+    return {"experts": experts, "mlp": experts.mlp}
+
+
 def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
     """Return the differences between the models, and between the plan's switches and MaxText's."""
     found = list(chosen.differences)
@@ -96,10 +120,9 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
         )
     if "statistics" in kept:
         found.append("remat: statistics computed again: MaxText has no name for sums of norms")
-    if plan.precision.reduce != plan.precision.parameters:
+    if plan.precision.reduce != (made := wire(plan.precision.compute)):
         found.append(
-            f"precision.reduce: {plan.precision.parameters} as the parameters, "
-            f"not {plan.precision.reduce}"
+            f"precision.reduce: {made} as matmuls make gradients, not {plan.precision.reduce}"
         )
     return tuple(found)
 
@@ -109,8 +132,8 @@ def _arrays(
 ) -> list[Array]:
     """Return every weight and activation with MaxText's names and the plan's spec."""
 
-    def named(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_known(name, vocabulary) for name in names)
+    def named(names: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        return tuple(name and _known(name, vocabulary) for name in names)
 
     def split(spec: Spec) -> Spec:
         return [[renamed[axis] for axis in axes] for axes in spec]
@@ -156,6 +179,7 @@ def _other_rules(
     own = {
         "data": roles["data"],
         "fsdp": roles["fsdp"],
+        "expert": roles["expert"],
         "tensor": roles["tensor"],
         "tensor_sequence": roles["tensor"] if data["plan"]["residual"] == "sequence" else [],
     }

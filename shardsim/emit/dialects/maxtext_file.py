@@ -59,6 +59,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "base_num_kv_heads": model.kv_heads,
         "head_dim": model.head_dim,
         "base_mlp_dim": model.mlp,
+        **_experts(made),
         "mlp_activations": [model.activation, *(["linear"] if model.gated_mlp else [])],
         "vocab_size": model.vocab,
         "logits_via_embedding": model.tied_embeddings,
@@ -105,6 +106,30 @@ def _sizes(made: Export, axes: list[str]) -> dict[str, Any]:
 def _per_device(plan: Plan) -> int | float:
     share = Fraction(plan.batch, plan.machine.devices * plan.microbatches)
     return int(share) if share.denominator == 1 else float(share)
+
+
+def _experts(made: Export) -> dict[str, Any]:
+    """Return how many experts there are, and how tokens reach them."""
+    plan, experts = made.plan, made.plan.model.experts
+    if experts is None:
+        return {}
+    apart = int(resolve(plan).expert.size) > 1
+    keys: dict[str, Any] = {
+        "num_experts": experts.number,
+        "num_experts_per_tok": experts.top_k,
+        "base_moe_mlp_dim": experts.mlp,
+        "sparse_matmul": experts.dropless,
+        "megablox": experts.dropless,
+    }
+    if not experts.dropless:
+        # Else an expert axis stays on the batch, and experts' weights are gathered over it.
+        only = {"moe_dispatch_no_expert_sharding": True} if apart else {}
+        return {**keys, "capacity_factor": experts.capacity, **only}
+    if not apart:
+        return keys
+    if plan.experts.exchange == "ring":
+        return {**keys, "use_ring_of_experts": True}
+    return {**keys, "ragged_buffer_factor": plan.experts.padding}
 
 
 def _optimizer(made: Export) -> dict[str, Any]:

@@ -39,21 +39,29 @@ BLOCKS = (
         },
     ),
 )
+# Of models with experts in all layers, and nothing beside them.
+EXPERT_BLOCKS = (
+    Block("mixtral", {**_RMS, "parallel_block": False}),
+    Block("qwen3_moe", {**_RMS, "parallel_block": False, "qk_norm": True}),
+)
+# Options of experts that those blocks can say; others have to be as usual.
+EXPERT_OPTIONS = ("number", "top_k", "mlp", "capacity")
 # Switches of a block that are off unless a file says so.
 SWITCHES: Mapping[str, Mapping[str, bool]] = {
     "qwen3": {"use_qk_norm": True},
+    "qwen3_moe": {"use_qk_norm": True, "norm_topk_prob": True},
     "qwen2": {"attention_bias": True},
 }
 # MaxText trains token decoders only.
 ONLY = {"patch": 0, "image": 0, "pooling": "none", "classes": 0}
 
 # Roles of mesh axes that MaxText has an axis for, and the key that sizes it.
-AXES: Mapping[str, str] = {"data": "data", "fsdp": "fsdp", "context": "context", "tensor": "tensor"}
+AXES: Mapping[str, str] = {role: role for role in ("data", "fsdp", "expert", "context", "tensor")}
 SIZE_KEYS: Mapping[str, str] = {name: f"{name}_parallelism" for name in AXES.values()}
 
 _NORMS = ("block_norm", "attention_norm", "mlp_norm", "final_norm")
 # Weight -> logical axes, without the stack of layers; where `models/gpt3.py` has others, those.
-WEIGHTS: Mapping[str, tuple[str, ...]] = {
+WEIGHTS: Mapping[str, tuple[str | None, ...]] = {
     "token_embedding": ("vocab", "embed_vocab"),
     "position_embedding": ("vocab", "embed_vocab"),
     **{f"{norm}_{part}": ("norm",) for norm in _NORMS for part in ("scale", "bias")},
@@ -73,9 +81,13 @@ WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "mlp_gate_bias": ("mlp",),
     "mlp_out": ("mlp", "embed"),
     "mlp_out_bias": ("embed",),
+    "router": ("embed", None),
+    "expert_in": ("exp", "embed_moe", "mlp_moe"),
+    "expert_gate": ("exp", "embed_moe", "mlp_moe"),
+    "expert_out": ("exp", "mlp_moe", "embed_moe"),
     "output_head": ("embed_vocab", "vocab"),
 }
-OWN_WEIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+OWN_WEIGHTS: Mapping[str, Mapping[str, tuple[str | None, ...]]] = {
     "gpt3": dict.fromkeys(("query", "key", "value"), ("embed_attn", "heads", "kv")),
     "qwen2": {
         "query_bias": ("q_heads", "kv"),
@@ -107,6 +119,7 @@ GPT3_HEADS = ("activation_batch", _TOKENS, "activation_heads")
 INNER = (
     *("activation_mlp", "activation_heads", "activation_kv_heads", "activation_vocab"),
     *("activation_embed", "activation_embed_attn", "q_heads", "heads", "kv_heads", "mlp", "vocab"),
+    *("exp", "mlp_moe"),
 )
 # Never split by a plan, whatever their default rule.
 WHOLE = (
@@ -117,6 +130,8 @@ WHOLE = (
 OLDER: Mapping[str, str] = {
     "embed_attn": "embed",
     "embed_vocab": "embed",
+    "embed_moe": "embed",
+    "mlp_moe": "mlp",
     "q_heads": "heads",
     "kv_head_dim": "kv",
     "activation_embed_attn": "activation_embed",
@@ -139,7 +154,8 @@ REMAT: Mapping[str, tuple[str, ...]] = {
 GATED_HIDDEN = ("mlpwi_0", "mlpwi_1")
 # Without a flash kernel, which names its result "context" itself (layers/attentions.py only).
 UNFUSED_CONTEXT: Mapping[str, tuple[str, ...]] = {
-    name: ("attention_out",) for name in ("llama2", "qwen2", "qwen3", "default")
+    name: ("attention_out",)
+    for name in ("llama2", "qwen2", "qwen3", "default", "mixtral", "qwen3_moe")
 }
 
 # Why MaxText does not attend over a context axis in other ways than by gathering keys.
@@ -161,11 +177,13 @@ _LLAMA_NORMS = {
     "pre_self_attention_layer_norm": "attention_norm",
     "post_self_attention_layer_norm": "mlp_norm",
 }
+_HEAD_NORMS = {f"self_attention/{part}_norm": f"{part}_norm" for part in ("query", "key")}
 _NORM_PATHS: Mapping[str, Mapping[str, str]] = {
     "llama2": _LLAMA_NORMS,
     "qwen2": _LLAMA_NORMS,
-    "qwen3": _LLAMA_NORMS
-    | {f"self_attention/{part}_norm": f"{part}_norm" for part in ("query", "key")},
+    "qwen3": _LLAMA_NORMS | _HEAD_NORMS,
+    "mixtral": _LLAMA_NORMS,
+    "qwen3_moe": _LLAMA_NORMS | _HEAD_NORMS,
     "default": {"pre_self_attention_norm": "block_norm"},
     "gpt3": {"pre_self_attention_norm": "attention_norm", "mlp/mlp_layer_norm": "mlp_norm"},
 }
@@ -179,6 +197,8 @@ _LINEAR_PATHS: Mapping[str, str] = {
     "mlp/wi_1": "mlp_in",
     "mlp/wo": "mlp_out",
 }
+# Where a block has its experts.
+_EXPERT_PATHS: Mapping[str, str] = {"mixtral": "MoeBlock_0", "qwen3_moe": "moe_block"}
 
 
 def state_paths(block: str) -> dict[str, str]:
@@ -195,6 +215,11 @@ def state_paths(block: str) -> dict[str, str]:
     for path, weight in _LINEAR_PATHS.items():
         paths[f"decoder/layers/{path}/kernel"] = weight
         paths[f"decoder/layers/{path}/bias"] = f"{weight}_bias"
+    if block in _EXPERT_PATHS:
+        at = f"decoder/layers/{_EXPERT_PATHS[block]}"
+        paths[f"{at}/gate/kernel"] = "router"
+        for path, part in (("wi_0", "gate"), ("wi_1", "in"), ("wo", "out")):
+            paths[f"{at}/{path}"] = f"expert_{part}"
     return paths
 
 

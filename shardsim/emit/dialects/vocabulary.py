@@ -31,15 +31,15 @@ _SLICE = re.compile(
     r'"(?P<chip>[a-z0-9]{1,10}):(?P<shape>\d{1,4}(?:x\d{1,4}){1,2})"'
 )
 
-# Logical axes of MaxText 0.2.5 that training a dense model uses (src/maxtext/configs/base.yml),
-# with the mesh axes of their default rules.
-_BATCH = ("data", "fsdp")
-DENSE_AXES: Mapping[str, tuple[str, ...]] = {
+# Logical axes of MaxText 0.2.5 (src/maxtext/configs/base.yml) that training uses, of dense models
+# and of experts, with the mesh axes of their default rules.
+_BATCH = ("data", "fsdp", "expert")
+TRAINING_AXES: Mapping[str, tuple[str, ...]] = {
     "activation_embed_and_logits_batch": _BATCH,
     "activation_embed_and_logits_batch_sequence": (*_BATCH, "context"),
     "activation_vocab": ("tensor",),
     "vocab": ("tensor",),
-    "embed_vocab": ("fsdp", "context"),
+    "embed_vocab": ("fsdp", "context", "expert"),
     "activation_batch_attn": _BATCH,
     "activation_input_length_attn": ("tensor_sequence", "context"),
     "activation_heads": ("tensor",),
@@ -57,7 +57,17 @@ DENSE_AXES: Mapping[str, tuple[str, ...]] = {
     "qkv": (),
     "kv": (),
     "kv_head_dim": (),
-    "embed_attn": ("fsdp", "context"),
+    "embed_attn": ("fsdp", "context", "expert"),
+    "activation_batch_moe": _BATCH,
+    "activation_length_moe": ("context",),
+    "activation_norm_length_moe": ("tensor_sequence", "context"),
+    "activation_embed_moe": ("tensor",),
+    "activation_mlp_moe": ("tensor",),
+    "activation_exp": ("expert",),
+    "exp": ("expert",),
+    "mlp_moe": ("tensor",),
+    "mlp_no_fsdp": ("tensor",),
+    "embed_moe": ("fsdp", "context"),
     "segment_ids_batch": _BATCH,
     "activation_mlp": ("tensor",),
     "activation_batch": _BATCH,
@@ -65,7 +75,7 @@ DENSE_AXES: Mapping[str, tuple[str, ...]] = {
     "activation_norm_length": ("tensor_sequence", "context"),
     "activation_embed": ("tensor",),
     "mlp": ("tensor",),
-    "embed": ("fsdp", "context"),
+    "embed": ("fsdp", "context", "expert"),
     "norm": ("tensor",),
     "layers": ("stage",),
 }
@@ -82,7 +92,7 @@ class Vocabulary:
 
 def table() -> Vocabulary:
     """Return the vocabulary of the release that the tables are of."""
-    return Vocabulary(source=f"MaxText {RELEASE}", axes=DENSE_AXES, slices={})
+    return Vocabulary(source=f"MaxText {RELEASE}", axes=TRAINING_AXES, slices={})
 
 
 def installed(path: Path) -> Vocabulary:

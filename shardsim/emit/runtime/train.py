@@ -19,18 +19,11 @@ from shardsim.emit.runtime.config import Data, build_mesh, make_group
 from shardsim.emit.runtime.data import batch_shapes, whole_batch
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.host import ONE_BY_ONE, use_host_devices
+from shardsim.emit.runtime.lending import SUMS, Fetching, on_device, whole_first, with_sums
 from shardsim.emit.runtime.model import loss_sum
 from shardsim.emit.runtime.optimizer import by_layer, in_float32, make_optimizer, merged, of, stored
 from shardsim.emit.runtime.partitioned import Partitioned, to_spec
-from shardsim.emit.runtime.phases import (
-    SUMS,
-    Fetching,
-    in_phases,
-    on_device,
-    scattered,
-    whole_first,
-    with_sums,
-)
+from shardsim.emit.runtime.phases import in_phases, scattered
 from shardsim.ops.whole import Array, Params, Whole, dtype
 
 SYNTHETIC_BATCHES = 4  # then they come again

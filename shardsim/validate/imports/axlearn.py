@@ -23,7 +23,7 @@ from shardsim.machine import Machine, parse_machine
 from shardsim.model import load_model
 from shardsim.plan import Plan
 from shardsim.plan.layout import EMBED_SHARDED, REPLICATED
-from shardsim.plan.precision import Precision
+from shardsim.plan.precision import Precision, wire
 from shardsim.plan.remat import Remat
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.axlearn_keys import EMBED, LIES, left_of
@@ -142,7 +142,9 @@ def read_axlearn(
         activations=activations,
         remat=remat,
         microbatches=step.microbatches,
-        precision=Precision(compute=found.compute, parameters=found.parameters),
+        precision=Precision(
+            compute=found.compute, parameters=found.parameters, reduce=wire(found.compute)
+        ),
         optimizer=found.optimizer,
         attention=found.attention,
         execution="partitioned",

@@ -15,6 +15,7 @@ from shardsim.errors import FileError
 from shardsim.files import read_text
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.precision import wire
 from shardsim.plan.remat import Remat
 from shardsim.validate.imports.big_vision_models import known, model_of, tower_of
 from shardsim.validate.imports.literals import read_python
@@ -72,6 +73,7 @@ def read_big_vision(
     slices = parse_machine(machine)
     mesh = _mesh(config, slices)
     parameters, activations = _rules(config, tower, model, mesh, left)
+    compute = "bf16" if known(config, f"{tower}.dtype_mm", None) == "bfloat16" else "f32"
     data = {
         "name": model["name"],
         "model": model,
@@ -81,9 +83,7 @@ def read_big_vision(
         "rules": {"parameters": parameters, "activations": activations},
         "remat": _remat(config, tower, notes).to_data(),
         "microbatches": known(config, "grad_accum_steps", None) or 1,
-        "precision": {
-            "compute": "bf16" if known(config, f"{tower}.dtype_mm", None) == "bfloat16" else "f32"
-        },
+        "precision": {"compute": compute, "reduce": wire(compute)},
         "optimizer": _optimizer(config),
         "attention": "unfused",
         "execution": "partitioned",

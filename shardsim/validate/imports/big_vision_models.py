@@ -14,7 +14,7 @@ from shardsim.carried import BOTH, Keys, NotCarried, is_one_of, shown
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.errors import FileError, nearest
 from shardsim.model import load_model
-from shardsim.validate.imports.literal_values import Unknown
+from shardsim.validate.imports.literal_values import Arguments, Unknown
 
 # Sizes by letter (models/vit.py, decode_variant): width, depth, mlp, heads.
 VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
@@ -57,10 +57,14 @@ Made = dict[str, Any]
 def known(config: Keys, key: str, default: Any) -> Any:
     """Return a value; raise `FileError` where something decides it that the file does not say."""
     value = config.get(key, default)
+    if isinstance(value, Arguments):
+        value = Unknown("arg")
     if isinstance(value, Unknown):
         asked = value.by.startswith("arg.")
         why = f"decided by {value.by}" if value.by else "not a value that can be read"
-        more = f"; say it behind the file's name, as FILE.py:{value.by[4:]}=..." if asked else ""
+        more = "; write its value into the file"
+        if asked:
+            more = f"; say it behind the file's name, as FILE.py:{value.by[4:]}=..."
         raise FileError(f"config.{key}: {why}{more}")
     return value
 

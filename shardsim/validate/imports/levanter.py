@@ -19,6 +19,7 @@ from shardsim.errors import FileError, nearest
 from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data
+from shardsim.plan.precision import wire
 
 # Entries of tokenizers, as their model cards and tokenizer files say.
 VOCABULARIES: Mapping[str, int] = {
@@ -314,7 +315,8 @@ def _precision(config: Keys) -> dict[str, str]:
     for word in words.values():
         if word not in _FORMATS:
             raise FileError(f"trainer.mp: {shown(policy)}: {shown(word)} is no format that is read")
-    return {name: _FORMATS[word] for name, word in words.items()}
+    formats = {name: _FORMATS[word] for name, word in words.items()}
+    return {**formats, "reduce": wire(formats["compute"])}
 
 
 def _attention(config: Keys) -> str:

@@ -21,7 +21,7 @@ from shardsim.ops.attend import BLOCKS
 from shardsim.plan import Plan, Remat
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.plan import Context, Overlap, Routing, Rules
-from shardsim.plan.precision import Precision
+from shardsim.plan.precision import Precision, wire
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
@@ -149,8 +149,8 @@ def _recognised(given: Given, defaults: Mapping[str, Any]) -> None:
     strange = [key for key in given.names if not (key in defaults or key in own or known(key))]
     if given.names and 2 * len(strange) > len(given.names):
         raise FileError(
-            f"no config of MaxText: {shown(sorted(strange)[0])} and {len(strange) - 1} more of "
-            f"{len(given.names)} keys are none of its own"
+            f"no config of MaxText: {len(strange)} of its {len(given.names)} keys, such as "
+            f"{shown(sorted(strange)[0])}, are none of MaxText's"
         )
 
 
@@ -310,6 +310,7 @@ def _plan(
         ),
         precision=Precision(
             compute=_compute(keys, machine),
+            reduce=wire(_format(keys, "dtype")),
             parameters=weights,
             state="bf16" if weights == "bf16" else "",  # moments are as the weights are
             # A loop over layers carries gradients of weights in bf16 as such, and casts them after.

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from shardsim.cost.costs import costs_of
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan import plan_from_data
+from shardsim.cost.price import price
+from shardsim.plan import plan_from_data, resolve
 from shardsim.xla.compare import Account, settle
 from shardsim.xla.tpu.rows import HELD, as_compiled, load_rows
 from shardsim.xla.trainers.programs import both
@@ -33,8 +35,9 @@ class Pair:
 
         `predicted` has the compiler's own, to be compared with what it compiled.
         """
-        plan = replace(self.predicted.plan, op_costs="calibrated")
-        return predict(plan, implementation=self.predicted.implementation).step_time_s
+        plan = self.predicted.plan
+        costs = costs_of("calibrated", plan.machine.chip)
+        return float(price(plan.machine, resolve(plan), self.predicted.schedule, costs).step_time_s)
 
     @property
     def peak_error(self) -> float | None:

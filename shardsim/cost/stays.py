@@ -1,0 +1,229 @@
+"""What stays in one device's HBM over a step: state, gradients, kept activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+
+import numpy as np
+
+from shardsim.cost.microbatches import Microbatches
+from shardsim.graph.arrays import Array
+from shardsim.graph.place import Kind
+from shardsim.machine import Chip, Machine
+from shardsim.ops.attend import KERNELS
+from shardsim.plan.layout import REPLICATED, Layout, Number
+from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.split import stored_elements
+from shardsim.program.blocks import Run, derived_blocks, runs
+from shardsim.program.holds import Passes
+from shardsim.program.kept import brought_back, kept_by_run
+from shardsim.program.shapes import Workload
+from shardsim.program.sizes import Sizes, kind_of
+from shardsim.program.trace import Measure
+
+
+def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
+    """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
+    fused = KERNELS.get(work.attention)
+    how = "kernel" if fused and fused.beside else "rows"
+    return Measure(
+        Sizes(work, layout, tiles),
+        float(work.wire_bytes),
+        float(work.reduce_bytes),
+        float(work.weight_wire_bytes),
+        how if chip.kind == "tpu" else "",
+    )
+
+
+@dataclass(frozen=True)
+class Stays:
+    """What stays in HBM over a step: weights, state, gradients, and what layers keep."""
+
+    machine: Machine
+    work: Workload
+    layout: Layout
+    passes: Passes
+    # Of arrays that all ways of using HBM share, of each part of the model.
+    measures: tuple[Measure, ...] = field(repr=False)
+
+    @property
+    def measure(self) -> Measure:
+        """Of arrays of the last part, which has the head."""
+        return self.measures[-1]
+
+    @cached_property
+    def kind(self) -> Kind:
+        """How arrays of the last part are stored."""
+        return self.kinds[-1]
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How arrays of each part are stored."""
+        return tuple(kind_of(part.model, self.layout) for part in self.work.parts)
+
+    @cached_property
+    def elements(self) -> Number:
+        """Parameters of one device."""
+        return stored_elements(self.work.model.tensors, self.layout)
+
+    @cached_property
+    def trained(self) -> Number:
+        """Those of them that have gradients."""
+        return stored_elements(self.work.model.trained_tensors, self.layout)
+
+    @property
+    def parameters_bytes(self) -> Number:
+        """Parameters that lie on the device."""
+        return (self.elements - self.away) * self.work.parameter_bytes
+
+    @cached_property
+    def away(self) -> Number:
+        """Parameters of one device that lie in its host's memory."""
+        if not self.work.offload_parameters:
+            return 0.0
+        fetched = [tensor for tensor in self.work.model.tensors if tensor.fetched]
+        return stored_elements(fetched, self.layout)
+
+    @cached_property
+    def gathered_ahead(self) -> Number:
+        """Whole weights of the round of layers that the backward pass begins with, which are
+        gathered while the head runs (gemma2-9b on v5e and v6e, palm-8b on v4)."""
+        run, layout = self.runs[-1], self.layout
+        whole = self._of_a_round(run, self.measures[run.part].sizes.gathered)
+        ahead = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
+        return (ahead & ~self.ring) * whole * self.work.weight_wire_bytes
+
+    @cached_property
+    def fetched_bytes(self) -> Number:
+        """The most parameters that a round of layers fetches from the host's memory."""
+        rounds = (self._of_a_round(run, self.measures[run.part].sizes.stored) for run in self.runs)
+        return reduce(np.maximum, rounds) * self.work.parameter_bytes
+
+    def _of_a_round(self, run: Run, elements: Callable[[Array], Number]) -> Number:
+        """Return the elements of the matrices of a round of layers together."""
+        blocks = derived_blocks(run.work.model, run.work.attention, self.kinds[run.part])
+        return sum(
+            layer.times * elements(array)
+            for number, layer in run.layers
+            for array in blocks.layers[number].weights
+            if array.weight == "matrix"
+        )
+
+    @property
+    def optimizer_bytes(self) -> Number:
+        """Optimizer state that lies on the device."""
+        return 0.0 if self.work.offload_optimizer or self.work.forward_only else self.state_bytes
+
+    @cached_property
+    def state_bytes(self) -> Number:
+        """Optimizer state, wherever it lies."""
+        work = self.work
+        widths = work.state_element_bytes, work.master_bytes
+        return state_bytes(work.optimizer, work.model.trained_tensors, self.layout, *widths)
+
+    @cached_property
+    def gradients_bytes(self) -> Number:
+        """Gradients: with several microbatches, which add to the sums of those before, twice; but
+        once where a stage runs turn by turn. Those that are scattered as they come are stacked in
+        the sums' format (six programs of vit-bigg, ViT-22B, maxtext-16b and 22b, llama3-8b and
+        llama2-7b), those that stay whole in the products' (a Llama with ZeRO-1).
+
+        Gradients that the data axis reduce-scatters as they come are never whole. Where weights
+        stay gathered both are of whole weights; where a layer runs all microbatches before the
+        next its sum is scattered at once.
+        """
+        if self.work.forward_only:
+            return 0.0
+        own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
+        width = self.work.gradient_bytes
+        now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
+        layout = self.layout
+        in_place = np.logical_or(self.microbatches.by_turns, self.passes.adds_in_place)
+        scattered = np.where(self.layout.summed_whole, now, width)
+        beside = np.where(in_place, 0.0, scattered)
+        both = self.microbatches.summed(self.trained) * (width + beside)
+        found = np.where(self._several, both, own * now)
+        return np.where(layout.layered & self._several, self.trained * width, found)
+
+    @cached_property
+    def microbatches(self) -> Microbatches:
+        """How microbatches follow each other."""
+        of = self.work, self.layout, self.kinds[-1], self.measures[-1], self.runs
+        return Microbatches(*of)
+
+    @cached_property
+    def activations_bytes(self) -> Number:
+        """Activations of all layers kept for the backward pass, on the device."""
+        return sum(self.by_group)
+
+    @property
+    def host_bytes(self) -> Number:
+        """Activations, optimizer state and parameters in the host's memory."""
+        work, found = self.work, self.away * self.work.parameter_bytes
+        if work.offload_optimizer and not work.forward_only:
+            found = found + self.state_bytes
+        return sum((away for _, away in self._stored), found)
+
+    @property
+    def by_group(self) -> list[Number]:
+        """Activations kept on the device, of each of `runs`."""
+        return [here for here, _ in self._stored]
+
+    @cached_property
+    def _stored(self) -> list[tuple[Number, Number]]:
+        """Kept activations of each of `runs`, on the device and in the host's memory."""
+        if self.work.forward_only:
+            return [(0.0, 0.0) for _ in self.runs]
+        times, narrow = self.microbatches.in_flight, self._narrow_bytes
+        sizes = [measure.sizes for measure in self.measures]
+        found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return [(here * times, away * times) for here, away in found]
+
+    @property
+    def _narrow_bytes(self) -> float:
+        """Bytes of an element that products alone read; 0: as of all others."""
+        if self.passes.keeps_operands and self.work.compute_bytes == 1:
+            return 1.0
+        return 2.0 if self.passes.narrow_kept else 0.0
+
+    @cached_property
+    def brought_back(self) -> Number:
+        """Stacks of what layers keep that are brought back from the host's memory whole; of experts
+        none was seen, and mixtral-8x7b ran on v6e with less room than they take."""
+        if self.work.forward_only or self.work.model.experts is not None:
+            return 0.0
+        narrow = self._narrow_bytes
+        sizes = [measure.sizes for measure in self.measures]
+        found = (brought_back(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        return sum(found, 0.0) * self.microbatches.in_flight
+
+    @property
+    def of_one_layer(self) -> Number:
+        """The most that a round of layers keeps in the host's memory."""
+        times = self.microbatches.in_flight
+        pairs = zip(self._stored, self.runs, strict=True)
+        return reduce(np.maximum, (away / times / run.rounds for (_, away), run in pairs))
+
+    @property
+    def _several(self) -> Number:
+        return np.greater(self.layout.microbatches, 1)
+
+    @cached_property
+    def ring(self) -> Number:
+        """Whether collective matmuls run."""
+        layout = self.layout
+        ring = np.greater(layout.tensor.size, 1) & np.greater(layout.matmul_overlap, 0)
+        return ring & np.not_equal(layout.residual, REPLICATED)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The layers, in runs of those that are alike."""
+        every = self.work.forward_only
+        return tuple(run for run in runs(self.work, self.layout) if run.trained or every)
+
+    @property
+    def casts(self) -> bool:
+        """Whether weights are stored in more bytes than products read."""
+        return self.work.parameter_bytes > self.work.wire_bytes
