@@ -115,6 +115,8 @@ def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) ->
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
     if work.forward_only:  # the least: what else is held, is held for a backward pass
         passes = Passes()
+    if passes.lanes_taken and work.gathers_asynchronous:
+        passes = replace(passes, lanes=1.0)
     measures = tuple(measure_of(machine.chip, part, layout) for part in work.parts)
     if layout.partitioned:
         passes = passes.partitioned or passes

@@ -103,6 +103,10 @@ class Passes:
     # Float32 numbers that a fused attention kernel keeps of each row: a whole vector register
     # (`splash_mha_fwd_residuals` in llama2-70b and llama3).
     lanes: float = 128.0
+    # One of them is taken at once where gathers are asynchronous: no such array is among the
+    # largest of llama2-13b's two, of llama2-7b's and maxtext-16b's programs on v5e; in eleven
+    # on v5p and v6e, whose gathers are synchronous, it is.
+    lanes_taken: bool = False
     # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
     # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
     whole_copies: bool = False
@@ -213,6 +217,7 @@ _TRAINER = Passes(
     ring_pieces=4.0,
     fetched=1.0,
     brings_back=True,
+    lanes_taken=True,
 )
 _EMITTED = replace(
     _EMITTED_SCARCE,

@@ -32,7 +32,9 @@ class Workload:
     forward_only: bool = False
     imbalance: float = 1.0  # tokens of the fullest device of an expert axis over the mean
     padding: float = 1.0  # what all-to-alls of experts' tokens have room for, over what comes
-    asynchronous: bool = False  # whether a trainer's program is scheduled to hide latencies
+    # Whether a trainer's program is scheduled to hide latencies, and whether those of gathers.
+    asynchronous: bool = False
+    gathers_asynchronous: bool = False
 
     @classmethod
     def of(cls, plan: Plan) -> Workload:
@@ -54,7 +56,9 @@ class Workload:
             forward_only=plan.forward_only,
             imbalance=plan.experts.imbalance,
             padding=plan.experts.padding,
-            asynchronous=_asynchronous(plan),
+            asynchronous=_gathers_asynchronous(plan)
+            or any(one.offload for one in plan.remat.groups),
+            gathers_asynchronous=_gathers_asynchronous(plan),
         )
 
     @property
@@ -107,12 +111,12 @@ class Workload:
         return DTYPE_BYTES[self.precision.reduce]
 
 
-def _asynchronous(plan: Plan) -> bool:
-    """Return whether the TPU compiler hides latencies: of gathers with their flag, or by itself, or
-    of copies to and from the host.
+def _gathers_asynchronous(plan: Plan) -> bool:
+    """Return whether the TPU compiler hides latencies of gathers: with their flag, or by itself.
+    (It also does of copies to and from the host.)
 
     Counted in MaxText's programs (shardsim/xla/trainers/programs.json).
     """
     chip = plan.machine.chip
     asked = plan.compiler_options.get("xla_enable_async_all_gather") == "true"
-    return asked or chip.name in _ASYNCHRONOUS or any(group.offload for group in plan.remat.groups)
+    return asked or chip.name in _ASYNCHRONOUS
