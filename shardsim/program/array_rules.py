@@ -178,8 +178,9 @@ def fill_stacks(block: Block, where: Where) -> Block:
     hidden layers kept, and of Llama 3 70B on v5p, in docs/compiled.md (ViT-22B in two microbatches
     on v4: zeros 0.20 s, priced 0.23; copies 0.04, 0.04).
     """
-    several = np.greater(block.trips, where.layout.microbatches)
-    apart = np.less_equal(where.layout.pipeline.size, 1)
+    layout = where.layout
+    several = np.greater(block.trips, np.where(layout.layered, 1, layout.microbatches))
+    apart = np.less_equal(layout.pipeline.size, 1)
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.purpose != KEEP or not np.any(task.copied_bytes):
