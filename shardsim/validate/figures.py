@@ -45,6 +45,7 @@ _MAXTEXT = (
 
 
 _RATE = re.compile(r"(tokens?|tflops?)_(?:per_)?s(?:ec|econd)?_(?:per_)?(chip|gpu|device|core)")
+_NO_SECONDS = re.compile(r"\d\s*(ms|milli\w*|us|µs|micro\w*|m|min\w*|h|hours?)\b")
 _MILLISECONDS = ("step_ms", "step_time_ms", "ms_per_step")
 
 
@@ -68,6 +69,9 @@ def measured_of(row: Mapping[str, Any], sequence: int, chip: Chip) -> dict[str, 
     said = row.get("measured") or {}
     if not isinstance(said, Mapping):
         raise FileError(f"measured: expected a mapping of keys, found {shown(said)}")
+    for word, value in said.items():
+        if _MEASURED.get(word) == "step_time_s" and _NO_SECONDS.search(str(value).lower()):
+            raise FileError(f"measured.{word}: {shown(value)} is not in seconds")
     found = _rates(said, chip) | {
         key: number(said[word], f"measured.{word}")
         for word, key in _MEASURED.items()
@@ -75,6 +79,9 @@ def measured_of(row: Mapping[str, Any], sequence: int, chip: Chip) -> dict[str, 
     }
     if found.get("mfu", 0.0) >= 1.0:
         found["mfu"] /= 100.0
+    if found.get("mfu", 0.0) >= 1.0:
+        word = next(word for word, key in _MEASURED.items() if key == "mfu" and word in said)
+        raise FileError(f"measured.{word}: must be below 100 %, not {shown(said[word])}")
     for word, key in _SAMPLES.items():
         if key not in found and said.get(word) is not None:
             found[key] = sequence * number(said[word], f"measured.{word}")

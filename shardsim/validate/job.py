@@ -77,7 +77,8 @@ def batch_of(
     row: Mapping[str, Any], machine: Machine | None, steps: int, sequence: int
 ) -> int | None:
     """Return sequences per step over all chips; per-device sizes may be fractions."""
-    if said := row.get("global_batch"):
+    said = row.get("global_batch")
+    if said is not None:
         found = whole(said, "global_batch")
         if "token" not in str(said).lower():
             if re.search(r"\d\s*[mbt]\b", str(said).lower()):
@@ -86,7 +87,7 @@ def batch_of(
         millions = re.match(r"\s*(\d+) ?m", str(said).lower())  # "4M tokens" are 2^22
         found = int(millions[1]) * 2**20 if millions else found
         return max(1, round(found / sequence))
-    if machine is None or not row.get("per_device_batch"):
+    if machine is None or row.get("per_device_batch") is None:
         return None
     each = number(row["per_device_batch"], "per_device_batch")
     return max(1, round(each * machine.devices * steps))

@@ -85,7 +85,7 @@ _READ = {
     *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
     *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
     *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
-    "gradient_accumulation_steps",
+    *("gradient_accumulation_steps", "zero_stage"),
     *_LIBRARY_KEYS,
 }
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
@@ -218,7 +218,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
     library = _library(row)
-    stated = any(row.get(key) for key in ("global_batch", "per_device_batch"))
+    stated = any(row.get(key) is not None for key in ("global_batch", "per_device_batch"))
     batch_words = r"\b(gbs|global_batch_size)\b"
     if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
         raise FileError(NO_BATCH)
@@ -236,7 +236,9 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     tricks = row.get("tricks")
     tricks = [tricks] if isinstance(tricks, str) else tricks if isinstance(tricks, list) else None
     words = " ; ".join(map(str, tricks)).lower() if tricks is not None else None
-    split = split_of(row.get("parallelism"), model.experts is not None, library)
+    split = split_of(
+        row.get("parallelism"), model.experts is not None, library, row.get("zero_stage")
+    )
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     if model.experts is None and re.search(_EXPERTS, split.text):
         raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
@@ -261,7 +263,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
             split.counts[name] = whole(row[key], key)
     if model.experts is not None and model.experts.soft_slots:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
-    if (said_batch := split.counts.get("batch")) and not row.get("global_batch"):
+    if (said_batch := split.counts.get("batch")) and row.get("global_batch") is None:
         row = {**row, "global_batch": said_batch}
     batch = batch_of(row, machine, split.counts.get("microbatches", 1), sequence)
     if said_batch and batch != said_batch:

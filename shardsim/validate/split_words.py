@@ -49,7 +49,7 @@ _MUST = re.compile(
     r"(?<!no )(?<!without )(?<!async )\b(tensor|tp|context|cp|pipeline|pp)\b(?![- ]?strategy)"
 )
 # DeepSpeed's stages, and what PyTorch's FSDP calls them.
-_ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?([123])\b|\bshard_grad_op\b")
+_ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?(\d+)\b|\bshard_grad_op\b")
 _SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
 _ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
@@ -90,7 +90,8 @@ class Said:
     counts: dict[str, int] = field(default_factory=dict)  # microbatches, virtual stages ...
     replicated: bool = False  # data parallel only
     unknown_tensor: bool = False  # there is a tensor axis, of a size that is not stated
-    zero: int = 0  # DeepSpeed's stage: state (1), gradients (2), weights (3) split over data
+    # DeepSpeed's stage: state (1), gradients (2), weights (3) split over data.
+    zero: int | None = None
     unread: list[str] = field(default_factory=list)  # words with a number, of no meaning here
 
     def rest(self, chip: Chip) -> str | None:
@@ -121,28 +122,33 @@ class Said:
         )
 
 
-def split_of(said: Any, experts: bool, library: Library | None) -> Said:
-    """Read a row's `parallelism`; raise `FileError` where it names an axis without a size."""
+def split_of(said: Any, experts: bool, library: Library | None, stage: Any = None) -> Said:
+    """Read a row's `parallelism`, and its `zero_stage` where that stands beside it.
+
+    Raise `FileError` where it names an axis without a size, or a stage that there is not.
+    """
     entries = said if isinstance(said, Mapping) else {}
     values = list(entries.values()) if entries else said if isinstance(said, list) else [said or ""]
     text = " ; ".join(map(str, values))[:_LONGEST].lower()
     found = Said(text, Split(experts=experts))
     for key, size in _flat(entries):
-        if stage := re.fullmatch(r"zero(?:_?stage)?_?([123]?)", key):
-            found.zero = whole(stage[1] or size, f"parallelism.{key}")
-            found.sizes.add("data", size if stage[1] else 1)
+        if named := re.fullmatch(r"zero(?:_?stage)?_?(\d*)", key):
+            found.zero = _stage(named[1] or size, f"parallelism.{key}")
+            found.sizes.add("data", size if named[1] else 1)
         elif key in COUNTS:
             found.counts[COUNTS[key]] = whole(size, f"parallelism.{key}")
         elif (given := _size(key, size)) is not None:
             found.sizes.add(key, given)
     sizes = found.sizes
     if zero := _ZERO.search(text):
-        found.zero = int(zero[1] or 2)
+        found.zero = _stage(zero[1] or 2, "parallelism")
+    if stage is not None:
+        found.zero = _stage(stage, "zero_stage")
     if not (sizes.inside or sizes.outside or sizes.rest):
         _sentence(_ZERO.sub(" ", text), found)
-    if found.zero > 1 and "fsdp" not in sizes.inside | sizes.outside:
+    if (found.zero or 0) > 1 and "fsdp" not in sizes.inside | sizes.outside:
         _shard_data(sizes)
-    elif found.zero == 1:
+    elif found.zero in (0, 1):
         found.replicated = True
     stated = bool(sizes.inside or sizes.outside or sizes.rest)
     found.replicated |= re.search(_ONLY_DATA, text) is not None
@@ -157,6 +163,13 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
         or (not stated and not found.replicated and _TENSOR.search(text) is not None)
     )
     return found
+
+
+def _stage(said: Any, key: str) -> int:
+    """Return a stage of DeepSpeed's; 0 splits nothing."""
+    if str(said).strip() not in ("0", "1", "2", "3"):
+        raise FileError(f"{key}: ZeRO has stages 0 to 3, not {shown(said)}")
+    return int(said)
 
 
 def _shard_data(sizes: Split) -> None:
@@ -202,6 +215,7 @@ def _sentence(text: str, found: Said) -> None:
         text = re.sub(pattern, put, text)
     every = [(word.strip("_"), size) for word, size in _SIZED.findall(text)]
     named = dict(reversed(every))
+    found.unread += re.findall(r"\b\d+[- ]way [a-z]+", text)
     found.unread += [f"{w} {n}" for w, n in every if n != named[w] and {w} & {*COUNTS, *_NAMES}]
     for name, size in named.items():
         axis = name.removeprefix("dcn_")

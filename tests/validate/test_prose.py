@@ -593,14 +593,41 @@ def test_how_much_is_split_over_data(said: Any, sizes: dict[str, int], state: An
     (plan,) = run_of(chip="a100", parallelism=said).plans
     assert {axis.name: axis.size for axis in plan.mesh} == sizes
     assert plan.optimizer_rules == state
+    (apart,) = run_of(chip="a100", parallelism="dp 64", zero_stage=3).plans
+    assert {axis.name: axis.size for axis in apart.mesh} == {"fsdp": 64}
+    (none,) = run_of(chip="a100", parallelism=None, zero_stage=0).plans
+    assert {axis.name: axis.size for axis in none.mesh} == {"data": 64}
     zero2 = run_of(chip="a100", parallelism="ZeRO-2, dp 64, MBS 1").plans[0]
     assert (zero2.accumulation, zero2.microbatches) == ("scattered", 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallelism": "ZeRO stage 4, dp 64"}, "parallelism: ZeRO has stages 0 to 3, not '4'"),
+        ({"zero_stage": "two"}, "zero_stage: ZeRO has stages 0 to 3, not 'two'"),
+        ({"global_batch": 0}, "global_batch: must be positive and below 10^18, not 0"),
+        (
+            {"global_batch": None, "per_device_batch": 0},
+            "per_device_batch: must be positive and below 10^18, not 0",
+        ),
+        ({"measured": {"step_s": "6000 ms"}}, "measured.step_s: '6000 ms' is not in seconds"),
+        ({"measured": {"mfu_pct": 140}}, "measured.mfu_pct: must be below 100 %, not 140"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_its_own_key(
+    changes: dict[str, Any], message: str
+) -> None:
+    """Not as another key that it was taken for, nor as missing."""
+    with pytest.raises(FileError, match=re.escape(message)):
+        run_of(**changes)
 
 
 def test_a_key_may_name_the_library() -> None:
     """It counts before the source; one that is not known is said."""
     plan = run_of(library="AXLearn", remat=None, seq=2048, source="a blog").plans[0]
     assert plan.attention == "unfused"
+    assert run_of(parallelism="64-way banana").notes == ("parallelism: not read: 64-way banana",)
     notes = run_of(framework="Mine", parallelism="GBS 128, fsdp 64").notes
     assert notes[0] == "framework: 'Mine' is not known: nothing is taken from it"
     assert notes[1] == "parallelism: its batch, 128, is not that of global_batch"
