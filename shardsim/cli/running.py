@@ -63,7 +63,8 @@ def export(
 ) -> None:
     """Write a plan as JAX code, for another trainer, or as data.
 
-    What a trainer cannot hold is refused, with the reason.
+    What a trainer cannot hold is refused, with the reason; MaxText and big_vision take the nearest
+    that they can, and what differs is said.
 
     \b
     Examples:
@@ -72,6 +73,7 @@ def export(
       shardsim export plan.yaml --to maxtext --over run.sh -o planned.sh
     """
     from shardsim.emit import export_plan
+    from shardsim.emit.dialects.nearest import told_in
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))
@@ -83,6 +85,8 @@ def export(
         text = export_plan(plan, form, trainer_path)
     if output or not as_json:
         write_output(output or STDOUT, text)
+        for line in told_in(text):
+            note(line)
     if as_json:
         emit_json({"to": form, "path": output, "text": None if output else text})
 

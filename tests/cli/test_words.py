@@ -188,3 +188,17 @@ def test_the_search_finds_plans_that_words_name() -> None:
             assert (named.attention, named.op_costs) == (item.plan.attention, item.plan.op_costs)
         assert both.residual != REPLICATED or int(both.tensor.size) == 1
     assert asked > 5
+
+
+def test_what_a_trainer_holds_otherwise_is_said_beside_the_file(
+    shardsim: Shardsim, tmp_path: Path
+) -> None:
+    """Another model than the plan's is not written without a word; the file alone has no news."""
+    result = shardsim("export", *WORDS, "--to", "maxtext", "-o", str(tmp_path / "run.yml"))
+    assert result.exit_code == 0, result.output
+    assert "MaxText cannot do all that the plan says" in result.stderr
+    assert "  family: decoder, not vit" in result.stderr.splitlines()
+    assert "torus axis" not in result.stderr  # that is beside the plan
+    plain = shardsim("export", "maxtext-16b-published-v5e-8x256", "--to", "maxtext")
+    assert plain.exit_code == 0, plain.output
+    assert plain.stderr == ""

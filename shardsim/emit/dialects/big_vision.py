@@ -13,7 +13,7 @@ from typing import Any
 
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.mesh import MeshShape, mesh_shape
-from shardsim.emit.dialects.nearest import nearest_model
+from shardsim.emit.dialects.nearest import comments, nearest_model
 from shardsim.emit.dialects.options import compiler_options
 from shardsim.emit.dialects.rules import Array, Rule, check_rules, compare, order_rules
 from shardsim.emit.dialects.tactics import resolve_tactics
@@ -220,11 +220,7 @@ def big_vision_text(plan: Plan, made: Export) -> str:
         "# It enters its mesh by `with mesh:`, which switches SHARDING_RULES off without a word",
         "# since flax 0.12.2; with such a release write `with jax.set_mesh(mesh):` in train.py.",
     ]
-    if made.differences:
-        head += ["#", "# big_vision cannot do all that the plan says; this is the nearest it can:"]
-        head += [f"#   {text}" for text in made.differences]
-    if made.remarks:
-        head += ["#", "# Beside the plan:", *(f"#   {text}" for text in made.remarks)]
+    head += comments("big_vision", made.differences, made.remarks)
     values = {
         "MESH": list(zip(made.mesh.names, made.mesh.sizes, strict=True)),
         "SPLIT_PHYSICAL_AXES": made.mesh.split,

@@ -11,6 +11,7 @@ from typing import Any
 
 from shardsim.emit.dialects import maxtext_tables as tables
 from shardsim.emit.dialects.maxtext import Export, maxtext_export
+from shardsim.emit.dialects.nearest import comments
 from shardsim.emit.dialects.options import compiler_options
 from shardsim.emit.dialects.vocabulary import Vocabulary
 from shardsim.emit.jax_code import header
@@ -209,13 +210,5 @@ def _comment(plan: Plan, made: Export) -> str:
         "#   python -m maxtext.trainers.pre_train.train THIS.yml run_name=... \\",
         "#       base_output_directory=... dataset_type=...",
     ]
-    if made.differences:
-        lines += [
-            "#",
-            "# MaxText cannot do all that the plan says; this file is the nearest that it can:",
-        ]
-        lines += [f"#   {text}" for text in made.differences]
-    if made.remarks:
-        lines += ["#", "# Beside the plan:"]
-        lines += [f"#   {text}" for text in made.remarks]
+    lines += comments("MaxText", made.differences, made.remarks)
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any
 
 from shardsim.model import Biases, Model
@@ -21,6 +22,7 @@ _CARRIED = (
 )
 # Options that change what is computed or kept; names, notes and counting conventions do not.
 _SILENT = ("name", "note", "source", "parameter_convention", "sequence")
+_LESS = "cannot do all that the plan says; this file is the nearest that it can:"
 ALL_BIASES = Biases(qkv=True, attention_output=True, mlp=True, norm=True)
 
 
@@ -78,3 +80,19 @@ def differences(model: Model, other: Model) -> tuple[str, ...]:
 
 def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def comments(trainer: str, differences: tuple[str, ...], remarks: tuple[str, ...]) -> list[str]:
+    """Return the comment lines of a file for a trainer that say how it differs from the plan."""
+    lines = []
+    for title, told in ((f"{trainer} {_LESS}", differences), ("Beside the plan:", remarks)):
+        if told:
+            lines += ["#", f"# {title}", *(f"#   {text}" for text in told)]
+    return lines
+
+
+def told_in(text: str) -> list[str]:
+    """Return what such a file says that the trainer cannot do: its title, then one thing a line."""
+    head = [line[2:] for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    start = next((at for at, line in enumerate(head) if line.endswith(_LESS)), len(head))
+    return [*head[start : start + 1], *takewhile(bool, head[start + 1 :])]
