@@ -21,8 +21,9 @@ def prediction_parts(item: Prediction) -> list[Table | str]:
     plan = item.plan
     peak, capacity = (show_bytes(item.hbm[f"{name}_bytes"]) for name in ("peak", "capacity"))
     verdict = "fits" if item.fits else "DOES NOT FIT"
-    if item.hbm["capacity_bytes"] < item.hbm["thrifty_bytes"]:
-        verdict += f" ({show_bytes(item.hbm['thrifty_bytes'])} with the gaps between buffers)"
+    lean = show_bytes(item.hbm["thrifty_bytes"])
+    if item.hbm["capacity_bytes"] < item.hbm["thrifty_bytes"] and lean != peak:
+        verdict += f" ({lean} with the gaps between buffers)"
     found: list[Table | str] = [
         f"{plan.model.name} on {plan.machine.name} ({plan.machine.chips:,} chips), "
         f"batch {plan.batch:,} x {plan.sequence:,} tokens",

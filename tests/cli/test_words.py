@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,13 @@ def test_what_a_trainer_holds_otherwise_is_said_beside_the_file(
     plain = shardsim("export", "maxtext-16b-published-v5e-8x256", "--to", "maxtext")
     assert plain.exit_code == 0, plain.output
     assert plain.stderr == ""
+
+
+def test_what_does_not_fit_is_shown_as_its_warning_counts_it(shardsim: Shardsim) -> None:
+    result = shardsim("predict", *WORDS, "--set", "remat=none")
+    assert result.exit_code == 1, result.output
+    shown = re.search(r"of ([\d.]+) GiB.*\(([\d.]+) GiB with", result.stdout)
+    told = re.search(r"needs ([\d.]+) GiB more HBM", result.output)
+    assert shown
+    assert told
+    assert float(told[1]) == pytest.approx(float(shown[2]) - float(shown[1]), abs=0.06)
