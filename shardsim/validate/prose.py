@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
-from shardsim.cost.predict import predict
+from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
@@ -148,8 +148,8 @@ def _with_usual_keys(row: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     for key in _OF_TOKENS:
-        if (tokens := found.pop(key, None)) and "global_batch" not in found:
-            found["global_batch"] = f"{whole(tokens, key)} tokens"
+        if key in found and "global_batch" not in found:
+            found["global_batch"] = f"{whole(found.pop(key), key)} tokens"
     return found
 
 
@@ -199,7 +199,7 @@ def _that_fits(
 
 
 def _fits(run: Run) -> bool:
-    return any(predict(plan, implementation=TRAINER).fits for plan in run.plans)
+    return any(hbm_of(plan, TRAINER).fits for plan in run.plans)
 
 
 def _unsaid(row: Mapping[str, Any]) -> bool:

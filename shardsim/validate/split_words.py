@@ -17,6 +17,7 @@ from shardsim.machine import Chip
 from shardsim.validate.libraries import Library
 from shardsim.validate.words import (
     EXPERT_AXES,
+    IN_WORDS,
     PARALLELISM,
     UNMODELLED_AXES,
     Split,
@@ -49,12 +50,10 @@ _MUST = re.compile(
     r"(?<!no )(?<!without )(?<!async )\b(tensor|tp|context|cp|pipeline|pp)\b(?![- ]?strategy)"
 )
 # DeepSpeed's stages, and what PyTorch's FSDP calls them.
-_ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?([123])\b|\bshard_grad_op\b")
+_ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?([0-3])\b|\bshard_grad_op\b")
 _SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
 _ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
-_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-_DIGITS = {"sixteen": "16", **{word: str(n) for n, word in enumerate(_WORDS, 1)}}
 _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|sharding|dim(?:ension)?))"
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
 # How sentences put an axis and its size, as "AXIS SIZE".
@@ -129,7 +128,10 @@ def split_of(said: Any, experts: bool, library: Library | None) -> Said:
     found = Said(text, Split(experts=experts))
     for key, size in _flat(entries):
         if stage := re.fullmatch(r"zero(?:_?stage)?_?([123]?)", key):
-            found.zero = whole(stage[1] or size, f"parallelism.{key}")
+            given = stage[1] or str(size)
+            if given not in ("0", "1", "2", "3"):
+                raise FileError(f"parallelism.{key}: expected 0, 1, 2 or 3, found {shown(size)}")
+            found.zero = int(given)
             found.sizes.add("data", size if stage[1] else 1)
         elif key in COUNTS:
             found.counts[COUNTS[key]] = whole(size, f"parallelism.{key}")
@@ -197,7 +199,8 @@ def _size(key: str, said: Any) -> Any:
 def _sentence(text: str, found: Said) -> None:
     """Read the sizes of a sentence."""
     text = _zipped(text)
-    text = re.sub(rf"\b({'|'.join(_DIGITS)})(?=[- ]way\b| pipeline)", lambda m: _DIGITS[m[1]], text)
+    many = "|".join(IN_WORDS)
+    text = re.sub(rf"\b({many})(?=[- ]way\b| pipeline)", lambda m: str(IN_WORDS[m[1]]), text)
     for pattern, put in _PUT:
         text = re.sub(pattern, put, text)
     every = [(word.strip("_"), size) for word, size in _SIZED.findall(text)]
