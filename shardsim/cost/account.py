@@ -258,7 +258,8 @@ class Account(Stays):
 
     def pooled(self, mode: Mode) -> Number:
         """Return the bytes that a head that pools by attention leaves to the first layer back: the
-        stream and its keys, which its gradients of weights read, and more of these than one."""
+        stream and its keys, which its gradients of weights read, and where nothing but weights is
+        gathered all of these gradients but the largest."""
         ends = self.ends(mode)
         read = [array for array in ends.late if array.name == "final, for the head"]
         left = 2.0 * self.measure.total(read)
