@@ -149,7 +149,8 @@ def _with_usual_keys(row: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
     for key in _OF_TOKENS:
         if key in found and "global_batch" not in found:
-            found["global_batch"] = f"{whole(found.pop(key), key)} tokens"
+            whole(found[key], key)
+            found["global_batch"] = f"{found.pop(key)} tokens"
     return found
 
 
