@@ -258,15 +258,16 @@ class Account(Stays):
 
     def pooled(self, mode: Mode) -> Number:
         """Return the bytes that a head that pools by attention leaves to the first layer back: the
-        stream and its keys, which its gradients of weights read, and more of these than one."""
+        stream and its keys, which its gradients of weights read, and where nothing but weights is
+        gathered all of these gradients but the largest."""
         ends = self.ends(mode)
         read = [array for array in ends.late if array.name == "final, for the head"]
-        whole = [np.asarray(self.measure(array.size)) for array in ends.whole]
+        left = 2.0 * self.measure.total(read)
+        whole = [self.measure(array.size) for array in ends.whole]
         if not whole or not (mode.prefetch and mode.quiet) or mode.ring:
-            return 2.0 * self.measure.total(read)
+            return left
         apart = np.less_equal(self.layout.data.size, 1) & np.logical_not(self.layout.partitioned)
-        one = np.max(whole, axis=0)
-        return 2.0 * self.measure.total(read) + apart * (np.sum(whole, axis=0) - one)
+        return left + apart * (sum(whole) - reduce(np.maximum, whole))
 
     def _handed(self, part: int) -> Number:
         """Return the bytes of what a part hands to others."""

@@ -26,7 +26,6 @@ from shardsim.program.sizes import SUBLANES
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     BY_HEAD,
-    KEEP,
     KEYS,
     LOSS,
     LOSS_GRADIENT,
@@ -183,11 +182,11 @@ def fill_stacks(block: Block, where: Where) -> Block:
     apart = np.less_equal(layout.pipeline.size, 1)
 
     def change(task: Task) -> list[Task]:
-        if not isinstance(task, Compute) or task.purpose != KEEP or not np.any(task.copied_bytes):
+        if not isinstance(task, Compute) or task.copied_bytes is None:
             return [task]
         zeros = stream(f"zeros: {task.name}", "transpose", task.hbm_bytes, several & apart)
         moved = np.where(apart, task.copied_bytes, task.hbm_bytes)
-        return [*zeros, replace(task, hbm_bytes=moved, copied_bytes=0)]
+        return [*zeros, replace(task, hbm_bytes=moved, copied_bytes=None)]
 
     return changed(block, change)
 

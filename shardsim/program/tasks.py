@@ -50,7 +50,8 @@ class Compute(Work):
     own_fraction: Number = 1.0  # of attention: `fraction`, of the keys that belong to its queries
     whole_fraction: Number = 0.0  # of attention by sequence: `fraction`, of whole rows
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
-    copied_bytes: Number = 0  # of what is kept: where what makes the rest writes it into stacks
+    # Layers' inputs, of what stacks keep: what makes the rest writes it there; none: no stack.
+    copied_bytes: Number | None = None
     beside_bytes: Number = 0  # what it moves more where copies of a token lie side by side
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel

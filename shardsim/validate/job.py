@@ -10,9 +10,7 @@ from typing import Any
 
 from shardsim.errors import FileError, HardwareError
 from shardsim.machine import Chip, Machine, default_slice, parse_machine
-from shardsim.validate.words import UNSAID, number, shown, whole
-
-_COUNTED = {"one": 1, "two": 2, "three": 3, "four": 4, "eight": 8}
+from shardsim.validate.words import IN_WORDS, UNSAID, number, shown, whole
 
 
 def machine_of(
@@ -29,7 +27,7 @@ def machine_of(
     if chips is None and chip.kind == "gpu" and (nodes := row.get("nodes") or row.get("hosts")):
         chips = whole(nodes, "nodes") * prod(chip.max_slice)
     if chips is None:
-        return None if one is None else _times(one, slices or outside)
+        return one and replace(one, slices=slices or outside)
     if chip.interconnect == "switch":
         return default_slice(chip, chips)
     if slices is None:
@@ -43,7 +41,7 @@ def machine_of(
                 f"topology: not one of {chips // slices} chips; the default slice is taken"
             )
         one = default_slice(chip, chips // slices)
-    return _times(one, slices)
+    return replace(one, slices=slices)
 
 
 def _named_slice(text: str, chip: Chip) -> Machine | None:
@@ -61,16 +59,12 @@ def _named_slice(text: str, chip: Chip) -> Machine | None:
 
 def _slices_in(text: str) -> int | None:
     """Return how many slices a topology says, as "two slices of v5p-128" or "4 x v5e-256"."""
-    many = "|".join(_COUNTED)
+    many = "|".join(IN_WORDS)
     found = re.search(rf"\b({many}|\d+) (?:slices|pods)\b|\b(\d+) ?[x*] ?v\d", text)
     if found is None:
         return None
     said = found[1] or found[2]
-    return _COUNTED.get(said) or whole(said, "topology")
-
-
-def _times(machine: Machine, slices: int) -> Machine:
-    return replace(machine, slices=slices)
+    return IN_WORDS.get(said) or whole(said, "topology")
 
 
 def batch_of(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
-from shardsim.cost.predict import predict
+from shardsim.cost.predict import hbm_of
 from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
@@ -148,8 +148,9 @@ def _with_usual_keys(row: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[name] = value
     for key in _OF_TOKENS:
-        if (tokens := found.pop(key, None)) and "global_batch" not in found:
-            found["global_batch"] = f"{whole(tokens, key)} tokens"
+        if key in found and "global_batch" not in found:
+            whole(found[key], key)
+            found["global_batch"] = f"{found.pop(key)} tokens"
     return found
 
 
@@ -199,7 +200,7 @@ def _that_fits(
 
 
 def _fits(run: Run) -> bool:
-    return any(predict(plan, implementation=TRAINER).fits for plan in run.plans)
+    return any(hbm_of(plan, TRAINER).fits for plan in run.plans)
 
 
 def _unsaid(row: Mapping[str, Any]) -> bool:
@@ -428,7 +429,8 @@ def _divisor(number: int, most: int) -> int:
 def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) -> dict[str, Any]:
     """Return rules where they are not the usual ones: of data parallelism only, of Megatron's
     expert axis, over which all but the experts is replicated (arXiv 2504.14960, section 3), and of
-    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198)."""
+    a tensor axis of GPUs, over which the residual stream is split by tokens (arXiv 2205.05198).
+    Optimizer state is split over data unless the row says that nothing is (ZeRO stage 0)."""
     gpu = chip.kind == "gpu"
     apart = split.replicated or bool(library and library.state_over_data)
     by_tokens = gpu or re.search(_BY_TOKENS, f"{split.text} {' '.join(split.sizes.keys)}")
@@ -437,7 +439,7 @@ def _rules(split: Said, names: set[str], chip: Chip, library: Library | None) ->
     rules = rules_data(
         names,
         residual=SEQUENCE_SHARDED if by_tokens else EMBED_SHARDED,
-        optimizer_over_data=apart,
+        optimizer_over_data=apart and split.zero != 0,
         context_shards_parameters=not apart,
         expert_shards_parameters=False,
     )

@@ -39,6 +39,7 @@ _ARRAYS = (
     (r"\battention(?=[ _](results?|outputs?)\b)|(?<=/)attention\b", "context"),
     (r"\bqkvo\b", "qkv, out_proj"),
 )
+_PLACES = ("device", "offload", "host", "remat")
 _ON_HOST = r"offload|\bhost\b"
 
 
@@ -49,6 +50,11 @@ def remat_of(said: Any, library: Library | None, notes: list[str]) -> Any:
     if isinstance(said, list) and all(isinstance(one, str) for one in said):
         said = f"custom: {', '.join(said)}"
     elif isinstance(said, Mapping) and {"policy", *TENSORS} & {*map(str, said)}:
+        for key in TENSORS.keys() & said.keys():
+            if said[key] not in _PLACES:
+                raise FileError(
+                    f"remat.{key}: expected {', '.join(_PLACES)}, found {shown(said[key])}"
+                )
         places = ", ".join(f"{key}={value}" for key, value in said.items() if key != "policy")
         said = f"{said.get('policy', 'custom')}: {places}"
     elif isinstance(said, Mapping | list) and said:

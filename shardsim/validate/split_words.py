@@ -17,6 +17,7 @@ from shardsim.machine import Chip
 from shardsim.validate.libraries import Library
 from shardsim.validate.words import (
     EXPERT_AXES,
+    IN_WORDS,
     PARALLELISM,
     UNMODELLED_AXES,
     Split,
@@ -53,8 +54,6 @@ _ZERO = re.compile(r"\bzero[- _]*(?:stage[- _:=]*)?(\d+)\b|\bshard_grad_op\b")
 _SHARDED = re.compile(r"(?<!no )(?<!without )\b(fsdp|full_shard|shard_grad_op)\b")
 _ONLY_DATA = r"data[- ]parallel only|pure data[- ]parallel|\bpure dp\b|\bdata only\b|^data$"
 _LIST = r"[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]"
-_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-_DIGITS = {"sixteen": "16", **{word: str(n) for n, word in enumerate(_WORDS, 1)}}
 _KIND = r"(?:[- ]?(?:model[- ])?(?:parallel(?:ism)?|axis|stages?|shards?|sharding|dim(?:ension)?))"
 _OF = r"(?:(?:of )?(?:size|degree)|of|over)"
 # How sentences put an axis and its size, as "AXIS SIZE".
@@ -210,7 +209,8 @@ def _size(key: str, said: Any) -> Any:
 def _sentence(text: str, found: Said) -> None:
     """Read the sizes of a sentence."""
     text = _zipped(text)
-    text = re.sub(rf"\b({'|'.join(_DIGITS)})(?=[- ]way\b| pipeline)", lambda m: _DIGITS[m[1]], text)
+    many = "|".join(IN_WORDS)
+    text = re.sub(rf"\b({many})(?=[- ]way\b| pipeline)", lambda m: str(IN_WORDS[m[1]]), text)
     for pattern, put in _PUT:
         text = re.sub(pattern, put, text)
     every = [(word.strip("_"), size) for word, size in _SIZED.findall(text)]

@@ -83,6 +83,9 @@ REMAT_POLICIES: Mapping[str, Policy] = {
     "save_qkvo": Policy(save=frozenset({"qkv", "attention_output"})),
 }
 
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+# Numbers as sentences have them, by their words.
+IN_WORDS: Mapping[str, int] = {"sixteen": 16, **{word: n for n, word in enumerate(_NUMBERS, 1)}}
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _NUMBER = re.compile(r"~?\s*(\d[\d,_]*(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kmbt](?![a-z]))?(\D*)")
 

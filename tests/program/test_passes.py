@@ -23,7 +23,7 @@ from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
-from shardsim.plan.remat import Remat
+from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import rules_data
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
@@ -205,6 +205,21 @@ def test_keys_of_few_queries_are_turned(members: int, turned: dict[str, int]) ->
         copies = [t for t in block.computes() if t.name.removeprefix("lay out: ") in names]
         copies = [task for task in copies if task.kind == "transpose"]
         assert sum(bool(np.any(task.count)) for task in copies) == turned.get(block.phase, 0)
+
+
+def test_stacks_are_filled_wherever_inputs_of_layers_lie() -> None:
+    """What products make is written there at once; only inputs on the device are copied."""
+    save, away = frozenset({"mlp_hidden"}), frozenset({"layer_input"})
+    found = {}
+    for remat in (Policy(), Policy(save=save), Policy(save=save, offload=away)):
+        plan = replace(odd(), remat=Remat((remat,)))
+        tasks = [task for block in program_as(plan, "emitted").blocks for task in block.computes()]
+        moved = {task.name: float(task.hbm_bytes * task.count) for task in tasks}
+        found[remat.name] = moved["zeros: keep for backward"], moved["keep for backward"]
+    (inputs, copied), both, hidden = found.values()
+    assert copied == inputs
+    assert both[1] == copied
+    assert hidden == (both[0] - inputs, 0.0)
 
 
 def test_the_docs_have_every_rule() -> None:
