@@ -91,6 +91,11 @@ class Passes:
     # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
     # (maxtext-16b, 64b and 22b).
     weights_first: bool = False
+    # A layer's weight that its backward pass reads twice is gathered for each, where that leaves no
+    # room otherwise (gpt3-175b on v6e: 900 GB of gathers where two passes take 696). Such programs
+    # also take gradients by operands first and leave no whole table (maxtext-128b on v5e,
+    # llama3-70b on v6e).
+    gathers_again: bool = False
     # That of the head comes after it, so that the whole table and its whole gradient are never
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
@@ -263,6 +268,9 @@ HOLDS: Mapping[str, Passes] = {
         scarce=replace(
             _TRAINER,
             gathers_ahead=0,
+            gathers_again=True,
+            weights_first=False,
+            tables=0.0,
             lanes=1.0,
             fetched=0.0,
             tiles=False,

@@ -130,9 +130,12 @@ class Tracer:
                 continue
             for transfer in transfers:
                 if transfer.array == array.name:
-                    first = self.whole.get(array.name, (self.now, 0, None))[0]
+                    name = array.name
+                    if self.passes.gathers_again and name in self.whole:
+                        name += "" if self.whole[name][1] == self.now else " again"
+                    first = self.whole.get(name, (self.now, 0, None))[0]
                     size = in_tiles(array, transfer) if self.passes.tiles else moved(transfer)
-                    self.whole[array.name] = (first, self.now, size)
+                    self.whole[name] = (first, self.now, size)
 
     def forward(self, step: Step, again: str = "") -> None:
         """Run an op."""
