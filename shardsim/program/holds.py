@@ -93,8 +93,7 @@ class Passes:
     weights_first: bool = False
     # A layer's weight that its backward pass reads twice is gathered for each, where that leaves no
     # room otherwise (gpt3-175b on v6e: 900 GB of gathers where two passes take 696). Such programs
-    # also take gradients by operands first and leave no whole table (maxtext-128b on v5e,
-    # llama3-70b on v6e).
+    # also take gradients by operands first (maxtext-128b on v5e, llama3-70b on v6e).
     gathers_again: bool = False
     # That of the head comes after it, so that the whole table and its whole gradient are never
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
@@ -155,9 +154,10 @@ class Passes:
     ahead_from_host: bool = False
     # All that a layer's gradient needs is there at once (`program/at_once.py`).
     at_once: bool = False
-    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
-    # `recomputes`, if nothing is marked for remat, drops by itself what layers keep (reported of a
-    # GPT of 12 layers on v3). In a loop over layers, as emitted code has, it cannot.
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, or what is
+    # scarce there in turn, whichever holds less, and with `recomputes`, if nothing is marked for
+    # remat, drops by itself what layers keep (reported of a GPT of 12 layers on v3). In a loop over
+    # layers, as emitted code has, it cannot.
     scarce: Passes | None = None
     share: float = 1.0
     recomputes: bool = False
@@ -224,6 +224,9 @@ _TRAINER = Passes(
     brings_back=True,
     lanes_taken=True,
 )
+_TRAINER_SCARCE = replace(
+    _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last="all"
+)
 _EMITTED = replace(
     _EMITTED_SCARCE,
     head_late="tensor",
@@ -266,15 +269,8 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": replace(
         _TRAINER,
         scarce=replace(
-            _TRAINER,
-            gathers_ahead=0,
-            gathers_again=True,
-            weights_first=False,
-            tables=0.0,
-            lanes=1.0,
-            fetched=0.0,
-            tiles=False,
-            head_last="all",
+            _TRAINER_SCARCE,
+            scarce=replace(_TRAINER_SCARCE, gathers_again=True, weights_first=False),
         ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
