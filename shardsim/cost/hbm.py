@@ -171,18 +171,16 @@ def dropping(layout: Layout, layers: int = 0, of: int = 0) -> Layout:
 
 
 def _least(account: Account) -> tuple[Number, Number]:
-    """Return bytes in use at `MOMENTS` where memory is scarce: of the ways to spend less, the one
+    """Return bytes in use at `MOMENTS` where memory is scarce: of the ways to spend little, the one
     whose peak is lowest."""
-    passes, found = account.passes, account.at
-    gathering = np.greater(account.layout.gather.size, 1)
-    while passes.scarce is not None:
-        passes = passes.scarce
-        other = replace(account, passes=passes).at
-        better = np.less(np.maximum(*other), np.maximum(*found))
-        if passes.gathers_again:
-            better = better & gathering
-        found = (np.where(better, other[0], found[0]), np.where(better, other[1], found[1]))
-    return found
+    passes = account.passes.least
+    found = replace(account, passes=passes).at
+    if passes.scarcer is None:
+        return found
+    other = replace(account, passes=passes.scarcer).at
+    better = np.less(np.maximum(*other), np.maximum(*found))
+    better = better & np.greater(account.layout.gather.size, 1)
+    return np.where(better, other[0], found[0]), np.where(better, other[1], found[1])
 
 
 def _within(plenty: Number, least: Number, room: float) -> Number:

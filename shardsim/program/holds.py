@@ -154,11 +154,12 @@ class Passes:
     ahead_from_host: bool = False
     # All that a layer's gradient needs is there at once (`program/at_once.py`).
     at_once: bool = False
-    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, or what is
-    # scarce there in turn, whichever holds less, and with `recomputes`, if nothing is marked for
-    # remat, drops by itself what layers keep (reported of a GPT of 12 layers on v3). In a loop over
-    # layers, as emitted code has, it cannot.
+    # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
+    # `recomputes`, if nothing is marked for remat, drops by itself what layers keep (reported of a
+    # GPT of 12 layers on v3). In a loop over layers, as emitted code has, it cannot.
     scarce: Passes | None = None
+    # Where weights are gathered, the other way to spend little: the leaner of both is taken.
+    scarcer: Passes | None = None
     share: float = 1.0
     recomputes: bool = False
     # Beside what is in use there are gaps between buffers, also where memory is scarce: 1.4 % in
@@ -270,7 +271,7 @@ HOLDS: Mapping[str, Passes] = {
         _TRAINER,
         scarce=replace(
             _TRAINER_SCARCE,
-            scarce=replace(_TRAINER_SCARCE, gathers_again=True, weights_first=False),
+            scarcer=replace(_TRAINER_SCARCE, gathers_again=True, weights_first=False),
         ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),
