@@ -260,11 +260,32 @@ def norm_by_position(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-def attend_with_the_last(block: Block, where: Where) -> Block:
+def wait_for_the_last(block: Block, where: Where) -> Block:
     """Attend as long as the last part of a split sequence does, which all others wait for: parts
-    follow each other, unless they are striped, and the last queries see most keys. Where parts are
-    no whole tiles, and where keys pass round, by blocks of keys, with scores in HBM and none
-    skipped but those that a striped order leaves out.
+    follow each other, unless they are striped, and the last queries see most keys.
+
+    Every device runs the same program (plans "context N" of docs/compiled.md); MaxText without
+    `context_parallel_load_balance`.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or not np.any(np.less(task.m, task.n)):
+            return [task]
+        alone = np.less(task.m, task.n) & np.logical_not(where.layout.striped)
+        return [_computing(task, np.where(alone, task.last_fraction, task.fraction))]
+
+    return changed(block, change)
+
+
+def _computing(task: Compute, fraction: Number) -> Compute:
+    """Return attention that computes another fraction of the pairs."""
+    scale = fraction / task.fraction
+    return replace(task, vector_ops=task.vector_ops * scale, fraction=fraction)
+
+
+def attend_in_blocks(block: Block, where: Where) -> Block:
+    """Attend by blocks of keys, with scores in HBM and none skipped but those that a striped order
+    leaves out, where parts of a split sequence are no whole tiles, and where keys pass round.
 
     The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
     "context N" of docs/compiled.md).
@@ -285,17 +306,12 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
             done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
         moved = done * task.m * task.n * task.batch
         moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
-        alone = split & np.logical_not(striped)
-        fraction: Number = np.where(alone, task.last_fraction, task.fraction)
-        fraction = np.where(blocks, done, fraction)
-        last = replace(
+        cut = replace(
             task,
             hbm_bytes=task.hbm_bytes + blocks * moved,
-            vector_ops=task.vector_ops * fraction / task.fraction,
-            fraction=fraction,
             own_fraction=np.where(blocks, 1.0, task.own_fraction),
         )
-        return [last]
+        return [_computing(cut, np.where(blocks, done, task.fraction))]
 
     return changed(block, change)
 
