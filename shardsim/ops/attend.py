@@ -21,7 +21,14 @@ import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
 from shardsim.graph.build import Builder, vector, width_of
-from shardsim.ops.attend_blocks import NO_SEGMENT, blockwise_attention, same_sequence, seen
+from shardsim.ops.attend_blocks import (
+    NO_SEGMENT,
+    blockwise_attention,
+    place_of,
+    same_sequence,
+    seen,
+    seen_of,
+)
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -275,7 +282,7 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
         positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     if call["fused"]:
         return way.flash(q, k, v, mask, positions, sinks)
-    pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    pairs = None if positions is None else seen(mask, positions, way.key_tokens(k))
     if way.segments is not None:
         alike = same_sequence(way.segments, way.segments)
         pairs = alike if pairs is None else alike & pairs
@@ -389,6 +396,8 @@ def kernel_attention(
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
+    if mask.get("stripes"):
+        form = partial(_striped_mask, mask)
     cut = parts if mask["causal"] else 1  # without a mask all parts are alike
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)]),
@@ -410,6 +419,27 @@ def kernel_attention(
     run = kernel if sinks is None else partial(kernel, sinks=sinks)
     out = jax.vmap(run, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:
+    """Return the mask [queries, keys] of splash attention for keys in stripes (`place_of`); the
+    kernel computes it where a block is cut."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    kind = mask["window"], mask["stripes"], shape
+
+    class Striped(masks._ComputableMask):
+        def __init__(self) -> None:
+            super().__init__(shape, lambda q, k: seen_of(mask, q, place_of(mask, k, shape[1])))
+            self.kind = kind
+
+        def __eq__(self, other: object) -> bool:
+            return getattr(other, "kind", None) == kind
+
+        def __hash__(self) -> int:
+            return hash(kind)
+
+    return Striped()
 
 
 def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
