@@ -330,6 +330,7 @@ BLOCKS_OF = (
     ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"),
 )
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
+SIZES = (2048, 1024, 512, 256, 128)  # of its blocks
 CUDNN_MULTIPLE = 8  # of cuDNN's sequence
 
 
@@ -365,6 +366,13 @@ def is_short(keys: int) -> bool:
     return 2 * keys <= KERNEL_MULTIPLE
 
 
+def one_block(tokens: Number, most: Number) -> Number:
+    """Return whether the kernel takes all tokens at once, in a block of no more than `most`: then
+    its gradient is one kernel too, and makes no sums of queries' gradients over blocks of keys."""
+    length = np.ceil(tokens / KERNEL_MULTIPLE) * KERNEL_MULTIPLE
+    return np.isin(length, SIZES) & np.less_equal(length, most)
+
+
 def kernel_attention(
     q: Any,
     k: Any,
@@ -388,11 +396,12 @@ def kernel_attention(
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
     length = tokens + more
     blocks: dict[str, Any] = {}
-    for names, most in zip(BLOCKS_OF, mask.get("blocks", (512, 512)), strict=True):
-        size = next(
-            size for size in (2048, 1024, 512, 256, 128) if size <= most and length % size == 0
-        )
+    for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
+        size = next(size for size in SIZES if size <= most and length % size == 0)
         blocks |= dict.fromkeys(names, size)
+    if parts == 1 and one_block(tokens, mask.get("blocks", BLOCKS)[1]):
+        blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
+        blocks["use_fused_bwd_kernel"] = True
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
@@ -452,6 +461,8 @@ def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
         return lax.dynamic_slice_in_dim(x, number * length, length, dim)
 
     def part(info: Any) -> Any:
+        if info is None:
+            return None
         blocks = {name: rows(getattr(info, name), 1) for name in BLOCKS_OF_MASK}
         return info._replace(q_sequence=rows(info.q_sequence, 0), **blocks)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX
+from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
 from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
@@ -402,7 +402,8 @@ def _in_kernel(task: Compute, where: Where) -> Number:
 
 
 def two_backward_kernels(block: Block, where: Where) -> Block:
-    """Compute the gradients of fused attention in two kernels: for keys and values, for queries.
+    """Compute the gradients of fused attention in two kernels, for keys and values and for queries,
+    unless one block is all.
 
     Each makes scores, softmax and their gradient for itself: seven products instead of five (JAX's
     splash attention, `splash_mha_dkv` and `splash_mha_dq`, as emitted).
@@ -412,6 +413,8 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
         fused = _in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
+        alone = np.equal(task.m, task.n) & one_block(task.n, task.blocks[0])
+        fused = fused & np.logical_not(alone)
         return [
             replace(
                 task,
@@ -430,7 +433,7 @@ def fetch_blocks(block: Block, where: Where) -> Block:
 
     JAX's splash attention: what its grids go through, as `shardsim.xla.hlo.kernels` reads them in
     compiled programs (ViT-22B on v4: 0.38 s as compiled, 0.38 priced, 0.26 without). A gradient in
-    one kernel is taken to move as much as in two.
+    one kernel is taken to move as much as in two, but of one block reads nothing twice.
     """
 
     def change(task: Task) -> list[Task]:
@@ -447,7 +450,11 @@ def fetch_blocks(block: Block, where: Where) -> Block:
         moved = 2.0 * queries + fetched + lanes
         if back:
             asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
-            moved = (asked + 2.0 * pairs) + (3.0 * queries + fetched)
+            again = 2.0 * queries + fetched
+            again = again * np.logical_not(
+                np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1)
+            )
+            moved = (asked + 2.0 * pairs) + (queries + again)
         inside = _in_kernel(task, where)
         done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
         if not back:
