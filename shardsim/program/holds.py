@@ -64,14 +64,15 @@ class Passes:
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Without prefetching, the gradient of a head with a table of its own is scattered before layers
-    # run back (llama2-7b and llama2-70b on v5p, llama3-70b on tpu7x; not in MaxText's programs).
+    # run back (llama2-7b and llama2-70b on v5p; not in MaxText's programs).
     tables_leave: bool = False
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
-    # (tpu7x), pooled heads only without rings (six programs with logits, three without), and where
+    # (tpu7x; without prefetching too: llama3-8b and llama3-70b), pooled heads only without rings
+    # (six programs with logits, three without), and where
     # other stacks run back after the head's (t5-xxl on v4, cappa-b-16 on v5e).
     # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
     # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its

@@ -236,6 +236,10 @@ class Tracer:
         else:
             size = Size(out.dims, by_place(out, place), "wire")
             beside = self.passing(f"{name}, pieces", size, self.passes.ring_copies)
+            # What another axis sums and gathers again is in one by then: one array of the MLP, not
+            # two, of ViT-22B on v4, v5p and v6e and of vit-bigg on v5e with two tensor axes.
+            if partial and "mlp" in out.dims:
+                beside.size = replace(beside.size, alone=partial)
         if out.wide and partial and not (self.ring == "embed" and self.passes.ring_apart):
             # Its gradient comes when its summands over another axis are gone.
             self.arrays.append(replace(beside, born=self.now + 1, last=self.now + 1))
@@ -360,7 +364,7 @@ class Tracer:
                 if inner:
                     size = Size(whole.dims, by_place(whole, place), width_of(whole), inner)
                     self.passing(f"{target}, partial", size)
-                self.gather(target, whole, place, step.gradient_gathers)
+                self.gather(target, whole, place, step.gradient_gathers, inner)
 
     def late(self, steps: Sequence[Step]) -> list[Live]:
         """Return what gradients of weights multiply: operands, and gradients of results.
