@@ -937,3 +937,15 @@ def test_wrong_experts_are_named(moe: Any, why: str) -> None:
     result = validate_data([MIXTRAL | {"id": "good"}, wrong], "runs.yaml")
     assert [each.id for each in result.rows] == ["good"]
     assert why in result.failed[0][1]
+
+
+def test_a_published_run_fits_as_an_earlier_compiler_had_it() -> None:
+    offloads = "custom: decoder_layer_input, query_proj, key_proj, value_proj, out_proj offloaded"
+    row = LLAMA | {"model": "llama3-8b", "chip": "v6e", "chips": 8, "parallelism": "fsdp 8"}
+    row |= {"source": "maxtext", "remat": offloads, "seq": 8192}
+    ran, large = validate_data(
+        [row | {"id": str(each), "global_batch": 8 * each} for each in (3, 24)], "runs.yaml"
+    ).rows
+    assert (ran.fits, large.fits) == (True, False)
+    assert any("0.0.46" in note for note in ran.notes)
+    assert "does not fit in HBM as predicted" in large.notes
