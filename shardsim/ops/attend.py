@@ -353,12 +353,18 @@ def flash_attention(
     queries, keys = q.shape[1], k.shape[1]
     if platform == "tpu" and is_short(keys) and positions is None and segments is None:
         return checkpoint_name(written_attention(q, k, v, None, sinks), "context")
-    whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
+    tiles = queries // _rows_in_order(mask) % KERNEL_MULTIPLE == 0
+    whole = queries == keys or (tiles and keys % queries == 0)
     if platform == "tpu" and whole:
         return kernel_attention(q, k, v, mask, positions, segments, sinks)
     if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16 and sinks is None:
         return cudnn_attention(q, k, v, mask)
     return blockwise_attention(q, k, v, mask, positions, segments, sinks)
+
+
+def _rows_in_order(mask: Any) -> int:
+    """Return in how many parts, each in order, the queries of a device are."""
+    return 2 if mask.get("stripes") else 1
 
 
 def is_short(keys: int) -> bool:
@@ -384,12 +390,13 @@ def kernel_attention(
 ) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
-    Queries are all of a sequence, or one of so many equal parts of it; `positions` says which.
+    Queries are all of a sequence, or one of so many equal parts of it, or the two of a member of a
+    striped order; `positions` says which.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads, depth = q.shape[1:]
-    parts = k.shape[1] // tokens
+    parts, rows = k.shape[1] // tokens, _rows_in_order(mask)
     more = -tokens % KERNEL_MULTIPLE
     missing = ((0, 0), (0, more), (0, 0), (0, -depth % KERNEL_MULTIPLE))
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
@@ -397,7 +404,7 @@ def kernel_attention(
     length = tokens + more
     blocks: dict[str, Any] = {}
     for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
-        size = next(size for size in SIZES if size <= most and length % size == 0)
+        size = next(size for size in SIZES if size <= most and length // rows % size == 0)
         blocks |= dict.fromkeys(names, size)
     if parts == 1 and one_block(tokens, mask.get("blocks", BLOCKS)[1]):
         blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
@@ -416,7 +423,7 @@ def kernel_attention(
         residual_checkpoint_name="context",
     )
     if cut > 1:
-        kernel = _part_of_kernel(kernel, cut, positions[0] // tokens)
+        kernel = _part_of_kernel(kernel, cut, positions[0] // (tokens // rows))
     segments = None
     if more and not mask["causal"]:  # tokens see tokens, padding sees padding
         padding = (jnp.arange(length) >= tokens).astype(jnp.int32)
@@ -431,7 +438,7 @@ def kernel_attention(
 
 
 def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:
-    """Return the mask [queries, keys] of splash attention for keys in stripes (`place_of`); the
+    """Return the mask [queries, keys] of splash attention for tokens in stripes (`place_of`); the
     kernel computes it where a block is cut."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -440,6 +447,7 @@ def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:
     class Striped(masks._ComputableMask):
         def __init__(self) -> None:
             super().__init__(shape, lambda q, k: seen_of(mask, q, place_of(mask, k, shape[1])))
+            self.q_sequence = place_of(mask, self.q_sequence, shape[0])
             self.kind = kind
 
         def __eq__(self, other: object) -> bool:

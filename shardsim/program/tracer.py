@@ -354,6 +354,9 @@ class Tracer:
                 )
         else:
             self.make(target, stored(whole))
+            for transfer in step.gathers:  # whole, of keys of the whole sequence
+                if transfer.array == array.name and role_of(transfer.axes) == "context":
+                    self.passing(f"{target}, whole", moved(transfer))
             if op.passed and array.original:
                 self.coming_round(target, array, op.passed)
             elif op.passed:

@@ -42,9 +42,9 @@ ATTENTION: list[tuple[Any, ...]] = [
     ("kernel", 200, 100, 2, 128, True, 0),  # no whole tiles: by blocks of keys
     ("blocks", 24, 24, 2, 8, True, 7, True),  # with sinks
     ("kernel", 130, 130, 2, 72, True, 7, True),
-    ("blocks", 60, 10, 2, 8, True, 0, False, 3),
-    ("kernel", 512, 128, 2, 128, True, 0, False, 2),
-    ("kernel", 768, 128, 2, 128, True, 130, False, 3),
+    ("blocks", 60, 20, 2, 8, True, 0, False, 3),
+    ("kernel", 512, 256, 2, 128, True, 0, False, 2),
+    ("kernel", 768, 256, 2, 128, True, 130, False, 3),
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 
@@ -72,19 +72,17 @@ def attend(
     sunk: bool = False,
     stripes: int = 0,
 ) -> float:
-    """Compare output and gradients of attention over the last `queries` of `keys` tokens, which lie
-    in order or in stripes; where these are, over those before the last."""
+    """Compare output and gradients of attention over the last `queries` of `keys` tokens, or in
+    stripes over those of the member before the last."""
     shapes = (queries, HEADS), (keys, kv), (keys, kv), (queries, HEADS)
     q, k, v, d = (normal(i, (BATCH, *shape, depth)) for i, shape in enumerate(shapes))
     sinks = normal(9, (HEADS,)) if sunk else None
-    last = keys - (queries if stripes else 0)
-    positions = jnp.arange(last - queries, last) if causal else None
-    places = np.arange(keys)
+    here, places = np.arange(keys - queries, keys), np.arange(keys)
     if stripes:
         parts = places.reshape(2 * stripes, -1)
-        places = np.concatenate(
-            [parts[at] for i in range(stripes) for at in (i, 2 * stripes - 1 - i)]
-        )
+        pairs = [parts[[i, 2 * stripes - 1 - i]].ravel() for i in range(stripes)]
+        here, places = pairs[-2], np.concatenate(pairs)
+    positions = jnp.asarray(here) if causal else None
     mask = positions[:, None] >= places if causal else None
     if window:
         mask &= positions[:, None] - places < window

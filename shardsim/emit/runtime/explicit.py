@@ -216,12 +216,9 @@ class Explicit(Whole):
             return self.pass_round(q, k, v, mask)
         if self.keys == "ulysses" and "text" not in mask:
             return self.turn_to_heads(q, k, v, mask, positions)
-        if not self.striped or positions is None:
-            return super().flash(q, k, v, mask, positions, sinks)
-        mask = {**mask, "stripes": self.context.size}
-        parts = zip(jnp.split(q, 2, 1), jnp.split(positions, 2), strict=True)
-        made = [super(Explicit, self).flash(rows, k, v, mask, at, sinks) for rows, at in parts]
-        return jnp.concatenate(made, 1)
+        if self.striped and positions is not None:
+            mask = {**mask, "stripes": self.context.size}
+        return super().flash(q, k, v, mask, positions, sinks)
 
     def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attend to keys and values that pass round the context axis."""
