@@ -27,6 +27,7 @@ from shardsim.plan.layout import ROLES, AxisLayout
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
+from shardsim.validate.imports.maxtext import CONTEXTS
 from shardsim.validate.imports.maxtext_given import is_script, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
 from shardsim.validate.words import REMAT_POLICIES
@@ -185,6 +186,20 @@ def maxtext_keys(plan: Plan) -> dict[str, Any]:
         "parameter_memory_host_offload": plan.offload_parameters,
         "shard_optimizer_over_data": bool(plan.optimizer_rules.get("embed")),
         "use_ring_of_experts": plan.experts.exchange == "ring",
+        **_context(plan),
+    }
+
+
+def _context(plan: Plan) -> dict[str, Any]:
+    """Return how members of a context axis attend: what MaxText does anyway where there is none."""
+    alone = int(resolve(plan).context.size) == 1
+    strategies = {keys: strategy for strategy, keys in CONTEXTS.items()}
+    keys = "gathered" if alone else plan.context.keys
+    if keys not in strategies:
+        raise PlanError(f"export over a config: context.keys: MaxText has no {keys}")
+    return {
+        "context_parallel_strategy": strategies[keys],
+        "context_parallel_load_balance": alone or plan.context.order == "striped",
     }
 
 

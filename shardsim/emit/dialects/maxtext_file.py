@@ -53,7 +53,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
         **tables.blocks_of(plan.attention),
-        **({"context_parallel_load_balance": True} if plan.context.order == "striped" else {}),
+        **_context(made),
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,
         "base_num_query_heads": model.heads,
@@ -102,6 +102,13 @@ def _sizes(made: Export, axes: list[str]) -> dict[str, Any]:
         for name, key in tables.SIZE_KEYS.items():
             keys[f"{over}_{key}"] = given.get(name, 1)
     return keys
+
+
+def _context(made: Export) -> dict[str, Any]:
+    """Return whether tokens are reordered over a context axis, as MaxText does by itself."""
+    if "context" not in made.renamed.values():
+        return {}
+    return {"context_parallel_load_balance": made.plan.context.order == "striped"}
 
 
 def _per_device(plan: Plan) -> int | float:
