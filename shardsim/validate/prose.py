@@ -27,6 +27,7 @@ from shardsim.validate.libraries import Library, every_second_product, kernel_of
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
+from shardsim.validate.unread import check_counts, note_on_batch, notes_on, tricks_of
 from shardsim.validate.words import UNMODELLED_AXES, UNSAID, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
@@ -99,6 +100,11 @@ _DEALT = (
     r"(?<!no )(?<!not )(?<!without )(striped|zig-?zag"
     r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
 )
+# Words of a split without sizes.
+_SPLIT_WORDS = (
+    r"data|fsdp|zero|shard|tensor|model|mesh|megatron|pipeline|replic|\b[tdpce]p\b|ddp|spmd|gspmd"
+    r"|unknown|not (stated|published)"
+)
 _EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
 # A tensor axis over which the residual stream is split by tokens, not by embed.
 _BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
@@ -109,17 +115,6 @@ _ROW_COUNTS = {
     "gradient_accumulation_steps": "microbatches",
     "microbatch": "microbatch",
 }
-
-
-# Techniques that are read somewhere, that every plan has, or that are no work.
-_TRICKS = re.compile(
-    r"async|overlap|collective|all[_-]?reduce|all[_-]?gather|reduce[_-]?scatter|fused|flash|splash"
-    r"|attention|parallel (attn|layers)|norm|bias|glu|relu|gelu|silu|mqa|gqa|rope|embedding|scan"
-    r"|synthetic|reused|vocab_tiling|offload|bf16|bfloat16|fp8|int8|quanti|dropless|drop(ping)?\b"
-    r"|capacity|megablox|gmm|grouped matmul|routing|router|balanc|sort vjp|weight_sum|logit|window"
-    r"|moe|gating|dispatch|expert|tiles|sa_block|ulysses|ring|striped|accumulation|optimizer"
-    r"|compile\b|cuda graph|remat|checkpoint|packing|splitting|split_physical|hybrid_ring"
-)
 # What other collections call the keys that are read.
 _ALIASES = {
     **dict.fromkeys(("seq_len", "seq_length", "sequence_length", "max_target_length"), "seq"),
@@ -216,6 +211,7 @@ def _library(row: Mapping[str, Any]) -> Library | None:
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     row = _with_usual_keys(row)
+    check_counts(row)
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
     library = _library(row)
@@ -234,8 +230,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     if given.get("window"):
         raise FileError("attention.window: give it as dims.window")
     kernel = str(given.get("kernel") or "").lower()
-    tricks = row.get("tricks")
-    tricks = [tricks] if isinstance(tricks, str) else tricks if isinstance(tricks, list) else None
+    tricks = tricks_of(row.get("tricks"))
     words = " ; ".join(map(str, tricks)).lower() if tricks is not None else None
     split = split_of(
         row.get("parallelism"), model.experts is not None, library, row.get("zero_stage")
@@ -254,9 +249,11 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
     if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words or ""):
         split.counts.setdefault("microbatches", int(steps[1]))
-    unknown = [one for one in tricks or () if not re.search(_TRICKS, str(one).lower())]
-    if unknown:
-        notes.append(f"tricks: not read: {'; '.join(map(str, unknown))[:200]}")
+    notes += notes_on(row, tricks, machine, chip)
+    sizes = split.sizes
+    nothing = not (sizes.inside or sizes.outside or sizes.rest or split.unread)
+    if nothing and row.get("parallelism") and not re.search(_SPLIT_WORDS, split.text):
+        notes.append(f"parallelism: {shown(row['parallelism'])} names no axis; the usual is taken")
     if split.unread:
         notes.append(f"parallelism: not read: {', '.join(split.unread)[:200]}")
     for key, name in _ROW_COUNTS.items():
@@ -266,7 +263,10 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
     if (said_batch := split.counts.get("batch")) and row.get("global_batch") is None:
         row = {**row, "global_batch": said_batch}
-    batch = batch_of(row, machine, split.counts.get("microbatches", 1), sequence)
+    steps_each = split.counts.get("microbatches", 1)
+    batch = batch_of(row, machine, steps_each, sequence)
+    if batch and machine:
+        notes += note_on_batch(row, batch, machine.devices, steps_each)
     if said_batch and batch != said_batch:
         notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
     precision = str(row.get("precision") or "").lower()
@@ -289,7 +289,8 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         **context,
     }
     data |= _switches(words or "", notes)
-    data |= {key: row[key] for key in _PLAN_KEYS if row.get(key) is not None}
+    own = {key: row[key] for key in _PLAN_KEYS if row.get(key) is not None}
+    data |= own
     if unread := [key for key in row if not _is_read(str(key))]:
         notes.append(f"not read: {', '.join(sorted(map(str, unread)))[:200]}")
     remat = remat_of(row.get("remat"), library, notes)
@@ -307,7 +308,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data |= {"machine": slices, "batch": batch or list(_BATCHES)}
         data |= {"mesh": {AXIS_NAMES[rest]: REST}}
         data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
-        return data
+        return data | own
     if batch is None:
         raise FileError(NO_BATCH)
     if chip.kind == "gpu" and (folded := split.fold(machine.devices)):
@@ -316,6 +317,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data
         | {"machine": machine.name, "batch": batch}
         | _mesh(split, machine, batch, model, library)
+        | own
     )
 
 
