@@ -129,6 +129,12 @@ def test_ablate(shardsim: Shardsim, plan_file: Path) -> None:
             assert item["step_time_ratio"] == pytest.approx(ratio)
 
 
+def test_ablate_says_of_what_does_not_fit_that_it_does_not(shardsim: Shardsim) -> None:
+    result = shardsim("ablate", "vit-22b-published-tp8")
+    assert "every activation kept; does not fit" in result.stdout
+    assert "serial layers  " in result.stdout
+
+
 def test_sweep(shardsim: Shardsim, plan_file: Path, tmp_path: Path) -> None:
     csv = tmp_path / "out.csv"
     words = ("sweep", str(plan_file), "--vary", "batch=512,1000,1024")
