@@ -191,11 +191,11 @@ def verify(
     """
     from shardsim.errors import PlanError
 
-    if hlo and not profile:
+    if hlo and profile is None:
         raise PlanError("verify: --hlo is only for --profile")
-    if profile or against != "tpu":
+    if profile is not None or against != "tpu":
         tell_unused("no TPU compiler is asked", "workers", "scheduler", "timeout", "no_cache")
-    if profile:
+    if profile is not None:
         if measure or machine_file or against != "host":
             raise PlanError(
                 "verify: --profile runs nothing: no --against, --measure, --machine-file"
