@@ -74,7 +74,7 @@ def export(
     """
     from shardsim.emit import export_plan
     from shardsim.emit.dialects.nearest import told_in
-    from shardsim.validate.again import left_out
+    from shardsim.validate.round_trip import left_out
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))

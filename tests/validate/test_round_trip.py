@@ -18,7 +18,7 @@ from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import plan_to_data
 from shardsim.plan.resolve import rules_data
-from shardsim.validate.again import left_out
+from shardsim.validate.round_trip import left_out
 from shardsim.validate.imports import import_config, import_text
 
 MODELS = (
