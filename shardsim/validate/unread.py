@@ -1,4 +1,5 @@
-"""What a row in the words of its source says and nothing reads: a note on each, never nothing."""
+"""What a row in the words of its source says that nothing reads: noted, or refused where it makes
+another run of it."""
 
 from __future__ import annotations
 
@@ -9,10 +10,67 @@ from typing import Any
 
 from shardsim.errors import FileError
 from shardsim.machine import Chip, Machine
+from shardsim.model import Model
+from shardsim.validate.dims import UNMODELLED_KEYS
 from shardsim.validate.figures import unread_figures
 from shardsim.validate.job import says_a_slice
-from shardsim.validate.words import UNSAID, number, shown, whole
+from shardsim.validate.words import UNMODELLED_AXES, UNSAID, number, shown, whole
 
+SOME_TOKENS = "attention to some of the tokens only"
+# What is not modelled, by the words for it in what a row says of its split and its attention.
+_SPLITS = (
+    (r"hsdp(?!.*\bdp_shard)", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
+    (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
+    (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
+     "that is not said to gather keys and values (context does)"),
+    (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
+     SOME_TOKENS),
+)  # fmt: skip
+# What is not modelled of a whole run, by the words for it in anything a row says but its notes.
+_OTHER_RUNS = (
+    (r"\b(q?lora|peft)\b|\badapters?\b", "weights beside frozen ones (LoRA, adapters)"),
+    (r"\bfrozen\b|\bfreez", "frozen weights"),
+    (r"\b(dpo|rlhf|ppo|grpo)\b|distill|reference model", "a second model beside the trained one"),
+    (r"\b(decode|decoding|inference|serving|prefill)\b", "anything but training"),
+    (r"cross[- ]attention", "cross-attention"),
+    (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
+     "8-bit products, or work, in the forward pass only"),
+    (r"\bdrhs|\bwgrad in bf16|bf16 wgrad", "gradients of weights in more bits than other products"),
+    (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
+)  # fmt: skip
+# Keys of a plan that a row in words may have as they are; others of its keys are words.
+PLAN_KEYS = (
+    "offload_optimizer",
+    "offload_parameters",
+    "vocab_tiles",
+    "compiler_options",
+    "accumulation",
+    "execution",
+    "fused_projections",
+    "lengths",
+    "overlap",
+    "pipeline_interleave",
+    "pipeline_schedule",
+    "stage_layers",
+    "context",
+    "experts",
+    "rules",
+)
+# Keys that say what a row is or how sure it is, and nothing of what ran.
+_REMARKS = re.compile(
+    r"(notes?|source|url|date|confidence|id|about|name|version|commit"
+    r"|hardware|loss|host|hosts|nodes|family|kind|task|dataset|steps|hours|compiler_flags|peak)$"
+    r"|.*(_derived|_confirmed|_assumed|_stated|_gib|_gb|_counts|_pct|_published|_notes?"
+    r"|_per_chip|_printed|_jax|_libtpu|_version)$|train_.*|published.*|mfu.*|hfu.*|peak_.*"
+)
+LIBRARY_KEYS = ("library", "framework", "trainer", "codebase", "software")
+_READ = {
+    *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
+    *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
+    *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
+    *("gradient_accumulation_steps", "zero_stage"),
+    *LIBRARY_KEYS,
+}
 # Techniques that are read somewhere, that every plan has, or that are no work.
 _TRICKS = re.compile(
     r"async|overlap|collective|all[_-]?reduce|all[_-]?gather|reduce[_-]?scatter|fused|flash|splash"
@@ -43,6 +101,7 @@ _KNOWN: Mapping[str, tuple[str, str]] = {
         "FLOPs are counted as PaLM does",
     ),
 }
+_EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
 _OF_ATTENTION = ("kernel", "window", "skips_masked_blocks", "source", "note")
 _COUNTS = ("seq", "chips", "slices", "microbatches", "microbatch", "gradient_accumulation_steps")
 
@@ -93,6 +152,8 @@ def notes_on(
         notes.append(f"measured: not read: {', '.join(more)[:200]}")
     if (topology := row.get("topology")) and not says_a_slice(str(topology), chip):
         notes.append(f"topology: not read: {shown(topology)}")
+    if unread := [key for key in row if not _is_read(str(key))]:
+        notes.append(f"not read: {', '.join(sorted(map(str, unread)))[:200]}")
     if row.get("compiler_flags"):
         notes.append("compiler_flags: not read; a plan's compiler_options are")
     nodes = row.get("nodes") or row.get("hosts")
@@ -111,3 +172,31 @@ def note_on_batch(row: Mapping[str, Any], batch: int, devices: int, steps: int) 
     if abs(said - batch) <= 0.01 * batch:
         return []
     return [f"per_device_batch: {said:,.0f} in all, but global_batch is {batch:,}, which counts"]
+
+
+def refuse_splits(said: Mapping[str, str], model: Model) -> None:
+    """Raise `FileError` where what a row says of its split and its attention is not modelled."""
+    if model.experts is None and re.search(_EXPERTS, said["parallelism"]):
+        raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
+    for key, text in said.items():
+        for pattern, what in _SPLITS:
+            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
+                raise FileError(f"{key}: not modelled: {what}")
+
+
+def _is_read(key: str) -> bool:
+    return key in _READ or key in PLAN_KEYS or _REMARKS.fullmatch(key.lower()) is not None
+
+
+def refuse_other_runs(row: Mapping[str, Any]) -> None:
+    """Raise `FileError` where a row says that something else ran than training of a whole model."""
+    for key in ("tricks", "task", "model", "precision", "optimizer", "remat", "parallelism"):
+        for pattern, what in _OTHER_RUNS:
+            if re.search(pattern, str(row.get(key) or "").lower()[:2000]):
+                raise FileError(f"{key}: not modelled: {what}")
+    for key, value in row.items():
+        name = str(key).lower()
+        if key in _READ or value in (None, False, 0, "none") or _is_read(name):
+            continue
+        if re.search(UNMODELLED_KEYS, name):
+            raise FileError(f"{key}: not modelled")
