@@ -12,6 +12,7 @@ from typing import Any
 
 from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
 from shardsim.emit.dialects.maxtext_tables import blocks_of
+from shardsim.emit.tpu_options import vmem_options
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
@@ -20,7 +21,7 @@ from shardsim.model import Model, load_model, override_model
 from shardsim.ops.attend import BLOCKS
 from shardsim.plan import Plan, Remat
 from shardsim.plan.compiler_options import parse_compiler_options
-from shardsim.plan.plan import Context, Overlap, Routing, Rules
+from shardsim.plan.plan import CONTEXT_ORDERS, Context, Overlap, Routing, Rules
 from shardsim.plan.precision import Precision, wire
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
@@ -32,14 +33,19 @@ from shardsim.validate.imports.maxtext_remat import custom_policy
 from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
-# Flags that change what a program holds, and one that is in a plan's overlap.
-_CARRIED = ("xla_enable_async_all_gather", SCOPED_VMEM_KIB)
-_OVERLAP = "xla_enable_async_collective_permute"
+# Flags that change what a program holds, and those that are a plan's overlap.
+_GATHERS = "xla_enable_async_all_gather"
+_CARRIED = (_GATHERS, SCOPED_VMEM_KIB)
+_PERMUTES = "xla_enable_async_collective_permute"
+_RINGS_FROM_MIB = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+_BOTH_WAYS = "xla_tpu_spmd_bidirectional_windowed_einsum"
+_OVERLAP = (_PERMUTES, _RINGS_FROM_MIB, _BOTH_WAYS)
+_NEVER_MIB = 100_000  # no product is as large: a ring is never made
 # Chips for which today's compiler gathers no weights asynchronously, asked to or not: all twenty
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
+CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
 # Axes that split weights along another dimension than the plan says.
-_CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
 _COUNTED_AS: Mapping[str, str] = {
     "fsdp_transpose_parallelism": "counted as fsdp: weights lie along another dimension",
     "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
@@ -129,7 +135,7 @@ def read_maxtext(
     left = [*partly, *left_of(keys)] + [
         NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
         for key, value in given.flags.items()
-        if key not in (*_CARRIED, _OVERLAP)
+        if key not in (*_CARRIED, *_OVERLAP)
     ]
     left += [item for key, written in given.unset.items() for item in left_of(_one(key, written))]
     return plan, notes, left
@@ -257,7 +263,8 @@ def _plan(
             split.add(of_keys, size, key)
     mesh = split.mesh(machine, split.rest or "data")
     names = [axis.name for axis in mesh]
-    context = _context(keys) if "context" in names else Context()
+    reorders = model.causal and any(key.endswith("_context_parallelism") for key in asked)
+    context = _context(keys, reorders) if "context" in names else Context()
     steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
     each = number(keys["per_device_batch_size"], "per_device_batch_size")
     flash = _flash(keys, machine)
@@ -270,9 +277,6 @@ def _plan(
     else:
         near = nearest(policy, [*REMAT_POLICIES, "custom"])
         raise FileError(f"remat_policy: {shown(policy)} is not known{near}")
-    old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
-    gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
-    permutes = not old or flags.get(_OVERLAP) == "true"
     optimizer = _OPTIMIZERS.get(str(keys["opt_type"]))
     if optimizer is None:
         raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
@@ -305,9 +309,7 @@ def _plan(
         remat=Remat((remat,)),
         microbatches=microbatches,
         pipeline_interleave=interleave,
-        overlap=Overlap(
-            matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
-        ),
+        overlap=_overlap(flags, machine),
         precision=Precision(
             compute=_compute(keys, machine),
             reduce=wire(_format(keys, "dtype")),
@@ -323,27 +325,47 @@ def _plan(
         offload_parameters=keys.flag("parameter_memory_host_offload"),
         optimizer=optimizer,
         attention=_kernel(keys) if flash else "unfused",
-        compiler_options=parse_compiler_options({k: flags[k] for k in _CARRIED if k in flags}),
+        compiler_options=_options(flags, machine),
     )
 
 
-def _context(keys: Keys) -> Context:
-    """Return how members of a context axis attend.
+def _overlap(flags: Mapping[str, str], machine: Machine) -> Overlap:
+    """Return what the compiler's flags say of overlap, which older chips do only if asked to."""
+    usual = "false" if machine.chip.name in ("v2", "v3", "v4") else "true"
+    threshold = flags.get(_RINGS_FROM_MIB, "0")
+    never = threshold.isdecimal() and int(threshold) >= _NEVER_MIB
+    if flags.get(_PERMUTES, usual) != "true" or never:
+        matmul = "off"
+    else:
+        both = flags.get(_BOTH_WAYS, "true") == "true"
+        matmul = "bidirectional" if both else "unidirectional"
+    return Overlap(matmul=matmul, weights=flags.get(_GATHERS, usual) == "true", gradients=False)
+
+
+def _options(flags: Mapping[str, str], machine: Machine) -> dict[str, str]:
+    """Return the flags that a plan keeps as the compiler's options: not what is so without them."""
+    usual = vmem_options(machine.chip) | {_GATHERS: "false"}
+    return parse_compiler_options(
+        {key: flags[key] for key in _CARRIED if flags.get(key, usual.get(key)) != usual.get(key)}
+    )
+
+
+def _context(keys: Keys, reorders: bool) -> Context:
+    """Return how members of a context axis attend; `reorders`: they may have tokens in another
+    order, so that a causal mask leaves all the same work.
 
     Source: AI-Hypercomputer/maxtext#4687: of a ring no hop runs beside the blocks.
     """
     strategy = keys["context_parallel_strategy"]
-    if strategy not in _CONTEXTS:
+    if strategy not in CONTEXTS:
         raise FileError(
             f"context_parallel_strategy: {shown(strategy)} is not modelled; choose from: "
-            f"{', '.join(_CONTEXTS)}"
+            f"{', '.join(CONTEXTS)}"
         )
-    order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
-    return Context(
-        keys=_CONTEXTS[strategy],
-        order=None if strategy == "ulysses" else order,
-        overlap=strategy != "ring",
-    )
+    found = CONTEXTS[strategy]
+    striped = reorders and found != "ulysses" and keys.flag("context_parallel_load_balance")
+    order = None if found == "ulysses" else CONTEXT_ORDERS[striped]
+    return Context(keys=found, order=order, overlap=found != "ring")
 
 
 def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:
