@@ -150,14 +150,15 @@ def maxtext_keys(plan: Plan) -> dict[str, Any]:
 
 def _context(plan: Plan) -> dict[str, Any]:
     """Return how members of a context axis attend: what MaxText does anyway where there is none."""
-    alone = int(resolve(plan).context.size) == 1
+    layout = resolve(plan)
+    alone = int(layout.context.size) == 1
     strategies = {keys: strategy for strategy, keys in CONTEXTS.items()}
     keys = "gathered" if alone else plan.context.keys
     if keys not in strategies:
         raise PlanError(f"export over a config: context.keys: MaxText has no {keys}")
     return {
         "context_parallel_strategy": strategies[keys],
-        "context_parallel_load_balance": alone or plan.context.order == "striped",
+        "context_parallel_load_balance": alone or bool(layout.striped),
     }
 
 

@@ -13,6 +13,7 @@ from shardsim.errors import ShardsimError
 from shardsim.model import Tensor
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES, AxisLayout
+from shardsim.plan.plan import CONTEXT_ORDERS
 from shardsim.validate.imports import import_text
 
 FORMS: Mapping[str, str] = {"maxtext": "MaxText", "levanter": "Levanter"}
@@ -93,7 +94,7 @@ def said_by(plan: Plan) -> dict[str, Any]:
             said |= {f"{field.name}.{key}": inner for key, inner in value.items()}
         else:
             said[field.name] = value
-    return said
+    return said | {"context.order": CONTEXT_ORDERS[bool(layout.striped)]}
 
 
 def shown_of(value: Any, plan: Plan, other: Any) -> str:

@@ -108,7 +108,7 @@ def _context(made: Export) -> dict[str, Any]:
     """Return whether tokens are reordered over a context axis, as MaxText does by itself."""
     if "context" not in made.renamed.values():
         return {}
-    return {"context_parallel_load_balance": made.plan.context.order == "striped"}
+    return {"context_parallel_load_balance": bool(resolve(made.plan).striped)}
 
 
 def _per_device(plan: Plan) -> int | float:

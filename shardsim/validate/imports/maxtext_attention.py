@@ -10,7 +10,7 @@ from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.errors import FileError
 from shardsim.machine import Machine
 from shardsim.ops.attend import BLOCKS
-from shardsim.plan.plan import Context
+from shardsim.plan.plan import CONTEXT_ORDERS, Context
 from shardsim.validate.words import whole
 
 CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
@@ -30,7 +30,7 @@ def context_of(keys: Keys, reorders: bool) -> Context:
         )
     found = CONTEXTS[strategy]
     striped = reorders and found != "ulysses" and keys.flag("context_parallel_load_balance")
-    order = "striped" if striped else "contiguous"
+    order = None if found == "ulysses" else CONTEXT_ORDERS[striped]
     return Context(keys=found, order=order, overlap=found != "ring")
 
 
