@@ -24,7 +24,7 @@ from shardsim.plan import Plan, resolve
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
-from shardsim.validate.imports.maxtext import CONTEXTS
+from shardsim.validate.imports.maxtext_attention import CONTEXTS
 from shardsim.validate.imports.maxtext_given import is_script, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
 from shardsim.validate.round_trip import said_by, shown_of
