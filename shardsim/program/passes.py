@@ -1,9 +1,9 @@
 """What an implementation does beyond the plan: passes over the Program that a partitioner wrote.
 
 `partition` writes what a plan needs and nothing else. An implementation is a list of rules
-(`rules.py`, `array_rules.py`, `attention_rules.py`, `move_rules.py`). Pricing, events and verification read the Program
-that comes out, so they see the same. Rules decide which tasks there are; what a task costs is
-`shardsim.cost.costs`' business.
+(`rules.py`, `array_rules.py`, `attention_rules.py`, `move_rules.py`). Pricing, events and
+verification read the Program that comes out, so they see the same. Rules decide which tasks there
+are; what a task costs is `shardsim.cost.costs`' business.
 
 `python -m shardsim.program.passes` prints the table of docs/cost-model.md.
 """
