@@ -133,8 +133,8 @@ def stripes(model: Model, sequence: int, members: Number) -> Number:
     """
     whole, parts = sequence // members, 2 * members
     tiles = (whole // 2 % KERNEL_MULTIPLE == 0) | (whole % KERNEL_MULTIPLE != 0)
-    grouped = model.experts is not None and model.experts.group
-    groups = model.experts.groups(sequence) if model.experts and grouped else parts
+    experts = model.experts
+    groups = experts.groups(sequence) if experts and experts.group else parts
     divided = (sequence % parts == 0) & (groups % parts == 0)
     return model.causal & (members > 1) & divided & tiles
 
