@@ -113,7 +113,7 @@ class Kernel:
             return
         for window in (0, *masks.windows):
             has = self._seen(window)
-            if masks.striped and not window:  # an early part and a late one take turns to be long
+            if masks.striped and not window:  # of an early part and a late one
                 yield self.blocks, float((has.mean() + self._seen(0, before=0).mean()) / 2)
                 continue
             rows, columns = self.blocks
