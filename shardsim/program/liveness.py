@@ -100,6 +100,9 @@ def _followed(
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         ring_waits=passes.ring_waits and not after,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
+        # What differs between chips, where it is read: all others share a walk.
+        scores_twice=passes.scores_twice if passes.attends_first else 0.0,
+        ring_apart=passes.ring_apart and ring == "embed",
     )
     return followed(derived, again, passes, ring, signs)
 

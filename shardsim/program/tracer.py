@@ -66,10 +66,15 @@ class Tracer:
 
     def make(self, name: str, size: Size) -> None:
         """Make an array, unless it is there."""
-        if self.root(name) in self.named:
-            self.named[self.root(name)].last = self.now
-        else:
+        if not self.lives(name):
             self.named[name] = self.passing(name, size)
+
+    def lives(self, name: str) -> bool:
+        """Let an array live up to now if it is there, and return whether it is."""
+        known = self.named.get(self.root(name))
+        if known is not None:
+            known.last = self.now
+        return known is not None
 
     def passing(self, name: str, size: Size, times: float = 1.0) -> Live:
         """Note what is there at this moment."""
@@ -115,9 +120,10 @@ class Tracer:
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
-        for source in self.sources.get(self.root(name), ()):
+        root = self.root(name)
+        for source in self.sources.get(root, ()):
             self.touch(source.name, source)
-        if self.root(name) not in self.sources:
+        if root not in self.sources and not self.lives(name):
             self.make(name, stored(array.original or array))
 
     def operands(self, arrays: Iterable[Array], transfers: Iterable[Transfer]) -> None:
