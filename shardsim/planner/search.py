@@ -41,6 +41,7 @@ CANDIDATES = 10  # so many plans at least are given their free HBM before they a
 
 Progress = Callable[[int, int], None]
 Look = tuple[Ranking, bool]  # of one slice; whether no interrupt ended it
+LookAt = Callable[[Sequence[Machine], str, Progress | None], list[Look]]  # with an attention
 Looked = Mapping[tuple[int, str], Look]  # by identities of machines, and attention
 
 
@@ -120,7 +121,9 @@ def search(
     run = partial(search, **options)
     first = attention or default_attention(model, sequence)
 
-    def look(machines: Sequence[Machine], progress: Progress | None) -> list[Look]:
+    def look(
+        machines: Sequence[Machine], attention: str, progress: Progress | None
+    ) -> list[Look]:
         work = Workload(
             model=model,
             batch=batch,
@@ -129,7 +132,7 @@ def search(
             longest=sequence,
             precision=precise,
             optimizer=optimizer,
-            attention=first,
+            attention=attention,
             pipeline_interleave=fixed.pipeline_interleave,
             imbalance=fixed.imbalance or 1.0,
             padding=fixed.padding or ROOM,
@@ -143,7 +146,7 @@ def search(
             top=max(top, CANDIDATES) if by_layer else top,
             by_layer=by_layer,
         )
-        space = parts(model, machines, batch, sequence, max_axes, fixed, first)
+        space = parts(model, machines, batch, sequence, max_axes, fixed, attention)
         return _look([ranking() for _ in machines], machines, [*space], progress)
 
     if len(slices) > 1:
@@ -153,7 +156,7 @@ def search(
     else:
         started = time.perf_counter()
         key = id(slices[0]), attention
-        known = looked[key] if looked and key in looked else look(slices, progress)[0]
+        known = looked[key] if looked and key in looked else look(slices, attention, progress)[0]
         found = _settled(*known, slices[0], top, started, np.inf if by_layer else limit)
     again = partial(run, model, slices, batch, prices=prices, executor=executor)
     return where_none_fits(found, again, fix or {}, fixed)
@@ -291,7 +294,7 @@ def _last(scores: Sequence[Score], top: int) -> Score:
 def _side_by_side(
     executor: Executor | None,
     run: partial[SearchResult],
-    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    look: LookAt,
     attention: str,
     model: Model,
     slices: Sequence[Machine],
@@ -320,11 +323,16 @@ def _side_by_side(
 
     try:
         if executor is None:
-            looked = _together(look, attention, slices, _share(progress, 0, 2))
+            looked = _together(look, attention, slices, _share(progress, 0, 3))
+            other = other_attention(attention)
+            if run.keywords["attention"] is None and may_gain(model, None, other):
+                # `_either_way` asks for it where nothing fits so.
+                none = [one for one in slices if _none_fits(looked.get((id(one), attention)))]
+                looked = {**looked, **_together(look, other, none, _share(progress, 1, 3))}
             interrupted = not all(complete for _, complete in looked.values())
             order = _by_promise(looked, attention, slices)
             every: Iterable[tuple[int, SearchResult]] = _in_turn(
-                partial(run, looked=looked), calls, order, limit, _share(progress, 1, 2)
+                partial(run, looked=looked), calls, order, limit, _share(progress, 2, 3)
             )
         else:
             every = outcomes(executor, run, calls)
@@ -361,7 +369,7 @@ def _share(progress: Progress | None, begun: int, of: int) -> Progress | None:
 
 
 def _together(
-    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    look: LookAt,
     attention: str,
     slices: Sequence[Machine],
     progress: Progress | None,
@@ -373,11 +381,16 @@ def _together(
     several = [group for group in groups.values() if len(group) > 1]
     found: dict[tuple[int, str], Look] = {}
     for number, group in enumerate(several):
-        every = look(group, _share(progress, number, len(several)))
+        every = look(group, attention, _share(progress, number, len(several)))
         found |= {(id(one), attention): it for one, it in zip(group, every, strict=True)}
         if not all(complete for _, complete in every):
             break
     return found
+
+
+def _none_fits(known: Look | None) -> bool:
+    """Return whether a look at a slice, if there was one, found that no plan fits."""
+    return known is not None and known[1] and not known[0].fit
 
 
 def _by_promise(looked: Looked, attention: str, slices: Sequence[Machine]) -> list[int]:
