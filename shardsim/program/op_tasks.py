@@ -111,6 +111,7 @@ class OpTasks:
         count: Number = 1,
         apart: Number | None = None,
         beside: float = 0.0,
+        joined: float | None = None,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not np.any(passes) and not ops and not np.any(apart):
@@ -130,6 +131,7 @@ class OpTasks:
                 pointwise=elements,
                 apart_bytes=None if apart is None else elements * apart * self.width(widest),
                 beside_bytes=elements * beside * self.width(widest),
+                joined_bytes=None if joined is None else elements * joined * self.width(widest),
                 sums=op.stream.apart is not None and op.stream.apart.sums,
             )
         ]

@@ -36,6 +36,7 @@ from shardsim.program.array_rules import (
     turn_short_parts,
     two_backward_kernels,
 )
+from shardsim.program.end_rules import end_products, rotate_halves
 from shardsim.program.gpu_rules import (
     activate_apart,
     attend_apart,
@@ -86,9 +87,11 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         fill_stacks,
         apply_activations_apart,
         lay_out_by_head,
+        rotate_halves,
         norm_by_position,
         attend_to_few,
         attend_to_whole_rows,
+        end_products,
         pad_for_kernels,
         two_backward_kernels,
         attend_with_the_last,
