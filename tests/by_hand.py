@@ -378,14 +378,14 @@ class Hand:
         if self.plan.attention == "flash":
             elements = self.wide * 4 * self.q + 2 * 2 * self.keys
             # The compiled kernels are two, for keys with values and for queries, each with a
-            # softmax of its own.
-            kernels = 2 if self.emitted else 1
+            # softmax of its own; one where a block is all.
+            kernels = 2 if self.emitted and self.plan.sequence > FLASH_BLOCK else 1
             ops = kernels * SOFTMAX_GRADIENT * self.pairs * self.fraction()
             if self.emitted:  # read for keys and values, written; read for queries, written
                 side = self.wide * self.q
                 times = max(self.plan.sequence // FLASH_BLOCK * self.fraction(), 1)
                 elements = 2 * side * times + 4 * self.keys
-                elements += 3 * side + self.fetched_keys()
+                elements += side + (2 * side + self.fetched_keys()) * (kernels == 2)
                 self.add("elementwise", 2 * side)
                 self.add("elementwise", self.lanes(), width=4.0)
             self.add("attention", elements, ops)

@@ -191,8 +191,8 @@ class Account(Stays):
     def late(self) -> Number:
         """Whether the head's gradients of weights are computed after the layers."""
         rule, model = self.passes.head_late, self.work.model
-        beside = self.machine.chip.offloads_collectives & np.asarray(self.layout.weights_overlap)
-        late = np.greater(self.layout.tensor.size, 1) | beside | (len(self.measures) > 1)
+        beside = self.machine.chip.offloads_collectives | (len(self.measures) > 1)
+        late = np.greater(self.layout.tensor.size, 1) | beside
         if rule == "tensor":
             return late if model.vocab else late & ~self.ring
         if rule != "synchronous" or not model.vocab:

@@ -67,9 +67,8 @@ class HbmUse:
         passes = self.account.passes
         if not passes.recomputes or passes.scarce is None:
             return 0.0
-        kept = np.maximum(*replace(self.account, passes=passes.least).at)
-        layout = dropping(self.account.layout)
-        dropped = np.maximum(*replace(self.account, passes=passes.scarce, layout=layout).at)
+        kept = np.maximum(*_least(self.account))
+        dropped = np.maximum(*_least(replace(self.account, layout=dropping(self.account.layout))))
         over = np.maximum(kept - self.capacity_bytes, 0.0)
         return np.minimum(over / np.maximum(kept - dropped, 1.0), 1.0) * self.fits
 
@@ -129,11 +128,11 @@ def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) ->
     at = least = account.at
     activations = account.activations_bytes
     if passes.scarce is not None:
-        thrifty = replace(account, passes=passes.scarce)
-        least = thrifty.at
+        least = _least(account)
         if passes.recomputes:
-            dropped = replace(thrifty, layout=dropping(layout))
-            least = (np.minimum(least[0], dropped.at[0]), np.minimum(least[1], dropped.at[1]))
+            dropped = replace(account, layout=dropping(layout))
+            again = _least(dropped)
+            least = (np.minimum(least[0], again[0]), np.minimum(least[1], again[1]))
         room = passes.share * capacity_bytes
         at = (_within(at[0], least[0], room), _within(at[1], least[1], room))
         if passes.recomputes:
@@ -169,6 +168,19 @@ def dropping(layout: Layout, layers: int = 0, of: int = 0) -> Layout:
         (every,) = layout.kept
         least = replace(least[0], layers=layers), replace(every, layers=of - layers)
     return layout.reshaped(kept=least)
+
+
+def _least(account: Account) -> tuple[Number, Number]:
+    """Return bytes in use at `MOMENTS` where memory is scarce: of the ways to spend little, the one
+    whose peak is lowest."""
+    passes = account.passes.least
+    found = replace(account, passes=passes).at
+    if passes.scarcer is None:
+        return found
+    other = replace(account, passes=passes.scarcer).at
+    better = np.less(np.maximum(*other), np.maximum(*found))
+    better = better & np.greater(account.layout.gather.size, 1)
+    return np.where(better, other[0], found[0]), np.where(better, other[1], found[1])
 
 
 def _within(plenty: Number, least: Number, room: float) -> Number:

@@ -21,7 +21,6 @@ from shardsim.emit.shrink import shrink
 from shardsim.emit.specs import described, plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, PlanOrPath, as_plan, resolve
-from shardsim.plan.plan import Context
 
 __all__ = ["FORMS", "build_mesh", "export_plan", "plan_data", "shardings", "shrink", "trainer"]
 
@@ -85,10 +84,10 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
     ):
         if has and to not in OWN_FORMS:
             raise PlanError(f"export to {to}: {what} of {model.name} are not supported")
-    if plan.context != Context() and to not in CONTEXT_FORMS:
+    if not (plan.context.plain and not resolve(plan).striped) and to not in CONTEXT_FORMS:
         raise PlanError(
             f"export to {to}: context: it cannot say how a context axis attends, and gathers keys "
-            "of contiguous tokens; leave the key out"
+            "of contiguous tokens; use {order: contiguous}"
         )
     for key in ("offload_optimizer", "offload_parameters"):
         if getattr(plan, key) and to not in HOST_FORMS:

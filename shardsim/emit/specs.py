@@ -118,7 +118,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
                 for group in plan.remat.groups
             ],
             "keys": plan.context.keys,
-            "order": plan.context.order,
+            "order": "striped" if layout.striped else "contiguous",
             "keys_overlap": plan.context.overlap,
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,

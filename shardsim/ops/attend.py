@@ -21,7 +21,14 @@ import numpy as np
 
 from shardsim.graph.arrays import Apart, Array, Dims, Kernel, Matmul, Number, Op, Stream, einsum
 from shardsim.graph.build import Builder, vector, width_of
-from shardsim.ops.attend_blocks import NO_SEGMENT, blockwise_attention, same_sequence, seen
+from shardsim.ops.attend_blocks import (
+    NO_SEGMENT,
+    blockwise_attention,
+    place_of,
+    same_sequence,
+    seen,
+    seen_of,
+)
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 
@@ -275,7 +282,7 @@ def run_attend(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) ->
         positions = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
     if call["fused"]:
         return way.flash(q, k, v, mask, positions, sinks)
-    pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    pairs = None if positions is None else seen(mask, positions, way.key_tokens(k))
     if way.segments is not None:
         alike = same_sequence(way.segments, way.segments)
         pairs = alike if pairs is None else alike & pairs
@@ -323,6 +330,7 @@ BLOCKS_OF = (
     ("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"),
 )
 KERNEL_MULTIPLE = 128  # of the kernel's sequence and head_dim
+SIZES = (2048, 1024, 512, 256, 128)  # of its blocks
 CUDNN_MULTIPLE = 8  # of cuDNN's sequence
 
 
@@ -345,7 +353,8 @@ def flash_attention(
     queries, keys = q.shape[1], k.shape[1]
     if platform == "tpu" and is_short(keys) and positions is None and segments is None:
         return checkpoint_name(written_attention(q, k, v, None, sinks), "context")
-    whole = queries == keys or (queries % KERNEL_MULTIPLE == 0 and keys % queries == 0)
+    tiles = queries // _rows_in_order(mask) % KERNEL_MULTIPLE == 0
+    whole = queries == keys or (tiles and keys % queries == 0)
     if platform == "tpu" and whole:
         return kernel_attention(q, k, v, mask, positions, segments, sinks)
     if platform == "gpu" and queries == keys and q.dtype == jnp.bfloat16 and sinks is None:
@@ -353,9 +362,21 @@ def flash_attention(
     return blockwise_attention(q, k, v, mask, positions, segments, sinks)
 
 
+def _rows_in_order(mask: Any) -> int:
+    """Return in how many parts, each in order, the queries of a device are."""
+    return 2 if mask.get("stripes") else 1
+
+
 def is_short(keys: int) -> bool:
     """Return whether keys are so few that the kernel would pad them to twice as many or more."""
     return 2 * keys <= KERNEL_MULTIPLE
+
+
+def one_block(tokens: Number, most: Number) -> Number:
+    """Return whether the kernel takes all tokens at once, in a block of no more than `most`: then
+    its gradient is one kernel too, and makes no sums of queries' gradients over blocks of keys."""
+    length = np.ceil(tokens / KERNEL_MULTIPLE) * KERNEL_MULTIPLE
+    return np.isin(length, SIZES) & np.less_equal(length, most)
 
 
 def kernel_attention(
@@ -369,26 +390,30 @@ def kernel_attention(
 ) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
-    Queries are all of a sequence, or one of so many equal parts of it; `positions` says which.
+    Queries are all of a sequence, or one of so many equal parts of it, or the two of a member of a
+    striped order; `positions` says which.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     tokens, heads, depth = q.shape[1:]
-    parts = k.shape[1] // tokens
+    parts, rows = k.shape[1] // tokens, _rows_in_order(mask)
     more = -tokens % KERNEL_MULTIPLE
     missing = ((0, 0), (0, more), (0, 0), (0, -depth % KERNEL_MULTIPLE))
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
     length = tokens + more
     blocks: dict[str, Any] = {}
-    for names, most in zip(BLOCKS_OF, mask.get("blocks", (512, 512)), strict=True):
-        size = next(
-            size for size in (2048, 1024, 512, 256, 128) if size <= most and length % size == 0
-        )
+    for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
+        size = next(size for size in SIZES if size <= most and length // rows % size == 0)
         blocks |= dict.fromkeys(names, size)
+    if parts == 1 and one_block(tokens, mask.get("blocks", BLOCKS)[1]):
+        blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
+        blocks["use_fused_bwd_kernel"] = True
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
+    if mask.get("stripes"):
+        form = partial(_striped_mask, mask)
     cut = parts if mask["causal"] else 1  # without a mask all parts are alike
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)]),
@@ -398,7 +423,7 @@ def kernel_attention(
         residual_checkpoint_name="context",
     )
     if cut > 1:
-        kernel = _part_of_kernel(kernel, cut, positions[0] // tokens)
+        kernel = _part_of_kernel(kernel, cut, positions[0] // (tokens // rows))
     segments = None
     if more and not mask["causal"]:  # tokens see tokens, padding sees padding
         padding = (jnp.arange(length) >= tokens).astype(jnp.int32)
@@ -412,6 +437,28 @@ def kernel_attention(
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
 
 
+def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:
+    """Return the mask [queries, keys] of splash attention for tokens in stripes (`place_of`); the
+    kernel computes it where a block is cut."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    kind = mask["window"], mask["stripes"], shape
+
+    class Striped(masks._ComputableMask):
+        def __init__(self) -> None:
+            super().__init__(shape, lambda q, k: seen_of(mask, q, place_of(mask, k, shape[1])))
+            self.q_sequence = place_of(mask, self.q_sequence, shape[0])
+            self.kind = kind
+
+        def __eq__(self, other: object) -> bool:
+            return getattr(other, "kind", None) == kind
+
+        def __hash__(self) -> int:
+            return hash(kind)
+
+    return Striped()
+
+
 def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
     """Return a splash attention kernel for one part of the queries: with its rows of the mask."""
 
@@ -422,6 +469,8 @@ def _part_of_kernel(kernel: Any, parts: int, number: Any) -> Any:
         return lax.dynamic_slice_in_dim(x, number * length, length, dim)
 
     def part(info: Any) -> Any:
+        if info is None:
+            return None
         blocks = {name: rows(getattr(info, name), 1) for name in BLOCKS_OF_MASK}
         return info._replace(q_sequence=rows(info.q_sequence, 0), **blocks)
 

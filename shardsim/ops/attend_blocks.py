@@ -16,8 +16,27 @@ NO_SEGMENT = -1  # of what pads a sequence
 
 def seen(mask: Any, positions: Any, keys: Any) -> Any:
     """Return which keys a query sees, [queries, keys], by the positions of both."""
-    back = positions[:, None] - keys
+    return seen_of(mask, positions[:, None], keys)
+
+
+def seen_of(mask: Any, queries: Any, keys: Any) -> Any:
+    """Return whether queries see keys, by positions that are laid out against each other."""
+    back = queries - keys
     return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
+
+
+def place_of(mask: Any, at: Any, keys: int) -> Any:
+    """Return where among the tokens the keys stand that are `at` these places of all `keys`.
+
+    They follow each other; or, of as many members as the mask has `stripes`, each one's early part
+    is followed by its late one, which is as far from the end.
+    """
+    stripes = mask.get("stripes", 0)
+    if not stripes:
+        return at
+    part = keys // (2 * stripes)
+    member, late = at // part // 2, at // part % 2
+    return (member + late * (2 * stripes - 1 - 2 * member)) * part + at % part
 
 
 def same_sequence(one: Any, other: Any) -> Any:
@@ -152,8 +171,10 @@ def _scores(
     """Return scores [batch, kv_heads, heads of each, queries, keys], and which ones count."""
     scores = _product("bqhgd,bkhd->bhgqk", split, keys) * split.shape[-1] ** -0.5
     at = made_beside(index * keys.shape[1] + jnp.arange(keys.shape[1]), keys)
-    pairs = at < total if positions is None else seen(mask, positions, at)
+    pairs, place = at < total, place_of(mask, at, total)
+    if positions is not None:
+        pairs = seen(mask, positions, place) & pairs
     if segments is not None:
-        here = jnp.take(segments, at, axis=1, fill_value=NO_SEGMENT)
+        here = jnp.take(segments, place, axis=1, fill_value=NO_SEGMENT)
         pairs = same_sequence(segments, here) & pairs
     return scores, pairs

@@ -157,7 +157,7 @@ def run_attend_latents(way: Whole, params: Params, call: Any, q: Any, k: Any, v:
         more = q.shape[-1] - v.shape[-1]
         wide = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
         return way.flash(q, k, wide, mask, positions)[..., : v.shape[-1]]
-    pairs = None if positions is None else seen(mask, positions, jnp.arange(k.shape[1]))
+    pairs = None if positions is None else seen(mask, positions, way.key_tokens(k))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if pairs is not None:

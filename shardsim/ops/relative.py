@@ -59,8 +59,9 @@ def attend_biased(build: Builder, q: Array, k: Array, v: Array, bias: Array, mas
 def run_relative_bias(way: Whole, params: Params, call: Any) -> Any:
     """Return the bias [heads, queries, keys] of this device's heads and queries, in float32."""
     (name,) = call["weights"]
-    keys = jnp.arange(way.plan["sequence"])
-    places = buckets_of(keys - way.query_tokens(keys, 0)[:, None], call["causal"], call["buckets"])
+    tokens = jnp.arange(way.plan["sequence"])
+    ahead = way.key_tokens(tokens[None]) - way.query_tokens(tokens, 0)[:, None]
+    places = buckets_of(ahead, call["causal"], call["buckets"])
     table = params[name].astype(jnp.float32)
     return jnp.moveaxis(way.own_queries(table)[places], -1, 0)
 
@@ -92,7 +93,7 @@ def run_attend_biased(
     scores = scores * depth**-0.5 + bias.reshape(*scores.shape[1:])
     if call["mask"]["causal"]:
         here = way.query_tokens(jnp.arange(way.plan["sequence"]), 0)
-        pairs = seen(call["mask"], here, jnp.arange(k.shape[1]))
+        pairs = seen(call["mask"], here, way.key_tokens(k))
         scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
     chances = checkpoint_name(jax.nn.softmax(scores, axis=-1).astype(q.dtype), "rest")
     v = lax.optimization_barrier(v)

@@ -212,6 +212,11 @@ class Whole:
         `text`, unless attention brings them itself."""
         return x
 
+    def key_tokens(self, keys: Array) -> Array:
+        """Return where among the tokens the `keys` [batch, tokens, ...] stand that `all_keys` has
+        brought."""
+        return jnp.arange(keys.shape[1])
+
     def flash(
         self,
         q: Array,

@@ -109,13 +109,19 @@ class Context:
     ("dsp", arXiv 2403.10266), so that a member has what each layer's attention reads. Of N members
     each has the next N-th of the tokens, or "striped" one of the first N of 2 N parts and its
     counterpart from the end, so that a causal mask leaves all of them the same work (after arXiv
-    2311.09431). A ring's hops run beside the attention of the piece that is there, or with no
-    `overlap` between it and the next.
+    2311.09431); left out, tokens are striped where that balances (`resolve.stripes`). A ring's hops
+    run beside the attention of the piece that is there, or with no `overlap` between it and the
+    next.
     """
 
     keys: str = "gathered"
-    order: str = "contiguous"
+    order: str | None = None
     overlap: bool = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for but what every partitioner does."""
+        return self in (Context(), Context(order="contiguous"))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -263,7 +269,8 @@ def _check_stages(plan: Plan) -> None:
 def _check_context(plan: Plan) -> None:
     context = plan.context
     choose(context.keys, CONTEXT_KEYS, "context.keys")
-    choose(context.order, CONTEXT_ORDERS, "context.order")
+    if context.order is not None:
+        choose(context.order, CONTEXT_ORDERS, "context.order")
     if not isinstance(context.overlap, bool):
         raise PlanError("context.overlap: must be true or false")
     if context.keys not in ("gathered", "dsp") and plan.attention == "unfused":

@@ -7,6 +7,7 @@ from typing import Any
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
+from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
     EMBED_SHARDED,
     REPLICATED,
@@ -15,6 +16,7 @@ from shardsim.plan.layout import (
     AxisLayout,
     Kept,
     Layout,
+    Number,
     Spread,
     whole_axis,
 )
@@ -23,7 +25,6 @@ from shardsim.plan.plan import (
     MATMUL_OVERLAP,
     TICKS,
     WEIGHTS_APART,
-    Context,
     MeshAxis,
     Plan,
     Rules,
@@ -66,12 +67,12 @@ def resolve(plan: Plan) -> Layout:
             "experts.exchange: a ring needs an expert axis; name one in rules.parameters.expert "
             "and rules.activations.expert"
         )
-    if plan.context != Context() and not context:
+    if not plan.context.plain and not context:
         raise PlanError(
             "context: no mesh axis splits the sequence in attention; name one in "
             "rules.activations.seq alone, or leave the key out"
         )
-    if plan.context != Context() and plan.execution == "partitioned":
+    if not plan.context.plain and plan.execution == "partitioned":
         raise PlanError(
             "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
             "out, or use execution: explicit"
@@ -107,7 +108,7 @@ def resolve(plan: Plan) -> Layout:
         gradients_overlap=plan.overlap.gradients,
         dcn_overlap=plan.overlap.dcn,
         keys_overlap=plan.context.overlap,
-        striped=plan.context.order == "striped",
+        striped=_striped(plan, int(axes["context"].size)),
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
@@ -122,6 +123,25 @@ def resolve(plan: Plan) -> Layout:
             "no axis for layers in rules.parameters"
         )
     return layout
+
+
+def stripes(causal: bool, sequence: int, members: Number) -> Number:
+    """Return where tokens are striped over a context axis of `members` if nobody says: under a
+    causal mask, in parts that are whole tiles of the kernel, or where larger ones are none either.
+    """
+    whole = sequence // members
+    tiles = (whole // 2 % KERNEL_MULTIPLE == 0) | (whole % KERNEL_MULTIPLE != 0)
+    return causal & (members > 1) & (sequence % (2 * members) == 0) & tiles
+
+
+def _striped(plan: Plan, members: int) -> bool:
+    """Return whether tokens are striped over the context axis, of `members`."""
+    context = plan.context
+    if context.order is not None:
+        return context.order == "striped"
+    if context.keys in ("ulysses", "dsp") or plan.execution == "partitioned":
+        return False
+    return bool(stripes(plan.model.causal, plan.sequence, members))
 
 
 def _role(plan: Plan, name: str) -> str | None:

@@ -41,14 +41,14 @@ def techniques(plan: Plan) -> str:
 
 def context_text(plan: Plan) -> str:
     """Return how a context axis attends, unless keys of contiguous tokens are gathered."""
-    context = plan.context
+    context, layout = plan.context, resolve(plan)
     words = {
         "ring": "keys pass round",
         "ulysses": "heads for tokens",
         "dsp": "locations for frames",
     }.get(context.keys, "")
     words += "" if context.overlap else ", not overlapped"
-    striped = "striped tokens" if context.order == "striped" else ""
+    striped = "striped tokens" if layout.striped else ""
     return ", ".join(filter(None, (words, striped)))
 
 

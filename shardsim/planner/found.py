@@ -13,7 +13,6 @@ from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.plan.layout import ROLES, AxisLayout, Layout, Spread
 from shardsim.plan.plan import (
-    CONTEXT_ORDERS,
     EXCHANGES,
     MATMUL_OVERLAP,
     Context,
@@ -118,7 +117,7 @@ def _context(spread: Spread, striped: bool) -> Context:
     """Return how a context axis attends, if there is one."""
     keys = "ring" if spread.passed else "ulysses" if spread.by_head else "gathered"
     keys = "dsp" if spread.switched else keys
-    return Context(keys=keys, order=CONTEXT_ORDERS[striped])
+    return Context(keys=keys, order="striped" if striped else None)
 
 
 def plan_at(

@@ -30,7 +30,6 @@ import numpy as np
 
 from shardsim.machine import Machine
 from shardsim.model import Model
-from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
     EMBED_SHARDED,
     REPLICATED,
@@ -45,6 +44,7 @@ from shardsim.plan.layout import (
 from shardsim.plan.legality import divides, legal
 from shardsim.plan.plan import IN_TURNS, TICKS, WEIGHTS_APART
 from shardsim.plan.remat import OFFLOADS, POLICIES, Policy
+from shardsim.plan.resolve import stripes
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
 from shardsim.planner.meshes import Array, Meshes, of_all
@@ -249,7 +249,7 @@ def parts(
     )
     groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
     needed = (batch < groups * microbatches) | (fixed.keys is not None)
-    striped = model.causal & _stripes(sequence, bare.context.size)
+    striped = np.asarray(stripes(model.causal, sequence, bare.context.size))
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):
@@ -306,14 +306,6 @@ def _keys(model: Model, attention: str, fixed: Fixed) -> tuple[str, ...]:
     plain = attention == "unfused" or model.latent or len(model.parts) > 1
     switches = ("dsp",) if "time" in model.attends else ()
     return ("gathered", *(() if plain else ("ring", "ulysses")), *switches)
-
-
-def _stripes(sequence: int, members: Array) -> Array:
-    """Return where tokens are striped over a context axis: in parts that are whole tiles of the
-    kernel, or where larger ones are none either."""
-    whole = sequence // members
-    tiles = (whole // 2 % KERNEL_MULTIPLE == 0) | (whole % KERNEL_MULTIPLE != 0)
-    return np.asarray((members > 1) & (sequence % (2 * members) == 0) & tiles)
 
 
 def _bare(sizes: Array, **choices: Any) -> Layout:

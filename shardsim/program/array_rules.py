@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX
+from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
 from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
 from shardsim.program.rings import SUM_BYTES
@@ -260,11 +260,32 @@ def norm_by_position(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-def attend_with_the_last(block: Block, where: Where) -> Block:
+def wait_for_the_last(block: Block, where: Where) -> Block:
     """Attend as long as the last part of a split sequence does, which all others wait for: parts
-    follow each other, unless they are striped, and the last queries see most keys. Where parts are
-    no whole tiles, and where keys pass round, by blocks of keys, with scores in HBM and none
-    skipped but those that a striped order leaves out.
+    follow each other, unless they are striped, and the last queries see most keys.
+
+    Every device runs the same program (plans "context N" of docs/compiled.md); MaxText without
+    `context_parallel_load_balance`.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or not np.any(np.less(task.m, task.n)):
+            return [task]
+        alone = np.less(task.m, task.n) & np.logical_not(where.layout.striped)
+        return [_computing(task, np.where(alone, task.last_fraction, task.fraction))]
+
+    return changed(block, change)
+
+
+def _computing(task: Compute, fraction: Number) -> Compute:
+    """Return attention that computes another fraction of the pairs."""
+    scale = fraction / task.fraction
+    return replace(task, vector_ops=task.vector_ops * scale, fraction=fraction)
+
+
+def attend_in_blocks(block: Block, where: Where) -> Block:
+    """Attend by blocks of keys, with scores in HBM and none skipped but those that a striped order
+    leaves out, where parts of a split sequence are no whole tiles, and where keys pass round.
 
     The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
     "context N" of docs/compiled.md).
@@ -285,17 +306,12 @@ def attend_with_the_last(block: Block, where: Where) -> Block:
             done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
         moved = done * task.m * task.n * task.batch
         moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
-        alone = split & np.logical_not(striped)
-        fraction: Number = np.where(alone, task.last_fraction, task.fraction)
-        fraction = np.where(blocks, done, fraction)
-        last = replace(
+        cut = replace(
             task,
             hbm_bytes=task.hbm_bytes + blocks * moved,
-            vector_ops=task.vector_ops * fraction / task.fraction,
-            fraction=fraction,
             own_fraction=np.where(blocks, 1.0, task.own_fraction),
         )
-        return [last]
+        return [_computing(cut, np.where(blocks, done, task.fraction))]
 
     return changed(block, change)
 
@@ -386,7 +402,8 @@ def in_kernel(task: Compute, where: Where) -> Number:
 
 
 def two_backward_kernels(block: Block, where: Where) -> Block:
-    """Compute the gradients of fused attention in two kernels: for keys and values, for queries.
+    """Compute the gradients of fused attention in two kernels, for keys and values and for queries,
+    unless one block is all.
 
     Each makes scores, softmax and their gradient for itself: seven products instead of five (JAX's
     splash attention, `splash_mha_dkv` and `splash_mha_dq`, as emitted).
@@ -396,6 +413,8 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
         fused = in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
+        alone = np.equal(task.m, task.n) & one_block(task.n, task.blocks[0])
+        fused = fused & np.logical_not(alone)
         return [
             replace(
                 task,
@@ -414,7 +433,7 @@ def fetch_blocks(block: Block, where: Where) -> Block:
 
     JAX's splash attention: what its grids go through, as `shardsim.xla.hlo.kernels` reads them in
     compiled programs (ViT-22B on v4: 0.38 s as compiled, 0.38 priced, 0.26 without). A gradient in
-    one kernel is taken to move as much as in two.
+    one kernel is taken to move as much as in two, but of one block reads nothing twice.
     """
 
     def change(task: Task) -> list[Task]:
@@ -431,7 +450,11 @@ def fetch_blocks(block: Block, where: Where) -> Block:
         moved = 2.0 * queries + fetched + lanes
         if back:
             asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
-            moved = (asked + 2.0 * pairs) + (3.0 * queries + fetched)
+            again = 2.0 * queries + fetched
+            again = again * np.logical_not(
+                np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1)
+            )
+            moved = (asked + 2.0 * pairs) + (queries + again)
         inside = in_kernel(task, where)
         done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
         if not back:

@@ -64,14 +64,15 @@ class Passes:
     # Whole vocabulary tables, or their gradients, that stay while layers run: the same programs.
     tables: float = 0.0
     # Without prefetching, the gradient of a head with a table of its own is scattered before layers
-    # run back (llama2-7b and llama2-70b on v5p, llama3-70b on tpu7x; not in MaxText's programs).
+    # run back (llama2-7b and llama2-70b on v5p; not in MaxText's programs).
     tables_leave: bool = False
     # Whole gradients of vocabulary tables are in float32 where the partitioner writes collectives:
     # palm-8b on v4, maxtext-16b on v5e, llama3-8b on v6e, each with all shards.
     wide_tables: bool = False
     # The head's gradients of weights are computed after the layers, so that what they multiply
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
-    # (tpu7x), pooled heads only without rings (six programs with logits, three without), and where
+    # (tpu7x; without prefetching too: llama3-8b and llama3-70b), pooled heads only without rings
+    # (six programs with logits, three without), and where
     # other stacks run back after the head's (t5-xxl on v4, cappa-b-16 on v5e).
     # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
     # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its
@@ -91,6 +92,10 @@ class Passes:
     # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
     # (maxtext-16b, 64b and 22b).
     weights_first: bool = False
+    # A layer's weight that its backward pass reads twice is gathered for each, where that leaves no
+    # room otherwise (gpt3-175b on v6e: 900 GB of gathers where two passes take 696). Such programs
+    # also take gradients by operands first (maxtext-128b on v5e, llama3-70b on v6e).
+    gathers_again: bool = False
     # That of the head comes after it, so that the whole table and its whole gradient are never
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
@@ -154,6 +159,8 @@ class Passes:
     # `recomputes`, if nothing is marked for remat, drops by itself what layers keep (reported of a
     # GPT of 12 layers on v3). In a loop over layers, as emitted code has, it cannot.
     scarce: Passes | None = None
+    # Where weights are gathered, the other way to spend little: the leaner of both is taken.
+    scarcer: Passes | None = None
     share: float = 1.0
     recomputes: bool = False
     # Beside what is in use there are gaps between buffers, also where memory is scarce: 1.4 % in
@@ -219,6 +226,9 @@ _TRAINER = Passes(
     brings_back=True,
     lanes_taken=True,
 )
+_TRAINER_SCARCE = replace(
+    _TRAINER, gathers_ahead=0, lanes=1.0, fetched=0.0, tiles=False, head_last="all"
+)
 _EMITTED = replace(
     _EMITTED_SCARCE,
     head_late="tensor",
@@ -261,12 +271,8 @@ HOLDS: Mapping[str, Passes] = {
     "trainer": replace(
         _TRAINER,
         scarce=replace(
-            _TRAINER,
-            gathers_ahead=0,
-            lanes=1.0,
-            fetched=0.0,
-            tiles=False,
-            head_last="all",
+            _TRAINER_SCARCE,
+            scarcer=replace(_TRAINER_SCARCE, gathers_again=True, weights_first=False),
         ),
         recomputes=True,
         lavish=replace(_TRAINER, gathers_ahead=2, gradients_waiting=1),

@@ -17,9 +17,9 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.array_rules import (
     apply_activations_apart,
+    attend_in_blocks,
     attend_to_few,
     attend_to_whole_rows,
-    attend_with_the_last,
     fetch_blocks,
     fill_stacks,
     lay_copies_side_by_side,
@@ -35,6 +35,7 @@ from shardsim.program.array_rules import (
     put_turned_pieces_in_order,
     turn_short_parts,
     two_backward_kernels,
+    wait_for_the_last,
 )
 from shardsim.program.end_rules import end_products, rotate_halves
 from shardsim.program.gpu_rules import (
@@ -94,7 +95,8 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         end_products,
         pad_for_kernels,
         two_backward_kernels,
-        attend_with_the_last,
+        wait_for_the_last,
+        attend_in_blocks,
         fetch_blocks,
         pass_logits_where_rings_cut,
         all_reduce_over_whole_slices,
@@ -108,6 +110,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         activate_groups_apart,
         multiply_groups_as_libraries,
         attend_to_whole_rows,
+        wait_for_the_last,
         fetch_blocks,
         pass_logits_apart,
         lay_copies_side_by_side,

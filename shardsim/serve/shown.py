@@ -13,6 +13,7 @@ from shardsim.cost.words import figure_words
 from shardsim.machine import Chip
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES
+from shardsim.plan.plan import CONTEXT_ORDERS
 from shardsim.plan.resolve import AXIS_NAMES, resolve
 from shardsim.planner.compare import differences
 from shardsim.serve.asked import FIGURES, figure_of
@@ -47,7 +48,7 @@ def controls(plan: Plan) -> dict[str, Any]:
             "overlap.weights": plan.overlap.weights,
             "overlap.gradients": plan.overlap.gradients,
             "context.keys": plan.context.keys,
-            "context.order": plan.context.order,
+            "context.order": CONTEXT_ORDERS[bool(resolve(plan).striped)],
         },
         "mesh": _mesh(plan),
         "costs": plan.op_costs,

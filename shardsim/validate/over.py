@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from shardsim.files import read_text
 from shardsim.model import Tensor
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import ROLES, AxisLayout
+from shardsim.plan.plan import CONTEXT_ORDERS
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
@@ -83,10 +84,11 @@ def _meaning(plan: Plan, form: str) -> dict[str, Any]:
     said: dict[str, Any] = {f"axes of {role}": layout.role(role) for role in ROLES}
     said |= {"residual": int(layout.residual), "rules.optimizer": layout.optimizer_over_data}
     said |= {"rules of context": layout.context_shards_parameters, "experts": layout.spread}
+    said |= {"context": replace(plan.context, order=CONTEXT_ORDERS[bool(layout.striped)])}
     said |= {
         field.name: getattr(plan, field.name)
         for field in fields(Plan)
-        if field.name not in (*_OWN_OF[form], *_LAID, "model")
+        if field.name not in (*_OWN_OF[form], *_LAID, "model", "context")
     }
     tensors = {} if form == "levanter" else {"model": plan.model.tensors}
     return {**said, **tensors, "weights": plan.model.parameters_all}

@@ -361,8 +361,8 @@ def _context(said: Mapping[str, str], split: Said, model: Model, notes: str) -> 
             if "context" in split.sizes.inside:
                 every = f"{' '.join(said.values())} {notes}".lower()
                 found: dict[str, Any] = {"keys": keys}
-                if keys != "ulysses" and re.search(_DEALT, every):
-                    found["order"] = "striped"
+                if keys == "ring":
+                    found["order"] = "striped" if re.search(_DEALT, every) else "contiguous"
                 if keys == "ring" and re.search(r"without overlap|not overlap", every):
                     found["overlap"] = False
                 return {"context": found}

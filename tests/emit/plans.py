@@ -264,7 +264,7 @@ PLANS: dict[str, Plan] = {
     ),
     "partitioned groups of layers": spread("vit-deep", _FM, "seq", **_PART, remat=_GROUPS),
     "windows, tensor, unfused": spread("gemma2", _DFM, "seq", **_UNFUSED, microbatches=2),
-    "windows, context": spread("gemma2", _FCM, "seq", **_SPLIT),
+    "windows, context": spread("gemma2", _FCM, "seq", **_SPLIT, context={"order": "contiguous"}),
     "partitioned windows": spread("gemma2", _FM, "seq", **_PART),
     "tensor on two mesh axes": make(
         "gpt-61",
@@ -275,7 +275,9 @@ PLANS: dict[str, Plan] = {
     "2-D tensor, embed": spread("vit", _F2M, "embed"),
     "2-D tensor, sequence": spread("llama", _F2M, "seq"),
     "2-D tensor, replicated": spread("vit-serial", {"model2": 2, "model": 4}),
-    "context and fsdp": spread("llama", _FCM, "seq", **_SPLIT, **_UNFUSED),
+    "context and fsdp": spread(
+        "llama", _FCM, "seq", **_SPLIT, **_UNFUSED, context={"order": "contiguous"}
+    ),
     "context and data": spread("vit-serial", {"data": 2, "context": 4}),
     "context and attention pooling": spread("vit", _FCM, "embed", remat="save_context"),
     "class token": spread("vit-cls", {"fsdp": 4, "context": 2}),
@@ -286,7 +288,12 @@ PLANS: dict[str, Plan] = {
     "2-D tensor, one key-value head": spread("palm", _F2M, "embed"),
     "2-D tensor, values again": spread("llama", _F2M, "seq", remat={"save": ["rest"]}),
     "2-D tensor, context": spread(
-        "palm", {"context": 2, "model2": 2, "model": 2}, "seq", **_UNFUSED, remat="dots"
+        "palm",
+        {"context": 2, "model2": 2, "model": 2},
+        "seq",
+        **_UNFUSED,
+        remat="dots",
+        context={"order": "contiguous"},
     ),
     "2-D tensor, features": spread("vit-features", _F2M, "embed", microbatches=2),
     "tensor, norms after side by side": spread(
@@ -509,7 +516,7 @@ CONTEXTS: dict[str, Plan] = {
         "gemma2", _C4, **_context(keys="ring", order="striped"), remat="save_context"
     ),
     "ring, contiguous, no overlap": spread(
-        "gpt", _C4, **_context(keys="ring", overlap=False), remat="dots"
+        "gpt", _C4, **_context(keys="ring", order="contiguous", overlap=False), remat="dots"
     ),
     "ring, not causal": spread(
         "vit-serial", _C4, **_context(keys="ring", order="striped"), microbatches=2

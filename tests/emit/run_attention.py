@@ -22,7 +22,8 @@ from shardsim.ops import attend_blocks
 from shardsim.ops.attend import softmax_attention
 
 BATCH, HEADS = 2, 4
-# (way, keys, queries, key-value heads, head_dim, causal, window, and whether heads have sinks)
+# (way, keys, queries, key-value heads, head_dim, causal, window, whether heads have sinks, of how
+# many members the keys are in stripes)
 ATTENTION: list[tuple[Any, ...]] = [
     ("blocks", 16, 16, 4, 8, False, 0),
     ("blocks", 50, 50, 2, 8, False, 0),
@@ -41,6 +42,9 @@ ATTENTION: list[tuple[Any, ...]] = [
     ("kernel", 200, 100, 2, 128, True, 0),  # no whole tiles: by blocks of keys
     ("blocks", 24, 24, 2, 8, True, 7, True),  # with sinks
     ("kernel", 130, 130, 2, 72, True, 7, True),
+    ("blocks", 60, 20, 2, 8, True, 0, False, 3),
+    ("kernel", 512, 256, 2, 128, True, 0, False, 2),
+    ("kernel", 768, 256, 2, 128, True, 130, False, 3),
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 
@@ -66,18 +70,25 @@ def attend(
     causal: bool,
     window: int,
     sunk: bool = False,
+    stripes: int = 0,
 ) -> float:
-    """Compare output and gradients of attention over the last `queries` of `keys` tokens."""
+    """Compare output and gradients of attention over the last `queries` of `keys` tokens, or in
+    stripes over those of the member before the last."""
     shapes = (queries, HEADS), (keys, kv), (keys, kv), (queries, HEADS)
     q, k, v, d = (normal(i, (BATCH, *shape, depth)) for i, shape in enumerate(shapes))
     sinks = normal(9, (HEADS,)) if sunk else None
-    positions = jnp.arange(keys - queries, keys) if causal else None
-    mask = positions[:, None] >= jnp.arange(keys) if causal else None
+    here, places = np.arange(keys - queries, keys), np.arange(keys)
+    if stripes:
+        parts = places.reshape(2 * stripes, -1)
+        pairs = [parts[[i, 2 * stripes - 1 - i]].ravel() for i in range(stripes)]
+        here, places = pairs[-2], np.concatenate(pairs)
+    positions = jnp.asarray(here) if causal else None
+    mask = positions[:, None] >= places if causal else None
     if window:
-        mask &= positions[:, None] - jnp.arange(keys) < window
+        mask &= positions[:, None] - places < window
 
     def ours(q: Any, k: Any, v: Any, sinks: Any) -> Any:
-        options = {"causal": causal, "window": window}
+        options = {"causal": causal, "window": window, "stripes": stripes}
         platform = "tpu" if way == "kernel" else "cpu"
         return attention.flash_attention(q, k, v, options, positions, platform, None, sinks)
 

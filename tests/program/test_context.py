@@ -33,7 +33,7 @@ from shardsim.program.trace import Measure
 from shardsim.simulate import simulate_plan
 
 TOKENS, BATCH, HEADS, DEPTH = 8192, 4, 16, 64
-RING, STRIPED = Context(keys="ring"), Context(keys="ring", order="striped")
+RING, STRIPED = (Context(keys="ring", order=order) for order in ("contiguous", "striped"))
 ULYSSES = Context(keys="ulysses")
 
 DATA = {"x": 2, "y": 2}

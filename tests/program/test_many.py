@@ -44,7 +44,8 @@ def stacked(layouts: list[Layout]) -> Layout:
         )
 
     axes: dict[str, Any] = {role: together([one.role(role) for one in layouts]) for role in ROLES}
-    return layouts[0].reshaped(**axes, names={})
+    striped = np.array([one.striped for one in layouts])
+    return layouts[0].reshaped(**axes, names={}, striped=striped)
 
 
 def sums_of_runs(program: Program, layout: Layout) -> dict[tuple[str, str, str], Any]:

@@ -16,6 +16,7 @@ from planned import traffic
 
 from shardsim.model import Biases, Model
 from shardsim.plan import Overlap, Precision
+from shardsim.plan.plan import Context
 from shardsim.plan.remat import POLICIES
 
 SERIAL = decoder(gated_mlp=True, kv_heads=4, norm="rmsnorm")
@@ -160,7 +161,8 @@ def test_a_split_sequence_is_attended_to_as_long_as_its_last_part_takes(sequence
     # scores in HBM and skips none.
     model = replace(SERIAL, sequence=sequence, head_dim=128)  # no padding
     where = {"context": {"x": 4}, "fsdp": {"y": 4}}
-    plan = build(model, "v5e:4x4", 16, where, remat="none")
+    order = Context(order="contiguous")
+    plan = build(model, "v5e:4x4", 16, where, remat="none", context=order)
     found = traffic(plan), traffic(plan, as_emitted=True)
     layers, sequences = model.layers, 16 / 4
     pairs = layers * sequences * model.heads * (sequence / 4) * sequence

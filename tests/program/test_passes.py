@@ -23,6 +23,7 @@ from shardsim.machine import parse_machine
 from shardsim.model import load_model
 from shardsim.plan import Plan, load_plan, plan_from_data, resolve
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
+from shardsim.plan.plan import Context
 from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import rules_data
 from shardsim.program.overlap import overlap
@@ -35,6 +36,7 @@ from shardsim.program.tasks import Collective, Compute, Program
 SHIPPED = [load_plan(name) for name in SAMPLE]
 # One sequence over 16 devices: keys and values are gathered.
 LONG = plan_from_data(LONG_DATA, "long")
+IN_ORDER = replace(LONG, context=Context(order="contiguous"))
 
 
 def rings(model: str, machine: str, split: int = SEQUENCE_SHARDED, **more: Any) -> Plan:
@@ -158,7 +160,8 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
         (block, Where(machine=plan.machine, layout=resolve(plan)))
         for plan in (
             *SHIPPED,
-            LONG,
+            IN_ORDER,
+            replace(LONG, context=Context(keys="ring")),
             RINGS,
             STOPPED,
             LEFT,
@@ -299,11 +302,16 @@ def test_gradients_of_experts_on_an_axis_of_their_own_are_scattered_over_the_oth
     assert summed == {("fsdp+expert", "all-reduce"), ("fsdp", "reduce-scatter")}
 
 
-def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> None:
-    emitted = predict(LONG, costs="compiler")
-    others = [predict(LONG, costs="compiler", implementation=name) for name in ("trainer", "ideal")]
-    assert all(item.step_time_s < 0.8 * emitted.step_time_s for item in others)
-    assert all("priced as" in " ".join(item.warnings) for item in others)
+def test_programs_wait_for_the_last_part_of_a_sequence_in_order() -> None:
+    names = ("emitted", "trainer", "ideal")
+    emitted, trainer, ideal = (
+        predict(IN_ORDER, costs="compiler", implementation=name) for name in names
+    )
+    dealt = [predict(LONG, costs="compiler", implementation=name) for name in names]
+    assert dealt[0].step_time_s < 0.8 * emitted.step_time_s
+    assert dealt[1].step_time_s < 0.8 * trainer.step_time_s
+    assert dealt[2].step_time_s == ideal.step_time_s
+    assert all("priced as" in " ".join(item.warnings) for item in (trainer, ideal))
 
     def attention(item: Prediction) -> Compute:
         tasks = item.schedule.block("layer forward").computes()
@@ -311,8 +319,11 @@ def test_only_the_emitted_program_waits_for_the_last_part_of_a_sequence() -> Non
 
     # The loop skips no block of keys that a causal mask leaves empty.
     # The last 2,048 of 32,768 queries see all keys but half of their own, in blocks of 512.
-    assert attention(emitted).fraction == pytest.approx(1 - (2048 - 512) / 2 / 32768)
-    assert attention(others[0]).fraction == pytest.approx(0.5, rel=0.02)
+    last = 1 - (2048 - 512) / 2 / 32768
+    assert attention(emitted).fraction == pytest.approx(last)
+    assert attention(trainer).fraction == pytest.approx(last)
+    assert attention(ideal).fraction == pytest.approx(0.5, rel=0.02)
+    assert attention(dealt[0]).fraction == pytest.approx(0.5, rel=0.04)
 
 
 def test_one_program_of_many_plans_is_each_of_them() -> None:
@@ -385,7 +396,7 @@ def test_a_kernel_multiplies_what_it_is_padded_with() -> None:
         "attention": "flash",
     }
     found = predict(plan_from_data(data, "padded"), implementation="emitted")
-    assert float(found.price.flops) == pytest.approx(1.6223e12, rel=1e-4)
+    assert float(found.price.flops) == pytest.approx(1.5708e12, rel=1e-4)
 
 
 def test_norms_by_position_move_float32_arrays() -> None:

@@ -185,8 +185,12 @@ def test_a_big_vision_config_is_read_without_running_it(tmp_path: Path) -> None:
     [
         ("ulysses", Context(keys="ulysses")),
         ("ring", Context(keys="ring", order="striped", overlap=False)),
-        ("ring\ncontext_parallel_load_balance: false", Context(keys="ring", overlap=False)),
-        ("all_gather", Context()),
+        (
+            "ring\ncontext_parallel_load_balance: false",
+            Context(keys="ring", order="contiguous", overlap=False),
+        ),
+        ("all_gather", Context(order="striped")),
+        ("all_gather\ncontext_parallel_load_balance: false", Context(order="contiguous")),
     ],
 )
 def test_a_maxtext_config_says_how_members_attend(

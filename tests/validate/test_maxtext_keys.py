@@ -89,7 +89,6 @@ CHANGED = {
     "wi_tile_fwd_mlp_dim": "512",
     "megablox": "false",
     "shard_mode": "explicit",
-    "context_parallel_load_balance": "false",
     "allow_split_physical_axes": "true",
     "moba": "true",
     "use_indexer": "true",

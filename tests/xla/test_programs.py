@@ -48,8 +48,9 @@ def test_what_is_kept_adds_up(program, row) -> None:
 
 
 # What no rule covers: on v5e the head's table is not there beside the stacks that come back from
-# the host; layers that are no loop are not in a plan (import says so).
-NOT_COVERED = {"llama31-8b-v5e-256", "llama2-7b-v5p-64-unrolled"}
+# the host; layers that are no loop are not in a plan (import says so). On eight v6e the compiler
+# brings 12 GiB of mistral-7b's 24 back.
+NOT_COVERED = {"llama31-8b-v5e-256", "llama2-7b-v5p-64-unrolled", "mistral-7b-v6e-8"}
 
 
 def errors(apart: bool) -> list[float]:
@@ -110,6 +111,8 @@ def test_whether_maxtext_s_programs_fit_is_predicted() -> None:
         ("llama3-70b-v6e-256", False),
         ("recipes-v6e-llama31-8b-16", True),
         ("llama31-8b-v6e-16-batch5", False),
+        ("llama31-8b-v6e-8", False),
+        ("gpt3-175b-v6e-256", True),
     ],
 )
 def test_reported_cases_are_judged_as_today_s_compiler_does(id, fits) -> None:

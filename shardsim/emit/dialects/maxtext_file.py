@@ -53,7 +53,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
         **tables.blocks_of(plan.attention),
-        **({"context_parallel_load_balance": True} if plan.context.order == "striped" else {}),
+        **_balance(plan),
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,
         "base_num_query_heads": model.heads,
@@ -89,6 +89,13 @@ def _settings(made: Export) -> dict[str, Any]:
             f"--{name}={value}" for name, value in compiler_options(plan).items()
         ),
     }
+
+
+def _balance(plan: Plan) -> dict[str, bool]:
+    """Return whether MaxText stripes tokens over a context axis, if there is one."""
+    layout = resolve(plan)
+    split = int(layout.context.size) > 1
+    return {"context_parallel_load_balance": bool(layout.striped)} if split else {}
 
 
 def _sizes(made: Export, axes: list[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from shardsim.emit.runtime.collectives import (
     turn,
 )
 from shardsim.emit.runtime.config import Data, make_group
+from shardsim.ops.attend_blocks import place_of
 from shardsim.ops.attend_round import Round, round_attention
 from shardsim.ops.whole import (
     Array,
@@ -196,8 +197,11 @@ class Explicit(Whole):
         with jax.named_scope("keys"):
             if self.keys in ("ring", "ulysses") and not text:
                 return x
-            x = gather(x, self.context, 1)
-            return in_order(x, self.context) if self.striped else x
+            return gather(x, self.context, 1)
+
+    def key_tokens(self, keys: Array) -> Array:
+        order = {"stripes": self.context.size} if self.striped else {}
+        return place_of(order, super().key_tokens(keys), keys.shape[1])
 
     def flash(
         self,
@@ -212,11 +216,9 @@ class Explicit(Whole):
             return self.pass_round(q, k, v, mask)
         if self.keys == "ulysses" and "text" not in mask:
             return self.turn_to_heads(q, k, v, mask, positions)
-        if not self.striped or positions is None:
-            return super().flash(q, k, v, mask, positions, sinks)
-        parts = zip(jnp.split(q, 2, 1), jnp.split(positions, 2), strict=True)
-        made = [super(Explicit, self).flash(rows, k, v, mask, at, sinks) for rows, at in parts]
-        return jnp.concatenate(made, 1)
+        if self.striped and positions is not None:
+            mask = {**mask, "stripes": self.context.size}
+        return super().flash(q, k, v, mask, positions, sinks)
 
     def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attend to keys and values that pass round the context axis."""

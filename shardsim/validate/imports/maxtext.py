@@ -338,10 +338,12 @@ def _context(keys: Keys) -> Context:
             f"context_parallel_strategy: {shown(strategy)} is not modelled; choose from: "
             f"{', '.join(_CONTEXTS)}"
         )
-    if strategy == "ring":
-        order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
-        return Context(keys="ring", order=order, overlap=False)
-    return Context(keys=_CONTEXTS[strategy])
+    order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
+    return Context(
+        keys=_CONTEXTS[strategy],
+        order=None if strategy == "ulysses" else order,
+        overlap=strategy != "ring",
+    )
 
 
 def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:

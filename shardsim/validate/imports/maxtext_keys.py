@@ -73,9 +73,6 @@ MATTERS: Mapping[str, Reason] = {
     "shard_mode": Reason("collectives are placed as in auto", (TIME,), ("auto",)),
     "allow_split_physical_axes": Reason("axes are laid out by shardsim's own rule", (TIME,), _OFF),
     "optimize_mesh_for_tpu_v6e": Reason("axes are laid out by shardsim's own rule", (TIME,), _OFF),
-    "context_parallel_load_balance": Reason(
-        "parts of a sequence are taken to work alike", (TIME,), (True,)
-    ),
     "reuse_example_batch": Reason("where examples come from is not modelled"),
     "record_internal_nn_metrics": Reason("sums for the log are not modelled", (TIME,), (0, False)),
     "gradient_clipping_threshold": Reason("the norm of gradients is taken to be made"),

@@ -99,8 +99,10 @@ def trainers() -> tuple[Pair, ...]:
 @cache
 def held() -> tuple[Pair, ...]:
     """Return the steps that were compiled until their buffers were assigned, as `pairs` does: those
-    of which a peak is known."""
-    return tuple(pairs([row for row in load_rows(HELD) if row["peak_bytes"]]))
+    of which a peak is known, and not those that were compiled to the end since."""
+    whole = {(row["group"], row["kind"]) for row in load_rows()}
+    rows = (row for row in load_rows(HELD) if (row["group"], row["kind"]) not in whole)
+    return tuple(pairs([row for row in rows if row["peak_bytes"]]))
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:

@@ -48,6 +48,7 @@ GROUPS = (
 )
 
 GROUPED = "a quarter of the layers keeps mlp_hidden"
+CONTIGUOUS, STRIPED = {"order": "contiguous"}, {"order": "striped"}  # of causal models
 
 
 def kinds(devices: int) -> dict[str, dict[str, Any]]:
@@ -77,7 +78,8 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
         "tensor 4, sequence": tensor(4, "seq", "bidirectional"),
         "tensor 4, embed": tensor(4, "embed", "bidirectional"),
         "partitioned, fsdp": sharded(execution="partitioned"),
-        "context 4": over({"fsdp": devices // 4, "context": 4}),
+        "context 4": over({"fsdp": devices // 4, "context": 4}, context=CONTIGUOUS),
+        "context 4, striped": over({"fsdp": devices // 4, "context": 4}, context=STRIPED),
         "fsdp, no prefetch": sharded(overlap={"matmul": "off", "weights": False}),
         "tensor 8, sequence": tensor(8, "seq", "bidirectional"),
         "partitioned, tensor 4, embed": tensor(
@@ -101,7 +103,8 @@ def kinds(devices: int) -> dict[str, dict[str, Any]]:
 def cases(group: Group) -> dict[str, Plan]:
     """Return the legal plans of a group, by kind."""
     machine = parse_machine(group.machine)
-    layers = load_model(group.model).layers
+    model = load_model(group.model)
+    layers = model.layers
     grouped = [
         {"layers": layers - layers // 4, "save": []},
         {"layers": layers // 4, "save": ["mlp_hidden"]},
@@ -110,6 +113,10 @@ def cases(group: Group) -> dict[str, Plan]:
     for kind, keys in kinds(machine.devices).items():
         if keys.get("attention") == group.attention:
             continue
+        if "context" in keys and not model.causal:
+            if keys["context"] == STRIPED:
+                continue
+            keys = {key: value for key, value in keys.items() if key != "context"}
         if keys.get("remat") == GROUPED:
             keys = {**keys, "remat": grouped}
         overlap = {"gradients": False, "dcn": False, **keys.get("overlap", {})}

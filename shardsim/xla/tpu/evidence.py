@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from shardsim.cost.predict import Prediction, predict
-from shardsim.plan import Plan
+from shardsim.plan import Plan, resolve
 from shardsim.xla.compare import Comparison, Key, answer
 from shardsim.xla.hlo import CompiledProgram, read_hlo
 from shardsim.xla.replay import Replay, replay
@@ -60,7 +60,7 @@ class Evidence:
             mesh,
             causal=model.causal,
             windows=model.windows,
-            striped=self.plan.context.order == "striped",
+            striped=bool(resolve(self.plan).striped),
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
         self.collectives = Comparison(self.plan, self.compiled)

@@ -59,7 +59,10 @@ _SHORT = {"distribution": "log_normal", "mean": 1500, "deviation": 1200, "as": "
 KINDS: dict[str, dict[str, Any]] = {
     "keys gathered, striped": {**_BY_CONTEXT, "context": {"order": "striped"}},
     "ring, striped": {**_BY_CONTEXT, "context": {"keys": "ring", "order": "striped"}},
-    "ring, contiguous, no overlap": {**_BY_CONTEXT, "context": {"keys": "ring", "overlap": False}},
+    "ring, contiguous, no overlap": {
+        **_BY_CONTEXT,
+        "context": {"keys": "ring", "order": "contiguous", "overlap": False},
+    },
     "zero-2, 4 microbatches": {**_SHARDED, "microbatches": 4, "accumulation": "scattered"},
     "frames and locations switched": {**_BY_CONTEXT, "context": {"keys": "dsp"}}
     | {"model": _VIDEO, "batch": 32},

@@ -41,7 +41,7 @@ class _Shapes:
         matrices = [tensor for tensor in plan.model.tensors if len(tensor.shape) > 1]
         self.weights = [tensor.shape for tensor in matrices]
         for tensor in matrices:
-            if "head_dim" in tensor.axes:  # heads and their dimension in one
+            if {"embed", "head_dim"} <= set(tensor.axes):  # heads and their dimension in one
                 embed = tensor.shape[tensor.axes.index("embed")]
                 self.weights.append((embed, tensor.size_of_one // embed))
 
