@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class NotCarried:
     def __str__(self) -> str:
         """Return one line: `not carried: lora_rank = 16: ... (could change time, hbm)`."""
         effect = f" (could change {', '.join(self.could_change)})" if self.could_change else ""
-        return f"not carried: {self.key} = {shown(self.value)}: {self.why}{effect}"
+        return f"not carried: {self.key} = {written(self.value)}: {self.why}{effect}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ class Keys(Mapping[str, Any]):
 def is_one_of(value: Any, choices: Collection[Any]) -> bool:
     """Return whether a value of a file is among choices; lists and mappings are among none."""
     return not isinstance(value, (list, dict, set, tuple)) and value in choices
+
+
+def written(value: Any) -> str:
+    """Return a value for a message as YAML has it.
+
+    >>> written(True), written(None), written("off")
+    ('true', 'null', "'off'")
+    """
+    plain = value is None or isinstance(value, bool)
+    return json.dumps(value) if plain else shown(value)
 
 
 def shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST_CHOICES = 24  # in one line
@@ -54,6 +54,44 @@ def one_line(text: object) -> str:
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
     return line
+
+
+def alone(value: object) -> object:
+    """Return the one value that a list or a mapping holds, or a number that stands in quotes.
+
+    >>> alone(["adamw"]), alone({"type": "adamw"}), alone("256"), alone(256.0), alone("64k")
+    ('adamw', 'adamw', 256, 256, '64k')
+    """
+    for _ in range(2):
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, dict) and len(value) == 1:
+            value = next(iter(value.values()))
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return {"yes": True, "true": True, "no": False, "false": False}.get(value.lower(), value)
+    return value
+
+
+def is_bool(value: object) -> bool:
+    """Return whether a value is true or false."""
+    return isinstance(value, bool)
+
+
+def instead(value: object, choices: Iterable[object] | Callable[[Any], bool]) -> str:
+    """Return `; write x` where `value` holds one of `choices` in another form, or nothing.
+
+    >>> instead(["adamw"], ["adamw", "sgd"]), instead("yes", is_bool), instead(["a"], ["b"])
+    ('; write adamw', '; write true', '')
+    """
+    meant = alone(value)
+    fits = choices(meant) if callable(choices) else meant in tuple(choices)
+    if not fits or isinstance(meant, (list, dict)):
+        return ""
+    return f"; write {str(meant).lower() if isinstance(meant, bool) else meant}"
 
 
 def nearest(word: object, choices: Iterable[str], listed: str = "") -> str:

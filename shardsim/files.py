@@ -202,11 +202,18 @@ def check_keys(
     allowed: Iterable[str],
     required: Iterable[str] = (),
     error: type[FileError] | type[Exception] = FileError,
+    words: Mapping[str, Iterable[str]] | None = None,
+    example: str = "",
 ) -> Mapping[str, Any]:
-    """Return `data` if it is a mapping with all `required` and only `allowed` keys."""
+    """Return `data` if it is a mapping with all `required` and only `allowed` keys.
+
+    `words` are the values of some keys: one in place of the mapping is answered with its key,
+    anything else with an `example`, or the first word.
+    """
     if not isinstance(data, Mapping):
         found = "nothing" if data is None else type(data).__name__
-        raise error(f"{where}: expected a mapping of keys, found {found}")
+        hint = _keyed(data, words or {}, example)
+        raise error(f"{where}: expected a mapping of keys, found {found}{hint}")
     allowed = list(allowed)
     for key in data:
         if key not in allowed:
@@ -215,6 +222,18 @@ def check_keys(
         if key not in data:
             raise error(f"{where}: missing key '{key}'")
     return data
+
+
+def _keyed(data: Any, words: Mapping[str, Iterable[str]], example: str) -> str:
+    """Return the mapping that a word in its place stands for, or one as an example."""
+    value = data[0] if isinstance(data, list) and len(data) == 1 else data
+    value = "off" if value is False else value  # as YAML 1.1 reads a bare off
+    for key, choices in words.items():
+        if isinstance(value, str) and value in choices:
+            return f"; write {{{key}: {value}}}"
+    first = (f"{{{key}: {next(iter(choices))}}}" for key, choices in words.items())
+    example = example or next(first, "")
+    return f", such as {example}" if example else ""
 
 
 def data_folder(name: str) -> Path:

@@ -74,6 +74,7 @@ def export(
     """
     from shardsim.emit import export_plan
     from shardsim.emit.dialects.nearest import told_in
+    from shardsim.validate.round_trip import left_out
 
     written = {"json": JSON, **dict.fromkeys(("yaml", "maxtext", "levanter"), YAML)}
     check_output(output, as_json, text=written.get(form, PYTHON))
@@ -87,8 +88,18 @@ def export(
         write_output(output or STDOUT, text)
         for line in told_in(text):
             note(line)
+    left = left_out(plan, text, form, over or "")
+    for item in left:
+        note(str(item))
     if as_json:
-        emit_json({"to": form, "path": output, "text": None if output else text})
+        emit_json(
+            {
+                "to": form,
+                "path": output,
+                "text": None if output else text,
+                "not_carried": [item.to_data() for item in left],
+            }
+        )
 
 
 @click.command()
@@ -180,11 +191,11 @@ def verify(
     """
     from shardsim.errors import PlanError
 
-    if hlo and not profile:
+    if hlo and profile is None:
         raise PlanError("verify: --hlo is only for --profile")
-    if profile or against != "tpu":
+    if profile is not None or against != "tpu":
         tell_unused("no TPU compiler is asked", "workers", "scheduler", "timeout", "no_cache")
-    if profile:
+    if profile is not None:
         if measure or machine_file or against != "host":
             raise PlanError(
                 "verify: --profile runs nothing: no --against, --measure, --machine-file"

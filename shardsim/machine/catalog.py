@@ -239,6 +239,7 @@ def _figure(data: Any, where: str, name: str) -> dict[str, Any]:
         where=where,
         allowed=("value", "source", "status", "note", "fitted_to"),
         required=("value", "source", "status"),
+        example="{value: 16e9, source: where it stands, status: published}",
     )
     for key in ("source", "status", "note", "fitted_to"):
         if key in data and (not isinstance(data[key], str) or not data[key].strip()):

@@ -62,8 +62,8 @@ def shapes_of(chip: Chip, chips: int | None = None) -> list[Shape]:
     return [_VENDOR_ORDER.get(shape, shape) for shape in found]
 
 
-def nearest_shapes(chip: Chip, shape: Shape, count: int = 3) -> list[Shape]:
-    """Return the possible shapes closest to `shape`: in chips first, in form second."""
+def nearest_shapes(chip: Chip, shape: Shape) -> list[Shape]:
+    """Return the three possible shapes closest to `shape`: in chips first, in form second."""
     axes = chip.torus_dims
     wanted = sorted(length for length in shape if length > 1)[-axes:]
     wanted = [1] * (axes - len(wanted)) + wanted
@@ -74,7 +74,7 @@ def nearest_shapes(chip: Chip, shape: Shape, count: int = 3) -> list[Shape]:
         form = sum(abs(math.log(a / b)) for a, b in pairs)
         return abs(math.log(math.prod(other)) - chips), form
 
-    return sorted(shapes_of(chip), key=distance)[:count]
+    return sorted(shapes_of(chip), key=distance)[:3]
 
 
 def _ascending(chip: Chip) -> frozenset[Shape]:

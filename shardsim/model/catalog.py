@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shardsim.carried import NotCarried, shown
-from shardsim.errors import ModelError, nearest
+from shardsim.errors import ModelError, instead, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.kinds import MODEL, other_kind
 from shardsim.model.delta import Delta
@@ -112,6 +112,8 @@ def _named(model: str, files: bool = True) -> Model:
 def _mapped(model: Any) -> Model:
     if other := other_kind(model, MODEL):
         raise ModelError(f"model: {other}")
+    if hint := "" if isinstance(model, Mapping) else instead(model, model_names()):
+        raise ModelError(f"model: expected a mapping of keys or a name, found {shown(model)}{hint}")
     data = dict(check_keys(model, where="model", allowed=("base", *_KEYS), error=ModelError))
     if "base" not in data:
         return _build(data, "model")
@@ -250,7 +252,8 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
         given = {name: getattr(given, name) for name in _BIASES}
     if isinstance(given, bool):
         given = dict.fromkeys(_BIASES, given)
-    flags |= check_keys(given, where=f"{where}: biases", allowed=_BIASES, error=ModelError)
+    here, example = f"{where}: biases", "{qkv: true}"
+    flags |= check_keys(given, where=here, allowed=_BIASES, error=ModelError, example=example)
     for key, value in data.items():
         if key.startswith("biases."):
             flags[key.removeprefix("biases.")] = value
@@ -258,6 +261,10 @@ def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
         return Biases(**flags)
     except ModelError as error:
         raise ModelError(f"{where}: {str(error).removeprefix('model: ')}") from None
+
+
+def _words(example: Mapping[str, int]) -> str:
+    return f"{{{', '.join(f'{key}: {value}' for key, value in example.items())}}}"
 
 
 def _merge_own(key: str, base: Any, data: Mapping[str, Any], where: str) -> Any:
@@ -272,15 +279,16 @@ def _merge_own(key: str, base: Any, data: Mapping[str, Any], where: str) -> Any:
     elif given is not None:
         if isinstance(given, Mapping):  # YAML takes the word on, unquoted, for a truth value
             given = {"on" if name is True else name: value for name, value in given.items()}
-        known |= check_keys(given, where=f"{where}: {key}", allowed=names, error=ModelError)
+        known |= check_keys(
+            given, where=f"{where}: {key}", allowed=names, error=ModelError, example=_words(example)
+        )
     single = {name: value for name, value in data.items() if name.startswith(f"{key}.")}
     known |= {name.removeprefix(f"{key}."): value for name, value in single.items()}
     if given is None and not single:
         return None
     for name in example:
         if name not in known:
-            shown = ", ".join(f"{one}: {value}" for one, value in example.items())
-            raise ModelError(f"{where}: {key}: missing key '{name}', as in {{{shown}}}")
+            raise ModelError(f"{where}: {key}: missing key '{name}', as in {_words(example)}")
     try:
         return kind(**known)
     except ModelError as error:
@@ -300,8 +308,11 @@ def _build(data: Mapping[str, Any], where: str) -> Model:
     given |= {key: _read(data, key, where) for key in _PARTS if data.get(key) is not None}
     for key in ("name", "family", "layers", "embed", "heads"):
         if key not in given:
+            name = data.get("name")
+            known = isinstance(name, str) and name in model_names()
+            preset = name if known else "vit-22b"
             raise ModelError(
-                f"{where}: missing key '{key}'; or start from a preset: 'base: vit-22b'"
+                f"{where}: missing key '{key}'; or start from a preset: 'base: {preset}'"
             )
     embed, heads = _whole(given["embed"]), _whole(given["heads"])
     if "head_dim" not in given and embed and heads and embed % heads:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from shardsim.errors import ModelError, nearest
+from shardsim.errors import ModelError, instead, is_bool, nearest
 from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
     check_attends,
@@ -82,12 +82,14 @@ def _check_count(where: str, key: str, value: Any, *, least: int) -> None:
     if not whole or not least <= value <= LARGEST:
         wanted = "a positive whole number" if least else "a whole number, 0 or more"
         shown = "more" if whole and value > LARGEST else repr(value)[:40]
-        raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {shown}")
+        hint = instead(value, lambda meant: type(meant) is int and least <= meant <= LARGEST)
+        raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {shown}{hint}")
 
 
 def _check_flag(where: str, key: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ModelError(f"{where}: {key}: expected true or false, found {value!r}")
+        hint = instead(value, is_bool)
+        raise ModelError(f"{where}: {key}: expected true or false, found {value!r:.40}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,10 @@ def parse_compiler_options(data: Any) -> dict[str, str]:
     {'xla_tpu_enable_latency_hiding_scheduler': 'true'}
     """
     if not isinstance(data, Mapping):
-        raise PlanError("compiler_options: expected names of options, each with its value")
+        raise PlanError(
+            "compiler_options: expected names of options, each with its value, such as "
+            f"{{{SCOPED_VMEM_KIB}: 65536}}"
+        )
     options = {}
     for name, value in data.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -11,7 +11,16 @@ from typing import Any
 
 import yaml
 
-from shardsim.errors import FileError, HardwareError, ModelError, PlanError, expect, nearest
+from shardsim.errors import (
+    FileError,
+    HardwareError,
+    ModelError,
+    PlanError,
+    expect,
+    instead,
+    is_bool,
+    nearest,
+)
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.kinds import PLAN, other_kind
 from shardsim.machine import Machine, parse_machine
@@ -19,15 +28,48 @@ from shardsim.model import Model, load_model, model_names
 from shardsim.plan.compiler_options import parse_compiler_options
 from shardsim.plan.legality import check
 from shardsim.plan.lengths import parse_lengths
+from shardsim.plan.optimizer import OPTIMIZERS
 from shardsim.plan.placement import place
-from shardsim.plan.plan import Context, MeshAxis, Overlap, Plan, Routing, Rules
-from shardsim.plan.precision import Precision, check_multiplied
+from shardsim.plan.plan import (
+    ACCUMULATION,
+    ATTENTION,
+    CONTEXT_KEYS,
+    CONTEXT_ORDERS,
+    EXCHANGES,
+    EXECUTION,
+    MATMUL_OVERLAP,
+    OP_COSTS,
+    PIPELINE_SCHEDULES,
+    Context,
+    MeshAxis,
+    Overlap,
+    Plan,
+    Routing,
+    Rules,
+)
+from shardsim.plan.precision import DTYPE_BYTES, PRODUCTS, Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
 
 LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
 MOST_STAGES = 10**4
+# What words stand for where a mapping belongs.
+_WORDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "overlap": {"matmul": MATMUL_OVERLAP},
+    "precision": {"compute": tuple(DTYPE_BYTES)},
+    "experts": {"exchange": EXCHANGES},
+    "context": {"keys": CONTEXT_KEYS, "order": CONTEXT_ORDERS},
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "optimizer": tuple(OPTIMIZERS),
+    "attention": ATTENTION,
+    "pipeline_schedule": PIPELINE_SCHEDULES,
+    "accumulation": ACCUMULATION,
+    "execution": EXECUTION,
+    "op_costs": OP_COSTS,
+}
+_AXES_IN_WORDS = re.compile(r"\w{1,40}=\d{1,9}(,\w{1,40}=\d{1,9}){0,15}")
 _AXIS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 FLAGS = ("fused_projections", "offload_optimizer", "offload_parameters", "forward_only")
@@ -115,24 +157,27 @@ def _build(
         where="rules",
         allowed=("parameters", "activations", "optimizer"),
         error=PlanError,
+        words={"parameters": ("{embed: [fsdp]}",)},
     )
     switches = {}
     for key, form in (("overlap", Overlap), ("precision", Precision)):
         given = _given(data, key, {})
         allowed = tuple(form.__dataclass_fields__)
-        check_keys(given, where=key, allowed=allowed, error=PlanError)
+        check_keys(given, where=key, allowed=allowed, error=PlanError, words=_WORDS[key])
         switches[key] = form(**{name: _switch(given[name], f"{key}.{name}") for name in given})
     for name in ("weights", "gradients", "dcn"):
         if not isinstance(getattr(switches["overlap"], name), bool):
-            raise PlanError(f"overlap.{name}: must be true or false")
+            value = getattr(switches["overlap"], name)
+            raise PlanError(f"overlap.{name}: must be true or false{instead(value, is_bool)}")
     apart = {"experts": Routing.__dataclass_fields__, "context": Context.__dataclass_fields__}
     routing, context = (_given(data, key, {}) for key in apart)
     for given, (key, fields) in zip((routing, context), apart.items(), strict=True):
-        check_keys(given, where=key, allowed=tuple(fields), error=PlanError)
+        allowed = tuple(fields)
+        check_keys(given, where=key, allowed=allowed, error=PlanError, words=_WORDS[key])
     flags = {key: data.get(key, False) for key in FLAGS}
     for key, value in flags.items():
         if not isinstance(value, bool):
-            raise PlanError(f"{key}: must be true or false")
+            raise PlanError(f"{key}: must be true or false{instead(value, is_bool)}")
     return Plan(
         name=_text(_given(data, "name", default_name), "name"),
         note=_text(_given(data, "note", ""), "note"),
@@ -192,19 +237,23 @@ def _switch(value: Any, where: str) -> Any:
             f"{_show(value)}"
         )
     if not isinstance(value, (str, bool)):
-        raise PlanError(f"{where}: {_show(value)} is not possible")
+        hint = instead(value, lambda meant: isinstance(meant, (str, bool)))
+        raise PlanError(f"{where}: {_show(value)} is not possible{hint}")
     return value
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise PlanError(f"{where}: expected a list of words, found {_show(value)}")
+        hint = f"; write [{value}]" if isinstance(value, str) and value in PRODUCTS else ""
+        raise PlanError(f"{where}: expected a list of words, found {_show(value)}{hint}")
     return tuple(value)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise PlanError(f"{where}: expected text, found {_show(value)}")
+        hint = instead(value, _CHOICES.get(where, ()))
+        hint = ", such as v5p:4x4x4" if where == "machine" else hint
+        raise PlanError(f"{where}: expected text, found {_show(value)}{hint}")
     return value
 
 
@@ -215,9 +264,10 @@ def _show(value: Any) -> str:
 
 def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
     if not isinstance(data, Mapping) or not data:
-        raise PlanError(
-            "mesh: expected axis names, each with a size, such as {data: 128, model: 8}"
-        )
+        example = "such as {data: 128, model: 8}"
+        if isinstance(data, str) and _AXES_IN_WORDS.fullmatch(data):
+            example = f"as {{{data.replace('=', ': ').replace(',', ', ')}}}"
+        raise PlanError(f"mesh: expected axis names, each with a size, {example}")
     if len(data) > MOST_AXES:
         raise PlanError(f"mesh: {len(data)} axes are too many; at most {MOST_AXES}")
     axes = {}
@@ -259,7 +309,8 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
 
 def _count(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{where}: must be a positive whole number, not {_show(value)}")
+        hint = instead(value, lambda meant: type(meant) is int and 0 < meant <= LARGEST)
+        raise PlanError(f"{where}: must be a positive whole number, not {_show(value)}{hint}")
     if value > LARGEST:
         raise PlanError(f"{where}: must be at most {LARGEST:,}, not {value:,}")
     return value
@@ -269,7 +320,10 @@ def _rules(data: Any, where: str, kv_from_heads: bool = False) -> Rules:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise PlanError(f"{where}: expected logical axes with the mesh axes that split them")
+        raise PlanError(
+            f"{where}: expected logical axes with the mesh axes that split them, such as "
+            "{embed: [fsdp]}"
+        )
     rules = {}
     for logical, axes in data.items():
         if axes is None:

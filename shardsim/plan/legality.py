@@ -145,6 +145,9 @@ def _of_part(
     if np.any(layout.striped):
         parts = layout.context.size * np.where(layout.striped, 2, 1)
         yield "sequence", "tokens over two parts a member of the context axis", sequence, parts
+        if model.experts and model.experts.group:
+            what = "groups of a sequence over two parts a member of the context axis"
+            yield "sequence", what, model.experts.groups(sequence), parts
 
 
 def _of_experts(model: Model, sequence: int) -> list[tuple[str, str, int]]:

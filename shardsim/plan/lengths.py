@@ -239,7 +239,11 @@ def parse_lengths(data: Any, where: str, patch: int = 0) -> Lengths | None:
     if data is None:
         return None
     words = {field.name for field in fields(Lengths)} - {"held"} | {"as"}
-    given = dict(check_keys(data, where="lengths", allowed=sorted(words), error=PlanError))
+    given = dict(
+        check_keys(
+            data, where="lengths", allowed=sorted(words), error=PlanError, words={"as": HELD}
+        )
+    )
     if "as" in given:
         given["held"] = given.pop("as")
     if "histogram" in given:

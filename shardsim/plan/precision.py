@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import PlanError, instead, nearest
 from shardsim.machine import Machine
 
 NARROW = ("fp8", "int8")  # formats that only some chips multiply
@@ -88,6 +88,8 @@ class Precision:
 
 def choose(value: object, choices: tuple[str, ...] | Mapping[str, object], key: str) -> None:
     """Raise `PlanError` for a value that is none of the choices of a key."""
+    if not isinstance(value, str) and (hint := instead(value, choices)):
+        raise PlanError(f"{key}: {value!r:.60} is not possible{hint}")
     if value not in choices:
         raise PlanError(f"{key}: '{value}' is not possible{nearest(value, choices)}")
 

@@ -22,11 +22,11 @@ keep the same, or groups of them that follow each other keep something else each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import PlanError, instead, nearest
 
 TENSORS = (
     *("qkv", "context", "attention_output", "mlp_hidden", "mlp_output"),
@@ -160,13 +160,18 @@ def parse_remat(data: Any, where: str, layers: int) -> Remat:
     of groups of layers, each `{layers: 2, save: [...], offload: [...]}`."""
     if not isinstance(data, list):
         return Remat((_policy(data, where, ("save", "offload")),))
+    if data and all(isinstance(name, str) and name in TENSORS for name in data):
+        raise PlanError(f"{where}: a list is of groups of layers; write {{save: {_list(data)}}}")
     if not data:
         raise PlanError(f"{where}: an empty list; give groups such as {{layers: 2, save: []}}")
     groups = []
     for number, entry in enumerate(data):
         here = f"{where}[{number}]"
         if not isinstance(entry, Mapping) or "layers" not in entry:
-            raise PlanError(f"{here}: expected a group of layers, such as {{layers: 2, save: []}}")
+            hint = instead(data, tuple(POLICIES))
+            raise PlanError(
+                f"{here}: expected a group of layers, such as {{layers: 2, save: []}}{hint}"
+            )
         many = entry["layers"]
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
             raise PlanError(f"{here}.layers: must be a positive whole number, not {many!r:.60}")
@@ -189,13 +194,31 @@ def _policy(data: Any, where: str, keys: tuple[str, ...]) -> Policy:
     if data is None:
         raise PlanError(f"{where}: is empty; name a policy, such as full or none")
     if not isinstance(data, str) or data not in POLICIES:
-        raise PlanError(f"{where}: unknown remat policy '{data}'{nearest(data, POLICIES)}")
+        hint = _in_words(data) or nearest(data, POLICIES)
+        raise PlanError(f"{where}: unknown remat policy '{data}'{hint}")
     return Policy(save=POLICIES[data])
+
+
+def _list(names: Iterable[str]) -> str:
+    return f"[{', '.join(names)}]"
+
+
+def _in_words(data: Any) -> str:
+    """Return how a file says what tables write as `save qkv + context, offload mlp_hidden`."""
+    parts = []
+    for part in str(data).split(", "):
+        word, _, rest = part.partition(" ")
+        names = rest.split(" + ")
+        if word not in ("save", "offload") or not set(names) <= {*TENSORS, "layer_input"}:
+            return ""
+        parts.append(f"{word}: {_list(names)}")
+    return f"; write {{{', '.join(parts)}}}"
 
 
 def _tensors(data: Any, where: str, choices: tuple[str, ...]) -> frozenset[str]:
     if not isinstance(data, (list, tuple)):
-        raise PlanError(f"{where}: expected a list of tensors out of {', '.join(choices)}")
+        hint = f"; write [{data}]" if isinstance(data, str) and data in choices else ""
+        raise PlanError(f"{where}: expected a list of tensors out of {', '.join(choices)}{hint}")
     for name in data:
         if name not in choices:
             raise PlanError(f"{where}: unknown tensor '{name}'{nearest(name, choices)}")

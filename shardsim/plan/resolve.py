@@ -7,6 +7,7 @@ from typing import Any
 
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
+from shardsim.model import Model
 from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
     EMBED_SHARDED,
@@ -125,13 +126,17 @@ def resolve(plan: Plan) -> Layout:
     return layout
 
 
-def stripes(causal: bool, sequence: int, members: Number) -> Number:
+def stripes(model: Model, sequence: int, members: Number) -> Number:
     """Return where tokens are striped over a context axis of `members` if nobody says: under a
-    causal mask, in parts that are whole tiles of the kernel, or where larger ones are none either.
+    causal mask, in parts that are whole tiles of the kernel, or where larger ones are none either,
+    and whole groups of tokens that share places of experts.
     """
-    whole = sequence // members
+    whole, parts = sequence // members, 2 * members
     tiles = (whole // 2 % KERNEL_MULTIPLE == 0) | (whole % KERNEL_MULTIPLE != 0)
-    return causal & (members > 1) & (sequence % (2 * members) == 0) & tiles
+    grouped = model.experts is not None and model.experts.group
+    groups = model.experts.groups(sequence) if model.experts and grouped else parts
+    divided = (sequence % parts == 0) & (groups % parts == 0)
+    return model.causal & (members > 1) & divided & tiles
 
 
 def _striped(plan: Plan, members: int) -> bool:
@@ -141,7 +146,7 @@ def _striped(plan: Plan, members: int) -> bool:
         return context.order == "striped"
     if context.keys in ("ulysses", "dsp") or plan.execution == "partitioned":
         return False
-    return bool(stripes(plan.model.causal, plan.sequence, members))
+    return bool(stripes(plan.model, plan.sequence, members))
 
 
 def _role(plan: Plan, name: str) -> str | None:

@@ -249,7 +249,7 @@ def parts(
     )
     groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
     needed = (batch < groups * microbatches) | (fixed.keys is not None)
-    striped = np.asarray(stripes(model.causal, sequence, bare.context.size))
+    striped = np.asarray(stripes(model, sequence, bare.context.size))
     for residual, context_shards, spread in product(
         (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
     ):

@@ -49,12 +49,16 @@ _NO_SECONDS = re.compile(r"\d\s*(ms|milli\w*|us|µs|micro\w*|m|min\w*|h|hours?)\
 _MILLISECONDS = ("step_ms", "step_time_ms", "ms_per_step")
 
 
+def _rate(key: Any) -> re.Match[str] | None:
+    name = re.sub(r"(?<=tflops)_(?=(per_)?(device|core)$)", "_s_", str(key).lower())
+    return _RATE.fullmatch(name)
+
+
 def _rates(said: Mapping[str, Any], chip: Chip) -> dict[str, float]:
     """Return rates by the many ways to write their keys, of a chip."""
     found: dict[str, float] = {}
     for key, value in said.items():
-        name = re.sub(r"(?<=tflops)_(?=(per_)?(device|core)$)", "_s_", str(key).lower())
-        if value is not None and (match := _RATE.fullmatch(name)):
+        if value is not None and (match := _rate(key)):
             what = "tokens" if match[1].startswith("token") else "tflops"
             parts = {"device": chip.devices_per_chip, "core": chip.cores_per_chip}
             each = parts.get(match[2], 1)
@@ -64,11 +68,43 @@ def _rates(said: Mapping[str, Any], chip: Chip) -> dict[str, float]:
     return found
 
 
+def _one_of_each(said: Mapping[str, Any]) -> None:
+    """Raise `FileError` where two keys of a row say one figure, and not the same."""
+    seconds: dict[str, float] = {}
+    for key, value in said.items():
+        if value is not None and key in _MILLISECONDS:
+            seconds[str(key)] = number(value, f"measured.{key}") / 1e3
+        elif value is not None and _MEASURED.get(str(key)) == "step_time_s":
+            seconds[str(key)] = number(value, f"measured.{key}")
+        elif value is not None and key == "steps_per_s":
+            seconds[str(key)] = 1.0 / number(value, f"measured.{key}")
+    if seconds and max(seconds.values()) > 1.02 * min(seconds.values()):
+        words = " and ".join(f"{key} ({found:g} s)" for key, found in seconds.items())
+        raise FileError(f"measured: {words} are one figure; leave one out")
+
+
+def unread_figures(said: Any) -> list[str]:
+    """Return the keys of what was measured that nothing reads, but for shares of peaks, which are
+    often counted in several ways, and for how long a whole run was."""
+    read = {*_MEASURED, *_SAMPLES, *_MILLISECONDS, "steps_per_s"}
+    return [
+        str(key)
+        for key in (said if isinstance(said, Mapping) else ())
+        if key not in read
+        and not _rate(key)
+        and not re.match(
+            r"mfu|hfu|loss|note|source|hbm|mem|params|.*(days|hours|steps|_printed)$",
+            str(key).lower(),
+        )
+    ]
+
+
 def measured_of(row: Mapping[str, Any], sequence: int, chip: Chip) -> dict[str, float]:
     """Return what was measured; `sequence` is the tokens of one image, example or sequence."""
     said = row.get("measured") or {}
     if not isinstance(said, Mapping):
         raise FileError(f"measured: expected a mapping of keys, found {shown(said)}")
+    _one_of_each(said)
     for word, value in said.items():
         if _MEASURED.get(word) == "step_time_s" and _NO_SECONDS.search(str(value).lower()):
             raise FileError(f"measured.{word}: {shown(value)} is not in seconds")
@@ -102,7 +138,7 @@ def accounting_of(row: Mapping[str, Any]) -> Accounting:
 
     MaxText's count goes by the date in the words or in `source`; without any words: as PaLM.
     """
-    if row.get("accounting"):
+    if row.get("accounting") is not None:
         return accounting_named(str(row["accounting"]))
     text = str(row.get("mfu_formula") or "").lower()
     source = str(row.get("source") or "").lower()

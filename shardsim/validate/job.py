@@ -57,6 +57,18 @@ def _named_slice(text: str, chip: Chip) -> Machine | None:
     return None
 
 
+def says_a_slice(text: str, chip: Chip) -> bool:
+    """Return whether a topology says which slice of a chip it is, how many, or what is usual."""
+    text = text[:200].lower()
+    usual = re.search(r"default|torus|mesh|cube|dcn|twist|unknown|not (stated|published)", text)
+    return bool(
+        usual
+        or chip.interconnect == "switch"
+        or _slices_in(text) is not None
+        or _named_slice(text, chip) is not None
+    )
+
+
 def _slices_in(text: str) -> int | None:
     """Return how many slices a topology says, as "two slices of v5p-128" or "4 x v5e-256"."""
     many = "|".join(IN_WORDS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,34 +20,25 @@ from shardsim.emit.dialects import maxtext_tables
 from shardsim.emit.dialects.levanter import levanter_code
 from shardsim.errors import PlanError
 from shardsim.files import read_text
-from shardsim.model import Tensor
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import ROLES, AxisLayout
-from shardsim.plan.plan import CONTEXT_ORDERS
 from shardsim.plan.remat import Policy
 from shardsim.validate.imports import import_text
 from shardsim.validate.imports.levanter import INCLUDE
+from shardsim.validate.imports.maxtext_attention import CONTEXTS
 from shardsim.validate.imports.maxtext_given import is_script, last_command
 from shardsim.validate.imports.maxtext_remat import NAMES
+from shardsim.validate.round_trip import said_by, shown_of
 from shardsim.validate.words import REMAT_POLICIES
 
 FORMS = ("maxtext", "levanter")
 # What of a plan is not the trainer's to say: how others call it, and what compilers are told.
 _OWN = ("name", "note", "op_costs", "own_chip", "execution", "compiler_options", "overlap")
 _ELSEWHERE = "_included_"
-_LAID = ("mesh", "parameters", "activations", "optimizer_rules")  # as the layout has them
 _OWN_OF = {"maxtext": _OWN, "levanter": (*_OWN, "model")}
-_AXES: Mapping[str, str] = {
-    "data": "data",
-    "fsdp": "fsdp",
-    "context": "context",
-    "tensor": "tensor",
-    "expert": "expert",
-    "pipeline": "pipeline",
-}
+_AXES = ("data", "fsdp", "context", "tensor", "expert", "pipeline")
 
 
-def export_over(plan: Plan, form: str, config: str, base: Path | None = None) -> str:
+def export_over(plan: Plan, form: str, config: str) -> str:
     """Return the text of a config with what `plan` changes of it.
 
     Raises `PlanError` where the trainer's config cannot say the plan.
@@ -61,62 +51,29 @@ def export_over(plan: Plan, form: str, config: str, base: Path | None = None) ->
     path = Path(config)
     text = read_text(path)
     machine = plan.machine.name
-    before = import_text(path, text, form, machine=machine, base=base).plan
+    before = import_text(path, text, form, machine=machine).plan
     if form == "maxtext":
         made = _maxtext(text, before, plan, is_script(path, text))
     else:
         made = _levanter(text, before, plan)
-    found = import_text(path, made, form, machine=machine, base=base).plan
+    found = import_text(path, made, form, machine=machine).plan
     own, theirs = _meaning(plan, form), _meaning(found, form)
-    for key, wanted in own.items():
-        if wanted != theirs[key]:
+    for key in {**own, **theirs}:
+        if (wanted := own.get(key)) != (gives := theirs.get(key)):
             raise PlanError(
-                f"export over {config}: {key}: {_shown(wanted, plan, theirs[key])} cannot be said "
-                f"in its keys, which give {_shown(theirs[key], plan, wanted)}; leave --over out "
+                f"export over {config}: {key}: {shown_of(wanted, plan, gives)} cannot be said "
+                f"in its keys, which give {shown_of(gives, plan, wanted)}; leave --over out "
                 "for a file of its own"
             )
     return made
 
 
 def _meaning(plan: Plan, form: str) -> dict[str, Any]:
-    """Return what a plan says by name: axes by their roles, whatever they are called."""
-    layout = resolve(plan)
-    said: dict[str, Any] = {f"axes of {role}": layout.role(role) for role in ROLES}
-    said |= {"residual": int(layout.residual), "rules.optimizer": layout.optimizer_over_data}
-    said |= {"rules of context": layout.context_shards_parameters, "experts": layout.spread}
-    said |= {"context": replace(plan.context, order=CONTEXT_ORDERS[bool(layout.striped)])}
-    said |= {
-        field.name: getattr(plan, field.name)
-        for field in fields(Plan)
-        if field.name not in (*_OWN_OF[form], *_LAID, "model", "context")
-    }
+    """Return what a plan says that a config of the trainer has to say, by name."""
+    said = said_by(plan)
+    mine = {key: said[key] for key in said if key.partition(".")[0] not in _OWN_OF[form]}
     tensors = {} if form == "levanter" else {"model": plan.model.tensors}
-    return {**said, **tensors, "weights": plan.model.parameters_all}
-
-
-def _shown(value: Any, plan: Plan, other: Any) -> str:
-    """Return a value in words: places as plans write them, of weights the one that differs."""
-    if isinstance(value, AxisLayout):
-        where = zip(plan.machine.axes, value.factors, value.strides, strict=True)
-        places = [
-            f"{axis.name}{factor}" + (f" (every {stride}.)" if stride > 1 else "")
-            for axis, factor, stride in where
-            if factor > 1
-        ]
-        places += [f"dcn{value.slices}"] * bool(value.slices > 1)
-        text = " ".join(places) or "one device"
-    elif isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
-        mine, theirs = ({item.name: item for item in side} for side in (value, other))
-        differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        first = min(differ, default="")
-        if first in mine:
-            sizes = " x ".join(str(length) for length in mine[first].shape)
-            text = f"{mine[first].stack} {first} of {sizes}"
-        else:
-            text = f"no {first}"
-    else:
-        text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return {**mine, **tensors, "weights": plan.model.parameters_all}
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,14 +104,14 @@ def maxtext_keys(plan: Plan) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     by_sequence = plan.activations.get("seq", ())
     for key in ("ici", "dcn"):
-        keys |= {f"{key}_{name}_parallelism": 1 for name in (*_AXES.values(), "tensor_sequence")}
+        keys |= {f"{key}_{name}_parallelism": 1 for name in (*_AXES, "tensor_sequence")}
     for axis in plan.mesh:
         role = next((one for one, names in layout.names.items() if axis.name in names), "")
         if role not in _AXES:
             if axis.size == 1:
                 continue
             raise PlanError(f"export over a config: MaxText has no axis for '{axis.name}'")
-        name = _AXES[role]
+        name = role
         if name == "tensor" and axis.name in by_sequence:
             name = "tensor_sequence"
         over = axis.torus.get("dcn", 1)
@@ -187,6 +144,21 @@ def maxtext_keys(plan: Plan) -> dict[str, Any]:
         "parameter_memory_host_offload": plan.offload_parameters,
         "shard_optimizer_over_data": bool(plan.optimizer_rules.get("embed")),
         "use_ring_of_experts": plan.experts.exchange == "ring",
+        **_context(plan),
+    }
+
+
+def _context(plan: Plan) -> dict[str, Any]:
+    """Return how members of a context axis attend: what MaxText does anyway where there is none."""
+    layout = resolve(plan)
+    alone = int(layout.context.size) == 1
+    strategies = {keys: strategy for strategy, keys in CONTEXTS.items()}
+    keys = "gathered" if alone else plan.context.keys
+    if keys not in strategies:
+        raise PlanError(f"export over a config: context.keys: MaxText has no {keys}")
+    return {
+        "context_parallel_strategy": strategies[keys],
+        "context_parallel_load_balance": alone or bool(layout.striped),
     }
 
 

@@ -19,7 +19,7 @@ from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
-from shardsim.validate.dims import UNMODELLED_KEYS, model_of, sequence_of
+from shardsim.validate.dims import model_of, sequence_of
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
@@ -27,67 +27,22 @@ from shardsim.validate.libraries import Library, every_second_product, kernel_of
 from shardsim.validate.remat_words import remat_of
 from shardsim.validate.rows import REST, TRAINER, Run, read_run
 from shardsim.validate.split_words import Said, split_of
-from shardsim.validate.words import UNMODELLED_AXES, UNSAID, shown, whole
+from shardsim.validate.unread import (
+    LIBRARY_KEYS,
+    PLAN_KEYS,
+    check_counts,
+    note_on_batch,
+    notes_on,
+    refuse_other_runs,
+    refuse_splits,
+    tricks_of,
+)
+from shardsim.validate.words import UNSAID, shown, whole
 
 FILLED = "a row in the words of its source: what it leaves open is filled as docs/runs.md says"
 # What marks a row of prose: keys that rows of `shardsim.validate.rows` do not have.
 _KEYS = ("chip", "chips", "dims", "parallelism", "global_batch", "seq", "tricks")
 NO_BATCH = "global_batch: missing, and no per_device_batch either"
-SOME_TOKENS = "attention to some of the tokens only"
-# What is not modelled, by the words for it in what a row says of its split and its attention.
-_UNMODELLED = (
-    (r"hsdp(?!.*\bdp_shard)", "HSDP without the sizes of its two axes (dp_replicate, dp_shard)"),
-    (r"zero[- ]bubble|dualpipe|\bzbv?\b", "a pipeline schedule other than 1F1B and interleaving"),
-    (r"\b(sp|seq|sequence)([- _]parallel(ism)?)?[ =:x]*(?!1\b)\d+", "an axis over the sequence "
-     "that is not said to gather keys and values (context does)"),
-    (r"sliding|local[- ](window|attention)|window(ed)? attention|(linear|sparse) attention",
-     SOME_TOKENS),
-)  # fmt: skip
-# What is not modelled of a whole run, by the words for it in anything a row says but its notes.
-_OTHER_RUNS = (
-    (r"\b(q?lora|peft)\b|\badapters?\b", "weights beside frozen ones (LoRA, adapters)"),
-    (r"\bfrozen\b|\bfreez", "frozen weights"),
-    (r"\b(dpo|rlhf|ppo|grpo)\b|distill|reference model", "a second model beside the trained one"),
-    (r"\b(decode|decoding|inference|serving|prefill)\b", "anything but training"),
-    (r"cross[- ]attention", "cross-attention"),
-    (r"(forward|fwd)( pass)? only|bf16 (backward|bwd|gradients of)|backward in bf16",
-     "8-bit products, or work, in the forward pass only"),
-    (r"\bdrhs|\bwgrad in bf16|bf16 wgrad", "gradients of weights in more bits than other products"),
-    (r"(int8|fp8|float8)[^,;]* (for|in) [^,;]* only", "8 bits in some of the products only"),
-)  # fmt: skip
-# Keys of a plan that a row in words may have as they are; others of its keys are words.
-_PLAN_KEYS = (
-    "offload_optimizer",
-    "offload_parameters",
-    "vocab_tiles",
-    "compiler_options",
-    "accumulation",
-    "execution",
-    "fused_projections",
-    "lengths",
-    "overlap",
-    "pipeline_interleave",
-    "pipeline_schedule",
-    "stage_layers",
-    "context",
-    "experts",
-    "rules",
-)
-# Keys that say what a row is or how sure it is, and nothing of what ran.
-_REMARKS = re.compile(
-    r"(notes?|source|url|date|confidence|id|about|name|version|commit"
-    r"|hardware|loss|host|hosts|nodes|family|kind|task|dataset|steps|hours|compiler_flags|peak)$"
-    r"|.*(_derived|_confirmed|_assumed|_stated|_gib|_gb|_counts|_pct|_published|_notes?"
-    r"|_per_chip|_printed|_jax|_libtpu|_version)$|train_.*|published.*|mfu.*|hfu.*|peak_.*"
-)
-_LIBRARY_KEYS = ("library", "framework", "trainer", "codebase", "software")
-_READ = {
-    *("model", "dims", "chip", "chips", "slices", "topology", "parallelism", "global_batch"),
-    *("per_device_batch", "seq", "precision", "optimizer", "remat", "tricks", "attention"),
-    *("measured", "mfu_formula", "accounting", "microbatches", "microbatch"),
-    *("gradient_accumulation_steps", "zero_stage"),
-    *_LIBRARY_KEYS,
-}
 # How a context axis attends, by the words for it; without such an axis nothing is known of it.
 _ATTENDS = (
     (r"ulysses|all[- ]to[- ]all", "ulysses", "Ulysses (all-to-all of heads)"),
@@ -99,7 +54,11 @@ _DEALT = (
     r"(?<!no )(?<!not )(?<!without )(striped|zig-?zag"
     r"|load[- ]balanc\w*\b(?![- ](loss|expert|rout))|context[ _]parallel[ _]strategy)"
 )
-_EXPERTS = r"\bexperts?\b(?! parallel(ism)? 1\b)|\bep ?\d"
+# Words of a split without sizes.
+_SPLIT_WORDS = (
+    r"data|fsdp|zero|shard|tensor|model|mesh|megatron|pipeline|replic|\b[tdpce]p\b|ddp|spmd|gspmd"
+    r"|unknown|not (stated|published)"
+)
 # A tensor axis over which the residual stream is split by tokens, not by embed.
 _BY_TOKENS = r"(?<!no )(?<!without )sequence[- _]parallel|tensor_sequence"
 # Sizes that a source does not state: of a tensor axis; chips and images a step of a row without.
@@ -109,17 +68,6 @@ _ROW_COUNTS = {
     "gradient_accumulation_steps": "microbatches",
     "microbatch": "microbatch",
 }
-
-
-# Techniques that are read somewhere, that every plan has, or that are no work.
-_TRICKS = re.compile(
-    r"async|overlap|collective|all[_-]?reduce|all[_-]?gather|reduce[_-]?scatter|fused|flash|splash"
-    r"|attention|parallel (attn|layers)|norm|bias|glu|relu|gelu|silu|mqa|gqa|rope|embedding|scan"
-    r"|synthetic|reused|vocab_tiling|offload|bf16|bfloat16|fp8|int8|quanti|dropless|drop(ping)?\b"
-    r"|capacity|megablox|gmm|grouped matmul|routing|router|balanc|sort vjp|weight_sum|logit|window"
-    r"|moe|gating|dispatch|expert|tiles|sa_block|ulysses|ring|striped|accumulation|optimizer"
-    r"|compile\b|cuda graph|remat|checkpoint|packing|splitting|split_physical|hybrid_ring"
-)
 # What other collections call the keys that are read.
 _ALIASES = {
     **dict.fromkeys(("seq_len", "seq_length", "sequence_length", "max_target_length"), "seq"),
@@ -209,13 +157,14 @@ def _unsaid(row: Mapping[str, Any]) -> bool:
 
 def _library(row: Mapping[str, Any]) -> Library | None:
     """Return the library that a row names with a key of its own, or by its source."""
-    named = " ".join(str(row[key]) for key in _LIBRARY_KEYS if row.get(key))
+    named = " ".join(str(row[key]) for key in LIBRARY_KEYS if row.get(key))
     return library_of(str(row.get("source")), named)
 
 
 def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return the row as `read_run` takes it; remarks go to `notes`."""
     row = _with_usual_keys(row)
+    check_counts(row)
     if row.get("chip") is None:
         raise FileError("missing key 'chip'")
     library = _library(row)
@@ -223,42 +172,29 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     batch_words = r"\b(gbs|global_batch_size)\b"
     if row.get("chips") and not stated and not re.search(batch_words, _lower(row, "parallelism")):
         raise FileError(NO_BATCH)
-    for key in _LIBRARY_KEYS[:-1]:  # software may be a version of anything
+    for key in LIBRARY_KEYS[:-1]:  # software may be a version of anything
         if row.get(key) and library_of("", str(row[key])) is None:
             notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
     chip = load_chip(_chip_name(row, library))
     model = model_of(row, notes)
     sequence = sequence_of(row) or model.sequence
-    given = row.get("attention")
-    given = given if isinstance(given, Mapping) else {"kernel": given}
-    if given.get("window"):
-        raise FileError("attention.window: give it as dims.window")
-    kernel = str(given.get("kernel") or "").lower()
-    tricks = row.get("tricks")
-    tricks = [tricks] if isinstance(tricks, str) else tricks if isinstance(tricks, list) else None
+    kernel, whole_square = _kernel(row.get("attention"))
+    tricks = tricks_of(row.get("tricks"))
     words = " ; ".join(map(str, tricks)).lower() if tricks is not None else None
     split = split_of(
         row.get("parallelism"), model.experts is not None, library, row.get("zero_stage")
     )
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
-    if model.experts is None and re.search(_EXPERTS, split.text):
-        raise FileError(f"parallelism: not modelled: {UNMODELLED_AXES['experts']}")
-    for key, text in said.items():
-        for pattern, what in _UNMODELLED:
-            if re.search(pattern, text) and not (what == SOME_TOKENS and model.windows):
-                raise FileError(f"{key}: not modelled: {what}")
-    _same_run(row)
+    refuse_splits(said, model)
+    refuse_other_runs(row)
     context = _context(said, split, model, str(row.get("notes") or ""))
-    if given.get("skips_masked_blocks") is False and model.causal:
+    if whole_square and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
     if steps := re.search(r"\bgradient[- _]accumulation(?: steps)?[ =:]*(\d{1,4})\b", words or ""):
         split.counts.setdefault("microbatches", int(steps[1]))
-    unknown = [one for one in tricks or () if not re.search(_TRICKS, str(one).lower())]
-    if unknown:
-        notes.append(f"tricks: not read: {'; '.join(map(str, unknown))[:200]}")
-    if split.unread:
-        notes.append(f"parallelism: not read: {', '.join(split.unread)[:200]}")
+    notes += notes_on(row, tricks, machine, chip)
+    notes += _notes_on_split(row, split)
     for key, name in _ROW_COUNTS.items():
         if row.get(key):
             split.counts[name] = whole(row[key], key)
@@ -266,7 +202,10 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         machine = _one_by_one(split, machine, chip, model.experts.number, notes)
     if (said_batch := split.counts.get("batch")) and row.get("global_batch") is None:
         row = {**row, "global_batch": said_batch}
-    batch = batch_of(row, machine, split.counts.get("microbatches", 1), sequence)
+    steps_each = split.counts.get("microbatches", 1)
+    batch = batch_of(row, machine, steps_each, sequence)
+    if batch and machine:
+        notes += note_on_batch(row, batch, machine.devices, steps_each)
     if said_batch and batch != said_batch:
         notes.append(f"parallelism: its batch, {said_batch}, is not that of global_batch")
     precision = str(row.get("precision") or "").lower()
@@ -289,16 +228,9 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         **context,
     }
     data |= _switches(words or "", notes)
-    data |= {key: row[key] for key in _PLAN_KEYS if row.get(key) is not None}
-    if unread := [key for key in row if not _is_read(str(key))]:
-        notes.append(f"not read: {', '.join(sorted(map(str, unread)))[:200]}")
-    remat = remat_of(row.get("remat"), library, notes)
-    if library and library.every_second_product and "pipeline" not in split.sizes.inside:
-        if re.match(r"selective\W*(op\b|$)", str(row.get("remat") or "").lower()):
-            remat = every_second_product(model)
-    if remat is None and library and "custom" not in str(row.get("remat")).lower():
-        apart = library.remat_unfused if data["attention"] == "unfused" else None
-        remat = apart or library.remat
+    own = {key: row[key] for key in PLAN_KEYS if row.get(key) is not None}
+    data |= own
+    remat = _remat(row, library, data["attention"], split, model, notes)
     if remat is not None:
         data["remat"] = remat
     if machine is None:
@@ -307,7 +239,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data |= {"machine": slices, "batch": batch or list(_BATCHES)}
         data |= {"mesh": {AXIS_NAMES[rest]: REST}}
         data |= _rules(split, {AXIS_NAMES[rest]}, chip, library)
-        return data
+        return data | own
     if batch is None:
         raise FileError(NO_BATCH)
     if chip.kind == "gpu" and (folded := split.fold(machine.devices)):
@@ -316,25 +248,48 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         data
         | {"machine": machine.name, "batch": batch}
         | _mesh(split, machine, batch, model, library)
+        | own
     )
 
 
-def _is_read(key: str) -> bool:
-    return key in _READ or key in _PLAN_KEYS or _REMARKS.fullmatch(key.lower()) is not None
+def _kernel(given: Any) -> tuple[str, bool]:
+    """Return a row's words for its kernel, and whether that computes what a mask leaves out."""
+    given = given if isinstance(given, Mapping) else {"kernel": given}
+    if given.get("window"):
+        raise FileError("attention.window: give it as dims.window")
+    return str(given.get("kernel") or "").lower(), given.get("skips_masked_blocks") is False
 
 
-def _same_run(row: Mapping[str, Any]) -> None:
-    """Raise `FileError` where a row says that something else ran than training of a whole model."""
-    for key in ("tricks", "task", "model", "precision", "optimizer", "remat", "parallelism"):
-        for pattern, what in _OTHER_RUNS:
-            if re.search(pattern, str(row.get(key) or "").lower()[:2000]):
-                raise FileError(f"{key}: not modelled: {what}")
-    for key, value in row.items():
-        name = str(key).lower()
-        if key in _READ or value in (None, False, 0, "none") or _is_read(name):
-            continue
-        if re.search(UNMODELLED_KEYS, name):
-            raise FileError(f"{key}: not modelled")
+def _notes_on_split(row: Mapping[str, Any], split: Said) -> list[str]:
+    """Return what of a row's split is not read."""
+    sizes = split.sizes
+    if split.unread:
+        return [f"parallelism: not read: {', '.join(split.unread)[:200]}"]
+    said = sizes.inside or sizes.outside or sizes.rest or re.search(_SPLIT_WORDS, split.text)
+    if said or not row.get("parallelism"):
+        return []
+    return [f"parallelism: {shown(row['parallelism'])} names no axis; the usual is taken"]
+
+
+def _remat(
+    row: Mapping[str, Any],
+    library: Library | None,
+    attention: str,
+    split: Said,
+    model: Model,
+    notes: list[str],
+) -> Any:
+    """Return what layers keep, as the row says or as its library does by itself; None: unknown."""
+    said = str(row.get("remat") or "").lower()
+    remat = remat_of(row.get("remat"), library, notes)
+    if library is None:
+        return remat
+    if library.every_second_product and "pipeline" not in split.sizes.inside:
+        if re.match(r"selective\W*(op\b|$)", said):
+            remat = every_second_product(model)
+    if remat is None and "custom" not in said:
+        remat = (library.remat_unfused if attention == "unfused" else None) or library.remat
+    return remat
 
 
 def _one_by_one(

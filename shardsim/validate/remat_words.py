@@ -33,6 +33,15 @@ _NOTHING = (
     rf"(no|off|false|without|disabled)\b.*|not (used|enabled)|{_SWITCH}[ :=]*(false|no|off|none)"
     r"|(saves?|keeps?) (everything|all( activations)?)"
 )
+# Words that begin a policy for all of a layer, and words for some of one, or of some layers.
+_ALL_OR_NOTHING = (
+    r"(no|none|off|false|without|disabled|not|full|whole|yes|on|true|recompute|checkpoint)\w*\b"
+    rf"|{_SWITCH}"
+)
+_SOME = (
+    r"\b(mlps?|ffn|feed_forward|(?<!flash_)(?<!splash_)(attention|attn)|norms?|qkv|half)\b"
+    r"|\b(but|except)\b"
+)
 # Words that sources use for arrays beside the names of trainers.
 _ARRAYS = (
     (r"\b(layer|block)_? inputs?\b|\bhidden[_ ]states?\b|\b(carry|carries)\b", "layer_input"),
@@ -64,6 +73,12 @@ def remat_of(said: Any, library: Library | None, notes: list[str]) -> Any:
         return None
     if (own_name := remat_by_its_name(words)) is not None:
         return own_name.lists()
+    joined = re.sub(r"\b(flash|splash) attention", r"\1_attention", words)
+    if re.match(_ALL_OR_NOTHING, words) and (some := re.search(_SOME, joined)):
+        raise FileError(
+            f"remat: '{some[0]}': of some parts only: name what is kept, as save_mlp or "
+            f"{{save: [mlp_hidden]}}, not {shown(said)}"
+        )
     if re.fullmatch(_NOTHING, words):
         return "none"
     if re.fullmatch(_WHOLE_LAYERS, words):

@@ -95,11 +95,16 @@ class Run:
 
     def rate(self) -> float | None:
         """Return the measured tokens/s/chip; None if no figure of the row says it."""
+        return next(iter(self.rates().values()), None)
+
+    def rates(self) -> dict[str, float]:
+        """Return the measured tokens/s/chip by each figure that says it, the surest first."""
+        found = [key for key in MEASURED[:-1] if key in self.measured]
+        return {key: self._rate(key) for key in found}
+
+    def _rate(self, found: str) -> float:
         plan = self.plans[0]
         chips = plan.machine.chips
-        found = next((key for key in MEASURED if key in self.measured), None)
-        if found is None or found == "speedup_over_one_slice":
-            return None
         value = self.measured[found]
         if found == "tokens_per_s_per_chip":
             return value

@@ -297,6 +297,9 @@ def _row(run: Run, fitted: Sequence[Constant], mean_mfu: float | None) -> Row:
     if many > 1:
         those = f"{len(ordered)} of {many} plans fit" if len(ordered) < many else f"{many} plans"
         notes = [*notes, f"{those}: the source leaves sizes open; the median is shown"]
+    for key, rate in run.rates().items():
+        if measured and not 0.8 < rate / measured < 1.25:
+            notes = [*notes, f"measured.{key} says {rate / measured:.2f} times the rate compared"]
     fits = middle.fits
     if any(not item.fits for item in ordered):
         fits = all(_fitted_before(item.plan) for item in ordered)

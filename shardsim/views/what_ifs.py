@@ -32,8 +32,13 @@ def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) 
     ]
     rows: list[tuple[Any, ...]] = [("(the plan)", "", base, "")] if whole else []
     for item in items:
-        so = item.change if item.prediction else item.why
-        rows.append((item.technique, so, item.prediction, item.published))
+        found = item.prediction
+        so = item.why if found is None else item.change
+        if found is not None and not found.fits:
+            so += "; does not fit"
+        elif found is not None and any(said.startswith("fits only") for said in found.warnings):
+            so += "; fits only as the compiler recomputes"
+        rows.append((item.technique, so, found, item.published))
     return table(columns, rows)
 
 

@@ -52,9 +52,7 @@ class Calibration:
         return hardware_file(self.chip)
 
 
-def calibrate_gpu(
-    name: str | None = None, progress: Progress | None = None, sizes: Sizes | None = None
-) -> Calibration:
+def calibrate_gpu(name: str | None = None, progress: Progress | None = None) -> Calibration:
     """Measure the device that JAX finds, as the chip called `name` or as it calls itself."""
     say = progress or (lambda text: None)
     with benches() as bench:
@@ -77,7 +75,7 @@ def calibrate_gpu(
             say(f"{' '.join(map(str, request.values()))}: {1e3 * taken:.3f} ms")
             return taken
 
-        return calibrated(load_chip(found), ask, here["versions"], sizes or Sizes())
+        return calibrated(load_chip(found), ask, here["versions"], Sizes())
 
 
 def calibrated(chip: Chip, ask: Ask, versions: Mapping[str, str], sizes: Sizes) -> Calibration:

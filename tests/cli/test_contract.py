@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,12 @@ def test_ablate(shardsim: Shardsim, plan_file: Path) -> None:
             check_prediction(item["prediction"])
             ratio = item["prediction"]["step_time_s"] / data["base"]["step_time_s"]
             assert item["step_time_ratio"] == pytest.approx(ratio)
+
+
+def test_ablate_says_of_what_does_not_fit_that_it_does_not(shardsim: Shardsim) -> None:
+    result = shardsim("ablate", "vit-22b-published-tp8")
+    assert "every activation kept; does not fit" in result.stdout
+    assert "serial layers  " in result.stdout
 
 
 def test_sweep(shardsim: Shardsim, plan_file: Path, tmp_path: Path) -> None:
@@ -344,3 +351,18 @@ def test_a_plan_file_says_the_same_under_another_name(shardsim: Shardsim, tmp_pa
         (tmp_path / name).write_text(PLAN, encoding="utf-8")
     outputs = {shardsim("predict", str(path)).stdout for path in tmp_path.iterdir()}
     assert len(outputs) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        (">/dev/full", 2, "error: cannot write the answer: No space left on device\n"),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+def test_an_answer_that_nobody_can_read_is_no_traceback(where: str, code: int, said: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m shardsim hardware v4 {where}"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (code, "", said)

@@ -110,9 +110,11 @@ def test_mistakes_in_the_command_line_point_to_the_help(
             "small: batch: sequences over data, fsdp and microbatches: 24 does not divide by 16; "
             "the nearest that do: 16 and 32",
         ),
-        ("overlap=off", "small: overlap: expected a mapping of keys, found bool"),
+        ("overlap=off", "small: overlap: expected a mapping of keys, found bool; write "
+                        "{matmul: off}"),
         ("overlap.weight=off", "small: overlap: unknown key 'weight'; did you mean 'weights'?"),
-        ("rules=[]", "small: rules: expected a mapping of keys, found list"),
+        ("rules=[]", "small: rules: expected a mapping of keys, found list, such as {parameters: "
+                     "{embed: [fsdp]}}"),
         ("mesh.modl=2", "mesh.modl: no such mesh axis; did you mean 'model'?"),
         ("mesh.model.torus=[[x]]", "small: mesh.model.torus: v4:4x4x4 has no axis '['x']'; "
                                    "choose from: dcn, x, y, z"),
@@ -149,7 +151,8 @@ def test_a_long_message_is_cut_in_its_middle(shardsim: Shardsim, plan_file: Path
     ("old", "new", "message"),
     [
         ("batch: 1024\n", "", "plan: missing key 'batch'"),
-        ("batch: 1024", "batch: [1024]", "batch: must be a positive whole number, not [1024]"),
+        ("batch: 1024", "batch: [1024]", "batch: must be a positive whole number, not [1024]; "
+         "write 1024"),
         ("batch: 1024", "batch: .nan", "batch: must be a positive whole number, not nan"),
         ("batch: 1024", "batch: 0x" + "f" * 5000, "line 4: a whole number beyond 2^63"),
         ("batch: 1024", "batch: 1" + "0" * 5000, "line 4: a whole number beyond 2^63"),
@@ -170,6 +173,17 @@ def test_a_long_message_is_cut_in_its_middle(shardsim: Shardsim, plan_file: Path
         ("data: {size: 16", "'da-ta': {size: 16",
          "mesh: an axis is called by letters, digits and _, such as data, not 'da-ta'"),
         ("remat: full", "remat: fll", "remat: unknown remat policy 'fll'; did you mean 'full'?"),
+        ("remat: full", "remat: [qkv, context]",
+         "remat: a list is of groups of layers; write {save: [qkv, context]}"),
+        ("remat: full", "remat: save qkv + context, offload mlp_hidden",
+         "remat: unknown remat policy 'save qkv + context, offload mlp_hidden'; write "
+         "{save: [qkv, context], offload: [mlp_hidden]}"),
+        ("remat: full", "context: ulysses",
+         "context: expected a mapping of keys, found str; write {keys: ulysses}"),
+        ("remat: full", "optimizer: {type: adamw}",
+         "optimizer: expected text, found {'type': 'adamw'}; write adamw"),
+        ("remat: full", "offload_optimizer: 'yes'",
+         "offload_optimizer: must be true or false; write true"),
         ("remat: full", "remat:", "remat: is empty; name a policy, such as full or none"),
         ("remat: full", "remat: [{layers: 16, save: []}, {layers: 4, save: [qkv]}]",
          "remat: its groups have 20 layers, the model has 24"),

@@ -202,7 +202,7 @@ def test_what_a_trainer_holds_otherwise_is_said_beside_the_file(
     assert "torus axis" not in result.stderr  # that is beside the plan
     plain = shardsim("export", "maxtext-16b-published-v5e-8x256", "--to", "maxtext")
     assert plain.exit_code == 0, plain.output
-    assert plain.stderr == ""
+    assert "cannot do all" not in plain.stderr
 
 
 def test_what_does_not_fit_is_shown_as_its_warning_counts_it(shardsim: Shardsim) -> None:

@@ -120,7 +120,7 @@ def test_what_is_missing_is_named(key: str) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, ["vit-22b"]])
 def test_a_model_is_a_name_or_a_mapping(wrong: Any) -> None:
-    with pytest.raises(ModelError, match="expected a mapping"):
+    with pytest.raises(ModelError, match="expected a mapping of keys"):
         load_model(wrong)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
-from shardsim.model import Latent
+from shardsim.model import Experts, Latent
 from shardsim.ops.attend import Mask
 from shardsim.ops.attend_blocks import KEYS_AT_ONCE
 from shardsim.plan import Overlap, Plan, dump_plan, load_plan, resolve
@@ -318,6 +318,20 @@ def test_striped_parts_divide_the_sequence() -> None:
     machine, where = SLICES[4]
     assert is_legal(build(model, machine, 4, where))
     assert not is_legal(build(model, machine, 4, where, context=Context(order="striped")))
+
+
+@pytest.mark.parametrize(("group", "whole"), [(256, True), (512, False), (0, True)])
+def test_tokens_are_striped_where_that_balances_and_cuts_no_group(group: int, whole: bool) -> None:
+    experts = Experts(number=8, top_k=2, mlp=512, capacity=1.0, group=group)
+    model = decoder(sequence=2048, experts=experts)
+    machine, where = SLICES[4]
+    assert bool(resolve(build(model, machine, 4, where)).striped) == whole
+    assert is_legal(build(model, machine, 4, where))
+    assert is_legal(build(model, machine, 4, where, context=Context(order="striped"))) == whole
+    assert not resolve(build(replace(model, causal=False), machine, 4, where)).striped
+    # A part of 64 tokens is no whole tile; 256 tokens a member are, but their halves of 128 too.
+    assert not resolve(build(replace(model, sequence=512, experts=None), machine, 4, where)).striped
+    assert resolve(build(replace(model, sequence=1024, experts=None), machine, 4, where)).striped
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.errors import FileError
+from shardsim.errors import FileError, ShardsimError
 from shardsim.model import Accounting, load_model
 from shardsim.plan import Plan
 from shardsim.plan.remat import Policy, Remat
 from shardsim.validate.figures import accounting_of
-from shardsim.validate.prose import from_prose, is_prose
+from shardsim.validate.prose import from_prose, is_prose, strict_row
 from shardsim.validate.rows import Run, read_run
 from shardsim.validate.runs import validate_data
 from shardsim.validate.words import number, remat_named, whole
@@ -282,6 +282,12 @@ def test_what_would_fall_into_another_mechanism_is_refused(
         ({"chips": 100, "slices": 3}, "chips: 100 do not divide into 3 slices"),
         ({"measured": 5}, "measured: expected a mapping of keys, found 5"),
         ({"measured": {"step_s": -1}}, "measured.step_s: must be positive and below 10^18, not -1"),
+        ({"measured": {"step_ms": 8000, "step_time_s": 9}}, "measured: step_ms (8 s) and "
+         "step_time_s (9 s) are one figure; leave one out"),
+        ({"microbatches": 0}, "microbatches: must be positive and below 10^18, not 0"),
+        ({"tricks": 5}, "tricks: expected a list of techniques, found 5"),
+        ({"remat": "no recomputation of the MLP, recompute attention"}, "remat: 'mlp': of some"),
+        ({"remat": "full, but attention is saved"}, "remat: 'but': of some parts only"),
         ({"global_batch": None}, "global_batch: missing, and no per_device_batch either"),
         ({"parallelism": {"fsdp": 8, "foo": 8}}, "parallelism: unknown key 'foo'"),
         ({"parallelism": {"fsdp": 48}}, "parallelism.fsdp: sizes multiply to 48, which does not "
@@ -293,6 +299,33 @@ def test_reasons_why_a_row_is_not_predicted(changes: dict[str, Any], why: str) -
         run_of(**changes)
     assert str(raised.value).startswith("runs.yaml: runs[0] ('row'): ")
     assert why in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("model", "seq", "chips", "slices", "topology", "parallelism", "global_batch"),
+        *("per_device_batch", "precision", "optimizer", "remat", "tricks", "attention", "measured"),
+        *("accounting", "microbatches", "microbatch", "gradient_accumulation_steps", "zero_stage"),
+        *("library", "dims", "compiler_flags", "pipeline_interleave", "rules", "anything"),
+    ],
+)
+@pytest.mark.parametrize("value", ["banana", ["banana"], {"banana": 1}, -3])
+def test_nothing_that_a_row_says_is_passed_over(key: str, value: Any) -> None:
+    usual, other = list[str](), list[str]()
+    before = strict_row(LLAMA, usual)
+    try:
+        after = strict_row({**LLAMA, key: value}, other)
+    except ShardsimError:
+        return
+    assert (after, other) != (before, usual)
+
+
+def test_techniques_may_be_switches() -> None:
+    notes: list[str] = []
+    said = {"flash_attention": True, "async_all_gather": False, "num_vocab_tiling": 8, "odd": 3}
+    assert strict_row({**LLAMA, "tricks": said}, notes)["vocab_tiles"] == 8
+    assert notes == ["tricks: not read: odd=3"]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.maxtext_tables import blocks_of
+from shardsim.emit.dialects.nearest import told_in
+from shardsim.errors import ShardsimError
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import plan_to_data
-from shardsim.plan.resolve import rules_data
-from shardsim.validate.imports import import_config
+from shardsim.plan.resolve import resolve, rules_data
+from shardsim.validate.imports import import_config, import_text
+from shardsim.validate.round_trip import left_out
 
 MODELS = (
     *("llama2-7b", "llama3.1-70b", "mistral-7b", "qwen2.5-7b", "qwen3-8b", "gpt3-175b"),
@@ -99,3 +102,70 @@ def test_a_file_says_what_the_plan_changes_and_keeps_the_rest(
         assert found.model.parameters_all == plan.model.parameters_all
         assert (found.model.qk_norm, found.model.biases) == (plan.model.qk_norm, plan.model.biases)
         assert found.model.experts == plan.model.experts
+
+
+_ANY = {
+    "overlap": st.fixed_dictionaries(
+        {
+            "matmul": st.sampled_from(["off", "unidirectional", "bidirectional"]),
+            **dict.fromkeys(("weights", "gradients", "dcn"), st.booleans()),
+        }
+    ),
+    "precision": st.fixed_dictionaries(
+        {key: st.sampled_from(["bf16", "f32"]) for key in ("compute", "parameters", "reduce")}
+    ),
+    "attention": st.sampled_from(["flash", "flash-2023", "flash-2048", "unfused"]),
+    "optimizer": st.sampled_from(["adamw", "adamw-bf16-mu", "sgd", "adafactor"]),
+    "remat": st.sampled_from(["full", "none", "dots", {"save": ["context", "statistics"]}]),
+    "context": st.sampled_from([{}, {"order": "striped"}]),
+    "compiler_options": st.sampled_from([{}, {"xla_tpu_scoped_vmem_limit_kib": 16384}]),
+    "execution": st.sampled_from(["explicit", "partitioned"]),
+    "microbatches": st.sampled_from([1, 2]),
+    "sequence": st.sampled_from([1024, 2048]),
+    "mesh": st.sampled_from([{"fsdp": 64}, {"fsdp": 16, "model": 4}, {"fsdp": 16, "context": 4}]),
+    "machine": st.sampled_from(["v4:4x4x4", "v5e:8x8", "v5p:4x4x4"]),
+    "model": st.sampled_from(["llama2-7b", "qwen3-8b", "gpt3-175b", "mixtral-8x7b"]),
+}
+
+
+def _leaves(data: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        inside = isinstance(value, Mapping) and key not in ("mesh", "rules", "model")
+        found |= _leaves(value, f"{start}{key}.") if inside else {start + key: value}
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.fixed_dictionaries(_ANY), form=st.sampled_from(["maxtext", "levanter"]))
+def test_what_an_export_does_not_carry_is_said(data: dict[str, Any], form: str) -> None:
+    try:
+        plan = plan_from_data({**data, "batch": 256, "rules": rules_data(data["mesh"])}, "drawn")
+        text = export_plan(plan, form)
+    except ShardsimError:
+        return
+    left = {item.key for item in left_out(plan, text, form)}
+    found = import_text(Path("plan.yml"), text, form, machine=plan.machine.name).plan
+    one, other = _leaves(plan_to_data(plan)), _leaves(plan_to_data(found))
+    changed = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    told = {line.strip().partition(":")[0] for line in told_in(text)} | left
+    # Other words for the same, or compared below.
+    apart = {"name", "model", "mesh", "rules", "context.order"}
+    assert "context.order" in told or resolve(found).striped == resolve(plan).striped
+    own = "model" in left
+    apart |= {"sequence"} if own else set()
+    assert {key for key in changed - apart if not {key, key.partition(".")[0]} & told} == set()
+    assert own or found.model.parameters_all == plan.model.parameters_all or "vocab" in told
+
+
+def test_maxtext_brings_a_plans_overlap_back() -> None:
+    for switches in (
+        {"matmul": "off", "weights": True},
+        {"matmul": "unidirectional", "weights": False},
+        {"matmul": "bidirectional", "weights": True},
+    ):
+        data = {"model": "llama2-7b", "machine": "v4:4x4x4", "batch": 256, "mesh": {"fsdp": 64}}
+        data |= {"rules": rules_data(["fsdp"]), "overlap": {**switches, "gradients": False}}
+        plan = plan_from_data(data, "drawn")
+        text = export_plan(plan, "maxtext")
+        assert import_text(Path("plan.yml"), text, "maxtext").plan.overlap == plan.overlap

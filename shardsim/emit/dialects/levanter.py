@@ -96,7 +96,8 @@ def levanter_code(plan: Plan) -> str:
         "tensor_parallel_axes": list(found.tensor),
         **({"fsdp_axis": "embed"} if found.fsdp else {}),
     }
-    sizes_of = _model_section(plan.model)
+    rotary = plan.model.positions == "rotary"  # a table of positions is as long as the model says
+    sizes_of = _model_section(replace(plan.model, sequence=plan.sequence) if rotary else plan.model)
     if plan.attention == "unfused":
         sizes_of["use_flash_attention"] = False
     lines = [

@@ -53,7 +53,7 @@ def _settings(made: Export) -> dict[str, Any]:
         "attention_type": "global" if model.causal else "full",
         "attention": "dot_product" if plan.attention == "unfused" else "flash",
         **tables.blocks_of(plan.attention),
-        **_balance(plan),
+        **_context(made),
         "base_emb_dim": model.embed,
         "base_num_decoder_layers": model.layers,
         "base_num_query_heads": model.heads,
@@ -91,13 +91,6 @@ def _settings(made: Export) -> dict[str, Any]:
     }
 
 
-def _balance(plan: Plan) -> dict[str, bool]:
-    """Return whether MaxText stripes tokens over a context axis, if there is one."""
-    layout = resolve(plan)
-    split = int(layout.context.size) > 1
-    return {"context_parallel_load_balance": bool(layout.striped)} if split else {}
-
-
 def _sizes(made: Export, axes: list[str]) -> dict[str, Any]:
     """Return the sizes of the mesh: by MaxText's keys, or as lists if an axis has no key."""
     mesh = made.mesh
@@ -109,6 +102,13 @@ def _sizes(made: Export, axes: list[str]) -> dict[str, Any]:
         for name, key in tables.SIZE_KEYS.items():
             keys[f"{over}_{key}"] = given.get(name, 1)
     return keys
+
+
+def _context(made: Export) -> dict[str, Any]:
+    """Return whether tokens are reordered over a context axis, as MaxText does by itself."""
+    if "context" not in made.renamed.values():
+        return {}
+    return {"context_parallel_load_balance": bool(resolve(made.plan).striped)}
 
 
 def _per_device(plan: Plan) -> int | float:

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
-from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.errors import FileError, ModelError, nearest
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
-from shardsim.machine.chip import SCOPED_VMEM_KIB
 from shardsim.model import Model, load_model, override_model
-from shardsim.ops.attend import BLOCKS
 from shardsim.plan import Plan, Remat
-from shardsim.plan.compiler_options import parse_compiler_options
-from shardsim.plan.plan import Context, Overlap, Routing, Rules
+from shardsim.plan.plan import Context, MeshAxis, Routing, Rules, uneven
 from shardsim.plan.precision import Precision, wire
+from shardsim.plan.remat import Policy
 from shardsim.plan.resolve import rules_by_name
+from shardsim.validate.imports.maxtext_attention import context_of, is_fused, kernel_of
 from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
+from shardsim.validate.imports.maxtext_flags import READ, options_of_compiler, overlap_of
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
 from shardsim.validate.imports.maxtext_lora import adapted
@@ -32,14 +31,10 @@ from shardsim.validate.imports.maxtext_remat import custom_policy
 from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
 _OPTIMIZERS = {"adamw": "adamw", "adam_pax": "adamw", "sgd": "sgd"}
-# Flags that change what a program holds, and one that is in a plan's overlap.
-_CARRIED = ("xla_enable_async_all_gather", SCOPED_VMEM_KIB)
-_OVERLAP = "xla_enable_async_collective_permute"
 # Chips for which today's compiler gathers no weights asynchronously, asked to or not: all twenty
 # and more programs in shardsim/xla/trainers/programs.json (MaxText 0.2.5).
 _SYNCHRONOUS = ("v5p", "v6e")
 # Axes that split weights along another dimension than the plan says.
-_CONTEXTS = {"all_gather": "gathered", "ring": "ring", "ulysses": "ulysses"}
 _COUNTED_AS: Mapping[str, str] = {
     "fsdp_transpose_parallelism": "counted as fsdp: weights lie along another dimension",
     "tensor_transpose_parallelism": "counted as tensor: weights lie along another dimension",
@@ -81,6 +76,8 @@ _OWN: Mapping[str, Mapping[str, int]] = {
 }
 # Trained on, of the same sizes.
 _VARIANT = re.compile(r"-(base|pt|it|thinking-2507|instruct)$")
+_ROOM = "ragged_buffer_factor"
+_ROUNDING = 1e-6  # of a fraction of a sequence on each device
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "int8")  # of stored weights
 # Keys of Hugging Face's files that MaxText has not, adapters' first.
 _HUGGING_FACE = ("peft_type", "model_type", "architectures", "transformers_version")
@@ -129,7 +126,7 @@ def read_maxtext(
     left = [*partly, *left_of(keys)] + [
         NotCarried(key, value, "an option of the compiler that is in no plan", BOTH)
         for key, value in given.flags.items()
-        if key not in (*_CARRIED, _OVERLAP)
+        if key not in READ
     ]
     left += [item for key, written in given.unset.items() for item in left_of(_one(key, written))]
     return plan, notes, left
@@ -239,7 +236,49 @@ def _plan(
     keys: Keys, model: Model, machine: Machine, flags: Mapping[str, str], left: list[NotCarried]
 ) -> Plan:
     """Return the plan; what of a key is not in it goes to `left`."""
-    split, asked = Split(), _parallelism(keys)
+    asked = _parallelism(keys)
+    mesh = _mesh(asked, model, machine, left)
+    names = [axis.name for axis in mesh]
+    reorders = model.causal and any(key.endswith("_context_parallelism") for key in asked)
+    context = context_of(keys, reorders) if "context" in names else Context()
+    steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
+    each = number(keys["per_device_batch_size"], "per_device_batch_size")
+    flash = is_fused(keys, machine)
+    precision, optimizer = _formats(keys, machine, left)
+    over_data = "data" in names and keys.flag("shard_optimizer_over_data")
+    parameters, activations, state = rules_by_name(names, optimizer_over_data=over_data)
+    microbatches, interleave = _pipeline(keys, model, mesh, steps)
+    return Plan(
+        name=model.name,
+        model=model,
+        machine=machine,
+        batch=max(1, math.floor(each * machine.devices + _ROUNDING)) * steps,
+        sequence=whole(keys["max_target_length"], "max_target_length"),
+        mesh=mesh,
+        parameters=parameters,
+        activations=activations,
+        optimizer_rules=state,
+        remat=Remat((_remat(keys, model, flash, left),)),
+        microbatches=microbatches,
+        pipeline_interleave=interleave,
+        overlap=overlap_of(flags, machine),
+        precision=precision,
+        experts=_routing(keys, model, "expert" in names),
+        context=context,
+        vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
+        offload_optimizer=keys.flag("optimizer_memory_host_offload"),
+        offload_parameters=keys.flag("parameter_memory_host_offload"),
+        optimizer=optimizer,
+        attention=kernel_of(keys) if flash else "unfused",
+        compiler_options=options_of_compiler(flags, machine),
+    )
+
+
+def _mesh(
+    asked: Mapping[str, Any], model: Model, machine: Machine, left: list[NotCarried]
+) -> tuple[MeshAxis, ...]:
+    """Return the mesh of sizes by MaxText's keys; axes that are counted as others go to `left`."""
+    split = Split()
     if any(key.endswith("_tensor_parallelism") for key in asked):
         why = "counted as tensor: the residual stream is split along embed by both"
         both = [key for key in asked if key.endswith("_tensor_sequence_parallelism")]
@@ -255,24 +294,24 @@ def _plan(
         else:
             of_keys = re.sub("^(ici|dcn)_sequence_", r"\1_context_", key)  # both gather keys
             split.add(of_keys, size, key)
-    mesh = split.mesh(machine, split.rest or "data")
-    names = [axis.name for axis in mesh]
-    context = _context(keys) if "context" in names else Context()
-    steps = whole(keys["gradient_accumulation_steps"], "gradient_accumulation_steps")
-    each = number(keys["per_device_batch_size"], "per_device_batch_size")
-    flash = _flash(keys, machine)
+    return split.mesh(machine, split.rest or "data")
+
+
+def _remat(keys: Keys, model: Model, flash: bool, left: list[NotCarried]) -> Policy:
+    """Return what layers keep; of arrays that a plan keeps whole the rest goes to `left`."""
     policy = str(keys["remat_policy"])
     if policy == "custom":
         remat, partly = custom_policy(keys, model, flash)
         left += partly
-    elif (named := remat_named(policy, {})) is not None:
-        remat = named
-    else:
+        return remat
+    if (named := remat_named(policy, {})) is None:
         near = nearest(policy, [*REMAT_POLICIES, "custom"])
         raise FileError(f"remat_policy: {shown(policy)} is not known{near}")
-    old = machine.chip.name in ("v2", "v3", "v4")  # overlap is opt-in there
-    gathers = not old or flags.get("xla_enable_async_all_gather") == "true"
-    permutes = not old or flags.get(_OVERLAP) == "true"
+    return named
+
+
+def _formats(keys: Keys, machine: Machine, left: list[NotCarried]) -> tuple[Precision, str]:
+    """Return number formats and the optimizer, whose first moment may have one of its own."""
     optimizer = _OPTIMIZERS.get(str(keys["opt_type"]))
     if optimizer is None:
         raise FileError(f"opt_type: {keys['opt_type']!r} is not modelled")
@@ -288,62 +327,28 @@ def _plan(
     if optimizer == "adamw":
         mu = weights if keys["mu_dtype"] in ("", None) else _format(keys, "mu_dtype")
         optimizer += "-bf16-mu" if mu == "bf16" else ""
-    over_data = "data" in names and keys.flag("shard_optimizer_over_data")
-    parameters, activations, state = rules_by_name(names, optimizer_over_data=over_data)
-    microbatches, interleave = _pipeline(keys, model, mesh, steps)
-    ring = model.experts is not None and "expert" in names and keys.flag("use_ring_of_experts")
-    return Plan(
-        name=model.name,
-        model=model,
-        machine=machine,
-        batch=max(1, math.floor(each * machine.devices)) * steps,
-        sequence=whole(keys["max_target_length"], "max_target_length"),
-        mesh=mesh,
-        parameters=parameters,
-        activations=activations,
-        optimizer_rules=state,
-        remat=Remat((remat,)),
-        microbatches=microbatches,
-        pipeline_interleave=interleave,
-        overlap=Overlap(
-            matmul="bidirectional" if permutes else "off", weights=gathers, gradients=False
-        ),
-        precision=Precision(
-            compute=_compute(keys, machine),
-            reduce=wire(_format(keys, "dtype")),
-            parameters=weights,
-            state="bf16" if weights == "bf16" else "",  # moments are as the weights are
-            # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
-            gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
-        ),
-        experts=Routing(exchange="ring") if ring else Routing(),
-        context=context,
-        vocab_tiles=whole(keys["num_vocab_tiling"], "num_vocab_tiling"),
-        offload_optimizer=keys.flag("optimizer_memory_host_offload"),
-        offload_parameters=keys.flag("parameter_memory_host_offload"),
-        optimizer=optimizer,
-        attention=_kernel(keys) if flash else "unfused",
-        compiler_options=parse_compiler_options({k: flags[k] for k in _CARRIED if k in flags}),
+    precision = Precision(
+        compute=_compute(keys, machine),
+        reduce=wire(_format(keys, "dtype")),
+        parameters=weights,
+        state="bf16" if weights == "bf16" else "",  # moments are as the weights are
+        # A loop over layers carries gradients of weights in bf16 as such, and casts them after.
+        gradients="" if "bf16" not in (gradients, weights) or weights == "bf16" else "bf16",
     )
+    return precision, optimizer
 
 
-def _context(keys: Keys) -> Context:
-    """Return how members of a context axis attend.
-
-    Source: AI-Hypercomputer/maxtext#4687: of a ring no hop runs beside the blocks.
-    """
-    strategy = keys["context_parallel_strategy"]
-    if strategy not in _CONTEXTS:
-        raise FileError(
-            f"context_parallel_strategy: {shown(strategy)} is not modelled; choose from: "
-            f"{', '.join(_CONTEXTS)}"
-        )
-    order = "striped" if keys["context_parallel_load_balance"] else "contiguous"
-    return Context(
-        keys=_CONTEXTS[strategy],
-        order=None if strategy == "ulysses" else order,
-        overlap=strategy != "ring",
-    )
+def _routing(keys: Keys, model: Model, apart: bool) -> Routing:
+    """Return how tokens reach experts that lie `apart`: MaxText exchanges them in buffers of a
+    share more than comes on average, where a config says which."""
+    if model.experts is None or not apart:
+        return Routing()
+    if keys.flag("use_ring_of_experts"):
+        return Routing(exchange="ring")
+    room = keys.given.get(_ROOM)
+    if not model.experts.dropless or not isinstance(room, int | float) or not room >= 1:
+        return Routing()
+    return Routing(padding=uneven(keys[_ROOM], _ROOM))
 
 
 def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int]:
@@ -366,44 +371,6 @@ def _pipeline(keys: Keys, model: Model, mesh: Any, steps: int) -> tuple[int, int
     if repeats == -1:
         repeats = max(1, model.layers // (stages * layers))
     return many, whole(repeats, "num_pipeline_repeats")
-
-
-def _flash(keys: Keys, machine: Machine) -> bool:
-    """Return whether attention is a fused kernel's; those of GPUs run on GPUs alone."""
-    kernel = keys["attention"]
-    if kernel in ("cudnn_flash_te", "cudnn_flash_jax") and machine.chip.interconnect == "switch":
-        return True
-    if not is_one_of(kernel, ("autoselected", "flash", "dot_product")):
-        raise FileError(
-            f"attention: {shown(kernel)} is not modelled on {machine.chip.name}; autoselected, "
-            "flash and dot_product are"
-        )
-    return bool(kernel != "dot_product")
-
-
-def _kernel(keys: Keys) -> str:
-    """Return the fused kernel whose largest blocks forward and back come nearest to a config's.
-
-    The larger of a block's sides decides what a mask saves. Keys that are not as the kernel has
-    them stay unread, and are listed.
-    """
-    longer = blocks_of("flash-2048")
-    given = {key: whole(keys.given[key], key) for key in longer if key in keys.given}
-
-    def sides(blocks: Mapping[str, int]) -> tuple[int, int]:
-        own = [(key, blocks.get(key, BLOCKS[0])) for key in longer]
-        ways = [[side for key, side in own if ("_d" in key) == back] for back in (False, True)]
-        return max(ways[0]), max(ways[1])
-
-    wanted = sides(given)
-
-    def apart(name: str) -> float:
-        had = sides(blocks_of(name))
-        return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(wanted, had, strict=True))
-
-    name = min(("flash", "flash-2048"), key=apart)
-    keys.read |= {key for key, side in given.items() if blocks_of(name).get(key, BLOCKS[0]) == side}
-    return name
 
 
 def _compute(keys: Keys, machine: Machine) -> str:
