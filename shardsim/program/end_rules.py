@@ -14,10 +14,17 @@ from shardsim.program.tasks import BY_HEAD, Collective, Compute
 from shardsim.program.trace import LANES
 
 
-def end_products(block: Block, where: Where) -> Block:
+def join_all_ends(block: Block, where: Where) -> Block:
     """Add to the residual stream, gate a hidden layer and sum up biases' gradients in the end of
-    the product that makes what is added, gated or summed, unless that product is not run or its
-    result is sent before. What a kernel of attention makes is summed apart.
+    the product that makes what is added, gated or summed: no implementation moves less."""
+    return _joined(block, True, True)
+
+
+def join_ends(block: Block, where: Where) -> Block:
+    """Add to the residual stream, gate a hidden layer and sum up biases' gradients in the end of
+    the product that makes what is added, gated or summed, unless that product is not run, its
+    result is sent before or a ring puts it in place by the piece. What a kernel of attention makes
+    is summed apart.
 
     Compiled plans of ViT-22B on v4 and v5p, maxtext-22b and palm-8b on v4, llama2-70b on v5p and
     vit-bigg on v5e in docs/compiled.md. Matrix units of 256 x 256 have made a tile before such an
@@ -26,9 +33,15 @@ def end_products(block: Block, where: Where) -> Block:
     """
     if where.machine.chip.mxu_dim > LANES:
         return block
+    kernels = [in_kernel(task, where) for task in block.tasks if attends(task)]
+    made = np.logical_not(kernels[-1]) if kernels else True
+    return _joined(block, np.logical_not(where.sequence_ring), made)
+
+
+def _joined(block: Block, on: Number, by_head: Number) -> Block:
+    """Return the block with the work of ends in products, where `on`, `by_head` that of heads."""
     made: list[Task] = []
     last, sent = -1, np.array(False)
-    kernel = [in_kernel(task, where) for task in block.tasks if attends(task)]
     for task in block.tasks:
         made.append(task)
         if not isinstance(task, Compute):
@@ -41,9 +54,9 @@ def end_products(block: Block, where: Where) -> Block:
             continue
         product = made[last]
         assert isinstance(product, Compute)
-        joins: Number = np.greater(product.count, 0) & np.logical_not(sent | where.sequence_ring)
-        if task.purpose == BY_HEAD and kernel:
-            joins = joins & np.logical_not(kernel[-1])
+        joins: Number = np.greater(product.count, 0) & np.logical_not(sent) & on
+        if task.purpose == BY_HEAD:
+            joins = joins & by_head
         made[last] = replace(
             product,
             hbm_bytes=product.hbm_bytes + joins * task.joined_bytes,
@@ -58,34 +71,28 @@ TOGETHER_OPS = 2.0
 
 
 def rotate_halves(block: Block, where: Where) -> Block:
-    """Rotate queries and keys in halves of a head, which take as long as if they filled all lanes,
-    and put them together in a pass of its own for a kernel and for the products of a gradient.
-    What a kernel makes is written in float32 before.
+    """Rotate queries and keys in halves of a head, and where a half does not fill the lanes put
+    them together in a pass of its own, for a kernel and for the products of a gradient; what a
+    kernel makes is written in float32 before.
 
-    Compiled plans of maxtext-16b on v5e, maxtext-22b and palm-8b on v4 (heads of 256) and of
-    llama2-70b on v5p (of 128, in a kernel), without rings, in docs/compiled.md.
+    Compiled plans of llama2-70b on v5p and llama3-8b on v6e (heads of 128), without rings, in
+    docs/compiled.md; heads of 256 (maxtext-16b, maxtext-22b, palm-8b) need no such pass forward.
     """
     heads = [task for task in block.tasks if isinstance(task, Compute) and task.kind == "attention"]
     if not heads:
         return block
     kernel = attends(heads[0]) & in_kernel(heads[0], where)
-    filled = np.clip(heads[0].k / 2.0 / LANES, 0.5, 1.0)
-    apart = np.logical_not(where.ring)
+    apart = np.less(heads[0].k, 2 * LANES) & np.logical_not(where.ring)
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.purpose != BY_HEAD or not task.turns:
             return [task]
-        one = task.pointwise * width(task)
-        gradient = task.turns == "gradient"
-        share = np.where(apart, 0.5 / filled, 1.0)
-        moved = np.where(apart, 2.0 * one, task.hbm_bytes)
-        turned = replace(task, hbm_bytes=moved * share, vector_ops=task.vector_ops * share)
-        count = task.count * apart
-        made = stream(
-            f"put together: {task.name}", "elementwise", 2.0 * one, count * (gradient | kernel)
-        )
+        one, gradient = 2.0 * task.pointwise * width(task), task.turns == "gradient"
+        name, count = task.name, task.count * apart
+        turned = replace(task, hbm_bytes=np.where(apart, one, task.hbm_bytes))
+        made = stream(f"put together: {name}", "elementwise", one, count * (gradient | kernel))
         made = [replace(put, vector_ops=TOGETHER_OPS * task.pointwise) for put in made]
-        wide = stream(f"widen: {task.name}", "elementwise", 2.0 * one, count * (gradient & kernel))
+        wide = stream(f"widen: {name}", "elementwise", one, count * (gradient & kernel))
         return [*wide, turned, *made]
 
     return changed(block, change)

@@ -37,7 +37,7 @@ from shardsim.program.array_rules import (
     two_backward_kernels,
     wait_for_the_last,
 )
-from shardsim.program.end_rules import end_products, rotate_halves
+from shardsim.program.end_rules import join_all_ends, join_ends, rotate_halves
 from shardsim.program.gpu_rules import (
     activate_apart,
     attend_apart,
@@ -72,7 +72,7 @@ from shardsim.program.tasks import Program
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # What the plan says and nothing else: a bound on what an implementation of it can reach (but
     # where SparseCores hide what the plan leaves to wait).
-    "ideal": (),
+    "ideal": (join_all_ends,),
     # What the exported code does under the TPU compiler.
     "emitted": (
         activate_groups_apart,
@@ -92,7 +92,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         norm_by_position,
         attend_to_few,
         attend_to_whole_rows,
-        end_products,
+        join_ends,
         pad_for_kernels,
         two_backward_kernels,
         wait_for_the_last,
