@@ -423,7 +423,7 @@ class Hand:
             self.product(pixels, rows, columns, out=self.reduced)
             self.stream([self.r], [], ADD * self.r)  # the gradient of its bias
         if model.final_norm:
-            self.stream([self.r] * model.biases.norm, [], ADD * self.r * model.biases.norm)
+            self.stream([], [], ADD * self.r * model.biases.norm)
             self.stream([self.r] * 4, [self.r] * 2, 2 * NORM * self.r)
         if model.vocab:
             self.vocabulary()
@@ -456,7 +456,7 @@ class Hand:
             # The gradient of the bias: over all that the second axis has gathered.
             self.stream([rows * columns], [], ADD * rows * columns)
         vectors = images * self.embed
-        self.stream([vectors] * 5, [vectors] * 2, (2 * NORM + ADD) * vectors)  # a norm of them
+        self.stream([vectors] * 4, [vectors] * 2, (2 * NORM + ADD) * vectors)  # a norm of them
         # Scores and weighted values, and two gradients of each: every one crosses all keys or
         # all values of the member's heads.
         for _ in range(2 + 4):
