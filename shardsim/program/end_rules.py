@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardsim.plan.layout import Number
-from shardsim.program.array_rules import in_kernel
+from shardsim.program.attention_rules import in_kernel
 from shardsim.program.rules import Where, attends, changed, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import BY_HEAD, Collective, Compute

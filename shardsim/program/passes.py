@@ -1,7 +1,7 @@
 """What an implementation does beyond the plan: passes over the Program that a partitioner wrote.
 
 `partition` writes what a plan needs and nothing else. An implementation is a list of rules
-(`rules.py`, `array_rules.py`, `move_rules.py`). Pricing, events and verification read the Program
+(`rules.py`, `array_rules.py`, `attention_rules.py`, `move_rules.py`). Pricing, events and verification read the Program
 that comes out, so they see the same. Rules decide which tasks there are; what a task costs is
 `shardsim.cost.costs`' business.
 
@@ -17,23 +17,25 @@ from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.array_rules import (
     apply_activations_apart,
-    attend_in_blocks,
-    attend_to_few,
-    attend_to_whole_rows,
-    fetch_blocks,
     fill_stacks,
     lay_copies_side_by_side,
     lay_out_by_head,
     lay_out_gathered_weights,
     lay_out_turned_gradients,
     norm_by_position,
-    pad_for_kernels,
     pass_logits_apart,
     pass_logits_where_rings_cut,
     place_ring_operands,
     place_ring_results,
     put_turned_pieces_in_order,
     turn_short_parts,
+)
+from shardsim.program.attention_rules import (
+    attend_in_blocks,
+    attend_to_few,
+    attend_to_whole_rows,
+    fetch_blocks,
+    pad_for_kernels,
     two_backward_kernels,
     wait_for_the_last,
 )

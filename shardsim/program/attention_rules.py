@@ -1,0 +1,240 @@
+"""Rules about attention: what its kernel fetches, pads, computes and splits in parts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
+from shardsim.plan.layout import Number
+from shardsim.program.rings import SUM_BYTES
+from shardsim.program.rules import (
+    Where,
+    attends,
+    changed,
+    stream,
+    width,
+)
+from shardsim.program.schedule import Block, Task
+from shardsim.program.tasks import (
+    ATTENTION_GRADIENT,
+    Compute,
+)
+from shardsim.program.trace import LANES
+
+# Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and
+# read, probabilities written and read in bf16; backward that again, and the gradients of both:
+# probabilities' in float32 written and read, scores' in bf16 written once and read twice.
+BLOCKS_BYTES = 4.0 + 4.0 + 2.0 + 2.0
+
+
+BLOCKS_GRADIENT_BYTES = BLOCKS_BYTES + 4.0 + 4.0 + 2.0 + 2.0 + 2.0
+
+
+def wait_for_the_last(block: Block, where: Where) -> Block:
+    """Attend as long as the last part of a split sequence does, which all others wait for: parts
+    follow each other, unless they are striped, and the last queries see most keys.
+
+    Every device runs the same program (plans "context N" of docs/compiled.md); MaxText without
+    `context_parallel_load_balance`.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or not np.any(np.less(task.m, task.n)):
+            return [task]
+        alone = np.less(task.m, task.n) & np.logical_not(where.layout.striped)
+        return [_computing(task, np.where(alone, task.last_fraction, task.fraction))]
+
+    return changed(block, change)
+
+
+def _computing(task: Compute, fraction: Number) -> Compute:
+    """Return attention that computes another fraction of the pairs."""
+    scale = fraction / task.fraction
+    return replace(task, vector_ops=task.vector_ops * scale, fraction=fraction)
+
+
+def attend_in_blocks(block: Block, where: Where) -> Block:
+    """Attend by blocks of keys, with scores in HBM and none skipped but those that a striped order
+    leaves out, where parts of a split sequence are no whole tiles, and where keys pass round.
+
+    The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
+    "context N" of docs/compiled.md).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task):
+            return [task]
+        split = np.less(task.m, task.n)
+        if not np.any(split):
+            return [task]
+        gradient, striped = task.purpose == ATTENTION_GRADIENT, where.layout.striped
+        part = task.m / np.where(striped, 2, 1)
+        passed = task.ring == "passed"
+        blocks = split & (np.not_equal(np.mod(part, KERNEL_MULTIPLE), 0) | passed)
+        done: Number = 1.0  # of the pairs, by blocks
+        if passed and task.causal:  # of all keys but its own a member takes half
+            done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
+        moved = done * task.m * task.n * task.batch
+        moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
+        cut = replace(
+            task,
+            hbm_bytes=task.hbm_bytes + blocks * moved,
+            own_fraction=np.where(blocks, 1.0, task.own_fraction),
+        )
+        return [_computing(cut, np.where(blocks, done, task.fraction))]
+
+    return changed(block, change)
+
+
+def attend_to_few(block: Block, where: Where) -> Block:
+    """Attend to few keys with their scores in HBM: a kernel would pad them to whole tiles, and with
+    them queries and results (frames of a video in docs/compiled.md: eight times).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.causal or np.any(task.whole_fraction):
+            return [task]
+        few = np.less_equal(2 * task.n, KERNEL_MULTIPLE) & np.equal(task.m, task.n)
+        passes = SOFTMAX.gradient_passes if task.purpose == ATTENTION_GRADIENT else SOFTMAX.passes
+        scores = task.m * task.n * task.batch * width(task)
+        return [replace(task, hbm_bytes=task.hbm_bytes + few * scores * passes)]
+
+    return changed(block, change)
+
+
+def attend_to_whole_rows(block: Block, where: Where) -> Block:
+    """Attend to packed rows as wholes, under a mask that keeps sequences apart: which blocks are
+    empty is known only as the step runs, and JAX's kernel plans what it skips before.
+
+    JAX's splash attention (`SegmentIds`), as emitted and as MaxText calls it.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or not np.any(task.whole_fraction):
+            return [task]
+        whole = task.whole_fraction
+        ops = task.vector_ops * whole / task.fraction
+        return [replace(task, fraction=whole, last_fraction=whole, vector_ops=ops)]
+
+    return changed(block, change)
+
+
+def pad_for_kernels(block: Block, where: Where) -> Block:
+    """Pad queries, keys and values for a kernel, and the gradient of what it gives, in passes of
+    their own, where tokens or head_dim are no multiples of what it wants; it multiplies padding
+    too.
+
+    The emitted program's kernel (`kernel_attention` in `shardsim/ops/attend.py`; seven passes a
+    layer in vit-bigg, heads of 104, in docs/compiled.md; FLOPs of vit-b-16, 197 tokens and heads of
+    64, as compiled on v5e).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task):
+            return [task]
+        rows = _filled(task.m)
+        more = np.where(in_kernel(task, where), rows * _filled(task.k), 1.0)
+        if np.all(np.equal(more, 1.0)):
+            return [task]
+        out = task.m * task.k * task.batch * width(task)
+        read = out if task.purpose == ATTENTION_GRADIENT else task.hbm_bytes - out
+        count = task.count * np.greater(more, 1.0)
+        rows, keys, deep = (
+            np.where(count, _filled(size), 1.0) for size in (task.m, task.n, task.k)
+        )
+        padded = replace(
+            task,
+            m=task.m * rows,
+            n=task.n * keys,
+            k=task.k * deep,
+            hbm_bytes=task.hbm_bytes * more,
+            vector_ops=task.vector_ops * rows * keys,
+        )
+        return [
+            *stream(f"pad for {task.name}", "elementwise", read * (1.0 + more), count),
+            padded,
+        ]
+
+    return changed(block, change)
+
+
+def _filled(length: Number) -> Number:
+    """Return what a kernel has of a dimension, over its length."""
+    return np.ceil(length / KERNEL_MULTIPLE) * KERNEL_MULTIPLE / length
+
+
+def in_kernel(task: Compute, where: Where) -> Number:
+    """Return whether attention runs in the kernel, not in a loop over blocks of keys."""
+    part = task.m / np.where(where.layout.striped, 2, 1)
+    tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
+    kernel = np.equal(task.m, task.n) | tiles
+    return kernel & (np.greater(2 * task.n, KERNEL_MULTIPLE) | task.causal)
+
+
+def two_backward_kernels(block: Block, where: Where) -> Block:
+    """Compute the gradients of fused attention in two kernels, for keys and values and for queries,
+    unless one block is all.
+
+    Each makes scores, softmax and their gradient for itself: seven products instead of five (JAX's
+    splash attention, `splash_mha_dkv` and `splash_mha_dq`, as emitted).
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
+            return [task]
+        fused = in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
+        alone = np.equal(task.m, task.n) & one_block(task.n, task.blocks[0])
+        fused = fused & np.logical_not(alone)
+        return [
+            replace(
+                task,
+                matmuls=task.matmuls + 2 * fused,
+                vector_ops=task.vector_ops * (1 + fused),
+            )
+        ]
+
+    return changed(block, change)
+
+
+def fetch_blocks(block: Block, where: Where) -> Block:
+    """Fetch keys and values anew for each block of queries, for their gradient queries for each
+    block of keys, unless one block is all; and write the logarithm of each row's sum in float32 to
+    all lanes, of which the gradient takes one, beside the sums of the result times its gradient.
+
+    JAX's splash attention: what its grids go through, as `shardsim.xla.hlo.kernels` reads them in
+    compiled programs (ViT-22B on v4: 0.38 s as compiled, 0.38 priced, 0.26 without). A gradient in
+    one kernel is taken to move as much as in two, but of one block reads nothing twice.
+    """
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.ring == "passed":
+            return [task]
+        back, one = task.purpose == ATTENTION_GRADIENT, width(task) * task.batch * task.k
+        queries, pairs = task.m * one, task.hbm_bytes / (2.0 if back else 1.0) - 2.0 * task.m * one
+        rows, keys = (
+            np.ceil(size / float(most))
+            for size, most in zip((task.m, task.n), task.blocks, strict=True)
+        )
+        fetched = np.where(np.greater(keys, 1), 2.0 * task.n * one * rows * task.fraction, pairs)
+        lanes = task.m * task.batch * float(LANES * SUM_BYTES)
+        moved = 2.0 * queries + fetched + lanes
+        if back:
+            asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
+            again = 2.0 * queries + fetched
+            again = again * np.logical_not(
+                np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1)
+            )
+            moved = (asked + 2.0 * pairs) + (queries + again)
+        inside = in_kernel(task, where)
+        done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
+        if not back:
+            return [done]
+        sums = 2.0 * queries + lanes
+        return [
+            *stream(f"row sums for {task.name}", "elementwise", sums, task.count * inside),
+            done,
+        ]
+
+    return changed(block, change)
