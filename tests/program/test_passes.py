@@ -163,7 +163,9 @@ def test_rules_do_not_read_names(plan: Plan) -> None:
         for program in (partitioned(plan), renamed(partitioned(plan)))
     ]
     assert times[0] == pytest.approx(times[1], rel=1e-12)
-    for block, old in zip(program_as(plan, "emitted").blocks, partitioned(plan).blocks, strict=True):
+    for block, old in zip(
+        program_as(plan, "emitted").blocks, partitioned(plan).blocks, strict=True
+    ):
         added = [task.name for task in block.tasks if task not in old.tasks]
         assert len(set(added)) == len(added)
 
