@@ -100,8 +100,9 @@ class Stream:
     `fused` operations run in the end of the matmul that makes the op's first operand; those of the
     gradient in the end of the matmul that makes the gradient of its result, with `fused_reads`
     more arrays read there. Of copies of tokens, `beside` passes are more where those of a token lie
-    side by side. In the end of the product before it an op moves `joined` arrays, its gradient
-    `joined_gradient`; none: it stays apart.
+    side by side. In the end of the product that makes its last operand it moves `joined` arrays,
+    its gradient `joined_gradient` in that of the one that makes the gradient of its result; none:
+    it stays apart.
     """
 
     passes: float = 0.0

@@ -41,23 +41,25 @@ def join_ends(block: Block, where: Where) -> Block:
 def _joined(block: Block, on: Number, by_head: Number) -> Block:
     """Return the block with the work of ends in products, where `on`, `by_head` that of heads."""
     made: list[Task] = []
-    last, sent = -1, np.array(False)
+    sent: Number = 0  # collectives before
+    products: dict[str, tuple[int, Number]] = {}  # their places, and what was sent before them
     for task in block.tasks:
         made.append(task)
         if not isinstance(task, Compute):
             if isinstance(task, Collective) and task.purpose == "block":
-                sent = sent | np.greater(task.count, 0)
+                sent = sent + np.greater(task.count, 0)
             continue
-        if task.kind == "matmul" and not task.of_weights:
-            last, sent = len(made) - 1, np.array(False)
-        if task.joined_bytes is None or last < 0:
+        if task.kind == "matmul":
+            products[task.name] = len(made) - 1, sent
+        if task.end_of not in products:
             continue
-        product = made[last]
+        place, before = products[task.end_of]
+        product = made[place]
         assert isinstance(product, Compute)
-        joins: Number = np.greater(product.count, 0) & np.logical_not(sent) & on
+        joins: Number = np.greater(product.count, 0) & np.equal(sent, before) & on
         if task.purpose == BY_HEAD:
             joins = joins & by_head
-        made[last] = replace(
+        made[place] = replace(
             product,
             hbm_bytes=product.hbm_bytes + joins * task.joined_bytes,
             vector_ops=product.vector_ops + joins * task.vector_ops,

@@ -100,6 +100,8 @@ class _Pass:
                 partners = tuple(dict.fromkeys(names.get(name, name) for name in task.partners))
                 messages = min(task.messages, sides) if task.purpose == "weights" else task.messages
                 task = replace(task, partners=partners, messages=messages)
+            elif task is not None and task.end_of:
+                task = replace(task, end_of=names.get(task.end_of, task.end_of))
             made += [task] if task is not None else []
         return made
 
@@ -150,7 +152,7 @@ class _Pass:
             spared = (1.0 - sum(again)) * bool(sums)
             apart = None if apart is None else apart - (apart - passes) * spared
             passes = passes - stream.sums * spared
-        more = (apart, stream.beside, stream.joined)
+        more = (apart, stream.beside, *self._end(stream.joined, *(array.name for array in op.ins)))
         made = low.stream(name, op, place, passes, stream.ops, count, *more)
         read = {array.name for array in op.ins}
         before = [s.op for s in self._steps if s.op.out.name in read]
@@ -181,14 +183,23 @@ class _Pass:
         products = sum(bool(reader.product) for reader in readers)
         if apart and products > 1:  # what the gradients of several products add up to
             apart += products
-        more = (apart, stream.beside_gradient, stream.joined_gradient)
+        end = self._end(stream.joined_gradient, "d " + op.out.name)
+        more = (apart, stream.beside_gradient, *end)
         made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, *more)
         made = [replace(task, purpose=GRADIENTS.get(task.purpose, task.purpose)) for task in made]
         self.tasks += self._turning("gradient", made, op, readers)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
-            name = f"{op.name} bias gradient"
-            self.tasks += low.stream(name, op, place, many, many, joined=0.0)
+            name, product = f"{op.name} bias gradient", f"{op.name} dW"
+            self.tasks += low.stream(name, op, place, many, many, end_of=product)
+
+    def _end(self, joined: float | None, *read: str) -> tuple[str, float]:
+        """Return the last matmul that makes what an op reads last, in whose end the op may run, and
+        the arrays that it then moves more; none where none is made or `joined`."""
+        numbers = self.made.get(read[-1], []) if read else []
+        if joined is None or not numbers:
+            return "", 0.0
+        return self.tasks[numbers[-1]].name, joined
 
     @property
     def _steps(self) -> list[Step]:

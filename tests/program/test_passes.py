@@ -140,6 +140,8 @@ def renamed(program: Program) -> Program:
             changes = {"name": names[task.name]}
             if isinstance(task, Collective):
                 changes["partners"] = tuple(names.get(name, name) for name in task.partners)
+            if isinstance(task, Compute):
+                changes["end_of"] = names.get(task.end_of, task.end_of)
             if isinstance(task, Start):
                 changes = {"task": replace(task.task, **changes)}
             tasks.append(replace(task, **changes))
