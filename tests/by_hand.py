@@ -121,6 +121,8 @@ class Hand:
         self.stream(
             [elements] * (passes - 1) * rounds, [elements] * rounds, NORM * elements * rounds
         )
+        if model.qk_norm and passes > 2:  # both once more: for the sums of the gradient
+            self.stream([elements] * 2, [], 0)
         if not (self.emitted and self.ring and rounds):
             return
         # They come by position and are turned by head: laid out so once, in float32.
@@ -129,7 +131,7 @@ class Hand:
             # A norm of its own reads float32 for the mean, the variance and the result, which is
             # bf16; its gradient has seven such arrays and a bf16 one.
             apart = 3 * 4 + 2 if passes == 2 else 7 * 4 + 2
-            self.add("elementwise", elements, width=apart - passes * self.wire)
+            self.add("elementwise", elements, width=apart - (2 if passes == 2 else 5) * self.wire)
 
     def laid_out(self, kind: str, elements: float) -> None:
         """What the TPU compiler lays out anew is read and written."""
@@ -402,9 +404,10 @@ class Hand:
         wide = [t * (self.q + self.k + self.v)] if biases.qkv and attention else []
         wide += [self.x] if biases.attention_output and attention else []
         wide += [t * self.ins, self.x] if biases.mlp and mlp else []
-        wide += [self.r * self.branch_norms(attention, mlp)] if biases.norm else []
         for elements in wide:
             self.stream([elements], [], ADD * elements)
+        if biases.norm:  # beside the sum for the scale
+            self.stream([], [], ADD * self.r * self.branch_norms(attention, mlp))
 
     # Before and after the layers.
 
@@ -420,7 +423,7 @@ class Hand:
             self.product(pixels, rows, columns, out=self.reduced)
             self.stream([self.r], [], ADD * self.r)  # the gradient of its bias
         if model.final_norm:
-            self.stream([self.r] * model.biases.norm, [], ADD * self.r * model.biases.norm)
+            self.stream([], [], ADD * self.r * model.biases.norm)
             self.stream([self.r] * 4, [self.r] * 2, 2 * NORM * self.r)
         if model.vocab:
             self.vocabulary()
@@ -453,7 +456,7 @@ class Hand:
             # The gradient of the bias: over all that the second axis has gathered.
             self.stream([rows * columns], [], ADD * rows * columns)
         vectors = images * self.embed
-        self.stream([vectors] * 5, [vectors] * 2, (2 * NORM + ADD) * vectors)  # a norm of them
+        self.stream([vectors] * 4, [vectors] * 2, (2 * NORM + ADD) * vectors)  # a norm of them
         # Scores and weighted values, and two gradients of each: every one crosses all keys or
         # all values of the member's heads.
         for _ in range(2 + 4):

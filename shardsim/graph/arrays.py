@@ -100,7 +100,9 @@ class Stream:
     `fused` operations run in the end of the matmul that makes the op's first operand; those of the
     gradient in the end of the matmul that makes the gradient of its result, with `fused_reads`
     more arrays read there. Of copies of tokens, `beside` passes are more where those of a token lie
-    side by side.
+    side by side. In the end of the product that makes its last operand it moves `joined` arrays,
+    its gradient `joined_gradient` in that of the one that makes the gradient of its result; none:
+    it stays apart.
     """
 
     passes: float = 0.0
@@ -112,6 +114,8 @@ class Stream:
     fused_reads: float = 0.0
     beside: float = 0.0
     beside_gradient: float = 0.0
+    joined: float | None = None
+    joined_gradient: float | None = None
     by_head: bool = False  # a norm of each head of queries or keys
     sums: float = 0.0  # of `passes`, those that make the operand that is kept as "statistics"
     apart: Apart | None = None  # where nothing is fused into matmuls, if that differs

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 # In the end of the matmul before it; its derivative reads what the activation read.
 ACTIVATE = Stream(fused=12.0, fused_gradient=12.0, fused_reads=1.0)
 # The product with the gate reads the other projection.
-GATE = replace(ACTIVATE, passes=1.0, ops=1.0, gradient_passes=3.0, gradient_ops=4.0)
+GATE = replace(
+    ACTIVATE,
+    passes=1.0,
+    ops=1.0,
+    gradient_passes=3.0,
+    gradient_ops=4.0,
+    joined=1.0,
+    joined_gradient=3.0,
+)
 
 
 def activate(build: Builder, parts: Sequence[Array], function: str, name: str = "hidden") -> Array:

@@ -24,7 +24,13 @@ def add(
     apart = Apart(passes=ADD.passes + len(branches))
     scaled: dict[str, Any] = {} if scale == 1.0 else {"scale": scale}
     more = float(len(scaled))
-    added = replace(ADD, ops=ADD.ops + more, gradient_ops=ADD.gradient_ops + more, apart=apart)
+    added = replace(
+        ADD,
+        ops=ADD.ops + more,
+        gradient_ops=ADD.gradient_ops + more,
+        apart=apart,
+        joined=float(len(branches)),
+    )
     build.add(linear([x, *branches], out, stream=added))
     build.call("add", [x, *branches], out, **scaled)
     return out

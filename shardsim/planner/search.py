@@ -121,9 +121,7 @@ def search(
     run = partial(search, **options)
     first = attention or default_attention(model, sequence)
 
-    def look(
-        machines: Sequence[Machine], attention: str, progress: Progress | None
-    ) -> list[Look]:
+    def look(machines: Sequence[Machine], attention: str, progress: Progress | None) -> list[Look]:
         work = Workload(
             model=model,
             batch=batch,

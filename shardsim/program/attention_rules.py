@@ -135,7 +135,7 @@ def pad_for_kernels(block: Block, where: Where) -> Block:
         if not attends(task):
             return [task]
         rows = _filled(task.m)
-        more = np.where(_in_kernel(task, where), rows * _filled(task.k), 1.0)
+        more = np.where(in_kernel(task, where), rows * _filled(task.k), 1.0)
         if np.all(np.equal(more, 1.0)):
             return [task]
         out = task.m * task.k * task.batch * width(task)
@@ -165,7 +165,7 @@ def _filled(length: Number) -> Number:
     return np.ceil(length / KERNEL_MULTIPLE) * KERNEL_MULTIPLE / length
 
 
-def _in_kernel(task: Compute, where: Where) -> Number:
+def in_kernel(task: Compute, where: Where) -> Number:
     """Return whether attention runs in the kernel, not in a loop over blocks of keys."""
     part = task.m / np.where(where.layout.striped, 2, 1)
     tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
@@ -184,7 +184,7 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
     def change(task: Task) -> list[Task]:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
-        fused = _in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
+        fused = in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
         alone = np.equal(task.m, task.n) & one_block(task.n, task.blocks[0])
         fused = fused & np.logical_not(alone)
         return [
@@ -227,7 +227,7 @@ def fetch_blocks(block: Block, where: Where) -> Block:
                 np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1)
             )
             moved = (asked + 2.0 * pairs) + (queries + again)
-        inside = _in_kernel(task, where)
+        inside = in_kernel(task, where)
         done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
         if not back:
             return [done]

@@ -100,6 +100,8 @@ class _Pass:
                 partners = tuple(dict.fromkeys(names.get(name, name) for name in task.partners))
                 messages = min(task.messages, sides) if task.purpose == "weights" else task.messages
                 task = replace(task, partners=partners, messages=messages)
+            elif task is not None and task.end_of:
+                task = replace(task, end_of=names.get(task.end_of, task.end_of))
             made += [task] if task is not None else []
         return made
 
@@ -150,9 +152,11 @@ class _Pass:
             spared = (1.0 - sum(again)) * bool(sums)
             apart = None if apart is None else apart - (apart - passes) * spared
             passes = passes - stream.sums * spared
-        made = low.stream(name, op, place, passes, stream.ops, count, apart, stream.beside)
+        more = (apart, stream.beside, *self._end(stream.joined, *(array.name for array in op.ins)))
+        made = low.stream(name, op, place, passes, stream.ops, count, *more)
         read = {array.name for array in op.ins}
-        self.tasks += self._turning(made, op, [s.op for s in self._steps if s.op.out.name in read])
+        before = [s.op for s in self._steps if s.op.out.name in read]
+        self.tasks += self._turning("forward", made, op, before)
         self._settle(step.settles, op.out.name, count)
 
     def _backward(self, step: Step) -> None:
@@ -179,22 +183,34 @@ class _Pass:
         products = sum(bool(reader.product) for reader in readers)
         if apart and products > 1:  # what the gradients of several products add up to
             apart += products
-        beside = stream.beside_gradient
-        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, apart, beside)
+        end = self._end(stream.joined_gradient, "d " + op.out.name)
+        more = (apart, stream.beside_gradient, *end)
+        made = low.stream(f"{op.name} gradient", op, place, passes, ops, 1, *more)
         made = [replace(task, purpose=GRADIENTS.get(task.purpose, task.purpose)) for task in made]
-        self.tasks += self._turning(made, op, readers)
+        self.tasks += self._turning("gradient", made, op, readers)
         if op.product and op.vectors:  # the gradient of a bias is a sum over tokens
             many = float(len(op.vectors))
-            self.tasks += low.stream(f"{op.name} bias gradient", op, place, many, many)
+            name, product = f"{op.name} bias gradient", f"{op.name} dW"
+            self.tasks += low.stream(name, op, place, many, many, end_of=product)
+
+    def _end(self, joined: float | None, *read: str) -> tuple[str, float]:
+        """Return the last matmul that makes what an op reads last, in whose end the op may run, and
+        the arrays that it then moves more; none where none is made or `joined`."""
+        numbers = self.made.get(read[-1], []) if read else []
+        if joined is None or not numbers:
+            return "", 0.0
+        return self.tasks[numbers[-1]].name, joined
 
     @property
     def _steps(self) -> list[Step]:
         return self.low.derived.steps
 
-    def _turning(self, tasks: list[Compute], op: Op, before: Iterable[Op]) -> list[Compute]:
+    def _turning(
+        self, what: str, tasks: list[Compute], op: Op, before: Iterable[Op]
+    ) -> list[Compute]:
         """Return tasks of an op that say if they are the first to work by head, `before` them."""
         first = works_by_head(op) and not any(map(works_by_head, before))
-        return [replace(task, turns=first) for task in tasks]
+        return [replace(task, turns=what if first else "") for task in tasks]
 
     def _gradient_matmul(self, op: Op, place: Split, array: Array, other: Array) -> None:
         """Write the gradient of one operand of a product."""

@@ -111,6 +111,8 @@ class OpTasks:
         count: Number = 1,
         apart: Number | None = None,
         beside: float = 0.0,
+        end_of: str = "",
+        joined: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
         if not np.any(passes) and not ops and not np.any(apart):
@@ -130,6 +132,8 @@ class OpTasks:
                 pointwise=elements,
                 apart_bytes=None if apart is None else elements * apart * self.width(widest),
                 beside_bytes=elements * beside * self.width(widest),
+                end_of=end_of,
+                joined_bytes=elements * joined * self.width(widest),
                 sums=op.stream.apart is not None and op.stream.apart.sums,
             )
         ]

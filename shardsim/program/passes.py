@@ -1,9 +1,9 @@
 """What an implementation does beyond the plan: passes over the Program that a partitioner wrote.
 
 `partition` writes what a plan needs and nothing else. An implementation is a list of rules
-(`rules.py`, `array_rules.py`, `attention_rules.py`, `move_rules.py`). Pricing, events and
-verification read the Program that comes out, so they see the same. Rules decide which tasks there
-are; what a task costs is `shardsim.cost.costs`' business.
+(`rules.py`, `array_rules.py`, `attention_rules.py`, `end_rules.py`, `move_rules.py`). Pricing,
+events and verification read the Program that comes out, so they see the same. Rules decide which
+tasks there are; what a task costs is `shardsim.cost.costs`' business.
 
 `python -m shardsim.program.passes` prints the table of docs/cost-model.md.
 """
@@ -39,6 +39,7 @@ from shardsim.program.attention_rules import (
     two_backward_kernels,
     wait_for_the_last,
 )
+from shardsim.program.end_rules import join_all_ends, join_ends, rotate_halves
 from shardsim.program.gpu_rules import (
     activate_apart,
     attend_apart,
@@ -71,9 +72,9 @@ from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
-    # What the plan says and nothing else: a bound on what an implementation of it can reach (but
-    # where SparseCores hide what the plan leaves to wait).
-    "ideal": (),
+    # What the plan says, in as few passes as may be: a bound on what an implementation of it can
+    # reach (but where SparseCores hide what the plan leaves to wait).
+    "ideal": (join_all_ends,),
     # What the exported code does under the TPU compiler.
     "emitted": (
         activate_groups_apart,
@@ -89,9 +90,11 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         fill_stacks,
         apply_activations_apart,
         lay_out_by_head,
+        rotate_halves,
         norm_by_position,
         attend_to_few,
         attend_to_whole_rows,
+        join_ends,
         pad_for_kernels,
         two_backward_kernels,
         wait_for_the_last,

@@ -52,6 +52,8 @@ class Compute(Work):
     apart_bytes: Number | None = None  # what it moves where nothing is fused into matmuls
     # Layers' inputs, of what stacks keep: what makes the rest writes it there; none: no stack.
     copied_bytes: Number | None = None
+    end_of: str = ""  # the product in whose end it may run; of one that is not there it stays apart
+    joined_bytes: Number = 0  # what that moves more then
     beside_bytes: Number = 0  # what it moves more where copies of a token lie side by side
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
@@ -59,7 +61,8 @@ class Compute(Work):
     blocks: tuple[int, int] = (0, 0)  # of that: the queries and keys that it takes at once
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
     of_weights: bool = False  # a gradient of weights, which no other stage waits for
-    turns: bool = False  # the first to work by head through what a matmul or attention has made
+    # The first to work by head through what a matmul or attention has made: "forward", "gradient".
+    turns: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,8 @@ def repeated(tasks: Iterable[Task], layer: Layer) -> list[Task]:
     for task in tasks:
         if isinstance(task, Collective):
             task = replace(task, partners=tuple(map(named, task.partners)))
+        elif task.end_of:
+            task = replace(task, end_of=named(task.end_of))
         made.append(replace(task, name=named(task.name), count=task.count * layer.times))
     return made
 

@@ -26,6 +26,7 @@ from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.plan import Context
 from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import rules_data
+from shardsim.program.end_rules import join_all_ends
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL, Where, implemented, table
@@ -109,12 +110,24 @@ TURNED = load_plan("ulysses-32k")
 AWAY = replace(WAITING, name="away", remat=Remat.of(offload=frozenset({"qkv"})))
 
 
-def written(plan: Plan) -> Program:
+def partitioned(plan: Plan) -> Program:
     return partition(Workload.of(plan), resolve(plan))
 
 
+def written(plan: Plan) -> Program:
+    """Return the plan's Program with the ends of products in them, as none moves less."""
+    program = partitioned(plan)
+    where = where_of(plan)
+    ends = (join_all_ends(block, where) for block in program.blocks)
+    return replace(program, blocks=tuple(ends))
+
+
 def program_as(plan: Plan, name: str) -> Program:
-    return implemented(written(plan), name, plan.machine, resolve(plan))
+    return implemented(partitioned(plan), name, plan.machine, resolve(plan))
+
+
+def where_of(plan: Plan) -> Where:
+    return Where(machine=plan.machine, layout=resolve(plan))
 
 
 def renamed(program: Program) -> Program:
@@ -127,6 +140,8 @@ def renamed(program: Program) -> Program:
             changes = {"name": names[task.name]}
             if isinstance(task, Collective):
                 changes["partners"] = tuple(names.get(name, name) for name in task.partners)
+            if isinstance(task, Compute):
+                changes["end_of"] = names.get(task.end_of, task.end_of)
             if isinstance(task, Start):
                 changes = {"task": replace(task.task, **changes)}
             tasks.append(replace(task, **changes))
@@ -147,10 +162,12 @@ def test_rules_do_not_read_names(plan: Plan) -> None:
             overlap(implemented(program, "emitted", plan.machine, layout), layout),
             costs,
         )
-        for program in (written(plan), renamed(written(plan)))
+        for program in (partitioned(plan), renamed(partitioned(plan)))
     ]
     assert times[0] == pytest.approx(times[1], rel=1e-12)
-    for block, old in zip(program_as(plan, "emitted").blocks, written(plan).blocks, strict=True):
+    for block, old in zip(
+        program_as(plan, "emitted").blocks, partitioned(plan).blocks, strict=True
+    ):
         added = [task.name for task in block.tasks if task not in old.tasks]
         assert len(set(added)) == len(added)
 
@@ -175,13 +192,14 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             EXCHANGED,
             short(4),
         )
-        for block in written(plan).blocks
+        for block in partitioned(plan).blocks
     ]
     for rules in IMPLEMENTATIONS.values():
         for rule in rules:
             assert any(rule(block, where) != block for block, where in blocks), rule.__name__
             words = rule.__doc__ or ""
-            assert any(place in words for place in ("docs/", "splash", "maxtext")), rule.__name__
+            seen = any(place in words for place in ("docs/", "splash", "maxtext"))
+            assert seen or rules is IMPLEMENTATIONS["ideal"], rule.__name__
 
 
 def test_columns_that_are_no_whole_tiles_are_turned_where_the_partitioner_gathers_them() -> None:
@@ -413,6 +431,22 @@ def test_norms_by_position_move_float32_arrays() -> None:
     off = replace(RINGS, overlap=replace(RINGS.overlap, matmul="off"))
     assert norms(off) == [4.0 * elements] * 2
     assert not added(off, "layer forward")["transpose"]
+
+
+@pytest.mark.parametrize(("machine", "joins"), [("v5e:4x4", True), ("v6e:4x4", False)])
+def test_ends_of_products_add_gate_and_sum(machine: str, joins: bool) -> None:
+    """The sum with the stream reads one array more in the product's end, not two in a pass; with a
+    matrix unit 256 wide all are passes. Halves of heads of 128 are put together for the kernel."""
+    where = {"mesh": {"fsdp": 16}, "rules": rules_data(["fsdp"]), "attention": "flash"}
+    data = {"model": "llama3-8b", "machine": machine, "batch": 16, "sequence": 8192, **where}
+    block = program_as(plan_from_data(data, "ends"), "emitted").block("layer forward")
+    tasks = {task.name: task for task in block.computes()}
+    for name in ("x after attention", "x after mlp", "hidden"):
+        assert bool(np.any(tasks[name].count)) is not joins
+    rows, wide, hidden = 8192, 4096, 14336
+    own = 2.0 * (rows * hidden + hidden * wide + rows * wide)
+    assert tasks["mlp_out"].hbm_bytes == own + 2.0 * rows * wide * joins
+    assert tasks["put together: q turned"].hbm_bytes == 2 * 2.0 * rows * wide
 
 
 def test_rotation_is_laid_out_by_head_once() -> None:
