@@ -323,7 +323,8 @@ def _side_by_side(
         if executor is None:
             looked = _together(look, attention, slices, _share(progress, 0, 3))
             other = other_attention(attention)
-            if run.keywords["attention"] is None and may_gain(model, None, other):
+            whole = all(complete for _, complete in looked.values())
+            if whole and run.keywords["attention"] is None and may_gain(model, None, other):
                 # `_either_way` asks for it where nothing fits so.
                 none = [one for one in slices if _none_fits(looked.get((id(one), attention)))]
                 looked = {**looked, **_together(look, other, none, _share(progress, 1, 3))}
@@ -388,7 +389,7 @@ def _together(
 
 def _none_fits(known: Look | None) -> bool:
     """Return whether a look at a slice, if there was one, found that no plan fits."""
-    return known is not None and known[1] and not known[0].fit
+    return known is not None and not known[0].fit
 
 
 def _by_promise(looked: Looked, attention: str, slices: Sequence[Machine]) -> list[int]:
