@@ -100,6 +100,12 @@ class Passes:
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
     head_last: str = ""  # of the "head", or of "all" products
+    # It comes before it, hiding one gather more, where the table is the embedding's and rounds are
+    # of several layers: gemma2-9b on v4, v5e, v5p and v6e, also in four microbatches, with a
+    # context axis and with a batch axis, gemma2-2b, gemma2-27b, gemma3-4b and gemma3-12b on v6e.
+    # Not gemma2-9b with 8,192 tokens a device on v6e (it is with 4,096 and 16,384), gemma4-31b nor
+    # gemma3-27b on v5p; nor gpt-oss-20b, whose table is the head's own.
+    tables_together: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
@@ -235,6 +241,7 @@ _EMITTED = replace(
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,
+    tables_together=True,
     mlp_waits=True,
     ring_waits=True,
     ring_results=1.0,
