@@ -144,8 +144,16 @@ class Passes:
     # that attention reads; "every": one of each array that a product gathers and of each of its
     # results, forward and backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b
     # and llama2-7b, against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e),
-    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x).
+    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x). Of a serial block with biases
+    # there is one of each branch's input and one of a result's gradient (vit-bigg with axes of 4 on
+    # v4 and v5e and of 8 on v5e, dit-l-2 with 8 and dit-xl-2 with 4 on v5e).
     ring_empty: str = ""
+    # Where heads are no whole rows of a tile, rings over the sequence put together what they gather
+    # with tokens densest. Of each input all pieces are then there besides, copied so (few tokens of
+    # a piece fill no row), until gradients of weights have read it: on one core whose matrix unit
+    # is 128 wide (those programs on v5e, and gpt-neox-20b with 8; not vit-bigg on v4 and v6e, nor
+    # dit-l-2 on v5p).
+    pieces_copied: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -324,6 +332,10 @@ def held_by(implementation: str, chip: Chip) -> Passes:
         scarce = found.scarce and replace(found.scarce, ring_apart=True)
         found = replace(found, ring_apart=True, scarce=scarce)
     twice = chip.cores_per_chip > chip.devices_per_chip
+    copied = not twice and chip.mxu_dim <= ADDS_UP_TO
+    if copied:  # not where the partitioner writes rings
+        scarce = found.scarce and replace(found.scarce, pieces_copied=True)
+        found = replace(found, pieces_copied=True, scarce=scarce)
     return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))
 
 
