@@ -123,6 +123,8 @@ class Hand:
         )
         if model.qk_norm and passes > 2:  # both once more: for the sums of the gradient
             self.stream([elements] * 2, [], 0)
+            if model.biases.norm:  # the gradient of a bias: a sum of its own
+                self.stream([elements], [], ADD * elements)
         if not (self.emitted and self.ring and rounds):
             return
         # They come by position and are turned by head: laid out so once, in float32.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # writes: the first, as it estimates, in 0.38 to 0.44 of the time (ViT-22B on v4 and v5p, of the
 # stream and of heads).
 NORM = Stream(passes=2.0, ops=8.0, gradient_passes=4.0, gradient_ops=8.0, sums=0.8)
-# Of heads the gradient's sums cost what they read: both arrays, which lie in two orders.
+# Of heads the gradient's sums cost what they read: both arrays, which lie in two orders. That
+# of a bias is one more pass; of the stream's norm it is added up in the end of the product before.
 HEAD_NORM = replace(NORM, gradient_passes=5.0, by_head=True)
 GRADIENT_SUMS = 2.0
 
@@ -73,7 +74,9 @@ def head_norm(
     parts = ("scale", "bias")[: scale + bias]
     vectors = [vector(f"{name}_{part}", x.dims[-1]) for part in parts]
     made = replace(x, name=out or f"{x.name} normed", keep="rest")
-    stream = replace(HEAD_NORM, apart=_apart(HEAD_NORM, kind))
+    passes, ops = HEAD_NORM.gradient_passes + bias, HEAD_NORM.gradient_ops + bias
+    stream = replace(HEAD_NORM, gradient_passes=passes, gradient_ops=ops)
+    stream = replace(stream, apart=_apart(stream, kind))
     count = ("moments",) if kind == "layernorm" else ()
     sums = replace(made, name=f"{made.name} sums", dims=(*x.dims[:-1], *count), wide=True)
     sums = build.add(pointwise([x], replace(sums, keep="statistics")))
