@@ -232,6 +232,7 @@ def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
 
     rows, (many, inner, columns) = len(x), w.shape
     tile = min(row_tile(rows // many), rows + -rows % LANES)
-    tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
+    # The same tiles serve the gradients, where an adapter's narrow side is another dimension.
+    tiling = tile, *(min(WIDE_TILE, d + -d % LANES) for d in (inner, columns))
     padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
     return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]
