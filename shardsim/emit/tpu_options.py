@@ -17,7 +17,8 @@ def tpu_options(plan: Plan) -> dict[str, str]:
     `prefer_async_allgather` keeps gathers over three torus axes, which else become all-reduces
     that nothing hides. No option made reductions of gradients asynchronous. The last ones let the
     partitioner make collective matmuls by itself, or forbid it. Other machines have none.
-    Operations get the on-chip memory that `vmem_options` says.
+    Operations get the on-chip memory that `vmem_options` says. Where two products are estimated to
+    take longer as one (`products_apart` in hardware/) they stay apart.
     """
     if plan.machine.chip.kind != "tpu":
         return {}
@@ -45,6 +46,8 @@ def tpu_options(plan: Plan) -> dict[str, str]:
         options["xla_tpu_spmd_bidirectional_windowed_einsum"] = flag(
             plan.overlap.matmul == "bidirectional"
         )
+    if plan.machine.chip.products_apart:
+        options["xla_tpu_dot_dot_fusion"] = "false"
     return {**options, **vmem_options(plan.machine.chip), **plan.compiler_options}
 
 

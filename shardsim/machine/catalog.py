@@ -65,6 +65,7 @@ _EXTRA = (
     "scoped_vmem_bytes",
     "async_permute_chips",
     "offloads_collectives",
+    "products_apart",
     "sparse_gain",
 )
 # A section like `compiler`: what operations take with the on-chip memory that the compiler gives

@@ -205,6 +205,11 @@ class Chip:
         return bool(self._extra("offloads_collectives"))
 
     @property
+    def products_apart(self) -> bool:
+        """Whether the emitted step keeps its compiler from joining two products into one loop."""
+        return bool(self._extra("products_apart"))
+
+    @property
     def sparse_gain(self) -> float:
         """How many times faster it multiplies by a matrix of which two of four numbers in a row are
         zero; 1 where it multiplies zeros as it does others."""
@@ -226,7 +231,7 @@ def problem_with(name: str, value: object) -> str | None:
     if name in WORDS:
         words = WORDS[name]
         return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"
-    if name in ("twistable", "offloads_collectives"):
+    if name in ("twistable", "offloads_collectives", "products_apart"):
         return None if isinstance(value, bool) else f"must be true or false, not {value!r:.40}"
     if name in ("max_slice", "host_shape"):
         good = isinstance(value, (tuple, list)) and value and all(_is_count(item) for item in value)
