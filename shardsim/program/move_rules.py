@@ -19,24 +19,6 @@ from shardsim.program.tasks import Collective, Compute
 AWAITED = {"forward": 0.42, "backward": 0.83}
 
 
-def gather_for_several(block: Block, where: Where) -> Block:
-    """Gather whole what several matmuls read, where the compiler's partitioner writes the
-    collectives: it cuts what one alone reads.
-
-    XLA's partitioner leaves an operand that others need whole (openxla/xla at 0df7454,
-    dot_handler.cc); the partitioned tensor plan of ViT-22B in docs/compiled.md has such gathers.
-    """
-
-    def change(task: Task) -> list[Task]:
-        if not isinstance(task, Collective) or task.schedule != "ring":
-            return [task]
-        if task.kind != "all-gather" or len(task.partners) < 2:
-            return [task]
-        return [replace(task, schedule="exposed", partners=())]
-
-    return changed(block, change) if where.layout.partitioned else block
-
-
 def gather_for_the_others(block: Block, where: Where) -> Block:
     """Gather whole, before the ring, what several matmuls read: the partitioner cuts the gather for
     one of them, and the others take it whole.
@@ -84,8 +66,7 @@ def stop_for_hops(block: Block, where: Where) -> Block:
     Compiled for v5e, larger than 4x4 (`async_permute_chips` in hardware/v5e.yaml; the rings of
     maxtext-16b in docs/compiled.md).
     """
-    most, chips = where.machine.chip.async_permute_chips, where.machine.chips_per_slice
-    if most is None or chips <= most:
+    if not where.permutes_wait:
         return block
 
     def change(task: Task) -> list[Task]:

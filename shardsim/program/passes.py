@@ -63,11 +63,11 @@ from shardsim.program.move_rules import (
     await_some_gathers,
     copy_beside_a_part,
     exchange_parts_of_embed,
-    gather_for_several,
     gather_for_the_others,
     offload_to_sparse_cores,
     stop_for_hops,
 )
+from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 
@@ -79,7 +79,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
         activate_groups_apart,
         multiply_groups,
-        gather_for_several,
+        ring_each_product,
         lay_out_gathered_weights,
         lay_out_turned_gradients,
         place_ring_results,

@@ -487,6 +487,29 @@ def _hops(item: Prediction) -> list[Move]:
     return [task for task in block.collectives() if task.ways == 1]
 
 
+@pytest.mark.parametrize(
+    ("model", "machine", "forward", "backward"),
+    [  # as in compiled programs: attention's output and the MLP's; queries', keys', values', MLP's
+        ("vit-22b", "v4:4x4x4", 2, 4),
+        ("palm-8b", "v4:4x4x4", 1, 2),
+        ("vit-h-14", "v4:4x4x4", 0, 0),
+        ("llama2-7b", "v5p:4x4x4", 1, 2),
+    ],
+)
+def test_the_partitioner_gives_long_products_rings_of_their_own(
+    model: str, machine: str, forward: int, backward: int
+) -> None:
+    plan = rings(model, machine, EMBED_SHARDED, execution="partitioned", remat="full")
+    program = program_as(plan, "emitted")
+    for name, wanted in (("layer forward", forward), ("layer backward", backward)):
+        tasks = [task for task in program.block(name).tasks if isinstance(task, Collective)]
+        scattered = [task for task in tasks if task.kind == "reduce-scatter"]
+        cut = [task for task in scattered if task.schedule == "ring"]
+        assert len(cut) == wanted
+        assert all(len(task.partners) == 1 for task in cut)
+        assert sum(task.name.startswith("zeros") for task in tasks) == (wanted > 0)
+
+
 def test_the_partitioner_gathers_whole_what_several_matmuls_read() -> None:
     for plan, wanted in ((LEFT, False), (RINGS, True)):
         block = program_as(plan, "emitted").block("layer forward")
