@@ -11,7 +11,7 @@ from shardsim.plan.layout import Number
 from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import KEYS, Collective, Compute
 
 # Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
 # matrices one large and one small forward, both large and two small ones backward (read off
@@ -129,15 +129,16 @@ def _all_reduced(block: Block, kind: str, where: Where, wanted: Number) -> Block
 
 def offload_to_sparse_cores(block: Block, where: Where) -> Block:
     """Gather weights and scatter their gradients beside all else, whatever the plan says, on chips
-    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b in
-    docs/compiled.md)."""
+    whose SparseCores do it; keys and values of a context axis before them, and their gradients
+    beside those of queries (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b and
+    llama3-8b in docs/compiled.md)."""
     if not where.machine.chip.offloads_collectives:
         return block
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective):
             return [task]
-        offloaded = task.purpose in GATHERED_WEIGHTS and task.switch
+        offloaded = (task.purpose in GATHERED_WEIGHTS and task.switch) or task.purpose == KEYS
         return [replace(task, switch="always") if offloaded else task]
 
     return changed(block, change)

@@ -82,7 +82,7 @@ def _scattered(
     return rings, _where(whole, ~np.logical_and.reduce(cut))
 
 
-def _zeros(rings: Sequence[Collective], where: Where) -> list[Task]:
+def _zeros(rings: Sequence[Collective], where: Where) -> list[Collective]:
     """Return the first hops of rings that add up, both ways: they carry zeros."""
     if not rings:
         return []
