@@ -178,7 +178,7 @@ class CompilerCosts(Costs):
         """Return the seconds of a matmul's units and of its bytes."""
         fitted = self.fitted
         product_s = matmul_unit_s(self.chip, task) / fitted.matmul_efficiency
-        results = task.m * task.n * task.batch * task.matmuls
+        results = task.m * made_columns(task) * task.batch * task.matmuls
         results_s = results / fitted.results_per_cycle / compiler_clock_hz(self.chip)
         power = OVERLAP_POWER
         hidden_s = (product_s**power + results_s**power) ** (1.0 / power)
@@ -310,12 +310,17 @@ def matmul_unit_s(chip: Chip, task: Work) -> Number:
         2.0
         * _tiles(task.m, SUBLANES)
         * _tiles(task.k, side)
-        * _tiles(task.n, side)
+        * _tiles(made_columns(task), side)
         * task.batch
         * task.matmuls
         * task.fraction
     )
     return padded / (peak_of(chip, task) / chip.devices_per_chip)
+
+
+def made_columns(task: Work) -> Number:
+    """Return the columns that a product makes, padding counted."""
+    return np.maximum(task.n, task.columns)
 
 
 def peak_of(chip: Chip, task: Work) -> float:

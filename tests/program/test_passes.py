@@ -417,6 +417,20 @@ def test_a_kernel_multiplies_what_it_is_padded_with() -> None:
     assert float(found.price.flops) == pytest.approx(1.5708e12, rel=1e-4)
 
 
+def test_products_make_whole_heads_for_a_kernel() -> None:
+    """Heads of 104 in lanes of 128: not where scores are in HBM, nor in gradients of weights."""
+    apart = replace(NARROW, attention="unfused")
+    for plan, wanted in ((NARROW, 4 * 128), (apart, 4 * 104)):
+        tasks = [
+            task
+            for task in program_as(plan, "emitted").block("layer backward").computes()
+            if isinstance(task, Compute) and task.kind == "matmul" and task.purpose == "by head"
+        ]
+        made = {float(max(t.n, t.columns)) for t in tasks if not t.of_weights}
+        assert made == {wanted}
+        assert all(task.columns == 0 for task in tasks if task.of_weights)
+
+
 def test_norms_by_position_move_float32_arrays() -> None:
     """Seven passes forward (a copy, three reads, the result), and none without rings."""
     elements = 4096 * 256 / 16 * 6144 / 4
