@@ -148,6 +148,8 @@ class CompilerCosts(Costs):
 
     def estimate(self, task: Work) -> ComputeTime:
         fitted, chip = self.fitted, self.chip
+        if task.fused:
+            return PhysicalCosts(chip).estimate(task)
         second = compiler_clock_hz(chip)
         start_s = fitted.fixed_cycles / second
         hbm_s = task.hbm_bytes * chip.devices_per_chip / chip.hbm_bytes_per_s
@@ -191,16 +193,15 @@ class CompilerCosts(Costs):
 class CalibratedCosts(CompilerCosts):
     """Rates that published runs reached, and what the compiler estimates for the rest.
 
-    Matmuls, and fused attention kernels, whose inside no compiler counts, go by the chip's figures;
-    what moves through HBM between them takes as long as the compiler says: a share of the peak that
-    depends on what is done (copies, softmax, norms). On a chip of whose compiler nothing is known
-    all goes by its figures.
+    Matmuls go by the chip's figures; what moves through HBM between them takes as long as the
+    compiler says: a share of the peak that depends on what is done (copies, softmax, norms). On a
+    chip of whose compiler nothing is known all goes by its figures.
     """
 
     name = "calibrated"
 
     def estimate(self, task: Work) -> ComputeTime:
-        if self.chip.compiler is None or task.kind == "matmul" or task.fused:
+        if self.chip.compiler is None or task.kind == "matmul":
             return PhysicalCosts(self.chip).estimate(task)
         return super().estimate(task)
 
