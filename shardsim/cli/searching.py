@@ -206,13 +206,7 @@ def plan(
         note(usual)
     outcomes, tried = None, min(compile_top, len(result.predictions))
     if tried:
-        from shardsim.cli.compiling import compiler
-        from shardsim.xla.tpu.compiled import compile_top as compile_best
-
-        with compiler(**service) as tpu:
-            outcomes = compile_best(result.predictions[:compile_top], tpu)
-        found = tuple(item.compiled for item in outcomes if item.compiled)
-        result = replace(result, predictions=found)
+        outcomes, result = _compiled(result, compile_top, service)
     best_of = choices(result.slices, trained)
     because = []
     if asked and result.complete:
@@ -221,15 +215,8 @@ def plan(
         ask = partial(why_not, model=wanted, machine=machine, batch=batch, sequence=seq, fix=held)
         because = [ask(text, best=best, again=again) for text in asked]
     if as_json:
-        data = result.to_data()
-        if trained:
-            for row, item in zip(data["plans"], result.predictions, strict=True):
-                row["training"] = trained.to_data(item)
-        data["slices"] = [one.to_data(trained) for one in best_of]
-        data["why_not"] = [one.to_data() for one in because]
-        if outcomes:
-            data["compiled"] = [item.to_data() for item in outcomes]
-        emit_json(data)
+        data = _data(result, outcomes, best_of, trained)
+        emit_json({**data, "why_not": [one.to_data() for one in because]})
     else:
         parts = _parts(result, outcomes, best_of, trained, wanted.name, batch)
         show(*parts, err=output == STDOUT)
@@ -248,6 +235,36 @@ def plan(
         else:
             _tell_none(result, wanted, batch, sequence, attention, max_axes, held, again)
         sys.exit(1)
+
+
+def _compiled(
+    result: SearchResult, top: int, service: dict[str, Any]
+) -> tuple[Sequence[Ranked], SearchResult]:
+    """Compile the best plans; return what came of each, and the search with those that compiled."""
+    from shardsim.cli.compiling import compiler
+    from shardsim.xla.tpu.compiled import compile_top
+
+    with compiler(**service) as tpu:
+        outcomes = compile_top(result.predictions[:top], tpu)
+    found = tuple(item.compiled for item in outcomes if item.compiled)
+    return outcomes, replace(result, predictions=found)
+
+
+def _data(
+    result: SearchResult,
+    outcomes: Sequence[Ranked] | None,
+    best_of: Sequence[Choice],
+    trained: Training | None,
+) -> dict[str, Any]:
+    """Return what was found as plain data."""
+    data = result.to_data()
+    if trained:
+        for row, item in zip(data["plans"], result.predictions, strict=True):
+            row["training"] = trained.to_data(item)
+    data["slices"] = [one.to_data(trained) for one in best_of]
+    if outcomes:
+        data["compiled"] = [item.to_data() for item in outcomes]
+    return data
 
 
 def _tell_slices(slices: str) -> None:

@@ -120,6 +120,16 @@ class Account(Stays):
         whole = stored_elements(tables, self.layout) * self.layout.gather.size
         return whole * self.work.wire_bytes if tables else 0.0
 
+    @property
+    def both_tables(self) -> Number:
+        """Whether the head's table and its gradient are whole at once (`tables_together`)."""
+        layout, model = self.layout, self.work.model
+        if not model.tied_embeddings or model.round_layers == 1:
+            return np.zeros((), dtype=bool)
+        several = np.greater(layout.tensor.size * layout.tensor2.size, 1)
+        gathered = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
+        return gathered & ~several & (self.work.vocab_tiles == 1)
+
     @cached_property
     def of_head(self) -> Number:
         """Bytes in use while the head runs.
@@ -230,6 +240,8 @@ class Account(Stays):
             summed = self.microbatches.summed(self.trained) * np.logical_not(in_phases(layout))
             found["gradients"] = summed * self.work.gradient_bytes * several
         found |= self.microbatches.held(moment)
+        if moment == 1 and passes.tables_together:
+            found["gradient of the table, beside it"] = self.both_tables * self.table
         if moment == 1 and GATHERED in found:  # the head's is among what it gathers
             found[GATHERED] = np.maximum(found[GATHERED] - self.table, 0.0)
         if passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes:

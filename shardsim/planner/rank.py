@@ -99,9 +99,17 @@ class Ranking:
     _fitting: list[_Fitting] = field(default_factory=list)
     _parts: int = 0
 
-    def best(self) -> list[Found]:
-        """Return the best plans, best first."""
-        return sorted(self._found.values(), key=lambda found: found.rank)[: self.top]
+    def best(self, limit: float = np.inf) -> list[Found]:
+        """Return the best plans, best first; after the first none whose score is above `limit`."""
+        best = sorted(self._found.values(), key=lambda found: found.rank)[: self.top]
+        return best[:1] + [found for found in best[1:] if found.score[1] <= limit]
+
+    @property
+    def promise(self) -> Score:
+        """No plan that fits has a better score, but for rounding."""
+        if not self._fitting:
+            return np.inf, np.inf
+        return min(self._score(it.machine, float(it.least.min())) for it in self._fitting)
 
     # Looking: memory and bounds.
 
@@ -304,6 +312,15 @@ def score_of(machine: Machine, objective: str, step_s: float, price: float = 1.0
     weight = _weight(machine, objective) * (price if objective == "cost" else 1.0)
     value = _rounded(np.array([step_s * weight]))
     return _first(machine, objective), float(value[0])
+
+
+def limit_on(machine: Machine, objective: str, bar: Score, price: float = 1.0) -> float:
+    """Return how large the second part of a `Score` without prices may be on a machine, for plans
+    that are no worse than `bar`, a score with them."""
+    first = _first(machine, objective)
+    if first != bar[0]:
+        return np.inf if first < bar[0] else 0.0
+    return bar[1] / (price if objective == "cost" else 1.0) * (1.0 + SLACK)
 
 
 def _first(machine: Machine, objective: str) -> float:

@@ -29,7 +29,7 @@ from shardsim.planner.found import Bound, OfSlice, SearchResult, plan_at
 from shardsim.planner.hosted import decided, where_none_fits
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
-from shardsim.planner.rank import OBJECTIVES, Ranking, Score, alike, score_of
+from shardsim.planner.rank import OBJECTIVES, Ranking, Score, alike, limit_on, score_of
 from shardsim.planner.space import Part, parts
 from shardsim.program.shapes import Workload
 
@@ -41,6 +41,7 @@ CANDIDATES = 10  # so many plans at least are given their free HBM before they a
 
 Progress = Callable[[int, int], None]
 Look = tuple[Ranking, bool]  # of one slice; whether no interrupt ended it
+LookAt = Callable[[Sequence[Machine], str, Progress | None], list[Look]]  # with an attention
 Looked = Mapping[tuple[int, str], Look]  # by identities of machines, and attention
 
 
@@ -64,6 +65,7 @@ def search(
     progress: Progress | None = None,
     executor: Executor | None = None,
     looked: Looked | None = None,
+    limit: float = np.inf,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
 
@@ -80,6 +82,7 @@ def search(
     between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
     `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
     of its own; without one, slices of one chip are looked at together, and `looked` is what was.
+    Of one slice, plans whose score is above `limit` are left out, but for the best one.
     """
     model = load_model(model) if isinstance(model, str) else model
     given: list[Any] = [*machines] if isinstance(machines, (list, tuple)) else [machines]
@@ -112,12 +115,13 @@ def search(
     options: dict[str, Any] = {
         **{"sequence": sequence, "top": top, "objective": objective, "optimizer": optimizer},
         **{"attention": attention, "precision": precision, "max_axes": max_axes},
-        **{"costs": costs, "by_layer": by_layer, "fix": held, "looked": looked},
+        **{"costs": costs, "by_layer": by_layer, "fix": held},
+        **{"looked": looked, "limit": limit},
     }
     run = partial(search, **options)
     first = attention or default_attention(model, sequence)
 
-    def look(machines: Sequence[Machine], progress: Progress | None) -> list[Look]:
+    def look(machines: Sequence[Machine], attention: str, progress: Progress | None) -> list[Look]:
         work = Workload(
             model=model,
             batch=batch,
@@ -126,7 +130,7 @@ def search(
             longest=sequence,
             precision=precise,
             optimizer=optimizer,
-            attention=first,
+            attention=attention,
             pipeline_interleave=fixed.pipeline_interleave,
             imbalance=fixed.imbalance or 1.0,
             padding=fixed.padding or ROOM,
@@ -140,7 +144,7 @@ def search(
             top=max(top, CANDIDATES) if by_layer else top,
             by_layer=by_layer,
         )
-        space = parts(model, machines, batch, sequence, max_axes, fixed, first)
+        space = parts(model, machines, batch, sequence, max_axes, fixed, attention)
         return _look([ranking() for _ in machines], machines, [*space], progress)
 
     if len(slices) > 1:
@@ -150,8 +154,8 @@ def search(
     else:
         started = time.perf_counter()
         key = id(slices[0]), attention
-        known = looked[key] if looked and key in looked else look(slices, progress)[0]
-        found = _settled(*known, slices[0], top, started)
+        known = looked[key] if looked and key in looked else look(slices, attention, progress)[0]
+        found = _settled(*known, slices[0], top, started, np.inf if by_layer else limit)
     again = partial(run, model, slices, batch, prices=prices, executor=executor)
     return where_none_fits(found, again, fix or {}, fixed)
 
@@ -180,7 +184,7 @@ def _look(
 
 
 def _settled(
-    ranking: Ranking, complete: bool, machine: Machine, top: int, started: float
+    ranking: Ranking, complete: bool, machine: Machine, top: int, started: float, limit: float
 ) -> SearchResult:
     """Return the best plans of a slice that was looked at."""
     try:
@@ -188,7 +192,7 @@ def _settled(
     except KeyboardInterrupt:
         complete = False
     scored: list[tuple[Score, Prediction]] = []
-    for item in ranking.best():
+    for item in ranking.best(limit):
         plan = plan_at(
             ranking.work, ranking.costs, item.machine, item.part, item.cell, item.prefetch
         )
@@ -248,18 +252,24 @@ def _either_way(
     other = other_attention(attention)
     if not first.complete or not may_gain(model, best, other):
         return first
+    objective, top = run.keywords["objective"], run.keywords["top"]
+
+    def score(item: Prediction) -> Score:
+        return score_of(machine, objective, item.step_time_s)
+
+    bar = _last([score(item) for item in first.predictions], top)
+    limit = min(run.keywords["limit"], limit_on(machine, objective, bar))
     try:
-        second = run(model, machine, batch, attention=other, progress=tell_more)
+        second = run(model, machine, batch, attention=other, progress=tell_more, limit=limit)
     except PlanError:  # the keys that are held want the first one
         return first
-    objective, found = run.keywords["objective"], [*first.predictions, *second.predictions]
-    found.sort(key=lambda item: score_of(machine, objective, item.step_time_s))
+    found = sorted([*first.predictions, *second.predictions], key=score)
     kinds = {tuple((axis.name, axis.size) for axis in one.plan.mesh): one for one in found[::-1]}
     kept = [item for item in found if any(item is one for one in kinds.values())]
     bounds = [one.bound for one in (first, second) if one.bound is not None]
     whole = replace(
         first,
-        predictions=tuple(kept[: run.keywords["top"]]),
+        predictions=tuple(kept[:top]),
         searched=first.searched + second.searched,
         fit=first.fit + second.fit,
         priced=first.priced + second.priced,
@@ -274,10 +284,15 @@ def _either_way(
     return replace(whole, slices=(replace(of, best=best, **numbers),))
 
 
+def _last(scores: Sequence[Score], top: int) -> Score:
+    """Return the worst of the `top` best scores: what plans must reach to be among them."""
+    return sorted(scores)[top - 1] if len(scores) >= top else (np.inf, np.inf)
+
+
 def _side_by_side(
     executor: Executor | None,
     run: partial[SearchResult],
-    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    look: LookAt,
     attention: str,
     model: Model,
     slices: Sequence[Machine],
@@ -291,13 +306,32 @@ def _side_by_side(
     found: dict[int, SearchResult] = {}
     calls = [(model, machine, batch) for machine in slices]
     interrupted = False
+    objective, top = run.keywords["objective"], run.keywords["top"]
+
+    def price(machine: Machine) -> float:
+        return price_of(prices, machine.chip.name) if prices else 1.0
+
+    def score(item: Prediction) -> Score:
+        machine = item.plan.machine
+        return score_of(machine, objective, item.step_time_s, price(machine))
+
+    def limit(machine: Machine) -> float:
+        every = [score(item) for result in found.values() for item in result.predictions]
+        return limit_on(machine, objective, _last(every, top), price(machine))
+
     try:
         if executor is None:
-            looked = _together(look, attention, slices, _share(progress, 0, 2))
+            looked = _together(look, attention, slices, _share(progress, 0, 3))
+            other = other_attention(attention)
+            whole = all(complete for _, complete in looked.values())
+            if whole and run.keywords["attention"] is None and may_gain(model, None, other):
+                # `_either_way` asks for it where nothing fits so.
+                none = [one for one in slices if _none_fits(looked.get((id(one), attention)))]
+                looked = {**looked, **_together(look, other, none, _share(progress, 1, 3))}
             interrupted = not all(complete for _, complete in looked.values())
-            of_all = partial(run, looked=looked)
+            order = _by_promise(looked, attention, slices)
             every: Iterable[tuple[int, SearchResult]] = _in_turn(
-                of_all, calls, _share(progress, 1, 2)
+                partial(run, looked=looked), calls, order, limit, _share(progress, 2, 3)
             )
         else:
             every = outcomes(executor, run, calls)
@@ -310,18 +344,11 @@ def _side_by_side(
     except KeyboardInterrupt:
         pass
     results = [found[index] for index in sorted(found)]
-    objective = run.keywords["objective"]
-
-    def score(item: Prediction) -> Score:
-        machine = item.plan.machine
-        price = price_of(prices, machine.chip.name) if prices else 1.0
-        return score_of(machine, objective, item.step_time_s, price)
-
     predictions = sorted((item for result in results for item in result.predictions), key=score)
     complete = len(found) == len(slices) and all(result.complete for result in results)
     bounds = [result.bound for result in results if result.bound is not None]
     return SearchResult(
-        predictions=tuple(predictions[: run.keywords["top"]]),
+        predictions=tuple(predictions[:top]),
         searched=sum(result.searched for result in results),
         fit=sum(result.fit for result in results),
         priced=sum(result.priced for result in results),
@@ -341,7 +368,7 @@ def _share(progress: Progress | None, begun: int, of: int) -> Progress | None:
 
 
 def _together(
-    look: Callable[[Sequence[Machine], Progress | None], list[Look]],
+    look: LookAt,
     attention: str,
     slices: Sequence[Machine],
     progress: Progress | None,
@@ -353,23 +380,41 @@ def _together(
     several = [group for group in groups.values() if len(group) > 1]
     found: dict[tuple[int, str], Look] = {}
     for number, group in enumerate(several):
-        every = look(group, _share(progress, number, len(several)))
+        every = look(group, attention, _share(progress, number, len(several)))
         found |= {(id(one), attention): it for one, it in zip(group, every, strict=True)}
         if not all(complete for _, complete in every):
             break
     return found
 
 
+def _none_fits(known: Look | None) -> bool:
+    """Return whether a look at a slice, if there was one, found that no plan fits."""
+    return known is not None and not known[0].fit
+
+
+def _by_promise(looked: Looked, attention: str, slices: Sequence[Machine]) -> list[int]:
+    """Return the numbers of slices, those first whose plans may be the best: they set the bar."""
+
+    def promise(number: int) -> Score:
+        known = looked.get((id(slices[number]), attention))
+        return known[0].promise if known else (np.inf, np.inf)
+
+    return sorted(range(len(slices)), key=promise)
+
+
 def _in_turn(
     run: Callable[..., SearchResult],
     calls: Sequence[tuple[Model, Machine, int]],
+    order: Sequence[int],
+    limit: Callable[[Machine], float],
     progress: Progress | None,
 ) -> Iterator[tuple[int, SearchResult]]:
-    """Search one slice after the other, and tell how far it is."""
-    for index, call in enumerate(calls):
-        yield index, run(*call, progress=_share(progress, index, len(calls)))
+    """Search one slice after the other, for plans within its `limit`, and tell how far it is."""
+    for done, index in enumerate(order):
+        call, share = calls[index], _share(progress, done, len(calls))
+        yield index, run(*call, limit=limit(call[1]), progress=share)
         if progress is not None:
-            progress(index + 1, len(calls))
+            progress(done + 1, len(calls))
 
 
 def _check(model: Model, fixed: Fixed, batch: int, sequence: int) -> None:

@@ -100,6 +100,12 @@ class Passes:
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
     head_last: str = ""  # of the "head", or of "all" products
+    # It comes before it, hiding one gather more, where the table is the embedding's and rounds are
+    # of several layers: gemma2-9b on v4, v5e, v5p and v6e, also in four microbatches, with a
+    # context axis and with a batch axis, gemma2-2b, gemma2-27b, gemma3-4b and gemma3-12b on v6e.
+    # Not gemma2-9b with 8,192 tokens a device on v6e (it is with 4,096 and 16,384), gemma4-31b nor
+    # gemma3-27b on v5p; nor gpt-oss-20b, whose table is the head's own.
+    tables_together: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
     # The same of softmax's values, in HBM where attention is not fused; None: the compute format.
@@ -138,8 +144,16 @@ class Passes:
     # that attention reads; "every": one of each array that a product gathers and of each of its
     # results, forward and backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b
     # and llama2-7b, against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e),
-    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x).
+    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x). Of a serial block with biases
+    # there is one of each branch's input and one of a result's gradient (vit-bigg with axes of 4 on
+    # v4 and v5e and of 8 on v5e, dit-l-2 with 8 and dit-xl-2 with 4 on v5e).
     ring_empty: str = ""
+    # Where heads are no whole rows of a tile, rings over the sequence put together what they gather
+    # with tokens densest. Of each input all pieces are then there besides, copied so (few tokens of
+    # a piece fill no row), until gradients of weights have read it: on one core whose matrix unit
+    # is 128 wide (those programs on v5e, and gpt-neox-20b with 8; not vit-bigg on v4 and v6e, nor
+    # dit-l-2 on v5p).
+    pieces_copied: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -235,6 +249,7 @@ _EMITTED = replace(
     gathers_ahead=2,
     gradients_waiting=2,
     whole_copies=True,
+    tables_together=True,
     mlp_waits=True,
     ring_waits=True,
     ring_results=1.0,
@@ -265,8 +280,10 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
     )
 
 
+# What the plan needs, in the order of emitted programs; gates are made in the ends of products.
+_IDEAL = Passes(gates_fused=True, attends_first=True, head_last="head")
 HOLDS: Mapping[str, Passes] = {
-    "ideal": Passes(scarce=Passes(), recomputes=True),
+    "ideal": replace(_IDEAL, scarce=_IDEAL, recomputes=True),
     "emitted": replace(_EMITTED, partitioned=_left_to_the_partitioner(_EMITTED)),
     "trainer": replace(
         _TRAINER,
@@ -317,6 +334,10 @@ def held_by(implementation: str, chip: Chip) -> Passes:
         scarce = found.scarce and replace(found.scarce, ring_apart=True)
         found = replace(found, ring_apart=True, scarce=scarce)
     twice = chip.cores_per_chip > chip.devices_per_chip
+    copied = not twice and chip.mxu_dim <= ADDS_UP_TO
+    if copied:  # not where the partitioner writes rings
+        scarce = found.scarce and replace(found.scarce, pieces_copied=True)
+        found = replace(found, pieces_copied=True, scarce=scarce)
     return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))
 
 

@@ -27,7 +27,7 @@ from shardsim.ops.activate import GATE
 from shardsim.program.blocks import backward_of, derived_blocks, first_alike, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import stored
-from shardsim.program.trace import Live, Trace
+from shardsim.program.trace import LANES, Live, Trace
 from shardsim.program.tracer import Tracer
 
 GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
@@ -89,6 +89,8 @@ def _followed(
     every = passes.ring_empty == "every" and not model.biases.mlp
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
     empty = passes.ring_empty and ("every" if every else "few")
+    if passes.ring_empty == "every" and not (every or model.parallel_block):
+        empty = "branches"
     # Of a gated MLP behind attention the ring that makes its gradient is over before those begin
     # that make both projections again (llama2-7b with axes of 4, 8 and 16, llama2-70b, llama3-70b).
     after = ring == "embed" and model.gated_mlp and not model.parallel_block
@@ -97,9 +99,13 @@ def _followed(
         head_last=last,
         ring_copies=copies,
         ring_empty=empty,
+        pieces_copied=passes.pieces_copied and ring == "sequence" and model.head_dim % LANES > 0,
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         ring_waits=passes.ring_waits and not after,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
+        # What differs between chips, where it is read: all others share a walk.
+        scores_twice=passes.scores_twice if passes.attends_first else 0.0,
+        ring_apart=passes.ring_apart and ring == "embed",
     )
     return followed(derived, again, passes, ring, signs)
 
@@ -110,7 +116,8 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
     order = passes.weights_first and not passes.head_last
-    tracer = Tracer(replace(passes, gradients_waiting=0, weights_first=order), ring)
+    passes = replace(passes, gradients_waiting=0, weights_first=order, pieces_copied=False)
+    tracer = Tracer(passes, ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
     for step in steps:

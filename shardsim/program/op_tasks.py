@@ -125,6 +125,7 @@ class OpTasks:
             Compute(
                 name=name,
                 kind=op.unit if op.unit == "attention" else "elementwise",
+                dtype=self.work.precision.compute,
                 hbm_bytes=elements * passes * self.width(widest),
                 vector_ops=elements * ops,
                 count=count,

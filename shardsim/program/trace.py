@@ -41,6 +41,7 @@ class Size:
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
+    rows: tuple[str, tuple[str, ...]] | None = None  # in pieces that these axes cut, it is densest
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
         known = hash(
@@ -53,6 +54,7 @@ class Size:
                 self.others,
                 self.many,
                 self.pieces,
+                self.rows,
             )
         )
         object.__setattr__(self, "_hash", known)
@@ -114,6 +116,9 @@ class Measure:
                 known = known * np.greater(self.sizes.members(size.many), FEW)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
+            if size.rows:
+                length = self.sizes.part(*size.rows)
+                known = known * np.ceil(length / LANES) * LANES / np.maximum(length, 1.0)
             self.known[size] = known
         return known
 
@@ -177,13 +182,18 @@ class Trace:
         return tuple(dict.fromkeys(array.size for array in self.arrays))
 
     @cached_property
-    def fullest(self) -> Matrix:
-        """Moments x `sizes`: those rows that no other covers. The peak is at one of them."""
+    def by_size(self) -> Matrix:
+        """Moments x `sizes`: how many arrays of a size are live."""
         columns = {size: column for column, size in enumerate(self.sizes)}
         chosen = np.zeros((len(self.arrays), len(columns)))
         for row, array in enumerate(self.arrays):
             chosen[row, columns[array.size]] = 1.0
-        rows = self.matrix @ chosen
+        return self.matrix @ chosen
+
+    @cached_property
+    def fullest(self) -> Matrix:
+        """Those rows of `by_size` that no other covers. The peak is at one of them."""
+        rows = self.by_size
         covers = (rows[:, None, :] >= rows[None, :, :]).all(axis=2)
         covers &= ~(covers.T & np.tri(len(rows), dtype=bool).T)  # of equal rows the last stays
         return rows[~covers.any(axis=0)]
@@ -192,9 +202,11 @@ class Trace:
         """Return the bytes at the fullest moment."""
         each = np.stack(np.broadcast_arrays(*(measure(size) for size in self.sizes)))
         plans = each.reshape(len(each), -1)
-        step = max(1, AT_ONCE // self.fullest.size)
+        # To compare all moments takes as long as to measure them for about as many plans.
+        rows = self.fullest if plans.shape[1] > len(self.labels) else self.by_size
+        step = max(1, AT_ONCE // rows.size)
         found = [
-            (self.fullest @ plans[:, start : start + step]).max(axis=0)
+            (rows @ plans[:, start : start + step]).max(axis=0)
             for start in range(0, plans.shape[1], step)
         ]
         return np.concatenate(found).reshape(each.shape[1:])

@@ -13,7 +13,7 @@ from shardsim.graph.place import (
 )
 from shardsim.ops.exchange import ROUTED
 from shardsim.program.holds import Passes
-from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
+from shardsim.program.sized import WIDE, by_place, in_rows, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import BLOCK, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
 
@@ -66,10 +66,15 @@ class Tracer:
 
     def make(self, name: str, size: Size) -> None:
         """Make an array, unless it is there."""
-        if self.root(name) in self.named:
-            self.named[self.root(name)].last = self.now
-        else:
+        if not self.lives(name):
             self.named[name] = self.passing(name, size)
+
+    def lives(self, name: str) -> bool:
+        """Let an array live up to now if it is there, and return whether it is."""
+        known = self.named.get(self.root(name))
+        if known is not None:
+            known.last = self.now
+        return known is not None
 
     def passing(self, name: str, size: Size, times: float = 1.0) -> Live:
         """Note what is there at this moment."""
@@ -93,6 +98,8 @@ class Tracer:
                 ):
                     self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
+                if self.passes.pieces_copied and not prefix and role_of(transfer.axes) == "tensor":
+                    self.make(f"{name}, in pieces", in_rows(array, transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
                 if copied and role_of(transfer.axes) == "tensor":
                     self.make(f"{name}, laid out", moved(transfer))
@@ -115,9 +122,10 @@ class Tracer:
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
-        for source in self.sources.get(self.root(name), ()):
+        root = self.root(name)
+        for source in self.sources.get(root, ()):
             self.touch(source.name, source)
-        if self.root(name) not in self.sources:
+        if root not in self.sources and not self.lives(name):
             self.make(name, stored(array.original or array))
 
     def operands(self, arrays: Iterable[Array], transfers: Iterable[Transfer]) -> None:
@@ -407,12 +415,14 @@ class Tracer:
             for name, gather in wholes.items():
                 self.arrays.append(Live(f"{EMPTY}{name}", moved(gather), 0, self.now))
             return
-        every = self.passes.ring_empty == "every"
+        every, branches = (self.passes.ring_empty == how for how in ("every", "branches"))
         empty: dict[str, Size] = {}
         for step, gather in gathers:
             out = step.op.out
-            if every or not empty:
-                empty[gather.array if every else "whole"] = moved(gather)
+            if every or branches or not empty:
+                empty[gather.array if every or branches else "whole"] = moved(gather)
+                if branches:
+                    empty["d result"] = moved(gather)
             if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
                 empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
         for step in steps if every else ():

@@ -308,12 +308,10 @@ def member_before(group: Group, hops: int) -> Array:
     return _member_at(group, -hops)
 
 
-def tokens_of(x: Array, who: Array, group: Group, dim: int, striped: bool) -> Array:
-    """Return a member's part of x: the next tokens along `dim`, or "striped" two shorter parts, as
-    far from the start as from the end."""
-    if not striped:
-        return _part(x, who, group.size, dim)
-    many = 2 * group.size
+def own_stripes(x: Array, group: Group, dim: int) -> Array:
+    """Return this device's part of x where tokens lie striped along `dim`: two parts in a row, as
+    far from the start as from the end (`place_of` says where each token stands)."""
+    who, many = member(group), 2 * group.size
     return jnp.concatenate([_part(x, one, many, dim) for one in (who, many - 1 - who)], dim)
 
 

@@ -28,10 +28,10 @@ from shardsim.emit.runtime.collectives import (
     member_before,
     next_member,
     own,
+    own_stripes,
     scatter,
     scatter_linear,
     shared_total,
-    tokens_of,
     total,
     turn,
 )
@@ -76,7 +76,8 @@ class Explicit(Whole):
         self.experts_shards = make_group(plan, plan["experts_gather"])
         self.keys = plan["keys"] if self.context.size > 1 else "gathered"
         self.switches = plan["keys"] == "dsp"
-        self.striped = plan["order"] == "striped" and self.context.size > 1
+        striped = plan["order"] == "striped" and self.context.size > 1
+        self.order = {"stripes": self.context.size} if striped else {}
         self.rows = make_group(plan, roles["data"] + roles["fsdp"] + roles["expert"])
         self.row_members = self.rows.size
         self.copies = self.tensor.size * self.tensor2.size
@@ -185,8 +186,8 @@ class Explicit(Whole):
         return own(self.query_tokens(x, dim), self.on_tokens, dim)
 
     def query_tokens(self, x: Array, dim: int) -> Array:
-        if self.striped:
-            return tokens_of(x, member(self.context), self.context, dim, True)
+        if self.order:
+            return own_stripes(x, self.context, dim)
         return own(x, self.context, dim)
 
     def own_embed(self, x: Array) -> Array:
@@ -200,8 +201,7 @@ class Explicit(Whole):
             return gather(x, self.context, 1)
 
     def key_tokens(self, keys: Array) -> Array:
-        order = {"stripes": self.context.size} if self.striped else {}
-        return place_of(order, super().key_tokens(keys), keys.shape[1])
+        return place_of(self.order, super().key_tokens(keys), keys.shape[1])
 
     def flash(
         self,
@@ -216,18 +216,17 @@ class Explicit(Whole):
             return self.pass_round(q, k, v, mask)
         if self.keys == "ulysses" and "text" not in mask:
             return self.turn_to_heads(q, k, v, mask, positions)
-        if self.striped and positions is not None:
-            mask = {**mask, "stripes": self.context.size}
+        if positions is not None:
+            mask = {**mask, **self.order}
         return super().flash(q, k, v, mask, positions, sinks)
 
     def pass_round(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
         """Attend to keys and values that pass round the context axis."""
-        group, striped = self.context, self.striped
-        tokens = q.shape[1] * group.size
+        group, here = self.context, q.shape[1]
 
         def places(hops: int) -> Array:
-            who = member_before(group, hops)
-            return tokens_of(jnp.arange(tokens), who, group, 0, striped)
+            at = member_before(group, hops) * here + jnp.arange(here)
+            return place_of(self.order, at, here * group.size)
 
         def send(x: Array) -> Array:
             with jax.named_scope("keys"):
@@ -238,7 +237,7 @@ class Explicit(Whole):
             send=send,
             places=places,
             later=lambda hops: member_before(group, hops) > member(group),
-            striped=striped,
+            striped=bool(self.order),
             overlap=self.plan["keys_overlap"],
         )
         return round_attention(q, k, v, mask, ring)
@@ -289,7 +288,7 @@ class Explicit(Whole):
             return gather(gather(x, self.on_tokens, 1), self.on_embed, 2)
         x = gather(x, self.context + self.on_tokens, 1)
         x = gather(x, self.tensor2 + self.on_embed, 2)
-        return in_order(x, self.context) if self.striped else x
+        return in_order(x, self.context) if self.order else x
 
     def all_embed(self, x: Array) -> Array:
         return gather(x, self.on_embed, 2)
