@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Op, weights_of
 from shardsim.graph.build import Builder, stream
+from shardsim.model.lora import EXPERTS
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
 from shardsim.ops.attend import (
@@ -372,6 +373,8 @@ class Block(Builder):
         tokens = asking = normed
         if made.apart:
             tokens, asking = self.norm("experts_norm", x), self.norm("router_norm", x)
+        adapted = list(filter(self.adapts, EXPERTS))
+        more: dict[str, Any] = {"adapted": adapted} if adapted else {}
         routed, first = stream("experts", keep=""), len(self.made)
         bias, scales = made.router_bias, made.scales
         chances, choices = route(
@@ -386,6 +389,7 @@ class Block(Builder):
             gated=model.gated_mlp,
             bias=model.biases.mlp,
             sorted_by=not capacity,
+            adapted=adapted,
         )
         combine(self, results, reached, routed, top=made.top_k, grouped=grouped, capacity=capacity)
         self.call(
@@ -403,6 +407,7 @@ class Block(Builder):
             gated=model.gated_mlp,
             activation=model.activation,
             bias=model.biases.mlp,
+            **more,
         )
         outs = [routed]
         if made.shared:

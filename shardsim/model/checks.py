@@ -11,7 +11,7 @@ from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.index import Index
 from shardsim.model.latent import Latent
-from shardsim.model.lora import Lora
+from shardsim.model.lora import EXPERTS, SHARED, Lora
 
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
@@ -151,8 +151,13 @@ def check_lora(model: Model, where: str) -> None:
         return
     if not isinstance(model.lora, Lora):
         raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
-    if model.experts or model.latent or model.patch:
-        raise ModelError(f"{where}: lora: of experts, latents and images is not modelled")
+    if model.latent or model.patch or (model.experts and model.experts.soft_slots):
+        raise ModelError(f"{where}: lora: of soft experts, latents and images is not modelled")
+    absent = {*(() if model.experts else EXPERTS)}
+    absent |= {*(() if model.experts and model.experts.shared else SHARED)}
+    for name in model.lora.on:
+        if name in absent:
+            raise ModelError(f"{where}: lora.on: the model has no {name}; leave it out")
     if model.frozen:
         raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")
 

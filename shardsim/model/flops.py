@@ -125,8 +125,7 @@ def _forward_flops(part: Model, tokens: int, halved: bool, training: bool = Fals
 def _weight_flops(part: Model, tokens: int) -> int:
     """Return the FLOPs that 6N counts of a part: for each token of an example that a weight works
     on two forward, two by operand and, if it is trained, two by weight."""
-    still = sum(tensor.size for tensor in part.own_tensors if not tensor.trained)
-    backward = 0 if part.frozen else 2 * part.own_active_parameters - still
+    backward = 0 if part.frozen else part.own_active_parameters + part.own_trained_parameters
     total = (part.own_active_parameters + backward) * tokens
     if part.memory_tokens:
         sizes, graph = lengths(part), graph_of(part)

@@ -10,7 +10,9 @@ from shardsim.errors import ModelError, nearest
 ATTENTION = ("query", "key", "value", "attention_output")
 MLP = ("mlp_in", "mlp_gate", "mlp_out")
 CROSS = ("cross_query", "cross_attention_output")
-PROJECTIONS = (*ATTENTION, *MLP, *CROSS)
+SHARED = ("shared_in", "shared_gate", "shared_out")
+EXPERTS = ("expert_in", "expert_gate", "expert_out")
+PROJECTIONS = (*ATTENTION, *MLP, *CROSS, *SHARED, *EXPERTS)
 _LARGEST = 10**6
 
 

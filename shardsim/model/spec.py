@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -335,10 +336,18 @@ class Model:
     @cached_property
     def own_active_parameters(self) -> int:
         """The same of this stack and its ends."""
+        return self._active(self.own_tensors)
+
+    @cached_property
+    def own_trained_parameters(self) -> int:
+        """Those of them that have gradients."""
+        return self._active(tensor for tensor in self.own_tensors if tensor.trained)
+
+    def _active(self, tensors: Iterable[Tensor]) -> int:
         whole = self.parameter_convention == "all"
         counted = [
             tensor
-            for tensor in self.own_tensors
+            for tensor in tensors
             if whole or (tensor.part == "block" and tensor.kind == "matrix")
         ]
         once = of_examples(self)

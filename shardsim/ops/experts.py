@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from shardsim.graph.build import Builder, vector
 from shardsim.ops.activate import activation
 from shardsim.ops.exchange import ROUTED, combined, copies_in_order, masks, places_of, rooms
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.project import BACK, INTO
 from shardsim.ops.registry import runs
 from shardsim.ops.route import chosen
 
@@ -35,24 +37,47 @@ def row_tile(rows: Any) -> Any:
     return LANES * (1 + (rows >= 8 * LANES) + 2 * (rows >= 16 * LANES))
 
 
-def experts(build: Builder, slots: Array, *, gated: bool, bias: bool, sorted_by: bool) -> Array:
+def experts(
+    build: Builder,
+    slots: Array,
+    *,
+    gated: bool,
+    bias: bool,
+    sorted_by: bool,
+    adapted: Collection[str] = (),
+) -> Array:
     """Add all experts' MLPs, on arrays [experts, ..., embed].
 
     `sorted_by`: tokens are sorted by expert, as many as there are, so that products have rows in
-    groups of any size.
+    groups of any size. Beside products that are `adapted` each expert has narrow ones of its own,
+    on the same rows (GroupedExpertsLoRA of NVIDIA-NeMo/Automodel, components/_peft/lora_moe.py).
     """
     rows: Dims = slots.dims[1:-1]
     names = ("expert_in", "expert_gate") if gated else ("expert_in",)
     parts = []
+
+    def narrow(x: Array, into: Array, back: Array, out: Array, keep: str) -> None:
+        low = Array(f"{out.name} low", ("expert", *rows, "rank"), keep=keep, lies="slots")
+        low = build.add(replace(einsum(x, into, replace(low, purpose="adapters")), tile=sorted_by))
+        build.add(replace(einsum(low, back, out), tile=sorted_by))
+
     for name in names:
         out = Array(f"{name} result", ("expert", *rows, "expert_mlp"), keep="mlp_hidden")
         out = replace(out, lies="slots", purpose=ROUTED)
         vectors = [vector(f"{name}_bias", "expert", "expert_mlp")] if bias else []
+        if name in adapted:
+            into = weight(f"{name}{INTO}", "expert", "embed", "rank")
+            back = vector(f"{name}{BACK}", "expert", "rank", "expert_mlp")
+            narrow(slots, into, back, out, "mlp_hidden")
         product = einsum(slots, weight(name, "expert", "embed", "expert_mlp"), out, *vectors)
         parts.append(build.add(replace(product, tile=sorted_by)))
     hidden = build.add(activation(parts, "expert hidden"))
     made = Array("made", slots.dims, keep="mlp_output", lies="made", purpose=ROUTED)
     vectors = [vector("expert_out_bias", "expert", "embed")] if bias else []
+    if "expert_out" in adapted:
+        into = vector(f"expert_out{INTO}", "expert", "expert_mlp", "rank")
+        back = weight(f"expert_out{BACK}", "expert", "rank", "embed")
+        narrow(hidden, into, back, made, "rest")
     product = einsum(hidden, weight("expert_out", "expert", "expert_mlp", "embed"), made, *vectors)
     return build.add(replace(product, tile=sorted_by))
 
@@ -153,8 +178,7 @@ def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
         here = (which < call["number"] // way.expert_members)[:, None]
         rows = jnp.where(here, rows, 0) if platform == "tpu" else rows
 
-    def product(x: Any, name: str) -> Any:
-        w = way.expert_matrix(params, name)
+    def product(x: Any, w: Any) -> Any:
         if not grouped:
             return jnp.einsum("erk,ekn->ern", x, w)
         sizes = jnp.bincount(which, length=w.shape[0] + 1)[:-1].astype(jnp.int32)
@@ -163,16 +187,32 @@ def mlps(way: Whole, params: Params, call: Any, rows: Any, which: Any) -> Any:
     def biased(y: Any, name: str) -> Any:
         if not call["bias"]:
             return y
-        bias = way.expert_vector(params, f"{name}_bias", y.shape[-1])
+        bias = params[f"{name}_bias"].astype(y.dtype)
+        bias = way.expert_columns(bias, y.shape[-1])
         if not grouped:
             return y + bias[:, None]
         return y + jax.nn.one_hot(which, len(bias), dtype=y.dtype) @ bias  # no row is scattered
 
+    def adapted(x: Any, name: str, y: Any) -> Any:
+        if name not in call.get("adapted", ()):
+            return y
+        low = product(x, way.expert_matrix(params, f"{name}{INTO}"))
+        if name == "expert_out":
+            with jax.named_scope("adapters"):
+                low = way.tensor_sum(low)
+        low = checkpoint_name(low, "rest" if name == "expert_out" else "mlp_hidden")
+        back = way.expert_matrix(params, f"{name}{BACK}")
+        return y + product(low, way.expert_columns(back, y.shape[-1]))
+
     names = ("expert_in", "expert_gate") if call["gated"] else ("expert_in",)
-    parts = [checkpoint_name(biased(product(rows, name), name), "mlp_hidden") for name in names]
+    parts = []
+    for name in names:
+        y = adapted(rows, name, product(rows, way.expert_matrix(params, name)))
+        parts.append(checkpoint_name(biased(y, name), "mlp_hidden"))
     hidden = getattr(jax.nn, call["activation"])(parts[0])
     hidden = checkpoint_name(hidden * parts[1] if call["gated"] else hidden, "rest")
-    made = biased(way.expert_scatter(product(hidden, "expert_out")), "expert_out")
+    made = way.expert_scatter(product(hidden, way.expert_matrix(params, "expert_out")))
+    made = biased(adapted(hidden, "expert_out", made), "expert_out")
     made = checkpoint_name(made, "mlp_output")
     return made if here is None else jnp.where(here, made, 0)
 
@@ -192,6 +232,7 @@ def grouped_matmul(x: Any, w: Any, sizes: Any, platform: str) -> Any:
 
     rows, (many, inner, columns) = len(x), w.shape
     tile = min(row_tile(rows // many), rows + -rows % LANES)
-    tiling = tile, *(min(WIDE_TILE, d) for d in (inner, columns))
+    # The same tiles serve the gradients, where an adapter's narrow side is another dimension.
+    tiling = tile, *(min(WIDE_TILE, d + -d % LANES) for d in (inner, columns))
     padded = jnp.pad(x, ((0, -rows % tile), (0, 0)))
     return megablox.gmm(padded, w, sizes, x.dtype, tiling)[:rows]

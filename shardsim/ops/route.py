@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Op, Stream, einsum, linear, weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.exchange import ROUTED, for_experts
-from shardsim.ops.lazy import jax, jnp, lax
+from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 
 if TYPE_CHECKING:
     from shardsim.ops.whole import Params, Whole
@@ -46,7 +46,7 @@ def chosen(way: Whole, params: Params, call: Any, x: Any, whole: Any) -> tuple[A
     `whole` is x gathered over a tensor axis. A softmax is over those experts alone, so that it adds
     up to one (Mixtral, arXiv 2401.04088).
     """
-    logits = way.routing(x, whole, params)
+    logits = checkpoint_name(way.routing(x, whole, params), "rest")
     if call["router_bias"]:
         logits = logits + params["router_bias"].astype(jnp.float32)
     largest, choices = lax.top_k(logits, call["top"])

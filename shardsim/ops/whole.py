@@ -370,9 +370,9 @@ class Whole:
         """Return the matrices of this device's experts, in the compute format."""
         return params[name].astype(self.compute)
 
-    def expert_vector(self, params: Params, name: str, width: int) -> Array:
-        """Return the biases of this device's experts, its part of `width` of them."""
-        return params[name].astype(self.compute)
+    def expert_columns(self, value: Array, width: int) -> Array:
+        """Return this device's part, of such a `width`, of an array's last dimension."""
+        return value
 
     def expert_scatter(self, y: Array) -> Array:
         """Return the sum of what experts make, this device's part of the last dimension."""

@@ -83,7 +83,8 @@ def resolve(plan: Plan) -> Layout:
         **axes,
         context_shards_parameters=bool(context) and all(splits),
         spread=Spread(
-            shards=bool(expert) and all(shards),
+            # Without an expert axis as a search holds it, which looks at meshes with and without.
+            shards=all(shards) if expert else plan.model.experts is not None,
             ring=plan.experts.exchange == "ring",
             by_expert=bool(gathers) and all(by_expert),
             passed=plan.context.keys == "ring",

@@ -356,6 +356,7 @@ EXPERTS: dict[str, Plan] = {
     ),
 }
 
+_OF_EXPERTS = ("expert_in", "expert_gate", "expert_out")
 _TEXT = {"vocab": 64, "sequence": 8, "pooling": "last"}
 _T5 = {**_DECODER, "positions": "relative", "norm": "rmsnorm", "gated_mlp": True}
 _SMALL = {**_VIT, "embed": 32, "mlp": 64, "heads": 4, "kv_heads": 4, "biases": _ALL_BIASES}
@@ -390,6 +391,14 @@ MODELS |= {
     },
     "lora": {**MODELS["llama"], "lora": {"rank": 4}},
     "lora-gpt": {**MODELS["gpt"]} | {"lora": {"rank": 4, "on": ["query", "mlp_out"]}},
+    "lora-mixtral": {**MODELS["mixtral"], "lora": {"rank": 4, "on": ["query", *_OF_EXPERTS]}},
+    "lora-llama4": {
+        **MODELS["llama4"],
+        "lora": {"rank": 4, "on": ["value", "shared_in", "shared_out", *_OF_EXPERTS]},
+    },
+    "lora-gshard": {**MODELS["gshard"], "lora": {"rank": 4, "on": ["expert_in", "expert_out"]}},
+    # Experts, and what routes to them, that no adapter is beside.
+    "lora-apart": {**MODELS["mixtral"], "lora": {"rank": 4}},
 }
 MODELS["soft"] = {
     **_VIT,
@@ -427,6 +436,14 @@ STACKS: dict[str, Plan] = {
     "adapters, fsdp": spread("lora", _F, remat="dots"),
     "adapters, tensor, sequence": spread("lora", _FM2, "seq", microbatches=2),
     "adapters, tensor, embed": spread("lora-gpt", _FM, "embed", **_overlap("off"), remat="none"),
+    "adapters of experts, tensor, sequence": spread("lora-llama4", _FM2, "seq", remat="dots"),
+    "adapters of experts, exchanged and tensor": spread("lora-llama4", _FEM, "seq", **_ROOM),
+    "adapters of experts, ring": spread("lora-mixtral", _FE, **_SPLIT, **_RING, remat="save_mlp"),
+    "adapters of experts, fsdp by expert": make(
+        "lora-mixtral", _F, {"embed": ["fsdp"], "expert": ["fsdp"]}, {"batch": ["fsdp"]}
+    ),
+    "adapters of experts, capacity": spread("lora-gshard", _FEM, "seq", **_SPLIT),
+    "adapters beside experts, tensor, embed": spread("lora-apart", _FM2, "embed", remat="none"),
 }
 
 MODELS |= {

@@ -86,6 +86,15 @@ def test_adapters_alone_are_trained_and_the_rest_has_gradients_of_operands() -> 
     assert model_flops_per_token(model, 8192, _PALM) == pytest.approx(expected + attention)
 
 
+def test_adapters_of_experts_are_each_experts_own_and_count_where_a_token_goes() -> None:
+    base = load_model("mixtral-8x7b")
+    model = override_model(base, {"lora": {"rank": 16, "on": ["expert_in", "expert_out"]}})
+    one = 32 * 16 * 2 * (4096 + 14336)  # of 8, of which a token goes to 2
+    assert sum(tensor.size for tensor in model.trained_tensors) == 8 * one
+    expected = 4 * base.active_parameters + 6 * 2 * one
+    assert model_flops_per_token(model, 4096, _SIX_N) == expected
+
+
 # GFLOP of an image as arXiv 2308.00951 prints them, heads included.
 SOFT = {"vit-s-16": 9.2, "vit-l-16": 122.9, "softmoe-s-16-128e": 8.6, "softmoe-l-16-128e": 111.1}
 
@@ -127,6 +136,10 @@ _LLAMA = {"base": "llama2-7b"}
         ({**_VIT, "text": {"vocab": 64, "sequence": 8, "features": 7}}, "not as wide as"),
         ({**_LLAMA, "lora": {"rank": 0}}, "lora.rank: expected a positive whole number"),
         ({**_LLAMA, "lora": {"rank": 8, "on": ["querry"]}}, "did you mean 'query'"),
+        (
+            {**_LLAMA, "lora": {"rank": 8, "on": ["expert_in"]}},
+            "model has no expert_in",
+        ),
         ({**_LLAMA, "encoder.sequence": 3}, "unknown"),
     ],
 )

@@ -104,14 +104,19 @@ def test_the_whole_grid_is_priced_as_each_plan(name, slice_name, batch, costs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "slice_name", "each"),
+    ("model", "slice_name", "each", "costs"),
     [
-        (decoder(kv_heads=2, layers=4), "v5e:2x2", 10),
-        (vit(layers=4), "2*v4:1x2x1", 30),
-        (decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)), "v5e:2x2", 10),
+        (decoder(kv_heads=2, layers=4), "v5e:2x2", 10, "physical"),
+        (vit(layers=4), "2*v4:1x2x1", 30, "physical"),
+        (
+            decoder(layers=4, experts=Experts(number=8, top_k=4, mlp=512)),
+            "v5e:2x2",
+            10,
+            "calibrated",
+        ),
     ],
 )
-def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
+def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each, costs):
     machine = parse_machine(slice_name)
     work = workload(model, 4)
     rng = np.random.default_rng(4)
@@ -119,7 +124,7 @@ def test_plans_of_a_small_space_are_priced_as_alone(model, slice_name, each):
         part.spread()[0]
         for part in parts(model, [machine], 4, model.sequence, attention=work.attention)
     ]
-    compared = sum(compare(work, machine, part, rng, part.pairs, each) for part in found)
+    compared = sum(compare(work, machine, part, rng, part.pairs, each, costs) for part in found)
     assert compared > 80
 
 

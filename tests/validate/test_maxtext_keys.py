@@ -459,6 +459,16 @@ def test_words_of_a_group_are_the_groups(tmp_path: Path) -> None:
     assert listed(script(tmp_path, "own.deep=1")) == {"own": ("time", "hbm")}
 
 
+def test_adapters_of_experts_are_named_by_their_block(tmp_path: Path) -> None:
+    words = (
+        "model_name=mixtral-8x7b lora.lora_rank=16 lora.lora_module_path="
+        "decoder/layers/.*(self_attention/(query|value)|mlp/MoeBlock_0/(wi_0|wo))"
+    )
+    lora = script(tmp_path, words).plan.model.lora
+    assert lora is not None
+    assert lora.on == ("query", "value", "expert_in", "expert_out")
+
+
 def test_axes_that_turn_weights_are_counted_and_listed(tmp_path: Path) -> None:
     for axis, counted in (("fsdp_transpose", "fsdp"), ("tensor_transpose", "model")):
         found = script(tmp_path, f"ici_{axis}_parallelism=4")

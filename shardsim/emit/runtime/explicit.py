@@ -366,14 +366,15 @@ class Explicit(Whole):
 
     def expert_matrix(self, params: Params, name: str) -> Array:
         axes = self.parameters[name]["axes"]
+        if "embed" not in axes:  # of an adapter, which none shards
+            return super().expert_matrix(params, name)
         dim = 0 if self.plan["by_expert"] else axes.index("embed")
         with jax.named_scope("gather_weights"):
             shards = self.experts_shards
             return gather_weight(params[name], shards, dim, self.compute, self.reduce)
 
-    def expert_vector(self, params: Params, name: str, width: int) -> Array:
-        value = params[name].astype(self.compute)
-        return value if value.shape[1] == width else own(value, self.tensor, 1)
+    def expert_columns(self, value: Array, width: int) -> Array:
+        return value if value.shape[-1] == width else own(value, self.tensor, value.ndim - 1)
 
     def expert_scatter(self, y: Array) -> Array:
         with jax.named_scope("experts"):

@@ -25,6 +25,8 @@ _MODULES: Mapping[str, str] = {
     "wi_1": "mlp_gate",
     "wo": "mlp_out",
 }
+# What stands between, of layers that have experts.
+_MIXTURE: Mapping[str, str] = {"MoeBlock_0": "expert", "shared_experts": "shared"}
 _KEYS = ("enable_lora", "lora_rank", "lora_module_path", "lora_weight_qtype")
 _FREE = ("lora_alpha", "lora_restore_path", "lora_tile_size")  # change no step
 
@@ -32,7 +34,8 @@ _FREE = ("lora_alpha", "lora_restore_path", "lora_tile_size")  # change no step
 def adapted(keys: Keys, model: Model) -> Model:
     """Return the model with the adapters that a config says, or as it is.
 
-    A path of modules is a pattern; of its words those that name modules count, without any all do.
+    A path of modules is a pattern; of its words those that name modules count, without any all do
+    but experts.
     """
     group = keys.get("lora", None)
     if group is not None and not isinstance(group, Mapping):
@@ -47,10 +50,17 @@ def adapted(keys: Keys, model: Model) -> Model:
         return model
     if said.get("lora_weight_qtype"):
         raise FileError("lora_weight_qtype: weights of fewer bits are not modelled; leave it out")
-    words = set(re.findall(r"[a-z0-9_]+", str(said.get("lora_module_path") or "")))
+    path = str(said.get("lora_module_path") or "").replace("mlp/MoeBlock_0", "MoeBlock_0")
+    words = set(re.findall(r"[A-Za-z0-9_]+", path.replace("mlp/shared_experts", "shared_experts")))
     on = [ours for theirs, ours in _MODULES.items() if theirs in words] or [*_MODULES.values()]
+    there = {"expert": model.experts, "shared": model.experts and model.experts.shared}
+    mixed = [ours for theirs, ours in _MIXTURE.items() if theirs in words and there[ours]]
+    of_mlp = [name.removeprefix("mlp") for name in on if name.startswith("mlp_")]
+    if mixed and "mlp" not in words:
+        on = [name for name in on if not name.startswith("mlp_")]
+    on += [stem + name for stem in mixed for name in of_mlp]
     if not model.gated_mlp:
-        on = [name for name in on if name != "mlp_gate"]
+        on = [name for name in on if not name.endswith("_gate")]
     return override_model(
         model, {"lora": {"rank": whole(said["lora_rank"], "lora_rank"), "on": on}}
     )
