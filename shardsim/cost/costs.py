@@ -148,6 +148,8 @@ class CompilerCosts(Costs):
 
     def estimate(self, task: Work) -> ComputeTime:
         fitted, chip = self.fitted, self.chip
+        if task.fused:
+            return PhysicalCosts(chip).estimate(task)
         second = compiler_clock_hz(chip)
         start_s = fitted.fixed_cycles / second
         hbm_s = task.hbm_bytes * chip.devices_per_chip / chip.hbm_bytes_per_s
@@ -178,7 +180,7 @@ class CompilerCosts(Costs):
         """Return the seconds of a matmul's units and of its bytes."""
         fitted = self.fitted
         product_s = matmul_unit_s(self.chip, task) / fitted.matmul_efficiency
-        results = task.m * task.n * task.batch * task.matmuls
+        results = task.m * made_columns(task) * task.batch * task.matmuls
         results_s = results / fitted.results_per_cycle / compiler_clock_hz(self.chip)
         power = OVERLAP_POWER
         hidden_s = (product_s**power + results_s**power) ** (1.0 / power)
@@ -191,16 +193,15 @@ class CompilerCosts(Costs):
 class CalibratedCosts(CompilerCosts):
     """Rates that published runs reached, and what the compiler estimates for the rest.
 
-    Matmuls, and fused attention kernels, whose inside no compiler counts, go by the chip's figures;
-    what moves through HBM between them takes as long as the compiler says: a share of the peak that
-    depends on what is done (copies, softmax, norms). On a chip of whose compiler nothing is known
-    all goes by its figures.
+    Matmuls go by the chip's figures; what moves through HBM between them takes as long as the
+    compiler says: a share of the peak that depends on what is done (copies, softmax, norms). On a
+    chip of whose compiler nothing is known all goes by its figures.
     """
 
     name = "calibrated"
 
     def estimate(self, task: Work) -> ComputeTime:
-        if self.chip.compiler is None or task.kind == "matmul" or task.fused:
+        if self.chip.compiler is None or task.kind == "matmul":
             return PhysicalCosts(self.chip).estimate(task)
         return super().estimate(task)
 
@@ -310,12 +311,17 @@ def matmul_unit_s(chip: Chip, task: Work) -> Number:
         2.0
         * _tiles(task.m, SUBLANES)
         * _tiles(task.k, side)
-        * _tiles(task.n, side)
+        * _tiles(made_columns(task), side)
         * task.batch
         * task.matmuls
         * task.fraction
     )
     return padded / (peak_of(chip, task) / chip.devices_per_chip)
+
+
+def made_columns(task: Work) -> Number:
+    """Return the columns that a product makes, padding counted."""
+    return np.maximum(task.n, task.columns)
 
 
 def peak_of(chip: Chip, task: Work) -> float:

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from shardsim.machine import Machine, TorusAxis
-from shardsim.plan.layout import JOINT_ROLES, ROLES, AxisLayout, Layout, Number
+from shardsim.plan.layout import JOINT_ROLES, ROLES, AxisLayout, Layout, Number, closes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +57,12 @@ class Group:
 def _line(axis: TorusAxis, factor: Number, stride: Number) -> tuple[Number, Number, Number]:
     """Return bandwidth, ways and hop latency of a group along one torus axis.
 
-    A group that takes a whole wrapped axis is a ring and receives from both sides; part of an
-    axis, or an open axis, is a line, whose end member has one inbound link. Groups of every
-    `stride`-th device interleave, and share each link among `stride` of them.
+    Groups of every `stride`-th device interleave, and share each link among `stride` of them.
     """
     used = np.greater(factor, 1)
     if axis.switched:
         return used * axis.bytes_per_s, used * 1.0, used * axis.hop_latency_s
-    closed = axis.wrapped & np.equal(factor * stride, axis.length) & np.greater(factor, 2)
-    ways = np.where(closed, 2.0, 1.0)
+    ways = np.where(closes(axis, factor, stride), 2.0, 1.0)
     return (
         used * axis.bytes_per_s * ways / stride,
         used * ways,

@@ -30,6 +30,7 @@ from shardsim.graph.place import SEQUENCE_SHARDED as SEQUENCE_SHARDED
 from shardsim.graph.place import USUAL as USUAL_SPREAD
 from shardsim.graph.place import Spread as Spread
 from shardsim.graph.place import members
+from shardsim.machine import TorusAxis
 
 # Outermost to innermost.
 ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
@@ -85,6 +86,12 @@ class AxisLayout:
 def _stride(mine: Number, taken: Number, a: Number, b: Number) -> Number:
     """Return the stride of a group with `mine` members at stride `a`, and `taken` at `b`."""
     return np.where(np.equal(taken, 1), a, np.where(np.equal(mine, 1), b, np.minimum(a, b)))
+
+
+def closes(axis: TorusAxis, factor: Number, stride: Number) -> Number:
+    """Return whether every `stride`-th of `factor` devices along a torus axis are a ring, and
+    receive from both sides; else they are a line, whose end member has one inbound link."""
+    return axis.wrapped & np.equal(factor * stride, axis.length) & np.greater(factor, 2)
 
 
 def whole_axis(dims: int) -> AxisLayout:

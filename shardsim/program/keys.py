@@ -6,10 +6,15 @@ again, all of the MLP's gradient lies between. As gathers of weights they overla
 `overlap.weights`, which compiler options do for all of them. Those that a policy keeps are gathered
 where they are read, beside nothing. Of a layer's four gathers six compiled plans "context 4" on v4,
 v5e, v5p and v6e hid one to two and a half (docs/compiled.md).
+
+Where SparseCores move them (`switch` "always"), weights and gradients of weights start behind them,
+and gradients of keys and values are scattered beside what queries' gradient has to do (programs
+"context 4" of llama3-70b and llama3-8b on tpu7x in docs/compiled.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -50,6 +55,55 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
         for at, task in enumerate(tasks)
         for one in (*started.get(at, ()), *awaited.get(at, ()), task)
     )
+
+
+def scattered_beside_queries(tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks with scatters of keys' and values' gradients beside what comes from queries'
+    gradient, where they may run beside anything; else as they are."""
+    at = [number for number, task in enumerate(tasks) if _beside_all(task, "reduce-scatter")]
+    if len(at) != 2:  # none; or of something else that two projections read
+        return [*tasks]
+    ends: list[int] = []  # of what reads them, and of what queries' gradient has to do
+    for after in (*at, None):
+        begin = ends[-1] + 1 if after is None else after + 1
+        weights = (n for n, task in enumerate(tasks[begin:], begin) if _of_weights(task))
+        if (end := next(weights, None)) is None or (not ends and end > at[1]):
+            return [*tasks]
+        ends.append(end)
+    starts: list[Task] = []
+    readers: list[Task] = []
+    for number, end in zip(at, ends, strict=False):
+        scatter = tasks[number]
+        assert isinstance(scatter, Collective)
+        starts.append(Start(task=scatter))
+        readers += [Await(name=scatter.name), *tasks[number + 1 : end + 1]]
+    queries = tasks[ends[1] + 1 : ends[2] + 1]
+    return [*tasks[: at[0]], *starts, *queries, *readers, *tasks[ends[2] + 1 :]]
+
+
+def behind_keys(ahead: Sequence[Task], tasks: Sequence[Task]) -> list[Task]:
+    """Return a block's tasks after what a trip starts with, `ahead`: behind the last gather of keys
+    that SparseCores do, if there are such."""
+    gathers = [
+        number
+        for number, task in enumerate(tasks)
+        if isinstance(task, Start) and _beside_all(task.task, "all-gather")
+    ]
+    place = max(gathers, default=-1) + 1
+    later = [task for task in ahead if place and isinstance(task, Start) and task.when != "first"]
+    first = [task for task in ahead if not any(task is one for one in later)]
+    return [*first, *tasks[:place], *later, *tasks[place:]]
+
+
+def _of_weights(task: Task) -> bool:
+    return isinstance(task, Compute) and task.of_weights and task.kind == "matmul"
+
+
+def _beside_all(task: object, kind: str) -> TypeGuard[Collective]:
+    """Return whether keys or values, or their gradients, move so beside anything."""
+    if not isinstance(task, Collective) or (task.purpose, task.kind) != (KEYS, kind):
+        return False
+    return task.switch == "always" and bool(np.any(task.count))
 
 
 def _gathers_keys(task: Task) -> TypeGuard[Collective]:

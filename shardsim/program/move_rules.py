@@ -11,30 +11,12 @@ from shardsim.plan.layout import Number
 from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import KEYS, Collective, Compute
 
 # Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
 # matrices one large and one small forward, both large and two small ones backward (read off
 # maxtext-22b, fully sharded on v4:4x4x4).
 AWAITED = {"forward": 0.42, "backward": 0.83}
-
-
-def gather_for_several(block: Block, where: Where) -> Block:
-    """Gather whole what several matmuls read, where the compiler's partitioner writes the
-    collectives: it cuts what one alone reads.
-
-    XLA's partitioner leaves an operand that others need whole (openxla/xla at 0df7454,
-    dot_handler.cc); the partitioned tensor plan of ViT-22B in docs/compiled.md has such gathers.
-    """
-
-    def change(task: Task) -> list[Task]:
-        if not isinstance(task, Collective) or task.schedule != "ring":
-            return [task]
-        if task.kind != "all-gather" or len(task.partners) < 2:
-            return [task]
-        return [replace(task, schedule="exposed", partners=())]
-
-    return changed(block, change) if where.layout.partitioned else block
 
 
 def gather_for_the_others(block: Block, where: Where) -> Block:
@@ -84,8 +66,7 @@ def stop_for_hops(block: Block, where: Where) -> Block:
     Compiled for v5e, larger than 4x4 (`async_permute_chips` in hardware/v5e.yaml; the rings of
     maxtext-16b in docs/compiled.md).
     """
-    most, chips = where.machine.chip.async_permute_chips, where.machine.chips_per_slice
-    if most is None or chips <= most:
+    if not where.permutes_wait:
         return block
 
     def change(task: Task) -> list[Task]:
@@ -148,15 +129,16 @@ def _all_reduced(block: Block, kind: str, where: Where, wanted: Number) -> Block
 
 def offload_to_sparse_cores(block: Block, where: Where) -> Block:
     """Gather weights and scatter their gradients beside all else, whatever the plan says, on chips
-    whose SparseCores do it (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b in
-    docs/compiled.md)."""
+    whose SparseCores do it; keys and values of a context axis before them, and their gradients
+    beside those of queries (`offloads_collectives` in hardware/tpu7x.yaml; plans of llama3-70b and
+    llama3-8b in docs/compiled.md)."""
     if not where.machine.chip.offloads_collectives:
         return block
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective):
             return [task]
-        offloaded = task.purpose in GATHERED_WEIGHTS and task.switch
+        offloaded = (task.purpose in GATHERED_WEIGHTS and task.switch) or task.purpose == KEYS
         return [replace(task, switch="always") if offloaded else task]
 
     return changed(block, change)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardsim.plan.layout import Layout, Number
-from shardsim.program.keys import gathered_when_made
+from shardsim.program.keys import behind_keys, gathered_when_made, scattered_beside_queries
 from shardsim.program.rings import ring, runs_as_ring
 from shardsim.program.rounds import rounds
 from shardsim.program.schedule import (
@@ -61,7 +61,7 @@ class _Draft:
 
     def done(self, name: str, trips: Number) -> Block:
         """Return the block as it is by now."""
-        tasks = (*self.ahead, *self.tasks, *self.ended, *self.closing)
+        tasks = (*behind_keys(self.ahead, self.tasks), *self.ended, *self.closing)
         return replace(self.block, name=name, trips=trips, tasks=tasks)
 
 
@@ -69,7 +69,10 @@ def overlap(program: Program, layout: Layout) -> Schedule:
     """Return what one device does in a step of `program` under `layout`, and when."""
     split = [part for block in program.blocks for part in _apart(block, layout)]
     drafts = {
-        block.name: _Draft(block=block, tasks=rings(gathered_when_made(block, layout), layout))
+        block.name: _Draft(
+            block=block,
+            tasks=rings(scattered_beside_queries(gathered_when_made(block, layout)), layout),
+        )
         for block in split
     }
     forward, (head,), backward = (_of(drafts, phase) for phase in ("forward", "head", "backward"))

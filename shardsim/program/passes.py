@@ -35,6 +35,7 @@ from shardsim.program.attention_rules import (
     attend_to_few,
     attend_to_whole_rows,
     fetch_blocks,
+    make_whole_heads,
     pad_for_kernels,
     two_backward_kernels,
     wait_for_the_last,
@@ -63,11 +64,11 @@ from shardsim.program.move_rules import (
     await_some_gathers,
     copy_beside_a_part,
     exchange_parts_of_embed,
-    gather_for_several,
     gather_for_the_others,
     offload_to_sparse_cores,
     stop_for_hops,
 )
+from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 
@@ -79,7 +80,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
         activate_groups_apart,
         multiply_groups,
-        gather_for_several,
+        ring_each_product,
         lay_out_gathered_weights,
         lay_out_turned_gradients,
         place_ring_results,
@@ -95,6 +96,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         attend_to_few,
         attend_to_whole_rows,
         join_ends,
+        make_whole_heads,
         pad_for_kernels,
         two_backward_kernels,
         wait_for_the_last,

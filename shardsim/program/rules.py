@@ -38,6 +38,12 @@ class Where:
         return self.machine.devices_per_slice if self.devices is None else self.devices
 
     @property
+    def permutes_wait(self) -> bool:
+        """Whether the compiler makes no permute asynchronous."""
+        most = self.machine.chip.async_permute_chips
+        return most is not None and self.machine.chips_per_slice > most
+
+    @property
     def ring(self) -> Number:
         """Whether matmuls over the tensor axis may run as rings."""
         layout = self.layout

@@ -68,6 +68,7 @@ class Work:
     m: Number = 0
     k: Number = 0
     n: Number = 0
+    columns: Number = 0  # that a product makes: `n`, or more where some are padding
     batch: Number = 1
     matmuls: Number = 0
     fraction: Number = 1.0

@@ -9,6 +9,7 @@ from building import LONG
 
 from shardsim.cost.predict import Prediction, predict
 from shardsim.plan import Plan, Remat, plan_from_data
+from shardsim.program.schedule import Start
 
 PLAN = plan_from_data(LONG, "long")
 
@@ -62,3 +63,32 @@ def test_nothing_is_gathered_more_often_and_all_waits_where_nothing_may_overlap(
 def test_the_published_run_takes_as_long_as_predicted() -> None:
     # MaxText's pull request 4687: 8.83 s.
     assert predict(PLAN, implementation="trainer").step_time_s == pytest.approx(8.83, rel=0.02)
+
+
+def test_sparse_cores_move_keys_before_weights_and_their_gradients_beside_queries() -> None:
+    """As in programs of llama3-8b and llama3-70b on tpu7x."""
+    data = {
+        **LONG,
+        "model": "llama3-8b",
+        "machine": "tpu7x:4x4x4",
+        "batch": 256,
+        "sequence": 8192,
+        "mesh": {
+            "fsdp": {"size": 32, "torus": {"x": 4, "y": 4, "core": 2}},
+            "context": {"size": 4, "torus": {"z": 4}},
+        },
+        "remat": "full",
+    }
+    item = predict(plan_from_data(data, "on SparseCores"))
+    moved = [cost for cost in item.price.collectives if cost.task.purpose == "keys and values"]
+    waits_s = sum(float(cost.exposed_s) for cost in moved)  # behind weights longer than they take
+    assert waits_s < 0.7 * sum(float(cost.time_s) for cost in moved)
+    for name in ("layer forward", "layer backward"):
+        tasks = item.schedule.block(name).tasks
+        names = [getattr(task, "name", "") for task in tasks]
+        starts = [at for at, task in enumerate(tasks) if isinstance(task, Start)]
+        keys = next(at for at in starts if names[at].startswith("gather v for"))
+        assert keys < next(at for at, one in enumerate(names) if one.startswith("query"))
+        assert names[keys + 1].startswith("gather weights")
+    scatter, value, query = (names.index(one) for one in ("scatter d v", "value dW", "query dW"))
+    assert scatter < query < value

@@ -417,6 +417,20 @@ def test_a_kernel_multiplies_what_it_is_padded_with() -> None:
     assert float(found.price.flops) == pytest.approx(1.5708e12, rel=1e-4)
 
 
+def test_products_make_whole_heads_for_a_kernel() -> None:
+    """Heads of 104 in lanes of 128: not where scores are in HBM, nor in gradients of weights."""
+    apart = replace(NARROW, attention="unfused")
+    for plan, wanted in ((NARROW, 4 * 128), (apart, 4 * 104)):
+        tasks = [
+            task
+            for task in program_as(plan, "emitted").block("layer backward").computes()
+            if isinstance(task, Compute) and task.kind == "matmul" and task.purpose == "by head"
+        ]
+        made = {float(max(t.n, t.columns)) for t in tasks if not t.of_weights}
+        assert made == {wanted}
+        assert all(task.columns == 0 for task in tasks if task.of_weights)
+
+
 def test_norms_by_position_move_float32_arrays() -> None:
     """Seven passes forward (a copy, three reads, the result), and none without rings."""
     elements = 4096 * 256 / 16 * 6144 / 4
@@ -485,6 +499,29 @@ def test_work_stops_for_hops_on_large_v5e(machine: str, waits: bool, matmul: str
 def _hops(item: Prediction) -> list[Move]:
     block = item.schedule.block("layer forward")
     return [task for task in block.collectives() if task.ways == 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "forward", "backward"),
+    [  # as in compiled programs: attention's output and the MLP's; queries', keys', values', MLP's
+        ("vit-22b", "v4:4x4x4", 2, 4),
+        ("palm-8b", "v4:4x4x4", 1, 2),
+        ("vit-h-14", "v4:4x4x4", 0, 0),
+        ("llama2-7b", "v5p:4x4x4", 1, 2),
+    ],
+)
+def test_the_partitioner_gives_long_products_rings_of_their_own(
+    model: str, machine: str, forward: int, backward: int
+) -> None:
+    plan = rings(model, machine, EMBED_SHARDED, execution="partitioned", remat="full")
+    program = program_as(plan, "emitted")
+    for name, wanted in (("layer forward", forward), ("layer backward", backward)):
+        tasks = [task for task in program.block(name).tasks if isinstance(task, Collective)]
+        scattered = [task for task in tasks if task.kind == "reduce-scatter"]
+        cut = [task for task in scattered if task.schedule == "ring"]
+        assert len(cut) == wanted
+        assert all(len(task.partners) == 1 for task in cut)
+        assert sum(task.name.startswith("zeros") for task in tasks) == (wanted > 0)
 
 
 def test_the_partitioner_gathers_whole_what_several_matmuls_read() -> None:

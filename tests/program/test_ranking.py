@@ -51,6 +51,14 @@ def test_rings_on_v5e_wait_as_compiled(kept: list[Pair]) -> None:
         assert 0.8 < exposed_s / pair.row["exposed_comm_s"] < 1.05
 
 
+def test_rings_of_the_partitioner_wait_as_compiled(kept: list[Pair]) -> None:
+    """With one ring for all products of a sum less than half of it was predicted."""
+    tensor = (p for p in kept if "partitioned, tensor" in p.row["kind"] and "step_time_s" in p.row)
+    for pair in some(tensor):
+        exposed_s = pair.predicted.time["exposed_comm_s"]
+        assert 0.8 < exposed_s / pair.row["exposed_comm_s"] < 1.05
+
+
 def test_sparse_cores_hide_weights_as_compiled(kept: list[Pair]) -> None:
     for pair in some(p for p in kept if "tpu7x" in p.row["group"] and "fsdp" in p.row["kind"]):
         if pair.row["kind"].startswith("partitioned"):  # one of its reductions waits: 0.7 %
