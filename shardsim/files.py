@@ -28,8 +28,8 @@ EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]
 def _loader() -> Any:
     """Return a safe loader that refuses duplicate keys and huge whole numbers.
 
-    It reads `1e9` and `275e12` as numbers and dates as text, as YAML 1.2 does; PyYAML's YAML 1.1
-    would make text of the former and objects of the latter.
+    It reads `1e9` and `275e12` as numbers, dates and the key `on` as text, as YAML 1.2 does;
+    PyYAML's YAML 1.1 would make text, objects and a truth value of them.
     """
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     resolvers = {
@@ -68,7 +68,9 @@ def _construct_mapping(loader: Any, node: Any) -> dict[Any, Any]:
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, (str, int, float, bool, type(None))):
+        if isinstance(key, bool):  # on, off, yes: names, as in YAML 1.2
+            key = key_node.value
+        if not isinstance(key, (str, int, float, type(None))):
             raise FileError(f"line {line}: a key must be a plain word")
         if key in seen:
             raise FileError(f"line {line}: key '{key}' appears twice")

@@ -40,6 +40,7 @@ from shardsim.files import (
         ("", None),
         ("'1e9'", "1e9"),
         ("{a: [1, b], c: {}}", {"a": [1, "b"], "c": {}}),
+        ("{on: 1, No: 2, yes: true}", {"on": 1, "No": 2, "yes": True}),
     ],
 )
 def test_what_is_read(text: str, value: object) -> None:
@@ -51,6 +52,7 @@ def test_what_is_read(text: str, value: object) -> None:
     [
         ("a: 1\na: 2", "here: line 2: key 'a' appears twice"),
         ("a: {b: 1, b: 2}", "here: line 1: key 'b' appears twice"),
+        ("{on: 1, 'on': 2}", "here: line 1: key 'on' appears twice"),
         ("a: &x 1\nb: *x", "here: line 2: YAML aliases (*name) are not accepted"),
         ("!!python/object/apply:os.system [ls]",
          "here: line 1: YAML tags (!word) are not accepted"),

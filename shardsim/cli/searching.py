@@ -224,7 +224,9 @@ def plan(
         note(one.says)
     if outcomes:
         note(f"compiled {len(result.predictions)} of the {compile_top} best")
-    _tell_search(result, compared_by_cost=objective == "cost" and not training["prices"])
+    seen = {one.machine.name for one in result.slices}
+    left = [one.name for one in machines if one.name not in seen]
+    _tell_search(result, left, compared_by_cost=objective == "cost" and not training["prices"])
     if output and result.predictions:
         _write(result, output)
     if not result.complete or (outcomes is not None and len(outcomes) < tried):
@@ -337,14 +339,17 @@ def _parts(
 NAMED = 6  # slices in the first line
 
 
-def _tell_search(result: SearchResult, compared_by_cost: bool) -> None:
-    """Say how many plans were considered, and what to know of the best."""
+def _tell_search(result: SearchResult, left: Sequence[str], compared_by_cost: bool) -> None:
+    """Say how many plans were considered, what to know of the best, and what slices are `left`."""
     from shardsim.emit.specs import no_program
 
+    cut = "" if result.complete else "; interrupted, so these are the best so far"
+    if left and not result.complete:
+        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+        cut += f"; not looked at: {', '.join(left[:NAMED])}{more}"
     note(
         f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
-        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s"
-        + ("" if result.complete else "; interrupted, so these are the best so far")
+        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s{cut}"
     )
     if result.predictions and (text := no_program(result.best.plan)):
         note(f"the best plan has no exported program: {text}")

@@ -141,7 +141,7 @@ def override_chip(chip: Chip, values: Mapping[str, Any]) -> Chip:
     choices = (*OVERRIDABLE, *(f"peak_flops.{dtype}" for dtype in chip.peak_flops))
     for key, value in values.items():
         if key not in choices:
-            fixed = key in Chip.__dataclass_fields__ and key != "peak_flops"
+            fixed = key != "peak_flops" and key in (*Chip.__dataclass_fields__, *_EXTRA)
             what = "cannot be overridden" if fixed else "is no figure of a chip"
             inside = [name for name in choices if name.startswith(f"{key.partition('.')[0]}.")]
             inside = inside or [name for name in choices if name.startswith(f"{key}_")]

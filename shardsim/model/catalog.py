@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Any
 
 from shardsim.carried import NotCarried, shown
 from shardsim.errors import ModelError, instead, nearest
-from shardsim.files import check_keys, read_yaml
+from shardsim.files import check_keys, flow_text, read_yaml
 from shardsim.kinds import MODEL, other_kind
 from shardsim.model.delta import Delta
 from shardsim.model.experts import Experts
@@ -241,7 +241,11 @@ def _agrees(model: Model, key: str, value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, Model):
+        value = value.to_mapping()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return flow_text(value)
 
 
 def _merge_biases(base: Biases, data: Mapping[str, Any], where: str) -> Biases:
@@ -277,8 +281,6 @@ def _merge_own(key: str, base: Any, data: Mapping[str, Any], where: str) -> Any:
     if isinstance(given, kind):
         known = {name: getattr(given, name) for name in names}
     elif given is not None:
-        if isinstance(given, Mapping):  # YAML takes the word on, unquoted, for a truth value
-            given = {"on" if name is True else name: value for name, value in given.items()}
         known |= check_keys(
             given, where=f"{where}: {key}", allowed=names, error=ModelError, example=_words(example)
         )

@@ -11,7 +11,7 @@ from shardsim.model.experts import Experts
 from shardsim.model.global_heads import GlobalHeads
 from shardsim.model.index import Index
 from shardsim.model.latent import Latent
-from shardsim.model.lora import EXPERTS, SHARED, Lora
+from shardsim.model.lora import ATTENTION, CROSS, EXPERTS, MLP, SHARED, Lora
 
 if TYPE_CHECKING:
     from shardsim.model.spec import Model
@@ -145,6 +145,15 @@ def check_experts(model: Model, where: str) -> None:
         )
 
 
+def adaptable(model: Model) -> list[str]:
+    """Return the projections of `lora` that a model has."""
+    experts = model.experts
+    dense = experts is None or experts.beside or not all(map(experts.has, range(model.layers)))
+    there = [*ATTENTION, *(MLP if dense else ()), *(CROSS if model.encoder else ())]
+    there += [*(SHARED if experts and experts.shared else ()), *(EXPERTS if experts else ())]
+    return [name for name in there if model.gated_mlp or not name.endswith("_gate")]
+
+
 def check_lora(model: Model, where: str) -> None:
     """Check what adapters go with."""
     if model.lora is None:
@@ -153,10 +162,9 @@ def check_lora(model: Model, where: str) -> None:
         raise ModelError(f"{where}: lora: expected Lora, found {model.lora!r:.40}")
     if model.latent or model.patch or (model.experts and model.experts.soft_slots):
         raise ModelError(f"{where}: lora: of soft experts, latents and images is not modelled")
-    absent = {*(() if model.experts else EXPERTS)}
-    absent |= {*(() if model.experts and model.experts.shared else SHARED)}
+    usual = set(Lora.on) if set(Lora.on) <= set(model.lora.on) else set()
     for name in model.lora.on:
-        if name in absent:
+        if name not in adaptable(model) and name not in usual:
             raise ModelError(f"{where}: lora.on: the model has no {name}; leave it out")
     if model.frozen:
         raise ModelError(f"{where}: lora: a frozen model trains none; leave one of them out")

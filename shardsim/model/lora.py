@@ -27,7 +27,8 @@ class Lora:
     def __post_init__(self) -> None:
         rank: Any = self.rank
         if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank <= _LARGEST:
-            raise ModelError(f"lora.rank: expected a positive whole number, found {rank!r:.40}")
+            asked = f"a positive whole number up to {_LARGEST:,}"
+            raise ModelError(f"lora.rank: expected {asked}, found {rank!r:.40}")
         on: Any = self.on
         if not isinstance(on, list | tuple) or not on:
             raise ModelError(f"lora.on: expected a list, as [query, value], found {on!r:.40}")

@@ -330,6 +330,8 @@ def _side_by_side(
                 looked = {**looked, **_together(look, other, none, _share(progress, 1, 3))}
             interrupted = not all(complete for _, complete in looked.values())
             order = _by_promise(looked, attention, slices)
+            if interrupted:  # what nobody looked at yet stays so
+                order = [one for one in order if (id(slices[one]), attention) in looked]
             every: Iterable[tuple[int, SearchResult]] = _in_turn(
                 partial(run, looked=looked), calls, order, limit, _share(progress, 2, 3)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -126,7 +127,11 @@ def _dense(plan: Plan) -> Plan:
         {key: axes for key, axes in rules.items() if key != "expert"}
         for rules in (plan.parameters, plan.activations)
     )
-    model = override_model(plan.model, {"experts": None, "mlp": width})
+    changes: dict[str, Any] = {"experts": None, "mlp": width}
+    if lora := plan.model.lora:  # of experts, then of the MLP
+        on = [re.sub("^(expert|shared)_", "mlp_", name) for name in lora.on]
+        changes["lora"] = {"rank": lora.rank, "on": [*dict.fromkeys(on)]}
+    model = override_model(plan.model, changes)
     return replace(
         plan, model=model, parameters=parameters, activations=activations, experts=Routing()
     )

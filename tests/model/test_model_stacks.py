@@ -67,10 +67,13 @@ def test_what_is_frozen_counts_once_and_has_no_gradient() -> None:
 
 
 def test_adapters_are_named_as_a_yaml_file_names_them() -> None:
-    """YAML takes the word on, unquoted, for a truth value."""
+    """YAML 1.1 takes the word on, unquoted, for a truth value."""
     base = load_model("llama2-7b")
     given = parse_yaml("lora: {rank: 16, on: [query, value]}", "model")
-    assert override_model(base, given).lora == Lora(rank=16, on=("query", "value"))
+    changed = override_model(base, given)
+    assert changed.lora == Lora(rank=16, on=("query", "value"))
+    assert changed.note.endswith("Changed: lora={'on': [query, value], rank: 16}.")
+    assert override_model(base, {"lora": changed.lora}).note == changed.note
 
 
 def test_adapters_alone_are_trained_and_the_rest_has_gradients_of_operands() -> None:
@@ -140,6 +143,10 @@ _LLAMA = {"base": "llama2-7b"}
             {**_LLAMA, "lora": {"rank": 8, "on": ["expert_in"]}},
             "model has no expert_in",
         ),
+        ({"base": "mixtral-8x7b", "lora": {"rank": 8, "on": ["mlp_in"]}}, "has no mlp_in"),
+        ({"base": "gpt3-175b", "lora": {"rank": 8, "on": ["mlp_gate"]}}, "has no mlp_gate"),
+        ({**_LLAMA, "lora": {"rank": 8, "on": ["cross_query"]}}, "has no cross_query"),
+        ({**_LLAMA, "lora": {"rank": 10**7}}, "up to 1,000,000, found 10000000"),
         ({**_LLAMA, "encoder.sequence": 3}, "unknown"),
     ],
 )

@@ -23,6 +23,7 @@ from shardsim.plan.plan import Context
 from shardsim.plan.remat import OFFLOADS, POLICIES
 from shardsim.planner.attention import default_attention
 from shardsim.planner.found import SearchResult, plan_at
+from shardsim.planner.rank import Ranking
 from shardsim.planner.search import search
 from shardsim.planner.space import MICROBATCHES, Part, legal_cells, parts
 from shardsim.program.holds import held_by
@@ -451,6 +452,23 @@ def test_interrupting_keeps_what_was_found():
     result = search(decoder(), parse_machine("v5e:4x4"), 64, progress=stop)
     assert not result.complete
     assert result.predictions
+
+
+def test_an_interrupted_look_at_slices_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, chips = Ranking.look, []
+
+    def look(rankings: Any, machines: Any, *rest: Any) -> None:
+        chips.append(machines[0].chip.name)
+        if len(chips) > 1:
+            raise KeyboardInterrupt
+        real(rankings, machines, *rest)
+
+    monkeypatch.setattr(Ranking, "look", look)
+    found = search(decoder(), ["v5e:2x2", "v5e:2x4", "v6e:2x2", "v6e:2x4", "v5p:2x2x1"], 64)
+    assert chips == ["v5e", "v5e"]
+    assert not found.complete
+    assert found.predictions
+    assert {one.machine.chip.name for one in found.slices} == {"v5e"}
 
 
 def test_progress_ends_at_the_total():

@@ -10,6 +10,7 @@ from building import build, decoder
 from shardsim.cost.predict import predict
 from shardsim.machine import parse_machine
 from shardsim.model import Experts, Model, load_model
+from shardsim.model.lora import Lora
 from shardsim.plan import Plan
 from shardsim.planner.changes import changed
 from shardsim.planner.presets import plan_of_mesh
@@ -70,6 +71,9 @@ def test_dense_mlps_have_the_weights_that_a_token_goes_to() -> None:
         dense = without(model)["experts"].plan.model
         router = model.layers * model.embed * experts.number
         assert dense.parameters == model.active_parameters - router
+    adapted = Lora(rank=8, on=("query", "expert_in", "expert_out", "mlp_in"))
+    lora = without(decoder(experts=Experts(number=8, top_k=2, mlp=4096, every=2), lora=adapted))
+    assert lora["experts"].plan.model.lora == Lora(rank=8, on=("query", "mlp_in", "mlp_out"))
     layered = decoder(experts=Experts(number=8, top_k=2, mlp=4096, every=2))
     dense = without(layered)["experts"].plan.model
     assert dense.mlp == (2 * 4096 + layered.mlp) / 2

@@ -467,6 +467,15 @@ def test_adapters_of_experts_are_named_by_their_block(tmp_path: Path) -> None:
     lora = script(tmp_path, words).plan.model.lora
     assert lora is not None
     assert lora.on == ("query", "value", "expert_in", "expert_out")
+    with pytest.raises(ShardsimError, match="names no projection of mixtral-8x7b"):
+        script(tmp_path, "model_name=mixtral-8x7b lora_rank=16 lora_module_path=layers/mlp/wo")
+
+
+def test_one_axis_takes_what_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ShardsimError, match="one axis takes -1, what is left; give the others"):
+        script(tmp_path, "ici_data_parallelism=-1")  # beside fsdp's, which is -1 unless given
+    plan = script(tmp_path, "ici_data_parallelism=-1 ici_fsdp_parallelism=16").plan
+    assert {axis.name: axis.size for axis in plan.mesh} == {"data": 4, "fsdp": 16}
 
 
 def test_axes_that_turn_weights_are_counted_and_listed(tmp_path: Path) -> None:

@@ -415,6 +415,10 @@ def _parallelism(keys: Keys) -> dict[str, Any]:
                 if size != 1
             }
             sizes.pop(f"{over}_fsdp_parallelism", None) if "fsdp" not in axes else None
+        rest = [key for key, size in sizes.items() if key.startswith(over) and size == -1]
+        if len(rest) > 1:
+            every = " and ".join(rest)
+            raise FileError(f"{every}: one axis takes -1, what is left; give the others sizes")
     if sizes.get("dcn_data_parallelism") == -1:
         del sizes["dcn_data_parallelism"]
     return sizes

@@ -13,6 +13,7 @@ from typing import Any
 from shardsim.carried import Keys, shown
 from shardsim.errors import FileError
 from shardsim.model import Model, override_model
+from shardsim.model.checks import adaptable
 from shardsim.validate.words import whole
 
 # MaxText's modules, and the projections that they are.
@@ -52,15 +53,17 @@ def adapted(keys: Keys, model: Model) -> Model:
         raise FileError("lora_weight_qtype: weights of fewer bits are not modelled; leave it out")
     path = str(said.get("lora_module_path") or "").replace("mlp/MoeBlock_0", "MoeBlock_0")
     words = set(re.findall(r"[A-Za-z0-9_]+", path.replace("mlp/shared_experts", "shared_experts")))
-    on = [ours for theirs, ours in _MODULES.items() if theirs in words] or [*_MODULES.values()]
+    named = [ours for theirs, ours in _MODULES.items() if theirs in words]
+    on = named or [*_MODULES.values()]
     there = {"expert": model.experts, "shared": model.experts and model.experts.shared}
     mixed = [ours for theirs, ours in _MIXTURE.items() if theirs in words and there[ours]]
     of_mlp = [name.removeprefix("mlp") for name in on if name.startswith("mlp_")]
     if mixed and "mlp" not in words:
         on = [name for name in on if not name.startswith("mlp_")]
     on += [stem + name for stem in mixed for name in of_mlp]
-    if not model.gated_mlp:
-        on = [name for name in on if not name.endswith("_gate")]
-    return override_model(
-        model, {"lora": {"rank": whole(said["lora_rank"], "lora_rank"), "on": on}}
-    )
+    adapters: dict[str, Any] = {"rank": whole(said["lora_rank"], "lora_rank")}
+    if named or mixed:
+        adapters["on"] = [name for name in on if name in adaptable(model)]
+        if not adapters["on"]:
+            raise FileError(f"lora_module_path: {shown(path)} names no projection of {model.name}")
+    return override_model(model, {"lora": adapters})
