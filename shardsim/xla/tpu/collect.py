@@ -1,9 +1,10 @@
 """The compiled evidence: many plans, each predicted and compiled, kept as data with versions.
 
 `python -m shardsim.xla.tpu.collect` compiles what is not in the file yet, plan by plan, and may
-be interrupted at any time; `--anew` forgets what is there. It takes about a minute of one core a
-plan. `--techniques` does the same for the plans of `techniques`, in their own file. Predictions are
-not kept: they are made anew wherever the evidence is used.
+be interrupted at any time; `--anew` forgets what is there, `--only TEXT` is for the plans that have
+it in their group or kind. It takes about a minute of one core a plan. `--techniques` does the same
+for the plans of `techniques`, in their own file. Predictions are not kept: they are made anew
+wherever the evidence is used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from shardsim.xla.tpu.cache import Cache
 from shardsim.xla.tpu.cases import GROUPS, Group, cases
 from shardsim.xla.tpu.evidence import Evidence
 from shardsim.xla.tpu.rows import BLOCKS, DATA, TECHNIQUES, load_rows
-from shardsim.xla.tpu.service import Compilation, TpuCompiler
+from shardsim.xla.tpu.service import TIMEOUT_S, Compilation, TpuCompiler
 from shardsim.xla.tpu.techniques import GROUP, techniques
 
 LISTED = 3  # of what is unplanned, costliest first
@@ -77,6 +78,7 @@ def is_held(row: dict[str, Any]) -> bool:
     return "allocated_bytes" in row
 
 
+Rows = list[dict[str, Any]]
 Plans = Mapping[str, Mapping[str, Plan]]  # by group and kind
 
 
@@ -101,7 +103,7 @@ def say(text: str) -> None:
 
 def collect(
     path: Path,
-    rows: list[dict[str, Any]],
+    rows: Rows,
     missing: Sequence[tuple[str, str, Plan]],
     compiler: TpuCompiler,
     row_of: Callable[[str, str, Compilation], dict[str, Any]] = row_of,
@@ -121,20 +123,43 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     says what it is for."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0] if text else "")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one plan")
     parser.add_argument("--anew", action="store_true", help="forget what is there of them")
     parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
     parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
+    parser.add_argument("--only", default="", help="plans with this in their name, GROUP: KIND")
     parser.add_argument("--output", type=Path, help="instead of the project's file")
     return parser
 
 
-def asked(options: argparse.Namespace, path: Path, groups: Iterable[Group]) -> tuple[Path, Plans]:
-    """Return the file and the plans that the options ask for: usually of `groups`, in `path`."""
+def asked(
+    options: argparse.Namespace, path: Path, groups: Iterable[Group]
+) -> tuple[Path, Rows, Plans]:
+    """Return the file, the rows to keep of it and the plans that the options ask for: usually of
+    `groups`, in `path`."""
+    plans: Plans
     if options.techniques:
-        return options.output or TECHNIQUES, {GROUP: techniques()}
-    if options.blocks:
-        return options.output or BLOCKS, blocks()
-    return options.output or path, plans_of(groups)
+        path, plans = TECHNIQUES, {GROUP: techniques()}
+    elif options.blocks:
+        path, plans = BLOCKS, blocks()
+    else:
+        plans = plans_of(groups)
+
+    def is_asked(group: str, kind: str) -> bool:
+        return options.only in f"{group}: {kind}"
+
+    path = options.output or path
+    rows = load_rows(path)
+    if options.anew:
+        rows = [row for row in rows if not is_asked(row["group"], row["kind"])]
+    return (
+        path,
+        rows,
+        {
+            group: {kind: plan for kind, plan in found.items() if is_asked(group, kind)}
+            for group, found in plans.items()
+        },
+    )
 
 
 def main() -> None:
@@ -143,13 +168,16 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="compile no more than so many plans")
     parser.add_argument("--scheduler", help="compile on the Dask cluster at this address")
     options = parser.parse_args()
-    path, plans = asked(options, DATA, GROUPS)
-    rows = [] if options.anew else load_rows(path)
+    path, rows, plans = asked(options, DATA, GROUPS)
     missing = [*todo((row for row in rows if not is_held(row)), plans)][: options.most]
     with (
         executor_of(1, options.scheduler) as executor,
         TpuCompiler(
-            workers=options.workers, executor=executor, cache=Cache(), progress=say
+            workers=options.workers,
+            timeout_s=options.timeout,
+            executor=executor,
+            cache=Cache(),
+            progress=say,
         ) as compiler,
     ):
         collect(path, rows, missing, compiler)

@@ -53,19 +53,12 @@ def _too_large(made: Compilation) -> bool:
 
 def main() -> None:
     """Collect what is held."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default="", help="plans with this in their name")
-    options = parser.parse_args()
-    path, plans = asked(options, HELD, (*GROUPS, *OTHERS))
-
-    def is_asked(group: str, kind: str) -> bool:
-        return options.only in f"{group}: {kind}"
-
-    rows = load_rows(path)
-    if options.anew:
-        rows = [row for row in rows if not is_asked(row["group"], row["kind"])]
-    missing = [one for one in todo([*rows, *load_rows()], plans) if is_asked(*one[:2])]
-    with TpuCompiler(workers=options.workers, worker=WORKER, progress=say) as compiler:
+    options = parser_of(__doc__).parse_args()
+    path, rows, plans = asked(options, HELD, (*GROUPS, *OTHERS))
+    missing = [*todo([*rows, *load_rows()], plans)]
+    with TpuCompiler(
+        workers=options.workers, timeout_s=options.timeout, worker=WORKER, progress=say
+    ) as compiler:
         collect(path, rows, missing, compiler, row_of)
 
 
