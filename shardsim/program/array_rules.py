@@ -15,6 +15,7 @@ from shardsim.program.rules import (
     copy,
     cut_by_gather,
     of_layer_weights,
+    put_together,
     stream,
     turned_into_place,
     width,
@@ -90,20 +91,22 @@ def lay_out_turned_gradients(block: Block, where: Where) -> Block:
 
 
 def place_ring_results(block: Block, where: Where) -> Block:
-    """Copy the result of a matmul whose input comes in pieces of the sequence into its place; what
-    attention reads by head is turned piece by piece first.
+    """Write the result of a matmul whose input comes in pieces of the sequence into its place, all
+    but that of the own piece, which is made there; what attention reads by head is turned piece by
+    piece first.
 
     Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
     """
     ring = where.sequence_ring
+    came = 1.0 - 1.0 / where.layout.tensor.size
 
     def change(task: Task) -> list[Task]:
         if not cut_by_gather(task, block):
             return [task]
-        size = task.m * task.n * width(task)
+        size, count = task.m * task.n * width(task), task.count * ring
         if task.purpose == BY_HEAD:
-            return [task, *turned_into_place(task.name, size, task.count * ring)]
-        return [task, *copy(task.name, "copy", size, task.count * ring)]
+            return [task, *turned_into_place(task.name, size, count)]
+        return [task, *put_together(task.name, size * came, count)]
 
     return changed(block, change)
 

@@ -18,8 +18,8 @@ A scatter is the same backwards: its products are what the sums that arrive take
 
 What a block moves through HBM depends on what the ring cuts: pieces of the sequence are rows, and
 every block reads the weights again; pieces of the embed axis are summands of the whole result,
-which is read and written in float32 for every block but the first; sums that travel are read as
-they arrive and written as they leave.
+which is read and written in float32 for every block but the first. Where products are scattered,
+those of one block join one float32 sum, which the last of them joins with the sum that arrived.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Numb
     odd = both & np.equal(np.mod(members, 2), 1)
     even = both & np.logical_not(odd)
     embed = np.equal(layout.residual, EMBED_SHARDED)
-    blocks = tuple(ring_block(partner, members, embed) for partner in partners)
+    before = [_any(partners[:number]) for number in range(len(partners))]
+    after = [_any(partners[number + 1 :]) for number in range(len(partners))]
+    blocks = tuple(
+        ring_block(partner, members, embed, np.logical_not(some), np.logical_not(more), 1 + both)
+        for partner, some, more in zip(partners, before, after, strict=True)
+    )
     two = (Repeat(times=2, tasks=blocks),)
 
     def hop(ways: int, stage: str) -> Move:
@@ -96,10 +101,26 @@ def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Numb
     return order if task.kind == "all-gather" else order[::-1]
 
 
-def ring_block(task: Compute, members: Number, embed: Number) -> Work:
+def _any(partners: Sequence[Compute]) -> Number:
+    """Return whether any of `partners` adds to what a ring scatters: an array if that differs."""
+    return np.logical_or.reduce(
+        [np.greater(one.count, 0) for one in partners if one.ring == "scattered"] or [False]
+    )
+
+
+def ring_block(
+    task: Compute,
+    members: Number,
+    embed: Number,
+    first: Number = True,
+    last: Number = True,
+    starts: Number = 1,
+) -> Work:
     """Return one block (the mean of `members` blocks) of a matmul that a ring cuts.
 
-    `embed` says whether the ring passes pieces of the embed axis, else of the sequence.
+    `embed` says whether the ring passes pieces of the embed axis, else of the sequence; `first` and
+    `last`, where it stands among the products that a block of a scatter adds up, of which so many
+    `starts` begin a sum that travels.
     """
     wire = max(2.0, float(DTYPE_BYTES[task.dtype]))
     task = replace(task, grid=None)  # a part of one
@@ -114,9 +135,12 @@ def ring_block(task: Compute, members: Number, embed: Number) -> Work:
         summed = 2.0 * SUM_BYTES - (2.0 * SUM_BYTES - wire) / members
         result = m * n / rows * np.where(embed, summed, wire)
     elif task.ring == "scattered":
-        # A product joins the sum that arrived, through a float32 array of its own.
+        # A product is added to those before it. The sum leaves, or joins those which arrived, in a
+        # pass of its own as the product is done before they come.
         rows, deep, wide = np.where(embed, 1, members), 1, np.where(embed, members, 1)
-        result = m * n / members * (2.0 * wire + 2.0 * SUM_BYTES)
+        read = np.where(first, 0.0, SUM_BYTES)
+        joined = wire + (1.0 - starts / members) * 2.0 * SUM_BYTES + (1.0 - 1.0 / members) * wire
+        result = m * n / members * (read + np.where(last, joined, SUM_BYTES))
     else:
         return replace(
             task,

@@ -106,8 +106,15 @@ def copy(name: str, kind: str, size: Number, count: Number) -> list[Compute]:
 
 def turned_into_place(name: str, size: Number, count: Number) -> list[Compute]:
     """Return pieces of an array of `size` bytes turned, then written into the whole."""
-    turned = copy(f"{name} in pieces", "transpose", size, count)
-    return [*turned, *stream(f"put together: {name}", "elementwise", 2.0 * size, count)]
+    return [
+        *copy(f"{name} in pieces", "transpose", size, count),
+        *put_together(name, size, count),
+    ]
+
+
+def put_together(name: str, size: Number, count: Number) -> list[Compute]:
+    """Return pieces of `size` bytes in all written into the array that they are of."""
+    return stream(f"put together: {name}", "elementwise", 2.0 * size, count)
 
 
 def stream(name: str, kind: str, moved: Number, count: Number) -> list[Compute]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def matmul(m: float, k: float, n: float, ring: str, extra_bytes: float = 0.0) ->
     return Compute(
         name="x", kind="matmul", m=m, k=k, n=n, matmuls=1, hbm_bytes=moved, vector_ops=m, ring=ring
     )
+
+
+def tensor_layout(members: int, residual: int, mode: int) -> Layout:
+    axes: dict[str, Any] = {role: whole_axis(1) for role in ROLES}
+    axes["tensor"] = axis_layout(members)
+    return Layout(**axes, residual=residual, matmul_overlap=mode)
 
 
 @given(SIZES, SIZES, SIZES, MEMBERS, RINGS, st.booleans(), st.floats(0, 1e9))
@@ -62,20 +69,45 @@ def test_traffic_of_a_gathered_input(members):
 def test_traffic_of_a_scattered_result(members):
     m, k, n = 1024.0, 512.0, 256.0
     whole = matmul(m, k, n, "scattered")
-    joined = m * n * (2 + 2 + 4 + 4)  # a sum arrives and leaves; its product passes in float32
+    # All but the first sum arrive, and pass in float32 until they leave.
+    joined = m * n * (2 + (2 + 4 + 4) * (members - 1) / members)
     rows = members * ring_block(whole, members, False).hbm_bytes
     assert rows == pytest.approx(2 * (m * k + members * k * n) + joined)
     columns = members * ring_block(whole, members, True).hbm_bytes
     assert columns == pytest.approx(2 * (members * m * k + k * n) + joined)
 
 
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+@pytest.mark.parametrize("mode", [UNIDIRECTIONAL, BIDIRECTIONAL])
+def test_products_of_a_scatter_add_up_before_their_sum_joins_what_arrived(mode, missing):
+    m, k, n, members = 1024.0, 512.0, 256.0, 8
+    made = [
+        replace(matmul(m, k, n, "scattered"), name=str(number), count=int(number != missing))
+        for number in range(3)
+    ]
+    layout = tensor_layout(members, SEQUENCE_SHARDED, mode)
+    scatter = Collective(name="c", kind="reduce-scatter", role="tensor", bytes=1e6, schedule="ring")
+    tasks = ring(scatter, made, layout, True)
+    moved = sum(
+        task.hbm_bytes * times * task.count
+        for task, times, _ in every(tasks)
+        if isinstance(task, Work)
+    )
+    products = 3 if missing is None else 2
+    operands = products * 2 * (m * k + members * k * n)
+    # Each product of a block is written in float32, all but the first have read the sum before; a
+    # sum that arrived is read beside that, and all leave in 16 bits: those that begin one at once.
+    starts = 2 if mode == BIDIRECTIONAL else 1
+    sums = members * (4 * (products - 1) + 4 * (products - 1) + 2)
+    sums += (members - starts) * (4 + 4) + (members - 1) * 2
+    assert moved == pytest.approx(operands + m * n / members * sums)
+
+
 @pytest.mark.parametrize("residual", [SEQUENCE_SHARDED, EMBED_SHARDED])
 @pytest.mark.parametrize("mode", [UNIDIRECTIONAL, BIDIRECTIONAL])
 def test_a_ring_cuts_what_the_residual_stream_is_split_along(residual, mode):
     m, k, n, members = 1024.0, 512.0, 256.0, 4
-    axes: dict[str, Any] = {role: whole_axis(1) for role in ROLES}
-    axes["tensor"] = axis_layout(members)
-    layout = Layout(**axes, residual=residual, matmul_overlap=mode)
+    layout = tensor_layout(members, residual, mode)
     gather = Collective(name="c", kind="all-gather", role="tensor", bytes=1e6, schedule="ring")
     tasks = ring(gather, [matmul(m, k, n, "gathered")], layout, True)
     moved = sum(task.hbm_bytes * times for task, times, _ in every(tasks) if isinstance(task, Work))
