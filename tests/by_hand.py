@@ -142,10 +142,10 @@ class Hand:
 
     def placed(self, by_head: float, others: float) -> None:
         """What a ring over the sequence makes in pieces, put into its place: what attention has by
-        head is turned first."""
+        head is turned first; of the rest the own piece is made there."""
         if self.ring == "seq":
             self.turned_into_place(by_head)
-            self.laid_out("copy", others)
+            self.laid_out("elementwise", others - others / self.tensor)
 
     def turned_into_place(self, elements: float) -> None:
         """Pieces turned, and read and written once more into the whole."""

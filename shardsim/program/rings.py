@@ -57,10 +57,11 @@ def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Numb
     odd = both & np.equal(np.mod(members, 2), 1)
     even = both & np.logical_not(odd)
     embed = np.equal(layout.residual, EMBED_SHARDED)
+    starts = (1 + both) * np.logical_not(layout.partitioned)  # the partitioner sends zeros first
     before = [_any(partners[:number]) for number in range(len(partners))]
     after = [_any(partners[number + 1 :]) for number in range(len(partners))]
     blocks = tuple(
-        ring_block(partner, members, embed, np.logical_not(some), np.logical_not(more), 1 + both)
+        ring_block(partner, members, embed, np.logical_not(some), np.logical_not(more), starts)
         for partner, some, more in zip(partners, before, after, strict=True)
     )
     two = (Repeat(times=2, tasks=blocks),)
@@ -139,7 +140,8 @@ def ring_block(
         # pass of its own as the product is done before they come.
         rows, deep, wide = np.where(embed, 1, members), 1, np.where(embed, members, 1)
         read = np.where(first, 0.0, SUM_BYTES)
-        joined = wire + (1.0 - starts / members) * 2.0 * SUM_BYTES + (1.0 - 1.0 / members) * wire
+        joined = wire + (1.0 - starts / members) * 2.0 * SUM_BYTES
+        joined = joined + (1.0 - np.minimum(starts, 1) / members) * wire
         result = m * n / members * (read + np.where(last, joined, SUM_BYTES))
     else:
         return replace(

@@ -11,15 +11,9 @@ from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
 # Of Kendall's tau of step times, of every group with three compiled plans or more.
 FLOOR = 0.75
-# Of Llama 2 70B four plans are compiled, two of them within 0.02 % of each other. On v5e what fits
-# into the chip's 128 MiB of VMEM is never read from HBM (ViT-bigG: plans with attention apart are
-# predicted 14 to 33 % too slow), and weights cut into pieces that are no whole tiles cost the
-# partitioner's matmuls twice the time (maxtext-16b: 15 % too fast).
-MISSED = {
-    "llama2-70b on v5p:8x8x8": 0.65,
-    "maxtext-16b on v5e:16x16": 0.7,
-    "vit-bigg on v5e:8x8": 0.55,
-}
+# Without prefetching ViT-22B is 1 % faster on v6e, and predicted 2 % slower; a ring of the sequence is
+# predicted 8 % too fast (docs/compiled.md).
+MISSED = {"vit-22b on v6e:16x16": 0.7}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +66,7 @@ def test_norms_by_position_cost_as_compiled_where_nobody_looked(kept: list[Pair]
     left_out = ("vit-22b on v4:8x8x16", "vit-22b on v6e:16x16")
     found = some(pair for pair in kept if pair.row["group"] in left_out and is_ring(pair.row))
     errors = sorted(abs(pair.operations_error or 0.0) for pair in found)
-    assert errors[len(errors) // 2] < 0.04  # without the rule 0.06
+    assert errors[len(errors) // 2] < 0.05  # without the rule 0.06
 
 
 def some(found: Iterable[Pair]) -> list[Pair]:
