@@ -11,8 +11,8 @@ from shardsim.xla.tpu.agreement import Pair, pairs, summary
 
 # Of Kendall's tau of step times, of every group with three compiled plans or more.
 FLOOR = 0.75
-# Without prefetching ViT-22B is 1 % faster on v6e, and predicted 2 % slower; a ring of the sequence is
-# predicted 8 % too fast (docs/compiled.md).
+# Without prefetching ViT-22B is 1 % faster on v6e, predicted 2 % slower; its ring of the sequence
+# is predicted 8 % too fast (docs/compiled.md).
 MISSED = {"vit-22b on v6e:16x16": 0.7}
 
 
