@@ -14,6 +14,7 @@ import numpy as np
 
 from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
+from shardsim.plan.precision import NARROW
 from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import Where, attends, changed, copy, in_two, stream, width
@@ -193,6 +194,23 @@ def send_once_to_each_node(block: Block, where: Where) -> Block:
         ]
 
     return changed(block, change) if np.any(np.greater(nodes, 1)) else block
+
+
+def pad_for_products_of_8_bits(block: Block, where: Where) -> Block:
+    """Copy what experts get to where each has whole groups of rows, as products of 8 bits take
+    them, and what they made out of there. Beside a plain all-to-all that is a kernel of its own
+    (`quantization_padding` in megatron/core/transformer/moe/experts.py, NVIDIA/Megatron-LM at
+    d98e8a64); the dispatcher that sends once to each node has it in its own."""
+    inside = np.equal(where.layout.expert.slices, 1)
+    products = [task for task in block.tasks if isinstance(task, Compute) and task.groups]
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or not task.chosen[1]:
+            return [task]
+        return [task, *copy(f"pad for {task.name}", "copy", task.bytes, task.count * inside)]
+
+    narrow = any(task.dtype in NARROW for task in products)
+    return changed(block, change) if narrow else block
 
 
 def keep_in_place(block: Block, where: Where) -> Block:

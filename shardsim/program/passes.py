@@ -48,6 +48,7 @@ from shardsim.program.gpu_rules import (
     copy_in_and_out,
     keep_in_place,
     narrow_both_ways,
+    pad_for_products_of_8_bits,
     pass_sums_apart,
     send_once_to_each_node,
 )
@@ -158,6 +159,7 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         activate_apart,
         attend_by_cudnn,
         narrow_both_ways,
+        pad_for_products_of_8_bits,
         send_once_to_each_node,
         keep_in_place,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 from shardsim.errors import FileError, ModelError
 from shardsim.model import Model, load_model
+from shardsim.model.flops import forward_matmul_flops_per_token
 from shardsim.validate.words import number, shown, whole
 
 _UNMODELLED = {
@@ -25,6 +26,8 @@ UNMODELLED_KEYS = (
     r"mtp|window|sliding|local|cross|^enc|^dec_|encoder|decoder_l|lora|adapter|frozen|freeze"
     r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout|attention_type|mixer"
 )
+_PRINTED = "gflop_per_image_as_printed"
+OFF, NEAR = 0.1, 0.05  # of what a source printed: not the same model, and the same
 # What other collections call the keys of `_DIMS`.
 _ALIASES = {
     **dict.fromkeys(("n_layers", "num_layers"), "layers"),
@@ -155,6 +158,33 @@ def _soft(said: Mapping[str, Any], layers: int) -> dict[str, Any]:
     where = said.get("layers", layers)
     having = layers // 2 if where == "last half" else whole(where, "dims.moe.layers")
     return found | {"top_k": 1, "dense_layers": max(0, layers - having)}
+
+
+def with_printed_slots(model: Model, row: Mapping[str, Any], notes: list[str]) -> Model:
+    """Return soft experts with as many slots each as make the GFLOP an image that a row's source
+    printed, where those that the row says are off by `OFF` and fewer are `NEAR`.
+
+    A table of models has GFLOP; how many slots were chosen for them is often derived.
+    """
+    experts, said = model.experts, row.get("measured")
+    printed = said.get(_PRINTED) if isinstance(said, Mapping) else None
+    if experts is None or not experts.soft_slots or not printed:
+        return model
+    wanted = number(printed, f"measured.{_PRINTED}")
+
+    def off(slots: int) -> float:
+        other = replace(model, experts=replace(experts, soft_slots=slots))
+        tokens = other.sequence
+        return abs(forward_matmul_flops_per_token(other, tokens) * tokens / 1e9 / wanted - 1.0)
+
+    best = min(range(1, experts.soft_slots + 1), key=off)
+    if off(experts.soft_slots) < OFF or off(best) > NEAR:
+        return model
+    notes.append(
+        f"dims.moe: slots_per_expert: {best}, not {experts.soft_slots}, makes the {wanted:g} "
+        "GFLOP an image that were printed"
+    )
+    return replace(model, experts=replace(experts, soft_slots=best))
 
 
 def _alike(experts: Mapping[str, Any], preset: Model, said: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
-from shardsim.validate.dims import model_of, sequence_of
+from shardsim.validate.dims import model_of, sequence_of, with_printed_slots
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
@@ -176,7 +176,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         if row.get(key) and library_of("", str(row[key])) is None:
             notes.append(f"{key}: {shown(row[key])} is not known: nothing is taken from it")
     chip = load_chip(_chip_name(row, library))
-    model = model_of(row, notes)
+    model = with_printed_slots(model_of(row, notes), row, notes)
     sequence = sequence_of(row) or model.sequence
     kernel, whole_square = _kernel(row.get("attention"))
     tricks = tricks_of(row.get("tricks"))

@@ -928,6 +928,31 @@ def test_soft_experts_lie_one_by_one_where_a_row_does_not_say() -> None:
     assert plan.parameters == {"expert": ("expert",)}  # all else is replicated
 
 
+@pytest.mark.parametrize(
+    ("said", "printed", "read"),
+    [
+        (2, 8.6, 1),  # as the table of arXiv 2308.00951 has them: fewer than ViT-S/16's 9.2
+        (2, 10.3, 2),
+        (2, 4.3, 2),  # a multiply-add counted as one, perhaps: nothing is known
+        (2, None, 2),
+        (1, 8.6, 1),
+    ],
+)
+def test_soft_experts_have_the_slots_that_make_the_printed_flops(
+    said: int, printed: float | None, read: int
+) -> None:
+    moe = {"kind": "soft", "experts": 128, "slots_per_expert": said, "d_ff_expert": 1536}
+    dims = {"layers": 12, "d_model": 384, "d_ff": 1536, "heads": 6, "glu": False, "image": 224}
+    dims |= {"patch": 16, "moe": moe | {"layers": "last half"}}
+    row = {"id": "row", "model": "mine", "dims": dims, "chip": "v3", "global_batch": 4096}
+    measured = {"step_s": 1.0, "gflop_per_image_as_printed": printed}
+    run = from_prose(row | {"chips": 64, "seq": 196, "measured": measured}, "runs.yaml")
+    experts = run.plans[0].model.experts
+    assert experts is not None
+    assert experts.soft_slots == read
+    assert any("slots_per_expert" in note for note in run.notes) == (said != read)
+
+
 @pytest.mark.parametrize("change", [{"shared": 0}, {"shared": 2}, {"dense_layers": 1}])
 def test_a_row_that_differs_from_its_preset_in_experts_is_no_preset(change: dict[str, int]) -> None:
     model = load_model("deepseek-v3")
