@@ -71,6 +71,15 @@ from shardsim.program.move_rules import (
 from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
+from shardsim.program.torch_rules import (
+    copy_out_of_gathers,
+    copy_tokens_into_order,
+    gather_in_8_bits,
+    leave_sums_whole,
+    merge_rounds,
+    repeat_keys,
+    rotate_as_complex_numbers,
+)
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # What the plan says, in as few passes as may be: a bound on what an implementation of it can
@@ -140,6 +149,18 @@ ON_HOST: Mapping[str, tuple[Rule, ...]] = {
     ),
 }
 
+# PyTorch's libraries on GPUs: kernels fuse no more into matmuls, layers are no loop, and reductions
+# stay what they are (one of another kind is the TPU compiler's choice).
+_OF_LIBRARIES: tuple[Rule, ...] = (
+    share_tiles,
+    pass_sums_apart,
+    activate_apart,
+    attend_by_cudnn,
+    narrow_both_ways,
+    send_once_to_each_node,
+    keep_in_place,
+)
+
 # What is done otherwise on GPUs.
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
@@ -150,16 +171,17 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         attend_by_cudnn,
         copy_in_and_out,
     ),
-    # PyTorch's libraries: kernels fuse no more into matmuls, layers are no loop, and reductions
-    # stay what they are (one of another kind is the TPU compiler's choice).
-    "trainer": (
-        share_tiles,
-        pass_sums_apart,
-        activate_apart,
-        attend_by_cudnn,
-        narrow_both_ways,
-        send_once_to_each_node,
-        keep_in_place,
+    "trainer": _OF_LIBRARIES,
+    # The tensors first that torchtitan's own code makes, then how they move.
+    "torchtitan": (
+        *_OF_LIBRARIES,
+        rotate_as_complex_numbers,
+        merge_rounds,
+        repeat_keys,
+        leave_sums_whole,
+        gather_in_8_bits,
+        copy_tokens_into_order,
+        copy_out_of_gathers,
     ),
 }
 

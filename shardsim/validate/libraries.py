@@ -11,6 +11,7 @@ from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.plan import MeshAxis
 
+TRAINER = "trainer"  # who runs published runs, where nothing else is known of their library
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
     "save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]
@@ -23,12 +24,14 @@ class Library:
 
     words: str
     remat: Mapping[str, Any]  # of a layer whose attention is fused
+    implementation: str = TRAINER  # of `program.passes`
     attention: str = ""  # its fused kernel; "": see `kernel_of`
     fused_from: int = 0  # tokens of a sequence, where a row names no kernel
     remat_unfused: Mapping[str, Any] | None = None  # where that is something else
     precision: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
     narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
     over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    context: Mapping[str, Any] = field(default_factory=dict)  # how a context axis attends
     microbatches_per_stage: int = 4
     microbatch: int = 0  # its sequences where a row does not say; 0: see `microbatches_per_stage`
     chunks: int = 0  # of a stage that is interleaved; 0: a row must say
@@ -69,12 +72,16 @@ LIBRARIES = (
     # Marin trains with it.
     Library(words="levanter|marin", remat=FULL),
     # `scaled_dot_product_attention`, whose fused kernel is FlashAttention-2; activations are kept
-    # unless a row says otherwise; gradients travel in float32, the head multiplies in bf16. Over
-    # stages weights stay gathered, microbatches are as many as stages, interleaved ones have two
-    # chunks. All its published H100 have HBM2e and 500 W (pytorch/torchtitan at b5bcd76c).
+    # unless a row says otherwise (products of 8 bits are never on the list of what its "selective"
+    # keeps, `_save_list`); gradients travel in float32, the head multiplies in bf16. Over a context
+    # axis keys and gradients go from member to member while nothing else runs. Over stages weights
+    # stay gathered, microbatches are as many as stages, interleaved ones have two chunks. All its
+    # published H100 have HBM2e and 500 W (pytorch/torchtitan at b5bcd76c).
     Library(
         words="torchtitan",
         remat=KEEPS_ALL,
+        implementation="torchtitan",
+        context={"keys": "ring", "overlap": False},
         attention="flash-2023",
         precision={"reduce": "f32"},
         narrow_precision={"bf16": ["head"]},
@@ -134,6 +141,11 @@ def library_of(source: str, named: str = "") -> Library | None:
     return next(found, None)
 
 
+def implementation_of(library: Library | None, chip: Chip) -> str:
+    """Return what a library is known to do beyond a plan, of `program.passes`."""
+    return library.implementation if library and chip.kind == "gpu" else TRAINER
+
+
 def kernel_of(
     chip: Chip, sequence: int, words: str, library: Library | None, source: str = ""
 ) -> str:
@@ -161,6 +173,10 @@ def kernel_of(
     if "flash" in words:
         return "flash-2023"
     return "flash" if chip.name in ("v5e", "v5p") or sequence > 2048 else "unfused"
+
+
+# What torchtitan's "selective" keeps of layers with products of 8 bits, which are not on its list.
+ATTENTION_KEPT: Mapping[str, Any] = {"save": ["context"], "offload": []}
 
 
 def every_second_product(model: Model) -> list[dict[str, Any]]:
