@@ -65,6 +65,7 @@ from shardsim.program.move_rules import (
     copy_beside_a_part,
     exchange_parts_of_embed,
     gather_for_the_others,
+    gather_in_8_bits,
     offload_to_sparse_cores,
     stop_for_hops,
 )
@@ -74,7 +75,6 @@ from shardsim.program.tasks import Program
 from shardsim.program.torch_rules import (
     copy_out_of_gathers,
     copy_tokens_into_order,
-    gather_in_8_bits,
     leave_sums_whole,
     merge_rounds,
     repeat_keys,
@@ -129,6 +129,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         lay_copies_side_by_side,
         put_turned_pieces_in_order,
         exchange_parts_of_embed,
+        gather_in_8_bits,
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,
@@ -157,6 +158,7 @@ _OF_LIBRARIES: tuple[Rule, ...] = (
     activate_apart,
     attend_by_cudnn,
     narrow_both_ways,
+    gather_in_8_bits,
     send_once_to_each_node,
     keep_in_place,
 )
@@ -179,7 +181,6 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         merge_rounds,
         repeat_keys,
         leave_sums_whole,
-        gather_in_8_bits,
         copy_tokens_into_order,
         copy_out_of_gathers,
     ),

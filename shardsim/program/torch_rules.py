@@ -15,7 +15,6 @@ import numpy as np
 
 from shardsim.plan.layout import SEQUENCE_SHARDED
 from shardsim.plan.precision import DTYPE_BYTES
-from shardsim.program.quantise import OPS
 from shardsim.program.rings import SUM_BYTES, runs_as_ring
 from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, Where, attends, changed, copy, stream, width
@@ -24,7 +23,6 @@ from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     BY_HEAD,
     KEYS,
-    NARROWED,
     Collective,
     Compute,
 )
@@ -118,30 +116,6 @@ def leave_sums_whole(block: Block, where: Where) -> Block:
 
 def _sums_several(task: Collective) -> bool:
     return (task.kind, task.schedule) == ("reduce-scatter", "ring") and len(task.partners) > 1
-
-
-def gather_in_8_bits(block: Block, where: Where) -> Block:
-    """Cast to 8 bits before the gather over a tensor axis what products read in 8, each member its
-    own part; what is gathered is turned for gradients of weights (`float8_tensor_parallel.py` of
-    pytorch/ao, scales of whole arrays)."""
-    tensor = where.layout.tensor.size
-    if not np.any(np.greater(tensor, 1)):
-        return block
-    tasks: list[Task] = []
-    gather: int | None = None
-    for task in block.tasks:
-        if isinstance(task, Collective) and (task.kind, task.role) == ("all-gather", "tensor"):
-            gather = len(tasks)
-        elif isinstance(task, Compute) and task.purpose == NARROWED and gather is not None:
-            elements = task.vector_ops / OPS
-            cast = (task.hbm_bytes - elements) / tensor + 2.0 * elements
-            task = replace(task, hbm_bytes=np.where(np.greater(tensor, 1), cast, task.hbm_bytes))
-            whole = tasks[gather]
-            assert isinstance(whole, Collective)
-            tasks[gather] = replace(whole, bytes=whole.bytes / ELEMENT)
-            gather = None
-        tasks.append(task)
-    return replace(block, tasks=tuple(tasks))
 
 
 def copy_tokens_into_order(block: Block, where: Where) -> Block:

@@ -29,6 +29,7 @@ class Library:
     fused_from: int = 0  # tokens of a sequence, where a row names no kernel
     remat_unfused: Mapping[str, Any] | None = None  # where that is something else
     precision: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    optimizer: str = "adamw"
     narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
     over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
     context: Mapping[str, Any] = field(default_factory=dict)  # how a context axis attends
@@ -58,9 +59,11 @@ class Library:
 
 LIBRARIES = (
     # `build_remat_spec` keeps the projections of attention, and its result only where it is not
-    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py). Of early 2024 are runs with
-    # 2,048 tokens, where fused attention had to be asked for: on 256 H100 they take 2.44 s, with
-    # 4,096 tokens later 1.78 s (axlearn/experiments/text/gpt/fuji.py at 01ebc3ff).
+    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py). Runs with 2,048 tokens are of
+    # May 2024 or before (axlearn/experiments/text/gpt/fuji.py at 4dae7198), its configurations have
+    # had fused attention since June (e0e93105), first the kernel of 2023, splash attention since
+    # October, with one kernel of the gradient (a5f0b462; tpu_attention.py at 3f361084). Its runs on
+    # v6e came in 2025.
     Library(
         words="axlearn",
         remat={"save": ["qkv", "attention_output"], "offload": []},
@@ -105,8 +108,14 @@ LIBRARIES = (
         microbatch=1,
     ),
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
-    # 1d2842b5, configs/model/remat).
-    Library(words="torchprime", remat=FULL),
+    # 1d2842b5, configs/model/remat); weights are made in bf16, the optimizer is Adafactor (at
+    # 00d315c1, torch_xla_models/train.py).
+    Library(
+        words="torchprime",
+        remat=FULL,
+        precision={"parameters": "bf16"},
+        optimizer="adafactor",
+    ),
     # All its runs with a context axis: `remat_policy=custom context=device`.
     Library(words="maxtext#4687", remat={"save": ["context"]}),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
@@ -164,8 +173,9 @@ def kernel_of(
     if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
         return own[0]  # as a plan calls it
     if library and library.attention:
-        fused = "flash" in words or sequence >= library.fused_from
-        return library.attention if fused else "unfused"
+        fused = re.search("flash|splash", words) or sequence >= library.fused_from
+        today = chip.kind == "tpu" and (late or "splash" in words)
+        return (library.late_attention if today else library.attention) if fused else "unfused"
     if chip.name in ("v6e", "tpu7x") and library:
         return library.late_attention
     if late or "splash" in words:

@@ -229,7 +229,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "precision": precision_of(
             chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
         ),
-        "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
+        "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower(), library),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
         "measured": measured_of(row, sequence, chip),
         "accounting": accounting_of(row).value,
