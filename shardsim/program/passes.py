@@ -73,6 +73,7 @@ from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 from shardsim.program.torch_rules import (
+    add_up_summands,
     copy_out_of_gathers,
     copy_tokens_into_order,
     leave_sums_whole,
@@ -181,6 +182,7 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         merge_rounds,
         repeat_keys,
         leave_sums_whole,
+        add_up_summands,
         copy_tokens_into_order,
         copy_out_of_gathers,
     ),

@@ -18,8 +18,7 @@ from shardsim.errors import FileError, ShardsimError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names
 from shardsim.planner.changes import changed
-from shardsim.validate.libraries import TRAINER
-from shardsim.validate.rows import Run
+from shardsim.validate.libraries import implementation_of, library_of
 from shardsim.validate.runs import published_runs
 
 EFFECTS = Path(__file__).with_name("data") / "published_effects.yaml"
@@ -78,11 +77,11 @@ def effects(path: str | os.PathLike[str] | None = None) -> list[Effect]:
     data = check_keys(read_yaml(path), where=str(path), allowed=("effects",), required=("effects",))
     if not isinstance(data["effects"], list):
         raise FileError(f"{path}: effects: expected a list")
-    rows = {run.id: run for run in published_runs()}
+    rows = {run.id: run.plans for run in published_runs()}
     return [_effect(row, f"{path}: effect {n}", rows) for n, row in enumerate(data["effects"], 1)]
 
 
-def _effect(data: Any, where: str, rows: Mapping[str, Run]) -> Effect:
+def _effect(data: Any, where: str, rows: Mapping[str, tuple[Plan, ...]]) -> Effect:
     try:
         given = check_keys(data, where="effect", allowed=KEYS, required=KEYS[:-1])
         quantity = given["quantity"]
@@ -92,8 +91,7 @@ def _effect(data: Any, where: str, rows: Mapping[str, Run]) -> Effect:
         first = _plan(given["before"], rows, where)
         then = given["after"]
         second = _plan(then, rows, where) if isinstance(then, str) else changed(first, then)
-        run = rows.get(given["before"]) if isinstance(given["before"], str) else None
-        made = run.implementation if run else TRAINER
+        made = implementation_of(library_of(str(given["source"])), first.machine.chip)
         values = [
             QUANTITIES[quantity](predict(plan, implementation=made)) for plan in (first, second)
         ]
@@ -117,11 +115,11 @@ def _measured(value: Any) -> tuple[float, float]:
     return float(value[0]), float(value[1])
 
 
-def _plan(data: Any, rows: Mapping[str, Run], where: str) -> Plan:
+def _plan(data: Any, rows: Mapping[str, tuple[Plan, ...]], where: str) -> Plan:
     if isinstance(data, str):
         if data in plan_names():
             return load_plan(data)
         if data not in rows:
             raise FileError(f"no published run or plan {data[:60]!r}{nearest(data, rows)}")
-        return rows[data].plans[0]
+        return rows[data][0]
     return plan_from_data(data, where, uneven=True)

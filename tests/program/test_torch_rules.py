@@ -116,6 +116,8 @@ def test_a_gradient_that_several_products_add_to_is_scattered_whole() -> None:
     assert whole == ["scatter d mlp input", "scatter d attention input"]
     rings = [one for one in scatters if one.schedule == "ring"]
     assert [len(one.partners) for one in rings] == [1]  # of what is computed again
+    size = 2.0 * BATCH * TOKENS * WIDTH  # summands of all four, and their sum
+    assert moved(tasks(plan, phase="backward"), "add up scatter") == [size * 1.25]
 
 
 def test_products_of_8_bits_gather_8_bits() -> None:
