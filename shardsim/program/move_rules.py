@@ -47,7 +47,8 @@ def gather_in_8_bits(block: Block, where: Where) -> Block:
 
     `float8_tensor_parallel.py` of pytorch/ao (scales of whole arrays) and Transformer Engine
     (`gather_along_first_dim`) do so; XLA's partitioner lays out anew what a product reads, which is
-    what was cast (openxla/xla, spmd/dot_handler.cc).
+    what was cast (openxla/xla, spmd/dot_handler.cc). Not seen compiled: of MLPerf's GPT-3 in
+    docs/accuracy.md it explains a third of what was missing.
     """
     tensor = where.layout.tensor.size
     split = np.greater(tensor, 1)
