@@ -301,13 +301,16 @@ ON_GPU: Mapping[str, Passes] = {
     "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
     "emitted": replace(_GPU, at_once=True),
     # A library's step is PyTorch's, which recomputes nothing that nobody asked for.
-    "trainer": replace(
-        HOLDS["trainer"],
-        scarce=None,
-        recomputes=False,
-        lavish=None,
-        keeps_operands=True,
-        adds_in_place=True,
+    **dict.fromkeys(
+        ("trainer", "torchtitan"),
+        replace(
+            HOLDS["trainer"],
+            scarce=None,
+            recomputes=False,
+            lavish=None,
+            keeps_operands=True,
+            adds_in_place=True,
+        ),
     ),
 }
 
@@ -321,10 +324,13 @@ def held_by(implementation: str, chip: Chip) -> Passes:
 
     Raises `PlanError` for an unknown one.
     """
-    if implementation not in HOLDS:
-        raise PlanError(f"as: '{implementation}' is not possible{nearest(implementation, HOLDS)}")
-    if chip.kind == "gpu" and implementation in ON_GPU:
-        return ON_GPU[implementation]
+    known = {**HOLDS, **(ON_GPU if chip.kind == "gpu" else {})}
+    if implementation not in known:
+        there = "" if implementation not in ON_GPU else f" on {chip.name}, only on GPUs"
+        near = there or nearest(implementation, known)
+        raise PlanError(f"as: '{implementation}' is not possible{near}")
+    if chip.kind == "gpu":
+        return known[implementation]
     found = HOLDS[implementation]
     if found.ring_empty and chip.offloads_collectives:
         found = replace(found, ring_empty="few")

@@ -52,6 +52,7 @@ def kernel(
             moved,
         )
     ops = made.gradient_ops if gradient else made.ops
+    keys = sizes.product(op.ins[1].dims, place)
     return Compute(
         name=name,
         kind="attention",
@@ -70,6 +71,7 @@ def kernel(
         count=count,
         fused="beside" if made.beside else "in turn",
         causal=bool(mask and mask.causal),
+        shared=n * k * batch / keys if mask else 1,
         blocks=mask.blocks if mask else (0, 0),
         ring="passed" if op.passed else "",
         purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if mask else "",

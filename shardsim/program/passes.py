@@ -66,12 +66,22 @@ from shardsim.program.move_rules import (
     copy_beside_a_part,
     exchange_parts_of_embed,
     gather_for_the_others,
+    gather_in_8_bits,
     offload_to_sparse_cores,
     stop_for_hops,
 )
 from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
+from shardsim.program.torch_rules import (
+    add_up_summands,
+    copy_out_of_gathers,
+    copy_tokens_into_order,
+    leave_sums_whole,
+    merge_rounds,
+    repeat_keys,
+    rotate_as_complex_numbers,
+)
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # What the plan says, in as few passes as may be: a bound on what an implementation of it can
@@ -121,6 +131,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         lay_copies_side_by_side,
         put_turned_pieces_in_order,
         exchange_parts_of_embed,
+        gather_in_8_bits,
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,
@@ -141,6 +152,20 @@ ON_HOST: Mapping[str, tuple[Rule, ...]] = {
     ),
 }
 
+# PyTorch's libraries on GPUs: kernels fuse no more into matmuls, layers are no loop, and reductions
+# stay what they are (one of another kind is the TPU compiler's choice).
+_OF_LIBRARIES: tuple[Rule, ...] = (
+    share_tiles,
+    pass_sums_apart,
+    activate_apart,
+    attend_by_cudnn,
+    narrow_both_ways,
+    pad_for_products_of_8_bits,
+    gather_in_8_bits,
+    send_once_to_each_node,
+    keep_in_place,
+)
+
 # What is done otherwise on GPUs.
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "emitted": (
@@ -151,17 +176,17 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         attend_by_cudnn,
         copy_in_and_out,
     ),
-    # PyTorch's libraries: kernels fuse no more into matmuls, layers are no loop, and reductions
-    # stay what they are (one of another kind is the TPU compiler's choice).
-    "trainer": (
-        share_tiles,
-        pass_sums_apart,
-        activate_apart,
-        attend_by_cudnn,
-        narrow_both_ways,
-        pad_for_products_of_8_bits,
-        send_once_to_each_node,
-        keep_in_place,
+    "trainer": _OF_LIBRARIES,
+    # The tensors first that torchtitan's own code makes, then how they move.
+    "torchtitan": (
+        *_OF_LIBRARIES,
+        rotate_as_complex_numbers,
+        merge_rounds,
+        repeat_keys,
+        leave_sums_whole,
+        add_up_summands,
+        copy_tokens_into_order,
+        copy_out_of_gathers,
     ),
 }
 

@@ -57,6 +57,7 @@ class Compute(Work):
     beside_bytes: Number = 0  # what it moves more where copies of a token lie side by side
     sums: bool = False  # over rows or columns, where it does
     causal: bool = False  # of attention in one kernel
+    shared: Number = 1  # of that: heads of queries that have one of keys and values
     groups: str = ""  # of products of rows in groups of any size: which of `m` and `k` are rows
     blocks: tuple[int, int] = (0, 0)  # of that: the queries and keys that it takes at once
     makes: str = ""  # of products and kernels: what remat policies call the result, forward

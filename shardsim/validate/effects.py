@@ -18,7 +18,7 @@ from shardsim.errors import FileError, ShardsimError, nearest
 from shardsim.files import check_keys, read_yaml
 from shardsim.plan import Plan, load_plan, plan_from_data, plan_names
 from shardsim.planner.changes import changed
-from shardsim.validate.rows import TRAINER
+from shardsim.validate.libraries import implementation_of, library_of
 from shardsim.validate.runs import published_runs
 
 EFFECTS = Path(__file__).with_name("data") / "published_effects.yaml"
@@ -91,8 +91,9 @@ def _effect(data: Any, where: str, rows: Mapping[str, tuple[Plan, ...]]) -> Effe
         first = _plan(given["before"], rows, where)
         then = given["after"]
         second = _plan(then, rows, where) if isinstance(then, str) else changed(first, then)
+        made = implementation_of(library_of(str(given["source"])), first.machine.chip)
         values = [
-            QUANTITIES[quantity](predict(plan, implementation=TRAINER)) for plan in (first, second)
+            QUANTITIES[quantity](predict(plan, implementation=made)) for plan in (first, second)
         ]
     except ShardsimError as error:
         raise FileError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None

@@ -27,8 +27,8 @@ _QUANTISED = (
 )
 
 
-def optimizer_of(words: str) -> str:
-    """Return the optimizer of a row by its words, AdamW where it names none."""
+def optimizer_of(words: str, library: Library | None) -> str:
+    """Return the optimizer of a row by its words, its library's where it names none."""
     if narrow := re.search(r"\b8[- ]?bit\b|\bint8 (adam|state|moments?)|adam[w_ ]*8", words):
         raise FileError(f"optimizer: state of 8 bits ({narrow.group()}) is not modelled")
     if "adafactor" in words:
@@ -45,7 +45,7 @@ def optimizer_of(words: str) -> str:
         raise FileError(
             f"optimizer: {other.group()} is not modelled; choose from: {', '.join(OPTIMIZERS)}"
         )
-    return "adamw"
+    return library.optimizer if library else "adamw"
 
 
 def precision_of(chip: Chip, precision: str, words: str, library: Library | None) -> dict[str, Any]:

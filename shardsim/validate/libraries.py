@@ -11,6 +11,7 @@ from shardsim.machine import Chip, Machine
 from shardsim.model import Model
 from shardsim.plan.plan import MeshAxis
 
+TRAINER = "trainer"  # who runs published runs, where nothing else is known of their library
 FULL: Mapping[str, Any] = {"save": [], "offload": []}
 KEEPS_ALL: Mapping[str, Any] = {
     "save": ["qkv", "context", "attention_output", "mlp_hidden", "mlp_output", "rest"]
@@ -23,12 +24,16 @@ class Library:
 
     words: str
     remat: Mapping[str, Any]  # of a layer whose attention is fused
+    implementation: str = TRAINER  # of `program.passes`
     attention: str = ""  # its fused kernel; "": see `kernel_of`
     fused_from: int = 0  # tokens of a sequence, where a row names no kernel
     remat_unfused: Mapping[str, Any] | None = None  # where that is something else
     precision: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    optimizer: str = "adamw"
+    sums_beside: bool = False  # gradients between TPU slices, beside the backward pass
     narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
     over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
+    context: Mapping[str, Any] = field(default_factory=dict)  # how a context axis attends
     microbatches_per_stage: int = 4
     microbatch: int = 0  # its sequences where a row does not say; 0: see `microbatches_per_stage`
     chunks: int = 0  # of a stage that is interleaved; 0: a row must say
@@ -55,26 +60,34 @@ class Library:
 
 LIBRARIES = (
     # `build_remat_spec` keeps the projections of attention, and its result only where it is not
-    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py). Of early 2024 are runs with
-    # 2,048 tokens, where fused attention had to be asked for: on 256 H100 they take 2.44 s, with
-    # 4,096 tokens later 1.78 s (axlearn/experiments/text/gpt/fuji.py at 01ebc3ff).
+    # fused (apple/axlearn at 006dddc6, axlearn/common/attention.py). Runs with 2,048 tokens are of
+    # May 2024 or before (axlearn/experiments/text/gpt/fuji.py at 4dae7198), its configurations have
+    # had fused attention since June (e0e93105), first the kernel of 2023, splash attention since
+    # October, with one kernel of the gradient (a5f0b462; tpu_attention.py at 3f361084). Its runs on
+    # v6e came in 2025. Over slices it asks for gradients that are summed while those of the next
+    # layer are computed (axlearn/common/launch.py at 4dae7198).
     Library(
         words="axlearn",
         remat={"save": ["qkv", "attention_output"], "offload": []},
         remat_unfused={"save": ["qkv", "context", "attention_output"], "offload": []},
         attention="flash-2023",
         fused_from=2049,
+        sums_beside=True,
     ),
     # `gradient_checkpointing` is true (stanford-crfm/levanter at 0096e24f, models/gpt2.py).
     # Marin trains with it.
     Library(words="levanter|marin", remat=FULL),
     # `scaled_dot_product_attention`, whose fused kernel is FlashAttention-2; activations are kept
-    # unless a row says otherwise; gradients travel in float32, the head multiplies in bf16. Over
-    # stages weights stay gathered, microbatches are as many as stages, interleaved ones have two
-    # chunks. All its published H100 have HBM2e and 500 W (pytorch/torchtitan at b5bcd76c).
+    # unless a row says otherwise (products of 8 bits are never on the list of what its "selective"
+    # keeps, `_save_list`); gradients travel in float32, the head multiplies in bf16. Over a context
+    # axis keys and gradients go from member to member while nothing else runs. Over stages weights
+    # stay gathered, microbatches are as many as stages, interleaved ones have two chunks. All its
+    # published H100 have HBM2e and 500 W (pytorch/torchtitan at b5bcd76c).
     Library(
         words="torchtitan",
         remat=KEEPS_ALL,
+        implementation="torchtitan",
+        context={"keys": "ring", "overlap": False},
         attention="flash-2023",
         precision={"reduce": "f32"},
         narrow_precision={"bf16": ["head"]},
@@ -98,8 +111,14 @@ LIBRARIES = (
         microbatch=1,
     ),
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
-    # 1d2842b5, configs/model/remat).
-    Library(words="torchprime", remat=FULL),
+    # 1d2842b5, configs/model/remat); weights are made in bf16, the optimizer is Adafactor (at
+    # 00d315c1, torch_xla_models/train.py).
+    Library(
+        words="torchprime",
+        remat=FULL,
+        precision={"parameters": "bf16"},
+        optimizer="adafactor",
+    ),
     # All its runs with a context axis: `remat_policy=custom context=device`.
     Library(words="maxtext#4687", remat={"save": ["context"]}),
     # `remat_policy: full` (AI-Hypercomputer/maxtext at e591f30cb, configs/base.yml). Of 26 custom
@@ -134,6 +153,11 @@ def library_of(source: str, named: str = "") -> Library | None:
     return next(found, None)
 
 
+def implementation_of(library: Library | None, chip: Chip) -> str:
+    """Return what a library is known to do beyond a plan, of `program.passes`."""
+    return library.implementation if library and chip.kind == "gpu" else TRAINER
+
+
 def kernel_of(
     chip: Chip, sequence: int, words: str, library: Library | None, source: str = ""
 ) -> str:
@@ -152,8 +176,9 @@ def kernel_of(
     if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
         return own[0]  # as a plan calls it
     if library and library.attention:
-        fused = "flash" in words or sequence >= library.fused_from
-        return library.attention if fused else "unfused"
+        fused = re.search("flash|splash", words) or sequence >= library.fused_from
+        today = chip.kind == "tpu" and (late or "splash" in words)
+        return (library.late_attention if today else library.attention) if fused else "unfused"
     if chip.name in ("v6e", "tpu7x") and library:
         return library.late_attention
     if late or "splash" in words:
@@ -161,6 +186,10 @@ def kernel_of(
     if "flash" in words:
         return "flash-2023"
     return "flash" if chip.name in ("v5e", "v5p") or sequence > 2048 else "unfused"
+
+
+# What torchtitan's "selective" keeps of layers with products of 8 bits, which are not on its list.
+ATTENTION_KEPT: Mapping[str, Any] = {"save": ["context"], "offload": []}
 
 
 def every_second_product(model: Model) -> list[dict[str, Any]]:

@@ -18,14 +18,23 @@ from shardsim.errors import FileError, ShardsimError
 from shardsim.machine import Chip, Machine, default_slice, load_chip
 from shardsim.model import Model
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
+from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
 from shardsim.validate.dims import model_of, sequence_of, with_printed_slots
 from shardsim.validate.figures import accounting_of, measured_of
 from shardsim.validate.formats import optimizer_of, precision_of
 from shardsim.validate.job import batch_of, machine_of
-from shardsim.validate.libraries import Library, every_second_product, kernel_of, library_of
+from shardsim.validate.libraries import (
+    ATTENTION_KEPT,
+    TRAINER,
+    Library,
+    every_second_product,
+    implementation_of,
+    kernel_of,
+    library_of,
+)
 from shardsim.validate.remat_words import remat_of
-from shardsim.validate.rows import REST, TRAINER, Run, read_run
+from shardsim.validate.rows import REST, Run, read_run
 from shardsim.validate.split_words import Said, split_of
 from shardsim.validate.unread import (
     LIBRARY_KEYS,
@@ -124,7 +133,8 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
         raise FileError(f"{where} ({run.id[:60]!r}): {error}") from None
     if not run.measured and (said := row.get("measured")):
         notes.append(f"measured: no rate is read of {', '.join(map(str, said))[:120]}")
-    return replace(run, notes=tuple(notes))
+    made = implementation_of(library, run.plans[0].machine.chip)
+    return replace(run, notes=tuple(notes), implementation=made)
 
 
 def _that_fits(
@@ -187,7 +197,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     said = {"parallelism": split.text, "attention": kernel, "tricks": words or ""}
     refuse_splits(said, model)
     refuse_other_runs(row)
-    context = _context(said, split, model, str(row.get("notes") or ""))
+    context = _context(said, split, model, str(row.get("notes") or ""), library)
     if whole_square and model.causal:
         model = replace(model, causal=False)  # the kernel computes every block
     machine = machine_of(row, chip, prod(split.sizes.outside.values()), notes)
@@ -219,7 +229,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         "precision": precision_of(
             chip, precision, f"{precision} ; {words or ''} ; {_lower(row, 'optimizer')}", library
         ),
-        "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower()),
+        "optimizer": optimizer_of(f"{row.get('optimizer') or ''} {precision}".lower(), library),
         "fused_projections": model.parallel_block and "fused qkv" in (words or ""),
         "measured": measured_of(row, sequence, chip),
         "accounting": accounting_of(row).value,
@@ -230,7 +240,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     data |= _switches(words or "", notes)
     own = {key: row[key] for key in PLAN_KEYS if row.get(key) is not None}
     data |= own
-    remat = _remat(row, library, data["attention"], split, model, notes)
+    remat = _remat(row, library, data, split, model, notes)
     if remat is not None:
         data["remat"] = remat
     if machine is None:
@@ -274,21 +284,23 @@ def _notes_on_split(row: Mapping[str, Any], split: Said) -> list[str]:
 def _remat(
     row: Mapping[str, Any],
     library: Library | None,
-    attention: str,
+    data: Mapping[str, Any],
     split: Said,
     model: Model,
     notes: list[str],
 ) -> Any:
-    """Return what layers keep, as the row says or as its library does by itself; None: unknown."""
+    """Return what layers keep, as the row says or as its library does by itself; None: unknown.
+    `data` says what attention and number formats are."""
     said = str(row.get("remat") or "").lower()
     remat = remat_of(row.get("remat"), library, notes)
     if library is None:
         return remat
     if library.every_second_product and "pipeline" not in split.sizes.inside:
         if re.match(r"selective\W*(op\b|$)", said):
-            remat = every_second_product(model)
+            narrow = DTYPE_BYTES[data["precision"]["compute"]] == 1
+            remat = ATTENTION_KEPT if narrow else every_second_product(model)
     if remat is None and "custom" not in said:
-        remat = (library.remat_unfused if attention == "unfused" else None) or library.remat
+        remat = (library.remat_unfused if data["attention"] == "unfused" else None) or library.remat
     return remat
 
 
@@ -307,8 +319,13 @@ def _one_by_one(
     return machine
 
 
-def _context(said: Mapping[str, str], split: Said, model: Model, notes: str) -> dict[str, Any]:
-    """Return how a context axis attends; raise `FileError` where a row says how and has none."""
+def _context(
+    said: Mapping[str, str], split: Said, model: Model, notes: str, library: Library | None
+) -> dict[str, Any]:
+    """Return how a context axis attends, as a row or its library says.
+
+    Raises `FileError` where a row says how and has none.
+    """
     for pattern, keys, what in _ATTENDS:
         for key, text in said.items():
             if not re.search(pattern, text):
@@ -323,7 +340,8 @@ def _context(said: Mapping[str, str], split: Said, model: Model, notes: str) -> 
                 return {"context": found}
             if keys == "ring" or model.experts is None:  # experts' tokens are exchanged too
                 raise FileError(f"{key}: not modelled: {what} without a context axis")
-    return {}
+    usual = library.context if library else {}
+    return {"context": usual} if usual and "context" in split.sizes.inside else {}
 
 
 def _chip_name(row: Mapping[str, Any], library: Library | None) -> str:
@@ -407,14 +425,17 @@ def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) 
     gpu = chip.kind == "gpu"
     rings = not library or library.collective_matmul
     rings = rings or re.search(r"async[- _]?(tp|tensor)", f"{words or ''} {said}") is not None
+    beside = {"dcn": True} if library and library.sums_beside and not gpu else {}
     if words is None or chip.name not in ("v2", "v3", "v4"):
-        return {"matmul": "bidirectional" if rings else "off", "weights": True, "gradients": gpu}
+        matmul = "bidirectional" if rings else "off"
+        return {"matmul": matmul, "weights": True, "gradients": gpu, **beside}
     linear = "async parallel linear" in words or "collective matmul" in words
     reduce = "async reduce" in words or "async gradient" in words
     return {
         "matmul": "bidirectional" if linear else "off",
         "weights": "async" in words,
         "gradients": reduce,
+        **beside,
     }
 
 

@@ -32,6 +32,7 @@ from shardsim.model import Accounting, Model, accounting_named, model_flops_per_
 from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.io import KEYS as PLAN_KEYS
 from shardsim.plan.resolve import AXIS_NAMES, rules_data
+from shardsim.validate.libraries import TRAINER, implementation_of, library_of
 
 # What a row may have measured, in the order in which the rate of tokens is taken from it.
 MEASURED = (
@@ -53,7 +54,6 @@ KEYS = (
     "filled",
 )
 REST = "rest"
-TRAINER = "trainer"  # who runs published runs
 MOST_PLANS = 100
 # Chips whose published runs leave an operation's on-chip memory to the compiler, and the KiB that
 # it gives (docs/compiled.md).
@@ -72,6 +72,7 @@ class Run:
     source: str
     filled: Mapping[str, str]  # by the row's key: what the source leaves open, and how it is filled
     notes: tuple[str, ...] = ()
+    implementation: str = TRAINER  # what its library does beyond the plan
 
     @property
     def family(self) -> str:
@@ -172,6 +173,7 @@ def _read(row: Mapping[str, Any], where: str) -> Run:
         accounting=accounting,
         source=row["source"],
         filled=dict(filled),
+        implementation=implementation_of(library_of(row["source"]), plans[0].machine.chip),
     )
     _below_peak(run)
     return run

@@ -21,8 +21,9 @@ from shardsim.plan import Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.program.holds import held_by
 from shardsim.program.shapes import Workload
+from shardsim.validate.libraries import TRAINER
 from shardsim.validate.prose import from_prose, is_prose
-from shardsim.validate.rows import TRAINER, Run, as_launched, read_run
+from shardsim.validate.rows import Run, as_launched, read_run
 
 PUBLISHED = Path(__file__).with_name("data") / "published_runs.yaml"
 FITTED_BEFORE = (
@@ -278,7 +279,7 @@ def predictions_of(run: Run) -> tuple[list[Prediction], list[str]]:
             check(plan, layout)
         except PlanError as error:
             notes.append(f"uneven: {error}")
-        predictions.append(predict(plan, layout, implementation=TRAINER))
+        predictions.append(predict(plan, layout, implementation=run.implementation))
     return predictions, notes
 
 
@@ -340,7 +341,8 @@ def _speedup(run: Run, all_slices: Prediction) -> float | None:
     slices = run.plans[0].machine.slices
     if "speedup_over_one_slice" not in run.measured:
         return None
-    single = predict(_on_one_slice(as_launched(run.plans[0])), implementation=TRAINER)
+    plan = _on_one_slice(as_launched(run.plans[0]))
+    single = predict(plan, implementation=run.implementation)
     return slices * all_slices.tokens_per_s_per_chip / single.tokens_per_s_per_chip
 
 

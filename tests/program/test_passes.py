@@ -58,6 +58,7 @@ STOPPED = rings("maxtext-16b", "v5e:4x8")
 LEFT = rings("vit-22b", "v4:4x4x4", execution="partitioned")
 OFFLOADED = rings("vit-22b", "tpu7x:4x4x4", EMBED_SHARDED, overlap={"gradients": False})
 NARROW = rings("vit-bigg", "v5e:4x4", attention="flash")  # heads of 104
+IN_8_BITS = rings("maxtext-16b", "v5e:4x4", precision={"compute": "int8"})
 # Attention through 16 frames.
 FRAMES = build(VIDEO, "v4:2x2x4", 16, {"fsdp": {"x": 2, "y": 2, "z": 4}}, attention="flash")
 # Experts over one axis, their MLPs over another.
@@ -188,6 +189,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             AWAY,
             TURNED,
             NARROW,
+            IN_8_BITS,
             FRAMES,
             EXCHANGED,
             short(4),

@@ -106,7 +106,6 @@ OFF = {
     "axlearn-fuji7b-v1-v5p-256",
     "mlperf-v4.0-v5p-12288-gpt3",
     "torchprime-v6e-256-8b-256",
-    "torchtitan-8b-8-cp4-128k",
 }
 
 

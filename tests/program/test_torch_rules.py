@@ -1,0 +1,149 @@
+"""What torchtitan's step does beyond a plan: copies, keys that are repeated, sums in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shardsim.cost.predict import predict
+from shardsim.errors import PlanError
+from shardsim.plan import Plan, plan_from_data, resolve
+from shardsim.program.partition import partition
+from shardsim.program.passes import ON_GPU, implemented
+from shardsim.program.schedule import Task
+from shardsim.program.shapes import Workload
+from shardsim.program.tasks import Collective, Compute
+
+BATCH, TOKENS, WIDTH, HEADS, KEYS, HEAD = 2, 4096, 4096, 32, 8, 128
+RULES = {
+    "parameters": {"embed": ["fsdp", "context"], "heads": ["model"], "mlp": ["model"]},
+    "activations": {"batch": ["fsdp"], "seq": ["context", "model"], "heads": ["model"]},
+}
+
+
+def llama(mesh: dict[str, int], **more: Any) -> Plan:
+    def there(rules: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {key: [one for one in axes if one in mesh] for key, axes in rules.items()}
+
+    data = {
+        "model": {"base": "llama3-8b", "layers": 2},
+        "machine": "h100:8",
+        "batch": BATCH * mesh.get("fsdp", 1),
+        "sequence": TOKENS,
+        "mesh": mesh,
+        "rules": {key: there(rules) for key, rules in RULES.items()},
+        "attention": "flash-2023",
+        "overlap": {"matmul": "off"},
+        "remat": "full",
+        **more,
+    }
+    return plan_from_data(data, "test")
+
+
+def tasks(plan: Plan, name: str = "torchtitan", phase: str = "forward") -> list[Task]:
+    layout = resolve(plan)
+    program = implemented(partition(Workload.of(plan), layout), name, plan.machine, layout)
+    block = next(one for one in program.blocks if one.phase == phase and one.name.startswith("lay"))
+    return [task for task in block.tasks if task.count is not False and float(task.count) > 0]
+
+
+def moved(found: list[Task], word: str) -> list[float]:
+    return [
+        float(task.hbm_bytes)
+        for task in found
+        if isinstance(task, Compute) and word in task.name and float(task.hbm_bytes)
+    ]
+
+
+def test_only_gpus_have_it() -> None:
+    plan = llama({"fsdp": 8}, machine="v5e:2x4")
+    with pytest.raises(PlanError, match="torchtitan"):
+        predict(plan, implementation="torchtitan")
+    assert predict(llama({"fsdp": 8}), implementation="torchtitan").implementation == "torchtitan"
+
+
+def test_every_rule_changes_one_of_these_programs() -> None:
+    plans = [
+        llama({"fsdp": 2, "context": 4}, context={"keys": "ring", "overlap": False}),
+        llama({"fsdp": 2, "model": 4}, precision={"compute": "fp8"}),
+        llama({"fsdp": 2, "model": 4}, overlap={"matmul": "bidirectional"}),
+    ]
+    more = len(ON_GPU["torchtitan"]) - len(ON_GPU["trainer"])
+    assert more > 0
+    for left_out in range(1, more + 1):
+        kept = [*ON_GPU["torchtitan"]]
+        rule = kept.pop(-left_out)
+        changed = False
+        for plan in plans:
+            layout = resolve(plan)
+            program = partition(Workload.of(plan), layout)
+            whole = implemented(program, "torchtitan", plan.machine, layout)
+            saved = ON_GPU["torchtitan"]
+            try:
+                ON_GPU["torchtitan"] = tuple(kept)  # type: ignore[index]
+                changed |= implemented(program, "torchtitan", plan.machine, layout) != whole
+            finally:
+                ON_GPU["torchtitan"] = saved  # type: ignore[index]
+        assert changed, rule.__name__
+
+
+def test_keys_of_shared_heads_are_repeated_and_rotated_in_float32() -> None:
+    found = tasks(llama({"fsdp": 8}))
+    tokens = BATCH * TOKENS
+    heads, keys = tokens * HEADS * HEAD, tokens * KEYS * HEAD
+    # Of keys and of values: read as they are, written for every head of queries.
+    assert moved(found, "repeat keys") == [2 * 2 * (keys + heads)]
+    assert sorted(moved(found, "turned")) == [20 * keys, 20 * heads]
+    alone = {"base": "llama3-8b", "layers": 2, "kv_heads": HEADS}
+    assert not moved(tasks(llama({"fsdp": 8}, model=alone)), "repeat keys")
+
+
+def test_what_is_gathered_or_scattered_along_the_sequence_is_copied() -> None:
+    plain = tasks(llama({"fsdp": 2, "model": 4}))
+    size = 2.0 * BATCH * TOKENS * WIDTH  # of the stream, all of a group's tokens
+    assert moved(plain, "lay out: ").count(2.0 * size) == 4  # two gathers and two scatters
+    rings = tasks(llama({"fsdp": 2, "model": 4}, overlap={"matmul": "bidirectional"}))
+    assert moved(rings, "lay out: ").count(2.0 * size) == 0
+    assert not moved(tasks(llama({"fsdp": 2, "model": 4}), "trainer"), "lay out: ")
+
+
+def test_a_gradient_that_several_products_add_to_is_scattered_whole() -> None:
+    plan = llama({"fsdp": 2, "model": 4}, overlap={"matmul": "bidirectional"})
+    found = [task for task in tasks(plan, phase="backward") if isinstance(task, Collective)]
+    scatters = [one for one in found if (one.kind, one.role) == ("reduce-scatter", "tensor")]
+    whole = [one.name for one in scatters if one.schedule == "exposed"]
+    assert whole == ["scatter d mlp input", "scatter d attention input"]
+    rings = [one for one in scatters if one.schedule == "ring"]
+    assert [len(one.partners) for one in rings] == [1]  # of what is computed again
+    size = 2.0 * BATCH * TOKENS * WIDTH  # summands of all four, and their sum
+    assert moved(tasks(plan, phase="backward"), "add up scatter") == [size * 1.25]
+
+
+def test_products_of_8_bits_gather_8_bits() -> None:
+    def gathered(**more: Any) -> list[float]:
+        found = tasks(llama({"fsdp": 2, "model": 4}, **more))
+        moves = [one for one in found if isinstance(one, Collective) and one.role == "tensor"]
+        return [float(one.bytes) for one in moves if one.kind == "all-gather"]
+
+    wide, narrow = gathered(), gathered(precision={"compute": "fp8"})
+    assert len(wide) == 2
+    assert [2.0 * size for size in narrow] == wide
+
+
+def test_rounds_send_all_heads_and_gradients_in_float32() -> None:
+    plan = llama({"fsdp": 2, "context": 4}, context={"keys": "ring", "overlap": False})
+    forward, back = tasks(plan), tasks(plan, phase="backward")
+    keys = 2.0 * BATCH * TOKENS * HEADS * HEAD  # of all members, in two bytes
+
+    def sizes(found: list[Task], kind: str) -> list[float]:
+        moves = [one for one in found if isinstance(one, Collective) and one.role == "context"]
+        return [float(one.bytes) for one in moves if one.kind == kind]
+
+    assert sizes(forward, "all-gather") == [keys, keys]
+    assert sizes(back, "reduce-scatter") == [2.0 * keys, 2.0 * keys]
+    own = BATCH * TOKENS / 4 * HEADS * HEAD
+    # Three sums of float32, read and written, and what joins them.
+    assert moved(forward, "add up") == [3 * 10 * own]
+    # Back of queries as often, of keys and values once for each of four members.
+    assert moved(back, "add up context gradient") == [3 * 10 * own + 2 * 4 * 10 * own]
