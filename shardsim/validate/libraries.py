@@ -30,7 +30,6 @@ class Library:
     remat_unfused: Mapping[str, Any] | None = None  # where that is something else
     precision: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
     optimizer: str = "adamw"
-    sums_beside: bool = False  # gradients between TPU slices, beside the backward pass
     narrow_precision: Mapping[str, Any] = field(default_factory=dict)  # where products have 8 bits
     over_stages: Mapping[str, Any] = field(default_factory=dict)  # keys of a plan file
     context: Mapping[str, Any] = field(default_factory=dict)  # how a context axis attends
@@ -64,15 +63,13 @@ LIBRARIES = (
     # May 2024 or before (axlearn/experiments/text/gpt/fuji.py at 4dae7198), its configurations have
     # had fused attention since June (e0e93105), first the kernel of 2023, splash attention since
     # October, with one kernel of the gradient (a5f0b462; tpu_attention.py at 3f361084). Its runs on
-    # v6e came in 2025. Over slices it asks for gradients that are summed while those of the next
-    # layer are computed (axlearn/common/launch.py at 4dae7198).
+    # v6e came in 2025.
     Library(
         words="axlearn",
         remat={"save": ["qkv", "attention_output"], "offload": []},
         remat_unfused={"save": ["qkv", "context", "attention_output"], "offload": []},
         attention="flash-2023",
         fused_from=2049,
-        sums_beside=True,
     ),
     # `gradient_checkpointing` is true (stanford-crfm/levanter at 0096e24f, models/gpt2.py).
     # Marin trains with it.

@@ -425,17 +425,14 @@ def _overlap(chip: Chip, words: str | None, said: str, library: Library | None) 
     gpu = chip.kind == "gpu"
     rings = not library or library.collective_matmul
     rings = rings or re.search(r"async[- _]?(tp|tensor)", f"{words or ''} {said}") is not None
-    beside = {"dcn": True} if library and library.sums_beside and not gpu else {}
     if words is None or chip.name not in ("v2", "v3", "v4"):
-        matmul = "bidirectional" if rings else "off"
-        return {"matmul": matmul, "weights": True, "gradients": gpu, **beside}
+        return {"matmul": "bidirectional" if rings else "off", "weights": True, "gradients": gpu}
     linear = "async parallel linear" in words or "collective matmul" in words
     reduce = "async reduce" in words or "async gradient" in words
     return {
         "matmul": "bidirectional" if linear else "off",
         "weights": "async" in words,
         "gradients": reduce,
-        **beside,
     }
 
 
