@@ -124,7 +124,11 @@ class Passes:
     # Rings. What one has beside its results stays until the next ring ends: both rings of a
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
-    ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
+    # Float32 summands of each whole result in a ring over embed. Of more than `trace.FEW` members
+    # one product is made apart and added in the end of the next, of both rings at once where these
+    # run side by side (with axes of 8 ViT-22B on v4 and v5p, vit-bigg on v5e, vit-h-14 and
+    # maxtext-22b on v4, llama2-7b and llama2-70b on v5p; logits of palm-8b and gemma2-9b).
+    ring_sums: float = 1.0
     # There is one of every other member: where the matrix unit is 256 wide, no product is added to
     # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x).
     ring_apart: bool = False
@@ -137,6 +141,12 @@ class Passes:
     # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
     # mistral-7b agree).
     ring_pieces: float = 0.0
+    # Pieces of the sum that each of several such products sends on, as the last of them is made:
+    # one operation adds what has come to all, in either direction (eight pieces of four products of
+    # ViT-22B on v4 and v5p and of maxtext-22b on v4, four of two of llama2-7b on v5p, with a tensor
+    # axis of 4; MaxText's llama2-7b and llama3-70b on v5p agree). Not where the matrix unit is 256
+    # wide (vit-22b on v6e, llama3-8b and llama3-70b on tpu7x).
+    ring_leaving: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop. In a ring
     # over embed, whatever this says, one of each array that it gathers, forward and back: two of a
     # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
@@ -236,6 +246,7 @@ _TRAINER = Passes(
     tiles=True,
     ring_sums=0.0,
     ring_pieces=4.0,
+    ring_leaving=2.0,
     fetched=1.0,
     brings_back=True,
     lanes_taken=True,
@@ -273,6 +284,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         ring_copies=_TRAINER.ring_copies,
         ring_results=_TRAINER.ring_results,
         ring_pieces=_TRAINER.ring_pieces,
+        ring_leaving=_TRAINER.ring_leaving,
         ring_waits=False,
         scores_late=False,
         ring_empty="",
@@ -328,6 +340,8 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     found = HOLDS[implementation]
     if found.ring_empty and chip.offloads_collectives:
         found = replace(found, ring_empty="few")
+    if chip.mxu_dim > ADDS_UP_TO:
+        found = _everywhere(found, lambda one: replace(one, ring_leaving=0.0))
     if implementation != "emitted":
         return found
     if chip.mxu_dim > ADDS_UP_TO:  # not where the partitioner writes rings
@@ -346,5 +360,7 @@ def _everywhere(passes: Passes, change: Callable[[Passes], Passes]) -> Passes:
     return replace(
         change(passes),
         scarce=passes.scarce and _everywhere(passes.scarce, change),
+        scarcer=passes.scarcer and _everywhere(passes.scarcer, change),
+        lavish=passes.lavish and _everywhere(passes.lavish, change),
         partitioned=passes.partitioned and _everywhere(passes.partitioned, change),
     )
