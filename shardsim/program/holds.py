@@ -280,6 +280,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         passes,
         narrow_gradients=False,
         wide_tables=True,
+        tiles=_TRAINER.tiles,
         ring_sums=_TRAINER.ring_sums,
         ring_copies=_TRAINER.ring_copies,
         ring_results=_TRAINER.ring_results,
