@@ -86,6 +86,11 @@ class Passes:
     # The projection that a gate multiplies is computed again in one operation with the product and
     # its gradients, and not written (llama2-7b and llama2-70b on v5p, llama3-8b on v6e, palm-8b).
     gates_fused: bool = False
+    # The gradient of a gated MLP's hidden layer comes before both projections are made again, where
+    # the MLP stands behind attention and no ring runs: the last matrix is not needed beside the
+    # others (llama2-70b on v5p without prefetching, with a context axis and left to the
+    # partitioner, llama2-7b on v5p, both with a tensor axis without overlap).
+    hidden_first: bool = False
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
@@ -217,6 +222,7 @@ class Passes:
 # What an implementation holds in HBM beyond the plan.
 _EMITTED_SCARCE = Passes(
     gates_fused=True,
+    hidden_first=True,
     ahead_from_host=True,
     attends_first=True,
     scores_late=True,

@@ -302,12 +302,31 @@ class Tracer:
         for array in wanted:
             self.gradient(array, step)
         if apart and not self.passes.weights_first and self.passes.head_last:
-            self.moment(f"{op.name} gradient, of its weight")
-            first = self.now
-            self.read(op.out, step.gradient_gathers, "d ")
-            self.operands([array for array in op.needs if not array.weight], step.gradient_gathers)
-        matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
-        for array in matrices:
+            self.weight_last(step)
+        else:
+            self.of_weights(step, first)
+
+    def operand_first(self, step: Step) -> None:
+        """Make the gradient of a product's operand, before what that of its weight reads is there."""
+        self.moment(f"{step.op.name} gradient, of its operand")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.operands([one for one in step.op.needs if one.weight], step.gradient_gathers)
+        for array in step.op.ins:
+            if array.trained and not array.weight:
+                self.gradient(array, step)
+
+    def weight_last(self, step: Step) -> None:
+        """Make the gradient of a product's weight, after that of its operand."""
+        self.moment(f"{step.op.name} gradient, of its weight")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.operands([one for one in step.op.needs if not one.weight], step.gradient_gathers)
+        self.of_weights(step, self.now)
+
+    def of_weights(self, step: Step, first: int) -> None:
+        """Note the gradients of a product's weights, whole from `first` on."""
+        for array in step.op.ins:
+            if array.weight not in ("matrix", "table"):
+                continue
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
             wide = self.passes.wide_tables and array.weight == "table"
