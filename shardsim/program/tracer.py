@@ -307,7 +307,7 @@ class Tracer:
             self.of_weights(step, first)
 
     def operand_first(self, step: Step) -> None:
-        """Make the gradient of a product's operand before what that of its weight reads is there."""
+        """Make the gradient of a product's operand, before what its weight's reads is there."""
         self.moment(f"{step.op.name} gradient, of its operand")
         self.read(step.op.out, step.gradient_gathers, "d ")
         self.operands([one for one in step.op.needs if one.weight], step.gradient_gathers)
