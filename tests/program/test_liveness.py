@@ -285,8 +285,9 @@ def test_a_product_of_a_ring_over_embed_lies_apart_of_many_members(members, apar
     trace = layer_trace(vit(), "flash", 0, Kind(residual=1), frozenset(), passes, Mode("embed"))
     sums = [array for array in trace.arrays if array.name == "up, summands"]
     products = [array for array in trace.arrays if array.name == "up, product"]
-    machine = {2: "v4:2x2x2", 4: "v4:2x2x4", 8: "v4:2x2x8", 16: "v4:2x2x16"}[members]
-    where = {"data": {"x": 2, "y": 2}, "tensor": {"z": members}}
+    side = 2 if members == 2 else 4
+    where = {"data": {"x": side, "y": side}, "tensor": {"z": members}}
+    machine = f"v4:{side}x{side}x{members}"
     plan = build(vit(), machine, 64, where, residual="embed")
     measure = Measure(Sizes(Workload.of(plan), resolve(plan)), 2.0, 4.0)
     assert len(sums) == 1
