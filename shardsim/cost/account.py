@@ -223,6 +223,7 @@ class Account(Stays):
             "optimizer state": self.optimizer_bytes,
             "kept activations": self.activations_bytes,
             "gradients": self.gradients_bytes,
+            "images": self.images_bytes,
         }
         if work.offload_optimizer and moment == 0:
             found["optimizer state from the host"] = self.passes.fetched * self.state_bytes

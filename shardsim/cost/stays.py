@@ -23,6 +23,9 @@ from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure
 
+PATCHES = "patch_embedding"  # the matrix that reads images
+FLOAT32_BYTES = 4.0
+
 
 def measure_of(chip: Chip, work: Workload, layout: Layout, tiles: int = 1) -> Measure:
     """Return bytes of arrays on one device, of a microbatch or of one of its `tiles`."""
@@ -198,6 +201,26 @@ class Stays:
         sizes = [measure.sizes for measure in self.measures]
         found = (brought_back(run, self.layout, sizes[run.part], narrow) for run in self.runs)
         return sum(found, 0.0) * self.microbatches.in_flight
+
+    @cached_property
+    def images_bytes(self) -> Number:
+        """Images as a step is given them, in float32, and what gradients of patch embeddings read:
+        patches in the compute format, and of several microbatches all images in that as well, which
+        are cast before their loop (ViT-22B on v4 and v5p, vit-bigg on v5e and vit-h-14 on v4)."""
+        found: Number = 0.0
+        for work, kind, measure in zip(self.work.parts, self.kinds, self.measures, strict=True):
+            model, sizes = work.model, measure.sizes
+            for step in derived_blocks(model, work.attention, kind).ends.steps:
+                if not any(array.name == PATCHES for array in step.op.ins):
+                    continue
+                split = {axis: d for axis, d in step.place.items() if d == "batch"}
+                pixels = model.frames * model.image * (model.width or model.image) * model.channels
+                given = sizes.product(("batch",), split) * self.layout.microbatches * pixels
+                found = found + given * FLOAT32_BYTES
+                if step.trained and not work.forward_only:
+                    read = sizes.product(step.op.ins[0].dims, step.place)
+                    found = found + (read + given * self._several) * work.wire_bytes
+        return found
 
     @property
     def of_one_layer(self) -> Number:

@@ -86,6 +86,11 @@ class Passes:
     # The projection that a gate multiplies is computed again in one operation with the product and
     # its gradients, and not written (llama2-7b and llama2-70b on v5p, llama3-8b on v6e, palm-8b).
     gates_fused: bool = False
+    # The gradient of a gated MLP's hidden layer comes before both projections are made again, where
+    # the MLP stands behind attention and no ring runs: the last matrix is not needed beside the
+    # others (llama2-70b on v5p without prefetching, with a context axis and left to the
+    # partitioner, llama2-7b on v5p, both with a tensor axis without overlap).
+    hidden_first: bool = False
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
@@ -124,7 +129,11 @@ class Passes:
     # Rings. What one has beside its results stays until the next ring ends: both rings of a
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
-    ring_sums: float = 1.0  # float32 summands of each whole result in a ring over embed
+    # Float32 summands of each whole result in a ring over embed. Of more than `trace.FEW` members
+    # one product is made apart and added in the end of the next, of both rings at once where these
+    # run side by side (with axes of 8 ViT-22B on v4 and v5p, vit-bigg on v5e, vit-h-14 and
+    # maxtext-22b on v4, llama2-7b and llama2-70b on v5p; logits of palm-8b and gemma2-9b).
+    ring_sums: float = 1.0
     # There is one of every other member: where the matrix unit is 256 wide, no product is added to
     # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x).
     ring_apart: bool = False
@@ -137,6 +146,12 @@ class Passes:
     # the sum are done (maxtext-32b and llama2-7b with a tensor axis of 4; maxtext-1024b and
     # mistral-7b agree).
     ring_pieces: float = 0.0
+    # Pieces of the sum that each of several such products sends on, as the last of them is made:
+    # one operation adds what has come to all, in either direction (eight pieces of four products of
+    # ViT-22B on v4 and v5p and of maxtext-22b on v4, four of two of llama2-7b on v5p, with a tensor
+    # axis of 4; MaxText's llama2-7b and llama3-70b on v5p agree). Not where the matrix unit is 256
+    # wide (vit-22b on v6e, llama3-8b and llama3-70b on tpu7x).
+    ring_leaving: float = 0.0
     # Whole arrays are put together in empty ones, and those were moved out of the loop. In a ring
     # over embed, whatever this says, one of each array that it gathers, forward and back: two of a
     # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
@@ -207,6 +222,7 @@ class Passes:
 # What an implementation holds in HBM beyond the plan.
 _EMITTED_SCARCE = Passes(
     gates_fused=True,
+    hidden_first=True,
     ahead_from_host=True,
     attends_first=True,
     scores_late=True,
@@ -236,6 +252,7 @@ _TRAINER = Passes(
     tiles=True,
     ring_sums=0.0,
     ring_pieces=4.0,
+    ring_leaving=2.0,
     fetched=1.0,
     brings_back=True,
     lanes_taken=True,
@@ -269,10 +286,12 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
         passes,
         narrow_gradients=False,
         wide_tables=True,
+        tiles=_TRAINER.tiles,
         ring_sums=_TRAINER.ring_sums,
         ring_copies=_TRAINER.ring_copies,
         ring_results=_TRAINER.ring_results,
         ring_pieces=_TRAINER.ring_pieces,
+        ring_leaving=_TRAINER.ring_leaving,
         ring_waits=False,
         scores_late=False,
         ring_empty="",
@@ -334,6 +353,8 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     found = HOLDS[implementation]
     if found.ring_empty and chip.offloads_collectives:
         found = replace(found, ring_empty="few")
+    if chip.mxu_dim > ADDS_UP_TO:
+        found = _everywhere(found, lambda one: replace(one, ring_leaving=0.0))
     if implementation != "emitted":
         return found
     if chip.mxu_dim > ADDS_UP_TO:  # not where the partitioner writes rings
@@ -352,5 +373,7 @@ def _everywhere(passes: Passes, change: Callable[[Passes], Passes]) -> Passes:
     return replace(
         change(passes),
         scarce=passes.scarce and _everywhere(passes.scarce, change),
+        scarcer=passes.scarcer and _everywhere(passes.scarcer, change),
+        lavish=passes.lavish and _everywhere(passes.lavish, change),
         partitioned=passes.partitioned and _everywhere(passes.partitioned, change),
     )

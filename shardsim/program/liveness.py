@@ -101,6 +101,7 @@ def _followed(
         ring_empty=empty,
         pieces_copied=passes.pieces_copied and ring == "sequence" and model.head_dim % LANES > 0,
         mlp_waits=passes.mlp_waits and not model.parallel_block,
+        hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
@@ -162,14 +163,21 @@ def followed(
         tracer.fused = frozenset(op.ins[0].name for op in gated)
     last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
     late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
+    projected = {n for n in again if passes.hidden_first and _of_gates(steps[n], steps)}
     for some in (set(range(len(steps))) - last, last):
-        for number in (n for n in again if n in some - late):
+        for number in (n for n in again if n in some - late - projected):
             tracer.forward(steps[number], " again")
         for number in sorted(some, reverse=True):
             while late and _of_scores(steps[number]):
                 tracer.forward(steps[min(late)], " again")
                 late.remove(min(late))
-            if steps[number].trained:
+            if projected and _of_mlp(steps[number]) and steps[number].trained:
+                tracer.operand_first(steps[number])
+                for n in sorted(projected):
+                    tracer.forward(steps[n], " again")
+                projected = set()
+                tracer.weight_last(steps[number])
+            elif steps[number].trained:
                 tracer.backward(steps[number])
     if passes.ring_empty:
         tracer.empties(steps)
@@ -179,6 +187,13 @@ def followed(
 def _of_scores(step: Step) -> bool:
     """Return whether an op makes scores in HBM, softmax of them, or attention's result."""
     return step.op.unit == "attention" and not step.op.kernel
+
+
+def _of_gates(step: Step, steps: Sequence[Step]) -> bool:
+    """Return whether an op makes a hidden layer that is gated, or what it is made of."""
+    gates = [one.op for one in steps if one.op.stream == GATE and not one.op.kernel]
+    made = {array.name for op in gates for array in (*op.ins, op.out)}
+    return step.op.out.name in made and "mlp" in step.op.out.dims
 
 
 def _of_mlp(step: Step) -> bool:

@@ -45,6 +45,8 @@ class Tracer:
     current: list[Step] = field(default_factory=list)
     earlier: list[Step] = field(default_factory=list)
     before: list[Live] = field(default_factory=list)
+    begun: int = 0  # when the ring of now began
+    products: list[Live] = field(default_factory=list)  # that its results are not added to yet
     softmaxed: dict[str, Array] = field(default_factory=dict)  # scores -> what is made of them
     hidden: list[tuple[str, Array]] = field(default_factory=list)  # what gradients of MLPs read
 
@@ -214,7 +216,11 @@ class Tracer:
             for before in self.pieces.get(name, ()):
                 before.last = self.now
             one = self.passing(f"{name}, pieces", stored(array), self.passes.ring_pieces)
-            self.pieces.setdefault(name, []).append(one)
+            products = self.pieces.setdefault(name, [])
+            products.append(one)
+            if len(products) > 1:
+                times = self.passes.ring_leaving * len(products)
+                self.passing(f"{name}, leaving", stored(array), times)
 
     def gather(
         self,
@@ -230,6 +236,10 @@ class Tracer:
             return
         if gathered[0].array != self.passed:
             self.passed, self.before, self.beside = gathered[0].array, self.beside, []
+            if self.passes.ring_waits:  # both rings end together
+                for one in self.products:
+                    self.passing(one.name, one.size, one.times)
+            self.begun, self.products = self.now, []
         if self.ring == "embed":
             size = Size(out.dims, by_place(out, place), WIDE)
             times = self.passes.ring_sums
@@ -238,6 +248,11 @@ class Tracer:
             elif out.wide:  # the result is the sum; beside it is its gradient, half as wide
                 times = 0.5
             beside = self.passing(f"{name}, summands", size, times)
+            if not out.wide and not self.passes.ring_apart:
+                more = replace(size, many=gathered[0].axes)
+                one = Live(f"{name}, product", more, self.begun, self.begun, times)
+                self.products.append(one)
+                self.arrays.append(one)
             if out.wide and not self.passes.ring_apart:  # one product is not added as it is made
                 more = replace(size, many=gathered[0].axes)
                 self.beside.append(self.passing(f"{name}, product", more, 0.5))
@@ -287,12 +302,31 @@ class Tracer:
         for array in wanted:
             self.gradient(array, step)
         if apart and not self.passes.weights_first and self.passes.head_last:
-            self.moment(f"{op.name} gradient, of its weight")
-            first = self.now
-            self.read(op.out, step.gradient_gathers, "d ")
-            self.operands([array for array in op.needs if not array.weight], step.gradient_gathers)
-        matrices = [array for array in op.ins if array.weight in ("matrix", "table")]
-        for array in matrices:
+            self.weight_last(step)
+        else:
+            self.of_weights(step, first)
+
+    def operand_first(self, step: Step) -> None:
+        """Make the gradient of a product's operand, before what its weight's reads is there."""
+        self.moment(f"{step.op.name} gradient, of its operand")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.operands([one for one in step.op.needs if one.weight], step.gradient_gathers)
+        for array in step.op.ins:
+            if array.trained and not array.weight:
+                self.gradient(array, step)
+
+    def weight_last(self, step: Step) -> None:
+        """Make the gradient of a product's weight, after that of its operand."""
+        self.moment(f"{step.op.name} gradient, of its weight")
+        self.read(step.op.out, step.gradient_gathers, "d ")
+        self.operands([one for one in step.op.needs if not one.weight], step.gradient_gathers)
+        self.of_weights(step, self.now)
+
+    def of_weights(self, step: Step, first: int) -> None:
+        """Note the gradients of a product's weights, whole from `first` on."""
+        for array in step.op.ins:
+            if array.weight not in ("matrix", "table"):
+                continue
             place = step.place
             summed = frozenset(a for a, axis in array.split.items() if place.get(a) != axis)
             wide = self.passes.wide_tables and array.weight == "table"

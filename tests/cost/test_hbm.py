@@ -272,3 +272,24 @@ def test_emitted_steps_hold_less_where_more_than_nine_tenths_of_hbm_would_be_tak
     assert peak_of(1.2 * plenty) == plenty
     for room in (least + 0.3 * (plenty - least), least + 0.7 * (plenty - least)):
         assert peak_of(room / 0.9) == pytest.approx(room, rel=1e-12)
+
+
+@pytest.mark.parametrize("residual", ["seq", "embed"])
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_images_are_there_in_float32_and_as_their_gradient_reads_them(
+    residual: str, microbatches: int
+) -> None:
+    """32 images of 224 x 224 x 3 on each of two members of the batch: no tensor axis splits them,
+    but patches where it splits the sequence; of several microbatches all are cast beforehand."""
+    where = {"data": {"x": 2}, "tensor": {"y": 2, "z": 4}}
+    plan = build(vit(), "v4:2x2x4", 64, where, residual=residual, microbatches=microbatches)
+    pixels = 32 * 224 * 224 * 3
+    patches = pixels / microbatches / (8 if residual == "seq" else 1)
+    whole = pixels if microbatches > 1 else 0
+    held = predict(plan, costs="compiler").use.account.held(0)
+    assert held["images"] == pytest.approx(4 * pixels + 2 * (patches + whole), rel=1e-12)
+
+
+def test_text_has_no_images() -> None:
+    plan = build(decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}})
+    assert predict(plan).use.account.held(0)["images"] == 0

@@ -277,3 +277,44 @@ def test_wide_matrix_units_keep_a_summand_of_every_other_member(machine, summand
     assert {float(account.measure(array.size)) * array.times for array in found} == {
         summands * result
     }
+
+
+@pytest.mark.parametrize(("members", "apart"), [(2, False), (4, False), (8, True), (16, True)])
+def test_a_product_of_a_ring_over_embed_lies_apart_of_many_members(members, apart):
+    passes = HOLDS["emitted"]
+    trace = layer_trace(vit(), "flash", 0, Kind(residual=1), frozenset(), passes, Mode("embed"))
+    sums = [array for array in trace.arrays if array.name == "up, summands"]
+    products = [array for array in trace.arrays if array.name == "up, product"]
+    side = 2 if members == 2 else 4
+    where = {"data": {"x": side, "y": side}, "tensor": {"z": members}}
+    machine = f"v4:{side}x{side}x{members}"
+    plan = build(vit(), machine, 64, where, residual="embed")
+    measure = Measure(Sizes(Workload.of(plan), resolve(plan)), 2.0, 4.0)
+    assert len(sums) == 1
+    assert measure(products[0].size) == measure(sums[0].size) * apart
+    assert products[0].times == sums[0].times == 1.0
+
+
+def test_a_gated_mlps_last_matrix_goes_before_its_projections_are_made_again():
+    """Where an MLP stands behind attention, and no ring runs."""
+    model = decoder(gated_mlp=True)
+
+    def labels(**changes):
+        passes = replace(HOLDS["emitted"], **changes)
+        return layer_trace(model, "flash", 0, Kind(), frozenset(), passes, Mode()).labels
+
+    first, last = labels(), labels(hidden_first=False)
+    assert first.index("mlp_out gradient, of its operand") < first.index("mlp_in again")
+    assert first.index("hidden again") < first.index("mlp_out gradient, of its weight")
+    assert last.index("hidden again") < last.index("mlp_out gradient")
+    assert sorted(set(last) - {"mlp_out gradient"}) == sorted(
+        {label for label in first if not label.startswith("mlp_out gradient")}
+    )
+
+
+def test_sums_of_windowed_einsums_leave_together():
+    """Two pieces of each product, as the last of them is made; nothing of a single one."""
+    passes = HOLDS["trainer"]
+    trace = layer_trace(vit(), "flash", 0, Kind(residual=1), frozenset(), passes, Mode("embed"))
+    leaving = [array for array in trace.arrays if array.name.endswith(", leaving")]
+    assert [array.times for array in leaving] == [4.0, 6.0, 8.0]  # up, then values, keys, queries
