@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from math import isfinite
 
 GIB = 2.0**30
@@ -35,6 +36,15 @@ def show_count(count: float, unit: str = "") -> str:
         if abs(count) >= size:
             return f"{count / size:.4g} {prefix}{unit}"
     return f"{count:.4g} {unit}".rstrip()
+
+
+def show_number(value: int) -> str:
+    """Return a whole number as people read it: in full up to twelve digits.
+
+    >>> show_number(65_536), show_number(-(10**99))
+    ('65,536', '-1.00e+99')
+    """
+    return f"{value:,}" if abs(value) < 10**12 else f"{Decimal(value):.3g}"
 
 
 def show_time(time_s: float) -> str:

@@ -15,7 +15,7 @@ import shardsim
 PACKAGE = Path(shardsim.__file__).parent
 # Lowest first; a part may import from its own level's others only if that makes no circle.
 ORDER = (
-    ("units", "errors", "files", "memory", "executors", "carried", "kinds"),
+    ("units", "errors", "files", "memory", "executors", "carried", "kinds", "records"),
     ("graph",),
     ("ops",),
     ("machine", "model"),

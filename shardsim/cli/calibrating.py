@@ -10,6 +10,7 @@ import click
 
 from shardsim.cli.output import (
     STDOUT,
+    FilePath,
     answer,
     check_output,
     emit_json,
@@ -55,19 +56,19 @@ from shardsim.views.table import Table
     help="Only show the estimate of this operation; may be repeated.",
 )
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
-@click.option("--cache", type=click.Path(file_okay=False), help="Keep estimates in this folder.")
+@click.option("--cache", type=FilePath(file_okay=False), help="Keep estimates in this folder.")
 @click.option(
     "--points",
-    type=click.Path(dir_okay=False, exists=True),
+    type=FilePath(dir_okay=False, exists=True),
     help="Put the estimates into this file too, as shardsim/validate/data/op_cycles.csv is.",
 )
 @click.option(
     "--profile",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Learn rates from this trace (xplane.pb or trace.json.gz) of a step of PLAN.",
 )
 @hlo_option
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write a hardware file here.")
+@click.option("-o", "--output", type=FilePath(dir_okay=False), help="Write a hardware file here.")
 @json_option
 def calibrate(
     plan: str | None,
@@ -118,40 +119,21 @@ def calibrate(
             raise ShardsimError("calibrate: --chip, --op and --points do not go with --profile")
         learn_from_profile(load_plan(plan), profile, hlo, output, as_json)
         return
-    if against:
-        if chip is None:
-            raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
-        if texts:
-            _estimates(chip, texts, workers, cache, as_json)
-            return
+    if against and chip is None:
+        raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
+    if device == "gpu" and (texts or points):
+        raise ShardsimError("calibrate: --op and --points go with --against tpu-compiler")
+    if device == "cpu" and (chip or texts or points):
+        raise ShardsimError("calibrate: --chip, --op and --points go with --against tpu-compiler")
+    if chip and against and texts:
+        _estimates(chip, texts, workers, cache, as_json)
+        return
+    if chip and against:
         data, text = _from_compiler(chip, workers, cache, points)
-    elif device == "gpu":
-        if texts or points:
-            raise ShardsimError("calibrate: --op and --points go with --against tpu-compiler")
-        need_jax("calibrate")
-        from shardsim.xla.calibrate_gpu import calibrate_gpu
-
-        made = calibrate_gpu(chip, progress=note)
-        text = made.text()
-        data = {
-            "device": device,
-            "chip": made.chip.name,
-            **({} if made.chip.kernels is None else made.chip.kernels.to_data()),
-            "residuals": dict(made.residuals),
-            "text": None if output else text,
-        }
-        for name, error in made.residuals.items():
-            note(f"{name}: estimated {100 * error:+.1f} %")
     else:
-        if chip or texts or points:
-            raise ShardsimError(
-                "calibrate: --chip, --op and --points go with --against tpu-compiler"
-            )
         need_jax("calibrate")
-        from shardsim.xla.calibrate import calibrate_cpu
-
-        text = calibrate_cpu(devices, progress=note)
-        data = {"device": device, "devices": devices, "text": None if output else text}
+        data, text = _from_gpu(chip) if device == "gpu" else _from_cpu(devices)
+        data["text"] = None if output else text
     if as_json:
         emit_json({**data, "path": output})
     elif against:
@@ -160,6 +142,25 @@ def calibrate(
         click.echo(text, nl=False)
     if output:
         write_output(output, text, "hardware file")
+
+
+def _from_cpu(devices: int) -> tuple[dict[str, Any], str]:
+    """Measure the processor as so many host devices; return what was done, and a hardware file."""
+    from shardsim.xla.calibrate import calibrate_cpu
+
+    return {"device": "cpu", "devices": devices}, calibrate_cpu(devices, progress=note)
+
+
+def _from_gpu(chip: str | None) -> tuple[dict[str, Any], str]:
+    """Measure a GPU, which is like `chip`; return what was found, and a hardware file."""
+    from shardsim.xla.calibrate_gpu import calibrate_gpu
+
+    made = calibrate_gpu(chip, progress=note)
+    kernels = {} if made.chip.kernels is None else made.chip.kernels.to_data()
+    for name, error in made.residuals.items():
+        note(f"{name}: estimated {100 * error:+.1f} %")
+    of_chip = {"device": "gpu", "chip": made.chip.name}
+    return {**of_chip, **kernels, "residuals": dict(made.residuals)}, made.text()
 
 
 def _estimates(

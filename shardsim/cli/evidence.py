@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from shardsim.cli.options import OP_COSTS
-from shardsim.cli.output import answer, json_option, note
+from shardsim.cli.output import FilePath, answer, json_option, note
 from shardsim.errors import FileError, ShardsimError
 from shardsim.units import show_percent
 from shardsim.views.table import Table
@@ -17,7 +17,7 @@ from shardsim.views.table import Table
 @click.command()
 @click.option(
     "--runs",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="A file of runs in the format of shardsim's own; `experts`: those that ship with it of "
     "mixtures of experts; the others that ship with it if left out.",
 )

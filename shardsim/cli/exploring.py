@@ -13,6 +13,7 @@ from shardsim.cli.output import (
     CSV,
     INTERRUPTED,
     STDOUT,
+    FilePath,
     answer,
     check_output,
     json_option,
@@ -69,7 +70,7 @@ def ablate(plan: Plan, implementation: str | None, as_json: bool) -> None:
     help="A key and its values; with several keys, all combinations.",
 )
 @click.option(
-    "--csv", "csv_path", type=click.Path(dir_okay=False), help="Write the table here; - is stdout."
+    "--csv", "csv_path", type=FilePath(dir_okay=False), help="Write the table here; - is stdout."
 )
 @click.option(
     "--fidelity",

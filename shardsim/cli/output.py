@@ -22,6 +22,16 @@ from shardsim.views.write import json_text, plain, printable
 INTERRUPTED = 130  # the exit status of a shell's command that a Ctrl-C ended
 
 
+class FilePath(click.Path):
+    """The type of options that name a file or a folder: an empty text names none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty text, which click takes for a file that is not there."""
+        if not os.fspath(value):
+            self.fail("an empty text names no file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def emit_json(data: Any) -> None:
     """Print one JSON document to stdout; not-a-number and infinity become null."""
     click.echo(json_text(data, indent=2))

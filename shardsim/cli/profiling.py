@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.output import STDOUT, answer, emit_json, note, show, write_output
+from shardsim.cli.output import STDOUT, FilePath, answer, emit_json, note, show, write_output
 from shardsim.units import show_time
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 hlo_option = click.option(
     "--hlo",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="With --profile: the compiled step's text, for traces that do not hold it.",
 )
 

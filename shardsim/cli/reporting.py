@@ -9,6 +9,7 @@ import click
 from shardsim.cli.options import training_options
 from shardsim.cli.output import (
     STDOUT,
+    FilePath,
     check_output,
     emit_json,
     json_option,
@@ -24,7 +25,7 @@ from shardsim.cli.output import (
     "-o",
     "--output",
     required=True,
-    type=click.Path(),
+    type=FilePath(),
     help="report.html: one page; - the same on stdout; report.md: Markdown, with pictures in "
     "report_files.",
 )

@@ -16,6 +16,7 @@ from shardsim.cli.output import (
     PYTHON,
     STDOUT,
     YAML,
+    FilePath,
     answer,
     check_output,
     emit_json,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--trainer-path",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     help="maxtext: the installed MaxText whose words to use (checkout, package or environment).",
 )
 @click.option(
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     help="maxtext, levanter: your config (or script), with what the plan changes of it alone.",
 )
 @plan_argument
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write here; - is stdout.")
+@click.option("-o", "--output", type=FilePath(dir_okay=False), help="Write here; - is stdout.")
 @json_option
 def export(
     plan: Plan,
@@ -118,7 +119,7 @@ def export(
 @click.option("--trainer-python", help="The Python of the trainer's own environment.")
 @click.option(
     "--trainer-path",
-    type=click.Path(path_type=Path),
+    type=FilePath(path_type=Path),
     help="The trainer's source, where it is no package (big_vision).",
 )
 @click.option("--devices", default=8, show_default=True, type=click.IntRange(1, 64))
@@ -137,18 +138,18 @@ def export(
 )
 @click.option(
     "--results",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="With --against device --measure: add what was measured to this file, which "
     "`validate --measured` reads.",
 )
 @click.option(
     "--machine-file",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="With --measure: what `shardsim calibrate` wrote; without it this machine is measured.",
 )
 @click.option(
     "--profile",
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="Run nothing: read this trace (xplane.pb or trace.json.gz) of the plan's step.",
 )
 @hlo_option

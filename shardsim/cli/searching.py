@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,7 @@ from shardsim.cli.output import (
     INTERRUPTED,
     STDOUT,
     YAML,
+    FilePath,
     check_output,
     emit_json,
     json_option,
@@ -28,10 +29,14 @@ from shardsim.cli.output import (
     show,
     write_output,
 )
+from shardsim.errors import PlanError
+from shardsim.units import show_number
 
 if TYPE_CHECKING:
     from shardsim.answers.slices import Choice
     from shardsim.answers.training import Training
+    from shardsim.answers.why_not import WhyNot
+    from shardsim.machine import Machine
     from shardsim.model import Model
     from shardsim.planner.found import SearchResult
     from shardsim.views.table import Table
@@ -102,7 +107,7 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
     help="Give free HBM to layers that keep more; today's compiler may crash on such a step.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False), help="Write the best plan here; - is stdout."
+    "-o", "--output", type=FilePath(dir_okay=False), help="Write the best plan here; - is stdout."
 )
 @click.option(
     "--compile-top",
@@ -148,50 +153,36 @@ def plan(
     """
     from shardsim.answers.slices import choices, slices_named
     from shardsim.answers.training import training_of
-    from shardsim.answers.why_not import why_not
-    from shardsim.errors import PlanError
     from shardsim.executors import executor_of
-    from shardsim.plan.io import LARGEST
     from shardsim.planner.presets import parse_mesh
-    from shardsim.planner.search import search
 
-    for key, value in (("--batch", batch), ("--seq", seq), ("--top", top)):
-        if value is not None and not 1 <= value <= LARGEST:
-            raise PlanError(f"{key}: must be a whole number from 1 to {LARGEST:,}, not {value}")
+    _check_numbers({"--batch": batch, "--seq": seq, "--top": top})
     check_output(output, as_json, text=YAML)
     for text in asked:
         parse_mesh(text, "--why-not")
     wanted = read_model(model)
     machines = slices_named(slices)
     _tell_slices(slices)
-    if not compile_top:
-        tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
-        if len(machines) == 1:
-            tell_unused("one slice is searched in this process", "workers", "scheduler")
+    _tell_unused(compile_top, len(machines))
     sequence = seq or wanted.sequence
-    usual = ""
-    if batch is None:
-        batch = _usual_batch(sequence, [one.devices for one in machines])
-        usual = (
-            f"batch {batch:,}: {batch * sequence:,} tokens, as --batch is not given: of all "
-            "devices the first multiple by a power of two with four million or more"
-        )
+    many, usual = _batch(batch, sequence, [one.devices for one in machines])
     held = _held(fix)
     if attention is not None and "attention" in held:
         raise PlanError("--attention and --fix attention: give one")
     chips = [one.chip.name for one in machines]
     trained = training_of(**training, sequence=sequence, chips=chips)
-
-    def again(machine: Any, batch: int = batch, **other: Any) -> Any:
-        options: dict[str, Any] = {
-            "sequence": seq,
-            "max_axes": max_axes,
-            "by_layer": by_layer,
-            "fix": held,
-        }
-        options |= {"optimizer": optimizer, "attention": attention, "costs": op_costs}
-        return search(wanted, machine, batch, **(options | other))
-
+    again = partial(
+        _search,
+        wanted,
+        batch=many,
+        sequence=seq,
+        max_axes=max_axes,
+        by_layer=by_layer,
+        fix=held,
+        optimizer=optimizer,
+        attention=attention,
+        costs=op_costs,
+    )
     workers, scheduler = service["workers"], service["scheduler"]
     with executor_of(workers, scheduler) if len(machines) > 1 else nullcontext() as executor:
         result = again(
@@ -208,17 +199,12 @@ def plan(
     if tried:
         outcomes, result = _compiled(result, compile_top, service)
     best_of = choices(result.slices, trained)
-    because = []
-    if asked and result.complete:
-        best = result.best if result.predictions else None
-        machine = best.plan.machine if best else machines[0]
-        ask = partial(why_not, model=wanted, machine=machine, batch=batch, sequence=seq, fix=held)
-        because = [ask(text, best=best, again=again) for text in asked]
+    because = _because(asked, result, machines[0], again)
     if as_json:
         data = _data(result, outcomes, best_of, trained)
         emit_json({**data, "why_not": [one.to_data() for one in because]})
     else:
-        parts = _parts(result, outcomes, best_of, trained, wanted.name, batch)
+        parts = _parts(result, outcomes, best_of, trained, wanted.name, many)
         show(*parts, err=output == STDOUT)
     for one in because:
         note(one.says)
@@ -232,11 +218,61 @@ def plan(
     if not result.complete or (outcomes is not None and len(outcomes) < tried):
         sys.exit(INTERRUPTED)
     if not result.predictions:
-        if outcomes is not None:
-            note("none of the plans compiled; try more of them, or see the reasons above")
-        else:
-            _tell_none(result, wanted, batch, sequence, attention, max_axes, held, again)
+        _tell_none(result, outcomes is not None, again)
         sys.exit(1)
+
+
+def _search(
+    model: Model, machine: Machine | list[Machine], batch: int, **options: Any
+) -> SearchResult:
+    from shardsim.planner.search import search
+
+    return search(model, machine, batch, **options)
+
+
+def _check_numbers(given: Mapping[str, int | None]) -> None:
+    """Refuse numbers, by the options that they were given as, beyond what a plan file may hold."""
+    from shardsim.plan.io import LARGEST
+
+    for key, value in given.items():
+        if value is not None and not 1 <= value <= LARGEST:
+            raise PlanError(
+                f"{key}: must be a whole number from 1 to {LARGEST:,}, not {show_number(value)}"
+            )
+
+
+def _tell_unused(compile_top: int, slices: int) -> None:
+    """Say which options of the compiler a search has no use for."""
+    if not compile_top:
+        tell_unused("nothing is compiled without --compile-top", "timeout", "no_cache")
+        if slices == 1:
+            tell_unused("one slice is searched in this process", "workers", "scheduler")
+
+
+def _batch(batch: int | None, sequence: int, devices: Sequence[int]) -> tuple[int, str]:
+    """Return the sequences of a step, the usual ones where none are given, and what to say then."""
+    if batch is not None:
+        return batch, ""
+    batch = _usual_batch(sequence, devices)
+    return batch, (
+        f"batch {batch:,}: {batch * sequence:,} tokens, as --batch is not given: of all devices "
+        "the first multiple by a power of two with four million or more"
+    )
+
+
+def _because(
+    asked: Sequence[str], result: SearchResult, machine: Machine, again: partial[SearchResult]
+) -> list[WhyNot]:
+    """Return why each mesh that was `asked` about is not the best; `machine` is the first one."""
+    from shardsim.answers.why_not import why_not
+
+    if not asked or not result.complete:
+        return []
+    best = result.best if result.predictions else None
+    (model,), given = again.args, again.keywords
+    machine = best.plan.machine if best else machine
+    batch, sequence, fix = (given[key] for key in ("batch", "sequence", "fix"))
+    return [why_not(text, model, machine, batch, sequence, best, again, fix) for text in asked]
 
 
 def _compiled(
@@ -280,7 +316,6 @@ def _tell_slices(slices: str) -> None:
 
 def _held(fix: Sequence[str]) -> dict[str, Any]:
     """Return the choices that are held, by their keys."""
-    from shardsim.errors import PlanError
     from shardsim.planner.changes import parse_assignment
 
     held: dict[str, Any] = {}
@@ -366,30 +401,26 @@ def _write(result: SearchResult, output: str) -> None:
     write_output(output, dump_plan(best), "best plan")
 
 
-def _tell_none(
-    result: SearchResult,
-    model: Model,
-    batch: int,
-    sequence: int,
-    attention: str | None,
-    max_axes: int,
-    held: dict[str, Any],
-    again: Callable[..., SearchResult],
-) -> None:
+def _tell_none(result: SearchResult, compiled: bool, again: partial[SearchResult]) -> None:
     """Say why no plan was found on the largest slice, and what would change that."""
     from shardsim.answers.illegal import Question
     from shardsim.answers.why_not import none_found
     from shardsim.planner.attention import default_attention
 
+    if compiled:
+        note("none of the plans compiled; try more of them, or see the reasons above")
+        return
     of = max(result.slices, key=lambda one: one.machine.devices)
+    (model,), given = again.args, again.keywords
+    sequence = given["sequence"] or model.sequence
     question = Question(
         model=model,
         machine=of.machine,
-        batch=batch,
+        batch=given["batch"],
         sequence=sequence,
-        attention=attention or default_attention(model, sequence),
-        max_axes=max_axes,
+        attention=given["attention"] or default_attention(model, sequence),
+        max_axes=given["max_axes"],
     )
     several = len(result.slices) > 1
     start = f"none on these slices; on {of.machine.name}: " if several else ""
-    note(start + none_found(of, question, held, again))
+    note(start + none_found(of, question, given["fix"], again))

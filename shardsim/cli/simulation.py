@@ -11,6 +11,7 @@ import click
 from shardsim.cli.options import as_option, asked, compiled_option, plan_argument, what_if_options
 from shardsim.cli.output import (
     STDOUT,
+    FilePath,
     check_output,
     emit_json,
     json_option,
@@ -103,7 +104,7 @@ def _require(*modules: str) -> None:
     "-o",
     "--output",
     required=True,
-    type=click.Path(dir_okay=False),
+    type=FilePath(dir_okay=False),
     help="trace.json or - (stdout): the step, for Perfetto; layer.png or .svg: one layer as a "
     "picture.",
 )

@@ -11,6 +11,7 @@ import click
 from shardsim.cli.output import (
     STDOUT,
     YAML,
+    FilePath,
     answer,
     check_output,
     emit_json,
@@ -93,11 +94,11 @@ def _parts(result: dict[str, Any]) -> list[Table | str]:
 @click.option("--image", type=click.IntRange(1, 10_000), help="big_vision: pixels of an image.")
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FilePath(path_type=Path, dir_okay=False),
     help="maxtext: the base.yml of the release that the config was written for.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here; - is stdout."
+    "-o", "--output", type=FilePath(dir_okay=False), help="Write the plan here; - is stdout."
 )
 @json_option
 def import_(

@@ -13,7 +13,7 @@ from shardsim.cost.stays import Stays, measure_of
 from shardsim.plan.layout import Number
 from shardsim.plan.split import stored_elements
 from shardsim.program.at_once import head_at_once, layer_at_once
-from shardsim.program.blocks import Run, derived_blocks, first_alike, over_policies
+from shardsim.program.blocks import Run, derived_blocks, first_as_large, over_policies
 from shardsim.program.liveness import (
     RINGS,
     Ends,
@@ -63,7 +63,7 @@ class Account(Stays):
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
         work, kind = run.work, self.kinds[run.part]
-        alike = [first_alike(work.model, work.attention, number) for number, _ in run.layers]
+        alike = [first_as_large(work.model, work.attention, number) for number, _ in run.layers]
         numbers = list(dict.fromkeys(alike))
         if work.forward_only:
             return [

@@ -13,7 +13,7 @@ import numpy as np
 from shardsim.cost.costs import ComputeTime, Costs
 from shardsim.cost.lines import Lines, Wires, wires_of
 from shardsim.cost.total import Total
-from shardsim.plan.layout import Number
+from shardsim.plan.layout import Number, somewhere
 from shardsim.program.schedule import Await, Copy, Move, Repeat, Start, Task, Work
 
 
@@ -71,7 +71,7 @@ def spare_s(durations: Durations, here: Stretch, wires: Wires) -> Number:
     if wires not in here.spare:
         busy = Total()
         for task, times, _ in here.moves:
-            if np.any(shared := durations.lines.shared(wires, wires_of(task))):
+            if somewhere(shared := durations.lines.shared(wires, wires_of(task))):
                 busy.add(_many(durations.alone_s(task), times) * shared)
         here.spare[wires] = here.total.value - busy.value
     return here.spare[wires]

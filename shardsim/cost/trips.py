@@ -11,7 +11,7 @@ import numpy as np
 from shardsim.cost.lines import Wires, wires_of
 from shardsim.cost.stretch import Durations, Part, Stretch, spare_s, split
 from shardsim.cost.total import Total
-from shardsim.plan.layout import Number
+from shardsim.plan.layout import Number, somewhere
 from shardsim.program.schedule import Await, Copy, Move, Schedule, Start, Trip, Visit
 
 
@@ -61,11 +61,11 @@ class Clock:
             alike: dict[tuple[bool, ...], tuple[Trip, Number]] = {}
             for trip, times in _kinds(visit):
                 many = times * visit.many
-                if not np.any(many):
+                if not somewhere(many):
                     continue
                 self._at_once(parts, trip, many)
                 starts = tuple(
-                    bool(np.any(trip.has(part.when)))
+                    bool(somewhere(trip.has(part.when)))
                     for place, part in enumerate(parts)
                     if isinstance(part, Start) and not _is_awaited(parts, place)
                 )
@@ -79,7 +79,7 @@ class Clock:
         """Run what is started and awaited at once, as a trip begins or ends: beside nothing."""
         for place, part in enumerate(parts):
             if isinstance(part, Start) and _is_awaited(parts, place):
-                if np.any(now := trip.has(part.when)):
+                if somewhere(now := trip.has(part.when)):
                     flight = self._start(part, now, {})
                     if part.when == "last":
                         self.closing[trip.block].add(np.maximum(flight.left_s, 0.0) * many)
@@ -94,11 +94,11 @@ class Clock:
                     flight.left_s = flight.left_s - spare_s(self.durations, part, flight.wires)
             elif isinstance(part, Start):
                 now = trip.has(part.when)
-                if np.any(now) and not _is_awaited(parts, place):
+                if somewhere(now) and not _is_awaited(parts, place):
                     flights[part.name] = self._start(part, now, flights)
             elif isinstance(part, Move):
                 self._in_turn(part, trip, many, flights)
-            elif part.name in flights and np.any(trip.has(part.when)):
+            elif part.name in flights and somewhere(trip.has(part.when)):
                 self._wait(flights.pop(part.name), trip, many, flights)
 
     def _wait(
@@ -122,7 +122,7 @@ class Clock:
         self._wait(flight, trip, many, flights)
         alone_s = self.durations.alone_s(task)
         for name, other in flights.items():
-            if name not in same and np.any(
+            if name not in same and somewhere(
                 shared := self.durations.lines.shared(other.wires, wires)
             ):
                 other.left_s = other.left_s + alone_s * shared
@@ -136,9 +136,9 @@ class Clock:
             alone_s = alone_s * now
         queue_s: Number = 0.0
         for flight in flights.values():
-            if np.any(shared := self.durations.lines.shared(flight.wires, wires)):
+            if somewhere(shared := self.durations.lines.shared(flight.wires, wires)):
                 queue_s = np.maximum(queue_s, flight.left_s * shared)
-        if np.any(queue_s):
+        if somewhere(queue_s):
             alone_s = np.where(alone_s > 0, queue_s + alone_s, 0.0)
         return _Flight(task=task, wires=wires, left_s=alone_s)
 

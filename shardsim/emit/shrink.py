@@ -208,8 +208,11 @@ def _model(model: Model, layout: Layout, chunks: int = 1) -> Model:
         sequence=2 * read["images"].sequence if "images" in read else _TOKENS,
         experts=experts,
     )
-    if not model.patch:
-        return small
+    return _with_image(small, model, layout) if model.patch else small
+
+
+def _with_image(small: Model, model: Model, layout: Layout) -> Model:
+    """Return a `small` model with an image, or a video, whose tokens every axis divides."""
     split = int(layout.context.size) * (2 if layout.striped else 1)
     if int(layout.residual) == SEQUENCE_SHARDED:
         split *= int(layout.tensor.size)

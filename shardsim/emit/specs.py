@@ -199,6 +199,14 @@ def _refuse(plan: Plan, layout: Layout) -> None:
             "use explicit"
         )
     _refuse_conditions(plan, layout)
+    _refuse_stages(plan, layout)
+    _refuse_host(plan, layout)
+    _refuse_numbers(plan)
+    _refuse_tokens(plan)
+
+
+def _refuse_stages(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for stages and microbatches that the emitted code does not run so."""
     if int(layout.pipeline.size) > 1 and not layout.lockstep:
         raise PlanError(
             f"pipeline_schedule: export of {plan.pipeline_schedule} is not supported: all stages "
@@ -224,7 +232,10 @@ def _refuse(plan: Plan, layout: Layout) -> None:
                     f"execution: export of {what} as {plan.execution} is not supported; use "
                     "explicit"
                 )
-    _refuse_host(plan, layout)
+
+
+def _refuse_numbers(plan: Plan) -> None:
+    """Raise `PlanError` for formats, tiles and passes that the emitted code does not have."""
     for key in ("compute", "parameters", "reduce"):
         if (value := getattr(plan.precision, key)) not in FORMATS:
             raise PlanError(
@@ -240,6 +251,10 @@ def _refuse(plan: Plan, layout: Layout) -> None:
     ):
         if value != usual:
             raise PlanError(f"{key}: export of {value} is not supported; leave it out")
+
+
+def _refuse_tokens(plan: Plan) -> None:
+    """Raise `PlanError` for a sequence that the model's images or positions do not have."""
     model = plan.model
     if model.patch and plan.sequence != model.image_tokens:
         raise PlanError(

@@ -50,6 +50,7 @@ from shardsim.plan.plan import (
 from shardsim.plan.precision import DTYPE_BYTES, PRODUCTS, Precision, check_multiplied
 from shardsim.plan.remat import parse_remat
 from shardsim.plan.resolve import resolve
+from shardsim.units import show_number
 
 LARGEST = 10**9  # of batch, sequence and every size
 MOST_AXES = 16
@@ -312,7 +313,7 @@ def _count(value: Any, where: str) -> int:
         hint = instead(value, lambda meant: type(meant) is int and 0 < meant <= LARGEST)
         raise PlanError(f"{where}: must be a positive whole number, not {_show(value)}{hint}")
     if value > LARGEST:
-        raise PlanError(f"{where}: must be at most {LARGEST:,}, not {value:,}")
+        raise PlanError(f"{where}: must be at most {LARGEST:,}, not {show_number(value)}")
     return value
 
 
@@ -366,21 +367,13 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
             "gradients": plan.overlap.gradients,
             "dcn": plan.overlap.dcn,
         },
-        "precision": {
-            "compute": plan.precision.compute,
-            "parameters": plan.precision.parameters,
-            "reduce": plan.precision.reduce,
-        },
+        "precision": _precision_data(plan.precision),
         "optimizer": plan.optimizer,
         "attention": plan.attention,
         "fused_projections": plan.fused_projections,
     }
     defaults = {"pipeline_schedule": "1f1b", "pipeline_interleave": 1, "accumulation": "repeated"}
     data |= {key: getattr(plan, key) for key in defaults if getattr(plan, key) != defaults[key]}
-    for key, usual in asdict(Precision()).items():
-        value = getattr(plan.precision, key)
-        if value != usual:
-            data["precision"][key] = list(value) if isinstance(value, tuple) else value
     if plan.stage_layers:
         data["stage_layers"] = list(plan.stage_layers)
     if plan.vocab_tiles != 1:
@@ -403,6 +396,15 @@ def plan_to_data(plan: Plan) -> dict[str, Any]:
     if plan.op_costs != "calibrated":
         data["op_costs"] = plan.op_costs
     return data
+
+
+def _precision_data(precision: Precision) -> dict[str, Any]:
+    """Return the formats that every file says, and what else is not as usual."""
+    usual = asdict(Precision())
+    every = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(precision).items()}
+    said = ("compute", "parameters", "reduce")
+    data = {key: every[key] for key in said}
+    return data | {key: v for key, v in every.items() if getattr(precision, key) != usual[key]}
 
 
 def _model_data(model: Model) -> str | dict[str, Any]:

@@ -38,6 +38,11 @@ ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
 Number = Any  # float, int, bool or numpy array of them; all of a layout's broadcast together
 
 
+def somewhere(value: Number) -> bool:
+    """Return whether something holds, or is not 0, in any plan; of a number at once."""
+    return bool(value if isinstance(value, int | float) else np.any(value))
+
+
 @dataclass(frozen=True, kw_only=True)
 class AxisLayout:
     """One role: how much of each torus axis it takes, and how far apart its members are."""

@@ -193,7 +193,17 @@ def _untrained(model: Model) -> str:
 
 
 def check(plan: Plan, layout: Layout) -> None:
-    """Raise `PlanError` for the first division of a single plan that is not exact."""
+    """Raise `PlanError` for what no implementation does, and the first division of a single plan
+    that is not exact."""
+    _check_parts(plan, layout)
+    _check_divisions(plan, layout)
+    _check_order(plan, layout)
+    _check_stages(plan, layout)
+    _check_over_stages(plan, layout)
+
+
+def _check_parts(plan: Plan, layout: Layout) -> None:
+    """Refuse roles that stacks of a model, packed sequences or latents are not spread over."""
     if len(plan.model.stacks) > 1 and int(layout.pipeline.size) > 1:
         front = plan.model.experts is not None and plan.model.experts.dense_layers > 0
         which = "in front of those with experts" if front else "after the last whole round"
@@ -216,6 +226,10 @@ def check(plan: Plan, layout: Layout) -> None:
             "mesh: latent attention is not spread over a second tensor axis; name one axis for "
             "heads or embed in rules.activations"
         )
+
+
+def _check_divisions(plan: Plan, layout: Layout) -> None:
+    """Refuse sizes that do not divide by what splits them."""
     for key, what, size, by in conditions(
         plan.model, plan.batch, plan.sequence, layout, plan.pipeline_interleave
     ):
@@ -230,6 +244,10 @@ def check(plan: Plan, layout: Layout) -> None:
             f"sequence: {plan.sequence} tokens are not whole groups of {experts.group} "
             f"(experts.group){_nearest('batch', '', plan.sequence, experts.group)}"
         )
+
+
+def _check_order(plan: Plan, layout: Layout) -> None:
+    """Refuse orders of microbatches that are not modelled for the model, or with each other."""
     for key, value, usual in (
         ("accumulation", plan.accumulation, "repeated"),
         ("pipeline_schedule", plan.pipeline_schedule, "1f1b"),
@@ -248,7 +266,10 @@ def check(plan: Plan, layout: Layout) -> None:
             f"accumulation: {plan.accumulation} beside pipeline_schedule: "
             f"{plan.pipeline_schedule} is not modelled; use repeated"
         )
-    _check_stages(plan, layout)
+
+
+def _check_over_stages(plan: Plan, layout: Layout) -> None:
+    """Refuse ways to accumulate, and microbatches too few, over pipeline stages."""
     if layout.layered and int(layout.pipeline.size) > 1:
         raise PlanError(
             "accumulation: layered is not possible over pipeline stages, where a layer passes each "

@@ -44,55 +44,28 @@ def resolve(plan: Plan) -> Layout:
     axes: dict[str, Any] = {
         role: axis_layout(plan.machine, plan.mesh, names) for role, names in members.items()
     }
-    context = members["context"]
-    splits = [name in plan.parameters.get("embed", ()) for name in context]
-    if len(set(splits)) > 1:
-        raise PlanError("rules.parameters.embed: must name all sequence axes or none of them")
-    data = members["data"]
-    over_data = [name in plan.optimizer_rules.get("embed", ()) for name in data]
-    if len(set(over_data)) > 1:
-        raise PlanError("rules.optimizer.embed: must name all data axes or none of them")
-    expert = members["expert"]
-    shards = [name in plan.parameters.get("embed", ()) for name in expert]
-    if len(set(shards)) > 1:
-        raise PlanError("rules.parameters.embed: must name all expert axes or none of them")
-    gathers = [*members["fsdp"], *(context if context and all(splits) else ())]
-    by_expert = [name in plan.parameters.get("expert", ()) for name in gathers]
-    if len(set(by_expert)) > 1:
-        raise PlanError(
-            f"rules.parameters.expert: must name all axes that shard parameters "
-            f"({', '.join(gathers)}) or none of them"
-        )
-    if plan.experts.exchange == "ring" and not expert:
-        raise PlanError(
-            "experts.exchange: a ring needs an expert axis; name one in rules.parameters.expert "
-            "and rules.activations.expert"
-        )
-    if not plan.context.plain and not context:
-        raise PlanError(
-            "context: no mesh axis splits the sequence in attention; name one in "
-            "rules.activations.seq alone, or leave the key out"
-        )
-    if not plan.context.plain and plan.execution == "partitioned":
-        raise PlanError(
-            "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
-            "out, or use execution: explicit"
-        )
-    groups = plan.remat.groups
+    context, data, expert = members["context"], members["data"], members["expert"]
+    context_shards = _all_or_none(plan.parameters, "parameters.embed", context, "sequence axes")
+    over_data = _all_or_none(plan.optimizer_rules, "optimizer.embed", data, "data axes")
+    shards = _all_or_none(plan.parameters, "parameters.embed", expert, "expert axes")
+    gathers = [*members["fsdp"], *(context if context_shards else ())]
+    what = f"axes that shard parameters ({', '.join(gathers)})"
+    by_expert = _all_or_none(plan.parameters, "parameters.expert", gathers, what)
+    _check_wanted_axes(plan, members)
     layout = Layout(
         **axes,
-        context_shards_parameters=bool(context) and all(splits),
+        context_shards_parameters=context_shards,
         spread=Spread(
             # Without an expert axis as a search holds it, which looks at meshes with and without.
-            shards=all(shards) if expert else plan.model.experts is not None,
+            shards=shards if expert else plan.model.experts is not None,
             ring=plan.experts.exchange == "ring",
-            by_expert=bool(gathers) and all(by_expert),
+            by_expert=by_expert,
             passed=plan.context.keys == "ring",
             by_head=plan.context.keys == "ulysses",
             switched=plan.context.keys == "dsp",
         ),
         residual=_residual(plan, members["tensor"]),
-        optimizer_over_data=bool(data) and all(over_data),
+        optimizer_over_data=over_data,
         microbatches=plan.microbatches,
         gathered=plan.accumulation in ("gathered", "scattered"),
         scattered=plan.accumulation == "scattered",
@@ -103,7 +76,7 @@ def resolve(plan: Plan) -> Layout:
         stage_layers=plan.stage_layers,
         kept=tuple(
             Kept(names=(group.kept,), offloaded=(group.offload,), layers=group.layers)
-            for group in groups
+            for group in plan.remat.groups
         ),
         matmul_overlap=MATMUL_OVERLAP.index(plan.overlap.matmul),
         weights_overlap=plan.overlap.weights,
@@ -114,17 +87,55 @@ def resolve(plan: Plan) -> Layout:
         partitioned=plan.execution == "partitioned",
         names={role: tuple(names) for role, names in members.items()},
     )
-    if len(groups) > 1 and (len(plan.model.stacks) > 1 or len(plan.model.parts) > 1):
+    _check_groups(plan, layout)
+    return layout
+
+
+def _all_or_none(
+    rules: Mapping[str, Sequence[str]], rule: str, axes: Sequence[str], what: str
+) -> bool:
+    """Return whether a rule ("parameters.embed") names all of some axes; refuse some of them."""
+    named = [name in rules.get(rule.partition(".")[2], ()) for name in axes]
+    if len(set(named)) > 1:
+        raise PlanError(f"rules.{rule}: must name all {what} or none of them")
+    return all(named) and bool(named)
+
+
+def _check_wanted_axes(plan: Plan, members: Mapping[str, Sequence[str]]) -> None:
+    """Refuse ways of experts and keys that no axis, or nobody, carries out."""
+    if plan.experts.exchange == "ring" and not members["expert"]:
+        raise PlanError(
+            "experts.exchange: a ring needs an expert axis; name one in rules.parameters.expert "
+            "and rules.activations.expert"
+        )
+    if plan.context.plain:
+        return
+    if not members["context"]:
+        raise PlanError(
+            "context: no mesh axis splits the sequence in attention; name one in "
+            "rules.activations.seq alone, or leave the key out"
+        )
+    if plan.execution == "partitioned":
+        raise PlanError(
+            "context: the compiler's partitioner gathers keys of contiguous tokens; leave the key "
+            "out, or use execution: explicit"
+        )
+
+
+def _check_groups(plan: Plan, layout: Layout) -> None:
+    """Refuse groups of layers that keep different things where layers are more than one row."""
+    if len(plan.remat.groups) == 1:
+        return
+    if len(plan.model.stacks) > 1 or len(plan.model.parts) > 1:
         raise PlanError(
             "remat: groups of layers are not told from dense layers in front of those with "
             "experts, or from layers after the last whole round; give one policy"
         )
-    if len(groups) > 1 and int(layout.pipeline.size) > 1:
+    if int(layout.pipeline.size) > 1:
         raise PlanError(
             "remat: groups of layers are not spread over pipeline stages; give one policy, or name "
             "no axis for layers in rules.parameters"
         )
-    return layout
 
 
 def stripes(model: Model, sequence: int, members: Number) -> Number:
@@ -209,21 +220,16 @@ def _role(plan: Plan, name: str) -> str | None:
 
 def _residual(plan: Plan, tensor: list[str]) -> int:
     """Return how the residual stream lies over the tensor axes."""
-    where = {
-        logical: [name in plan.activations.get(logical, ()) for name in tensor]
+    what = f"tensor axes ({', '.join(tensor)})"
+    seq, embed = (
+        _all_or_none(plan.activations, f"activations.{logical}", tensor, what)
         for logical in ("seq", "embed")
-    }
-    for logical, named in where.items():
-        if any(named) and not all(named):
-            raise PlanError(
-                f"rules.activations.{logical}: must name all tensor axes ({', '.join(tensor)}) "
-                "or none of them"
-            )
-    if any(where["seq"]) and any(where["embed"]):
+    )
+    if seq and embed:
         raise PlanError("rules.activations: a tensor axis splits seq or embed, not both")
-    if any(where["embed"]):
+    if embed:
         return EMBED_SHARDED
-    return SEQUENCE_SHARDED if any(where["seq"]) else REPLICATED
+    return SEQUENCE_SHARDED if seq else REPLICATED
 
 
 def axis_layout(machine: Machine, mesh: Sequence[MeshAxis], names: Sequence[str]) -> AxisLayout:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,25 @@ class SearchResult:
             "smallest_peak_bytes": self.smallest_peak_bytes,
             "complete": self.complete,
         }
+
+
+def joined(
+    results: Sequence[SearchResult], best: Sequence[Prediction], complete: bool, seconds: float
+) -> SearchResult:
+    """Return one result of several searches: the sums of what they looked at, and their least
+    bound and peak, where all of them are `complete`."""
+    bounds = [result.bound for result in results if result.bound is not None]
+    return SearchResult(
+        predictions=tuple(best),
+        searched=sum(result.searched for result in results),
+        fit=sum(result.fit for result in results),
+        priced=sum(result.priced for result in results),
+        bound=min(bounds, key=attrgetter("step_time_s")) if complete and bounds else None,
+        seconds=seconds,
+        smallest_peak_bytes=min((one.smallest_peak_bytes for one in results), default=np.inf),
+        complete=complete,
+        slices=tuple(of for result in results for of in result.slices),
+    )
 
 
 def _routing(work: Workload, layout: Layout) -> Routing:

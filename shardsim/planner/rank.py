@@ -133,12 +133,8 @@ class Ranking:
         some = np.flatnonzero(fits.any(axis=(1, 2)))
         for index, ranking in enumerate(rankings):
             own = number == index
-            ranking._parts += 1
-            ranking.searched += int(searched[own].sum())
-            ranking.fit += int((fits[own].sum(axis=(1, 2)) * many[own]).sum())
-            ranking.smallest_peak_bytes = min(
-                ranking.smallest_peak_bytes, float(np.min(smallest[own], initial=np.inf))
-            )
+            fitting = int((fits[own].sum(axis=(1, 2)) * many[own]).sum())
+            ranking._count(int(searched[own].sum()), fitting, smallest[own])
         if not len(some):
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
@@ -160,22 +156,53 @@ class Ranking:
             if not len(own):
                 continue
             full = not roomy[own].any()
-            wanted = fits[own] if full else roomy[own]
-            least_s = np.where(wanted, bounds_s[own], np.inf).min(axis=(1, 2))
-            bound_s = float(np.where(mixed[own], bounds_s[own], np.inf).min())
-            ranking.bound_s = min(ranking.bound_s, bound_s)
-            ranking._fitting.append(
-                _Fitting(
-                    number=ranking._parts,
-                    machine=machine,
-                    part=part.take(own),
-                    fits=wanted,
-                    prefetch=prefetch[own] & (hidden[own] | full),
-                    full=full,
-                    priced=np.zeros(len(own), dtype=bool),
-                    least=least_s * (1.0 - SLACK) * _weight(machine, ranking.objective),
-                )
+            ranking._note(
+                machine,
+                part.take(own),
+                fits[own] if full else roomy[own],
+                prefetch[own] & (hidden[own] | full),
+                bounds_s[own],
+                mixed[own],
+                full,
             )
+
+    def _count(self, searched: int, fitting: int, smallest: Array) -> None:
+        """Count the plans of a part, of which so many fit; `smallest` peaks of pairs, in bytes."""
+        self._parts += 1
+        self.searched += searched
+        self.fit += fitting
+        least = float(np.min(smallest, initial=np.inf))
+        self.smallest_peak_bytes = min(self.smallest_peak_bytes, least)
+
+    def _note(
+        self,
+        machine: Machine,
+        part: Part,
+        wanted: Array,
+        prefetch: Array,
+        bounds_s: Array,
+        mixed: Array,
+        full: bool,
+    ) -> None:
+        """Note what fits of a part, and how good it can be; all arrays are of the part's shape.
+
+        `wanted` are the plans to price, `mixed` those that fit if layers keep different things.
+        """
+        least_s = np.where(wanted, bounds_s, np.inf).min(axis=(1, 2))
+        bound_s = float(np.where(mixed, bounds_s, np.inf).min())
+        self.bound_s = min(self.bound_s, bound_s)
+        self._fitting.append(
+            _Fitting(
+                number=self._parts,
+                machine=machine,
+                part=part,
+                fits=wanted,
+                prefetch=prefetch,
+                full=full,
+                priced=np.zeros(part.pairs, dtype=bool),
+                least=least_s * (1.0 - SLACK) * _weight(machine, self.objective),
+            )
+        )
 
     def _memory(
         self, machine: Machine, part: Part, layout: Layout
@@ -252,8 +279,7 @@ class Ranking:
 
     def _bar(self) -> Score:
         """Return the score that a plan must not exceed to be among the best."""
-        scores = sorted(found.score for found in self._found.values())
-        return scores[self.top - 1] if len(scores) >= self.top else (np.inf, np.inf)
+        return bar_of([found.score for found in self._found.values()], self.top)
 
     def _price(self, fitting: _Fitting, pairs: list[int]) -> None:
         """Price all plans of some pairs, on all meshes of their forms."""
@@ -312,6 +338,11 @@ def score_of(machine: Machine, objective: str, step_s: float, price: float = 1.0
     weight = _weight(machine, objective) * (price if objective == "cost" else 1.0)
     value = _rounded(np.array([step_s * weight]))
     return _first(machine, objective), float(value[0])
+
+
+def bar_of(scores: Sequence[Score], top: int) -> Score:
+    """Return the worst of the `top` best scores: what plans must reach to be among them."""
+    return sorted(scores)[top - 1] if len(scores) >= top else (np.inf, np.inf)
 
 
 def limit_on(machine: Machine, objective: str, bar: Score, price: float = 1.0) -> float:

@@ -198,75 +198,44 @@ def parts(
     Of choices that are `fixed` it has only those. `attention` is the plans'. Of several `machines`,
     which are of one chip, a part has the meshes of all.
     """
-    several = sum(size > 1 for size in fixed.sizes.values())
-    every = of_all(machines, max(max_axes, several), model.experts is not None)
-    for role, size in fixed.sizes.items():
-        every = every.take(every.sizes[:, ROLES.index(role)] == size)
-    # What no choice can mend goes first.
-    every = every.take(divides(model, batch, sequence, _bare(every.sizes)))
-    first = every.by_form[every.starts]
-    tried: tuple[int, ...] = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
-    if model.text:  # embeddings are compared with those of the whole batch
-        tried = tuple(number for number in tried if number == 1)
-    count = np.array([number for number in tried if number <= batch], dtype=np.int64)
-    mesh = np.repeat(first, len(count))
-    microbatches = np.tile(count, len(first))
-    bare = _bare(every.sizes[mesh], microbatches=microbatches)
-    bare = bare.reshaped(**_accumulated(fixed, bare.pipeline.size))
-    fits = legal(model, batch, sequence, bare, fixed.pipeline_interleave)
-    mesh, microbatches = mesh[fits], microbatches[fits]
+    every = _meshes(model, machines, batch, sequence, max_axes, fixed)
+    mesh, microbatches = _pairs(model, batch, sequence, fixed, every)
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
-    tensor = bare.tensor.size
-    heads_split = np.zeros((), dtype=np.int64)
-    for one in model.parts:  # each may have heads of its own
-        whole, whole2 = heads_whole(one.model, bare)
-        heads_split = 4 * heads_split + whole + 2 * whole2
+    heads_split = _heads_split(model, bare)
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
     remats = policies(machines[0]) if fixed.remat is None else (fixed.remat,)
     if fixed.forward_only and fixed.remat is None:  # nothing is kept
         remats = (Policy(),)
-    # The sequence first: of plans that take equally long, the first is kept.
-    ring = model.experts is not None and model.experts.top_k >= RING_TOP
-    rings = [False, True] if ring else [False]
-    if fixed.exchange is not None:
-        rings = [fixed.exchange == "ring"]
-    spreads = [
-        Spread(
-            shards=shards,
-            ring=ring,
-            passed=keys == "ring",
-            by_head=keys == "ulysses",
-            switched=keys == "dsp",
-        )
-        for keys in _keys(model, attention, fixed)
-        for shards in (True, False)
-        for ring in rings
-    ]
-    many = len(every.sizes)
     shardable, by_head, switched = (
-        np.broadcast_to(divides(model, batch, sequence, _bare(every.sizes, spread=spread)), many)
+        np.broadcast_to(
+            divides(model, batch, sequence, _bare(every.sizes, spread=spread)), len(every.sizes)
+        )[mesh]
         for spread in (Spread(shards=True), Spread(by_head=True), Spread(switched=True))
     )
     groups = bare.data.size * bare.fsdp.size * bare.expert.size * bare.context.size
     needed = (batch < groups * microbatches) | (fixed.keys is not None)
     striped = np.asarray(stripes(model, sequence, bare.context.size))
+    # The sequence first: of plans that take equally long, the first is kept.
     for residual, context_shards, spread in product(
-        (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED), (False, True), spreads
+        (REPLICATED, SEQUENCE_SHARDED, EMBED_SHARDED),
+        (False, True),
+        _spreads(model, attention, fixed),
     ):
-        differs = np.full(mesh.shape, True)
+        differs = shardable == spread.shards
         if residual != REPLICATED:
-            differs &= tensor > 1
+            differs = differs & (bare.tensor.size > 1)
         elif fixed.matmul:  # what is replicated has no collective matmuls
-            differs &= tensor == 1
-        if context_shards:
-            differs &= bare.context.size > 1
-        differs &= shardable[mesh] == spread.shards
+            differs = differs & (bare.tensor.size == 1)
         if spread.ring:
-            differs &= bare.expert.size > 1
-        if spread.passed or spread.by_head:
-            differs &= (bare.context.size > 1) & (by_head[mesh] | spread.passed) & needed
+            differs = differs & (bare.expert.size > 1)
+        if context_shards or spread.passed or spread.by_head or spread.switched:
+            differs = differs & (bare.context.size > 1)
+        if spread.passed:
+            differs = differs & needed
+        if spread.by_head:
+            differs = differs & by_head & needed
         if spread.switched:
-            differs &= (bare.context.size > 1) & switched[mesh] & needed
+            differs = differs & switched & needed
         for heads in np.unique(heads_split[differs]):
             chosen = np.flatnonzero(differs & (heads_split == heads))
             yield Part(
@@ -285,6 +254,67 @@ def parts(
                 remats=remats,
                 fixed=fixed,
             )
+
+
+def _meshes(
+    model: Model,
+    machines: Sequence[Machine],
+    batch: int,
+    sequence: int,
+    max_axes: int,
+    fixed: Fixed,
+) -> Meshes:
+    """Return the meshes with the sizes that are held, but for those that no choice can mend."""
+    several = sum(size > 1 for size in fixed.sizes.values())
+    every = of_all(machines, max(max_axes, several), model.experts is not None)
+    for role, size in fixed.sizes.items():
+        every = every.take(every.sizes[:, ROLES.index(role)] == size)
+    return every.take(divides(model, batch, sequence, _bare(every.sizes)))
+
+
+def _pairs(
+    model: Model, batch: int, sequence: int, fixed: Fixed, every: Meshes
+) -> tuple[Array, Array]:
+    """Return the legal pairs of a mesh, the first of its form, and a number of microbatches: two
+    arrays of shape [pairs]."""
+    tried = MICROBATCHES if fixed.microbatches is None else (fixed.microbatches,)
+    # Of several parts embeddings are compared with those of the whole batch.
+    count = np.array([n for n in tried if n <= batch and (n == 1 or not model.text)], np.int64)
+    first = every.by_form[every.starts]
+    mesh, microbatches = np.repeat(first, len(count)), np.tile(count, len(first))
+    bare = _bare(every.sizes[mesh], microbatches=microbatches)
+    bare = bare.reshaped(**_accumulated(fixed, bare.pipeline.size))
+    fits = legal(model, batch, sequence, bare, fixed.pipeline_interleave)
+    return mesh[fits], microbatches[fits]
+
+
+def _heads_split(model: Model, bare: Layout) -> Array:
+    """Return a number for how each pair's tensor axes split heads of all parts: [pairs]."""
+    found = np.zeros((), dtype=np.int64)
+    for one in model.parts:  # each may have heads of its own
+        whole, whole2 = heads_whole(one.model, bare)
+        found = 4 * found + whole + 2 * whole2
+    return found
+
+
+def _spreads(model: Model, attention: str, fixed: Fixed) -> list[Spread]:
+    """Return the ways in which tokens and weights lie over expert and context axes."""
+    ring = model.experts is not None and model.experts.top_k >= RING_TOP
+    rings = [False, True] if ring else [False]
+    if fixed.exchange is not None:
+        rings = [fixed.exchange == "ring"]
+    return [
+        Spread(
+            shards=shards,
+            ring=ring,
+            passed=keys == "ring",
+            by_head=keys == "ulysses",
+            switched=keys == "dsp",
+        )
+        for keys in _keys(model, attention, fixed)
+        for shards in (True, False)
+        for ring in rings
+    ]
 
 
 def _accumulated(fixed: Fixed, stages: Array) -> dict[str, Any]:

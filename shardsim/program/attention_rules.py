@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
@@ -23,6 +21,7 @@ from shardsim.program.tasks import (
     Compute,
 )
 from shardsim.program.trace import LANES
+from shardsim.records import replace
 
 # Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and
 # read, probabilities written and read in bf16; backward that again, and the gradients of both:

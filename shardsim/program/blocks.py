@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 
-from shardsim.graph.arrays import Backward, backward
+from shardsim.graph.arrays import Backward, Op, backward
 from shardsim.graph.derive import Derived, derive
 from shardsim.graph.place import Kind, placed
 from shardsim.model import Model
@@ -51,6 +51,22 @@ def first_alike(model: Model, attention: str, layer: int) -> int:
     """Return the number of the first kind of layer that has the same ops as one."""
     layers = [kind.part.ops for kind, _ in graph(model, attention).layers]
     return layers.index(layers[layer])
+
+
+@lru_cache(maxsize=4096)
+def first_as_large(model: Model, attention: str, layer: int) -> int:
+    """Return the number of the first kind of layer that has the same arrays as one: a window says
+    which of them a kernel multiplies, not which there are."""
+    layers = [[_unmasked(op) for op in kind.part.ops] for kind, _ in graph(model, attention).layers]
+    return layers.index(layers[layer])
+
+
+def _unmasked(op: Op) -> tuple[Op, bool | None]:
+    """Return an op without its mask, and whether that one is local; none where it has none."""
+    kernel, mask = op.kernel, op.mask
+    if kernel:
+        kernel, mask = replace(kernel, mask=None), kernel.mask
+    return replace(op, kernel=kernel, mask=None), mask.local if mask else None
 
 
 @lru_cache(maxsize=4096)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from shardsim.plan.layout import Number
@@ -12,6 +10,7 @@ from shardsim.program.rules import Where, attends, changed, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import BY_HEAD, Collective, Compute
 from shardsim.program.trace import LANES
+from shardsim.records import replace
 
 
 def join_all_ends(block: Block, where: Where) -> Block:

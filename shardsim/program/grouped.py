@@ -8,8 +8,6 @@ both. So an expert costs a tile of rows and a wait for its matrix more than its 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from shardsim.ops.experts import WIDE_TILE, row_tile
@@ -18,6 +16,7 @@ from shardsim.program.rules import Where, changed, in_two, width
 from shardsim.program.schedule import Block, Grid, Task
 from shardsim.program.tasks import Compute
 from shardsim.program.trace import LANES
+from shardsim.records import replace
 
 # A kernel has its inputs twice and its result three times in so much of on-chip memory, as Tokamax
 # reckons (`_fit_within_tpu_vmem` in openxla/tokamax at 783ea95, ragged_dot/pallas_mosaic_tpu.py).

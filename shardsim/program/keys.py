@@ -20,7 +20,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import Layout, Number, somewhere
 from shardsim.program.schedule import Await, Block, Start, Task
 from shardsim.program.tasks import KEYS, Collective, Compute
 
@@ -31,7 +31,7 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
     """Return a block's tasks, with gathers of keys and values beside what runs until they are
     read."""
     on = np.asarray(layout.weights_overlap, dtype=bool)
-    if block.phase not in LAYERS or not np.any(on) or not any(map(_gathers_keys, block.tasks)):
+    if block.phase not in LAYERS or not somewhere(on) or not any(map(_gathers_keys, block.tasks)):
         return block.tasks
     tasks, places = _queries_last([*block.tasks])
     started: dict[int, list[Task]] = {}  # by the place of what they stand before
@@ -44,7 +44,7 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
             if not isinstance(reader, Compute) or reader.kind != "attention":
                 continue
             name, here = f"{move.name} for {reader.name}", left * np.greater(reader.count, 0)
-            if np.any(here):
+            if somewhere(here):
                 begun = Start(task=replace(move, name=name, count=here))
                 started.setdefault(begin, []).append(begun)
                 awaited.setdefault(at, []).append(Await(name=name))
@@ -103,11 +103,11 @@ def _beside_all(task: object, kind: str) -> TypeGuard[Collective]:
     """Return whether keys or values, or their gradients, move so beside anything."""
     if not isinstance(task, Collective) or (task.purpose, task.kind) != (KEYS, kind):
         return False
-    return task.switch == "always" and bool(np.any(task.count))
+    return task.switch == "always" and somewhere(task.count)
 
 
 def _gathers_keys(task: Task) -> TypeGuard[Collective]:
-    if not isinstance(task, Collective) or not np.any(task.count):
+    if not isinstance(task, Collective) or not somewhere(task.count):
         return False
     return (task.purpose, task.kind, task.schedule) == (KEYS, "all-gather", "exposed")
 

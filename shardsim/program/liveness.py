@@ -24,7 +24,7 @@ from shardsim.graph.place import (
 )
 from shardsim.model import Model
 from shardsim.ops.activate import GATE
-from shardsim.program.blocks import backward_of, derived_blocks, first_alike, graph
+from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import stored
 from shardsim.program.trace import LANES, Live, Trace
@@ -63,7 +63,7 @@ def layer_trace(
     mode: Mode,
 ) -> Trace:
     """Return what is live while a layer of a kind runs again and back, with `kept` kept."""
-    layer = first_alike(model, attention, layer)
+    layer = first_as_large(model, attention, layer)
     again = backward_of(model, attention, layer, kept).again
     first = mode.prefetch and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")

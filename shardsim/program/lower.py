@@ -7,7 +7,6 @@ HBM. Every weight of a pass is gathered in one go, and so are its gradients scat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from shardsim.program.tasks import (
     fused,
 )
 from shardsim.program.weights import Weights
+from shardsim.records import replace
 
 VECTOR_GRADIENT_BYTES = 4.0  # vectors are summed in float32
 

@@ -3,17 +3,16 @@ wait."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from shardsim.plan.layout import Number
+from shardsim.plan.layout import Number, somewhere
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.quantise import OPS
 from shardsim.program.rounds import ROUND
 from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
 from shardsim.program.tasks import KEYS, NARROWED, Collective, Compute
+from shardsim.records import replace
 
 # Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
 # matrices one large and one small forward, both large and two small ones backward (read off
@@ -195,7 +194,7 @@ def await_some_gathers(block: Block, where: Where) -> Block:
     last: list[Task] = []
     at = 0  # behind the last operation that no reduction waits for
     for task in block.tasks:
-        if np.any(share) and of_layer_weights(task, "all-gather"):
+        if somewhere(share) and of_layer_weights(task, "all-gather"):
             part = {"bytes": task.bytes * share, "messages": task.messages * share}
             last.append(replace(task, name=f"{task.name}, awaited", schedule="exposed", **part))
             rest = {"bytes": task.bytes - part["bytes"]}

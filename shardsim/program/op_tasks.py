@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
 from shardsim.graph.arrays import Array, Matmul, Op, Split
 from shardsim.graph.derive import Derived, Transfer
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import Layout, Number, somewhere
 from shardsim.plan.precision import DTYPE_BYTES, WEIGHT_GRADIENTS
 from shardsim.program.kernels import kernel
 from shardsim.program.purposes import (
@@ -115,7 +113,7 @@ class OpTasks:
         joined: float = 0.0,
     ) -> list[Compute]:
         """Return an elementwise operation, or a gradient, in units of the result's elements."""
-        if not np.any(passes) and not ops and not np.any(apart):
+        if not somewhere(passes) and not ops and not somewhere(apart):
             return []
         elements = self.elements(op.out, place)
         widest = op.ins[0] if op.ins and op.ins[0].wide and not op.product else op.out

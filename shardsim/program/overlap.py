@@ -17,11 +17,11 @@ that were gathered and gradients still to be scattered, as in a loop that carrie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from shardsim.plan.layout import Layout, Number
+from shardsim.plan.layout import Layout, Number, somewhere
 from shardsim.program.keys import behind_keys, gathered_when_made, scattered_beside_queries
 from shardsim.program.rings import ring, runs_as_ring
 from shardsim.program.rounds import rounds
@@ -39,6 +39,7 @@ from shardsim.program.schedule import (
 )
 from shardsim.program.tasks import Collective, Compute, Program
 from shardsim.program.turns import stages_in_a_row
+from shardsim.records import replace
 
 # What turns on the overlap of the collectives that name it in `Collective.switch`.
 SWITCHES: dict[str, Callable[[Layout], Number]] = {
@@ -115,7 +116,7 @@ def overlap(program: Program, layout: Layout) -> Schedule:
 def _apart(block: Block, layout: Layout) -> tuple[Block, ...]:
     """Return a block of the way back as two, gradients of weights apart, where a plan says so."""
     on = np.asarray(layout.split_backward, dtype=bool)
-    if block.phase != "backward" or not np.any(on):
+    if block.phase != "backward" or not somewhere(on):
         return (block,)
     back: list[Task] = []
     weights: list[Task] = []
@@ -149,13 +150,13 @@ def rings(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     wanted = [
         (task, on)
         for task in tasks
-        if isinstance(task, Collective) and np.any(on := runs_as_ring(task, layout))
+        if isinstance(task, Collective) and somewhere(on := runs_as_ring(task, layout))
     ]
     for task, on in wanted:
         partners = [
             other
             for other in tasks
-            if isinstance(other, Compute) and other.name in task.partners and np.any(other.count)
+            if isinstance(other, Compute) and other.name in task.partners and somewhere(other.count)
         ]
         if not partners:
             continue
@@ -219,7 +220,7 @@ def _split(draft: _Draft, layout: Layout, kind: str) -> tuple[list[Collective], 
         on = np.asarray(SWITCHES[task.switch](layout), dtype=bool)
         for where, found in ((np.logical_not(on), waited), (on, started)):
             one = replace(task, count=task.count * where)
-            found += [one] if np.any(one.count) else []
+            found += [one] if somewhere(one.count) else []
     return waited, started
 
 
@@ -241,12 +242,12 @@ def _ordered(
     finals = "weights" if _of(drafts, "weights") else "backward"
     for name, draft in drafts.items():
         phase, trips = draft.block.phase, draft.block.trips
-        if phase == "boundary" and not np.any(np.greater(stages, 1)):
+        if phase == "boundary" and not somewhere(np.greater(stages, 1)):
             continue
         if phase == finals and final:
             last_trips = trips / microbatches
             trips = trips - last_trips
-            several = bool(np.any(trips))
+            several = bool(somewhere(trips))
             title = f"{name}, last microbatch" if several else name
             put("final", final[draft.block.group].done(title, last_trips))
             if not several:
@@ -254,7 +255,7 @@ def _ordered(
                 continue
         put(phase, draft.done(name, trips))
     head: tuple[int | Loop, ...] = tuple(place["head"])
-    if np.any(layout.layered):
+    if somewhere(layout.layered):
         head = tuple(Loop(times=heads, body=(number,)) for number in place["head"])
     layers = [draft.block.trips / (microbatches * chunks) for draft in _of(drafts, "forward")]
 
@@ -267,7 +268,7 @@ def _ordered(
         back = [last] if finals == "backward" else ["backward", last]
         steps: list[int | Loop] = [*passes("forward"), *head]
         steps += [loop for phase in back for loop in passes(phase)]
-        if np.any(np.greater(chunks, 1)):
+        if somewhere(np.greater(chunks, 1)):
             without_head = (*passes("forward"), *passes(last))
             steps.insert(0, Loop(times=chunks - 1, body=without_head))
         for number in place.get("boundary", ()):
@@ -308,5 +309,4 @@ def _never(task: Task) -> bool:
     """Return whether a task runs in none of the plans."""
     if not isinstance(task, Compute | Collective):
         return False
-    count = task.count  # most often a number, and np.any takes its time
-    return not (count if isinstance(count, int) else np.any(count))
+    return not somewhere(task.count)

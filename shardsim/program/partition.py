@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,59 @@ def _forward_only(block: Block) -> Block:
     return replace(block, tasks=tuple(kept))
 
 
+@dataclass
+class _Round:
+    """What a round of layers does on one device: its tasks, elements of its matrices, and bytes."""
+
+    forward: list[Task] = field(default_factory=list)
+    backward: list[Task] = field(default_factory=list)
+    stored: Number = 0.0  # elements of its matrices
+    trained: Number = 0.0  # of those, that have gradients
+    whole: Number = 0.0  # of the same, gathered
+    kept_bytes: Number = 0.0  # for the backward pass, on the device
+    entered_bytes: Number = 0.0  # of that, the inputs of layers
+    taken_bytes: Number = 0.0  # that products read of it
+    waiting_bytes: Number = 0.0  # for gradients of weights that are made later
+    away: dict[str, Number] = field(default_factory=dict)  # bytes kept in the host's memory
+
+
+def _round(layout: Layout, part: PartOf, run: Run) -> _Round:
+    """Return what a round of layers does, each kind of them as many times as it is there."""
+    policy, work, sizes = run.kept, run.work, part.sizes
+    made = _Round()
+    for number, layer in run.layers:
+        one, times = part.derived.layers[number], layer.times
+        low = Lowering(work, layout, sizes, one)
+        made.forward += repeated(low.forward(), layer)
+        matrices = [array for array in one.weights if array.weight == "matrix"]
+        made.stored = made.stored + times * sum(sizes.stored(array) for array in matrices)
+        matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
+        made.trained = made.trained + times * sum(sizes.stored(array) for array in matrices)
+        made.whole = made.whole + times * sum(sizes.gathered(array) for array in matrices)
+        if not run.trained:
+            continue
+        found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
+        again = runs_again(found, policy.shape)
+        made.backward = [*repeated(low.backward(again), layer), *made.backward]
+        on_device, on_host = kept(work, layout, sizes, number, policy)
+        made.kept_bytes = made.kept_bytes + times * on_device
+        of_input = entered(work, sizes, one.start, policy)
+        made.entered_bytes = made.entered_bytes + times * of_input
+        for name, size in on_host.items():
+            made.away[name] = made.away.get(name, 0.0) + times * size
+        taken = kept_for_products(work, layout, sizes, number, policy)
+        made.taken_bytes = made.taken_bytes + times * taken
+        if np.any(_weights_wait(layout)):
+            own = operands_of_weights(work, layout, sizes, number, policy)
+            made.waiting_bytes = made.waiting_bytes + times * own
+    return made
+
+
+def _weights_wait(layout: Layout) -> Number:
+    """Return whether gradients of weights are made ticks after those of activations."""
+    return layout.split_backward & layout.lockstep
+
+
 def _layers(
     layout: Layout, part: PartOf, run: Run, group: int | None
 ) -> tuple[Block, Block, tuple[Block, ...]]:
@@ -89,103 +143,47 @@ def _layers(
     What their policy keeps in the host's memory is copied there and back beside the layer that it
     is of.
     """
-    policy, work, sizes = run.kept, run.work, part.sizes
-    forward: list[Task] = []
-    backward: list[Task] = []
-    stored: Number = 0.0
-    trained: Number = 0.0
-    kept_bytes: Number = 0.0
-    entered_bytes: Number = 0.0
-    away: dict[str, Number] = {}
-    whole: Number = 0.0
-    taken_bytes: Number = 0.0
-    waiting_bytes: Number = 0.0
-    in_ticks = layout.split_backward & layout.lockstep
-    for number, layer in run.layers:
-        one = part.derived.layers[number]
-        low = Lowering(work, layout, sizes, one)
-        found = [backward_of(work.model, work.attention, number, names) for names in policy.names]
-        forward += repeated(low.forward(), layer)
-        if run.trained:
-            again = runs_again(found, policy.shape)
-            backward = [*repeated(low.backward(again), layer), *backward]
-        matrices = [array for array in one.weights if array.weight == "matrix"]
-        stored = stored + layer.times * sum(sizes.stored(array) for array in matrices)
-        matrices = [leaf.array for leaf in one.leaves if leaf.array.weight == "matrix"]
-        trained = trained + layer.times * sum(sizes.stored(array) for array in matrices)
-        whole = whole + layer.times * sum(sizes.gathered(array) for array in matrices)
-        if not run.trained:
-            continue
-        on_device, on_host = kept(work, layout, sizes, number, policy)
-        kept_bytes = kept_bytes + layer.times * on_device
-        of_input = entered(work, sizes, one.start, policy)
-        entered_bytes = entered_bytes + layer.times * of_input
-        for name, size in on_host.items():
-            away[name] = away.get(name, 0.0) + layer.times * size
-        taken = kept_for_products(work, layout, sizes, number, policy)
-        taken_bytes = taken_bytes + layer.times * taken
-        if np.any(in_ticks):
-            own = operands_of_weights(work, layout, sizes, number, policy)
-            waiting_bytes = waiting_bytes + layer.times * own
-    keep = Compute(
-        name="keep for backward",
-        kind="elementwise",
-        hbm_bytes=2.0 * kept_bytes,
-        copied_bytes=2.0 * entered_bytes,
-        purpose=KEEP,
+    work, made = run.work, _round(layout, part, run)
+    wait = _weights_wait(layout)
+    keep = _copied(
+        "keep for backward", KEEP, made.kept_bytes, copied_bytes=2.0 * made.entered_bytes
     )
-    take = Compute(
-        name="take what was kept",
-        kind="elementwise",
-        hbm_bytes=2.0 * taken_bytes,
-        count=0,
-        purpose=TAKE,
-    )
-    wait = Compute(
-        name="keep for gradients of weights",
-        kind="elementwise",
-        hbm_bytes=2.0 * waiting_bytes,
-        count=in_ticks * 1,
-        purpose=KEEP,
-    )
-    title = "" if group is None else f", group {group + 1}"
+    take = _copied("take what was kept", TAKE, made.taken_bytes, count=0)
+    later = _copied("keep for gradients of weights", KEEP, made.waiting_bytes, count=wait * 1)
     many = np.where(layout.layered, layout.microbatches, 1)
-    trips = run.rounds * layout.microbatches / many
-    forward = repeated_work([*forward, *([keep] if run.trained else [])], many)
-    summed = _accumulate(work, layout, trained, whole)
-    backward = repeated_work([take, *backward, *([wait] if np.any(in_ticks) else []), summed], many)
-    there, of_forward = once(
-        Block(
-            name=f"layer forward{title}",
-            phase="forward",
+    forward = repeated_work([*made.forward, *([keep] if run.trained else [])], many)
+    summed = _accumulate(work, layout, made.trained, made.whole)
+    waits = [later] if np.any(wait) else []
+    backward = repeated_work([take, *made.backward, *waits, summed], many)
+
+    def block(phase: str, tasks: Sequence[Task]) -> tuple[Block, tuple[Block, ...]]:
+        title = "" if group is None else f", group {group + 1}"
+        trips = run.rounds * layout.microbatches / many
+        whole = Block(
+            name=f"layer {phase}{title}",
+            phase=phase,
             group=group or 0,
             trips=trips,
-            tasks=(_cast(work, stored), *forward),
-        ),
-        layout.gathered,
-        layout.summed_whole,
-        run.rounds,
-    )
-    back, of_backward = once(
-        Block(
-            name=f"layer backward{title}",
-            phase="backward",
-            group=group or 0,
-            trips=trips,
-            tasks=(_cast(work, stored), *backward) if run.trained else (),
-        ),
-        layout.gathered,
-        layout.summed_whole,
-        run.rounds,
-    )
-    away = {name: size * many for name, size in away.items()}
+            tasks=tuple(tasks),
+        )
+        return once(whole, layout.gathered, layout.summed_whole, run.rounds)
+
+    cast = _cast(work, made.stored)
+    there, of_forward = block("forward", [cast, *forward])
+    back, of_backward = block("backward", [cast, *backward] if run.trained else [])
+    away = {name: size * many for name, size in made.away.items()}
     out = [_copy(f"offload activations, {name}", size, name) for name, size in away.items()]
     home = [_copy("fetch activations", sum(away.values()))]
     there, back = _beside(there, out), _beside(back, home)
     if work.offload_parameters:
-        there = _fetched_ahead(there, stored * work.parameter_bytes)
-        back = _fetched_ahead(back, stored * work.parameter_bytes) if run.trained else back
+        there = _fetched_ahead(there, made.stored * work.parameter_bytes)
+        back = _fetched_ahead(back, made.stored * work.parameter_bytes) if run.trained else back
     return there, back, (*of_forward, *of_backward)
+
+
+def _copied(name: str, purpose: str, size: Number, **more: Any) -> Compute:
+    """Return a copy of `size` bytes inside HBM, which reads and writes them."""
+    return Compute(name=name, kind="elementwise", hbm_bytes=2.0 * size, purpose=purpose, **more)
 
 
 def _copy(name: str, size: Number, keeps: str = "") -> Copy:

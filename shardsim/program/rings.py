@@ -25,7 +25,6 @@ those of one block join one float32 sum, which the last of them joins with the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from shardsim.plan.plan import MATMUL_OVERLAP
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.schedule import Await, Move, Repeat, Start, Task, Work
 from shardsim.program.tasks import Collective, Compute
+from shardsim.records import replace
 
 SUM_BYTES = 4.0  # sums of products are float32
 UNIDIRECTIONAL, BIDIRECTIONAL = (

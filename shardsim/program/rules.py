@@ -7,16 +7,17 @@ sizes), never by their names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
 
 from shardsim.machine import Machine
-from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number
+from shardsim.plan.layout import REPLICATED, SEQUENCE_SHARDED, Layout, Number, somewhere
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Collective, Compute
+from shardsim.records import replace
 
 LAYER_PHASES = ("forward", "backward")
 
@@ -118,4 +119,4 @@ def put_together(name: str, size: Number, count: Number) -> list[Compute]:
 
 
 def stream(name: str, kind: str, moved: Number, count: Number) -> list[Compute]:
-    return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)] if np.any(count) else []
+    return [Compute(name=name, kind=kind, hbm_bytes=moved, count=count)] if somewhere(count) else []

@@ -7,10 +7,11 @@ Partitioning writes its blocks from work and moves, with notes on what may run b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardsim.model.blocks import Layer
 from shardsim.program.schedule import Block, Move, Number, Work
+from shardsim.records import replace
 
 # What operations are for, where an implementation may do them in another way.
 ATTENTION = "softmax attention"  # in one kernel: `m` queries, `n` keys, `batch` heads

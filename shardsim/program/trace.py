@@ -170,9 +170,8 @@ class Trace:
     def matrix(self) -> Matrix:
         """Moments x arrays: how many times an array is live."""
         at = np.arange(len(self.labels))[:, None]
-        born = np.array([array.born for array in self.arrays])
-        last = np.array([array.last for array in self.arrays])
-        times = np.array([array.times for array in self.arrays])
+        spans = [(array.born, array.last, array.times) for array in self.arrays]
+        born, last, times = np.array(spans).T
         live: Matrix = ((at >= born) & (at <= last)) * times
         return live
 
@@ -185,9 +184,7 @@ class Trace:
     def by_size(self) -> Matrix:
         """Moments x `sizes`: how many arrays of a size are live."""
         columns = {size: column for column, size in enumerate(self.sizes)}
-        chosen = np.zeros((len(self.arrays), len(columns)))
-        for row, array in enumerate(self.arrays):
-            chosen[row, columns[array.size]] = 1.0
+        chosen: Matrix = np.eye(len(columns))[[columns[array.size] for array in self.arrays]]
         return self.matrix @ chosen
 
     @cached_property

@@ -3,12 +3,11 @@ each group of devices, so that those of experts and all others are apart."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from shardsim.graph.derive import Transfer
 from shardsim.graph.place import HEAD_WIDTHS, logical_axis
 from shardsim.program.sizes import Sizes
 from shardsim.program.tasks import Collective, Task
+from shardsim.records import replace
 
 Key = tuple[str, str]  # kind, and what is moved
 

@@ -216,7 +216,6 @@ def sweep_curves(
     name, unit, divisor = KEYS.get(keys[0], (keys[0], "value", 1.0))
     values = list(dict.fromkeys(_hashable(changes[keys[0]]) for changes, _ in found))
     numeric = all(isinstance(value, (int, float)) for value in values)
-    spread = numeric and min(values) > 0 and max(values) / min(values) >= 8
     figure = picture(3.1)
     axes = figure.add_subplot()
     lines: dict[tuple[Any, ...], list[tuple[float, Prediction]]] = {}
@@ -227,44 +226,12 @@ def sweep_curves(
             x = value / divisor if numeric else float(values.index(value))
             lines.setdefault(other, []).append((x, item))
     for index, (other, points) in enumerate(lines.items()):
-        colour = SERIES[index % len(SERIES)]
-        xs = [x for x, _ in points]
-        ys = [scale * getattr(item, metric) for _, item in points]
-        axes.plot(
-            xs,
-            ys,
-            color=colour,
-            linewidth=1.4,
-            linestyle=("-", "--", ":", "-.")[index % 4],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=6,
-            markerfacecolor=colour,
-            markeredgecolor=colour,
-            label=", ".join(
-                f"{key}={flow_text(part)}" for key, part in zip(keys[1:], other, strict=True)
-            ),
+        label = ", ".join(
+            f"{key}={flow_text(part)}" for key, part in zip(keys[1:], other, strict=True)
         )
-        over = [(x, y) for x, y, (_, item) in zip(xs, ys, points, strict=True) if not item.fits]
-        axes.plot(
-            [x for x, _ in over],
-            [y for _, y in over],
-            linestyle="none",
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=6,
-            markerfacecolor=PAPER,
-            markeredgecolor=colour,
-        )
-    if spread:
-        axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-    if numeric:
-        ticks = [_tick(value / divisor) for value in values]
-        axes.set_xticks([value / divisor for value in values], ticks)
-    else:
-        ticks = [plain(str(value), 16) for value in values]
-        axes.set_xticks(range(len(values)), ticks)
-    if sum(map(len, ticks)) > 50:
-        axes.tick_params(axis="x", rotation=30)
+        measured = [(x, scale * getattr(item, metric), item.fits) for x, item in points]
+        _curve(axes, index, measured, label)
+    _ticks(axes, values, divisor if numeric else None)
     axes.margins(0.05, 0.14)
     hollow = any(item is not None and not item.fits for _, item in found)
     more = "; hollow: does not fit in HBM" if hollow else ""
@@ -274,6 +241,47 @@ def sweep_curves(
     if len(keys) > 1:
         figure.legend(loc="outside lower left", ncols=2)
     return figure
+
+
+def _curve(axes: Axes, index: int, points: Sequence[tuple[float, float, bool]], label: str) -> None:
+    """Draw a numbered line through points (x, y, whether it fits), hollow where one does not."""
+    colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+    axes.plot(
+        [x for x, _, _ in points],
+        [y for _, y, _ in points],
+        color=colour,
+        linewidth=1.4,
+        linestyle=("-", "--", ":", "-.")[index % 4],
+        marker=marker,
+        markersize=6,
+        markerfacecolor=colour,
+        markeredgecolor=colour,
+        label=label,
+    )
+    axes.plot(
+        [x for x, _, fits in points if not fits],
+        [y for _, y, fits in points if not fits],
+        linestyle="none",
+        marker=marker,
+        markersize=6,
+        markerfacecolor=PAPER,
+        markeredgecolor=colour,
+    )
+
+
+def _ticks(axes: Axes, values: Sequence[Any], divisor: float | None) -> None:
+    """Mark values along the x axis: numbers in units of `divisor`, with none names in a row."""
+    if divisor is None:
+        ticks = [plain(str(value), 16) for value in values]
+        axes.set_xticks(range(len(values)), ticks)
+    else:
+        if min(values) > 0 and max(values) / min(values) >= 8:
+            axes.set_xscale("log", base=2)
+            axes.minorticks_off()
+        ticks = [_tick(value / divisor) for value in values]
+        axes.set_xticks([value / divisor for value in values], ticks)
+    if sum(map(len, ticks)) > 50:
+        axes.tick_params(axis="x", rotation=30)
 
 
 def _tick(value: float) -> str:

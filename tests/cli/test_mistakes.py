@@ -44,7 +44,7 @@ ON = ("--on", "v4:4x4x4", "--batch", "1024")
         ),
         (
             ["plan", "vit-22b", "--on", "v4:4x4x4", "--batch", "9" * 30],
-            f"--batch: must be a whole number from 1 to 1,000,000,000, not {'9' * 30}",
+            "--batch: must be a whole number from 1 to 1,000,000,000, not 1.00e+30",
         ),
         (
             ["plan", "vit-22b", *ON, "--top", "0"],
@@ -103,7 +103,7 @@ def test_mistakes_in_the_command_line_point_to_the_help(
         ("microbatches=true", "small: microbatches: must be a positive whole number, not True"),
         (
             "batch=100000000000000000",
-            "small: batch: must be at most 1,000,000,000, not 100,000,000,000,000,000",
+            "small: batch: must be at most 1,000,000,000, not 1.00e+17",
         ),
         (
             "batch=24",
@@ -210,6 +210,17 @@ def test_what_is_no_text_file(shardsim: Shardsim, tmp_path: Path) -> None:
     assert refused(shardsim("models", str(binary))) == f"{binary}: not a text file (UTF-8)"
     assert refused(shardsim("predict", str(tmp_path))) == f"{tmp_path}: Is a directory"
     assert refused(shardsim("validate", "--runs", str(binary)))
+
+
+def test_an_empty_text_names_no_file(shardsim: Shardsim, plan_file: Path) -> None:
+    for command in ("verify", "calibrate"):
+        line = refused(shardsim(command, str(plan_file), "--profile", ""))
+        assert "'--profile': an empty text names no file" in line
+
+
+def test_numbers_of_many_digits_are_told_in_few(shardsim: Shardsim, plan_file: Path) -> None:
+    line = refused(shardsim("predict", str(plan_file), "--set", "batch=1e99"))
+    assert line.endswith("batch: must be at most 1,000,000,000, not 1.00e+99")
 
 
 def test_names_from_files_reach_the_terminal_spelt_out(
