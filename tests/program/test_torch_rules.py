@@ -131,6 +131,15 @@ def test_products_of_8_bits_gather_8_bits() -> None:
     assert [2.0 * size for size in narrow] == wide
 
 
+def test_only_positions_that_turn_heads_are_rotated() -> None:
+    """Gradients of biases by head are sums that stay fused (GPT-2, whose positions are learned)."""
+    rules = {"activations": {"batch": ["data"]}}
+    data = {"model": "gpt2-xl", "machine": "h100:8", "batch": 8, "mesh": {"data": 8}}
+    plan = plan_from_data({**data, "rules": rules}, "a test")
+    for phase in ("forward", "backward"):
+        assert tasks(plan, phase=phase) == tasks(plan, "trainer", phase=phase)
+
+
 @pytest.mark.parametrize("model", ["mixtral-8x7b", "dit-xl-2-512"])
 def test_what_is_read_before_its_cast_or_cast_for_others_is_gathered_wide(model: str) -> None:
     """Tokens that a router reads, and an example's conditions, which are no operand of what is
