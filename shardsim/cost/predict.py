@@ -330,7 +330,7 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, again: int) -> tuple[str,
         warnings.append(
             f"may not fit: a program that spends HBM freely reserves "
             f"{float(use.lavish_bytes) / 2**30:.1f} of {capacity:.1f} GiB; the leanest needs "
-            f"{float(use.thrifty_bytes) / 2**30:.1f}"
+            f"{float(use.thrifty_bytes) / 2**30:.1f}, both with the gaps between buffers"
         )
     tensor = int(layout.tensor.size)
     full = bool(use.fits) and not bool(use.hides)
