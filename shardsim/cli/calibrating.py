@@ -119,7 +119,7 @@ def calibrate(
             raise ShardsimError("calibrate: --chip, --op and --points do not go with --profile")
         learn_from_profile(load_plan(plan), profile, hlo, output, as_json)
         return
-    if against and chip is None:
+    if against and not chip:
         raise ShardsimError("calibrate: --against tpu-compiler needs --chip, such as v4")
     if device == "gpu" and (texts or points):
         raise ShardsimError("calibrate: --op and --points go with --against tpu-compiler")

@@ -189,8 +189,8 @@ def predict(
 
     `plan` may be a file, or the name of a shipped one. `layout` replaces the one that its rules
     resolve to. Operations take `costs`, "physical" or "compiler", or what the plan says; the step
-    is done as `implementation` ("emitted", "trainer", "ideal"), by default as goes with the costs
-    (`program.passes.USUAL`).
+    is done as `implementation` ("emitted", "trainer", "ideal", on GPUs "torchtitan") says, by
+    default as goes with the costs (`program.passes.USUAL`).
     """
     plan = as_plan(plan)
     layout = layout or resolve(plan)
@@ -330,7 +330,7 @@ def _warnings(plan: Plan, layout: Layout, use: HbmUse, again: int) -> tuple[str,
         warnings.append(
             f"may not fit: a program that spends HBM freely reserves "
             f"{float(use.lavish_bytes) / 2**30:.1f} of {capacity:.1f} GiB; the leanest needs "
-            f"{float(use.thrifty_bytes) / 2**30:.1f}"
+            f"{float(use.thrifty_bytes) / 2**30:.1f}, both with the gaps between buffers"
         )
     tensor = int(layout.tensor.size)
     full = bool(use.fits) and not bool(use.hides)

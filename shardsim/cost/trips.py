@@ -65,7 +65,7 @@ class Clock:
                     continue
                 self._at_once(parts, trip, many)
                 starts = tuple(
-                    bool(somewhere(trip.has(part.when)))
+                    somewhere(trip.has(part.when))
                     for place, part in enumerate(parts)
                     if isinstance(part, Start) and not _is_awaited(parts, place)
                 )

@@ -42,7 +42,9 @@ def gather_for_the_others(block: Block, where: Where) -> Block:
 
 def gather_in_8_bits(block: Block, where: Where) -> Block:
     """Cast to 8 bits before the gather over a tensor axis what products read in 8, each member its
-    own part. On GPUs what is gathered is turned for gradients of weights.
+    own part; back, what gradients of weights read was cast forward. What a router reads too, or is
+    made of what is gathered, is cast behind it. On GPUs what is gathered is turned for gradients of
+    weights.
 
     `float8_tensor_parallel.py` of pytorch/ao (scales of whole arrays) and Transformer Engine
     (`gather_along_first_dim`) do so; XLA's partitioner lays out anew what a product reads, which is
@@ -55,19 +57,23 @@ def gather_in_8_bits(block: Block, where: Where) -> Block:
         return block
     turned = 1.0 if where.machine.chip.kind == "gpu" else 0.0
     tasks: list[Task] = []
-    gather: int | None = None
+    gather: int | None = None  # what no operation has read yet
     for task in block.tasks:
         if isinstance(task, Collective) and (task.kind, task.role) == ("all-gather", "tensor"):
             gather = len(tasks)
-        elif isinstance(task, Compute) and task.purpose == NARROWED and gather is not None:
-            elements = task.vector_ops / OPS
-            cast = (task.hbm_bytes - turned * elements) / tensor + 2.0 * turned * elements
-            cut = np.where(split, cast, task.hbm_bytes)
-            ops = np.where(split, task.vector_ops / tensor, task.vector_ops)
-            task = replace(task, hbm_bytes=cut, vector_ops=ops)
+        elif isinstance(task, Compute) and gather is not None:
             whole = tasks[gather]
             assert isinstance(whole, Collective)
-            tasks[gather] = replace(whole, bytes=whole.bytes / ELEMENT)
+            if task.purpose == NARROWED:
+                elements = task.vector_ops / OPS
+                own = split & np.isclose(whole.bytes, ELEMENT * elements)  # it casts what came
+                cast = (task.hbm_bytes - turned * elements) / tensor + 2.0 * turned * elements
+                cut = np.where(own, cast, task.hbm_bytes)
+                ops = np.where(own, task.vector_ops / tensor, task.vector_ops)
+                task = replace(task, hbm_bytes=cut, vector_ops=ops)
+                narrow = split if block.phase == "backward" else own
+                size = whole.bytes / np.where(narrow, ELEMENT, 1.0)
+                tasks[gather] = replace(whole, bytes=size)
             gather = None
         tasks.append(task)
     return replace(block, tasks=tuple(tasks))

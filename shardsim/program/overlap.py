@@ -247,7 +247,7 @@ def _ordered(
         if phase == finals and final:
             last_trips = trips / microbatches
             trips = trips - last_trips
-            several = bool(somewhere(trips))
+            several = somewhere(trips)
             title = f"{name}, last microbatch" if several else name
             put("final", final[draft.block.group].done(title, last_trips))
             if not several:

@@ -85,7 +85,7 @@ from shardsim.program.torch_rules import (
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
     # What the plan says, in as few passes as may be: a bound on what an implementation of it can
-    # reach (but where SparseCores hide what the plan leaves to wait).
+    # reach (but where SparseCores hide what the plan leaves to wait, or 8 bits are gathered).
     "ideal": (join_all_ends,),
     # What the exported code does under the TPU compiler.
     "emitted": (

@@ -38,7 +38,7 @@ def rotate_as_complex_numbers(block: Block, where: Where) -> Block:
     PyTorch's compiler has no code for them (`apply_rotary_emb` of torchtitan, and its issue 15)."""
 
     def change(task: Task) -> list[Task]:
-        if not isinstance(task, Compute) or task.kind != "elementwise" or task.purpose != BY_HEAD:
+        if not isinstance(task, Compute) or task.purpose != BY_HEAD or not task.turns:
             return [task]
         return [replace(task, hbm_bytes=ROTATED_BYTES * task.pointwise)]
 

@@ -13,7 +13,7 @@ from shardsim.program.partition import partition
 from shardsim.program.passes import ON_GPU, implemented
 from shardsim.program.schedule import Task
 from shardsim.program.shapes import Workload
-from shardsim.program.tasks import Collective, Compute
+from shardsim.program.tasks import Collective, Compute, Program
 
 BATCH, TOKENS, WIDTH, HEADS, KEYS, HEAD = 2, 4096, 4096, 32, 8, 128
 RULES = {
@@ -129,6 +129,49 @@ def test_products_of_8_bits_gather_8_bits() -> None:
     wide, narrow = gathered(), gathered(precision={"compute": "fp8"})
     assert len(wide) == 2
     assert [2.0 * size for size in narrow] == wide
+
+
+def test_only_positions_that_turn_heads_are_rotated() -> None:
+    """Gradients of biases by head are sums that stay fused (GPT-2, whose positions are learned)."""
+    rules = {"activations": {"batch": ["data"]}}
+    data = {"model": "gpt2-xl", "machine": "h100:8", "batch": 8, "mesh": {"data": 8}}
+    plan = plan_from_data({**data, "rules": rules}, "a test")
+    for phase in ("forward", "backward"):
+        assert tasks(plan, phase=phase) == tasks(plan, "trainer", phase=phase)
+
+
+@pytest.mark.parametrize("model", ["mixtral-8x7b", "dit-xl-2-512"])
+def test_what_is_read_before_its_cast_or_cast_for_others_is_gathered_wide(model: str) -> None:
+    """Tokens that a router reads, and an example's conditions, which are no operand of what is
+    cast behind them."""
+    weights = {key: ["model"] for key in ("heads", "kv_heads", "mlp")}
+    data = {
+        **{"model": model, "machine": "h100:8", "batch": 32, "mesh": {"data": 4, "model": 2}},
+        "rules": {
+            "parameters": weights,
+            "activations": {"batch": ["data"], "seq": ["model"], **weights},
+        },
+        "precision": {"compute": "fp8"},
+    }
+    plan = plan_from_data(data, "a test")
+    layout = resolve(plan)
+    written = partition(Workload.of(plan), layout)
+
+    def sizes(program: Program) -> dict[str, float]:
+        moves = [one for block in program.blocks for one in block.collectives()]
+        found = [one for one in moves if (one.kind, one.role) == ("all-gather", "tensor")]
+        return {one.name: float(one.bytes) for one in found}
+
+    before = sizes(written)
+    after = sizes(implemented(written, "trainer", plan.machine, layout))
+    assert before.keys() == after.keys()
+    halved = {name for name in before if 2.0 * after[name] == before[name]}
+    assert all(after[name] == before[name] for name in before.keys() - halved)
+    routed = "modulation columns" if model.startswith("dit") else "mlp input"
+    wide = {name for name in before if name.endswith(routed)}
+    assert wide
+    assert not wide & halved
+    assert "gather attention input" in halved
 
 
 def test_rounds_send_all_heads_and_gradients_in_float32() -> None:

@@ -126,6 +126,7 @@ def test_the_command_gives_the_estimates_that_the_constants_were_fitted_to(tmp_p
     [
         ([], "say one of --device, --against tpu-compiler and --profile FILE"),
         (["--against", "tpu-compiler"], "needs --chip"),
+        (["--against", "tpu-compiler", "--chip", ""], "needs --chip"),
         (["--against", "tpu-compiler", "--chip", "v44"], "did you mean 'v4'"),
         (["--device", "cpu", "--chip", "v4"], "go with --against tpu-compiler"),
         (["--against", "tpu-compiler", "--device", "cpu"], "say one of"),
