@@ -7,11 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from shardsim.graph.arrays import Array, Op, Split
 from shardsim.graph.derive import Step, Transfer
-from shardsim.graph.place import (
-    HEAD_WIDTHS,
-    TENSOR,
-)
-from shardsim.ops.exchange import ROUTED
+from shardsim.graph.place import HEAD_WIDTHS
+from shardsim.program.across import gathers, gathers_stream, on_tensor, summed_over_tensor
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_rows, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import BLOCK, role_of
@@ -152,7 +149,7 @@ class Tracer:
         op, place = step.op, step.place
         self.moment(op.name + again)
         self.operands(op.ins, step.gathers)
-        if op.relay and not _gathers(step):
+        if op.relay and not gathers(step):
             array = op.ins[0]
             moving = frozenset[str]().union(*(move.axes for move in step.gathers))
             if moving:
@@ -165,7 +162,7 @@ class Tracer:
             return
         partial = frozenset().union(*(move.axes for move in step.settles))
         if op.product and partial:
-            over_tensor = any(_tensor(move.axes) for move in step.settles)
+            over_tensor = any(on_tensor(move.axes) for move in step.settles)
             if self.ring and over_tensor and op.out.stream:
                 self.scatter(op.out.name, op.out, place)
             else:
@@ -231,7 +228,7 @@ class Tracer:
         partial: frozenset[str] = frozenset(),
     ) -> None:
         """Note what a ring that gathers has beside the results of all matmuls that read it."""
-        gathered = [g for g in gathers if _gathers_stream(g)]
+        gathered = [g for g in gathers if gathers_stream(g)]
         if not self.ring or not gathered:
             return
         if gathered[0].array != self.passed:
@@ -369,7 +366,7 @@ class Tracer:
         op, place, whole = step.op, step.place, array.original or array
         target, d = f"d {whole.name}", f"d {op.out.name}"
         fresh = self.root(target) not in self.named
-        elementwise = not op.product and not op.kernel and not (op.relay and _gathers(step))
+        elementwise = not op.product and not op.kernel and not (op.relay and gathers(step))
         elementwise &= array.original is None  # other dimensions may be other sizes
         biased = op.unit == "attention" and not op.product and not op.kernel
         biased = biased and sum(one.trained and not one.weight for one in op.ins) > 1
@@ -381,7 +378,7 @@ class Tracer:
             self.touch(d, op.out)
         elif elementwise and fresh and array.wide and self.root(whole.name) in self.named:
             self.same[target] = self.root(whole.name)  # a loss: in the place of what it reads
-        elif op.product and array.stream and _summed_over_tensor(array, place):
+        elif op.product and array.stream and summed_over_tensor(array, place):
             if not fresh:  # what this is added to
                 self.touch(target, array)
             if self.ring:
@@ -442,9 +439,9 @@ class Tracer:
                 self.arrays.append(Live(f"{EMPTY}{step.op.out.name}", zeros, 0, self.now, 2.0))
         if not self.ring:
             return
-        gathers = [(step, g) for step in steps for g in step.gathers if _gathers_stream(g)]
+        gathers = [(step, g) for step in steps for g in step.gathers if gathers_stream(g)]
         if self.ring == "embed":
-            back = [g for step in steps for g in step.gradient_gathers if _gathers_stream(g)]
+            back = [g for step in steps for g in step.gradient_gathers if gathers_stream(g)]
             wholes = {g.array: g for g in (*(gather for _, gather in gathers), *back)}
             for name, gather in wholes.items():
                 self.arrays.append(Live(f"{EMPTY}{name}", moved(gather), 0, self.now))
@@ -462,7 +459,7 @@ class Tracer:
         for step in steps if every else ():
             for gather in step.gradient_gathers:
                 of_result = gather.gradient and gather.array == step.op.out.name
-                if of_result and _gathers_stream(gather) and step.op.product:
+                if of_result and gathers_stream(gather) and step.op.product:
                     array = step.op.ins[0]
                     empty[f"d {step.op.out.name}"] = moved(gather)
                     empty[f"d {array.name}"] = Size(array.dims, by_place(array, step.place), "wire")
@@ -485,23 +482,3 @@ class Tracer:
                 else:
                     arrays.append(Live(name, size, start, stop))
         return Trace(tuple(self.labels), tuple(arrays))
-
-
-def _tensor(axes: Iterable[str]) -> bool:
-    return any(axis in TENSOR for axis in axes)
-
-
-def _gathers_stream(transfer: Transfer) -> bool:
-    """Return whether a ring may take the place of a gather."""
-    moved = transfer.kind == "all-gather" and not transfer.weight and _tensor(transfer.axes)
-    return moved and transfer.purpose != ROUTED
-
-
-def _gathers(step: Step) -> bool:
-    """Return whether an op gathers what it reads."""
-    return any(move.kind == "all-gather" for move in step.gathers)
-
-
-def _summed_over_tensor(array: Array, place: Split) -> bool:
-    """Return whether the gradient of an operand comes out partial over the tensor axis."""
-    return any(_tensor([axis]) and d not in array.dims for axis, d in place.items())
