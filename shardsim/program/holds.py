@@ -300,7 +300,7 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
 
 
 # What the plan needs, in the order of emitted programs; gates are made in the ends of products.
-_IDEAL = Passes(gates_fused=True, attends_first=True, head_last="head")
+_IDEAL = Passes(gates_fused=True, hidden_first=True, attends_first=True, head_last="head")
 HOLDS: Mapping[str, Passes] = {
     "ideal": replace(_IDEAL, scarce=_IDEAL, recomputes=True),
     "emitted": replace(_EMITTED, partitioned=_left_to_the_partitioner(_EMITTED)),
