@@ -83,6 +83,7 @@ def no_program(plan: Plan) -> str:
 
 def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
     names, by_expert = layout.names, bool(layout.spread.by_expert)
+    chip = plan.machine.chip
     return {
         "plan": {
             "name": plan.name,
@@ -122,6 +123,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "keys_overlap": plan.context.overlap,
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,
+            "columns": chip.heads_as_columns and plan.model.head_dim < chip.mxu_dim,
             "attention": plan.attention,
             "compute": plan.precision.compute,
             "parameters": plan.precision.parameters,

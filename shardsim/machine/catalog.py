@@ -66,6 +66,7 @@ _EXTRA = (
     "async_permute_chips",
     "offloads_collectives",
     "products_apart",
+    "heads_as_columns",
     "sparse_gain",
 )
 # A section like `compiler`: what operations take with the on-chip memory that the compiler gives

@@ -51,6 +51,7 @@ WORDS = {
     "interconnect": ("torus", "switch"),
     "wrap": ("cube4", "length16", "full", "none"),
 }
+SWITCHES = ("twistable", "offloads_collectives", "products_apart", "heads_as_columns")
 DTYPES = ("bf16", "int8", "fp8", "int4")
 
 # The TPU compiler's option for the on-chip memory that one operation may take.
@@ -210,6 +211,11 @@ class Chip:
         return bool(self._extra("products_apart"))
 
     @property
+    def heads_as_columns(self) -> bool:
+        """Whether the emitted step keeps its compiler from multiplying heads one by one."""
+        return bool(self._extra("heads_as_columns"))
+
+    @property
     def sparse_gain(self) -> float:
         """How many times faster it multiplies by a matrix of which two of four numbers in a row are
         zero; 1 where it multiplies zeros as it does others."""
@@ -231,7 +237,7 @@ def problem_with(name: str, value: object) -> str | None:
     if name in WORDS:
         words = WORDS[name]
         return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"
-    if name in ("twistable", "offloads_collectives", "products_apart"):
+    if name in SWITCHES:
         return None if isinstance(value, bool) else f"must be true or false, not {value!r:.40}"
     if name in ("max_slice", "host_shape"):
         good = isinstance(value, (tuple, list)) and value and all(_is_count(item) for item in value)

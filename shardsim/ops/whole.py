@@ -33,6 +33,16 @@ def stored_gradient(x: Any) -> Any:
     return identity(x)
 
 
+def as_written(x: Any) -> Any:
+    """Return x, which is written as it is, and so is its gradient."""
+    identity = jax.custom_vjp(lax.optimization_barrier)
+    identity.defvjp(
+        lambda x: (lax.optimization_barrier(x), None),
+        lambda _, gradient: (lax.optimization_barrier(gradient),),
+    )
+    return identity(x)
+
+
 def linear(x: Array, w: Array, kind: Any = None) -> Array:
     """Return x [batch, tokens, embed] @ w [embed, ...]; heads stay apart where w has them apart."""
     return jnp.einsum("bsk,k...->bs...", x, w, preferred_element_type=kind)
@@ -70,6 +80,22 @@ def linear_out(h: Array, w: Array) -> Array:
 def joined(h: Array) -> Array:
     """Return a wide array with heads and head_dim as one dimension."""
     return h.reshape(*h.shape[:2], -1)
+
+
+def columns(x: Array, w: Array) -> Array:
+    """Return x [batch, tokens, embed] @ w [embed, heads, head_dim] as one product over columns,
+    whose result is laid out by head afterwards.
+
+    Left to itself the TPU compiler makes some products of heads one by one, gradients too: heads
+    narrower than the matrix unit then fill a part of it.
+    """
+    y = as_written(linear(x, w.reshape(len(w), -1)))
+    return as_written(y.reshape(*y.shape[:2], *w.shape[1:]))
+
+
+def columns_out(h: Array, w: Array) -> Array:
+    """Return h [batch, tokens, heads, head_dim] @ w [wide, embed] as one product (`columns`)."""
+    return linear_out(as_written(joined(as_written(h))), w)
 
 
 class Whole:
@@ -174,12 +200,22 @@ class Whole:
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
         """Return wide arrays, x @ params[name] for each name."""
-        return [linear(x, self.weight(params, name)) for name in names]
+        return [self.product(x, self.weight(params, name)) for name in names]
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
         """Return a summand of the residual stream, the sum of h @ params[name]."""
         weights = [self.matrix(params, name) for name in names]
-        return sum(linear_out(h, w) for h, w in zip(hs, weights, strict=True))
+        return sum(self.product_out(h, w) for h, w in zip(hs, weights, strict=True))
+
+    def product(self, x: Array, w: Array, kind: Any = None) -> Array:
+        """Return x @ w [embed, ...], heads apart where w has them apart."""
+        if self.plan["columns"] and w.ndim > 2:
+            return columns(x, w)
+        return linear(x, w, kind)
+
+    def product_out(self, h: Array, w: Array) -> Array:
+        """Return h @ w [wide, embed], whose rows are those of all heads."""
+        return columns_out(h, w) if self.plan["columns"] and h.ndim > 3 else linear_out(h, w)
 
     # Where things are.
 

@@ -223,6 +223,7 @@ _RING, _ROOM = {"experts": {"exchange": "ring", "padding": 4}}, {"experts": {"pa
 _SPLIT = {"over": "context, expert"}
 _PART, _UNFUSED = {"execution": "partitioned"}, {"attention": "unfused"}
 _ZERO = {"optimizer_rules": {"embed": ["data"]}}
+_COLUMNS = {"machine": "tpu7x:2x2x1"}  # where products of heads run over columns
 _CUSTOM = {"save": ["context", "mlp_output"]}
 _GROUPS = [
     {"layers": 2, "save": []},
@@ -238,6 +239,10 @@ PLANS: dict[str, Plan] = {
     "fsdp, serial, microbatches": spread("vit-serial", _F, microbatches=2, remat="dots"),
     "data and fsdp": spread("gpt", {"data": 2, "fsdp": 4}, optimizer="momentum"),
     "tensor of 8, sequence": spread("gpt", {"model": 8}, "seq"),
+    "shards of no whole tiles": spread("gpt-60-wide", {"data": 2, "fsdp": 4}),
+    "columns, fsdp": spread("llama", _F, **_COLUMNS, remat="dots"),
+    "columns, tensor, no overlap": spread("gpt", _FM, "seq", **_COLUMNS, **_overlap("off")),
+    "columns, partitioned": spread("llama", _FM2, "seq", **_COLUMNS, **_PART),
     "tensor, sequence, two directions": spread("vit", _FM, "seq"),
     "tensor, sequence, one direction": spread(
         "vit-serial", _FM, "seq", **_overlap("unidirectional")

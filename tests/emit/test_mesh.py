@@ -121,7 +121,8 @@ def test_other_devices_are_taken_in_order_and_counted() -> None:
 
 
 def test_a_ring_over_two_mesh_axes_is_a_cycle_of_their_grid() -> None:
-    plan = {"mesh": [{"name": "a", "size": 2}, {"name": "b", "size": 3}, {"name": "c", "size": 1}]}
+    mesh = [("a", 2), ("b", 3), ("c", 1)]
+    plan = {"mesh": [{"name": name, "size": size, "torus": {}} for name, size in mesh]}
     group = make_group(plan, ["a", "b", "c"])
     assert group.axes == ("a", "b")
     assert group.size == math.prod((2, 3))

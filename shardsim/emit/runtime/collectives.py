@@ -48,10 +48,28 @@ def gather_matrix(w: Array, group: Group, dim: int) -> Array:
     if group.size == 1 or w.shape[dim] % SUBLANES == 0:
         return gather(w, group, dim)
     rows = jnp.moveaxis(w, dim, 0)
-    shape = rows.shape[1:]
-    if math.prod(shape) % LANES == 0:
-        rows = rows.reshape(len(rows), -1, LANES)
-    return jnp.moveaxis(gather(rows, group, 0).reshape(-1, *shape), 0, dim)
+    whole = gather(in_lanes(rows), group, 0)
+    return jnp.moveaxis(whole.reshape(-1, *rows.shape[1:]), 0, dim)
+
+
+def scatter_matrix(x: Array, group: Group, dim: int) -> Array:
+    """Return this member's piece, along `dim`, of the sum over the group, as `scatter` does.
+
+    A piece of 52 rows is no whole tiles: summed where it lies it would travel as 64, in parts. Over
+    all devices of a slice the compiler makes an all-reduce of either.
+    """
+    if group.size == 1 or group.whole or x.shape[dim] // group.size % SUBLANES == 0:
+        return scatter(x, group, dim)
+    rows = jnp.moveaxis(x, dim, 0)
+    own = scatter(in_lanes(rows), group, 0)
+    return jnp.moveaxis(own.reshape(-1, *rows.shape[1:]), 0, dim)
+
+
+def in_lanes(rows: Array) -> Array:
+    """Return an array whose rows, along the first dimension, are whole tiles where they can be."""
+    if math.prod(rows.shape[1:]) % LANES:
+        return rows
+    return rows.reshape(len(rows), -1, LANES)
 
 
 def scatter(x: Array, group: Group, dim: int) -> Array:
@@ -121,7 +139,7 @@ def scatter_gradient(gradient: Array, group: Group, dim: int, reduce: Any) -> Ar
         gradient = gradient.astype(reduce)
         if gradient.ndim == 3:  # with embed densest, the TPU compiler would make an all-reduce
             gradient = with_layout_constraint(gradient, Layout((0, 1, 2)))
-        return scatter(gradient, group, dim)
+        return scatter_matrix(gradient, group, dim)
 
 
 gather_weight.defvjp(_gather_weight, _scatter_gradient)

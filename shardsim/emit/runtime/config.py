@@ -18,12 +18,14 @@ Data = dict[str, Any]
 class Group:
     """Devices that communicate: the mesh axes they lie on, major to minor.
 
-    `ring[k]` is the member (its index along `axes`) that stands at position k of the ring.
+    `ring[k]` is the member (its index along `axes`) that stands at position k of the ring; `whole`
+    says whether all devices of a slice are members.
     """
 
     axes: tuple[str, ...]
     size: int
     ring: tuple[int, ...]
+    whole: bool = False
 
     def __add__(self, other: Group) -> Group:
         """Return the group of both, this one major."""
@@ -40,7 +42,9 @@ def make_group(plan: Data, names: list[str]) -> Group:
     if len(shape) > 1:
         index = {cell: i for i, cell in enumerate(itertools.product(*map(range, shape)))}
         ring = tuple(index[cell] for cell in cycle(shape))
-    return Group(axes, len(ring), ring)
+    inside = {axis["name"]: axis["size"] // axis["torus"].get("dcn", 1) for axis in plan["mesh"]}
+    whole = math.prod(inside[name] for name in axes) == math.prod(inside.values())
+    return Group(axes, len(ring), ring, whole)
 
 
 def cycle(shape: tuple[int, ...]) -> list[tuple[int, ...]]:

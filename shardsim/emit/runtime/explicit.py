@@ -44,8 +44,6 @@ from shardsim.ops.whole import (
     Whole,
     dtype,
     joined,
-    linear,
-    linear_out,
     logits_linear,
 )
 
@@ -162,7 +160,7 @@ class Explicit(Whole):
                 return gather_linear(x, weights, self.tensor, self.split, self.both, kind)
             if self.split != "replicated":
                 x = gather(x, self.tensor, SLICED[self.split])
-            return tuple(linear(x, w, kind) for w in weights)
+            return tuple(self.product(x, w, kind) for w in weights)
 
     def project_out(self, hs: list[Array], params: Params, names: list[str]) -> Array:
         hs = [joined(h) for h in hs] if self.joins else hs
@@ -175,7 +173,7 @@ class Explicit(Whole):
         with jax.named_scope("tensor_output"):
             if self.ring:
                 return scatter_linear(tuple(hs), weights, self.tensor, self.split, self.both)
-            y = sum(linear_out(h, w) for h, w in zip(hs, weights, strict=True))
+            y = sum(self.product_out(h, w) for h, w in zip(hs, weights, strict=True))
             if self.split == "replicated":
                 return total(y, self.tensor)
             return scatter(y, self.tensor, SLICED[self.split])
