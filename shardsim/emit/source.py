@@ -16,7 +16,7 @@ RUNTIME, _OPS = "shardsim.emit.runtime", "shardsim.ops"
 _BEFORE = ("host", "config", "collectives")
 _AFTER = (
     *("data", "explicit", "partitioned", "model", "apart"),
-    *("lending", "phases", "optimizer", "train"),
+    *("lending", "turns", "phases", "optimizer", "train"),
 )
 _WHOLE_OPS = ("registry", "whole")  # modules of ops that planning has no part in
 _GIVEN = ("jax", "numpy", "optax")  # packages that the program needs

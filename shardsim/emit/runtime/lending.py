@@ -25,6 +25,11 @@ def opened(way: Explicit, **changes: Any) -> Explicit:
     return Explicit(plan, way.model, way.parameters, way.activations)
 
 
+def in_sums(gradients: Params) -> Params:
+    """Return gradients in the format in which they are summed."""
+    return {name: value.astype(jnp.float32) for name, value in gradients.items()}
+
+
 def shards_of(way: Explicit, name: str, ndim: int) -> tuple[Group, int]:
     """Return over whom a weight is gathered, and along which dimension of `ndim`.
 

@@ -11,7 +11,7 @@ in float32 over microbatches, scattered once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shardsim.emit.runtime.apart import Apart
 from shardsim.emit.runtime.collectives import member
 from shardsim.emit.runtime.config import Data
 from shardsim.emit.runtime.explicit import Explicit
 from shardsim.emit.runtime.lending import (
     SUMS,
     Lending,
+    in_sums,
     lend,
     opened,
     own_gradients,
@@ -34,6 +34,7 @@ from shardsim.emit.runtime.lending import (
     zeros,
 )
 from shardsim.emit.runtime.model import by_stack, layers, loss_sum, remat_policy, run
+from shardsim.emit.runtime.turns import Turns
 from shardsim.ops.whole import Array, Params
 
 
@@ -106,17 +107,12 @@ def in_phases(
     if way.plan["accumulation"] == "gathered":
         held = whole(way, stacks)
     if way.plan["in_turns"]:
-        value, gradients, sums, x = in_turns(way, calls, held, ends, (x, parts), loss)
+        value, gradients, sums, x = Turns(way, calls, held, x[0]).run(ends, (x, parts), loss)
         return value, finished(gradients, sums, x)
     x, pull = jax.vjp(partial(middle, way, calls, held), zeros(held), x)
     (value, sums), x = lax.scan(head, (jnp.zeros(()), zeros(ends)), (x, parts))
     gradients, x = pull(x)
     return value, finished(gradients, sums, x)
-
-
-def in_sums(gradients: Params) -> Params:
-    """Return gradients in the format in which they are summed."""
-    return {name: value.astype(jnp.float32) for name, value in gradients.items()}
 
 
 def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array) -> Array:
@@ -160,141 +156,6 @@ def staged(way: Explicit, calls: Data, held: Params, sums: Params, queue: Array)
 
     ticks = jnp.arange(many * chunks + stages - 1)
     return lax.scan(tick, (queue, jnp.zeros_like(queue[0])), ticks)[0][0]
-
-
-def in_turns(
-    way: Explicit,
-    calls: Data,
-    held: Params,
-    ends: Params,
-    batch: tuple[Array, Params],
-    loss: Callable[[Params, Array, Params], Array],
-) -> tuple[Array, Params, Params, Array]:
-    """Run all microbatches through layers that lie on stages, one forward, one back in a tick.
-
-    Stage s of P runs microbatch m forward in tick m + s and back in tick m + 2 (P - 1) - s, the
-    last stage in one tick, with the head between. So there are P - 1 ticks forward alone, as many
-    of both as there are microbatches, and P - 1 back alone; in each a stage that has nothing to do
-    works on nothing. What layers keep for the way back lies in 2 P - 1 places.
-
-    Where gradients of weights are apart, those of microbatch m are made in tick m + 2 (P - 1) on
-    all stages, so that none is made of nothing; what they multiply waits in P places.
-
-    Return the loss, the float32 gradients of layers and ends, and those of what the layers start
-    from.
-    """
-    inside = opened(way) if way.plan["accumulation"] == "gathered" else way
-    queue, parts = batch
-    stages, many = way.stages.size, queue.shape[0]
-    places, last = 2 * stages - 1, stages - 1
-    stage = member(way.stages)
-    ring = [(k, (k + 1) % stages) for k in range(stages)]
-    how: list[Any] = []  # of what is kept: its tree, and the names of the weights in it
-
-    def keep(mine: Params, x: Array) -> tuple[Array, list[Array]]:
-        """Return what the layers make of x, and what of it the way back reads but weights."""
-
-        def run_layers(sums: Params, x: Array) -> Array:
-            return layers(inside, calls, lend(mine, sums), x, {})
-
-        y, pull = jax.vjp(run_layers, zeros(mine), x)
-        weights = {id(value): name for name, value in mine.items()}
-        leaves, tree = jax.tree.flatten(pull)
-        names = [weights.get(id(leaf)) for leaf in leaves]
-        how[:] = [tree, names]
-        return y, [leaf for leaf, name in zip(leaves, names, strict=True) if name is None]
-
-    def kept_of(microbatch: Array, room: Sequence[Array], mine: Params) -> list[Array]:
-        """Return all that the way back of a microbatch reads."""
-        at = microbatch % places
-        kept = iter([lax.dynamic_index_in_dim(one, at, keepdims=False) for one in room])
-        return [next(kept) if name is None else mine[name] for name in how[1]]
-
-    def pulled(kept: Sequence[Array], gradient: Array) -> Any:
-        return jax.tree.unflatten(how[0], kept)(gradient)
-
-    def space(several: int, of: Sequence[Array]) -> list[Array]:
-        return [jnp.zeros((several, *one.shape), one.dtype) for one in of]
-
-    _, kept = jax.eval_shape(keep, held, queue[0])
-    room, wait, apart = space(places, kept), [], None
-    if way.plan["weights_apart"]:
-        shapes = jax.eval_shape(kept_of, jnp.zeros((), int), room, held)
-        apart = Apart(pulled, shapes, queue[0])
-        wait = space(stages, apart.waiting)
-
-    def forward(carry: Any, now: Array) -> tuple[Any, Array]:
-        queue, arrived, room = carry
-        # Tied to its tick, so that weights gathered for one need not stay for the next.
-        mine, arrived = lax.optimization_barrier((held, arrived))
-        x = jnp.where(stage == 0, queue[jnp.clip(now, 0, many - 1)], arrived)
-        y, kept = keep(mine, x)
-        place = (now - stage) % places
-        room = [
-            lax.dynamic_update_index_in_dim(all_, one, place, 0)
-            for all_, one in zip(room, kept, strict=True)
-        ]
-        with jax.named_scope("stage_boundary"):
-            arrived = lax.ppermute(y, way.stages.axes, ring)
-        return (queue, arrived, room), y
-
-    def back(carry: Any, room: list[Array], gradient: Array, now: Array) -> Any:
-        queue, made, sums, wait = carry
-        with jax.named_scope("stage_boundary"):
-            arrived = lax.ppermute(made, way.stages.axes, [(to, come) for come, to in ring])
-        mine, gradient = lax.optimization_barrier(
-            (held, jnp.where(stage == last, gradient, arrived))
-        )
-        microbatch = now - 2 * last + stage
-        kept = kept_of(microbatch, room, mine)
-        if apart:
-            own, x, wait = apart.at_once(kept, gradient, wait, microbatch % stages)
-        else:
-            own, x = pulled(kept, gradient)
-        busy = (microbatch >= 0) & (microbatch < many)
-        added = {
-            name: jnp.where(busy, sums[name] + value, sums[name]) for name, value in own.items()
-        }
-        place = jnp.clip(now - 2 * last, 0, many - 1)
-        queue = queue.at[place].set(jnp.where((stage == 0) & busy, x, queue[place]))
-        return queue, x, {**sums, **added}, wait
-
-    def weights(carry: Any, room: list[Array], now: Array) -> Any:
-        queue, made, sums, wait = carry
-        if apart:
-            microbatch = now - 2 * last
-            own = apart.later(kept_of(microbatch, room, held), wait, microbatch % stages)
-            sums = {**sums, **{name: sums[name] + value for name, value in own.items()}}
-        return queue, made, sums, wait
-
-    def both(carry: Any, now: Array, full: bool) -> tuple[Any, None]:
-        queue, arrived, room, made, sums, wait, of_ends, value = carry
-        (queue, arrived, room), y = forward((queue, arrived, room), now)
-        part = {name: all_[now - last] for name, all_ in parts.items()}
-        more, (gradients, gradient) = jax.value_and_grad(loss, (0, 1))(ends, y, part)
-        of_ends = jax.tree.map(jnp.add, of_ends, in_sums(gradients))
-        backwards = back((queue, made, sums, wait), room, gradient, now)
-        queue, made, sums, wait = weights(backwards, room, now) if full else backwards
-        return (queue, arrived, room, made, sums, wait, of_ends, value + more), None
-
-    def only_back(carry: Any, now: Array, room: list[Array]) -> tuple[Any, None]:
-        return weights(back(carry, room, nothing, now), room, now), None
-
-    nothing = jnp.zeros_like(queue[0])
-    (queue, arrived, room), _ = lax.scan(
-        lambda carry, now: (forward(carry, now)[0], None), (queue, nothing, room), jnp.arange(last)
-    )
-    carry = queue, arrived, room, nothing, zeros(held), wait, zeros(ends), jnp.zeros(())
-    ticks = last + jnp.arange(many)
-    if apart:
-        carry, _ = lax.scan(partial(both, full=False), carry, ticks[:last])
-        ticks = ticks[last:]
-    carry, _ = lax.scan(partial(both, full=True), carry, ticks)
-    queue, _, room, made, sums, wait, of_ends, value = carry
-    (queue, _, sums, _), _ = lax.scan(
-        partial(only_back, room=room), (queue, made, sums, wait), last + many + jnp.arange(last)
-    )
-    return value, sums, of_ends, jnp.where(stage == 0, queue, 0)
 
 
 def layered(way: Explicit, calls: Data, held: Params, sums: Params, x: Array) -> Array:
