@@ -48,28 +48,27 @@ def gather_matrix(w: Array, group: Group, dim: int) -> Array:
     if group.size == 1 or w.shape[dim] % SUBLANES == 0:
         return gather(w, group, dim)
     rows = jnp.moveaxis(w, dim, 0)
-    whole = gather(in_lanes(rows), group, 0)
-    return jnp.moveaxis(whole.reshape(-1, *rows.shape[1:]), 0, dim)
+    shape = rows.shape[1:]
+    if math.prod(shape) % LANES == 0:
+        rows = rows.reshape(len(rows), -1, LANES)
+    return jnp.moveaxis(gather(rows, group, 0).reshape(-1, *shape), 0, dim)
 
 
 def scatter_matrix(x: Array, group: Group, dim: int) -> Array:
     """Return this member's piece, along `dim`, of the sum over the group, as `scatter` does.
 
-    A piece of 52 rows is no whole tiles: summed where it lies it would travel as 64, in parts. Over
-    all devices of a slice the compiler makes an all-reduce of either.
+    Pieces of 52 rows are no whole tiles: side by side they would be summed in parts, and sent on.
+    So each is cut out first. Over all devices of a slice the compiler makes an all-reduce of
+    either.
     """
-    if group.size == 1 or group.whole or x.shape[dim] // group.size % SUBLANES == 0:
+    length = x.shape[dim] // group.size
+    tiled = dim >= x.ndim - 2 or x.shape[-1] % LANES
+    if group.size == 1 or group.whole or not tiled or length % SUBLANES == 0:
         return scatter(x, group, dim)
     rows = jnp.moveaxis(x, dim, 0)
-    own = scatter(in_lanes(rows), group, 0)
-    return jnp.moveaxis(own.reshape(-1, *rows.shape[1:]), 0, dim)
-
-
-def in_lanes(rows: Array) -> Array:
-    """Return an array whose rows, along the first dimension, are whole tiles where they can be."""
-    if math.prod(rows.shape[1:]) % LANES:
-        return rows
-    return rows.reshape(len(rows), -1, LANES)
+    pieces = rows.reshape(group.size, length, -1)
+    mine = lax.psum_scatter(pieces, group.axes, scatter_dimension=0, tiled=False)
+    return jnp.moveaxis(mine.reshape(length, *rows.shape[1:]), 0, dim)
 
 
 def scatter(x: Array, group: Group, dim: int) -> Array:
