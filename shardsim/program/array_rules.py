@@ -17,6 +17,7 @@ from shardsim.program.rules import (
     of_layer_weights,
     put_together,
     stream,
+    sums_to_gather,
     turned_into_place,
     width,
 )
@@ -55,7 +56,7 @@ def lay_out_gathered_weights(block: Block, where: Where) -> Block:
     in what it makes of rings. Columns that it gathers come as rows, in tiles of two sublanes, and
     are turned a quarter as fast as whole tiles are (ViT-22B on v4, maxtext-16b and vit-bigg on v5e,
     "partitioned, fsdp": 7 % of what HBM moves); other odd pieces products read as slowly as a copy
-    would take.
+    would take. Heads that an all-reduce gathers come as they are read.
     """
     partitioned = where.layout.partitioned
     lanes = np.logical_not(where.ring & partitioned)
@@ -65,7 +66,8 @@ def lay_out_gathered_weights(block: Block, where: Where) -> Block:
             return [task]
         columns = task.odd_columns_bytes * (lanes & partitioned)
         odd = task.odd_bytes * lanes - columns
-        size = np.maximum(task.by_head_bytes * np.logical_not(where.ring), odd)
+        heads = np.logical_not(where.ring | sums_to_gather(task, where))
+        size = np.maximum(task.by_head_bytes * heads, odd)
         copied = copy(task.name, "copy", size, task.count * np.greater(size, 0))
         slow = columns * (SUBLANES / COLUMN_SUBLANES)
         count = task.count * np.greater(slow, 0)

@@ -9,7 +9,16 @@ from shardsim.plan.layout import Number, somewhere
 from shardsim.plan.precision import DTYPE_BYTES
 from shardsim.program.quantise import OPS
 from shardsim.program.rounds import ROUND
-from shardsim.program.rules import GATHERED_WEIGHTS, LAYER_PHASES, Where, changed, of_layer_weights
+from shardsim.program.rules import (
+    GATHERED_WEIGHTS,
+    LAYER_PHASES,
+    Where,
+    changed,
+    of_layer_weights,
+    over_whole_slice,
+    stream,
+    sums_to_gather,
+)
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
 from shardsim.program.tasks import KEYS, NARROWED, Collective, Compute
 from shardsim.records import replace
@@ -125,7 +134,15 @@ def all_reduce_over_whole_slices(block: Block, where: Where) -> Block:
     Counted in compiled programs, emitted ones (docs/compiled.md, `shardsim/xla/compare.py`) and
     MaxText's (docs/trainers.md).
     """
-    return _all_reduced(block, "reduce-scatter", where, True)
+
+    def change(task: Task) -> list[Task]:
+        if not isinstance(task, Collective) or task.purpose not in GATHERED_WEIGHTS:
+            return [task]
+        if task.kind != "reduce-scatter" or not np.any(chosen := over_whole_slice(task, where)):
+            return [task]
+        return _all_reduced(task, task, chosen)
+
+    return changed(block, change)
 
 
 def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
@@ -133,39 +150,29 @@ def all_reduce_instead_of_waiting_gathers(block: Block, where: Where) -> Block:
     twice the bytes. SparseCores gather as planned (tpu7x), and so do slices of two dimensions.
 
     Counted in compiled programs (docs/compiled.md, `shardsim/xla/compare.py`): five on v4 and v5p,
-    and four on v5e and v6e (maxtext-16b, vit-bigg, llama3-8b, ViT-22B).
+    and four on v5e and v6e (maxtext-16b, vit-bigg, llama3-8b, ViT-22B). What is summed is an array
+    of zeros with the own shard in it, filled as slowly as a transpose turns as much (llama2-70b on
+    v5p 0.98 s, priced 0.85; maxtext-22b on v4 0.36 and 0.41).
     """
-    if where.machine.chip.torus_dims < 3:
-        return block
-    return _all_reduced(block, "all-gather", where, np.logical_not(where.layout.weights_overlap))
-
-
-def _all_reduced(block: Block, kind: str, where: Where, wanted: Number) -> Block:
-    """Return a block with all-reduces for the collectives of weights of a kind, where `wanted` and
-    over all devices of a slice. Those of experts are over fewer where an axis splits experts."""
-    if where.machine.chip.offloads_collectives:
-        return block
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective) or task.purpose not in GATHERED_WEIGHTS:
             return [task]
-        if task.kind != kind:
+        if task.kind != "all-gather" or not np.any(chosen := sums_to_gather(task, where)):
             return [task]
-        group = where.layout.role(task.role)
-        inside = group.size / group.slices
-        whole = np.equal(inside, where.devices_per_slice) & np.greater(inside, 1)
-        chosen = whole & wanted
-        if not np.any(chosen):
-            return [task]
-        summed = replace(task, name=f"{task.name}, all-reduced", kind="all-reduce")
-        if kind == "all-gather":
-            summed = replace(summed, schedule="exposed")
-        if np.all(chosen):
-            return [summed]
-        kept = replace(task, count=task.count * np.logical_not(chosen))
-        return [kept, replace(summed, count=task.count * chosen)]
+        filled = stream(f"zeros: {task.name}", "transpose", 2.0 * task.bytes, task.count * chosen)
+        return [*filled, *_all_reduced(replace(task, schedule="exposed"), task, chosen)]
 
     return changed(block, change)
+
+
+def _all_reduced(summed: Collective, task: Collective, chosen: Number) -> list[Task]:
+    """Return a collective as an all-reduce, `summed`, where `chosen`, and as it is elsewhere."""
+    summed = replace(summed, name=f"{task.name}, all-reduced", kind="all-reduce")
+    if np.all(chosen):
+        return [summed]
+    kept = replace(task, count=task.count * np.logical_not(chosen))
+    return [kept, replace(summed, count=task.count * chosen)]
 
 
 def offload_to_sparse_cores(block: Block, where: Where) -> Block:

@@ -70,6 +70,22 @@ def of_layer_weights(task: Task, kind: str) -> TypeGuard[Collective]:
     return isinstance(task, Collective) and task.purpose == "weights" and task.kind == kind
 
 
+def over_whole_slice(task: Collective, where: Where) -> Number:
+    """Return whether all devices of a slice take part, where no other core does it. Those of
+    experts are over fewer where an axis splits experts."""
+    group = where.layout.role(task.role)
+    inside = group.size / group.slices
+    whole = np.equal(inside, where.devices_per_slice) & np.greater(inside, 1)
+    return whole & (not where.machine.chip.offloads_collectives)
+
+
+def sums_to_gather(task: Collective, where: Where) -> Number:
+    """Return whether an all-gather of weights becomes an all-reduce
+    (`all_reduce_instead_of_waiting_gathers`)."""
+    deep = where.machine.chip.torus_dims > 2
+    return over_whole_slice(task, where) & np.logical_not(where.layout.weights_overlap) & deep
+
+
 def cut_by_gather(task: Task, block: Block) -> TypeGuard[Compute]:
     """Return whether a matmul of a layer takes its input in pieces where rings run."""
     return isinstance(task, Compute) and task.ring == "gathered" and block.phase in LAYER_PHASES

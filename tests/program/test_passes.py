@@ -21,7 +21,7 @@ from shardsim.errors import PlanError
 from shardsim.files import data_folder
 from shardsim.machine import parse_machine
 from shardsim.model import load_model
-from shardsim.plan import Plan, load_plan, plan_from_data, resolve
+from shardsim.plan import Overlap, Plan, load_plan, plan_from_data, resolve
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.plan import Context
 from shardsim.plan.remat import Policy, Remat
@@ -108,6 +108,7 @@ def short(members: int) -> Plan:
 TURNED = load_plan("ulysses-32k")
 
 # Queries, keys and values in the host's memory.
+GATHERING = ("layer forward", "layer backward", "embedding and head")
 AWAY = replace(WAITING, name="away", remat=Remat.of(offload=frozenset({"qkv"})))
 
 
@@ -539,10 +540,25 @@ def test_the_partitioner_gathers_whole_what_several_matmuls_read() -> None:
         assert all((task.schedule == "ring") == wanted for task in gathers)
     # It has weights from the shards in the layout that matmuls read.
     assert not any("gather weights" in task.name for task in added(LEFT, "layer forward")["copy"])
-    whole = replace(WAITING, execution="partitioned")
+    beside = Overlap(weights=True, gradients=False)
+    whole = replace(WAITING, execution="partitioned", overlap=beside)
     laid_out = [t for t in added(whole, "layer forward")["copy"] if "gather weights" in t.name]
     heads = 4 * 6144 * 6144 * 2.0  # bf16, read and written
     assert [float(task.hbm_bytes) for task in laid_out] == [2 * heads]
+
+
+def test_what_an_all_reduce_gathers_is_zeros_first() -> None:
+    """Twice the bytes of what it gathers, of weights and tables; heads come as they are read."""
+    for plan, summed in ((WAITING, True), (replace(WAITING, overlap=Overlap(weights=True)), False)):
+        for block in program_as(plan, "emitted").blocks:
+            zeros = [t for t in block.computes() if t.name.startswith("zeros: gather")]
+            moved = [t for t in block.collectives() if t.name.endswith("all-reduced")]
+            gathered = [t for t in moved if "gather" in t.name]
+            assert [t.hbm_bytes for t in zeros] == [2 * t.bytes for t in gathered]
+            assert bool(gathered) == (summed and block.name in GATHERING)
+            if block.name in GATHERING[:2]:
+                laid = [t for t in block.computes() if t.name.startswith("lay out: gather w")]
+                assert bool(laid) != summed
 
 
 def test_sparse_cores_move_weights_beside_all_else() -> None:
