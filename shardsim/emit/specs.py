@@ -83,7 +83,6 @@ def no_program(plan: Plan) -> str:
 
 def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
     names, by_expert = layout.names, bool(layout.spread.by_expert)
-    chip = plan.machine.chip
     return {
         "plan": {
             "name": plan.name,
@@ -123,7 +122,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "keys_overlap": plan.context.overlap,
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,
-            "columns": chip.heads_as_columns and plan.model.head_dim < chip.mxu_dim,
+            "columns": _as_columns(plan, layout),
             "attention": plan.attention,
             "compute": plan.precision.compute,
             "parameters": plan.precision.parameters,
@@ -139,6 +138,15 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
         "activations": activation_specs(plan, layout),
         **_parts_data(plan),
     }
+
+
+def _as_columns(plan: Plan, layout: Layout) -> bool:
+    """Return whether products of heads narrower than the matrix unit run over columns: not beside
+    a tensor axis, whose collectives then hide less (Llama 3 70B on tpu7x, an axis of 4 without
+    rings: operations 12.21 -> 11.81 s, waiting 7.80 -> 8.73).
+    """
+    chip, alone = plan.machine.chip, int(layout.tensor.size) == int(layout.tensor2.size) == 1
+    return chip.heads_as_columns and alone and plan.model.head_dim < chip.mxu_dim
 
 
 def _rows(plan: Plan) -> dict[str, Any]:

@@ -241,8 +241,8 @@ PLANS: dict[str, Plan] = {
     "tensor of 8, sequence": spread("gpt", {"model": 8}, "seq"),
     "shards of no whole tiles": spread("gpt-60-wide", {"data": 2, "fsdp": 4}),
     "columns, fsdp": spread("llama", _F, **_COLUMNS, remat="dots"),
-    "columns, tensor, no overlap": spread("gpt", _FM, "seq", **_COLUMNS, **_overlap("off")),
-    "columns, partitioned": spread("llama", _FM2, "seq", **_COLUMNS, **_PART),
+    "columns, context": spread("gpt", {"fsdp": 4, "context": 2}, **_COLUMNS),
+    "columns, partitioned": spread("llama", _F, **_COLUMNS, **_PART),
     "tensor, sequence, two directions": spread("vit", _FM, "seq"),
     "tensor, sequence, one direction": spread(
         "vit-serial", _FM, "seq", **_overlap("unidirectional")
