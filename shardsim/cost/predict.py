@@ -195,8 +195,8 @@ def predict(
     plan = as_plan(plan)
     layout = layout or resolve(plan)
     machine = plan.machine
-    costs = costs or plan.op_costs
-    implementation = implementation or USUAL.get(costs, "ideal")
+    costs = plan.op_costs if costs is None else costs
+    implementation = USUAL.get(costs, "ideal") if implementation is None else implementation
     use = hbm_of(plan, implementation, layout)
     done, again = _as_compiled(plan, layout, use)
     program = implemented(partition(Workload.of(plan), done), implementation, machine, done)

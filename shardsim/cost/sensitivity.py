@@ -14,6 +14,7 @@ from shardsim.cost.words import FIGURES
 from shardsim.plan.io import PlanOrPath, as_plan
 from shardsim.plan.layout import Layout
 from shardsim.plan.resolve import resolve
+from shardsim.program.holds import held_by
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import USUAL, implemented
@@ -48,7 +49,7 @@ def sensitivity(
     `implementation` are those of `predict`; what it `made` of the plan need not be made again.
     """
     plan = as_plan(plan)
-    costs = costs or plan.op_costs
+    costs = plan.op_costs if costs is None else costs
     chip = plan.machine.chip
     figures = [name for name in FIGURES if name == "peak_flops" or getattr(chip, name)]
     factors = np.ones((len(figures), len(figures), len(FACTORS)))
@@ -56,7 +57,8 @@ def sensitivity(
         factors[index, index] = FACTORS
     many = chip.times(dict(zip(figures, factors.reshape(len(figures), -1), strict=True)))
     if made is None:
-        name = implementation or USUAL.get(costs, "ideal")
+        name = USUAL.get(costs, "ideal") if implementation is None else implementation
+        held_by(name, chip)  # refuses what is not possible
         layout = resolve(plan)
         program = partition(Workload.of(plan), layout)
         made = layout, overlap(implemented(program, name, plan.machine, layout), layout)

@@ -139,6 +139,8 @@ def load_hf(name: str) -> HfModel:
     Raises `FileError` for what is no such file, and with the reason for a model that no options
     of `Model` can say.
     """
+    if not name:
+        raise ModelError("a config's name is empty; give a config.json, or a folder with one")
     path = config_path(name) or Path(name)
     if path.is_dir():
         raise ModelError(f"{name}: a folder without a Hugging Face config.json")

@@ -16,7 +16,7 @@ from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
 from shardsim.plan.precision import NARROW
 from shardsim.program.quantise import OPS
-from shardsim.program.rings import SUM_BYTES
+from shardsim.program.rings import SUM_BYTES, runs_as_ring
 from shardsim.program.rules import Where, attends, changed, copy, in_two, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
@@ -211,6 +211,26 @@ def pad_for_products_of_8_bits(block: Block, where: Where) -> Block:
 
     narrow = any(task.dtype in NARROW for task in products)
     return changed(block, change) if narrow else block
+
+
+def add_up_summands(block: Block, where: Where) -> Block:
+    """Send each member of a ring that scatters its summand as it is made, and add up in a pass what
+    has come (`_fused_matmul_reduce_scatter_impl` of torch/distributed/_symmetric_memory, which adds
+    to no sum on its way; so do `split_overlap_rs` and `reduce_bf16` of Transformer Engine's
+    comm_gemm_overlap)."""
+    layout = where.layout
+    members = np.maximum(layout.tensor.size, 1)
+
+    def change(task: Task) -> list[Task]:
+        if isinstance(task, Compute) and task.ring == "scattered":
+            return [replace(task, ring="sent")]
+        if not isinstance(task, Collective) or task.kind != "reduce-scatter":
+            return [task]
+        count = task.count * runs_as_ring(task, layout)
+        moved = task.bytes * (1.0 + 1.0 / members)
+        return [task, *stream(f"add up {task.name}", "sum", moved, count)]
+
+    return changed(block, change)
 
 
 def keep_in_place(block: Block, where: Where) -> Block:

@@ -316,8 +316,20 @@ HOLDS: Mapping[str, Passes] = {
 }
 # XLA on GPUs, whose kernels keep one number of each row.
 _GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
+_IDEAL_GPU = replace(
+    _IDEAL,
+    lanes=1.0,
+    hidden_first=False,
+    stays=False,
+    narrow_logits=True,
+    weights_first=True,
+    ring_sums=0.0,
+    keeps_operands=True,
+    adds_in_place=True,
+)
 ON_GPU: Mapping[str, Passes] = {
-    "ideal": replace(_GPU, scarce=_GPU, recomputes=True),
+    # The least of what XLA's and PyTorch's steps hold.
+    "ideal": replace(_IDEAL_GPU, scarce=_IDEAL_GPU, recomputes=True),
     "emitted": replace(_GPU, at_once=True),
     # A library's step is PyTorch's, which recomputes nothing that nobody asked for.
     **dict.fromkeys(

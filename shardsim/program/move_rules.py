@@ -52,19 +52,32 @@ def gather_for_the_others(block: Block, where: Where) -> Block:
 def gather_in_8_bits(block: Block, where: Where) -> Block:
     """Cast to 8 bits before the gather over a tensor axis what products read in 8, each member its
     own part; back, what gradients of weights read was cast forward. What a router reads too, or is
-    made of what is gathered, is cast behind it. On GPUs what is gathered is turned for gradients of
-    weights.
+    made of what is gathered, is cast behind it.
+
+    XLA's partitioner lays out anew what a product reads, which is what was cast (openxla/xla,
+    spmd/dot_handler.cc). Not seen compiled: of MLPerf's GPT-3 in docs/accuracy.md it explains a
+    third of what was missing.
+    """
+    return _gathered_in_8_bits(block, where, 0.0)
+
+
+def gather_in_8_bits_and_turn(block: Block, where: Where) -> Block:
+    """Cast to 8 bits before the gather over a tensor axis what products read in 8, as on TPUs; what
+    comes is turned for gradients of weights (`narrow_both_ways`).
 
     `float8_tensor_parallel.py` of pytorch/ao (scales of whole arrays) and Transformer Engine
-    (`gather_along_first_dim`) do so; XLA's partitioner lays out anew what a product reads, which is
-    what was cast (openxla/xla, spmd/dot_handler.cc). Not seen compiled: of MLPerf's GPT-3 in
-    docs/accuracy.md it explains a third of what was missing.
+    (`gather_along_first_dim`) do so.
     """
+    return _gathered_in_8_bits(block, where, 1.0)
+
+
+def _gathered_in_8_bits(block: Block, where: Where, turned: float) -> Block:
+    """Return a block that gathers 8 bits; of casts so many bytes an element are written `turned`
+    besides, of which all that was gathered is read and written."""
     tensor = where.layout.tensor.size
     split = np.greater(tensor, 1)
     if not np.any(split):
         return block
-    turned = 1.0 if where.machine.chip.kind == "gpu" else 0.0
     tasks: list[Task] = []
     gather: int | None = None  # what no operation has read yet
     for task in block.tasks:

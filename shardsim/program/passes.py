@@ -43,6 +43,7 @@ from shardsim.program.attention_rules import (
 from shardsim.program.end_rules import join_all_ends, join_ends, rotate_halves
 from shardsim.program.gpu_rules import (
     activate_apart,
+    add_up_summands,
     attend_apart,
     attend_by_cudnn,
     copy_in_and_out,
@@ -67,6 +68,7 @@ from shardsim.program.move_rules import (
     exchange_parts_of_embed,
     gather_for_the_others,
     gather_in_8_bits,
+    gather_in_8_bits_and_turn,
     offload_to_sparse_cores,
     stop_for_hops,
 )
@@ -74,7 +76,6 @@ from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 from shardsim.program.torch_rules import (
-    add_up_summands,
     copy_out_of_gathers,
     copy_tokens_into_order,
     leave_sums_whole,
@@ -84,9 +85,10 @@ from shardsim.program.torch_rules import (
 )
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
-    # What the plan says, in as few passes as may be: a bound on what an implementation of it can
-    # reach (but where SparseCores hide what the plan leaves to wait, or 8 bits are gathered).
-    "ideal": (join_all_ends,),
+    # What the plan says, in as few passes and bytes as may be: a bound on what an implementation of
+    # it can reach (but where SparseCores hide what the plan leaves to wait, or torchtitan leaves
+    # whole what the plan cuts for rings).
+    "ideal": (join_all_ends, gather_in_8_bits),
     # What the exported code does under the TPU compiler.
     "emitted": (
         activate_groups_apart,
@@ -161,13 +163,18 @@ _OF_LIBRARIES: tuple[Rule, ...] = (
     attend_by_cudnn,
     narrow_both_ways,
     pad_for_products_of_8_bits,
-    gather_in_8_bits,
+    gather_in_8_bits_and_turn,
     send_once_to_each_node,
     keep_in_place,
 )
 
 # What is done otherwise on GPUs.
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
+    "ideal": (
+        *IMPLEMENTATIONS["ideal"],
+        send_once_to_each_node,
+        add_up_summands,
+    ),
     "emitted": (
         share_tiles,
         pass_sums_apart,
@@ -176,7 +183,7 @@ ON_GPU: Mapping[str, tuple[Rule, ...]] = {
         attend_by_cudnn,
         copy_in_and_out,
     ),
-    "trainer": _OF_LIBRARIES,
+    "trainer": (*_OF_LIBRARIES, add_up_summands),
     # The tensors first that torchtitan's own code makes, then how they move.
     "torchtitan": (
         *_OF_LIBRARIES,

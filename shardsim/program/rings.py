@@ -18,8 +18,14 @@ A scatter is the same backwards: its products are what the sums that arrive take
 
 What a block moves through HBM depends on what the ring cuts: pieces of the sequence are rows, and
 every block reads the weights again; pieces of the embed axis are summands of the whole result,
-which is read and written in float32 for every block but the first. Where products are scattered,
-those of one block join one float32 sum, which the last of them joins with the sum that arrived.
+which is read and written in float32 for every block but the first. How products that are scattered
+add up is the implementation's to say (`Compute.ring`):
+
+- "scattered": in a sum that travels, as in the exported loops and in rings of XLA's partitioner.
+  Products of one block join one float32 sum, which the last of them joins with the sum that
+  arrived (read off TPU programs).
+- "sent": nowhere on the way. Every member is sent its summand as products have made it, in their
+  format, and adds up what came in a pass of its own, at last (`gpu_rules.add_up_summands`).
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ from shardsim.program.tasks import Collective, Compute
 from shardsim.records import replace
 
 SUM_BYTES = 4.0  # sums of products are float32
+SCATTERED = ("scattered", "sent")  # `Compute.ring` of products whose results leave in pieces
 UNIDIRECTIONAL, BIDIRECTIONAL = (
     MATMUL_OVERLAP.index(name) for name in ("unidirectional", "bidirectional")
 )
@@ -105,7 +112,7 @@ def ring(task: Collective, partners: Sequence[Compute], layout: Layout, on: Numb
 def _any(partners: Sequence[Compute]) -> Number:
     """Return whether any of `partners` adds to what a ring scatters: an array if that differs."""
     return np.logical_or.reduce(
-        [np.greater(one.count, 0) for one in partners if one.ring == "scattered"] or [False]
+        [np.greater(one.count, 0) for one in partners if one.ring in SCATTERED] or [False]
     )
 
 
@@ -135,14 +142,13 @@ def ring_block(
         rows, deep, wide = np.where(embed, 1, members), np.where(embed, members, 1), 1
         summed = 2.0 * SUM_BYTES - (2.0 * SUM_BYTES - wire) / members
         result = m * n / rows * np.where(embed, summed, wire)
-    elif task.ring == "scattered":
-        # A product is added to those before it. The sum leaves, or joins those which arrived, in a
-        # pass of its own as the product is done before they come.
+    elif task.ring in SCATTERED:
         rows, deep, wide = np.where(embed, 1, members), 1, np.where(embed, members, 1)
-        read = np.where(first, 0.0, SUM_BYTES)
-        joined = wire + (1.0 - starts / members) * 2.0 * SUM_BYTES
-        joined = joined + (1.0 - np.minimum(starts, 1) / members) * wire
-        result = m * n / members * (read + np.where(last, joined, SUM_BYTES))
+        if task.ring == "sent":
+            summed = wire * (2.0 - first)
+        else:
+            summed = _travelling_bytes(wire, members, first, last, starts)
+        result = m * n / members * summed
     else:
         return replace(
             task,
@@ -159,3 +165,17 @@ def ring_block(
         hbm_bytes=operands + result + rest / members,
         vector_ops=task.vector_ops / members,
     )
+
+
+def _travelling_bytes(
+    wire: float, members: Number, first: Number, last: Number, starts: Number
+) -> Number:
+    """Return the bytes that an element of a block's result moves where the sum travels.
+
+    A product is added to those before it. The sum leaves, or joins those which arrived, in a pass
+    of its own as the product is done before they come.
+    """
+    read = np.where(first, 0.0, SUM_BYTES)
+    joined = wire + (1.0 - starts / members) * 2.0 * SUM_BYTES
+    joined = joined + (1.0 - np.minimum(starts, 1) / members) * wire
+    return read + np.where(last, joined, SUM_BYTES)

@@ -39,9 +39,9 @@ GRADIENTS = {
 class Compute(Work):
     """Work of a plan, and how a ring over the tensor axis cuts it.
 
-    `ring` is "gathered" if the input of a matmul comes in pieces, "scattered" if its result leaves
-    in pieces; else it runs whole beside the ring. Of attention it is "passed" if keys and values
-    come round the context axis.
+    `ring` is "gathered" if the input of a matmul comes in pieces, "scattered" or "sent" if its
+    result leaves in pieces (`rings.py`); else it runs whole beside the ring. Of attention it is
+    "passed" if keys and values come round the context axis.
     """
 
     ring: str = ""

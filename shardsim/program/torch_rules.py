@@ -118,23 +118,6 @@ def _sums_several(task: Collective) -> bool:
     return (task.kind, task.schedule) == ("reduce-scatter", "ring") and len(task.partners) > 1
 
 
-def add_up_summands(block: Block, where: Where) -> Block:
-    """Add up in a pass what the members of a ring that scatters have sent, each its summand
-    (`_fused_matmul_reduce_scatter_impl` of torch/distributed/_symmetric_memory)."""
-    layout = where.layout
-    members = np.maximum(layout.tensor.size, 1)
-
-    def change(task: Task) -> list[Task]:
-        if not isinstance(task, Collective) or task.kind != "reduce-scatter":
-            return [task]
-        count = task.count * runs_as_ring(task, layout)
-        moved = task.bytes * (1.0 + 1.0 / members)
-        added = stream(f"add up {task.name}", "sum", moved, count)
-        return [task, *added]
-
-    return changed(block, change)
-
-
 def copy_tokens_into_order(block: Block, where: Where) -> Block:
     """Copy what is gathered or scattered along the sequence: PyTorch's collectives do so along the
     first dimension, which is the batch (`all_gather_tensor` and `reduce_scatter_tensor` of

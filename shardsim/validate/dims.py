@@ -27,7 +27,6 @@ UNMODELLED_KEYS = (
     r"|expert|moe|linear_att|ssm|mamba|conv|recurren|retriev|share|memory_tok|sparse|dropout|attention_type|mixer"
 )
 _PRINTED = "gflop_per_image_as_printed"
-OFF, NEAR = 0.1, 0.05  # of what a source printed: not the same model, and the same
 # What other collections call the keys of `_DIMS`.
 _ALIASES = {
     **dict.fromkeys(("n_layers", "num_layers"), "layers"),
@@ -162,9 +161,11 @@ def _soft(said: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 def with_printed_slots(model: Model, row: Mapping[str, Any], notes: list[str]) -> Model:
     """Return soft experts with as many slots each as make the GFLOP an image that a row's source
-    printed, where those that the row says are off by `OFF` and fewer are `NEAR`.
+    printed, where that is fewer than the row says.
 
-    A table of models has GFLOP; how many slots were chosen for them is often derived.
+    A table of models has GFLOP; how many slots were chosen for them is often derived. A figure
+    stands for the number of slots whose products come nearest, within half of what one slot more
+    takes; one further away counts something else, and says nothing of slots.
     """
     experts, said = model.experts, row.get("measured")
     printed = said.get(_PRINTED) if isinstance(said, Mapping) else None
@@ -172,13 +173,15 @@ def with_printed_slots(model: Model, row: Mapping[str, Any], notes: list[str]) -
         return model
     wanted = number(printed, f"measured.{_PRINTED}")
 
-    def off(slots: int) -> float:
+    def gflop(slots: int) -> float:
         other = replace(model, experts=replace(experts, soft_slots=slots))
         tokens = other.sequence
-        return abs(forward_matmul_flops_per_token(other, tokens) * tokens / 1e9 / wanted - 1.0)
+        return forward_matmul_flops_per_token(other, tokens) * tokens / 1e9
 
-    best = min(range(1, experts.soft_slots + 1), key=off)
-    if off(experts.soft_slots) < OFF or off(best) > NEAR:
+    best = min(range(1, experts.soft_slots + 1), key=lambda slots: abs(gflop(slots) - wanted))
+    if abs(gflop(best) - wanted) > (gflop(best + 1) - gflop(best)) / 2.0:
+        return model
+    if best == experts.soft_slots:
         return model
     notes.append(
         f"dims.moe: slots_per_expert: {best}, not {experts.soft_slots}, makes the {wanted:g} "

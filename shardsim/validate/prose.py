@@ -123,7 +123,7 @@ def from_prose(row: Mapping[str, Any], where: str) -> Run:
     try:
         data = strict_row(row, notes)
     except ShardsimError as error:
-        raise FileError(f"{where} ({str(row.get('id', 'no id'))[:60]!r}): {error}") from None
+        raise FileError(f"{where} ({str(row.get('id') or 'no id')[:60]!r}): {error}") from None
     run = read_run(data, where)
     library, row = _library(row), _with_usual_keys(row)
     try:
@@ -221,7 +221,7 @@ def strict_row(row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     precision = str(row.get("precision") or "").lower()
     attention = f"{words or ''} {kernel} {row.get('remat')}".lower()
     data = {
-        "id": str(row.get("id", "run"))[:200],
+        "id": str(row.get("id") or "run")[:200],
         "model": model.to_mapping(),
         "sequence": sequence,
         "attention": kernel_of(chip, sequence, attention, library, str(row.get("source"))),

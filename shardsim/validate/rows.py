@@ -123,7 +123,7 @@ def read_run(row: Any, where: str) -> Run:
     """Read one row; raise `FileError` naming `where` and the key that is wrong."""
     if not isinstance(row, Mapping):
         raise FileError(f"{where}: expected a mapping of keys")
-    where = f"{where} ({str(row.get('id', 'no id'))[:60]!r})"
+    where = f"{where} ({str(row.get('id') or 'no id')[:60]!r})"
     try:
         return _read(row, where)
     except ShardsimError as error:

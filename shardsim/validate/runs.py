@@ -157,13 +157,14 @@ def runs_from_data(data: Any, path: str) -> tuple[list[Run], list[tuple[str, str
         try:
             where = f"{path}: runs[{index}]"
             run = from_prose(row, where) if is_prose(row) else read_run(row, where)
-            before = first.setdefault(run.id, index) if row.get("id") else index
+            run = run if row.get("id") else replace(run, id=f"runs[{index}]")
+            before = first.setdefault(run.id, index)
             if before != index:
                 raise FileError(f"{where}: id: {run.id!r} is that of runs[{before}] too")
             runs.append(run)
         except FileError as error:
-            name = row.get("id", f"runs[{index}]") if isinstance(row, Mapping) else f"runs[{index}]"
-            failed.append((str(name), str(error)))
+            name = row.get("id") if isinstance(row, Mapping) else None
+            failed.append((str(name or f"runs[{index}]"), str(error)))
     if not runs and failed:
         raise FileError(failed[0][1])
     return runs, failed

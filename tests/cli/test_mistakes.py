@@ -60,6 +60,12 @@ ON = ("--on", "v4:4x4x4", "--batch", "1024")
                              "rpi4, tpu7x, v100, v2, v3, v4, v5e, v5p, v6e"),
         (["models", "nosuch.yaml"], "nosuch.yaml: No such file or directory"),
         (["predict", ""], "a plan's name is empty; give a file, or the name of a shipped plan"),
+        (["import", "", "--from", "maxtext"], 
+         "a config's name is empty; give MaxText's YAML, or a script that starts a training"),
+        (["import", "", "--from", "big_vision"], 
+         "a config's name is empty; give Python with get_config()"),
+        (["import", "", "--from", "hf"], 
+         "a config's name is empty; give a config.json, or a folder with one"),
         (["predict", "vit-22b-published-tp9"], "vit-22b-published-tp9: no such file, nor a plan of "
                                                "that name; did you mean 'vit-22b-published-tp8'?"),
         (["validate", "--runs", "/nosuch"], "/nosuch: No such file or directory; 'experts' "

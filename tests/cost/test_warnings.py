@@ -8,6 +8,8 @@ import pytest
 from building import SMALL_GPT, build, decoder
 
 from shardsim.cost.predict import predict
+from shardsim.cost.sensitivity import sensitivity
+from shardsim.errors import PlanError
 from shardsim.machine import override_chip
 from shardsim.plan import Overlap, plan_from_data
 from shardsim.planner.changes import changed
@@ -80,3 +82,11 @@ def test_what_the_compiler_computes_again_by_itself_is_priced():
     assert kept.step_time_s < found.step_time_s < whole.step_time_s
     assert kept.hfu < found.hfu < whole.hfu
     assert found.mfu < kept.mfu
+
+
+@pytest.mark.parametrize("asked", [{"implementation": ""}, {"costs": ""}])
+@pytest.mark.parametrize("function", [predict, sensitivity])
+def test_an_empty_name_is_no_default(function, asked):
+    plan = build(decoder(), "v5e:4x4", 16, {"data": {"x": 4, "y": 4}})
+    with pytest.raises(PlanError, match="'' is not possible"):
+        function(plan, **asked)

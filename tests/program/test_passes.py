@@ -27,6 +27,7 @@ from shardsim.plan.plan import Context
 from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import rules_data
 from shardsim.program.end_rules import join_all_ends
+from shardsim.program.move_rules import gather_in_8_bits
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL, Where, implemented, table
@@ -117,11 +118,12 @@ def partitioned(plan: Plan) -> Program:
 
 
 def written(plan: Plan) -> Program:
-    """Return the plan's Program with the ends of products in them, as none moves less."""
+    """Return the plan's Program with the ends of products in them and 8 bits gathered where they
+    are read, as none moves less."""
     program = partitioned(plan)
     where = where_of(plan)
-    ends = (join_all_ends(block, where) for block in program.blocks)
-    return replace(program, blocks=tuple(ends))
+    least = (gather_in_8_bits(join_all_ends(block, where), where) for block in program.blocks)
+    return replace(program, blocks=tuple(least))
 
 
 def program_as(plan: Plan, name: str) -> Program:
@@ -253,13 +255,30 @@ def test_the_docs_have_every_rule() -> None:
 
 @given(plan=plans())
 def test_what_is_ideal_is_the_plan_and_what_is_done_beyond_it_takes_time(plan: Plan) -> None:
-    assert program_as(plan, "ideal") == written(plan)
-    ideal, emitted = (predict(plan, implementation=name) for name in ("ideal", "emitted"))
-    if not plan.machine.chip.offloads_collectives:  # those hide what the plan leaves to wait
-        assert ideal.step_time_s <= emitted.step_time_s * (1 + 1e-9)
-    assert ideal.hbm["peak_bytes"] <= emitted.hbm["peak_bytes"] * (1 + 1e-9)
-    for part in ("parameters_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
-        assert ideal.hbm[part] == emitted.hbm[part]
+    gpu = plan.machine.chip.kind == "gpu"  # libraries there send summands
+    assert program_as(plan, "ideal") == written(plan) or gpu
+    ideal = predict(plan, implementation="ideal")
+    for name in ("emitted", "trainer"):
+        other = predict(plan, implementation=name)
+        if not plan.machine.chip.offloads_collectives:  # those hide what the plan leaves to wait
+            assert ideal.step_time_s <= other.step_time_s * (1 + 1e-9)
+        if name == "emitted" or gpu:
+            assert ideal.hbm["peak_bytes"] <= other.hbm["peak_bytes"] * (1 + 1e-9)
+            assert ideal.hbm["thrifty_bytes"] <= other.hbm["thrifty_bytes"] * (1 + 1e-9)
+        for part in ("parameters_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
+            assert ideal.hbm[part] <= other.hbm[part]
+            assert ideal.hbm[part] == other.hbm[part] or gpu or name == "trainer"
+
+
+@given(plan=plans(machines=("h100:8", "2*h100:8")))
+def test_no_library_on_gpus_does_with_less_than_the_ideal(plan: Plan) -> None:
+    """But in rings that torchtitan leaves whole."""
+    plan = replace(plan, overlap=replace(plan.overlap, matmul="off"))
+    ideal = predict(plan, implementation="ideal")
+    for name in ("trainer", "torchtitan"):
+        other = predict(plan, implementation=name)
+        assert ideal.step_time_s <= other.step_time_s * (1 + 1e-9)
+        assert ideal.hbm["peak_bytes"] <= other.hbm["peak_bytes"] * (1 + 1e-9)
 
 
 @given(plan=plans())

@@ -9,9 +9,10 @@ import pytest
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
 from shardsim.plan import Plan, plan_from_data, resolve
+from shardsim.program.gpu_rules import add_up_summands
 from shardsim.program.partition import partition
 from shardsim.program.passes import ON_GPU, implemented
-from shardsim.program.schedule import Task
+from shardsim.program.schedule import Task, Work, every
 from shardsim.program.shapes import Workload
 from shardsim.program.tasks import Collective, Compute, Program
 
@@ -69,11 +70,10 @@ def test_every_rule_changes_one_of_these_programs() -> None:
         llama({"fsdp": 2, "model": 4}, precision={"compute": "fp8"}),
         llama({"fsdp": 2, "model": 4}, overlap={"matmul": "bidirectional"}),
     ]
-    more = len(ON_GPU["torchtitan"]) - len(ON_GPU["trainer"])
-    assert more > 0
-    for left_out in range(1, more + 1):
-        kept = [*ON_GPU["torchtitan"]]
-        rule = kept.pop(-left_out)
+    more = [rule for rule in ON_GPU["torchtitan"] if rule not in ON_GPU["trainer"]]
+    assert more
+    for rule in (*more, add_up_summands):
+        kept = [one for one in ON_GPU["torchtitan"] if one is not rule]
         changed = False
         for plan in plans:
             layout = resolve(plan)
@@ -118,6 +118,22 @@ def test_a_gradient_that_several_products_add_to_is_scattered_whole() -> None:
     assert [len(one.partners) for one in rings] == [1]  # of what is computed again
     size = 2.0 * BATCH * TOKENS * WIDTH  # summands of all four, and their sum
     assert moved(tasks(plan, phase="backward"), "add up scatter") == [size * 1.25]
+
+
+@pytest.mark.parametrize("name", ["torchtitan", "trainer", "ideal"])
+def test_summands_of_a_ring_are_added_up_once(name: str) -> None:
+    """Blocks write what they make in 16 bits; one pass reads what came and writes its sum."""
+    plan = llama({"fsdp": 2, "model": 4}, overlap={"matmul": "bidirectional"})
+    found = tasks(plan, name)
+    down = next(one for one in found if isinstance(one, Compute) and one.name == "mlp_out")
+    block = predict(plan, implementation=name).schedule.block("layer forward")
+    works = [(one, times) for one, times, _ in every(block.tasks) if isinstance(one, Work)]
+    blocks = sum(float(one.hbm_bytes * times) for one, times in works if one.name == down.name)
+    m, k, n = (float(size) for size in (down.m, down.k, down.n))
+    beside = float(down.hbm_bytes) - 2.0 * (m * k + k * n + m * n)  # what its end reads
+    assert blocks == pytest.approx(2.0 * (m * k + 4 * k * n + m * n) + beside)
+    sums = [float(one.hbm_bytes * times) for one, times in works if "add up scatter" in one.name]
+    assert sums == [pytest.approx(2.0 * m * n * 1.25)] * 2  # of attention and the MLP
 
 
 def test_products_of_8_bits_gather_8_bits() -> None:

@@ -609,6 +609,16 @@ def test_keys_that_say_nothing_about_the_plan_are_tolerated() -> None:
     assert run_of(anything=[1]).notes == ("not read: anything",)
 
 
+@pytest.mark.parametrize("unnamed", [{"id": None}, {"id": ""}, {}])
+def test_rows_without_an_id_are_told_apart_by_their_place(unnamed: dict[str, Any]) -> None:
+    bare = {key: value for key, value in LLAMA.items() if key != "id"} | unnamed
+    exact = {"model": "llama3-8b", "machine": "v5e:4x4", "mesh": {}, **unnamed}
+    found = validate_data([bare, bare | {"model": "no such"}, exact], "runs.yaml")
+    assert [row.id for row in found.rows] == ["runs[0]"]
+    assert [name for name, _ in found.failed] == ["runs[1]", "runs[2]"]
+    assert all("None" not in why and "''" not in why for _, why in found.failed)
+
+
 @pytest.mark.parametrize(
     ("said", "sizes", "state"),
     [
@@ -933,7 +943,10 @@ def test_soft_experts_lie_one_by_one_where_a_row_does_not_say() -> None:
     [
         (2, 8.6, 1),  # as the table of arXiv 2308.00951 has them: fewer than ViT-S/16's 9.2
         (2, 10.3, 2),
+        (2, 9.4, 1),  # nearer to what one slot makes, 8.5, than to what two make, 10.7
+        (2, 9.8, 2),
         (2, 4.3, 2),  # a multiply-add counted as one, perhaps: nothing is known
+        (2, 7.3, 2),  # further from 8.5 than half of what a slot takes
         (2, None, 2),
         (1, 8.6, 1),
     ],

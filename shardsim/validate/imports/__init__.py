@@ -49,6 +49,8 @@ def import_config(
     arguments may stand behind its name, as `vit_i1k.py:variant=L/16`. Of `axlearn` the path may be
     the name of a published experiment.
     """
+    if not path:
+        raise FileError(f"a config's name is empty; give {_EXPECTED.get(form, _CONFIG)}")
     arguments = ""
     if form == "big_vision" and not os.path.exists(path) and ".py:" in path:
         path, _, arguments = path.partition(".py:")
