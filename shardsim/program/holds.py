@@ -86,6 +86,10 @@ class Passes:
     # head's gradients are over when layers begin (llama2-7b and llama2-70b with axes of 4, 8 and
     # 16, maxtext-22b with 4 and 8, maxtext-16b on v6e; not with two tensor axes of llama2-70b).
     head_late_in_rings: bool = False
+    # With a tensor axis logits' gradient waits in the compute format, written before what reads it,
+    # where the partitioner writes collectives beside SparseCores (llama2-7b, llama3-8b and
+    # llama3-70b on tpu7x); otherwise see `Tracer.late`.
+    narrow_waiting: bool = False
     # Keys, values and what attention gives stay from their first reader to their last, backward, as
     # they must; MaxText's compiled programs hold less than this and all else here together.
     stays: bool = True
@@ -132,6 +136,9 @@ class Passes:
     # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
     # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
     whole_copies: bool = False
+    # So too where a gated MLP stands behind attention: beside SparseCores (llama3-8b and llama3-70b
+    # on tpu7x), and not on v5p (llama2-7b, llama2-70b, llama3-8b).
+    gated_copies: bool = False
     # Rings. What one has beside its results stays until the next ring ends: both rings of a
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
@@ -385,7 +392,9 @@ def held_by(implementation: str, chip: Chip) -> Passes:
         scarce = found.scarce and replace(found.scarce, pieces_copied=True)
         found = replace(found, pieces_copied=True, scarce=scarce, head_late_in_rings=True)
     if chip.offloads_collectives:
-        found = _everywhere(found, lambda one: replace(one, sums_beside=True))
+        found = _everywhere(found, lambda one: replace(one, sums_beside=True, gated_copies=True))
+        apart = found.partitioned and replace(found.partitioned, narrow_waiting=True)
+        found = replace(found, partitioned=apart)
     else:
         found = replace(found, ring_ahead=True, ring_weights_wait=True)
     return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))

@@ -105,6 +105,7 @@ def _followed(
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
+        whole_copies=passes.whole_copies and (passes.gated_copies or not gated),
         ring_weights_wait=passes.ring_weights_wait and bool(ring) and not model.biases.mlp,
         ring_ahead=passes.ring_ahead and bool(ring) and gated,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,

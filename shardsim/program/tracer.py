@@ -413,7 +413,7 @@ class Tracer:
 
         Rings that are emitted read the logits' gradient in pieces, in the compute format; otherwise
         it is made in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on
-        tpu7x, maxtext-22b left to the partitioner).
+        tpu7x, maxtext-22b left to the partitioner), or as `Passes.narrow_waiting` says.
         """
         pieces = self.passes.narrow_logits or (self.ring and not self.passes.ring_pieces)
         found: dict[str, Live] = {}
@@ -427,7 +427,13 @@ class Tracer:
             found[array.name] = Live(f"{array.name}, for the head", size, 0, 0)
             width = "wire" if pieces else width_of(out)
             result = Size(out.dims, by_place(out, step.place), width)
-            found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
+            d = f"d {out.name}"
+            found[d] = Live(f"{d}, for the head", result, 0, 0)
+            if self.passes.narrow_waiting and width == WIDE:
+                tensor = frozenset(axis for axis in step.place if on_tensor([axis]))
+                found[d].size = replace(result, alone=tensor)
+                narrow = replace(result, width="wire", several=tensor)
+                found[f"{d}, narrow"] = Live(f"{d}, for the head", narrow, 0, 0)
         return list(found.values())
 
     def put_together_ahead(self) -> None:
