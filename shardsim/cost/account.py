@@ -224,8 +224,7 @@ class Account(Stays):
         if rule == "tensor":
             if not model.vocab:
                 return late & ~self.ring
-            in_rings = self.passes.head_late_in_rings | beside
-            in_rings = in_rings | np.asarray(self.layout.partitioned)
+            in_rings = self.passes.head_late_in_rings | beside | self.layout.partitioned
             return (late | self._several) & (np.logical_not(self.ring) | in_rings)
         if rule != "synchronous" or not model.vocab:
             return np.zeros((), dtype=bool)
