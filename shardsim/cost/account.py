@@ -152,6 +152,24 @@ class Account(Stays):
             peak = np.maximum(peak, measure.peak(there))
         return sum(self.held(1).values()) + peak + besides
 
+    @cached_property
+    def beside_head(self) -> Number:
+        """Bytes that sums over devices take beside what is in use while the head runs."""
+        if not self.passes.sums_beside or self.work.forward_only:
+            return 0.0
+        measure = self.measure
+        if self.work.vocab_tiles > 1:
+            measure = measure_of(self.machine.chip, self.work, self.layout, self.work.vocab_tiles)
+
+        def largest(mode: Mode) -> Number:
+            parts = [
+                measure(size) * measure.sizes.several(axes) / measure.sizes.members(axes)
+                for size, axes in self.ends(mode).sums
+            ]
+            return reduce(np.maximum, parts, 0.0)
+
+        return self.by_mode(largest)
+
     def empty(self, mode: Mode) -> list[Live]:
         """Return the empty arrays of the layers' rings, which the head finds there as well."""
         if self.passes.ring_empty != "every":
@@ -204,7 +222,10 @@ class Account(Stays):
         beside = self.machine.chip.offloads_collectives | (len(self.measures) > 1)
         late = np.greater(self.layout.tensor.size, 1) | beside
         if rule == "tensor":
-            return late if model.vocab else late & ~self.ring
+            if not model.vocab:
+                return late & ~self.ring
+            in_rings = self.passes.head_late_in_rings | beside | self.layout.partitioned
+            return (late | self._several) & (np.logical_not(self.ring) | in_rings)
         if rule != "synchronous" or not model.vocab:
             return np.zeros((), dtype=bool)
         if self.work.vocab_tiles > 1:

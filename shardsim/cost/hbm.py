@@ -146,7 +146,8 @@ def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) ->
         gradients_bytes=account.gradients_bytes,
         activations_bytes=activations,
         at=at,
-        thrifty_bytes=np.maximum(*least) * (1.0 + passes.least.tight),
+        thrifty_bytes=np.maximum(least[0], least[1] + account.beside_head)
+        * (1.0 + passes.least.tight),
         host_bytes=account.host_bytes,
         host_capacity_bytes=machine.chip.host_bytes_per_device,
         account=account,

@@ -73,13 +73,19 @@ class Passes:
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x; without prefetching too: llama3-8b and llama3-70b), pooled heads only without rings
     # (six programs with logits, three without), and where other stacks run back after the head's
-    # (t5-xxl on v4, cappa-b-16 on v5e).
+    # (t5-xxl on v4, cappa-b-16 on v5e). With logits also in several microbatches (llama2-7b on v5p,
+    # llama3-8b and maxtext-16b on v6e).
     # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
     # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its
     # flags, llama2-7b on v5p, with qkv offloaded and on v5e, llama3-70b on v6e). They are computed
     # at once where attention is unfused (llama2-7b, llama3-8b, maxtext-22b), or where the head is
     # the fullest moment anyway (llama3-8b on v6e, with and without flags; libtpu 0.0.52).
     head_late: str = ""
+    # Also where rings run: on one core whose matrix unit is 128 wide (maxtext-16b on v5e with axes
+    # of 4 and 8, over embed and the sequence), and beside SparseCores. On v4, v5p and v6e the
+    # head's gradients are over when layers begin (llama2-7b and llama2-70b with axes of 4, 8 and
+    # 16, maxtext-22b with 4 and 8, maxtext-16b on v6e; not with two tensor axes of llama2-70b).
+    head_late_in_rings: bool = False
     # Keys, values and what attention gives stay from their first reader to their last, backward, as
     # they must; MaxText's compiled programs hold less than this and all else here together.
     stays: bool = True
@@ -126,9 +132,20 @@ class Passes:
     # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
     # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
     whole_copies: bool = False
+    # So too where a gated MLP stands behind attention: beside SparseCores (llama3-8b and llama3-70b
+    # on tpu7x), and not on v5p (llama2-7b, llama2-70b, llama3-8b).
+    gated_copies: bool = False
     # Rings. What one has beside its results stays until the next ring ends: both rings of a
     # branch's backward pass run side by side (every ring of the list above).
     ring_waits: bool = False
+    # The array in which a gated MLP's block puts together the gradient that attention's ring will
+    # gather is there while the MLP's rings run (llama2-7b and llama2-70b on v5p with axes of 4, 8
+    # and 16, over embed and the sequence).
+    ring_ahead: bool = False
+    # Gradients of weights wait for the rings of the next products back, with what they multiply,
+    # unless biases, which read the gradients' pieces, come with them: llama2-7b and llama2-70b on
+    # v5p with axes of 8 and 16, maxtext-16b on v6e with 4 and 8; not ViT-22B nor vit-bigg.
+    ring_weights_wait: bool = False
     # Float32 summands of each whole result in a ring over embed. Of more than `trace.FEW` members
     # one product is made apart and added in the end of the next, of both rings at once where these
     # run side by side (with axes of 8 ViT-22B on v4 and v5p, vit-bigg on v5e, vit-h-14 and
@@ -182,6 +199,11 @@ class Passes:
     # layer's own there is as much again (ViT-22B on v4 with queries, keys and values there, and
     # with hidden layers).
     ahead_from_host: bool = False
+    # SparseCores sum over devices with a share of the array beside it in HBM: one part of as many
+    # as there are members. No buffer is assigned for it, and none counts at the peak, but without
+    # room for it the program is refused (llama3-70b on tpu7x with two tensor axes, and sums alone
+    # of 8 to 31 GiB over 2 and 4 members; not on v5p).
+    sums_beside: bool = False
     # All that a layer's gradient needs is there at once (`program/at_once.py`).
     at_once: bool = False
     # Where that would fill more than `share` of HBM the compiler does as `scarce` says, and with
@@ -376,7 +398,11 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     copied = not twice and chip.mxu_dim <= ADDS_UP_TO
     if copied:  # not where the partitioner writes rings
         scarce = found.scarce and replace(found.scarce, pieces_copied=True)
-        found = replace(found, pieces_copied=True, scarce=scarce)
+        found = replace(found, pieces_copied=True, scarce=scarce, head_late_in_rings=True)
+    if chip.offloads_collectives:
+        found = _everywhere(found, lambda one: replace(one, sums_beside=True, gated_copies=True))
+    else:
+        found = replace(found, ring_ahead=True, ring_weights_wait=True)
     return _everywhere(found, lambda one: replace(one, scores_twice=1.0 * twice))
 
 

@@ -11,7 +11,7 @@ implementation does beyond that are its `Passes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -26,8 +26,8 @@ from shardsim.model import Model
 from shardsim.ops.activate import GATE
 from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
-from shardsim.program.sized import stored
-from shardsim.program.trace import LANES, Live, Trace
+from shardsim.program.sized import by_place, stored, width_of
+from shardsim.program.trace import LANES, Live, Size, Trace
 from shardsim.program.tracer import Tracer
 
 GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
@@ -50,6 +50,7 @@ class Ends:
     trace: Trace
     late: tuple[Live, ...]  # what its gradients of weights multiply
     whole: tuple[Live, ...] = ()  # the gradients of its matrices, before they are scattered
+    sums: tuple[tuple[Size, frozenset[str]], ...] = ()  # what is summed over which axes, forward
 
 
 @lru_cache(maxsize=4096)
@@ -93,7 +94,8 @@ def _followed(
         empty = "branches"
     # Of a gated MLP behind attention the ring that makes its gradient is over before those begin
     # that make both projections again (llama2-7b with axes of 4, 8 and 16, llama2-70b, llama3-70b).
-    after = ring == "embed" and model.gated_mlp and not model.parallel_block
+    gated = model.gated_mlp and not model.parallel_block
+    after = ring == "embed" and gated
     passes = replace(
         passes,
         head_last=last,
@@ -103,6 +105,9 @@ def _followed(
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
+        whole_copies=passes.whole_copies and (passes.gated_copies or not gated),
+        ring_weights_wait=passes.ring_weights_wait and bool(ring) and not model.biases.mlp,
+        ring_ahead=passes.ring_ahead and bool(ring) and gated,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
         scores_twice=passes.scores_twice if passes.attends_first else 0.0,
@@ -130,7 +135,16 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     trace = tracer.trace(0)
     names = {f"d {name}, whole" for name in tracer.gradients}
     whole = [array for array in trace.arrays if array.name in names]
-    return Ends(trace, tuple(late), tuple(whole))
+    return Ends(trace, tuple(late), tuple(whole), tuple(summed(steps)))
+
+
+def summed(steps: Iterable[Step]) -> Iterator[tuple[Size, frozenset[str]]]:
+    """Return what ops make that devices sum whole, and over which axes."""
+    for step in steps:
+        for move in step.settles:
+            if move.kind == "all-reduce":
+                out = step.op.out
+                yield Size(out.dims, by_place(out, step.place), width_of(out)), move.axes
 
 
 @lru_cache(maxsize=1024)
@@ -179,6 +193,8 @@ def followed(
                 tracer.weight_last(steps[number])
             elif steps[number].trained:
                 tracer.backward(steps[number])
+    if passes.ring_ahead:
+        tracer.put_together_ahead()
     if passes.ring_empty:
         tracer.empties(steps)
     return tracer

@@ -49,8 +49,8 @@ class Tracer:
 
     @property
     def waits(self) -> bool:
-        """Whether gradients of weights wait for windowed einsums."""
-        return bool(self.ring and self.passes.ring_pieces)
+        """Whether gradients of weights wait for rings."""
+        return bool(self.ring and (self.passes.ring_pieces or self.passes.ring_weights_wait))
 
     def moment(self, label: str) -> None:
         """Begin a moment."""
@@ -429,6 +429,12 @@ class Tracer:
             result = Size(out.dims, by_place(out, step.place), width)
             found[f"d {out.name}"] = Live(f"d {out.name}, for the head", result, 0, 0)
         return list(found.values())
+
+    def put_together_ahead(self) -> None:
+        """Let the arrays in which rings put together gradients be there from the start."""
+        for one in self.arrays:
+            if one.name.startswith("d ") and one.name.endswith(", whole"):
+                one.born = 0
 
     def empties(self, steps: Sequence[Step]) -> None:
         """Note the empty arrays in which rings put together what they gather and make, and the

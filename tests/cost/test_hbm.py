@@ -9,12 +9,13 @@ from building import SMALL_GPT, build, decoder, plans, vit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardsim.cost.predict import predict
+from shardsim.cost.predict import hbm_of, predict
 from shardsim.machine import override_chip
 from shardsim.model import Model, load_model
 from shardsim.plan import Plan, Precision, plan_from_data
 from shardsim.plan.io import plan_to_data
 from shardsim.program.holds import HOLDS
+from shardsim.xla.tpu.rows import load_rows
 
 STATE = ("parameters_bytes", "optimizer_bytes", "gradients_bytes")
 
@@ -293,3 +294,14 @@ def test_images_are_there_in_float32_and_as_their_gradient_reads_them(
 def test_text_has_no_images() -> None:
     plan = build(decoder(), "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}})
     assert predict(plan).use.account.held(0)["images"] == 0
+
+
+def test_sums_on_sparse_cores_need_a_part_of_the_array_beside_it():
+    rows = {(row["group"], row["kind"]): row for row in load_rows()}
+    row = rows["llama3-70b on tpu7x:4x4x4", "2-D tensor"]
+    plan = plan_from_data(row["plan"], "plan")
+    use = hbm_of(plan, "emitted")
+    logits = 32 * 8192 * (128256 / 4) * 4.0  # of 256 / 8 examples, a quarter of the vocabulary
+    assert use.account.beside_head == pytest.approx(logits / 4)
+    assert row["does_not_fit"]
+    assert not use.fits
