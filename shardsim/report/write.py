@@ -146,8 +146,9 @@ def _document(studies: list[Study], costs: str) -> Document:
         chapters.append(Chapter("All plans", [side]))
     for study in studies:
         chapters.append(Chapter(study.plan.name if several else "", _sections(study)))
+    models = dict.fromkeys(study.plan.model.name for study in studies)
     title = (
-        f"{len(studies)} sharding plans for {first.plan.model.name}"
+        f"{len(studies)} sharding plans for {', '.join(models)}"
         if several
         else f"{first.plan.name}: {first.plan.model.name} on {first.plan.machine.name}"
     )

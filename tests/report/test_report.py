@@ -254,6 +254,13 @@ def test_plans_on_one_page_are_priced_alike() -> None:
 
 
 @pytest.mark.usefixtures("no_search")
+def test_the_title_names_all_models() -> None:
+    other = replace(load_plan("vit-22b-published-tp8"), model=load_model("vit-e"), name="other")
+    document, _ = report_document(["vit-22b-published-tp8", "vit-22b-published-tp4", other])
+    assert document.title == "3 sharding plans for vit-22b, vit-e"
+
+
+@pytest.mark.usefixtures("no_search")
 def test_the_events_stand_beside_the_closed_forms() -> None:
     plan = replace(load_plan("vit-22b-published-tp2"), op_costs="physical")
     document, (one,) = report_document(plan)

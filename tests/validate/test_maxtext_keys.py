@@ -292,6 +292,54 @@ def test_sizes_of_a_named_model_are_changed_where_maxtext_would(tmp_path: Path) 
         script(tmp_path, "base_emb_dim=2048")
 
 
+# A model, and a key that would make it another one than its name says.
+ANOTHER = (
+    ("llama2-7b", "decoder_block", "mistral"),
+    ("qwen3-8b", "use_qk_norm", "false"),
+    ("gemma2-9b", "sliding_window_size", "1024"),
+    ("gpt-oss-20b", "attention_bias", "false"),
+    ("deepseek2-16b", "kv_lora_rank", "256"),
+    ("deepseek2-16b", "shared_experts", "1"),
+    ("llama4-17b-16e", "interleave_moe_layer_step", "2"),
+)
+
+
+@pytest.mark.parametrize(("name", "key", "value"), ANOTHER)
+def test_a_key_beside_a_name_that_says_another_model_is_listed(
+    name: str, key: str, value: str, tmp_path: Path
+) -> None:
+    words = f"model_name={name} override_model_config=true ici_fsdp_parallelism=16 {key}={value}"
+    assert listed(script(tmp_path, words, on="v5p:2x2x4"))[key] == ("time", "hbm")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama2-7b", "decoder_block=llama2 mlp_activations=[silu,linear]"),
+        ("gemma2-9b", "decoder_block=gemma2 mlp_activations=[gelu,linear]"),
+        ("gpt-oss-20b", "decoder_block=gpt_oss mlp_activations=[sigmoid,linear]"),
+        ("qwen3-30b-a3b", "decoder_block=qwen3_moe use_qk_norm=true"),
+        ("deepseek2-16b", "kv_lora_rank=512 qk_nope_head_dim=128 v_head_dim=128"),
+    ],
+)
+def test_a_key_that_says_what_the_name_says_changes_nothing(
+    name: str, words: str, tmp_path: Path
+) -> None:
+    usual = script(tmp_path, f"model_name={name}", on="v5p:2x2x4")
+    found = script(tmp_path, f"model_name={name} {words}", on="v5p:2x2x4")
+    assert found.plan == usual.plan
+    assert not any(listed(found).values())
+
+
+def test_activations_of_a_named_model_are_changed_where_maxtext_would(tmp_path: Path) -> None:
+    words = "mlp_activations=[gelu]"
+    found = script(tmp_path, f"override_model_config=true {words}").plan.model
+    assert (found.activation, found.gated_mlp) == ("gelu", False)
+    for refused in (words, "decoder_block=mistral"):
+        with pytest.raises(ShardsimError, match="override_model_config"):
+            script(tmp_path, refused)
+
+
 # Weights of MaxText's own files of such names.
 NAMED = {
     "qwen3-8b": 8_190_735_360,

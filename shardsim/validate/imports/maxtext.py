@@ -21,12 +21,19 @@ from shardsim.plan.precision import Precision, wire
 from shardsim.plan.remat import Policy
 from shardsim.plan.resolve import rules_by_name
 from shardsim.validate.imports.maxtext_attention import context_of, is_fused, kernel_of
-from shardsim.validate.imports.maxtext_blocks import NAMES, REFUSED, masked, options_of
+from shardsim.validate.imports.maxtext_blocks import (
+    NAMES,
+    REFUSED,
+    activated,
+    masked,
+    options_of,
+)
 from shardsim.validate.imports.maxtext_defaults import CURRENT, KEYS_OF_2023, KEYS_SINCE, OF_2023
 from shardsim.validate.imports.maxtext_flags import READ, options_of_compiler, overlap_of
 from shardsim.validate.imports.maxtext_given import Given, read_given
 from shardsim.validate.imports.maxtext_keys import known, left_of
 from shardsim.validate.imports.maxtext_lora import adapted
+from shardsim.validate.imports.maxtext_named import otherwise, said_of
 from shardsim.validate.imports.maxtext_remat import custom_policy
 from shardsim.validate.words import REMAT_POLICIES, TENSORS, Split, number, remat_named, whole
 
@@ -107,9 +114,9 @@ def read_maxtext(
     _recognised(given, defaults)
     keys = Keys(given.values, defaults)
     slices = _machine(keys, machine)
-    keys, model = _model(keys, path, base, notes)
-    model = adapted(keys, model)
     partly: list[NotCarried] = []
+    keys, model = _model(keys, path, base, notes, partly)
+    model = adapted(keys, model)
     plan = _plan(keys, model, slices, given.flags, partly)
     if old and plan.attention == "flash":
         plan = replace(plan, attention="flash-2023")
@@ -161,7 +168,9 @@ def _machine(keys: Keys, machine: str | None) -> Machine:
     return parse_machine(f"{count}*{name}")
 
 
-def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple[Keys, Model]:
+def _model(
+    keys: Keys, path: Path, base: Path | None, notes: list[str], left: list[NotCarried]
+) -> tuple[Keys, Model]:
     """Return the model, and the keys with what is read so far: a model's own file may add some."""
     name = keys["model_name"]
     if name in (None, "", "default"):
@@ -185,11 +194,15 @@ def _model(keys: Keys, path: Path, base: Path | None, notes: list[str]) -> tuple
     except ModelError as error:
         raise FileError(f"model_name: {error} (or name its release's base.yml: --base)") from None
     notes.append(f"model_name: {name} taken as {model.name}")
-    return keys, override_model(model, _changes(keys, model, str(name)))
+    changed = override_model(model, _changes(keys, model, str(name), left))
+    return keys, changed
 
 
-def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
-    """Return what a config, or MaxText's own file of that name, changes of a preset."""
+def _changes(keys: Keys, model: Model, name: str, left: list[NotCarried]) -> dict[str, Any]:
+    """Return what a config, or MaxText's own file of that name, changes of a preset.
+
+    What would make it another model and is not taken goes to `left`.
+    """
     changes: dict[str, Any] = {}
     for start, said in _OWN.items():
         changes |= said if name.startswith(start) else {}
@@ -207,7 +220,10 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
         own[key] = getattr(value, inner) if inner else value
     own["base_num_decoder_layers"] //= times["layers"]
     keys.flag("logits_via_embedding")
-    _no_two(keys, own)
+    named = said_of(keys, model, name)
+    _no_two(keys, {**own, **named})
+    if "mlp_activations" in named:
+        changes |= activated(keys)
     changes |= {
         field: keys[key] * times[field] if field in times else keys[key]
         for key, field in fields.items()
@@ -217,6 +233,7 @@ def _changes(keys: Keys, model: Model, name: str) -> dict[str, Any]:
         changes |= masked(keys)
     if model.positions != "learned":
         changes["sequence"] = whole(keys["max_target_length"], "sequence")
+    left += otherwise(keys, model, named)
     return changes
 
 

@@ -44,6 +44,15 @@ def options_of(keys: Keys, name: str) -> dict[str, Any]:
     return {"name": name, **BLOCKS[block](keys, _base(keys), name)}
 
 
+def activated(keys: Keys) -> dict[str, Any]:
+    """Return which function stands in an MLP, and whether a gate does."""
+    words = keys["mlp_activations"]
+    if not isinstance(words, list) or not words:
+        raise FileError("mlp_activations: expected a list, such as [silu, linear]")
+    word = str(words[0])
+    return {"activation": _ACTIVATIONS.get(word, word), "gated_mlp": len(words) > 1}
+
+
 def _base(keys: Keys) -> dict[str, Any]:
     times = scales(whole(keys["global_parameter_scale"], "global_parameter_scale"))
     heads = keys.get("base_num_heads", keys["base_num_query_heads"])
@@ -54,9 +63,6 @@ def _base(keys: Keys) -> dict[str, Any]:
     layers = size("base_num_decoder_layers", times["layers"])
     if layers > MOST_LAYERS:
         raise FileError(f"base_num_decoder_layers: at most {MOST_LAYERS:,}, found {layers:,}")
-    words = keys["mlp_activations"]
-    if not isinstance(words, list) or not words:
-        raise FileError("mlp_activations: expected a list, such as [silu, linear]")
     return {
         "family": "decoder",
         "layers": layers,
@@ -67,8 +73,7 @@ def _base(keys: Keys) -> dict[str, Any]:
         "head_dim": size("head_dim", 1),
         "vocab": size("vocab_size", 1),
         "sequence": size("max_target_length", 1),
-        "activation": _ACTIVATIONS.get(str(words[0]), str(words[0])),
-        "gated_mlp": len(words) > 1,
+        **activated(keys),
         "causal": True,
         "tied_embeddings": keys.flag("logits_via_embedding"),
         "norm": "rmsnorm",
