@@ -39,8 +39,7 @@ def filled(found: Prediction) -> Prediction:
     The groups replace what the plan keeps. Weights are prefetched if there is room.
     """
     plan = found.plan
-    layout, known = resolve(plan), policies(plan.machine)
-    offered = [one for one in known if "layer_input" not in one.offload]  # see `rank._needless`
+    layout, offered = resolve(plan), policies(plan.machine)
     rounds = plan.model.layers // plan.model.round_layers
     if rounds < 2 or len(plan.model.stacks) > 1 or int(layout.pipeline.size) > 1:
         return found

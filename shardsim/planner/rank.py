@@ -17,7 +17,6 @@ from shardsim.cost.hbm import hbm_use
 from shardsim.cost.price import least_step_s, step_time_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
-from shardsim.plan.remat import Policy
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.meshes import Array
 from shardsim.planner.space import Part, legal_cells
@@ -131,7 +130,6 @@ class Ranking:
         # Without prefetching there is room for more; with it no plan is slower.
         capacity_bytes = chip.hbm_usable_bytes_per_device
         fits: Array = legal & room & (least <= capacity_bytes)
-        fits &= ~_needless(part.remats, fits)
         some = np.flatnonzero(fits.any(axis=(1, 2)))
         for index, ranking in enumerate(rankings):
             own = number == index
@@ -378,13 +376,3 @@ def _rounded(values: Array) -> Array:
     bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
     rounded: Array = (bits + 2 ** (ROUNDED_BITS - 1)) & -(2**ROUNDED_BITS)
     return rounded.view(np.float64)
-
-
-def _needless(remats: Sequence[Policy], fits: Array) -> Array:
-    """Return which plans have inputs of layers in the host's memory and fit with them on the
-    device: compiled programs wait for a part of those copies, which prices hide
-    (docs/compiled.md)."""
-    away = np.array(["layer_input" in one.offload for one in remats])
-    plain = [at for at, one in enumerate(remats) if not one.kept and not one.offload]
-    fit: Array = np.any(fits[:, plain], axis=1, keepdims=True)
-    return np.asarray(fit & away[None, :, None])

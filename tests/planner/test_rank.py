@@ -20,13 +20,12 @@ from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model
 from shardsim.plan import Plan
 from shardsim.plan.layout import ROLES, Layout
-from shardsim.plan.remat import Policy
 from shardsim.planner.attention import default_attention
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.fixed import ROOM
 from shardsim.planner.found import SearchResult, plan_at
 from shardsim.planner.meshes import meshes
-from shardsim.planner.rank import OBJECTIVES, _needless
+from shardsim.planner.rank import OBJECTIVES
 from shardsim.planner.search import search
 from shardsim.planner.space import Part, legal_cells, parts
 from shardsim.program.holds import HOLDS
@@ -265,10 +264,3 @@ def test_forms_are_sizes_and_slices_and_spread_to_all_meshes():
     assert (spread.microbatches == part.microbatches[place]).all()
     pairs = list(zip(spread.mesh.tolist(), spread.microbatches.tolist(), strict=True))
     assert pairs == sorted(set(pairs))
-
-
-def test_inputs_of_layers_stay_where_they_fit() -> None:
-    remats = (Policy(), Policy(offload=frozenset({"layer_input", "qkv"})))
-    fits = np.array([[[True], [True]], [[False], [True]]])  # two meshes
-    assert (fits & ~_needless(remats, fits)).tolist() == [[[True], [False]], [[False], [True]]]
-    assert not _needless(remats[1:], fits[:, 1:]).any()  # it was asked for
