@@ -225,9 +225,7 @@ class Account(Stays):
             if not model.vocab:
                 return late & ~self.ring
             in_rings = self.passes.head_late_in_rings | beside | self.layout.partitioned
-            phases = np.greater(self.layout.pipeline.size, 1) | self.layout.layered
-            several = self._several & np.logical_not(phases)  # there the head is a phase of its own
-            return (late | several) & (np.logical_not(self.ring) | in_rings)
+            return late & (np.logical_not(self.ring) | in_rings)
         if rule != "synchronous" or not model.vocab:
             return np.zeros((), dtype=bool)
         if self.work.vocab_tiles > 1:
