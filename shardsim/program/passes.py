@@ -85,10 +85,10 @@ from shardsim.program.torch_rules import (
 )
 
 IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
-    # What the plan says, in as few passes and bytes as may be: a bound on what an implementation of
-    # it can reach (but where SparseCores hide what the plan leaves to wait, or torchtitan leaves
-    # whole what the plan cuts for rings).
-    "ideal": (join_all_ends, gather_in_8_bits),
+    # What the plan says, in as few passes as may be: a bound on what an implementation of it can
+    # reach (but where SparseCores hide what the plan leaves to wait, a library gathers 8 bits, as
+    # exported code does not, or torchtitan leaves whole what the plan cuts for rings).
+    "ideal": (join_all_ends,),
     # What the exported code does under the TPU compiler.
     "emitted": (
         activate_groups_apart,
@@ -172,6 +172,7 @@ _OF_LIBRARIES: tuple[Rule, ...] = (
 ON_GPU: Mapping[str, tuple[Rule, ...]] = {
     "ideal": (
         *IMPLEMENTATIONS["ideal"],
+        gather_in_8_bits,
         send_once_to_each_node,
         add_up_summands,
     ),

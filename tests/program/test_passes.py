@@ -27,7 +27,6 @@ from shardsim.plan.plan import Context
 from shardsim.plan.remat import Policy, Remat
 from shardsim.plan.resolve import rules_data
 from shardsim.program.end_rules import join_all_ends
-from shardsim.program.move_rules import gather_in_8_bits
 from shardsim.program.overlap import overlap
 from shardsim.program.partition import partition
 from shardsim.program.passes import IMPLEMENTATIONS, USUAL, Where, implemented, table
@@ -118,12 +117,11 @@ def partitioned(plan: Plan) -> Program:
 
 
 def written(plan: Plan) -> Program:
-    """Return the plan's Program with the ends of products in them and 8 bits gathered where they
-    are read, as none moves less."""
+    """Return the plan's Program with the ends of products in them, as none moves less."""
     program = partitioned(plan)
     where = where_of(plan)
-    least = (gather_in_8_bits(join_all_ends(block, where), where) for block in program.blocks)
-    return replace(program, blocks=tuple(least))
+    ends = (join_all_ends(block, where) for block in program.blocks)
+    return replace(program, blocks=tuple(ends))
 
 
 def program_as(plan: Plan, name: str) -> Program:
@@ -260,7 +258,8 @@ def test_what_is_ideal_is_the_plan_and_what_is_done_beyond_it_takes_time(plan: P
     ideal = predict(plan, implementation="ideal")
     for name in ("emitted", "trainer"):
         other = predict(plan, implementation=name)
-        if not plan.machine.chip.offloads_collectives:  # those hide what the plan leaves to wait
+        narrow = name == "trainer" and not gpu and plan.precision.compute in ("fp8", "int8")
+        if not (plan.machine.chip.offloads_collectives or narrow):  # those hide, or send, less
             assert ideal.step_time_s <= other.step_time_s * (1 + 1e-9)
         if name == "emitted" or gpu:
             assert ideal.hbm["peak_bytes"] <= other.hbm["peak_bytes"] * (1 + 1e-9)
