@@ -21,7 +21,7 @@ from shardsim.model import Model, Tensor
 from shardsim.model.blocks import graph_of
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
-from shardsim.plan.layout import Layout
+from shardsim.plan.layout import Layout, heads_as_columns
 from shardsim.plan.lengths import rows_of
 from shardsim.plan.split import ACTIVATIONS, Dimension, activation, named, split
 
@@ -117,7 +117,7 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
             "keys_overlap": plan.context.overlap,
             "matmul": plan.overlap.matmul,
             "fused": plan.fused_projections,
-            "columns": _as_columns(plan, layout),
+            "columns": bool(heads_as_columns(plan.machine.chip, layout, plan.model.head_dim)),
             "attention": plan.attention,
             "compute": plan.precision.compute,
             "parameters": plan.precision.parameters,
@@ -133,15 +133,6 @@ def _data(plan: Plan, layout: Layout) -> dict[str, Any]:
         "activations": activation_specs(plan, layout),
         **_parts_data(plan),
     }
-
-
-def _as_columns(plan: Plan, layout: Layout) -> bool:
-    """Return whether products of heads narrower than the matrix unit run over columns: not beside
-    a tensor axis, whose collectives then hide less (Llama 3 70B on tpu7x, an axis of 4 without
-    rings: operations 12.21 -> 11.81 s, waiting 7.80 -> 8.73).
-    """
-    chip, alone = plan.machine.chip, int(layout.tensor.size) == int(layout.tensor2.size) == 1
-    return chip.heads_as_columns and alone and plan.model.head_dim < chip.mxu_dim
 
 
 def _rows(plan: Plan) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from shardsim.graph.place import SEQUENCE_SHARDED as SEQUENCE_SHARDED
 from shardsim.graph.place import USUAL as USUAL_SPREAD
 from shardsim.graph.place import Spread as Spread
 from shardsim.graph.place import members
-from shardsim.machine import TorusAxis
+from shardsim.machine import Chip, TorusAxis
 
 # Outermost to innermost.
 ROLES = ("pipeline", "data", "fsdp", "expert", "context", "tensor2", "tensor")
@@ -213,3 +213,12 @@ class Layout:
         """Return a copy with some fields replaced."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return Layout(**(values | changes))
+
+
+def heads_as_columns(chip: Chip, layout: Layout, head_dim: Number) -> Number:
+    """Return whether products of heads narrower than the matrix unit run over columns as emitted:
+    not beside a tensor axis, whose collectives then hide less (Llama 3 70B on tpu7x, an axis of 4
+    without rings: operations 12.21 -> 11.81 s, waiting 7.80 -> 8.73).
+    """
+    alone = np.equal(layout.tensor.size, 1) & np.equal(layout.tensor2.size, 1)
+    return chip.heads_as_columns & alone & np.less(head_dim, chip.mxu_dim)

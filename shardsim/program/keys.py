@@ -9,7 +9,9 @@ v5e, v5p and v6e hid one to two and a half (docs/compiled.md).
 
 Where SparseCores move them (`switch` "always"), weights and gradients of weights start behind them,
 and gradients of keys and values are scattered beside what queries' gradient has to do (programs
-"context 4" of llama3-70b and llama3-8b on tpu7x in docs/compiled.md).
+"context 4" of llama3-70b and llama3-8b on tpu7x in docs/compiled.md). Where they also lay out what
+heads make (`after_queries`), they begin to gather once all of it is there: only what turns queries
+hides that.
 """
 
 from __future__ import annotations
@@ -39,15 +41,21 @@ def gathered_when_made(block: Block, layout: Layout) -> tuple[Task, ...]:
     moved = [(at, task) for at, task in enumerate(tasks) if _gathers_keys(task)]
     for number, (own, move) in enumerate(moved):
         begin, made = places[number] if number < len(places) else _made_before(tasks, own)
+        late = move.after_queries & bool(places)
         left = move.count * (on & made)
         for at, reader in enumerate(tasks[begin:], begin):
             if not isinstance(reader, Compute) or reader.kind != "attention":
                 continue
-            name, here = f"{move.name} for {reader.name}", left * np.greater(reader.count, 0)
-            if somewhere(here):
-                begun = Start(task=replace(move, name=name, count=here))
-                started.setdefault(begin, []).append(begun)
-                awaited.setdefault(at, []).append(Await(name=name))
+            here = left * np.greater(reader.count, 0)
+            behind = places[-1][0] + 1 if places else begin  # the product that makes queries
+            for place, title, count in (
+                (begin, f"{move.name} for {reader.name}", here * np.logical_not(late)),
+                (behind, f"{move.name} behind queries, for {reader.name}", here * late),
+            ):
+                if somewhere(count):
+                    begun = Start(task=replace(move, name=title, count=count))
+                    started.setdefault(place, []).append(begun)
+                    awaited.setdefault(at, []).append(Await(name=title))
             left = left * np.equal(reader.count, 0)
         tasks[own] = replace(move, count=move.count * np.logical_not(on & made) + left)
     return tuple(

@@ -69,6 +69,7 @@ from shardsim.program.move_rules import (
     gather_for_the_others,
     gather_in_8_bits,
     gather_in_8_bits_and_turn,
+    gather_keys_behind_queries,
     offload_to_sparse_cores,
     stop_for_hops,
 )
@@ -119,6 +120,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         all_reduce_over_whole_slices,
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
+        gather_keys_behind_queries,
         await_some_gathers,
         copy_beside_a_part,
     ),

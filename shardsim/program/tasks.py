@@ -86,6 +86,7 @@ class Collective(Move):
     by_head_bytes: Number = (
         0  # of weights with heads; of gradients, those of weights that make them
     )
+    after_queries: Number = False  # of keys and values: not before the product that makes queries
     odd_bytes: Number = 0  # of weights in pieces that are no whole tiles
     odd_columns_bytes: Number = 0  # of those whose pieces are columns
     # Of what goes to experts with all of embed: "gathered" over tensor before, or "summed" after.

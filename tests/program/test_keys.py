@@ -65,21 +65,23 @@ def test_the_published_run_takes_as_long_as_predicted() -> None:
     assert predict(PLAN, implementation="trainer").step_time_s == pytest.approx(8.83, rel=0.02)
 
 
+ON_SPARSE_CORES = {
+    **LONG,
+    "model": "llama3-8b",
+    "machine": "tpu7x:4x4x4",
+    "batch": 256,
+    "sequence": 8192,
+    "mesh": {
+        "fsdp": {"size": 32, "torus": {"x": 4, "y": 4, "core": 2}},
+        "context": {"size": 4, "torus": {"z": 4}},
+    },
+    "remat": "full",
+}
+
+
 def test_sparse_cores_move_keys_before_weights_and_their_gradients_beside_queries() -> None:
     """As in programs of llama3-8b and llama3-70b on tpu7x."""
-    data = {
-        **LONG,
-        "model": "llama3-8b",
-        "machine": "tpu7x:4x4x4",
-        "batch": 256,
-        "sequence": 8192,
-        "mesh": {
-            "fsdp": {"size": 32, "torus": {"x": 4, "y": 4, "core": 2}},
-            "context": {"size": 4, "torus": {"z": 4}},
-        },
-        "remat": "full",
-    }
-    item = predict(plan_from_data(data, "on SparseCores"))
+    item = predict(plan_from_data(ON_SPARSE_CORES, "on SparseCores"), implementation="trainer")
     moved = [cost for cost in item.price.collectives if cost.task.purpose == "keys and values"]
     waits_s = sum(float(cost.exposed_s) for cost in moved)  # behind weights longer than they take
     assert waits_s < 0.7 * sum(float(cost.time_s) for cost in moved)
@@ -92,3 +94,20 @@ def test_sparse_cores_move_keys_before_weights_and_their_gradients_beside_querie
         assert names[keys + 1].startswith("gather weights")
     scatter, value, query = (names.index(one) for one in ("scatter d v", "value dW", "query dW"))
     assert scatter < query < value
+
+
+def test_what_turns_queries_hides_keys_where_sparse_cores_lay_out_columns_first() -> None:
+    item = predict(plan_from_data(ON_SPARSE_CORES, "columns"))
+    turned_s = sum(
+        float(cost.time_s)
+        for cost in item.price.computes
+        if cost.block == "layer forward" and cost.task.name.endswith("q turned")
+    )
+    alone_s, waits_s = gathers(item)["layer forward"]
+    assert 0 < turned_s < alone_s
+    assert alone_s - waits_s == pytest.approx(turned_s, rel=1e-6)
+    # Two heads a column of the matrix unit: nothing is laid out first, queries hide more.
+    wide = {**ON_SPARSE_CORES, "model": {"base": "llama3-8b", "heads": 16, "head_dim": 256}}
+    by_head = predict(plan_from_data(wide, "by head"))
+    alone_s, waits_s = gathers(by_head)["layer forward"]
+    assert alone_s - waits_s > turned_s
