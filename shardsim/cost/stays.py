@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
+from math import prod
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from shardsim.graph.place import Kind
 from shardsim.machine import Chip, Machine
 from shardsim.ops.attend import KERNELS
 from shardsim.plan.layout import REPLICATED, Layout, Number
-from shardsim.plan.optimizer import state_bytes
+from shardsim.plan.optimizer import bytes_of_each, state_bytes
 from shardsim.plan.split import stored_elements
+from shardsim.plan.tiles import filled, unfilled_elements
 from shardsim.program.blocks import Run, derived_blocks, runs
 from shardsim.program.holds import Passes
-from shardsim.program.kept import brought_back, kept_by_run
+from shardsim.program.kept import as_it_is, brought_back, kept_by_run
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, kind_of
 from shardsim.program.trace import Measure
@@ -75,6 +77,44 @@ class Stays:
     def trained(self) -> Number:
         """Those of them that have gradients."""
         return stored_elements(self.work.model.trained_tensors, self.layout)
+
+    @cached_property
+    def unfilled_bytes(self) -> Number:
+        """Bytes of tiles that are not full: of weights, their state, gradients and casts, of images
+        and of what layers keep."""
+        work, model = self.work, self.work.model
+        if self.machine.chip.kind != "tpu":
+            return 0.0
+        layout, outermost = self.layout, self.passes.layers_outermost
+        found = self.unfilled_kept_bytes
+        for part, images, read in self._images:
+            widths = FLOAT32_BYTES + self._several * part.wire_bytes * (read is not None)
+            found = found + prod(images) * (filled(images) - 1.0) * widths
+        if not work.offload_parameters:
+            own = unfilled_elements(model.tensors, layout)
+            found = found + own * work.parameter_bytes
+            casts = unfilled_elements(model.tensors, layout, by_layer=outermost)
+            found = found + casts * self.cast_bytes
+        if work.forward_only:
+            return found
+        trained = model.trained_tensors
+        if not work.offload_optimizer:
+            each = bytes_of_each(work.optimizer, work.state_element_bytes, work.master_bytes)
+            found = found + unfilled_elements(trained, layout, state=True) * each
+        stacks = unfilled_elements(trained, layout, state=True, by_layer=outermost)
+        return found + stacks * self.gradients_bytes / np.maximum(self.of_state, 1.0)
+
+    @property
+    def cast_bytes(self) -> float:
+        """Bytes of an element of weights that are cast once a step, for all layers."""
+        work = self.work
+        cast = self.passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes
+        return work.weight_wire_bytes if cast else 0.0
+
+    @cached_property
+    def of_state(self) -> Number:
+        """Elements of one moment of each weight on one device."""
+        return stored_elements(self.work.model.trained_tensors, self.layout, state=True)
 
     @property
     def parameters_bytes(self) -> Number:
@@ -139,7 +179,7 @@ class Stays:
         """
         if self.work.forward_only:
             return 0.0
-        own = stored_elements(self.work.model.trained_tensors, self.layout, state=True)
+        own = self.of_state
         width = self.work.gradient_bytes
         now = min(width, self.work.reduce_bytes) if self.passes.narrow_gradients else width
         layout = self.layout
@@ -177,12 +217,28 @@ class Stays:
     @cached_property
     def _stored(self) -> list[tuple[Number, Number]]:
         """Kept activations of each of `runs`, on the device and in the host's memory."""
+        return self._kept(in_tiles=False)
+
+    def _kept(self, in_tiles: bool) -> list[tuple[Number, Number]]:
+        """Return `_stored`, of the device as tiles hold it or as many elements as there are."""
         if self.work.forward_only:
             return [(0.0, 0.0) for _ in self.runs]
-        times, narrow = self.microbatches.in_flight, self._narrow_bytes
-        sizes = [measure.sizes for measure in self.measures]
-        found = (kept_by_run(run, self.layout, sizes[run.part], narrow) for run in self.runs)
+        times, narrow, found = self.microbatches.in_flight, self._narrow_bytes, []
+        for run in self.runs:
+            measure = self.measures[run.part]
+            fills = partial(self._filled, measure) if in_tiles else as_it_is
+            found.append(kept_by_run(run, self.layout, measure.sizes, narrow, fills))
         return [(here * times, away * times) for here, away in found]
+
+    def _filled(self, measure: Measure, array: Array) -> Number:
+        """Return how many times its elements a kept array takes."""
+        ring = self.ring & np.logical_not(self.layout.partitioned)
+        return np.where(ring, measure.of_kept(array, ring=True), measure.of_kept(array))
+
+    @cached_property
+    def unfilled_kept_bytes(self) -> Number:
+        """Bytes of tiles that kept activations do not fill."""
+        return sum(here for here, _ in self._kept(in_tiles=True)) - self.activations_bytes
 
     @property
     def _narrow_bytes(self) -> float:
@@ -208,18 +264,28 @@ class Stays:
         patches in the compute format, and of several microbatches all images in that as well, which
         are cast before their loop (ViT-22B on v4 and v5p, vit-bigg on v5e and vit-h-14 on v4)."""
         found: Number = 0.0
+        for work, images, read in self._images:
+            found = found + prod(images) * FLOAT32_BYTES
+            if read is not None:
+                found = found + (read + prod(images) * self._several) * work.wire_bytes
+        return found
+
+    @cached_property
+    def _images(self) -> list[tuple[Workload, tuple[Number, ...], Number | None]]:
+        """Of each part that reads images: the lengths of all that a device is given, and the
+        elements of its patches, if a gradient reads them."""
+        found: list[tuple[Workload, tuple[Number, ...], Number | None]] = []
         for work, kind, measure in zip(self.work.parts, self.kinds, self.measures, strict=True):
             model, sizes = work.model, measure.sizes
             for step in derived_blocks(model, work.attention, kind).ends.steps:
                 if not any(array.name == PATCHES for array in step.op.ins):
                     continue
                 split = {axis: d for axis, d in step.place.items() if d == "batch"}
-                pixels = model.frames * model.image * (model.width or model.image) * model.channels
-                given = sizes.product(("batch",), split) * self.layout.microbatches * pixels
-                found = found + given * FLOAT32_BYTES
-                if step.trained and not work.forward_only:
-                    read = sizes.product(step.op.ins[0].dims, step.place)
-                    found = found + (read + given * self._several) * work.wire_bytes
+                images = sizes.product(("batch",), split) * self.layout.microbatches
+                each = model.frames, model.image, model.width or model.image, model.channels
+                trained = step.trained and not work.forward_only
+                read = sizes.product(step.op.ins[0].dims, step.place) if trained else None
+                found.append((work, (images, *each), read))
         return found
 
     @property

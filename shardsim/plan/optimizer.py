@@ -62,12 +62,17 @@ def state_bytes(
     """
     optimizer = OPTIMIZERS[name]
     total: Number = 0.0
-    if each := master_bytes + sum(min(moment, element_bytes) for moment in optimizer.moments):
+    if each := bytes_of_each(name, element_bytes, master_bytes):
         total = each * stored_elements(tensors, layout, state=True)
     if optimizer.factored:
         for tensor in tensors:
             total = total + _F32_BYTES * _second_moment_elements(tensor, layout)
     return total
+
+
+def bytes_of_each(name: str, element_bytes: float = 4.0, master_bytes: float = 0.0) -> float:
+    """Return the bytes of state of each weight, but for what is factored."""
+    return master_bytes + sum(min(moment, element_bytes) for moment in OPTIMIZERS[name].moments)
 
 
 def _second_moment_elements(tensor: Tensor, layout: Layout) -> Number:

@@ -8,6 +8,7 @@ import numpy as np
 
 from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
     Where,
@@ -33,7 +34,6 @@ from shardsim.program.tasks import (
     Collective,
     Compute,
 )
-from shardsim.program.trace import LANES
 
 # Bytes per element of a norm of queries and keys that has float32 arrays to itself: the mean, the
 # variance and the result read it, the result is written in bf16. The gradient reads and writes

@@ -6,6 +6,7 @@ import numpy as np
 
 from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
 from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
     Where,
@@ -20,7 +21,6 @@ from shardsim.program.tasks import (
     BY_HEAD,
     Compute,
 )
-from shardsim.program.trace import LANES
 from shardsim.records import replace
 
 # Bytes per query-key pair that attention by blocks moves through HBM: scores of float32 written and

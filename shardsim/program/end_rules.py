@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES
 from shardsim.program.attention_rules import in_kernel
 from shardsim.program.rules import Where, attends, changed, stream, width
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import BY_HEAD, Collective, Compute
-from shardsim.program.trace import LANES
 from shardsim.records import replace
 
 

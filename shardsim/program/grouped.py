@@ -12,10 +12,10 @@ import numpy as np
 
 from shardsim.ops.experts import WIDE_TILE, row_tile
 from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES
 from shardsim.program.rules import Where, changed, in_two, width
 from shardsim.program.schedule import Block, Grid, Task
 from shardsim.program.tasks import Compute
-from shardsim.program.trace import LANES
 from shardsim.records import replace
 
 # A kernel has its inputs twice and its result three times in so much of on-chip memory, as Tokamax

@@ -29,6 +29,10 @@ class Passes:
     # Shards of weights are cast to the compute format once a step, for all layers: MaxText's
     # programs on v5e, v6e and v5p (half of their float32 parameters), emitted ones as well.
     cast_ahead: bool = False
+    # In stacks of casts and gradients the layer is outermost (`plan/tiles.py`), as a loop over
+    # layers makes them: emitted programs (vit-bigg and gpt-neox-20b on v5e, vit-h-14 on v5p). Not
+    # in MaxText's, whose weights have it second: f32[32,20,32768]{2,0,1} in maxtext-16b on v5e.
+    layers_outermost: bool = True
     # Gradients lie in the format in which they are summed over devices until the optimizer reads
     # them: the stacks of all seven emitted steps that were looked at (ViT-22B on v4 and v5p with 32
     # shards and on v4 with a tensor axis, llama2-70b on v5p, maxtext-22b and palm-8b on v4).
@@ -263,6 +267,7 @@ _EMITTED_SCARCE = Passes(
 )
 # MaxText's programs.
 _TRAINER = Passes(
+    layers_outermost=False,
     stays=False,
     narrow_gradients=False,
     cast_ahead=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shardsim.graph.arrays import Array
 from shardsim.graph.derive import Derived
 from shardsim.plan.layout import Kept, Layout, Number
@@ -13,14 +15,29 @@ WIDE = 4.0  # bytes of an element that is kept in float32
 LAYER_INPUT = "layer_input"  # by which a remat policy calls what a layer starts from
 
 
+Fills = Callable[[Array], Number]  # how many times its elements a kept array takes in HBM
+
+
+def as_it_is(array: Array) -> Number:
+    """Return that an array takes its elements, once."""
+    return 1.0
+
+
 def kept(
-    work: Workload, layout: Layout, sizes: Sizes, layer: int, group: Kept, narrow: float = 0.0
+    work: Workload,
+    layout: Layout,
+    sizes: Sizes,
+    layer: int,
+    group: Kept,
+    narrow: float = 0.0,
+    fills: Fills = as_it_is,
 ) -> tuple[Number, dict[str, Number]]:
     """Return the bytes that one layer of a kind and a group keeps of one microbatch, on the device
     and, by what remat policies call it, in the host's memory.
 
     What no gradient reads is not kept, whatever a policy says. The layer's input always is.
     `narrow`: bytes of an element that nothing but products read, which they would round to it.
+    In the host's memory there are no tiles to fill.
     """
     derived = derived_blocks(work.model, work.attention, kind_of(work.model, layout)).layers[layer]
     made = {step.op.out.name: step.op.out for step in derived.steps}
@@ -35,8 +52,10 @@ def kept(
         names, offloaded = store
         found = backward_of(work.model, work.attention, layer, names).kept
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
-        chosen = offloaded & {away} if away else {keep for keep, _ in arrays} - offloaded
-        return sum((size(array) for keep, array in arrays if keep in chosen), 0.0)
+        if away:
+            return sum((size(array) for keep, array in arrays if keep in offloaded & {away}), 0.0)
+        here = [array for keep, array in arrays if keep not in offloaded]
+        return sum((size(array) * fills(array) for array in here), 0.0)
 
     def by_policy(away: str = "") -> Number:
         return over(group.stores, group.shape, lambda store: total(store, away))
@@ -52,13 +71,15 @@ def entered(work: Workload, sizes: Sizes, start: Array, group: Kept) -> Number:
     return over(stores, group.shape, lambda store: size * (LAYER_INPUT not in store[1]))
 
 
-def kept_by_run(run: Run, layout: Layout, sizes: Sizes, narrow: float) -> tuple[Number, Number]:
+def kept_by_run(
+    run: Run, layout: Layout, sizes: Sizes, narrow: float, fills: Fills
+) -> tuple[Number, Number]:
     """Return the bytes of `kept` of all layers of a run, on the device and in the host's memory."""
     here: Number = 0.0
     away: Number = 0.0
     for number, layer in run.layers:
         times = run.rounds * layer.times
-        device, host = kept(run.work, layout, sizes, number, run.kept, narrow)
+        device, host = kept(run.work, layout, sizes, number, run.kept, narrow, fills)
         here, away = here + device * times, away + sum(host.values(), 0.0) * times
     return here, away
 

@@ -24,10 +24,11 @@ from shardsim.graph.place import (
 )
 from shardsim.model import Model
 from shardsim.ops.activate import GATE
+from shardsim.plan.tiles import LANES
 from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import by_place, stored, width_of
-from shardsim.program.trace import LANES, Live, Size, Trace
+from shardsim.program.trace import Live, Size, Trace
 from shardsim.program.tracer import Tracer
 
 GATHERED = ("fsdp", "expert", *CONTEXT)  # axes whose shards of a weight are gathered before use
@@ -69,6 +70,8 @@ def layer_trace(
     first = mode.prefetch and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
     passes = replace(passes, attends_first=passes.attends_first and first)
+    if not mode.prefetch:  # they are made where they are filled
+        passes = replace(passes, ring_empty="")
     tracer = _followed(model, attention, layer, kind, again, passes, mode.ring)
     return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
+from operator import mul
 from typing import Any
 
 import numpy as np
 
-from shardsim.graph.arrays import Dims
-from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.graph.arrays import Array, Dims
+from shardsim.ops.attend import KERNEL_MULTIPLE, is_short
 from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES, ROWS, in_lanes, in_rows
+from shardsim.plan.tiles import filled as whole_tiles
 from shardsim.program.sizes import Sizes
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
-ROWS, LANES = 8, 128  # of a tile of HBM
 POSITIONS = ("seq", "keys")
 EMPTY = "ring buffer, "  # what names of arrays begin with in which rings put things together
 FEW = 4  # members of a ring, the matrix unit of each of which adds to the sum of another
+STREAM = ("batch", "seq", "embed")
+LITTLE = 1.05  # times its elements: what XLA leaves empty rather than turn an array
 NEVER_DENSE = frozenset({"batch", "kv", "group"})
 # Multiplications at once in a product of matrices. OpenBLAS hands larger ones to threads, which
 # wait for each other longer than these small products take, and turn idly on a busy machine.
@@ -129,25 +133,62 @@ class Measure:
             known = self._peaks[id(trace)] = trace, trace.peak(self)
         return known[1]
 
-    def _filled(self, size: Size) -> Number:
-        """Return the elements that HBM holds for each one of an array.
+    def _filled(self, size: Size, kept: bool = False) -> Number:
+        """Return how many times its elements an array takes in HBM.
 
         XLA lays out densest what fills rows best: embed, the positions of heads narrower than a
-        row, never heads or sequences, and of softmax the keys (vit-h-14 on v4: 257 tokens).
+        row, never heads or sequences, and of softmax the keys (vit-h-14 on v4: 257 tokens). Next to
+        it positions fill tiles of `ROWS`. The stream lies with sequences among its rows where they
+        fill them (512 x 257 x 320 in vit-h-14 on v4, 1024 x 64 x 416 in vit-bigg on v5e) or where
+        that leaves less empty than `LITTLE` (83 x 50 x 4096 in mae-l-16 on v4); so do heads that
+        would fill half of them (83 x 50 x 16 x 64 there).
         """
-        place = dict(size.by)
+        length = partial(self._length, size)
 
         def rows(d: str, multiple: int) -> Number:
-            length = self.sizes.part(d, [axis for axis, other in place.items() if other == d])
-            return np.ceil(length / multiple) * multiple / np.maximum(length, 1.0)
+            return np.ceil(length(d) / multiple) * multiple / np.maximum(length(d), 1.0)
 
         positions = [d for d in POSITIONS if d in size.dims]
-        if self.tiled == "kernel" and positions and "head_dim" in size.dims:
-            return rows("head_dim", LANES) * rows(positions[0], KERNEL_MULTIPLE)
+        kernel = self.tiled == "kernel" and positions and "head_dim" in size.dims
+        if kernel and not is_short(self.sizes.lengths[positions[0]]):
+            of_position = ROWS if kept else KERNEL_MULTIPLE
+            return rows("head_dim", LANES) * rows(positions[0], of_position)
         dense = positions if len(positions) > 1 else [d for d in size.dims if d not in NEVER_DENSE]
         if not dense:
             return 1.0
-        return reduce(np.minimum, [rows(d, LANES) for d in dense])
+
+        def filled(d: str) -> Number:
+            next_ = [other for other in positions if other != d]
+            return reduce(mul, (in_rows(length(other)) for other in next_), rows(d, LANES))
+
+        found = reduce(np.minimum, [filled(d) for d in dense])
+        if "batch" not in size.dims or len(positions) != 1:
+            return found
+        sequences = length("batch")
+        if len(size.dims) > len(STREAM):
+            return np.where(found < 2.0, found, np.minimum(found, in_lanes(sequences)))
+        compact = whole_tiles([length(d) for d in size.dims])
+        fits = np.equal(np.mod(sequences, LANES), 0) | np.greater(found, LITTLE)
+        return np.where(fits, np.minimum(compact, found), found)
+
+    def of_kept(self, array: Array, ring: bool = False) -> Number:
+        """Return how many times its elements an array takes that layers keep.
+
+        Of queries, keys and values as projected each head fills rows where a kernel reads them
+        (bf16[44,4,4096,64,96]{4,2,3,1,0} in gpt-neox-20b on v5p, 64 wide in llama3.2-1b on v4 and
+        vit-l-16 on v5p); as a `ring` makes them heads lie one behind another (mae-l-16 and
+        llama3.2-1b on v4). The kernel's results are kept as it writes them.
+        """
+        if not self.tiled:
+            return 1.0
+        size, result = Size(array.dims, array.splits, "wire"), array.keep == "context"
+        if ring and not result and "head_dim" in array.dims:
+            width = reduce(mul, (self._length(size, d) for d in array.dims[len(STREAM) - 1 :]))
+            return in_lanes(width) * in_rows(self._length(size, array.dims[1]))
+        return self._filled(size, kept=not result)
+
+    def _length(self, size: Size, d: str) -> Number:
+        return self.sizes.part(d, [axis for axis, other in size.by if other == d])
 
     def total(self, arrays: Iterable[Live]) -> Number:
         """Return the bytes of arrays together."""

@@ -419,7 +419,9 @@ class Tracer:
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
-            if not step.op.product or len(activations) != 1 or not step.trained:
+            if not step.op.product or len(activations) != 1:
+                continue
+            if not any(array.weight and array.trained for array in step.op.ins):
                 continue
             array, out = activations[0], step.op.out
             whole = [moved(t) for t in step.gathers if t.array == array.name]

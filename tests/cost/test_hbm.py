@@ -140,7 +140,7 @@ def test_activations_kept_by_full_remat_are_the_layers_inputs(parallel, microbat
 )
 @pytest.mark.parametrize("gated", [False, True])
 def test_activations_kept_by_each_policy(policy, widths, gated):
-    model = decoder(gated_mlp=gated, kv_heads=4)
+    model = decoder(gated_mlp=gated, heads=8, head_dim=128, kv_heads=4)
     plan = build(model, "v5e:4x4", 64, {"fsdp": {"x": 4}, "tensor": {"y": 4}}, remat=policy)
     elements = {
         "qkv": (model.heads + 2 * model.kv_heads) * model.head_dim / 4,
@@ -152,6 +152,21 @@ def test_activations_kept_by_each_policy(policy, widths, gated):
     tokens = plan.batch * plan.sequence / 4
     expected = model.layers * tokens * each * 2
     assert predict(plan).hbm["activations_bytes"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("attention", "times"), [("flash", 2), ("unfused", 1)])
+def test_kept_heads_of_half_a_row_fill_rows_where_a_kernel_reads_them(attention, times):
+    narrow, wide = (
+        decoder(heads=1024 // depth, kv_heads=1024 // depth, head_dim=depth) for depth in (64, 128)
+    )
+
+    def kept(model, remat):
+        plan = build(model, "v5e:4x4", 64, {"fsdp": {"x": 4, "y": 4}}, remat=remat)
+        found = predict(replace(plan, attention=attention))
+        return found.hbm["activations_bytes"] + found.use.account.unfilled_kept_bytes
+
+    heads = {model: kept(model, "save_qkv") - kept(model, "full") for model in (narrow, wide)}
+    assert heads[narrow] == times * heads[wide]
 
 
 def test_a_published_run_needs_what_arithmetic_says():

@@ -127,18 +127,18 @@ def rounds(
         for name in stacked
     }
 
-    def layer(kind: int, x: Array, weights: Params) -> Array:
+    def layer(place: int, x: Array, weights: Params) -> Array:
         arrays = {"x": way.residual(checkpoint_name(x, "layer_input")), **shared}
-        mine = kinds[kind]["calls"]
+        kind = kinds[order[place]]
+        if len(order) > 1:  # its own, cut out anew in the backward pass: else it would be kept
+            weights = {name: value[users[name].index(place)] for name, value in weights.items()}
+        mine = kind["calls"]
         return run(way, way.of_layer(weights), mine, arrays)[mine[-1]["outs"][0]]
 
     def one_round(policy: Any, alone: bool, x: Array, weights: Params) -> tuple[Array, None]:
         for place, kind in enumerate(order):
-            mine = {
-                name: weights[name][users[name].index(place)] if len(order) > 1 else weights[name]
-                for name in kinds[kind]["weights"]
-            }
-            step = jax.checkpoint(partial(layer, kind), policy=policy, prevent_cse=alone)
+            mine = {name: weights[name] for name in kinds[kind]["weights"]}
+            step = jax.checkpoint(partial(layer, place), policy=policy, prevent_cse=alone)
             x = step(checkpoint_name(x, "layer_input"), mine)
         return x, None
 

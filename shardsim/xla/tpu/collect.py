@@ -25,8 +25,9 @@ from shardsim.plan.io import plan_to_data
 from shardsim.xla.tpu.block_cases import blocks
 from shardsim.xla.tpu.cache import Cache
 from shardsim.xla.tpu.cases import GROUPS, Group, cases
+from shardsim.xla.tpu.drawn import drawn
 from shardsim.xla.tpu.evidence import Evidence
-from shardsim.xla.tpu.rows import BLOCKS, DATA, TECHNIQUES, load_rows
+from shardsim.xla.tpu.rows import BLOCKS, DATA, DRAWN, TECHNIQUES, load_rows
 from shardsim.xla.tpu.service import TIMEOUT_S, Compilation, TpuCompiler
 from shardsim.xla.tpu.techniques import GROUP, techniques
 
@@ -127,6 +128,7 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--anew", action="store_true", help="forget what is there of them")
     parser.add_argument("--techniques", action="store_true", help="those of `techniques` instead")
     parser.add_argument("--blocks", action="store_true", help="those of `block_cases` instead")
+    parser.add_argument("--drawn", action="store_true", help="those of `drawn` instead")
     parser.add_argument("--only", default="", help="plans with this in their name, GROUP: KIND")
     parser.add_argument("--output", type=Path, help="instead of the project's file")
     return parser
@@ -142,6 +144,8 @@ def asked(
         path, plans = TECHNIQUES, {GROUP: techniques()}
     elif options.blocks:
         path, plans = BLOCKS, blocks()
+    elif options.drawn:
+        path, plans = DRAWN, drawn()
     else:
         plans = plans_of(groups)
 

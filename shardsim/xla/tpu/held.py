@@ -2,8 +2,8 @@
 
 `python -m shardsim.xla.tpu.held` compiles what is neither in the file yet nor in that of `collect`,
 plan by plan, and may be interrupted at any time; `--only TEXT` takes plans with TEXT in their name,
-`--anew` also those that are there, `--techniques` and `--blocks` those of `techniques` and
-`block_cases`, into the files of `collect`. One takes 15 to 30 seconds of one core, a tenth of a
+`--anew` also those that are there, `--techniques`, `--blocks` and `--drawn` those of `techniques`,
+`block_cases` and `drawn`, into their files. One takes 15 to 30 seconds of one core, a tenth of a
 whole compilation. The plans are those of `cases`, and of models on other chips (`OTHERS`).
 """
 

@@ -15,6 +15,7 @@ DATA = _HERE / "evidence.json"
 HELD = _HERE / "held.json"  # of `held`: what is in HBM alone
 TECHNIQUES = _HERE / "techniques.json"  # of `techniques`
 BLOCKS = _HERE / "blocks.json"  # of `block_cases`
+DRAWN = _HERE / "drawn.json"  # of `drawn`, that no rule was read off
 
 
 def load_rows(path: Path = DATA) -> list[dict[str, Any]]:
