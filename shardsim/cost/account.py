@@ -283,7 +283,7 @@ class Account(Stays):
             found["gradient of the table, beside it"] = self.both_tables * self.table
         if moment == 1 and GATHERED in found:  # the head's is among what it gathers
             found[GATHERED] = np.maximum(found[GATHERED] - self.table, 0.0)
-        if self.cast_bytes:
+        if np.any(self.cast_bytes):
             found["weights cast ahead"] = (self.elements - self.away) * self.cast_bytes
         if moment == 0:
             late = self.late if late is None else late

@@ -105,11 +105,13 @@ class Stays:
         return found + stacks * self.gradients_bytes / np.maximum(self.of_state, 1.0)
 
     @property
-    def cast_bytes(self) -> float:
+    def cast_bytes(self) -> Number:
         """Bytes of an element of weights that are cast once a step, for all layers."""
-        work = self.work
-        cast = self.passes.cast_ahead and work.parameter_bytes > work.weight_wire_bytes
-        return work.weight_wire_bytes if cast else 0.0
+        work, passes = self.work, self.passes
+        if not passes.cast_ahead or work.parameter_bytes <= work.weight_wire_bytes:
+            return 0.0
+        gathered = np.greater(self.layout.gather.size, 1)
+        return work.weight_wire_bytes * (gathered | passes.cast_ungathered)
 
     @cached_property
     def of_state(self) -> Number:

@@ -29,6 +29,9 @@ class Passes:
     # Shards of weights are cast to the compute format once a step, for all layers: MaxText's
     # programs on v5e, v6e and v5p (half of their float32 parameters), emitted ones as well.
     cast_ahead: bool = False
+    # So they are where nothing gathers them, too: emitted programs of data and tensor axes alone
+    # (qwen3-14b, palm-8b). No such program of MaxText was compiled.
+    cast_ungathered: bool = True
     # In stacks of casts and gradients the layer is outermost (`plan/tiles.py`), as a loop over
     # layers makes them: emitted programs (vit-bigg and gpt-neox-20b on v5e, vit-h-14 on v5p). Not
     # in MaxText's, whose weights have it second: f32[32,20,32768]{2,0,1} in maxtext-16b on v5e.
@@ -268,6 +271,7 @@ _EMITTED_SCARCE = Passes(
 # MaxText's programs.
 _TRAINER = Passes(
     layers_outermost=False,
+    cast_ungathered=False,
     stays=False,
     narrow_gradients=False,
     cast_ahead=True,
