@@ -62,6 +62,7 @@ class Compute(Work):
     groups: str = ""  # of products of rows in groups of any size: which of `m` and `k` are rows
     blocks: tuple[int, int] = (0, 0)  # of that: the queries and keys that it takes at once
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
+    made_of: frozenset[str] = frozenset()  # what they call it and all that it comes from, forward
     of_weights: bool = False  # a gradient of weights, which no other stage waits for
     # The first to work by head through what a matmul or attention has made: "forward", "gradient".
     turns: str = ""
