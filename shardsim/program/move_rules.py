@@ -22,7 +22,7 @@ from shardsim.program.rules import (
     sums_to_gather,
 )
 from shardsim.program.schedule import Await, Block, Copy, Start, Task
-from shardsim.program.tasks import KEYS, NARROWED, Collective, Compute
+from shardsim.program.tasks import KEYS, NARROWED, NEVER, Collective, Compute
 from shardsim.records import replace
 
 # Share of a layer's gathers that the TPU compiler does not overlap: of two large and four small
@@ -203,6 +203,22 @@ def offload_to_sparse_cores(block: Block, where: Where) -> Block:
             return [task]
         offloaded = (task.purpose in GATHERED_WEIGHTS and task.switch) or task.purpose == KEYS
         return [replace(task, switch="always") if offloaded else task]
+
+    return changed(block, change)
+
+
+def wait_for_gradients(block: Block, where: Where) -> Block:
+    """Sum gradients where they are made, and run nothing meanwhile, whatever the plan says: no
+    option makes a reduction asynchronous, but where SparseCores do it. Waits of eight compiled
+    techniques on v5p that let them overlap are predicted within 14 % so, and up to five times too
+    short otherwise (hybrid 0.022 s, compiled 0.024, otherwise 0.009; zero-2 0.054, 0.049, 0.011).
+    """
+    if where.machine.chip.offloads_collectives:
+        return block
+
+    def change(task: Task) -> list[Task]:
+        own = isinstance(task, Collective) and task.switch == "gradients_overlap"
+        return [replace(task, switch=NEVER) if own else task]
 
     return changed(block, change)
 

@@ -27,6 +27,8 @@ TAKE = "take"  # copies from there what products read, where they take no part o
 KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
 NARROWED = "8 bits"  # casts an operand of products to 8 bits
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
+NEVER = "never"  # the switch of what runs behind nothing, whatever the plan says
+GRADIENT_SWITCHES = ("gradients_overlap", NEVER)  # of what sums gradients
 # What the gradient of something with a purpose of its own is for.
 GRADIENTS = {
     QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT,

@@ -518,6 +518,22 @@ def test_inputs_of_layers_go_to_the_host_where_a_published_recipe_keeps_them() -
     assert "layer_input" in found.best.plan.remat.groups[0].offload
 
 
+@pytest.mark.parametrize("name", ["bitnet-as-trained", "maxtext-22b-published-v4-1x64"])
+def test_a_shipped_plan_is_no_faster_than_the_search_s(name: str) -> None:
+    plan = as_plan(name)
+    found = search(
+        plan.model,
+        plan.machine,
+        plan.batch,
+        sequence=plan.sequence,
+        precision=plan.precision,
+        attention=plan.attention,
+        optimizer=plan.optimizer,
+        top=1,
+    )
+    assert found.best.step_time_s <= predict(plan).step_time_s
+
+
 def test_the_host_s_memory_is_used_where_nothing_fits_without() -> None:
     found = search("llama2-7b", "v5e:2x2", 8, top=1, attention="flash", max_axes=1)
     assert found.best.plan.offload_optimizer
