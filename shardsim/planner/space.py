@@ -15,8 +15,8 @@ What layers keep is the same for all of them here; `planner/layers.py` mixes pol
 Two choices are settled without pricing both sides, because they are never slower: weights are
 prefetched wherever HBM has room for it, and under a causal mask tokens are striped over a context
 axis, unless that makes parts that are no whole tiles of those that are. Gradients are reduced
-behind the backward pass where that is done (`reduces_behind`). Sums between slices never are: published
-runs waited for them; a plan file may let them overlap.
+behind the backward pass where that is done (`reduces_behind`). Sums between slices never are:
+published runs waited for them; a plan file may let them overlap.
 """
 
 from __future__ import annotations

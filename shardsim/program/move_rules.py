@@ -210,8 +210,8 @@ def offload_to_sparse_cores(block: Block, where: Where) -> Block:
 def wait_for_gradients(block: Block, where: Where) -> Block:
     """Sum gradients where they are made, and run nothing meanwhile, whatever the plan says: no
     option makes a reduction asynchronous, but where SparseCores do it. Waits of eight compiled
-    techniques on v5p that let them overlap are predicted within 14 % so, and up to five times too
-    short otherwise (hybrid 0.022 s, compiled 0.024, otherwise 0.009; zero-2 0.054, 0.049, 0.011).
+    techniques on v5p that let them overlap (docs/compiled.md) are predicted within 11 % so, and up
+    to five times too short otherwise (hybrid 0.022 s, compiled 0.024, otherwise 0.009).
     """
     if where.machine.chip.offloads_collectives:
         return block

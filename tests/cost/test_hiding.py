@@ -132,7 +132,8 @@ def test_a_whole_slice_scatters_as_it_sums(microbatches, machine, half, rest):
         assert sent("compiler", weights, "reduce-scatter") == 0
 
 
-def test_of_a_whole_slice_sums_of_gradients_hide_and_gathers_that_are_not_ahead_do_not():
+def test_of_a_whole_slice_sums_of_gradients_and_gathers_that_are_not_ahead_wait():
+    # Whatever the plan says of gradients: no compiler option makes their sums asynchronous.
     plan = build(
         decoder(), "v4:2x2x4", 64, {"fsdp": {"x": 2, "y": 2, "z": 4}},
         overlap=replace(NOTHING, gradients=True),
@@ -147,7 +148,7 @@ def test_of_a_whole_slice_sums_of_gradients_hide_and_gathers_that_are_not_ahead_
     assert all(cost.exposed_s == pytest.approx(cost.time_s) for cost in gathers)
     layers = [cost for cost in moves if cost not in gathers and cost.block.startswith("layer")]
     assert layers
-    assert all(float(cost.exposed_s) < float(cost.time_s) / 2 for cost in layers)
+    assert all(cost.exposed_s == pytest.approx(cost.time_s) for cost in layers)
 
 
 def test_copies_to_the_host_hide_behind_the_layer_that_they_leave():
