@@ -87,13 +87,14 @@ class Policy:
 
 
 # What a search may keep in the host's memory: results of matmuls, each of which takes longer to
-# make than to fetch where a layer is wide. A layer's input is not among them, as compiled programs
-# wait for it. Beside queries, keys and values there, sums of norms and hidden layers may be kept on
-# the device: so it was compiled (docs/compiled.md); other pairs were not.
+# make than to fetch where a layer is wide. Beside queries, keys and values there, sums of norms and
+# hidden layers may be kept on the device: so it was compiled (docs/compiled.md); other pairs were
+# not. With inputs of layers there too nothing of a layer stays on the device.
 OFFLOADS: tuple[Policy, ...] = (
     Policy(save=frozenset({"statistics"}), offload=frozenset({"qkv"})),
     Policy(save=frozenset({"statistics", "mlp_hidden"}), offload=frozenset({"qkv"})),
     Policy(offload=frozenset({"mlp_hidden"})),
+    Policy(offload=frozenset({"layer_input", "qkv"})),
 )
 
 

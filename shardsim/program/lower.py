@@ -75,6 +75,7 @@ class _Pass:
         self.weights = Weights(lowering.sizes)
         self.rounds: dict[str, str] = {}  # what comes round backward -> the gradient that reads it
         self.cast: set[str] = set()  # what is in 8 bits already
+        self.names: dict[str, frozenset[str]] = {}  # array -> what `Compute.made_of` says of it
         # Matmuls that may be one, by what they share and the dimension in which they lie together.
         self.projections: dict[tuple[str, str], list[int]] = {}
 
@@ -109,8 +110,20 @@ class _Pass:
         """Write ops in order, each so many times."""
         for number, step in enumerate(self.low.derived.steps):
             if number in counts:
+                begun = len(self.tasks)
                 self._forward(step, suffix, counts[number], counts)
+                if not suffix:
+                    self._name(step.op, begun)
         return self
+
+    def _name(self, op: Op, begun: int) -> None:
+        """Note what the tasks of an op, those from `begun` on, are made of."""
+        of = frozenset({op.out.keep}).union(*(self.names.get(a.name, ()) for a in op.ins))
+        self.names[op.out.name] = of | self.names.get(op.out.name, frozenset())
+        self.tasks[begun:] = [
+            replace(task, made_of=of) if isinstance(task, Compute) else task
+            for task in self.tasks[begun:]
+        ]
 
     def backward(self) -> _Pass:
         """Write the gradients of all ops, last first."""

@@ -37,7 +37,7 @@ from shardsim.program.schedule import (
     Task,
     When,
 )
-from shardsim.program.tasks import Collective, Compute, Program
+from shardsim.program.tasks import GRADIENT_SWITCHES, NEVER, Collective, Compute, Program
 from shardsim.program.turns import stages_in_a_row
 from shardsim.records import replace
 
@@ -47,6 +47,7 @@ SWITCHES: dict[str, Callable[[Layout], Number]] = {
     "gradients_overlap": lambda layout: layout.gradients_overlap,
     "dcn_overlap": lambda layout: layout.dcn_overlap,
     "always": lambda layout: True,  # whatever the plan says
+    NEVER: lambda layout: False,
 }
 
 
@@ -124,7 +125,7 @@ def _apart(block: Block, layout: Layout) -> tuple[Block, ...]:
     for task in block.tasks:
         own = isinstance(task, Compute) and task.of_weights
         if isinstance(task, Collective):
-            own = task.switch == "gradients_overlap"
+            own = task.switch in GRADIENT_SWITCHES
             own |= bool(task.partners) and makers.issuperset(task.partners)
         if not own or isinstance(task, Start | Await | Repeat | Copy):
             back.append(task)

@@ -72,6 +72,7 @@ from shardsim.program.move_rules import (
     gather_keys_behind_queries,
     offload_to_sparse_cores,
     stop_for_hops,
+    wait_for_gradients,
 )
 from shardsim.program.partitioner_rules import ring_each_product
 from shardsim.program.rules import Rule, Where
@@ -121,6 +122,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         all_reduce_instead_of_waiting_gathers,
         offload_to_sparse_cores,
         gather_keys_behind_queries,
+        wait_for_gradients,
         await_some_gathers,
         copy_beside_a_part,
     ),
@@ -139,6 +141,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         gather_for_the_others,
         all_reduce_over_whole_slices,
         offload_to_sparse_cores,
+        wait_for_gradients,
     ),
 }
 

@@ -27,6 +27,8 @@ TAKE = "take"  # copies from there what products read, where they take no part o
 KEYS = "keys and values"  # gathers them over a context axis, or scatters their gradients
 NARROWED = "8 bits"  # casts an operand of products to 8 bits
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
+NEVER = "never"  # the switch of what runs behind nothing, whatever the plan says
+GRADIENT_SWITCHES = ("gradients_overlap", NEVER)  # of what sums gradients
 # What the gradient of something with a purpose of its own is for.
 GRADIENTS = {
     QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT,
@@ -62,6 +64,7 @@ class Compute(Work):
     groups: str = ""  # of products of rows in groups of any size: which of `m` and `k` are rows
     blocks: tuple[int, int] = (0, 0)  # of that: the queries and keys that it takes at once
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
+    made_of: frozenset[str] = frozenset()  # what they call it and all that it comes from, forward
     of_weights: bool = False  # a gradient of weights, which no other stage waits for
     # The first to work by head through what a matmul or attention has made: "forward", "gradient".
     turns: str = ""

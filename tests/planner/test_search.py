@@ -19,6 +19,7 @@ from shardsim.cost.price import step_time_s
 from shardsim.machine import Machine, override_chip, parse_machine
 from shardsim.model import Experts, Model, load_model
 from shardsim.plan import MeshAxis, Overlap, Plan, Remat, plan_from_data, resolve
+from shardsim.plan.io import as_plan
 from shardsim.plan.plan import Context
 from shardsim.plan.remat import OFFLOADS, POLICIES
 from shardsim.planner.attention import default_attention
@@ -501,6 +502,36 @@ def test_free_communication_leaves_only_compute():
     machine = Machine(chip=plain_chip("v5e", **free), shape=(4, 4))
     best = search(decoder(), machine, 64, top=1).best
     assert best.time["exposed_comm_s"] < 1e-9 * best.step_time_s
+
+
+def test_inputs_of_layers_go_to_the_host_where_a_published_recipe_keeps_them() -> None:
+    """Llama 3 70B on 64 v6e: inputs of its layers alone are 20 GiB a device."""
+    recipe = as_plan("llama3-70b-published-v6e-1x64")
+    found = search(recipe.model, recipe.machine, recipe.batch, sequence=recipe.sequence, top=5)
+    assert found.fit <= found.searched
+    for item in found.predictions:
+        again = predict(item.plan)
+        assert again.fits
+        assert again.step_time_s == item.step_time_s
+    asked = replace(recipe, attention=found.best.plan.attention, op_costs="calibrated")
+    assert found.best.step_time_s <= predict(asked).step_time_s
+    assert "layer_input" in found.best.plan.remat.groups[0].offload
+
+
+@pytest.mark.parametrize("name", ["bitnet-as-trained", "maxtext-22b-published-v4-1x64"])
+def test_a_shipped_plan_is_no_faster_than_the_search_s(name: str) -> None:
+    plan = as_plan(name)
+    found = search(
+        plan.model,
+        plan.machine,
+        plan.batch,
+        sequence=plan.sequence,
+        precision=plan.precision,
+        attention=plan.attention,
+        optimizer=plan.optimizer,
+        top=1,
+    )
+    assert found.best.step_time_s <= predict(plan).step_time_s
 
 
 def test_the_host_s_memory_is_used_where_nothing_fits_without() -> None:
