@@ -168,7 +168,7 @@ def _kept(plan: Plan) -> Iterator[tuple[str, Keys]]:
                 yield "remat", _policy(policy.save - {name}, policy.offload)
             elif not policy.offload:
                 yield "remat", _policy(policy.save | {name}, policy.offload)
-    for policy in policies(plan.machine):
+    for policy in policies(plan.model, plan.machine):
         if policy.offload:
             yield "offload", _policy(frozenset(), policy.offload)
         yield "offload" if policy.offload else "remat", _policy(policy.save, policy.offload)

@@ -39,7 +39,7 @@ def filled(found: Prediction) -> Prediction:
     The groups replace what the plan keeps. Weights are prefetched if there is room.
     """
     plan = found.plan
-    layout, offered = resolve(plan), policies(plan.machine)
+    layout, offered = resolve(plan), policies(plan.model, plan.machine)
     rounds = plan.model.layers // plan.model.round_layers
     if rounds < 2 or len(plan.model.stacks) > 1 or int(layout.pipeline.size) > 1:
         return found

@@ -14,7 +14,6 @@ from shardsim.plan.plan import Overlap, Plan, Routing
 from shardsim.plan.resolve import AXIS_NAMES, ROLE_OF, rules_by_name
 from shardsim.planner.attention import default_attention, with_faster
 from shardsim.planner.fixed import ROOM
-from shardsim.planner.space import reduces_behind
 
 
 def parse_mesh(text: str, option: str = "--mesh") -> dict[str, int]:
@@ -77,7 +76,7 @@ def plan_of_mesh(
         optimizer_rules=optimizer,
         microbatches=mesh.get("pipeline", 1),
         attention=default_attention(model, sequence),
-        overlap=Overlap(gradients=reduces_behind(machine.chip, "calibrated")),
+        overlap=Overlap(gradients=False),  # as the search has it
         experts=Routing(padding=ROOM) if uneven else Routing(),
     )
     return with_faster(plan)

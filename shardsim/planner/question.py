@@ -18,7 +18,7 @@ from shardsim.plan.precision import Precision, check_multiplied
 from shardsim.planner.bounds import BestLines
 from shardsim.planner.fixed import FLAGS, ROOM, Fixed
 from shardsim.planner.rank import OBJECTIVES, Ranking
-from shardsim.planner.space import parts, reduces_behind
+from shardsim.planner.space import parts
 from shardsim.program.shapes import Workload
 
 CANDIDATES = 10  # so many plans at least are given their free HBM before they are ranked again
@@ -133,7 +133,6 @@ class Question:
                 self.max_axes,
                 self.fixed,
                 attention,
-                reduces_behind(machines[0].chip, self.costs),
             )
         ]
         total = sum(int(part.many.sum()) for part in space)

@@ -14,9 +14,9 @@ What layers keep is the same for all of them here; `planner/layers.py` mixes pol
 
 Two choices are settled without pricing both sides, because they are never slower: weights are
 prefetched wherever HBM has room for it, and under a causal mask tokens are striped over a context
-axis, unless that makes parts that are no whole tiles of those that are. Gradients are reduced
-behind the backward pass where that is done (`reduces_behind`). Sums between slices never are:
-published runs waited for them; a plan file may let them overlap.
+axis, unless that makes parts that are no whole tiles of those that are. One is not made at all:
+gradients are not reduced behind the backward pass, because no published set of compiler options
+does that; a plan file may.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from shardsim.machine import Chip, Machine
+from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.plan.layout import (
     EMBED_SHARDED,
@@ -48,7 +48,7 @@ from shardsim.plan.resolve import stripes
 from shardsim.plan.split import heads_whole, state_apart
 from shardsim.planner.fixed import Fixed
 from shardsim.planner.meshes import Array, Meshes, of_all
-from shardsim.program.passes import USUAL
+from shardsim.program.kept import LAYER_INPUT
 from shardsim.program.rings import BIDIRECTIONAL
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -84,7 +84,6 @@ class Part:
     striped: Array  # [pairs]: whether tokens are striped over the context axis
     choices: Choices
     remats: tuple[Policy, ...]
-    behind: bool = False  # whether gradients are reduced behind the backward pass
     fixed: Fixed = FREE
 
     @property
@@ -139,7 +138,7 @@ class Part:
             optimizer_over_data=self.choices.optimizer_over_data[None, None, :],
             matmul_overlap=self.choices.matmul_overlap[None, None, :],
             weights_overlap=True,
-            gradients_overlap=self.behind,
+            gradients_overlap=False,
             microbatches=self.microbatches[:, None, None],
             **_accumulated(self.fixed, axes["pipeline"].size),
             striped=self.striped[:, None, None],
@@ -147,18 +146,18 @@ class Part:
         )
 
 
-def reduces_behind(chip: Chip, costs: str) -> bool:
-    """Return whether what `costs` are of reduces gradients behind the backward pass: a bound does,
-    and GPUs, where reductions have a stream of their own."""
-    return chip.kind == "gpu" or USUAL[costs] == "ideal"
-
-
-def policies(machine: Machine) -> tuple[Policy, ...]:
+def policies(model: Model, machine: Machine) -> tuple[Policy, ...]:
     """Return what layers may keep: on the device and, where emitted code can and the way there is
-    known, in the host's memory."""
+    known, in the host's memory.
+
+    Not a layer's input there where attention and MLP lie side by side: compiled steps of ViT-22B
+    wait 0.37 s for such copies, predicted 0, and are slower than those that are priced behind them
+    (docs/compiled.md).
+    """
     kept = [Policy(save=names) for names in POLICIES.values()]
     if machine.chip.kind == "tpu" and machine.chip.pcie_bytes_per_s is not None:
-        kept += OFFLOADS
+        side_by_side = model.parallel_block
+        kept += [one for one in OFFLOADS if not (side_by_side and LAYER_INPUT in one.offload)]
     return tuple(kept)
 
 
@@ -200,12 +199,10 @@ def parts(
     max_axes: int = 3,
     fixed: Fixed = FREE,
     attention: str = "flash",
-    behind: bool = False,
 ) -> Iterator[Part]:
     """Yield the space, in parts, with all forms of meshes that some legal plan has.
 
-    Of choices that are `fixed` it has only those. `attention` is the plans', `behind` whether they
-    reduce gradients behind the backward pass. Of several `machines`,
+    Of choices that are `fixed` it has only those. `attention` is the plans'. Of several `machines`,
     which are of one chip, a part has the meshes of all.
     """
     every = _meshes(model, machines, batch, sequence, max_axes, fixed)
@@ -213,7 +210,7 @@ def parts(
     bare = _bare(every.sizes[mesh], optimizer_over_data=True)
     heads_split = _heads_split(model, bare)
     state = np.broadcast_to(state_apart(model, bare), mesh.shape)
-    remats = policies(machines[0]) if fixed.remat is None else (fixed.remat,)
+    remats = policies(model, machines[0]) if fixed.remat is None else (fixed.remat,)
     if fixed.forward_only and fixed.remat is None:  # nothing is kept
         remats = (Policy(),)
     shardable, by_head, switched = (
@@ -262,7 +259,6 @@ def parts(
                     fixed.forward_only,
                 ),
                 remats=remats,
-                behind=behind,
                 fixed=fixed,
             )
 

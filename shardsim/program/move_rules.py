@@ -22,7 +22,7 @@ from shardsim.program.rules import (
     stream,
     sums_to_gather,
 )
-from shardsim.program.schedule import Await, Block, Copy, Start, Task
+from shardsim.program.schedule import Await, Block, Copy, Repeat, Start, Task
 from shardsim.program.tasks import KEYS, NARROWED, NEVER, Collective, Compute
 from shardsim.records import replace
 
@@ -278,16 +278,24 @@ def copy_beside_a_part(block: Block, where: Where) -> Block:
     """
     copies = (task.task for task in block.tasks if isinstance(task, Start))
     away = [copy for copy in copies if isinstance(copy, Copy) and copy.keeps]
-    parts = [(copy, part) for copy in away if (part := _part_without(block.tasks, copy.keeps))]
     tasks = [*block.tasks]
-    for copy, part in sorted(parts, key=lambda one: len(one[1]), reverse=True):
+    placed: list[tuple[Copy, list[Compute]]] = []
+    for copy in away:
+        parts = _parts_without(block.tasks, copy.keeps)
+        if parts:
+            tasks = [task for task in tasks if getattr(task, "name", "") != copy.name]
+        for number, (part, longest) in enumerate(parts):
+            moved = {"hbm_bytes": copy.hbm_bytes * longest, "host_bytes": copy.host_bytes * longest}
+            name = copy.name if len(parts) == 1 else f"{copy.name}, beside part {number + 1}"
+            placed.append((replace(copy, name=name, **moved), part))
+    for copy, part in sorted(placed, key=lambda one: len(one[1]), reverse=True):
         tasks = _beside_a_part(tasks, copy, part)
     return replace(block, tasks=tuple(tasks))
 
 
-def _part_without(tasks: Sequence[Task], keeps: str) -> list[Compute]:
-    """Return the longest part of a layer, by operations, that does not come from what policies call
-    `keeps`; nothing if no product makes that."""
+def _parts_without(tasks: Sequence[Task], keeps: str) -> list[tuple[list[Compute], Number]]:
+    """Return the parts of a layer that do not come from what policies call `keeps`, each with where
+    it is the longest, by operations; nothing if no product makes that."""
     works = [task for task in tasks if isinstance(task, Compute)]
     if not any(task.makes == keeps for task in works):
         return []
@@ -300,17 +308,21 @@ def _part_without(tasks: Sequence[Task], keeps: str) -> list[Compute]:
             parts[-1].append(task)
         elif parts[-1]:
             parts.append([])
-    return max(parts, key=lambda part: sum(float(np.mean(task.flops)) for task in part))
+    sums = (sum((task.flops * task.count for task in part), 0.0) for part in parts if part)
+    longest = np.argmax(np.stack(np.broadcast_arrays(*sums)), axis=0)
+    found = ((part, np.equal(longest, number)) for number, part in enumerate(filter(None, parts)))
+    return [(part, there) for part, there in found if somewhere(there)]
 
 
 def _beside_a_part(tasks: list[Task], copy: Copy, part: Sequence[Compute]) -> list[Task]:
     """Return tasks of a layer with a copy beside a part of them."""
-    (begun,) = (task for task in tasks if isinstance(task, Start) and task.name == copy.name)
-    (ended,) = (task for task in tasks if isinstance(task, Await) and task.name == copy.name)
-    tasks = [task for task in tasks if task is not begun and task is not ended]
+    begun, ended = Start(task=copy), Await(name=copy.name)
     first, last = (
         next(at for at, t in enumerate(tasks) if t is task) for task in (part[0], part[-1])
     )
-    opens = not any(isinstance(task, Compute) for task in tasks[:first])
-    first = 0 if opens else first  # before copies that have longer
+    # From the operation before it to the one behind, with what is sent in between.
+    while first and not isinstance(tasks[first - 1], Compute | Repeat):
+        first -= 1
+    while last + 1 < len(tasks) and not isinstance(tasks[last + 1], Compute | Repeat):
+        last += 1
     return [*tasks[:first], begun, *tasks[first : last + 1], ended, *tasks[last + 1 :]]

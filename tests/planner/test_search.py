@@ -270,6 +270,8 @@ def divides(work: Workload, choice: Choice) -> bool:
 
 def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
     """Yield every legal plan, one by one."""
+    fetched = "layer_input" if work.model.parallel_block else ""  # what none of them offloads
+    remats = [key for key, one in REMATS.items() if fetched not in one.groups[0].offload]
     for mesh in meshes(machine):
         splits = ["", "seq", "embed"] if "t" in mesh else [""]
         for microbatches, residual in product(MICROBATCHES, splits):
@@ -285,7 +287,7 @@ def choices(work: Workload, machine: Machine) -> Iterator[Choice]:
                                     mesh, microbatches, remat, residual, matmul,
                                     over_data, context, prefetch, keys,
                                 )
-                                for remat, prefetch in product(REMATS, prefetches)
+                                for remat, prefetch in product(remats, prefetches)
                             ]  # fmt: skip
                             if divides(work, made[0]):
                                 yield from made
