@@ -19,7 +19,6 @@ from shardsim.program.rules import (
     put_together,
     stream,
     sums_to_gather,
-    turned_into_place,
     width,
 )
 from shardsim.program.schedule import Block, Task
@@ -93,40 +92,49 @@ def lay_out_turned_gradients(block: Block, where: Where) -> Block:
 
 
 def place_ring_results(block: Block, where: Where) -> Block:
-    """Write the result of a matmul whose input comes in pieces of the sequence into its place, all
-    but that of the own piece, which is made there; what attention reads by head is turned piece by
-    piece first.
+    """Write the result of a matmul whose input comes in pieces of the sequence into its place, and
+    turn what attention reads by head. Forward, where a loop over layers finds an empty array that
+    was made before it, it copies that first.
 
-    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
+    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md, on v4, v5e, v5p and v6e.
     """
     ring = where.sequence_ring
-    came = 1.0 - 1.0 / where.layout.tensor.size
+    looped = np.greater(block.trips, where.layout.microbatches) & (block.phase == "forward")
 
     def change(task: Task) -> list[Task]:
         if not cut_by_gather(task, block):
             return [task]
         size, count = task.m * task.n * width(task), task.count * ring
-        if task.purpose == BY_HEAD:
-            return [task, *turned_into_place(task.name, size, count)]
-        return [task, *put_together(task.name, size * came, count)]
+        return [
+            task,
+            *copy(f"empty array of {task.name}", "copy", size, count * looped),
+            *put_together(task.name, size, count),
+            *copy(task.name, "transpose", size, count * (task.purpose == BY_HEAD)),
+        ]
 
     return changed(block, change)
 
 
 def place_ring_operands(block: Block, where: Where) -> Block:
-    """Turn what a ring gathers in the backward pass, piece by piece, and put it into one array:
-    weight gradients need it whole, with tokens or embed densest as a ring's pieces are not.
+    """Put what a ring gathers in the backward pass into one array, as weight gradients need it;
+    pieces of embed are turned first, which have another dimension densest.
 
     Seen in the compiled plans with a tensor axis of docs/compiled.md.
     """
     ring = np.greater(where.layout.matmul_overlap, 0)
+    turned = np.logical_not(where.sequence_ring)
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective) or block.phase != "backward":
             return [task]
         if (task.kind, task.schedule) != ("all-gather", "ring"):
             return [task]
-        return [task, *turned_into_place(task.name, task.bytes, task.count * ring)]
+        count = task.count * ring
+        return [
+            task,
+            *copy(f"{task.name} in pieces", "transpose", task.bytes, count * turned),
+            *put_together(task.name, task.bytes, count),
+        ]
 
     return changed(block, change)
 

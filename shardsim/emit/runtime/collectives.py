@@ -187,6 +187,15 @@ def _part(whole: Array, who: Array, parts: int, dim: int) -> Array:
     return lax.dynamic_slice_in_dim(whole, who * length, length, dim)
 
 
+def by_rows(x: Array, split: str) -> Array:
+    """Return [batch, tokens, wide], of a ring over the sequence laid out with `wide` densest.
+
+    Left to itself the TPU compiler lays out pieces as their readers like them, each otherwise, and
+    copies them in between.
+    """
+    return with_layout_constraint(x, Layout((0, 1, 2))) if split == "sequence" else x
+
+
 def ring_gather_matmul(
     x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
 ) -> tuple[tuple[Array, ...], Array]:
@@ -200,15 +209,18 @@ def ring_gather_matmul(
     outs = [lax.empty((x.shape[0], rows, w.shape[1]), dtype) for w in weights]
     shape = tuple(size * n if i == dim else size for i, size in enumerate(x.shape))
     whole = lax.empty(shape, x.dtype)
-    for number, (who, piece) in enumerate(_pieces(x, group, both)):
+    for number, (who, piece) in enumerate(_pieces(by_rows(x, split), group, both)):
+        piece = by_rows(piece, split)
         whole = _place(whole, piece, who, dim)
         for i, w in enumerate(weights):
             if split == "sequence":
-                outs[i] = _place(outs[i], _matmul(piece, w).astype(dtype), who, 1)
+                rows_of_piece = by_rows(_matmul(piece, w).astype(dtype), split)
+                outs[i] = _place(outs[i], rows_of_piece, who, 1)
             else:
                 summand = _matmul(piece, _part(w, who, n, 0))
                 outs[i] = outs[i] + summand if number else summand
-    return tuple(out.astype(dtype) for out in outs), whole
+    outs = [by_rows(out.astype(dtype), split) for out in outs]
+    return tuple(outs), by_rows(whole, split)
 
 
 def ring_matmul_scatter(
@@ -225,10 +237,11 @@ def ring_matmul_scatter(
         """Return the product meant for the device `offset` positions ahead."""
         who = _member_at(group, offset)
         if split == "sequence":
-            pairs = [(_part(h, who, n, 1), w) for h, w in zip(hs, weights, strict=True)]
+            pieces = [by_rows(_part(by_rows(h, split), who, n, 1), split) for h in hs]
+            pairs = list(zip(pieces, weights, strict=True))
         else:
             pairs = [(h, _part(w, who, n, 1)) for h, w in zip(hs, weights, strict=True)]
-        return sum(_matmul(h, w) for h, w in pairs)
+        return by_rows(sum(_matmul(h, w) for h, w in pairs), split)
 
     def travel(stops: int, step: int) -> Array:
         """Return the sum of the `stops` devices on one side of this one."""
@@ -241,7 +254,7 @@ def ring_matmul_scatter(
     result = travel(n // 2 if both else n - 1, 1)
     if both and n > 2:
         result = result + travel((n - 1) // 2, -1)
-    return (result + product(0)).astype(dtype)
+    return by_rows((result + product(0)).astype(dtype), split)
 
 
 def _matmul(x: Array, w: Array) -> Array:
