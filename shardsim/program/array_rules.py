@@ -9,39 +9,24 @@ import numpy as np
 from shardsim.ops.vocabulary import LOSS_APART_OPS
 from shardsim.plan.layout import Number
 from shardsim.plan.tiles import LANES
-from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
     Where,
     changed,
     copy,
-    cut_by_gather,
     of_layer_weights,
-    put_together,
     stream,
     sums_to_gather,
-    width,
 )
 from shardsim.program.schedule import Block, Task
 from shardsim.program.sizes import SUBLANES
 from shardsim.program.tasks import (
-    BY_HEAD,
     KEYS,
     LOSS,
     LOSS_GRADIENT,
     QUERY_KEY_NORM,
-    QUERY_KEY_NORM_GRADIENT,
     Collective,
     Compute,
 )
-
-# Bytes per element of a norm of queries and keys that has float32 arrays to itself: the mean, the
-# variance and the result read it, the result is written in bf16. The gradient reads and writes
-# eight such arrays, one of them in bf16.
-NORM_BYTES = 4.0 + 4.0 + 4.0 + 2.0
-
-
-NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
-
 
 # Sublanes of a tile in which the partitioner's gathers leave columns that are no whole tiles.
 COLUMN_SUBLANES = 2
@@ -87,54 +72,6 @@ def lay_out_turned_gradients(block: Block, where: Where) -> Block:
         if not of_layer_weights(task, "reduce-scatter"):
             return [task]
         return [*copy(task.name, "copy", task.by_head_bytes, task.count * count), task]
-
-    return changed(block, change)
-
-
-def place_ring_results(block: Block, where: Where) -> Block:
-    """Write the result of a matmul whose input comes in pieces of the sequence into its place, and
-    turn what attention reads by head. Forward, where a loop over layers finds an empty array that
-    was made before it, it copies that first.
-
-    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md, on v4, v5e, v5p and v6e.
-    """
-    ring = where.sequence_ring
-    looped = np.greater(block.trips, where.layout.microbatches) & (block.phase == "forward")
-
-    def change(task: Task) -> list[Task]:
-        if not cut_by_gather(task, block):
-            return [task]
-        size, count = task.m * task.n * width(task), task.count * ring
-        return [
-            task,
-            *copy(f"empty array of {task.name}", "copy", size, count * looped),
-            *put_together(task.name, size, count),
-            *copy(task.name, "transpose", size, count * (task.purpose == BY_HEAD)),
-        ]
-
-    return changed(block, change)
-
-
-def place_ring_operands(block: Block, where: Where) -> Block:
-    """Put what a ring gathers in the backward pass into one array, as weight gradients need it;
-    pieces of embed are turned first, which have another dimension densest.
-
-    Seen in the compiled plans with a tensor axis of docs/compiled.md.
-    """
-    ring = np.greater(where.layout.matmul_overlap, 0)
-    turned = np.logical_not(where.sequence_ring)
-
-    def change(task: Task) -> list[Task]:
-        if not isinstance(task, Collective) or block.phase != "backward":
-            return [task]
-        if (task.kind, task.schedule) != ("all-gather", "ring"):
-            return [task]
-        count = task.count * ring
-        return [
-            task,
-            *copy(f"{task.name} in pieces", "transpose", task.bytes, count * turned),
-            *put_together(task.name, task.bytes, count),
-        ]
 
     return changed(block, change)
 
@@ -205,58 +142,6 @@ def put_turned_pieces_in_order(block: Block, where: Where) -> Block:
         if "context" not in task.role.split("+"):
             return [task]
         return [task, *copy(task.name, "copy", task.bytes, task.count)]
-
-    return changed(block, change)
-
-
-def apply_activations_apart(block: Block, where: Where) -> Block:
-    """Run a pointwise operation on its own where a ring puts its matmul's result in place by piece.
-
-    It reads the result and whatever else was fused in, and writes (compiled plans "tensor N,
-    sequence" of docs/compiled.md).
-    """
-    ring = where.sequence_ring
-
-    def change(task: Task) -> list[Task]:
-        if not (cut_by_gather(task, block) and np.any(task.pointwise)):
-            return [task]
-        m, k, n = task.m, task.k, task.n
-        read = task.hbm_bytes - (m * k + k * n + m * n) * width(task)
-        moved = 2.0 * task.pointwise * width(task) + read
-        return [task, *stream(f"apply after {task.name}", "elementwise", moved, task.count * ring)]
-
-    return changed(block, change)
-
-
-def lay_out_by_head(block: Block, where: Where) -> Block:
-    """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring left
-    them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and llama3-70b in
-    docs/compiled.md)."""
-    by_position = where.ring
-
-    def change(task: Task) -> list[Task]:
-        if not (isinstance(task, Compute) and task.turns):
-            return [task]
-        size = SUM_BYTES * task.pointwise
-        return [*copy(task.name, "copy", size, task.count * by_position), task]
-
-    return changed(block, change)
-
-
-def norm_by_position(block: Block, where: Where) -> Block:
-    """Norm queries and keys in passes of their own over float32 arrays, where a ring left them by
-    position, not in the end of the matmul that makes them.
-
-    Compiled plans of ViT-22B in docs/compiled.md: rings of the sequence.
-    """
-    by_position = where.ring * 1
-    moved = {QUERY_KEY_NORM: NORM_BYTES, QUERY_KEY_NORM_GRADIENT: NORM_GRADIENT_BYTES}
-
-    def change(task: Task) -> list[Task]:
-        if not (isinstance(task, Compute) and task.purpose in moved):
-            return [task]
-        more = np.maximum(moved[task.purpose] * task.pointwise - task.hbm_bytes, 0.0)
-        return [replace(task, hbm_bytes=task.hbm_bytes + more * by_position)]
 
     return changed(block, change)
 

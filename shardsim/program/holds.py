@@ -146,11 +146,11 @@ class Passes:
     ring_waits: bool = False
     # The array in which a gated MLP's block puts together the gradient that attention's ring will
     # gather is there while the MLP's rings run (llama2-7b and llama2-70b on v5p with axes of 4, 8
-    # and 16, over embed and the sequence).
+    # and 16, over embed and the sequence). Over the sequence so is all that rings put together.
     ring_ahead: bool = False
-    # Gradients of weights wait for the rings of the next products back, with what they multiply,
-    # unless biases, which read the gradients' pieces, come with them: llama2-7b and llama2-70b on
-    # v5p with axes of 8 and 16, maxtext-16b on v6e with 4 and 8; not ViT-22B nor vit-bigg.
+    # Gradients of weights wait for the rings of the next products back, with what they multiply
+    # (llama2-7b and llama2-70b on v5p with axes of 8 and 16, maxtext-16b on v6e with 4 and 8), over
+    # embed unless biases, which read the gradients' pieces, come with them (ViT-22B, vit-bigg).
     ring_weights_wait: bool = False
     # Float32 summands of each whole result in a ring over embed. Of more than `trace.FEW` members
     # one product is made apart and added in the end of the next, of both rings at once where these
@@ -180,18 +180,11 @@ class Passes:
     # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
     # vit-bigg, gemma2-9b). Over the sequence "few": one of the stream and one of each projection
     # that attention reads; "every": one of each array that a product gathers and of each of its
-    # results, forward and backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b
-    # and llama2-7b, against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e),
-    # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x). Of a serial block with biases
-    # there is one of each branch's input and one of a result's gradient (vit-bigg with axes of 4 on
-    # v4 and v5e and of 8 on v5e, dit-l-2 with 8 and dit-xl-2 with 4 on v5e).
+    # results, forward and backward (maxtext-22b and palm-8b on v4, llama2-70b on v5p, ViT-22B on
+    # v4, v5p and v6e, vit-bigg on v5e with axes of 4 and 8), and those of the layer that is peeled
+    # off the loop are there from its start; not where HBM is scarce (maxtext-16b on v5e), nor
+    # beside SparseCores (llama3-8b and llama3-70b on tpu7x).
     ring_empty: str = ""
-    # Where heads are no whole rows of a tile, rings over the sequence put together what they gather
-    # with tokens densest. Of each input all pieces are then there besides, copied so (few tokens of
-    # a piece fill no row), until gradients of weights have read it: on one core whose matrix unit
-    # is 128 wide (those programs on v5e, and gpt-neox-20b with 8; not vit-bigg on v4 and v6e, nor
-    # dit-l-2 on v5p).
-    pieces_copied: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -405,8 +398,7 @@ def held_by(implementation: str, chip: Chip) -> Passes:
     twice = chip.cores_per_chip > chip.devices_per_chip
     copied = not twice and chip.mxu_dim <= ADDS_UP_TO
     if copied:  # not where the partitioner writes rings
-        scarce = found.scarce and replace(found.scarce, pieces_copied=True)
-        found = replace(found, pieces_copied=True, scarce=scarce, head_late_in_rings=True)
+        found = replace(found, head_late_in_rings=True)
     if chip.offloads_collectives:
         found = _everywhere(found, lambda one: replace(one, sums_beside=True, gated_copies=True))
     else:

@@ -24,7 +24,6 @@ from shardsim.graph.place import (
 )
 from shardsim.model import Model
 from shardsim.ops.activate import GATE
-from shardsim.plan.tiles import LANES
 from shardsim.program.blocks import backward_of, derived_blocks, first_as_large, graph
 from shardsim.program.holds import Passes
 from shardsim.program.sized import by_place, stored, width_of
@@ -90,27 +89,23 @@ def _followed(
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
-    every = passes.ring_empty == "every" and not model.biases.mlp
+    every = passes.ring_empty == "every"
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
-    empty = passes.ring_empty and ("every" if every else "few")
-    if passes.ring_empty == "every" and not (every or model.parallel_block):
-        empty = "branches"
+    early = every and ring == "sequence"
     # Of a gated MLP behind attention the ring that makes its gradient is over before those begin
     # that make both projections again (llama2-7b with axes of 4, 8 and 16, llama2-70b, llama3-70b).
-    gated = model.gated_mlp and not model.parallel_block
+    gated, biased = model.gated_mlp and not model.parallel_block, model.biases.mlp
     after = ring == "embed" and gated
     passes = replace(
         passes,
         head_last=last,
         ring_copies=copies,
-        ring_empty=empty,
-        pieces_copied=passes.pieces_copied and ring == "sequence" and model.head_dim % LANES > 0,
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
         whole_copies=passes.whole_copies and (passes.gated_copies or not gated),
-        ring_weights_wait=passes.ring_weights_wait and bool(ring) and not model.biases.mlp,
-        ring_ahead=passes.ring_ahead and bool(ring) and gated,
+        ring_weights_wait=passes.ring_weights_wait and bool(ring) and (early or not biased),
+        ring_ahead=early or (passes.ring_ahead and bool(ring) and gated),
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
         scores_twice=passes.scores_twice if passes.attends_first else 0.0,
@@ -125,7 +120,7 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
     order = passes.weights_first and not passes.head_last
-    passes = replace(passes, gradients_waiting=0, weights_first=order, pieces_copied=False)
+    passes = replace(passes, gradients_waiting=0, weights_first=order)
     tracer = Tracer(passes, ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))

@@ -7,6 +7,7 @@ HBM. Every weight of a pass is gathered in one go, and so are its gradients scat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -112,16 +113,22 @@ class _Pass:
             if number in counts:
                 begun = len(self.tasks)
                 self._forward(step, suffix, counts[number], counts)
-                if not suffix:
-                    self._name(step.op, begun)
+                if suffix:
+                    self._change(begun, again=True)
+                else:
+                    self._change(begun, made_of=self._name(step.op))
         return self
 
-    def _name(self, op: Op, begun: int) -> None:
-        """Note what the tasks of an op, those from `begun` on, are made of."""
+    def _name(self, op: Op) -> frozenset[str]:
+        """Return, and note, what the tasks of an op are made of."""
         of = frozenset({op.out.keep}).union(*(self.names.get(a.name, ()) for a in op.ins))
         self.names[op.out.name] = of | self.names.get(op.out.name, frozenset())
+        return of
+
+    def _change(self, begun: int, **fields: Any) -> None:
+        """Give fields to the work that was written from task `begun` on."""
         self.tasks[begun:] = [
-            replace(task, made_of=of) if isinstance(task, Compute) else task
+            replace(task, **fields) if isinstance(task, Compute) else task
             for task in self.tasks[begun:]
         ]
 

@@ -15,6 +15,7 @@ from shardsim.program.purposes import (
     product_of_dims,
     purpose_of,
     purpose_of_transfer,
+    sums_heads,
 )
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes, role_of
@@ -82,6 +83,7 @@ class OpTasks:
             purpose=purpose_of(op, made),
             makes=made.keep,
             groups=groups if op.tile else "",
+            sums_heads=sums_heads(op, dims.inner),
         )
 
     def format(self, op: Op, gradient: bool = False) -> str:

@@ -16,17 +16,12 @@ from dataclasses import replace
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout, Number
 from shardsim.program.array_rules import (
-    apply_activations_apart,
     fill_stacks,
     lay_copies_side_by_side,
-    lay_out_by_head,
     lay_out_gathered_weights,
     lay_out_turned_gradients,
-    norm_by_position,
     pass_logits_apart,
     pass_logits_where_rings_cut,
-    place_ring_operands,
-    place_ring_results,
     put_turned_pieces_in_order,
     turn_short_parts,
 )
@@ -75,6 +70,16 @@ from shardsim.program.move_rules import (
     wait_for_gradients,
 )
 from shardsim.program.partitioner_rules import ring_each_product
+from shardsim.program.ring_rules import (
+    add_up_ring_ends,
+    apply_activations_apart,
+    lay_out_by_head,
+    norm_by_position,
+    place_ring_operands,
+    place_ring_results,
+    sum_biases_beside,
+    turn_heads_into_rows,
+)
 from shardsim.program.rules import Rule, Where
 from shardsim.program.tasks import Program
 from shardsim.program.torch_rules import (
@@ -100,6 +105,8 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         lay_out_turned_gradients,
         place_ring_results,
         place_ring_operands,
+        turn_heads_into_rows,
+        add_up_ring_ends,
         stop_for_hops,
         put_turned_pieces_in_order,
         turn_short_parts,
@@ -108,6 +115,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         lay_out_by_head,
         rotate_halves,
         norm_by_position,
+        sum_biases_beside,
         attend_to_few,
         attend_to_whole_rows,
         join_ends,

@@ -59,6 +59,11 @@ def purpose_of(op: Op, array: Array) -> str:
     return BY_HEAD if HEAD_WIDTHS & {*array.dims} and op.unit != "attention" else ""
 
 
+def sums_heads(op: Op, inner: Iterable[str]) -> bool:
+    """Return whether a product sums over what attention made by head: its result, or gradients."""
+    return bool(HEAD_WIDTHS & {*inner}) and op.unit != "attention"
+
+
 def over_tensor(transfer: Transfer, kind: str) -> bool:
     """Return whether a collective matmul may take the place of a collective."""
     alone = transfer.kind == kind and role_of(transfer.axes) == "tensor"

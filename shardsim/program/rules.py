@@ -57,6 +57,11 @@ class Where:
         cut = np.equal(self.layout.residual, SEQUENCE_SHARDED) & (not self.layout.partitioned)
         return self.ring & cut
 
+    @property
+    def embed_ring(self) -> Number:
+        """Whether they pass pieces of embed, or the partitioner writes them."""
+        return self.ring & np.logical_not(self.sequence_ring)
+
 
 Rule = Callable[[Block, Where], Block]
 

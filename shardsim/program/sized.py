@@ -33,12 +33,6 @@ def in_tiles(array: Array, transfer: Transfer) -> Size:
     return replace(size, pieces=(split[0], axes))
 
 
-def in_rows(array: Array, transfer: Transfer) -> Size:
-    """Return the size of what comes in pieces of a sequence, tokens densest in each."""
-    axes = tuple(sorted(axis for axis, d in array.split.items() if d == "seq"))
-    return replace(moved(transfer), rows=("seq", axes))
-
-
 def by_place(array: Array, place: Split) -> tuple[tuple[str, str], ...]:
     """Return which axes split which of an array's dimensions where it lies so."""
     return tuple(sorted((axis, d) for axis, d in place.items() if d in array.dims))

@@ -66,6 +66,8 @@ class Compute(Work):
     makes: str = ""  # of products and kernels: what remat policies call the result, forward
     made_of: frozenset[str] = frozenset()  # what they call it and all that it comes from, forward
     of_weights: bool = False  # a gradient of weights, which no other stage waits for
+    again: bool = False  # of what the backward pass makes a second time
+    sums_heads: bool = False  # of products: what attention made or its gradients, over heads
     # The first to work by head through what a matmul or attention has made: "forward", "gradient".
     turns: str = ""
 

@@ -45,7 +45,6 @@ class Size:
     # behind another in an array whose own dimension of 1 lies inside, so half of each tile is empty
     # (bf16[1,5120,32768]{2,0,1:T(2,128)(2,1)} in maxtext-16b and, with both batches, llama2-13b).
     pieces: tuple[str, tuple[str, ...]] | None = None
-    rows: tuple[str, tuple[str, ...]] | None = None  # in pieces that these axes cut, it is densest
 
     def __post_init__(self) -> None:  # sizes are looked up more often than anything else
         known = hash(
@@ -58,7 +57,6 @@ class Size:
                 self.others,
                 self.many,
                 self.pieces,
-                self.rows,
             )
         )
         object.__setattr__(self, "_hash", known)
@@ -120,9 +118,6 @@ class Measure:
                 known = known * np.greater(self.sizes.members(size.many), FEW)
             if size.pieces:
                 known = known * np.where(self.sizes.part(*size.pieces) % ROWS, 2.0, 1.0)
-            if size.rows:
-                length = self.sizes.part(*size.rows)
-                known = known * np.ceil(length / LANES) * LANES / np.maximum(length, 1.0)
             self.known[size] = known
         return known
 

@@ -10,7 +10,7 @@ from shardsim.graph.derive import Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.program.across import gathers, gathers_stream, on_tensor, summed_over_tensor
 from shardsim.program.holds import Passes
-from shardsim.program.sized import WIDE, by_place, in_rows, in_tiles, moved, stored, width_of
+from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
 from shardsim.program.sizes import BLOCK, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
 
@@ -97,8 +97,6 @@ class Tracer:
                 ):
                     self.still(name, replace(stored(array.original or array), alone=transfer.axes))
                 self.make(f"{name}, whole", moved(transfer))
-                if self.passes.pieces_copied and not prefix and role_of(transfer.axes) == "tensor":
-                    self.make(f"{name}, in pieces", in_rows(array, transfer))
                 copied = self.passes.whole_copies and not prefix and not self.ring
                 if copied and role_of(transfer.axes) == "tensor":
                     self.make(f"{name}, laid out", moved(transfer))
@@ -454,14 +452,12 @@ class Tracer:
             for name, gather in wholes.items():
                 self.arrays.append(Live(f"{EMPTY}{name}", moved(gather), 0, self.now))
             return
-        every, branches = (self.passes.ring_empty == how for how in ("every", "branches"))
+        every = self.passes.ring_empty == "every"
         empty: dict[str, Size] = {}
         for step, gather in gathers:
             out = step.op.out
-            if every or branches or not empty:
-                empty[gather.array if every or branches else "whole"] = moved(gather)
-                if branches:
-                    empty["d result"] = moved(gather)
+            if every or not empty:
+                empty[gather.array if every else "whole"] = moved(gather)
             if step.op.product and (every or HEAD_WIDTHS & {*out.dims}):
                 empty[out.name] = Size(out.dims, by_place(out, step.place), "wire")
         for step in steps if every else ():
