@@ -6,8 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from shardsim.program.attention_rules import in_kernel
 from shardsim.program.rings import SUM_BYTES
-from shardsim.program.rules import Where, changed, copy, cut_by_gather, put_together, stream, width
+from shardsim.program.rules import (
+    Where,
+    attends,
+    changed,
+    copy,
+    cut_by_gather,
+    put_together,
+    stream,
+    width,
+)
 from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     BY_HEAD,
@@ -161,9 +171,12 @@ def sum_biases_beside(block: Block, where: Where) -> Block:
 
 def lay_out_by_head(block: Block, where: Where) -> Block:
     """Lay queries and keys out by head, in float32, for their norm or rotation, where a ring of
-    embed left them by position (compiled plans of ViT-22B, maxtext-16b, maxtext-22b and llama3-70b
-    in docs/compiled.md)."""
-    by_position = where.embed_ring
+    embed left them by position, or one of the sequence by rows and a kernel reads them (compiled
+    plans of ViT-22B, maxtext-16b, maxtext-22b and llama3-70b in docs/compiled.md; rows for a kernel
+    of llama2-70b on v5p and llama3-70b on tpu7x, and without one of none of five)."""
+    kernels = [in_kernel(task, where) for task in block.tasks if attends(task)]
+    kernel = kernels[-1] if kernels else False
+    by_position = where.embed_ring | (where.sequence_ring & kernel)
 
     def change(task: Task) -> list[Task]:
         if not (isinstance(task, Compute) and task.turns):

@@ -405,23 +405,53 @@ def added(plan: Plan, block: str) -> dict[str, list[Compute]]:
 
 
 @pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
-def test_what_a_ring_gathers_is_turned_and_put_together(split: int) -> None:
-    """Once for each array that a weight gradient needs: read and written as pieces, and again."""
+def test_what_a_ring_gathers_is_put_together(split: int) -> None:
+    """Once for each array that a weight gradient needs; pieces of embed are turned before."""
     plan = rings("vit-22b", "v4:4x4x4", split)
     stream = 4096 * 256 / 16 * 6144 * 2.0  # of the tokens of a member of fsdp, in bf16
     found = added(plan, "layer backward")
     for kind in ("transpose", "elementwise"):
         whole = [task.hbm_bytes for task in found[kind] if "gather" in task.name]
-        assert whole == [2.0 * stream] * 2
+        turned = kind == "elementwise" or split == EMBED_SHARDED
+        assert whole == [2.0 * stream] * 2 * turned
 
 
-def test_what_attention_reads_is_turned_piece_by_piece() -> None:
-    """Queries, keys and values of a ring of the sequence; of the MLP's array three pieces of four
-    are only written into place."""
-    found = added(RINGS, "layer forward")
+def test_what_attention_reads_and_makes_is_turned_where_rows_are_passed() -> None:
+    """Forward queries, keys, values and the context; backward these again, and the gradients of
+    all four. The empty arrays of a loop are copied forward, of four products."""
     heads = 4096 * 256 / 16 * 6144 / 4 * 2.0
-    assert [task.hbm_bytes for task in found["transpose"]] == [2.0 * heads] * 3
-    assert 2.0 * 4 * heads * 3 / 4 in [task.hbm_bytes for task in found["elementwise"]]
+    for block, times in (("layer forward", 4), ("layer backward", 8)):
+        turned = [task for task in added(RINGS, block)["transpose"] if np.any(task.count)]
+        assert [task.hbm_bytes for task in turned] == [2.0 * heads] * times, block
+        empty = [t for t in added(RINGS, block)["copy"] if "empty array" in t.name]
+        copied = sorted(float(task.hbm_bytes) for task in empty if np.any(task.count))
+        forward = block == "layer forward"
+        assert (
+            copied == ([2.0 * heads] * 3 + [2.0 * 4 * heads]) * forward
+        )  # the MLP is 4 times as wide
+
+
+@pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
+def test_rings_end_in_a_pass_over_own_tokens(split: int) -> None:
+    """A product in float32, what came from both sides, and the sum: of the sequence alone."""
+    own = 4096 * 256 / 16 / 4 * 6144
+    for block in ("layer forward", "layer backward"):
+        plan = rings("vit-22b", "v4:4x4x4", split)
+        ends = [t for t in added(plan, block)["elementwise"] if t.name.startswith("end of ")]
+        ends = [task for task in ends if np.any(task.count)]
+        assert [task.hbm_bytes for task in ends] == [10.0 * own] * (split == SEQUENCE_SHARDED)
+
+
+@pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
+def test_biases_of_rows_are_summed_by_what_reads_them(split: int) -> None:
+    """An activation has a pass backward for its gradient, and none for being done again."""
+    plan = rings("vit-22b", "v4:4x4x4", split)
+    computes = [*program_as(plan, "emitted").block("layer backward").computes()]
+    sums = {task.name for task in computes if "bias gradient" in task.name and np.any(task.count)}
+    apart = {task.name for task in computes if task.name.startswith("apply after")}
+    rows = split == SEQUENCE_SHARDED
+    assert not rows or not sums
+    assert apart == ({"apply after mlp_out d hidden"} if rows else set())
 
 
 def test_a_kernel_multiplies_what_it_is_padded_with() -> None:
@@ -454,7 +484,8 @@ def test_products_make_whole_heads_for_a_kernel() -> None:
 
 
 def test_norms_by_position_move_float32_arrays() -> None:
-    """Seven passes forward (a copy, three reads, the result), and none without rings."""
+    """Four passes forward (three reads, the result) where pieces of embed went round, as without
+    rings where those of the sequence did, which lie by rows."""
     elements = 4096 * 256 / 16 * 6144 / 4
 
     def norms(plan: Plan) -> list[float]:
@@ -462,8 +493,9 @@ def test_norms_by_position_move_float32_arrays() -> None:
         purposes = [task for task in block.computes() if isinstance(task, Compute)]
         return [task.hbm_bytes for task in purposes if task.purpose == "query-key norm"]
 
-    assert norms(RINGS) == [14.0 * elements] * 2
-    assert norms(LEFT) == norms(RINGS)
+    assert norms(rings("vit-22b", "v4:4x4x4", EMBED_SHARDED)) == [14.0 * elements] * 2
+    assert norms(LEFT) == [14.0 * elements] * 2
+    assert norms(RINGS) == [4.0 * elements] * 2
     off = replace(RINGS, overlap=replace(RINGS.overlap, matmul="off"))
     assert norms(off) == [4.0 * elements] * 2
     assert not added(off, "layer forward")["transpose"]
