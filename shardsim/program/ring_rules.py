@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from shardsim.plan.layout import Number
+from shardsim.plan.tiles import LANES
 from shardsim.program.attention_rules import in_kernel
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.rules import (
@@ -82,13 +84,22 @@ def place_ring_operands(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-def turn_heads_into_rows(block: Block, where: Where) -> Block:
-    """Turn what attention makes by head into rows, which a ring of the sequence cuts: its result,
-    and backward that again and the gradients of queries, keys and values.
+def _by_pieces(where: Where) -> Number:
+    """Return whether a ring leaves sums and heads to passes of their own: every one of the
+    sequence, and of embed those of matrix units 128 wide (llama2-70b, maxtext-16b, maxtext-22b,
+    palm-8b and ViT-22B on v4, v5e and v5p; not ViT-22B on v6e, nor llama3-70b on tpu7x)."""
+    of_embed = where.embed_ring & (not where.layout.partitioned)
+    return where.sequence_ring | (of_embed & (where.machine.chip.mxu_dim <= LANES))
 
-    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
+
+def turn_heads_into_rows(block: Block, where: Where) -> Block:
+    """Turn what attention makes by head into rows, which a ring reads: its result, and backward
+    that again and the gradients of queries, keys and values. Over embed not where a matrix unit is
+    256 wide.
+
+    Seen in the compiled plans "tensor N, sequence" and "tensor 4, embed" of docs/compiled.md.
     """
-    ring = where.sequence_ring
+    ring = _by_pieces(where)
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute):
@@ -105,18 +116,18 @@ def turn_heads_into_rows(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-# Bytes of an element that a ring of the sequence sums up last: the device's own product in float32,
-# what came from both sides, and the result.
-END_BYTES = SUM_BYTES + 2.0 + 2.0 + 2.0
+# Bytes of an element that a ring sums up last: the device's own product in float32, and what came
+# from both sides. The sum stays where the operation behind reads it.
+END_BYTES = SUM_BYTES + 2.0 + 2.0
 
 
 def add_up_ring_ends(block: Block, where: Where) -> Block:
-    """Add what comes last from both sides of a ring of the sequence to the device's own product in
-    a pass of its own.
+    """Add what comes last from both sides of a ring to the device's own product in a pass, not in
+    the end of that product. Over embed not where a matrix unit is 256 wide.
 
-    Seen in the compiled plans "tensor N, sequence" of docs/compiled.md.
+    Seen in the compiled plans "tensor N, sequence" and "tensor 4, embed" of docs/compiled.md.
     """
-    ring = where.sequence_ring
+    ring = _by_pieces(where)
     own = 1.0 / where.layout.tensor.size
 
     def change(task: Task) -> list[Task]:

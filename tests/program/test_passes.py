@@ -433,13 +433,13 @@ def test_what_attention_reads_and_makes_is_turned_where_rows_are_passed() -> Non
 
 @pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
 def test_rings_end_in_a_pass_over_own_tokens(split: int) -> None:
-    """A product in float32, what came from both sides, and the sum: of the sequence alone."""
+    """A product in float32, and what came from both sides."""
     own = 4096 * 256 / 16 / 4 * 6144
     for block in ("layer forward", "layer backward"):
         plan = rings("vit-22b", "v4:4x4x4", split)
         ends = [t for t in added(plan, block)["elementwise"] if t.name.startswith("end of ")]
         ends = [task for task in ends if np.any(task.count)]
-        assert [task.hbm_bytes for task in ends] == [10.0 * own] * (split == SEQUENCE_SHARDED)
+        assert [task.hbm_bytes for task in ends] == [8.0 * own]
 
 
 @pytest.mark.parametrize("split", [SEQUENCE_SHARDED, EMBED_SHARDED])
