@@ -38,13 +38,14 @@ NORM_GRADIENT_BYTES = 7 * 4.0 + 2.0
 
 def place_ring_results(block: Block, where: Where) -> Block:
     """Write the result of a matmul whose input comes in pieces of the sequence into its place, and
-    turn what attention reads by head. Forward, where a loop over layers finds an empty array that
-    was made before it, it copies that first.
+    turn what attention reads by head. Forward, where a loop over layers that gathers ahead finds an
+    empty array that was made before it, it copies that first.
 
     Seen in the compiled plans "tensor N, sequence" of docs/compiled.md, on v4, v5e, v5p and v6e.
     """
     ring = where.sequence_ring
     looped = np.greater(block.trips, where.layout.microbatches) & (block.phase == "forward")
+    looped = looped & where.layout.weights_overlap
 
     def change(task: Task) -> list[Task]:
         if not cut_by_gather(task, block):
