@@ -59,7 +59,9 @@ class Passes:
     # gradients of queries and keys are made of it.
     attends_first: bool = False
     # There the gradient of scores is written for each product that reads it, where two cores share
-    # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e).
+    # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e). Under a mask it is so
+    # elsewhere: the first one does not take the place of what it is made of (llama2-13b, mistral-7b
+    # and qwen3-14b on v5p, olmo2-7b and maxtext-32b on v4; not without one: vit-h-14, mae-l-16).
     scores_twice: float = 0.0
     # In rings over embed of a parallel block, those back run before scores are made again
     # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
@@ -117,11 +119,10 @@ class Passes:
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
     head_last: str = ""  # of the "head", or of "all" products
-    # It comes before it, hiding one gather more, where the table is the embedding's and rounds are
-    # of several layers: gemma2-9b on v4, v5e, v5p and v6e, also in four microbatches, with a
-    # context axis and with a batch axis, gemma2-2b, gemma2-27b, gemma3-4b and gemma3-12b on v6e.
-    # Not gemma2-9b with 8,192 tokens a device on v6e (it is with 4,096 and 16,384), gemma4-31b nor
-    # gemma3-27b on v5p; nor gpt-oss-20b, whose table is the head's own.
+    # It comes before it where the table is the embedding's, rounds are of several layers and shards
+    # are whole tiles: gemma2-9b with batch and fsdp axes on v5e, gemma2-2b on v4, v5e and v5p (also
+    # in two microbatches), gemma3-4b on v4. Not where shards are of 14 or 9 rows (gemma2-9b and
+    # gemma2-2b over 256 chips of v5e); nor gpt-oss-20b, whose table is the head's own.
     tables_together: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
@@ -178,13 +179,14 @@ class Passes:
     # Whole arrays are put together in empty ones, and those were moved out of the loop. In a ring
     # over embed, whatever this says, one of each array that it gathers, forward and back: two of a
     # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
-    # vit-bigg, gemma2-9b). Over the sequence "few": one of the stream and one of each projection
+    # vit-bigg). Over the sequence "few": one of the stream and one of each projection
     # that attention reads; "every": one of each array that a product gathers and of each of its
     # results, forward and backward, unless biases read the pieces (maxtext-22b, palm-8b, llama2-70b
     # and llama2-7b, against ViT-22B and vit-bigg); not where HBM is scarce (maxtext-16b on v5e),
     # nor beside SparseCores (llama3-8b and llama3-70b on tpu7x). Of a serial block with biases
     # there is one of each branch's input and one of a result's gradient (vit-bigg with axes of 4 on
-    # v4 and v5e and of 8 on v5e, dit-l-2 with 8 and dit-xl-2 with 4 on v5e).
+    # v4 and v5e and of 8 on v5e, dit-l-2 with 8 and dit-xl-2 with 4 on v5e). Rounds of several
+    # layers make them in each (gemma2-9b on v5e and v5p, gemma2-2b on v5p, gemma3-12b on v4).
     ring_empty: str = ""
     # Where heads are no whole rows of a tile, rings over the sequence put together what they gather
     # with tokens densest. Of each input all pieces are then there besides, copied so (few tokens of

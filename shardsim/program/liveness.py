@@ -70,7 +70,7 @@ def layer_trace(
     first = mode.prefetch and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
     passes = replace(passes, attends_first=passes.attends_first and first)
-    if not mode.prefetch:  # they are made where they are filled
+    if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
         passes = replace(passes, ring_empty="")
     tracer = _followed(model, attention, layer, kind, again, passes, mode.ring)
     return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
@@ -113,7 +113,7 @@ def _followed(
         ring_ahead=passes.ring_ahead and bool(ring) and gated,
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
-        scores_twice=passes.scores_twice if passes.attends_first else 0.0,
+        scores_twice=passes.scores_twice if passes.attends_first or model.causal else 0.0,
         ring_apart=passes.ring_apart and ring == "embed",
     )
     return followed(derived, again, passes, ring, signs)

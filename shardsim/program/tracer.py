@@ -283,7 +283,7 @@ class Tracer:
             self.wait_for_scores(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
-        if self.passes.attends_first and op.unit == "attention" and not op.kernel:
+        if op.unit == "attention" and not op.kernel:
             self.softmax(op)
         if not (self.signs and op.stream.fused_reads):
             self.operands(op.needs, step.gradient_gathers)
@@ -331,13 +331,18 @@ class Tracer:
             self.gradients[array.name] = (first, self.now, size)
 
     def softmax(self, op: Op) -> None:
-        """Let softmax's values stay while queries' and keys' gradients are made of them."""
-        if not op.product:
+        """Let softmax's values stay while queries' and keys' gradients are made of them, or under a
+        mask while the gradient of scores is made once."""
+        again = f"d {op.out.name}, again"
+        if not self.passes.attends_first:
+            if not op.product:
+                self.passing(again, stored(op.out), self.passes.scores_twice)
+        elif not op.product:
             self.softmaxed = {op.ins[0].name: op.out}
         elif op.out.name in self.softmaxed:
             out = self.softmaxed[op.out.name]
             self.touch(out.name, out)
-            self.passing(f"d {op.out.name}, again", stored(op.out), self.passes.scores_twice)
+            self.passing(again, stored(op.out), self.passes.scores_twice)
 
     def wait_for_scores(self, step: Step) -> None:
         """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""
