@@ -194,6 +194,8 @@ class Passes:
     # is 128 wide (those programs on v5e, and gpt-neox-20b with 8; not vit-bigg on v4 and v6e, nor
     # dit-l-2 on v5p).
     pieces_copied: bool = False
+    # Keys that pass round the context axis are attended to in the kernel, piece by piece.
+    pieces_in_kernel: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -253,6 +255,7 @@ class Passes:
 _EMITTED_SCARCE = Passes(
     gates_fused=True,
     hidden_first=True,
+    pieces_in_kernel=True,
     ahead_from_host=True,
     attends_first=True,
     scores_late=True,
@@ -332,7 +335,13 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
 
 
 # What the plan needs, in the order of emitted programs; gates are made in the ends of products.
-_IDEAL = Passes(gates_fused=True, hidden_first=True, attends_first=True, head_last="head")
+_IDEAL = Passes(
+    gates_fused=True,
+    hidden_first=True,
+    attends_first=True,
+    head_last="head",
+    pieces_in_kernel=True,
+)
 HOLDS: Mapping[str, Passes] = {
     "ideal": replace(_IDEAL, scarce=_IDEAL, recomputes=True),
     "emitted": replace(_EMITTED, partitioned=_left_to_the_partitioner(_EMITTED)),
@@ -350,6 +359,7 @@ HOLDS: Mapping[str, Passes] = {
 _GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
 _IDEAL_GPU = replace(
     _IDEAL,
+    pieces_in_kernel=False,
     lanes=1.0,
     hidden_first=False,
     stays=False,

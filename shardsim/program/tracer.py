@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shardsim.graph.arrays import Array, Op, Split
+from shardsim.graph.arrays import Array, Dims, Op, Split
 from shardsim.graph.derive import Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.program.across import gathers, gathers_stream, on_tensor, summed_over_tensor
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_rows, in_tiles, moved, stored, width_of
-from shardsim.program.sizes import BLOCK, role_of
+from shardsim.program.sizes import BLOCK, BY_BLOCKS, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
 
 
@@ -183,13 +183,23 @@ class Tracer:
             )
         if op.passed:
             self.passing(f"{op.out.name}, sums", self.sums(op.out, place, op.passed))
-            self.scores(op.out, place, op.passed)
+            self.scores(op, op.out, place)
 
-    def scores(self, array: Array, place: Split, axes: frozenset[str]) -> None:
-        """Note a block of scores, or its gradient, of queries and keys that pass round `axes`: in
-        float32, and rounded for the product that reads it."""
-        block = Size((*array.dims[:-1], BLOCK), by_place(array, place), WIDE, axes)
+    def scores(self, op: Op, array: Array, place: Split) -> None:
+        """Note a block of scores, or its gradient, of queries and keys that pass round: in float32,
+        and rounded for the product that reads it; of a kernel the result of a piece."""
+        dims = (*array.dims[:-1], BLOCK, *self.by_blocks(op))
+        block = Size(dims, by_place(array, place), WIDE, op.passed)
         self.passing(f"{array.name}, scores", block, 1.5)
+        if self.by_blocks(op):
+            piece = replace(stored(array), several=op.passed)
+            self.passing(f"{array.name}, of a piece", piece)
+
+    def by_blocks(self, op: Op) -> Dims:
+        """Return the dimension that what attention to keys that pass round has by blocks has more
+        where a kernel may run."""
+        kernel = self.passes.pieces_in_kernel and op.kernel and op.kernel.mask
+        return (BY_BLOCKS,) if kernel and not kernel.window else ()
 
     def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
         """Return the size of float32 sums over what passes round `axes`."""
@@ -405,7 +415,7 @@ class Tracer:
                 self.coming_round(target, array, op.passed)
             elif op.passed:
                 self.passing(f"{target}, sums", self.sums(whole, place, op.passed))
-                self.scores(whole, place, op.passed)
+                self.scores(op, whole, place)
             if op.product and not array.stream:
                 inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
                 if inner:
@@ -449,6 +459,7 @@ class Tracer:
         for step in steps:
             if step.op.passed:
                 zeros = self.sums(step.op.out, step.place, step.op.passed)
+                zeros = replace(zeros, dims=(*zeros.dims, *self.by_blocks(step.op)))
                 self.arrays.append(Live(f"{EMPTY}{step.op.out.name}", zeros, 0, self.now, 2.0))
         if not self.ring:
             return
