@@ -12,7 +12,7 @@ from shardsim.cost.microbatches import GATHERED
 from shardsim.cost.stays import Stays, measure_of
 from shardsim.plan.layout import Number
 from shardsim.plan.split import stored_elements
-from shardsim.plan.tiles import ROWS
+from shardsim.plan.tiles import LANES, ROWS
 from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, first_as_large, over_policies
 from shardsim.program.liveness import (
@@ -135,8 +135,9 @@ class Account(Stays):
             return np.zeros((), dtype=bool)
         several = np.greater(layout.tensor.size * layout.tensor2.size, 1)
         gathered = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
-        whole = np.equal(np.mod(model.embed / layout.gather.size, ROWS), 0)
-        return gathered & whole & ~several & (self.work.vocab_tiles == 1)
+        lanes = np.not_equal(np.mod(model.embed / layout.gather.size, ROWS), 0)
+        lanes = lanes & (model.vocab % LANES == 0)
+        return gathered & ~lanes & ~several & (self.work.vocab_tiles == 1)
 
     @cached_property
     def of_head(self) -> Number:

@@ -119,10 +119,11 @@ class Passes:
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
     head_last: str = ""  # of the "head", or of "all" products
-    # It comes before it where the table is the embedding's, rounds are of several layers and shards
-    # are whole tiles: gemma2-9b with batch and fsdp axes on v5e, gemma2-2b on v4, v5e and v5p (also
-    # in two microbatches), gemma3-4b on v4. Not where shards are of 14 or 9 rows (gemma2-9b and
-    # gemma2-2b over 256 chips of v5e); nor gpt-oss-20b, whose table is the head's own.
+    # It comes before it where the table is the embedding's and rounds are of several layers, unless
+    # shards are no whole tiles and travel cut into lanes: gemma2-9b with batch and fsdp axes on v5e
+    # and on v6e, gemma2-2b on v4, v5e and v5p (also in two microbatches), gemma3-4b on v4 and over
+    # 256 chips of v5e, whose vocabulary is no multiple of lanes. Not gemma2-9b and gemma2-2b over
+    # 256 chips of v5e; nor gpt-oss-20b, whose table is the head's own.
     tables_together: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
