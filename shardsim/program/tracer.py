@@ -14,6 +14,8 @@ from shardsim.program.sized import WIDE, by_place, in_rows, in_tiles, moved, sto
 from shardsim.program.sizes import BLOCK, BY_BLOCKS, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
 
+STILL = ", still"  # what names end with of arrays that are gathered for some readers, and stay
+
 
 @dataclass
 class Tracer:
@@ -112,12 +114,20 @@ class Tracer:
 
     def still(self, name: str, size: Size) -> None:
         """Let an array live up to now from where it was first read, if nothing gathers it."""
-        one = self.named.get(f"{name}, still")
+        one = self.named.get(name + STILL)
         if one is None:
-            one = Live(f"{name}, still", size, self.firsts[name] + 1, self.now)
-            self.named[f"{name}, still"] = one
+            one = Live(name + STILL, size, self.firsts[name] + 1, self.now)
+            self.named[name + STILL] = one
             self.arrays.append(one)
         one.last = self.now
+
+    def is_there(self, one: Live) -> bool:
+        """Return whether an array that stays does so under its own name: attention's result, which
+        its gradient reads."""
+        if not one.name.endswith(STILL):
+            return False
+        known = self.named.get(self.root(one.name.removesuffix(STILL)))
+        return known is not None and known.born <= one.born and known.last >= one.last
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
@@ -492,7 +502,7 @@ class Tracer:
 
     def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
-        arrays = list(self.arrays)
+        arrays = [one for one in self.arrays if not self.is_there(one)]
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
         leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
         for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):
