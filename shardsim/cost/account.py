@@ -222,7 +222,9 @@ class Account(Stays):
         if rule == "tensor":
             if not model.vocab:
                 return late & ~self.ring
-            late = late | (self.few_tokens & (self.work.vocab_tiles == 1))
+            synchronous = np.logical_not(self.layout.weights_overlap) & ~self.ring
+            late = late & np.logical_not(synchronous & np.greater(self.layout.gather.size, 1))
+            late = late | beside | (self.few_tokens & (self.work.vocab_tiles == 1))
             in_rings = self.passes.head_late_in_rings | beside | self.layout.partitioned
             return late & (np.logical_not(self.ring) | in_rings)
         if rule != "synchronous" or not model.vocab:

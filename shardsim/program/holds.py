@@ -82,7 +82,8 @@ class Passes:
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x; without prefetching too: llama3-8b and llama3-70b), pooled heads only without rings
     # (six programs with logits, three without), and where other stacks run back after the head's
-    # (t5-xxl on v4, cappa-b-16 on v5e).
+    # (t5-xxl on v4, cappa-b-16 on v5e). At once where neither rings run nor gathers overlap, which
+    # then hide nothing (gemma2-2b and qwen3-14b on v5e, llama3-8b on v5p, palm-8b on v4).
     # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
     # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its
     # flags, llama2-7b on v5p, with qkv offloaded and on v5e, llama3-70b on v6e). They are computed
