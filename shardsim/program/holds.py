@@ -139,7 +139,8 @@ class Passes:
     # on v5p and v6e, whose gathers are synchronous, it is.
     lanes_taken: bool = False
     # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
-    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
+    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b; not of
+    # the head's (llama3-8b on v5p and palm-8b on v4, without prefetching too).
     whole_copies: bool = False
     # So too where a gated MLP stands behind attention: beside SparseCores (llama3-8b and llama3-70b
     # on tpu7x), and not on v5p (llama2-7b, llama2-70b, llama3-8b).

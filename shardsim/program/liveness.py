@@ -125,7 +125,9 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
     order = passes.weights_first and not passes.head_last
-    passes = replace(passes, gradients_waiting=0, weights_first=order, pieces_copied=False)
+    passes = replace(
+        passes, gradients_waiting=0, weights_first=order, pieces_copied=False, whole_copies=False
+    )
     tracer = Tracer(passes, ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))
