@@ -108,6 +108,11 @@ class Passes:
     hidden_first: bool = False
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
+    # Left to the partitioner, with rings, the gradient of logits that waits is written in the
+    # compute format where the head has a table of its own (llama2-7b on v5p, llama3-8b and
+    # llama3-70b on tpu7x; not llama2-70b on v5p), else made in the product that reads it
+    # (maxtext-16b on v5e and v6e).
+    logits_apart: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
     # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
     # (maxtext-16b, 64b and 22b).

@@ -126,7 +126,12 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     steps = ends.steps[len(graph(model, attention).before.ops) :]
     order = passes.weights_first and not passes.head_last
     passes = replace(
-        passes, gradients_waiting=0, weights_first=order, pieces_copied=False, whole_copies=False
+        passes,
+        gradients_waiting=0,
+        weights_first=order,
+        pieces_copied=False,
+        whole_copies=False,
+        logits_apart=not model.tied_embeddings,
     )
     tracer = Tracer(passes, ring)
     tracer.moment("enter the head")

@@ -436,11 +436,14 @@ class Tracer:
     def late(self, steps: Sequence[Step]) -> list[Live]:
         """Return what gradients of weights multiply: operands, and gradients of results.
 
-        Rings that are emitted read the logits' gradient in pieces, in the compute format; otherwise
-        it is made in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on
-        tpu7x, maxtext-22b left to the partitioner).
+        Rings that are emitted read the logits' gradient in pieces, in the compute format, as do
+        those of the partitioner where it is written (`Passes.logits_apart`); otherwise it is made
+        in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on tpu7x,
+        maxtext-22b left to the partitioner).
         """
-        pieces = self.passes.narrow_logits or (self.ring and not self.passes.ring_pieces)
+        passes = self.passes
+        written = not passes.ring_pieces or passes.logits_apart
+        pieces = passes.narrow_logits or (bool(self.ring) and written)
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
