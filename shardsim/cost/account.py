@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import numpy as np
@@ -12,6 +12,7 @@ from shardsim.cost.microbatches import GATHERED
 from shardsim.cost.stays import Stays, measure_of
 from shardsim.plan.layout import Number
 from shardsim.plan.split import stored_elements
+from shardsim.plan.tiles import LANES, ROWS
 from shardsim.program.at_once import head_at_once, layer_at_once
 from shardsim.program.blocks import Run, derived_blocks, first_as_large, over_policies
 from shardsim.program.liveness import (
@@ -134,7 +135,9 @@ class Account(Stays):
             return np.zeros((), dtype=bool)
         several = np.greater(layout.tensor.size * layout.tensor2.size, 1)
         gathered = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
-        return gathered & ~several & (self.work.vocab_tiles == 1)
+        lanes = np.not_equal(np.mod(model.embed / layout.gather.size, ROWS), 0)
+        lanes = lanes & (model.vocab % LANES == 0)
+        return gathered & ~lanes & ~several & (self.work.vocab_tiles == 1)
 
     @cached_property
     def of_head(self) -> Number:
@@ -181,9 +184,7 @@ class Account(Stays):
         if self.passes.ring_empty != "every":
             return []
         run = self.runs[-1]
-        trace = self.traces(run, run.kept.names[0], mode)[0]
-        many = run.stack.round_layers
-        return [replace(array, times=array.times * many) for array in trace.empty]
+        return [*self.traces(run, run.kept.names[0], mode)[0].empty]
 
     @cached_property
     def of_layers(self) -> Number:
@@ -192,10 +193,7 @@ class Account(Stays):
 
         def peak(run: Run, names: frozenset[str], mode: Mode) -> Number:
             measure = self.measures[run.part]
-            traces = self.traces(run, names, mode)
-            return reduce(np.maximum, map(measure.peak, traces)) + self.empty_of_others(
-                run, traces[0]
-            )
+            return reduce(np.maximum, map(measure.peak, self.traces(run, names, mode)))
 
         def of(run: Run) -> Number:
             return over_policies(
@@ -204,12 +202,6 @@ class Account(Stays):
 
         found = [of(run) - later for run, later in zip(self.runs, self.let_go, strict=True)]
         return reduce(np.maximum, found)
-
-    def empty_of_others(self, run: Run, trace: Trace) -> Number:
-        """Return the bytes that the other layers of a round have empty for their rings: they are
-        there all through the loop over rounds (gemma2-9b, of two layers a round)."""
-        empty = self.measures[run.part].total(trace.empty)
-        return empty * (run.stack.round_layers - 1)
 
     @property
     def let_go(self) -> list[Number]:
@@ -230,7 +222,9 @@ class Account(Stays):
         if rule == "tensor":
             if not model.vocab:
                 return late & ~self.ring
-            late = late | (self.few_tokens & (self.work.vocab_tiles == 1))
+            synchronous = np.logical_not(self.layout.weights_overlap) & ~self.ring
+            late = late & np.logical_not(synchronous & np.greater(self.layout.gather.size, 1))
+            late = late | beside | (self.few_tokens & (self.work.vocab_tiles == 1))
             in_rings = self.passes.head_late_in_rings | beside | self.layout.partitioned
             return late & (np.logical_not(self.ring) | in_rings)
         if rule != "synchronous" or not model.vocab:

@@ -133,9 +133,11 @@ class Stays:
 
     @cached_property
     def gathered_ahead(self) -> Number:
-        """Whole weights of the round of layers that the backward pass begins with, which are
-        gathered while the head runs (gemma2-9b on v5e and v6e, palm-8b on v4)."""
+        """Whole weights of the layer that the backward pass begins with, which are gathered while
+        the head runs (palm-8b on v4; not of rounds of several layers: gemma2-9b on v5e)."""
         run, layout = self.runs[-1], self.layout
+        if run.stack.round_layers > 1:
+            return 0.0
         whole = self._of_a_round(run, self.measures[run.part].sizes.gathered)
         ahead = np.greater(layout.gather.size, 1) & np.asarray(layout.weights_overlap)
         return (ahead & ~self.ring) * whole * self.work.weight_wire_bytes

@@ -165,6 +165,10 @@ class Pairs(Hashable, Protocol):
     def blocks(self) -> tuple[int, int]:
         """How many queries and keys a fused kernel takes at once."""
 
+    @property
+    def window(self) -> int:
+        """How many keys a query sees at most, itself and those before; 0: all of them."""
+
     def back(self) -> Pairs:
         """Return the pairs of the gradient's kernel, in its blocks."""
 

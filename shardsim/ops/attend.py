@@ -402,13 +402,7 @@ def kernel_attention(
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
     length = tokens + more
-    blocks: dict[str, Any] = {}
-    for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
-        size = next(size for size in SIZES if size <= most and length // rows % size == 0)
-        blocks |= dict.fromkeys(names, size)
-    if parts == 1 and one_block(tokens, mask.get("blocks", BLOCKS)[1]):
-        blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
-        blocks["use_fused_bwd_kernel"] = True
+    blocks = sizes_of_blocks(mask, length, rows, alone=parts == 1)
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
     if mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
@@ -435,6 +429,20 @@ def kernel_attention(
     run = kernel if sinks is None else partial(kernel, sinks=sinks)
     out = jax.vmap(run, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def sizes_of_blocks(mask: Any, length: int, rows: int = 1, *, alone: bool) -> dict[str, Any]:
+    """Return the sizes of the kernel's blocks of queries of such a length, in so many parts;
+    `alone`: there are as many keys."""
+    blocks: dict[str, Any] = {}
+    largest = mask.get("blocks", BLOCKS)
+    for names, most in zip(BLOCKS_OF, largest, strict=True):
+        size = next(size for size in SIZES if size <= most and length // rows % size == 0)
+        blocks |= dict.fromkeys(names, size)
+    if alone and one_block(length, largest[1]):
+        blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
+        blocks["use_fused_bwd_kernel"] = True
+    return blocks
 
 
 def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:

@@ -1,8 +1,8 @@
 """Ring attention: keys and values pass round the members of a context axis (arXiv 2310.01889).
 
 Each member attends to its own keys, then to those that came, and sums what they give with a running
-maximum of the scores, as `attend_blocks` does. Backward the gradients of what came travel
-on with it and end where it is stored.
+maximum of the scores: in the TPU's kernel (`attend_pieces`), else as `attend_blocks` does. Backward
+the gradients of what came travel on with it and end where it is stored.
 
 Of a striped order (after arXiv 2311.09431) a member has an early part of the tokens and a late one.
 Under a causal mask its queries then see of the keys of an earlier member only the early part, and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shardsim.ops.attend_blocks import (
@@ -25,6 +26,13 @@ from shardsim.ops.attend_blocks import (
     made_beside,
     seen,
 )
+from shardsim.ops.attend_pieces import (
+    add_gradients,
+    add_piece,
+    gradient_of_queries,
+    merged_pieces,
+    rows_of_pieces,
+)
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 
 NOT_THERE = -1  # the place of a key that pads a block
@@ -36,7 +44,8 @@ class Round:
     """The members of a context axis as a ring: of one device, all arrays are its own.
 
     `places(n)` are the positions [tokens] in the sequence of the tokens of the member n hops
-    before this one, `later(n)` says whether that member's number is larger than its own.
+    before this one, `later(n)` says whether that member's number is larger than its own. `kernel`:
+    whether members attend in the TPU's kernel.
     """
 
     members: int
@@ -45,6 +54,7 @@ class Round:
     later: Callable[[int], Any]
     striped: bool
     overlap: bool
+    kernel: bool
 
 
 def round_attention(q: Any, k: Any, v: Any, mask: Any, ring: Round) -> Any:
@@ -62,6 +72,24 @@ def round_attention(q: Any, k: Any, v: Any, mask: Any, ring: Round) -> Any:
 
 
 def _forward(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    out, logs = (_in_kernel if ring.kernel else _by_blocks)(mask, ring, q, k, v)
+    out = checkpoint_name(out.reshape(q.shape).astype(q.dtype), "context")
+    logs = checkpoint_name(logs, "context")
+    return out, (q, k, v, out, logs)
+
+
+def _in_kernel(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    split, halved = _group(q, k), ring.striped and mask["causal"]
+    keys, values, sums = k, v, ()
+    for hops in range(ring.members):
+        here = keys, values
+        if hops + 1 < ring.members:
+            keys, values = _passed(ring, here, sums)
+        sums = add_piece(mask, sums, split, here, ring.later(hops), halved)
+    return merged_pieces(sums, split)
+
+
+def _by_blocks(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
     split, own = _group(q, k), ring.places(0)
     shape = (*split.shape[:1], *split.shape[2:4], split.shape[1])
     sums: Any = (
@@ -79,32 +107,27 @@ def _forward(mask: Any, ring: Round, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
         else:
             sums = _attend(mask, sums, (split, own), here)
     top, norm, total = sums
-    out = jnp.moveaxis(total / norm[..., None], 3, 1).reshape(q.shape).astype(q.dtype)
-    out = checkpoint_name(out, "context")
-    logs = checkpoint_name(top + jnp.log(norm), "context")
-    return out, (q, k, v, out, logs)
+    return jnp.moveaxis(total / norm[..., None], 3, 1), top + jnp.log(norm)
 
 
 def _backward(mask: Any, ring: Round, kept: Any, gradient: Any) -> tuple[Any, Any, Any]:
     q, k, v, out, logs = kept
     split, d_out = _group(q, k), _group(gradient, k)
     both = out.astype(jnp.float32) * gradient.astype(jnp.float32)
-    rows = split, d_out, logs, jnp.moveaxis(_group(both, k).sum(-1), 1, 3), ring.places(0)
+    rows = split, d_out, logs, jnp.moveaxis(_group(both, k).sum(-1), 1, 3)
     # They come round again: what came forward, or as that runs again, does not stay. Host devices
     # know no barriers, but take arrays of another shape for others.
     (keys, values), _ = lax.optimization_barrier(((k[None], v[None]), gradient))
-    dq: Any = jnp.zeros(split.shape)
+    add = partial(_add_in_kernel if ring.kernel else _add_by_blocks, mask, ring, rows)
+    dq: Any = () if ring.kernel else jnp.zeros(split.shape)
     mine: Any = ()
     carried: Any = ()  # gradients of what came, on their way
     for hops in range(ring.members):
-        here = keys[0], values[0], ring.places(hops)
+        here = keys[0], values[0]
         if hops + 1 < ring.members:
             keys, values = _passed(ring, (keys, values), dq)
         carried = tuple(map(ring.send, carried))
-        if hops and ring.striped and mask["causal"]:
-            dq, *made = _gradients_striped(mask, ring.later(hops), rows, here, dq)
-        else:
-            dq, *made = _gradients(mask, rows, here, dq)
+        dq, made = add(hops, here, dq)
         if not hops:
             mine = made
         elif carried:
@@ -112,7 +135,23 @@ def _backward(mask: Any, ring: Round, kept: Any, gradient: Any) -> tuple[Any, An
         carried = tuple(x.astype(k.dtype) for x in made) if hops else ()
     home = [ring.send(x).astype(jnp.float32) for x in carried]
     dk, dv = (x + y for x, y in zip(mine, home, strict=True))
+    if ring.kernel:
+        dq = gradient_of_queries(dq, split)
     return dq.reshape(q.shape).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+def _add_in_kernel(mask: Any, ring: Round, rows: Any, hops: int, here: Any, dq: Any) -> Any:
+    halved = ring.striped and mask["causal"]
+    return add_gradients(mask, dq, rows_of_pieces(*rows), here, ring.later(hops), halved)
+
+
+def _add_by_blocks(mask: Any, ring: Round, rows: Any, hops: int, here: Any, dq: Any) -> Any:
+    rows, here = (*rows, ring.places(0)), (*here, ring.places(hops))
+    if hops and ring.striped and mask["causal"]:
+        dq, *made = _gradients_striped(mask, ring.later(hops), rows, here, dq)
+    else:
+        dq, *made = _gradients(mask, rows, here, dq)
+    return dq, made
 
 
 def _attend_striped(mask: Any, later: Any, sums: Any, rows: Any, here: Any) -> Any:

@@ -19,6 +19,8 @@ from shardsim.program.schedule import Block, Task
 from shardsim.program.tasks import (
     ATTENTION_GRADIENT,
     BY_HEAD,
+    PASSED,
+    WINDOWED,
     Compute,
 )
 from shardsim.records import replace
@@ -57,7 +59,8 @@ def _computing(task: Compute, fraction: Number) -> Compute:
 
 def attend_in_blocks(block: Block, where: Where) -> Block:
     """Attend by blocks of keys, with scores in HBM and none skipped but those that a striped order
-    leaves out, where parts of a split sequence are no whole tiles, and where keys pass round.
+    leaves out, where parts of a split sequence are no whole tiles, and where keys pass round and a
+    window cuts them.
 
     The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
     "context N" of docs/compiled.md).
@@ -70,11 +73,9 @@ def attend_in_blocks(block: Block, where: Where) -> Block:
         if not np.any(split):
             return [task]
         gradient, striped = task.purpose == ATTENTION_GRADIENT, where.layout.striped
-        part = task.m / np.where(striped, 2, 1)
-        passed = task.ring == "passed"
-        blocks = split & (np.not_equal(np.mod(part, KERNEL_MULTIPLE), 0) | passed)
+        blocks = split & np.logical_not(in_kernel(task, where))
         done: Number = 1.0  # of the pairs, by blocks
-        if passed and task.causal:  # of all keys but its own a member takes half
+        if task.ring and task.causal:  # of all keys but its own a member takes half
             done = np.where(striped, 0.5 * (1.0 + task.m / task.n), 1.0)
         moved = done * task.m * task.n * task.batch
         moved = moved * (BLOCKS_GRADIENT_BYTES if gradient else BLOCKS_BYTES)
@@ -192,7 +193,7 @@ def _filled(length: Number) -> Number:
 def in_kernel(task: Compute, where: Where) -> Number:
     """Return whether attention runs in the kernel, not in a loop over blocks of keys."""
     part = task.m / np.where(where.layout.striped, 2, 1)
-    tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != "passed")
+    tiles = np.equal(np.mod(part, KERNEL_MULTIPLE), 0) & (task.ring != WINDOWED)
     kernel = np.equal(task.m, task.n) | tiles
     return kernel & (np.greater(2 * task.n, KERNEL_MULTIPLE) | task.causal)
 
@@ -209,7 +210,9 @@ def two_backward_kernels(block: Block, where: Where) -> Block:
         if not (attends(task) and task.purpose == ATTENTION_GRADIENT):
             return [task]
         fused = in_kernel(task, where) & np.equal(task.matmuls, FUSED_GRADIENT)
-        alone = np.equal(task.m, task.n) & one_block(task.n, task.blocks[0])
+        part = task.m / np.where(where.layout.striped & task.causal, 2, 1)
+        alone = np.equal(task.m, task.n) | (task.ring == PASSED)
+        alone = alone & one_block(np.where(task.ring == PASSED, part, task.n), task.blocks[0])
         fused = fused & np.logical_not(alone)
         return [
             replace(
@@ -233,32 +236,90 @@ def fetch_blocks(block: Block, where: Where) -> Block:
     """
 
     def change(task: Task) -> list[Task]:
-        if not attends(task) or task.ring == "passed":
+        if not attends(task) or task.ring:
             return [task]
-        back, one = task.purpose == ATTENTION_GRADIENT, width(task) * task.batch * task.k
-        queries, pairs = task.m * one, task.hbm_bytes / (2.0 if back else 1.0) - 2.0 * task.m * one
-        rows, keys = (
-            np.ceil(size / float(most))
-            for size, most in zip((task.m, task.n), task.blocks, strict=True)
-        )
-        fetched = np.where(np.greater(keys, 1), 2.0 * task.n * one * rows * task.fraction, pairs)
-        lanes = task.m * task.batch * float(LANES * SUM_BYTES)
-        moved = 2.0 * queries + fetched + lanes
-        if back:
-            asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
-            again = 2.0 * queries + fetched
-            again = again * np.logical_not(
-                np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1)
-            )
-            moved = (asked + 2.0 * pairs) + (queries + again)
+        back, queries = task.purpose == ATTENTION_GRADIENT, _queries_bytes(task)
+        keys = task.hbm_bytes / (2.0 if back else 1.0) - 2.0 * queries
         inside = in_kernel(task, where)
-        done = replace(task, hbm_bytes=np.where(inside, moved, task.hbm_bytes))
-        if not back:
-            return [done]
-        sums = 2.0 * queries + lanes
+        moved = np.where(inside, _through_grid(task, task.n, keys), task.hbm_bytes)
         return [
-            *stream(f"row sums for {task.name}", "elementwise", sums, task.count * inside),
-            done,
+            *_row_sums(task, task.count * inside),
+            replace(task, hbm_bytes=moved),
         ]
 
     return changed(block, change)
+
+
+def attend_piece_by_piece(block: Block, where: Where) -> Block:
+    """Run the kernel for each piece of keys that comes round, take one lane of the logarithms of
+    its rows' sums, and add its result to float32 sums in passes of their own: so too what it gives
+    to gradients of queries, and gradients of keys and values to those that came.
+
+    Where tokens are striped, half of the queries are chosen for early keys, and a half of the keys
+    for late queries.
+
+    The emitted program's ring (`shardsim/ops/attend_pieces.py`; rings in docs/compiled.md).
+    """
+    pieces = where.layout.context.size
+
+    def change(task: Task) -> list[Task]:
+        if not attends(task) or task.ring != PASSED:
+            return [task]
+        on = np.less(task.m, task.n) & in_kernel(task, where)
+        if not np.any(on):
+            return [task]
+        back, queries = task.purpose == ATTENTION_GRADIENT, _queries_bytes(task)
+        length = task.n / pieces
+        keys = 2.0 * length * width(task) * task.batch * task.k / task.shared
+        moved = np.where(on, pieces * _through_grid(task, length, keys), task.hbm_bytes)
+        wide = queries * SUM_BYTES / width(task)
+        added = (queries + wide) + (pieces - 1.0) * (queries + 2.0 * wide) + (wide + queries)
+        if back:
+            added = added + 3.0 * (pieces - 1.0) * keys
+        else:
+            added = added + pieces * _lanes_bytes(task)
+        halved = where.layout.striped & task.causal
+        chosen = 1.5 * (queries * (1.0 + back) + keys / 2.0)
+        added = added + halved * (pieces - 1.0) * chosen
+        count = task.count * on
+        return [
+            *_row_sums(task, count),
+            replace(task, hbm_bytes=moved),
+            *stream(f"pieces of {task.name}", "elementwise", added, count),
+        ]
+
+    return changed(block, change)
+
+
+def _queries_bytes(task: Compute) -> Number:
+    return task.m * width(task) * task.batch * task.k
+
+
+def _lanes_bytes(task: Compute) -> Number:
+    """Return the bytes of the logarithms of rows' sums, as a kernel writes them."""
+    return task.m * task.batch * float(LANES * SUM_BYTES)
+
+
+def _row_sums(task: Compute, count: Number) -> list[Compute]:
+    """Return the pass that sums the result times its gradient, for the kernel of a gradient."""
+    if task.purpose != ATTENTION_GRADIENT:
+        return []
+    sums = 2.0 * _queries_bytes(task) + _lanes_bytes(task)
+    return stream(f"row sums for {task.name}", "elementwise", sums, count)
+
+
+def _through_grid(task: Compute, length: Number, pairs: Number) -> Number:
+    """Return the bytes that a kernel moves, or those of a gradient, of so many keys: `pairs` are
+    the bytes of keys and values."""
+    queries, one = _queries_bytes(task), width(task) * task.batch * task.k
+    rows, keys = (
+        np.ceil(size / float(most))
+        for size, most in zip((task.m, length), task.blocks, strict=True)
+    )
+    fetched = np.where(np.greater(keys, 1), 2.0 * length * one * rows * task.fraction, pairs)
+    if task.purpose != ATTENTION_GRADIENT:
+        return 2.0 * queries + fetched + _lanes_bytes(task)
+    asked = np.where(np.greater(rows, 1), keys * task.fraction, 1.0) * 2.0 * queries
+    again = 2.0 * queries + fetched
+    again = again * np.logical_not(np.equal(task.matmuls, FUSED_GRADIENT) & (rows * keys == 1))
+    return (asked + 2.0 * pairs) + (queries + again)

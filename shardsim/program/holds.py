@@ -59,7 +59,9 @@ class Passes:
     # gradients of queries and keys are made of it.
     attends_first: bool = False
     # There the gradient of scores is written for each product that reads it, where two cores share
-    # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e).
+    # a product (ViT-22B and maxtext-22b on v4 and v5p; not on v5e and v6e). Under a mask it is so
+    # elsewhere: the first one does not take the place of what it is made of (llama2-13b, mistral-7b
+    # and qwen3-14b on v5p, olmo2-7b and maxtext-32b on v4; not without one: vit-h-14, mae-l-16).
     scores_twice: float = 0.0
     # In rings over embed of a parallel block, those back run before scores are made again
     # (maxtext-16b with axes of 4 on v6e and 8 on v5e, ViT-22B with 4 on v5p).
@@ -80,7 +82,8 @@ class Passes:
     # waits. "tensor": with a tensor axis, and on chips whose SparseCores move what is gathered
     # (tpu7x; without prefetching too: llama3-8b and llama3-70b), pooled heads only without rings
     # (six programs with logits, three without), and where other stacks run back after the head's
-    # (t5-xxl on v4, cappa-b-16 on v5e).
+    # (t5-xxl on v4, cappa-b-16 on v5e). At once where neither rings run nor gathers overlap, which
+    # then hide nothing (gemma2-2b and qwen3-14b on v5e, llama3-8b on v5p, palm-8b on v4).
     # "synchronous": so too, and where gathers are synchronous and nothing is offloaded: the
     # scheduler that hides latencies computes them at once (llama2-70b on v5p with and without its
     # flags, llama2-7b on v5p, with qkv offloaded and on v5e, llama3-70b on v6e). They are computed
@@ -105,6 +108,11 @@ class Passes:
     hidden_first: bool = False
     # Logits, and their gradient, in the compute format: every program of MaxText's.
     narrow_logits: bool = False
+    # Left to the partitioner, with rings, the gradient of logits that waits is written in the
+    # compute format where the head has a table of its own (llama2-7b on v5p, llama3-8b and
+    # llama3-70b on tpu7x; not llama2-70b on v5p), else made in the product that reads it
+    # (maxtext-16b on v5e and v6e).
+    logits_apart: bool = False
     # A product's gradient by its weight comes before that by its operand, which may take the place
     # of what is not read again: the hidden layer, where the activation (relu) leaves signs alone
     # (maxtext-16b, 64b and 22b).
@@ -117,11 +125,11 @@ class Passes:
     # there together: llama3-8b on v6e and palm-8b on v4, with all and with 32 shards; of MaxText's
     # programs the leanest may (gemma3-12b ran on v6e).
     head_last: str = ""  # of the "head", or of "all" products
-    # It comes before it, hiding one gather more, where the table is the embedding's and rounds are
-    # of several layers: gemma2-9b on v4, v5e, v5p and v6e, also in four microbatches, with a
-    # context axis and with a batch axis, gemma2-2b, gemma2-27b, gemma3-4b and gemma3-12b on v6e.
-    # Not gemma2-9b with 8,192 tokens a device on v6e (it is with 4,096 and 16,384), gemma4-31b nor
-    # gemma3-27b on v5p; nor gpt-oss-20b, whose table is the head's own.
+    # It comes before it where the table is the embedding's and rounds are of several layers, unless
+    # shards are no whole tiles and travel cut into lanes: gemma2-9b with batch and fsdp axes on v5e
+    # and on v6e, gemma2-2b on v4, v5e and v5p (also in two microbatches), gemma3-4b on v4 and over
+    # 256 chips of v5e, whose vocabulary is no multiple of lanes. Not gemma2-9b and gemma2-2b over
+    # 256 chips of v5e; nor gpt-oss-20b, whose table is the head's own.
     tables_together: bool = False
     # Gathered matrices are whole tiles of HBM (`trace.Size.pieces`).
     tiles: bool = False
@@ -136,7 +144,8 @@ class Passes:
     # on v5p and v6e, whose gathers are synchronous, it is.
     lanes_taken: bool = False
     # Without a ring, what was gathered over a tensor axis is laid out once more for the gradient
-    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b.
+    # of a weight: tensor plans without overlap of ViT-22B (v4, v5p, v6e) and maxtext-16b; not of
+    # the head's (llama3-8b on v5p and palm-8b on v4, without prefetching too).
     whole_copies: bool = False
     # So too where a gated MLP stands behind attention: beside SparseCores (llama3-8b and llama3-70b
     # on tpu7x), and not on v5p (llama2-7b, llama2-70b, llama3-8b).
@@ -178,13 +187,16 @@ class Passes:
     # Whole arrays are put together in empty ones, and those were moved out of the loop. In a ring
     # over embed, whatever this says, one of each array that it gathers, forward and back: two of a
     # parallel block (ViT-22B, maxtext-16b), four of a serial one (llama2-7b, llama2-70b, vit-h-14,
-    # vit-bigg, gemma2-9b). Over the sequence "few": one of the stream and one of each projection
+    # vit-bigg). Over the sequence "few": one of the stream and one of each projection
     # that attention reads; "every": one of each array that a product gathers and of each of its
     # results, forward and backward (maxtext-22b and palm-8b on v4, llama2-70b on v5p, ViT-22B on
     # v4, v5p and v6e, vit-bigg on v5e with axes of 4 and 8), and those of the layer that is peeled
     # off the loop are there from its start; not where HBM is scarce (maxtext-16b on v5e), nor
-    # beside SparseCores (llama3-8b and llama3-70b on tpu7x).
+    # beside SparseCores (llama3-8b and llama3-70b on tpu7x). Rounds of several layers make them in
+    # each (gemma2-9b on v5e and v5p, gemma2-2b on v5p, gemma3-12b on v4).
     ring_empty: str = ""
+    # Keys that pass round the context axis are attended to in the kernel, piece by piece.
+    pieces_in_kernel: bool = False
     # Of optimizer state that lies in the host's memory, what is fetched while layers run back: of
     # llama2-7b two thirds, of llama3-70b, which leaves no room, an eighth.
     fetched: float = 0.0
@@ -244,6 +256,7 @@ class Passes:
 _EMITTED_SCARCE = Passes(
     gates_fused=True,
     hidden_first=True,
+    pieces_in_kernel=True,
     ahead_from_host=True,
     attends_first=True,
     scores_late=True,
@@ -323,7 +336,13 @@ def _left_to_the_partitioner(passes: Passes) -> Passes:
 
 
 # What the plan needs, in the order of emitted programs; gates are made in the ends of products.
-_IDEAL = Passes(gates_fused=True, hidden_first=True, attends_first=True, head_last="head")
+_IDEAL = Passes(
+    gates_fused=True,
+    hidden_first=True,
+    attends_first=True,
+    head_last="head",
+    pieces_in_kernel=True,
+)
 HOLDS: Mapping[str, Passes] = {
     "ideal": replace(_IDEAL, scarce=_IDEAL, recomputes=True),
     "emitted": replace(_EMITTED, partitioned=_left_to_the_partitioner(_EMITTED)),
@@ -341,6 +360,7 @@ HOLDS: Mapping[str, Passes] = {
 _GPU = Passes(lanes=1.0, narrow_gradients=False, narrow_kept=False)
 _IDEAL_GPU = replace(
     _IDEAL,
+    pieces_in_kernel=False,
     lanes=1.0,
     hidden_first=False,
     stays=False,

@@ -9,7 +9,7 @@ from shardsim.plan.layout import Layout, Number
 from shardsim.program.rings import SUM_BYTES
 from shardsim.program.shapes import Workload
 from shardsim.program.sizes import Sizes
-from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, Compute
+from shardsim.program.tasks import ATTENTION, ATTENTION_GRADIENT, PASSED, WINDOWED, Compute
 from shardsim.program.uneven import attended
 
 
@@ -73,7 +73,7 @@ def kernel(
         causal=bool(mask and mask.causal),
         shared=n * k * batch / keys if mask else 1,
         blocks=mask.blocks if mask else (0, 0),
-        ring="passed" if op.passed else "",
+        ring=(WINDOWED if mask and mask.window else PASSED) if op.passed else "",
         purpose=(ATTENTION_GRADIENT if gradient else ATTENTION) if mask else "",
     )
 

@@ -69,7 +69,7 @@ def layer_trace(
     first = mode.prefetch and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
     passes = replace(passes, attends_first=passes.attends_first and first)
-    if not mode.prefetch:  # they are made where they are filled
+    if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
         passes = replace(passes, ring_empty="")
     tracer = _followed(model, attention, layer, kind, again, passes, mode.ring)
     return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
@@ -108,7 +108,7 @@ def _followed(
         ring_ahead=early or (passes.ring_ahead and bool(ring) and gated),
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
-        scores_twice=passes.scores_twice if passes.attends_first else 0.0,
+        scores_twice=passes.scores_twice if passes.attends_first or model.causal else 0.0,
         ring_apart=passes.ring_apart and ring == "embed",
     )
     return followed(derived, again, passes, ring, signs)
@@ -120,7 +120,13 @@ def ends_trace(model: Model, attention: str, kind: Kind, passes: Passes, ring: s
     ends = derived_blocks(model, attention, kind).ends
     steps = ends.steps[len(graph(model, attention).before.ops) :]
     order = passes.weights_first and not passes.head_last
-    passes = replace(passes, gradients_waiting=0, weights_first=order)
+    passes = replace(
+        passes,
+        gradients_waiting=0,
+        weights_first=order,
+        whole_copies=False,
+        logits_apart=not model.tied_embeddings,
+    )
     tracer = Tracer(passes, ring)
     tracer.moment("enter the head")
     tracer.make("x", stored(steps[0].op.ins[0]))

@@ -27,6 +27,7 @@ from shardsim.program.array_rules import (
 )
 from shardsim.program.attention_rules import (
     attend_in_blocks,
+    attend_piece_by_piece,
     attend_to_few,
     attend_to_whole_rows,
     fetch_blocks,
@@ -125,6 +126,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Rule, ...]] = {
         wait_for_the_last,
         attend_in_blocks,
         fetch_blocks,
+        attend_piece_by_piece,
         pass_logits_where_rings_cut,
         all_reduce_over_whole_slices,
         all_reduce_instead_of_waiting_gathers,

@@ -13,6 +13,7 @@ import numpy as np
 from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind, Spread
 from shardsim.model import Model
+from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.ops.attend_blocks import KEYS_AT_ONCE
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
@@ -20,6 +21,7 @@ from shardsim.program.shapes import Workload
 from shardsim.program.uneven import tokens_load
 
 BLOCK = "block"  # of the keys on one device, what attention without a kernel takes at once
+BY_BLOCKS = "by blocks"  # 1 where keys that pass round are no whole tiles, which need it, else 0
 SUBLANES = 8  # of a TPU's tile in HBM; `shardsim/emit/runtime/collectives.py` gathers by it
 
 
@@ -51,6 +53,12 @@ def _one(value: Number) -> int:
     return int(found[0])
 
 
+def _by_blocks(work: Workload, layout: Layout) -> Number:
+    part = work.sequence / layout.context.size
+    part = part / np.where(np.logical_and(layout.striped, work.model.causal), 2, 1)
+    return 1.0 * np.not_equal(np.mod(part, KERNEL_MULTIPLE), 0)
+
+
 class Sizes:
     """Sizes on one device under a layout, of a microbatch or of one of its `tiles`."""
 
@@ -80,6 +88,7 @@ class Sizes:
             **_slots(model, work.sequence),
             "others": work.batch / layout.microbatches,
             BLOCK: np.minimum(work.sequence / layout.context.size, KEYS_AT_ONCE),
+            BY_BLOCKS: _by_blocks(work, layout),
         }
         if work.lengths and work.lengths.unpadded:  # the fullest device is waited for
             self.lengths |= {"batch": self.lengths["batch"] * tokens_load(work, layout)}

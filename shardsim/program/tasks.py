@@ -29,6 +29,7 @@ NARROWED = "8 bits"  # casts an operand of products to 8 bits
 BY_HEAD = "by head"  # makes queries, keys, values, attention's result, or a gradient of those
 NEVER = "never"  # the switch of what runs behind nothing, whatever the plan says
 GRADIENT_SWITCHES = ("gradients_overlap", NEVER)  # of what sums gradients
+PASSED, WINDOWED = "passed", "passed, in a window"  # rings of attention
 # What the gradient of something with a purpose of its own is for.
 GRADIENTS = {
     QUERY_KEY_NORM: QUERY_KEY_NORM_GRADIENT,
@@ -43,7 +44,7 @@ class Compute(Work):
 
     `ring` is "gathered" if the input of a matmul comes in pieces, "scattered" or "sent" if its
     result leaves in pieces (`rings.py`); else it runs whole beside the ring. Of attention it is
-    "passed" if keys and values come round the context axis.
+    `PASSED` if keys and values come round the context axis, `WINDOWED` if a window cuts what comes.
     """
 
     ring: str = ""

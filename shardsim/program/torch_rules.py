@@ -80,7 +80,7 @@ def merge_rounds(block: Block, where: Where) -> Block:
         if isinstance(task, Collective) and task.purpose == KEYS and task.schedule == ROUND:
             sums = task.kind == "reduce-scatter"
             return [replace(task, bytes=task.bytes * (SUM_BYTES / ELEMENT if sums else 1.0))]
-        if not attends(task) or task.ring != "passed":
+        if not attends(task) or not task.ring:
             return [task]
         more = np.maximum(members - 1, 0)
         added = 2.0 * SUM_BYTES + width(task)  # bytes of an element of a sum, once

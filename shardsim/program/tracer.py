@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shardsim.graph.arrays import Array, Op, Split
+from shardsim.graph.arrays import Array, Dims, Op, Split
 from shardsim.graph.derive import Step, Transfer
 from shardsim.graph.place import HEAD_WIDTHS
 from shardsim.program.across import gathers, gathers_stream, on_tensor, summed_over_tensor
 from shardsim.program.holds import Passes
 from shardsim.program.sized import WIDE, by_place, in_tiles, moved, stored, width_of
-from shardsim.program.sizes import BLOCK, role_of
+from shardsim.program.sizes import BLOCK, BY_BLOCKS, role_of
 from shardsim.program.trace import EMPTY, Live, Size, Trace
+
+STILL = ", still"  # what names end with of arrays that are gathered for some readers, and stay
 
 
 @dataclass
@@ -110,12 +112,20 @@ class Tracer:
 
     def still(self, name: str, size: Size) -> None:
         """Let an array live up to now from where it was first read, if nothing gathers it."""
-        one = self.named.get(f"{name}, still")
+        one = self.named.get(name + STILL)
         if one is None:
-            one = Live(f"{name}, still", size, self.firsts[name] + 1, self.now)
-            self.named[f"{name}, still"] = one
+            one = Live(name + STILL, size, self.firsts[name] + 1, self.now)
+            self.named[name + STILL] = one
             self.arrays.append(one)
         one.last = self.now
+
+    def is_there(self, one: Live) -> bool:
+        """Return whether an array that stays does so under its own name: attention's result, which
+        its gradient reads."""
+        if not one.name.endswith(STILL):
+            return False
+        known = self.named.get(self.root(one.name.removesuffix(STILL)))
+        return known is not None and known.born <= one.born and known.last >= one.last
 
     def touch(self, name: str, array: Array) -> None:
         """Let an array live up to now."""
@@ -181,13 +191,23 @@ class Tracer:
             )
         if op.passed:
             self.passing(f"{op.out.name}, sums", self.sums(op.out, place, op.passed))
-            self.scores(op.out, place, op.passed)
+            self.scores(op, op.out, place)
 
-    def scores(self, array: Array, place: Split, axes: frozenset[str]) -> None:
-        """Note a block of scores, or its gradient, of queries and keys that pass round `axes`: in
-        float32, and rounded for the product that reads it."""
-        block = Size((*array.dims[:-1], BLOCK), by_place(array, place), WIDE, axes)
+    def scores(self, op: Op, array: Array, place: Split) -> None:
+        """Note a block of scores, or its gradient, of queries and keys that pass round: in float32,
+        and rounded for the product that reads it; of a kernel the result of a piece."""
+        dims = (*array.dims[:-1], BLOCK, *self.by_blocks(op))
+        block = Size(dims, by_place(array, place), WIDE, op.passed)
         self.passing(f"{array.name}, scores", block, 1.5)
+        if self.by_blocks(op):
+            piece = replace(stored(array), several=op.passed)
+            self.passing(f"{array.name}, of a piece", piece)
+
+    def by_blocks(self, op: Op) -> Dims:
+        """Return the dimension that what attention to keys that pass round has by blocks has more
+        where a kernel may run."""
+        kernel = self.passes.pieces_in_kernel and op.kernel and op.kernel.mask
+        return (BY_BLOCKS,) if kernel and not kernel.window else ()
 
     def sums(self, array: Array, place: Split, axes: frozenset[str]) -> Size:
         """Return the size of float32 sums over what passes round `axes`."""
@@ -281,7 +301,7 @@ class Tracer:
             self.wait_for_scores(step)
         if op.product or op.kernel or op.needs:
             self.read(op.out, step.gradient_gathers, "d ")
-        if self.passes.attends_first and op.unit == "attention" and not op.kernel:
+        if op.unit == "attention" and not op.kernel:
             self.softmax(op)
         if not (self.signs and op.stream.fused_reads):
             self.operands(op.needs, step.gradient_gathers)
@@ -329,13 +349,18 @@ class Tracer:
             self.gradients[array.name] = (first, self.now, size)
 
     def softmax(self, op: Op) -> None:
-        """Let softmax's values stay while queries' and keys' gradients are made of them."""
-        if not op.product:
+        """Let softmax's values stay while queries' and keys' gradients are made of them, or under a
+        mask while the gradient of scores is made once."""
+        again = f"d {op.out.name}, again"
+        if not self.passes.attends_first:
+            if not op.product:
+                self.passing(again, stored(op.out), self.passes.scores_twice)
+        elif not op.product:
             self.softmaxed = {op.ins[0].name: op.out}
         elif op.out.name in self.softmaxed:
             out = self.softmaxed[op.out.name]
             self.touch(out.name, out)
-            self.passing(f"d {op.out.name}, again", stored(op.out), self.passes.scores_twice)
+            self.passing(again, stored(op.out), self.passes.scores_twice)
 
     def wait_for_scores(self, step: Step) -> None:
         """Let what gradients of an MLP's weights multiply wait for those of scores in HBM."""
@@ -398,7 +423,7 @@ class Tracer:
                 self.coming_round(target, array, op.passed)
             elif op.passed:
                 self.passing(f"{target}, sums", self.sums(whole, place, op.passed))
-                self.scores(whole, place, op.passed)
+                self.scores(op, whole, place)
             if op.product and not array.stream:
                 inner = frozenset(axis for axis, d in place.items() if d not in array.dims)
                 if inner:
@@ -409,11 +434,14 @@ class Tracer:
     def late(self, steps: Sequence[Step]) -> list[Live]:
         """Return what gradients of weights multiply: operands, and gradients of results.
 
-        Rings that are emitted read the logits' gradient in pieces, in the compute format; otherwise
-        it is made in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on
-        tpu7x, maxtext-22b left to the partitioner).
+        Rings that are emitted read the logits' gradient in pieces, in the compute format, as do
+        those of the partitioner where it is written (`Passes.logits_apart`); otherwise it is made
+        in the matmul that reads it, from the float32 logits (llama3-8b and llama3-70b on tpu7x,
+        maxtext-22b left to the partitioner).
         """
-        pieces = self.passes.narrow_logits or (self.ring and not self.passes.ring_pieces)
+        passes = self.passes
+        written = not passes.ring_pieces or passes.logits_apart
+        pieces = passes.narrow_logits or (bool(self.ring) and written)
         found: dict[str, Live] = {}
         for step in steps:
             activations = [array for array in step.op.ins if not array.weight]
@@ -442,6 +470,7 @@ class Tracer:
         for step in steps:
             if step.op.passed:
                 zeros = self.sums(step.op.out, step.place, step.op.passed)
+                zeros = replace(zeros, dims=(*zeros.dims, *self.by_blocks(step.op)))
                 self.arrays.append(Live(f"{EMPTY}{step.op.out.name}", zeros, 0, self.now, 2.0))
         if not self.ring:
             return
@@ -472,7 +501,7 @@ class Tracer:
 
     def trace(self, ahead: int) -> Trace:
         """Return all of it: whole weights and gradients take their places, round the loop."""
-        arrays = list(self.arrays)
+        arrays = [one for one in self.arrays if not self.is_there(one)]
         arriving = [(f"{n}, gathered", *uses) for n, uses in self.whole.items()]
         leaving = [(f"d {n}, whole", *span) for n, span in self.gradients.items()]
         for spans, by in ((arriving, -ahead), (leaving, self.passes.gradients_waiting)):

@@ -15,11 +15,13 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from shardsim.emit.runtime.collectives import gather_matrix
+from shardsim.emit.runtime.collectives import gather_matrix, member, member_before, next_member
 from shardsim.emit.runtime.config import Group
 from shardsim.ops import attend as attention
 from shardsim.ops import attend_blocks
 from shardsim.ops.attend import softmax_attention
+from shardsim.ops.attend_pieces import fits_pieces
+from shardsim.ops.attend_round import Round, round_attention
 
 BATCH, HEADS = 2, 4
 # (way, keys, queries, key-value heads, head_dim, causal, window, whether heads have sinks, of how
@@ -45,6 +47,13 @@ ATTENTION: list[tuple[Any, ...]] = [
     ("blocks", 60, 20, 2, 8, True, 0, False, 3),
     ("kernel", 512, 256, 2, 128, True, 0, False, 2),
     ("kernel", 768, 256, 2, 128, True, 130, False, 3),
+]
+# Keys pass round four members: (way, tokens of each, key-value heads, head_dim, causal, striped)
+RINGS: list[tuple[Any, ...]] = [
+    ("blocks", 24, 2, 8, True, True),
+    ("kernel", 256, 2, 128, True, True),
+    ("kernel", 128, 4, 72, True, False),
+    ("kernel", 128, 1, 128, False, True),
 ]
 MATRICES = [(shape, dim) for shape in ((48, 256), (256, 48), (24, 40)) for dim in (0, 1)]
 
@@ -103,6 +112,50 @@ def attend(
     return error(*both(q, k, v, sinks))
 
 
+def ring(way: str, here: int, kv: int, depth: int, causal: bool, striped: bool) -> float:
+    """Compare output and gradients of attention to keys that pass round four members."""
+    tokens, members = 4 * here, 4
+    shapes = (tokens, HEADS), (tokens, kv), (tokens, kv), (tokens, HEADS)
+    q, k, v, d = (normal(i, (BATCH, *shape, depth)) for i, shape in enumerate(shapes))
+    parts = np.arange(tokens).reshape(2 * members, -1)
+    pairs = [parts[[i, 2 * members - 1 - i]].ravel() for i in range(members)]
+    order = np.concatenate(pairs) if striped else np.arange(tokens)
+    options = {"causal": causal, "window": 0}
+    mesh = Mesh(np.array(jax.devices()[:members]), ("context",), axis_types=(AxisType.Auto,))
+    group = Group(("context",), members, tuple(range(members)))
+
+    def places(hops: int) -> Any:
+        return jnp.asarray(order).reshape(members, -1)[member_before(group, hops)]
+
+    def on_one(q: Any, k: Any, v: Any) -> Any:
+        rounds = Round(
+            members=members,
+            send=lambda x: next_member(x, group),
+            places=places,
+            later=lambda hops: member_before(group, hops) > member(group),
+            striped=striped,
+            overlap=True,
+            kernel=fits_pieces(
+                options, here, "tpu" if way == "kernel" else "cpu", striped and causal
+            ),
+        )
+        return round_attention(q, k, v, options, rounds)
+
+    spec = PartitionSpec(None, "context")
+    ours = jax.shard_map(on_one, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    mask = order[:, None] >= order if causal else None
+
+    def plain(q: Any, k: Any, v: Any) -> Any:
+        return softmax_attention(q, k, v, mask, lambda x: x)
+
+    @jax.jit
+    def both(*arrays: Any) -> Any:
+        pairs = (jax.vjp(function, *arrays) for function in (ours, plain))
+        return [(out, transpose(d)) for out, transpose in pairs]
+
+    return error(*both(q, k, v))
+
+
 def gather(shape: tuple[int, int], dim: int) -> float:
     """Compare a gathered matrix with the whole one."""
     mesh = Mesh(np.array(jax.devices()), ("fsdp",), axis_types=(AxisType.Auto,))
@@ -126,5 +179,6 @@ if __name__ == "__main__":
     make = splash_attention.make_splash_mha
     splash_attention.make_splash_mha = partial(make, interpret=True)
     results = {str(case): attend(*case) for case in ATTENTION}
+    results |= {f"ring {case}": ring(*case) for case in RINGS}
     results |= {str(case): gather(*case) for case in MATRICES}
     print(json.dumps(results))

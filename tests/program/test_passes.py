@@ -181,6 +181,7 @@ def test_every_rule_is_used_and_says_where_it_was_seen() -> None:
             *SHIPPED,
             IN_ORDER,
             replace(LONG, context=Context(keys="ring")),
+            replace(LONG, context=Context(keys="ring"), sequence=LONG.sequence + 1024),
             RINGS,
             STOPPED,
             LEFT,

@@ -37,6 +37,7 @@ from shardsim.emit.runtime.collectives import (
 )
 from shardsim.emit.runtime.config import Data, make_group
 from shardsim.ops.attend_blocks import place_of
+from shardsim.ops.attend_pieces import fits_pieces
 from shardsim.ops.attend_round import Round, round_attention
 from shardsim.ops.whole import (
     Array,
@@ -230,6 +231,7 @@ class Explicit(Whole):
             with jax.named_scope("keys"):
                 return next_member(x, group)
 
+        halved = bool(self.order) and mask["causal"]
         ring = Round(
             members=group.size,
             send=send,
@@ -237,6 +239,7 @@ class Explicit(Whole):
             later=lambda hops: member_before(group, hops) > member(group),
             striped=bool(self.order),
             overlap=self.plan["keys_overlap"],
+            kernel=fits_pieces(mask, here, self.plan["platform"], halved),
         )
         return round_attention(q, k, v, mask, ring)
 

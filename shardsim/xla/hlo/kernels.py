@@ -39,6 +39,8 @@ class Masks:
     windows: tuple[int, ...] = ()  # some causal ones may see only so many tokens
     # Where devices have parts of a sequence: each an early one and a late one (`plan.Context`).
     striped: bool = False
+    # Keys pass round, so that beside kernels of their own others run whose keys all queries see.
+    pieces: bool = False
 
 
 UNKNOWN = Masks()
@@ -95,7 +97,7 @@ class Kernel:
         elif causal is None:
             fraction = math.prod(self.table[1:]) / math.prod(self.blocks)
             problem = "its mask is not in the text; all blocks are counted"
-        elif causal != self.positions or not usual:
+        elif not usual or (causal != self.positions and not (causal and masks.pieces)):
             raise HloError(f"%{self.name}: its mask is not {'causal' if causal else 'whole'}")
         else:
             fraction = usual[0]

@@ -17,7 +17,7 @@ from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.layout import EMBED_SHARDED, SEQUENCE_SHARDED
 from shardsim.plan.resolve import rules_data
 
-SEEDS, EACH = (18, 19, 20), 30
+SEEDS, EACH = (18, 19, 20, 21), 30
 MODELS = (
     *("llama3.2-1b", "llama3.2-3b", "llama2-13b", "mistral-7b", "qwen2.5-7b", "qwen3-14b"),
     *("olmo2-7b", "phi-3-medium", "gemma-7b", "gemma2-2b", "gemma2-27b", "gemma3-4b"),

@@ -54,13 +54,14 @@ class Evidence:
         mesh = {axis.name: axis.size for axis in self.plan.mesh}
         self.costed: Plan = as_compiled(self.plan)
         self.predicted: Prediction = predict(self.costed)
-        model = self.plan.model
+        model, layout = self.plan.model, resolve(self.plan)
         self.compiled: CompiledProgram = read_hlo(
             compilation.text,
             mesh,
             causal=model.causal,
             windows=model.windows,
-            striped=bool(resolve(self.plan).striped),
+            striped=bool(layout.striped),
+            pieces=bool(layout.spread.passed),
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
         self.collectives = Comparison(self.plan, self.compiled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hlo_samples as samples
 import numpy as np
 import pytest
@@ -250,6 +252,18 @@ def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> Non
     assert not found.problem
     with pytest.raises(HloError, match="its mask is not causal"):
         kernel.executed("{...}", Masks(causal=True, windows=(1000,)))
+
+
+def test_where_keys_pass_round_kernels_are_whole_beside_those_of_own_keys() -> None:
+    own = a_kernel("fwd", (512, 512), (1, 4, 4), 2048)
+    whole = replace(own, positions=False)
+    with pytest.raises(HloError, match="its mask is not causal"):
+        whole.executed("{...}", Masks(causal=True))
+    ring = Masks(causal=True, pieces=True)
+    assert whole.executed("{...}", ring).matmuls[0].fraction == 1.0
+    assert own.executed("{...}", ring) == own.executed("{...}", Masks(causal=True))
+    with pytest.raises(HloError, match="its mask is not whole"):
+        own.executed("{...}", Masks(causal=False, pieces=True))
 
 
 @pytest.mark.parametrize(
