@@ -127,9 +127,11 @@ class Hand:
                 self.stream([elements], [], ADD * elements)
         if not (self.emitted and self.ring and rounds):
             return
-        # They come by position and are turned by head: laid out so once, in float32.
-        self.add("copy", 2 * elements, width=4)
-        if model.qk_norm:
+        # They come by position and are turned by head: laid out so once, in float32; those that
+        # came in rows only for a kernel.
+        if self.ring == "embed" or self.plan.attention == "flash":
+            self.add("copy", 2 * elements, width=4)
+        if model.qk_norm and self.ring == "embed":
             # A norm of its own reads float32 for the mean, the variance and the result, which is
             # bf16; its gradient has seven such arrays and a bf16 one.
             apart = 3 * 4 + 2 if passes == 2 else 7 * 4 + 2
@@ -141,16 +143,26 @@ class Hand:
             self.add(kind, 2 * elements)
 
     def placed(self, by_head: float, others: float) -> None:
-        """What a ring over the sequence makes in pieces, put into its place: what attention has by
-        head is turned first; of the rest the own piece is made there."""
+        """What a ring over the sequence makes in pieces, put into its place, which forward is a
+        copy of an empty array; what attention has by head is turned then."""
         if self.ring == "seq":
-            self.turned_into_place(by_head)
-            self.laid_out("elementwise", others - others / self.tensor)
+            self.laid_out("elementwise", by_head + others)
+            self.laid_out("transpose", by_head)
+            if self.now == "forward":
+                self.laid_out("copy", by_head + others)
 
-    def turned_into_place(self, elements: float) -> None:
-        """Pieces turned, and read and written once more into the whole."""
-        self.laid_out("transpose", elements)
+    def gathered_into_place(self, elements: float) -> None:
+        """Pieces read and written once more into the whole; those of embed are turned before."""
         self.laid_out("elementwise", elements)
+        if self.ring == "embed":
+            self.laid_out("transpose", elements)
+
+    def scattered(self, by_head: float = 0.0) -> None:
+        """A ring that scatters: it reads rows of what attention made by head, and in the end adds
+        up its own product, in float32, and what came from both sides."""
+        if self.ring:
+            self.laid_out("transpose", by_head)
+            self.add("elementwise", self.r, width=4 + 2 + 2)
 
     def activation_apart(self, passes: int) -> None:
         """A matmul in pieces of the sequence has no activation in its end."""
@@ -240,6 +252,7 @@ class Hand:
             self.quantised(t * sum(out for out, _ in outs))
             for out, _ in outs:
                 self.product(t, out, self.embed)
+            self.scattered(t * self.q * attention)
             # Residual and branch are read; the sum takes the place of the product's result.
             self.stream([self.r, self.r], [], ADD * self.r)
         kept = self.kept()
@@ -306,7 +319,7 @@ class Hand:
             self.norms(many)
             self.without_sums(self.r * many)
         if self.ring:
-            self.turned_into_place(self.x)
+            self.gathered_into_place(self.x)
         if (attention and "qkv" not in saves) or (mlp and "mlp_hidden" not in saves):
             self.quantised(self.x)
         if attention:
@@ -321,8 +334,7 @@ class Hand:
         if mlp and "mlp_hidden" not in saves:
             for width, acts in self.into(False, True):
                 self.product(t, self.embed, width, ops=ACTIVATION * self.wide * self.h * acts)
-            self.placed(0, t * self.ins)
-            self.activation_apart(2)
+            self.placed(0, t * self.ins)  # what reads it applies the activation
         if mlp and model.gated_mlp and not everything:
             # The weight gradient reads the product with the gate: made again from both.
             hidden = self.wide * self.h
@@ -334,9 +346,11 @@ class Hand:
         if attention and (not mlp or model.post_norms) and "attention_output" not in saves:
             self.quantised(t * self.q)
             self.product(t, self.q, self.embed)
+            self.scattered(t * self.q)
         if mlp and model.post_norms and "mlp_output" not in saves:
             self.quantised(t * self.h)
             self.product(t, self.h, self.embed)
+            self.scattered()
 
     def backward(self) -> None:
         model, t = self.model, self.t
@@ -351,7 +365,8 @@ class Hand:
                 self.product(out, t, self.embed, out=self.reduced)
             self.placed(t * self.q * attention, t * self.h * mlp)
             if self.ring:
-                self.turned_into_place(self.x)
+                self.gathered_into_place(self.x)
+                self.laid_out("transpose", t * self.q * attention)  # for the weight's gradient
             if mlp:
                 self.activation_apart(3)
             if mlp and model.gated_mlp:
@@ -365,6 +380,7 @@ class Hand:
             for width, _ in ins:
                 self.product(t, width, self.embed)
                 self.product(self.embed, t, width, out=self.reduced)
+            self.scattered(t * (self.q + self.k + self.v) * attention)
             self.biases(attention, mlp)
             many = self.branch_norms(attention, mlp)
             # A norm's input, its gradient and the residual's gradient in, their sum out.
@@ -404,8 +420,9 @@ class Hand:
         """A bias gradient is a sum over tokens: it reads its array once."""
         biases, t = self.model.biases, self.t
         wide = [t * (self.q + self.k + self.v)] if biases.qkv and attention else []
-        wide += [self.x] if biases.attention_output and attention else []
-        wide += [t * self.ins, self.x] if biases.mlp and mlp else []
+        if not (self.emitted and self.ring == "seq"):  # others read them there
+            wide += [self.x] if biases.attention_output and attention else []
+            wide += [t * self.ins, self.x] if biases.mlp and mlp else []
         for elements in wide:
             self.stream([elements], [], ADD * elements)
         if biases.norm:  # beside the sum for the scale
@@ -480,6 +497,7 @@ class Hand:
         else:
             self.add("elementwise", logits, LOSS * logits, width=4 + 4 + 4 + 2)
         self.product(t, vocab, self.embed)
+        self.scattered()
         self.product(self.embed, t, vocab, out=self.reduced)
         # Rows of the table's gradient: read, added to, written, for all tokens of the group.
         self.stream([self.x, self.x], [self.x], ADD * self.x)
