@@ -13,7 +13,6 @@ FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "branch": 0,
-    "index": None,
 }
 
 
@@ -146,6 +145,8 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
+    if model.index:
+        _refuse_index(plan, layout)
     if model.delta and (plan.execution != "explicit" or plan.lengths):
         raise PlanError(
             "model: export of linear attention is supported as explicit, without lengths"
@@ -178,6 +179,22 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"mesh: {local} key-value heads on a device and a second tensor axis of {tensor2}: "
             "export needs one to divide the other"
         )
+
+
+def _refuse_index(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code of an index of tokens, whose weights have no
+    gradient, cannot do."""
+    for key, there, usual in (
+        ("mesh", int(layout.context.size) > 1, "no context axis"),
+        ("mesh", int(layout.pipeline.size) > 1, "no pipeline stages"),
+        ("accumulation", plan.accumulation != "repeated", "repeated"),
+        ("fused_projections", plan.fused_projections, "false"),
+        ("offload_parameters", plan.offload_parameters, "false"),
+        ("lengths", plan.lengths is not None, "none"),
+        ("machine", plan.machine.chip.kind == "gpu", "a TPU"),
+    ):
+        if there:
+            raise PlanError(f"{key}: export of an index of tokens needs {usual}")
 
 
 def _refuse_conditions(plan: Plan, layout: Layout) -> None:

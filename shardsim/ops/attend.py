@@ -387,11 +387,13 @@ def kernel_attention(
     positions: Any,
     numbers: Any = None,
     sinks: Any = None,
+    pairs: Any = None,
 ) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
     Queries are all of a sequence, or one of so many equal parts of it, or the two of a member of a
-    striped order; `positions` says which.
+    striped order; `positions` says which. `pairs` [batch, queries, keys] are those that count in
+    each sequence, for all heads alike; without them the mask says it.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -415,12 +417,20 @@ def kernel_attention(
     if mask.get("stripes"):
         form = partial(_striped_mask, mask)
     cut = parts if mask["causal"] else 1  # without a mask all parts are alike
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)]),
+    make = partial(
+        splash.make_splash_mha,
         block_sizes=splash.BlockSizes(**blocks),
         head_shards=1,
         q_seq_shards=cut,
         residual_checkpoint_name="context",
+    )
+    if pairs is not None:  # what pads queries sees all, so that no row is empty
+        pairs = jnp.pad(pairs, ((0, 0), (0, 0), (0, more)))
+        pairs = jnp.pad(pairs, ((0, 0), (0, more), (0, 0)), constant_values=True)
+        out = jax.vmap(lambda own, *inputs: make(own[None])(*inputs))(pairs, q, k, v)
+        return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+    kernel = make(
+        splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)])
     )
     if cut > 1:
         kernel = _part_of_kernel(kernel, cut, positions[0] // (tokens // rows))

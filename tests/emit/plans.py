@@ -85,6 +85,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
         "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
     },
+    # As DeepSeek V3.2: an index chooses the tokens that a query sees.
+    "deepseek-index": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
+        "index": {"heads": 4, "head_dim": 8, "top": 5},
+        "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
+    },
     # As DeepSeek-V2-Lite, without experts: queries come straight from tokens.
     "deepseek-lite": {**_DECODER, **_LATENTS, "latent": {"keys": 16, "rotary": 4, "values": 10}},
     # The same side by side with the MLP.
@@ -356,6 +364,12 @@ EXPERTS: dict[str, Plan] = {
     "latents, fsdp, experts": spread("deepseek", _F, remat="save_qkv"),
     "latents, tensor, sequence": spread("deepseek", _FM, "seq", microbatches=2),
     "latents, data, tensor, embed": spread("deepseek-lite", _DFM, "embed", **_ZERO, remat="none"),
+    "index, data": spread("deepseek-index", _D, **_UNFUSED),
+    "index, fsdp, experts": spread("deepseek-index", _F, remat="save_qkv"),
+    "index, fsdp, exchanged": spread("deepseek-index", _FE, **_SPLIT, **_ROOM, microbatches=2),
+    "index, tensor, sequence": spread("deepseek-index", _FM, "seq", **_UNFUSED),
+    "index, tensor, replicated": spread("deepseek-index", _FM2, **_overlap("off"), remat="none"),
+    "index, data, tensor, embed": spread("deepseek-index", _DFM, "embed", **_ZERO, remat="dots"),
     "latents, context, unfused": spread(
         "latents-parallel", _FCM, **_SPLIT, **_UNFUSED, fused_projections=True
     ),
