@@ -316,9 +316,7 @@ class Block(Builder):
         if latent.queries:
             q = latent_norm(self, "query_down_norm", q)
             if index:
-                sizes = {"heads": index.heads, "head_dim": index.head_dim, "rotary": latent.rotary}
-                more = {"top": index.top, "causal": self.model.causal}
-                chosen = token_index(self, normed, q, **sizes, **more)
+                chosen = token_index(self, normed, q, rotary=latent.rotary, **vars(index))
             (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
         q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
         both = latent_norm(self, "key_value_down_norm", both)

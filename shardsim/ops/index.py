@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.graph.arrays import Array, Counted, Dims, Op, Stream, einsum, linear, pointwise
+from shardsim.graph.arrays import Array, Counted, Op, Stream, einsum, linear, pointwise
 from shardsim.graph.arrays import weight as new_weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.attend import Mask
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # Weights, none of which has a gradient, and their dimensions of heads and widths. Those of what is
 # computed have other names: sequences that are seen whole need none of it.
-WEIGHTS = ("index_query", "index_key", "index_weight", "index_key_norm_scale", "index_key_norm_bias")
+NORM_WEIGHTS = ("index_key_norm_scale", "index_key_norm_bias")
+WEIGHTS = ("index_query", "index_key", "index_weight", *NORM_WEIGHTS)
 USED = {"index_heads": "scoring_heads", "index_dim": "scoring_dim"}
 QUERIES = tuple(USED.values())
 PAIRS = (*TOKENS, "index_keys")
@@ -41,15 +42,15 @@ HIDDEN = -0.7 * 3.4028235e38  # what is added to scores of tokens that are not c
 
 
 def token_index(
-    build: Builder, x: Array, latent: Array, *, heads: int, head_dim: int, rotary: int, top: int, causal: bool
+    build: Builder, x: Array, latent: Array, *, heads: int, head_dim: int, rotary: int, top: int
 ) -> Array:
     """Add the index of a layer's input `x` and its `latent` of queries; return the mask.
 
-    The first `rotary` of a query's and a key's numbers turn by position.
+    The first `rotary` of a query's and a key's numbers turn by position; no query sees later keys.
     """
     key = _read(build, "index_key", x, "index k", "index_dim")
     sums = _read(build, "index_weight", x, "index weights", "index_heads")
-    mask, turn = Mask(causal=causal), Stream(passes=2.0, ops=ROTATE.ops * rotary / head_dim)
+    mask, turn = Mask(causal=True), Stream(passes=2.0, ops=ROTATE.ops * rotary / head_dim)
     table = new_weight("index_query", "query_latent", *USED)
     view = latent.view(**{latent.dims[-1]: "query_latent"})
     q = build.add(einsum(view, _used(table), Array("index q", (*TOKENS, *QUERIES), keep="")))
@@ -66,7 +67,7 @@ def token_index(
     build.add(Op((pairs, sums), scores, stream=stream, counts=counts, mask=mask))
     chosen = Array("index mask", PAIRS, keep="", trained=False)
     build.add(linear([scores], chosen, stream=CHOOSE))
-    norm = [vector(name, "index_dim") for name in WEIGHTS[-2:]]
+    norm = [vector(name, "index_dim") for name in NORM_WEIGHTS]
     more: dict[str, Any] = {"top": top, "rotary": rotary, "mask": mask.to_data()}
     build.call("token_index", [latent, key, sums], chosen, weights=[table, *norm], **more)
     return chosen
@@ -81,7 +82,7 @@ def _read(build: Builder, name: str, x: Array, out: str, d: str) -> Array:
     """Add a projection of the residual stream whose weight has no gradient."""
     matrix = new_weight(name, "embed", d)
     made = build.add(einsum(x, _used(matrix), Array(out, (*TOKENS, USED[d]))))
-    build.call("project_in", [x], made, weights=[matrix], biases=[], detached=[name])
+    build.call("project_in", [x], made, weights=[matrix], biases=[])
     return made
 
 
@@ -89,7 +90,7 @@ def _normed(build: Builder, key: Array) -> Array:
     """Add a layernorm of keys."""
     sums = Array("index k sums", (*TOKENS, "moments"), keep="", wide=True)
     build.add(pointwise([key], sums))
-    learned = [_used(vector(name, "index_dim")) for name in WEIGHTS[-2:]]
+    learned = [_used(vector(name, "index_dim")) for name in NORM_WEIGHTS]
     out = replace(key, name="index k normed", keep="")
     return build.add(pointwise([key, sums], out, *learned, stream=replace(NORM, apart=None)))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, einsum, weight
 from shardsim.graph.build import TOKENS, Builder, Call, vector
-from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
+from shardsim.ops.lazy import checkpoint_name, jax, jnp
 from shardsim.ops.registry import runs
 
 if TYPE_CHECKING:
@@ -132,8 +132,6 @@ def run_project_in(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Return x @ w, [batch, tokens, ...], for each weight."""
     if "adapted" in call:
         return adapted_in(way, params, call, x)
-    still = {name: lax.stop_gradient(params[name]) for name in call.get("detached", ())}
-    params = {**params, **still}
     made = []
     for name, y in zip(call["weights"], way.project_in(x, params, call["weights"]), strict=True):
         bias = f"{name}_bias"

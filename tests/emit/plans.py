@@ -93,6 +93,19 @@ MODELS: dict[str, dict[str, Any]] = {
         "index": {"heads": 4, "head_dim": 8, "top": 5},
         "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
     },
+    # The same without experts; and of sequences that are seen whole.
+    "index": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 10},
+        "index": {"heads": 8, "head_dim": 4, "top": 3},
+    },
+    "index-whole": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 10},
+        "index": {"heads": 8, "head_dim": 4, "top": 16},
+    },
     # As DeepSeek-V2-Lite, without experts: queries come straight from tokens.
     "deepseek-lite": {**_DECODER, **_LATENTS, "latent": {"keys": 16, "rotary": 4, "values": 10}},
     # The same side by side with the MLP.
@@ -368,7 +381,8 @@ EXPERTS: dict[str, Plan] = {
     "index, fsdp, experts": spread("deepseek-index", _F, remat="save_qkv"),
     "index, fsdp, exchanged": spread("deepseek-index", _FE, **_SPLIT, **_ROOM, microbatches=2),
     "index, tensor, sequence": spread("deepseek-index", _FM, "seq", **_UNFUSED),
-    "index, tensor, replicated": spread("deepseek-index", _FM2, **_overlap("off"), remat="none"),
+    "index, tensor, replicated": spread("index", _FM2, **_overlap("off"), remat="none"),
+    "index that sees all, fsdp, tensor": spread("index-whole", _DFM, "seq", **_UNFUSED),
     "index, data, tensor, embed": spread("deepseek-index", _DFM, "embed", **_ZERO, remat="dots"),
     "latents, context, unfused": spread(
         "latents-parallel", _FCM, **_SPLIT, **_UNFUSED, fused_projections=True
