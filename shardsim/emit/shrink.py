@@ -160,7 +160,8 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
 def _index(plan: Plan, small: Model) -> Index:
     """Return an index of as many narrow heads as a `small` model has; it chooses some tokens where
     the plan's does."""
-    assert plan.model.index and small.latent
+    assert plan.model.index
+    assert small.latent
     chooses = plan.sequence > plan.model.index.top
     top = small.sequence // 4 if chooses else small.sequence
     return Index(heads=small.heads, head_dim=2 * small.latent.rotary, top=top)

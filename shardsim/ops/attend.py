@@ -427,7 +427,7 @@ def kernel_attention(
     if pairs is not None:  # what pads queries sees all, so that no row is empty
         pairs = jnp.pad(pairs, ((0, 0), (0, 0), (0, more)))
         pairs = jnp.pad(pairs, ((0, 0), (0, more), (0, 0)), constant_values=True)
-        out = jax.vmap(lambda own, *inputs: make(own[None])(*inputs))(pairs, q, k, v)
+        out = jax.vmap(partial(_attend_pairs, make))(pairs, q, k, v)
         return out.swapaxes(1, 2)[:, :tokens, :, :depth]
     kernel = make(
         splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)])
@@ -445,6 +445,15 @@ def kernel_attention(
     run = kernel if sinks is None else partial(kernel, sinks=sinks)
     out = jax.vmap(run, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def _attend_pairs(make: Any, pairs: Any, q: Any, k: Any, v: Any) -> Any:
+    """Return attention by a splash attention kernel whose mask is `pairs`, of one sequence."""
+    kernel = make(pairs[None])
+    # JAX makes an array of this flag too, and then asks whether it is true.
+    info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+    kernel = type(kernel)(info, kernel.dq_mask_info, kernel.dkv_mask_info, **kernel.kwargs)
+    return kernel(q, k, v)
 
 
 def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:
