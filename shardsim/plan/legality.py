@@ -109,6 +109,8 @@ def _of_part(
             words = _WHAT[axis]
             if axis == "embed" and size != model.embed:
                 words = "width of branches" if model.branch else "width of latents"
+            elif axis == "mlp" and model.index and size == model.index.heads:
+                words = "heads of the index"
             what = f"{words} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
     for rounds, layers in () if layout.stage_layers else model.stacks:
@@ -304,7 +306,7 @@ def _check_stages(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        return f"; the nearest that does: {nearest_divisor(size, by)}"
+        return f"; the nearest axis that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by
