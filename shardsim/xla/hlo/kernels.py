@@ -69,6 +69,7 @@ class Kernel:
     fused: bool  # a dkv kernel that makes dQ too
     streamed_bytes: float  # of the operands in HBM that are fetched anew for every block
     other_bytes: float  # of all other arrays in HBM, each moved once
+    pairs_bytes: float = 0.0  # of a mask that the program makes, for all heads
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -92,6 +93,8 @@ class Kernel:
                 usual.append(float(self._seen(0, before=0).mean()))
             if fraction not in usual:
                 problem = f"its mask leaves {fraction:.4g} of the blocks: neither causal nor whole"
+        elif self.pairs_bytes and causal is not None:  # of chosen keys any block may have one
+            fraction = float(self._seen(0).mean()) if causal else 1.0
         elif causal is None:
             fraction = math.prod(self.table[1:]) / math.prod(self.blocks)
             problem = "its mask is not in the text; all blocks are counted"
@@ -181,4 +184,4 @@ class Kernel:
         else:
             heads = self.q.dims[-3] // self.k.dims[-3]
             times = rows * fraction * heads if columns > 1 else 1.0
-        return self.other_bytes + self.streamed_bytes * times
+        return self.other_bytes + self.streamed_bytes * times + self.pairs_bytes * fraction
