@@ -184,17 +184,20 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
 def _refuse_index(plan: Plan, layout: Layout) -> None:
     """Raise `PlanError` for what the emitted code of an index of tokens, whose weights have no
     gradient, cannot do."""
-    for key, there, usual in (
-        ("mesh", int(layout.context.size) > 1, "no context axis"),
-        ("mesh", int(layout.pipeline.size) > 1, "no pipeline stages"),
-        ("accumulation", plan.accumulation != "repeated", "repeated"),
-        ("fused_projections", plan.fused_projections, "false"),
-        ("offload_parameters", plan.offload_parameters, "false"),
-        ("lengths", plan.lengths is not None, "none"),
-        ("machine", plan.machine.chip.kind == "gpu", "a TPU"),
+    accumulation = plan.accumulation
+    for key, what, there, instead in (
+        ("mesh", "over a context axis", int(layout.context.size) > 1, "split batch instead"),
+        ("mesh", "over pipeline stages", int(layout.pipeline.size) > 1, "split batch instead"),
+        ("accumulation", f"as {accumulation}", accumulation != "repeated", "use repeated"),
+        ("model", "in a parallel block", plan.model.parallel_block, "use parallel_block: false"),
+        ("offload_parameters", "in the host's memory", plan.offload_parameters, "leave it out"),
+        ("lengths", "of rows of several sequences", plan.lengths is not None, "leave it out"),
+        ("machine", "for GPUs", plan.machine.chip.kind == "gpu", "choose a slice of TPUs"),
     ):
         if there:
-            raise PlanError(f"{key}: export of an index of tokens needs {usual}")
+            raise PlanError(
+                f"{key}: export of an index of tokens {what} is not supported; {instead}"
+            )
 
 
 def _refuse_conditions(plan: Plan, layout: Layout) -> None:

@@ -54,12 +54,15 @@ def kernel_text(
     keys: str = K,
     values: str = K,
     segments: tuple[str, ...] = (),
+    pairs: str = "",
 ) -> str:
     """Return a module whose only work is one kernel."""
     kernel = "dkv" if phase == "fused" else phase
     operands = [f"s8[1,{grid}]"] * 2 + [Q, keys, values, *segments]
     if kernel != "fwd":
         operands += [SUMS[kernel], Q, SUMS[kernel]]
+    if pairs:
+        operands.append(pairs)
     if positions:
         operands.append(f"s32[8,{QUERIES}]" if kernel == "dkv" else f"s32[{QUERIES},128]")
     header = ", ".join(f"p{i}: {shape}" for i, shape in enumerate(operands) if i != 1)
@@ -330,6 +333,21 @@ def test_segments_stand_after_the_values() -> None:
     assert not doubts(compiled)
     with pytest.raises(HloError, match="do not fit"):
         read(text)
+
+
+@pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
+def test_a_mask_that_the_program_makes_is_read_by_each_head(phase: str) -> None:
+    side = (BLOCK_Q, BLOCK_KV) if phase != "dkv" else (BLOCK_KV, BLOCK_Q)
+    mask = f"s32[4,{side[0]},{side[1]}]"
+    text = kernel_text(phase, "{...}", positions=False, pairs=mask)
+    found, without = read(text, True), read(kernel_text(phase, "{...}"), True)
+    assert not doubts(found)
+    assert found.flops == without.flops
+    ((one,), (plain,)) = (each.operations for each in (found, without))
+    heads, causal = parse_shape(Q).dims[-3], found.flops / read(text, False).flops
+    assert one.hbm_bytes - plain.hbm_bytes == parse_shape(mask).bytes * heads * causal
+    with pytest.raises(HloError, match="do not fit"):
+        read(kernel_text(phase, positions=False, pairs=mask.replace("s32[4,", "f32[4,")))
 
 
 def test_values_may_have_a_width_of_their_own() -> None:
