@@ -241,6 +241,9 @@ def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
             export_plan(other, "flax")
 
 
+_GPIPE = {"pipeline_schedule": "gpipe"}
+
+
 @pytest.mark.parametrize(
     ("mesh", "more", "words"),
     [
