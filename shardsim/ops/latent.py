@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.ops.attend import KERNELS, Mask, attention_ops, kernel_attention
-from shardsim.ops.attend_blocks import seen
+from shardsim.ops.attend_blocks import same_sequence, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs
@@ -166,6 +166,9 @@ def run_attend_latents(
         wide = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
         return way.flash(q, k, wide, mask, positions)[..., : v.shape[-1]]
     pairs = None if positions is None else seen(mask, positions, way.key_tokens(k))
+    if way.segments is not None:
+        alike = same_sequence(way.segments, way.segments)[:, 0]
+        pairs = alike if pairs is None else alike & pairs
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if pairs is not None:

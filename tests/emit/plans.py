@@ -555,6 +555,7 @@ LENGTHS: dict[str, Plan] = {
         "llama", _FM, "seq", **_held("packed"), microbatches=2
     ),
     "padded, data": spread("palm", _D, **_held("padded")),
+    "packed, unfused, latents": spread("deepseek-lite", _F, **_held("packed_masked"), **_UNFUSED),
     "packed, unfused, windows": spread("gemma2", _F, **_held("packed_masked"), **_UNFUSED),
 }
 
