@@ -152,6 +152,10 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             "model: export of linear attention is supported as explicit, without lengths"
         )
     axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
+    if model.chunked and plan.machine.chip.kind == "gpu":
+        raise PlanError(
+            "model: export of attention in chunks for GPUs is not supported; use chunked: false"
+        )
     if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
             "model: export of lora is supported as explicit, without a second tensor axis or stages"

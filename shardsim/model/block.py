@@ -95,7 +95,8 @@ class Block(Builder):
         self.experts = experts
         chosen = model.index.top if model.index else 0
         blocks = KERNELS[attention].blocks if attention in KERNELS else BLOCKS
-        self.mask = Mask(model.causal, window, along, chosen, blocks)
+        chunked = model.chunked and window > 0
+        self.mask = Mask(model.causal, window, along, chosen, blocks, chunked)
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads

@@ -90,10 +90,11 @@ KERNELS = {
 class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
 
-    Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
-    `along` "space", in the same frame, or "time", at the same location, where it is not "". Of all
-    keys so many may be `chosen`: those count, and kernels compute all. These have `blocks` of so
-    many queries and keys, forward and back.
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150); or, `chunked`, those of
+    the same chunk of so many tokens (Llama 4). Of a video's tokens those `along` "space", in the
+    same frame, or "time", at the same location, where it is not "". Of all keys so many may be
+    `chosen`: those count, and kernels compute all. These have `blocks` of so many queries and keys,
+    forward and back.
     """
 
     causal: bool
@@ -101,6 +102,7 @@ class Mask:
     along: str = ""
     chosen: int = 0
     blocks: tuple[int, int] = BLOCKS
+    chunked: bool = False
 
     def back(self) -> Mask:
         """Return the mask of the gradient's kernel."""
@@ -115,7 +117,8 @@ class Mask:
         """Return it as plain data."""
         along = {"along": self.along} if self.along else {}
         blocks = {"blocks": self.blocks} if self.blocks != BLOCKS else {}
-        return {"causal": self.causal, "window": self.window, **along, **blocks}
+        chunked = {"chunked": True} if self.chunked else {}
+        return {"causal": self.causal, "window": self.window, **along, **blocks, **chunked}
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
@@ -135,7 +138,12 @@ class Mask:
 
     def _of_blocks(self, blocks: Number) -> Number:
         """Return the blocks of keys that a kernel computes for the first so many of queries: of
-        each its own and those before, as far as a window goes."""
+        each its own and those before, as far as a window goes, or back to where a chunk begins."""
+        if self.chunked:
+            rows = np.arange(int(np.max(blocks)))
+            first = rows * self.blocks[0] // self.window * self.window // self.blocks[0]
+            sums = np.concatenate([[0], np.cumsum(rows - first + 1)])
+            return sums[np.asarray(blocks, dtype=int)]
         seen = 1 + -(-(self.window - 1) // self.blocks[0]) if self.window else np.inf
         full = np.minimum(blocks, seen)
         return full * (full + 1) / 2.0 + (blocks - full) * full
@@ -178,8 +186,12 @@ class Mask:
         """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
 
         In full a window counts as so many keys of every query; `halved`, what lies in it: w of T
-        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`).
+        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`). Chunks
+        count as sequences of their own.
         """
+        if self.chunked:
+            chunks, rest = divmod(tokens, self.window)
+            return (chunks * self.window**2 + rest**2) // (1 + halved)
         window = min(self.window or self.chosen or tokens, tokens)
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
@@ -396,6 +408,9 @@ def kernel_attention(
     each sequence, for all heads alike; without them the mask says it.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as splash_masks,
+    )
 
     tokens, heads, depth = q.shape[1:]
     parts, rows = k.shape[1] // tokens, _rows_in_order(mask)
@@ -412,7 +427,9 @@ def kernel_attention(
         blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
         blocks["use_fused_bwd_kernel"] = True
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
-    if mask["window"]:
+    if mask.get("chunked"):
+        form = partial(splash_masks.ChunkedCausalMask, chunk_size=mask["window"])
+    elif mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
     if mask.get("stripes"):
         form = partial(_striped_mask, mask)

@@ -159,6 +159,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # As Gemma 2: every other layer sees a window of the last tokens.
     "gemma2": {**_DECODER, "layers": 4, "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 4}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary", "windows": [6, 0]},
+    # As Llama 4's attention: chunks of a sequence, and every third layer sees all.
+    "chunks": {**_DECODER, **_MIXED, "layers": 6, "windows": [6, 6, 0], "chunked": True},
     # As Gemma 3: several local layers for each that sees all.
     "gemma3": {**_DECODER, "qk_norm": True, "norm": "rmsnorm", "layers": 6}
     | {"positions": "rotary", "windows": [5, 5, 0]},
@@ -290,6 +292,9 @@ PLANS: dict[str, Plan] = {
     ),
     "partitioned groups of layers": spread("vit-deep", _FM, "seq", **_PART, remat=_GROUPS),
     "windows, tensor, unfused": spread("gemma2", _DFM, "seq", **_UNFUSED, microbatches=2),
+    "chunks, fsdp": spread("chunks", _F),
+    "chunks, tensor, unfused": spread("chunks", _DFM, "seq", **_UNFUSED, microbatches=2),
+    "partitioned chunks": spread("chunks", _FM, "seq", **_PART),
     "windows, context": spread("gemma2", _FCM, "seq", **_SPLIT, context={"order": "contiguous"}),
     "partitioned windows": spread("gemma2", _FM, "seq", **_PART),
     "tensor on two mesh axes": make(

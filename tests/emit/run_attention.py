@@ -39,6 +39,8 @@ ATTENTION: list[tuple[Any, ...]] = [
     ("kernel", 130, 130, 1, 72, True, 0),
     ("kernel", 384, 384, 4, 128, True, 130),  # blocks of keys that no query sees
     ("kernel", 130, 130, 2, 72, True, 7),
+    ("blocks", 50, 50, 2, 8, True, 20, False, 0, True),  # in chunks
+    ("kernel", 384, 384, 4, 128, True, 130, False, 0, True),
     ("kernel", 256, 128, 4, 128, False, 0),  # a part of the queries, as where the sequence is split
     ("kernel", 384, 128, 2, 128, True, 0),
     ("kernel", 384, 128, 2, 128, True, 130),
@@ -74,6 +76,7 @@ def attend(
     window: int,
     sunk: bool = False,
     stripes: int = 0,
+    chunked: bool = False,
 ) -> float:
     """Compare output and gradients of attention over the last `queries` of `keys` tokens, or in
     stripes over those of the member before the last."""
@@ -87,11 +90,14 @@ def attend(
         here, places = pairs[-2], np.concatenate(pairs)
     positions = jnp.asarray(here) if causal else None
     mask = positions[:, None] >= places if causal else None
-    if window:
+    if chunked:
+        mask &= positions[:, None] // window == places // window
+    elif window:
         mask &= positions[:, None] - places < window
 
     def ours(q: Any, k: Any, v: Any, sinks: Any) -> Any:
         options = {"causal": causal, "window": window, "stripes": stripes}
+        options |= {"chunked": chunked}
         platform = "tpu" if way == "kernel" else "cpu"
         return attention.flash_attention(q, k, v, options, positions, platform, None, sinks)
 

@@ -57,17 +57,20 @@ def read_hlo(
     causal: bool | None = None,
     windows: Iterable[int] = (),
     striped: bool = False,
+    chunked: bool = False,
 ) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
 
     HLO leaves out the numbers of large constants, among them the masks of attention kernels:
     `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
-    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`.
-    `striped`: of a sequence that devices share each has an early part and a late one.
+    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`, or
+    `chunked` those of such a chunk. `striped`: of a sequence that devices share each has an early
+    part and a late one.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
-    masks = Masks(causal=causal, windows=tuple(sorted(set(windows) - {0})), striped=striped)
+    each = tuple(sorted(set(windows) - {0}))
+    masks = Masks(causal=causal, windows=each, striped=striped, chunked=chunked)
     return read_module(parse_module(text), mesh, masks)
 
 

@@ -37,6 +37,7 @@ class Masks:
 
     causal: bool | None = None  # or whole (False); None: nobody knows
     windows: tuple[int, ...] = ()  # some causal ones may see only so many tokens
+    chunked: bool = False  # a window does not slide: it is a chunk
     # Where devices have parts of a sequence: each an early one and a late one (`plan.Context`).
     striped: bool = False
 
@@ -115,7 +116,7 @@ class Kernel:
             yield self.blocks, 1.0
             return
         for window in (0, *masks.windows):
-            has = self._seen(window)
+            has = self._seen(window, chunked=masks.chunked)
             if masks.striped and not window:  # of an early part and a late one
                 yield self.blocks, float((has.mean() + self._seen(0, before=0).mean()) / 2)
                 continue
@@ -126,8 +127,11 @@ class Kernel:
                 columns = int(has.sum(axis=1).max())
             yield (rows, columns), float(has.mean())
 
-    def _seen(self, window: int, before: int | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return which blocks have a key that a query sees: none after it, the last `window`.
+    def _seen(
+        self, window: int, before: int | None = None, chunked: bool = False
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which blocks have a key that a query sees: none after it, the last `window`, or
+        those of its chunk.
 
         `before`: keys that stand before the first query. Of fewer queries than keys these are the
         last ones: where devices have parts of a sequence all wait for the one that sees most.
@@ -139,6 +143,8 @@ class Kernel:
         first, last = columns * long, (columns + 1) * long - 1
         begin = before + rows[:, None] * wide
         seen = first <= begin + wide - 1
+        if chunked and window:
+            return seen & (last >= begin // window * window)
         return seen & (last > begin - window) if window else seen
 
     def _counted(self, literal: str) -> float:

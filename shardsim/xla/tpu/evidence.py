@@ -60,6 +60,7 @@ class Evidence:
             mesh,
             causal=model.causal,
             windows=model.windows,
+            chunked=model.chunked,
             striped=bool(resolve(self.plan).striped),
         )
         self.replayed: Replay = replay(self.plan.machine, self.costed, self.compiled)
