@@ -235,12 +235,14 @@ def test_causal_blocks_of_any_size_are_counted() -> None:
 
 @pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
 @pytest.mark.parametrize(("wide", "long"), [(128, 128), (256, 128), (128, 384)])
-def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int, chunked: bool) -> None:
     tokens, window = 1536, 200
     at = np.arange(tokens)
     back = at[:, None] - at
     shape = (tokens // wide, wide, tokens // long, long)
-    blocks = ((back >= 0) & (back < window)).reshape(shape).any((1, 3))
+    near = at[:, None] // window == at // window if chunked else back < window
+    blocks = ((back >= 0) & near).reshape(shape).any((1, 3))
     # JAX leaves out of the grid what no row, or column, of it has.
     rows, columns = blocks.shape
     if phase == "dkv":
@@ -248,11 +250,11 @@ def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> Non
     else:
         columns = int(blocks.sum(1).max())
     kernel = a_kernel(phase, (wide, long), (1, rows, columns), tokens)
-    found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000)))
+    found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000), chunked=chunked))
     assert found.matmuls[0].fraction == pytest.approx(blocks.mean(), rel=1e-12)
     assert not found.problem
     with pytest.raises(HloError, match="its mask is not causal"):
-        kernel.executed("{...}", Masks(causal=True, windows=(1000,)))
+        kernel.executed("{...}", Masks(causal=True, windows=(1000,), chunked=chunked))
 
 
 @pytest.mark.parametrize(
