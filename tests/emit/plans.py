@@ -292,9 +292,6 @@ PLANS: dict[str, Plan] = {
     ),
     "partitioned groups of layers": spread("vit-deep", _FM, "seq", **_PART, remat=_GROUPS),
     "windows, tensor, unfused": spread("gemma2", _DFM, "seq", **_UNFUSED, microbatches=2),
-    "chunks, fsdp": spread("chunks", _F),
-    "chunks, tensor, unfused": spread("chunks", _DFM, "seq", **_UNFUSED, microbatches=2),
-    "partitioned chunks": spread("chunks", _FM, "seq", **_PART),
     "windows, context": spread("gemma2", _FCM, "seq", **_SPLIT, context={"order": "contiguous"}),
     "partitioned windows": spread("gemma2", _FM, "seq", **_PART),
     "tensor on two mesh axes": make(
@@ -344,7 +341,7 @@ PLANS: dict[str, Plan] = {
     "partitioned context": spread("gpt", _FCM, "seq", **_PART),
 }
 
-# Of models with experts or latents, which other trainers' exports refuse.
+# Of models with experts, latents or chunks, which other trainers' exports refuse.
 EXPERTS: dict[str, Plan] = {
     "experts, fsdp": spread("mixtral", _F, remat="none"),
     "experts, fsdp by expert": make(
@@ -382,6 +379,9 @@ EXPERTS: dict[str, Plan] = {
     "latents, fsdp, experts": spread("deepseek", _F, remat="save_qkv"),
     "latents, tensor, sequence": spread("deepseek", _FM, "seq", microbatches=2),
     "latents, data, tensor, embed": spread("deepseek-lite", _DFM, "embed", **_ZERO, remat="none"),
+    "chunks, fsdp": spread("chunks", _F),
+    "chunks, tensor, unfused": spread("chunks", _DFM, "seq", **_UNFUSED, microbatches=2),
+    "partitioned chunks": spread("chunks", _FM, "seq", **_PART),
     "index, data": spread("deepseek-index", _D, **_UNFUSED),
     "index, fsdp, experts": spread("deepseek-index", _F, remat="save_qkv"),
     "index, fsdp, exchanged": spread("deepseek-index", _FE, **_SPLIT, **_ROOM, microbatches=2),
