@@ -68,6 +68,7 @@ def export_plan(plan: PlanOrPath, to: str, trainer_path: Path | None = None) -> 
         ("branches of another width", model.branch),
         ("experts", model.experts if to != "maxtext" else None),
         ("sinks", model.sinks),
+        ("attention in chunks", model.chunked),
         ("several stacks", len(model.parts) > 1),
         ("adapters", model.lora),
         ("layers after the last whole round of windows", len(model.stacks) > 1),

@@ -13,7 +13,6 @@ FORMATS = ("f32", "bf16")
 # Options of a model that the emitted code has only as they are here.
 UNSUPPORTED: dict[str, Any] = {
     "branch": 0,
-    "index": None,
 }
 
 
@@ -146,11 +145,17 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"execution: export of latent attention as {plan.execution} is not supported; use "
             "explicit"
         )
+    if model.index:
+        _refuse_index(plan, layout)
     if model.delta and (plan.execution != "explicit" or plan.lengths):
         raise PlanError(
             "model: export of linear attention is supported as explicit, without lengths"
         )
     axes = max(int(layout.tensor2.size), int(layout.pipeline.size))
+    if model.chunked and plan.machine.chip.kind == "gpu":
+        raise PlanError(
+            "model: export of attention in chunks for GPUs is not supported; use chunked: false"
+        )
     if model.lora and (plan.execution != "explicit" or axes > 1):
         raise PlanError(
             "model: export of lora is supported as explicit, without a second tensor axis or stages"
@@ -178,6 +183,25 @@ def _refuse_part(plan: Plan, model: Model, layout: Layout) -> None:
             f"mesh: {local} key-value heads on a device and a second tensor axis of {tensor2}: "
             "export needs one to divide the other"
         )
+
+
+def _refuse_index(plan: Plan, layout: Layout) -> None:
+    """Raise `PlanError` for what the emitted code of an index of tokens, whose weights have no
+    gradient, cannot do."""
+    accumulation = plan.accumulation
+    for key, what, there, instead in (
+        ("mesh", "over a context axis", int(layout.context.size) > 1, "split batch instead"),
+        ("mesh", "over pipeline stages", int(layout.pipeline.size) > 1, "split batch instead"),
+        ("accumulation", f"as {accumulation}", accumulation != "repeated", "use repeated"),
+        ("model", "in a parallel block", plan.model.parallel_block, "use parallel_block: false"),
+        ("offload_parameters", "in the host's memory", plan.offload_parameters, "leave it out"),
+        ("lengths", "of rows of several sequences", plan.lengths is not None, "leave it out"),
+        ("machine", "for GPUs", plan.machine.chip.kind == "gpu", "choose a slice of TPUs"),
+    ):
+        if there:
+            raise PlanError(
+                f"{key}: export of an index of tokens {what} is not supported; {instead}"
+            )
 
 
 def _refuse_conditions(plan: Plan, layout: Layout) -> None:

@@ -11,6 +11,7 @@ from shardsim.machine import Machine
 from shardsim.model import Experts, Latent, Model
 from shardsim.model.delta import Delta
 from shardsim.model.global_heads import GlobalHeads
+from shardsim.model.index import Index
 from shardsim.model.parts import KEYS as PARTS
 from shardsim.plan.layout import SEQUENCE_SHARDED, Layout
 from shardsim.plan.legality import check
@@ -64,6 +65,8 @@ def shrink(plan: Plan, devices: int = 8) -> tuple[Plan, tuple[str, ...]]:
     draft = replace(plan, machine=machine, mesh=place(sizes, machine))
     small = resolve(draft)
     model = _model(plan.model, small, _chunks(plan, small))
+    if model.index:
+        model = replace(model, index=_index(plan, model))
     stages = int(small.pipeline.size)
     microbatches = min(plan.microbatches, 2 * stages) if stages > 1 else min(plan.microbatches, 2)
     if small.split_backward:  # of one tick with all in it a compiler leaves out what it sends last
@@ -152,6 +155,16 @@ def _experts(experts: Experts | None, layout: Layout, mlp: int) -> Experts | Non
         group=min(experts.group, _TOKENS // 2),
         dense_layers=_LAYERS if experts.dense_layers else 0,
     )
+
+
+def _index(plan: Plan, small: Model) -> Index:
+    """Return an index of as many narrow heads as a `small` model has; it chooses some tokens where
+    the plan's does."""
+    assert plan.model.index
+    assert small.latent
+    chooses = plan.sequence > plan.model.index.top
+    top = small.sequence // 4 if chooses else small.sequence
+    return Index(heads=small.heads, head_dim=2 * small.latent.rotary, top=top)
 
 
 def _chunks(plan: Plan, small: Layout) -> int:

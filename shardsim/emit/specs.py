@@ -19,6 +19,7 @@ from shardsim.graph.arrays import weights_of
 from shardsim.graph.build import Part
 from shardsim.model import Model, Tensor
 from shardsim.model.blocks import graph_of
+from shardsim.ops.index import WEIGHTS as DETACHED
 from shardsim.ops.project import together
 from shardsim.plan import Plan, resolve
 from shardsim.plan.layout import Layout, heads_as_columns
@@ -235,6 +236,7 @@ def _parameter(tensor: Tensor, layout: Layout) -> dict[str, Any]:
         "optimizer_spec": _spec(split(*named(tensor, state=True), layout), layout),
         "start": _start(tensor),
         **({} if tensor.trained else {"trained": False}),
+        **({"detached": True} if tensor.name in DETACHED else {}),
     }
 
 

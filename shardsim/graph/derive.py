@@ -91,6 +91,7 @@ class Derived:
 
     steps: list[Step]
     leaves: list[Leaf] = field(default_factory=list)
+    still: list[Leaf] = field(default_factory=list)  # which no gradient reaches
 
     @property
     def weights(self) -> tuple[Array, ...]:
@@ -177,7 +178,11 @@ def _transpose(result: Derived, last: set[int], axes: frozenset[str]) -> None:
     made = makers([step.op for step in steps])
     arrays = [a.original or a for step in steps for a in (*step.op.ins, *step.op.vectors)]
     for array in {array.name: array for array in arrays}.values():
-        if array.name in made or array.name not in gradients:
+        if array.name in made:
+            continue
+        if array.name not in gradients:
+            if array.weight and array.trained:
+                result.still.append(Leaf(array, partial=axes - set(array.split)))
             continue
         parts = gradients[array.name]
         rest = NONE

@@ -321,6 +321,7 @@ _ALIKE = {
     "branch_norm": "norm",
     "branch_mlp": "mlp",
     "index_heads": "mlp",
+    "scoring_heads": "mlp",
     "index_keys": "keys",
     "delta_keys": "delta",
     "delta_heads": "delta",

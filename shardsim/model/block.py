@@ -95,7 +95,8 @@ class Block(Builder):
         self.experts = experts
         chosen = model.index.top if model.index else 0
         blocks = KERNELS[attention].blocks if attention in KERNELS else BLOCKS
-        self.mask = Mask(model.causal, window, along, chosen, blocks)
+        chunked = model.chunked and window > 0
+        self.mask = Mask(model.causal, window, along, chosen, blocks, chunked)
         self.model = model
         self.kernel = attention
         self.wide = None if window else model.global_heads
@@ -316,8 +317,7 @@ class Block(Builder):
         if latent.queries:
             q = latent_norm(self, "query_down_norm", q)
             if index:
-                causal = self.model.causal
-                chosen = token_index(self, normed, q, heads=index.heads, causal=causal)
+                chosen = token_index(self, normed, q, rotary=latent.rotary, **vars(index))
             (q,) = latent_up(self, q, "query_latent", {"query": ("q", HEADS)})
         q = rotate_part(self, q, rotary=latent.rotary, head_dim=self.model.head_dim)
         both = latent_norm(self, "key_value_down_norm", both)

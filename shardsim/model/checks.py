@@ -38,6 +38,11 @@ def check_latent(model: Model, where: str) -> None:
             raise ModelError(f"{where}: index: needs latent.queries, which it reads, and causal")
         if any(model.windows):
             raise ModelError(f"{where}: index: not with windows; leave one of them out")
+        if index.head_dim < latent.rotary:
+            raise ModelError(
+                f"{where}: index.head_dim: {latent.rotary} of it turn by position (latent.rotary), "
+                f"and it has {index.head_dim}; the nearest is {latent.rotary}"
+            )
     if latent is None:
         return
     if not isinstance(latent, Latent):

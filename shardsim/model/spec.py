@@ -154,6 +154,7 @@ class Model:
     buckets: int = 32  # of relative positions
     # Tokens that a query sees, itself and those before it, in each layer of a round; 0: all.
     windows: tuple[int, ...] = ()
+    chunked: bool = False  # windows do not slide: a query sees those of its own chunk (Llama 4)
     # Of a video's tokens those that a query sees in each layer of a round: all, those of its frame
     # (space), or those at its location (time); (): all.
     attends: tuple[str, ...] = ()
@@ -416,6 +417,8 @@ def _checked_windows(model: Model, where: str) -> tuple[int, ...]:
         _check_count(where, "windows", window, least=0)
     if any(windows) and not model.causal:
         raise ModelError(f"{where}: windows: need causal attention; use causal: true, or []")
+    if model.chunked and not any(windows):
+        raise ModelError(f"{where}: chunked: needs windows, the tokens of a chunk; use false")
     if windows and model.layers % len(windows):
         close = max(1, round(model.layers / len(windows))) * len(windows)
         raise ModelError(

@@ -100,8 +100,10 @@ def of_tokens(model: Model, tokens: Number) -> Mapping[str, Number]:
     """Return the lengths of dimensions that tokens make: keys of an index, chunks of linear
     attention, and of a video whose layers attend along them frames and locations; frames are as
     many in a sequence of any length."""
-    if model.index:  # sequences that are seen whole need none
-        return {"index_keys": tokens * (tokens > model.index.top)}
+    if (index := model.index) is not None:  # sequences that are seen whole need none
+        needed = tokens > index.top
+        used = {"scoring_heads": index.heads, "scoring_dim": index.head_dim, "index_keys": tokens}
+        return {name: length * needed for name, length in used.items()}
     if model.delta:
         chunk = model.delta.chunk
         return {"delta_chunk": tokens / chunk} | dict.fromkeys(_OF_CHUNK, chunk)

@@ -90,10 +90,11 @@ KERNELS = {
 class Mask:
     """Which query-key pairs count: all, or of each query the keys up to itself.
 
-    Of those only the last `window` where it is not 0 (arXiv 2004.05150). Of a video's tokens those
-    `along` "space", in the same frame, or "time", at the same location, where it is not "". Of all
-    keys so many may be `chosen`: those count, and kernels compute all. These have `blocks` of so
-    many queries and keys, forward and back.
+    Of those only the last `window` where it is not 0 (arXiv 2004.05150); or, `chunked`, those of
+    the same chunk of so many tokens (Llama 4). Of a video's tokens those `along` "space", in the
+    same frame, or "time", at the same location, where it is not "". Of all keys so many may be
+    `chosen`: those count, and kernels compute all. These have `blocks` of so many queries and keys,
+    forward and back.
     """
 
     causal: bool
@@ -101,6 +102,7 @@ class Mask:
     along: str = ""
     chosen: int = 0
     blocks: tuple[int, int] = BLOCKS
+    chunked: bool = False
 
     def back(self) -> Mask:
         """Return the mask of the gradient's kernel."""
@@ -115,7 +117,8 @@ class Mask:
         """Return it as plain data."""
         along = {"along": self.along} if self.along else {}
         blocks = {"blocks": self.blocks} if self.blocks != BLOCKS else {}
-        return {"causal": self.causal, "window": self.window, **along, **blocks}
+        chunked = {"chunked": True} if self.chunked else {}
+        return {"causal": self.causal, "window": self.window, **along, **blocks, **chunked}
 
     def computed(self, tokens: int, last: Number | None = None) -> Number:
         """Return the share of the pairs that a fused kernel computes, in whole blocks: of all
@@ -135,7 +138,12 @@ class Mask:
 
     def _of_blocks(self, blocks: Number) -> Number:
         """Return the blocks of keys that a kernel computes for the first so many of queries: of
-        each its own and those before, as far as a window goes."""
+        each its own and those before, as far as a window goes, or back to where a chunk begins."""
+        if self.chunked:
+            rows = np.arange(int(np.max(blocks)))
+            first = rows * self.blocks[0] // self.window * self.window // self.blocks[0]
+            sums = np.concatenate([[0], np.cumsum(rows - first + 1)])
+            return sums[np.asarray(blocks, dtype=int)]
         seen = 1 + -(-(self.window - 1) // self.blocks[0]) if self.window else np.inf
         full = np.minimum(blocks, seen)
         return full * (full + 1) / 2.0 + (blocks - full) * full
@@ -178,8 +186,12 @@ class Mask:
         """Return the pairs that model FLOPs count: all, or `halved` what a causal mask keeps.
 
         In full a window counts as so many keys of every query; `halved`, what lies in it: w of T
-        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`).
+        tokens keep T w - w^2 / 2 pairs (MaxText, `calculate_mixed_attention_model_tflops`). Chunks
+        count as sequences of their own.
         """
+        if self.chunked:
+            chunks, rest = divmod(tokens, self.window)
+            return (chunks * self.window**2 + rest**2) // (1 + halved)
         window = min(self.window or self.chosen or tokens, tokens)
         return window * (2 * tokens - window) // 2 if halved else tokens * window
 
@@ -387,13 +399,18 @@ def kernel_attention(
     positions: Any,
     numbers: Any = None,
     sinks: Any = None,
+    pairs: Any = None,
 ) -> Any:
     """Return attention by JAX's splash attention kernel; tokens and head_dim are padded for it.
 
     Queries are all of a sequence, or one of so many equal parts of it, or the two of a member of a
-    striped order; `positions` says which.
+    striped order; `positions` says which. `pairs` [batch, queries, keys] are those that count in
+    each sequence, for all heads alike; without them the mask says it.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as splash_masks,
+    )
 
     tokens, heads, depth = q.shape[1:]
     parts, rows = k.shape[1] // tokens, _rows_in_order(mask)
@@ -404,17 +421,27 @@ def kernel_attention(
     length = tokens + more
     blocks = sizes_of_blocks(mask, length, rows, alone=parts == 1)
     form: Any = splash.CausalMask if mask["causal"] else splash.FullMask
-    if mask["window"]:
+    if mask.get("chunked"):
+        form = partial(splash_masks.ChunkedCausalMask, chunk_size=mask["window"])
+    elif mask["window"]:
         form = partial(splash.LocalMask, window_size=(mask["window"] - 1, 0), offset=0)
     if mask.get("stripes"):
         form = partial(_striped_mask, mask)
     cut = parts if mask["causal"] else 1  # without a mask all parts are alike
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)]),
+    make = partial(
+        splash.make_splash_mha,
         block_sizes=splash.BlockSizes(**blocks),
         head_shards=1,
         q_seq_shards=cut,
         residual_checkpoint_name="context",
+    )
+    if pairs is not None:  # what pads queries sees all, so that no row is empty
+        pairs = jnp.pad(pairs, ((0, 0), (0, 0), (0, more)))
+        pairs = jnp.pad(pairs, ((0, 0), (0, more), (0, 0)), constant_values=True)
+        out = jax.vmap(partial(_attend_pairs, make))(pairs, q, k, v)
+        return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+    kernel = make(
+        splash.MultiHeadMask([form((cut * length, parts * length)) for _ in range(heads)])
     )
     if cut > 1:
         kernel = _part_of_kernel(kernel, cut, positions[0] // (tokens // rows))
@@ -443,6 +470,15 @@ def sizes_of_blocks(mask: Any, length: int, rows: int = 1, *, alone: bool) -> di
         blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
         blocks["use_fused_bwd_kernel"] = True
     return blocks
+
+
+def _attend_pairs(make: Any, pairs: Any, q: Any, k: Any, v: Any) -> Any:
+    """Return attention by a splash attention kernel whose mask is `pairs`, of one sequence."""
+    kernel = make(pairs[None])
+    # JAX makes an array of this flag too, and then asks whether it is true.
+    info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+    kernel = type(kernel)(info, kernel.dq_mask_info, kernel.dkv_mask_info, **kernel.kwargs)
+    return kernel(q, k, v)
 
 
 def _striped_mask(mask: Any, shape: tuple[int, int]) -> Any:

@@ -22,6 +22,8 @@ def seen(mask: Any, positions: Any, keys: Any) -> Any:
 def seen_of(mask: Any, queries: Any, keys: Any) -> Any:
     """Return whether queries see keys, by positions that are laid out against each other."""
     back = queries - keys
+    if mask.get("chunked"):
+        return (back >= 0) & (queries // mask["window"] == keys // mask["window"])
     return (back >= 0) & (back < mask["window"]) if mask["window"] else back >= 0
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
-from shardsim.ops.attend import KERNELS, Mask, attention_ops
-from shardsim.ops.attend_blocks import seen
+from shardsim.ops.attend import KERNELS, Mask, attention_ops, kernel_attention
+from shardsim.ops.attend_blocks import same_sequence, seen
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs
@@ -105,7 +105,8 @@ def attend_latents(
         context = build.add(linear([result], replace(context, keep=""), stream=COPY))
     else:
         attention_ops(build, q, k, v, context, mask=mask, kernel=kernel, sinks=sinks, bias=chosen)
-    build.call("attend_latents", [q, k, v], context, named=fused, fused=fused, mask=mask.to_data())
+    read = [q, k, v, chosen] if chosen else [q, k, v]
+    build.call("attend_latents", read, context, named=fused, fused=fused, mask=mask.to_data())
     return context
 
 
@@ -147,8 +148,15 @@ def run_latent_keys(way: Whole, params: Params, call: Any, keys: Any, shared: An
 
 
 @runs("attend_latents")
-def run_attend_latents(way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any) -> Any:
-    """Return the weighted values [batch, tokens, heads, value_dim], before their projection."""
+def run_attend_latents(
+    way: Whole, params: Params, call: Any, q: Any, k: Any, v: Any, chosen: Any = None
+) -> Any:
+    """Return the weighted values [batch, tokens, heads, value_dim], before their projection.
+
+    What is `chosen` is added to scores: [batch, queries, keys].
+    """
+    if chosen is not None:
+        return attend_chosen(way, call, q, k, v, chosen)
     k, v = way.all_keys(k), way.all_keys(v)
     mask, positions = call["mask"], None
     if mask["causal"]:
@@ -158,10 +166,36 @@ def run_attend_latents(way: Whole, params: Params, call: Any, q: Any, k: Any, v:
         wide = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
         return way.flash(q, k, wide, mask, positions)[..., : v.shape[-1]]
     pairs = None if positions is None else seen(mask, positions, way.key_tokens(k))
+    if way.segments is not None:
+        alike = same_sequence(way.segments, way.segments)[:, 0]
+        pairs = alike if pairs is None else alike & pairs
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
     if pairs is not None:
         scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
     chances = checkpoint_name(jax.nn.softmax(scores, axis=-1).astype(q.dtype), "rest")
+    v = lax.optimization_barrier(v)
+    return lax.optimization_barrier(jnp.einsum("bhqk,bkhd->bqhd", chances, v))
+
+
+def attend_chosen(way: Whole, call: Any, q: Any, k: Any, v: Any, chosen: Any) -> Any:
+    """Return attention to the tokens that are `chosen`: in the kernel on TPUs, whose mask each
+    sequence has of its own, else with all scores in HBM."""
+    if not call["fused"]:
+        return written(q, k, v, chosen, lambda x: checkpoint_name(x, "rest"))
+    if way.plan["platform"] != "tpu":
+        return checkpoint_name(written(q, k, v, chosen, lambda x: x), "context")
+    more = q.shape[-1] - v.shape[-1]
+    wide = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, more)))
+    pairs = lax.stop_gradient(chosen) == 0
+    return kernel_attention(q, k, wide, call["mask"], None, pairs=pairs)[..., : v.shape[-1]]
+
+
+def written(q: Any, k: Any, v: Any, bias: Any, name: Any) -> Any:
+    """Return attention whose scores are in HBM, with a `bias` of them [batch, queries, keys];
+    `name` marks the probabilities for the remat policy."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5 + lax.stop_gradient(bias)[:, None].astype(jnp.float32)
+    chances = name(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
     v = lax.optimization_barrier(v)
     return lax.optimization_barrier(jnp.einsum("bhqk,bkhd->bqhd", chances, v))

@@ -109,6 +109,8 @@ def _of_part(
             words = _WHAT[axis]
             if axis == "embed" and size != model.embed:
                 words = "width of branches" if model.branch else "width of latents"
+            elif axis == "mlp" and model.index and size == model.index.heads:
+                words = "heads of the index"
             what = f"{words} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
     for rounds, layers in () if layout.stage_layers else model.stacks:
@@ -121,6 +123,8 @@ def _of_part(
         yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
     if model.latent:
         yield "mesh", "latent attention over a second tensor axis", 1, layout.tensor2.size
+    if model.chunked:
+        yield "mesh", "attention in chunks over a context axis", 1, layout.context.size
     if model.delta:
         yield "mesh", "linear attention over a second tensor axis", 1, layout.tensor2.size
         yield "mesh", "the state of linear attention over a context axis", 1, layout.context.size
@@ -211,6 +215,8 @@ def _check_parts(plan: Plan, layout: Layout) -> None:
             f"mesh: {'dense ' if front else ''}layers {which} are not spread over pipeline "
             "stages; name no axis for layers in rules.parameters"
         )
+    if plan.lengths and plan.model.chunked:
+        raise PlanError("lengths: of attention in chunks they are not modelled; leave it out")
     if plan.lengths and plan.lengths.held in BY_SEQUENCE and int(layout.context.size) > 1:
         raise PlanError(
             f"lengths.as: {plan.lengths.held} sequences are not split over a context axis; use "
@@ -304,7 +310,7 @@ def _check_stages(plan: Plan, layout: Layout) -> None:
 
 def _nearest(key: str, what: str, size: int, by: int) -> str:
     if what.startswith("experts"):
-        return f"; the nearest that does: {nearest_divisor(size, by)}"
+        return f"; the nearest axis that does: {nearest_divisor(size, by)}"
     if key != "batch":
         return ""
     below = size // by * by

@@ -143,7 +143,12 @@ def _sorted(plan: Plan) -> Plan:
 
 
 def _all_seen(plan: Plan) -> Plan:
-    return replace(plan, model=override_model(plan.model, {"windows": []}))
+    model = override_model(plan.model, {"windows": [], "chunked": False})
+    return replace(plan, model=model)
+
+
+def _without_index(plan: Plan) -> Plan:
+    return replace(plan, model=override_model(plan.model, {"index": None}))
 
 
 Words = str | Callable[[Plan], str]  # what a plan is then
@@ -187,6 +192,12 @@ OF_MODELS: tuple[tuple[Callable[[Model], bool], str, str, Callable[[Plan], Plan]
         _sorted,
     ),
     (lambda model: any(model.windows), "windows", "every layer sees all tokens", _all_seen),
+    (
+        lambda model: model.index is not None,
+        "index of tokens",
+        "every query sees all tokens",
+        _without_index,
+    ),
 )
 
 

@@ -82,18 +82,20 @@ def rotate_halves(block: Block, where: Where) -> Block:
     heads = [task for task in block.tasks if isinstance(task, Compute) and task.kind == "attention"]
     if not heads:
         return block
-    kernel = attends(heads[0]) & in_kernel(heads[0], where)
-    apart = np.less(heads[0].k, 2 * LANES) & np.logical_not(where.ring)
+    # An index of tokens has products in front of its kernel, of other heads.
+    one = next((task for task in heads if attends(task)), heads[0])
+    kernel = attends(one) & in_kernel(one, where)
+    apart = np.less(one.k, 2 * LANES) & np.logical_not(where.ring)
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Compute) or task.purpose != BY_HEAD or not task.turns:
             return [task]
-        one, gradient = 2.0 * task.pointwise * width(task), task.turns == "gradient"
+        both, gradient = 2.0 * task.pointwise * width(task), task.turns == "gradient"
         name, count = task.name, task.count * apart
-        turned = replace(task, hbm_bytes=np.where(apart, one, task.hbm_bytes))
-        made = stream(f"put together: {name}", "elementwise", one, count * (gradient | kernel))
+        turned = replace(task, hbm_bytes=np.where(apart, both, task.hbm_bytes))
+        made = stream(f"put together: {name}", "elementwise", both, count * (gradient | kernel))
         made = [replace(put, vector_ops=TOGETHER_OPS * task.pointwise) for put in made]
-        wide = stream(f"widen: {name}", "elementwise", one, count * (gradient & kernel))
+        wide = stream(f"widen: {name}", "elementwise", both, count * (gradient & kernel))
         return [*wide, turned, *made]
 
     return changed(block, change)

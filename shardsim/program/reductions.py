@@ -53,9 +53,10 @@ def gradient_reductions(
         rounds, tasks = sum(run.rounds for run in same), []
         one, writer = members[of], writers[of]
         for place, layer in same[0].layers:
-            leaves = one.derived.layers[place].leaves
-            vectors.append((writer, leaves, rounds * layer.times))
-            tasks += repeated(writer.matrices(leaves, most), layer)
+            derived = one.derived.layers[place]
+            vectors.append((writer, derived.leaves, rounds * layer.times))
+            tasks += repeated(writer.matrices(derived.leaves, most), layer)
+            tasks += repeated(writer.still(derived.still), layer)
         title = f", stack {number + 1}" if len(stacks) > 1 else ""
         blocks.append(
             Block(
@@ -142,21 +143,38 @@ class _Reductions:
                 self._sum(
                     "reduce-scatter", "data", elements, messages, zero, stage=stage, switch=switch
                 ),
-                Collective(
-                    name=f"gather updated parameters over {stage}",
-                    kind="all-gather",
-                    role="data",
-                    bytes=elements * self.work.parameter_bytes,
-                    count=zero & self.sizes.several(["data"]),
-                    messages=messages,
-                    stage=stage,
-                    purpose="updated parameters",
-                ),
+                self._gather("updated parameters", elements, messages, stage),
             ]
         if role != "data":
             rest = role_of(set(role.split("+")) - {"data"})
             tasks.append(self._sum("all-reduce", rest, elements / self.by_data, messages, zero))
         return tasks
+
+    def still(self, leaves: Iterable[Leaf]) -> list[Task]:
+        """Return the gathers of updated matrices that have no gradient: an optimizer whose state
+        the data axis splits updates a part of them all the same."""
+        arrays = [
+            leaf.array
+            for leaf in leaves
+            if leaf.array.weight != "vector" and "data" in leaf.partial
+        ]
+        if not arrays:
+            return []
+        elements = sum(self.sizes.stored(array) for array in arrays)
+        what = "updated parameters without gradients"
+        return [self._gather(what, elements, len(arrays), stage) for stage in ("torus", "dcn")]
+
+    def _gather(self, what: str, elements: Number, messages: int, stage: str) -> Collective:
+        return Collective(
+            name=f"gather {what} over {stage}",
+            kind="all-gather",
+            role="data",
+            bytes=elements * self.work.parameter_bytes,
+            count=self.zero & self.sizes.several(["data"]),
+            messages=messages,
+            stage=stage,
+            purpose="updated parameters",
+        )
 
     def _sum(
         self,

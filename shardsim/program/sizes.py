@@ -95,7 +95,9 @@ class Sizes:
         several = np.greater(layout.expert.size, 1)
         # Of tokens that are sorted: on the fullest device, and what there is room for.
         dropless = model.experts is not None and model.experts.dropless
-        self.load: Number = np.where(several, work.imbalance, 1.0) if dropless else 1.0
+        # All tokens on one device are as many times the mean as there are devices.
+        most = np.minimum(work.imbalance, layout.expert.size)
+        self.load: Number = np.where(several, most, 1.0) if dropless else 1.0
         room = np.minimum(max(work.padding, work.imbalance), layout.expert.size)
         self.room: Number = np.where(several, room, 1.0) if dropless else 1.0
         self._parts: dict[tuple[str, tuple[str, ...]], Number] = {}

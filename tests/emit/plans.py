@@ -85,6 +85,27 @@ MODELS: dict[str, dict[str, Any]] = {
         "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
         "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
     },
+    # As DeepSeek V3.2: an index chooses the tokens that a query sees.
+    "deepseek-index": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 6},
+        "index": {"heads": 4, "head_dim": 8, "top": 5},
+        "experts": {**_EIGHT, "shared": 1, "router": "sigmoid", "router_bias": True},
+    },
+    # The same without experts; and of sequences that are seen whole.
+    "index": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 10},
+        "index": {"heads": 8, "head_dim": 4, "top": 3},
+    },
+    "index-whole": {
+        **_DECODER,
+        **_LATENTS,
+        "latent": {"queries": 32, "keys": 16, "rotary": 4, "values": 10},
+        "index": {"heads": 8, "head_dim": 4, "top": 16},
+    },
     # As DeepSeek-V2-Lite, without experts: queries come straight from tokens.
     "deepseek-lite": {**_DECODER, **_LATENTS, "latent": {"keys": 16, "rotary": 4, "values": 10}},
     # The same side by side with the MLP.
@@ -138,6 +159,8 @@ MODELS: dict[str, dict[str, Any]] = {
     # As Gemma 2: every other layer sees a window of the last tokens.
     "gemma2": {**_DECODER, "layers": 4, "gated_mlp": True, "norm": "rmsnorm", "kv_heads": 4}
     | {"post_norms": True, "tied_embeddings": True, "positions": "rotary", "windows": [6, 0]},
+    # As Llama 4's attention: chunks of a sequence, and every third layer sees all.
+    "chunks": {**_DECODER, **_MIXED, "layers": 6, "windows": [6, 6, 0], "chunked": True},
     # As Gemma 3: several local layers for each that sees all.
     "gemma3": {**_DECODER, "qk_norm": True, "norm": "rmsnorm", "layers": 6}
     | {"positions": "rotary", "windows": [5, 5, 0]},
@@ -318,7 +341,7 @@ PLANS: dict[str, Plan] = {
     "partitioned context": spread("gpt", _FCM, "seq", **_PART),
 }
 
-# Of models with experts or latents, which other trainers' exports refuse.
+# Of models with experts, latents or chunks, which other trainers' exports refuse.
 EXPERTS: dict[str, Plan] = {
     "experts, fsdp": spread("mixtral", _F, remat="none"),
     "experts, fsdp by expert": make(
@@ -356,6 +379,16 @@ EXPERTS: dict[str, Plan] = {
     "latents, fsdp, experts": spread("deepseek", _F, remat="save_qkv"),
     "latents, tensor, sequence": spread("deepseek", _FM, "seq", microbatches=2),
     "latents, data, tensor, embed": spread("deepseek-lite", _DFM, "embed", **_ZERO, remat="none"),
+    "chunks, fsdp": spread("chunks", _F),
+    "chunks, tensor, unfused": spread("chunks", _DFM, "seq", **_UNFUSED, microbatches=2),
+    "partitioned chunks": spread("chunks", _FM, "seq", **_PART),
+    "index, data": spread("deepseek-index", _D, **_UNFUSED),
+    "index, fsdp, experts": spread("deepseek-index", _F, remat="save_qkv"),
+    "index, fsdp, exchanged": spread("deepseek-index", _FE, **_SPLIT, **_ROOM, microbatches=2),
+    "index, tensor, sequence": spread("deepseek-index", _FM, "seq", **_UNFUSED),
+    "index, tensor, replicated": spread("index", _FM2, **_overlap("off"), remat="none"),
+    "index that sees all, fsdp, tensor": spread("index-whole", _DFM, "seq", **_UNFUSED),
+    "index, data, tensor, embed": spread("deepseek-index", _DFM, "embed", **_ZERO, remat="dots"),
     "latents, context, unfused": spread(
         "latents-parallel", _FCM, **_SPLIT, **_UNFUSED, fused_projections=True
     ),
@@ -527,6 +560,7 @@ LENGTHS: dict[str, Plan] = {
         "llama", _FM, "seq", **_held("packed"), microbatches=2
     ),
     "padded, data": spread("palm", _D, **_held("padded")),
+    "packed, unfused, latents": spread("deepseek-lite", _F, **_held("packed_masked"), **_UNFUSED),
     "packed, unfused, windows": spread("gemma2", _F, **_held("packed_masked"), **_UNFUSED),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,10 +19,12 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from shardsim.emit.runtime.collectives import gather_matrix, member, member_before, next_member
 from shardsim.emit.runtime.config import Group
 from shardsim.ops import attend as attention
-from shardsim.ops import attend_blocks
+from shardsim.ops import attend_blocks, index
 from shardsim.ops.attend import softmax_attention
 from shardsim.ops.attend_pieces import fits_pieces
 from shardsim.ops.attend_round import Round, round_attention
+from shardsim.ops.latent import attend_chosen
+from shardsim.ops.whole import Whole
 
 BATCH, HEADS = 2, 4
 # (way, keys, queries, key-value heads, head_dim, causal, window, whether heads have sinks, of how
@@ -38,6 +41,8 @@ ATTENTION: list[tuple[Any, ...]] = [
     ("kernel", 130, 130, 1, 72, True, 0),
     ("kernel", 384, 384, 4, 128, True, 130),  # blocks of keys that no query sees
     ("kernel", 130, 130, 2, 72, True, 7),
+    ("blocks", 50, 50, 2, 8, True, 20, False, 0, True),  # in chunks
+    ("kernel", 384, 384, 4, 128, True, 130, False, 0, True),
     ("kernel", 256, 128, 4, 128, False, 0),  # a part of the queries, as where the sequence is split
     ("kernel", 384, 128, 2, 128, True, 0),
     ("kernel", 384, 128, 2, 128, True, 130),
@@ -80,6 +85,7 @@ def attend(
     window: int,
     sunk: bool = False,
     stripes: int = 0,
+    chunked: bool = False,
 ) -> float:
     """Compare output and gradients of attention over the last `queries` of `keys` tokens, or in
     stripes over those of the member before the last."""
@@ -93,11 +99,14 @@ def attend(
         here, places = pairs[-2], np.concatenate(pairs)
     positions = jnp.asarray(here) if causal else None
     mask = positions[:, None] >= places if causal else None
-    if window:
+    if chunked:
+        mask &= positions[:, None] // window == places // window
+    elif window:
         mask &= positions[:, None] - places < window
 
     def ours(q: Any, k: Any, v: Any, sinks: Any) -> Any:
         options = {"causal": causal, "window": window, "stripes": stripes}
+        options |= {"chunked": chunked}
         platform = "tpu" if way == "kernel" else "cpu"
         return attention.flash_attention(q, k, v, options, positions, platform, None, sinks)
 
@@ -156,6 +165,72 @@ def ring(way: str, here: int, kv: int, depth: int, causal: bool, striped: bool) 
     return error(*both(q, k, v))
 
 
+# (way, tokens, heads' width of keys and of values, of how many tokens each query sees)
+CHOSEN = [("kernel", 256, 24, 24, 40), ("kernel", 130, 72, 48, 130), ("written", 50, 24, 16, 7)]
+
+
+def attend_few(way: str, tokens: int, depth: int, values: int, top: int) -> float:
+    """Compare output and gradients of attention to tokens that are chosen anew for each query."""
+    shapes = depth, depth, values, values
+    q, k, v, d = (normal(i, (BATCH, tokens, HEADS, one)) for i, one in enumerate(shapes))
+    chosen = wanted_pairs(normal(8, (BATCH, tokens, tokens)), top)
+    call = {"fused": way == "kernel", "mask": {"causal": True, "window": 0}}
+    one = SimpleNamespace(plan={"platform": "tpu"})
+    wide = ((0, 0), (0, 0), (0, 0), (0, depth - values))
+
+    @jax.jit
+    def both(pairs: Any, *arrays: Any) -> Any:
+        def ours(q: Any, k: Any, v: Any) -> Any:
+            return attend_chosen(one, call, q, k, v, jnp.where(pairs, 0.0, index.HIDDEN))
+
+        def plain(q: Any, k: Any, v: Any) -> Any:
+            mask = pairs[:, None, None]
+            return softmax_attention(q, k, jnp.pad(v, wide), mask, lambda x: x)[..., :values]
+
+        found = (jax.vjp(function, *arrays) for function in (ours, plain))
+        return [(out, transpose(d)) for out, transpose in found]
+
+    return error(*both(chosen, q, k, v))
+
+
+def wanted_pairs(scores: Any, top: int) -> Any:
+    """Return of each query the `top` keys with the largest scores that are no later, the first of
+    equal ones."""
+    pairs = np.zeros(scores.shape, bool)
+    for batch, row in np.ndindex(scores.shape[:2]):
+        order = np.argsort(-scores[batch, row, : row + 1], kind="stable")[:top]
+        pairs[batch, row, order] = True
+    return pairs
+
+
+def choose(tokens: int, top: int) -> float:
+    """Return the share of pairs on which an index and one written out differ; most scores are of
+    no head above zero, so equal."""
+    heads, width, rotary = 2, 8, 4
+    latent, key = normal(0, (BATCH, tokens, 6)), normal(1, (BATCH, tokens, width))
+    sums, w = normal(2, (BATCH, tokens, heads)), normal(3, (6, heads, width))
+    scale, bias = 1 + 0.1 * normal(4, (width,)), normal(5, (width,))
+    way = Whole({"sequence": tokens, "compute": "f32"}, {}, {}, {})
+    way.parameters = {"index_query": {"shape": w.shape, "axes": ["query_latent", "a", "b"]}}
+    params = {"index_query": w, "scale": scale, "bias": bias}
+    call = {"top": top, "rotary": rotary, "mask": {"causal": True, "window": 0}}
+    call |= {"weights": ["index_query", "scale", "bias"]}
+    found = index.run_token_index(way, params, call, latent, key, sums)
+
+    def turned(x: Any) -> Any:
+        angle = np.arange(tokens)[:, None] * 10000.0 ** (-np.arange(rotary // 2) / (rotary // 2))
+        one = np.exp(1j * angle)[:, None]
+        turned = (x[..., : rotary // 2] + 1j * x[..., rotary // 2 : rotary]) * one
+        return np.concatenate([turned.real, turned.imag, x[..., rotary:]], -1)
+
+    spread = np.sqrt(key.var(-1, keepdims=True) + 1e-6)
+    k = turned(((key - key.mean(-1, keepdims=True)) / spread * scale + bias)[:, :, None])[:, :, 0]
+    q = turned(np.einsum("bsk,khd->bshd", latent, w))
+    above = np.maximum(np.einsum("bqhd,bkd->bqkh", q, k), 0)
+    wanted = wanted_pairs(np.einsum("bqkh,bqh->bqk", above, sums), top)
+    return float(np.mean((found == 0) != wanted))
+
+
 def gather(shape: tuple[int, int], dim: int) -> float:
     """Compare a gathered matrix with the whole one."""
     mesh = Mesh(np.array(jax.devices()), ("fsdp",), axis_types=(AxisType.Auto,))
@@ -180,5 +255,7 @@ if __name__ == "__main__":
     splash_attention.make_splash_mha = partial(make, interpret=True)
     results = {str(case): attend(*case) for case in ATTENTION}
     results |= {f"ring {case}": ring(*case) for case in RINGS}
+    results |= {str(case): attend_few(*case) for case in CHOSEN}
+    results |= {f"chosen {case}": choose(*case) for case in ((40, 6), (33, 1))}
     results |= {str(case): gather(*case) for case in MATRICES}
     print(json.dumps(results))

@@ -25,7 +25,7 @@ def expand(x: Any, ws: Any, group: Group, split: str, mode: str) -> Any:
     """Return x @ w for each weight, x in pieces."""
     if mode != "off":
         both = mode == "bidirectional"
-        return collectives.gather_linear(x, ws, group, split, both, x.dtype)
+        return collectives.gather_linear(x, ws, group, split, both, x.dtype, len(ws))
     x = collectives.gather(x, group, collectives.SLICED[split])
     return tuple(x @ w for w in ws)
 

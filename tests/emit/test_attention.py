@@ -23,6 +23,6 @@ def test_errors_are_those_of_rounding() -> None:
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout)
-    assert len(errors) == 30
+    assert len(errors) == 37
     for case, error in errors.items():
         assert error < 1e-6, case

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -238,6 +239,33 @@ def test_what_cannot_be_emitted_of_stages_and_accumulation_is_refused() -> None:
     for other in (ticks, layered):
         with pytest.raises(PlanError, match=r"export to flax: (pipeline stages|accumulation)"):
             export_plan(other, "flax")
+
+
+_GPIPE = {"pipeline_schedule": "gpipe"}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "more", "words"),
+    [
+        ({"fsdp": 4, "context": 2}, {}, "mesh: export of an index of tokens over a context axis"),
+        (
+            {"stage": 2, "fsdp": 4},
+            {"microbatches": 2, "pipeline_schedule": "gpipe"},
+            "over pipeline",
+        ),
+        ({"fsdp": 8}, {"machine": "h100:8"}, "machine: export of an index of tokens for GPUs"),
+        (
+            {"fsdp": 8},
+            {"accumulation": "gathered", "microbatches": 2},
+            "accumulation: export of an index of tokens as gathered is not supported; use repeated",
+        ),
+    ],
+)
+def test_what_an_index_of_tokens_is_not_emitted_with_is_said(
+    mesh: dict[str, int], more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PlanError, match=words):
+        export_plan(spread("index", mesh, **more), "jax")
 
 
 # Flax rules.

@@ -105,6 +105,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     ),
     # Without the layer of a second prediction, and biases of routers that no gradient reaches.
     "DeepSeek-V3": _config("deepseek_v3", 671_026_419_200 - 58 * 256),
+    # The same with an index in each layer, counted by hand.
+    "DeepSeek-V3.2": _config(
+        "deepseek_v32",
+        671_026_419_200 - 58 * 256 + 61 * (1536 * 64 * 128 + 7168 * 128 + 7168 * 64 + 2 * 128),
+        index_topk=2048,
+    ),
     "OLMo-2-1124-7B": _config("olmo2", 7_298_617_344, vocab_size=100352),
     "OLMo-2-1124-13B": _config("olmo2", 13_716_198_400, (5120, 13824, 40, 40), vocab_size=100352),
     "Olmo-3-1025-7B": _config("olmo3", 7_298_011_136, vocab_size=100278),

@@ -80,7 +80,7 @@ def test_events_take_what_the_closed_form_says(name: str) -> None:
     assert found.step_time_s == pytest.approx(found.events.analytic_step_time_s, rel=0.005)
 
 
-EMITTED = {name for name, model in MODELS.items() if model.latent and not model.index} | {
+EMITTED = {name for name, model in MODELS.items() if model.latent} | {
     *("norms behind additions", "norms within branches", "norms of patches", "a norm in front"),
     *("layers after the last round", "a bias of each word", "a gate of shared experts"),
     *("linear attention", "one norm over all heads", "a modulation of each layer"),

@@ -291,7 +291,8 @@ def test_dense_layers_in_front_cost_what_they_cost_alone() -> None:
             mixture(number=6),
             WHERE,
             {},
-            "mesh: experts over the expert axis: 6 does not divide by 4; the nearest that does: 3",
+            "mesh: experts over the expert axis: 6 does not divide by 4; the nearest axis that "
+            "does: 3",
         ),
         (
             mixture(capacity=1.0, group=96),

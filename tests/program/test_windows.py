@@ -42,6 +42,30 @@ def test_a_kernel_computes_the_blocks_that_have_a_pair(blocks: int, window: int)
         assert share == pytest.approx(pairs[-1].mean(), rel=1e-12)
 
 
+@given(st.integers(2, 6), st.integers(1, 6 * BLOCKS[0]))
+def test_a_kernel_computes_the_blocks_of_a_chunk_that_have_a_pair(blocks: int, chunk: int) -> None:
+    tokens = blocks * BLOCKS[0]
+    at = np.arange(tokens)
+    pairs = (at[:, None] >= at) & (at[:, None] // chunk == at // chunk)
+    there = pairs.reshape(blocks, BLOCKS[0], blocks, BLOCKS[0]).any((1, 3))
+    mask = Mask(True, chunk, chunked=True)
+    assert mask.computed(tokens) == pytest.approx(there.mean(), rel=1e-12)
+    for last in range(1, blocks + 1):
+        share = mask.computed(tokens, last * BLOCKS[0])
+        assert share == pytest.approx(there[-last:].mean(), rel=1e-12)
+    assert abs(mask.counted(tokens, halved=True) - pairs.sum()) <= tokens / 2 + 1
+    assert mask.counted(tokens, halved=False) == (pairs | pairs.T).sum()
+
+
+def test_chunks_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ModelError, match="chunked: needs windows, the tokens of a chunk"):
+        decoder(chunked=True)
+    model = decoder(layers=4, windows=[512, 0], chunked=True)
+    plan = build(model, "v4:2x2x2", 32, {"context": {"x": 2}, "data": {"y": 2, "z": 2}})
+    with pytest.raises(PlanError, match="attention in chunks over a context axis"):
+        check(plan, resolve(plan))
+
+
 @given(st.integers(1, 300), st.integers(0, 300))
 def test_model_flops_count_the_pairs_of_a_window(tokens: int, window: int) -> None:
     mask = Mask(True, window)

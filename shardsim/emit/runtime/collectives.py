@@ -266,34 +266,43 @@ def _weight_gradient(x: Array, dy: Array, dtype: Any) -> Array:
     return product.astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
 def gather_linear(
-    x: Array, weights: tuple[Array, ...], group: Group, split: str, both: bool, dtype: Any
+    x: Array,
+    weights: tuple[Array, ...],
+    group: Group,
+    split: str,
+    both: bool,
+    dtype: Any,
+    trained: int,
 ) -> tuple[Array, ...]:
     """Return x @ w for each weight: x comes in pieces and is gathered in a ring.
 
     Backward: the gradient of x is summed and scattered in a ring, beside its own products; the
-    gradients of the weights need x whole, which the recomputed forward ring leaves behind.
+    gradients of the weights need x whole, which the recomputed forward ring leaves behind. The
+    first `trained` products have gradients.
     """
     return ring_gather_matmul(x, weights, group, split, both, dtype)[0]
 
 
-def _gather_linear(x: Array, weights: Any, group: Group, split: str, both: bool, dtype: Any) -> Any:
+def _gather_linear(
+    x: Array, weights: Any, group: Group, split: str, both: bool, dtype: Any, trained: int
+) -> Any:
     outs, whole = ring_gather_matmul(x, weights, group, split, both, dtype)
     return outs, (whole, weights)
 
 
 def _gather_linear_gradient(
-    group: Group, split: str, both: bool, dtype: Any, kept: Any, dys: Any
+    group: Group, split: str, both: bool, dtype: Any, trained: int, kept: Any, dys: Any
 ) -> Any:
-    whole, weights = kept
-    dys = tuple(dy.astype(whole.dtype) for dy in dys)
+    whole, every = kept
+    weights, still = every[:trained], every[trained:]
+    dys = tuple(dy.astype(whole.dtype) for dy in dys[:trained])
     back = tuple(w.T for w in weights)
     with jax.named_scope("input_gradient"):
         dx = ring_matmul_scatter(dys, back, group, split, both)
-    return dx, tuple(
-        _weight_gradient(whole, dy, w.dtype) for dy, w in zip(dys, weights, strict=True)
-    )
+    made = (_weight_gradient(whole, dy, w.dtype) for dy, w in zip(dys, weights, strict=True))
+    return dx, (*made, *map(jnp.zeros_like, still))
 
 
 gather_linear.defvjp(_gather_linear, _gather_linear_gradient)

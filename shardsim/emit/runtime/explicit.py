@@ -138,6 +138,8 @@ class Explicit(Whole):
     # The two projections of a block's branch.
 
     def project_in(self, x: Array, params: Params, names: list[str]) -> list[Array]:
+        still = [name for name in names if "detached" in self.parameters[name]]  # the last ones
+        params = {**params, **{name: lax.stop_gradient(params[name]) for name in still}}
         shards = [self.own_heads(params[name], name) for name in names]
         if self.joins:
             shards = [self.flatten(w, name) for w, name in zip(shards, names, strict=True)]
@@ -145,7 +147,7 @@ class Explicit(Whole):
         if self.plan["fused"]:
             shards = [jnp.concatenate(shards, 1)]
         weights = tuple(self.whole_weight(w, names[0], 0) for w in shards)
-        ys = self.linear_in(x, weights, x.dtype)
+        ys = self.linear_in(x, weights, x.dtype, len(weights) - len(still))
         if self.plan["fused"]:
             ys = tuple(jnp.split(ys[0], ends, 2))
         with jax.named_scope("second_axis"):
@@ -154,11 +156,15 @@ class Explicit(Whole):
                 for y, name in zip(ys, names, strict=True)
             ]
 
-    def linear_in(self, x: Array, weights: tuple[Array, ...], kind: Any) -> tuple[Array, ...]:
-        """Gather x over the tensor axis and multiply it by each weight."""
+    def linear_in(
+        self, x: Array, weights: tuple[Array, ...], kind: Any, trained: int
+    ) -> tuple[Array, ...]:
+        """Gather x over the tensor axis and multiply it by each weight; the first `trained` of the
+        products have gradients."""
         with jax.named_scope("tensor_input"):
             if self.ring:
-                return gather_linear(x, weights, self.tensor, self.split, self.both, kind)
+                ring = self.tensor, self.split, self.both
+                return gather_linear(x, weights, *ring, kind, trained)
             if self.split != "replicated":
                 x = gather(x, self.tensor, SLICED[self.split])
             return tuple(self.product(x, w, kind) for w in weights)
@@ -412,7 +418,7 @@ class Explicit(Whole):
                     x = gather(x, self.tensor, SLICED[self.split])
                 logits = logits_linear(x, head, "gpu")
             else:
-                logits = self.linear_in(x, (head,), jnp.float32)[0]
+                logits = self.linear_in(x, (head,), jnp.float32, 1)[0]
             return shared_total(logits, self.tensor2)
 
     def pool(self, x: Array, share: Array) -> Array:

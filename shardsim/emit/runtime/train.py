@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from shardsim.emit.runtime.collectives import scatter, total
+from shardsim.emit.runtime.collectives import own, scatter, total
 from shardsim.emit.runtime.config import Data, build_mesh, make_group
 from shardsim.emit.runtime.data import batch_shapes, whole_batch
 from shardsim.emit.runtime.explicit import Explicit
@@ -198,6 +198,12 @@ class Trainer:
         With optimizer state over the data axis, each device keeps only the part it updates.
         """
         entry = self.parameters[name]
+        if "detached" in entry:  # zero on all devices
+            for dim, (mine, wanted) in enumerate(
+                zip(entry["spec"], entry["optimizer_spec"], strict=True)
+            ):
+                gradient = own(gradient, make_group(self.plan, wanted[len(mine) :]), dim)
+            return gradient
         used = {axis for axes in entry["optimizer_spec"] for axis in axes}
         left = [axis["name"] for axis in self.plan["mesh"] if axis["name"] not in used]
         axes = [axis for axis in entry["axes"] if axis not in ("expert", "register")]

@@ -398,6 +398,14 @@ def _deepseek(keys: Keys, router: str) -> dict[str, Any]:
     return {**made, "head_dim": width, "latent": latent, "experts": experts}
 
 
+def _deepseek_v32(keys: Keys) -> dict[str, Any]:
+    index = {
+        name: keys.count(f"index_{own}")
+        for name, own in (("heads", "n_heads"), ("head_dim", "head_dim"), ("top", "topk"))
+    }
+    return {**_deepseek(keys, "sigmoid"), "index": index}
+
+
 def _gpt2(keys: Keys) -> dict[str, Any]:
     if keys["add_cross_attention"]:
         raise FileError("add_cross_attention: attention to an encoder is not modelled; false is")
@@ -434,6 +442,7 @@ FAMILIES: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
     "llama4_text": _llama4,
     "deepseek_v2": partial(_deepseek, router="softmax"),
     "deepseek_v3": partial(_deepseek, router="sigmoid"),
+    "deepseek_v32": _deepseek_v32,
     "kimi_k2": partial(_deepseek, router="sigmoid"),
     "qwen2_moe": _qwen2_moe,
     "qwen3_next": _qwen3_next,

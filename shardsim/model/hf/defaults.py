@@ -229,7 +229,12 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_patches": 256,
     },
 }
-DEFAULTS = {**DEFAULTS, "kimi_k2": DEFAULTS["deepseek_v3"]}
+_INDEX = {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+DEFAULTS = {
+    **DEFAULTS,
+    "kimi_k2": DEFAULTS["deepseek_v3"],
+    "deepseek_v32": {**DEFAULTS["deepseek_v3"], **_INDEX},
+}
 # Other names of keys that transformers takes as the same (`attribute_map`).
 SAME_KEYS: Mapping[str, Mapping[str, str]] = {
     "gpt2": {

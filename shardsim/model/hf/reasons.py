@@ -62,7 +62,9 @@ REASONS: Mapping[str, Reason] = {
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), _PART),
     **dict.fromkeys(("vision_config", "audio_config", "text_config", "projector_config"), _OTHER),
     "attention_chunk_size": Reason(
-        "attention reaches the whole sequence here, not a chunk of it", (TIME,), usual=(None,)
+        "attention reaches the whole sequence, not a chunk; windows and chunked can say it",
+        (TIME,),
+        usual=(None,),
     ),
     "no_rope_layers": Reason("all layers turn by position here", (TIME,), usual=(None,)),
     "use_qk_norm": Reason("norms of queries and keys without weights", (TIME,), usual=(False,)),

@@ -65,7 +65,9 @@ MATTERS: Mapping[str, Reason] = {
     "partial_rotary_factor": Reason("all of each head turns by position here", (TIME,), (1, 1.0)),
     "nope_layer_interval": Reason("all layers turn by position here", (TIME,), (-1,)),
     "chunk_attn_window_size": Reason(
-        "attention reaches the whole sequence here, not a chunk of it", (TIME,), (0,)
+        "attention reaches the whole sequence, not a chunk; windows and chunked can say it",
+        (TIME,),
+        (0,),
     ),
     "training_objective": Reason("tokens are predicted in order here", BOTH, ("causal_lm",)),
     "n_routing_groups": Reason("experts are chosen among all, not in groups", (TIME,), (-1,)),

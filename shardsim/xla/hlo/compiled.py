@@ -58,19 +58,20 @@ def read_hlo(
     windows: Iterable[int] = (),
     striped: bool = False,
     pieces: bool = False,
+    chunked: bool = False,
 ) -> CompiledProgram:
     """Read the scheduled HLO `text` of a program compiled for `mesh` (axis: size, major to minor).
 
     HLO leaves out the numbers of large constants, among them the masks of attention kernels:
     `causal` says whether those are causal (True) or whole (False). If it is None such a kernel
-    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`.
-    `striped`: of a sequence that devices share each has an early part and a late one. `pieces`:
-    keys pass round, and kernels attend to those that come.
+    counts as whole, with a warning. Causal ones may see only the last tokens, one of `windows`, or
+    `chunked` those of such a chunk. `striped`: of a sequence that devices share each has an early
+    part and a late one. `pieces`: keys pass round, and kernels attend to those that come.
 
     Raises `HloError`, with the line, for text that is damaged or not understood.
     """
-    windows = tuple(sorted(set(windows) - {0}))
-    masks = Masks(causal=causal, windows=windows, striped=striped, pieces=pieces)
+    each = tuple(sorted(set(windows) - {0}))
+    masks = Masks(causal=causal, windows=each, striped=striped, pieces=pieces, chunked=chunked)
     return read_module(parse_module(text), mesh, masks)
 
 

@@ -37,6 +37,7 @@ class Masks:
 
     causal: bool | None = None  # or whole (False); None: nobody knows
     windows: tuple[int, ...] = ()  # some causal ones may see only so many tokens
+    chunked: bool = False  # a window does not slide: it is a chunk
     # Where devices have parts of a sequence: each an early one and a late one (`plan.Context`).
     striped: bool = False
     # Keys pass round, so that beside kernels of their own others run whose keys all queries see.
@@ -71,6 +72,7 @@ class Kernel:
     fused: bool  # a dkv kernel that makes dQ too
     streamed_bytes: float  # of the operands in HBM that are fetched anew for every block
     other_bytes: float  # of all other arrays in HBM, each moved once
+    pairs_bytes: float = 0.0  # of a mask that the program makes, for all heads
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -94,6 +96,8 @@ class Kernel:
                 usual.append(float(self._seen(0, before=0).mean()))
             if fraction not in usual:
                 problem = f"its mask leaves {fraction:.4g} of the blocks: neither causal nor whole"
+        elif self.pairs_bytes and causal is not None:  # of chosen keys any block may have one
+            fraction = float(self._seen(0).mean()) if causal else 1.0
         elif causal is None:
             fraction = math.prod(self.table[1:]) / math.prod(self.blocks)
             problem = "its mask is not in the text; all blocks are counted"
@@ -114,7 +118,7 @@ class Kernel:
             yield self.blocks, 1.0
             return
         for window in (0, *masks.windows):
-            has = self._seen(window)
+            has = self._seen(window, chunked=masks.chunked)
             if masks.striped and not window:  # of an early part and a late one
                 yield self.blocks, float((has.mean() + self._seen(0, before=0).mean()) / 2)
                 continue
@@ -125,8 +129,11 @@ class Kernel:
                 columns = int(has.sum(axis=1).max())
             yield (rows, columns), float(has.mean())
 
-    def _seen(self, window: int, before: int | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return which blocks have a key that a query sees: none after it, the last `window`.
+    def _seen(
+        self, window: int, before: int | None = None, chunked: bool = False
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which blocks have a key that a query sees: none after it, the last `window`, or
+        those of its chunk.
 
         `before`: keys that stand before the first query. Of fewer queries than keys these are the
         last ones: where devices have parts of a sequence all wait for the one that sees most.
@@ -138,6 +145,8 @@ class Kernel:
         first, last = columns * long, (columns + 1) * long - 1
         begin = before + rows[:, None] * wide
         seen = first <= begin + wide - 1
+        if chunked and window:
+            return seen & (last >= begin // window * window)
         return seen & (last > begin - window) if window else seen
 
     def _counted(self, literal: str) -> float:
@@ -183,4 +192,4 @@ class Kernel:
         else:
             heads = self.q.dims[-3] // self.k.dims[-3]
             times = rows * fraction * heads if columns > 1 else 1.0
-        return self.other_bytes + self.streamed_bytes * times
+        return self.other_bytes + self.streamed_bytes * times + self.pairs_bytes * fraction

@@ -29,6 +29,7 @@ SCOPES: Mapping[str, str] = {
     "second_axis": "second axis",
     "experts": "experts",
     "memory": "memory",
+    "index": "index",
     "adapters": "adapters",
     "output_gradient": "block",
     "input_gradient": "block",

@@ -25,6 +25,7 @@ TABLE = 1  # the operand that says which blocks are left
 _NAME = re.compile(r"splash_mha_(fwd|dkv|dq)(_segmented)?(?:_no)?_residuals(?![a-z_])")
 _METADATA = re.compile(r"\{(?:.*,)?kernel_metadata=(\{.*\})\}")
 _WHOLE = frozenset(("s8", "s16", "s32"))
+_MASKS = frozenset(("pred", "s8", "s32"))  # of pairs: Mosaic keeps truth in 32 bits
 _BLOCKS = {
     "fwd": ("block_q", "block_kv"),
     "dkv": ("block_q_dkv", "block_kv_dkv"),
@@ -97,9 +98,13 @@ class _Reader:
             return None
         if heads not in (1, q.dims[-3]) or not min(grid):
             return None
-        of_queries = self._others(q, v, block)
+        of_queries = self._others(q, v)
         if of_queries is None:
             return None
+        side = block if self.phase != "dkv" else block[::-1]
+        partial = self._take(lambda s: s.dtype in _MASKS and s.dims[1:] == side)
+        # Made by the program, the mask has all blocks: static ones have those that differ.
+        made = partial is not None and partial.dims[0] == heads * grid[0] * grid[1]
         positions = self._take(self._is_positions(q))
         if self.left:
             return None
@@ -121,6 +126,7 @@ class _Reader:
             fused=fused,
             streamed_bytes=streamed_bytes,
             other_bytes=sum(shape.hbm_bytes for shape in arrays) - streamed_bytes,
+            pairs_bytes=partial.hbm_bytes * q.dims[-3] / heads if partial and made else 0.0,
         )
 
     def _block(self, q: Shape, k: Shape) -> tuple[int, int] | None:
@@ -134,8 +140,8 @@ class _Reader:
             return None
         return rows, columns
 
-    def _others(self, q: Shape, v: Shape, block: tuple[int, int]) -> tuple[Shape, ...] | None:
-        """Take what stands between the values and the positions; return what a gradient reads."""
+    def _others(self, q: Shape, v: Shape) -> tuple[Shape, ...] | None:
+        """Take what stands between the values and the mask; return what a gradient reads."""
         if self.segmented:
             for _ in range(2):
                 if self._take(lambda s: s.dtype == "s32" and len(s.dims) >= 2) is None:
@@ -154,8 +160,6 @@ class _Reader:
             found = tuple(shape for shape in taken if shape is not None)
             if len(found) != len(tests):
                 return None
-        side = block if self.phase != "dkv" else block[::-1]
-        self._take(lambda s: s.dtype in ("pred", "s8") and s.dims[1:] == side)  # partial blocks
         return found
 
     def _is_positions(self, q: Shape) -> Test:

@@ -16,6 +16,15 @@ _CAPACITY = {
     "base": "mixtral-8x7b",
     "experts": {"number": 8, "top_k": 2, "mlp": 14336, "capacity": 1.25},
 }
+# The index of DeepSeek V3.2 in a smaller model, without experts.
+_INDEX = {
+    "base": "deepseek-v2-lite",
+    "experts": None,
+    "latent": {"queries": 1536, "keys": 512, "rotary": 64, "values": 128},
+    "index": {"heads": 64, "head_dim": 128, "top": 2048},
+}
+# Llama 4's attention in a smaller model: chunks of a sequence, and every fourth layer sees all.
+_CHUNKS = {"base": "llama3-8b", "windows": [2048, 2048, 2048, 0], "chunked": True}
 _ADAPTERS = {"base": "llama3-8b", "lora": {"rank": 16}}
 _ROOM, _RING = {"padding": 2}, {"exchange": "ring", "padding": 2}
 
@@ -69,6 +78,12 @@ KINDS: dict[str, dict[str, Any]] = {
     ),
     "deepseek-v2-lite on v6e:8x8: latents, dropless, fsdp": _plan(
         "deepseek-v2-lite", "v6e:8x8", 128, {"fsdp": 64}, sequence=4096
+    ),
+    "deepseek-v2-lite on v5p:2x4x4: index of tokens, fsdp": _plan(
+        _INDEX, "v5p:2x4x4", 32, {"fsdp": 32}, sequence=4096
+    ),
+    "llama3-8b on v5p:2x2x4: attention in chunks, fsdp": _plan(
+        _CHUNKS, "v5p:2x2x4", 16, {"fsdp": 16}, sequence=8192
     ),
     "dit-xl-2 on v5e:4x4: fsdp": _plan(
         "dit-xl-2", "v5e:4x4", 512, {"fsdp": 16}, attention="unfused"

@@ -60,6 +60,7 @@ class Evidence:
             mesh,
             causal=model.causal,
             windows=model.windows,
+            chunked=model.chunked,
             striped=bool(layout.striped),
             pieces=bool(layout.spread.passed),
         )

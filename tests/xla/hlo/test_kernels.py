@@ -56,12 +56,15 @@ def kernel_text(
     keys: str = K,
     values: str = K,
     segments: tuple[str, ...] = (),
+    pairs: str = "",
 ) -> str:
     """Return a module whose only work is one kernel."""
     kernel = "dkv" if phase == "fused" else phase
     operands = [f"s8[1,{grid}]"] * 2 + [Q, keys, values, *segments]
     if kernel != "fwd":
         operands += [SUMS[kernel], Q, SUMS[kernel]]
+    if pairs:
+        operands.append(pairs)
     if positions:
         operands.append(f"s32[8,{QUERIES}]" if kernel == "dkv" else f"s32[{QUERIES},128]")
     header = ", ".join(f"p{i}: {shape}" for i, shape in enumerate(operands) if i != 1)
@@ -234,12 +237,14 @@ def test_causal_blocks_of_any_size_are_counted() -> None:
 
 @pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
 @pytest.mark.parametrize(("wide", "long"), [(128, 128), (256, 128), (128, 384)])
-def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int, chunked: bool) -> None:
     tokens, window = 1536, 200
     at = np.arange(tokens)
     back = at[:, None] - at
     shape = (tokens // wide, wide, tokens // long, long)
-    blocks = ((back >= 0) & (back < window)).reshape(shape).any((1, 3))
+    near = at[:, None] // window == at // window if chunked else back < window
+    blocks = ((back >= 0) & near).reshape(shape).any((1, 3))
     # JAX leaves out of the grid what no row, or column, of it has.
     rows, columns = blocks.shape
     if phase == "dkv":
@@ -247,11 +252,11 @@ def test_blocks_of_a_window_are_counted(phase: str, wide: int, long: int) -> Non
     else:
         columns = int(blocks.sum(1).max())
     kernel = a_kernel(phase, (wide, long), (1, rows, columns), tokens)
-    found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000)))
+    found = kernel.executed("{...}", Masks(causal=True, windows=(200, 1000), chunked=chunked))
     assert found.matmuls[0].fraction == pytest.approx(blocks.mean(), rel=1e-12)
     assert not found.problem
     with pytest.raises(HloError, match="its mask is not causal"):
-        kernel.executed("{...}", Masks(causal=True, windows=(1000,)))
+        kernel.executed("{...}", Masks(causal=True, windows=(1000,), chunked=chunked))
 
 
 def test_where_keys_pass_round_kernels_are_whole_beside_those_of_own_keys() -> None:
@@ -344,6 +349,21 @@ def test_segments_stand_after_the_values() -> None:
     assert not doubts(compiled)
     with pytest.raises(HloError, match="do not fit"):
         read(text)
+
+
+@pytest.mark.parametrize("phase", ["fwd", "dkv", "dq"])
+def test_a_mask_that_the_program_makes_is_read_by_each_head(phase: str) -> None:
+    side = (BLOCK_Q, BLOCK_KV) if phase != "dkv" else (BLOCK_KV, BLOCK_Q)
+    mask = f"s32[4,{side[0]},{side[1]}]"
+    text = kernel_text(phase, "{...}", positions=False, pairs=mask)
+    found, without = read(text, True), read(kernel_text(phase, "{...}"), True)
+    assert not doubts(found)
+    assert found.flops == without.flops
+    ((one,), (plain,)) = (each.operations for each in (found, without))
+    heads, causal = parse_shape(Q).dims[-3], found.flops / read(text, False).flops
+    assert one.hbm_bytes - plain.hbm_bytes == parse_shape(mask).bytes * heads * causal
+    with pytest.raises(HloError, match="do not fit"):
+        read(kernel_text(phase, positions=False, pairs=mask.replace("s32[4,", "f32[4,")))
 
 
 def test_values_may_have_a_width_of_their_own() -> None:
