@@ -285,7 +285,10 @@ def attend_piece_by_piece(block: Block, where: Where) -> Block:
         return [
             *_row_sums(task, count),
             replace(task, hbm_bytes=moved),
-            *stream(f"pieces of {task.name}", "elementwise", added, count),
+            *(
+                replace(merged, end_of=task.name)
+                for merged in stream(f"pieces of {task.name}", "elementwise", added, count)
+            ),
         ]
 
     return changed(block, change)

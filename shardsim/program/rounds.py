@@ -64,23 +64,31 @@ def rounds(tasks: Sequence[Task], layout: Layout) -> list[Task]:
     if not moves:
         return [*tasks]
     on = np.greater(layout.context.size, 1)
+    ends = {task.end_of: task for task in tasks if isinstance(task, Compute)}
     made: list[Task] = []
     for task in tasks:
         if isinstance(task, Collective) and task.schedule == ROUND:
             continue
+        if isinstance(task, Compute) and task.end_of in moves:
+            continue
         if isinstance(task, Compute) and task.name in moves:
-            made += _round(task, moves[task.name], layout, on)
+            made += _round(task, ends.get(task.name), moves[task.name], layout, on)
             task = replace(task, count=task.count * np.logical_not(on))
         made.append(task)
     return made
 
 
-def _round(task: Compute, moves: Sequence[Collective], layout: Layout, on: Number) -> list[Task]:
-    """Return attention, or its gradient, as blocks beside hops of its `moves`, where `on`."""
+def _round(
+    task: Compute, end: Compute | None, moves: Sequence[Collective], layout: Layout, on: Number
+) -> list[Task]:
+    """Return attention, or its gradient, as blocks beside hops of its `moves`, where `on`; what a
+    block makes is merged in its `end`."""
     members = layout.context.size
     beyond = np.maximum(members - 1, 1)
-    own = _block(task, members, task.own_fraction)
-    other = _block(task, members, (task.fraction * members - task.own_fraction) / beyond)
+    merged = [] if end is None else [replace(end, hbm_bytes=end.hbm_bytes / members)]
+    own: tuple[Work, ...] = (_block(task, members, task.own_fraction), *merged)
+    rest = (task.fraction * members - task.own_fraction) / beyond
+    other: tuple[Work, ...] = (_block(task, members, rest), *merged)
     keys = [move for move in moves if move.kind == "all-gather"]
     sums = [move for move in moves if move.kind == "reduce-scatter"]
 
@@ -97,12 +105,12 @@ def _round(task: Compute, moves: Sequence[Collective], layout: Layout, on: Numbe
             ways=1,
         )
 
-    def beside(move: Move, times: Number, block: Work) -> list[Task]:
+    def beside(move: Move, times: Number, block: tuple[Work, ...]) -> list[Task]:
         if not np.any(times):
             return []
         if not layout.keys_overlap or any(one.hops_wait for one in moves):
-            return [Repeat(times=times, tasks=(move, block))]
-        run = (Start(task=move), block, Await(name=move.name))
+            return [Repeat(times=times, tasks=(move, *block))]
+        run: tuple[Task, ...] = (Start(task=move), *block, Await(name=move.name))
         return [Repeat(times=times, tasks=run)]
 
     # On a line one of the hops behind each other goes all the way back.
@@ -111,7 +119,7 @@ def _round(task: Compute, moves: Sequence[Collective], layout: Layout, on: Numbe
         return [
             *first,
             *beside(hop("keys", keys), on * (members - 2), other),
-            Repeat(times=on * 1, tasks=(other,)),
+            Repeat(times=on * 1, tasks=other),
         ]
     several = on & np.greater(members, 2)
     return [
@@ -119,7 +127,7 @@ def _round(task: Compute, moves: Sequence[Collective], layout: Layout, on: Numbe
         *beside(hop("keys", keys), several * 1, other),
         *beside(hop("keys and gradients", moves), several * (members - 3), other),
         *beside(hop("gradients", sums), several * 1, other),
-        *([] if np.all(several) else [Repeat(times=(on & ~several) * 1, tasks=(other,))]),
+        *([] if np.all(several) else [Repeat(times=(on & ~several) * 1, tasks=other)]),
         Repeat(times=on * 1, tasks=(hop("gradients", sums, "closing"),)),
     ]
 

@@ -189,6 +189,12 @@ def test_in_whole_tiles_the_emitted_ring_runs_the_kernel_for_each_piece(members)
             # Heads of 64 fill half of the lanes.
             element = BATCH * TOKENS / members * HEADS * 2 * DEPTH
             assert sum(float(task.hbm_bytes) for task in added) > (members - 1) * 10 * element
+            # They are added behind each piece, beside the hop that brings the next.
+            tasks = every(overlap(program, layout).block(name).tasks)
+            behind = [(task, float(n)) for task, n, _ in tasks if task.name.startswith("pieces of")]
+            assert sum(n for _, n in behind) == members
+            moved = sum(float(task.hbm_bytes) * n for task, n in behind)
+            assert moved == pytest.approx(sum(float(task.hbm_bytes) for task in added))
 
 
 def pairs(mask: Mask, queries: range, keys: range) -> float:
