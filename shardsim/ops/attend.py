@@ -419,10 +419,7 @@ def kernel_attention(
     q = (q.astype(jnp.float32) * depth**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, missing).swapaxes(1, 2) for x in (q, k, v))
     length = tokens + more
-    blocks: dict[str, Any] = {}
-    for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
-        size = next(size for size in SIZES if size <= most and length // rows % size == 0)
-        blocks |= dict.fromkeys(names, size)
+    blocks = _kernel_blocks(mask, length // rows)
     if parts == 1 and one_block(tokens, mask.get("blocks", BLOCKS)[1]):
         blocks = {name: size for name, size in blocks.items() if not name.endswith("_dq")}
         blocks["use_fused_bwd_kernel"] = True
@@ -462,6 +459,15 @@ def kernel_attention(
     run = kernel if sinks is None else partial(kernel, sinks=sinks)
     out = jax.vmap(run, in_axes=(0, 0, 0, each))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :tokens, :, :depth]
+
+
+def _kernel_blocks(mask: Any, length: int) -> dict[str, Any]:
+    """Return the sizes of the kernel's blocks for so many tokens in order."""
+    blocks: dict[str, Any] = {}
+    for names, most in zip(BLOCKS_OF, mask.get("blocks", BLOCKS), strict=True):
+        size = next(size for size in SIZES if size <= most and length % size == 0)
+        blocks |= dict.fromkeys(names, size)
+    return blocks
 
 
 def _attend_pairs(make: Any, pairs: Any, q: Any, k: Any, v: Any) -> Any:
