@@ -106,7 +106,7 @@ def run_token_index(way: Whole, params: Params, call: Any, latent: Any, key: Any
     if tokens <= top:
         return None
     latent, key, sums = (lax.stop_gradient(x) for x in (latent, key, sums))
-    scores = _scores(way, params, call, latent, key, sums)
+    scores = index_scores(way, params, call, latent, key, sums)
     positions = way.query_tokens(jnp.arange(tokens), 0)
     pairs = seen(call["mask"], positions, way.key_tokens(key))
     scores = jnp.where(pairs, scores, -jnp.inf)
@@ -117,18 +117,20 @@ def run_token_index(way: Whole, params: Params, call: Any, latent: Any, key: Any
     return jnp.where(chosen, 0.0, HIDDEN).astype(latent.dtype)
 
 
-def _scores(way: Whole, params: Params, call: Any, latent: Any, key: Any, sums: Any) -> Any:
+def index_scores(way: Whole, params: Params, call: Any, latent: Any, key: Any, sums: Any) -> Any:
     """Return float32 scores [batch, queries, keys]: of each head what of its product is above zero,
     times a weight of the query. A factor of all of them would choose the same."""
     name, scale, bias = call["weights"]
     width = way.parameters[name]["shape"][-1]
     w = lax.stop_gradient(way.head_matrix(params, name)).reshape(latent.shape[-1], -1, width)
-    q = _turned(way, params, call, jnp.einsum("bsk,khd->bshd", latent, w))
+    q = turned_first(way, params, call, jnp.einsum("bsk,khd->bshd", latent, w))
     wide = key.astype(jnp.float32)
     wide = wide - wide.mean(-1, keepdims=True)
     wide = wide * lax.rsqrt((wide * wide).mean(-1, keepdims=True) + EPSILON)
     scale, bias = (lax.stop_gradient(params[one]).astype(jnp.float32) for one in (scale, bias))
-    k = _turned(way, params, call, (wide * scale + bias).astype(key.dtype)[:, :, None])[:, :, 0]
+    k = turned_first(way, params, call, (wide * scale + bias).astype(key.dtype)[:, :, None])[
+        :, :, 0
+    ]
     pairs = lax.optimization_barrier(jnp.einsum("bqhd,bkd->bhqk", q, k))
     weights = jnp.moveaxis(sums, -1, 1)[..., None].astype(jnp.float32)
     scores = (jax.nn.relu(pairs).astype(jnp.float32) * weights).sum(1)
@@ -136,7 +138,7 @@ def _scores(way: Whole, params: Params, call: Any, latent: Any, key: Any, sums: 
         return way.tensor_sum(scores)
 
 
-def _turned(way: Whole, params: Params, call: Any, x: Any) -> Any:
+def turned_first(way: Whole, params: Params, call: Any, x: Any) -> Any:
     """Turn the first part of each head by position."""
     turned, still = jnp.split(x, [call["rotary"]], -1)
     return jnp.concatenate([run_rotate(way, params, call, turned), still], -1)

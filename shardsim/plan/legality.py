@@ -50,6 +50,12 @@ _OVER = {
     ("tensor2", "gather"): "the axes that shard parameters",
     ("pipeline",): "pipeline stages",
 }
+# What is spread over no axis of a kind, as conditions call it.
+_NEVER_SPLIT = (
+    *("models of several stacks", "stacks of layers", "soft experts", "tokens of soft experts"),
+    *("latent attention", "linear attention", "the state of linear attention"),
+    "attention in chunks",
+)
 _KEYS = {
     "batch": "batch",
     "seq": "sequence",
@@ -239,6 +245,8 @@ def _check_divisions(plan: Plan, layout: Layout) -> None:
     for key, what, size, by in conditions(
         plan.model, plan.batch, plan.sequence, layout, plan.pipeline_interleave
     ):
+        if int(size) == 1 < int(by) and what.startswith(_NEVER_SPLIT):
+            raise PlanError(f"{key}: {what} of {int(by)} is not modelled; leave the axis out")
         if int(size) % int(by):
             raise PlanError(
                 f"{key}: {what}: {int(size)} does not divide by {int(by)}"
