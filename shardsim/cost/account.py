@@ -61,11 +61,20 @@ class Account(Stays):
             return _where(
                 self.layout.weights_overlap,
                 lambda prefetch: _where(
-                    self.quiet, lambda quiet: value(Mode(name, prefetch, quiet))
+                    self.quiet,
+                    lambda quiet: _where(
+                        self.one_axis,
+                        lambda one: value(Mode(name, one and name == "sequence", prefetch, quiet)),
+                    ),
                 ),
             )
 
         return _where(self.ring, of_ring)
+
+    @property
+    def one_axis(self) -> Number:
+        """Whether there is no second tensor axis."""
+        return np.less_equal(self.layout.tensor2.size, 1)
 
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
         """Return the moments of a layer of each kind."""
@@ -324,7 +333,8 @@ class Account(Stays):
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
-        mode = Mode(name, bool(self.layout.weights_overlap), bool(self.quiet))
+        rows = bool(self.one_axis) and name == "sequence"
+        mode = Mode(name, rows, bool(self.layout.weights_overlap), bool(self.quiet))
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
             found = [

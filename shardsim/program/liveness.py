@@ -39,6 +39,7 @@ class Mode:
     """How a plan wants matmuls and gathers to run."""
 
     ring: str = ""  # over "embed" or "sequence", or none
+    rows: bool = False  # whether pieces of the sequence lie by rows: no second tensor axis is there
     prefetch: bool = True  # whether gathers of weights may overlap
     quiet: bool = False  # whether layers gather and sum nothing else
 
@@ -71,7 +72,7 @@ def layer_trace(
     passes = replace(passes, attends_first=passes.attends_first and first)
     if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
         passes = replace(passes, ring_empty="")
-    tracer = _followed(model, attention, layer, kind, again, passes, mode.ring)
+    tracer = _followed(model, attention, layer, kind, again, passes, mode)
     return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
 
 
@@ -83,23 +84,25 @@ def _followed(
     kind: Kind,
     again: tuple[int, ...],
     passes: Passes,
-    ring: str,
+    mode: Mode,
 ) -> Tracer:
     """Return the tracer of a layer: of many policies that run the same again."""
     derived = derived_blocks(model, attention, kind).layers[layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
-    every = passes.ring_empty == "every"
+    ring, biased = mode.ring, model.biases.mlp
+    every = passes.ring_empty == "every" and (mode.rows or not biased)
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
-    early = every and ring == "sequence"
+    early = every and mode.rows
     # Of a gated MLP behind attention the ring that makes its gradient is over before those begin
     # that make both projections again (llama2-7b with axes of 4, 8 and 16, llama2-70b, llama3-70b).
-    gated, biased = model.gated_mlp and not model.parallel_block, model.biases.mlp
+    gated = model.gated_mlp and not model.parallel_block
     after = ring == "embed" and gated
     passes = replace(
         passes,
         head_last=last,
         ring_copies=copies,
+        ring_empty=passes.ring_empty and ("every" if every else "few"),
         mlp_waits=passes.mlp_waits and not model.parallel_block,
         hidden_first=passes.hidden_first and not model.parallel_block and not ring,
         ring_waits=passes.ring_waits and not after,
@@ -109,7 +112,7 @@ def _followed(
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
         scores_twice=passes.scores_twice if passes.attends_first or model.causal else 0.0,
-        ring_apart=passes.ring_apart and ring == "embed",
+        ring_apart=passes.ring_apart and (mode.rows or ring == "embed"),
     )
     return followed(derived, again, passes, ring, signs)
 

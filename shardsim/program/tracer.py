@@ -46,6 +46,7 @@ class Tracer:
     before: list[Live] = field(default_factory=list)
     begun: int = 0  # when the ring of now began
     products: list[Live] = field(default_factory=list)  # that its results are not added to yet
+    summands: Live | None = None  # of the last product that a ring scatters
     softmaxed: dict[str, Array] = field(default_factory=dict)  # scores -> what is made of them
     hidden: list[tuple[str, Array]] = field(default_factory=list)  # what gradients of MLPs read
 
@@ -226,7 +227,11 @@ class Tracer:
     def scatter(self, name: str, array: Array, place: Split) -> None:
         """Note the float32 summands of a ring that scatters, and pieces on their way."""
         size = Size(array.dims, by_place(array, place), WIDE)
-        self.passing(f"{name}, summands", size, self.passes.ring_results)
+        summands = self.passing(f"{name}, summands", size, self.passes.ring_results)
+        if self.passes.ring_apart and self.ring == "sequence":
+            if self.summands and self.summands.name == summands.name:
+                self.summands.last = self.now
+            self.summands = summands
         if self.passes.ring_pieces:
             for before in self.pieces.get(name, ()):
                 before.last = self.now

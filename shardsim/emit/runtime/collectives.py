@@ -24,7 +24,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from shardsim.emit.runtime.config import Group
 
 Array = Any
-SLICED = {"sequence": 1, "embed": 2}  # the dimension of x that is in pieces
+SLICED = {"sequence": 1, "rows": 1, "embed": 2}  # the dimension of x that is in pieces
 SUBLANES, LANES = 8, 128  # the last two dimensions of a TPU's tile
 
 
@@ -188,12 +188,12 @@ def _part(whole: Array, who: Array, parts: int, dim: int) -> Array:
 
 
 def by_rows(x: Array, split: str) -> Array:
-    """Return [batch, tokens, wide], of a ring over the sequence laid out with `wide` densest.
+    """Return [batch, tokens, wide], of a ring that passes rows laid out with `wide` densest.
 
     Left to itself the TPU compiler lays out pieces as their readers like them, each otherwise, and
     copies them in between.
     """
-    return with_layout_constraint(x, Layout((0, 1, 2))) if split == "sequence" else x
+    return with_layout_constraint(x, Layout((0, 1, 2))) if split == "rows" else x
 
 
 def ring_gather_matmul(
@@ -205,7 +205,7 @@ def ring_gather_matmul(
     row; the sums are float32, and adding to them costs HBM traffic.
     """
     n, dim = group.size, SLICED[split]
-    rows = x.shape[1] * (n if split == "sequence" else 1)
+    rows = x.shape[1] * (n if dim == 1 else 1)
     outs = [lax.empty((x.shape[0], rows, w.shape[1]), dtype) for w in weights]
     shape = tuple(size * n if i == dim else size for i, size in enumerate(x.shape))
     whole = lax.empty(shape, x.dtype)
@@ -213,7 +213,7 @@ def ring_gather_matmul(
         piece = by_rows(piece, split)
         whole = _place(whole, piece, who, dim)
         for i, w in enumerate(weights):
-            if split == "sequence":
+            if dim == 1:
                 rows_of_piece = by_rows(_matmul(piece, w).astype(dtype), split)
                 outs[i] = _place(outs[i], rows_of_piece, who, 1)
             else:
@@ -236,7 +236,7 @@ def ring_matmul_scatter(
     def product(offset: int) -> Array:
         """Return the product meant for the device `offset` positions ahead."""
         who = _member_at(group, offset)
-        if split == "sequence":
+        if SLICED[split] == 1:
             pieces = [by_rows(_part(by_rows(h, split), who, n, 1), split) for h in hs]
             pairs = list(zip(pieces, weights, strict=True))
         else:
