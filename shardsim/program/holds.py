@@ -167,8 +167,8 @@ class Passes:
     # maxtext-22b on v4, llama2-7b and llama2-70b on v5p; logits of palm-8b and gemma2-9b).
     ring_sums: float = 1.0
     # There is one of every other member: where the matrix unit is 256 wide, no product is added to
-    # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x). In a ring
-    # over the sequence the summands of the product before are there beside (llama3-8b and
+    # a sum as it is made (vit-22b, llama3-8b and maxtext-16b on v6e, llama3-70b on tpu7x). In a
+    # ring over the sequence the summands of the product before are there beside (llama3-8b and
     # llama3-70b on tpu7x and maxtext-16b on v6e, with eight members).
     ring_apart: bool = False
     ring_copies: float = 0.0  # of each result, beside it, in a ring over the sequence
