@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 
 import numpy as np
 
@@ -58,22 +58,21 @@ class Account(Stays):
 
         def of_ring(ring: bool) -> Number:
             name = RINGS.get(self.kind.residual, "") if ring else ""
+            return _where(self.by_rows & (name == "sequence"), partial(of_rows, name))
+
+        def of_rows(name: str, rows: bool) -> Number:
             return _where(
                 self.layout.weights_overlap,
                 lambda prefetch: _where(
-                    self.quiet,
-                    lambda quiet: _where(
-                        self.one_axis,
-                        lambda one: value(Mode(name, one and name == "sequence", prefetch, quiet)),
-                    ),
+                    self.quiet, lambda quiet: value(Mode(name, rows, prefetch, quiet))
                 ),
             )
 
         return _where(self.ring, of_ring)
 
     @property
-    def one_axis(self) -> Number:
-        """Whether there is no second tensor axis."""
+    def by_rows(self) -> Number:
+        """Whether pieces of the sequence lie by rows: there is no second tensor axis."""
         return np.less_equal(self.layout.tensor2.size, 1)
 
     def traces(self, run: Run, names: frozenset[str], mode: Mode) -> list[Trace]:
@@ -333,7 +332,7 @@ class Account(Stays):
         """Return all that a single plan's HBM holds at its fullest at a moment of `MOMENTS`; what
         the compiler does without when memory is scarce is taken off in the end."""
         name = RINGS.get(self.kind.residual, "") if bool(self.ring) else ""
-        rows = bool(self.one_axis) and name == "sequence"
+        rows = bool(self.by_rows) and name == "sequence"
         mode = Mode(name, rows, bool(self.layout.weights_overlap), bool(self.quiet))
         trace, gone, measure = self.ends(mode).trace, 0.0, self.measure
         if moment == 0:
