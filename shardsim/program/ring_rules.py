@@ -117,26 +117,24 @@ def turn_heads_into_rows(block: Block, where: Where) -> Block:
     return changed(block, change)
 
 
-# Bytes of an element that a ring sums up last: the device's own product in float32, and what came
-# from both sides. The sum stays where the operation behind reads it.
-END_BYTES = SUM_BYTES + 2.0 + 2.0
-
-
 def add_up_ring_ends(block: Block, where: Where) -> Block:
-    """Add what comes last from both sides of a ring to the device's own product in a pass, not in
-    the end of that product. Over embed not where a matrix unit is 256 wide.
+    """Add what comes last from both sides of a ring to the device's own product, which is in
+    float32, in a pass, not in the end of that product; the sum stays where the operation behind
+    reads it. Over embed not where a matrix unit is 256 wide.
 
     Seen in the compiled plans "tensor N, sequence" and "tensor 4, embed" of docs/compiled.md.
     """
     ring = _by_pieces(where)
     own = 1.0 / where.layout.tensor.size
+    wires = {task.name: width(task) for task in block.tasks if isinstance(task, Compute)}
 
     def change(task: Task) -> list[Task]:
         if not isinstance(task, Collective):
             return [task]
         if (task.kind, task.schedule) != ("reduce-scatter", "ring"):
             return [task]
-        moved = task.bytes * own / 2.0 * END_BYTES
+        wire = next((wires[name] for name in task.partners if name in wires), 2.0)
+        moved = task.bytes * own / wire * (SUM_BYTES + 2.0 * wire)
         return [task, *stream(f"end of {task.name}", "elementwise", moved, task.count * ring)]
 
     return changed(block, change)
