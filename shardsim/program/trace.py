@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.graph.arrays import Array, Dims
-from shardsim.ops.attend import KERNEL_MULTIPLE, is_short
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE, is_short
 from shardsim.plan.layout import Number
 from shardsim.plan.tiles import LANES, ROWS, in_lanes, in_rows
 from shardsim.plan.tiles import filled as whole_tiles
