@@ -220,8 +220,10 @@ class Trace:
     def by_size(self) -> Matrix:
         """Moments x `sizes`: how many arrays of a size are live."""
         columns = {size: column for column, size in enumerate(self.sizes)}
-        chosen: Matrix = np.eye(len(columns))[[columns[array.size] for array in self.arrays]]
-        return self.matrix @ chosen
+        column = np.array([columns[array.size] for array in self.arrays])
+        order = np.argsort(column, kind="stable")
+        firsts = np.searchsorted(column[order], np.arange(len(columns)))
+        return np.add.reduceat(self.matrix[:, order], firsts, axis=1)
 
     @cached_property
     def fullest(self) -> Matrix:
