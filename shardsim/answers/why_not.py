@@ -143,7 +143,7 @@ def none_found(result: OfSlice, asked: Question, fix: Mapping[str, Any], again: 
     model, machine, batch = asked.model, asked.machine, asked.batch
     if fix and result.searched == 0 and asked.legal({}):
         return f"no plan: {why_illegal(asked, fix)}"
-    if fix and result.searched and again(machine, fix=None, top=1).predictions:
+    if fix and result.searched and again(machine, fix=None, top=1, leanest=False).predictions:
         words = {key: str(v).lower() if isinstance(v, bool) else v for key, v in fix.items()}
         held = ", ".join(f"{key}={value}" for key, value in words.items())
         how = f"none fits: {_needs(result, machine)}"
@@ -178,7 +178,7 @@ def _batch(model: Model, machine: Machine, batch: int, again: Again) -> str | No
         return None
     below = batch // ways * ways
     nearest = sorted((below, below + ways), key=lambda one: abs(one - batch))
-    if not again(machine, batch=nearest[0], top=1).predictions:
+    if not again(machine, batch=nearest[0], top=1, leanest=False).predictions:
         return None
     most = max(number for number in range(1, ways + 1) if ways % number == 0 == batch % number)
     return (
@@ -191,6 +191,6 @@ def _larger(machine: Machine, again: Again) -> Machine | None:
     """Return the smallest of the next larger machines on which a plan fits."""
     for power in range(1, DOUBLINGS + 1):
         other = scaled(machine, 2.0**power)
-        if other is not None and again(other, top=1).predictions:
+        if other is not None and again(other, top=1, leanest=False).predictions:
             return other
     return None

@@ -112,14 +112,8 @@ def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) ->
     Of a layout of many plans (of one kind, `sizes.kind_of`) all figures are arrays.
     """
     capacity_bytes = machine.chip.hbm_usable_bytes / machine.chip.devices_per_chip
-    if work.forward_only:  # the least: what else is held, is held for a backward pass
-        passes = Passes()
-    if passes.lanes_taken and work.gathers_asynchronous:
-        passes = replace(passes, lanes=1.0)
-    measures = tuple(measure_of(machine.chip, part, layout) for part in work.parts)
-    if layout.partitioned:
-        passes = passes.partitioned or passes
-    account = Account(machine, work, layout, passes, measures)
+    account = _account(machine, work, layout, passes)
+    passes = account.passes
     if passes.brings_back and np.any(account.brought_back):
         # It comes back beside the logits, before the head's gradient is made: never is that there
         # with the table (five programs of llama3.1-8b, on v5e, v5p and v6e).
@@ -152,6 +146,25 @@ def hbm_use(machine: Machine, work: Workload, layout: Layout, passes: Passes) ->
         host_capacity_bytes=machine.chip.host_bytes_per_device,
         account=account,
     )
+
+
+def least_state_bytes(machine: Machine, work: Workload, layout: Layout, passes: Passes) -> Number:
+    """Return bytes of weights, optimizer state and gradients on one device: what `hbm_use` finds at
+    least, whatever layers keep, at a small part of its price."""
+    account = _account(machine, work, layout, passes.least)
+    return account.parameters_bytes + account.optimizer_bytes + account.gradients_bytes
+
+
+def _account(machine: Machine, work: Workload, layout: Layout, passes: Passes) -> Account:
+    """Return what HBM holds as an implementation with `passes` uses it."""
+    if work.forward_only:  # the least: what else is held, is held for a backward pass
+        passes = Passes()
+    if passes.lanes_taken and work.gathers_asynchronous:
+        passes = replace(passes, lanes=1.0)
+    if layout.partitioned:
+        passes = passes.partitioned or passes
+    measures = tuple(measure_of(machine.chip, part, layout) for part in work.parts)
+    return Account(machine, work, layout, passes, measures)
 
 
 def dropping(layout: Layout, layers: int = 0, of: int = 0) -> Layout:

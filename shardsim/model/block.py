@@ -10,16 +10,8 @@ from shardsim.graph.build import Builder, stream
 from shardsim.model.lora import EXPERTS
 from shardsim.ops.activate import activate
 from shardsim.ops.add import add
-from shardsim.ops.attend import (
-    BLOCKS,
-    GLOBAL_HEADS,
-    GLOBAL_KV,
-    HEADS,
-    KERNELS,
-    KV,
-    Mask,
-    attend,
-)
+from shardsim.ops.attend import GLOBAL_HEADS, GLOBAL_KV, HEADS, KERNELS, KV, attend
+from shardsim.ops.attend_mask import BLOCKS, Mask
 from shardsim.ops.cross import cross_attend, cross_keys, memory
 from shardsim.ops.delta import KEYS as DELTA_KEYS
 from shardsim.ops.delta import VALUES as DELTA_VALUES

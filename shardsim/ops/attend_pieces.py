@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from shardsim.ops.attend import KERNEL_MULTIPLE, sizes_of_blocks
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE, sizes_of_blocks
 from shardsim.ops.lazy import jax, jnp
 
 UNSEEN = 1e30  # the logarithm of a row's sum beside which every pair is nothing

@@ -17,7 +17,9 @@ from shardsim.graph.arrays import Array, Dims, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.graph.place import CONTEXT, TENSOR
 from shardsim.ops.activate import ACTIVATE
-from shardsim.ops.attend import HEADS, KERNELS, KV, Mask, attention_ops, softmax_attention
+from shardsim.ops.attend import HEADS, KERNELS, KV, attention_ops
+from shardsim.ops.attend_kernels import softmax_attention
+from shardsim.ops.attend_mask import Mask
 from shardsim.ops.lazy import checkpoint_name, jax, lax
 from shardsim.ops.registry import runs
 

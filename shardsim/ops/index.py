@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Counted, Op, Stream, einsum, linear, pointwise
 from shardsim.graph.arrays import weight as new_weight
 from shardsim.graph.build import TOKENS, Builder, vector
-from shardsim.ops.attend import Mask
 from shardsim.ops.attend_blocks import seen
+from shardsim.ops.attend_mask import Mask
 from shardsim.ops.lazy import jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs

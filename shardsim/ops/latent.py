@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from shardsim.graph.arrays import Array, Dims, Stream, einsum, linear, pointwise, weight
 from shardsim.graph.build import TOKENS, Builder, vector
-from shardsim.ops.attend import KERNELS, Mask, attention_ops, kernel_attention
+from shardsim.ops.attend import KERNELS, attention_ops
 from shardsim.ops.attend_blocks import same_sequence, seen
+from shardsim.ops.attend_kernels import kernel_attention
+from shardsim.ops.attend_mask import Mask
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.norm import EPSILON, NORM
 from shardsim.ops.registry import runs

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, Op, Stream
 from shardsim.graph.build import TOKENS, Builder, vector
 from shardsim.graph.place import EVERY
-from shardsim.ops.attend import HEADS, Mask, attention_ops
+from shardsim.ops.attend import HEADS, attention_ops
 from shardsim.ops.attend_blocks import seen
+from shardsim.ops.attend_mask import Mask
 from shardsim.ops.lazy import checkpoint_name, jax, jnp, lax
 from shardsim.ops.registry import runs
 

@@ -18,16 +18,9 @@ from typing import TYPE_CHECKING, Any
 from shardsim.graph.arrays import Array, linear
 from shardsim.graph.build import TOKENS, Builder, stream
 from shardsim.graph.place import BY_LOCATION
-from shardsim.ops.attend import (
-    HEADS,
-    KERNELS,
-    KV,
-    Mask,
-    attention_ops,
-    flash_attention,
-    is_short,
-    written_attention,
-)
+from shardsim.ops.attend import HEADS, KERNELS, KV, attention_ops
+from shardsim.ops.attend_kernels import flash_attention, is_short, written_attention
+from shardsim.ops.attend_mask import Mask
 from shardsim.ops.lazy import checkpoint_name
 from shardsim.ops.registry import runs
 

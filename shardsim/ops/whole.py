@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardsim.ops.attend import flash_attention
+from shardsim.ops.attend_kernels import flash_attention
 from shardsim.ops.lazy import jax, jnp, lax
 
 Array = Any

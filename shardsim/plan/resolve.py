@@ -8,7 +8,7 @@ from typing import Any
 from shardsim.errors import PlanError
 from shardsim.machine import Machine
 from shardsim.model import Model
-from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE
 from shardsim.plan.layout import (
     EMBED_SHARDED,
     REPLICATED,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from shardsim.cost.predict import Prediction, predict
 from shardsim.errors import PlanError
 from shardsim.model import Model
-from shardsim.ops.attend import KERNEL_MULTIPLE
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE
 from shardsim.plan.plan import Plan
 
 

@@ -3,15 +3,20 @@ memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from shardsim.machine import Machine
 from shardsim.plan.plan import WHOLE
 from shardsim.planner.fixed import Fixed
 
 if TYPE_CHECKING:
     from shardsim.planner.found import SearchResult
+    from shardsim.planner.rank import Ranking
 
 KEYS = ("offload_optimizer", "offload_parameters")
 
@@ -53,6 +58,30 @@ def where_none_fits(
             ),
         )
     return found
+
+
+def with_leanest(found: SearchResult, seen: Iterable[tuple[Machine, Ranking]]) -> SearchResult:
+    """Return what was found, with the least HBM that a plan needs on slices where none fits, of all
+    that was `seen` there."""
+    if not found.complete or all(one.fit for one in found.slices):
+        return found
+    started = time.perf_counter()
+    least: dict[int, float] = {}
+    none = {id(one.machine) for one in found.slices if not one.fit}
+    for machine, ranking in seen:
+        if id(machine) in none:
+            known = least.get(id(machine), np.inf)
+            least[id(machine)] = min(known, ranking.smallest_peak_bytes)
+    slices = tuple(
+        replace(one, smallest_peak_bytes=least.get(id(one.machine), one.smallest_peak_bytes))
+        for one in found.slices
+    )
+    return replace(
+        found,
+        slices=slices,
+        smallest_peak_bytes=min(one.smallest_peak_bytes for one in slices),
+        seconds=found.seconds + time.perf_counter() - started,
+    )
 
 
 def _more(fixed: Fixed) -> Iterator[dict[str, bool]]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shardsim.cost.costs import costs_of
-from shardsim.cost.hbm import hbm_use
+from shardsim.cost.hbm import hbm_use, least_state_bytes
 from shardsim.cost.price import least_step_s, step_time_s
 from shardsim.machine import Machine
 from shardsim.plan.layout import Layout
+from shardsim.planner.beyond import Beyond
 from shardsim.planner.bounds import BestLines, FormLines
 from shardsim.planner.meshes import Array
 from shardsim.planner.space import Part, legal_cells
@@ -93,8 +94,9 @@ class Ranking:
     searched: int = 0  # legal plans looked at
     fit: int = 0  # of those, fitting in HBM
     priced: int = 0  # of those, priced
-    smallest_peak_bytes: float = np.inf
     bound_s: float = np.inf  # no plan that fits is faster
+    smallest_counted_bytes: float = np.inf  # the least peak of those whose layers were counted
+    _beyond: Beyond | None = None
     _found: dict[Key, Found] = field(default_factory=dict)
     _fitting: list[_Fitting] = field(default_factory=list)
     _parts: int = 0
@@ -113,6 +115,12 @@ class Ranking:
 
     # Looking: memory and bounds.
 
+    @property
+    def smallest_peak_bytes(self) -> float:
+        """The least HBM that any plan needs on a device; where none fits, all are counted first."""
+        known = self.smallest_counted_bytes
+        return known if self.fit or self._beyond is None else self._beyond.smallest(known)
+
     @staticmethod
     def look(
         rankings: Sequence[Ranking], machines: Sequence[Machine], lines: BestLines, part: Part
@@ -123,18 +131,30 @@ class Ranking:
         """
         one, chip = rankings[0], machines[0].chip
         layout, many, number = part.layout(), part.many, part.machine
-        legal, ways = legal_cells(part, layout, one.work.model, one.work.batch, one.work.sequence)
+        legal, ways = one._legal(part, layout)
         searched = (legal * ways).sum(axis=(1, 2)) * many
-        least, most, room, hides = one._memory(machines[0], part, layout)
-        smallest = np.min(least, axis=(1, 2), initial=np.inf, where=legal & room)
-        # Without prefetching there is room for more; with it no plan is slower.
         capacity_bytes = chip.hbm_usable_bytes_per_device
+        state = one._state(machines[0], part, layout, legal)
+        for index, (ranking, machine) in enumerate(zip(rankings, machines, strict=True)):
+            own = number == index
+            ranking._count(int(searched[own].sum()))
+            own &= np.isfinite(state) & (state > capacity_bytes)
+            ranking._rule_out(machine, part.take(own), state[own])
+        lean = np.flatnonzero(state <= capacity_bytes)
+        if not len(lean):
+            return
+        part, legal = part.take(lean), legal[lean]
+        many, number = many[lean], number[lean]
+        least, most, room, hides = one._memory(machines[0], part)
+        smallest = _least(least, legal & room)
+        # Without prefetching there is room for more; with it no plan is slower.
         fits: Array = legal & room & (least <= capacity_bytes)
         some = np.flatnonzero(fits.any(axis=(1, 2)))
         for index, ranking in enumerate(rankings):
             own = number == index
-            fitting = int((fits[own].sum(axis=(1, 2)) * many[own]).sum())
-            ranking._count(int(searched[own].sum()), fitting, smallest[own])
+            ranking.fit += int((fits[own].sum(axis=(1, 2)) * many[own]).sum())
+            known = ranking.smallest_counted_bytes
+            ranking.smallest_counted_bytes = float(np.min(smallest[own], initial=known))
         if not len(some):
             return
         part, fits, prefetch = part.take(some), fits[some], (most <= capacity_bytes)[some]
@@ -166,13 +186,31 @@ class Ranking:
                 full,
             )
 
-    def _count(self, searched: int, fitting: int, smallest: Array) -> None:
-        """Count the plans of a part, of which so many fit; `smallest` peaks of pairs, in bytes."""
+    def _count(self, searched: int) -> None:
+        """Count the plans of a part."""
         self._parts += 1
         self.searched += searched
-        self.fit += fitting
-        least = float(np.min(smallest, initial=np.inf))
-        self.smallest_peak_bytes = min(self.smallest_peak_bytes, least)
+
+    def _rule_out(self, machine: Machine, part: Part, state: Array) -> None:
+        """Note pairs that do not fit, as weights, optimizer state and gradients alone do not."""
+        if self._beyond is None:
+
+            def peaks(part: Part) -> Array:
+                legal, _ = self._legal(part, part.layout())
+                least, _, room, _ = self._memory(machine, part)
+                return _least(least, legal & room)
+
+            self._beyond = Beyond(peaks)
+        self._beyond.add(part, state)
+
+    def _legal(self, part: Part, layout: Layout) -> tuple[Array, Array]:
+        return legal_cells(part, layout, self.work.model, self.work.batch, self.work.sequence)
+
+    def _state(self, machine: Machine, part: Part, layout: Layout, legal: Array) -> Array:
+        """Return the least state of each pair, of its legal plans: [pairs], in bytes."""
+        holds = held_by(USUAL[self.costs], machine.chip).least
+        state = least_state_bytes(machine, self.work, layout, holds)
+        return _least(np.broadcast_to(state, part.shape), legal)
 
     def _note(
         self,
@@ -204,15 +242,14 @@ class Ranking:
             )
         )
 
-    def _memory(
-        self, machine: Machine, part: Part, layout: Layout
-    ) -> tuple[Array, Array, Array, Array]:
+    def _memory(self, machine: Machine, part: Part) -> tuple[Array, Array, Array, Array]:
         """Return the least HBM of a part's plans, without and with prefetching, whether hosts have
         room for the rest, and whether layers leave the compiler's scheduler room to hide anything,
         without and with prefetching: arrays of the part's shape."""
         prefetch = np.array([False, True]).reshape(2, 1, 1, 1)
         holds = held_by(USUAL[self.costs], machine.chip).least
-        use = hbm_use(machine, self.work, layout.reshaped(weights_overlap=prefetch), holds)
+        layout = part.layout().reshaped(weights_overlap=prefetch)
+        use = hbm_use(machine, self.work, layout, holds)
         least, most = np.broadcast_to(use.thrifty_bytes, (2, *part.shape))
         return (
             least,
@@ -369,6 +406,12 @@ def _weight(machine: Machine, objective: str) -> float:
     if objective == "cost":
         return float(machine.chips)
     return 1.0
+
+
+def _least(values: Array, where: Array) -> Array:
+    """Return the least value of each pair of a part: [pairs]."""
+    least: Array = np.min(values, axis=(1, 2), initial=np.inf, where=where)
+    return least
 
 
 def _rounded(values: Array) -> Array:

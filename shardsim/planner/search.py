@@ -21,7 +21,7 @@ from shardsim.plan.precision import Precision
 from shardsim.planner.attention import default_attention, may_gain, other_attention
 from shardsim.planner.fixed import fixed_of
 from shardsim.planner.found import Bound, OfSlice, SearchResult, joined, plan_at
-from shardsim.planner.hosted import decided, where_none_fits
+from shardsim.planner.hosted import decided, where_none_fits, with_leanest
 from shardsim.planner.layers import filled
 from shardsim.planner.prices import Prices, price_of
 from shardsim.planner.question import Looked, Progress, Question
@@ -53,6 +53,8 @@ def search(
     executor: Executor | None = None,
     looked: Looked | None = None,
     limit: float = np.inf,
+    leanest: bool = True,
+    seen: list[tuple[Machine, Ranking]] | None = None,
 ) -> SearchResult:
     """Return the `top` best plans of `model` on `machines` at `batch` sequences per step.
 
@@ -69,7 +71,9 @@ def search(
     between chunks; interrupting it (Ctrl-C) ends the search with what was found so far, and
     `complete` is false. Each of several slices is searched for itself, with an `executor` in a call
     of its own; without one, slices of one chip are looked at together, and `looked` is what was.
-    Of one slice, plans whose score is above `limit` are left out, but for the best one.
+    Of one slice, plans whose score is above `limit` are left out, but for the best one. Where none
+    fits, the HBM that the `leanest` plan needs is found too, which may take as long again; without
+    that, what was looked at is noted in `seen`, if that is given.
     """
     model = load_model(model) if isinstance(model, str) else model
     slices = _slices(machines)
@@ -91,6 +95,7 @@ def search(
         fixed=fixed,
     )
     question.check(slices, attention)
+    seen = [] if leanest else seen
     run = partial(
         search,
         sequence=question.sequence,
@@ -105,6 +110,8 @@ def search(
         fix=decided(fix or {}),
         looked=looked,
         limit=limit,
+        leanest=False,
+        seen=seen,
     )
     first = attention or default_attention(model, question.sequence)
     if len(slices) > 1:
@@ -112,9 +119,10 @@ def search(
     elif attention is None:
         found = _either_way(run, model, slices[0], batch, first, progress)
     else:
-        found = _on_one(question, slices[0], attention, looked or {}, limit, progress)
+        found = _on_one(question, slices[0], attention, looked or {}, limit, progress, seen)
     again = partial(run, model, slices, batch, prices=prices, executor=executor)
-    return where_none_fits(found, again, fix or {}, fixed)
+    found = where_none_fits(found, again, fix or {}, fixed)
+    return with_leanest(found, seen or ()) if leanest else found
 
 
 def _slices(machines: Machine | str | Sequence[Machine | str]) -> list[Machine]:
@@ -132,11 +140,14 @@ def _on_one(
     looked: Looked,
     limit: float,
     progress: Progress | None,
+    seen: list[tuple[Machine, Ranking]] | None,
 ) -> SearchResult:
     """Return the best plans of one slice with one attention."""
     started = time.perf_counter()
     known = looked.get((id(machine), attention))
     ranking, complete = known or question.look([machine], attention, progress)[0]
+    if seen is not None:
+        seen.append((machine, ranking))
     limit = np.inf if question.by_layer else limit
     return _settled(ranking, complete, machine, question.top, started, limit)
 
@@ -169,7 +180,7 @@ def _settled(
         best=predictions[0] if predictions else None,
         searched=ranking.searched,
         fit=ranking.fit,
-        smallest_peak_bytes=ranking.smallest_peak_bytes,
+        smallest_peak_bytes=ranking.smallest_counted_bytes,
     )
     return SearchResult(
         predictions=tuple(predictions),
@@ -178,7 +189,7 @@ def _settled(
         priced=ranking.priced,
         bound=Bound(step_time_s=bound_s, why=why) if complete and predictions else None,
         seconds=time.perf_counter() - started,
-        smallest_peak_bytes=ranking.smallest_peak_bytes,
+        smallest_peak_bytes=ranking.smallest_counted_bytes,
         complete=complete,
         slices=(of,),
     )

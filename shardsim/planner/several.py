@@ -60,7 +60,7 @@ def side_by_side(
                 partial(run, looked=looked), calls, order, limit, _share(progress, 2, 3)
             )
         else:
-            every = outcomes(executor, run, calls)
+            every = outcomes(executor, partial(run, leanest=True, seen=None), calls)
         for index, result in every:
             found[index] = result
             if executor is not None and progress is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardsim.ops.attend import FUSED_GRADIENT, KERNEL_MULTIPLE, SOFTMAX, one_block
+from shardsim.ops.attend import FUSED_GRADIENT, SOFTMAX
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE, one_block
 from shardsim.plan.layout import Number
 from shardsim.plan.tiles import LANES
 from shardsim.program.rings import SUM_BYTES
@@ -62,8 +63,8 @@ def attend_in_blocks(block: Block, where: Where) -> Block:
     leaves out, where parts of a split sequence are no whole tiles, and where keys pass round and a
     window cuts them.
 
-    The emitted program's kernel and its loop (`flash_attention` in `shardsim/ops/attend.py`; plans
-    "context N" of docs/compiled.md).
+    The emitted program's kernel and its loop (`flash_attention` in
+    `shardsim/ops/attend_kernels.py`; plans "context N" of docs/compiled.md).
     """
 
     def change(task: Task) -> list[Task]:
@@ -151,9 +152,9 @@ def pad_for_kernels(block: Block, where: Where) -> Block:
     their own, where tokens or head_dim are no multiples of what it wants; it multiplies padding
     too.
 
-    The emitted program's kernel (`kernel_attention` in `shardsim/ops/attend.py`; seven passes a
-    layer in vit-bigg, heads of 104, in docs/compiled.md; FLOPs of vit-b-16, 197 tokens and heads of
-    64, as compiled on v5e).
+    The emitted program's kernel (`kernel_attention` in `shardsim/ops/attend_kernels.py`; seven
+    passes a layer in vit-bigg, heads of 104, in docs/compiled.md; FLOPs of vit-b-16, 197 tokens and
+    heads of 64, as compiled on v5e).
     """
 
     def change(task: Task) -> list[Task]:

@@ -12,7 +12,8 @@ from typing import TypeGuard
 
 import numpy as np
 
-from shardsim.ops.attend import APART_MASKED, CUDNN_MULTIPLE
+from shardsim.ops.attend import APART_MASKED
+from shardsim.ops.attend_kernels import CUDNN_MULTIPLE
 from shardsim.plan.layout import Number
 from shardsim.plan.precision import NARROW
 from shardsim.program.quantise import OPS

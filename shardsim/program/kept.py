@@ -44,9 +44,16 @@ def kept(
     start = derived.start
     rounded = only_products_read(derived) if narrow else set()
 
+    filled: dict[str, Number] = {}  # bytes on the device by name: policies share arrays
+
     def size(array: Array) -> Number:
         narrowed = array.name in rounded and not array.wide
         return sizes.stored(array) * narrow if narrowed else _size(work, sizes, array)
+
+    def here(array: Array) -> Number:
+        if array.name not in filled:
+            filled[array.name] = size(array) * fills(array)
+        return filled[array.name]
 
     def total(store: tuple[frozenset[str], frozenset[str]], away: str = "") -> Number:
         names, offloaded = store
@@ -54,8 +61,7 @@ def kept(
         arrays = [(LAYER_INPUT, start), *((array.keep, made[array.name]) for array in found)]
         if away:
             return sum((size(array) for keep, array in arrays if keep in offloaded & {away}), 0.0)
-        here = [array for keep, array in arrays if keep not in offloaded]
-        return sum((size(array) * fills(array) for array in here), 0.0)
+        return sum((here(array) for keep, array in arrays if keep not in offloaded), 0.0)
 
     def by_policy(away: str = "") -> Number:
         return over(group.stores, group.shape, lambda store: total(store, away))

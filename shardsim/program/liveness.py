@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from shardsim.graph.derive import Derived, Step
 from shardsim.graph.place import (
@@ -54,7 +55,6 @@ class Ends:
     sums: tuple[tuple[Size, frozenset[str]], ...] = ()  # what is summed over which axes, forward
 
 
-@lru_cache(maxsize=4096)
 def layer_trace(
     model: Model,
     attention: str,
@@ -70,30 +70,50 @@ def layer_trace(
     first = mode.prefetch and mode.quiet and model.parallel_block
     first = first and (attention == "unfused" or model.activation != "relu")
     passes = replace(passes, attends_first=passes.attends_first and first)
-    if not mode.prefetch or model.round_layers > 1:  # they are made where they are filled
+    made = not mode.prefetch or model.round_layers > 1  # they are made where they are filled
+    if made or not (mode.ring or _passes_round(model, attention, layer, kind)):
         passes = replace(passes, ring_empty="")
-    tracer = _followed(model, attention, layer, kind, again, passes, mode)
-    return tracer.trace(passes.gathers_ahead if mode.prefetch else 0)
+    walk = _Walk(model, attention, layer, kind, again, passes, mode.ring, mode.rows)
+    return _traced(walk, passes.gathers_ahead if mode.prefetch else 0)
+
+
+class _Walk(NamedTuple):
+    """What a walk through a layer depends on: policies and modes that share it have one trace."""
+
+    model: Model
+    attention: str
+    layer: int
+    kind: Kind
+    again: tuple[int, ...]
+    passes: Passes
+    ring: str
+    rows: bool
 
 
 @lru_cache(maxsize=4096)
-def _followed(
-    model: Model,
-    attention: str,
-    layer: int,
-    kind: Kind,
-    again: tuple[int, ...],
-    passes: Passes,
-    mode: Mode,
-) -> Tracer:
-    """Return the tracer of a layer: of many policies that run the same again."""
-    derived = derived_blocks(model, attention, kind).layers[layer]
+def _traced(walk: _Walk, ahead: int) -> Trace:
+    return _followed(walk).trace(ahead)
+
+
+@lru_cache(maxsize=1024)
+def _passes_round(model: Model, attention: str, layer: int, kind: Kind) -> bool:
+    """Return whether something passes round a layer's ops."""
+    return any(
+        step.op.passed for step in derived_blocks(model, attention, kind).layers[layer].steps
+    )
+
+
+@lru_cache(maxsize=4096)
+def _followed(walk: _Walk) -> Tracer:
+    """Return the tracer of a layer."""
+    model, passes, ring = walk.model, walk.passes, walk.ring
+    derived = derived_blocks(model, walk.attention, walk.kind).layers[walk.layer]
     signs = passes.weights_first and model.activation == "relu"
     last = passes.head_last if passes.head_last == "all" else ""
-    ring, biased = mode.ring, model.biases.mlp
-    every = passes.ring_empty == "every" and (mode.rows or not biased)
+    biased = model.biases.mlp
+    every = passes.ring_empty == "every" and (walk.rows or not biased)
     copies = 0.0 if every else passes.ring_copies  # they are made in what `empties` notes
-    early = every and mode.rows
+    early = every and walk.rows
     # Of a gated MLP behind attention the ring that makes its gradient is over before those begin
     # that make both projections again (llama2-7b with axes of 4, 8 and 16, llama2-70b, llama3-70b).
     gated = model.gated_mlp and not model.parallel_block
@@ -112,9 +132,9 @@ def _followed(
         scores_late=passes.scores_late and ring == "embed" and model.parallel_block,
         # What differs between chips, where it is read: all others share a walk.
         scores_twice=passes.scores_twice if passes.attends_first or model.causal else 0.0,
-        ring_apart=passes.ring_apart and (mode.rows or ring == "embed"),
+        ring_apart=passes.ring_apart and (walk.rows or ring == "embed"),
     )
-    return followed(derived, again, passes, ring, signs)
+    return followed(derived, walk.again, passes, ring, signs)
 
 
 @lru_cache(maxsize=1024)
@@ -184,7 +204,8 @@ def followed(
         tracer.fused = frozenset(op.ins[0].name for op in gated)
     last = {n for n, step in enumerate(steps) if passes.attends_first and _of_mlp(step)}
     late = {n for n in again if passes.scores_late and _of_scores(steps[n])}
-    projected = {n for n in again if passes.hidden_first and _of_gates(steps[n], steps)}
+    gates = _of_gates(steps) if passes.hidden_first else frozenset()
+    projected = gates.intersection(again)
     for some in (set(range(len(steps))) - last, last):
         for number in (n for n in again if n in some - late - projected):
             tracer.forward(steps[number], " again")
@@ -196,7 +217,7 @@ def followed(
                 tracer.operand_first(steps[number])
                 for n in sorted(projected):
                     tracer.forward(steps[n], " again")
-                projected = set()
+                projected = frozenset()
                 tracer.weight_last(steps[number])
             elif steps[number].trained:
                 tracer.backward(steps[number])
@@ -212,11 +233,12 @@ def _of_scores(step: Step) -> bool:
     return step.op.unit == "attention" and not step.op.kernel
 
 
-def _of_gates(step: Step, steps: Sequence[Step]) -> bool:
-    """Return whether an op makes a hidden layer that is gated, or what it is made of."""
+def _of_gates(steps: Sequence[Step]) -> frozenset[int]:
+    """Return the ops that make a hidden layer that is gated, or what it is made of."""
     gates = [one.op for one in steps if one.op.stream == GATE and not one.op.kernel]
     made = {array.name for op in gates for array in (*op.ins, op.out)}
-    return step.op.out.name in made and "mlp" in step.op.out.dims
+    outs = enumerate(step.op.out for step in steps)
+    return frozenset(n for n, out in outs if out.name in made and "mlp" in out.dims)
 
 
 def _of_mlp(step: Step) -> bool:

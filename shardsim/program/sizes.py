@@ -13,8 +13,8 @@ import numpy as np
 from shardsim.graph.arrays import Array, Dims, Split
 from shardsim.graph.place import ROLE, Kind, Spread
 from shardsim.model import Model
-from shardsim.ops.attend import KERNEL_MULTIPLE
 from shardsim.ops.attend_blocks import KEYS_AT_ONCE
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE
 from shardsim.plan.layout import ROLES, Layout, Number
 from shardsim.plan.split import dimension, heads_whole, kv_left, lengths
 from shardsim.program.shapes import Workload

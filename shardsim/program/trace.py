@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shardsim.graph.arrays import Array, Dims
-from shardsim.ops.attend import KERNEL_MULTIPLE, is_short
+from shardsim.ops.attend_kernels import KERNEL_MULTIPLE, is_short
 from shardsim.plan.layout import Number
 from shardsim.plan.tiles import LANES, ROWS, in_lanes, in_rows
 from shardsim.plan.tiles import filled as whole_tiles
@@ -220,8 +220,10 @@ class Trace:
     def by_size(self) -> Matrix:
         """Moments x `sizes`: how many arrays of a size are live."""
         columns = {size: column for column, size in enumerate(self.sizes)}
-        chosen: Matrix = np.eye(len(columns))[[columns[array.size] for array in self.arrays]]
-        return self.matrix @ chosen
+        column = np.array([columns[array.size] for array in self.arrays])
+        order = np.argsort(column, kind="stable")
+        firsts = np.searchsorted(column[order], np.arange(len(columns)))
+        return np.add.reduceat(self.matrix[:, order], firsts, axis=1)
 
     @cached_property
     def fullest(self) -> Matrix:

@@ -18,9 +18,9 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from shardsim.emit.runtime.collectives import gather_matrix, member, member_before, next_member
 from shardsim.emit.runtime.config import Group
-from shardsim.ops import attend as attention
 from shardsim.ops import attend_blocks, index
-from shardsim.ops.attend import softmax_attention
+from shardsim.ops import attend_kernels as attention
+from shardsim.ops.attend_kernels import softmax_attention
 from shardsim.ops.attend_pieces import fits_pieces
 from shardsim.ops.attend_round import Round, round_attention
 from shardsim.ops.latent import attend_chosen

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
 from shardsim.model import Experts, Latent
-from shardsim.ops.attend import Mask
 from shardsim.ops.attend_blocks import KEYS_AT_ONCE
+from shardsim.ops.attend_mask import Mask
 from shardsim.plan import Overlap, Plan, dump_plan, load_plan, resolve
 from shardsim.plan.legality import check
 from shardsim.plan.plan import CONTEXT_KEYS, Context

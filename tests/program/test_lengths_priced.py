@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
 from shardsim.errors import PlanError
-from shardsim.ops.attend import BLOCKS, Mask
+from shardsim.ops.attend_mask import BLOCKS, Mask
 from shardsim.plan import Plan, plan_from_data, resolve
 from shardsim.plan.lengths import fullest, sampled
 from shardsim.plan.resolve import rules_data

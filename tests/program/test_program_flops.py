@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shardsim.cost import predict as predictions
 from shardsim.model import Model, forward_matmul_flops_per_token
-from shardsim.ops.attend import BLOCKS
+from shardsim.ops.attend_mask import BLOCKS
 from shardsim.plan import Plan, Precision, resolve
 from shardsim.plan.remat import POLICIES
 from shardsim.program.partition import partition

@@ -14,7 +14,7 @@ from shardsim.cost.predict import predict
 from shardsim.errors import ModelError, PlanError
 from shardsim.model import load_model
 from shardsim.model.flops import attention_flops_per_token
-from shardsim.ops.attend import BLOCKS, Mask
+from shardsim.ops.attend_mask import BLOCKS, Mask
 from shardsim.plan import Overlap, Plan, resolve
 from shardsim.plan.legality import check
 from shardsim.simulate import simulate_plan

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from shardsim.emit.dialects.nearest import ALL_BIASES, Block
 from shardsim.model import Biases
-from shardsim.ops import attend
+from shardsim.ops import attend_mask
+from shardsim.ops.attend import KERNELS
 
 # What `decoder_block` fixes. "default" is a parallel block on one norm.
 _RMS = {
@@ -229,8 +230,8 @@ def blocks_of(kernel: str) -> dict[str, int]:
     >>> blocks_of("flash"), blocks_of("flash-2048")["sa_block_q_dkv"]
     ({}, 2048)
     """
-    fused = attend.KERNELS.get(kernel)
-    if fused is None or fused.blocks == attend.BLOCKS:
+    fused = KERNELS.get(kernel)
+    if fused is None or fused.blocks == attend_mask.BLOCKS:
         return {}
     forward, back = fused.blocks
     return {

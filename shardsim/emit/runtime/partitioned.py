@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardsim.emit.runtime.config import Data
-from shardsim.ops.attend import flash_attention
+from shardsim.ops.attend_kernels import flash_attention
 from shardsim.ops.whole import Array, Params, Whole
 
 

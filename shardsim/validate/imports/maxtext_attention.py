@@ -9,7 +9,7 @@ from shardsim.carried import Keys, is_one_of, shown
 from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.errors import FileError
 from shardsim.machine import Machine
-from shardsim.ops.attend import BLOCKS
+from shardsim.ops.attend_mask import BLOCKS
 from shardsim.plan.plan import CONTEXT_ORDERS, Context
 from shardsim.validate.words import whole
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardsim.cost.predict import predict
-from shardsim.ops.attend import SOFTMAX, Mask
+from shardsim.ops.attend import SOFTMAX
+from shardsim.ops.attend_mask import Mask
 from shardsim.plan import plan_from_data
 from shardsim.program.schedule import Work
 from shardsim.xla.hlo import CompiledProgram, HloError, read_hlo
