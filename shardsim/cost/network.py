@@ -7,9 +7,11 @@ axes carry traffic at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from itertools import combinations
+from math import prod
 
 import numpy as np
 
@@ -54,20 +56,64 @@ class Group:
         return (self.core, self.torus, self.dcn)
 
 
-def _line(axis: TorusAxis, factor: Number, stride: Number) -> tuple[Number, Number, Number]:
-    """Return bandwidth, ways and hop latency of a group along one torus axis.
+@dataclass(frozen=True)
+class _Line:
+    """What a group has along one torus axis, or in a chip or node: `factor` of its devices, every
+    `stride`-th. Groups of these interleave, and share each link among `stride` of them."""
 
-    Groups of every `stride`-th device interleave, and share each link among `stride` of them.
-    """
-    used = np.greater(factor, 1)
-    if axis.switched:
-        return used * axis.bytes_per_s, used * 1.0, used * axis.hop_latency_s
-    ways = np.where(closes(axis, factor, stride), 2.0, 1.0)
-    return (
-        used * axis.bytes_per_s * ways / stride,
-        used * ways,
-        used * axis.hop_latency_s * stride,
-    )
+    axis: TorusAxis
+    factor: Number
+    stride: Number
+
+    @property
+    def inside(self) -> bool:
+        """Whether it lies in one chip, or one node of a switched machine."""
+        return self.axis.switched or self.axis.name == "core"
+
+    @property
+    def used(self) -> Number:
+        """Whether it has several members."""
+        return np.greater(self.factor, 1)
+
+    @cached_property
+    def ways(self) -> Number:
+        """Directions in which a member receives."""
+        if self.axis.switched:
+            return self.used * 1.0
+        return self.used * np.where(closes(self.axis, self.factor, self.stride), 2.0, 1.0)
+
+    @property
+    def bytes_per_s(self) -> Number:
+        """What one member receives, in all ways together."""
+        return self.axis.bytes_per_s * self.ways / (1 if self.axis.switched else self.stride)
+
+    @property
+    def slowest_bytes_per_s(self) -> Number:
+        """What passes in one way, infinite where it has one member."""
+        way = self.bytes_per_s if self.inside else self.axis.bytes_per_s / self.stride
+        return np.where(self.used, way, np.inf)
+
+    @property
+    def hop_s(self) -> Number:
+        """Latency from a member to the next."""
+        return self.used * self.axis.hop_latency_s * (1 if self.axis.switched else self.stride)
+
+    @property
+    def latency_s(self) -> Number:
+        """Latency to the member furthest away."""
+        closed = np.greater(self.ways, 1)
+        return np.where(closed, np.ceil((self.factor - 1) / 2.0), self.factor - 1) * self.hop_s
+
+    @property
+    def across(self) -> Number:
+        """Seconds that a byte a pair of members takes over the middle: see
+        `collectives.all_to_all`.
+
+        Half of the traffic of a wrapped axis crosses the worst link in eight directed shares, of an
+        open one in four; the middle of an odd axis is a member: (P^2 - 1)/P instead of P.
+        """
+        members = (self.factor - np.mod(self.factor, 2) / self.factor) * self.stride
+        return self.used * members / (4.0 * self.axis.bytes_per_s * np.maximum(self.ways, 1))
 
 
 def group_of(machine: Machine, layout: AxisLayout) -> Group:
@@ -79,83 +125,61 @@ def group_of(machine: Machine, layout: AxisLayout) -> Group:
     `sharding.md`). See `_together` for axes too slow for that.
     """
     chip = machine.chip
-    torus_size: Number = 1
-    sizes: list[Number] = []
-    rates: list[Number] = []
-    latency: Number = 0.0
-    longest: Number = 0.0
-    used_axes: Number = 0
-    slowest: Number = np.inf
-    hop: Number = 0.0
-    closed_line: Number = False
-    way_back_s: Number = 0.0
-    strided: Number = 1
+    lines = list(map(_Line, machine.axes, layout.factors, layout.strides))
+    torus = [line for line in lines if not line.inside]
     core = Level(size=1, bytes_per_s=1.0, latency_s=0.0)
-    for axis, factor, stride in zip(machine.axes, layout.factors, layout.strides, strict=True):
-        rate, ways, hop_s = _line(axis, factor, stride)
-        if axis.switched or axis.name == "core":
-            core = Level(
-                size=factor,
-                bytes_per_s=np.where(np.greater(factor, 1), rate * chip.link_efficiency, 1.0),
-                latency_s=hop_s,
-            )
-            used_axes = used_axes + np.greater(factor, 1)
-            slowest = np.where(np.greater(factor, 1), np.minimum(slowest, rate), slowest)
-            hop = np.maximum(hop, hop_s)
-            continue
-        used = np.greater(factor, 1)
-        torus_size = torus_size * factor
-        sizes.append(factor)
-        rates.append(rate)
-        hops = np.where(np.greater(ways, 1), np.ceil((factor - 1) / 2.0), factor - 1)
-        latency = latency + hops * hop_s
-        way_back_s = way_back_s + used * (factor - 1) * hop_s
-        # Half of the traffic of a wrapped axis crosses the worst link in eight directed shares,
-        # of an open one in four; the middle of an odd axis is a member: (P^2 - 1)/P instead of P.
-        # See collectives.all_to_all.
-        across = (factor - np.mod(factor, 2) / factor) * stride
-        longest = np.maximum(
-            longest, used * across / (4.0 * axis.bytes_per_s * np.maximum(ways, 1))
-        )
-        used_axes = used_axes + used
-        slowest = np.where(used, np.minimum(slowest, axis.bytes_per_s / stride), slowest)
-        closed_line = closed_line | np.greater(ways, 1)
-        strided = np.maximum(strided, np.where(used, stride, 1))
-        hop = np.maximum(hop, hop_s)
-    in_slice = torus_size * core.size
-    # A ring closes over single hops on a whole wrapped axis, and on any patch of two or more axes
-    # with an even number of members (a snake); on a line its last hop goes all the way back.
-    # Of members further apart that hop is as long as others, but groups share their links.
-    snake = np.greater(used_axes, 1) & (np.mod(in_slice, 2) == 0)
-    ring_ways = np.where(closed_line | snake & np.equal(strided, 1), 2.0, 1.0)
+    for line in lines:
+        if line.inside:
+            rate = np.where(line.used, line.bytes_per_s * chip.link_efficiency, 1.0)
+            core = Level(size=line.factor, bytes_per_s=rate, latency_s=line.hop_s)
     many = np.greater(layout.slices, 1)
-    rate = np.where(np.isinf(slowest), 1.0, slowest) * chip.link_efficiency * chip.permute_gain
     dcn_rate = chip.dcn_bytes_per_s / chip.devices_per_chip * chip.dcn_efficiency
+    dcn_s = np.where(many, (layout.slices - 1) * chip.dcn_hop_latency_s, 0.0)
+    members = prod(line.factor for line in torus)
+    ways, close_s = _ring(lines, torus, members * core.size)
+    slowest = reduce(np.minimum, (line.slowest_bytes_per_s for line in lines), np.inf)
+    none = np.isinf(slowest)
+    rate = np.where(none, 1.0, slowest) * chip.link_efficiency * chip.permute_gain
+    hop_s = reduce(np.maximum, (line.hop_s for line in lines), 0.0)
     return Group(
         torus=Level(
-            size=torus_size,
-            bytes_per_s=_together(sizes, rates) * chip.link_efficiency,
-            latency_s=latency,
+            size=members,
+            bytes_per_s=_together(torus) * chip.link_efficiency,
+            latency_s=sum((line.latency_s for line in torus), 0.0),
         ),
         core=core,
-        dcn=Level(
-            size=layout.slices,
-            bytes_per_s=dcn_rate,
-            latency_s=np.where(many, (layout.slices - 1) * chip.dcn_hop_latency_s, 0.0),
-        ),
+        dcn=Level(size=layout.slices, bytes_per_s=dcn_rate, latency_s=dcn_s),
         # A group that lies on slices only has no links inside one.
-        ring_bytes_per_s=np.where(
-            many, np.where(np.isinf(slowest), dcn_rate, np.minimum(rate, dcn_rate)), rate
-        ),
-        ring_ways=np.where(many, 1.0, ring_ways),
-        ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop),
-        ring_close_s=np.where(many | closed_line | snake, 0.0, np.maximum(way_back_s - hop, 0.0)),
-        longest_axis=longest / chip.link_efficiency,
+        ring_bytes_per_s=np.where(many, np.where(none, dcn_rate, np.minimum(rate, dcn_rate)), rate),
+        ring_ways=np.where(many, 1.0, ways),
+        ring_hop_s=np.where(many, chip.dcn_hop_latency_s, hop_s),
+        ring_close_s=np.where(many, 0.0, close_s),
+        longest_axis=reduce(np.maximum, (line.across for line in torus), 0.0)
+        / chip.link_efficiency,
         overhead_s=chip.collective_overhead_s,
     )
 
 
-def _together(sizes: list[Number], rates: list[Number]) -> Number:
+def _ring(lines: Sequence[_Line], torus: Sequence[_Line], members: Number) -> tuple[Number, Number]:
+    """Return in how many ways a ring of all `members` in a slice goes round, and what its last hop
+    takes beyond others.
+
+    It closes over single hops on a whole wrapped axis, and on any patch of two or more axes with an
+    even number of members (a snake); on a line its last hop goes all the way back. Of members
+    further apart that hop is as long as others, but groups share their links.
+    """
+    closed = reduce(np.logical_or, (np.greater(line.ways, 1) for line in torus), False)
+    apart = (np.greater(line.stride, 1) & line.used for line in torus)
+    adjacent = np.logical_not(reduce(np.logical_or, apart, False))
+    axes = sum(line.used for line in lines)
+    snake = np.greater(axes, 1) & (np.mod(members, 2) == 0)
+    back_s = sum(((line.factor - 1) * line.hop_s for line in torus), 0.0)
+    hop_s = reduce(np.maximum, (line.hop_s for line in lines), 0.0)
+    ways = np.where(closed | snake & adjacent, 2.0, 1.0)
+    return ways, np.where(closed | snake, 0.0, np.maximum(back_s - hop_s, 0.0))
+
+
+def _together(lines: Sequence[_Line]) -> Number:
     """Return the bytes/s into a member over all torus axes of a group together.
 
     Whatever the order of the axes, a set S of them carries at least prod(S) - 1 of the prod - 1
@@ -166,13 +190,10 @@ def _together(sizes: list[Number], rates: list[Number]) -> Number:
     """
     time: Number = 0.0
     whole: Number = 1
-    for count in range(1, len(sizes) + 1):
-        for chosen in combinations(range(len(sizes)), count):
-            product: Number = 1
-            rate: Number = 0.0
-            for axis in chosen:
-                product = product * sizes[axis]
-                rate = rate + rates[axis]
+    for count in range(1, len(lines) + 1):
+        for chosen in combinations(lines, count):
+            product: Number = prod(line.factor for line in chosen)
+            rate: Number = sum(line.bytes_per_s for line in chosen)
             time = np.maximum(time, (product - 1) / np.where(np.greater(rate, 0), rate, 1.0))
             whole = product
     return np.where(time > 0, (whole - 1) / np.where(time > 0, time, 1.0), 1.0)

@@ -63,9 +63,12 @@ _KEYS = {
 }  # else it is the mesh that a plan can change
 
 
+Condition = tuple[str, str, Number, Number]  # key, what is divided, its size, by what
+
+
 def conditions(
     model: Model, batch: int, sequence: int, layout: Layout, interleave: int = 1
-) -> Iterator[tuple[str, str, Number, Number]]:
+) -> Iterator[Condition]:
     """Yield (key, what is divided, its size, by what) for each division that must be exact.
 
     They are the dimensions of activations and weights that `dimension` calls exact, each once, of
@@ -81,26 +84,25 @@ def conditions(
 
 def _of_part(
     model: Model, batch: int, sequence: int, layout: Layout, interleave: int
-) -> Iterator[tuple[str, str, Number, Number]]:
+) -> Iterator[Condition]:
     """Yield the conditions of one stack and its ends."""
+    yield from _of_dimensions(model, batch, sequence, layout)
+    yield from _of_stages(model, layout, interleave)
+    yield from _of_blocks(model, sequence, layout)
+    yield from _of_key_value_heads(model, layout)
+    if np.any(layout.striped):
+        parts = layout.context.size * np.where(layout.striped, 2, 1)
+        yield "sequence", "tokens over two parts a member of the context axis", sequence, parts
+        if model.experts and model.experts.group:
+            what = "groups of a sequence over two parts a member of the context axis"
+            yield "sequence", what, model.experts.groups(sequence), parts
+
+
+def _of_dimensions(model: Model, batch: int, sequence: int, layout: Layout) -> Iterator[Condition]:
+    """Yield for every dimension that must divide exactly that it does, each once."""
     also: Mapping[str, Number] = {"batch": layout.microbatches}
-    sizes = lengths(model, batch, sequence)
-    dimensions = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
-    for tensor in model.own_tensors:
-        kind, axes, shape = named(tensor)
-        stages = tensor.part == "block"  # layers are asked for below, in whole rounds
-        dimensions += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
-    dimensions += _of_experts(model, sequence)
-    dimensions += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
-    if np.any(layout.spread.by_head):
-        dimensions.append(("attended", "heads", sizes["heads"]))
-    if model.attends:
-        dimensions.append(("in space", "frame", model.frames))
-        dimensions += [(kind, "location", sizes["location"]) for kind in ("in time", BY_LOCATION)]
-        if np.any(layout.spread.switched):
-            dimensions.append(("by frame", "frame", model.frames))
     seen = set()
-    for kind, axis, size in dimensions:
+    for kind, axis, size in _dimensions(model, batch, sequence, layout):
         roles = RULES[kind].get(axis, ())
         if (axis, size, roles) in seen:
             continue
@@ -119,11 +121,41 @@ def _of_part(
                 words = "heads of the index"
             what = f"{words} over {over}"
             yield _KEYS.get(axis, "mesh"), what, size, found.ways * also.get(axis, 1)
+
+
+def _dimensions(
+    model: Model, batch: int, sequence: int, layout: Layout
+) -> list[tuple[str, str, int]]:
+    """Return the dimensions of weights, and of activations where they lie: kind, axis, size."""
+    sizes = lengths(model, batch, sequence)
+    found = [("inside", axis, sizes[axis]) for axis in RULES["inside"]]
+    for tensor in model.own_tensors:
+        kind, axes, shape = named(tensor)
+        stages = tensor.part == "block"  # layers are asked for by `_of_stages`, in whole rounds
+        found += [*zip([kind] * len(axes), axes, shape, strict=True)][stages:]
+    found += _of_experts(model, sequence)
+    found += [("residual", axis, sizes[axis]) for axis in RULES["residual"]]
+    if np.any(layout.spread.by_head):
+        found.append(("attended", "heads", sizes["heads"]))
+    if model.attends:
+        found.append(("in space", "frame", model.frames))
+        found += [(kind, "location", sizes["location"]) for kind in ("in time", BY_LOCATION)]
+        if np.any(layout.spread.switched):
+            found.append(("by frame", "frame", model.frames))
+    return found
+
+
+def _of_stages(model: Model, layout: Layout, interleave: int) -> Iterator[Condition]:
+    """Yield that whole rounds of layers come to each stage of a pipeline."""
     for rounds, layers in () if layout.stage_layers else model.stacks:
         ways = layout.pipeline.size * interleave
         yield "mesh", "layers over pipeline stages", rounds * layers, ways * layers
     if len(model.stacks) > 1:
         yield "mesh", "stacks of layers over pipeline stages", 1, layout.pipeline.size
+
+
+def _of_blocks(model: Model, sequence: int, layout: Layout) -> Iterator[Condition]:
+    """Yield which axes a kind of block does not know."""
     if model.experts and model.experts.soft_slots:
         yield "mesh", "tokens of soft experts over a context axis", 1, layout.context.size
         yield "mesh", "soft experts over a second tensor axis", 1, layout.tensor2.size
@@ -135,7 +167,10 @@ def _of_part(
         yield "mesh", "linear attention over a second tensor axis", 1, layout.tensor2.size
         yield "mesh", "the state of linear attention over a context axis", 1, layout.context.size
         yield "sequence", "tokens in chunks of linear attention", sequence, model.delta.chunk
-    # Where each device has the key-value heads of its own queries.
+
+
+def _of_key_value_heads(model: Model, layout: Layout) -> Iterator[Condition]:
+    """Yield that each device has the key-value heads of its own queries."""
     kv_shards = np.minimum(layout.tensor.size, model.kv_heads)
     yield "mesh", "key-value heads over the tensor axis", model.kv_heads, kv_shards
     if model.global_heads:  # each member has some of those of all layers
@@ -152,12 +187,6 @@ def _of_part(
         yield "mesh", what, model.kv_heads, ways
         what = "the context axis of ulysses over the key-value heads of a device"
         yield "mesh", what, members, over
-    if np.any(layout.striped):
-        parts = layout.context.size * np.where(layout.striped, 2, 1)
-        yield "sequence", "tokens over two parts a member of the context axis", sequence, parts
-        if model.experts and model.experts.group:
-            what = "groups of a sequence over two parts a member of the context axis"
-            yield "sequence", what, model.experts.groups(sequence), parts
 
 
 def _of_experts(model: Model, sequence: int) -> list[tuple[str, str, int]]:
