@@ -360,8 +360,9 @@ class Account(Stays):
 
 def _where(flag: Number, value: Callable[[bool], Number]) -> Number:
     """Return the value of a flag; of both where plans differ in it."""
-    if np.all(flag):
+    flags = np.asarray(flag)
+    if flags.all():
         return value(True)
-    if not np.any(flag):
+    if not flags.any():
         return value(False)
-    return np.where(flag, value(True), value(False))
+    return np.where(flags, value(True), value(False))

@@ -40,7 +40,7 @@ Number = Any  # float, int, bool or numpy array of them; all of a layout's broad
 
 def somewhere(value: Number) -> bool:
     """Return whether something holds, or is not 0, in any plan; of a number at once."""
-    return bool(value if isinstance(value, int | float) else np.any(value))
+    return bool(value if isinstance(value, int | float) else np.asarray(value).any())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,7 @@ class Measure:
         weights = wire_bytes if weight_bytes is None else weight_bytes
         self.widths = {"wire": wire_bytes, "reduce": reduce_bytes, "weights": weights}
         self.known: dict[Size, Number] = {}
+        self._fills: dict[tuple[object, ...], Number] = {}
         self._peaks: dict[int, tuple[Trace, Number]] = {}  # kept, so that no identity comes again
 
     def __call__(self, size: Size) -> Number:
@@ -129,6 +130,13 @@ class Measure:
         return known[1]
 
     def _filled(self, size: Size, kept: bool = False) -> Number:
+        """Return how many times its elements an array takes in HBM, whatever an element has."""
+        key = size.dims, size.by, kept
+        if key not in self._fills:
+            self._fills[key] = self._in_tiles(size, kept)
+        return self._fills[key]
+
+    def _in_tiles(self, size: Size, kept: bool) -> Number:
         """Return how many times its elements an array takes in HBM.
 
         XLA lays out densest what fills rows best: embed, the positions of heads narrower than a
