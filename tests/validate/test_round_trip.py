@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from shardsim.emit import export_plan
 from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.emit.dialects.nearest import told_in
 from shardsim.errors import ShardsimError
-from shardsim.plan import Plan, plan_from_data
+from shardsim.model import Model
+from shardsim.plan import Plan, load_plan, plan_from_data, plan_names
 from shardsim.plan.io import plan_to_data
+from shardsim.plan.layout import ROLES
 from shardsim.plan.resolve import resolve, rules_data
 from shardsim.validate.imports import import_config, import_text
 from shardsim.validate.round_trip import left_out
@@ -169,3 +172,32 @@ def test_maxtext_brings_a_plans_overlap_back() -> None:
         plan = plan_from_data(data, "drawn")
         text = export_plan(plan, "maxtext")
         assert import_text(Path("plan.yml"), text, "maxtext").plan.overlap == plan.overlap
+
+
+HOLDS = ("machine", "batch", "sequence", "microbatches", "remat", "optimizer")
+TRAINED = ("maxtext", "levanter", "big_vision")
+THEIRS = {"maxtext": "maxtext-", "big_vision": "vit-22b-published-"}
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_a_shipped_plan_comes_back_from_the_trainers_that_hold_it(name: str) -> None:
+    plan = load_plan(name)
+    for form in TRAINED:
+        try:
+            text = export_plan(plan, form)
+        except ShardsimError:
+            assert not name.startswith(THEIRS.get(form, "-"))
+            continue
+        if form == "levanter" and "\n  type: " not in text:  # the model's section is the user's
+            assert [item.key for item in left_out(plan, text, form)].count("model") == 1
+            continue
+        found = import_text(Path("plan.py"), text, form, machine=plan.machine.name).plan
+        told = {line.strip().partition(":")[0].partition(".")[0] for line in told_in(text)}
+        for key in HOLDS:
+            assert key in told or getattr(found, key) == getattr(plan, key), (form, key)
+        one, other = resolve(plan), resolve(found)
+        for role in ROLES:
+            assert one.role(role) == other.role(role), (form, role)
+        assert one.optimizer_over_data == other.optimizer_over_data
+        if not told & {field.name for field in fields(Model)}:
+            assert found.model.parameters_all == plan.model.parameters_all, form
