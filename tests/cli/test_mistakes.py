@@ -47,6 +47,14 @@ ON = ("--on", "v4:4x4x4", "--batch", "1024")
             "--batch: must be a whole number from 1 to 1,000,000,000, not 1.00e+30",
         ),
         (
+            ["predict", "vit-22b", *ON, "--mesh", "fsdp=64", "--seq", "0"],
+            "--seq: must be a whole number from 1 to 1,000,000,000, not 0",
+        ),
+        (
+            ["explain", "vit-22b", *ON, "--mesh", "fsdp=64", "--batch", "-4"],
+            "--batch: must be a whole number from 1 to 1,000,000,000, not -4",
+        ),
+        (
             ["plan", "vit-22b", *ON, "--top", "0"],
             "--top: must be a whole number from 1 to 1,000,000,000, not 0",
         ),
