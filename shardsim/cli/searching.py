@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -401,7 +401,8 @@ def _counted(result: SearchResult) -> str:
     fit = "none fits in HBM"
     if result.fit:
         fit = f"{result.fit:,} fit in HBM, {result.priced:,} of those priced"
-        fit += f", and the other {result.pruned:,} cannot be among the best" * (result.complete and result.pruned > 0)
+        if result.complete and result.pruned:
+            fit += f", and the other {result.pruned:,} cannot be among the best"
     return f"{result.searched:,} plans considered in {result.seconds:.2f} s: {fit}"
 
 
