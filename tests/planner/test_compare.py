@@ -130,6 +130,6 @@ def test_a_footnote_says_all_rows_that_it_is_for() -> None:
     plan = plan_of_mesh(load_model("llama3-8b"), parse_machine("v5p:4x4x4"), 256, {"fsdp": 64})
     above = predict(changed(plan, {"remat": "none"}))
     (said,) = (text for text in above.warnings if text.startswith("MFU is above"))
-    assert beyond([predict(TP8), above, above]) == [f"2, 3: {said} in 2"]
-    assert beyond([above]) == [f"1: {said}"]
-    assert beyond([above, above]) == [f"all: {said} in 1"]
+    assert beyond([predict(TP8), above, above]) == [f"rows 2, 3: {said} in row 2"]
+    assert beyond([above]) == [f"row 1: {said}"]
+    assert beyond([above, above]) == [f"all rows: {said} in row 1"]
