@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.emit.dialects.nearest import told_in
@@ -159,6 +160,28 @@ def test_what_an_export_does_not_carry_is_said(data: dict[str, Any], form: str) 
     apart |= {"sequence"} if own else set()
     assert {key for key in changed - apart if not {key, key.partition(".")[0]} & told} == set()
     assert own or found.model.parameters_all == plan.model.parameters_all or "vocab" in told
+
+
+def test_a_trainer_gathers_over_a_whole_slice_what_exported_code_reduces(folder: Path) -> None:
+    """Experts with a context axis: the import's price as emitted is not MaxText's."""
+    file = folder / "experts.sh"
+    file.write_text(
+        "python3 -m maxtext.trainers.pre_train.train base.yml model_name=mixtral-8x7b "
+        "per_device_batch_size=1 max_target_length=4096 ici_context_parallelism=4\n"
+    )
+    plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    sent = {
+        name: {
+            item.kind: item.bytes_per_chip
+            for item in predict(plan, implementation=name).collectives
+            if item.mesh_axes == ("fsdp", "context")
+        }
+        for name in ("emitted", "trainer")
+    }
+    shards = sent["trainer"]["all-gather"]
+    assert "all-gather" not in sent["emitted"]
+    again = sent["emitted"]["all-reduce"] - sent["trainer"]["all-reduce"]
+    assert again == pytest.approx(2 * shards, rel=1e-3)
 
 
 def test_maxtext_brings_a_plans_overlap_back() -> None:
