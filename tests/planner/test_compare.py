@@ -19,7 +19,9 @@ from shardsim.plan import load_plan, plan_names
 from shardsim.planner.changes import changed
 from shardsim.planner.compare import differences, priced_alike
 from shardsim.planner.presets import plan_of_mesh
+from shardsim.simulate import simulate_plan
 from shardsim.views.plans import beyond, differing, found, side_by_side
+from shardsim.views.prediction import prediction_parts
 from shardsim.views.step import parts, step_columns
 
 TP8 = load_plan("vit-22b-published-tp8")
@@ -133,3 +135,10 @@ def test_a_footnote_says_all_rows_that_it_is_for() -> None:
     assert beyond([predict(TP8), above, above]) == [f"rows 2, 3: {said} in row 2"]
     assert beyond([above]) == [f"row 1: {said}"]
     assert beyond([above, above]) == [f"all rows: {said} in row 1"]
+
+
+def test_a_simulated_step_says_so_also_where_nothing_contends() -> None:
+    played = prediction_parts(simulate_plan(TP8))
+    said = "simulated on the torus; the closed form gives the same step"
+    assert said in played
+    assert said not in prediction_parts(predict(TP8))
