@@ -112,9 +112,9 @@ def test_mistakes_in_the_command_line_point_to_the_help(
         ("microbatchs=4", "microbatchs: unknown key; did you mean 'microbatches'?"),
         ("microbatches", "'microbatches': expected key=value, such as microbatches=4"),
         ("microbatches=a", "small: microbatches: must be a positive whole number, not 'a'"),
-        ("microbatches=null", "small: microbatches: must be a positive whole number, not None"),
+        ("microbatches=null", "small: microbatches: must be a positive whole number, not null"),
         ("microbatches=.inf", "small: microbatches: must be a positive whole number, not inf"),
-        ("microbatches=true", "small: microbatches: must be a positive whole number, not True"),
+        ("microbatches=true", "small: microbatches: must be a positive whole number, not true"),
         (
             "batch=100000000000000000",
             "small: batch: must be at most 1,000,000,000, not 1.00e+17",

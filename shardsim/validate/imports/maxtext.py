@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
-from shardsim.errors import FileError, ModelError, nearest
+from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of
+from shardsim.errors import FileError, ModelError, nearest, shown
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
