@@ -379,3 +379,13 @@ def test_models_that_are_files(shardsim: Shardsim, tmp_path: Path) -> None:
     assert refused(shardsim("models", "zzzz")) == (
         f"unknown model 'zzzz'; shardsim models shows all {len(model_names())}"
     )
+
+
+def test_only_the_extra_that_is_missing_is_named(
+    shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardsim.cli.simulation.find_spec", lambda name: None)
+    played = shardsim("predict", str(plan_file), "--fidelity", "events")
+    assert refused(played).endswith("pip install 'shardsim[simulate]'")
+    drawn = shardsim("timeline", str(plan_file), "-o", str(plan_file.with_name("layer.png")))
+    assert refused(drawn).endswith("pip install 'shardsim[simulate,report]'")

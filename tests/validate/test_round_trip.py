@@ -224,3 +224,23 @@ def test_a_shipped_plan_comes_back_from_the_trainers_that_hold_it(name: str) -> 
         assert one.optimizer_over_data == other.optimizer_over_data
         if not told & {field.name for field in fields(Model)}:
             assert found.model.parameters_all == plan.model.parameters_all, form
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("max_target_length=8192.5", "max_target_length: expected a whole number, found 8192.5"),
+        ("ici_fsdp_parallelism=-2", "ici_fsdp_parallelism: must be positive and below 10^18"),
+        ("ici_fsdp_parallelism=2.5", "ici_fsdp_parallelism: expected a whole number, found 2.5"),
+        ("ici_expert_parallelism=4", "ici_expert_parallelism: llama2-7b has no experts"),
+    ],
+)
+def test_a_refusal_names_the_trainers_own_key(folder: Path, words: str, message: str) -> None:
+    file = folder / "refused.sh"
+    file.write_text(
+        "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
+        f"per_device_batch_size=4 {words}\n"
+    )
+    with pytest.raises(ShardsimError) as caught:
+        import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert str(caught.value).startswith(f"{file}: {message}")
