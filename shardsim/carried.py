@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardsim.errors import FileError
+from shardsim.errors import FileError, shown
 
 TIME, HBM = "time", "hbm"
 BOTH = (TIME, HBM)
@@ -120,9 +120,3 @@ def written(value: Any) -> str:
     """
     plain = value is None or isinstance(value, bool)
     return json.dumps(value) if plain else shown(value)
-
-
-def shown(value: Any) -> str:
-    """Return a value for a message, of bounded length and in one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

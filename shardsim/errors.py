@@ -34,6 +34,19 @@ class PlanError(ShardsimError):
     """A plan is inconsistent, or does not suit its model or its machine."""
 
 
+_WORDS = {None: "null", True: "true", False: "false"}  # as files and command lines have them
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, as a file writes it, of bounded length and in one line.
+
+    >>> shown(None), shown(True), shown("x")
+    ('null', 'true', "'x'")
+    """
+    text = _WORDS[value] if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def expect(value: object, kinds: Any, what: str) -> None:
     """Raise `PlanError` for an argument that is none of some types; `what` says what it should be.
 

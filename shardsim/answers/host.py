@@ -22,7 +22,7 @@ class Instead:
     """What a plan could do with what it keeps in the host's memory."""
 
     what: str  # "activations", "optimizer state" or "parameters of layers"
-    how: str  # "computed again", or "on the device"
+    how: str  # "recomputed", or "kept on the device"
     step_time_s: float
     hbm_peak_bytes: float
     fits: bool
@@ -49,16 +49,16 @@ def instead_of_host(item: Prediction) -> tuple[Instead, ...]:
 
 def _others(plan: Plan) -> Iterator[tuple[str, str, Plan]]:
     if any(group.offload for group in plan.remat.groups):
-        for how, kept in (("computed again", False), ("on the device", True)):
+        for how, kept in (("recomputed", False), ("kept on the device", True)):
             groups = tuple(_without(group, kept) for group in plan.remat.groups)
             try:
                 yield "activations", how, replace(plan, remat=replace(plan.remat, groups=groups))
             except PlanError:  # what only the host's memory can be told to keep
                 continue
     if plan.offload_optimizer:
-        yield "optimizer state", "on the device", replace(plan, offload_optimizer=False)
+        yield "optimizer state", "kept on the device", replace(plan, offload_optimizer=False)
     if plan.offload_parameters:
-        yield "parameters of layers", "on the device", replace(plan, offload_parameters=False)
+        yield "parameters of layers", "kept on the device", replace(plan, offload_parameters=False)
 
 
 def _without(group: Policy, kept: bool) -> Policy:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import click
 
-from shardsim.errors import HardwareError
-from shardsim.units import read_number
+from shardsim.errors import HardwareError, PlanError
+from shardsim.units import read_number, show_number
 
 BILLION = 1e9
 MOST_SHARE = 2.0  # of a peak; above it a percentage was meant
@@ -26,6 +26,17 @@ def whole(value: str | int) -> int:
     if number is None or not number.is_integer():
         raise click.BadParameter(f"{text[:40]!r} is not a whole number, such as 65536 or 64k")
     return int(number)
+
+
+def check_wholes(given: Mapping[str, int | None]) -> None:
+    """Refuse numbers, by the options that they were given as, beyond what a plan file may hold."""
+    from shardsim.plan.io import LARGEST
+
+    for key, value in given.items():
+        if value is not None and not 1 <= value <= LARGEST:
+            raise PlanError(
+                f"{key}: must be a whole number from 1 to {LARGEST:,}, not {show_number(value)}"
+            )
 
 
 def amount(value: str | float) -> float:

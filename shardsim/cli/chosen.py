@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from shardsim.cli.amounts import check_wholes
 from shardsim.cli.catalog import read_model
 from shardsim.cli.output import note
 from shardsim.kinds import PLAN, kind_of
@@ -53,6 +54,7 @@ def chosen_plan(name: str, words: dict[str, Any], changes: Sequence[str] = ()) -
     for key, example in (("on", "v4:8x8x16"), ("batch", "1024")):
         if words[key] is None:
             raise PlanError(f"--{key}: missing; a model needs it, such as --{key} {example}")
+    check_wholes({"--batch": words["batch"], "--seq": words["seq"]})
     mesh = None if words["mesh"] is None else parse_mesh(words["mesh"])
     machine = parse_machine(words["on"])
     if told := explain(words["on"]):

@@ -38,8 +38,18 @@ def together(name: str, *options: Callable[[Function], Function]) -> Callable[[F
 words_options = together(
     "words",
     click.option("--on", metavar="SLICE", help="With MODEL: where it trains, such as v4:8x8x16."),
-    click.option("--batch", type=whole, help="With MODEL: sequences (images) per step, all chips."),
-    click.option("--seq", type=whole, help="With MODEL: tokens per sequence, else its own."),
+    click.option(
+        "--batch",
+        metavar="N",
+        type=whole,
+        help="With MODEL: sequences (images) per step over all chips.",
+    ),
+    click.option(
+        "--seq",
+        metavar="N",
+        type=whole,
+        help="With MODEL: tokens per sequence; by default its own.",
+    ),
     click.option(
         "--mesh",
         metavar="ROLE=SIZE,...",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardsim.cli.amounts import whole
+from shardsim.cli.amounts import check_wholes, whole
 from shardsim.cli.catalog import read_model
 from shardsim.cli.compiling import tell_unused
 from shardsim.cli.options import OP_COSTS, compiler_options, training_options
@@ -30,7 +30,6 @@ from shardsim.cli.output import (
     write_output,
 )
 from shardsim.errors import PlanError
-from shardsim.units import show_number
 
 if TYPE_CHECKING:
     from shardsim.answers.slices import Choice
@@ -56,12 +55,17 @@ USUAL_TOKENS = 1 << 22  # of a step, as Llama 3 had at first (arXiv 2407.21783, 
 )
 @click.option(
     "--batch",
+    metavar="N",
     type=whole,
-    help="Sequences (images) per step, all chips: 4096, 64k; if left out, of all devices the "
-    "first multiple by a power of two that has four million tokens.",
+    help="Sequences (images) per step over all chips: 4096, 64k; by default as many as make four "
+    "million tokens, a power of two for each device.",
 )
-@click.option("--seq", type=whole, help="Tokens per sequence; the model's own if left out.")
-@click.option("--top", default=10, show_default=True, type=whole, help="How many plans to show.")
+@click.option(
+    "--seq", metavar="N", type=whole, help="Tokens per sequence; by default the model's own."
+)
+@click.option(
+    "--top", metavar="N", default=10, show_default=True, type=whole, help="Plans to show."
+)
 @click.option(
     "--objective",
     default="mfu",
@@ -156,7 +160,7 @@ def plan(
     from shardsim.executors import executor_of
     from shardsim.planner.presets import parse_mesh
 
-    _check_numbers({"--batch": batch, "--seq": seq, "--top": top})
+    check_wholes({"--batch": batch, "--seq": seq, "--top": top})
     check_output(output, as_json, text=YAML)
     for text in asked:
         parse_mesh(text, "--why-not")
@@ -228,17 +232,6 @@ def _search(
     from shardsim.planner.search import search
 
     return search(model, machine, batch, **options)
-
-
-def _check_numbers(given: Mapping[str, int | None]) -> None:
-    """Refuse numbers, by the options that they were given as, beyond what a plan file may hold."""
-    from shardsim.plan.io import LARGEST
-
-    for key, value in given.items():
-        if value is not None and not 1 <= value <= LARGEST:
-            raise PlanError(
-                f"{key}: must be a whole number from 1 to {LARGEST:,}, not {show_number(value)}"
-            )
 
 
 def _tell_unused(compile_top: int, slices: int) -> None:
@@ -378,18 +371,39 @@ def _tell_search(result: SearchResult, left: Sequence[str], compared_by_cost: bo
     """Say how many plans were considered, what to know of the best, and what slices are `left`."""
     from shardsim.emit.specs import no_program
 
-    cut = "" if result.complete else "; interrupted, so these are the best so far"
+    cut = ""
+    if not result.complete:
+        found = "these are the best so far" if result.predictions else "nothing is found yet"
+        cut = f"; interrupted, so {found}"
     if left and not result.complete:
         more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         cut += f"; not looked at: {', '.join(left[:NAMED])}{more}"
-    note(
-        f"{result.searched:,} plans considered, {result.fit:,} fit, {result.pruned:,} of those "
-        f"pruned and {result.priced:,} priced, in {result.seconds:.2f} s{cut}"
-    )
+    if text := _counted(result) + cut:
+        note(text.removeprefix("; "))
     if result.predictions and (text := no_program(result.best.plan)):
         note(f"the best plan has no exported program: {text}")
     if compared_by_cost and len({one.machine.chip.name for one in result.slices}) > 1:
         note("cost counts chip-seconds of all chips alike; --chip-hour-price says what they cost")
+
+
+def _counted(result: SearchResult) -> str:
+    """Return how many plans were looked at; nothing where there is none, for which reasons follow.
+
+    >>> from shardsim.planner.found import SearchResult
+    >>> looked = {"predictions": (), "seconds": 2.0, "smallest_peak_bytes": 0.0}
+    >>> _counted(SearchResult(searched=9000, fit=0, priced=0, **looked))
+    '9,000 plans considered in 2.00 s: none fits in HBM'
+    >>> _counted(SearchResult(searched=9000, fit=400, priced=30, **looked)).partition(": ")[2]
+    '400 fit in HBM, 30 of those priced, and the other 370 cannot be among the best'
+    """
+    if not result.searched:
+        return ""
+    fit = "none fits in HBM"
+    if result.fit:
+        fit = f"{result.fit:,} fit in HBM, {result.priced:,} of those priced"
+        if result.complete and result.pruned:
+            fit += f", and the other {result.pruned:,} cannot be among the best"
+    return f"{result.searched:,} plans considered in {result.seconds:.2f} s: {fit}"
 
 
 def _write(result: SearchResult, output: str) -> None:

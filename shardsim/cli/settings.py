@@ -16,8 +16,7 @@ from typing import Any
 
 import click
 
-from shardsim.carried import shown
-from shardsim.errors import FileError, nearest
+from shardsim.errors import FileError, nearest, shown
 from shardsim.files import check_keys, read_yaml
 
 PREFIX = "SHARDSIM_"

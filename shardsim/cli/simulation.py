@@ -94,8 +94,9 @@ def _perturbed(plan: Any, what_ifs: dict[str, Any]) -> tuple[Any, Any]:
 def _require(*modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
+        extras = dict.fromkeys("report" if one == "matplotlib" else "simulate" for one in missing)
         raise ShardsimError(
-            f"{' and '.join(missing)} missing; pip install 'shardsim[simulate,report]'"
+            f"{' and '.join(missing)} missing; pip install 'shardsim[{','.join(extras)}]'"
         )
 
 

@@ -133,6 +133,8 @@ def import_(
     found = import_config(path, form, machine=machine, image=image, base=base)
     data = {"plan": plan_to_data(found.plan), "notes": list(found.notes)}
     _give(data, dump_plan(found.plan), found.notes, found.not_carried, output, as_json)
+    if output and output != STDOUT:
+        note(f"for a step as the trainer runs it: shardsim predict {output} --as trainer")
 
 
 def _model(path: str, output: str | None, as_json: bool) -> None:

@@ -44,11 +44,11 @@ def beyond(plan: Plan, step_time_s: float, hfu: float) -> list[str]:
     above = "100 %" if mfu > 1.0 else "HFU"
     if not plan.model.causal or len(plan.model.parts) > 1:
         return [
-            f"MFU is above {above} because PaLM's count has six FLOPs a token for every weight, "
-            "also for those that work once an image or are looked up"
+            f"MFU is above {above} because PaLM's count charges every weight six FLOPs a token, "
+            "even those that are used once an image or only looked up"
         ]
     halved = mfu_of(plan, step_time_s, Accounting.PALM_CAUSAL)
     return [
-        f"MFU is above {above} because PaLM's count takes attention in full, also what a mask "
-        f"leaves out and nobody computes; with attention halved it is {100 * halved:.1f} %"
+        f"MFU is above {above} because PaLM's count has all of attention, even what the mask "
+        f"skips; with attention halved it is {100 * halved:.1f} %"
     ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from shardsim.errors import HardwareError
+from shardsim.errors import HardwareError, shown
 from shardsim.machine.kernels import Kernels
 from shardsim.machine.op_costs import OpCosts
 
@@ -236,16 +236,16 @@ def problem_with(name: str, value: object) -> str | None:
         return "is too large"
     if name in WORDS:
         words = WORDS[name]
-        return None if value in words else f"must be one of {', '.join(words)}, not {value!r:.40}"
+        return None if value in words else f"must be one of {', '.join(words)}, not {shown(value)}"
     if name in SWITCHES:
-        return None if isinstance(value, bool) else f"must be true or false, not {value!r:.40}"
+        return None if isinstance(value, bool) else f"must be true or false, not {shown(value)}"
     if name in ("max_slice", "host_shape"):
         good = isinstance(value, (tuple, list)) and value and all(_is_count(item) for item in value)
-        return None if good else f"must be a list of positive whole numbers, not {value!r:.40}"
+        return None if good else f"must be a list of positive whole numbers, not {shown(value)}"
     if name in COUNTS:
-        return None if _is_count(value) else f"must be a positive whole number, not {value!r:.40}"
+        return None if _is_count(value) else f"must be a positive whole number, not {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"must be a number, not {value!r:.40}"
+        return f"must be a number, not {shown(value)}"
     if name in EFFICIENCIES:
         return None if 0 < value <= 1 else f"must be above 0 and at most 1, not {value:g}"
     if name in TIMES:

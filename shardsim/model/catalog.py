@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shardsim.carried import NotCarried, shown
-from shardsim.errors import ModelError, instead, nearest
+from shardsim.carried import NotCarried
+from shardsim.errors import ModelError, instead, nearest, shown
 from shardsim.files import check_keys, flow_text, read_yaml
 from shardsim.kinds import MODEL, other_kind
 from shardsim.model.delta import Delta

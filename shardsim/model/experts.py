@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
-from shardsim.errors import ModelError, nearest
+from shardsim.errors import ModelError, nearest, shown
 
 ROUTERS = ("softmax", "sigmoid")
 _COUNTS = {"number": 2, "top_k": 1, "mlp": 1, "shared": 0, "shared_mlp": 0, "dense_layers": 0}
@@ -47,7 +47,7 @@ class Experts:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not least <= value <= _LARGEST:
                 raise ModelError(
-                    f"experts.{key}: expected a whole number, {least} or more, found {value!r:.40}"
+                    f"experts.{key}: expected a whole number, {least} or more, found {shown(value)}"
                 )
         for key in _FLAGS:
             if not isinstance(getattr(self, key), bool):

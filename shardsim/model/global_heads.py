@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from shardsim.errors import ModelError
+from shardsim.errors import ModelError, shown
 
 _LARGEST = 10**9
 
@@ -28,7 +28,7 @@ class GlobalHeads:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not 1 <= value <= _LARGEST:
                 raise ModelError(
-                    f"global_heads.{key}: expected a positive whole number, found {value!r:.40}"
+                    f"global_heads.{key}: expected a positive whole number, found {shown(value)}"
                 )
         if not isinstance(self.values_are_keys, bool):
             raise ModelError(

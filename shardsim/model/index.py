@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from shardsim.errors import ModelError
+from shardsim.errors import ModelError, shown
 
 _LARGEST = 10**9
 
@@ -27,7 +27,7 @@ class Index:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not 1 <= value <= _LARGEST:
                 raise ModelError(
-                    f"index.{field.name}: expected a positive whole number, found {value!r:.40}"
+                    f"index.{field.name}: expected a positive whole number, found {shown(value)}"
                 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from shardsim.errors import ModelError
+from shardsim.errors import ModelError, shown
 
 _LARGEST = 10**9
 
@@ -30,7 +30,7 @@ class Latent:
             if not whole or not least <= value <= _LARGEST:
                 raise ModelError(
                     f"latent.{field.name}: expected a whole number, {least} or more, "
-                    f"found {value!r:.40}"
+                    f"found {shown(value)}"
                 )
         if self.rotary % 2:
             raise ModelError(

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from shardsim.errors import ModelError, instead, is_bool, nearest
+from shardsim.errors import ModelError, instead, is_bool, nearest, shown
 from shardsim.model.blocks import graph_of
 from shardsim.model.checks import (
     check_attends,
@@ -82,15 +82,15 @@ def _check_count(where: str, key: str, value: Any, *, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not least <= value <= LARGEST:
         wanted = "a positive whole number" if least else "a whole number, 0 or more"
-        shown = "more" if whole and value > LARGEST else repr(value)[:40]
+        told = "more" if whole and value > LARGEST else shown(value)
         hint = instead(value, lambda meant: type(meant) is int and least <= meant <= LARGEST)
-        raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {shown}{hint}")
+        raise ModelError(f"{where}: {key}: expected {wanted} (at most 10^9), found {told}{hint}")
 
 
 def _check_flag(where: str, key: str, value: Any) -> None:
     if not isinstance(value, bool):
         hint = instead(value, is_bool)
-        raise ModelError(f"{where}: {key}: expected true or false, found {value!r:.40}{hint}")
+        raise ModelError(f"{where}: {key}: expected true or false, found {shown(value)}{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +402,9 @@ def _check_words(model: Model, where: str) -> None:
     for key, choices in _CHOICES.items():
         value = getattr(model, key)
         if value not in choices:
-            raise ModelError(f"{where}: {key}: unknown choice {value!r}{nearest(value, choices)}")
+            raise ModelError(
+                f"{where}: {key}: unknown choice {shown(value)}{nearest(value, choices)}"
+            )
     for key in ("note", "source"):
         if not isinstance(getattr(model, key), str):
             raise ModelError(f"{where}: {key}: expected text, found {getattr(model, key)!r}")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shardsim.errors import PlanError
+from shardsim.errors import PlanError, shown
 from shardsim.machine.chip import SCOPED_VMEM_KIB
 
 _NAME = re.compile(r"xla_[a-z0-9_]{1,95}")
@@ -48,4 +48,4 @@ def parse_compiler_options(data: Any) -> dict[str, str]:
 
 
 def _show(value: Any) -> str:
-    return repr(value)[:60].encode("ascii", "backslashreplace").decode("ascii")
+    return shown(value).encode("ascii", "backslashreplace").decode("ascii")

@@ -20,6 +20,7 @@ from shardsim.errors import (
     instead,
     is_bool,
     nearest,
+    shown,
 )
 from shardsim.files import EXPONENT_FLOAT, check_keys, data_folder, read_yaml, write_text
 from shardsim.kinds import PLAN, other_kind
@@ -215,7 +216,7 @@ def _layers_of_stages(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MOST_STAGES:
         raise PlanError(
             f"stage_layers: expected the layers of each stage, as [10, 12, 12, 6], found "
-            f"{_show(value)}"
+            f"{shown(value)}"
         )
     return tuple(value)
 
@@ -235,18 +236,18 @@ def _switch(value: Any, where: str) -> Any:
     if where == "precision.sparsity" and isinstance(value, int) and value:
         raise PlanError(  # YAML 1.1 reads a bare 2:4 as two minutes and four seconds
             f"{where}: expected n:m in quotes, as '2:4'; without them YAML reads a number, here "
-            f"{_show(value)}"
+            f"{shown(value)}"
         )
     if not isinstance(value, (str, bool)):
         hint = instead(value, lambda meant: isinstance(meant, (str, bool)))
-        raise PlanError(f"{where}: {_show(value)} is not possible{hint}")
+        raise PlanError(f"{where}: {shown(value)} is not possible{hint}")
     return value
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         hint = f"; write [{value}]" if isinstance(value, str) and value in PRODUCTS else ""
-        raise PlanError(f"{where}: expected a list of words, found {_show(value)}{hint}")
+        raise PlanError(f"{where}: expected a list of words, found {shown(value)}{hint}")
     return tuple(value)
 
 
@@ -254,13 +255,8 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         hint = instead(value, _CHOICES.get(where, ()))
         hint = ", such as v5p:4x4x4" if where == "machine" else hint
-        raise PlanError(f"{where}: expected text, found {_show(value)}{hint}")
+        raise PlanError(f"{where}: expected text, found {shown(value)}{hint}")
     return value
-
-
-def _show(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
@@ -276,7 +272,7 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
         where = f"mesh.{name}"
         if not isinstance(name, str) or not _AXIS_NAME.fullmatch(name):
             raise PlanError(
-                f"mesh: an axis is called by letters, digits and _, such as data, not {_show(name)}"
+                f"mesh: an axis is called by letters, digits and _, such as data, not {shown(name)}"
             )
         if not isinstance(entry, Mapping):
             entry = {"size": entry}
@@ -311,7 +307,7 @@ def _mesh(data: Any, machine: Machine) -> tuple[MeshAxis, ...]:
 def _count(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         hint = instead(value, lambda meant: type(meant) is int and 0 < meant <= LARGEST)
-        raise PlanError(f"{where}: must be a positive whole number, not {_show(value)}{hint}")
+        raise PlanError(f"{where}: must be a positive whole number, not {shown(value)}{hint}")
     if value > LARGEST:
         raise PlanError(f"{where}: must be at most {LARGEST:,}, not {show_number(value)}")
     return value

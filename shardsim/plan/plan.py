@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from shardsim.errors import PlanError, nearest
+from shardsim.errors import PlanError, nearest, shown
 from shardsim.machine import Machine
 from shardsim.model import Model
 from shardsim.ops.attend import KERNELS
@@ -199,7 +199,7 @@ def uneven(value: Any, key: str) -> float:
     """Return how much over the mean `key` of experts says; raise `PlanError` for what is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 1.0 <= value <= MOST_UNEVEN:
-        raise PlanError(f"{key}: must be a number from 1 to {MOST_UNEVEN:g}, not {value!r:.40}")
+        raise PlanError(f"{key}: must be a number from 1 to {MOST_UNEVEN:g}, not {shown(value)}")
     return float(value)
 
 
@@ -207,7 +207,7 @@ def _check_numbers(plan: Plan) -> None:
     for key in ("batch", "sequence", "microbatches", "pipeline_interleave", "vocab_tiles"):
         value = getattr(plan, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
+            raise PlanError(f"{key}: must be a positive whole number, not {shown(value)}")
     choose(plan.overlap.matmul, MATMUL_OVERLAP, "overlap.matmul")
     choose(plan.attention, ATTENTION, "attention")
     choose(plan.execution, EXECUTION, "execution")

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardsim.errors import PlanError, instead, nearest
+from shardsim.errors import PlanError, instead, nearest, shown
 
 TENSORS = (
     *("qkv", "context", "attention_output", "mlp_hidden", "mlp_output"),
@@ -175,7 +175,7 @@ def parse_remat(data: Any, where: str, layers: int) -> Remat:
             )
         many = entry["layers"]
         if isinstance(many, bool) or not isinstance(many, int) or many < 1:
-            raise PlanError(f"{here}.layers: must be a positive whole number, not {many!r:.60}")
+            raise PlanError(f"{here}.layers: must be a positive whole number, not {shown(many)}")
         groups.append(_policy(entry, here, ("layers", "save", "offload")))
     remat = Remat(tuple(groups))
     first, *others = remat.groups

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shardsim.errors import HardwareError, PlanError, expect, nearest
+from shardsim.errors import HardwareError, PlanError, expect, nearest, shown
 from shardsim.files import parse_yaml
 from shardsim.machine import Chip, Machine, override_chip, parse_machine
 from shardsim.machine.chip import TIMES
@@ -170,7 +170,7 @@ def _other_chip(chip: Chip, figures: Mapping[str, Any]) -> Chip:
 
 def _word(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise PlanError(f"{key}: expected a name, found {value!r}")
+        raise PlanError(f"{key}: expected a name, found {shown(value)}")
     return value
 
 
@@ -188,7 +188,7 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
 def positive(value: Any, key: str) -> int:
     """Return a positive whole number; raise `PlanError` that names `key` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{key}: must be a positive whole number, not {value!r}")
+        raise PlanError(f"{key}: must be a positive whole number, not {shown(value)}")
     return value
 
 

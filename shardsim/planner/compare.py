@@ -12,7 +12,7 @@ from shardsim.plan.io import PlanOrPath, as_plan, plan_to_data
 from shardsim.plan.plan import Plan
 
 HOW = {
-    "calibrated": "calibrated to published runs",
+    "calibrated": "with costs calibrated to published runs",
     "compiler": "as the TPU compiler estimates",
     "physical": "from the chips' figures",
 }

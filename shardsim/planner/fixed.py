@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardsim.errors import PlanError, expect, nearest
+from shardsim.errors import PlanError, expect, nearest, shown
 from shardsim.plan.layout import ROLES
 from shardsim.plan.lengths import BY_SEQUENCE, Lengths, parse_lengths
 from shardsim.plan.optimizer import OPTIMIZERS
@@ -105,7 +105,7 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
             plain[key] = _count(value, key)
         elif key in FLAGS:
             if not isinstance(value, bool):
-                raise PlanError(f"fix: {key}: must be true or false, not {value!r:.40}")
+                raise PlanError(f"fix: {key}: must be true or false, not {shown(value)}")
             plain[key] = value
         elif key == "lengths":
             plain[key] = parse_lengths(value, "", patch)
@@ -135,11 +135,11 @@ def fixed_of(choices: Mapping[str, Any], patch: int = 0) -> Fixed:
 
 def _count(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MOST:
-        raise PlanError(f"fix: {key}: must be a positive whole number, not {value!r:.40}")
+        raise PlanError(f"fix: {key}: must be a positive whole number, not {shown(value)}")
     return value
 
 
 def _one_of(value: Any, choices: tuple[str, ...], key: str) -> str:
     if value not in choices:
-        raise PlanError(f"fix: {key}: {value!r:.40} is not possible{nearest(value, choices)}")
+        raise PlanError(f"fix: {key}: {shown(value)} is not possible{nearest(value, choices)}")
     return str(value)

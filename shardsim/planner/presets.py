@@ -57,7 +57,7 @@ def plan_of_mesh(
         mesh = {"data": 1}
     if mesh.get("expert", 1) > 1 and model.experts is None:
         raise PlanError(f"--mesh: {model.name} has no experts; leave out expert={mesh['expert']}")
-    sequence = sequence or model.sequence
+    sequence = model.sequence if sequence is None else sequence
     used = [role for role in ROLES if mesh.get(role, 1) > 1] or ["data"]
     axes = place({AXIS_NAMES[role]: mesh.get(role, 1) for role in used}, machine)
     uneven = model.experts is not None and model.experts.dropless and "expert" in used

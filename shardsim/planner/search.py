@@ -84,7 +84,7 @@ def search(
     question = Question(
         model=model,
         batch=batch,
-        sequence=sequence or model.sequence,
+        sequence=model.sequence if sequence is None else sequence,
         top=top,
         objective=objective,
         optimizer=fixed.optimizer or optimizer,

@@ -13,10 +13,18 @@ KINDS = (
     ("matmul", "matmul", 0),
     ("attention", "attention", 4),
     ("elementwise", "elementwise", 3),
+    ("copy", "copies and transposes", 5),
     ("wait", "waiting for communication", 1),
     ("collective", "communication", 2),
 )
 _INDEX = {kind: index for kind, _, index in KINDS}
+
+
+def series_of(span: Span) -> int:
+    """Return the colour of a task: what is on a link is communication, whatever its kind."""
+    if span.stream != COMPUTE:
+        return _INDEX["collective"]
+    return _INDEX.get(span.kind, _INDEX["copy"])
 
 
 @styled
@@ -48,7 +56,7 @@ def _longest(one: LayerTimeline) -> list[Span]:
 def _draw(axes: Axes, one: LayerTimeline, key: list[Span]) -> None:
     streams = one.streams
     for span in one.spans:
-        index = _INDEX.get(span.kind, _INDEX["collective"])
+        index = series_of(span)
         axes.barh(
             streams.index(span.stream),
             span.duration_s * 1e3,

@@ -61,8 +61,8 @@ def answer(study: Study) -> Section:
     items.append(Text(_days(study)))
     items.append(
         Text(
-            f"Priced {how_priced([study.plan], item.costs)}, done as {item.implementation}: "
-            "so is all on this page but published runs and what compilers made."
+            f"All predictions on this page are priced {how_priced([study.plan], item.costs)}, and "
+            f"scheduled as {item.implementation}."
         )
     )
     return Section("Answer", items)

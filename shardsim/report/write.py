@@ -154,8 +154,8 @@ def _document(studies: list[Study], costs: str) -> Document:
     )
     return Document(
         title=title,
-        subtitle="What shardsim predicts before a chip is held. Figures are per device and per "
-        "optimizer step unless they say otherwise.",
+        subtitle="What shardsim predicts, before any chip is used. Figures are per device and per "
+        "optimizer step unless stated otherwise.",
         chapters=chapters,
     )
 

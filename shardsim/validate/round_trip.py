@@ -16,7 +16,11 @@ from shardsim.plan.layout import ROLES, AxisLayout
 from shardsim.plan.plan import CONTEXT_ORDERS
 from shardsim.validate.imports import import_text
 
-FORMS: Mapping[str, str] = {"maxtext": "MaxText", "levanter": "Levanter"}
+FORMS: Mapping[str, str] = {
+    "maxtext": "MaxText",
+    "levanter": "Levanter",
+    "big_vision": "big_vision",
+}
 # What changes a program of one's own, and leaves the rest of it.
 _PARTS: Mapping[str, str] = {
     "axlearn": "model, batch, sequence, formats, optimizer and attention stay the config's own",

@@ -185,13 +185,13 @@ class Split:
 
         `said` is the key in the file, where that is another word for the same.
         """
-        over_slices = key.startswith("dcn_")
+        over_slices, where = key.startswith("dcn_"), said or f"parallelism.{key}"
         name = re.sub(r"^(dcn|ici)_|((_model)?_parallel(ism)?)?(_size|_degree)?$", "", key)
         if size in (0, 1, "0", "1"):
             return
         of_experts = self.experts and name in EXPERT_AXES
         if name in UNMODELLED_AXES and not of_experts:
-            raise FileError(f"parallelism.{key}: not modelled: {UNMODELLED_AXES[name]}")
+            raise FileError(f"{where}: not modelled: {UNMODELLED_AXES[name]}")
         if name not in PARALLELISM and not of_experts:
             raise FileError(f"parallelism: unknown key '{key}'{nearest(key, PARALLELISM)}")
         role = "expert" if of_experts else PARALLELISM[name]
@@ -199,8 +199,8 @@ class Split:
             self.rest = self.rest if over_slices else role
             return
         sizes = self.outside if over_slices else self.inside
-        self.keys.append(said or f"parallelism.{key}")
-        sizes[role] = sizes.get(role, 1) * whole(size, f"parallelism.{key}")
+        self.keys.append(where)
+        sizes[role] = sizes.get(role, 1) * whole(size, where)
 
     def _keys(self, over_slices: bool) -> str:
         named = [key for key in self.keys if ("dcn_" in key) is over_slices]

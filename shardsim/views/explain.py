@@ -60,8 +60,8 @@ def fitting(item: Explanation) -> str:
     least, most, there = (
         show_bytes(hbm[f"{name}_bytes"]) for name in ("thrifty", "lavish", "capacity")
     )
-    spread = f"the leanest program needs {least}, one that has room {most}"
-    moment = f"it is fullest at the {item.prediction.peak_moment}"
+    spread = f"the leanest program needs {least}, one with room to spare {most}"
+    moment = f"the peak is at the {item.prediction.peak_moment}"
     if not item.fits:
         return f"does not fit: {spread}, of {there} on a device; {moment}"
     return f"fits: {spread}, of {there} on a device; {moment}"
@@ -82,8 +82,8 @@ def hosted(item: Explanation) -> Iterator[str]:
     for one in item.instead_of_host:
         fits = "fits" if one.fits else "does not fit"
         yield (
-            f"{one.what} kept by the host: {one.how} instead, the step takes "
-            f"{show_time(one.step_time_s)} in {show_bytes(one.hbm_peak_bytes)} ({fits}); "
+            f"{one.what} on the host: if {one.how} instead, the step takes "
+            f"{show_time(one.step_time_s)} with {show_bytes(one.hbm_peak_bytes)} of HBM ({fits}); "
             f"{even(one, item.prediction.plan.machine.chip)}"
         )
 
@@ -91,12 +91,12 @@ def hosted(item: Explanation) -> Iterator[str]:
 def even(one: Instead, chip: Chip) -> str:
     """Return at which link of the host a plan takes as long as without its memory."""
     if one.even_bytes_per_s is None:
-        return "the host is slower with any link"
+        return "offloading is slower at any host link"
     if one.even_bytes_per_s == 0:
-        return "the host is faster with any link"
+        return "offloading is faster at any host link"
     there = chip.pcie_bytes_per_s or 0.0
     return (
-        f"the host breaks even at a link of {one.even_bytes_per_s / 1e9:.1f} GB/s, and its link "
+        f"offloading breaks even at a host link of {one.even_bytes_per_s / 1e9:.1f} GB/s; this one "
         f"has {there / 1e9:.1f}"
     )
 

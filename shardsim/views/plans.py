@@ -102,9 +102,10 @@ def beyond(items: Sequence[Prediction]) -> list[str]:
     lines = []
     for reason, rows in said.items():
         first, figure = rows[0]
-        of = f" in {first}" if figure and len(rows) > 1 else ""
-        numbers = ", ".join(str(number) for number, _ in rows)
-        numbers = "all" if len(rows) == len(items) > 1 else numbers
+        of = f" in row {first}" if figure and len(rows) > 1 else ""
+        numbers = "row" + "s" * (len(rows) > 1) + " "
+        numbers += ", ".join(str(number) for number, _ in rows)
+        numbers = "all rows" if len(rows) == len(items) > 1 else numbers
         lines.append(f"{numbers}: {reason}" + (f"; {figure}{of}" if figure else ""))
     return lines
 

@@ -24,7 +24,7 @@ def ablations(base: Prediction, items: Sequence[Ablation], whole: bool = False) 
 
     columns = [
         Column("without", "without", itemgetter(0)),
-        Column("so", "so", itemgetter(1)),
+        Column("so", "instead", itemgetter(1)),
         *(one.within(itemgetter(2)) for one in (MFU, STEP)),
         Column("step_change", "step +%", change, "+.1f", "%").within(itemgetter(2)),
         *(one.within(itemgetter(2)) for one in (PEAK, FITS)),

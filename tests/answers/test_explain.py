@@ -275,7 +275,7 @@ def test_the_host_breaks_even_where_it_is_said(model: str, machine: str) -> None
     plan = plan_from_data({**data, **every}, "all")
     found = explain(plan)
     assert {one.what for one in found.instead_of_host} == HOSTED.keys()
-    said = [line for line in explained(found) if isinstance(line, str) and "host breaks" in line]
+    said = [line for line in explained(found) if isinstance(line, str) and "breaks even" in line]
     for one in found.instead_of_host:
         if one.even_bytes_per_s:
             even = changed(plan, {"chip.pcie_bytes_per_s": one.even_bytes_per_s})

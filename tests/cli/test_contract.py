@@ -84,7 +84,7 @@ def test_plan(shardsim: Shardsim, tmp_path: Path) -> None:
         assert set(item["plan"]) >= PLAN_KEYS
     mfus = [item["mfu"] for item in data["plans"]]
     assert mfus == sorted(mfus, reverse=True)
-    assert "plans considered" in result.stderr
+    assert f"{data['searched']:,} plans considered in" in result.stderr
     assert f"best plan written to {out}" in result.stderr
     again = read(shardsim("predict", str(out), "--json"))
     assert again == {key: data["plans"][0][key] for key in again}

@@ -47,6 +47,14 @@ ON = ("--on", "v4:4x4x4", "--batch", "1024")
             "--batch: must be a whole number from 1 to 1,000,000,000, not 1.00e+30",
         ),
         (
+            ["predict", "vit-22b", *ON, "--mesh", "fsdp=64", "--seq", "0"],
+            "--seq: must be a whole number from 1 to 1,000,000,000, not 0",
+        ),
+        (
+            ["explain", "vit-22b", *ON, "--mesh", "fsdp=64", "--batch", "-4"],
+            "--batch: must be a whole number from 1 to 1,000,000,000, not -4",
+        ),
+        (
             ["plan", "vit-22b", *ON, "--top", "0"],
             "--top: must be a whole number from 1 to 1,000,000,000, not 0",
         ),
@@ -104,9 +112,9 @@ def test_mistakes_in_the_command_line_point_to_the_help(
         ("microbatchs=4", "microbatchs: unknown key; did you mean 'microbatches'?"),
         ("microbatches", "'microbatches': expected key=value, such as microbatches=4"),
         ("microbatches=a", "small: microbatches: must be a positive whole number, not 'a'"),
-        ("microbatches=null", "small: microbatches: must be a positive whole number, not None"),
+        ("microbatches=null", "small: microbatches: must be a positive whole number, not null"),
         ("microbatches=.inf", "small: microbatches: must be a positive whole number, not inf"),
-        ("microbatches=true", "small: microbatches: must be a positive whole number, not True"),
+        ("microbatches=true", "small: microbatches: must be a positive whole number, not true"),
         (
             "batch=100000000000000000",
             "small: batch: must be at most 1,000,000,000, not 1.00e+17",
@@ -371,3 +379,13 @@ def test_models_that_are_files(shardsim: Shardsim, tmp_path: Path) -> None:
     assert refused(shardsim("models", "zzzz")) == (
         f"unknown model 'zzzz'; shardsim models shows all {len(model_names())}"
     )
+
+
+def test_only_the_extra_that_is_missing_is_named(
+    shardsim: Shardsim, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardsim.cli.simulation.find_spec", lambda name: None)
+    played = shardsim("predict", str(plan_file), "--fidelity", "events")
+    assert refused(played).endswith("pip install 'shardsim[simulate]'")
+    drawn = shardsim("timeline", str(plan_file), "-o", str(plan_file.with_name("layer.png")))
+    assert refused(drawn).endswith("pip install 'shardsim[simulate,report]'")

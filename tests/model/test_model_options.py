@@ -23,7 +23,7 @@ def test_tiny_models_are_valid() -> None:
     [
         ({"layers": 0}, ["layers", "positive whole number", "0"]),
         ({"layers": 2.0}, ["layers", "2.0"]),
-        ({"layers": True}, ["layers", "True"]),
+        ({"layers": True}, ["layers", "true"]),
         ({"embed": "wide"}, ["embed", "wide"]),
         ({"embed": 10**9 + 1}, ["embed", "10^9"]),
         ({"embed": 10**5000}, ["embed", "10^9"]),

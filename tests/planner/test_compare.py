@@ -19,7 +19,9 @@ from shardsim.plan import load_plan, plan_names
 from shardsim.planner.changes import changed
 from shardsim.planner.compare import differences, priced_alike
 from shardsim.planner.presets import plan_of_mesh
+from shardsim.simulate import simulate_plan
 from shardsim.views.plans import beyond, differing, found, side_by_side
+from shardsim.views.prediction import prediction_parts
 from shardsim.views.step import parts, step_columns
 
 TP8 = load_plan("vit-22b-published-tp8")
@@ -130,6 +132,13 @@ def test_a_footnote_says_all_rows_that_it_is_for() -> None:
     plan = plan_of_mesh(load_model("llama3-8b"), parse_machine("v5p:4x4x4"), 256, {"fsdp": 64})
     above = predict(changed(plan, {"remat": "none"}))
     (said,) = (text for text in above.warnings if text.startswith("MFU is above"))
-    assert beyond([predict(TP8), above, above]) == [f"2, 3: {said} in 2"]
-    assert beyond([above]) == [f"1: {said}"]
-    assert beyond([above, above]) == [f"all: {said} in 1"]
+    assert beyond([predict(TP8), above, above]) == [f"rows 2, 3: {said} in row 2"]
+    assert beyond([above]) == [f"row 1: {said}"]
+    assert beyond([above, above]) == [f"all rows: {said} in row 1"]
+
+
+def test_a_simulated_step_says_so_also_where_nothing_contends() -> None:
+    played = prediction_parts(simulate_plan(TP8))
+    said = "simulated on the torus; the closed form gives the same step"
+    assert said in played
+    assert said not in prediction_parts(predict(TP8))

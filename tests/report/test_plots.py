@@ -19,9 +19,10 @@ from shardsim.planner.search import search
 from shardsim.planner.whatif import ablate, sweep
 from shardsim.report import plots_events, plots_evidence, plots_plan, plots_search
 from shardsim.report.plots_roofline import roofline
-from shardsim.report.plots_timeline import layer_timeline
+from shardsim.report.plots_timeline import layer_timeline, series_of
 from shardsim.report.plots_torus import mesh_on_torus
 from shardsim.report.style import to_png, to_svg
+from shardsim.report.timeline import layer_timelines
 from shardsim.simulate import simulate_plan
 from shardsim.validate.runs import validate
 from shardsim.views.colours import COLOURS
@@ -67,6 +68,15 @@ def test_axes_carry_units() -> None:
     assert "FLOP per byte" in axes.get_xlabel()
     assert "(TFLOP/s)" in axes.get_ylabel()
     assert all("(ms)" in axes.get_xlabel() for axes in layer_timeline(item).axes)
+
+
+def test_only_what_is_on_a_link_has_the_colour_of_communication() -> None:
+    seen = set()
+    for one in layer_timelines(predict(load_plan("vit-22b-published-tp8"))):
+        for span in one.spans:
+            seen.add(span.kind)
+            assert (series_of(span) == 2) == (span.stream != "compute"), span
+    assert seen >= {"copy", "transpose", "permute", "wait"}
 
 
 def test_pictures_of_a_search() -> None:

@@ -118,7 +118,7 @@ def test_the_command_of_the_search_finds_the_runners_up(both: tuple[str, str]) -
     best = json.loads(found.stdout)["plans"][0]
     row = f"| 1 | {100 * best['mfu']:.1f} | {best['step_time_s']:.4g} | "
     assert row in both[1]
-    assert "priced as this plan is, calibrated to published runs" in both[1]
+    assert "priced as this plan is, with costs calibrated to published runs" in both[1]
 
 
 @pytest.mark.usefixtures("no_search")
@@ -248,7 +248,7 @@ def test_plans_on_one_page_are_priced_alike() -> None:
     document, studies = report_document([costed, plan])
     assert studies[0].prediction.step_time_s == studies[1].prediction.step_time_s
     text = to_markdown(document)
-    assert "All plans are priced calibrated to published runs" in text
+    assert "All plans are priced with costs calibrated to published runs" in text
     assert f"| mine | {100 * predict(plan).mfu:.1f} |" in text
     assert "--set op_costs=calibrated" in text
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.emit import export_plan
 from shardsim.errors import ShardsimError
 from shardsim.model import load_model
+from shardsim.plan import load_plan
 from shardsim.validate.imports import Imported, import_config
 from shardsim.validate.imports.literal_values import Unknown
 from shardsim.validate.imports.literals import read_python
@@ -344,3 +346,38 @@ def test_models_that_cannot_be_said_have_the_reason(text: str, words: str, tmp_p
 def test_a_variant_of_nothing_is_refused_as_in_training(tmp_path: Path) -> None:
     with pytest.raises(ShardsimError, match=r"config.model.variant: ''; choose from: B, G"):
         read(tmp_path, CONFIG, "variant=")
+
+
+def test_an_export_is_read_alone_and_where_a_config_calls_it(tmp_path: Path) -> None:
+    plan = load_plan("vit-e-data-parallel")
+    (tmp_path / "planned.py").write_text(export_plan(plan, "big_vision"), encoding="utf-8")
+    alone = import_config(str(tmp_path / "planned.py"), "big_vision", machine="v4:4x8x8")
+    end = "  import planned\n  planned.apply(config)\n  return config\n"
+    whole = CONFIG.replace("  return config\n", end)
+    (tmp_path / "config.py").write_text(whole, encoding="utf-8")
+    called = import_config(str(tmp_path / "config.py"), "big_vision", machine="v4:4x8x8")
+    for found in (alone.plan, called.plan):
+        assert (found.batch, found.mesh, found.optimizer_rules) == (
+            plan.batch,
+            plan.mesh,
+            {"embed": ("data",)},
+        )
+        assert found.model.parameters_all == plan.model.parameters_all
+    assert not [item for item in called.not_carried if item.key.startswith("planned")]
+
+
+def test_what_a_function_elsewhere_changes_is_listed(tmp_path: Path) -> None:
+    whole = CONFIG.replace("  return config\n", "  planned.apply(config)\n  return config\n")
+    listed = {item.key: item.could_change for item in read(tmp_path, whole).not_carried}
+    assert listed["planned.apply(config)"] == ("time", "hbm")
+
+
+def test_moments_over_a_part_of_the_data_axes_are_listed(tmp_path: Path) -> None:
+    more = """  config.mesh = [('replica', 4), ('data', 16)]
+  config.sharding_rules = [('act_batch', ('replica', 'data'))]
+  config.sharding_strategy = [('opt/.*', 'shard_dim("data", -1)'), ('.*', 'replicate')]
+  return config
+"""
+    found = read(tmp_path, CONFIG.replace("  return config\n", more))
+    assert found.plan.optimizer_rules == {}
+    assert [item.key for item in found.not_carried if "opt/" in item.key]

@@ -209,7 +209,7 @@ def test_a_maxtext_config_says_how_members_attend(
         ("remat_policy: nonsense\n", "not known"),
         ("per_device_batch_size: many\n", "positive number"),
         ("ici_context_parallelism: 4\ncontext_parallel_strategy: usp\n", "not modelled"),
-        ("ici_expert_parallelism: 4\n", "not modelled"),
+        ("ici_expert_parallelism: 4\n", "has no experts"),
         ("ici_tensor_parallelism: 7\n", "ici_tensor_parallelism: sizes multiply"),
         ("dcn_sequence_parallelism: 2\n", "dcn_sequence_parallelism: sizes over slices"),
         ("global_parameter_scale: 3\n", "power of two"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardsim.cost.predict import predict
 from shardsim.emit import export_plan
 from shardsim.emit.dialects.maxtext_tables import blocks_of
 from shardsim.emit.dialects.nearest import told_in
 from shardsim.errors import ShardsimError
-from shardsim.plan import Plan, plan_from_data
+from shardsim.model import Model
+from shardsim.plan import Plan, load_plan, plan_from_data, plan_names
 from shardsim.plan.io import plan_to_data
+from shardsim.plan.layout import ROLES
 from shardsim.plan.resolve import resolve, rules_data
 from shardsim.validate.imports import import_config, import_text
 from shardsim.validate.round_trip import left_out
@@ -158,6 +162,28 @@ def test_what_an_export_does_not_carry_is_said(data: dict[str, Any], form: str) 
     assert own or found.model.parameters_all == plan.model.parameters_all or "vocab" in told
 
 
+def test_a_trainer_gathers_over_a_whole_slice_what_exported_code_reduces(folder: Path) -> None:
+    """Experts with a context axis: the import's price as emitted is not MaxText's."""
+    file = folder / "experts.sh"
+    file.write_text(
+        "python3 -m maxtext.trainers.pre_train.train base.yml model_name=mixtral-8x7b "
+        "per_device_batch_size=1 max_target_length=4096 ici_context_parallelism=4\n"
+    )
+    plan = import_config(str(file), "maxtext", machine="v5p:4x4x4").plan
+    sent = {
+        name: {
+            item.kind: item.bytes_per_chip
+            for item in predict(plan, implementation=name).collectives
+            if item.mesh_axes == ("fsdp", "context")
+        }
+        for name in ("emitted", "trainer")
+    }
+    shards = sent["trainer"]["all-gather"]
+    assert "all-gather" not in sent["emitted"]
+    again = sent["emitted"]["all-reduce"] - sent["trainer"]["all-reduce"]
+    assert again == pytest.approx(2 * shards, rel=1e-3)
+
+
 def test_maxtext_brings_a_plans_overlap_back() -> None:
     for switches in (
         {"matmul": "off", "weights": True},
@@ -169,3 +195,52 @@ def test_maxtext_brings_a_plans_overlap_back() -> None:
         plan = plan_from_data(data, "drawn")
         text = export_plan(plan, "maxtext")
         assert import_text(Path("plan.yml"), text, "maxtext").plan.overlap == plan.overlap
+
+
+HOLDS = ("machine", "batch", "sequence", "microbatches", "remat", "optimizer")
+TRAINED = ("maxtext", "levanter", "big_vision")
+THEIRS = {"maxtext": "maxtext-", "big_vision": "vit-22b-published-"}
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_a_shipped_plan_comes_back_from_the_trainers_that_hold_it(name: str) -> None:
+    plan = load_plan(name)
+    for form in TRAINED:
+        try:
+            text = export_plan(plan, form)
+        except ShardsimError:
+            assert not name.startswith(THEIRS.get(form, "-"))
+            continue
+        if form == "levanter" and "\n  type: " not in text:  # the model's section is the user's
+            assert [item.key for item in left_out(plan, text, form)].count("model") == 1
+            continue
+        found = import_text(Path("plan.py"), text, form, machine=plan.machine.name).plan
+        told = {line.strip().partition(":")[0].partition(".")[0] for line in told_in(text)}
+        for key in HOLDS:
+            assert key in told or getattr(found, key) == getattr(plan, key), (form, key)
+        one, other = resolve(plan), resolve(found)
+        for role in ROLES:
+            assert one.role(role) == other.role(role), (form, role)
+        assert one.optimizer_over_data == other.optimizer_over_data
+        if not told & {field.name for field in fields(Model)}:
+            assert found.model.parameters_all == plan.model.parameters_all, form
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("max_target_length=8192.5", "max_target_length: expected a whole number, found 8192.5"),
+        ("ici_fsdp_parallelism=-2", "ici_fsdp_parallelism: must be positive and below 10^18"),
+        ("ici_fsdp_parallelism=2.5", "ici_fsdp_parallelism: expected a whole number, found 2.5"),
+        ("ici_expert_parallelism=4", "ici_expert_parallelism: llama2-7b has no experts"),
+    ],
+)
+def test_a_refusal_names_the_trainers_own_key(folder: Path, words: str, message: str) -> None:
+    file = folder / "refused.sh"
+    file.write_text(
+        "python3 -m maxtext.trainers.pre_train.train base.yml model_name=llama2-7b "
+        f"per_device_batch_size=4 {words}\n"
+    )
+    with pytest.raises(ShardsimError) as caught:
+        import_config(str(file), "maxtext", machine="v5p:4x4x4")
+    assert str(caught.value).startswith(f"{file}: {message}")

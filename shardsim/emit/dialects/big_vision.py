@@ -13,7 +13,7 @@ from typing import Any
 
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.mesh import MeshShape, mesh_shape
-from shardsim.emit.dialects.nearest import comments, nearest_model
+from shardsim.emit.dialects.nearest import comments, nearest_model, reduced
 from shardsim.emit.dialects.options import compiler_options
 from shardsim.emit.dialects.rules import Array, Rule, check_rules, compare, order_rules
 from shardsim.emit.dialects.tactics import resolve_tactics
@@ -131,9 +131,7 @@ def _switches(plan: Plan) -> list[str]:
         found.append("fused_projections: false, not true")
     if plan.attention != "unfused":
         found.append("attention: unfused, not flash")
-    if plan.precision.reduce != "f32":
-        found.append(f"precision.reduce: f32 as the parameters, not {plan.precision.reduce}")
-    return found
+    return found + reduced(plan)
 
 
 def _weight(name: str, entry: Mapping[str, Any], plan: Plan) -> Weight:

@@ -15,13 +15,12 @@ from typing import Any
 
 from shardsim.emit.dialects import maxtext_tables as tables
 from shardsim.emit.dialects.mesh import MeshShape, mesh_shape, rename_axes
-from shardsim.emit.dialects.nearest import Nearest, nearest_model
+from shardsim.emit.dialects.nearest import Nearest, nearest_model, reduced
 from shardsim.emit.dialects.rules import Array, Rule, check_rules, order_rules
 from shardsim.emit.dialects.vocabulary import Vocabulary, installed, table
 from shardsim.emit.specs import Spec, plan_data
 from shardsim.errors import PlanError, nearest
 from shardsim.plan import Plan, resolve
-from shardsim.plan.precision import wire
 
 TRAINER = "maxtext"
 _VOCAB = 1024  # of a model that stands in for one without tokens
@@ -120,11 +119,7 @@ def _model_differences(plan: Plan, chosen: Nearest) -> tuple[str, ...]:
         )
     if "statistics" in kept:
         found.append("remat: statistics computed again: MaxText has no name for sums of norms")
-    if plan.precision.reduce != (made := wire(plan.precision.compute)):
-        found.append(
-            f"precision.reduce: {made} as matmuls make gradients, not {plan.precision.reduce}"
-        )
-    return tuple(found)
+    return (*found, *reduced(plan))
 
 
 def _arrays(

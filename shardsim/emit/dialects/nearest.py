@@ -11,6 +11,8 @@ from itertools import takewhile
 from typing import Any
 
 from shardsim.model import Biases, Model
+from shardsim.plan import Plan
+from shardsim.plan.precision import wire
 
 # What a trainer's file can say of any model; other options have their defaults in it, unless its
 # block fixes them.
@@ -80,6 +82,17 @@ def differences(model: Model, other: Model) -> tuple[str, ...]:
 
 def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def reduced(plan: Plan) -> list[str]:
+    """Return in which format a trainer that casts no gradient sends them, if the plan has another.
+
+    Compiled for ViT-22B in big_vision, reductions are as many bytes as in bf16.
+    """
+    made = wire(plan.precision.compute)
+    if plan.precision.reduce == made:
+        return []
+    return [f"precision.reduce: {made} as matmuls make gradients, not {plan.precision.reduce}"]
 
 
 def comments(trainer: str, differences: tuple[str, ...], remarks: tuple[str, ...]) -> list[str]:

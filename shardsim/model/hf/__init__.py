@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import BOTH, Keys, NotCarried
+from shardsim.errors import FileError, nearest, shown
 from shardsim.files import read_text
 from shardsim.kinds import CONFIG, other_kind
 from shardsim.model.hf.decoders import FAMILIES, REFUSED, TOKENS

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from shardsim.carried import Keys, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import Keys
+from shardsim.errors import FileError, nearest, shown
 from shardsim.model.spec import MOST_LAYERS
 
 # Tokens of a plan's sequence where positions are rotary: a model takes any number.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shardsim.carried import Keys, shown
-from shardsim.errors import FileError
+from shardsim.carried import Keys
+from shardsim.errors import FileError, shown
 
 TOKENS = 512  # of either sequence: positions are relative, so a model takes any number
 FARTHEST = 128  # tokens, beyond which all distances are alike

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shardsim.carried import BOTH, HBM, Keys, NotCarried, shown
-from shardsim.errors import FileError
+from shardsim.carried import BOTH, HBM, Keys, NotCarried
+from shardsim.errors import FileError, shown
 from shardsim.model.hf.decoders import activation, head_dim
 from shardsim.model.spec import MOST_LAYERS
 

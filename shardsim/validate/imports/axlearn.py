@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, TIME, Keys, NotCarried, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import BOTH, TIME, Keys, NotCarried
+from shardsim.errors import FileError, nearest, shown
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import load_model

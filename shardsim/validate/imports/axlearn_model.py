@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from shardsim.carried import Keys, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import Keys
+from shardsim.errors import FileError, nearest, shown
 from shardsim.validate.imports.axlearn_text import listed
 
 # What the table of published experiments does not say.

@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shardsim.carried import shown
-from shardsim.errors import FileError
+from shardsim.errors import FileError, shown
 from shardsim.machine import Machine
 
 _MOST_LINES = 20_000

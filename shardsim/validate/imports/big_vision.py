@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of
+from shardsim.carried import BOTH, HBM, TIME, Keys, NotCarried, Reason, is_one_of
 from shardsim.emit.dialects import big_vision_tables as tables
 from shardsim.emit.dialects.tactics import resolve_tactics
 from shardsim.errors import FileError
@@ -18,13 +18,18 @@ from shardsim.plan import Plan, plan_from_data
 from shardsim.plan.precision import wire
 from shardsim.plan.remat import Remat
 from shardsim.validate.imports.big_vision_models import known, model_of, tower_of
-from shardsim.validate.imports.literals import read_python
+from shardsim.validate.imports.literals import CHANGES, read_python
 
 _OFF = (False, None, 0, 0.0)
 _IMAGE = re.compile(r"(?:inception_crop|central_crop|random_crop|resize)\((\d{1,4})\b")
 _MOST_KEYS = 2_000
+_MOMENT = "opt/0/0/mu/"  # in front of a weight's path, one of its moments
 # Parts of a config that are in no plan: their names, why, and what they could change.
 _LEFT: tuple[tuple[str, Reason], ...] = (
+    (
+        rf".*{re.escape(CHANGES)}",
+        Reason("its file is not beside this one, so what it changes is not known", BOTH),
+    ),
     (
         r"model\.rep_size",
         Reason("a dense layer in front of the classifier is not modelled", BOTH, _OFF),
@@ -47,6 +52,10 @@ _LEFT: tuple[tuple[str, Reason], ...] = (
         r"(input\.)?(pp|data|cache|shuffle|prefetch|dataset|keep_only|pp_\w+|\w+_split|cache_\w+|"
         r"shuffle_\w+|prefetch_\w+|dataset_\w+|num_parallel_calls|pp_modules)(\..*)?",
         Reason("where images come from; of preprocessing the size of an image is read"),
+    ),
+    (
+        "mesh_allow_split_physical_axes",
+        Reason("axes are laid out by shardsim's own rule", (TIME,), _OFF),
     ),
     (
         r"(log|ckpt|checkpoint|keep_ckpt|keep_checkpoint|save_ckpt|profile|debug|wandb)\w*(\..*)?",
@@ -72,7 +81,7 @@ def read_big_vision(
         raise FileError("a big_vision config names no slice; give it: --on v4:8x8x16")
     slices = parse_machine(machine)
     mesh = _mesh(config, slices)
-    parameters, activations = _rules(config, tower, model, mesh, left)
+    rules = _rules(config, tower, model, mesh, left)
     compute = "bf16" if known(config, f"{tower}.dtype_mm", None) == "bfloat16" else "f32"
     data = {
         "name": model["name"],
@@ -80,7 +89,7 @@ def read_big_vision(
         "machine": slices.name,
         "batch": _batch(config),
         "mesh": {name: {"size": size} for name, size in mesh.items()},
-        "rules": {"parameters": parameters, "activations": activations},
+        "rules": rules,
         "remat": _remat(config, tower, notes).to_data(),
         "microbatches": known(config, "grad_accum_steps", None) or 1,
         "precision": {"compute": compute, "reduce": wire(compute)},
@@ -113,7 +122,10 @@ def _read(text: str, path: Path, arguments: str) -> Keys:
 
 
 def _beside(path: Path, module: str) -> str | None:
-    """Return the text of a module of the tree that a config is in; parse_arg is known anyway."""
+    """Return the text of a module of the tree that a config is in, or of a file beside it, as an
+    export is; parse_arg is known anyway."""
+    if re.fullmatch(r"\w{1,100}", module) and os.path.isfile(path.with_name(f"{module}.py")):
+        return read_text(path.with_name(f"{module}.py"))
     if not re.fullmatch(r"big_vision(\.\w+){1,8}", module) or module.endswith("configs.common"):
         return None
     inside = Path(*module.split(".")).with_suffix(".py")
@@ -188,7 +200,7 @@ def _rules(
     model: Mapping[str, Any],
     mesh: Mapping[str, int],
     left: list[NotCarried],
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+) -> dict[str, dict[str, list[str]]]:
     """Return the plan's rules: what the strategy does to the large weights of a block."""
     given = dict(known(config, "sharding_rules", None) or [("act_batch", "data")])
     by = {name: _axes(given.get(name)) for name in ("act_batch", "act_len", "act_emb")}
@@ -201,9 +213,9 @@ def _rules(
     root = "params" + (f"/{part}" if part else "")
     width, mlp, heads = model["embed"], model["mlp"], model["heads"]
     layers = model["layers"]
-    query = resolve_tactics(
-        f"{root}/{tables.PATHS['query']}", (layers, width, heads, width // heads), strategy, mesh
-    )
+    path, shape = f"{root}/{tables.PATHS['query']}", (layers, width, heads, width // heads)
+    query = resolve_tactics(path, shape, strategy, mesh)
+    moment = resolve_tactics(_MOMENT + path, shape, strategy, mesh)
     inside = resolve_tactics(
         f"{root}/{tables.PATHS['mlp_in']}", (layers, width, mlp), strategy, mesh
     )
@@ -218,10 +230,21 @@ def _rules(
         "heads": tensor,
         "mlp": tensor,
     }
-    return (
-        {name: axes for name, axes in parameters.items() if axes},
-        {name: axes for name, axes in activations.items() if axes},
-    )
+    data = [axis for axis in by["act_batch"] if axis not in sharded]
+    more = [axis for axes in moment for axis in axes if axis in data]
+    if more and set(more) != set(data):
+        why = f"split over {', '.join(data)} or none of them, not over {', '.join(more)} alone"
+        left.append(NotCarried("sharding_strategy: opt/.*", rows, why, BOTH))
+        more = []
+    made = {
+        "parameters": parameters,
+        "activations": activations,
+        "optimizer": {"embed": [axis for axis in data if axis in more]},
+    }
+    found = {
+        kind: {name: axes for name, axes in rules.items() if axes} for kind, rules in made.items()
+    }
+    return {kind: rules for kind, rules in found.items() if rules}
 
 
 def _axes(given: Any) -> list[str]:

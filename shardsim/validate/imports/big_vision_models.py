@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shardsim.carried import BOTH, Keys, NotCarried, is_one_of, shown
+from shardsim.carried import BOTH, Keys, NotCarried, is_one_of
 from shardsim.emit.dialects import big_vision_tables as tables
-from shardsim.errors import FileError, nearest
+from shardsim.errors import FileError, nearest, shown
 from shardsim.model import load_model
 from shardsim.validate.imports.literal_values import Arguments, Unknown
 

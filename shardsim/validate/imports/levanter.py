@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of, shown
+from shardsim.carried import BOTH, HBM, Keys, NotCarried, Reason, is_one_of
 from shardsim.emit.dialects.levanter import MODELS
-from shardsim.errors import FileError, nearest
+from shardsim.errors import FileError, nearest, shown
 from shardsim.files import parse_yaml, read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.plan import Plan, plan_from_data

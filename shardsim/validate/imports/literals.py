@@ -22,6 +22,7 @@ from shardsim.validate.imports.literal_values import (
     method,
 )
 
+CHANGES = "(config)"  # behind the name of a function that changes a config unseen
 _STEPS = 20_000  # statements; a config has some hundred
 _DEPTH = 12  # of calls
 _MODULES = 16  # looked for
@@ -69,7 +70,8 @@ def read_python(
     text: str, arguments: str, modules: Modules = lambda name: None
 ) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     """Return what `get_config` returns, over what the module assigns to `config`, nested; what the
-    module assigns; and which keys of the config are its arguments alone.
+    module assigns; and which keys of the config are its arguments alone. Without a `get_config`
+    it is what `apply` makes of an empty config.
 
     `arguments` are those of a command line, as `variant=L/16,runlocal=False`; `modules` returns the
     text of a module of the same tree, or nothing. Raises `FileError`
@@ -89,6 +91,8 @@ def read_python(
             own = set(made.defaults) - set(made.assigned)
             made = made.config()
         config = {**config, **(made if isinstance(made, dict) else {})}
+    elif "apply" in reader.functions:  # what an export writes: a change of any config
+        reader.call(reader.functions["apply"], [config], {}, module)
     if strange := sorted(set(given.given) - given.used):
         names = nearest(strange[0], sorted(given.used) or ["none"])
         raise FileError(f"argument {strange[0]!r}: the config does not read it{names}")
@@ -127,7 +131,8 @@ class _Reader:
             both = ast.BinOp(node.target, node.op, node.value)
             self.assign(node.target, self.value(both, names), names)
         elif isinstance(node, ast.Expr):
-            self.value(node.value, names)
+            if isinstance(self.value(node.value, names), Unknown):
+                self.unseen(node.value, names)
         elif isinstance(node, ast.If):
             test = self.value(node.test, names)
             if isinstance(test, Unknown):
@@ -144,6 +149,14 @@ class _Reader:
             self.loop(node, names)
         elif isinstance(node, ast.While | ast.Try):
             self.lose([node], Unknown("a loop"), names)
+
+    def unseen(self, node: ast.expr, names: dict[str, Any]) -> None:
+        """Note in a config that a function which cannot be read was given it, to change it."""
+        if not isinstance(node, ast.Call) or (name := ast.unparse(node.func)) == "print":
+            return
+        for arg in node.args:
+            if isinstance(arg, ast.Name) and isinstance(given := names.get(arg.id), dict):
+                given[name + CHANGES] = Unknown()
 
     def imported(self, node: ast.Import | ast.ImportFrom, names: dict[str, Any]) -> None:
         """Set what other files of the same tree say; of others nothing is known."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of, shown
-from shardsim.errors import FileError, ModelError, nearest
+from shardsim.carried import BOTH, TIME, Keys, NotCarried, is_one_of
+from shardsim.errors import FileError, ModelError, nearest, shown
 from shardsim.files import read_yaml
 from shardsim.machine import Machine, parse_machine
 from shardsim.model import Model, load_model, override_model
@@ -232,7 +232,7 @@ def _changes(keys: Keys, model: Model, name: str, left: list[NotCarried]) -> dic
     if not model.windows and keys["attention_type"] != "global":
         changes |= masked(keys)
     if model.positions != "learned":
-        changes["sequence"] = whole(keys["max_target_length"], "sequence")
+        changes["sequence"] = whole(keys["max_target_length"], "max_target_length")
     left += otherwise(keys, model, named)
     return changes
 
@@ -305,6 +305,8 @@ def _mesh(
             left.append(NotCarried(key, size, other, (TIME,)))
         if _AXIS.fullmatch(key) is None:
             raise FileError(f"{key}: MaxText's axis {key[4:].rpartition('_')[0]} is not modelled")
+        if model.experts is None and key.endswith("_expert_parallelism") and size not in (0, 1):
+            raise FileError(f"{key}: {model.name} has no experts to lie on an axis; leave it out")
         if model.experts and key.endswith("_expert_parallelism"):
             sizes = split.inside if key.startswith("ici") else split.outside
             sizes["expert"] = whole(size, key)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from shardsim.carried import Keys, is_one_of, shown
+from shardsim.carried import Keys, is_one_of
 from shardsim.emit.dialects.maxtext_tables import blocks_of
-from shardsim.errors import FileError
+from shardsim.errors import FileError, shown
 from shardsim.machine import Machine
 from shardsim.ops.attend_mask import BLOCKS
 from shardsim.plan.plan import CONTEXT_ORDERS, Context

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shardsim.carried import Keys, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import Keys
+from shardsim.errors import FileError, nearest, shown
 from shardsim.model.hf.decoders import round_of
 from shardsim.model.spec import MOST_LAYERS
 from shardsim.validate.words import whole

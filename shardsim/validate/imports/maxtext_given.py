@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardsim.carried import shown
-from shardsim.errors import FileError
+from shardsim.errors import FileError, shown
 from shardsim.files import parse_yaml, read_yaml
 
 COMMAND = re.compile(r"\bpython3?\b.*?(?:train(?:_compile)?(?:\.py)?|MaxText|maxtext)\b")

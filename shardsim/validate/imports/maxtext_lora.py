@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shardsim.carried import Keys, shown
-from shardsim.errors import FileError
+from shardsim.carried import Keys
+from shardsim.errors import FileError, shown
 from shardsim.model import Model, override_model
 from shardsim.model.checks import adaptable
 from shardsim.validate.words import whole

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
+from shardsim.carried import BOTH, Keys, NotCarried
+from shardsim.errors import shown
 from shardsim.model import Model
 from shardsim.validate.imports.maxtext_blocks import activated
 

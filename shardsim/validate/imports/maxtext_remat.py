@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shardsim.carried import BOTH, Keys, NotCarried, shown
-from shardsim.errors import FileError, nearest
+from shardsim.carried import BOTH, Keys, NotCarried
+from shardsim.errors import FileError, nearest, shown
 from shardsim.model import Model
 from shardsim.plan.remat import Policy
 

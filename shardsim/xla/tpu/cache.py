@@ -92,10 +92,16 @@ class Cache:
             time.sleep(POLL_S)
         yield False
 
-    def put(self, key: str, result: dict[str, Any], text: str | None) -> None:
-        """Keep a compilation."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
+    def put(self, key: str, result: dict[str, Any], text: str | None) -> str:
+        """Keep a compilation; return why that is not possible, or nothing.
+
+        It took minutes, so it is used where it cannot be kept.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            new = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
+        except OSError as error:
+            return f"{self.folder}: {error.strerror}"
         try:
             written = json.dumps(result).encode()
             packed = b"" if text is None else gzip.compress(text.encode(), 6, mtime=0)
@@ -103,15 +109,14 @@ class Cache:
             if packed:
                 (new / HLO).write_bytes(packed)
             (new / SUM).write_text(_sum(written, packed))
-            if (self.folder / key).exists():
-                shutil.rmtree(self.folder / key)
+            _remove(self.folder / key)
             new.rename(self.folder / key)
-        except OSError:
-            # Another process was quicker; its entry is as good.
-            if not (self.folder / key / RESULT).exists():
-                raise
+        except OSError as error:
+            # Another process may have been quicker; its entry is as good.
+            return "" if key in self else f"{self.folder / key}: {error.strerror}"
         finally:
             shutil.rmtree(new, ignore_errors=True)
+        return ""
 
     def entries(self) -> list[Entry]:
         """Return what is kept, the newest first: compilations and estimates of operations."""
@@ -134,10 +139,7 @@ class Cache:
         """Remove what is kept; return it. What a process compiles now is kept after that."""
         entries = self.entries()
         for entry in entries:
-            if entry.path.is_dir():
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                entry.path.unlink(missing_ok=True)
+            _remove(entry.path)
         return entries
 
 
@@ -158,6 +160,14 @@ def _is_result(result: object) -> bool:
     if "error" in result:
         return isinstance(result["error"], str) and isinstance(result.get("message"), str)
     return isinstance(result.get("memory"), dict)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sum(*parts: bytes) -> str:

@@ -355,7 +355,8 @@ class TpuCompiler:
             if self._cache and key not in self._cache and is_answer(result):
                 made_with = result.get("versions", {})
                 if all(versions.get(name) == number for name, number in made_with.items()):
-                    self._cache.put(key, result, text)
+                    if why := self._cache.put(key, result, text):
+                        self._say(f"the compilation is not kept: {why}")
             made = Compilation(plan=plans[index], result=result, text=text, code=code)
             took = result.get("compile_s", 0) + result.get("lower_s", 0)
             what = f"compiled in {took:.0f} s" if made.ok else made.problem

@@ -19,9 +19,8 @@ from typing import Any
 
 import yaml
 
-from shardsim.carried import shown
 from shardsim.emit.dialects.nearest import differences
-from shardsim.errors import ModelError, ShardsimError
+from shardsim.errors import ModelError, ShardsimError, shown
 from shardsim.files import write_text
 from shardsim.model import load_model, published_count
 from shardsim.validate.imports import Imported, import_config

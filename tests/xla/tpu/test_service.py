@@ -195,6 +195,20 @@ def test_an_entry_with_another_result_is_none(tmp_path: Path, text: str) -> None
     assert "k" not in cache
 
 
+@pytest.mark.parametrize("where", ["", "file", "file/inside"])
+def test_a_compilation_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    cache = Cache(tmp_path / where)
+    if where:
+        assert cache.put("k", {"memory": {}}, "text").startswith(str(tmp_path / where))
+        assert cache.get("k") is None
+    else:  # what lies where the entry would is no entry: it makes room
+        (tmp_path / "k").write_text("damaged")
+        assert cache.put("k", {"memory": {}}, "text") == ""
+        assert cache.get("k") == ({"memory": {}}, "text")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".new")] == []
+
+
 def test_any_flipped_byte_makes_an_entry_none(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.put("k", {"memory": {"peak_memory": 123456}}, "text " * 20)
