@@ -38,6 +38,8 @@ class Library:
     chunks: int = 0  # of a stage that is interleaved; 0: a row must say
     chips: Mapping[str, str] = field(default_factory=dict)  # what its published chips really are
     collective_matmul: bool = True  # else only where a row says so
+    rings_beside_experts: bool = True  # else not where a model has experts
+    whole_experts: bool = False  # an expert axis has the tensor axis inside
     every_second_product: bool = False  # is what its "selective" computes again
     # Weights are whole over context and expert axes, state is split over data.
     state_over_data: bool = False
@@ -56,6 +58,30 @@ class Library:
             replace(axis, torus=dict.fromkeys(("x", "y"), sides[axis.size])) for axis in mesh
         )
 
+
+# `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
+# distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones, which
+# are cast once a step; benchmarks of it set `grad_reduce_in_fp32` to false, so that sums of
+# gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that of
+# tensors (arXiv 2504.14960). `tp_comm_overlap` is off: over a tensor axis what is forward waits.
+MEGATRON = Library(
+    words="megatron",
+    remat=KEEPS_ALL,
+    state_over_data=True,
+    precision={"parameters": "bf16", "master": "f32"},
+    microbatch=1,
+    collective_matmul=False,
+)
+# Megatron as its recipes for H100 run it: of dense models `tp_comm_overlap` is on, of experts off,
+# and an expert lies whole on one GPU, so that an expert axis has that of tensors inside
+# (`expert_tensor_parallel_size` 1: NVIDIA-NeMo/Megatron-Bridge at 067f987d, perf_recipes).
+NEMO = replace(
+    MEGATRON,
+    words=r"megatron[-_ .]?bridge|\bnemo",
+    collective_matmul=True,
+    rings_beside_experts=False,
+    whole_experts=True,
+)
 
 LIBRARIES = (
     # `build_remat_spec` keeps the projections of attention, and its result only where it is not
@@ -95,18 +121,8 @@ LIBRARIES = (
         collective_matmul=False,
         every_second_product=True,
     ),
-    # `recompute_granularity` is none (NVIDIA/Megatron-LM, megatron/training/arguments.py); its
-    # distributed optimizer splits state over data, and keeps weights in float32 beside bf16 ones,
-    # which are cast once a step; its benchmarks set `grad_reduce_in_fp32` to false, so that sums of
-    # gradients are in bf16 too, and microbatches of one sequence; an expert axis may take in that
-    # of tensors (NVIDIA-NeMo/Megatron-Bridge at 067f987d, scripts/performance; arXiv 2504.14960).
-    Library(
-        words="megatron|nemo",
-        remat=KEEPS_ALL,
-        state_over_data=True,
-        precision={"parameters": "bf16", "master": "f32"},
-        microbatch=1,
-    ),
+    NEMO,
+    MEGATRON,
     # Its `llama` and `llama-scan` compute whole layers again (AI-Hypercomputer/torchprime at
     # 1d2842b5, configs/model/remat); weights are made in bf16, the optimizer is Adafactor (at
     # 00d315c1, torch_xla_models/train.py).
@@ -136,7 +152,17 @@ LIBRARIES = (
 _UNFUSED = (
     r"\b(unfused|dot_product|(no|without|not) (flash|fused)|(vanilla|naive|eager) attention)\b"
 )
-_FUSED_GPU = "2205"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
+_FUSED_GPU = "2206"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
+
+
+def paper_before(source: str, month: str) -> bool:
+    """Return whether a source is a paper of before a month, by its number on arXiv.
+
+    >>> paper_before("arXiv 2104.04473", "2205"), paper_before("arXiv 2205.05198", "2205")
+    (True, False)
+    """
+    paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
+    return bool(paper and paper[1] < month)
 
 
 def library_of(source: str, named: str = "") -> Library | None:
@@ -166,8 +192,7 @@ def kernel_of(
     """
     if re.search(_UNFUSED, words):
         return "unfused"
-    paper = re.search(r"arxiv[: ]*(\d{4})\.\d{4,5}", source.lower())
-    if chip.name == "v100" or (chip.kind == "gpu" and paper and paper[1] <= _FUSED_GPU):
+    if chip.name == "v100" or (chip.kind == "gpu" and paper_before(source, _FUSED_GPU)):
         return "flash-2023" if "flash" in words else "unfused"
     late = chip.name in ("v6e", "tpu7x") or chip.kind == "gpu"
     if chip.kind == "tpu" and (own := re.search(r"\bflash-(2023|2048|two-kernels)\b", words)):
