@@ -101,6 +101,9 @@ def attends(task: Task) -> TypeGuard[Compute]:
     return isinstance(task, Compute) and task.purpose in (ATTENTION, ATTENTION_GRADIENT)
 
 
+APART = 4.0 / 12.0
+
+
 def in_two(task: Compute) -> list[Task]:
     """Return a product, and what is fused into its end as a pass of its own.
 
@@ -112,7 +115,7 @@ def in_two(task: Compute) -> list[Task]:
     moved = 2.0 * task.pointwise * width(task) + read
     product = replace(task, hbm_bytes=task.hbm_bytes - read, vector_ops=0, pointwise=0)
     apart = stream(f"apply after {task.name}", "elementwise", moved, task.count)
-    return [product, *(replace(one, vector_ops=task.vector_ops) for one in apart)]
+    return [product, *(replace(one, vector_ops=task.vector_ops * APART) for one in apart)]
 
 
 def width(task: Compute) -> float:
