@@ -152,6 +152,9 @@ LIBRARIES = (
 _UNFUSED = (
     r"\b(unfused|dot_product|(no|without|not) (flash|fused)|(vanilla|naive|eager) attention)\b"
 )
+# MaxText's `attention=flash` has been JAX's splash attention since January 2024 (d4d39937a); these
+# recipes begin in September.
+_SPLASH = "tpu-recipes"
 _FUSED_GPU = "2206"  # FlashAttention is arXiv 2205.14135; it never ran on a V100
 
 
@@ -203,7 +206,7 @@ def kernel_of(
         return (library.late_attention if today else library.attention) if fused else "unfused"
     if chip.name in ("v6e", "tpu7x") and library:
         return library.late_attention
-    if late or "splash" in words:
+    if late or "splash" in words or ("flash" in words and _SPLASH in source.lower()):
         return "flash"
     if "flash" in words:
         return "flash-2023"
